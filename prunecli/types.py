@@ -1,0 +1,87 @@
+"""Data types shared by every part of the program. Imports nothing heavy, so that any module may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A model file as the report names it. `sha256` is that of the .onnx file itself."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of one model. `params` and `nonzero` count elements of all prunable-kind weights and their
+    biases and normalisation parameters (every floating-point initializer); `macs` are multiply-accumulates
+    of one inference at the stated dimensions, None where a shape is unknown; bytes include external data."""
+
+    params: int
+    nonzero: int
+    macs: int | None
+    file_bytes: int
+    gzip_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One weight before and after. `sparsity` is the fraction of zeros afterwards, in [0, 1]."""
+
+    name: str
+    op: str
+    weight: str
+    shape_before: tuple[int, ...]
+    shape_after: tuple[int, ...]
+    params_before: int
+    params_after: int
+    nonzero: int
+    sparsity: float
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was not pruned, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the proof after a write compared, and the largest difference it saw.
+
+    `exact`: both sides must agree to rounding (or to the bit); `approximate`: a stated approximation;
+    `none`: not run, `detail` says why.
+    """
+
+    kind: Literal["exact", "approximate", "none"]
+    max_abs_error: float | None = None
+    max_rel_error: float | None = None
+    samples: int = 0
+    detail: str = ""
+
+
+@dataclass
+class Report:
+    """What one pruning command did; `report/` renders it. `extra` is merged into the JSON's top level."""
+
+    command: str
+    model: FileRef
+    output: FileRef | None
+    before: Totals
+    after: Totals
+    sparsity: float
+    layers: list[LayerRow]
+    skipped: list[Skipped]
+    verification: Verification
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    extra: Json = field(default_factory=dict)
