@@ -1,0 +1,55 @@
+"""What a report says, independent of how it is shown: a title and a list of sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column. `form` says how numbers are written; strings are shown as they are.
+
+    count: 12,345 or 1.23 M; bytes: 1.2 MB; percent: 0.5 -> 50.0 %; number: four significant digits.
+    """
+
+    title: str
+    form: Literal["text", "count", "bytes", "percent", "number", "ms"] = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. `tone` colours it: a warning, a passed check, or plain."""
+
+    body: str
+    tone: Literal["plain", "good", "warning"] = "plain"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A horizontal bar chart: one (label, value) per bar, values >= 0."""
+
+    title: str
+    rows: Sequence[tuple[str, float]]
+    form: Literal["count", "percent", "number"] = "number"
+    note: str = ""
+
+
+Section = Table | Text | Bars
+
+
+@dataclass
+class Document:
+    title: str
+    sections: list[Section] = field(default_factory=list)
