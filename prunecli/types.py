@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Passes items through while telling the user how far it is: `for b in progress(batches, "running", 10)`."""
+
+    def __call__(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]: ...
+
+
+def no_progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """The Progress that says nothing; the default of every function that takes one."""
+    return iter(items)
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,24 @@ class Column:
     """A table column. `form` says how numbers are written; strings are shown as they are.
 
     count: 12,345 or 1.23 M; bytes: 1.2 MB; percent: 0.5 -> 50.0 %; number: four significant digits.
+    On a terminal too narrow for the table, columns with drop > 0 are left out, the largest first.
     """
 
     title: str
     form: Literal["text", "count", "bytes", "percent", "number", "ms"] = "text"
+    drop: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
+    """`top`: a terminal shows only that many rows (the caller sorts them) and says how many it left out;
+    None: always all. Markdown, HTML and --verbose show all."""
+
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    top: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""The `prune` program: a table of commands, each imported only when it is invoked, and one error form.
+
+A command `x` is the function `x` in `prunecli/cli/x.py`; its docstring is its help. To add one, write that
+file and add its line to COMMANDS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from prunecli._version import __version__
+from prunecli.cli.terminal import ColorMode, say, terminal
+from prunecli.errors import PruneError
+
+COMMANDS = {
+    "inspect": "what is in a model, what can be pruned, what cannot and why",
+    "magnitude": "zero the smallest weights, by threshold or to an exact sparsity",
+    "evaluate": "quality, size and latency, alone or against the original",
+    "compare": "the outputs of two models on the same inputs",
+}
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options under the headings that options.py gives them."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class Commands(TyperGroup):
+    """Imports a command's module when it is invoked, so that `prune --help` imports none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            close = get_close_matches(cmd_name, COMMANDS)
+            meant = f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
+            raise PruneError(f"no such command: {cmd_name}", meant)
+        function = getattr(import_module(f"prunecli.cli.{cmd_name}"), cmd_name)
+        command = build(cmd_name, function)
+        command.params += [param for param in self.params if param.name in ("quiet", "verbose", "color")]
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def build(name: str, function: Callable[..., None]) -> Any:
+    """A Typer command of one function; everything Typer needs is in the function's signature."""
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, cls=Command)(function)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"prune {__version__}")
+        raise typer.Exit
+
+
+def _set_quiet(value: bool) -> None:
+    terminal.quiet = terminal.quiet or value
+
+
+def _set_verbose(value: bool) -> None:
+    terminal.verbose = terminal.verbose or value
+
+
+def _set_color(value: ColorMode | None) -> None:
+    if value is not None:
+        terminal.color = ColorMode(value)
+
+
+def _option(*names: str, callback: Callable[..., None], text: str, eager: bool = False) -> Any:
+    return typer.Option(
+        *names,
+        callback=callback,
+        help=text,
+        is_eager=eager,
+        expose_value=False,
+        rich_help_panel="Global options",
+    )
+
+
+@app.callback(invoke_without_command=True)
+def prune(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, _option("--version", callback=_print_version, text="print the version", eager=True)
+    ] = False,
+    quiet: Annotated[
+        bool, _option("-q", "--quiet", callback=_set_quiet, text="only results and errors")
+    ] = False,
+    verbose: Annotated[
+        bool, _option("-v", "--verbose", callback=_set_verbose, text="show everything, no shortened tables")
+    ] = False,
+    color: Annotated[
+        ColorMode | None, _option("--color", callback=_set_color, text="auto: on terminals without NO_COLOR")
+    ] = None,
+) -> None:
+    """Make ONNX models smaller and faster by pruning, with proof of what was done.
+
+    Exit codes: 0 done, 1 a gate failed, 2 bad usage or bad input.
+    """
+    if ctx.invoked_subcommand is None:
+        raise PruneError("no command given", "`prune --help` lists the commands")
+
+
+def _explain(error: Exception) -> tuple[str, str, int]:
+    """(what, what to do, exit code) for anything that was raised."""
+    if isinstance(error, PruneError):
+        return error.message, error.hint or "`prune COMMAND --help` explains the options", error.exit_code
+    if hasattr(error, "format_message"):  # Typer's own usage errors
+        cause, ctx = error.__cause__, getattr(error, "ctx", None)
+        path = ctx.command_path if ctx is not None else "prune"
+        message = error.format_message().strip().rstrip(".")
+        own_hint = cause.hint if isinstance(cause, PruneError) else ""
+        return message[:1].lower() + message[1:], own_hint or f"see `{path} --help`", 2
+    if isinstance(error, MemoryError):
+        return "out of memory", "close other programs, or use a smaller --batch-size", 2
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
+    what = f"internal: {type(error).__name__}: {error}"
+    return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run one command line and return its exit code. Prints errors; raises nothing but SystemExit."""
+    try:
+        code = typer.main.get_command(app).main(args=args, prog_name="prune", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        from prunecli.cli.output import drop_stdout
+
+        drop_stdout()
+        return 0
+    except Exception as error:
+        if os.environ.get("PRUNE_DEBUG") == "1":
+            import traceback
+
+            traceback.print_exc()
+        message, hint, code = _explain(error)
+        say("error", message)
+        say("hint", hint)
+        return code
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show is not a reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run())

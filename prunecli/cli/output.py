@@ -1,0 +1,143 @@
+"""The only printer to stdout: a command's result as a table, JSON or Markdown, and as a report file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from prunecli.cli.options import Format
+from prunecli.cli.terminal import terminal
+from prunecli.errors import PruneError
+from prunecli.report.document import Document
+from prunecli.types import Json
+
+_SUFFIXES = (".json", ".md", ".html")
+
+
+class Result(Protocol):
+    """What a command in `pipeline/` returns."""
+
+    def to_json(self) -> Json: ...
+    def to_document(self) -> Document: ...
+
+
+def emit(result: Result, format: Format = Format.table, report_path: Path | None = None) -> None:
+    """Print the result on stdout in the chosen format, and write the report file if one was asked for.
+
+    Raises:
+        PruneError: the report's suffix is unknown, or it cannot be written.
+    """
+    check_report_path(report_path)
+    if report_path is not None:
+        _write_atomically(report_path, _report_text(result, report_path.suffix.lower()))
+    if format is Format.table:
+        _print_table(result.to_document())
+    elif format is Format.json:
+        _print(to_json_text(result))
+    else:
+        from prunecli.report.render_text import to_markdown
+
+        _print(to_markdown(result.to_document()))
+
+
+def check_report_path(path: Path | None) -> None:
+    """Refuse a report that could not be written; called before the work starts.
+
+    Raises:
+        PruneError: suffix not .json, .md or .html, or the folder does not exist.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in _SUFFIXES:
+        raise PruneError(
+            f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
+
+
+def to_json_text(result: Result) -> str:
+    """The contract JSON: numbers stay numbers (numpy's too), NaN and infinity become null."""
+    return json.dumps(plain(result.to_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Reduce a value to what JSON has: dict, list, str, bool, int, finite float, null.
+
+    Raises:
+        TypeError: a value with no JSON meaning; a defect of the command, so not a PruneError.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return int(value) if type(value) not in (str, bool, type(None)) and isinstance(value, int) else value
+    if isinstance(value, float):
+        return float(value) if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def drop_stdout() -> None:
+    """Send the rest of stdout nowhere: its reader has gone (`prune inspect m.onnx | head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_text(result: Result, suffix: str) -> str:
+    if suffix == ".json":
+        return to_json_text(result)
+    if suffix == ".md":
+        from prunecli.report.render_text import to_markdown
+
+        return to_markdown(result.to_document())
+    from prunecli.report.render_html import to_html
+
+    return to_html(result.to_document())
+
+
+def _print_table(document: Document) -> None:
+    from prunecli.report.render import to_terminal
+
+    color = terminal.use_color(sys.stdout)
+    width = None if not sys.stdout.isatty() else max(40, os.get_terminal_size(sys.stdout.fileno()).columns)
+    _print(to_terminal(document, width=width, color=color, complete=terminal.verbose))
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old report or the whole new one."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise PruneError(
+            f"cannot write the report {path}: {error.strerror}", "name a writable file"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

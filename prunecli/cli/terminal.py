@@ -1,0 +1,53 @@
+"""What the global options decided about stdout and stderr, and the lines that go to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import IO
+
+_TONES = {"error": "\x1b[31;1m", "warning": "\x1b[33;1m", "hint": "\x1b[36;1m", "note": "\x1b[2m"}
+
+
+class ColorMode(StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass
+class Terminal:
+    """The settings of this process: one command line, one terminal."""
+
+    color: ColorMode = ColorMode.auto
+    quiet: bool = False
+    verbose: bool = False
+
+    def use_color(self, stream: IO[str]) -> bool:
+        """--color wins, then NO_COLOR (any non-empty value), then whether the stream is a terminal."""
+        if self.color is not ColorMode.auto:
+            return self.color is ColorMode.always
+        return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+terminal = Terminal()
+
+
+def printable(text: str) -> str:
+    """One line that is safe on a terminal: names in a model file may hold line breaks or escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(kind: str, text: str) -> None:
+    """Print `kind: text` on stderr, on one line. `note` and `warning` are silent under --quiet."""
+    if terminal.quiet and kind in ("note", "warning"):
+        return
+    start, end = (_TONES[kind], "\x1b[0m") if terminal.use_color(sys.stderr) else ("", "")
+    print(f"{start}{kind}:{end} {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Say something the user should know, without stopping."""
+    say("warning", text)

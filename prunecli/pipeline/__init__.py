@@ -1,0 +1,1 @@
+"""One module per command: analyse, measure, decide, apply, verify. Returns results; prints nothing."""
