@@ -13,25 +13,28 @@ Cell = str | int | float | None
 class Column:
     """A table column. `form` says how numbers are written; strings are shown as they are.
 
-    count: 12,345 or 1.23 M; bytes: 1.2 MB; percent: 0.5 -> 50.0 %; number: four significant digits.
+    count: 12,345 or 1.23 M; bytes: 1.2 MB; percent: 0.5 -> 50.0 %; number: four significant digits;
+    graph: text drawn as a picture, never shortened.
     On a terminal too narrow for the table, columns with drop > 0 are left out, the largest first.
     """
 
     title: str
-    form: Literal["text", "count", "bytes", "percent", "number", "ms"] = "text"
+    form: Literal["text", "graph", "count", "bytes", "percent", "number", "ms"] = "text"
     drop: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """`top`: a terminal shows only that many rows (the caller sorts them) and says how many it left out;
-    None: always all. Markdown, HTML and --verbose show all."""
+    """Rows in reading order. With `top`, a terminal shows only the `top` rows with the largest value in the
+    column titled `top_by` (without it, the first ones), in the given order, and says how many it left out.
+    Markdown, HTML and --verbose show all."""
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     top: int | None = None
+    top_by: str = ""
 
 
 @dataclass(frozen=True)
