@@ -1,0 +1,301 @@
+"""The only importer of onnxruntime: sessions whose errors are ours and whose logging is silent."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec, index_limits, random_inputs
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["InputSpec", "Session", "index_limits", "providers", "random_inputs"]
+
+Feed = Mapping[str, Any]
+
+_FATAL_ONLY = 4
+_MAX_CAUSE = 300
+_DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16", "string": "str",
+    "float8e4m3fn": "float8_e4m3fn", "float8e5m2": "float8_e5m2", "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+}  # fmt: skip
+# what numpy has no type of its own for: ONNX element type, and the unsigned integer of equal width
+_FOREIGN = {
+    "bfloat16": (16, "uint16"), "float8_e4m3fn": (17, "uint8"), "float8_e4m3fnuz": (18, "uint8"),
+    "float8_e5m2": (19, "uint8"), "float8_e5m2fnuz": (20, "uint8"),
+}  # fmt: skip
+
+
+class Session:
+    """An onnxruntime session. Make one with `Session.open`."""
+
+    def __init__(self, raw: Any, source: str | bytes, label: str) -> None:
+        self._raw = raw
+        self._source = source
+        self._label = label
+        self.inputs: list[InputSpec] = [_spec(arg) for arg in raw.get_inputs()]
+        self.outputs: list[InputSpec] = [_spec(arg) for arg in raw.get_outputs()]
+        self._overridable = {arg.name for arg in raw.get_overridable_initializers()}
+        self._foreign = any(s.dtype in _FOREIGN for s in (*self.inputs, *self.outputs))
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | bytes,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        optimise: bool = True,
+        low_memory: bool = False,
+        outputs: Sequence[str] | Literal["all"] | None = None,
+        external_dir: str | Path | None = None,
+    ) -> Session:
+        """Opens a model file, or the serialised bytes of one.
+
+        Args:
+            provider: an execution provider, in full or short ("cpu", "cuda").
+            threads: intra-operator threads; 0 lets onnxruntime choose.
+            optimise: run onnxruntime's graph optimisations.
+            low_memory: no weight pre-packing, no optimisation, no memory arena: for models of gigabytes.
+            outputs: values to return besides the model's own outputs; "all" means every node's outputs.
+            external_dir: where the external data of a model given as bytes lies.
+
+        Raises:
+            PruneError: onnxruntime cannot open it; the message holds its cause in one line.
+        """
+        ort = _onnxruntime()
+        label = "the model" if isinstance(model, bytes) else str(model)
+        source: str | bytes = model if isinstance(model, bytes) else str(model)
+        if outputs is not None:
+            if not isinstance(source, bytes) and external_dir is None:
+                external_dir = Path(source).resolve().parent
+            source = _with_outputs(source, outputs)
+        options = _options(ort, threads, optimise, low_memory, external_dir)
+        with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
+            raw = ort.InferenceSession(source, options, providers=_provider_list(ort, provider))
+        return cls(raw, source, label)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it, e.g. CPUExecutionProvider."""
+        return str(self._raw.get_providers()[0])
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Runs once. Returns the named outputs (default: all), as arrays; lists for sequences, None for an
+        absent optional.
+
+        Raises:
+            PruneError: an input is missing or unknown, or onnxruntime refuses or fails.
+        """
+        self._check_names(feed)
+        names = [s.name for s in self.outputs] if outputs is None else list(outputs)
+        with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
+            values = self._run_foreign(names, feed) if self._foreign else self._raw.run(names, dict(feed))
+        return dict(zip(names, values, strict=True))
+
+    def bind(self, feed: Feed, results: Mapping[str, Any]) -> Callable[[], None]:
+        """A function that runs on these very arrays: contiguous numpy memory, read and written in place
+        at each call without copies. Shapes and dtypes must be the session's."""
+        binding = self._raw.io_binding()
+        value = _onnxruntime().OrtValue.ortvalue_from_numpy
+        kept = {name: value(array) for name, array in (*feed.items(), *results.items())}
+        for name in feed:
+            binding.bind_ortvalue_input(name, kept[name])
+        for name in results:
+            binding.bind_ortvalue_output(name, kept[name])
+
+        def call() -> None:
+            with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
+                self._raw.run_with_iobinding(binding)
+
+        call.kept = kept  # type: ignore[attr-defined]  # the binding does not own the memory
+        return call
+
+    @functools.cached_property
+    def limits(self) -> dict[str, int]:
+        """`index_limits` of the model: exclusive bounds of the inputs that index a table."""
+        return index_limits(self._source)
+
+    def random_inputs(
+        self,
+        dims: Mapping[str, int] | None = None,
+        seed: int = 0,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, Any]:
+        """`random_inputs` for this model, integers kept inside its vocabularies."""
+        return random_inputs(self.inputs, dims, seed, limits=self.limits, shapes=shapes)
+
+    def _check_names(self, feed: Feed) -> None:
+        wanted = [s.name for s in self.inputs]
+        missing = [n for n in wanted if n not in feed]
+        unknown = [n for n in feed if n not in wanted and n not in self._overridable]
+        if missing or unknown:
+            what = (
+                f"the input {missing[0]} is missing" if missing else f"there is no input named {unknown[0]}"
+            )
+            raise PruneError(f"{what} for {self._label}", f"its inputs are {', '.join(wanted) or 'none'}")
+
+    def _run_foreign(self, names: list[str], feed: Feed) -> list[Any]:
+        """As `run`, for element types that numpy lacks: they pass as integers of the same width."""
+        values = {name: _to_ort(array) for name, array in feed.items()}
+        dtypes = {s.name: s.dtype for s in self.outputs}
+        results = self._raw.run_with_ort_values(names, values)
+        return [_from_ort(v, dtypes[n]) for n, v in zip(names, results, strict=True)]
+
+
+def providers() -> list[str]:
+    """The execution providers of the installed onnxruntime."""
+    return list(_onnxruntime().get_available_providers())
+
+
+_OPEN_HINT = "check it with `prune inspect`; it may be damaged or use operators this onnxruntime lacks"
+_RUN_HINT = "check the inputs' shapes and values; --dim and --input-shape set dynamic dimensions"
+
+
+@functools.cache
+def _onnxruntime() -> Any:
+    with _silent_stderr():  # some builds write about missing GPUs while being imported
+        import onnxruntime
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Sends C-level stderr to nowhere; Python exceptions are not affected."""
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # no stderr to silence
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _options(
+    ort: Any, threads: int, optimise: bool, low_memory: bool, external_dir: str | Path | None
+) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    if low_memory or not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if low_memory:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+    if external_dir is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(external_dir))
+    return options
+
+
+def _provider_list(ort: Any, name: str) -> list[str]:
+    available = list(ort.get_available_providers())
+    short = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
+    chosen = short.get(name.lower().removesuffix("executionprovider"))
+    if chosen is None:
+        raise PruneError(f"the execution provider {name} is not available", f"available: {', '.join(short)}")
+    return [chosen] if chosen == "CPUExecutionProvider" else [chosen, "CPUExecutionProvider"]
+
+
+def _with_outputs(source: str | bytes, wanted: Sequence[str] | Literal["all"]) -> bytes:
+    """The serialised model with more graph outputs, typed by onnxruntime; external data is not read."""
+    import onnx
+
+    with _translated("the model cannot be read", _OPEN_HINT):
+        proto = (
+            onnx.load_from_string(source)
+            if isinstance(source, bytes)
+            else onnx.load(source, load_external_data=False)
+        )
+    values = [name for node in proto.graph.node for name in node.output if name]
+    names = values if wanted == "all" else list(wanted)
+    present = {o.name for o in proto.graph.output}
+    unknown = sorted(set(names) - set(values) - present)
+    if unknown:
+        raise PruneError(
+            f"the model computes no value named {unknown[0]}", "value names are the nodes' output names"
+        )
+    new = [name for name in dict.fromkeys(names) if name not in present]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
+    return _serialise(proto)
+
+
+def _serialise(proto: onnx.ModelProto) -> bytes:
+    try:
+        return bytes(proto.SerializeToString())
+    except Exception as error:  # protobuf raises its own kinds, by implementation
+        raise PruneError("the model is over 2 GB in one piece", "save it with external data") from error
+
+
+@contextlib.contextmanager
+def _translated(what: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except PruneError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise PruneError(f"{what}: {_cause(error)}", hint) from error
+
+
+def _cause(error: Exception) -> str:
+    """onnxruntime's message in one line, without its codes and its own source files."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S*onnxruntime_src/\S+ (?=\S)", "", text)
+    return text if len(text) <= _MAX_CAUSE else text[: _MAX_CAUSE - 1] + "…"
+
+
+def _spec(arg: Any) -> InputSpec:
+    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    dtype = _DTYPES.get(match[1], match[1]) if match else str(arg.type)
+    return InputSpec(str(arg.name), dtype, tuple(_dim(d) for d in arg.shape or ()))
+
+
+def _dim(dim: Any) -> int | str | None:
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return None if dim in (None, "", "?") else str(dim)
+
+
+def _to_ort(array: Any) -> Any:
+    import numpy as np
+
+    value = np.ascontiguousarray(array)
+    ort = _onnxruntime().OrtValue
+    if value.dtype.name not in _FOREIGN:
+        return ort.ortvalue_from_numpy(value)
+    code, carrier = _FOREIGN[value.dtype.name]
+    return ort.ortvalue_from_numpy_with_onnx_type(value.view(carrier), code)
+
+
+def _from_ort(value: Any, dtype: str) -> Any:
+    if dtype not in _FOREIGN:
+        return value.numpy()
+    import ctypes
+
+    import ml_dtypes
+    import numpy as np
+
+    shape = tuple(value.shape())
+    carrier = np.dtype(_FOREIGN[dtype][1])
+    count = int(np.prod(shape)) * carrier.itemsize
+    raw = ctypes.string_at(value.data_ptr(), count) if count else b""  # numpy() refuses bfloat16
+    return np.frombuffer(raw, carrier).reshape(shape).view(getattr(ml_dtypes, dtype))
