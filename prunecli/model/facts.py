@@ -174,7 +174,9 @@ def _shape_by_value(node: ir.Node, facts: Facts) -> None:
     """Shapes that depend on values ONNX does not look at (a rank-0 Reshape, Range, computed Expand)."""
     out = node.outputs[0]
     arrays = [facts.value(v) for v in node.inputs]
-    if node.op_type in FOLDS and all(v is None or a is not None for v, a in zip(node.inputs, arrays, strict=True)):
+    if node.op_type in FOLDS and all(
+        v is None or a is not None for v, a in zip(node.inputs, arrays, strict=True)
+    ):
         facts.shapes[out] = FOLDS[node.op_type](node, arrays)[0].shape
         return
     raise ValueError("the output shape depends on data")
@@ -264,7 +266,9 @@ def _squeeze(node: ir.Node, x: list[Any]) -> list[Array]:
 
 @fold("Reshape")
 def _reshape(node: ir.Node, x: list[Any]) -> list[Array]:
-    target = [x[0].shape[i] if d == 0 and not attr_int(node, "allowzero", 0) else int(d) for i, d in enumerate(x[1])]
+    target = [
+        x[0].shape[i] if d == 0 and not attr_int(node, "allowzero", 0) else int(d) for i, d in enumerate(x[1])
+    ]
     return [x[0].reshape(target)]
 
 
@@ -377,7 +381,12 @@ def _reduction(function: Callable[..., Any]) -> Fold:
     return run
 
 
-for _name, _function in {"ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min}.items():
+for _name, _function in {
+    "ReduceProd": np.prod,
+    "ReduceSum": np.sum,
+    "ReduceMax": np.max,
+    "ReduceMin": np.min,
+}.items():
     FOLDS[_name] = _reduction(_function)
 
 

@@ -1,0 +1,77 @@
+"""Where a constant is stored, read and replaced: an initializer, or an attribute of a Constant node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model.graphs import all_graphs
+
+FLOAT_ATTRIBUTES = ("value_float", "value_floats")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A stored constant. `node` is the Constant node, None for an initializer."""
+
+    value: ir.Value
+    graph: ir.Graph
+    node: ir.Node | None = None
+
+    @property
+    def name(self) -> str:
+        return self.value.name or ""
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        if self.node is None:
+            assert self.value.const_value is not None
+            return self.value.const_value
+        if "value" in self.node.attributes:
+            return self.node.attributes["value"].as_tensor()
+        return _from_floats(self.node)
+
+    @tensor.setter
+    def tensor(self, tensor: ir.TensorProtocol) -> None:
+        if self.node is None:
+            self.value.const_value = tensor
+        else:
+            for name in FLOAT_ATTRIBUTES:
+                self.node.attributes.pop(name, None)
+            self.node.attributes["value"] = ir.AttrTensor("value", tensor)
+        self.value.shape = ir.Shape(tensor.shape.numpy())
+
+    @property
+    def overridable(self) -> bool:
+        """Whether a caller may feed another value: the initializer is also a graph input."""
+        return self.node is None and self.value.is_graph_input()
+
+
+def _from_floats(node: ir.Node) -> ir.TensorProtocol:
+    for name in FLOAT_ATTRIBUTES:
+        if name in node.attributes:
+            return ir.tensor(np.asarray(node.attributes[name].value, np.float32), name=name)
+    raise KeyError("value")
+
+
+def holders(model: ir.Model) -> Iterator[Holder]:
+    """Every tensor constant of the model, in graph order; the main graph first, functions last."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield Holder(value, graph)
+        for node in graph:
+            if _holds_tensor(node):
+                yield Holder(node.outputs[0], graph, node)
+
+
+def _holds_tensor(node: ir.Node) -> bool:
+    if node.op_type != "Constant" or node.domain != "" or not node.outputs:
+        return False
+    return any(
+        name in node.attributes and not node.attributes[name].is_ref()
+        for name in ("value", *FLOAT_ATTRIBUTES)
+    )

@@ -1,0 +1,137 @@
+"""Where the external data of a model may lie, and that it is really there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+from prunecli.model.tensors import byte_count
+
+ALLOW_HINT = "move the file into the model's folder, or pass --allow-outside-data if you trust the model"
+
+
+@dataclass
+class DataFolder:
+    """Resolves the locations that one model names.
+
+    A location is looked up beside the path the user gave. After resolving links it must lie in that folder
+    or in the folder of the model file itself once its own links are resolved: model caches keep both as
+    links into one store.
+    """
+
+    model: Path
+    allow_outside: bool = False
+    sizes: dict[Path, int] = field(default_factory=dict)
+    _resolved: dict[str, Path] = field(default_factory=dict)
+
+    def locate(self, location: str, tensor: str) -> Path:
+        """The real file behind `location`.
+
+        Raises:
+            PruneError: it is empty, absolute, leaves the folder, is missing, or is no regular file.
+        """
+        if location not in self._resolved:
+            self._resolved[location] = self._locate(location, tensor)
+        return self._resolved[location]
+
+    def _locate(self, location: str, tensor: str) -> Path:
+        if not location or "\0" in location:
+            raise PruneError(
+                f"{self.model}: tensor '{tensor}' names no external data file", "re-export the model"
+            )
+        given = self.model.parent / location
+        try:
+            real = Path(os.path.realpath(given, strict=True))
+            info = real.stat()
+        except OSError as error:
+            raise self._missing(location, tensor, error) from error
+        if not self.allow_outside and not self._inside(location, real):
+            raise PruneError(
+                f"{self.model}: external data '{location}' of '{tensor}' lies outside the model's folder",
+                ALLOW_HINT,
+            )
+        self._check_file(location, info)
+        self.sizes[real] = info.st_size
+        return real
+
+    def _missing(self, location: str, tensor: str, error: OSError) -> PruneError:
+        if not self.allow_outside and self._lexically_outside(location):
+            return PruneError(
+                f"{self.model}: external data '{location}' of '{tensor}' lies outside the model's folder",
+                ALLOW_HINT,
+            )
+        reason = (
+            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+        return PruneError(
+            f"{self.model}: external data file '{location}' {reason}",
+            f"put it beside the model, in {self.model.parent}",
+        )
+
+    def _lexically_outside(self, location: str) -> bool:
+        path = os.path.normpath(location)
+        return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+
+    def _inside(self, location: str, real: Path) -> bool:
+        if self._lexically_outside(location):
+            return False
+        homes = {Path(os.path.realpath(self.model.parent)), Path(os.path.realpath(self.model)).parent}
+        return any(real.is_relative_to(home) for home in homes)
+
+    def _check_file(self, location: str, info: os.stat_result) -> None:
+        if not stat.S_ISREG(info.st_mode):
+            raise PruneError(
+                f"{self.model}: external data '{location}' is not a regular file", "re-export the model"
+            )
+        # A hard link has no target to resolve. One to somebody else's file is how a link could leave the folder.
+        owner = self.model.stat().st_uid
+        if info.st_nlink > 1 and info.st_uid != owner and not self.allow_outside:
+            raise PruneError(
+                f"{self.model}: external data '{location}' is a hard link to another user's file", ALLOW_HINT
+            )
+
+
+def resolve(tensor: onnx.TensorProto, folder: DataFolder) -> tuple[Path, int]:
+    """File and offset of an external tensor, checked against its shape and the file's size.
+
+    Raises:
+        PruneError: unusable location, offset or length, or a file too short for the tensor.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    path = folder.locate(entries.get("location", ""), tensor.name)
+    needed = byte_count(ir.DataType(tensor.data_type), tuple(tensor.dims))
+    offset = _number(entries, "offset", 0, tensor, folder)
+    length = _number(entries, "length", needed, tensor, folder)
+    if length != needed:
+        raise PruneError(
+            f"{folder.model}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {needed} bytes, "
+            f"its external data entry says {length}",
+            "the model is damaged; export it again",
+        )
+    if offset + needed > folder.sizes[path]:
+        raise PruneError(
+            f"{folder.model}: external data '{entries['location']}' is too short: '{tensor.name}' ends at byte "
+            f"{offset + needed}, the file has {folder.sizes[path]}",
+            "the file was cut off; copy or download it again",
+        )
+    return path, offset
+
+
+def _number(
+    entries: dict[str, str], key: str, default: int, tensor: onnx.TensorProto, folder: DataFolder
+) -> int:
+    text = entries.get(key)
+    if text is None or text == "":
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise PruneError(
+            f"{folder.model}: tensor '{tensor.name}' has the external data {key} '{text[:40]}'",
+            "the model is damaged; export it again",
+        )
+    return int(text)

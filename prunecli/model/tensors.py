@@ -1,0 +1,104 @@
+"""Tensors that live in files, and what is known about element types."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+"""Element types whose values this program reads, scores and zeroes."""
+
+QUANTISED = frozenset(
+    {
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+        ir.DataType.INT16,
+        ir.DataType.UINT16,
+        ir.DataType.INT4,
+        ir.DataType.UINT4,
+        ir.DataType.INT2,
+        ir.DataType.UINT2,
+        ir.DataType.FLOAT8E4M3FN,
+        ir.DataType.FLOAT8E4M3FNUZ,
+        ir.DataType.FLOAT8E5M2,
+        ir.DataType.FLOAT8E5M2FNUZ,
+        ir.DataType.FLOAT4E2M1,
+        ir.DataType.FLOAT6E2M3,
+        ir.DataType.FLOAT6E3M2,
+    }
+)
+"""Element types that hold quantised weights; passed through untouched."""
+
+CHUNK = 1 << 22
+"""Bytes copied at a time when a tensor streams from file to file."""
+
+
+def byte_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
+    """Bytes of a tensor by the ONNX packing rules; sub-byte types are packed and rounded up."""
+    return (math.prod(dims) * dtype.bitwidth + 7) // 8
+
+
+class MappedTensor(ir.ExternalTensor):
+    """A tensor whose bytes are a range of a file that validation has already resolved and measured.
+
+    Unlike its base class it maps only its own range, so that `release` returns just these pages, never
+    fails while a view is alive, and does not refuse files that a model cache has hard-linked.
+    """
+
+    def __init__(self, path: Path, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> None:
+        dims = tuple(int(d) for d in shape.numpy())
+        super().__init__(str(path), offset, byte_count(dtype, dims), dtype, shape=shape, name=name)
+        self._view: np.ndarray[Any, Any] | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Offset and length in bytes."""
+        return int(self.offset or 0), int(self.length or 0)
+
+    def _bytes(self) -> np.ndarray[Any, Any]:
+        offset, length = self.span
+        if length == 0:
+            return np.empty(0, np.uint8)
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        with Path(self.location).open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), offset - start + length, access=mmap.ACCESS_READ, offset=start)
+        return np.frombuffer(mapping, np.uint8, length, offset - start)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The values, read-only; pages enter memory when touched."""
+        if self._view is None:
+            dims = tuple(int(d) for d in self.shape.numpy())
+            raw = self._bytes()
+            if self.dtype.bitwidth < 8:
+                return np.asarray(ir.PackedTensor(raw, self.dtype, shape=self.shape).numpy())
+            self._view = raw.view(self.dtype.numpy().newbyteorder("<")).reshape(dims)
+        return self._view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.asarray(self.numpy(), dtype=dtype)
+
+    def tobytes(self) -> bytes:
+        return self._bytes().tobytes()
+
+    def tofile(self, file: BinaryIO) -> None:
+        offset, length = self.span
+        with Path(self.location).open("rb") as source:
+            source.seek(offset)
+            while length > 0:
+                chunk = source.read(min(CHUNK, length))
+                if not chunk:
+                    raise OSError(f"{self.location} became shorter while it was read")
+                file.write(chunk)
+                length -= len(chunk)
+
+    def release(self) -> None:
+        """Let go of the mapping; the pages leave memory once no view of them is alive."""
+        self._view = None

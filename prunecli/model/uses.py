@@ -1,0 +1,149 @@
+"""Who reads a constant, seen through Identity, Cast, Transpose and the like, and through function calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model import attrs
+from prunecli.model.layout import Reshape, Shape, Step, Transpose
+from prunecli.model.roles import Answer, Refused, Role, role_of
+
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Input `index` of `node` reads the constant as `shape`, after `steps`; `answer` is what the operator says."""
+
+    node: ir.Node
+    index: int
+    shape: Shape
+    steps: tuple[Step, ...]
+    answer: Answer
+
+    @property
+    def op(self) -> str:
+        return self.node.op_type
+
+
+Through = Callable[[ir.Node, Shape], tuple[Step, ...] | None]
+TRANSPARENT: dict[str, Through] = {}
+
+
+def through(*op_types: str) -> Callable[[Through], Through]:
+    """Register how an operator moves (never changes) the elements of its first input."""
+
+    def register(rule: Through) -> Through:
+        TRANSPARENT.update(dict.fromkeys(op_types, rule))
+        return rule
+
+    return register
+
+
+def readers(model: ir.Model, value: ir.Value, shape: Shape) -> Iterator[Reader]:
+    """Every final reader of `value`. Shape and Size do not read the values and are left out."""
+    yield from _readers(model, value, shape, (), 0)
+
+
+def _readers(
+    model: ir.Model, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int
+) -> Iterator[Reader]:
+    for node, index in value.uses():
+        function = model.functions.get(node.op_identifier())
+        if node.op_type in ("Shape", "Size") and node.domain == "":
+            continue
+        if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
+            yield from _readers(model, function.inputs[index], shape, steps, depth + 1)
+            continue
+        moved = _moved(node, index, shape) if depth < MAX_DEPTH else None
+        if moved is None:
+            yield Reader(node, index, shape, steps, role_of(node, index, shape))
+            continue
+        after = moved[-1].apply(shape) if moved else shape
+        yield from _readers(model, node.outputs[0], after, (*steps, *moved), depth + 1)
+
+
+def _moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
+    rule = TRANSPARENT.get(node.op_type) if node.domain == "" and index == 0 else None
+    try:
+        return rule(node, shape) if rule else None
+    except (attrs.UnreadableAttributeError, ValueError):
+        return None
+
+
+@through("Identity")
+def _identity(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    return ()
+
+
+@through("Cast")
+def _cast(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Between floating-point types a zero stays a zero."""
+    to = ir.DataType(attrs.integer(node, "to", 0))
+    return () if to.is_floating_point() else None
+
+
+@through("Transpose")
+def _transpose(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    perm = attrs.integers(node, "perm") or tuple(reversed(range(len(shape))))
+    return (Transpose(perm),) if sorted(perm) == list(range(len(shape))) else None
+
+
+@through("Reshape")
+def _reshape(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    target = _constant(node, 1)
+    if target is None:
+        return None
+    keep_zero = bool(attrs.integer(node, "allowzero", 0))
+    dims = [shape[i] if d == 0 and not keep_zero else d for i, d in enumerate(target)]
+    return _to(shape, np.empty(shape, np.void).reshape(dims).shape)
+
+
+@through("Flatten")
+def _flatten(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    axis = attrs.integer(node, "axis", 1) % (len(shape) + 1)
+    return _to(shape, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+
+
+@through("Squeeze")
+def _squeeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    axes = _axes(node, len(shape))
+    kept = [d for i, d in enumerate(shape) if (i not in axes if axes else d != 1)]
+    return _to(shape, tuple(kept))
+
+
+@through("Unsqueeze")
+def _unsqueeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    given = attrs.integers(node, "axes") or _constant(node, 1)
+    if given is None:
+        return None
+    rank = len(shape) + len(given)
+    axes, rest = {a % rank for a in given}, iter(shape)
+    return _to(shape, tuple(1 if i in axes else next(rest) for i in range(rank)))
+
+
+def _axes(node: ir.Node, rank: int) -> set[int]:
+    given = attrs.integers(node, "axes") or _constant(node, 1)
+    if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        raise ValueError("axes are computed")
+    return {a % rank for a in given or ()}
+
+
+def _to(before: Shape, after: Shape) -> tuple[Step, ...] | None:
+    if math.prod(before) != math.prod(after):
+        return None
+    return (Reshape(before, after),)
+
+
+def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None or tensor.size > 64 else tuple(int(v) for v in tensor.numpy().reshape(-1))
+
+
+__all__ = ["Answer", "Reader", "Refused", "Role", "readers"]

@@ -1,0 +1,214 @@
+"""Which stored tensors are weights, who reads them, and how; what is not prunable, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+from prunecli.model import skips
+from prunecli.model.holders import Holder, holders
+from prunecli.model.layout import Layout, Shape
+from prunecli.model.load import Model
+from prunecli.model.roles import Kind, Refused, Role
+from prunecli.model.tensors import FLOATS
+from prunecli.model.uses import Reader, readers
+from prunecli.types import Skipped
+
+Values = np.ndarray[Any, Any]
+PRIORITY: tuple[Kind, ...] = ("embedding", "weight", "norm", "bias")
+"""The kind of a tensor with several roles: a table that is also a matrix (tied embeddings) is left alone."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One operator that reads a weight: input `index` of `node`, as `layout` of the stored tensor."""
+
+    node: ir.Node
+    index: int
+    kind: Kind
+    layout: Layout
+
+    @property
+    def op(self) -> str:
+        return self.node.op_type
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One stored floating-point tensor and the operators that read it.
+
+    `name` is unique in the model: the initializer's name, or the Constant node's output. `layout` is that
+    of the first use of the weight's kind. `notes` are sentences for the report (shared, tied, overridable).
+    """
+
+    name: str
+    kind: Kind
+    uses: tuple[Use, ...]
+    holder: Holder
+    layout: Layout
+    notes: tuple[str, ...] = ()
+
+    @property
+    def op(self) -> str:
+        """Operator type of the use that decides the kind."""
+        return self._main.op
+
+    @property
+    def node(self) -> ir.Node:
+        """The node of the use that decides the kind."""
+        return self._main.node
+
+    @property
+    def _main(self) -> Use:
+        return next(use for use in self.uses if use.kind == self.kind)
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """The tensor as it is now: mapped, inline, or pending replacement."""
+        return self.holder.tensor
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(int(d) for d in self.tensor.shape.numpy())
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return self.tensor.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.tensor.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def array(self) -> Values:
+        """The values, of the stored shape and type, read-only; bfloat16 as ml_dtypes.bfloat16.
+
+        External data is mapped: call `release` when done with a large tensor.
+        """
+        return np.asarray(self.tensor.numpy())
+
+    def release(self) -> None:
+        """Let go of mapped external data. Views taken from `array` stay valid."""
+        _release(self.tensor)
+
+    def replace(self, change: Callable[[Values], Values], shape: Shape | None = None) -> None:
+        """Let `change(array)` take this tensor's place, computed anew whenever it is read, last while saving.
+
+        Args:
+            change: gets the present values (read-only) and returns an array of the same dtype.
+            shape: of the result, if it differs from the present one.
+        """
+        self.holder.tensor = pending(self.tensor, change, shape or self.shape, self.name)
+
+
+def pending(
+    source: ir.TensorProtocol, change: Callable[[Values], Values], shape: Shape, name: str
+) -> ir.LazyTensor:
+    """`change(source)`, evaluated when read; `source`'s mapping is released right after."""
+
+    def compute() -> ir.TensorProtocol:
+        result = np.asarray(change(np.asarray(source.numpy())))
+        _release(source)
+        if result.shape != shape or result.dtype != source.dtype.numpy():
+            raise PruneError(
+                f"internal: weight '{name}' should become {source.dtype.name} {list(shape)}, "
+                f"not {result.dtype} {list(result.shape)}",
+                "please report this",
+            )
+        return ir.Tensor(result, dtype=source.dtype, name=source.name)
+
+    return ir.LazyTensor(
+        compute,
+        dtype=source.dtype,
+        shape=ir.Shape(shape),
+        name=source.name,
+        doc_string=source.doc_string,
+        metadata_props=dict(source.metadata_props),
+    )
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+
+
+@dataclass
+class Weights:
+    """`prunable`: matrices and kernels. `others`: biases, normalisation, embeddings. `skipped`: the rest."""
+
+    prunable: list[Weight] = field(default_factory=list)
+    others: list[Weight] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def all(self) -> list[Weight]:
+        return self.prunable + self.others
+
+
+def find_weights(model: Model) -> Weights:
+    """Every stored tensor of every graph, subgraph and local function, sorted into the three lists."""
+    found = Weights()
+    counted: Counter[str] = Counter()
+    names: set[str] = set()
+    for holder in holders(model.ir):
+        tensor = holder.tensor
+        if tensor.dtype == ir.DataType.STRING or tensor.size == 0:
+            continue
+        shape = tuple(int(d) for d in tensor.shape.numpy())
+        reads = list(readers(model.ir, holder.value, shape))
+        weight = _weight(holder, shape, reads, names) if tensor.dtype in FLOATS and tensor.size > 1 else None
+        if weight is not None:
+            (found.prunable if weight.kind == "weight" else found.others).append(weight)
+        elif reason := skips.reason(tensor, reads, counted):
+            found.skipped.append(Skipped(_unique(holder, names), reason))
+    found.skipped += skips.groups(counted) + skips.nodes(model.ir)
+    return found
+
+
+def _weight(holder: Holder, shape: Shape, reads: list[Reader], names: set[str]) -> Weight | None:
+    uses = tuple(_use(read, shape, read.answer) for read in reads if isinstance(read.answer, Role))
+    if not uses or any(isinstance(read.answer, Refused) for read in reads):
+        return None
+    kind = min((use.kind for use in uses), key=PRIORITY.index)
+    main = next(use for use in uses if use.kind == kind)
+    return Weight(_unique(holder, names), kind, uses, holder, main.layout, _notes(holder, uses, reads))
+
+
+def _use(read: Reader, shape: Shape, role: Role) -> Use:
+    return Use(read.node, read.index, role.kind, role.layout.after(read.steps, shape))
+
+
+def _unique(holder: Holder, names: set[str]) -> str:
+    """The holder's name, with its graph's when another scope already has one of that name."""
+    name, number = holder.name, 2
+    if name in names:
+        name = f"{holder.graph.name or 'graph'}/{holder.name}"
+    while name in names:
+        name, number = f"{holder.graph.name or 'graph'}/{holder.name}#{number}", number + 1
+    names.add(name)
+    return name
+
+
+def _notes(holder: Holder, uses: tuple[Use, ...], reads: list[Reader]) -> tuple[str, ...]:
+    notes = []
+    if len(uses) > 1:
+        notes.append(f"shared by {len(uses)} inputs: " + ", ".join(sorted({use.op for use in uses})))
+    if len({use.layout for use in uses}) > 1:
+        notes.append(f"read in different layouts; that of {uses[0].op} is used")
+    unknown = sorted({read.op for read in reads if read.answer is None})
+    if unknown:
+        notes.append("also read by " + ", ".join(unknown))
+    if holder.overridable:
+        notes.append("also a graph input: a caller may feed other values")
+    if holder.value.is_graph_output():
+        notes.append("also a graph output")
+    return tuple(notes)
