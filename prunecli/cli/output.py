@@ -106,9 +106,16 @@ def _report_text(result: Result, suffix: str) -> str:
 def _print_table(document: Document) -> None:
     from prunecli.report.render import to_terminal
 
-    color = terminal.use_color(sys.stdout)
-    width = None if not sys.stdout.isatty() else max(40, os.get_terminal_size(sys.stdout.fileno()).columns)
-    _print(to_terminal(document, width=width, color=color, complete=terminal.verbose))
+    terminal_width = None
+    if sys.stdout.isatty():
+        terminal_width = max(40, os.get_terminal_size(sys.stdout.fileno()).columns)
+    text = to_terminal(
+        document,
+        width=terminal_width,
+        color=terminal.use_color(sys.stdout),
+        complete=terminal.verbose or terminal_width is None,
+    )
+    _print(text)
 
 
 def _print(text: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import IO
 
+from prunecli.report.render_cells import one_line
+
 _TONES = {"error": "\x1b[31;1m", "warning": "\x1b[33;1m", "hint": "\x1b[36;1m", "note": "\x1b[2m"}
 
 
@@ -35,17 +37,12 @@ class Terminal:
 terminal = Terminal()
 
 
-def printable(text: str) -> str:
-    """One line that is safe on a terminal: names in a model file may hold line breaks or escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def say(kind: str, text: str) -> None:
     """Print `kind: text` on stderr, on one line. `note` and `warning` are silent under --quiet."""
     if terminal.quiet and kind in ("note", "warning"):
         return
     start, end = (_TONES[kind], "\x1b[0m") if terminal.use_color(sys.stderr) else ("", "")
-    print(f"{start}{kind}:{end} {printable(' '.join(text.split()))}", file=sys.stderr)
+    print(f"{start}{kind}:{end} {one_line(' '.join(text.split()))}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
