@@ -70,7 +70,7 @@ def gather_facts(model: ir.Model, inputs: Mapping[str, Shape]) -> Facts:
             facts.dtypes[value] = int(value.dtype or ir.DataType.FLOAT)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
     for node in graph:
-        _visit(node, facts, model, imports)
+        visit(node, facts, model, imports)
     return facts
 
 
@@ -91,7 +91,8 @@ def _worth_knowing(dtype: int, size: int) -> bool:
     return size <= (MAX_KNOWN_FLOAT if kind.is_floating_point() else MAX_KNOWN)
 
 
-def _visit(node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.OperatorSetIdProto]) -> None:
+def visit(node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.OperatorSetIdProto]) -> None:
+    """Learn what one node yields; its inputs must have been visited."""
     if node.op_type == "Constant" and node.domain == "":
         tensor = constant_tensor(node)
         if tensor is not None:
