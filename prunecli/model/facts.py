@@ -16,6 +16,8 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from prunecli.model.contrib_shapes import CONTRIB_SHAPES
+
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 MAX_KNOWN = 1 << 20  # elements: integer tables (token ids, index maps) stay known, activations never qualify
@@ -63,18 +65,18 @@ def gather_facts(model: ir.Model, inputs: Mapping[str, Shape]) -> Facts:
     facts = Facts()
     graph = model.graph
     for value in graph.initializers.values():
-        _know_constant(facts, value)
+        know_constant(facts, value)
     for value in graph.inputs:
         if value not in facts.shapes and value.name in inputs:
             facts.shapes[value] = tuple(inputs[value.name])
             facts.dtypes[value] = int(value.dtype or ir.DataType.FLOAT)
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
     for node in graph:
-        visit(node, facts, model, imports)
+        visit(node, facts, model)
     return facts
 
 
-def _know_constant(facts: Facts, value: ir.Value) -> None:
+def know_constant(facts: Facts, value: ir.Value) -> None:
+    """Add an initializer, or another value whose tensor is stored."""
     tensor = value.const_value
     if tensor is None:
         return
@@ -91,15 +93,16 @@ def _worth_knowing(dtype: int, size: int) -> bool:
     return size <= (MAX_KNOWN_FLOAT if kind.is_floating_point() else MAX_KNOWN)
 
 
-def visit(node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.OperatorSetIdProto]) -> None:
+def visit(node: ir.Node, facts: Facts, model: ir.Model) -> None:
+    """Add what follows from one node, whose inputs have been visited."""
     """Learn what one node yields; its inputs must have been visited."""
     if node.op_type == "Constant" and node.domain == "":
         tensor = constant_tensor(node)
         if tensor is not None:
             node.outputs[0].const_value = tensor
-            _know_constant(facts, node.outputs[0])
+            know_constant(facts, node.outputs[0])
             return
-    if _infer(node, facts, model, imports):
+    if _infer(node, facts, model):
         _fold_values(node, facts)
 
 
@@ -115,9 +118,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     return None
 
 
-def _infer(node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.OperatorSetIdProto]) -> bool:
-    from prunecli.model.contrib_shapes import CONTRIB_SHAPES
-
+def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     if any(v is not None and v not in facts.shapes and v.graph is model.graph for v in node.inputs):
         facts.problems[node] = "the shape of an input is unknown"
         return False
@@ -130,16 +131,14 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.Oper
                     facts.shapes[out] = shape
                     facts.dtypes[out] = facts.dtypes[next(v for v in node.inputs if v is not None)]
         else:
-            _infer_by_schema(node, facts, model, imports)
+            _infer_by_schema(node, facts, model)
     except Exception as error:  # shape inference raises many kinds; each means "unknown here"
         facts.problems[node] = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         return False
     return True
 
 
-def _infer_by_schema(
-    node: ir.Node, facts: Facts, model: ir.Model, imports: list[onnx.OperatorSetIdProto]
-) -> None:
+def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     version = model.opset_imports.get(node.domain)
     if version is None:
         raise ValueError(f"no opset import for domain {node.domain!r}")
@@ -156,6 +155,7 @@ def _infer_by_schema(
         known = facts.values.get(value)
         if known is not None and known.size <= 1024 and known.dtype != bool:
             data[name] = onnx.numpy_helper.from_array(known, name)
+    imports = [onnx.helper.make_opsetid(node.domain, version)]
     result = shape_inference.infer_node_outputs(
         schema, proto, types, data, opset_imports=imports, ir_version=max(model.ir_version or 8, 8)
     )

@@ -1,0 +1,215 @@
+"""Atoms: every position of every axis of every tensor, and what ties them together.
+
+Rules state facts about whole axes where they can (`tie`), about index maps where they must
+(`tie_positions`), and about axes that are products of others (`product`). Nothing here knows operators.
+
+A set R of atoms may be removed together if it is *closed*:
+
+    tie       a in R  <=>  b in R
+    freeze    a not in R
+    product   for an axis P that a reshape splits into F1 x F2 x ...:
+              p in R  <=>  some coordinate of p is in R
+
+The union of two closed sets is closed, so a cut is any union of minimal closed sets (`units.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis in the table. `value` is None for a virtual axis (a factor that no tensor shows)."""
+
+    value: ir.Value | None
+    index: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Freeze:
+    axis: int
+    reason: str
+    positions: Ints | None = None
+
+
+@dataclass
+class AtomTable:
+    """What the rules said. Axes are ints; `find` gives the representative of tied axes."""
+
+    axes: list[Axis] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
+    approximations: list[tuple[int, str]] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    products: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    edges: list[tuple[int, Ints, int, Ints]] = field(default_factory=list)
+    _parent: list[int] = field(default_factory=list)
+    _ids: dict[tuple[ir.Value, int], int] = field(default_factory=dict)
+
+    def axis(self, value: ir.Value, index: int, size: int) -> int:
+        key = (value, index)
+        if key not in self._ids:
+            self._ids[key] = self._add(Axis(value, index, size))
+        return self._ids[key]
+
+    def virtual(self, size: int) -> int:
+        return self._add(Axis(None, 0, size))
+
+    def _add(self, axis: Axis) -> int:
+        self.axes.append(axis)
+        self._parent.append(len(self._parent))
+        return len(self._parent) - 1
+
+    def find(self, axis: int) -> int:
+        root = axis
+        while self._parent[root] != root:
+            root = self._parent[root]
+        while self._parent[axis] != root:
+            self._parent[axis], axis = root, self._parent[axis]
+        return root
+
+    def size(self, axis: int) -> int:
+        return self.axes[axis].size
+
+    def tie(self, a: int, b: int) -> None:
+        """Position i of a is position i of b. Sizes must be equal."""
+        if self.size(a) != self.size(b):
+            raise ValueError(f"axes of {self.size(a)} and {self.size(b)} positions cannot be tied")
+        a, b = sorted((self.find(a), self.find(b)))
+        self._parent[b] = a
+
+    def tie_positions(self, a: int, ia: Ints, b: int, ib: Ints) -> None:
+        """Position ia[k] of a is position ib[k] of b, for each k."""
+        self.edges.append((a, np.asarray(ia, np.int64), b, np.asarray(ib, np.int64)))
+
+    def product(self, axis: int, factors: Sequence[int]) -> None:
+        """Row-major: position p of `axis` has coordinates numpy.unravel_index(p, sizes of factors)."""
+        live = tuple(f for f in factors if self.size(f) != 1)
+        if len(live) == 1:
+            self.tie(axis, live[0])
+        elif live:
+            self.products.append((axis, live))
+
+    def freeze(self, axis: int, reason: str, positions: Ints | None = None) -> None:
+        self.freezes.append(Freeze(axis, reason, positions))
+
+    def approximate(self, axis: int, reason: str) -> None:
+        """Removing positions here is no more than an approximation of forcing them to zero."""
+        self.approximations.append((axis, reason))
+
+    def mark(self, axis: int, kind: str) -> None:
+        """Name what the positions of this axis are (`head`), for --granularity and the report."""
+        self.marks.append((axis, kind))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product relation over components: `whole` has the factors' shape, `factors[i]` one entry a position."""
+
+    whole: Ints
+    factors: tuple[Ints, ...]
+
+
+@dataclass
+class Components:
+    """The solved table: one component per set of atoms that ties alone make inseparable."""
+
+    table: AtomTable
+    offset: Ints  # first atom of each axis (tied axes share their atoms)
+    component: Ints  # per atom
+    count: int
+    frozen: Ints  # per component: index into `reasons`, or -1
+    approximate: Ints  # the same for approximations
+    reasons: list[str]
+    products: list[Product]
+
+    def atoms(self, axis: int) -> Ints:
+        start = int(self.offset[self.table.find(axis)])
+        return np.arange(start, start + self.table.size(axis))
+
+    def of_axis(self, axis: int) -> Ints:
+        return self.component[self.atoms(axis)]
+
+
+def solve(table: AtomTable) -> Components:
+    """Connected components of the ties, with the freezes and products restated over components."""
+    offset, total = _offsets(table)
+
+    def atoms(axis: int, positions: Ints | None = None) -> Ints:
+        start = offset[table.find(axis)]
+        return start + (np.arange(table.size(axis)) if positions is None else positions)
+
+    left = [atoms(a, ia) for a, ia, _, _ in table.edges]
+    right = [atoms(b, ib) for _, _, b, ib in table.edges]
+    component, count = connected_components(total, _concat(left), _concat(right))
+    reasons: list[str] = []
+    frozen = np.full(count, -1, np.int64)
+    approximate = np.full(count, -1, np.int64)
+    for freeze in table.freezes:
+        _note(frozen, component[atoms(freeze.axis, freeze.positions)], freeze.reason, reasons)
+    for axis, entry in enumerate(table.axes):
+        if entry.size == 1 and entry.value is not None:
+            _note(frozen, component[atoms(axis)], "the only position of its axis", reasons)
+    for axis, reason in table.approximations:
+        _note(approximate, component[atoms(axis)], reason, reasons)
+    products = [_product(table, component, atoms, whole, parts) for whole, parts in table.products]
+    return Components(table, offset, component, count, frozen, approximate, reasons, products)
+
+
+def _offsets(table: AtomTable) -> tuple[Ints, int]:
+    offset = np.zeros(len(table.axes), np.int64)
+    total = 0
+    for axis in range(len(table.axes)):
+        if table.find(axis) == axis:
+            offset[axis] = total
+            total += table.size(axis)
+    return offset, total
+
+
+def _note(where: Ints, components: Ints, reason: str, reasons: list[str]) -> None:
+    """Record the reason where none was known: the first is the one that is told."""
+    new = components[where[components] < 0]
+    if new.size:
+        reasons.append(reason)
+        where[new] = len(reasons) - 1
+
+
+def _product(table: AtomTable, component: Ints, atoms: Any, whole: int, parts: tuple[int, ...]) -> Product:
+    shape = tuple(table.size(f) for f in parts)
+    return Product(component[atoms(whole)].reshape(shape), tuple(component[atoms(f)] for f in parts))
+
+
+def _concat(arrays: list[Ints]) -> Ints:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+
+
+def connected_components(n: int, left: Ints, right: Ints) -> tuple[Ints, int]:
+    """Label the connected components of n nodes and the edges left[k] - right[k].
+
+    Hooking and pointer jumping over whole arrays (Shiloach and Vishkin, 1982): O(log n) numpy passes.
+    Returns:
+        (label of each node in 0..count-1, numbered by each component's first node; count).
+    """
+    parent = np.arange(n)
+    while True:
+        a, b = parent[left], parent[right]
+        differ = a != b
+        if not differ.any():
+            break
+        np.minimum.at(parent, np.maximum(a, b)[differ], np.minimum(a, b)[differ])
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped
+    roots, labels = np.unique(parent, return_inverse=True)
+    return labels.astype(np.int64), len(roots)

@@ -1,0 +1,50 @@
+"""How an operator takes part: a rule says what its positions have to do with each other, a rewrite follows a cut.
+
+    @rule("MyNorm", domain="my.domain")
+    def my_norm(ctx):
+        ctx.elementwise(ctx.inputs[0], ctx.outputs[0])
+
+    @rewrite("MyNorm", domain="my.domain")
+    def my_norm_attributes(cut, node):
+        cut.set_int(node, "channels", cut.size(node.inputs[0], 1))
+
+An operator without a rule is a barrier: everything it touches is frozen, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from prunecli.channels.context import Context
+    from prunecli.channels.cut import Cut
+
+Rule = Callable[["Context"], None]
+Rewrite = Callable[["Cut", "ir.Node"], None]
+RULES: dict[tuple[str, str], Rule] = {}
+REWRITES: dict[tuple[str, str], Rewrite] = {}
+
+
+def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a function that states the index relations of operators; a later registration wins."""
+
+    def add(function: Rule) -> Rule:
+        for op in ops:
+            RULES[domain, op] = function
+        return function
+
+    return add
+
+
+def rewrite(*ops: str, domain: str = "") -> Callable[[Rewrite], Rewrite]:
+    """Register a function that adapts attributes and shape constants of a node to a cut."""
+
+    def add(function: Rewrite) -> Rewrite:
+        for op in ops:
+            REWRITES[domain, op] = function
+        return function
+
+    return add

@@ -1,0 +1,40 @@
+"""Operators that compute each position from the same position of their inputs."""
+
+from __future__ import annotations
+
+from prunecli.channels.context import Context
+from prunecli.channels.registry import rule
+
+UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu",
+    "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
+    "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
+    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
+)  # fmt: skip
+BROADCASTING = (
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+
+
+@rule(*UNARY)
+@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
+def unary(ctx: Context) -> None:
+    """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
+    sources = ctx.inputs[:2] if ctx.node.op_type in ("FastGelu", "BiasGelu") else ctx.inputs[:1]
+    ctx.elementwise(*sources, ctx.outputs[0])
+    if ctx.node.op_type == "Trilu":
+        for axis in (-1, -2):
+            ctx.freeze(ctx.outputs[0], "Trilu: a triangular mask has no removable rows", axis)
+
+
+@rule("Dropout")
+def dropout(ctx: Context) -> None:
+    for out in ctx.outputs:
+        if out.name:
+            ctx.elementwise(ctx.inputs[0], out)
+
+
+@rule(*BROADCASTING)
+def broadcasting(ctx: Context) -> None:
+    ctx.elementwise(*ctx.inputs, ctx.outputs[0])
