@@ -33,13 +33,15 @@ class FileRef:
 class Totals:
     """Size of one model. `params` and `nonzero` count elements of all prunable-kind weights and their
     biases and normalisation parameters (every floating-point initializer); `macs` are multiply-accumulates
-    of one inference at the stated dimensions, None where a shape is unknown; bytes include external data."""
+    of one inference at the stated dimensions, None where a shape is unknown; bytes include external data.
+    `gzip_estimated`: the files are large and only samples of them were compressed."""
 
     params: int
     nonzero: int
     macs: int | None
     file_bytes: int
     gzip_bytes: int
+    gzip_estimated: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,28 @@
 
 from prunecli.model.layout import Layout
 from prunecli.model.load import Model, load
+from prunecli.model.macs import Macs, count_macs
+from prunecli.model.provenance import Provenance
+from prunecli.model.save import SaveOptions, save
+from prunecli.model.shapes import Dims, Shapes, concrete_shapes
+from prunecli.model.totals import totals
 from prunecli.model.weights import Use, Weight, Weights, find_weights
 
-__all__ = ["Layout", "Model", "Use", "Weight", "Weights", "find_weights", "load"]
+__all__ = [
+    "Dims",
+    "Layout",
+    "Macs",
+    "Model",
+    "Provenance",
+    "SaveOptions",
+    "Shapes",
+    "Use",
+    "Weight",
+    "Weights",
+    "concrete_shapes",
+    "count_macs",
+    "find_weights",
+    "load",
+    "save",
+    "totals",
+]

@@ -34,15 +34,18 @@ class Holder:
             return self.node.attributes["value"].as_tensor()
         return _from_floats(self.node)
 
-    @tensor.setter
-    def tensor(self, tensor: ir.TensorProtocol) -> None:
+    def put(self, tensor: ir.TensorProtocol) -> None:
+        """Store `tensor` in place of the present one."""
         if self.node is None:
             self.value.const_value = tensor
         else:
             for name in FLOAT_ATTRIBUTES:
                 self.node.attributes.pop(name, None)
             self.node.attributes["value"] = ir.AttrTensor("value", tensor)
-        self.value.shape = ir.Shape(tensor.shape.numpy())
+            if self.value.const_value is not None:
+                self.value.const_value = tensor
+        if self.value.shape is not None:
+            self.value.shape = ir.Shape(tensor.shape.numpy())
 
     @property
     def overridable(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from prunecli.model.outside import DataFolder, resolve
 from prunecli.model.protos import tensors
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.types import FileRef
+
+# onnx-ir warns on stderr about models it repairs; what matters is checked here and reported properly.
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Weight:
             change: gets the present values (read-only) and returns an array of the same dtype.
             shape: of the result, if it differs from the present one.
         """
-        self.holder.tensor = pending(self.tensor, change, shape or self.shape, self.name)
+        self.holder.put(pending(self.tensor, change, self.shape if shape is None else shape, self.name))
 
 
 def pending(

@@ -1,0 +1,202 @@
+"""Multiply-accumulates of one inference. Additions of biases, activations, pooling and the like count nothing.
+
+Positions that fall on padding count as any other, as in the usual counters for PyTorch models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from prunecli.model import attrs
+from prunecli.model.layout import Shape
+from prunecli.model.load import Model
+from prunecli.model.roles import MICROSOFT
+from prunecli.model.shapes import Shapes
+
+ShapeOf = Callable[[int], Shape]
+Formula = Callable[[ir.Node, ShapeOf, Shape], int]
+FORMULAS: dict[tuple[str, str], Formula] = {}
+
+
+class UnknownShapeError(Exception):
+    """An operand's shape is not known."""
+
+
+@dataclass
+class Macs:
+    """`nodes`: per operator that multiplies, None where a shape is unknown. `total`: None if any is unknown."""
+
+    nodes: dict[ir.Node, int | None] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int | None:
+        counts = self.nodes.values()
+        return None if None in counts else sum(count or 0 for count in counts)
+
+
+def counts(*op_types: str, domain: str = "") -> Callable[[Formula], Formula]:
+    """Register a formula (node, shape of input i, shape of output 0) -> multiply-accumulates."""
+
+    def register(formula: Formula) -> Formula:
+        FORMULAS.update({(domain, op_type): formula for op_type in op_types})
+        return formula
+
+    return register
+
+
+def count_macs(model: Model, shapes: Shapes) -> Macs:
+    """Count every operator that has a formula."""
+    result = Macs()
+    for node, facts in shapes.visits():
+        formula = FORMULAS.get((node.domain, node.op_type))
+        if formula is None:
+            continue
+        count = _count(formula, node, facts.shape)
+        before = result.nodes.get(node, 0)
+        result.nodes[node] = None if count is None or before is None else before + count
+    return result
+
+
+def _count(formula: Formula, node: ir.Node, shape: Callable[[ir.Value | None], Shape | None]) -> int | None:
+    def of(index: int) -> Shape:
+        known = shape(node.inputs[index]) if index < len(node.inputs) else None
+        if known is None:
+            raise UnknownShapeError
+        return known
+
+    out = shape(node.outputs[0]) if node.outputs else None
+    try:
+        return formula(node, of, out if out is not None else _unknown())
+    except (UnknownShapeError, attrs.UnreadableAttributeError, IndexError):
+        return None
+
+
+def _unknown() -> Shape:
+    raise UnknownShapeError
+
+
+@counts("Conv", "DeformConv", "ConvInteger")
+@counts("FusedConv", domain=MICROSOFT)
+def _conv(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """prod(Y) * C/g * prod(k), with W (M, C/g, k...)."""
+    return math.prod(out) * math.prod(shape(1)[1:])
+
+
+@counts("QLinearConv")
+def _qlinear_conv(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """As Conv, with W at input 3."""
+    return math.prod(out) * math.prod(shape(3)[1:])
+
+
+@counts("ConvTranspose")
+def _conv_transpose(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """prod(X) * M/g * prod(k), with W (C, M/g, k...): every input element meets every tap once."""
+    return math.prod(shape(0)) * math.prod(shape(1)[1:])
+
+
+@counts("Gemm")
+@counts("FusedGemm", "QGemm", domain=MICROSOFT)
+def _gemm(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """M * N * K, with A' (M, K)."""
+    return math.prod(out) * shape(0)[0 if attrs.integer(node, "transA", 0) else 1]
+
+
+@counts("MatMul", "MatMulInteger", "QLinearMatMul")
+@counts("FusedMatMul", "TransposeMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", domain=MICROSOFT)
+def _matmul(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """prod(Y) * K, whether the operands are weights or activations."""
+    first = shape(0)
+    transposed = attrs.integer(node, "transA", 0) and len(first) > 1
+    return math.prod(out) * first[-2 if transposed else -1]
+
+
+@counts("MatMulNBits", domain=MICROSOFT)
+def _matmul_nbits(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """prod(Y) * K with the attribute K."""
+    return math.prod(out) * attrs.integer(node, "K", 0)
+
+
+@counts("Einsum")
+def _einsum(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """Product of the sizes of all letters, for two operands; operands without contraction multiply too."""
+    equation = attrs.text(node, "equation", "").replace(" ", "")
+    terms = equation.split("->")[0].split(",")
+    if "." in equation or len(terms) > 2:
+        raise UnknownShapeError
+    if len(terms) == 1:
+        return 0
+    sizes = {letter: d for i, term in enumerate(terms) for letter, d in zip(term, shape(i), strict=False)}
+    return math.prod(sizes.values())
+
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@counts(*GATES)
+def _recurrent(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """T * B * D * gates * H * (I + H), with X (T, B, I) in either layout, W (D, gates*H, I), R (D, gates*H, H)."""
+    steps = math.prod(shape(0)[:2])
+    return steps * (math.prod(shape(1)) + math.prod(shape(2)))
+
+
+@counts("DynamicQuantizeLSTM", domain=MICROSOFT)
+def _quantised_lstm(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """As LSTM; the operands are stored transposed."""
+    return _recurrent(node, shape, out)
+
+
+@counts("Attention", "QAttention", domain=MICROSOFT)
+def _attention(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """B*S*I*(Hq+Hk+Hv) for the projection, then B*S*T*(Hq+Hv) for scores and weighted sum; T counts the past.
+
+    X (B, S, I), W (I, Hq+Hk+Hv), past (2, B, heads, P, head size) at input 4.
+    """
+    (batch, length, _), weight = shape(0), shape(1)
+    sizes = attrs.integers(node, "qkv_hidden_sizes") or (weight[1] // 3,) * 3
+    past = shape(4)[3] if node.op_type == "Attention" and _present(node, 4) else 0
+    total = length + past
+    return batch * length * (math.prod(weight) + total * (sizes[0] + sizes[2]))
+
+
+@counts("MultiHeadAttention", domain=MICROSOFT)
+def _multi_head(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """B*S*T*(Hq+Hv): scores and weighted sum; T counts the past keys (input 6, (B, heads, P, head size)).
+
+    Query (B, S, Hq), or all three packed as (B, S, heads, 3, size); key (B, T, H) or (B, heads, T, size), or
+    packed with the value as (B, T, heads, 2, size).
+    """
+    query = shape(0)
+    batch, length = query[:2]
+    width = query[2] if len(query) == 3 else query[2] * query[4]
+    keys = length
+    if len(query) == 3 and _present(node, 1):
+        key = shape(1)
+        keys = key[2] if len(key) == 4 else key[1]
+    past = shape(6)[2] if _present(node, 6) else 0
+    return batch * length * (keys + past) * (width + out[2])
+
+
+@counts("GroupQueryAttention", domain=MICROSOFT)
+def _group_query(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """B*S*T*2*H with H = heads * size (the output's width); T counts the past (input 3, (B, groups, P, size))."""
+    batch, length = shape(0)[:2]
+    past = shape(3)[2] if _present(node, 3) else 0
+    return batch * length * (length + past) * 2 * out[2]
+
+
+@counts("Attention")
+def _onnx_attention(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """B*S*T*(Hq+Hv), Q (B, S, Hq) or (B, heads, S, size); past keys at input 4, (B, heads, P, size)."""
+    query, key = shape(0), shape(1)
+    length = query[1] if len(query) == 3 else query[2]
+    keys = key[1] if len(key) == 3 else key[2]
+    past = shape(4)[2] if _present(node, 4) else 0
+    return (keys + past) * (math.prod(query) + math.prod(out)) if length else 0
+
+
+def _present(node: ir.Node, index: int) -> bool:
+    return index < len(node.inputs) and node.inputs[index] is not None

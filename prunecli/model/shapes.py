@@ -1,0 +1,167 @@
+"""Concrete shapes of every value, at stated or assumed sizes of the dynamic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec, resolve_shapes
+from prunecli.model.facts import Facts, gather_facts
+from prunecli.model.layout import Shape
+from prunecli.model.load import Model
+
+SPATIAL_TRIES = (64, 224, 32, 128)
+"""Sizes tried for the unknown axes of image inputs: the first at which every shape can be inferred."""
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of named dimensions (`--dim batch=1`) and whole input shapes (`--input-shape x:1,3,224,224`)."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, dim_options: Sequence[str] = (), shape_options: Sequence[str] = ()) -> Dims:
+        """From the texts of the command line.
+
+        Raises:
+            PruneError: not NAME=SIZE or NAME:D,D,...; sizes must be at least 1.
+        """
+        sizes = dict(_named(text, "=", "--dim", "batch=1") for text in dim_options)
+        shapes = dict(_named(text, ":", "--input-shape", "x:1,3,224,224") for text in shape_options)
+        for name, size in sizes.items():
+            if len(size) != 1:
+                raise PruneError(f"--dim {name}: one number is needed", "write --dim batch=1")
+        return cls({name: size[0] for name, size in sizes.items()}, shapes)
+
+
+def _named(text: str, separator: str, option: str, example: str) -> tuple[str, Shape]:
+    name, found, numbers = text.rpartition(separator)
+    parts = [part.strip() for part in numbers.split(",")]
+    if (
+        not found
+        or not name
+        or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+    ):
+        raise PruneError(
+            f"{option} {text}: not understood", f"write {option} {example}; sizes are at least 1"
+        )
+    return name, tuple(int(part) for part in parts)
+
+
+@dataclass
+class Shapes:
+    """What is known at one choice of sizes.
+
+    `inputs`: the concrete shape of every graph input. `assumed`: sentences on sizes nobody stated, such as
+    "batch of x = 1". `facts`: shapes and small values; its `problems` say where inference stopped, and why.
+    """
+
+    inputs: dict[str, Shape]
+    assumed: tuple[str, ...]
+    facts: Facts
+    graph: ir.Graph
+
+    def of(self, value: ir.Value | None) -> Shape | None:
+        """The shape of a value, None if unknown."""
+        return self.facts.shape(value)
+
+    def visits(self) -> Iterator[tuple[ir.Node, Facts]]:
+        """Every node with the facts that hold where it runs."""
+        for node in self.graph:
+            yield node, self.facts
+
+
+def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
+    """Infer all shapes; sizes that `dims` leaves open are assumed and recorded.
+
+    Raises:
+        PruneError: `dims` names an unknown input or dimension, or contradicts a fixed one.
+    """
+    dims = dims or Dims()
+    specs = input_specs(model.ir)
+    _refuse_unknown(dims, specs)
+    best: Shapes | None = None
+    for size in SPATIAL_TRIES:
+        inputs = _inputs(specs, dims, size)
+        shapes = Shapes(inputs, _assumed(specs, dims, inputs), gather_facts(model.ir, inputs), model.ir.graph)
+        if best is None or len(shapes.facts.problems) < len(best.facts.problems):
+            best = shapes
+        if not best.facts.problems or not _has_open_image(specs, dims):
+            break
+    assert best is not None
+    return best
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """The inputs a caller must feed: graph inputs that are no initializers."""
+    graph = model.graph
+    return [
+        InputSpec(value.name or "", _dtype(value), _dims(value))
+        for value in graph.inputs
+        if value.name not in graph.initializers
+    ]
+
+
+def _dtype(value: ir.Value) -> str:
+    dtype = value.dtype
+    if dtype is None:
+        return "unknown()"
+    return "str" if dtype == ir.DataType.STRING else str(dtype.numpy().name)
+
+
+def _dims(value: ir.Value) -> tuple[int | str | None, ...]:
+    def one(dim: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(dim, int):
+            return dim if dim >= 0 else None
+        return dim.value or None
+
+    return tuple(one(dim) for dim in value.shape or ())
+
+
+def _is_open(spec: InputSpec, axis: int, dims: Dims) -> bool:
+    dim = spec.shape[axis]
+    return spec.name not in dims.shapes and not isinstance(dim, int) and dim not in dims.sizes
+
+
+def _open_image_axes(spec: InputSpec, dims: Dims) -> list[int]:
+    if not spec.is_float or len(spec.shape) not in (4, 5):
+        return []
+    return [axis for axis in range(2, len(spec.shape)) if _is_open(spec, axis, dims)]
+
+
+def _has_open_image(specs: list[InputSpec], dims: Dims) -> bool:
+    return any(_open_image_axes(spec, dims) for spec in specs)
+
+
+def _inputs(specs: list[InputSpec], dims: Dims, size: int) -> dict[str, Shape]:
+    inputs = resolve_shapes(specs, dims.sizes, dims.shapes)
+    for spec in specs:
+        shape = list(inputs[spec.name])
+        for axis in _open_image_axes(spec, dims):
+            shape[axis] = size
+        inputs[spec.name] = tuple(shape)
+    return inputs
+
+
+def _assumed(specs: list[InputSpec], dims: Dims, inputs: dict[str, Shape]) -> tuple[str, ...]:
+    return tuple(
+        f"{spec.shape[axis] or f'axis {axis}'} of {spec.name} = {inputs[spec.name][axis]}"
+        for spec in specs
+        for axis in range(len(spec.shape))
+        if _is_open(spec, axis, dims)
+    )
+
+
+def _refuse_unknown(dims: Dims, specs: list[InputSpec]) -> None:
+    names = sorted({dim for spec in specs for dim in spec.shape if isinstance(dim, str)})
+    for name in dims.sizes:
+        if not any(name in dim for dim in names):
+            raise PruneError(
+                f"--dim {name}: the model has no dimension of that name",
+                f"its dimensions are {', '.join(names)}" if names else "use --input-shape",
+            )
