@@ -62,31 +62,6 @@ def _check_report(path: Path | None) -> Path | None:
     return path
 
 
-def _dim(text: str) -> str:
-    name, sign, value = text.rpartition("=")
-    if not (sign and name and value.isdigit() and int(value) > 0):
-        raise PruneError(f"{text!r} is not NAME=SIZE", "write --dim batch=1")
-    return text
-
-
-def _input_shape(text: str) -> str:
-    name, sign, sizes = text.rpartition(":")
-    if not (sign and name and all(size.isdigit() for size in sizes.split(","))):
-        raise PruneError(f"{text!r} is not NAME:SIZE,SIZE,...", "write --input-shape x:1,3,224,224")
-    return text
-
-
-def parse_dims(texts: list[str]) -> dict[str, int]:
-    """`["batch=1"]` -> `{"batch": 1}`. Raises PruneError."""
-    return {name: int(value) for name, _, value in (_dim(text).rpartition("=") for text in texts)}
-
-
-def parse_input_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """`["x:1,3,8,8"]` -> `{"x": (1, 3, 8, 8)}`; the name may itself contain colons. Raises PruneError."""
-    parts = (_input_shape(text).rpartition(":") for text in texts)
-    return {name: tuple(int(size) for size in sizes.split(",")) for name, _, sizes in parts}
-
-
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="the ONNX file", show_default=False)]
 
 OutputPath = Annotated[
@@ -232,7 +207,6 @@ Dim = Annotated[
     typer.Option(
         "--dim",
         metavar="NAME=SIZE",
-        parser=as_option(_dim),
         help="value of a dynamic dimension, e.g. batch=1; repeatable",
         rich_help_panel=RUN,
     ),
@@ -242,7 +216,6 @@ InputShape = Annotated[
     typer.Option(
         "--input-shape",
         metavar="NAME:SIZES",
-        parser=as_option(_input_shape),
         help="shape of an input, e.g. x:1,3,224,224; repeatable",
         rich_help_panel=RUN,
     ),
