@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 
 import onnx_ir as ir
 
@@ -21,6 +21,33 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from graph
 
 
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node, in subgraphs too, comes after the nodes whose outputs it reads."""
+    return _sorted_after(graph, set())
+
+
+def _sorted_after(graph: ir.Graph, done: set[ir.Node]) -> bool:
+    for node in graph:
+        producers = (value.producer() for value in node.inputs if value is not None)
+        if any(producer is not None and producer not in done for producer in producers):
+            return False
+        if not all(_sorted_after(inner, done) for inner in subgraphs(node)):
+            return False
+        done.add(node)
+    return True
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs held by the node's own attributes."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 def replace_tensors(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
     """Put `change(tensor)` in place of every tensor: initializers, node attributes, attribute defaults."""
     for graph in all_graphs(model):
@@ -34,7 +61,7 @@ def replace_tensors(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.Te
 
 
 def _change_attributes(
-    attributes: ir.Attributes | dict[str, ir.Attr], change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
+    attributes: MutableMapping[str, ir.Attr], change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
 ) -> None:
     for name, attribute in list(attributes.items()):
         if attribute.is_ref():

@@ -14,10 +14,12 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from prunecli.errors import PruneError
-from prunecli.model import graphs
-from prunecli.model.outside import DataFolder, resolve
-from prunecli.model.protos import tensors
+from prunecli.model import graphs, preserve, signatures
+from prunecli.model.outside import DataFolder
+from prunecli.model.sparse import densify
 from prunecli.model.tensors import CHUNK, MappedTensor
+from prunecli.model.validate_graph import check_graph
+from prunecli.model.validate_tensors import DAMAGED, check_tensors
 from prunecli.types import FileRef
 
 # onnx-ir warns on stderr about models it repairs; what matters is checked here and reported properly.
@@ -58,23 +60,70 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     sha256 = hashlib.sha256(data).hexdigest()
     proto = parse(path, data)
     del data
-    folder = DataFolder(path, allow_outside_data)
-    for tensor in tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _point_at(tensor, *resolve(tensor, folder))
+    try:
+        model, folder, notes = _build(proto, path, allow_outside_data)
+    except PruneError:
+        raise
+    except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
+    return Model(model, path, sha256, tuple(folder.sizes), notes)
+
+
+def _build(
+    proto: onnx.ModelProto, path: Path, allow_outside_data: bool
+) -> tuple[ir.Model, DataFolder, list[str]]:
+    folder = check_tensors(proto, path, allow_outside_data)
+    notes = [*densify(proto, path), *_tidy(proto, path)]
+    check_graph(proto, path)
+    lost = preserve.detach(proto)
     model = ir.from_proto(proto)
+    preserve.pin(model, lost)
     graphs.replace_tensors(model, _mapped)
-    return Model(model, path, sha256, tuple(folder.sizes))
+    return model, folder, [*notes, *_sort(model, path)]
 
 
-def _point_at(tensor: onnx.TensorProto, path: Path, offset: int) -> None:
-    del tensor.external_data[:]
-    tensor.external_data.add(key="location", value=str(path))
-    tensor.external_data.add(key="offset", value=str(offset))
+def _tidy(proto: onnx.ModelProto, path: Path) -> list[str]:
+    """What onnxruntime lets pass and onnx-ir does not."""
+    notes = []
+    if proto.training_info:
+        notes.append("training_info is kept as it is; it still describes the unpruned model")
+    before = proto.ByteSize()
+    proto.DiscardUnknownFields()  # type: ignore[attr-defined]
+    if proto.ByteSize() != before:
+        notes.append("fields that this version of ONNX does not know were dropped; is the file newer?")
+    return notes + _drop_repeated(proto.graph, path)
+
+
+def _drop_repeated(graph: onnx.GraphProto, path: Path) -> list[str]:
+    """Initializers without a name, or stored twice with equal bytes."""
+    seen: dict[str, onnx.TensorProto] = {}
+    spare = []
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.name and tensor.name not in seen:
+            seen[tensor.name] = tensor
+        elif not tensor.name or seen[tensor.name] == tensor:
+            spare.append(index)
+    for index in reversed(spare):
+        del graph.initializer[index]
+    return [f"{len(spare)} unnamed or repeated initializers were dropped"] if spare else []
+
+
+def _sort(model: ir.Model, path: Path) -> list[str]:
+    """Bring nodes into an order in which each follows what it reads."""
+    unsorted = [g for g in (model.graph, *(f.graph for f in model.functions.values())) if not graphs.is_sorted(g)]
+    for graph in unsorted:
+        try:
+            graph.sort()
+        except ValueError as error:
+            raise PruneError(f"{path}: nodes of '{graph.name}' depend on each other in a circle", DAMAGED) from error
+    return ["nodes were sorted: some came before what they read"] if unsorted else []
 
 
 def _mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Our own mapping in place of onnx-ir's, which refuses files that a model cache has linked."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        del tensor.raw.metadata_props[:]  # onnx-ir holds a copy, and would write both
     if not isinstance(tensor, ir.ExternalTensor) or isinstance(tensor, MappedTensor):
         return tensor
     mapped = MappedTensor(Path(tensor.location), tensor.offset or 0, tensor.dtype, tensor.shape, tensor.name)
@@ -98,15 +147,22 @@ def read_file(path: Path) -> bytes:
         if info.st_size == 0:
             raise PruneError(f"{path} is empty", "export or download the model again")
         if info.st_size >= 1 << 31:
-            raise PruneError(
-                f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file"
-            )
-        return path.read_bytes()
+            raise PruneError(f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file")
+        return _read(path)
     except FileNotFoundError as error:
         raise PruneError(f"{path} does not exist", "check the path") from error
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise PruneError(f"{path} cannot be read: {reason}", "check the path and its permissions") from error
+
+
+def _read(path: Path) -> bytes:
+    """All bytes; a file that cannot be ONNX is given up after its first ones."""
+    with path.open("rb") as file:
+        head = file.read(512)
+        if hint := signatures.foreign(head):
+            raise PruneError(f"{path} is not an ONNX model", hint)
+        return head + file.read()
 
 
 def parse(path: Path, data: bytes) -> onnx.ModelProto:
@@ -119,44 +175,16 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise PruneError(f"{path} is not a complete ONNX model", _hint(path, data)) from error
+        raise PruneError(f"{path} is not a complete ONNX model", signatures.hint(path, data)) from error
     if not proto.HasField("graph") or not proto.ir_version:
-        raise PruneError(f"{path} is not an ONNX model", _hint(path, data))
+        raise PruneError(f"{path} is not an ONNX model", signatures.hint(path, data))
     return proto
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-SIGNATURES = (
-    (b"PK\x03\x04", "it is a ZIP archive (a PyTorch checkpoint or Keras file?): export it to ONNX first"),
-    (b"\x89HDF", "it is an HDF5 file (Keras?): export it to ONNX first"),
-    (b"\x80\x02", "it is a Python pickle: export the model to ONNX first"),
-    (b"\x80\x04", "it is a Python pickle: export the model to ONNX first"),
-    (b"\x1f\x8b", "it is gzip-compressed: unpack it first"),
-    (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull`"),
-    (b"\x93NUMPY", "it is a NumPy array; the model comes first, data goes to --data"),
-)
-
-
-def _hint(path: Path, data: bytes) -> str:
-    for signature, hint in SIGNATURES:
-        if data.startswith(signature):
-            return hint
-    if data[4:8] in (b"TFL3", b"ORTM"):
-        return "it is a TensorFlow Lite or ORT-format file: give the original .onnx file"
-    if _is_text(data[:512]):
-        return "it is a text file: give an .onnx file"
-    if path.suffix.lower() != ".onnx":
-        return "give an .onnx file"
-    return "it was cut off or damaged: export or download it again"
-
-
-def _is_text(head: bytes) -> bool:
-    printable = sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
-    return printable > 0.97 * len(head)

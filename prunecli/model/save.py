@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model import bulk
+from prunecli.model import bulk, preserve
 from prunecli.model.graphs import all_graphs
 from prunecli.model.load import Model
 from prunecli.model.provenance import Provenance, record
@@ -92,6 +92,7 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
         sync(stage.folder / name)
     with _moved_out(outside, places, name or ""):
         proto = ir.to_proto(model.ir)
+        preserve.attach(proto, model.ir)
     if options.provenance is not None:
         record(proto, options.provenance, model.sha256)
     return name, _write_proto(proto, stage.model)

@@ -1,0 +1,186 @@
+"""Keeping what onnx-ir would lose between loading and saving.
+
+onnx-ir cannot hold map and opaque types, sparse or undecodable attributes, training information, or entries
+about names that no longer exist, and it adds a value_info for every initializer. Before parsing, `detach`
+takes such parts out of the proto; `pin` ties them to the IR objects they belong to, so that they follow every
+edit; after serialising, `attach` puts them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from prunecli.model.graphs import subgraphs
+from prunecli.model.protos import Body, bodies
+
+KEY = "prunecli.kept"
+Message = TypeVar("Message", onnx.ValueInfoProto, onnx.AttributeProto, onnx.TensorAnnotation)
+
+
+@dataclass
+class Kept:
+    """What one graph or function body loses: by value name, by node position, and the rest verbatim."""
+
+    types: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
+    attributes: dict[int, list[onnx.AttributeProto]] = field(default_factory=dict)
+    described: set[str] = field(default_factory=set)
+    infos: list[onnx.ValueInfoProto] = field(default_factory=list)
+    annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
+
+
+@dataclass
+class Lost:
+    """Everything detached from one model: per body in walking order, and the training information."""
+
+    bodies: list[Kept]
+    training: list[onnx.TrainingInfoProto]
+
+
+def detach(model: onnx.ModelProto) -> Lost:
+    """Take out of `model` what onnx-ir cannot hold."""
+    lost = Lost([_detach(body) for body in bodies(model)], list(model.training_info))
+    del model.training_info[:]
+    return lost
+
+
+def _detach(body: Body) -> Kept:
+    kept = Kept()
+    for index, node in enumerate(body.node):
+        odd = [attribute for attribute in node.attribute if not _survives(attribute)]
+        for attribute in odd:
+            kept.attributes.setdefault(index, []).append(_copy(attribute))
+            node.attribute.remove(attribute)
+    for info in _infos(body):
+        if not _round_trips(info):
+            kept.types[info.name] = _copy(info)
+            info.ClearField("type")
+    if isinstance(body, onnx.GraphProto):
+        _detach_graph(body, kept)
+    return kept
+
+
+def _detach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
+    stored, produced = {t.name for t in graph.initializer}, {o for node in graph.node for o in node.output}
+    known = stored | produced | {info.name for info in graph.input}
+    kept.described = stored & {info.name for info in graph.value_info}
+    # "domain::function/value" is how older models describe values inside functions; onnx-ir reads those
+    kept.infos = [_copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name]
+    kept.annotations = [_copy(a) for a in graph.quantization_annotation if a.tensor_name not in known]
+
+
+def _infos(body: Body) -> Iterator[onnx.ValueInfoProto]:
+    yield from body.value_info
+    if isinstance(body, onnx.GraphProto):
+        yield from body.input
+        yield from body.output
+
+
+def _copy(proto: Message) -> Message:
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _round_trips(info: onnx.ValueInfoProto) -> bool:
+    try:
+        value = ir.serde.deserialize_value_info_proto(info, None)
+        again = ir.serde.serialize_value(value)
+    except Exception:  # onnx-ir raises many kinds for what it does not know
+        return False
+    return bool(again.type == info.type)
+
+
+def _survives(attribute: onnx.AttributeProto) -> bool:
+    kinds = onnx.AttributeProto
+    if attribute.type in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS, kinds.UNDEFINED) and not attribute.ref_attr_name:
+        return False
+    if attribute.type == kinds.STRINGS:
+        return all(_is_text(text) for text in attribute.strings)
+    if attribute.type in (kinds.TYPE_PROTO, kinds.TYPE_PROTOS):
+        types = [attribute.tp] if attribute.type == kinds.TYPE_PROTO else attribute.type_protos
+        return all(_round_trips(onnx.ValueInfoProto(name="x", type=t)) for t in types)
+    return True
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def pin(model: ir.Model, lost: Lost) -> None:
+    """Tie what was detached to the values, nodes and graphs of the freshly parsed `model`."""
+    model.meta[KEY] = lost.training
+    for body, kept in zip(ir_bodies(model), lost.bodies, strict=True):
+        body.meta[KEY] = kept
+        nodes = list(body)
+        for index, attributes in kept.attributes.items():
+            nodes[index].meta[KEY] = attributes
+        for value in _values(body):
+            if value.name in kept.types:
+                value.meta[KEY] = kept.types[value.name]
+
+
+def _values(body: ir.Graph | ir.Function) -> Iterator[ir.Value]:
+    yield from body.inputs
+    for node in body:
+        yield from node.outputs
+    if isinstance(body, ir.Graph):
+        yield from body.initializers.values()
+
+
+def ir_bodies(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    """The IR counterparts of `protos.bodies`, in the same order."""
+    yield from _ir_with_subgraphs(model.graph)
+    for function in model.functions.values():
+        yield from _ir_with_subgraphs(function)
+
+
+def _ir_with_subgraphs(body: ir.Graph | ir.Function) -> Iterator[ir.Graph | ir.Function]:
+    yield body
+    for node in body:
+        for graph in subgraphs(node):
+            yield from _ir_with_subgraphs(graph)
+
+
+def attach(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Put everything pinned to `model` back into its serialised form."""
+    proto.training_info.extend(model.meta.get(KEY, []))
+    for body, source in zip(bodies(proto), ir_bodies(model), strict=True):
+        kept = source.meta.get(KEY) or Kept()
+        for node, origin in zip(body.node, source, strict=True):
+            node.attribute.extend(origin.meta.get(KEY, []))
+        _attach_types(body, source)
+        if isinstance(body, onnx.GraphProto):
+            _attach_graph(body, kept)
+
+
+def _attach_types(body: Body, source: ir.Graph | ir.Function) -> None:
+    """Types onnx-ir could not hold; values that got a type since then keep the new one."""
+    pinned = {v.name: v.meta[KEY] for v in _values(source) if KEY in v.meta and v.type is None and v.name}
+    if not pinned:
+        return
+    for info in _infos(body):
+        if info.name in pinned:
+            info.type.CopyFrom(pinned.pop(info.name).type)
+    produced = {name for node in body.node for name in node.output}
+    body.value_info.extend(info for name, info in pinned.items() if name in produced)
+
+
+def _attach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
+    """Entries about unknown names, and no value_info for an initializer that had none."""
+    stored = {t.name for t in graph.initializer}
+    wanted = [i for i in graph.value_info if i.name not in stored or i.name in kept.described]
+    if len(wanted) != len(graph.value_info):
+        wanted = [_copy(info) for info in wanted]
+        del graph.value_info[:]
+        graph.value_info.extend(wanted)
+    graph.value_info.extend(kept.infos)
+    graph.quantization_annotation.extend(kept.annotations)

@@ -1,0 +1,130 @@
+"""Whether names resolve, nothing depends on itself, and functions can be expanded; in linear time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+
+from prunecli.errors import PruneError
+from prunecli.model.protos import Body
+
+BROKEN = "export the model again; onnxruntime would not open it either"
+MAX_EXPANDED = 10_000_000
+"""Nodes after expanding all function calls: nested calls must not explode."""
+Function = tuple[str, str, str]
+
+
+def check_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Raises PruneError on the first thing that no runtime could resolve."""
+    _check_opsets(model, path)
+    _check_scope(model.graph, [], path)
+    for function in model.functions:
+        _check_scope(function, [], path)
+    _check_functions(model, path)
+
+
+def _check_opsets(model: onnx.ModelProto, path: Path) -> None:
+    for entry in model.opset_import:
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    if not any(entry.domain == "" for entry in model.opset_import) and _uses_standard_operators(model.graph):
+        raise PruneError(f"{path}: the model does not say which opset of ONNX it uses", BROKEN)
+
+
+def _uses_standard_operators(graph: onnx.GraphProto) -> bool:
+    return any(node.domain in ("", "ai.onnx") for node in graph.node)
+
+
+def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:
+    """Names of one graph or function, given those of the graphs around it; then of the graphs inside."""
+    known = _defined(body, path)
+    scopes = [*outer, known]
+    for node in body.node:
+        if not node.op_type:
+            raise PruneError(f"{path}: node '{node.name}' has no operator", BROKEN)
+        for name in node.input:
+            if name and not any(name in scope for scope in scopes):
+                raise PruneError(f"{path}: {_label(node)} reads '{name}', which nothing produces", BROKEN)
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                _check_scope(graph, scopes, path)
+    for name in _outputs(body):
+        if name not in known:
+            raise PruneError(f"{path}: nothing produces the output '{name}' of '{body.name}'", BROKEN)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def _inputs(body: Body) -> list[str]:
+    return list(body.input) if isinstance(body, onnx.FunctionProto) else [info.name for info in body.input]
+
+
+def _outputs(body: Body) -> list[str]:
+    return list(body.output) if isinstance(body, onnx.FunctionProto) else [info.name for info in body.output]
+
+
+def _defined(body: Body, path: Path) -> set[str]:
+    """Every name the body defines, each once; an initializer may also be an input."""
+    inputs, made = _inputs(body), [name for node in body.node for name in node.output if name]
+    stored = [t.name for t in body.initializer] if isinstance(body, onnx.GraphProto) else []
+    for names in (inputs, stored, [*{*inputs, *stored}, *made]):
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise PruneError(f"{path}: the name '{twice}' is defined twice in '{body.name}'", BROKEN)
+    return {*inputs, *stored, *made}
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} node '{node.name or (node.output[0] if node.output else '')}'"
+
+
+def _check_functions(model: onnx.ModelProto, path: Path) -> None:
+    """Functions are unique, do not call themselves, and expand to a sane number of nodes."""
+    calls: dict[Function, Counter[Function]] = {}
+    for function in model.functions:
+        key = (function.domain, function.name, function.overload)
+        if key in calls:
+            raise PruneError(f"{path}: the function '{function.name}' is defined twice", BROKEN)
+        calls[key] = Counter(_called(function.node))
+    sizes: dict[Function, int] = {}
+    for key in calls:
+        _expand(key, calls, sizes, path)
+    expanded = sum(sizes.get(key, 1) * n for key, n in Counter(_called(model.graph.node)).items())
+    if expanded > MAX_EXPANDED:
+        raise PruneError(f"{path}: its functions expand to more than {MAX_EXPANDED} nodes", BROKEN)
+
+
+def _expand(
+    start: Function, calls: dict[Function, Counter[Function]], sizes: dict[Function, int], path: Path
+) -> None:
+    """Fill `sizes` for `start` and what it calls, without recursion: chains of calls may be long."""
+    stack, open_calls = [start], set()
+    while stack:
+        key = stack[-1]
+        waiting = [c for c in calls[key] if c in calls and c not in sizes] if key not in sizes else []
+        if not waiting:
+            open_calls.discard(key)
+            size = 1 + sum(sizes.get(c, 1) * n for c, n in calls[key].items())
+            sizes[stack.pop()] = min(size, MAX_EXPANDED + 1)
+            continue
+        open_calls.add(key)
+        if any(c in open_calls for c in waiting):
+            raise PruneError(f"{path}: the function '{key[1]}' calls itself", BROKEN)
+        stack += waiting
+
+
+def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[Function]:
+    for node in nodes:
+        yield (node.domain, node.op_type, node.overload)
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                yield from _called(graph.node)
+
+
