@@ -1,0 +1,68 @@
+"""Columns: arrays whose first axis counts samples, read when needed, never bigger than allowed."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Column:
+    """`shape` and `dtype` are known at once; `read()` is called when values are first needed, and may
+    return a memory map. `name` is what the user calls it, for messages."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[], Array]
+
+    @classmethod
+    def of(cls, name: str, array: Array) -> Column:
+        return cls(name, array.shape, array.dtype, lambda: array)
+
+    @functools.cached_property
+    def _array(self) -> Array:
+        return self.read()
+
+    def array(self) -> Array:
+        """Everything; a memory map where the source allows it."""
+        return self._array
+
+    def rows(self, index: Array) -> Array:
+        """The rows at `index` (integers), in that order; contiguous ranges are read as slices."""
+        array = self._array
+        if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
+            return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
+        return np.asarray(array[index])
+
+
+def memory_budget() -> int:
+    """Bytes that one data source may hold in memory: half of the machine's, 4 GiB where that is unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+def check_budget(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """Refuse to hold an array of that size in memory.
+
+    Raises:
+        PruneError: it exceeds `memory_budget()`.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size > memory_budget():
+        raise PruneError(
+            f"{name} would take {size / 1e9:.1f} GB of memory",
+            "use --limit, or save it uncompressed (np.savez)",
+        )

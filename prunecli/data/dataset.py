@@ -1,0 +1,260 @@
+"""Data sets: samples in the shape and type that a model's inputs want, in batches it accepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from prunecli.data.casting import cast, check_dtype, check_sample_shape
+from prunecli.data.columns import Column
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run's worth of samples.
+
+    `feed` is what a session takes. The first `count` samples are real, any after them repeat the last one (a
+    model of fixed batch size); `trim` takes them off the outputs. `labels` and `reference` (recorded outputs
+    of a model-zoo test set) hold the real samples only.
+    """
+
+    feed: dict[str, Array]
+    count: int
+    labels: Array | None = None
+    reference: dict[str, Array] | None = None
+    padded: int = 0
+    unbatched: bool = False
+
+    def trim(self, name: str, output: Array) -> Array:
+        """An output of the run with one row per real sample.
+
+        Raises:
+            PruneError: rows were padded, but the output does not have one row per sample.
+        """
+        if self.unbatched:
+            return output[None]
+        if not self.padded:
+            return output
+        if not output.shape or output.shape[0] != self.count + self.padded:
+            raise PruneError(
+                f"the output {name} of shape {output.shape} does not have one row per sample, and the last"
+                f" batch of {self.count} had to be padded to {self.count + self.padded}",
+                "choose --limit as a multiple of the model's batch size",
+            )
+        return output[: self.count]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples of one shape: columns by model input, and which of their rows belong to the set, in order.
+
+    `whole` chunks run as they are, in one batch: recorded test sets, whose first axis may mean anything.
+    """
+
+    columns: Mapping[str, Column]
+    index: Array
+    labels: Column | None = None
+    whole: bool = False
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    reference: Mapping[str, Array] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples for the inputs `specs`. Immutable: `take`, `split`, `shuffled` and `select` return new ones
+    over the same columns. `source` is how the user named it."""
+
+    specs: Sequence[InputSpec]
+    chunks: Sequence[Chunk]
+    source: str = "data"
+    unbatched: bool = False
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+    @property
+    def has_labels(self) -> bool:
+        return bool(self.chunks) and all(chunk.labels is not None for chunk in self.chunks)
+
+    @property
+    def has_reference(self) -> bool:
+        return bool(self.chunks) and all(chunk.reference is not None for chunk in self.chunks)
+
+    @property
+    def labels(self) -> Array | None:
+        """All labels in order, one row per sample; None without them."""
+        if not self.has_labels:
+            return None
+        parts = [chunk.labels.rows(chunk.index) for chunk in self.chunks if chunk.labels is not None]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model insists on, None if any will do."""
+        if self.unbatched:
+            return 1
+        sizes = {s.shape[0] for s in self.specs if s.shape and s.name not in self._constants}
+        fixed = sorted(size for size in sizes if isinstance(size, int))
+        if len(fixed) > 1:
+            raise PruneError(
+                f"the model's inputs have different first dimensions: {', '.join(map(str, fixed))}",
+                "give one run per folder, as test_data_set_0/input_0.pb, ...",
+            )
+        return fixed[0] if fixed else None
+
+    @property
+    def _constants(self) -> set[str]:
+        return {name for chunk in self.chunks for name in chunk.constants}
+
+    def batch_count(self, batch_size: int) -> int:
+        size = self._size(batch_size)
+        return sum(1 if c.whole else math.ceil(len(c) / size) for c in self.chunks if len(c))
+
+    def batches(self, batch_size: int = 32) -> Iterator[Batch]:
+        """Feeds in order. A model of fixed batch size gets exactly that, whatever `batch_size` says.
+
+        Raises:
+            PruneError: values that the input cannot take (NaN, infinity, lossy casts).
+        """
+        size = self._size(batch_size)
+        for chunk in self.chunks:
+            step = max(len(chunk), 1) if chunk.whole else size
+            for start in range(0, len(chunk), step):
+                yield self._batch(chunk, chunk.index[start : start + step])
+
+    def _size(self, batch_size: int) -> int:
+        return (self.fixed_batch if any(not c.whole for c in self.chunks) else None) or batch_size
+
+    def _batch(self, chunk: Chunk, rows: Array) -> Batch:
+        missing = 0 if chunk.whole or self.fixed_batch is None else self.fixed_batch - len(rows)
+        padded = np.concatenate([rows, np.repeat(rows[-1:], missing)]) if missing else rows
+        feed = dict(chunk.constants)
+        for spec in self.specs:
+            if spec.name in chunk.columns:
+                column = chunk.columns[spec.name]
+                values = column.array() if chunk.whole else column.rows(padded)
+                feed[spec.name] = cast(column.name, values[0] if self.unbatched else values, spec)
+        labels = None if chunk.labels is None else chunk.labels.rows(rows)
+        reference = None if chunk.reference is None else dict(chunk.reference)
+        return Batch(feed, len(rows), labels, reference, missing, self.unbatched)
+
+    def select(self, positions: Array) -> Dataset:
+        """The samples at those positions, chunk by chunk in the order given within each chunk."""
+        start, chunks = 0, []
+        for chunk in self.chunks:
+            mine = positions[(positions >= start) & (positions < start + len(chunk))] - start
+            if chunk.whole:  # kept when its first sample is, and then complete
+                mine = np.arange(len(chunk) if (mine == 0).any() else 0)
+            if len(mine):
+                chunks.append(replace(chunk, index=chunk.index[mine]))
+            start += len(chunk)
+        return replace(self, chunks=chunks)
+
+    def take(self, count: int) -> Dataset:
+        """The first `count` samples (recorded test sets stay whole)."""
+        return self.select(np.arange(min(count, len(self))))
+
+    def shuffled(self, seed: int) -> Dataset:
+        """The same samples in an order drawn from `seed`; chunks keep together."""
+        return self.select(np.random.default_rng(seed).permutation(len(self)))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Two disjoint sets: `round(fraction * len)` samples drawn by `seed`, and the others, both in order.
+
+        Raises:
+            PruneError: one side would be empty.
+        """
+        total, first = len(self), round(fraction * len(self))
+        if not 0 < first < total:
+            raise PruneError(f"cannot split {total} samples at {fraction:g}", "give more samples")
+        order = np.random.default_rng(seed).permutation(total)
+        return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
+
+
+def build(
+    specs: Sequence[InputSpec],
+    columns: Mapping[str, Column],
+    labels: Column | None,
+    source: str,
+) -> Dataset:
+    """A data set of one chunk from columns already matched to inputs, after checking that they fit.
+
+    Raises:
+        PruneError: wrong dtype, shape or count of an input, no samples, or a wrong number of labels.
+    """
+    constants = {s.name: cast(columns[s.name].name, columns[s.name].array(), s)
+                 for s in specs if not columns[s.name].shape and not s.shape}  # fmt: skip
+    batched = [s for s in specs if s.name not in constants]
+    unbatched = _is_unbatched(batched, columns)
+    for spec in batched:
+        column = columns[spec.name]
+        check_dtype(column.name, column.dtype, spec)
+        shifted = replace(spec, shape=(None, *spec.shape)) if unbatched else spec
+        check_sample_shape(column.name, column.shape[1:], shifted)
+    count = _common_count([columns[s.name] for s in batched], source)
+    _check_named_dims(batched, columns, 0 if unbatched else 1)
+    check_labels(labels, count)
+    kept = {s.name: columns[s.name] for s in batched}
+    chunk = Chunk(kept, np.arange(count), labels, constants=constants)
+    return Dataset(specs, [chunk], source, unbatched)
+
+
+def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> bool:
+    """Whether every input lacks a batch axis: its arrays have one axis more than the model declares."""
+    return bool(specs) and all(s.shape and len(columns[s.name].shape) == len(s.shape) + 1 for s in specs)
+
+
+def _common_count(columns: Sequence[Column], source: str) -> int:
+    if not columns:
+        raise PruneError(f"{source} holds nothing that the model takes per sample", "check the array names")
+    counts = {c.name: c.shape[0] if c.shape else 0 for c in columns}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise PruneError(
+            f"the inputs differ in their number of samples: {listed}", "the first axis counts samples"
+        )
+    count = next(iter(counts.values()))
+    if count == 0:
+        raise PruneError(f"{columns[0].name} holds no samples", "the first axis counts samples")
+    return count
+
+
+def _check_named_dims(specs: Sequence[InputSpec], columns: Mapping[str, Column], skip: int) -> None:
+    """A dimension name means one size in all inputs."""
+    seen: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        shape = columns[spec.name].shape[1:]
+        for dim, size in zip(spec.shape[skip:], shape, strict=False):
+            if isinstance(dim, str) and seen.setdefault(dim, (size, spec.name))[0] != size:
+                raise PruneError(
+                    f"the dimension {dim} is {seen[dim][0]} in {seen[dim][1]} but {size} in {spec.name}",
+                    "one name means one size in all inputs",
+                )
+
+
+def check_labels(labels: Column | None, count: int) -> None:
+    """Refuse labels that are not one per sample, not numbers or text, or not finite.
+
+    Raises:
+        PruneError: naming the labels and the two counts.
+    """
+    if labels is None:
+        return
+    if not labels.shape or labels.shape[0] != count:
+        have = labels.shape[0] if labels.shape else "a single"
+        raise PruneError(f"{labels.name} has {have} labels for {count} samples", "give one label per sample")
+    if np.dtype(labels.dtype).kind not in "biufU":
+        raise PruneError(f"{labels.name} has the type {labels.dtype}", "labels are numbers or text")
+    if np.dtype(labels.dtype).kind == "f" and not np.isfinite(labels.array()).all():
+        raise PruneError(f"{labels.name} has NaN or infinite labels", "remove those samples")

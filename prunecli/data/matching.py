@@ -1,0 +1,78 @@
+"""Which array feeds which input: by exact name, by the same name spelt differently, or by elimination."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from prunecli.data.casting import fits
+from prunecli.data.columns import Column
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec
+
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+
+
+def match(specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str) -> dict[str, Column]:
+    """A column for every input.
+
+    Exact names first; then names that agree without case, punctuation and a ":0" suffix; then, among what is
+    left, inputs that exactly one column fits in shape. A single input and a single column always match.
+
+    Raises:
+        PruneError: an input has no column, or several could be meant; both sides are named.
+    """
+    found = {s.name: columns[s.name] for s in specs if s.name in columns}
+    for spec in specs:
+        if spec.name not in found:
+            close = [k for k in _left(columns, found) if _plain(k) == _plain(spec.name)]
+            if len(close) == 1:
+                found[spec.name] = columns[close[0]]
+    missing = [s for s in specs if s.name not in found]
+    found |= _by_elimination(missing, _left(columns, found))
+    missing = [s for s in specs if s.name not in found]
+    if missing:
+        raise PruneError(
+            f"no array of {source} is for the model's input {missing[0].describe()}",
+            f"{source} has {_listed(columns)}; the model takes {', '.join(s.describe() for s in specs)}",
+        )
+    return {s.name: found[s.name] for s in specs}
+
+
+def split_labels(
+    columns: Mapping[str, Column], specs: Sequence[InputSpec]
+) -> tuple[dict[str, Column], Column | None]:
+    """The columns without the labels, and the labels: the first of LABEL_NAMES that is no input's name."""
+    names = {s.name for s in specs}
+    name = next((n for n in LABEL_NAMES if n in columns and n not in names), None)
+    if name is None or (len(columns) == 1 and len(specs) == 1):
+        return dict(columns), None
+    return {k: v for k, v in columns.items() if k != name}, columns[name]
+
+
+def _by_elimination(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> dict[str, Column]:
+    if len(specs) == len(columns) == 1:
+        return {specs[0].name: next(iter(columns.values()))}
+    fitting = {s.name: [k for k, c in columns.items() if _could_feed(c, s)] for s in specs}
+    single = {name: keys[0] for name, keys in fitting.items() if len(keys) == 1}
+    taken = list(single.values())
+    return {name: columns[key] for name, key in single.items() if taken.count(key) == 1}
+
+
+def _could_feed(column: Column, spec: InputSpec) -> bool:
+    if not column.shape or not spec.shape:
+        return column.shape == spec.shape
+    return fits(column.shape[1:], spec.shape[1:]) and (column.dtype.kind in "UT") == (spec.dtype == "str")
+
+
+def _left(columns: Mapping[str, Column], found: Mapping[str, Column]) -> dict[str, Column]:
+    used = {id(column) for column in found.values()}
+    return {k: c for k, c in columns.items() if id(c) not in used}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", re.sub(r":\d+$", "", name.lower()))
+
+
+def _listed(columns: Mapping[str, Column]) -> str:
+    return ", ".join(f"{k}: {c.dtype} {tuple(c.shape)}" for k, c in columns.items()) or "no arrays"
