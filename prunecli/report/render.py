@@ -73,7 +73,12 @@ def _render_table(console: Console, table: Table, width: int | None, complete: b
     texts = [[one_line(text) for text in row] for row in table_texts(table)]
     columns, texts, dropped = fit(table.columns, [texts[row] for row in rows], width)
     rich = RichTable(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        show_header=any(column.title for column in columns),
     )
     for column in columns:
         rich.add_column(column.title, justify="right" if is_number(column.form) else "left", no_wrap=True)

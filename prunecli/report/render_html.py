@@ -59,7 +59,8 @@ def _table(table: Table) -> str:
         f'<th class="{kind}">{escape(column.title)}</th>'
         for kind, column in zip(kinds, table.columns, strict=True)
     )
-    return "\n".join([f"<tr>{head}</tr>", *(_row(kinds, row) for row in table_texts(table))])
+    header = [f"<tr>{head}</tr>"] if any(column.title for column in table.columns) else []
+    return "\n".join([*header, *(_row(kinds, row) for row in table_texts(table))])
 
 
 def _row(kinds: list[str], texts: list[str]) -> str:

@@ -1,0 +1,188 @@
+"""The distribution of |w|, streamed weight by weight, and whether weights already follow an N:M pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.model import Weight
+from prunecli.types import Progress, no_progress
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FRACTIONS = (0.5, 0.7, 0.9)
+PICTURE_BINS = 24
+STEPS = 16
+_CHUNK = 1 << 22
+# Cells of the fine histogram: the top 17 bits of a positive float32, so 1/512 of the value or finer.
+_SHIFT = 14
+_CELLS = 0x7F800000 >> _SHIFT
+
+
+@dataclass(frozen=True)
+class Spread:
+    """|w| of one weight, to 0.2 %: its largest value, the value below which each fraction of FRACTIONS lies,
+    and the counts in PICTURE_BINS equal steps from 0 to `largest`."""
+
+    largest: float
+    quantiles: tuple[float, ...]
+    picture: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """`prune magnitude --threshold value` zeroes exactly `below` of the model's prunable weights."""
+
+    value: float
+    below: int
+    sparsity: float
+    wanted: float | None = None
+
+
+@dataclass
+class Distribution:
+    """|w| over all prunable weights. `spreads` by weight name; `hints` reach FRACTIONS; `steps` are the bins
+    of a picture (threshold = upper edge)."""
+
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    hints: list[Threshold] = field(default_factory=list)
+    steps: list[Threshold] = field(default_factory=list)
+
+
+def distribution(weights: Sequence[Weight], progress: Progress = no_progress) -> Distribution:
+    """Two passes over the weights: a fine histogram to find thresholds, then exact counts below them.
+
+    Raises:
+        PruneError: a weight holds NaN or infinity.
+    """
+    result = Distribution()
+    if not weights:
+        return result
+    total = np.zeros(_CELLS, np.int64)
+    for weight in progress(weights, "measuring weights", len(weights)):
+        cells = _cells(weight)
+        result.spreads[weight.name] = _spread(cells)
+        total += cells
+    wanted = [_rounded_up(value) for value in _quantiles(total, FRACTIONS)]
+    steps = _nice_steps(_quantiles(total, (0.99,))[0], _top(total))
+    counts = _below(weights, [*wanted, *steps], progress)
+    size = sum(weight.size for weight in weights)
+    found = [
+        Threshold(value, n, n / size) for value, n in zip([*wanted, *steps], counts.tolist(), strict=True)
+    ]
+    result.hints = [
+        Threshold(t.value, t.below, t.sparsity, f)
+        for t, f in zip(found[: len(wanted)], FRACTIONS, strict=True)
+    ]
+    result.steps = found[len(wanted) :]
+    return result
+
+
+def _chunks(weight: Weight) -> Iterator[Array]:
+    """|w| in pieces; the mapping is released at the end."""
+    flat = weight.array().reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        yield np.abs(flat[start : start + _CHUNK])
+    weight.release()
+
+
+def _cells(weight: Weight) -> Array:
+    cells = np.zeros(_CELLS, np.int64)
+    for chunk in _chunks(weight):
+        keys = chunk.astype(np.float32).view(np.uint32) >> _SHIFT
+        if keys.max() >= _CELLS:
+            raise PruneError(f"weight '{weight.name}' holds NaN or infinity", "repair or exclude it first")
+        cells += np.bincount(keys, minlength=_CELLS)
+    return cells
+
+
+def _edges(cells: Array) -> Array:
+    """The value at the lower edge of each cell."""
+    values = (cells.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32)
+    return values.astype(np.float64)
+
+
+def _top(cells: Array) -> float:
+    used = np.flatnonzero(cells)
+    return float(_edges(used[-1:] + 1)[0]) if used[-1] > 0 else 0.0
+
+
+def _quantiles(cells: Array, fractions: Sequence[float]) -> tuple[float, ...]:
+    """The smallest cell edge below which at least each fraction of the values lies."""
+    cumulative = np.cumsum(cells)
+    wanted = np.ceil(np.asarray(fractions) * cumulative[-1])
+    return tuple(float(v) for v in _edges(np.searchsorted(cumulative, wanted) + 1))
+
+
+def _spread(cells: Array) -> Spread:
+    used = np.flatnonzero(cells)
+    edges, largest = _edges(used), _top(cells)
+    width = largest / PICTURE_BINS or 1.0
+    place = np.minimum((edges / width).astype(np.int64), PICTURE_BINS - 1)
+    picture = np.bincount(place, weights=cells[used], minlength=PICTURE_BINS)
+    return Spread(largest, _quantiles(cells, FRACTIONS), tuple(int(n) for n in picture))
+
+
+def _rounded_up(value: float) -> float:
+    """Four significant digits, never less: the number the user will type."""
+    step = 10.0 ** (np.floor(np.log10(value)) - 3) if value > 0 else 1.0
+    return float(f"{np.ceil(round(value / step, 6)) * step:.4g}")
+
+
+def _nice_steps(usual: float, largest: float) -> list[float]:
+    """Up to STEPS edges of 1, 2 or 5 times a power of ten that cover 99 % of the weights, then the top."""
+    raw = usual / STEPS
+    if raw <= 0:
+        return []
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    edges = [float(f"{step * (i + 1):.6g}") for i in range(int(np.ceil(usual / step)))]
+    return [*edges, _rounded_up(largest)] if largest > edges[-1] else edges
+
+
+def _below(weights: Sequence[Weight], thresholds: Sequence[float], progress: Progress) -> Array:
+    counts = np.zeros(len(thresholds), np.int64)
+    for weight in progress(weights, "counting below thresholds", len(weights)):
+        for chunk in _chunks(weight):
+            counts += [int(np.count_nonzero(chunk < chunk.dtype.type(t))) for t in thresholds]
+    return counts
+
+
+def parse_nm(text: str) -> tuple[int, int]:
+    """`2:4` -> (2, 4): at most N of M consecutive weights are not zero.
+
+    Raises:
+        PruneError: not N:M with 0 < N < M.
+    """
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
+        raise PruneError(
+            f"{text!r} is not an N:M pattern", "write N:M with N smaller than M, for example 2:4"
+        )
+    return int(n), int(m)
+
+
+@dataclass(frozen=True)
+class PatternFit:
+    """Whether a weight follows N:M along its reduction axis. `windows` is the fraction of windows that do;
+    None, with the reason in `detail`, where the axis does not divide by M."""
+
+    satisfied: bool
+    windows: float | None
+    detail: str = ""
+
+
+def pattern_fit(weight: Weight, n: int, m: int) -> PatternFit:
+    """Count the windows of M consecutive inputs (per output and kernel position) with at most N non-zeros."""
+    cols = weight.layout.canonical_shape[3]
+    if cols % m:
+        return PatternFit(False, None, f"{cols} inputs do not divide by {m}")
+    rows = weight.layout.canonical(weight.array())
+    nonzero = np.count_nonzero(rows.reshape(*rows.shape[:3], -1, m), axis=-1)
+    good = int(np.count_nonzero(nonzero <= n))
+    weight.release()
+    return PatternFit(good == nonzero.size, good / nonzero.size)
