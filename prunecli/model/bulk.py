@@ -88,4 +88,4 @@ def raw_bytes(tensor: ir.TensorProtocol) -> memoryview:
     array = np.ascontiguousarray(tensor.numpy())
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(array.reshape(-1).view(np.uint8).data)

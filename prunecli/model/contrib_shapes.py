@@ -7,6 +7,7 @@ None for an output whose shape is not needed or not known.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,49 @@ def _like_first(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     if node.op_type == "BiasSplitGelu":
         return [(*shapes[0][:-1], shapes[0][-1] // 2)]
     return [shapes[0], None, None, shapes[0]] if node.op_type.startswith("Skip") else [shapes[0]]
+
+
+@shapes_of("SimplifiedLayerNormalization")
+def _rms(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [shapes[0]]
+
+
+CONTRIB_SHAPES["", "SimplifiedLayerNormalization"] = _rms  # onnxruntime registers it under both domains
+
+
+OUTPUT_TYPE_OF = {"MatMulIntegerToFloat": 2, "DequantizeLinear": 1, "QuantizeLinear": 2}
+"""Input that has the element type of the output, where it is not the first."""
+
+
+@shapes_of("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "DequantizeLinear", "QuantizeLinear")
+def _pointwise(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [shapes[0]]
+
+
+@shapes_of("QLinearAdd", "QLinearMul")
+def _qlinear_binary(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [np.broadcast_shapes(shapes[0], shapes[3])]
+
+
+@shapes_of("QLinearGlobalAveragePool")
+def _qlinear_pool(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*shapes[0][:2], *(1,) * (len(shapes[0]) - 2))]
+
+
+@shapes_of("QGemm")
+def _qgemm(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    a, b = shapes[0], shapes[3]
+    return [(a[1 if _int(node, "transA") else 0], b[0 if _int(node, "transB") else 1])]
+
+
+@shapes_of("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+def _integer_matmul(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2]), shapes[0][-2], shapes[1][-1])]
+
+
+@shapes_of("MatMulNBits")
+def _matmul_nbits(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*shapes[0][:-1], _int(node, "N"))]
 
 
 @shapes_of("FusedMatMul")
@@ -77,3 +121,19 @@ def _group_query(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     if len(shapes) < 2 or shapes[1] is None:  # packed QKV
         width = width * heads // (heads + 2 * groups)
     return [(*shapes[0][:2], width)]
+
+
+@dataclass(frozen=True)
+class Same:
+    """A contrib operator whose output shape is that of the standard `op_type` on some of its inputs."""
+
+    op_type: str
+    inputs: tuple[int, ...]
+    attributes: frozenset[str]
+
+
+_CONV = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
+SAME_AS: dict[tuple[str, str], Same] = {
+    (DOMAIN, "FusedConv"): Same("Conv", (0, 1, 2), _CONV),
+    (DOMAIN, "FusedGemm"): Same("Gemm", (0, 1, 2), frozenset({"alpha", "beta", "transA", "transB"})),
+}

@@ -89,7 +89,7 @@ def _tidy(proto: onnx.ModelProto, path: Path) -> list[str]:
     if proto.training_info:
         notes.append("training_info is kept as it is; it still describes the unpruned model")
     before = proto.ByteSize()
-    proto.DiscardUnknownFields()  # type: ignore[attr-defined]
+    proto.DiscardUnknownFields()
     if proto.ByteSize() != before:
         notes.append("fields that this version of ONNX does not know were dropped; is the file newer?")
     return notes + _drop_repeated(proto.graph, path)
@@ -111,12 +111,16 @@ def _drop_repeated(graph: onnx.GraphProto, path: Path) -> list[str]:
 
 def _sort(model: ir.Model, path: Path) -> list[str]:
     """Bring nodes into an order in which each follows what it reads."""
-    unsorted = [g for g in (model.graph, *(f.graph for f in model.functions.values())) if not graphs.is_sorted(g)]
+    unsorted = [
+        g for g in (model.graph, *(f.graph for f in model.functions.values())) if not graphs.is_sorted(g)
+    ]
     for graph in unsorted:
         try:
             graph.sort()
         except ValueError as error:
-            raise PruneError(f"{path}: nodes of '{graph.name}' depend on each other in a circle", DAMAGED) from error
+            raise PruneError(
+                f"{path}: nodes of '{graph.name}' depend on each other in a circle", DAMAGED
+            ) from error
     return ["nodes were sorted: some came before what they read"] if unsorted else []
 
 
@@ -147,7 +151,9 @@ def read_file(path: Path) -> bytes:
         if info.st_size == 0:
             raise PruneError(f"{path} is empty", "export or download the model again")
         if info.st_size >= 1 << 31:
-            raise PruneError(f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file")
+            raise PruneError(
+                f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file"
+            )
         return _read(path)
     except FileNotFoundError as error:
         raise PruneError(f"{path} does not exist", "check the path") from error

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one inference. Additions of biases, activations, pooling and the like count nothing.
+"""Multiply-accumulates of one inference. Biases, activations, pooling and the like count nothing.
 
 Positions that fall on padding count as any other, as in the usual counters for PyTorch models.
 """
@@ -6,12 +6,13 @@ Positions that fall on padding count as any other, as in the usual counters for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from prunecli.model import attrs
+from prunecli.model.facts import Facts, Inner
 from prunecli.model.layout import Shape
 from prunecli.model.load import Model
 from prunecli.model.roles import MICROSOFT
@@ -19,6 +20,7 @@ from prunecli.model.shapes import Shapes
 
 ShapeOf = Callable[[int], Shape]
 Formula = Callable[[ir.Node, ShapeOf, Shape], int]
+Counts = dict[ir.Node, int | None]
 FORMULAS: dict[tuple[str, str], Formula] = {}
 
 
@@ -28,14 +30,16 @@ class UnknownShapeError(Exception):
 
 @dataclass
 class Macs:
-    """`nodes`: per operator that multiplies, None where a shape is unknown. `total`: None if any is unknown."""
+    """`nodes`: per operator that multiplies, None where a shape is unknown. `total`: None if any is unknown.
+
+    A node inside a function or loop counts all its runs; of the branches of an If only the dearer one counts.
+    """
 
     nodes: dict[ir.Node, int | None] = field(default_factory=dict)
 
     @property
     def total(self) -> int | None:
-        counts = self.nodes.values()
-        return None if None in counts else sum(count or 0 for count in counts)
+        return _sum(self.nodes.values())
 
 
 def counts(*op_types: str, domain: str = "") -> Callable[[Formula], Formula]:
@@ -49,34 +53,60 @@ def counts(*op_types: str, domain: str = "") -> Callable[[Formula], Formula]:
 
 
 def count_macs(model: Model, shapes: Shapes) -> Macs:
-    """Count every operator that has a formula."""
-    result = Macs()
-    for node, facts in shapes.visits():
+    """Count every operator that has a formula, in subgraphs and local functions too."""
+    return Macs(_tally(model.ir.graph, shapes.facts))
+
+
+def _tally(body: ir.Graph, facts: Facts) -> Counts:
+    result: Counts = {}
+    for node in body:
         formula = FORMULAS.get((node.domain, node.op_type))
-        if formula is None:
-            continue
-        count = _count(formula, node, facts.shape)
-        before = result.nodes.get(node, 0)
-        result.nodes[node] = None if count is None or before is None else before + count
+        bodies = [_inside(inner) for inner in facts.inner.get(node, [])]
+        if bodies:
+            _add(result, max(bodies, key=lambda counts: _sum(counts.values()) or 0))
+        elif formula is not None:
+            _add(result, {node: _count(formula, node, facts.shape)})
     return result
 
 
+def _inside(inner: Inner) -> Counts:
+    """Counts of a body, times its runs, by the nodes of the model as it is stored."""
+    counted = _tally(inner.body, inner.facts)
+    return {inner.originals.get(node, node): _times(count, inner.times) for node, count in counted.items()}
+
+
+def _add(result: Counts, more: Counts) -> None:
+    for node, count in more.items():
+        result[node] = _sum((result.get(node, 0), count))
+
+
+def _times(count: int | None, times: int | None) -> int | None:
+    return None if count is None or times is None else count * times
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
 def _count(formula: Formula, node: ir.Node, shape: Callable[[ir.Value | None], Shape | None]) -> int | None:
-    def of(index: int) -> Shape:
-        known = shape(node.inputs[index]) if index < len(node.inputs) else None
-        if known is None:
+    def known(value: ir.Value | None) -> Shape:
+        found = shape(value)
+        if found is None:
             raise UnknownShapeError
-        return known
+        return found
 
-    out = shape(node.outputs[0]) if node.outputs else None
+    def of(index: int) -> Shape:
+        return known(node.inputs[index] if index < len(node.inputs) else None)
+
     try:
-        return formula(node, of, out if out is not None else _unknown())
-    except (UnknownShapeError, attrs.UnreadableAttributeError, IndexError):
+        return formula(node, of, known(next((out for out in node.outputs if out.name), None)))
+    except (UnknownShapeError, attrs.UnreadableAttributeError, IndexError, ValueError):
         return None
-
-
-def _unknown() -> Shape:
-    raise UnknownShapeError
 
 
 @counts("Conv", "DeformConv", "ConvInteger")
@@ -138,7 +168,10 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 @counts(*GATES)
 def _recurrent(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
-    """T * B * D * gates * H * (I + H), with X (T, B, I) in either layout, W (D, gates*H, I), R (D, gates*H, H)."""
+    """T * B * D * gates * H * (I + H).
+
+    X (T, B, I) or (B, T, I), W (D, gates*H, I), R (D, gates*H, H).
+    """
     steps = math.prod(shape(0)[:2])
     return steps * (math.prod(shape(1)) + math.prod(shape(2)))
 
@@ -182,7 +215,7 @@ def _multi_head(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
 
 @counts("GroupQueryAttention", domain=MICROSOFT)
 def _group_query(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
-    """B*S*T*2*H with H = heads * size (the output's width); T counts the past (input 3, (B, groups, P, size))."""
+    """B*S*T*2*H with H the width of the output; T counts the past (input 3, (B, groups, P, size))."""
     batch, length = shape(0)[:2]
     past = shape(3)[2] if _present(node, 3) else 0
     return batch * length * (length + past) * 2 * out[2]

@@ -75,8 +75,8 @@ class DataFolder:
         )
 
     def _lexically_outside(self, location: str) -> bool:
-        path = os.path.normpath(location)
-        return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+        path = Path(os.path.normpath(location))
+        return path.is_absolute() or path.parts[:1] == (os.pardir,)
 
     def _inside(self, location: str, real: Path) -> bool:
         if self._lexically_outside(location):
@@ -89,7 +89,7 @@ class DataFolder:
             raise PruneError(
                 f"{self.model}: external data '{location}' is not a regular file", "re-export the model"
             )
-        # A hard link has no target to resolve. One to somebody else's file is how a link could leave the folder.
+        # A hard link has no target to resolve; to somebody else's file it is how a link could leave the folder.
         owner = self.model.stat().st_uid
         if info.st_nlink > 1 and info.st_uid != owner and not self.allow_outside:
             raise PruneError(
@@ -116,8 +116,8 @@ def resolve(tensor: onnx.TensorProto, folder: DataFolder) -> tuple[Path, int]:
         )
     if offset + needed > folder.sizes[path]:
         raise PruneError(
-            f"{folder.model}: external data '{entries['location']}' is too short: '{tensor.name}' ends at byte "
-            f"{offset + needed}, the file has {folder.sizes[path]}",
+            f"{folder.model}: external data '{entries['location']}' is too short: '{tensor.name}' ends at "
+            f"byte {offset + needed}, the file has {folder.sizes[path]}",
             "the file was cut off; copy or download it again",
         )
     return path, offset

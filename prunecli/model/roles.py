@@ -143,7 +143,7 @@ def recurrent(node: ir.Node, index: int, shape: Shape) -> Answer:
 
 @reads("Einsum")
 def einsum(node: ir.Node, index: int, shape: Shape) -> Answer:
-    """Letters that only this operand brings to the output are rows, contracted ones cols, shared ones batch."""
+    """Letters only this operand brings to the output are rows, contracted ones cols, shared ones batch."""
     equation = attrs.text(node, "equation", "").replace(" ", "")
     if "->" not in equation or "." in equation:
         return Refused("Einsum without an explicit output, or with an ellipsis")

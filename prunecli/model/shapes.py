@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -64,16 +64,10 @@ class Shapes:
     inputs: dict[str, Shape]
     assumed: tuple[str, ...]
     facts: Facts
-    graph: ir.Graph
 
     def of(self, value: ir.Value | None) -> Shape | None:
         """The shape of a value, None if unknown."""
         return self.facts.shape(value)
-
-    def visits(self) -> Iterator[tuple[ir.Node, Facts]]:
-        """Every node with the facts that hold where it runs."""
-        for node in self.graph:
-            yield node, self.facts
 
 
 def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
@@ -88,7 +82,7 @@ def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
     best: Shapes | None = None
     for size in SPATIAL_TRIES:
         inputs = _inputs(specs, dims, size)
-        shapes = Shapes(inputs, _assumed(specs, dims, inputs), gather_facts(model.ir, inputs), model.ir.graph)
+        shapes = Shapes(inputs, _assumed(specs, dims, inputs), gather_facts(model.ir, inputs))
         if best is None or len(shapes.facts.problems) < len(best.facts.problems):
             best = shapes
         if not best.facts.problems or not _has_open_image(specs, dims):

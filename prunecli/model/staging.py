@@ -79,7 +79,7 @@ def _escaped(name: str) -> str:
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
-    """An open descriptor that holds the exclusive lock of `folder`; None if it is taken or locks are unsupported."""
+    """An open descriptor that holds the lock of `folder`; None if it is taken or there are no locks."""
     if fcntl is None:
         return None
     try:

@@ -18,7 +18,7 @@ MAX_DEPTH = 64
 
 @dataclass(frozen=True)
 class Reader:
-    """Input `index` of `node` reads the constant as `shape`, after `steps`; `answer` is what the operator says."""
+    """Input `index` of `node` reads the constant as `shape`, after `steps`; `answer` is its role there."""
 
     node: ir.Node
     index: int

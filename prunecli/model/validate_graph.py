@@ -126,5 +126,3 @@ def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[Function]:
         for attribute in node.attribute:
             for graph in _graphs(attribute):
                 yield from _called(graph.node)
-
-

@@ -16,10 +16,9 @@ from prunecli.model.tensors import byte_count
 MAX_ELEMENTS = 1 << 48
 """More than any file system holds; keeps all later arithmetic far from overflow."""
 DAMAGED = "the model is damaged; export or download it again"
-INT32_TYPES = frozenset(
-    "INT32 INT16 INT8 INT4 INT2 UINT16 UINT8 UINT4 UINT2 BOOL FLOAT16 BFLOAT16 FLOAT8E4M3FN FLOAT8E4M3FNUZ "
-    "FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0 FLOAT4E2M1 FLOAT6E2M3 FLOAT6E3M2".split()
-)
+_INTEGERS = ("INT32", "INT16", "INT8", "INT4", "INT2", "UINT16", "UINT8", "UINT4", "UINT2", "BOOL")
+_SMALL_FLOATS = ("FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
+_TINY_FLOATS = ("FLOAT8E8M0", "FLOAT6E2M3", "FLOAT6E3M2", "FLOAT4E2M1")
 FIELDS = {
     "FLOAT": ("float_data", 1),
     "COMPLEX64": ("float_data", 2),
@@ -29,7 +28,7 @@ FIELDS = {
     "UINT32": ("uint64_data", 1),
     "UINT64": ("uint64_data", 1),
     "STRING": ("string_data", 1),
-    **dict.fromkeys(INT32_TYPES, ("int32_data", 1)),
+    **dict.fromkeys(_INTEGERS + _SMALL_FLOATS + _TINY_FLOATS, ("int32_data", 1)),
 }
 """Field and entries per element for each element type (TensorProto in onnx.proto)."""
 
