@@ -154,6 +154,7 @@ def _explain(error: Exception) -> tuple[str, str, int]:
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code. Prints errors; raises nothing but SystemExit."""
+    terminal.reset()
     try:
         code = typer.main.get_command(app).main(args=args, prog_name="prune", standalone_mode=False)
         sys.stdout.flush()

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
 
 from prunecli.cli.terminal import terminal
 from prunecli.types import Progress, no_progress
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
 T = TypeVar("T")
+DELAY = 0.5
+"""Seconds before a bar appears."""
 
 
 def progress_for(disabled: bool = False) -> Progress:
@@ -18,10 +24,29 @@ def progress_for(disabled: bool = False) -> Progress:
 
 
 def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Pass items through; what takes less than DELAY shows nothing."""
+    start, done = monotonic(), 0
+    bar: Bar | None = None
+    try:
+        for item in items:
+            if bar is None and monotonic() - start > DELAY:
+                bar = _start(label, total)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+            yield item
+            done += 1
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _start(label: str, total: int | None) -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, no_color=not terminal.use_color(sys.stderr))
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield from bar.track(items, total=total, description=label)
+    bar = Progress(*columns, console=console, transient=True)
+    bar.add_task(label, total=total)
+    bar.start()
+    return bar

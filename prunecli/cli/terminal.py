@@ -27,6 +27,10 @@ class Terminal:
     quiet: bool = False
     verbose: bool = False
 
+    def reset(self) -> None:
+        """Back to the defaults: a new command line."""
+        self.color, self.quiet, self.verbose = ColorMode.auto, False, False
+
     def use_color(self, stream: IO[str]) -> bool:
         """--color wins, then NO_COLOR (any non-empty value), then whether the stream is a terminal."""
         if self.color is not ColorMode.auto:
