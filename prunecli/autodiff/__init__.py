@@ -1,0 +1,8 @@
+"""Reverse-mode differentiation over ONNX graphs: gradients are ONNX nodes, run by the ordinary onnxruntime."""
+
+from __future__ import annotations
+
+from prunecli.autodiff.gradient import GradientModel, Options, differentiate
+from prunecli.autodiff.losses import Loss
+
+__all__ = ["GradientModel", "Loss", "Options", "differentiate"]

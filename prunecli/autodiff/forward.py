@@ -1,0 +1,301 @@
+"""The forward graph: a copy of the model at concrete shapes, in current operators, computing in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import inliner
+from onnx_ir.passes.common import InlinePass
+
+import prunecli.autodiff.unfuse  # noqa: F401  (registers its rewrites)
+from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.registry import RULES, describe
+from prunecli.autodiff.rewrites import find_rewrite
+from prunecli.autodiff.sweep import STEPS
+from prunecli.errors import PruneError
+from prunecli.model.facts import Shape, constant_tensor
+
+OLDEST, LOWEST = 7, 18  # opsets: the oldest accepted, and the one whose operator forms the rules emit
+_OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass
+class Forward:
+    """The copy. `values` finds its values by the model's names; `weights` are the tensors that became inputs."""
+
+    ops: Ops
+    values: dict[str, ir.Value] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
+    statistics: dict[str, ir.Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """`wrt`: names whose content must not be folded. `as_inputs`: those that are stored become graph inputs."""
+
+    wrt: frozenset[str]
+    as_inputs: bool = True
+    batch_statistics: bool = False
+
+
+def copy_forward(model: ir.Model, shapes: Mapping[str, Shape], options: CopyOptions) -> Forward:
+    """Copy `model`, whose inputs have the given shapes.
+
+    Raises:
+        PruneError: an opset that is too old, an input without a shape, or a rewrite's refusal.
+    """
+    opset = model.opset_imports.get("", LOWEST)
+    if opset < OLDEST:
+        raise PruneError(
+            f"the model uses opset {opset}; gradients need {OLDEST} or newer",
+            "export it again with a newer opset",
+        )
+    if model.functions:
+        model = model.clone()
+        InlinePass()(model)
+    opsets = {**model.opset_imports, "": max(opset, LOWEST)}
+    prefix = _unused_prefix(model)
+    copy = _Copy(Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix)), opset, options)
+    copy.graph_inputs(model.graph, shapes)
+    copy.nodes(model.graph)
+    copy.forward.outputs = [str(v.name) for v in model.graph.outputs]
+    return copy.forward
+
+
+def _unused_prefix(model: ir.Model) -> str:
+    names = [v.name or "" for n in model.graph for v in n.outputs]
+    names += [v.name or "" for v in (*model.graph.inputs, *model.graph.initializers.values())]
+    prefix = "grad/"
+    while any(n.startswith(prefix) for n in names):
+        prefix = "_" + prefix
+    return prefix
+
+
+class _Copy:
+    def __init__(self, forward: Forward, opset: int, options: CopyOptions) -> None:
+        self.forward = forward
+        self.ops = forward.ops
+        self.opset = opset
+        self.options = options
+        self.map: dict[ir.Value, ir.Value] = {}
+
+    # ---- what is stored or fed
+
+    def graph_inputs(self, graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
+        stored = set(graph.initializers)
+        for value in graph.inputs:
+            name = str(value.name)
+            if name in stored:
+                continue
+            if name not in shapes:
+                raise PruneError(f"the input {name} has no shape", "give --input-shape or --dim")
+            dtype = value.dtype or ir.DataType.FLOAT
+            dtype = ir.DataType.FLOAT if dtype in _OTHER_FLOATS else dtype
+            self._define(value, self.ops.input(name, int(dtype), tuple(shapes[name])))
+            self.forward.inputs.append(name)
+        for value in graph.initializers.values():
+            assert value.const_value is not None
+            self.tensor(value, value.const_value)
+
+    def tensor(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        name = str(value.name)
+        wanted = name in self.options.wrt
+        single = _single_precision(tensor)
+        if wanted and self.options.as_inputs:
+            new = self.ops.input(name, int(single.dtype), tuple(int(d) for d in tensor.shape.numpy()))
+            self.forward.weights[name] = single
+        else:
+            new = self.ops.initializer(name, single, known=not wanted)
+        self._define(value, new)
+
+    def _define(self, old: ir.Value, new: ir.Value) -> None:
+        self.map[old] = new
+        self.forward.values[str(old.name)] = new
+
+    # ---- nodes
+
+    def nodes(self, graph: ir.Graph) -> None:
+        for node in graph:
+            if node.op_type == "Constant" and node.domain == "":
+                tensor = constant_tensor(node)
+                if tensor is None:
+                    raise PruneError(
+                        f"cannot read {describe(node)}", "sparse and string constants are unsupported"
+                    )
+                self.tensor(node.outputs[0], tensor)
+            elif not self._inlined_branch(node):
+                self._node(node)
+
+    def _inlined_branch(self, node: ir.Node) -> bool:
+        """An If whose condition is known is its branch."""
+        if node.op_type != "If" or node.domain != "":
+            return False
+        condition = self.ops.value(self._get(node.inputs[0]))
+        if condition is None:
+            return False
+        branch = node.attributes[
+            "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+        ].as_graph()
+        for value in branch.initializers.values():
+            assert value.const_value is not None
+            self.tensor(value, value.const_value)
+        self.nodes(branch)
+        for out, result in zip(node.outputs, branch.outputs, strict=True):
+            self._name(out, self.ops.op("Identity", self._get(result)))
+        return True
+
+    def _get(self, value: ir.Value | None) -> ir.Value | None:
+        if value is None:
+            return None
+        if value not in self.map:
+            raise PruneError(
+                f"the value {value.name} is used before it is made", "the model's graph is not in order"
+            )
+        return self.map[value]
+
+    def _node(self, node: ir.Node) -> None:
+        inputs = [self._get(v) for v in node.inputs]
+        function = find_rewrite(node, self.opset)
+        if function is not None:
+            results = function(self.ops, node, inputs)
+            for out, result in zip(node.outputs, results, strict=False):
+                self._name(out, result)
+            return
+        if self._expand(node, inputs):
+            return
+        copied = ir.Node(
+            node.domain,
+            node.op_type,
+            inputs,
+            self._attributes(node),
+            num_outputs=len(node.outputs),
+            name=node.name,
+        )
+        if self.options.batch_statistics and node.op_type == "BatchNormalization":
+            copied = self._training_norm(node, inputs)
+        for old, new in zip(node.outputs, copied.outputs, strict=False):
+            new.name = old.name
+        self.ops.add(copied)
+        for old, new in zip(node.outputs, copied.outputs, strict=False):
+            if old.name:
+                self._define(old, new)
+
+    def _name(self, old: ir.Value, new: ir.Value) -> None:
+        """Let the result of a rewrite carry the old value's name."""
+        if not old.name:
+            return
+        if new.producer() is None or new in self.forward.values.values():
+            new = self.ops.op("Identity", new)
+        new.name = old.name
+        self._define(old, new)
+
+    def _training_norm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """Batch statistics as the running outputs of training mode with momentum 0."""
+        epsilon = node.attributes.get("epsilon")
+        given = {
+            "training_mode": 1,
+            "momentum": 0.0,
+            "epsilon": 1e-5 if epsilon is None else epsilon.as_float(),
+        }
+        copied = ir.node("BatchNormalization", list(inputs), given, num_outputs=3, name=node.name)
+        for out in copied.outputs[1:]:
+            out.name = self.ops.fresh_name()
+        for old, new in zip(node.inputs[3:5], copied.outputs[1:], strict=True):
+            assert old is not None
+            self.forward.statistics[str(old.name)] = new
+        return copied
+
+    def _attributes(self, node: ir.Node) -> list[ir.Attr]:
+        result = []
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.GRAPH:
+                attribute = self._subgraph(node, attribute)
+            elif attribute.type == ir.AttributeType.TENSOR:
+                attribute = ir.AttrTensor(name, _single_precision(attribute.as_tensor()))
+            elif name in ("to", "dtype") and attribute.as_int() in _OTHER_FLOATS:
+                attribute = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+            result.append(attribute)
+        return result
+
+    def _subgraph(self, node: ir.Node, attribute: ir.Attr) -> ir.Attr:
+        """Control flow is copied as it is, its outer values replaced."""
+        if self.opset < LOWEST:
+            raise PruneError(
+                f"cannot differentiate a model of opset {self.opset} with {describe(node)}",
+                f"convert it to opset {LOWEST} first",
+            )
+        graph = attribute.as_graph().clone(allow_outer_scope_values=True)
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            for index, value in enumerate(inner.inputs):
+                if value in self.map:
+                    inner.replace_input_with(index, self.map[value])
+        return ir.AttrGraph(attribute.name, graph)
+
+    # ---- operators that ONNX defines by others
+
+    def _expand(self, node: ir.Node, inputs: list[ir.Value | None]) -> bool:
+        """Copy the body of a standard operator without a rule that ONNX itself defines as a function."""
+        body = _function_body(node, self.ops, inputs)
+        if body is None:
+            return False
+        graph = body.graph
+        self.map.update(
+            (inner, outer)
+            for inner, outer in zip(graph.inputs, [v for v in inputs if v is not None], strict=True)
+            if outer is not None
+        )
+        opset, self.opset = self.opset, self.ops.opset
+        before = dict(self.forward.values)
+        self.nodes(graph)
+        self.opset, self.forward.values = opset, before
+        for old, inner_out in zip([o for o in node.outputs if o.name], graph.outputs, strict=True):
+            result = self.map[inner_out]
+            result = self.ops.op("Identity", result)
+            self._name(old, result)
+        return True
+
+
+def _single_precision(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype not in _OTHER_FLOATS:
+        return tensor
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+
+def _function_body(node: ir.Node, ops: Ops, inputs: Sequence[ir.Value | None]) -> ir.Model | None:
+    if node.domain or (node.domain, node.op_type) in RULES or node.op_type in STEPS:
+        return None
+    if not inputs or inputs[0] is None or not ops.is_float(inputs[0]) or not node.outputs:
+        return None
+    try:
+        schema = onnx.defs.get_schema(node.op_type, ops.opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    if not (schema.has_function or schema.has_context_dependent_function):
+        return None
+    proto = ir.to_proto(node)
+    names = [f"in{i}" if v is not None else "" for i, v in enumerate(inputs)]
+    del proto.input[:]
+    proto.input.extend(names)
+    given = {a.name for a in proto.attribute}
+    proto.attribute.extend(
+        a.default_value for name, a in schema.attributes.items() if name not in given and a.default_value.name
+    )
+    typed = [
+        onnx.helper.make_tensor_value_info(n, ops.facts.dtypes[v], ops.shape(v))
+        for n, v in zip(names, inputs, strict=True)
+        if v is not None
+    ]
+    results = [onnx.ValueInfoProto(name=o.name) for o in node.outputs if o.name]
+    graph = onnx.helper.make_graph([proto], "body", typed, results)
+    imports = [onnx.helper.make_opsetid("", ops.opset)]
+    wrapped = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    inlined = inliner.inline_selected_functions(wrapped, [("", node.op_type)], inline_schema_functions=True)
+    if any(n.op_type == node.op_type for n in inlined.graph.node):
+        return None
+    return ir.from_proto(inlined)

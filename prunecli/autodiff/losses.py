@@ -1,0 +1,292 @@
+"""Losses as nodes on the model's logits. Each is a small frozen dataclass with a formula and a `build`.
+
+z are logits, y outputs, t targets; every loss is a mean over samples (and positions), so its scale does not depend
+on the batch size. A Softmax or Sigmoid at the model's end is seen through, because the loss of its input is exact
+where the loss of its result would round to log(0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff.forward import Forward
+from prunecli.autodiff.ops import Ops
+from prunecli.errors import PruneError
+from prunecli.model.facts import Shape
+
+Value = ir.Value
+_PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+
+
+class Loss(Protocol):
+    """What `differentiate` needs of a loss."""
+
+    def build(self, scope: Scope) -> Value:
+        """Append the loss to the graph; returns its scalar."""
+        ...
+
+
+@dataclass
+class Scope:
+    """A loss's view of the model: its outputs, and a way to ask for further inputs (labels, teachers)."""
+
+    forward: Forward
+    extra_inputs: dict[str, tuple[str, Shape]]
+    notes: list[str]
+
+    @property
+    def ops(self) -> Ops:
+        return self.forward.ops
+
+    def output(self, name: str | None) -> Value:
+        """A model output, or any value by name; None is the first output."""
+        name = self.forward.outputs[0] if name is None else name
+        if name not in self.forward.values:
+            raise PruneError(
+                f"the model has no value named {name}", f"outputs: {', '.join(self.forward.outputs)}"
+            )
+        return self.forward.values[name]
+
+    def logits(self, name: str | None, *ends: str) -> Value:
+        """The output before a final operator of the kinds `ends`, reshapes after it applied to its input."""
+        value = self.output(name)
+        found = _see_through(self.ops, value, ends)
+        if found is None:
+            return value
+        self.notes.append(f"the loss is taken before the final {found[1]} of {value.name}")
+        return found[0]
+
+    def input(self, name: str, dtype: ir.DataType, shape: Shape) -> Value:
+        if name in self.forward.values or name in self.extra_inputs:
+            raise PruneError(
+                f"the loss needs an input named {name}, but there is one already", "choose another name"
+            )
+        self.extra_inputs[name] = (dtype.name.lower().replace("float", "float32"), shape)
+        return self.ops.input(name, int(dtype), shape)
+
+    def target(self, name: str, like: Value) -> Value:
+        return self.input(name, ir.DataType.FLOAT, self.ops.shape(like))
+
+
+def _see_through(ops: Ops, value: Value, ends: Sequence[str]) -> tuple[Value, str] | None:
+    node = value.producer()
+    if node is None or node.domain:
+        return None
+    source = node.inputs[0] if node.inputs else None
+    if source is None:
+        return None
+    if node.op_type in ends:
+        return source, node.op_type
+    if node.op_type not in _PASSING:
+        return None
+    found = _see_through(ops, source, ends)
+    if found is None or node.op_type == "Identity":
+        return found
+    plain = {k: a.value for k, a in node.attributes.items()}
+    return ops.op(node.op_type, found[0], *node.inputs[1:], **plain), found[1]
+
+
+def _class_axis(rank: int) -> int:
+    """Logits are (N, C), (N, T, C), or image-like (N, C, H, W, ...)."""
+    return 1 if rank >= 4 else rank - 1
+
+
+def _log_probabilities(ops: Ops, logits: Value) -> tuple[Value, int]:
+    rank = ops.rank(logits)
+    if rank == 0:
+        raise PruneError(
+            "a classification loss needs logits, and the output is a scalar", "choose another loss"
+        )
+    axis = _class_axis(rank)
+    return ops.op("LogSoftmax", logits, axis=axis), axis
+
+
+def _mean_all(ops: Ops, value: Value) -> Value:
+    return ops.mean(value, list(range(ops.rank(value)))) if ops.rank(value) else value
+
+
+def _mean_of_sums(ops: Ops, terms: Value, axis: int) -> Value:
+    """Sum over the class axis, mean over all others."""
+    count = ops.size(terms) // ops.shape(terms)[axis]
+    return ops.mul(ops.sum(terms, list(range(ops.rank(terms)))), 1.0 / count)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-sum_c q_c log softmax(z)_c, q = (1 - smoothing) onehot(label) + smoothing / C (Szegedy et al. 2016).
+
+    Labels are int64 of the logits' shape without the class axis (the second of image-like logits, else the last);
+    with `soft`, float32 distributions of the logits' shape. `ignore`: a label that counts for nothing.
+    """
+
+    output: str | None = None
+    labels: str = "labels"
+    smoothing: float = 0.0
+    soft: bool = False
+    ignore: int | None = None
+
+    def build(self, scope: Scope) -> Value:
+        ops = scope.ops
+        logits = scope.logits(self.output, "Softmax", "LogSoftmax")
+        logp, axis = _log_probabilities(ops, logits)
+        if self.soft:
+            target = self._smooth(ops, scope.target(self.labels, logits), ops.shape(logits)[axis])
+            return ops.neg(_mean_of_sums(ops, ops.mul(target, logp), axis))
+        return self._hard(scope, logp, axis)
+
+    def _smooth(self, ops: Ops, target: Value, classes: int) -> Value:
+        return ops.add2(ops.mul(target, 1.0 - self.smoothing), self.smoothing / classes)
+
+    def _hard(self, scope: Scope, logp: Value, axis: int) -> Value:
+        ops = scope.ops
+        shape = ops.shape(logp)
+        labels = scope.input(self.labels, ir.DataType.INT64, (*shape[:axis], *shape[axis + 1 :]))
+        index = ops.reshape(labels, (*shape[:axis], 1, *shape[axis + 1 :]))
+        if self.ignore is not None:
+            counted = ops.op("Not", ops.op("Equal", index, ops.const(self.ignore, np.int64)))
+            index = ops.op("Where", counted, index, ops.const(0, np.int64))
+            return self._masked(ops, logp, index, ops.cast(counted, logp), axis)
+        return self._masked(ops, logp, index, None, axis)
+
+    def _masked(self, ops: Ops, logp: Value, index: Value, mask: Value | None, axis: int) -> Value:
+        losses = ops.neg(ops.op("GatherElements", logp, index, axis=axis))
+        if self.smoothing:
+            spread = ops.neg(ops.mean(logp, [axis], keepdims=True))
+            losses = ops.op("Add", ops.mul(losses, 1.0 - self.smoothing), ops.mul(spread, self.smoothing))
+        if mask is None:
+            return _mean_all(ops, losses)
+        axes = list(range(ops.rank(mask)))
+        count = ops.op("Max", ops.sum(mask, axes), ops.scalar(1.0, mask))
+        return ops.div(ops.sum(ops.mul(losses, mask), axes), count)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """mean(softplus(z) - z t): -t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)). Targets: float32 in [0, 1]."""
+
+    output: str | None = None
+    labels: str = "labels"
+
+    def build(self, scope: Scope) -> Value:
+        ops = scope.ops
+        logits = scope.logits(self.output, "Sigmoid")
+        target = scope.target(self.labels, logits)
+        return _mean_all(ops, ops.sub(ops.op("Softplus", logits), ops.mul(logits, target)))
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """mean((y - t)^2)."""
+
+    output: str | None = None
+    labels: str = "labels"
+
+    def build(self, scope: Scope) -> Value:
+        y = scope.output(self.output)
+        return _squared_distance(scope.ops, y, scope.target(self.labels, y))
+
+
+def _squared_distance(ops: Ops, y: Value, target: Value) -> Value:
+    difference = ops.sub(y, target)
+    return _mean_all(ops, ops.mul(difference, difference))
+
+
+@dataclass(frozen=True)
+class MeanAbsoluteError:
+    """mean(|y - t|)."""
+
+    output: str | None = None
+    labels: str = "labels"
+
+    def build(self, scope: Scope) -> Value:
+        y = scope.output(self.output)
+        return _mean_all(scope.ops, scope.ops.op("Abs", scope.ops.sub(y, scope.target(self.labels, y))))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """T^2 KL(softmax(teacher / T) || softmax(z / T)), mean over samples (Hinton et al. 2015).
+
+    The teacher's input has the logits' shape. With `probabilities` it holds softmax outputs instead of logits,
+    which are tempered as p^(1/T) / sum.
+    """
+
+    output: str | None = None
+    teacher: str = "teacher"
+    temperature: float = 1.0
+    probabilities: bool = False
+
+    def build(self, scope: Scope) -> Value:
+        ops = scope.ops
+        logits = scope.logits(self.output, "Softmax", "LogSoftmax")
+        teacher = scope.target(self.teacher, logits)
+        if self.probabilities:
+            teacher = ops.op("Log", ops.op("Max", teacher, ops.scalar(1e-30, teacher)))
+        student, axis = _log_probabilities(ops, ops.mul(logits, 1.0 / self.temperature))
+        wanted, _ = _log_probabilities(ops, ops.mul(teacher, 1.0 / self.temperature))
+        terms = ops.mul(ops.op("Exp", wanted), ops.sub(wanted, student))
+        return ops.mul(_mean_of_sums(ops, terms, axis), self.temperature**2)
+
+
+@dataclass(frozen=True)
+class CosineDistance:
+    """1 - mean over samples of cos(y, t), each sample flattened."""
+
+    output: str | None = None
+    teacher: str = "teacher"
+
+    def build(self, scope: Scope) -> Value:
+        ops, y = scope.ops, scope.output(self.output)
+        target = scope.target(self.teacher, y)
+        samples = ops.shape(y)[0] if ops.rank(y) > 1 else 1
+        a, b = (ops.reshape(v, (samples, ops.size(y) // samples)) for v in (y, target))
+        dot = ops.sum(ops.mul(a, b), [1])
+        lengths = ops.mul(
+            ops.op("ReduceL2", a, ops.ints([1]), keepdims=0), ops.op("ReduceL2", b, ops.ints([1]), keepdims=0)
+        )
+        cosine = ops.div(dot, ops.op("Max", lengths, ops.scalar(1e-12, dot)))
+        return ops.one_minus(_mean_all(ops, cosine))
+
+
+@dataclass(frozen=True)
+class FeatureMatching:
+    """Sum over named values of mean((f - teacher f)^2) (Romero et al. 2015). Inputs `PREFIX + name`."""
+
+    values: tuple[str, ...]
+    prefix: str = "teacher/"
+
+    def build(self, scope: Scope) -> Value:
+        parts = []
+        for name in self.values:
+            y = scope.output(name)
+            parts.append(_squared_distance(scope.ops, y, scope.target(self.prefix + name, y)))
+        return scope.ops.total(parts)
+
+
+@dataclass(frozen=True)
+class OutputProduct:
+    """sum(y v) with v an input of the output's shape (a vector-Jacobian product), or sum(y) without `vector`."""
+
+    output: str | None = None
+    vector: str | None = "vector"
+
+    def build(self, scope: Scope) -> Value:
+        ops, y = scope.ops, scope.output(self.output)
+        if self.vector is not None:
+            y = ops.mul(y, scope.target(self.vector, y))
+        return ops.sum(y, list(range(ops.rank(y)))) if ops.rank(y) else y
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """sum_i w_i loss_i, for example a hard loss and a teacher's."""
+
+    terms: tuple[tuple[float, Loss], ...]
+
+    def build(self, scope: Scope) -> Value:
+        return scope.ops.total([scope.ops.mul(loss.build(scope), weight) for weight, loss in self.terms])

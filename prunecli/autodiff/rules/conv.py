@@ -1,0 +1,219 @@
+"""Convolutions of any number of spatial axes, with groups.
+
+Shapes: x (N, C, *I), w (M, C / groups, *K), y (N, M, *O).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff.builder import NCHWC
+from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.rules.windows import Window, read_window
+
+Value = ir.Value
+
+
+@rule("Conv")
+def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    groups = g.int("group", 1)
+    window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
+    dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window, groups) if g.needs(0) else None
+    dw = weight_gradient(g.ops, g.x(0), dy, window, groups) if g.needs(1) else None
+    return [dx, dw, _bias_gradient(g.ops, dy) if g.needs(2) else None]
+
+
+@rule("ConvTranspose")
+def conv_transpose(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
+    ops, groups = g.ops, g.int("group", 1)
+    window = _transposed_window(g, ops.shape(dy)[2:])
+    dx = _conv(ops, dy, g.x(1), window, groups) if g.needs(0) else None
+    dw = weight_gradient(ops, dy, g.x(0), window, groups) if g.needs(1) else None
+    return [dx, dw, _bias_gradient(ops, dy) if g.needs(2) else None]
+
+
+def _transposed_window(g: Context, out: tuple[int, ...]) -> Window:
+    """Pads follow from the output's length when `output_shape` or `auto_pad` leaves them open."""
+    kernel, small = g.shape(1)[2:], g.shape(0)[2:]
+    n = len(kernel)
+    base = Window(kernel, g.ints("strides", [1] * n), g.ints("dilations", [1] * n), (0,) * n, (0,) * n)
+    mode = g.text("auto_pad", "NOTSET")
+    if mode in ("NOTSET", "VALID") and not g.ints("output_shape"):
+        pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
+        return Window(base.kernel, base.strides, base.dilations, pads[:n], pads[n:])
+    extra = g.ints("output_padding", [0] * n)
+    before, after = [], []
+    for i in range(n):
+        total = max(0, base.strides[i] * (small[i] - 1) + extra[i] + base.spans[i] - out[i])
+        less = total // 2
+        before.append(less if mode == "SAME_UPPER" else total - less)
+        after.append(total - before[-1])
+    return Window(base.kernel, base.strides, base.dilations, tuple(before), tuple(after))
+
+
+def _bias_gradient(ops: Ops, dy: Value) -> Value:
+    return ops.sum(dy, [0, *range(2, ops.rank(dy))])
+
+
+def _conv(ops: Ops, x: Value, w: Value, window: Window, groups: int) -> Value:
+    return ops.op(
+        "Conv", x, w, strides=window.strides, dilations=window.dilations, pads=window.pads,
+        kernel_shape=window.kernel, group=groups,
+    )  # fmt: skip
+
+
+def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: Window, groups: int) -> Value:
+    """Stride 1: a Conv with flipped, transposed weights. Otherwise the transposed convolution."""
+    pads = [
+        [s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)
+    ]
+    if set(window.strides) == {1} and min(map(min, pads)) >= 0:
+        back = Window(window.kernel, window.strides, window.dilations, tuple(pads[0]), tuple(pads[1]))
+        return _conv(ops, dy, _flipped(ops, w, groups), back, groups)
+    if set(window.kernel) == {1} and not any(window.pads):
+        return _pointwise_strided(ops, dy, w, x, window, groups)
+    lengths = zip(ops.shape(x)[2:], ops.shape(dy)[2:], window.strides, window.before, window.after,
+                  window.spans, strict=True)  # fmt: skip
+    rest = [i - ((o - 1) * s - b - a + span) for i, o, s, b, a, span in lengths]
+    return ops.op(
+        "ConvTranspose", dy, w, strides=window.strides, dilations=window.dilations, pads=window.pads,
+        kernel_shape=window.kernel, group=groups, output_padding=rest,
+    )  # fmt: skip
+
+
+def _flipped(ops: Ops, w: Value, groups: int) -> Value:
+    """(M, C/g, *K) -> (C, M/g, *K), every spatial axis reversed."""
+    m, c, *kernel = ops.shape(w)
+    axes = [2 + i for i, k in enumerate(kernel) if k > 1]
+    if axes:
+        w = ops.slice(w, axes, [-1] * len(axes), [-(1 << 62)] * len(axes), [-1] * len(axes))
+    if groups == 1:
+        return ops.transpose(w, [1, 0, *range(2, 2 + len(kernel))])
+    split = ops.reshape(w, (groups, m // groups, c, *kernel))
+    swapped = ops.transpose(split, [0, 2, 1, *range(3, 3 + len(kernel))])
+    return ops.reshape(swapped, (groups * c, m // groups, *kernel))
+
+
+def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: Window, groups: int) -> Value:
+    """A 1x1 kernel reads every s-th position only: a stride-1 product, then zeros in between."""
+    one = (1,) * len(window.kernel)
+    flat = Window(window.kernel, one, one, window.before, window.after)
+    return spread(
+        ops, _conv(ops, dy, _flipped(ops, w, groups), flat, groups), window.strides, ops.shape(x)[2:]
+    )
+
+
+def spread(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tuple[int, ...]) -> Value:
+    """Put zeros between the elements of the last axes: position i goes to i * step; cut or pad to `lengths`."""
+    shape = ops.shape(value)
+    lead, rank = len(shape) - len(steps), len(shape)
+    apart = [*shape[:lead], *itertools.chain.from_iterable((n, 1) for n in shape[lead:])]
+    after = [0] * lead + list(itertools.chain.from_iterable((0, s - 1) for s in steps))
+    wide = ops.pad(ops.reshape(value, apart), [0] * len(after), after)
+    merged = [*shape[:lead], *(n * s for n, s in zip(shape[lead:], steps, strict=True))]
+    rest = [0] * lead + [n - m for n, m in zip(lengths, merged[lead:], strict=True)]
+    return ops.pad(ops.reshape(wide, merged), [0] * rank, rest)
+
+
+def weight_gradient(ops: Ops, x: Value, dy: Value, window: Window, groups: int) -> Value:
+    """dw[m, c, k] = sum over n, o of dy[n, m, o] x[n, c, o stride + k dilation - pad]."""
+    channels = ops.shape(x)[1]
+    if groups == channels and groups > 1:
+        return _depthwise_gradient(ops, x, dy, window)
+    rank = ops.rank(x)
+    x = ops.pad(x, [0, 0, *window.before], [0, 0, *window.after])
+    order = [1, 0, *range(2, rank)]
+    dy_rows = _rows(ops, ops.transpose(dy, order), groups)
+    x_rows = ops.transpose(x, order)
+    taps = [_tap(ops, x_rows, dy_rows, tap, window, ops.shape(dy)[2:], groups)
+            for tap in itertools.product(*map(range, window.kernel))]  # fmt: skip
+    m, c = ops.shape(dy)[1], channels // groups
+    if len(taps) == 1:
+        return ops.reshape(taps[0], (m, c, *window.kernel))
+    stacked = ops.concat([ops.reshape(t, (1, m, c)) for t in taps], 0)
+    return ops.reshape(ops.transpose(stacked, [1, 2, 0]), (m, c, *window.kernel))
+
+
+def _rows(ops: Ops, value: Value, groups: int) -> Value:
+    """(C, N, *I) -> (C, L), or (groups, C / groups, L)."""
+    channels, *rest = ops.shape(value)
+    length = int(np.prod(rest, dtype=np.int64))
+    return ops.reshape(value, (channels, length) if groups == 1 else (groups, channels // groups, length))
+
+
+def _tap(
+    ops: Ops,
+    x: Value,
+    dy_rows: Value,
+    tap: tuple[int, ...],
+    window: Window,
+    out: tuple[int, ...],
+    groups: int,
+) -> Value:
+    """One kernel position: what it saw of x, times dy, as one product over batch and positions."""
+    axes = range(2, 2 + len(tap))
+    starts = [t * d for t, d in zip(tap, window.dilations, strict=True)]
+    ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, out, window.strides, strict=True)]
+    seen = ops.slice(x, list(axes), starts, ends, window.strides)
+    return ops.matmul(dy_rows, _rows(ops, seen, groups), tb=True)
+
+
+def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
+    """One filter per channel: a convolution of each image plane with its own dy plane as the kernel.
+
+    The kernel of that convolution is dy, its stride the dilation and its dilation the stride.
+    """
+    n, c = ops.shape(x)[:2]
+    m = ops.shape(dy)[1]
+    if m != c:
+        return _multiplied_depthwise(ops, x, dy, window)
+    plane, kernel = ops.shape(x)[2:], ops.shape(dy)[2:]
+    # the window may leave a rest at the end that no tap saw: shrink the padding (or crop) by it
+    seen = [(o - 1) * s + span for o, s, span in zip(kernel, window.strides, window.spans, strict=True)]
+    after = [want - have - before for want, have, before in zip(seen, plane, window.before, strict=True)]
+    planes = ops.reshape(x, (1, n * c, *plane))
+    if min(after) < 0:
+        cut = [min(a, 0) for a in after]
+        planes, after = ops.pad(planes, [0] * (2 + len(cut)), [0, 0, *cut]), [max(a, 0) for a in after]
+    filters = ops.reshape(dy, (n * c, 1, *kernel))
+    swapped = Window(kernel, window.dilations, window.strides, window.before, tuple(after))
+    taps = _plane_conv(ops, planes, filters, swapped, n * c)
+    per_image = ops.reshape(taps, (n, c * int(np.prod(window.kernel))))
+    return ops.reshape(ops.sum(per_image, [0]), (c, 1, *window.kernel))
+
+
+def _plane_conv(ops: Ops, planes: Value, filters: Value, window: Window, count: int) -> Value:
+    """A depthwise convolution whose kernels are whole images: blocked over channels where the CPU kernel can."""
+    from prunecli.autodiff.layout import block_size
+
+    block = block_size()
+    if block is None or len(window.kernel) != 2 or count % block:
+        return _conv(ops, planes, filters, window, count)
+    kernel = window.kernel
+    blocked_x = ops.op("ReorderInput", planes, domain=NCHWC)
+    blocked_w = ops.reshape(
+        ops.op("ReorderInput", ops.reshape(filters, (1, count, *kernel)), domain=NCHWC), (count, 1, *kernel)
+    )
+    y = ops.op(
+        "Conv", blocked_x, blocked_w, domain=NCHWC, strides=window.strides, dilations=window.dilations,
+        pads=window.pads, kernel_shape=kernel, group=count,
+    )  # fmt: skip
+    return ops.op("ReorderOutput", y, domain=NCHWC, channels=count)
+
+
+def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
+    """Several filters per channel: one depthwise gradient per multiple."""
+    n, c = ops.shape(x)[:2]
+    m, spatial = ops.shape(dy)[1], ops.shape(dy)[2:]
+    times = m // c
+    parts = ops.reshape(dy, (n, c, times, *spatial))
+    results = []
+    for k in range(times):
+        part = ops.reshape(ops.slice(parts, [2], [k], [k + 1]), (n, c, *spatial))
+        results.append(_depthwise_gradient(ops, x, part, window))
+    return ops.reshape(ops.concat(results, 1), (m, 1, *window.kernel))

@@ -1,0 +1,77 @@
+"""Reductions: dy, its axes kept, is spread over what was reduced."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.rules.pools import to_winners
+
+Value = ir.Value
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def _kept(g: Context, dy: Value) -> tuple[Value, Value, list[int]]:
+    """(dy, y, axes), both with the reduced axes present as length 1."""
+    ops, shape = g.ops, g.shape()
+    axes = g.known(1)
+    if not axes:
+        axes = () if g.int("noop_with_empty_axes") else tuple(range(len(shape)))
+    axes = tuple(a % len(shape) for a in axes)
+    kept = [1 if i in axes else n for i, n in enumerate(shape)]
+    return ops.reshape(dy, kept), ops.reshape(g.y, kept), sorted(axes)
+
+
+@rule("ReduceSum")
+def reduce_sum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    return [_kept(g, dy)[0]]
+
+
+@rule("ReduceMean")
+def reduce_mean(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    dy, _, axes = _kept(g, dy)
+    return [g.ops.mul(dy, 1.0 / float(np.prod([g.shape()[a] for a in axes])))]
+
+
+@rule("ReduceMax", "ReduceMin")
+def reduce_extremum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    dy, y, axes = _kept(g, dy)
+    return [to_winners(g.ops, g.x(), y, dy, axes)]
+
+
+@rule("ReduceProd")
+def reduce_prod(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    """dx = dy y / x; elements must not be 0."""
+    dy, y, _ = _kept(g, dy)
+    return [g.ops.div(g.ops.mul(dy, y), g.x())]
+
+
+@rule("ReduceL1")
+def reduce_l1(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    return [g.ops.mul(g.ops.op("Sign", g.x()), _kept(g, dy)[0])]
+
+
+@rule("ReduceL2")
+def reduce_l2(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    """dx = dy x / y, 0 where y is 0."""
+    ops = g.ops
+    dy, y, _ = _kept(g, dy)
+    return [ops.mul(g.x(), ops.div(dy, ops.op("Max", y, ops.scalar(_TINY, y))))]
+
+
+@rule("ReduceLogSum")
+def reduce_log_sum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    dy, y, _ = _kept(g, dy)
+    return [g.ops.div(dy, g.ops.op("Exp", y))]
+
+
+@rule("ReduceLogSumExp")
+def reduce_log_sum_exp(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    dy, y, _ = _kept(g, dy)
+    return [g.ops.mul(g.ops.op("Exp", g.ops.sub(g.x(), y)), dy)]
+
+
+@rule("ReduceSumSquare")
+def reduce_sum_square(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    return [g.ops.mul(g.x(), g.ops.mul(_kept(g, dy)[0], 2.0))]

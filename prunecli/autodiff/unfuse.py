@@ -1,0 +1,194 @@
+"""onnxruntime's fused operators (`com.microsoft`), taken apart into operators that have rules.
+
+Source of their meaning: onnxruntime's ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff.builder import MICROSOFT
+from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.rewrites import Inputs, Value, attributes, first, refuse, rewrite
+
+
+def _at(inputs: Inputs, index: int) -> Value | None:
+    return inputs[index] if index < len(inputs) else None
+
+
+def _must(inputs: Inputs, index: int) -> Value:
+    value = _at(inputs, index)
+    assert value is not None
+    return value
+
+
+def _activate(ops: Ops, node: ir.Node, y: Value, name: str, numbers: list[float]) -> Value:
+    """The activation of a fused operator; `numbers` are its parameters in order."""
+    if name in ("", "Relu", "Tanh", "Sigmoid", "HardSwish", "Softplus", "Softsign"):
+        return ops.op(name, y) if name else y
+    if name == "LeakyRelu":
+        return ops.op(name, y, alpha=numbers[0])
+    if name == "Clip":
+        return ops.op(name, y, ops.scalar(numbers[0], y), ops.scalar(numbers[1], y))
+    if name == "HardSigmoid":
+        return ops.op(name, y, alpha=numbers[0], beta=numbers[1])
+    raise refuse(node, f"the fused activation {name} is not known")
+
+
+@rewrite("FusedConv", domain=MICROSOFT)
+def fused_conv(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """activation(Conv(X, W, B) + Z)."""
+    given = attributes(node, "activation", "activation_params")
+    y = ops.op("Conv", *inputs[:3], **given)
+    if _at(inputs, 3) is not None:
+        y = ops.op("Add", y, _must(inputs, 3))
+    all_given = attributes(node)
+    return [
+        _activate(ops, node, y, all_given.get("activation", ""), list(all_given.get("activation_params", [])))
+    ]
+
+
+@rewrite("FusedGemm", domain=MICROSOFT)
+def fused_gemm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    given = attributes(node)
+    plain = {k: v for k, v in given.items() if not k.startswith("activation")}
+    numbers = [given.get(f"activation_{k}", 0.0) for k in ("alpha", "beta", "gamma")]
+    return [_activate(ops, node, ops.op("Gemm", *inputs, **plain), given.get("activation", ""), numbers)]
+
+
+@rewrite("BiasGelu", domain=MICROSOFT)
+def bias_gelu(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    return [ops.op("Gelu", ops.op("Add", *inputs), domain=MICROSOFT)]
+
+
+@rewrite("SkipLayerNormalization", domain=MICROSOFT)
+def skip_layer_norm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """LayerNormalization(X + skip + bias); the fourth output is that sum."""
+    total = ops.op("Add", inputs[0], inputs[1])
+    if _at(inputs, 4) is not None:
+        total = ops.op("Add", total, _must(inputs, 4))
+    epsilon = attributes(node).get("epsilon", 1e-12)
+    y = ops.op("LayerNormalization", total, inputs[2], _at(inputs, 3), epsilon=epsilon, axis=-1)
+    return _with_sum(node, y, total)
+
+
+@rewrite("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def skip_rms_norm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    total = ops.op("Add", inputs[0], inputs[1])
+    if _at(inputs, 3) is not None:
+        total = ops.op("Add", total, _must(inputs, 3))
+    epsilon = attributes(node).get("epsilon", 1e-12)
+    return _with_sum(node, rms(ops, total, _must(inputs, 2), epsilon, -1), total)
+
+
+@rewrite("SimplifiedLayerNormalization")
+def simplified_layer_norm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    given = attributes(node)
+    axis, epsilon = given.get("axis", -1), given.get("epsilon", 1e-5)
+    return [rms(ops, first(inputs), _must(inputs, 1), epsilon, axis)]
+
+
+def rms(ops: Ops, x: Value, scale: Value, epsilon: float, axis: int) -> Value:
+    """x / sqrt(mean(x^2) + epsilon) * scale."""
+    rank = ops.rank(x)
+    square = ops.mean(ops.mul(x, x), list(range(axis % rank, rank)), keepdims=True)
+    root = ops.op("Sqrt", ops.add2(square, epsilon))
+    return ops.mul(ops.div(x, root), scale)
+
+
+def _with_sum(node: ir.Node, y: Value, total: Value) -> list[Value]:
+    if any(out.uses() for out in node.outputs[1:3]):
+        raise refuse(node, "its statistics are used")
+    return [y, y, y, total][: max(len(node.outputs), 1)]
+
+
+@rewrite("EmbedLayerNormalization", domain=MICROSOFT)
+def embed_layer_norm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """Word, position and segment embeddings, summed and normalised. The mask output must be unused."""
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        raise refuse(node, "its mask index is used")
+    ids = first(inputs)
+    count = ops.shape(ids)[1]
+    positions = _at(inputs, 8) or ops.const(np.arange(count, dtype=np.int64).reshape(1, count))
+    total = ops.op("Add", ops.op("Gather", inputs[2], ids), ops.op("Gather", inputs[3], positions))
+    if _at(inputs, 1) is not None and _at(inputs, 4) is not None:
+        total = ops.op("Add", total, ops.op("Gather", inputs[4], inputs[1]))
+    epsilon = attributes(node).get("epsilon", 1e-12)
+    y = ops.op("LayerNormalization", total, inputs[5], inputs[6], epsilon=epsilon, axis=-1)
+    return [y, y, total][: len(node.outputs)]
+
+
+@rewrite("Attention", domain=MICROSOFT)
+def attention(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """softmax(q k^T scale + mask) v of x W + b, without past states."""
+    given = attributes(node)
+    if any(_at(inputs, i) is not None for i in (4, 6)) or given.get("do_rotary"):
+        raise refuse(node, "past states and rotary embeddings are not supported")
+    packed = ops.op("MatMul", inputs[0], inputs[1])
+    if _at(inputs, 2) is not None:
+        packed = ops.op("Add", packed, _must(inputs, 2))
+    width = ops.shape(packed)[2]
+    sizes = given.get("qkv_hidden_sizes") or [width // 3] * 3
+    q, k, v = ops.many("Split", packed, ops.ints(sizes), outputs=3, axis=2)
+    mask = _raw_mask(ops, node, _at(inputs, 3), ops.shape(packed)[1], given)
+    return [_attend(ops, node, (q, k, v), mask, _at(inputs, 5), given)]
+
+
+@rewrite("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    given = attributes(node)
+    shaped = [_at(inputs, i) for i in range(3)]
+    if any(v is None or ops.rank(v) != 3 for v in shaped):
+        raise refuse(node, "packed or already split heads are not supported")
+    if any(_at(inputs, i) is not None for i in (6, 7, 8, 9)) or any(o.uses() for o in node.outputs[1:]):
+        raise refuse(node, "past and present states are not supported")
+    parts = [_must(inputs, i) for i in range(3)]
+    if _at(inputs, 3) is not None:
+        sizes = ops.ints([ops.shape(p)[2] for p in parts])
+        biases = ops.many("Split", _must(inputs, 3), sizes, outputs=3, axis=0)
+        parts = [ops.op("Add", p, b) for p, b in zip(parts, biases, strict=True)]
+    mask = _raw_mask(ops, node, _at(inputs, 4), ops.shape(parts[1])[1], given)
+    return [_attend(ops, node, (parts[0], parts[1], parts[2]), mask, _at(inputs, 5), given)]
+
+
+def _raw_mask(
+    ops: Ops, node: ir.Node, mask: Value | None, length: int, given: dict[str, Any]
+) -> Value | None:
+    """(batch, keys) of 0 and 1 as a sum to the scores."""
+    if mask is None:
+        return None
+    if ops.rank(mask) != 2 or ops.shape(mask)[1] != length:
+        raise refuse(node, "only a (batch, keys) mask is supported")
+    n = ops.shape(mask)[0]
+    kept = ops.op("Cast", mask, to=int(ir.DataType.FLOAT))
+    penalty = ops.mul(ops.one_minus(kept), float(given.get("mask_filter_value", -10000.0)))
+    return ops.reshape(penalty, (n, 1, 1, length))
+
+
+def _attend(
+    ops: Ops, node: ir.Node, qkv: tuple[Value, Value, Value], mask: Value | None, bias: Value | None,
+    given: dict[str, Any],
+) -> Value:  # fmt: skip
+    heads = int(given["num_heads"])
+    q, k, v = (_heads(ops, value, heads) for value in qkv)
+    scale = float(given.get("scale", 0.0)) or float(ops.shape(q)[-1]) ** -0.5
+    scores = ops.mul(ops.op("MatMul", q, ops.swap_last(k)), scale)
+    for extra in (mask, bias):
+        if extra is not None:
+            scores = ops.op("Add", scores, extra)
+    if given.get("unidirectional"):
+        rows, columns = ops.shape(scores)[-2:]
+        future = np.triu(np.full((rows, columns), given.get("mask_filter_value", -10000.0), np.float32), 1)
+        scores = ops.op("Add", scores, ops.const(future))
+    mixed = ops.op("MatMul", ops.op("Softmax", scores, axis=-1), v)
+    n, _, rows, width = ops.shape(mixed)
+    return ops.reshape(ops.transpose(mixed, [0, 2, 1, 3]), (n, rows, heads * width))
+
+
+def _heads(ops: Ops, value: Value, heads: int) -> Value:
+    """(batch, length, heads * width) -> (batch, heads, length, width)."""
+    n, length, width = ops.shape(value)
+    return ops.transpose(ops.reshape(value, (n, length, heads, width // heads)), [0, 2, 1, 3])

@@ -1,0 +1,44 @@
+"""Every rule against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunecli.autodiff import registry
+from prunecli.autodiff.rewrites import REWRITES
+from prunecli.autodiff.rules import load_rules
+from tests.autodiff.cases import CASES
+from tests.autodiff.checker import Case, case, check_case
+
+
+@pytest.mark.parametrize("c", CASES, ids=lambda c: c.id)
+def test_gradient_agrees_with_differences(c: Case) -> None:
+    check_case(c)
+
+
+def test_every_rule_and_rewrite_has_a_case() -> None:
+    load_rules()
+    covered = {(c.domain, c.op) for c in CASES}
+    assert {*registry.RULES, *REWRITES} - covered - {("", "Hardmax")} == set()
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.999, -1.0, 0.0])
+def test_the_checker_sees_a_wrong_rule(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    load_rules()
+    right = registry.RULES["", "Tanh"]
+    monkeypatch.setitem(
+        registry.RULES, ("", "Tanh"), lambda g, n, dy: [g.ops.mul(right(g, n, dy)[0], factor)]
+    )
+    with pytest.raises(AssertionError):
+        check_case(case("Tanh", (2, 3)))
+
+
+def test_the_checker_sees_one_wrong_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_rules()
+
+    def wrong(g, node, dy):  # type: ignore[no-untyped-def]
+        return [g.ops.pad(g.ops.slice(dy, [0], [1], [99]), [1, 0], [0, 0])]
+
+    monkeypatch.setitem(registry.RULES, ("", "Identity"), wrong)
+    with pytest.raises(AssertionError):
+        check_case(case("Identity", (4, 3)))
