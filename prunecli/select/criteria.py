@@ -1,0 +1,89 @@
+"""Criteria: one score per unit, higher = more important.
+
+A criterion sees only a `Block`: units as rows, their weights (and evidence of equal shape) as columns. So
+every criterion works with every pattern and every scope. Scores are means, not sums, so that units of
+different sizes compare. To add one:
+
+    @criterion("wanda", "|w| times the norm of its input", needs=("input_norm",))
+    def wanda(block: Block) -> Array:
+        return np.mean(np.abs(block.weights) * block.evidence["input_norm"], axis=1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from prunecli.select.keys import Array
+from prunecli.select.registry import Registry
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some units of one tensor.
+
+    weights: (units, width), float64, so that sums hardly depend on their order and equal units tie.
+    evidence: arrays of the same shape, by name; those that the criterion `needs`.
+    rng: seeded by the user's seed and the tensor's name.
+    """
+
+    weights: Floats
+    evidence: Mapping[str, Floats] = field(default_factory=dict)
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A named score.
+
+    needs: names of the evidence it reads.
+    signed: scores may be negative.
+    by_magnitude: single elements rank as |w| does, which allows selecting on the stored bits.
+    """
+
+    name: str
+    help: str
+    score: Callable[[Block], Array]
+    needs: tuple[str, ...] = ()
+    signed: bool = False
+    by_magnitude: bool = False
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+def criterion(
+    name: str, help: str, needs: tuple[str, ...] = (), signed: bool = False, by_magnitude: bool = False
+) -> Callable[[Callable[[Block], Array]], Callable[[Block], Array]]:
+    """Register a scoring function: Block -> (units,) floats, finite and, unless `signed`, not negative."""
+
+    def register(score: Callable[[Block], Array]) -> Callable[[Block], Array]:
+        CRITERIA.add(Criterion(name, help, score, needs, signed, by_magnitude))
+        return score
+
+    return register
+
+
+@criterion("l1", "mean |w| of the unit", by_magnitude=True)
+def l1(block: Block) -> Array:
+    """mean(|w|) over the unit; of a single element, its magnitude."""
+    scores: Array = np.mean(np.abs(block.weights), axis=1)
+    return scores
+
+
+@criterion("l2", "root mean square of the unit", by_magnitude=True)
+def l2(block: Block) -> Array:
+    """sqrt(mean(w^2)) over the unit; of a single element, its magnitude."""
+    scores: Array = np.sqrt(np.mean(np.square(block.weights), axis=1))
+    return scores
+
+
+@criterion("random", "seeded random scores, the baseline that others must beat")
+def random(block: Block) -> Array:
+    """Uniform in [0, 1); the same for the same seed and tensor name."""
+    return block.rng.random(len(block.weights))

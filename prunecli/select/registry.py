@@ -1,0 +1,45 @@
+"""Named choices that a user makes and a plug-in may add to: a dictionary and a decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Generic, Protocol, TypeVar
+
+from prunecli.errors import PruneError
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+class Registry(Generic[Entry]):
+    """Entries by name, in the order in which they were added."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, entry: Entry) -> Entry:
+        """Raises ValueError if the name is taken."""
+        if entry.name in self._entries:
+            raise ValueError(f"{self.kind} {entry.name} exists already")
+        self._entries[entry.name] = entry
+        return entry
+
+    def get(self, name: str) -> Entry:
+        """Raises PruneError, with what was probably meant, if there is none."""
+        if name not in self._entries:
+            close = get_close_matches(name, self._entries, 1)
+            meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(self._entries)}"
+            raise PruneError(f"no {self.kind} is called {name!r}", meant)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
