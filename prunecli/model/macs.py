@@ -14,7 +14,7 @@ import onnx_ir as ir
 from prunecli.model import attrs
 from prunecli.model.facts import Facts, Inner
 from prunecli.model.layout import Shape
-from prunecli.model.load import Model
+from prunecli.model.loading import Model
 from prunecli.model.roles import MICROSOFT
 from prunecli.model.shapes import Shapes
 

@@ -89,7 +89,7 @@ class DataFolder:
             raise PruneError(
                 f"{self.model}: external data '{location}' is not a regular file", "re-export the model"
             )
-        # A hard link has no target to resolve; to somebody else's file it is how a link could leave the folder.
+        # A hard link has no target to resolve; one to somebody else's file is how it could leave the folder.
         owner = self.model.stat().st_uid
         if info.st_nlink > 1 and info.st_uid != owner and not self.allow_outside:
             raise PruneError(

@@ -11,7 +11,7 @@ from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model.facts import Facts, gather_facts
 from prunecli.model.layout import Shape
-from prunecli.model.load import Model
+from prunecli.model.loading import Model
 
 SPATIAL_TRIES = (64, 224, 32, 128)
 """Sizes tried for the unknown axes of image inputs: the first at which every shape can be inferred."""

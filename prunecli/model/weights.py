@@ -14,7 +14,7 @@ from prunecli.errors import PruneError
 from prunecli.model import skips
 from prunecli.model.holders import Holder, holders
 from prunecli.model.layout import Layout, Shape
-from prunecli.model.load import Model
+from prunecli.model.loading import Model
 from prunecli.model.roles import Kind, Refused, Role
 from prunecli.model.tensors import FLOATS
 from prunecli.model.uses import Reader, readers

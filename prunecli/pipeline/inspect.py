@@ -22,7 +22,7 @@ from prunecli.model import (
     load,
     totals,
 )
-from prunecli.model.totals import count_nonzero
+from prunecli.model.sizes import count_nonzero
 from prunecli.pipeline.distribution import Distribution, PatternFit, distribution, pattern_fit
 from prunecli.pipeline.inspect_report import to_document, to_json
 from prunecli.report.document import Document

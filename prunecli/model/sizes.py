@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.graphs import all_graphs
-from prunecli.model.load import Model
+from prunecli.model.loading import Model
 from prunecli.model.macs import count_macs
 from prunecli.model.shapes import Shapes
 from prunecli.model.weights import find_weights

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.errors import PruneError
 from prunecli.model import bulk, preserve
 from prunecli.model.graphs import all_graphs
-from prunecli.model.load import Model
+from prunecli.model.loading import Model
 from prunecli.model.provenance import Provenance, record
 from prunecli.model.staging import Staging, data_name, staging, sync
 from prunecli.types import FileRef
