@@ -15,7 +15,7 @@ Kind = Literal["plain", "percent", "count", "bytes", "ms"]
 _COUNT = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "bytes": 1.0}
 _TIME = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([%a-zA-Z]*)")
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([%a-zA-Z]*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ def parse_fraction(text: str) -> float:
     if quantity.kind not in ("plain", "percent"):
         raise PruneError(f"{text!r} is not a fraction", "write it as 0.5 or 50%")
     if not 0 <= quantity.value <= 1:
-        hint = f"did you mean {quantity.value:g}%?" if 1 < quantity.value <= 100 else "write it as 0.5 or 50%"
+        hint = (
+            f"did you mean {quantity.value:g}%?"
+            if quantity.kind == "plain" and 1 < quantity.value <= 100
+            else "write it as 0.5 or 50%"
+        )
         raise PruneError(f"{text!r} is outside 0 to 1", hint)
     return quantity.value

@@ -46,6 +46,8 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """Imports a command's module when it is invoked, so that `prune --help` imports none of them."""
 
+    invoked = "prune"
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
@@ -56,6 +58,7 @@ class Commands(TyperGroup):
             raise PruneError(f"no such command: {cmd_name}", meant)
         function = getattr(import_module(f"prunecli.cli.{cmd_name}"), cmd_name)
         command = build(cmd_name, function)
+        self.invoked = f"prune {cmd_name}"
         command.params += [param for param in self.params if param.name in ("quiet", "verbose", "color")]
         return command
 
@@ -133,16 +136,15 @@ def prune(
         raise PruneError("no command given", "`prune --help` lists the commands")
 
 
-def _explain(error: Exception) -> tuple[str, str, int]:
+def _explain(error: Exception, command: str) -> tuple[str, str, int]:
     """(what, what to do, exit code) for anything that was raised."""
     if isinstance(error, PruneError):
-        return error.message, error.hint or "`prune COMMAND --help` explains the options", error.exit_code
+        return error.message, error.hint or f"`{command} --help` explains the options", error.exit_code
     if hasattr(error, "format_message"):  # Typer's own usage errors
-        cause, ctx = error.__cause__, getattr(error, "ctx", None)
-        path = ctx.command_path if ctx is not None else "prune"
+        cause = error.__cause__
         message = error.format_message().strip().rstrip(".")
         own_hint = cause.hint if isinstance(cause, PruneError) else ""
-        return message[:1].lower() + message[1:], own_hint or f"see `{path} --help`", 2
+        return message[:1].lower() + message[1:], own_hint or f"see `{command} --help`", 2
     if isinstance(error, MemoryError):
         return "out of memory", "close other programs, or use a smaller --batch-size", 2
     if isinstance(error, OSError) and error.strerror:
@@ -155,8 +157,9 @@ def _explain(error: Exception) -> tuple[str, str, int]:
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code. Prints errors; raises nothing but SystemExit."""
     terminal.reset()
+    group = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=args, prog_name="prune", standalone_mode=False)
+        code = group.main(args=args, prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -171,7 +174,7 @@ def run(args: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        message, hint, code = _explain(error)
+        message, hint, code = _explain(error, getattr(group, "invoked", "prune"))
         say("error", message)
         say("hint", hint)
         return code

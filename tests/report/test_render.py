@@ -1,0 +1,217 @@
+"""One document, every format: nothing lost, nothing broken out of its place."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunecli.report.document import Bars, Cell, Column, Document, Section, Table, Text
+from prunecli.report.render import fit, shorten, to_terminal, top_rows
+from prunecli.report.render_cells import cell_text, one_line
+from prunecli.report.render_html import to_html
+from prunecli.report.render_text import to_markdown
+
+CELLS: list[tuple[Cell, str, str]] = [
+    (None, "count", "–"),
+    ("text", "count", "text"),
+    (0, "count", "0"),
+    (999_999, "count", "999,999"),
+    (1_000_000, "count", "1.00 M"),
+    (125_485_696, "count", "125 M"),
+    (999_999_999, "count", "1.00 G"),
+    (7e9, "count", "7.00 G"),
+    (12, "bytes", "12 B"),
+    (999, "bytes", "999 B"),
+    (1000, "bytes", "1.00 kB"),
+    (999_999, "bytes", "1.00 MB"),
+    (3_490_000, "bytes", "3.49 MB"),
+    (3 << 30, "bytes", "3.22 GB"),
+    (0.0, "percent", "0.0 %"),
+    (0.5, "percent", "50.0 %"),
+    (1.0, "percent", "100.0 %"),
+    (0.99999, "percent", ">99.99 %"),
+    (0.9996, "percent", "99.96 %"),
+    (0.00001, "percent", "<0.01 %"),
+    (0.0004, "percent", "0.04 %"),
+    (-0.012, "percent", "-1.2 %"),
+    (0.123456, "number", "0.1235"),
+    (1e-9, "number", "1e-09"),
+    (0.0512, "ms", "0.0512 ms"),
+    (12.345, "ms", "12.3 ms"),
+    (12345, "ms", "12,345 ms"),
+    (float("nan"), "percent", "nan"),
+    (float("inf"), "count", "inf"),
+    (3, "text", "3"),
+]
+
+
+@pytest.mark.parametrize(("value", "form", "text"), CELLS)
+def test_cell(value: Cell, form: str, text: str) -> None:
+    assert cell_text(value, form) == text
+
+
+NAMES = [
+    "plain",
+    "a|b",
+    "*x* _y_ `z`",
+    "<script>alert(1)</script>",
+    "line\nbreak",
+    "\x1b[31mred",
+    "[bold]x[/bold]",
+]
+NAMES += ['it\'s & "so"', "layer_1.weight_", "日本", "\\", ":smile:", "# x"]
+COLUMNS = (
+    Column("weight"),
+    Column("params", "count"),
+    Column("zeros", "percent", drop=1),
+    Column("art", "graph"),
+)
+
+
+def document(rows: list[tuple[Cell, ...]], **options: object) -> Document:
+    table = Table("Layers", COLUMNS, rows, note="a note", **options)  # type: ignore[arg-type]
+    bars = Bars("Bars", [("first", 1.0), ("none", 0.0), ("last", 4.0)], "count", "bar note")
+    sections: list[Section] = [table, Text("all good", "good"), Text("take care", "warning"), bars]
+    return Document("The <title>", sections)
+
+
+ROWS: list[tuple[Cell, ...]] = [(name, 1000 * i, 0.5, "▁█") for i, name in enumerate(NAMES)]
+
+
+def test_terminal_output_is_plain_lines_with_every_name() -> None:
+    text = to_terminal(document(ROWS))
+    assert "\x1b" not in text
+    assert [name for name in NAMES if one_line(name) not in text] == []
+    for piece in ("The <title>", "Layers", "a note", "all good", "take care", "bar note", "params"):
+        assert piece in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_colour_only_when_asked() -> None:
+    assert "\x1b[33m" in to_terminal(document(ROWS), color=True)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_terminal_output_fits_its_width(width: int) -> None:
+    rows: list[tuple[Cell, ...]] = [(f"/model/{'block/' * 9}conv{i}", i, 0.5, "▁▂▃") for i in range(9)]
+    lines = to_terminal(document(rows), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    if width == 80:
+        shown = [line for line in lines if line.startswith("/model/")]
+        assert len(shown) == 9
+        assert all("…" in line and f"conv{i} " in line for i, line in enumerate(shown))
+
+
+def test_columns_are_left_out_before_names_become_unreadable() -> None:
+    rows: list[tuple[Cell, ...]] = [("n" * 40, 10**5, 0.5, "▁" * 20)]
+    assert "zeros" in to_terminal(document(rows), width=60)
+    narrow = to_terminal(document(rows), width=50)
+    assert "not shown at this width: zeros" in narrow
+    assert "▁" * 20 in narrow
+
+
+def test_top_shows_the_largest_in_reading_order() -> None:
+    rows: list[tuple[Cell, ...]] = [(f"n{i}", size, 0.0, "") for i, size in enumerate([5, 9, None, 1, 9, 7])]
+    shown = document(rows, top=3, top_by="params")
+    text = to_terminal(shown, width=80)
+    assert re.findall(r"^n\d", text, re.MULTILINE) == ["n1", "n4", "n5"]
+    assert "and 3 more, smaller in params; --verbose shows all" in text
+    assert len(re.findall(r"^n\d", to_terminal(shown, width=80, complete=True), re.MULTILINE)) == 6
+    assert len(re.findall(r"^\| n\d", to_markdown(shown), re.MULTILINE)) == 6
+    assert len(re.findall(r">n\d<", to_html(shown))) == 6
+
+
+def test_top_without_a_column_shows_the_first() -> None:
+    table = Table("", COLUMNS, [(str(i), 0, 0.0, "") for i in range(9)], top=2)
+    assert list(top_rows(table)) == [0, 1]
+
+
+def test_bars_are_proportional_and_nothing_is_lost() -> None:
+    text = to_terminal(document(ROWS), width=60)
+    drawn = {line.split()[0]: line.count("█") for line in text.splitlines() if "█" in line}
+    room = 60 - len("first  1  ")
+    assert drawn["last"] == room
+    assert drawn["first"] == room // 4  # and a part of a character for the rest
+    assert re.search(r"none +0$", text, re.MULTILINE)
+
+
+def test_empty_tables_and_bars() -> None:
+    empty = Document("t", [Table("T", COLUMNS, []), Bars("B", [])])
+    for text in (to_terminal(empty), to_terminal(empty, width=40), to_markdown(empty), to_html(empty)):
+        assert "T" in text
+
+
+def test_a_table_without_titles_has_no_header() -> None:
+    facts = Document("t", [Table("", (Column(""), Column("")), [("inputs", "x"), ("opset", "17")])])
+    assert to_terminal(facts).splitlines()[2:] == ["inputs  x", "opset   17"]
+    assert "<th" not in to_html(facts)
+
+
+def test_markdown_keeps_its_shape_whatever_the_names() -> None:
+    lines = to_markdown(document(ROWS)).splitlines()
+    table = [line for line in lines if line.startswith("|")][: len(ROWS) + 2]
+    assert table[1] == "| --- | ---: | ---: | --- |"
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [5] * len(table)
+    unescaped = [re.sub(r"\\(.)", r"\1", line.split(" | ")[0][2:]) for line in table[2:]]
+    kept = [name for name in NAMES if "|" not in name and "\\" not in one_line(name)]
+    assert [name for name in kept if name not in unescaped] == []
+
+
+class _Page(HTMLParser):
+    """Collects texts and checks that tags nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_html_is_self_contained_and_escaped() -> None:
+    page = _Page()
+    html = to_html(document(ROWS))
+    page.feed(html)
+    assert page.open == []
+    assert [name for name in NAMES if one_line(name) not in page.texts] == []
+    assert page.tags.isdisjoint({"script", "link", "img", "iframe", "a"})
+    assert "http" not in html.replace("http-equiv", "")
+    assert "prefers-color-scheme: dark" in html
+    assert html.count("width:100.00%") == 1
+
+
+@given(st.text(max_size=60), st.integers(0, 80))
+def test_shorten_keeps_both_ends(text: str, width: int) -> None:
+    short = shorten(text, width)
+    assert len(short) == min(len(text), width)
+    if len(text) > width > 3:
+        head, tail = short.split("…") if "…" not in text else (short[:1], short[-1:])
+        assert text.startswith(head)
+        assert text.endswith(tail)
+
+
+@given(
+    st.lists(st.lists(st.text("abc", max_size=40), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.integers(45, 200),
+)
+def test_fit_never_exceeds_the_width_when_texts_can_shrink(texts: list[list[str]], width: int) -> None:
+    columns = [Column("one"), Column("two", drop=2), Column("three", drop=1), Column("four", drop=3)]
+    shown, cells, dropped = fit(columns, texts, width)
+    widths = [max(len(c.title), *(len(row[i]) for row in cells)) for i, c in enumerate(shown)]
+    assert sum(widths) + 2 * (len(shown) - 1) <= width
+    assert {c.title for c in shown} | set(dropped) == {"one", "two", "three", "four"}
+    assert "one" not in dropped

@@ -1,0 +1,141 @@
+"""Imports point one way (docs/architecture.md), and the heavy ones stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "prunecli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# part of the program -> the parts it may import from, besides itself
+BASE = {"types", "errors", "quantity", "_version"}
+MODEL = BASE | {"model", "inputs"}
+MIDDLE = MODEL | {"runtime", "select"}
+WORK = MIDDLE | {"channels", "autodiff", "data"}
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "_version": set(),
+    "quantity": BASE,
+    "inputs": BASE,
+    "model": MODEL,
+    "report": BASE,
+    "select": BASE,
+    "runtime": BASE | {"inputs"},
+    "data": BASE | {"inputs", "runtime"},
+    "channels": MODEL,
+    "autodiff": MODEL | {"runtime"},
+    "apply": WORK,
+    "evaluate": WORK,
+    "evidence": WORK | {"apply"},
+    "recover": WORK | {"apply"},
+    "search": WORK | {"apply", "evaluate"},
+    "pipeline": WORK | {"apply", "evaluate", "evidence", "recover", "search", "report"},
+    "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate"},
+    "__init__": {"_version"},
+    "__main__": {"cli"},
+}
+# third-party package -> the only parts that may import it
+OWNERS = {
+    "typer": {"cli"},
+    "rich": {"cli", "report"},
+    "onnxruntime": {"runtime"},
+    "sklearn": {"evaluate"},
+}
+# modules that `prune --help` loads: nothing from outside the standard library but Typer at import time
+LIGHT = ("cli/", "report/", "types.py", "errors.py", "quantity.py", "__init__.py", "__main__.py")
+
+
+def part(module: Path) -> str:
+    """`prunecli/model/load.py` -> `model`; `prunecli/types.py` -> `types`."""
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(node: ast.AST, module: Path) -> Iterator[str]:
+    """Full names of every module imported anywhere below `node`, relative imports resolved."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            folder = module.relative_to(ROOT).parent.parts
+            start = folder[: len(folder) - child.level + 1] if child.level else ()
+            base = ".".join([*start, *([child.module] if child.module else [])])
+            yield base
+            if base == "prunecli":
+                yield from (f"prunecli.{alias.name}" for alias in child.names)
+
+
+def parse(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def inner_parts(module: Path) -> set[str]:
+    names = (name.split(".") for name in imports(parse(module), module))
+    return {name[1] for name in names if name[0] == "prunecli" and len(name) > 1} - {part(module)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(module: Path) -> None:
+    assert part(module) in ALLOWED, "a new part of the program: say in ALLOWED what it may import"
+    assert inner_parts(module) <= ALLOWED[part(module)]
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_each_package_has_its_owners(package: str) -> None:
+    users = {part(m) for m in MODULES if any(n.split(".")[0] == package for n in imports(parse(m), m))}
+    assert users <= OWNERS[package]
+
+
+def test_select_needs_numpy_only() -> None:
+    import sys
+
+    for module in MODULES:
+        if part(module) == "select":
+            outside = {name.split(".")[0] for name in imports(parse(module), module)} - {"prunecli"}
+            assert outside - set(sys.stdlib_module_names) <= {"numpy", "ml_dtypes"}, module
+
+
+def at_import_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported: not those in functions or under TYPE_CHECKING."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            yield from at_import_time(statement.orelse)
+            continue
+        yield statement
+
+
+def test_what_help_loads_is_light() -> None:
+    import sys
+
+    light = [m for m in MODULES if str(m.relative_to(PACKAGE)).startswith(LIGHT)]
+    assert len(light) > 10
+    for module in light:
+        names = {n for s in at_import_time(parse(module).body) for n in imports(s, module)}
+        outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        assert outside <= {"prunecli", "typer"}, module
+
+
+def test_the_checks_see_a_forbidden_import(tmp_path: Path) -> None:
+    module = PACKAGE / "model" / "example.py"
+    tree = ast.parse(
+        "def f():\n    from prunecli.cli import app\n    from .. import pipeline\n    import rich.table\n"
+    )
+    assert set(imports(tree, module)) == {"prunecli.cli", "prunecli", "prunecli.pipeline", "rich.table"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 350
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False) is not None
+            body = node.body[1:] if docstring else node.body
+            length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert length <= 45, f"{module.name}:{node.lineno} {node.name}: {length} lines"
