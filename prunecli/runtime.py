@@ -194,6 +194,8 @@ def _options(
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
+    # idle sessions must not spin: several are open at once, and their threads would slow down each other
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if low_memory or not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if low_memory:

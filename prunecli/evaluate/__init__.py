@@ -1,0 +1,1 @@
+"""Measuring models: quality against labels, fidelity to another model, robustness, latency, size, gates."""

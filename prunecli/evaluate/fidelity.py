@@ -1,0 +1,228 @@
+"""Fidelity: how close one model's outputs are to another's on the same inputs, without any labels.
+
+`@measure` registers one; each sees batches and keeps only sums, so data of any size streams through.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from prunecli.data.casting import is_float
+from prunecli.errors import PruneError
+
+Array = np.ndarray[Any, Any]
+
+
+class Measure(ABC):
+    """`add` takes the reference and the other output of one batch, float64 and of equal shape."""
+
+    @abstractmethod
+    def add(self, reference: Array, other: Array) -> None: ...
+
+    @abstractmethod
+    def value(self) -> float | None:
+        """None where the measure has no meaning for this output; NaN if an output held NaN."""
+
+
+M = TypeVar("M", bound=type[Measure])
+MEASURES: dict[str, type[Measure]] = {}
+BETTER_HIGH = {"top1_agreement": True, "cosine": True, "max_abs": False, "max_rel": False, "snr_db": True}
+
+
+def measure(name: str) -> Callable[[M], M]:
+    def add(cls: M) -> M:
+        MEASURES[name] = cls
+        return cls
+
+    return add
+
+
+@measure("top1_agreement")
+class Top1Agreement(Measure):
+    """Fraction of positions where both have their largest value at the same place, along the last axis (axis
+    1 for images, of rank 4 and more). Without a sample axis, or with one class, it has no meaning."""
+
+    def __init__(self) -> None:
+        self.same = self.count = 0
+        self.meaningful = True
+
+    def add(self, reference: Array, other: Array) -> None:
+        axis = 1 if reference.ndim >= 4 else reference.ndim - 1
+        if reference.ndim < 2 or reference.shape[axis] < 2:
+            self.meaningful = False
+            return
+        right = reference.argmax(axis) == other.argmax(axis)
+        right &= ~np.isnan(other).any(axis)
+        self.same += int(right.sum())
+        self.count += right.size
+
+    def value(self) -> float | None:
+        return self.same / self.count if self.meaningful and self.count else None
+
+
+@measure("cosine")
+class Cosine(Measure):
+    """Mean over the samples of <a, b> / (|a| |b|), each sample's output as one vector; two zero vectors agree
+    (1), a zero and another do not (0)."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, reference: Array, other: Array) -> None:
+        rows = len(reference) if reference.ndim else 1
+        a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        dots = np.einsum("ij,ij->i", a, b)
+        both_zero = (~a.any(axis=1)) & (~b.any(axis=1))
+        each = np.where(both_zero, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0))
+        self.total += float(np.clip(each, -1, 1).sum())
+        self.count += rows
+
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@measure("max_abs")
+class MaxAbs(Measure):
+    """The largest absolute difference of two corresponding values."""
+
+    def __init__(self) -> None:
+        self.largest: float | None = None
+
+    def add(self, reference: Array, other: Array) -> None:
+        if reference.size:
+            self.largest = _nan_max(self.largest, float(np.abs(_difference(reference, other)).max()))
+
+    def value(self) -> float | None:
+        return self.largest
+
+
+@measure("max_rel")
+class MaxRel(Measure):
+    """The largest absolute difference over the largest magnitude of the reference; 0 if both are all zero."""
+
+    def __init__(self) -> None:
+        self.difference: float | None = None
+        self.magnitude = 0.0
+
+    def add(self, reference: Array, other: Array) -> None:
+        if reference.size:
+            largest = float(np.abs(_difference(reference, other)).max())
+            self.difference = _nan_max(self.difference, largest)
+            self.magnitude = max(self.magnitude, float(np.abs(reference).max()))
+
+    def value(self) -> float | None:
+        if not self.difference:
+            return self.difference
+        return self.difference / self.magnitude if self.magnitude else math.inf
+
+
+@measure("snr_db")
+class Snr(Measure):
+    """10 log10(sum of squares of the reference / sum of squares of the difference), in decibels; infinite for
+    equal outputs (null in JSON)."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.seen = False
+
+    def add(self, reference: Array, other: Array) -> None:
+        self.seen |= bool(reference.size)
+        self.signal += float(np.square(reference).sum())
+        self.noise += float(np.square(_difference(reference, other)).sum())
+
+    def value(self) -> float | None:
+        if not self.seen or math.isnan(self.noise):
+            return math.nan if self.seen else None
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+
+
+def _difference(reference: Array, other: Array) -> Array:
+    """Equal values differ by 0, infinities too."""
+    return np.where(reference == other, 0.0, reference - other)
+
+
+def _nan_max(old: float | None, new: float) -> float:
+    if old is None or math.isnan(new):
+        return new
+    return old if math.isnan(old) else max(old, new)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Measures per output, in the order of the reference's outputs. `main` is the output that the short names
+    (`cosine`, `snr_db`, ...) speak of. `reference`: what the outputs were compared with."""
+
+    outputs: Mapping[str, Mapping[str, float | None]]
+    main: str
+    samples: int
+    reference: str
+    inputs: str = ""
+    skipped: Sequence[str] = ()
+
+    def short(self) -> dict[str, float | None]:
+        return dict(self.outputs[self.main])
+
+    def worst(self) -> dict[str, float | None]:
+        """Each measure at its worst over the outputs; NaN is the worst of all."""
+        found: dict[str, float | None] = {}
+        for name in MEASURES:
+            values = [m[name] for m in self.outputs.values() if m.get(name) is not None]
+            known = [v for v in values if v is not None]
+            nan = any(math.isnan(v) for v in known)
+            pick = min if BETTER_HIGH[name] else max
+            found[name] = None if not known else math.nan if nan else pick(known)
+        return found
+
+
+@dataclass
+class FidelityCollector:
+    """Takes the outputs of both models batch by batch."""
+
+    names: Sequence[str] = tuple(MEASURES)
+    main: str | None = None
+    _measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
+    _skipped: dict[str, str] = field(default_factory=dict)
+    _samples: int = 0
+
+    def add(self, reference: Mapping[str, Any], other: Mapping[str, Any], count: int) -> None:
+        """One batch of `count` samples.
+
+        Raises:
+            PruneError: an output has different shapes in the two models.
+        """
+        self._samples += count
+        for name, a in reference.items():
+            b = other.get(name)
+            if b is None or not (_numeric(a) and _numeric(b)):
+                self._skipped[name] = f"{name} is not a numeric tensor"
+                continue
+            if a.shape != b.shape:
+                raise PruneError(
+                    f"the output {name} is {a.shape} in one model and {b.shape} in the other",
+                    "only models whose outputs have the same shapes can be compared",
+                )
+            measures = self._measures.setdefault(name, {n: MEASURES[n]() for n in self.names})
+            with np.errstate(all="ignore"):
+                for each in measures.values():
+                    each.add(a.astype(np.float64), b.astype(np.float64))
+
+    def result(self, reference: str, inputs: str = "") -> Fidelity | None:
+        """None if no output could be compared."""
+        if not self._measures:
+            return None
+        outputs = {n: {k: m.value() for k, m in each.items()} for n, each in self._measures.items()}
+        main = self.main if self.main in outputs else next(iter(outputs))
+        return Fidelity(outputs, main, self._samples, reference, inputs, list(self._skipped.values()))
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and (value.dtype.kind in "biuf" or is_float(value.dtype))

@@ -1,0 +1,112 @@
+"""Gates: `NAME OP NUMBER`, failing when it holds: `accuracy.drop>1%`, `latency.speedup<1.5`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from prunecli.errors import GateFailed, PruneError
+from prunecli.quantity import parse_quantity
+from prunecli.types import Json
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_GATE = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition that must not hold. `expr` is as the user wrote it."""
+
+    expr: str
+    name: str
+    op: str
+    limit: float
+
+    def check(self, values: Mapping[str, float]) -> GateResult:
+        """The outcome for `values[name]`; a value that is not a number fails whatever the operator."""
+        value = values[self.name]
+        holds = math.isnan(value) or OPERATORS[self.op](value, self.limit)
+        return GateResult(self, value, not holds)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    gate: Gate
+    value: float
+    passed: bool
+
+    def to_json(self) -> Json:
+        return {"expr": self.gate.expr, "value": self.value, "passed": self.passed}
+
+
+def parse_gate(text: str, known: Iterable[str] | None = None) -> Gate:
+    """Read one gate. Percentages are divided by 100, KB and MB are multiples of 1000.
+
+    Args:
+        known: the names there can be; None: any.
+
+    Raises:
+        PruneError: not NAME OP NUMBER, or an unknown name, with close ones in the hint.
+    """
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise PruneError(f"--fail-if {text!r} is not NAME OP NUMBER", "write for example 'accuracy.drop>1%'")
+    name, op, number = match[1], match[2], match[3]
+    try:
+        limit = parse_quantity(number).value
+    except PruneError as error:
+        raise PruneError(f"--fail-if {text!r}: {error.message}", error.hint) from error
+    if known is not None:
+        check_name(name, list(known))
+    return Gate(text.strip(), name, op, limit)
+
+
+def check_name(name: str, known: Sequence[str]) -> None:
+    """Refuse a name that no report could have."""
+    if name in known:
+        return
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else f"names are {', '.join(sorted(known))}"
+    raise PruneError(f"--fail-if: there is no figure named {name}", hint)
+
+
+def check_gates(gates: Sequence[Gate], values: Mapping[str, float], why_missing: str) -> list[GateResult]:
+    """Check every gate.
+
+    Raises:
+        PruneError: a figure was not measured; `why_missing` says what would have it measured.
+    """
+    for gate in gates:
+        if gate.name not in values:
+            raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} was not measured", why_missing)
+    return [gate.check(values) for gate in gates]
+
+
+def raise_if_failed(results: Sequence[GateResult]) -> None:
+    """To be called after the report was printed.
+
+    Raises:
+        GateFailed: naming each failed gate, its value and its limit.
+    """
+    failed = [r for r in results if not r.passed]
+    if failed:
+        listed = "; ".join(f"{r.gate.expr} ({r.gate.name} is {_number(r.value)})" for r in failed)
+        raise GateFailed(f"{len(failed)} of {len(results)} gates failed: {listed}",
+                         "prune less, recover the model by fine-tuning, or relax the limit")  # fmt: skip
+
+
+def _number(value: float) -> str:
+    if value == int(value) if math.isfinite(value) else False:
+        return str(int(value))
+    return f"{value:.6g}"

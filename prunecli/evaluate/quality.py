@@ -1,0 +1,180 @@
+"""Quality against labels. `@metric` registers a figure; scikit-learn computes all that it has."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.evaluate.predictions import Predictions
+from prunecli.types import Json
+
+Average = Literal["weighted", "macro", "micro"]
+Compute = Callable[[Predictions, Average], float | None]
+
+MAX_CONFUSION = 200
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`higher`: whether more is better; its delta is then `drop` (baseline minus model), else `rise`.
+    `fraction`: in [0, 1], shown in percent."""
+
+    name: str
+    compute: Compute
+    regression: bool
+    higher: bool
+    fraction: bool
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(
+    name: str, *, regression: bool = False, higher: bool = True, fraction: bool = True
+) -> Callable[[Compute], Compute]:
+    """Register a figure of merit; it may return None where it has no meaning."""
+
+    def add(compute: Compute) -> Compute:
+        METRICS[name] = Metric(name, compute, regression, higher, fraction)
+        return compute
+
+    return add
+
+
+def compute_metrics(predictions: Predictions, average: Average = "weighted") -> dict[str, float]:
+    """Every registered figure that has a meaning for these predictions, by name. `average`: how precision,
+    recall and F1 of the classes become one number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes without predictions: their terms are 0, as documented
+        values = {
+            name: m.compute(predictions, average)
+            for name, m in METRICS.items()
+            if m.regression == predictions.reading.regression
+        }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def primary(predictions: Predictions) -> str:
+    """The one figure that robustness and over-fitting are told by."""
+    return "rmse" if predictions.reading.regression else "accuracy"
+
+
+@metric("accuracy")
+def accuracy(p: Predictions, average: Average) -> float | None:
+    """Fraction of right predictions."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(p.truth, p.predicted))
+
+
+@metric("balanced_accuracy")
+def balanced_accuracy(p: Predictions, average: Average) -> float | None:
+    """Mean over the true classes of the fraction found (recall)."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    return float(balanced_accuracy_score(p.truth, p.predicted))
+
+
+@metric("precision")
+def precision(p: Predictions, average: Average) -> float | None:
+    """Per class, the right fraction of its predictions; averaged. 0 for classes never predicted."""
+    from sklearn.metrics import precision_score
+
+    return float(precision_score(p.truth, p.predicted, average=average, zero_division=0))
+
+
+@metric("recall")
+def recall(p: Predictions, average: Average) -> float | None:
+    """Per class, the fraction of its samples found; averaged."""
+    from sklearn.metrics import recall_score
+
+    return float(recall_score(p.truth, p.predicted, average=average, zero_division=0))
+
+
+@metric("f1")
+def f1(p: Predictions, average: Average) -> float | None:
+    """Per class, the harmonic mean of precision and recall; averaged."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(p.truth, p.predicted, average=average, zero_division=0))
+
+
+@metric("top5")
+def top5(p: Predictions, average: Average) -> float | None:
+    """Fraction of samples whose class is among the five best scores; only with more than five classes."""
+    return None if p.in_top is None else float(np.average(p.in_top))
+
+
+@metric("log_loss", higher=False, fraction=False)
+def log_loss(p: Predictions, average: Average) -> float | None:
+    """Mean of -ln(probability of the true class), in nats; logits go through softmax or sigmoid first."""
+    return None if p.log_prob is None else float(np.average(-p.log_prob))
+
+
+@metric("mae", regression=True, higher=False, fraction=False)
+def mae(p: Predictions, average: Average) -> float | None:
+    """Mean absolute error, in the labels' unit."""
+    from sklearn.metrics import mean_absolute_error
+
+    return _finite(p, lambda: mean_absolute_error(p.truth, p.predicted))
+
+
+@metric("rmse", regression=True, higher=False, fraction=False)
+def rmse(p: Predictions, average: Average) -> float | None:
+    """Root of the mean squared error, in the labels' unit; the mean of that over several targets."""
+    from sklearn.metrics import root_mean_squared_error
+
+    return _finite(p, lambda: root_mean_squared_error(p.truth, p.predicted))
+
+
+@metric("r2", regression=True, fraction=False)
+def r2(p: Predictions, average: Average) -> float | None:
+    """1 - (squared error) / (squared deviation from the mean); 1 is perfect, 0 no better than the mean."""
+    from sklearn.metrics import r2_score
+
+    return _finite(p, lambda: r2_score(p.truth, p.predicted)) if len(p.truth) > 1 else None
+
+
+def _finite(p: Predictions, compute: Callable[[], Any]) -> float:
+    return float(compute()) if p.invalid == 0 else float("nan")
+
+
+def per_class(p: Predictions) -> list[Json]:
+    """Precision, recall, F1 and support of every class that occurs, in order."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classes = _classes(p)
+        columns = precision_recall_fscore_support(p.truth, p.predicted, labels=classes, zero_division=0)
+    rows = zip(classes, *columns, strict=True)
+    return [
+        {"class": _name(p, c), "precision": float(a), "recall": float(b), "f1": float(f), "support": int(n)}
+        for c, a, b, f, n in rows
+    ]
+
+
+def confusion(p: Predictions) -> Json | None:
+    """Rows are the truth, columns the prediction, over the classes that occur; None above 200 of them."""
+    from sklearn.metrics import confusion_matrix
+
+    classes = _classes(p)
+    if len(classes) > MAX_CONFUSION:
+        return None
+    counts = confusion_matrix(p.truth, p.predicted, labels=classes)
+    return {"classes": [_name(p, c) for c in classes], "counts": counts.tolist()}
+
+
+def _classes(p: Predictions) -> list[Any]:
+    return list(np.unique(np.concatenate([p.truth, p.predicted])).tolist())
+
+
+def _name(p: Predictions, number: Any) -> str | int:
+    names = p.reading.names
+    if names is not None and isinstance(number, int) and 0 <= number < len(names):
+        return names[number]
+    return number  # type: ignore[no-any-return]

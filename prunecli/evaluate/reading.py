@@ -1,0 +1,153 @@
+"""How a model's outputs answer the labels: which output, classes or numbers, along which axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.data.casting import is_float
+from prunecli.errors import PruneError
+
+Array = np.ndarray[Any, Any]
+Task = Literal["auto", "classification", "regression"]
+Kind = Literal["scores", "classes", "binary", "numbers"]
+
+IGNORED = -100
+"""A label per position that says "do not count this one" (padding), as PyTorch's losses use it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read `output`.
+
+    kind: "scores": one score per class along `axis`; "classes": the predicted class itself; "binary": one
+    score for class 1 of {0, 1}; "numbers": regression. `classes`: how many ("scores"). `names`: the sorted
+    text labels that classes 0, 1, ... stand for. `one_hot`: the labels are indicator rows.
+    """
+
+    output: str
+    kind: Kind
+    axis: int = -1
+    classes: int = 2
+    names: tuple[str, ...] | None = None
+    one_hot: bool = False
+
+    @property
+    def regression(self) -> bool:
+        return self.kind == "numbers"
+
+    def truth(self, labels: Array) -> Array:
+        """Labels as class numbers (or text, if the model answers in text); as float64 for regression."""
+        if self.one_hot:
+            return np.asarray(labels.argmax(axis=-1))
+        if self.regression:
+            return labels.astype(np.float64)
+        if self.names is not None:
+            return np.searchsorted(np.array(self.names), labels)
+        return labels if labels.dtype.kind == "U" else labels.astype(np.int64)
+
+
+def choose_reading(
+    labels: Array, outputs: Mapping[str, Array], task: Task = "auto", output_name: str | None = None
+) -> Reading:
+    """The first output that fits the labels.
+
+    Args:
+        labels: all of them, (N,), (N, 1) or with more axes for a label per position.
+        outputs: those of one batch, rows trimmed; text and sequences may be among them.
+        task: insist on classes or on numbers.
+        output_name: insist on that output.
+
+    Raises:
+        PruneError: no output fits, or a label is no class of the output.
+    """
+    if output_name is not None and output_name not in outputs:
+        raise PruneError(f"the model has no output named {output_name}", f"it has {', '.join(outputs)}")
+    names = [output_name] if output_name is not None else list(outputs)
+    for name in names:
+        value = outputs[name]
+        reading = _fit(labels, name, value, task) if isinstance(value, np.ndarray) and value.ndim else None
+        if reading is not None:
+            _check_range(labels, reading)
+            return reading
+    shapes = ", ".join(f"{n}: {_shape_text(outputs[n])}" for n in names)
+    what = "" if task == "auto" else f" for {task}"
+    raise PruneError(
+        f"labels of shape {labels.shape} ({labels.dtype}) fit no output of the model{what} ({shapes})",
+        "choose one with --output-name; --task says what the labels mean",
+    )
+
+
+def _shape_text(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return "a list"
+    return f"{value.dtype} (N{''.join(f', {size}' for size in value.shape[1:])})"
+
+
+def _fit(labels: Array, name: str, out: Array, task: Task) -> Reading | None:
+    spot = labels.shape[1:] if labels.shape[1:] != (1,) else ()
+    same = out.shape[1:] in (spot, (*spot, 1), (1, *spot), labels.shape[1:])
+    if not is_float(out.dtype):
+        return Reading(name, "classes") if same and task != "regression" and _answers(labels, out) else None
+    if task != "regression":
+        reading = _fit_classes(labels, name, out, spot, same)
+        if reading is not None:
+            return reading
+    if same and task != "classification" and labels.dtype.kind != "U":
+        return Reading(name, "numbers")
+    return None
+
+
+def _answers(labels: Array, out: Array) -> bool:
+    """Whether an output that names classes does so in the labels' own terms."""
+    return bool((out.dtype.kind in "OU") == (labels.dtype.kind == "U"))
+
+
+def _fit_classes(labels: Array, name: str, out: Array, spot: tuple[int, ...], same: bool) -> Reading | None:
+    if out.shape == (len(out), *labels.shape[1:]) and _is_one_hot(labels):
+        return Reading(name, "scores", -1, out.shape[-1], one_hot=True)
+    if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():
+        return None
+    names = tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else None
+    if out.ndim == len(spot) + 2 and out.shape[1:-1] == spot and out.shape[-1] > 1:
+        return Reading(name, "scores", -1, out.shape[-1], names)
+    if spot and out.ndim == len(spot) + 2 and out.shape[2:] == spot and out.shape[1] > 1:
+        return Reading(name, "scores", 1, out.shape[1], names)
+    two = len(names) == 2 if names else bool(np.isin(labels, (0, 1, IGNORED) if spot else (0, 1)).all())
+    return Reading(name, "binary", names=names) if same and two else None
+
+
+def _is_one_hot(labels: Array) -> bool:
+    if labels.ndim < 2 or labels.shape[-1] < 2 or labels.dtype.kind == "U":
+        return False
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all())
+
+
+def _check_range(labels: Array, reading: Reading) -> None:
+    """Refuse labels that are no class number of the output."""
+    if reading.kind != "scores" or reading.one_hot:
+        return
+    last = reading.classes - 1
+    if reading.names is not None:
+        if len(reading.names) != reading.classes:
+            raise PruneError(
+                f"the labels have {len(reading.names)} names, {reading.output} has {reading.classes} classes",
+                "write the labels as class numbers, since the order of the names is not known",
+            )
+        return
+    counted = labels[labels != IGNORED] if labels.ndim > 1 else labels
+    low, high = int(counted.min(initial=0)), int(counted.max(initial=0))
+    if low < 0 or high > last:
+        shifted = counted.min(initial=1) >= 1 and high == reading.classes
+        raise PruneError(
+            f"the labels hold the class {low if low < 0 else high}, {reading.output} has 0 to {last}",
+            "the labels seem to start at 1: subtract 1" if shifted else "check the labels, or --output-name",
+        )
+
+
+def float_outputs(outputs: Mapping[str, Any]) -> Sequence[str]:
+    """Names of the outputs that are floating-point tensors."""
+    return [n for n, v in outputs.items() if isinstance(v, np.ndarray) and is_float(v.dtype)]

@@ -1,0 +1,173 @@
+"""Corruptions of the inputs, at severities scaled by the data's own spread. `@corruption` registers one.
+
+The kinds for images come from Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations, ICLR 2019; the severities here are relative to the standard deviation, since
+inputs arrive already normalised.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.data import Batch, Dataset
+from prunecli.data.casting import is_float
+from prunecli.inputs import InputSpec
+
+Array = np.ndarray[Any, Any]
+Kind = Literal["image", "table"]
+
+STATISTICS_SAMPLES = 512
+SAMPLES = 1000
+"""Robustness is measured on at most this many samples: it takes a dozen passes per model."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Statistics of one input over the data, along `axis` (channels, or features): each broadcasts against a
+    batch."""
+
+    kind: Kind
+    axis: int
+    mean: Array
+    std: Array
+    low: Array
+    high: Array
+
+
+Corrupt = Callable[[Array, float, np.random.Generator, Spread], Array]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """`apply(x, severity, rng, spread)` returns a corrupted float64 copy; severities from mild to strong."""
+
+    name: str
+    kind: Kind
+    severities: tuple[float, ...]
+    unit: str
+    apply: Corrupt
+
+
+CORRUPTIONS: dict[str, Corruption] = {}
+
+
+def corruption(name: str, kind: Kind, severities: Sequence[float], unit: str) -> Callable[[Corrupt], Corrupt]:
+    """Register a corruption of images or of tables (anything else with a last axis of features)."""
+
+    def add(apply: Corrupt) -> Corrupt:
+        CORRUPTIONS[name] = Corruption(name, kind, tuple(severities), unit, apply)
+        return apply
+
+    return add
+
+
+@corruption("gaussian_noise", "image", (0.1, 0.25, 0.5), "standard deviations")
+def gaussian_noise(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """x + severity * std * n, n standard normal, std per channel."""
+    return np.asarray(x + severity * spread.std * rng.standard_normal(x.shape))
+
+
+@corruption("salt_and_pepper", "image", (0.01, 0.05, 0.1), "fraction of pixels")
+def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """That fraction of the pixels becomes the channel's lowest or highest value in the data; all channels of
+    a pixel together."""
+    shape = tuple(1 if axis == spread.axis else size for axis, size in enumerate(x.shape))
+    hit, salt = rng.random(shape) < severity, rng.random(shape) < 0.5
+    return np.where(hit, np.where(salt, spread.high, spread.low), x)
+
+
+@corruption("blur", "image", (0.5, 1.0, 2.0), "pixels (sigma)")
+def blur(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """Convolution with a Gaussian of that standard deviation; the border pixels repeat outwards."""
+    radius = int(np.ceil(3 * severity))
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / severity) ** 2)
+    for axis in (a for a in range(1, x.ndim) if a != spread.axis):
+        x = _convolve(x, kernel / kernel.sum(), axis)
+    return x
+
+
+@corruption("contrast", "image", (0.25, 0.5, 0.75), "fraction removed")
+def contrast(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """mean + (1 - severity) (x - mean), with the mean of each image and channel."""
+    axes = tuple(a for a in range(1, x.ndim) if a != spread.axis)
+    mean = x.mean(axis=axes, keepdims=True)
+    return np.asarray(mean + (1 - severity) * (x - mean))
+
+
+@corruption("feature_noise", "table", (0.1, 0.25, 0.5), "standard deviations")
+def feature_noise(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """x + severity * std * n, n standard normal, std per feature."""
+    return gaussian_noise(x, severity, rng, spread)
+
+
+@corruption("feature_outliers", "table", (0.01, 0.05, 0.1), "fraction of values")
+def feature_outliers(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+    """That fraction of the values becomes its feature's mean plus or minus five standard deviations."""
+    hit, sign = rng.random(x.shape) < severity, np.where(rng.random(x.shape) < 0.5, -5.0, 5.0)
+    return np.where(hit, spread.mean + sign * spread.std, x)
+
+
+def _convolve(x: Array, kernel: Array, axis: int) -> Array:
+    radius = len(kernel) // 2
+    widths = [(radius, radius) if a == axis else (0, 0) for a in range(x.ndim)]
+    padded = np.pad(x, widths, mode="edge")
+    size, total = x.shape[axis], np.zeros_like(x)
+    for offset, weight in enumerate(kernel):
+        total += weight * np.take(padded, np.arange(offset, offset + size), axis=axis)
+    return total
+
+
+def channel_axis(shape: Sequence[int | str | None]) -> int | None:
+    """The channel axis of an image-like input (rank 4 with 1, 3 or 4 channels first or last), else None."""
+    if len(shape) != 4:
+        return None
+    return next((axis for axis in (1, 3) if shape[axis] in (1, 3, 4)), None)
+
+
+def spreads(data: Dataset, batch_size: int) -> dict[str, Spread]:
+    """Statistics of every floating-point input with a feature axis, over the first samples."""
+    batches = list(data.take(STATISTICS_SAMPLES).batches(batch_size))
+    found = {}
+    for spec in data.specs:
+        values = [b.feed[spec.name][: b.count] for b in batches]
+        if _can_corrupt(spec, values[0]) and len({v.shape[1:] for v in values}) == 1:
+            found[spec.name] = _spread(np.concatenate(values).astype(np.float64))
+    return found
+
+
+def _can_corrupt(spec: InputSpec, value: Array) -> bool:
+    return spec.is_float and is_float(value.dtype) and value.ndim >= 2
+
+
+def _spread(values: Array) -> Spread:
+    image = channel_axis(values.shape)
+    axis = values.ndim - 1 if image is None else image
+    axes = tuple(a for a in range(values.ndim) if a != axis)
+    figures = (f(values, axis=axes, keepdims=True) for f in (np.mean, np.std, np.min, np.max))
+    return Spread("table" if image is None else "image", axis, *figures)
+
+
+def settings(found: Mapping[str, Spread]) -> list[tuple[Corruption, float]]:
+    """Every (corruption, severity) that applies to one of the inputs."""
+    kinds = {spread.kind for spread in found.values()}
+    return [(c, s) for c in CORRUPTIONS.values() if c.kind in kinds for s in c.severities]
+
+
+def corrupted(
+    batches: Iterator[Batch], chosen: Corruption, severity: float, found: Mapping[str, Spread], seed: int
+) -> Iterator[Batch]:
+    """The same batches with corrupted inputs; one seed means one noise, whichever model sees it."""
+    rng = np.random.default_rng([seed, zlib.crc32(f"{chosen.name}:{severity}".encode())])
+    for batch in batches:
+        feed = dict(batch.feed)
+        for name, spread in found.items():
+            if spread.kind == chosen.kind:
+                value = feed[name]
+                changed = chosen.apply(value.astype(np.float64), severity, rng, spread)
+                feed[name] = changed.astype(value.dtype)
+        yield replace(batch, feed=feed)
