@@ -250,6 +250,9 @@ class _Copy:
             for inner, outer in zip(graph.inputs, [v for v in inputs if v is not None], strict=True)
             if outer is not None
         )
+        for inner_node in graph:
+            for value in inner_node.outputs:
+                value.name = self.ops.fresh_name() if value.name else value.name
         opset, self.opset = self.opset, self.ops.opset
         before = dict(self.forward.values)
         self.nodes(graph)
