@@ -1,8 +1,8 @@
 """Deciding what goes: units -> scores -> pools -> keep. Imports numpy only.
 
-    recipe = Recipe(pattern="element", scope="global", sparsity=0.5)
-    for target, decision in zip(targets, decide(targets, recipe)):
-        pruned = decision.apply(target.load())
+recipe = Recipe(pattern="element", scope="global", sparsity=0.5)
+for target, decision in zip(targets, decide(targets, recipe)):
+    pruned = decision.apply(target.load())
 """
 
 from prunecli.select.criteria import CRITERIA, Block, Criterion, criterion

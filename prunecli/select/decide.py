@@ -12,6 +12,7 @@ from prunecli.select.decisions import ByBits, ByUnits, Decision, InRows, InWindo
 from prunecli.select.keys import key_of
 from prunecli.select.patterns import Tiles, Windows, element, parse_pattern
 from prunecli.select.scopes import SCOPES
+from prunecli.select.sources import Cut
 from prunecli.select.stream import count_below
 from prunecli.select.units import Target, Units
 from prunecli.types import Json, Progress, no_progress
@@ -119,6 +120,12 @@ def decide(targets: Sequence[Target], recipe: Recipe, progress: Progress = no_pr
     Raises:
         PruneError: a weight holds NaN or infinity; where pools lie in weights, once a decision is applied.
     """
+    live = [target for target in targets if target.size]
+    found = dict(zip((target.name for target in live), _decide(live, recipe, progress), strict=True))
+    return [found.get(target.name, ByBits(Cut(0))) for target in targets]  # an empty weight stays as it is
+
+
+def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Sequence[Decision]:
     pattern = parse_pattern(recipe.pattern)
     criterion = CRITERIA.get(recipe.criterion or "l1")
     if isinstance(pattern, Windows):

@@ -79,10 +79,16 @@ def ordered_keys(scores: Array) -> Array:
 
 
 def key_of(value: float, dtype: Any) -> int:
-    """The key of a non-negative value after rounding it to `dtype`, as numpy's comparisons with a Python
-    number do; too large a value becomes infinity."""
+    """The key below which numpy finds `abs(array) < value`, for a Python number from 0 up.
+
+    numpy rounds the number to the array's own type first, for bfloat16 to float32; what is too large becomes
+    infinity.
+    """
+    form = key_format(dtype)
     with np.errstate(over="ignore"):
-        cell = np.asarray([value], np.float64).astype(dtype)
+        cell = np.asarray([value], np.float64).astype(np.float32 if form.name == "bfloat16" else dtype)
+    if form.name == "bfloat16":
+        return narrow(int(cell.astype(np.float64).view(np.uint64)[0]), form, _FORMATS["float64"])
     return int(magnitude_keys(cell)[0])
 
 

@@ -106,7 +106,8 @@ def _bracket_of(
 def _lamp(squares: Floats, beyond: float) -> Floats:
     """LAMP of ascending squares, with the sum of those beyond them. Zeros score zero."""
     sums = np.cumsum(squares[::-1])[::-1] + beyond
-    return np.divide(squares, sums, out=np.zeros_like(squares), where=squares > 0)
+    with np.errstate(invalid="ignore"):  # infinite in the sample: the survey will refuse it by name
+        return np.divide(squares, sums, out=np.zeros_like(squares), where=squares > 0)
 
 
 def _ranked(census: Census, bracket: Bracket) -> Ranked:

@@ -33,9 +33,10 @@ from prunecli.select.keys import (
 from prunecli.select.sources import EVERY, Cut, Source, not_finite
 from prunecli.types import Progress, no_progress
 
-_SAMPLE = 1 << 16  # keys sampled per array
-_TOTAL_SAMPLE = 1 << 19  # and over all arrays
-_HEAVY = 32  # times a value appears in the sample before it is an atom
+SAMPLE = 1 << 16  # keys sampled of one array
+TOTAL = 1 << 19  # of all arrays together, in proportion to their sizes
+LEAST = 1 << 11  # but at least of each
+HEAVY = 32  # times a value appears in the sample before it is an atom
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def sampled(sources: Sequence[Source], progress: Progress = no_progress) -> list
     total = sum(source.size for source in sources)
     samples = []
     for index, source in enumerate(progress(sources, "sampling", len(sources))):
-        wanted = min(_SAMPLE, max(2048, _TOTAL_SAMPLE * source.size // max(total, 1)))
+        wanted = min(SAMPLE, max(LEAST, TOTAL * source.size // max(total, 1)))
         bits = words(source.load())
         if source.size > 4 * wanted:
             places = np.arange(wanted) + np.random.default_rng(index).random(wanted)
@@ -204,7 +205,7 @@ def _bracket(
     last = int(keys[high]) if high < keys.size else common.limit - 1
     if any(source.sizes is not None for source in sources):  # a count alone does not tell which units tie
         return Bracket(first, last + 1)
-    heavy = tuple(key for key in dict.fromkeys((first, last)) if _times(keys, key) > _HEAVY)
+    heavy = tuple(key for key in dict.fromkeys((first, last)) if _times(keys, key) > HEAVY)
     first, end = first + (first in heavy), last + (last not in heavy)
     return Bracket(first, max(first, end), heavy)
 
