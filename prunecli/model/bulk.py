@@ -1,4 +1,4 @@
-"""The data file of a model: tensors one after another, hashed while they are written."""
+"""Writing tensors to files, one after another, hashed while they are written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +32,7 @@ def spans(tensors: Iterable[ir.TensorProtocol]) -> list[Span]:
     """Offsets for writing `tensors` in order."""
     result, end = [], 0
     for tensor in tensors:
-        length = byte_count(tensor.dtype, dims(tensor))
+        length = size_of(tensor)
         if length >= ALIGN_FROM:
             end += -end % ALIGNMENT
         result.append(Span(end, length))
@@ -43,33 +44,72 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     return tuple(int(d) for d in tensor.shape.numpy())
 
 
-def write(path: Path, tensors: list[ir.TensorProtocol], places: list[Span]) -> str:
+def size_of(tensor: ir.TensorProtocol) -> int:
+    """Bytes of `tensor` in raw form."""
+    return byte_count(tensor.dtype, dims(tensor))
+
+
+class HashingWriter:
+    """A new file whose SHA-256 is computed on another thread while the next piece is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._digest = hashlib.sha256()
+        self.position = 0
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Append `piece`, which must not change before the next call returns."""
+        self._settle()
+        self._pending = self._pool.submit(self._digest.update, piece)
+        self._file.write(piece)
+        self.position += len(piece)
+
+    def write_tensor(self, tensor: ir.TensorProtocol) -> None:
+        """Append the raw form of `tensor`, then let go of its mapping."""
+        for piece in chunks(tensor):
+            self.write(piece)
+        self._settle()
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        self._settle()
+        return self._digest.hexdigest()
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def __enter__(self) -> HashingWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        self._file.close()
+
+
+def write_data(path: Path, tensors: list[ir.TensorProtocol], places: list[Span]) -> str:
     """Write `tensors` at `places`, one in memory at a time; the SHA-256 of the file."""
-    digest, position = hashlib.sha256(), 0
-    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        pending: Future[None] | None = None
+    with HashingWriter(path) as file:
         for tensor, place in zip(tensors, places, strict=True):
-            for piece in _pieces(tensor, place, position):
-                if pending is not None:
-                    pending.result()
-                pending = hasher.submit(digest.update, piece)
-                file.write(piece)
-            if pending is not None:
-                pending.result()
-                pending = None
-            position = place.offset + place.length
-    return digest.hexdigest()
+            file.write(bytes(place.offset - file.position))
+            file.write_tensor(tensor)
+        return file.sha256()
 
 
-def _pieces(tensor: ir.TensorProtocol, place: Span, position: int) -> Iterator[memoryview]:
-    if place.offset > position:
-        yield memoryview(bytes(place.offset - position))
-    yield from chunks(tensor, place.length)
+def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """The bytes of `tensor` in ONNX's raw form (little-endian, packed), in pieces.
 
-
-def chunks(tensor: ir.TensorProtocol, length: int) -> Iterator[memoryview]:
-    """The bytes of `tensor` in ONNX's (little-endian, packed) form, `length` of them, in pieces."""
-    data = raw_bytes(tensor)
+    Raises:
+        PruneError: there are not as many as its type and shape say.
+    """
+    data, length = _raw(tensor), size_of(tensor)
     if len(data) != length:
         raise PruneError(
             f"internal: tensor '{tensor.name}' has {len(data)} bytes, its shape says {length}",
@@ -77,12 +117,10 @@ def chunks(tensor: ir.TensorProtocol, length: int) -> Iterator[memoryview]:
         )
     for start in range(0, length, CHUNK):
         yield data[start : start + CHUNK]
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
 
 
-def raw_bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """The bytes of `tensor` without a copy where the array is already laid out that way."""
+def _raw(tensor: ir.TensorProtocol) -> memoryview:
+    """The bytes of `tensor`, without a copy where the array is already laid out that way."""
     if tensor.dtype.bitwidth < 8:
         return memoryview(tensor.tobytes())
     array = np.ascontiguousarray(tensor.numpy())

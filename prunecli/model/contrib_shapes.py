@@ -1,7 +1,7 @@
 """Output shapes of the common onnxruntime (`com.microsoft`) operators, which ONNX itself does not know.
 
 Source: onnxruntime's ContribOperators.md. Each function maps (node, input shapes) to output shapes;
-None for an output whose shape is not needed or not known.
+None for an output whose shape is not known.
 """
 
 from __future__ import annotations
@@ -33,20 +33,45 @@ def _int(node: ir.Node, name: str, default: int = 0) -> int:
     return default if attr is None else int(attr.as_int())
 
 
-@shapes_of("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
-           "SkipSimplifiedLayerNormalization", "GroupNorm", "BiasSplitGelu")  # fmt: skip
+def _at(shapes: list[Any], index: int) -> Any:
+    return shapes[index] if index < len(shapes) else None
+
+
+@shapes_of("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "RotaryEmbedding", "GroupNorm")
 def _like_first(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
-    if node.op_type == "BiasSplitGelu":
-        return [(*shapes[0][:-1], shapes[0][-1] // 2)]
-    return [shapes[0], None, None, shapes[0]] if node.op_type.startswith("Skip") else [shapes[0]]
-
-
-@shapes_of("SimplifiedLayerNormalization")
-def _rms(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [shapes[0]]
 
 
-CONTRIB_SHAPES["", "SimplifiedLayerNormalization"] = _rms  # onnxruntime registers it under both domains
+@shapes_of("BiasSplitGelu")
+def _split_gelu(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*shapes[0][:-1], shapes[0][-1] // 2)]
+
+
+@shapes_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+def _skip_norm(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    statistic = (*shapes[0][:-1], 1)
+    return [shapes[0], statistic, statistic, shapes[0]]
+
+
+@shapes_of("LayerNormalization", "SimplifiedLayerNormalization")
+def _norm(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    axis = _int(node, "axis", -1) % len(shapes[0])
+    statistic = tuple(n if i < axis else 1 for i, n in enumerate(shapes[0]))
+    return [shapes[0], statistic, statistic]
+
+
+CONTRIB_SHAPES["", "SimplifiedLayerNormalization"] = _norm  # onnxruntime registers it under both domains
+
+
+@shapes_of("EmbedLayerNormalization")
+def _embed(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    out = (*shapes[0], shapes[2][1])
+    return [out, shapes[0][:1], out]
+
+
+@shapes_of("GridSample")
+def _grid_sample(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*shapes[0][:2], *shapes[1][1:-1])]
 
 
 OUTPUT_TYPE_OF = {"MatMulIntegerToFloat": 2, "DequantizeLinear": 1, "QuantizeLinear": 2}
@@ -91,7 +116,7 @@ def _fused_matmul(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
         a[-2:] = a[:-3:-1]
     if _int(node, "transB"):
         b[-2:] = b[:-3:-1]
-    if _int(node, "transBatchA") or _int(node, "transBatchB"):
+    if _int(node, "transBatchA") or _int(node, "transBatchB") or min(len(a), len(b)) < 2:
         return [None]
     return [(*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])]
 
@@ -100,27 +125,37 @@ def _fused_matmul(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
 def _attention(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     sizes = node.attributes.get("qkv_hidden_sizes")
     width = int(sizes.as_ints()[2]) if sizes is not None else shapes[1][1] // 3
-    return [(*shapes[0][:2], width)]
+    batch, length = shapes[0][:2]
+    heads, past = _int(node, "num_heads"), _at(shapes, 4)
+    total = length + (past[3] if past is not None else 0)
+    return [(batch, length, width), (2, batch, heads, total, width // heads)]
 
 
 @shapes_of("MultiHeadAttention")
 def _multi_head(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
-    query, value = shapes[0], shapes[2] if len(shapes) > 2 else None
+    query, key, value, heads = shapes[0], _at(shapes, 1), _at(shapes, 2), _int(node, "num_heads")
     if len(query) == 5:  # packed (batch, sequence, heads, 3, head size)
-        return [(query[0], query[1], query[2] * query[4])]
-    if value is None:
-        return [query]
-    width = value[2] if len(value) == 3 else value[1] * value[3]
-    return [(query[0], query[1], width)]
+        width, size, keys = query[2] * query[4], query[4], query[1]
+    else:
+        size = query[2] // heads
+        width = query[2] if value is None else value[2] if len(value) == 3 else value[1] * value[3]
+        keys = query[1] if key is None else key[2] if len(key) == 4 else key[1]
+    total = keys + (_at(shapes, 6)[2] if _at(shapes, 6) is not None else 0)
+    batch, length = query[:2]
+    state = (batch, heads, total)
+    return [(batch, length, width), (*state, size), (*state, width // heads), (batch, heads, length, total)]
 
 
 @shapes_of("GroupQueryAttention")
 def _group_query(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    """The cache grows by the new entries (a shared buffer is longer, which no other axis depends on)."""
     heads, groups = _int(node, "num_heads"), _int(node, "kv_num_heads")
-    width = shapes[0][2]
-    if len(shapes) < 2 or shapes[1] is None:  # packed QKV
+    batch, length, width = shapes[0]
+    if _at(shapes, 1) is None:  # packed QKV
         width = width * heads // (heads + 2 * groups)
-    return [(*shapes[0][:2], width)]
+    total = length + (_at(shapes, 3)[2] if _at(shapes, 3) is not None else 0)
+    state = (batch, groups, total, width // heads)
+    return [(batch, length, width), state, state, (batch, heads, length, total)]
 
 
 @dataclass(frozen=True)

@@ -48,21 +48,22 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def replace_tensors(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
-    """Put `change(tensor)` in place of every tensor: initializers, node attributes, attribute defaults."""
+Change = Callable[[ir.TensorProtocol], ir.TensorProtocol]
+
+
+def replace_tensors(model: ir.Model, stored: Change, other: Change) -> None:
+    """Put `stored(tensor)` in place of initializers and Constants, `other(tensor)` of other attributes."""
     for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.const_value = change(value.const_value)
+                value.const_value = stored(value.const_value)
         for node in graph:
-            _change_attributes(node.attributes, change)
+            _change_attributes(node.attributes, stored if node.op_type == "Constant" else other)
     for function in model.functions.values():
-        _change_attributes(function.attributes, change)
+        _change_attributes(function.attributes, other)
 
 
-def _change_attributes(
-    attributes: MutableMapping[str, ir.Attr], change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
-) -> None:
+def _change_attributes(attributes: MutableMapping[str, ir.Attr], change: Change) -> None:
     for name, attribute in list(attributes.items()):
         if attribute.is_ref():
             continue

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -79,7 +80,7 @@ def _build(
     lost = preserve.detach(proto)
     model = ir.from_proto(proto)
     preserve.pin(model, lost)
-    graphs.replace_tensors(model, _mapped)
+    graphs.replace_tensors(model, _mapped, _in_memory)
     return model, folder, [*notes, *_sort(model, path)]
 
 
@@ -134,6 +135,17 @@ def _mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     mapped.doc_string = tensor.doc_string
     mapped.metadata_props.update(tensor.metadata_props)
     return mapped
+
+
+def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Attributes of operators other than Constant stay inline when the model is saved."""
+    mapped = _mapped(tensor)
+    if not isinstance(mapped, MappedTensor):
+        return mapped
+    inline = ir.Tensor(np.array(mapped.numpy()), dtype=mapped.dtype, name=mapped.name)
+    inline.doc_string = mapped.doc_string
+    inline.metadata_props.update(mapped.metadata_props)
+    return inline
 
 
 def read_file(path: Path) -> bytes:

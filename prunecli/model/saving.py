@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,19 +15,20 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model import bulk, preserve
-from prunecli.model.graphs import all_graphs
+from prunecli.model import bulk, preserve, wire
+from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.provenance import Provenance, record
 from prunecli.model.staging import Staging, data_name, staging, sync
+from prunecli.model.tensors import MappedTensor
 from prunecli.types import FileRef
 
-LIMIT = (1 << 31) - 1
-"""Protobuf's size limit for one message."""
 SMALL = 1024
 """Bytes below which a tensor stays inside the .onnx file."""
+STREAM_FROM = 1 << 20
+"""Bytes from which an inline tensor is written without passing through a proto."""
 MARGIN = 64 << 20
-"""Room left for everything that is not an initializer when deciding whether a model fits into one file."""
+"""Room left for everything that is not a tensor when deciding whether a model fits into one file."""
 
 Verify = Callable[[Path], object]
 
@@ -66,7 +66,10 @@ def save(
 
 
 def check_target(model: Model, target: Path, force: bool) -> None:
-    """Refuse a target that is the input itself, a folder, in no folder, or exists without `force`."""
+    """Refuse a target that is the input itself, a folder, in no folder, or exists without `force`.
+
+    Commands call this before the work begins; `save` does so again.
+    """
     if not target.parent.is_dir():
         raise PruneError(f"the folder {target.parent} does not exist", "create it first")
     if target.is_dir():
@@ -78,61 +81,53 @@ def check_target(model: Model, target: Path, force: bool) -> None:
         raise PruneError(f"{target} already exists", "choose another name with --output, or pass --force")
 
 
+@dataclass
+class Plan:
+    """Which tensors leave the .onnx file, in order, and where they go in the data file."""
+
+    outside: list[Holder]
+    places: list[bulk.Span]
+    name: str = ""
+    streamed: dict[str, ir.TensorProtocol] = field(default_factory=dict)
+
+
 def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | None, str]:
     """Write data and model into the staging folder; the data file's name and the model's SHA-256."""
-    outside = _to_move_out(model, options)
-    places = bulk.spans([_tensor(value) for value in outside])
-    _check_space(stage, places, model)
-    name: str | None = None
+    outside = _outside(model, options)
+    plan = Plan(outside, bulk.spans([holder.tensor for holder in outside]))
+    _check_space(stage, model)
     if outside:
         draft = stage.folder / "data"
-        digest = bulk.write(draft, [_tensor(value) for value in outside], places)
-        name = data_name(stage.target, digest)
-        draft.rename(stage.folder / name)
-        sync(stage.folder / name)
-    with _moved_out(outside, places, name or ""):
-        proto = ir.to_proto(model.ir)
-        preserve.attach(proto, model.ir)
+        digest = bulk.write_data(draft, [holder.tensor for holder in outside], plan.places)
+        plan.name = data_name(stage.target, digest)
+        draft.rename(stage.folder / plan.name)
+        sync(stage.folder / plan.name)
+    proto = _to_proto(model, plan)
     if options.provenance is not None:
         record(proto, options.provenance, model.sha256)
-    return name, _write_proto(proto, stage.model)
+    sha256 = wire.write_model(proto, plan.streamed, stage.model)
+    sync(stage.model)
+    return plan.name or None, sha256
 
 
-def _write_proto(proto: onnx.ModelProto, path: Path) -> str:
-    data = proto.SerializeToString(deterministic=True)
-    path.write_bytes(data)
-    sync(path)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    assert value.const_value is not None
-    return value.const_value
-
-
-def _to_move_out(model: Model, options: SaveOptions) -> list[ir.Value]:
-    """The initializers that go to the data file."""
-    movable = [
-        value
-        for graph in all_graphs(model.ir)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and value.const_value.dtype != ir.DataType.STRING
-        and value.const_value.nbytes >= SMALL
-    ]
-    total = sum(_tensor(value).nbytes for value in movable)
-    too_large = total + MARGIN > LIMIT
+def _outside(model: Model, options: SaveOptions) -> list[Holder]:
+    """The tensors that go to the data file: initializers, and Constants if they are large."""
+    stored = [h for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING]
+    total = sum(bulk.size_of(h.tensor) for h in stored)
+    too_large = total + MARGIN > wire.LIMIT
     if options.external_data == "never" and too_large:
         raise PruneError(
             f"the weights take {total} bytes and a single ONNX file ends at 2 GiB",
             "use --external-data auto or always",
         )
     wanted = options.external_data == "always" or (options.external_data == "auto" and bool(model.data_files))
-    return movable if wanted or too_large else []
+    if not (wanted or too_large):
+        return []
+    return [h for h in stored if bulk.size_of(h.tensor) >= (SMALL if h.node is None else STREAM_FROM)]
 
 
-def _check_space(stage: Staging, places: list[bulk.Span], model: Model) -> None:
-    needed = sum(place.length for place in places)
+def _check_space(stage: Staging, model: Model) -> None:
+    needed = sum(bulk.size_of(h.tensor) for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING)
     free = shutil.disk_usage(stage.folder).free
     if needed > free:
         raise PruneError(
@@ -141,27 +136,51 @@ def _check_space(stage: Staging, places: list[bulk.Span], model: Model) -> None:
         )
 
 
-@contextlib.contextmanager
-def _moved_out(values: list[ir.Value], places: list[bulk.Span], name: str) -> Iterator[None]:
-    """While serialising, the initializers `values` refer to the data file `name`."""
-    originals = [_tensor(value) for value in values]
-    try:
-        for value, tensor, place in zip(values, originals, places, strict=True):
-            value.const_value = _reference(tensor, value.name or "", place, name)
-        yield
-    finally:
-        for value, tensor in zip(values, originals, strict=True):
-            value.const_value = tensor
+def _to_proto(model: Model, plan: Plan) -> onnx.ModelProto:
+    """The serialised model, with references in place of the tensors that are written separately."""
+    with contextlib.ExitStack() as undo:
+        for holder, place in zip(plan.outside, plan.places, strict=True):
+            _swap(holder, _reference(holder, place, plan.name), undo)
+        for value in model.ir.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and _streams(tensor):
+                plan.streamed[value.name or ""] = tensor
+                _swap(Holder(value, model.ir.graph), _reference(Holder(value, model.ir.graph)), undo)
+        _pull_in(model, undo)
+        proto = ir.to_proto(model.ir)
+        preserve.attach(proto, model.ir)
+    return proto
 
 
-def _reference(tensor: ir.TensorProtocol, name: str, place: bulk.Span, location: str) -> ir.ExternalTensor:
+def _streams(tensor: ir.TensorProtocol) -> bool:
+    is_reference = isinstance(tensor, ir.ExternalTensor) and not isinstance(tensor, MappedTensor)
+    return tensor.dtype != ir.DataType.STRING and not is_reference and bulk.size_of(tensor) >= STREAM_FROM
+
+
+def _pull_in(model: Model, undo: contextlib.ExitStack) -> None:
+    """Mapped tensors that stay inline must be read: onnx-ir would write a reference to the input's data."""
+    for holder in holders(model.ir):
+        if isinstance(holder.tensor, MappedTensor):
+            inline = ir.Tensor(holder.tensor.numpy(), dtype=holder.tensor.dtype, name=holder.tensor.name)
+            inline.doc_string = holder.tensor.doc_string
+            inline.metadata_props.update(holder.tensor.metadata_props)
+            _swap(holder, inline, undo)
+
+
+def _swap(holder: Holder, tensor: ir.TensorProtocol, undo: contextlib.ExitStack) -> None:
+    undo.callback(holder.put, holder.tensor)
+    holder.put(tensor)
+
+
+def _reference(holder: Holder, place: bulk.Span | None = None, location: str = "") -> ir.ExternalTensor:
+    tensor = holder.tensor
     return ir.ExternalTensor(
         location,
-        place.offset,
-        place.length,
+        place.offset if place else None,
+        place.length if place else None,
         tensor.dtype,
         shape=ir.Shape(bulk.dims(tensor)),
-        name=name,
+        name=holder.name if holder.node is None else tensor.name or "",
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )

@@ -12,7 +12,7 @@ from prunecli.model.tensors import FLOATS, QUANTISED
 from prunecli.model.uses import Reader
 from prunecli.types import Skipped
 
-SCALARS = "scalar constants"
+SCALARS = "scalar constant"
 QUANTISING = frozenset(
     {
         "DequantizeLinear",
@@ -71,7 +71,10 @@ def _float_reason(tensor: ir.TensorProtocol, reads: list[Reader]) -> str:
 
 def groups(counted: Counter[str]) -> list[Skipped]:
     """One entry for all constants that are only worth counting."""
-    return [Skipped(f"{n} {what}", "single values are not pruned") for what, n in sorted(counted.items())]
+    return [
+        Skipped(f"{n} {what}{'s' * (n > 1)}", "single values are not pruned")
+        for what, n in sorted(counted.items())
+    ]
 
 
 def nodes(model: ir.Model) -> list[Skipped]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -46,30 +46,48 @@ def through(*op_types: str) -> Callable[[Through], Through]:
 
 
 def readers(model: ir.Model, value: ir.Value, shape: Shape) -> Iterator[Reader]:
-    """Every final reader of `value`. Shape and Size do not read the values and are left out."""
-    yield from _readers(model, value, shape, (), 0)
+    """Every final reader of `value`, once. Shape and Size do not read the values and are left out."""
+    found: set[tuple[ir.Node, int]] = set()
+    trail = _Trail(model)
+    for reader in _readers(trail, value, shape, (), 0):
+        if (reader.node, reader.index) not in found:
+            found.add((reader.node, reader.index))
+            yield reader
+
+
+@dataclass
+class _Trail:
+    """What one search has passed: parts of a tensor may reach the same place on many ways."""
+
+    model: ir.Model
+    passed: set[tuple[ir.Value, tuple[Step, ...]]] = field(default_factory=set)
 
 
 def _readers(
-    model: ir.Model, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int
+    trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int
 ) -> Iterator[Reader]:
+    if (value, steps) in trail.passed:
+        return
+    trail.passed.add((value, steps))
     for node, index in value.uses():
-        function = model.functions.get(node.op_identifier())
+        function = trail.model.functions.get(node.op_identifier())
         if node.op_type in ("Shape", "Size") and node.domain == "":
             continue
         if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
-            yield from _readers(model, function.inputs[index], shape, steps, depth + 1)
+            yield from _readers(trail, function.inputs[index], shape, steps, depth + 1)
             continue
         moved = _moved(node, index, shape) if depth < MAX_DEPTH else None
         if moved is None:
             yield Reader(node, index, shape, steps, role_of(node, index, shape))
             continue
         after = moved[-1].apply(shape) if moved else shape
-        yield from _readers(model, node.outputs[0], after, (*steps, *moved), depth + 1)
+        for out in node.outputs:
+            yield from _readers(trail, out, after, (*steps, *moved), depth + 1)
 
 
 def _moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
-    rule = TRANSPARENT.get(node.op_type) if node.domain == "" and index == 0 else None
+    movable = node.domain == "" and (index == 0 or node.op_type == "Concat")
+    rule = TRANSPARENT.get(node.op_type) if movable else None
     try:
         return rule(node, shape) if rule else None
     except (attrs.UnreadableAttributeError, ValueError):
@@ -86,6 +104,28 @@ def _cast(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     """Between floating-point types a zero stays a zero."""
     to = ir.DataType(attrs.integer(node, "to", 0))
     return () if to.is_floating_point() else None
+
+
+@through("Slice", "Split", "Concat")
+def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Constants taken apart and put together again (gates of an LSTM, packed projections).
+
+    Which axes are rows and columns does not change, so that the layout is that of the whole stored tensor.
+    """
+    return () if all(_is_constant(value, MAX_DEPTH) for value in node.inputs) else None
+
+
+def _is_constant(value: ir.Value | None, depth: int) -> bool:
+    """Whether the value follows from stored constants by moving elements only."""
+    if value is None or value.const_value is not None:
+        return True
+    node = value.producer()
+    if node is None or depth == 0:
+        return False
+    if node.op_type == "Constant" and node.domain == "":
+        return True
+    moves = node.domain == "" and node.op_type in TRANSPARENT
+    return moves and all(_is_constant(v, depth - 1) for v in node.inputs)
 
 
 @through("Transpose")
