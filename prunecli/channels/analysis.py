@@ -10,9 +10,10 @@ import onnx_ir as ir
 import prunecli.channels.rules  # noqa: F401 - fills the registry
 from prunecli.channels.atoms import AtomTable, Components, solve
 from prunecli.channels.context import Context, Work, is_shape_computation
-from prunecli.channels.registry import RULES
+from prunecli.channels.registry import BARRIERS, RULES
 from prunecli.channels.units import Family, find_families
-from prunecli.model.facts import Facts, Shape, gather_facts
+from prunecli.channels.views import Geometry, view_geometry
+from prunecli.model.facts import Facts, Shape
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Analysis:
     """Everything known about what can be cut from a model.
 
     `families` hold the units (see `units.py`); `components` maps them to atoms; `work` lists the
-    multiply-accumulates and the axes they are proportional to.
+    multiply-accumulates and the axes they are proportional to. `other_inputs` are the shapes at which what
+    depends on dynamic dimensions was told from constants: give them to `remove`; None if all are static.
     """
 
     model: ir.Model
@@ -29,22 +31,32 @@ class Analysis:
     components: Components
     families: list[Family]
     work: list[Work]
+    other_inputs: dict[str, Shape] | None = None
 
 
-def analyse(model: ir.Model, inputs: Mapping[str, Shape]) -> Analysis:
+OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
+
+
+def analyse(
+    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None
+) -> Analysis:
     """State the relations of every operator and find all units.
 
     Args:
-        model: nodes in topological order, local functions inlined. Not changed.
-        inputs: concrete shape of every graph input (`gather_facts`).
+        model: nodes in topological order, local functions inlined (`prepare`). Not changed.
+        inputs: concrete shape of every graph input (`gather_facts`). A batch of at least 2 sees more.
+        other_inputs: the same at other sizes of the dynamic dimensions; chosen where it is not given.
     """
-    facts = gather_facts(model, inputs)
+    geometry, other = view_geometry(model, inputs, other_inputs)
     table, work = AtomTable(), list[Work]()
-    _freeze_interface(model, facts, table)
+    _freeze_interface(model, geometry.facts, table)
     for node in model.graph:
-        _apply_rule(Context(node, facts, table, work))
+        imported = model.opset_imports.get(node.domain)
+        _apply_rule(Context(node, geometry, table, work, node.version or imported or 0))
+    _freeze_dynamic(table, geometry)
     components = solve(table)
-    return Analysis(model, dict(inputs), facts, components, find_families(components), work)
+    families = find_families(components)
+    return Analysis(model, dict(inputs), geometry.facts, components, families, work, other)
 
 
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
@@ -53,6 +65,19 @@ def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
             if value.const_value is None or reason == "graph output":
                 for index, size in enumerate(facts.shapes.get(value, ())):
                     table.freeze(table.axis(value, index, size), reason)
+
+
+def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:
+    """Axes that are as long as a dynamic dimension have no fixed positions, unless fixed factors make them up."""
+    shown: dict[int, bool] = {}
+    for number, axis in enumerate(table.axes):
+        if axis.value is not None:
+            root = table.find(number)
+            shown[root] = shown.get(root, True) and geometry.is_dynamic(axis.value, axis.index)
+    wholes = {table.find(whole) for whole, _ in table.products}
+    for root, dynamic in shown.items():
+        if dynamic and root not in wholes:
+            table.freeze(root, "dynamic dimension")
 
 
 def _apply_rule(ctx: Context) -> None:
@@ -66,15 +91,27 @@ def _apply_rule(ctx: Context) -> None:
         return
     if node.outputs and all(is_shape_computation(v, ctx.facts) for v in node.outputs if v.name):
         return
-    function = RULES.get((node.domain, node.op_type))
-    unknown = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name and v not in ctx.facts.shapes]
-    if function is None:
-        name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
-        ctx.freeze_node(f"no rule for operator {name}")
-    elif unknown:
-        ctx.freeze_node(f"shape of {unknown[0].name!r} depends on data or is unknown")
+    problem = _obstacle(ctx)
+    if problem:
+        ctx.freeze_node(problem)
     else:
-        function(ctx)
+        RULES[node.domain, node.op_type](ctx)
+
+
+def _obstacle(ctx: Context) -> str | None:
+    """Why the rule of a node cannot be asked."""
+    node = ctx.node
+    if (node.domain, node.op_type) in BARRIERS:
+        return f"{node.op_type}: {BARRIERS[node.domain, node.op_type]}"
+    if (node.domain, node.op_type) not in RULES:
+        name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+        return f"no rule for operator {name}"
+    if node.domain == "" and ctx.opset < OLDEST_OPSET:
+        return f"opset {ctx.opset} is too old to be analysed ({OLDEST_OPSET} is the oldest)"
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.name and value not in ctx.facts.shapes:
+            return f"shape of {value.name!r} depends on data or is unknown"
+    return None
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:

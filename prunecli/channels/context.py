@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.atoms import AtomTable, Ints
+from prunecli.channels.views import Geometry
 from prunecli.model.facts import Array, Facts, Shape
 
 
@@ -26,9 +27,15 @@ class Context:
     """One node, as its rule sees it. Shapes are concrete; `axis` names an axis for the statements below."""
 
     node: ir.Node
-    facts: Facts
+    geometry: Geometry
     table: AtomTable
     work: list[Work] = field(default_factory=list)
+    opset: int = 0
+
+    @property
+    def facts(self) -> Facts:
+        """Shapes and known contents at the analysed dimensions."""
+        return self.geometry.facts
 
     @property
     def inputs(self) -> Sequence[ir.Value | None]:
@@ -57,6 +64,10 @@ class Context:
         """The content of input `index` where it is a shape computation or a constant."""
         return self.facts.value(self.input(index))
 
+    def fixed(self, index: int) -> Array | None:
+        """The content of input `index` where it is known and does not depend on dynamic dimensions."""
+        return self.geometry.fixed(self.input(index))
+
     def int(self, name: str, default: int = 0) -> int:
         attr = self.node.attributes.get(name)
         return default if attr is None else attr.as_int()
@@ -68,6 +79,15 @@ class Context:
     def string(self, name: str, default: str = "") -> str:
         attr = self.node.attributes.get(name)
         return default if attr is None else attr.as_string()
+
+    def dynamic(self, value: ir.Value, index: int) -> bool:  # type: ignore[valid-type]
+        """Whether the length of an axis depends on dynamic dimensions."""
+        return self.geometry.is_dynamic(value, index % self.rank(value))
+
+    def freeze_if_dynamic(self, value: ir.Value, index: int) -> None:  # type: ignore[valid-type]
+        """Freeze an axis that positions are picked from, unless its length is the same at all dimensions."""
+        if self.dynamic(value, index):
+            self.freeze(value, f"{self.node.op_type} along a dynamic dimension", index)
 
     # -- statements -------------------------------------------------------------------------------
 
@@ -95,6 +115,24 @@ class Context:
         for value in (*self.node.inputs, *self.node.outputs):
             self.freeze(value, reason)
 
+    def freeze_axes(self, values: Sequence[ir.Value | None], axes: Iterable[int], reason: str) -> None:  # type: ignore[valid-type]
+        """Freeze these axes of all the values."""
+        picked = list(axes)
+        for value in values:
+            for axis in picked:
+                self.freeze(value, reason, axis)
+
+    def align(self, a: ir.Value, b: ir.Value, skip: Iterable[int] = ()) -> None:  # type: ignore[valid-type]
+        """Two values of one rank: tie all axes but `skip`; freeze those whose lengths differ."""
+        left_out = {axis % self.rank(a) for axis in skip}
+        for axis in range(self.rank(a)):
+            if axis in left_out:
+                continue
+            if self.shape(a)[axis] == self.shape(b)[axis]:
+                self.tie(a, axis, b, axis)
+            else:
+                self.freeze_axes((a, b), [axis], f"{self.node.op_type} changes the length of this axis")
+
     def elementwise(self, *values: ir.Value | None) -> None:
         """All but the last are inputs that broadcast (numpy rules) to the last; size-1 axes tie nothing."""
         *sources, out = (v for v in values if v is not None)
@@ -120,7 +158,11 @@ class Context:
                     self.table.product(self.axis(value, index), virtual[low:high])
 
     def map_positions(self, a: ir.Value, i: int, ia: Ints, b: ir.Value, j: int, ib: Ints) -> None:  # type: ignore[valid-type]
-        """Position ia[k] of axis i of a is position ib[k] of axis j of b."""
+        """Position ia[k] of axis i of a is position ib[k] of axis j of b. Frozen where an axis is dynamic."""
+        if self.dynamic(a, i) or self.dynamic(b, j):
+            for value, index in ((a, i), (b, j)):
+                self.freeze(value, f"{self.node.op_type} along a dynamic dimension", index)
+            return
         self.table.tie_positions(self.axis(a, i), np.asarray(ia), self.axis(b, j), np.asarray(ib))
 
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
@@ -178,7 +220,9 @@ def _group(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> ReshapeGroup:
 
     def spans(axes: list[tuple[int, int]], ends: list[int]) -> dict[int, tuple[int, int]]:
         starts = [1, *ends[:-1]]
-        return {axis: (cuts.index(s), cuts.index(e)) for (axis, _), s, e in zip(axes, starts, ends, strict=True)}
+        return {
+            axis: (cuts.index(s), cuts.index(e)) for (axis, _), s, e in zip(axes, starts, ends, strict=True)
+        }
 
     empty = factors is None
     return ReshapeGroup([i for i, _ in a], [i for i, _ in b], factors,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.channels.cut import Removed
+from prunecli.channels.edit import Removed
 from prunecli.model.facts import Facts
 
 
@@ -33,7 +33,12 @@ def force_zero(model: ir.Model, removed: Removed, facts: Facts) -> None:
 
 
 def _mask(
-    model: ir.Model, node: ir.Node, out: ir.Value, axes: dict[int, np.ndarray], facts: Facts, zeros: dict[int, ir.Value]
+    model: ir.Model,
+    node: ir.Node,
+    out: ir.Value,
+    axes: dict[int, np.ndarray],
+    facts: Facts,
+    zeros: dict[int, ir.Value],
 ) -> None:
     shape = facts.shapes[out]
     uses = list(out.uses())
@@ -47,7 +52,9 @@ def _mask(
         keep[gone] = False
         mask = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         name = f"prune.mask.{out.name}.{axis}"
-        where = ir.Node("", "Where", [_constant(model, name, mask), current, zeros[dtype]], num_outputs=1, name=name)
+        where = ir.Node(
+            "", "Where", [_constant(model, name, mask), current, zeros[dtype]], num_outputs=1, name=name
+        )
         where.outputs[0].name = f"{name}.out"
         model.graph.insert_after(last, where)
         current, last = where.outputs[0], where

@@ -1,9 +1,23 @@
-"""The working form of a graph: functions inlined, nodes in order, every constant an initializer."""
+"""The working form of a graph: functions inlined, nodes in order, every constant an initializer.
+
+Small constants that several nodes share (one bias of two Convs, BatchNorm parameters that an exporter merged)
+would tie those nodes' channels together for no reason. They get one copy per use; `plan_names` restates a
+cut in the names of the user's file, and `share_again` merges copies that came out equal.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
+
+from prunecli.channels.edit import Removed
+
+COPY_LIMIT = 1 << 16  # elements of a vector worth copying
+_ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
+_NAMES = "prunecli.names"  # key in the model's `meta`: value names of the user's file
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -13,9 +27,90 @@ def prepare(model: ir.Model) -> ir.Model:
     not graph inputs need IR version 4, which every onnxruntime since 0.3 reads.
     """
     work = model.clone()
+    names = frozenset(v.name for v in _values(work.graph) if v.name)
     if work.functions:
         InlinePass()(work)
     TopologicalSortPass()(work)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     work.ir_version = max(work.ir_version or 4, 4)
+    work.meta[_NAMES] = names
+    _copy_shared(work)
     return work
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    outputs = [v for node in graph for v in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *outputs]
+
+
+def _copy_shared(model: ir.Model) -> None:
+    """One copy per use of each floating-point vector that several nodes of the main graph read."""
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        uses = list(value.uses())
+        tensor = value.const_value
+        if len(uses) < 2 or tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        vector = sum(n > 1 for n in tensor.shape.numpy()) == 1 and tensor.size <= COPY_LIMIT
+        if not vector or not tensor.dtype.is_floating_point() or any(u.node.graph is not graph for u in uses):
+            continue
+        for number, (node, index) in enumerate(uses[1:], 2):
+            copy = ir.Value(
+                name=_free_name(graph, f"{value.name}::{number}"), shape=value.shape, type=value.type
+            )
+            copy.const_value = tensor
+            copy.meta[_ORIGINAL] = value.name
+            graph.register_initializer(copy)
+            node.replace_input_with(index, copy)
+
+
+def _free_name(graph: ir.Graph, name: str) -> str:
+    while name in graph.initializers:
+        name += "'"
+    return name
+
+
+def share_again(model: ir.Model) -> None:
+    """Undo the copies that equal their original."""
+    initializers = model.graph.initializers
+    for copy in list(initializers.values()):
+        original = initializers.get(copy.meta.get(_ORIGINAL, ""))
+        if original is None or original.const_value is None or copy.const_value is None:
+            continue
+        if np.array_equal(original.const_value.numpy(), copy.const_value.numpy()):
+            for node, index in list(copy.uses()):
+                node.replace_input_with(index, original)
+            del initializers[copy.name or ""]
+
+
+def plan_names(model: ir.Model, removed: Removed) -> Removed:
+    """A cut of a prepared model, in terms of the user's file.
+
+    A constant that was copied has the positions that all its copies lose; values inside local functions, which
+    the user's file does not name, are left out. Forcing the result to zero in the user's model has the same
+    effect on its outputs: the values that the nodes yield are listed all the same.
+    """
+    names = model.meta.get(_NAMES)
+    copies: dict[str, list[str]] = defaultdict(list)
+    for value in model.graph.initializers.values():
+        if _ORIGINAL in value.meta:
+            copies[value.meta[_ORIGINAL]].append(value.name or "")
+    hidden = {name for group in copies.values() for name in group}
+    out: Removed = {}
+    for name, axes in removed.items():
+        if name in hidden or (names is not None and name not in names):
+            continue
+        shared = (
+            {a: _in_all(removed, copies[name], a, gone) for a, gone in axes.items()}
+            if name in copies
+            else axes
+        )
+        if kept := {a: gone for a, gone in shared.items() if len(gone)}:
+            out[name] = kept
+    return out
+
+
+def _in_all(removed: Removed, copies: list[str], axis: int, gone: np.ndarray) -> np.ndarray:
+    for copy in copies:
+        gone = np.intersect1d(gone, removed.get(copy, {}).get(axis, np.zeros(0, np.int64)))
+    return gone

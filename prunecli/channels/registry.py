@@ -8,7 +8,7 @@
     def my_norm_attributes(cut, node):
         cut.set_int(node, "channels", cut.size(node.inputs[0], 1))
 
-An operator without a rule is a barrier: everything it touches is frozen, with the reason.
+An operator without a rule is a barrier: everything it touches is frozen, with the reason. A `barrier` says why.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from prunecli.channels.context import Context
-    from prunecli.channels.cut import Cut
+    from prunecli.channels.edit import Cut
 
 Rule = Callable[["Context"], None]
 Rewrite = Callable[["Cut", "ir.Node"], None]
 RULES: dict[tuple[str, str], Rule] = {}
 REWRITES: dict[tuple[str, str], Rewrite] = {}
+BARRIERS: dict[tuple[str, str], str] = {}
 
 
 def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
@@ -34,6 +35,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     def add(function: Rule) -> Rule:
         for op in ops:
             RULES[domain, op] = function
+            BARRIERS.pop((domain, op), None)
         return function
 
     return add
@@ -48,3 +50,9 @@ def rewrite(*ops: str, domain: str = "") -> Callable[[Rewrite], Rewrite]:
         return function
 
     return add
+
+
+def barrier(reason: str, *ops: str, domain: str = "") -> None:
+    """Freeze everything these operators touch, for a reason that the report tells."""
+    for op in ops:
+        BARRIERS[domain, op] = reason

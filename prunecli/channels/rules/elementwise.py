@@ -6,14 +6,14 @@ from prunecli.channels.context import Context
 from prunecli.channels.registry import rule
 
 UNARY = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu",
     "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
     "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
     "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
 )  # fmt: skip
 BROADCASTING = (
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where", "Xor",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "SwiGLU", "Where", "Xor",
 )  # fmt: skip
 
 
@@ -30,6 +30,10 @@ def unary(ctx: Context) -> None:
 
 @rule("Dropout")
 def dropout(ctx: Context) -> None:
+    """The identity, unless it trains: then the random numbers depend on the shape."""
+    if ctx.input(2) is not None and (ctx.known(2) is None or ctx.known(2).any()):  # type: ignore[union-attr]
+        ctx.freeze_node("Dropout in training mode")
+        return
     for out in ctx.outputs:
         if out.name:
             ctx.elementwise(ctx.inputs[0], out)
@@ -37,4 +41,5 @@ def dropout(ctx: Context) -> None:
 
 @rule(*BROADCASTING)
 def broadcasting(ctx: Context) -> None:
+    """numpy's broadcasting: axes are aligned from the right."""
     ctx.elementwise(*ctx.inputs, ctx.outputs[0])

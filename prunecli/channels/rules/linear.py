@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from prunecli.channels.context import Context
-from prunecli.channels.cut import Cut
+from prunecli.channels.edit import Cut
 from prunecli.channels.registry import rewrite, rule
 
 
@@ -17,7 +17,7 @@ def conv(ctx: Context) -> None:
     """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
-    _grouped(ctx, x, w, y, rows=0, cols=1)
+    grouped(ctx, x, w, y, rows=0, cols=1)
     addend = ctx.input(3)  # FusedConv: Y = activation(conv + Z)
     if addend is not None:
         ctx.elementwise(addend, y)
@@ -30,12 +30,12 @@ def conv_transpose(ctx: Context) -> None:
     """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
-    _grouped(ctx, x, w, y, rows=1, cols=0)
+    grouped(ctx, x, w, y, rows=1, cols=0)
     spatial = math.prod(ctx.shape(x)[2:]) * ctx.shape(x)[0]
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
 
 
-def _grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int) -> None:
+def grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int, bias: int = 2) -> None:
     """One axis of the weight spans all groups, the other one group: which is which is Conv / ConvTranspose."""
     groups = ctx.int("group", 1)
     channels, outputs = ctx.shape(x)[1], ctx.shape(y)[1]
@@ -44,42 +44,28 @@ def _grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, col
     ctx.table.product(ctx.axis(y, 1), (group, slot_out))
     for axis, whole, slot in ((rows, rows == 0, slot_out), (cols, cols == 0, slot_in)):
         ctx.table.product(ctx.axis(w, axis), (group, slot) if whole else (slot,))
-    bias = ctx.input(2)
-    if bias is not None:
-        ctx.tie(bias, 0, y, 1)
+    added = ctx.input(bias)
+    if added is not None:
+        ctx.tie(added, 0, y, 1)
     ctx.tie(x, 0, y, 0)
-    for axis in range(2, ctx.rank(w)):
-        ctx.freeze(w, "kernel", axis)
-    for value in (x, y):
-        for axis in range(2, ctx.rank(value)):
-            ctx.freeze(value, "spatial axis of a convolution", axis)
+    ctx.freeze_axes([w], range(2, ctx.rank(w)), "kernel")
+    ctx.freeze_axes((x, y), range(2, ctx.rank(x)), "spatial axis of a convolution")
 
 
-@rewrite("Conv", "ConvTranspose")
+@rewrite("Conv", "ConvTranspose", "DeformConv")
 @rewrite("FusedConv", domain="com.microsoft")
 def conv_group(cut: Cut, node: ir.Node) -> None:
-    """Whole groups may have gone: C' = g' * (C/g)'."""
-    x, w = node.inputs[0], node.inputs[1]
+    """Whole groups may have gone: their number is a whole axis over what one group has of it."""
+    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None and w is not None
     attr = node.attributes.get("group")
-    groups = 1 if attr is None else attr.as_int()
-    if groups == 1:
-        return
-    if node.op_type == "ConvTranspose":
-        gone = _groups_left(cut, node, groups)
-    else:
-        gone = cut.size(x, 1) // cut.size(w, 1)
-    cut.set_int(node, "group", gone)
-    shape = node.attributes.get("kernel_shape")
-    if shape is not None:
-        cut.set_ints(node, "kernel_shape", shape.as_ints())
-
-
-def _groups_left(cut: Cut, node: ir.Node, groups: int) -> int:
-    return cut.size(node.outputs[0], 1) // cut.size(node.inputs[1], 1)  # type: ignore[arg-type]
+    if attr is not None and attr.as_int() > 1:
+        whole = y if node.op_type == "ConvTranspose" else x
+        cut.set_int(node, "group", cut.size(whole, 1) // cut.size(w, 1))
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain="com.microsoft")
 def gemm(ctx: Context) -> None:
     """Y = alpha * A' B' + beta * C with A' (M, K), B' (K, N), C broadcast to (M, N)."""
     a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
@@ -128,40 +114,3 @@ def _batch(ctx: Context, a: ir.Value, b: ir.Value, y: ir.Value) -> None:
                 ctx.tie(source, own, y, index)
                 if both:
                     ctx.table.mark(ctx.axis(y, index), "head")
-
-
-@rule("Einsum")
-def einsum(ctx: Context) -> None:
-    """Equal letters are one axis; a letter that is not in the output is contracted."""
-    equation = ctx.string("equation").replace(" ", "")
-    if "..." in equation:
-        ctx.freeze_node("Einsum with an ellipsis")
-        return
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
-    if not _:
-        letters = sorted(set(left.replace(",", "")))
-        right = "".join(c for c in letters if left.count(c) == 1)
-    first: dict[str, int] = {}
-    for term, value in zip([*terms, right], [*ctx.inputs, ctx.outputs[0]], strict=True):
-        assert value is not None
-        for index, letter in enumerate(term):
-            axis = ctx.axis(value, index)
-            if ctx.table.size(axis) == 1:
-                continue
-            if letter in first:
-                ctx.table.tie(first[letter], axis)
-            first.setdefault(letter, axis)
-    macs = math.prod(ctx.table.size(a) for a in first.values())
-    ctx.count(macs, *first.values())
-    _mark_heads(ctx, terms, right, first)
-
-
-def _mark_heads(ctx: Context, terms: list[str], right: str, first: dict[str, int]) -> None:
-    if any(v is not None and v.const_value is not None for v in ctx.inputs):
-        return
-    for letter in set(right).intersection(*(set(t) for t in terms)):
-        if letter in first:
-            ctx.table.mark(first[letter], "head")
-
-

@@ -1,117 +1,125 @@
-"""Normalisation and reductions: per-channel parameters are tied, reduced axes are frozen or approximate."""
+"""Normalisation: per-channel parameters are tied, axes that statistics run over are frozen or approximate."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from prunecli.channels.context import Context
-from prunecli.channels.cut import Cut
+from prunecli.channels.edit import Cut
 from prunecli.channels.registry import rewrite, rule
-from prunecli.model.facts import axes_of
 
 
-@rule("BatchNormalization", "InstanceNormalization")
-def per_channel(ctx: Context) -> None:
-    """X (N, C, ...); scale, bias, mean, variance (C)."""
+@rule("BatchNormalization")
+def batch_norm(ctx: Context) -> None:
+    """X (N, C, ...); scale, bias, mean, variance (C), or (C, ...) where `spatial` is 0 (opset 7)."""
+    y = ctx.outputs[0]
+    ctx.elementwise(ctx.inputs[0], y)
+    for parameter in (*ctx.inputs[1:], *ctx.outputs[1:]):
+        if parameter is not None and parameter.name:
+            for axis in range(ctx.rank(parameter)):
+                ctx.tie(parameter, axis, y, axis + 1)
+    if ctx.int("training_mode"):
+        ctx.freeze(y, "batch statistics in training mode", 0)
+
+
+@rule("InstanceNormalization")
+def instance_norm(ctx: Context) -> None:
+    """X (N, C, ...); scale, bias (C); statistics run over the axes after C."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
     ctx.elementwise(x, y)
-    for parameter in (*ctx.inputs[1:], *ctx.outputs[1:]):
-        if parameter is not None and parameter.name:
-            ctx.tie(parameter, 0, y, 1)
-    if ctx.node.op_type == "InstanceNormalization":
-        for axis in range(2, ctx.rank(x)):
-            ctx.freeze(x, "axis that InstanceNormalization reduces over", axis)
-    if ctx.int("training_mode"):
-        ctx.freeze(x, "batch statistics in training mode", 0)
+    for parameter in ctx.inputs[1:]:
+        assert parameter is not None
+        ctx.tie(parameter, 0, y, 1)
+    for axis in range(2, ctx.rank(x)):
+        ctx.table.approximate(ctx.axis(x, axis), "InstanceNormalization normalises over this axis")
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization",
-      "SimplifiedLayerNormalization", domain="com.microsoft")  # fmt: skip
+@rule("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def layer_norm(ctx: Context) -> None:
     """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
     x = ctx.inputs[0]
     assert x is not None
-    skip = ctx.node.op_type.startswith("Skip")
-    for out in (ctx.output(0), ctx.output(3) if skip else None):
+    ctx.elementwise(*ctx.inputs, ctx.outputs[0])
+    first = ctx.int("axis", -1) % ctx.rank(x)
+    for statistic in ctx.outputs[1:]:
+        if statistic.name:
+            ctx.elementwise(x, statistic)
+    _over(ctx, x, range(first, ctx.rank(x)))
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_layer_norm(ctx: Context) -> None:
+    """Y = LayerNorm(X + skip + bias); the fourth output is the sum."""
+    x = ctx.inputs[0]
+    assert x is not None
+    for index in (0, 3):
+        out = ctx.output(index)
         if out is not None:
             ctx.elementwise(*ctx.inputs, out)
-    if not skip:
-        ctx_axis = ctx.int("axis", -1) % ctx.rank(x)
-    else:
-        ctx_axis = ctx.rank(x) - 1
-    for statistic in ctx.outputs[1:3]:
-        if statistic.name and statistic in ctx.facts.shapes:
+    for index in (1, 2):
+        statistic = ctx.output(index)
+        if statistic is not None:
             ctx.elementwise(x, statistic)
-    for axis in range(ctx_axis, ctx.rank(x)):
+    _over(ctx, x, [ctx.rank(x) - 1])
+
+
+def _over(ctx: Context, x: ir.Value, axes: range | list[int]) -> None:
+    for axis in axes:
         ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
 
 
-@rule("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax", "LRN", "CumSum")
+@rule("EmbedLayerNormalization", domain="com.microsoft")
+def embed_layer_norm(ctx: Context) -> None:
+    """LayerNorm of the sum of embedding tables (rows, hidden), looked up by ids."""
+    ids, y = ctx.inputs[0], ctx.outputs[0]
+    assert ids is not None
+    for index in (0, 1, 7, 8):
+        if ctx.input(index) is not None:
+            ctx.freeze(ctx.input(index), "token ids")
+    for table in ctx.inputs[2:5]:
+        if table is not None:
+            ctx.freeze(table, "looked up by computed indices", 0)
+            ctx.tie(table, 1, y, 2)
+    for parameter in ctx.inputs[5:7]:
+        assert parameter is not None
+        ctx.tie(parameter, 0, y, 2)
+    ctx.tie(ids, 0, y, 0)
+    ctx.tie(ids, 1, y, 1)
+    if ctx.output(1) is not None:
+        ctx.freeze(ctx.output(1), "mask index")
+    if ctx.output(2) is not None:
+        ctx.elementwise(ctx.output(2), y)
+    _over(ctx, y, [2])
+
+
+@rule("LpNormalization")
+def lp_norm(ctx: Context) -> None:
+    """Y = X / |X| along an axis: zeros add nothing to the norm, so removal is exact."""
+    x = ctx.inputs[0]
+    assert x is not None
+    ctx.align(x, ctx.outputs[0])
+
+
+@rule("MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax", "LRN")
 def frozen_axis(ctx: Context) -> None:
     """A position's result depends on the others along the axis, and zero is not the same as absent."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
-    ctx.elementwise(x, y)
-    for axis in _reduced_axes(ctx):
-        ctx.freeze(y, f"{ctx.node.op_type} runs over this axis", axis)
+    ctx.align(x, y)
+    ctx.freeze_axes([y], _axes(ctx, ctx.rank(x)), f"{ctx.node.op_type} runs over this axis")
 
 
-def _reduced_axes(ctx: Context) -> list[int]:
-    x, op = ctx.inputs[0], ctx.node.op_type
-    assert x is not None
-    rank = ctx.rank(x)
+def _axes(ctx: Context, rank: int) -> list[int]:
+    op = ctx.node.op_type
     if op == "MeanVarianceNormalization":
         return list(ctx.ints("axes") or (0, 2, 3))
     if op == "LRN":
         return [1]
-    if op == "CumSum":
-        known = ctx.known(1)
-        return list(range(rank)) if known is None else [int(known)]
-    version = ctx.node.version or 13
-    if op != "LpNormalization" and version < 13:  # the older Softmax flattens to two axes first
+    if ctx.opset < 13:  # the older Softmax flattens to two axes first
         return list(range(ctx.int("axis", 1) % rank, rank))
     return [ctx.int("axis", -1) % rank]
-
-
-REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-              "ReduceProd", "ReduceSum", "ReduceSumSquare")  # fmt: skip
-ADDITIVE = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")  # a zero adds nothing: removal is exact
-
-
-@rule(*REDUCTIONS, "ArgMax", "ArgMin")
-def reduce(ctx: Context) -> None:
-    x, y, op = ctx.inputs[0], ctx.outputs[0], ctx.node.op_type
-    assert x is not None
-    rank = ctx.rank(x)
-    axes = reduction_axes(ctx)
-    if axes is None:
-        ctx.freeze_node(f"{op}: the axes depend on data")
-        return
-    kept = [a for a in range(rank) if a not in axes]
-    keepdims = ctx.int("keepdims", 1)
-    for place, axis in enumerate(kept):
-        ctx.tie(x, axis, y, axis if keepdims else place)
-    for axis in axes:
-        if op == "ReduceMean":
-            ctx.table.approximate(ctx.axis(x, axis), "ReduceMean averages over this axis")
-        elif op not in ADDITIVE:
-            ctx.freeze(x, f"{op} runs over this axis", axis)
-
-
-def reduction_axes(ctx: Context) -> list[int] | None:
-    x = ctx.inputs[0]
-    assert x is not None
-    rank = ctx.rank(x)
-    if ctx.node.op_type in ("ArgMax", "ArgMin"):
-        return [ctx.int("axis", 0) % rank]
-    axes = axes_of(ctx.node, [None, ctx.known(1)])
-    if axes is None or len(axes) == 0:
-        if ctx.input(1) is not None and ctx.known(1) is None:
-            return None
-        return [] if ctx.int("noop_with_empty_axes") else list(range(rank))
-    return [a % rank for a in axes]
 
 
 @rule("GroupNormalization")
@@ -126,19 +134,14 @@ def group_norm(ctx: Context) -> None:
     if channels != groups:
         ctx.table.approximate(slot, "GroupNormalization normalises over the slots of a group")
     for parameter in ctx.inputs[1:3]:
-        if parameter is None:
-            continue
+        assert parameter is not None
         per_group = ctx.shape(parameter)[0] == groups and groups != channels  # opset 18 had one value a group
         ctx.table.tie(ctx.axis(parameter, 0), group if per_group else ctx.axis(x, 1))
-    for axis in range(2, ctx.rank(x)):
-        ctx.freeze(x, "axis that GroupNormalization reduces over", axis)
+    ctx.freeze_axes([x], range(2, ctx.rank(x)), "axis that GroupNormalization reduces over")
 
 
 @rewrite("GroupNormalization")
 def group_count(cut: Cut, node: ir.Node) -> None:
     """Removed positions are whole groups, or the same slots of every group: count the groups that kept any."""
-    x = node.inputs[0]
-    assert x is not None
     groups = node.attributes["num_groups"].as_int()
-    per_group = cut.before(x)[1] // groups
-    cut.set_int(node, "num_groups", len(set((cut.kept(x, 1) // per_group).tolist())))
+    cut.set_int(node, "num_groups", cut.blocks(node.inputs[0], 1, groups))

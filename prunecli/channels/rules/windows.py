@@ -1,15 +1,16 @@
-"""Pooling, resizing and padding: channels pass through, the axes that windows run over are frozen."""
+"""Pooling and resizing: channels pass through, the axes that windows run over are frozen."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.context import Context
-from prunecli.channels.cut import Cut
+from prunecli.channels.edit import Cut
 from prunecli.channels.registry import rewrite, rule
-
-POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "LRN")
+from prunecli.channels.rules.linear import grouped
 
 
 @rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -18,33 +19,49 @@ def pool(ctx: Context) -> None:
     x = ctx.inputs[0]
     assert x is not None
     for out in ctx.outputs:
-        if not out.name:
-            continue
-        ctx.tie(x, 0, out, 0)
-        ctx.tie(x, 1, out, 1)
-        for axis in range(2, ctx.rank(x)):
-            ctx.freeze(out, "spatial axis of a pooling", axis)
-    if len(ctx.outputs) > 1 and ctx.outputs[1].name:  # flat indices count through all channels
-        ctx.freeze(ctx.outputs[1], "MaxPool indices number all channels")
-    for axis in range(2, ctx.rank(x)):
-        ctx.freeze(x, "spatial axis of a pooling", axis)
+        if out.name:
+            ctx.tie(x, 0, out, 0)
+            ctx.tie(x, 1, out, 1)
+            ctx.freeze_axes([out], range(2, ctx.rank(x)), "spatial axis of a pooling")
+    if ctx.output(1) is not None:  # flat indices count through all channels
+        ctx.freeze(ctx.output(1), "MaxPool indices number all channels")
+    ctx.freeze_axes([x], range(2, ctx.rank(x)), "spatial axis of a pooling")
 
 
 @rule("Resize", "Upsample")
 def resize(ctx: Context) -> None:
-    """Axes that keep their length pass through, resampled ones are frozen."""
+    """Axes of scale 1 pass through, resampled ones are frozen."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
+    same = _unscaled(ctx, x, y)
     for axis in range(ctx.rank(x)):
-        if ctx.shape(x)[axis] == ctx.shape(y)[axis] and axis < 2:
+        if same[axis]:
             ctx.tie(x, axis, y, axis)
         else:
-            for value in (x, y):
-                ctx.freeze(value, "resampled axis", axis)
+            ctx.freeze_axes((x, y), [axis], "resampled axis")
+
+
+def _unscaled(ctx: Context, x: ir.Value, y: ir.Value) -> list[bool]:
+    """Per axis: the scale is 1, by the scales where they are given, else because the sizes are equal."""
+    equal = [a == b for a, b in zip(ctx.shape(x), ctx.shape(y), strict=True)]
+    if ctx.string("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return [axis < 2 and same for axis, same in enumerate(equal)]
+    index = 1 if ctx.node.op_type == "Upsample" or ctx.opset < 11 else 2
+    attr = ctx.node.attributes.get("scales")
+    given = ctx.input(index)
+    known = np.array(attr.as_floats()) if attr is not None else ctx.fixed(index)
+    if known is None and given is not None and 0 not in ctx.shape(given):
+        return [axis < 2 and same for axis, same in enumerate(equal)]
+    if known is None or known.size == 0:
+        return equal
+    axes = ctx.ints("axes") or tuple(range(ctx.rank(x)))
+    scaled = {a % ctx.rank(x) for a, scale in zip(axes, known, strict=True) if scale != 1}
+    return [same and axis not in scaled for axis, same in enumerate(equal)]
 
 
 @rewrite("Resize")
 def resize_sizes(cut: Cut, node: ir.Node) -> None:
+    """Sizes of cut axes follow; scales stay."""
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         axes = node.attributes.get("axes")
         rank = len(cut.before(node.inputs[0]))
@@ -53,72 +70,20 @@ def resize_sizes(cut: Cut, node: ir.Node) -> None:
         cut.set_vector(node, 3, wanted)
 
 
-@rule("Pad")
-def pad(ctx: Context) -> None:
-    """Positions move by the padding before them; padded positions are new ones. Frozen where data is mirrored."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
-    before = pad_amounts(ctx)
-    if before is None:
-        ctx.freeze_node("Pad amounts depend on data")
-        return
-    for axis, (low, high) in enumerate(before):
-        if low == 0 and high == 0:
-            ctx.tie(x, axis, y, axis)
-        elif ctx.string("mode", "constant") != "constant" or low < 0 or high < 0:
-            for value in (x, y):
-                ctx.freeze(value, "axis padded with its own data, or cropped", axis)
-        else:
-            size = ctx.shape(x)[axis]
-            ctx.map_positions(x, axis, np.arange(size), y, axis, np.arange(size) + low)
-
-
-def pad_amounts(ctx: Context) -> list[tuple[int, int]] | None:
-    """(before, after) per axis of a Pad node of any opset."""
-    x = ctx.inputs[0]
-    assert x is not None
-    rank = ctx.rank(x)
-    pads = ctx.ints("pads") or ctx.ints("paddings")
-    if pads is None:
-        known = ctx.known(1)
-        pads = None if known is None else tuple(int(p) for p in known)
-    if pads is None:
-        return None
-    axes = ctx.known(3)
-    if ctx.input(3) is not None and axes is None:
-        return None
-    picked = range(rank) if axes is None else [int(a) % rank for a in axes]
-    out = [(0, 0)] * rank
-    for k, axis in enumerate(picked):
-        out[axis] = (pads[k], pads[k + len(pads) // 2])
-    return out
-
-
-@rewrite("Pad")
-def pad_kept(cut: Cut, node: ir.Node) -> None:
-    """Padding on a cut axis: as many new positions as were kept before and after the data."""
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    amounts = [_kept_padding(cut, node, x, y, view) for view in range(len(cut.views))]
-    if "pads" in node.attributes:
-        cut.set_ints(node, "pads", amounts[0])
-    else:
-        cut.set_vector(node, 1, amounts)
-
-
-def _kept_padding(cut: Cut, node: ir.Node, x: ir.Value, y: ir.Value, view: int) -> list[int]:
-    ctx = Context(node, cut.views[view].before, None)  # type: ignore[arg-type]
-    amounts = pad_amounts(ctx) or []
-    out = []
-    for axis, (low, high) in enumerate(amounts):
-        gone = cut.removed_at(y, axis)
-        if gone is not None and (low or high):
-            size = cut.before(x)[axis]
-            low -= int((gone < low).sum())
-            high -= int((gone >= cut.before(y)[axis] - high).sum())
-            assert size >= 0
-        out.append((low, high))
-    axes = ctx.known(3)
-    rank = len(out)
-    picked = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
-    return [out[a][0] for a in picked] + [out[a][1] for a in picked]
+@rule("DeformConv")
+def deform_conv(ctx: Context) -> None:
+    """A Conv that reads X at offsets (N, og * 2 * k, h, w), weighted by a mask; og slabs of channels share them."""
+    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and w is not None
+    grouped(ctx, x, w, y, rows=0, cols=1, bias=3)
+    slabs = ctx.int("offset_group", 1)
+    if slabs > 1:
+        slab, slot = ctx.table.virtual(slabs), ctx.table.virtual(ctx.shape(x)[1] // slabs)
+        ctx.table.freeze(slab, "channels that share their offsets")
+        ctx.table.product(ctx.axis(x, 1), (slab, slot))
+    for value in (ctx.input(2), ctx.input(4)):
+        if value is not None:
+            ctx.tie(value, 0, y, 0)
+            ctx.freeze_axes([value], range(1, ctx.rank(value)), "offsets of a deformable convolution")
+    spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
+    ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
