@@ -18,9 +18,10 @@ FRACTIONS = (0.5, 0.7, 0.9)
 PICTURE_BINS = 24
 STEPS = 16
 _CHUNK = 1 << 22
-# Cells of the fine histogram: the top 17 bits of a positive float32, so 1/512 of the value or finer.
+# Cells of the fine histogram: cell 0 holds zeros, cell k the values above edge k - 1 up to edge k; edge k is
+# the float32 with the bits k << 14: steps of 1/512 of the value or finer.
 _SHIFT = 14
-_CELLS = 0x7F800000 >> _SHIFT
+_CELLS = (0x7F800000 >> _SHIFT) + 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Threshold:
-    """`prune magnitude --threshold value` zeroes exactly `below` of the model's prunable weights."""
+    """After `prune magnitude --threshold value`, exactly `below` of the model's prunable weights are zero."""
 
     value: float
     below: int
@@ -67,8 +68,8 @@ def distribution(weights: Sequence[Weight], progress: Progress = no_progress) ->
         cells = _cells(weight)
         result.spreads[weight.name] = _spread(cells)
         total += cells
-    wanted = [_rounded_up(value) for value in _quantiles(total, FRACTIONS)]
-    steps = _nice_steps(_quantiles(total, (0.99,))[0], _top(total))
+    wanted = [_above(value) for value in _quantiles(total, FRACTIONS)]
+    steps = _nice_steps(*_quantiles(total, (0.99, 1.0)))
     counts = _below(weights, [*wanted, *steps], progress)
     size = sum(weight.size for weight in weights)
     found = [
@@ -93,44 +94,42 @@ def _chunks(weight: Weight) -> Iterator[Array]:
 def _cells(weight: Weight) -> Array:
     cells = np.zeros(_CELLS, np.int64)
     for chunk in _chunks(weight):
-        keys = chunk.astype(np.float32).view(np.uint32) >> _SHIFT
-        if keys.max() >= _CELLS:
+        if not np.isfinite(chunk.max()):
             raise PruneError(f"weight '{weight.name}' holds NaN or infinity", "repair or exclude it first")
-        cells += np.bincount(keys, minlength=_CELLS)
+        with np.errstate(over="ignore"):
+            bits = chunk.astype(np.float32).view(np.uint32)
+        cells += np.bincount((bits + np.uint32((1 << _SHIFT) - 1)) >> _SHIFT, minlength=_CELLS)
     return cells
 
 
 def _edges(cells: Array) -> Array:
-    """The value at the lower edge of each cell."""
+    """The largest value that each cell may hold."""
     values = (cells.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32)
-    return values.astype(np.float64)
-
-
-def _top(cells: Array) -> float:
-    used = np.flatnonzero(cells)
-    return float(_edges(used[-1:] + 1)[0]) if used[-1] > 0 else 0.0
+    return np.minimum(values, np.finfo(np.float32).max).astype(np.float64)
 
 
 def _quantiles(cells: Array, fractions: Sequence[float]) -> tuple[float, ...]:
-    """The smallest cell edge below which at least each fraction of the values lies."""
+    """The smallest cell edge up to which at least each fraction of the values lies."""
     cumulative = np.cumsum(cells)
     wanted = np.ceil(np.asarray(fractions) * cumulative[-1])
-    return tuple(float(v) for v in _edges(np.searchsorted(cumulative, wanted) + 1))
+    return tuple(float(v) for v in _edges(np.searchsorted(cumulative, wanted)))
 
 
 def _spread(cells: Array) -> Spread:
     used = np.flatnonzero(cells)
-    edges, largest = _edges(used), _top(cells)
+    edges, largest = _edges(used), float(_edges(used[-1:])[0])
     width = largest / PICTURE_BINS or 1.0
     place = np.minimum((edges / width).astype(np.int64), PICTURE_BINS - 1)
     picture = np.bincount(place, weights=cells[used], minlength=PICTURE_BINS)
     return Spread(largest, _quantiles(cells, FRACTIONS), tuple(int(n) for n in picture))
 
 
-def _rounded_up(value: float) -> float:
-    """Four significant digits, never less: the number the user will type."""
-    step = 10.0 ** (np.floor(np.log10(value)) - 3) if value > 0 else 1.0
-    return float(f"{np.ceil(round(value / step, 6)) * step:.4g}")
+def _above(value: float) -> float:
+    """The next number of four significant digits above `value`, the one the user will type; 0 for 0."""
+    if value == 0:
+        return 0.0
+    step = 10.0 ** (np.floor(np.log10(value)) - 3)
+    return float(f"{(np.floor(value / step) + 1) * step:.4g}")
 
 
 def _nice_steps(usual: float, largest: float) -> list[float]:
@@ -141,14 +140,15 @@ def _nice_steps(usual: float, largest: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     edges = [float(f"{step * (i + 1):.6g}") for i in range(int(np.ceil(usual / step)))]
-    return [*edges, _rounded_up(largest)] if largest > edges[-1] else edges
+    return [*edges, _above(largest)] if largest >= edges[-1] else edges
 
 
 def _below(weights: Sequence[Weight], thresholds: Sequence[float], progress: Progress) -> Array:
     counts = np.zeros(len(thresholds), np.int64)
     for weight in progress(weights, "counting below thresholds", len(weights)):
         for chunk in _chunks(weight):
-            counts += [int(np.count_nonzero(chunk < chunk.dtype.type(t))) for t in thresholds]
+            zero = chunk == 0
+            counts += [int(np.count_nonzero((chunk < chunk.dtype.type(t)) | zero)) for t in thresholds]
     return counts
 
 

@@ -40,7 +40,7 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight, or one operator that multiplies without any (`weight` is "").
+    """One weight, or one operator that multiplies without a prunable one (`weight` is "").
 
     `kind`: weight, bias, norm or embedding; "none" without a weight. `macs`: of all operators that read the
     weight, None where a shape is unknown.
@@ -61,7 +61,7 @@ class Layer:
     @property
     def sparsity(self) -> float:
         """The fraction of zeros."""
-        return 1 - self.nonzero / self.params if self.params else 0.0
+        return (self.params - self.nonzero) / self.params if self.params else 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Inspection:
     def sparsity(self) -> float:
         """The fraction of zeros among the prunable weights."""
         params = sum(layer.params for layer in self.prunable)
-        return 1 - sum(layer.nonzero for layer in self.prunable) / params if params else 0.0
+        return sum(layer.params - layer.nonzero for layer in self.prunable) / params if params else 0.0
 
     def to_json(self) -> Json:
         return to_json(self)
@@ -144,7 +144,7 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
     work = _macs_by_weight(weights.prunable, macs)
     measured = progress(everything, "counting zeros", len(everything))
     layers = [(weight.node, _layer(weight, work.get(weight.name))) for weight in measured]
-    owned = {use.node for weight in everything for use in weight.uses}
+    owned = {use.node for weight in weights.prunable for use in weight.uses}
     layers += [(node, _bare(node, count)) for node, count in macs.nodes.items() if node not in owned]
     order = {node: place for place, node in enumerate(model.ir.graph.all_nodes())}
     return [layer for _, layer in sorted(layers, key=lambda item: order.get(item[0], len(order)))]

@@ -154,7 +154,7 @@ def _layer_table(found: Inspection) -> Table:
     )
     rows: list[tuple[Cell, ...]] = [
         (
-            layer.weight or f"({layer.name}: no weight)",
+            layer.weight or f"({layer.name})",
             layer.name,
             layer.op,
             _shape(layer.shape) if layer.weight else None,
@@ -168,7 +168,7 @@ def _layer_table(found: Inspection) -> Table:
         if layer.kind in ("weight", "none")
     ]
     return Table(
-        "Prunable weights, and operators that multiply without any", columns, rows, top=TOP, top_by="params"
+        "Prunable weights, and (operators) that multiply without one", columns, rows, top=TOP, top_by="params"
     )
 
 

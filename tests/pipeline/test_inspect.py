@@ -1,0 +1,148 @@
+"""What `prune inspect` says, against numbers computed by hand or by numpy from the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from prunecli.model import Dims
+from prunecli.pipeline.inspect import InspectOptions, inspect
+from prunecli.report.render import to_terminal
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "sample_models"
+SHARED = Path(os.environ.get("PRUNE_SHARED", ROOT.parent / "shared")) / "models"
+
+# model -> parameters, multiply-accumulates for one sample, by arithmetic on the layer sizes
+MLP_MACS = 64 * 256 + 256 * 128 + 128 * 10
+CNN_MACS = 64 * 9 * (24 + 2 * 24 * 24) + 16 * 9 * (24 * 48 + 2 * 48 * 48) + 480
+BY_HAND = {
+    "digits-mlp.onnx": (MLP_MACS + 256 + 128 + 10, MLP_MACS),
+    "digits-cnn.onnx": (9 * (24 + 2 * 576 + 1152 + 2 * 2304) + 490 + 4 * (3 * 24 + 3 * 48), CNN_MACS),
+    "cancer-mlp.onnx": (30 * 64 + 64 * 32 + 32 * 2 + 64 + 32 + 2 + 60, 30 * 64 + 64 * 32 + 32 * 2),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_totals_by_hand(name: str) -> None:
+    found = inspect(SAMPLES / name)
+    params, macs = BY_HAND[name]
+    assert (found.totals.params, found.totals.macs) == (params, macs)
+    assert sum(layer.macs or 0 for layer in found.layers) == macs
+    assert sum(layer.params for layer in found.layers) == params
+    assert found.totals.file_bytes == (SAMPLES / name).stat().st_size
+
+
+def test_layers_say_what_the_file_says() -> None:
+    path = SAMPLES / "digits-cnn.onnx"
+    proto = onnx.load(path)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    found = inspect(path)
+    assert [layer.weight for layer in found.prunable] == [
+        node.input[1] for node in proto.graph.node if node.op_type in ("Conv", "Gemm")
+    ]
+    for layer in found.layers:
+        array = stored[layer.weight]
+        assert (layer.shape, layer.params, layer.bytes) == (array.shape, array.size, array.nbytes)
+        assert layer.nonzero == np.count_nonzero(array)
+
+
+def test_zeros_are_counted(tmp_path: Path) -> None:
+    proto = onnx.load(SAMPLES / "digits-mlp.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "fc1.weight":
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array[:, 2:4] = 0
+            array[:, 32:] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx", InspectOptions(nm=(2, 4)))
+    layer = found.prunable[0]
+    assert (layer.nonzero, layer.sparsity) == (256 * 30, 34 / 64)
+    assert found.sparsity == 256 * 34 / MLP_MACS  # every weight multiplies once per sample
+    # 1 of 16 windows holds two zeros, 8 hold four; the other 7 hold none
+    assert found.patterns["fc1.weight"].windows == 9 / 16
+
+
+DIMS = [
+    (Dims({"batch": 5}), (5, 1, 8, 8), 5),
+    (Dims({}, {"image": (3, 1, 8, 8)}), (3, 1, 8, 8), 3),
+    (Dims(), (1, 1, 8, 8), 1),
+]
+
+
+@pytest.mark.parametrize(("dims", "shape", "factor"), DIMS)
+def test_stated_dimensions(dims: Dims, shape: tuple[int, ...], factor: int) -> None:
+    found = inspect(SAMPLES / "digits-cnn.onnx", InspectOptions(dims))
+    assert found.inputs == {"image": shape}
+    assert found.totals.macs == factor * CNN_MACS
+    assert bool(found.assumed) is (dims == Dims())
+
+
+def test_json_has_the_contract_and_what_was_asked() -> None:
+    plain = inspect(SAMPLES / "digits-mlp.onnx").to_json()
+    assert {"schema", "command", "model", "before", "after", "layers", "skipped", "totals"} <= set(plain)
+    assert "distribution" not in plain
+    assert "nm" not in plain
+    full = inspect(SAMPLES / "digits-mlp.onnx", InspectOptions(histogram=True, nm=(2, 4))).to_json()
+    assert full["nm"] == "2:4"
+    weights = [layer for layer in full["layers"] if layer["kind"] == "weight"]
+    assert [w["nm"]["satisfied"] for w in weights] == [False] * 3
+    assert [sum(w["abs_weight"]["histogram"]) for w in weights] == [w["params_before"] for w in weights]
+    assert [hint["wanted"] for hint in full["distribution"]["hints"]] == [0.5, 0.7, 0.9]
+    assert sum(layer["share"] for layer in full["layers"]) == pytest.approx(1, abs=1e-12)
+
+
+def test_tables_show_every_section() -> None:
+    found = inspect(SAMPLES / "digits-cnn.onnx", InspectOptions(histogram=True, nm=(2, 4)))
+    text = to_terminal(found.to_document())
+    for piece in ("assumed", "Left alone", "T for 50 %", "--threshold", "0 of 7 weights", "do not divide"):
+        assert piece in text
+
+
+def recurrent(folder: Path) -> Path:
+    """LSTM, then activations x activations: a weight pair that shares the work, and work without a weight."""
+    rng = np.random.default_rng(0)
+    arrays = {"W": (1, 4 * 6, 5), "R": (1, 4 * 6, 6)}
+    inits = [
+        onnx.numpy_helper.from_array(rng.random(shape, np.float32), name) for name, shape in arrays.items()
+    ]
+    nodes = [
+        onnx.helper.make_node("LSTM", ["x", "W", "R"], ["seq"], name="lstm", hidden_size=6),
+        onnx.helper.make_node("Transpose", ["seq"], ["t"], name="turn", perm=[0, 1, 3, 2]),
+        onnx.helper.make_node("MatMul", ["seq", "t"], ["y"], name="scores"),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", kind, [7, 2, 5])], [info("y", kind, [7, 1, 2, 2])], inits
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    path = folder / "lstm.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def test_work_is_divided_among_weights_and_counted_without_one(tmp_path: Path) -> None:
+    found = inspect(recurrent(tmp_path))
+    work = {layer.weight or layer.name: layer.macs for layer in found.layers}
+    steps = 7 * 2 * 24
+    assert work == {"W": steps * 5, "R": steps * 6, "scores": 7 * 2 * 6 * 2}
+    assert found.totals.macs == sum(filter(None, work.values()))
+
+
+MODELS = sorted(SHARED.glob("*/*.onnx")) if SHARED.is_dir() else []
+
+
+@pytest.mark.skipif(not MODELS, reason="the shared models are not here")
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_real_models(path: Path) -> None:
+    found = inspect(path, InspectOptions(nm=(2, 4)))
+    assert found.totals.macs
+    assert found.prunable
+    assert sum(layer.macs or 0 for layer in found.layers) == found.totals.macs
+    assert sum(layer.params for layer in found.layers) <= found.totals.params
