@@ -58,12 +58,13 @@ def resolve_shapes(
     specs: Sequence[InputSpec],
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = DEFAULT_BATCH,
 ) -> dict[str, tuple[int, ...]]:
     """A concrete shape for every spec.
 
-    `shapes[input]` wins over `dims[name]`, which wins over the defaults: 1 for the first axis, 64 for the
-    other axes of a floating-point input of rank 4 or 5, 16 for any other. One name means one size everywhere;
-    a name that is an expression of known names ("past + sequence") is computed.
+    `shapes[input]` wins over `dims[name]`, which wins over the defaults: `batch` for the first axis, 64 for
+    the other axes of a floating-point input of rank 4 or 5, 16 for any other. One name means one size
+    everywhere; a name that is an expression of known names ("past + sequence") is computed.
     """
     known = dict(dims or {})
     given = dict(shapes or {})
@@ -73,7 +74,7 @@ def resolve_shapes(
             _learn(spec, given[spec.name], known)
     return {
         s.name: tuple(
-            _dim(s, axis, known) if s.name not in given else int(given[s.name][axis])
+            _dim(s, axis, known, batch) if s.name not in given else int(given[s.name][axis])
             for axis in range(len(given.get(s.name, s.shape)))
         )
         for s in specs
@@ -96,22 +97,22 @@ def _learn(spec: InputSpec, shape: Sequence[int], known: dict[str, int]) -> None
             known.setdefault(dim, int(size))
 
 
-def _dim(spec: InputSpec, axis: int, known: dict[str, int]) -> int:
+def _dim(spec: InputSpec, axis: int, known: dict[str, int], batch: int) -> int:
     dim = spec.shape[axis]
     if isinstance(dim, int):
         return dim
     if dim is None:
-        return _default(spec, axis)
+        return _default(spec, axis, batch)
     if dim not in known:
         value = _evaluate(dim, known)
-        known[dim] = _default(spec, axis) if value is None else value
+        known[dim] = _default(spec, axis, batch) if value is None else value
     return known[dim]
 
 
-def _default(spec: InputSpec, axis: int) -> int:
+def _default(spec: InputSpec, axis: int, batch: int) -> int:
     name = str(spec.shape[axis]).lower()
     if axis == 0 or "batch" in name:
-        return DEFAULT_BATCH
+        return batch
     image_like = spec.is_float and len(spec.shape) in (4, 5)
     return DEFAULT_SPATIAL if image_like or name in _SPATIAL_NAMES else DEFAULT_LENGTH
 
@@ -149,6 +150,7 @@ def random_inputs(
     *,
     limits: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = DEFAULT_BATCH,
 ) -> dict[str, Any]:
     """Plausible random values for every input.
 
@@ -159,7 +161,7 @@ def random_inputs(
     Raises:
         PruneError: an input is not a numeric tensor, or would be absurdly large.
     """
-    concrete = resolve_shapes(specs, dims, shapes)
+    concrete = resolve_shapes(specs, dims, shapes, batch)
     return {s.name: _random(s, concrete[s.name], seed, (limits or {}).get(s.name)) for s in specs}
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunecli.data.dataset import Batch, Dataset
+from prunecli.data.random import random_data
 from prunecli.data.sources import Request, find_source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
-__all__ = ["Batch", "Dataset", "open_data"]
+__all__ = ["Batch", "Dataset", "open_data", "random_data"]
 
 
 def open_data(

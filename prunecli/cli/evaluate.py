@@ -1,0 +1,151 @@
+"""`prune evaluate`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import DATA, Format
+
+QUALITY = "Measurements"
+
+
+class Average(StrEnum):
+    weighted = "weighted"
+    macro = "macro"
+    micro = "micro"
+
+
+class TaskOption(StrEnum):
+    auto = "auto"
+    classification = "classification"
+    regression = "regression"
+
+
+def evaluate(
+    model: options.ModelPath,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="ORIGINAL", help="the model to compare with", rich_help_panel=QUALITY
+        ),
+    ] = None,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            "--train-data",
+            metavar="D",
+            help="also the training data: the train-test gap",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    task: Annotated[
+        TaskOption,
+        typer.Option(
+            "--task",
+            metavar="auto|classification|regression",
+            help="what the labels mean",
+            rich_help_panel=QUALITY,
+        ),
+    ] = TaskOption.auto,
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            "--output-name",
+            metavar="NAME",
+            help="the output to judge; default the first that fits the labels",
+            rich_help_panel=QUALITY,
+        ),
+    ] = None,
+    average: Annotated[
+        Average,
+        typer.Option(
+            "--average",
+            metavar="weighted|macro|micro",
+            help="of precision, recall and F1 over the classes",
+            rich_help_panel=QUALITY,
+        ),
+    ] = Average.weighted,
+    per_class: Annotated[
+        bool,
+        typer.Option("--per-class", help="precision, recall and F1 of each class", rich_help_panel=QUALITY),
+    ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness", help="quality under noise, outliers, blur, contrast", rich_help_panel=QUALITY
+        ),
+    ] = False,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="do not measure time", rich_help_panel=QUALITY)
+    ] = False,
+    latency_runs: Annotated[
+        int | None,
+        typer.Option(
+            "--latency-runs",
+            metavar="N",
+            min=2,
+            help="timed runs of each model; default a few seconds' worth",
+            rich_help_panel=QUALITY,
+        ),
+    ] = None,
+    latency_batch: Annotated[
+        int,
+        typer.Option(
+            "--latency-batch", metavar="N", min=1, help="samples per timed run", rich_help_panel=QUALITY
+        ),
+    ] = 1,
+    fail_if: options.FailIf = None,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    dim: options.Dim = None,
+    input_shape: options.InputShape = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Quality, size and latency of a model, alone or beside its original.
+
+    With labels: accuracy, precision, recall, F1, top-5, or MAE, RMSE and R2. With --baseline also fidelity,
+    what changed, and whether that is beyond chance; latency is measured in turns. Figures for --fail-if:
+    accuracy, accuracy.drop, f1.drop, latency.median, latency.speedup, cosine, snr_db, top1_agreement,
+    file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.evaluate.gates import raise_if_failed
+    from prunecli.evaluate.passes import Asked
+    from prunecli.model import Dims
+    from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions
+    from prunecli.pipeline.evaluate import evaluate as run
+    from prunecli.pipeline.subject import Execution
+
+    wanted = EvaluateOptions(
+        data=DataOptions.of(data, labels, label_column, limit),
+        train_data=DataOptions.of(train_data, None, label_column if train_data else None, limit),
+        asked=Asked(task.value, output_name),
+        average=average.value,
+        per_class=per_class,
+        robustness=robustness,
+        latency=not no_latency,
+        latency_runs=latency_runs,
+        latency_batch=latency_batch,
+        batch_size=batch_size,
+        seed=seed,
+        dims=Dims.parse(dim or (), input_shape or ()),
+        execution=Execution(provider or "cpu", threads),
+        gates=fail_if or (),
+    )
+    result = run(model, baseline, wanted, progress_for(no_progress))
+    emit(result, format, report)
+    raise_if_failed(result.gates)

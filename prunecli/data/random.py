@@ -1,0 +1,36 @@
+"""Seeded random samples, for when the user has no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prunecli.data.columns import Column
+from prunecli.data.dataset import Chunk, Dataset
+from prunecli.inputs import DEFAULT_BATCH, InputSpec, random_inputs
+
+
+def random_data(
+    specs: Sequence[InputSpec],
+    count: int,
+    seed: int = 0,
+    *,
+    limits: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = DEFAULT_BATCH,
+) -> Dataset:
+    """`count` runs of `random_inputs` with the seeds `seed`, `seed + 1`, ...; each is one batch as it is.
+
+    Raises:
+        PruneError: an input that random values cannot be made for, or unknown names in `shapes`.
+    """
+    chunks = []
+    for turn in range(count):
+        feed = random_inputs(specs, dims, seed + turn, limits=limits, shapes=shapes, batch=batch)
+        sizes = {value.shape[0] for value in feed.values() if value.ndim}
+        rows = sizes.pop() if len(sizes) == 1 else 1
+        columns = {name: Column.of(f"random {name}", value) for name, value in feed.items()}
+        chunks.append(Chunk(columns, np.arange(rows), whole=True))
+    return Dataset(specs, chunks, "seeded random inputs")

@@ -1,0 +1,131 @@
+"""`prune compare`: how far the outputs of two models lie apart on the same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from prunecli.data import Dataset, random_data
+from prunecli.errors import PruneError
+from prunecli.evaluate.fidelity import MEASURES, Fidelity, FidelityCollector
+from prunecli.evaluate.gates import GateResult, check_gates, check_name, parse_gate
+from prunecli.evaluate.pairing import Runner, common_specs, pair
+from prunecli.model import Dims, load
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.shared_report import fidelity_table, gate_sections
+from prunecli.pipeline.subject import Execution
+from prunecli.report.contract import envelope
+from prunecli.report.document import Document, Section, Text
+from prunecli.types import FileRef, Json, Progress, no_progress
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """`data` None: `samples` seeded random inputs."""
+
+    data: DataOptions | None = None
+    samples: int = 8
+    batch_size: int = 32
+    seed: int = 0
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+    gates: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`fidelity` of the second model to the first. Short names speak of the worst output."""
+
+    first: FileRef
+    second: FileRef
+    fidelity: Fidelity
+    notes: Sequence[str]
+    gates: Sequence[GateResult] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> Json:
+        return {
+            **envelope("compare"),
+            "seconds": round(self.seconds, 3),
+            "model": asdict(self.first),
+            "output": None,
+            "models": [asdict(self.first), asdict(self.second)],
+            "data": {"source": self.fidelity.inputs, "samples": self.fidelity.samples},
+            "fidelity": self.fidelity.worst(),
+            "outputs": {name: dict(values) for name, values in self.fidelity.outputs.items()},
+            "identical": self.identical,
+            "gates": [gate.to_json() for gate in self.gates],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def identical(self) -> bool:
+        """Whether every output agreed to the bit (0 and -0 are equal)."""
+        return all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
+
+    def to_document(self) -> Document:
+        verdict = "Every value is equal." if self.identical else ""
+        sections: list[Section] = [fidelity_table(self.fidelity)]
+        sections += [Text(verdict, "good")] if verdict else []
+        sections += [Text(note, "warning") for note in self.notes]
+        title = f"Outputs of {self.second.path} against those of {self.first.path}"
+        return Document(title, [*sections, *gate_sections(self.gates)])
+
+
+def compare(
+    first: Path, second: Path, options: CompareOptions | None = None, progress: Progress = no_progress
+) -> Comparison:
+    """Run both models on the same inputs. Gates are checked, not enforced.
+
+    Raises:
+        PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
+    """
+    start, options = time.perf_counter(), options or CompareOptions()
+    gates = [parse_gate(text) for text in options.gates]
+    files = load(first), load(second)
+    one, two = (options.execution.open(path) for path in (first, second))
+    names = [f"{o.name}.{m}" for o in one.outputs for m in MEASURES]
+    for gate in gates:
+        check_name(gate.name, [*MEASURES, *names])
+    runners = Runner(one), pair(one, two)
+    specs = common_specs(one.inputs, runners[1])
+    limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
+    if options.data is not None:
+        data = options.data.open(specs)
+    else:
+        dims = options.dims
+        data = random_data(
+            specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes
+        )
+    fidelity = _run(runners, data, options.batch_size, progress)
+    result = Comparison(files[0].ref, files[1].ref, fidelity, _notes(runners[1], fidelity))
+    checked = check_gates(gates, figures(fidelity), "that measure has no meaning for this output")
+    return replace(result, gates=checked, seconds=time.perf_counter() - start)
+
+
+def _run(runners: tuple[Runner, Runner], data: Dataset, batch_size: int, progress: Progress) -> Fidelity:
+    collector = FidelityCollector()
+    for batch in progress(data.batches(batch_size), "comparing", data.batch_count(batch_size)):
+        collector.add(runners[0].run(batch), runners[1].run(batch), batch.count)
+    found = collector.result("the first model", data.source)
+    if found is None:
+        raise PruneError("the models have no numeric output in common", "nothing can be compared")
+    return found
+
+
+def figures(found: Fidelity) -> Mapping[str, float]:
+    """`cosine`: the worst over the outputs; `OUTPUT.cosine`: of that output."""
+    values = dict(found.worst())
+    values |= {f"{name}.{key}": v for name, each in found.outputs.items() for key, v in each.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _notes(runner: Runner, found: Fidelity) -> list[str]:
+    own = {s.name for s in runner.session.outputs} - set(runner.outputs.values())
+    return [
+        *(f"matched by position: {pair}" for pair in runner.renamed),
+        *(f"not compared: {reason}" for reason in found.skipped),
+        *(f"not compared: {name} is an output of the second model only" for name in sorted(own)),
+    ]

@@ -1,0 +1,313 @@
+"""`prune evaluate`: quality, fidelity, robustness, latency and size of a model, alone or beside another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from prunecli.data import Dataset, open_data, random_data
+from prunecli.errors import PruneError
+from prunecli.evaluate.fidelity import Fidelity
+from prunecli.evaluate.gates import Gate, GateResult, check_gates, parse_gate
+from prunecli.evaluate.latency import Latency, Speedup, measure, speedup
+from prunecli.evaluate.pairing import Runner, common_specs, pair
+from prunecli.evaluate.passes import BASELINE, MODEL, Asked, Pass, run_pass
+from prunecli.evaluate.predictions import Predictions
+from prunecli.evaluate.quality import Average, compute_metrics, confusion, per_class
+from prunecli.evaluate.significance import Significance, compare_predictions
+from prunecli.evaluate.stress import Stress, measure_stress
+from prunecli.inputs import InputSpec
+from prunecli.model import Dims
+from prunecli.pipeline.evaluate_report import to_document, to_json
+from prunecli.pipeline.figures import figures, known_names, needs
+from prunecli.pipeline.subject import Execution, Subject, data_dims, open_subject
+from prunecli.report.document import Document
+from prunecli.types import FileRef, Json, Progress, Totals, no_progress
+
+RANDOM_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What `prunecli.data.open_data` takes."""
+
+    text: str
+    labels: Path | None = None
+    label_column: str | None = None
+    limit: int | None = None
+
+    @classmethod
+    def of(
+        cls, text: str | None, labels: Path | None, label_column: str | None, limit: int | None
+    ) -> DataOptions | None:
+        """From the command line; None without --data.
+
+        Raises:
+            PruneError: labels without data.
+        """
+        if text is not None:
+            return cls(text, labels, label_column, limit)
+        if labels is not None or label_column is not None:
+            raise PruneError("labels were given without data", "add --data")
+        return None
+
+    def open(self, specs: Sequence[InputSpec]) -> Dataset:
+        return open_data(
+            self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """`data` None: seeded random inputs. `train_data`: measure the train-test gap. `average`: of precision,
+    recall and F1 over the classes. `latency_runs` None: as many as fit a few seconds. `gates`: see
+    `prunecli.evaluate.gates`."""
+
+    data: DataOptions | None = None
+    train_data: DataOptions | None = None
+    asked: Asked = field(default_factory=Asked)
+    average: Average = "weighted"
+    per_class: bool = False
+    robustness: bool = False
+    latency: bool = True
+    latency_runs: int | None = None
+    latency_batch: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+    gates: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's figures. `train`: metrics on the training data, where asked for."""
+
+    role: str
+    ref: FileRef
+    totals: Totals
+    metrics: Mapping[str, float]
+    latency: Latency | None = None
+    train: Mapping[str, float] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    classes: Sequence[Json] = ()
+    confusion: Json | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one."""
+
+    models: Sequence[Scored]
+    source: str
+    samples: int
+    batch_size: int
+    average: Average
+    fidelity: Fidelity | None = None
+    speedup: Speedup | None = None
+    significance: Significance | None = None
+    stress: Stress | None = None
+    train_samples: int = 0
+    notes: Sequence[str] = ()
+    gates: Sequence[GateResult] = ()
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> Scored:
+        return self.models[0]
+
+    @property
+    def baseline(self) -> Scored | None:
+        return self.models[1] if len(self.models) > 1 else None
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The models, opened and paired, by role."""
+
+    subjects: Mapping[str, Subject]
+    runners: Mapping[str, Runner]
+    specs: Sequence[InputSpec]
+
+
+def evaluate(
+    model: Path,
+    baseline: Path | None = None,
+    options: EvaluateOptions | None = None,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure a model, and its baseline on the same samples in the same rounds.
+
+    Gates are checked but not enforced here: `prunecli.evaluate.gates.raise_if_failed(result.gates)`.
+
+    Raises:
+        PruneError: a model or the data is unusable, they do not fit, or a gate names what was not measured.
+    """
+    start, options = time.perf_counter(), options or EvaluateOptions()
+    gates = [parse_gate(text, known_names()) for text in options.gates]
+    bench = _open(model, baseline, options)
+    data = _data(bench, options)
+    _check_request(options, data, bench, gates)
+    done = run_pass(bench.runners, data, options.batch_size, options.asked, progress)
+    train, train_samples = _train_metrics(bench, options, done, progress)
+    stress = None
+    if options.robustness:
+        stress = measure_stress(bench.runners, data, options.batch_size, done.reading, options.seed, progress)
+    times = _latency(bench, data, options, progress) if options.latency else {}
+    both = len(times) == 2
+    result = Evaluation(
+        models=[_scored(role, bench, data, options, done, train, times) for role in bench.runners],
+        source=data.source,
+        samples=len(data),
+        batch_size=options.batch_size,
+        average=options.average,
+        fidelity=done.fidelity,
+        speedup=speedup(times[MODEL].times, times[BASELINE].times, options.seed) if both else None,
+        significance=_significance(done),
+        stress=stress,
+        train_samples=train_samples,
+        notes=_notes(bench, data, done),
+    )
+    values = figures(result)
+    checked = check_gates(gates, values, f"this evaluation has {', '.join(sorted(values))}")
+    return replace(result, gates=checked, seconds=time.perf_counter() - start)
+
+
+def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> Bench:
+    subject = open_subject(model, options.execution)
+    if baseline is None:
+        return Bench({MODEL: subject}, {MODEL: Runner(subject.session)}, subject.session.inputs)
+    other = open_subject(baseline, options.execution)
+    runner = pair(subject.session, other.session)
+    specs = common_specs(subject.session.inputs, runner)
+    return Bench({MODEL: subject, BASELINE: other}, {MODEL: Runner(subject.session), BASELINE: runner}, specs)
+
+
+def _data(bench: Bench, options: EvaluateOptions) -> Dataset:
+    if options.data is not None:
+        return options.data.open(bench.specs)
+    return _random(bench, options, RANDOM_SAMPLES, 1)
+
+
+def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> Dataset:
+    limits = bench.subjects[MODEL].session.limits
+    if BASELINE in bench.subjects:
+        others = bench.subjects[BASELINE].session.limits
+        names = bench.runners[BASELINE].inputs
+        limits = {n: min(v, others.get(names.get(n, n), v)) for n, v in limits.items()}
+    dims = options.dims
+    return random_data(
+        bench.specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch
+    )
+
+
+def _check_request(options: EvaluateOptions, data: Dataset, bench: Bench, gates: Sequence[Gate]) -> None:
+    """Refuse at once what the measurements could not answer at the end."""
+    if options.train_data is not None and not data.has_labels:
+        raise PruneError("--train-data needs labelled test data", "give --data with labels")
+    if options.robustness and options.data is None:
+        raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
+    for gate in gates:
+        missing = _missing(gate.name, options, data, bench)
+        if missing:
+            raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
+
+
+def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: Bench) -> tuple[str, str] | None:
+    have = {
+        "baseline": BASELINE in bench.subjects,
+        "fidelity": BASELINE in bench.subjects or data.has_reference,
+        "labels": data.has_labels,
+        "latency": options.latency,
+        "train": options.train_data is not None,
+        "robustness": options.robustness,
+    }
+    hints = {
+        "baseline": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
+        "fidelity": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
+        "labels": ("labelled data", "give --data with labels"),
+        "latency": ("latency", "leave out --no-latency"),
+        "train": ("training data", "give --train-data"),
+        "robustness": ("robustness", "add --robustness"),
+    }
+    return next((hints[need] for need in needs(name) if not have[need]), None)
+
+
+def _train_metrics(
+    bench: Bench, options: EvaluateOptions, done: Pass, progress: Progress
+) -> tuple[dict[str, dict[str, float]], int]:
+    if options.train_data is None:
+        return {}, 0
+    data = options.train_data.open(bench.specs)
+    if not data.has_labels:
+        raise PruneError(f"{options.train_data.text} has no labels", "the train-test gap needs them")
+    found = run_pass(
+        bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data"
+    )
+    return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
+
+
+def _latency(bench: Bench, data: Dataset, options: EvaluateOptions, progress: Progress) -> dict[str, Latency]:
+    """All models on the same first samples, in the same rounds."""
+    size = options.latency_batch
+    if options.data is None:
+        data = _random(bench, options, 1, size)
+    batch = next(data.take(data.fixed_batch or size).batches(size))
+    runs = {role: runner.session.prepared(runner.feed(batch.feed)) for role, runner in bench.runners.items()}
+    times = measure(runs, options.latency_runs, progress)
+    threads = options.execution.thread_count
+    count = batch.count + batch.padded
+    return {
+        role: Latency(times[role], count, threads, bench.runners[role].session.provider) for role in times
+    }
+
+
+def _scored(
+    role: str, bench: Bench, data: Dataset, options: EvaluateOptions, done: Pass,
+    train: Mapping[str, Mapping[str, float]], times: Mapping[str, Latency],
+) -> Scored:  # fmt: skip
+    subject, predictions = bench.subjects[role], done.predictions.get(role)
+    dims = data_dims(data, bench.runners[role].inputs, subject.session)
+    classes = predictions is not None and not predictions.reading.regression
+    return Scored(
+        role=role,
+        ref=subject.ref,
+        totals=subject.totals(dims),
+        metrics=compute_metrics(predictions, options.average) if predictions else {},
+        latency=times.get(role),
+        train=train.get(role, {}),
+        predictions=predictions,
+        classes=per_class(predictions) if predictions and classes and options.per_class else (),
+        confusion=confusion(predictions) if predictions and classes else None,
+    )
+
+
+def _significance(done: Pass) -> Significance | None:
+    if MODEL not in done.predictions or BASELINE not in done.predictions:
+        return None
+    return compare_predictions(done.predictions[MODEL], done.predictions[BASELINE])
+
+
+def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
+    notes = [f"matched by position: {name}" for r in bench.runners.values() for name in r.renamed]
+    for role, predictions in done.predictions.items():
+        if predictions.invalid:
+            notes.append(
+                f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong"
+            )
+    if done.fidelity is not None:
+        notes += [f"not compared: {reason}" for reason in done.fidelity.skipped]
+    labels = data.labels
+    if labels is not None and labels.ndim > 1 and np.prod(labels.shape[1:]) > 1:
+        notes.append("labels are per position: every position counts as one prediction")
+    return notes

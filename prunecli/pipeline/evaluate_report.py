@@ -1,0 +1,211 @@
+"""How an evaluation reads: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prunecli.evaluate.quality import METRICS
+from prunecli.pipeline.figures import SIZES, delta, gaps, sizes
+from prunecli.pipeline.shared_report import changed, fidelity_json, fidelity_table, gate_sections, number
+from prunecli.report.contract import envelope
+from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.render_cells import cell_text
+from prunecli.types import Json
+
+if TYPE_CHECKING:
+    from prunecli.evaluate.stress import Stress
+    from prunecli.pipeline.evaluate import Evaluation, Scored
+
+SIZE_TITLES = {
+    "params": ("parameters", "count"),
+    "nonzero": ("nonzero", "count"),
+    "sparsity": ("sparsity", "percent"),
+    "macs": ("MACs", "count"),
+    "file_bytes": ("file", "bytes"),
+    "gzip_bytes": ("file, gzipped", "bytes"),
+}
+
+
+def to_json(found: Evaluation) -> Json:
+    """The contract's keys for `prune evaluate`, and `data`, `significance`, `overfitting`, `robustness`."""
+    return {
+        **envelope("evaluate"),
+        "seconds": round(found.seconds, 3),
+        "model": asdict(found.model.ref),
+        "output": None,
+        "data": {"source": found.source, "samples": found.samples, "batch_size": found.batch_size},
+        "models": [_model_json(scored, found) for scored in found.models],
+        "delta": delta(found),
+        "fidelity": fidelity_json(found.fidelity),
+        "significance": found.significance.to_json() if found.significance else None,
+        "overfitting": _overfitting_json(found),
+        "robustness": found.stress.to_json() if found.stress else None,
+        "gates": [gate.to_json() for gate in found.gates],
+        "notes": list(found.notes),
+    }
+
+
+def _model_json(scored: Scored, found: Evaluation) -> Json:
+    entry: Json = {
+        "path": scored.ref.path,
+        "sha256": scored.ref.sha256,
+        "role": scored.role,
+        "metrics": dict(scored.metrics),
+        "latency_ms": scored.latency.to_json() if scored.latency else None,
+        **sizes(scored),
+    }
+    if scored.predictions is not None:
+        entry["average"] = None if scored.predictions.reading.regression else found.average
+        entry["output_name"] = scored.predictions.reading.output
+    if scored.confusion is not None:
+        entry["confusion_matrix"] = scored.confusion
+    if scored.classes:
+        entry["per_class"] = list(scored.classes)
+    return entry
+
+
+def _overfitting_json(found: Evaluation) -> Json | None:
+    if not found.train_samples:
+        return None
+    roles = {s.role: {"train": dict(s.train), "gap": gaps(s)} for s in found.models}
+    return {"train_samples": found.train_samples, **roles}
+
+
+def to_document(found: Evaluation) -> Document:
+    """The tables, most important first; gates last, where a CI log ends."""
+    title = found.model.ref.path + (f" against {found.baseline.ref.path}" if found.baseline else "")
+    sections: list[Section] = [*_quality(found)]
+    if found.fidelity is not None:
+        sections.append(fidelity_table(found.fidelity))
+    sections += [*_train_gap(found), *_latency(found), _size(found), *_per_class(found)]
+    if found.stress is not None:
+        sections.append(_robustness(found.stress, found.baseline is not None))
+    sections += [Text(note, "warning") for note in found.notes]
+    return Document(f"Evaluation of {title}", [*sections, *gate_sections(found.gates)])
+
+
+def _columns(found: Evaluation, first: str) -> list[Column]:
+    columns = [Column(first), Column("model", "number")]
+    return (
+        columns
+        if found.baseline is None
+        else [*columns, Column("baseline", "number"), Column("change", "number")]
+    )
+
+
+def _quality(found: Evaluation) -> Iterator[Section]:
+    predictions = found.model.predictions
+    if predictions is None:
+        return
+    rows = []
+    for name, value in found.model.metrics.items():
+        row: list[Cell] = [name.replace("_", " "), number(value)]
+        if found.baseline is not None:
+            other = found.baseline.metrics.get(name)
+            row += [number(other), changed(value, other)]
+        rows.append(row)
+    scale = f", read as {predictions.scale}" if predictions.scale else ""
+    note = f"{found.samples:,} samples of {found.source}; output {predictions.reading.output}{scale}"
+    if not predictions.reading.regression:
+        note += f"; precision, recall and F1 are {found.average} averages"
+    yield Table("Quality", _columns(found, "metric"), rows, note)
+    if found.significance is not None:
+        worse = found.significance.beyond_chance and found.significance.difference < 0
+        sentence = found.significance.words()
+        yield Text(sentence[:1].upper() + sentence[1:] + ".", "warning" if worse else "plain")
+
+
+def _train_gap(found: Evaluation) -> Iterator[Section]:
+    if not found.train_samples:
+        return
+    rows: list[list[Cell]] = []
+    for scored in found.models:
+        for name, gap in gaps(scored).items():
+            figures = (scored.train[name], scored.metrics[name], gap)
+            rows.append([scored.role, name.replace("_", " "), *map(number, figures)])
+    columns = [Column("of"), Column("metric"), *(Column(c, "number") for c in ("train", "test", "gap"))]
+    note = f"{found.train_samples:,} training samples; gap: how much better the training data is answered"
+    yield Table("Over-fitting", columns, rows, note)
+    yield Text(_gap_words(found))
+
+
+def _gap_words(found: Evaluation) -> str:
+    name = "rmse" if "rmse" in found.model.metrics else "accuracy"
+    own = gaps(found.model)[name]
+    text = f"The model's {name} is {abs(own):.4g} {'better' if own > 0 else 'worse'} on its training data"
+    if found.baseline is None:
+        return f"{text} than on the test data."
+    other = gaps(found.baseline)[name]
+    trend = "narrower" if own < other else "wider" if own > other else "the same"
+    return f"{text} than on the test data; the baseline's gap is {other:.4g}, so the model's is {trend}."
+
+
+def _latency(found: Evaluation) -> Iterator[Section]:
+    timed = [s for s in found.models if s.latency is not None]
+    if not timed:
+        return
+    rows: list[list[Cell]] = []
+    for scored in timed:
+        figures = scored.latency.to_json() if scored.latency else {}
+        rows.append([scored.role, *(figures[key] for key in ("median", "p10", "p90", "runs"))])
+    columns = [Column("of"), *(Column(c, "ms") for c in ("median", "p10", "p90")), Column("runs", "count")]
+    first = timed[0].latency
+    assert first is not None
+    threads = f"{first.threads} thread{'' if first.threads == 1 else 's'}"
+    note = f"batch {first.batch}, {threads}, {first.provider}"
+    if len(timed) > 1:
+        note += "; both models in turn; a time is the fastest of three runs in a row"
+    yield Table("Latency", columns, rows, note)
+    if any(s.latency.disturbed for s in timed if s.latency is not None):
+        yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
+    if found.speedup is not None:
+        sentence = found.speedup.words()
+        faster = not found.speedup.within_noise and found.speedup.speedup > 1
+        yield Text(sentence[:1].upper() + sentence[1:] + ".", "good" if faster else "plain")
+
+
+def _size(found: Evaluation) -> Table:
+    new, old = sizes(found.model), sizes(found.baseline) if found.baseline else {}
+    rows = []
+    for name in SIZES:
+        title, form = SIZE_TITLES[name]
+        row: list[Cell] = [title, cell_text(new[name], form)]
+        if found.baseline is not None:
+            row += [cell_text(old[name], form), _ratio(name, new[name], old[name])]
+        rows.append(row)
+    return Table("Size", _columns(found, "figure"), rows)
+
+
+def _ratio(name: str, new: float | None, old: float | None) -> Cell:
+    if name == "sparsity" or new is None or not old:
+        return None
+    return f"x {new / old:.3f}"
+
+
+def _per_class(found: Evaluation) -> Iterator[Section]:
+    for scored in found.models:
+        if scored.classes:
+            keys = ("precision", "recall", "f1")
+            rows = [[str(c["class"]), *(number(c[k]) for k in keys), c["support"]] for c in scored.classes]
+            columns = [Column("class"), *(Column(k, "number") for k in keys), Column("samples", "count")]
+            yield Table(f"Classes of the {scored.role}", columns, rows)
+
+
+def _robustness(stress: Stress, both: bool) -> Table:
+    metric, change = stress.metric.replace("_", " "), stress.change
+    roles = ["model", "baseline"] if both else ["model"]
+    columns = [Column("corruption"), Column("severity", "number"), Column("of", drop=2)]
+    for role in roles:
+        columns += [Column(f"{role} {metric}", "number"), Column(f"{role} {change}", "number")]
+    rows: list[list[Cell]] = [["none", None, None]]
+    for role in roles:
+        rows[0] += [number(stress.clean[role]), None]
+    for row in stress.rows:
+        cells: list[Cell] = [row.corruption.replace("_", " "), row.severity, row.unit]
+        for role in roles:
+            cells += [number(row.values[role]), number(row.loss[role])]
+        rows.append(cells)
+    what = "" if stress.metric in METRICS else " with the model's own outputs on clean inputs"
+    return Table("Robustness", columns, rows, f"{metric}{what}, {stress.samples:,} samples")
