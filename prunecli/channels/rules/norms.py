@@ -19,7 +19,8 @@ def batch_norm(ctx: Context) -> None:
             for axis in range(ctx.rank(parameter)):
                 ctx.tie(parameter, axis, y, axis + 1)
     if ctx.int("training_mode"):
-        ctx.freeze(y, "batch statistics in training mode", 0)
+        for axis in (a for a in range(ctx.rank(y)) if a != 1):
+            ctx.freeze(y, "batch statistics in training mode", axis)
 
 
 @rule("InstanceNormalization")
