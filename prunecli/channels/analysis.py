@@ -27,11 +27,16 @@ class Analysis:
 
     model: ir.Model
     inputs: dict[str, Shape]
-    facts: Facts
+    geometry: Geometry
     components: Components
     families: list[Family]
     work: list[Work]
     other_inputs: dict[str, Shape] | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """Shapes and known contents at the analysed dimensions."""
+        return self.geometry.facts
 
 
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
@@ -56,7 +61,7 @@ def analyse(
     _freeze_dynamic(table, geometry)
     components = solve(table)
     families = find_families(components)
-    return Analysis(model, dict(inputs), geometry.facts, components, families, work, other)
+    return Analysis(model, dict(inputs), geometry, components, families, work, other)
 
 
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
@@ -90,6 +95,8 @@ def _apply_rule(ctx: Context) -> None:
             ctx.freeze(value, f"used inside the body of {node.op_type}")
         return
     if node.outputs and all(is_shape_computation(v, ctx.facts) for v in node.outputs if v.name):
+        for value in node.inputs if node.op_type not in ("Shape", "Size") else ():
+            ctx.freeze(value, f"{node.op_type} computes shapes or indices from it")
         return
     problem = _obstacle(ctx)
     if problem:
