@@ -245,6 +245,17 @@ MICROSOFT: list[Case] = [
     case("MultiHeadAttention", (1, 3, 8), (1, 5, 8), (1, 5, 8), (24,), domain=MS, num_heads=2),
 ]  # fmt: skip
 
+RECURRENT: list[Case] = [
+    case("LSTM", (4, 2, 3), (1, 20, 3), (1, 20, 5), hidden_size=5, outputs=3),
+    case("LSTM", (4, 2, 3), (2, 20, 3), (2, 20, 5), (2, 40), None, (2, 2, 5), (2, 2, 5), hidden_size=5, direction="bidirectional", outputs=3, label="all"),
+    case("LSTM", (3, 2, 3), (1, 20, 3), (1, 20, 5), (1, 40), hidden_size=5, direction="reverse", outputs=1, label="reverse"),
+    case("LSTM", (1, 2, 3), (1, 20, 3), (1, 20, 5), hidden_size=5, outputs=3, skip_outputs=(0, 1), label="one step, cell only"),
+    case("GRU", (4, 2, 3), (1, 15, 3), (1, 15, 5), (1, 30), None, (1, 2, 5), hidden_size=5, outputs=2),
+    case("GRU", (4, 2, 3), (1, 15, 3), (1, 15, 5), (1, 30), None, (1, 2, 5), hidden_size=5, linear_before_reset=1, outputs=2, label="reset after"),
+    case("GRU", (4, 2, 3), (2, 15, 3), (2, 15, 5), (2, 30), hidden_size=5, linear_before_reset=1, direction="bidirectional", label="both ways"),
+    case("RNN", (4, 2, 3), (1, 5, 3), (1, 5, 5), (1, 10), None, (1, 2, 5), hidden_size=5, outputs=2),
+]  # fmt: skip
+
 CASES: list[Case] = [
-    *ELEMENTWISE, *ACTIVATIONS, *PRODUCTS, *CONVOLUTIONS, *NORMS, *POOLS, *RESIZES, *REDUCTIONS, *SHAPING, *INDEXING, *MICROSOFT,
+    *RECURRENT, *ELEMENTWISE, *ACTIVATIONS, *PRODUCTS, *CONVOLUTIONS, *NORMS, *POOLS, *RESIZES, *REDUCTIONS, *SHAPING, *INDEXING, *MICROSOFT,
 ]  # fmt: skip

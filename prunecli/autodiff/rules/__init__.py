@@ -12,6 +12,7 @@ MODULES = (
     "matmul",
     "norms",
     "pools",
+    "recurrent",
     "reduce",
     "resize",
     "shaping",
