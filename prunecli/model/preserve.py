@@ -176,7 +176,9 @@ def _attach_types(body: Body, source: ir.Graph | ir.Function) -> None:
         if info.name in pinned:
             info.type.CopyFrom(pinned.pop(info.name).type)
     produced = {name for node in body.node for name in node.output}
-    body.value_info.extend(info for name, info in pinned.items() if name in produced)
+    for name, info in pinned.items():
+        if name in produced:
+            body.value_info.add(name=name).type.CopyFrom(info.type)
 
 
 def _attach_graph(graph: onnx.GraphProto, kept: Kept) -> None:

@@ -75,7 +75,7 @@ def _check_amount(tensor: onnx.TensorProto, where: str) -> None:
         name, per_element = FIELDS[dtype.name]
         found, unit = len(getattr(tensor, name)), "values"
         needed = math.prod(dims) * per_element
-        if dtype.bitwidth in (2, 4):  # packed into the low byte of each int32
+        if dtype.name.endswith(("INT2", "INT4", "E2M1")):  # packed into the low byte of each int32
             needed = byte_count(dtype, dims)
     if found != needed:
         raise PruneError(f"{where} of shape {list(dims)} needs {needed} {unit} and has {found}", DAMAGED)

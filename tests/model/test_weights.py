@@ -1,0 +1,407 @@
+"""Which tensors are weights, how they are read, and what is said about the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from prunecli.model import Model, Weight, find_weights, load, roles, save
+from tests.model.build import external, floats, info, linear, loaded, node, proto, run
+
+MS = roles.MICROSOFT
+F = floats
+
+
+def W(*canonical: int) -> tuple[str, tuple[int, ...]]:  # noqa: N802 - one letter keeps the table readable
+    return "weight", canonical
+
+
+def B(n: int) -> tuple[str, tuple[int, ...]]:  # noqa: N802
+    return "bias", (1, n, 1, 1)
+
+
+def N(n: int) -> tuple[str, tuple[int, ...]]:  # noqa: N802
+    return "norm", (1, n, 1, 1)
+
+
+def E(rows: int, cols: int) -> tuple[str, tuple[int, ...]]:  # noqa: N802
+    return "embedding", (1, rows, 1, cols)
+
+
+# operator, its inputs with constants as arrays (or None for an activation, "" for absent), attributes,
+# then for each constant: kind and canonical shape, or a word of the reason why it is not prunable
+CASES: list[tuple[str, list[Any], dict[str, Any], list[tuple[str, tuple[int, ...]] | str]]] = [
+    ("Conv", [None, F(6, 2, 3, 3), F(6)], {"group": 2}, [W(2, 3, 9, 2), B(6)]),
+    ("Conv", [None, F(6, 2, 5)], {}, [W(1, 6, 5, 2)]),
+    ("Conv", [None, F(6, 2, 3)], {"group": 4}, ["does not fit"]),
+    ("Conv", [F(1, 2, 8), None], {}, ["no operator takes it"]),
+    (f"{MS}:FusedConv", [None, F(6, 2, 3, 3), F(6)], {}, [W(1, 6, 9, 2), B(6)]),
+    (f"{MS}:NhwcFusedConv", [None, F(6, 2, 3, 3)], {}, [W(1, 6, 9, 2)]),
+    ("DeformConv", [None, F(6, 2, 3, 3), None, F(6)], {}, [W(1, 6, 9, 2), B(6)]),
+    ("ConvTranspose", [None, F(6, 2, 3), F(4)], {"group": 2}, [W(2, 2, 3, 3), B(4)]),
+    ("Gemm", [None, F(3, 4), F(4)], {}, [W(1, 4, 1, 3), B(4)]),
+    ("Gemm", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
+    ("Gemm", [F(4, 3), None], {}, [W(1, 4, 1, 3)]),
+    ("Gemm", [F(3, 4), None], {"transA": 1}, [W(1, 4, 1, 3)]),
+    ("Gemm", [None, None, F(2, 4)], {}, ["full matrix"]),
+    (f"{MS}:FusedGemm", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
+    (f"{MS}:GemmFastGelu", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
+    ("MatMul", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
+    ("MatMul", [F(4, 3), None], {}, [W(1, 4, 1, 3)]),
+    ("MatMul", [None, F(5, 2, 3, 4)], {}, [W(10, 4, 1, 3)]),
+    ("MatMul", [None, F(3)], {}, [W(1, 1, 1, 3)]),
+    (f"{MS}:FusedMatMul", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
+    (f"{MS}:FusedMatMul", [F(3, 4), None], {"transA": 1}, [W(1, 4, 1, 3)]),
+    (f"{MS}:FusedMatMul", [None, F(2, 3, 4)], {"transBatchB": 1}, ["batch axes"]),
+    (f"{MS}:TransposeMatMul", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
+    (f"{MS}:FusedMatMulActivation", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
+    (
+        "LSTM",
+        [None, F(2, 20, 3), F(2, 20, 5), F(2, 40), "", F(2, 1, 5), F(2, 1, 5, seed=1), F(2, 15)],
+        {"hidden_size": 5, "direction": "bidirectional"},
+        [W(2, 20, 1, 3), W(2, 20, 1, 5), B(80), "initial", "initial",
+         B(30)],
+    ),
+    ("GRU", [None, F(1, 15, 3), F(1, 15, 5)], {"hidden_size": 5}, [W(1, 15, 1, 3), W(1, 15, 1, 5)]),
+    ("RNN", [None, F(1, 5, 3), F(1, 5, 5)], {"hidden_size": 5}, [W(1, 5, 1, 3), W(1, 5, 1, 5)]),
+    ("Einsum", [None, F(3, 2, 4)], {"equation": "bsd,dhk->bshk"}, [W(1, 8, 1, 3)]),
+    ("Einsum", [F(5, 3, 4), None], {"equation": "hdk,bhd->bhk"}, [W(5, 4, 1, 3)]),
+    ("Einsum", [None, F(3, 4)], {"equation": "ij,jk"}, ["explicit output"]),
+    ("Einsum", [None, F(3, 3)], {"equation": "ij,jj->i"}, ["diagonal"]),
+    ("Einsum", [None, F(3, 4)], {"equation": "ij,kl->ijkl"}, ["does not contract"]),
+    (f"{MS}:Attention", [None, F(6, 18), F(18)], {"num_heads": 2}, [W(1, 18, 1, 6), B(18)]),
+    (f"{MS}:PackedAttention", [None, F(6, 18), F(18)], {}, [W(1, 18, 1, 6), B(18)]),
+    (f"{MS}:MultiHeadAttention", [None, None, None, F(18)], {"num_heads": 2}, [B(18)]),
+    (f"{MS}:PackedMultiHeadAttention", [None, None, None, F(18)], {}, [B(18)]),
+    (f"{MS}:BiasGelu", [None, F(6)], {}, [B(6)]),
+    (f"{MS}:FastGelu", [None, F(6)], {}, [B(6)]),
+    (f"{MS}:BiasDropout", [None, F(6)], {}, [B(6)]),
+    (f"{MS}:BiasAdd", [None, F(6)], {}, [B(6)]),
+    (f"{MS}:BiasSplitGelu", [None, F(6)], {}, [B(6)]),
+    ("BatchNormalization", [None, F(4), F(4), F(4), F(4)], {}, [N(4)] * 4),
+    ("InstanceNormalization", [None, F(4), F(4)], {}, [N(4)] * 2),
+    ("GroupNormalization", [None, F(4), F(4)], {"num_groups": 2}, [N(4)] * 2),
+    ("LayerNormalization", [None, F(4), F(4)], {}, [N(4)] * 2),
+    ("RMSNormalization", [None, F(4)], {}, [N(4)]),
+    ("SimplifiedLayerNormalization", [None, F(4)], {}, [N(4)]),
+    (f"{MS}:SimplifiedLayerNormalization", [None, F(4)], {}, [N(4)]),
+    (f"{MS}:LayerNormalization", [None, F(4), F(4)], {}, [N(4)] * 2),
+    (f"{MS}:SkipLayerNormalization", [None, None, F(4), F(4), F(4)], {}, [N(4)] * 3),
+    (f"{MS}:SkipSimplifiedLayerNormalization", [None, None, F(4)], {}, [N(4)]),
+    (f"{MS}:GroupNorm", [None, F(4), F(4)], {}, [N(4)] * 2),
+    (f"{MS}:SkipGroupNorm", [None, F(4), F(4)], {}, [N(4)] * 2),
+    ("PRelu", [None, F(4, 1, 1)], {}, [N(4)]),
+    ("Gather", [F(10, 4), None], {}, [E(10, 4)]),
+    ("Gather", [F(10, 4), None], {"axis": 1}, ["no operator takes it"]),
+    ("Gather", [F(10), None], {}, ["no operator takes it"]),
+    (
+        f"{MS}:EmbedLayerNormalization",
+        [None, "", F(10, 4), F(8, 4), "", F(4), F(4)],
+        {},
+        [E(10, 4), E(8, 4), N(4), N(4)],
+    ),
+    ("Add", [None, F(4)], {}, [B(4)]),
+    ("Add", [F(1, 4, 1, 1), None], {}, [B(4)]),
+    ("Add", [None, F(3, 4)], {}, ["no operator takes it"]),
+    ("Sub", [None, F(4)], {}, [B(4)]),
+    ("Mul", [None, F(4, 1, 1)], {}, [N(4)]),
+    ("Div", [None, F(4)], {}, [N(4)]),
+    ("Div", [F(4), None], {}, ["no operator takes it"]),
+    ("Resize", [None, "", F(4)], {}, ["no operator takes it"]),
+]  # fmt: skip
+
+
+def one_node(op: str, inputs: list[Any], attributes: dict[str, Any]) -> onnx.ModelProto:
+    domain, _, op_type = op.rpartition(":")
+    names, weights, activations = [], {}, {}
+    for index, given in enumerate(inputs):
+        name = "" if isinstance(given, str) else f"i{index}"
+        names.append(name)
+        if given is None:
+            activations[name] = None
+        elif name:
+            weights[name] = given
+    made = node(op_type, names, ["y"], domain=domain, **attributes)
+    return proto([made], activations, weights=weights, domains=[domain] if domain else [])
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "expected"), CASES, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_each_operator(
+    op: str, inputs: list[Any], attributes: dict[str, Any], expected: list[Any], tmp_path: Path
+) -> None:
+    found = find_weights(loaded(one_node(op, inputs, attributes), tmp_path))
+    weights = {w.name: w for w in found.all()}
+    skipped = {s.name: s.reason for s in found.skipped}
+    names = [f"i{i}" for i, given in enumerate(inputs) if isinstance(given, np.ndarray)]
+    for name, want in zip(names, expected, strict=True):
+        if isinstance(want, str):
+            assert want in skipped[name]
+            continue
+        weight = weights[name]
+        assert (weight.kind, weight.layout.canonical_shape) == want
+        assert (weight in found.prunable) == (weight.kind == "weight")
+        array = weight.array()
+        assert np.array_equal(weight.layout.restore(weight.layout.canonical(array)), array)
+
+
+def test_every_operator_in_the_registry_has_a_case() -> None:
+    tested = {tuple(op.rpartition(":")[::2]) for op, *_ in CASES}
+    assert set(roles.RULES) <= tested
+
+
+# nodes between the stored tensor "s" (2, 3, 4) or (3, 4) and its consumer, which reads "w"
+PATHS: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], tuple[int, ...]]] = [
+    ("identity", (3, 4), [node("Identity", ["s"], ["w"])], (1, 4, 1, 3)),
+    ("cast", (3, 4), [node("Cast", ["s"], ["w"], to=TensorProto.FLOAT16)], (1, 4, 1, 3)),
+    ("transpose", (4, 3), [node("Transpose", ["s"], ["w"])], (1, 4, 1, 3)),
+    ("perm", (2, 4, 3), [node("Transpose", ["s"], ["w"], perm=[0, 2, 1])], (2, 4, 1, 3)),
+    ("squeeze", (1, 3, 4), [node("Squeeze", ["s"], ["w"])], (1, 4, 1, 3)),
+    ("unsqueeze", (3, 4), [node("Unsqueeze", ["s", "axis"], ["w"])], (1, 4, 1, 3)),
+    ("reshape", (2, 6), [node("Reshape", ["s", "shape"], ["w"])], (1, 4, 1, 3)),
+    ("flatten", (3, 2, 2), [node("Flatten", ["s"], ["w"])], (1, 4, 1, 3)),
+    ("chain", (4, 3), [node("Identity", ["s"], ["t"]), node("Transpose", ["t"], ["w"])], (1, 4, 1, 3)),
+]
+SEEN = {"transpose": np.transpose, "chain": np.transpose, "perm": lambda a: a.transpose(0, 2, 1)}
+CONSTANTS = {"axis": np.array([0]), "shape": np.array([3, -1])}
+
+
+@pytest.mark.parametrize(("name", "stored", "between", "canonical"), PATHS, ids=[p[0] for p in PATHS])
+def test_weights_are_found_behind_simple_operators(
+    name: str,
+    stored: tuple[int, ...],
+    between: list[onnx.NodeProto],
+    canonical: tuple[int, ...],
+    tmp_path: Path,
+) -> None:
+    model = proto([*between, node("MatMul", ["x", "w"], ["y"])], weights={"s": floats(*stored), **CONSTANTS})
+    (weight,) = find_weights(loaded(model, tmp_path)).prunable
+    assert (weight.name, weight.layout.canonical_shape) == ("s", canonical)
+    array = weight.array()
+    four = weight.layout.canonical(array)
+    assert np.array_equal(weight.layout.restore(four), array)
+    # the operator multiplies x (.., 3) by W (3, 4): canonical rows are W's columns
+    seen = SEEN.get(name, lambda a: a)(array).reshape(-1, 3, 4)
+    assert np.array_equal(four[:, :, 0, :], np.swapaxes(seen, 1, 2))
+
+
+def test_sliced_and_joined_weights_keep_their_axes(tmp_path: Path) -> None:
+    nodes = [
+        node("Split", ["s"], ["a", "b"], axis=0),
+        node("Concat", ["b", "a"], ["c"], axis=0),
+        node("Unsqueeze", ["c", "axis"], ["w"]),
+        node("RNN", ["x", "w", "r"], ["y"], hidden_size=4),
+    ]
+    model = proto(
+        nodes, {"x": (5, 1, 3)}, weights={"s": floats(4, 3), "r": floats(1, 4, 4), "axis": np.array([0])}
+    )
+    found = {w.name: w for w in find_weights(loaded(model, tmp_path)).prunable}
+    assert found["s"].layout.canonical_shape == (1, 4, 1, 3)
+    assert len(found["s"].uses) == 1
+
+
+def constant(name: str, **value: Any) -> onnx.NodeProto:
+    return node("Constant", [], [name], **value)
+
+
+def test_constant_nodes_are_named_by_their_output_and_can_be_replaced(tmp_path: Path) -> None:
+    array = floats(3, 4)
+    nodes = [
+        constant("w", value=numpy_helper.from_array(array)),
+        constant("b", value_floats=[1.0, 2.0, 3.0, 4.0]),
+        constant("half", value_float=0.5),
+        node("Gemm", ["x", "w", "b"], ["h"]),
+        node("Mul", ["h", "half"], ["y"]),
+    ]
+    model = loaded(proto(nodes), tmp_path)
+    found = find_weights(model)
+    assert [(w.name, w.kind) for w in found.all()] == [("w", "weight"), ("b", "bias")]
+    assert [s.name for s in found.skipped] == ["1 scalar constant"]
+    for weight in found.all():
+        weight.replace(lambda a: a * 2)
+    save(model, tmp_path / "out.onnx")
+    x = floats(2, 3)
+    want = (x @ (array * 2) + np.array([2, 4, 6, 8], np.float32)) * np.float32(0.5)
+    # one float32 rounding per operation on values of order 10
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", {"x": x})[0], want, atol=1e-5)
+
+
+def branch(name: str, weight: str) -> onnx.GraphProto:
+    stored = numpy_helper.from_array(floats(3, 4), weight)
+    return helper.make_graph(
+        [node("MatMul", ["x", weight], [name])],
+        name,
+        [],
+        [helper.make_tensor_value_info(name, 1, None)],
+        [stored],
+    )
+
+
+def test_weights_in_subgraphs_and_functions(tmp_path: Path) -> None:
+    function = helper.make_function(
+        "local", "Dense", ["a", "k"], ["o"],
+        [constant("inside", value=numpy_helper.from_array(floats(4, 4))), node("MatMul", ["a", "k"], ["t"]),
+         node("MatMul", ["t", "inside"], ["o"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    nodes = [
+        constant("yes", value=numpy_helper.from_array(np.array(True))),
+        node("If", ["yes"], ["h"], then_branch=branch("t", "w"), else_branch=branch("e", "w")),
+        node("Dense", ["h", "outer"], ["y"], domain="local"),
+    ]
+    model = proto(nodes, weights={"outer": floats(4, 4)}, functions=[function], domains=["local"])
+    names = {w.name: w.op for w in find_weights(loaded(model, tmp_path)).prunable}
+    assert names == {"outer": "MatMul", "w": "MatMul", "t/w": "MatMul", "inside": "MatMul"}
+
+
+def test_sharing_is_noted_and_tied_tables_are_embeddings(tmp_path: Path) -> None:
+    nodes = [
+        node("Gather", ["table", "ids"], ["h"]),
+        node("MatMul", ["h", "w"], ["a"]),
+        node("MatMul", ["a", "w"], ["b"]),
+        node("Transpose", ["table"], ["t"]),
+        node("MatMul", ["b", "t"], ["y"]),
+    ]
+    weights = {"table": floats(10, 4), "w": floats(4, 4), "ids": np.array([1, 2])}
+    found = find_weights(loaded(proto(nodes, {}, weights=weights), tmp_path))
+    (table,), (square,) = found.others, found.prunable
+    assert (table.kind, table.op, [use.op for use in table.uses]) == (
+        "embedding",
+        "Gather",
+        ["Gather", "MatMul"],
+    )
+    assert any("shared by 2" in note for note in table.notes)
+    assert table.layout.canonical_shape == (1, 10, 1, 4)
+    assert any("shared by 2" in note for note in square.notes)
+
+
+def test_consumers_that_disagree_are_noted(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Gemm", ["h", "w"], ["y"], transB=1)]
+    (weight,) = find_weights(
+        loaded(proto(nodes, {"x": (2, 3)}, weights={"w": floats(3, 3)}), tmp_path)
+    ).prunable
+    assert any("different layouts; that of MatMul" in note for note in weight.notes)
+
+
+def test_overridable_and_exported_weights_are_noted(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.input.append(info("w", [3, 4]))
+    model.graph.output.append(info("w", [3, 4]))
+    (weight,) = find_weights(loaded(model, tmp_path)).prunable
+    assert {"also a graph input: a caller may feed other values", "also a graph output"} <= set(weight.notes)
+
+
+def int8(name: str, *shape: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ones(shape, np.int8), name)
+
+
+QUANTISED = [
+    ("DequantizeLinear", [node("DequantizeLinear", ["q", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"])]),
+    ("MatMulInteger", [node("MatMulInteger", ["x", "q"], ["y"])]),
+    ("QLinearMatMul", [node("QLinearMatMul", ["x", "s", "z", "q", "s", "z", "s", "z"], ["y"])]),
+    ("QAttention", [node("QAttention", ["x", "q", "b"], ["y"], domain=MS)]),
+    ("MatMulNBits", [node("MatMulNBits", ["x", "q", "s"], ["y"], domain=MS)]),
+]
+
+
+@pytest.mark.parametrize(("op", "nodes"), QUANTISED, ids=[c[0] for c in QUANTISED])
+def test_quantised_weights_are_reported(op: str, nodes: list[onnx.NodeProto], tmp_path: Path) -> None:
+    weights = {"s": np.array(0.1, np.float32), "b": floats(4)}
+    model = proto(nodes, weights=weights, domains=[MS])
+    model.graph.initializer.extend([int8("q", 3, 4), int8("z")])
+    found = find_weights(loaded(model, tmp_path))
+    assert not found.prunable
+    reasons = {s.name: s.reason for s in found.skipped}
+    assert reasons["q"] == f"quantised to int8 ({op}): not prunable yet"
+
+
+def test_other_reasons(tmp_path: Path) -> None:
+    nodes = [
+        node("QuantizeLinear", ["fake", "s"], ["q"]),
+        node("DequantizeLinear", ["q", "s"], ["w"]),
+        node("MatMul", ["x", "w"], ["y"]),
+        node("LinearRegressor", ["x"], ["z"], "lr", domain="ai.onnx.ml", coefficients=[1.0, 2.0]),
+    ]
+    weights = {
+        "fake": floats(3, 4),
+        "s": np.array(0.1, np.float32),
+        "spare": floats(5, 5),
+        "index": np.arange(9),
+    }
+    model = proto(nodes, weights=weights, domains=["ai.onnx.ml"])
+    eight = helper.make_tensor("f8", TensorProto.FLOAT8E4M3FN, [2, 2], [1, 2, 3, 4])
+    model.graph.initializer.append(eight)
+    reasons = {s.name: s.reason for s in find_weights(loaded(model, tmp_path)).skipped}
+    assert "quantised while the model runs" in reasons["fake"]
+    assert reasons["spare"] == "nothing reads it"
+    assert "float8e4m3fn" in reasons["f8"]
+    assert "attributes" in reasons["lr"]
+    assert "index" not in reasons
+
+
+TYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
+def test_every_float_type_is_read_and_written(dtype: Any, raw: bool, tmp_path: Path) -> None:
+    array = floats(3, 4).astype(dtype)
+    model = proto([node("MatMul", ["x", "w"], ["y"])])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    data = array.tobytes() if raw else array.astype(np.float32).ravel().tolist()
+    model.graph.initializer.append(helper.make_tensor("w", kind, [3, 4], data, raw=raw))
+    model = loaded(model, tmp_path)
+    (weight,) = find_weights(model).prunable
+    assert np.array_equal(weight.array(), array)
+    weight.replace(lambda a: np.where(np.abs(a) < 0.5, 0, a).astype(a.dtype))
+    model.ir.graph.outputs[0].shape = None
+    again = load(_saved(model, tmp_path))
+    assert np.array_equal(
+        find_weights(again).prunable[0].array(), np.where(np.abs(array) < 0.5, 0, array).astype(dtype)
+    )
+
+
+def _saved(model: Model, folder: Path) -> Path:
+    save(model, folder / "out.onnx")
+    return folder / "out.onnx"
+
+
+def test_a_replacement_must_keep_type_and_shape(tmp_path: Path) -> None:
+    model = loaded(linear(), tmp_path)
+    weight: Weight = find_weights(model).prunable[0]
+    weight.replace(lambda a: a[:2])
+    with pytest.raises(Exception, match="should become FLOAT"):
+        weight.array()
+    weight = find_weights(loaded(linear(), tmp_path)).prunable[0]
+    weight.replace(lambda a: a.astype(np.float64))
+    with pytest.raises(Exception, match="not float64"):
+        weight.array()
+
+
+def test_replacements_compose_and_may_change_the_shape(tmp_path: Path) -> None:
+    model = loaded(linear(), tmp_path)
+    weight, bias = find_weights(model).all()
+    before = np.array(weight.array())
+    weight.replace(lambda a: a * 2)
+    weight.replace(lambda a: a[:, :2], shape=(3, 2))
+    bias.replace(lambda a: a[:2], shape=(2,))
+    assert weight.shape == (3, 2)
+    assert np.array_equal(weight.array(), before[:, :2] * 2)
+    path = _saved(model, tmp_path)
+    assert run(path, {"x": floats(2, 3)})[0].shape == (2, 2)
+
+
+def test_releasing_keeps_views_alive(tmp_path: Path) -> None:
+    floats(3, 4).tofile(tmp_path / "m.data")
+    weight = find_weights(load(external(tmp_path))).prunable[0]
+    view = weight.array()
+    weight.release()
+    assert np.array_equal(view, floats(3, 4))
+    assert not view.flags.writeable
