@@ -68,8 +68,8 @@ class Top1Agreement(Measure):
 
 @measure("cosine")
 class Cosine(Measure):
-    """Mean over the samples of <a, b> / (|a| |b|), each sample's output as one vector; two zero vectors agree
-    (1), a zero and another do not (0)."""
+    """Mean over the samples of <a, b> / (|a| |b|), each sample's output as one vector; equal vectors give
+    exactly 1, two zero vectors too, a zero vector and another 0."""
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
@@ -79,8 +79,8 @@ class Cosine(Measure):
         a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = np.einsum("ij,ij->i", a, b)
-        both_zero = (~a.any(axis=1)) & (~b.any(axis=1))
-        each = np.where(both_zero, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0))
+        equal = (a == b).all(axis=1)  # exactly 1, which rounding would miss, also for two zero vectors
+        each = np.where(equal, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0))
         self.total += float(np.clip(each, -1, 1).sum())
         self.count += rows
 

@@ -85,9 +85,9 @@ def measure(
     runs: Mapping[str, Run], count: int | None = None, progress: Progress = no_progress
 ) -> dict[str, Array]:
     """Times of each function in milliseconds, one per round. Every round times each in turn, in alternating
-    order, so that drift of the machine falls on all alike; a time is the fastest of three runs in a row, since
-    other processes only ever add to it. Without `count`: as many rounds as fit about six seconds, at least 20
-    and at most 300. Runs before that warm up caches, threads and allocators."""
+    order, so that drift of the machine falls on all alike; a time is the fastest of three runs in a row,
+    since other processes only ever add to it. Without `count`: as many rounds as fit about six seconds, at
+    least 20 and at most 300. Runs before that warm up caches, threads and allocators."""
     names = list(runs)
     once = sum(_warm_up(runs[name]) for name in names)
     rounds = count or int(np.clip(BUDGET_SECONDS / max(REPEATS * once, 1e-9), MIN_RUNS, MAX_RUNS))
@@ -126,11 +126,12 @@ def _warm_up(run: Run) -> float:
 def speedup(model: Sequence[float] | Array, baseline: Sequence[float] | Array, seed: int = 0) -> Speedup:
     """Baseline's time over model's time, each the lower quartile of the rounds, and a bootstrap interval.
 
-    The lower quartile, because a busy machine delays long runs more often than short ones, which would count
-    in favour of the faster model. Rounds are resampled in pairs, so that drift cancels, and in blocks of about
-    the cube root of their number, because neighbouring rounds are alike (Kuensch, The jackknife and the
-    bootstrap for general stationary observations, Annals of Statistics, 1989). The interval is widened by 2 %
-    on both sides: sessions of one and the same model differ by up to about 1.5 %, by where they lie in memory.
+    The lower quartile, because a busy machine delays long runs more often than short ones, which would
+    count in favour of the faster model. Rounds are resampled in pairs, so that drift cancels, and in blocks
+    of about the cube root of their number, because neighbouring rounds are alike (Kuensch, The jackknife and
+    the bootstrap for general stationary observations, Annals of Statistics, 1989). The interval is widened
+    by 2 % on both sides: sessions of one and the same model differ by up to about 1.5 %, by where they lie
+    in memory.
     """
     pair = np.stack([np.asarray(baseline, np.float64), np.asarray(model, np.float64)])
     count = pair.shape[1]

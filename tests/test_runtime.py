@@ -1,0 +1,135 @@
+"""The wrapper of onnxruntime: results, element types, errors in one line, and silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from prunecli.errors import PruneError
+from prunecli.runtime import Session, providers
+from tests.tiny import model, write
+
+RELU = "g (float[N,2] x) => (float[N,2] y) { h = Neg(x)  y = Relu(h) }"
+X = np.array([[1, -2], [-3, 4]], np.float32)
+
+
+def test_inputs_and_outputs_are_described() -> None:
+    session = Session.open(
+        model("g (float[N,2] x, int64[3] i, string[M] t) => (float[N,2] y) { y = Relu(x) }")
+    )
+    assert [s.describe() for s in session.inputs] == ["x: float32 (N, 2)", "i: int64 (3)", "t: str (M)"]
+    assert [s.name for s in session.outputs] == ["y"]
+    assert session.provider == "CPUExecutionProvider"
+    assert "CPUExecutionProvider" in providers()
+
+
+@pytest.mark.parametrize("options", [{}, {"optimise": False}, {"low_memory": True}, {"threads": 1}])
+def test_runs(options: dict[str, bool]) -> None:
+    assert np.array_equal(Session.open(model(RELU), **options).run({"x": X})["y"], np.maximum(-X, 0))
+
+
+def test_returns_intermediate_values() -> None:
+    every = Session.open(model(RELU), outputs="all").run({"x": X})
+    assert np.array_equal(every["h"], -X)
+    assert np.array_equal(every["y"], np.maximum(-X, 0))
+    chosen = Session.open(model(RELU), outputs=["h"])
+    assert list(chosen.run({"x": X}, ["h"])) == ["h"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float16", "float64"])
+def test_element_types_that_numpy_lacks(dtype: str) -> None:
+    names = {"float8_e4m3fn": "float8e4m3fn", "float64": "double"}
+    text = f"g ({names.get(dtype, dtype)}[N] x) => ({names.get(dtype, dtype)}[N] y) {{ y = Identity(x) }}"
+    session = Session.open(model(text, opset=19))
+    x = np.array([1, -2.5, 0], np.float32).astype(getattr(ml_dtypes, dtype, dtype))
+    y = session.run({"x": x})["y"]
+    assert y.dtype == x.dtype
+    assert np.array_equal(y.astype(np.float32), x.astype(np.float32))
+
+
+def test_external_data_of_bytes_and_files(tmp_path: Path) -> None:
+    proto = onnx.load_from_string(
+        model(
+            "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { h = MatMul(x, w)  y = Relu(h) }"
+        )
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    expected = np.maximum(X @ np.array([[1, 2], [3, 4]], np.float32), 0)
+    assert np.array_equal(Session.open(path).run({"x": X})["y"], expected)
+    assert np.array_equal(Session.open(path, outputs=["h"]).run({"x": X})["y"], expected)
+    raw = path.read_bytes()
+    assert np.array_equal(Session.open(raw, external_dir=tmp_path).run({"x": X})["y"], expected)
+
+
+def test_bound_arrays_are_read_and_written_in_place() -> None:
+    x, y = X.copy(), np.empty_like(X)
+    run = Session.open(model(RELU)).bind({"x": x}, {"y": y})
+    for scale in (1, 2):
+        x[:] = scale * X
+        run()
+        assert np.array_equal(y, np.maximum(-scale * X, 0))
+
+
+def test_prepared_run_is_the_same_run() -> None:
+    session = Session.open(model(RELU))
+    assert np.array_equal(session.prepared({"x": X})()[0], np.maximum(-X, 0))
+    with pytest.raises(PruneError):
+        session.prepared({"x": X.astype(np.int64)})
+
+
+def test_overridable_weights_may_be_fed() -> None:
+    proto = onnx.load_from_string(
+        model("g (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { y = Add(x, w) }")
+    )
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [2]))
+    session = Session.open(proto.SerializeToString())
+    x = np.zeros(2, np.float32)
+    assert [s.name for s in session.inputs] == ["x"]
+    assert session.run({"x": x, "w": x + 5})["y"].tolist() == [5, 5]
+
+
+ERRORS = {
+    "garbage": (lambda p: Session.open(b"not a model"), "cannot open the model"),
+    "missing file": (lambda p: Session.open(p / "no.onnx"), "cannot open .*no.onnx"),
+    "unknown provider": (
+        lambda p: Session.open(model(RELU), provider="tpu"),
+        "provider tpu is not available",
+    ),
+    "unknown value": (lambda p: Session.open(model(RELU), outputs=["q"]), "computes no value named q"),
+    "missing input": (lambda p: Session.open(model(RELU)).run({}), "the input x is missing"),
+    "unknown input": (lambda p: Session.open(model(RELU)).run({"x": X, "z": X}), "no input named z"),
+    "wrong type": (
+        lambda p: Session.open(model(RELU)).run({"x": X.astype(np.int32)}),
+        "expected: .tensor.float",
+    ),
+    "wrong shape": (lambda p: Session.open(model(RELU)).run({"x": X[:, :1]}), "Got: 1 Expected: 2"),
+    "fails while running": (
+        lambda p: Session.open(
+            model("g (int64[N] i) => (float[N] y) <float[2] w = {1, 2}> { y = Gather(w, i) }")
+        ).run({"i": np.array([9])}),
+        "indices element out of data bounds",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line_and_nothing_else_is_printed(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    action, message = ERRORS[case]
+    with pytest.raises(PruneError, match=message) as caught:
+        action(tmp_path)
+    assert "\n" not in caught.value.message
+    assert "onnxruntime_src" not in caught.value.message
+    assert caught.value.hint
+    assert capfd.readouterr() == ("", "")  # onnxruntime's own log lines would appear here
+
+
+def test_opens_paths(tmp_path: Path) -> None:
+    session = Session.open(write(tmp_path / "m.onnx", RELU))
+    assert session.random_inputs()["x"].shape == (1, 2)

@@ -1,0 +1,35 @@
+"""Tiny models for tests, written in ONNX's own text syntax."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+from onnx import parser
+
+from prunecli.inputs import InputSpec
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("PRUNE_SHARED", ROOT.parent / "shared"))
+
+
+def model(body: str, opset: int = 17) -> bytes:
+    """Serialised; `body` is a graph, e.g. `g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }`."""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3]> {body}')
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def write(path: Path, body: str) -> Path:
+    path.write_bytes(model(body))
+    return path
+
+
+def spec(text: str) -> InputSpec:
+    """`x: float32 (N, 3, ?)` -> InputSpec."""
+    name, _, rest = text.partition(": ")
+    dtype, _, dims = rest.partition(" ")
+    parts = [part.strip() for part in dims.strip("()").split(",") if part.strip()]
+    shape = tuple(int(p) if p.isdigit() else None if p == "?" else p for p in parts)
+    return InputSpec(name, dtype, shape)
