@@ -151,7 +151,7 @@ def as_labels(text: Array) -> Array:
             return text.astype(dtype)
         except (ValueError, OverflowError):
             continue
-    return text.astype(np.str_)
+    return np.array(text.tolist(), np.str_)
 
 
 def _matrix(table: Table, features: list[str], spec: InputSpec) -> Column:
