@@ -42,6 +42,11 @@ def _like_first(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [shapes[0]]
 
 
+# operators of ONNX that are defined by a function body, for which it infers no shapes
+CONTRIB_SHAPES["", "GroupNormalization"] = _like_first
+CONTRIB_SHAPES["", "MeanVarianceNormalization"] = _like_first
+
+
 @shapes_of("BiasSplitGelu")
 def _split_gelu(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:-1], shapes[0][-1] // 2)]

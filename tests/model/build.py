@@ -74,7 +74,9 @@ def refused(path: Path, words: str, hint: str = "") -> None:
 
 def linear(k: int = 3, n: int = 4) -> onnx.ModelProto:
     """y = x w + b."""
-    return proto([node("Gemm", ["x", "w", "b"], ["y"], "fc")], weights={"w": floats(k, n), "b": floats(n)})
+    model = proto([node("Gemm", ["x", "w", "b"], ["y"], "fc")], weights={"w": floats(k, n), "b": floats(n)})
+    model.graph.output[0].CopyFrom(info("y", [2, n]))
+    return model
 
 
 def external(folder: Path, location: str = "m.data", offset: int = 0, length: int | None = None) -> Path:
