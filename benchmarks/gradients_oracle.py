@@ -69,10 +69,14 @@ def oracle(path: Path, feeds: dict[str, np.ndarray], vector_seed: int) -> dict[s
     tensors = torch_interpreter.load_tensors(proto, torch.float64)
     inputs = {k: torch.from_numpy(v) for k, v in feeds.items()}
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    y = torch_interpreter.run(proto, inputs, tensors)[proto.graph.output[0].name]
+    values = torch_interpreter.run(proto, inputs, tensors)
+    logits = values[proto.graph.node[-1].input[0]]
+    y = values[proto.graph.output[0].name]
     vector = np.random.default_rng(vector_seed).random(tuple(y.shape)).astype(np.float32)
     target = torch.from_numpy(vector).double()
-    loss = torch.nn.functional.binary_cross_entropy(y, target) if ends_in_sigmoid(path) else (y * target).sum()
+    # on the logits: torch clamps the denominator of its binary_cross_entropy on probabilities
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    loss = entropy(logits, target) if ends_in_sigmoid(path) else (y * target).sum()
     loss.backward()
     return {k: t.grad for k, t in tensors.items() if t.grad is not None}
 
