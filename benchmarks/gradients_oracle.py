@@ -33,7 +33,7 @@ SIZES = {"det": (1, 3, 96, 128), "rec": (2, 3, 48, 160), "cls": (2, 3, 48, 192)}
 def input_shape(path: Path, info: onnx.ValueInfoProto) -> tuple[int, ...]:
     dims = [d.dim_value if d.dim_value > 0 else 0 for d in info.type.tensor_type.shape.dim]
     for key, shape in SIZES.items():
-        if key in path.stem and "PP-OCR" in path.stem or f"_{key}_" in path.stem:
+        if (key in path.stem and "PP-OCR" in path.stem) or f"_{key}_" in path.stem:
             return shape
     return tuple(d or 2 for d in dims)
 
@@ -49,7 +49,9 @@ def ends_in_sigmoid(path: Path) -> bool:
     return onnx.load(path, load_external_data=False).graph.node[-1].op_type == "Sigmoid"
 
 
-def ours(path: Path, feeds: dict[str, np.ndarray], wrt: list[str], vector_seed: int) -> tuple[dict[str, np.ndarray], float]:
+def ours(
+    path: Path, feeds: dict[str, np.ndarray], wrt: list[str], vector_seed: int
+) -> tuple[dict[str, np.ndarray], float]:
     started = time.perf_counter()
     loss = BinaryCrossEntropy(labels="vector") if ends_in_sigmoid(path) else OutputProduct()
     model = differentiate(ir.load(path), wrt, loss, shapes={k: v.shape for k, v in feeds.items()})

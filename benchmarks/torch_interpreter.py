@@ -50,7 +50,9 @@ def _constant(node: onnx.NodeProto) -> np.ndarray:
     return np.array(value, np.float32 if "float" in attribute.name else np.int64)
 
 
-def run(model: onnx.ModelProto, feeds: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def run(
+    model: onnx.ModelProto, feeds: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """Every value of the graph by name."""
     opset = next(o.version for o in model.opset_import if o.domain == "")
     values: dict[str, Any] = {**tensors, **feeds}
@@ -290,7 +292,11 @@ def _depth_to_space(x, *, blocksize, mode="DCR", **_):  # type: ignore[no-untype
 
 @op("Resize")
 def _resize(x, roi=None, scales=None, sizes=None, *, mode="nearest", **given):  # type: ignore[no-untyped-def]
-    size = ints(sizes)[2:] if sizes is not None else [int(n * s) for n, s in zip(x.shape, scales.tolist(), strict=True)][2:]
+    size = (
+        ints(sizes)[2:]
+        if sizes is not None
+        else [int(n * s) for n, s in zip(x.shape, scales.tolist(), strict=True)][2:]
+    )
     if mode == "nearest":
         return F.interpolate(x, size=size, mode="nearest")
     return F.interpolate(

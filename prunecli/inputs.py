@@ -171,9 +171,7 @@ def _random(spec: InputSpec, shape: tuple[int, ...], seed: int, limit: int | Non
     import numpy as np
 
     if not spec.is_tensor or spec.dtype == "str":
-        raise PruneError(
-            f"cannot make random values for the input {spec.describe()}", "give real ones with --data"
-        )
+        raise PruneError(f"cannot make random values for the input {spec.describe()}", "give real ones with --data")
     if math.prod(shape) > _MAX_RANDOM_ELEMENTS:
         raise PruneError(
             f"the input {spec.name} would have {math.prod(shape):,} elements at {shape}",
@@ -272,6 +270,4 @@ def _lookups(node: onnx.NodeProto) -> Iterable[tuple[str, int, str]]:
 def _refuse_unknown(option: str, given: Iterable[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise PruneError(
-                f"{option}: the model has no input named {name}", f"its inputs are {', '.join(known)}"
-            )
+            raise PruneError(f"{option}: the model has no input named {name}", f"its inputs are {', '.join(known)}")

@@ -45,9 +45,7 @@ def parse_quantity(text: str) -> Quantity:
     for kind, table in tables:
         if suffix in table:
             return Quantity(value * table[suffix], kind)
-    raise PruneError(
-        f"{text!r} has an unknown suffix {match[2]!r}", "use %, K, M, G, KB, MB, GB, us, ms or s"
-    )
+    raise PruneError(f"{text!r} has an unknown suffix {match[2]!r}", "use %, K, M, G, KB, MB, GB, us, ms or s")
 
 
 def parse_fraction(text: str) -> float:

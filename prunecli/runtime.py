@@ -147,9 +147,7 @@ class Session:
         missing = [n for n in wanted if n not in feed]
         unknown = [n for n in feed if n not in wanted and n not in self._overridable]
         if missing or unknown:
-            what = (
-                f"the input {missing[0]} is missing" if missing else f"there is no input named {unknown[0]}"
-            )
+            what = f"the input {missing[0]} is missing" if missing else f"there is no input named {unknown[0]}"
             raise PruneError(f"{what} for {self._label}", f"its inputs are {', '.join(wanted) or 'none'}")
 
     def _run_foreign(self, names: list[str], feed: Feed) -> list[Any]:
@@ -196,9 +194,7 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _options(
-    ort: Any, threads: int, optimise: bool, low_memory: bool, external_dir: str | Path | None
-) -> Any:
+def _options(ort: Any, threads: int, optimise: bool, low_memory: bool, external_dir: str | Path | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
@@ -231,18 +227,14 @@ def _with_outputs(source: str | bytes, wanted: Sequence[str] | Literal["all"]) -
 
     with _translated("the model cannot be read", _OPEN_HINT):
         proto = (
-            onnx.load_from_string(source)
-            if isinstance(source, bytes)
-            else onnx.load(source, load_external_data=False)
+            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
         )
     values = [name for node in proto.graph.node for name in node.output if name]
     names = values if wanted == "all" else list(wanted)
     present = {o.name for o in proto.graph.output}
     unknown = sorted(set(names) - set(values) - present)
     if unknown:
-        raise PruneError(
-            f"the model computes no value named {unknown[0]}", "value names are the nodes' output names"
-        )
+        raise PruneError(f"the model computes no value named {unknown[0]}", "value names are the nodes' output names")
     new = [name for name in dict.fromkeys(names) if name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
     return _serialise(proto)

@@ -74,9 +74,7 @@ class Dense(Layer):
 class Conv(Layer):
     """3 x 3 convolution with padding 1 and no bias (a BatchNorm follows), as one matrix product."""
 
-    def __init__(
-        self, name: str, inputs: int, outputs: int, rng: np.random.Generator, stride: int = 1
-    ) -> None:
+    def __init__(self, name: str, inputs: int, outputs: int, rng: np.random.Generator, stride: int = 1) -> None:
         self.name, self.stride = name, stride
         self.weight = Parameter(rng.standard_normal((outputs, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs)))
 

@@ -56,9 +56,7 @@ def main() -> None:
     export(folder / "diabetes-mlp.onnx", network, "features", (10,), "progression", 1)
 
 
-def write_splits(
-    folder: Path, name: str, key: str, x: Any, labels: Any, sizes: tuple[int, int]
-) -> dict[str, Split]:
+def write_splits(folder: Path, name: str, key: str, x: Any, labels: Any, sizes: tuple[int, int]) -> dict[str, Split]:
     """Shuffle once, cut into train, calib and test (the rest), and write each as FOLDER/NAME-SPLIT.npz."""
     order = np.random.default_rng(SEED).permutation(len(x))
     parts = dict(zip(("train", "calib", "test"), np.split(order, np.cumsum(sizes)), strict=True))

@@ -124,9 +124,7 @@ def test_what_help_loads_is_light() -> None:
 
 def test_the_checks_see_a_forbidden_import(tmp_path: Path) -> None:
     module = PACKAGE / "model" / "example.py"
-    tree = ast.parse(
-        "def f():\n    from prunecli.cli import app\n    from .. import pipeline\n    import rich.table\n"
-    )
+    tree = ast.parse("def f():\n    from prunecli.cli import app\n    from .. import pipeline\n    import rich.table\n")
     assert set(imports(tree, module)) == {"prunecli.cli", "prunecli", "prunecli.pipeline", "rich.table"}
 
 

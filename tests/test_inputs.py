@@ -111,8 +111,7 @@ LIMITS = {
     "direct": f"g (int64[N] i) => (float[N,2] y) <{W}> {{ y = Gather(w, i) }}",
     "cast and reshaped": f"g (int32[N,1] i) => (float[M,2] y) <{W}, int64[1] s = {{-1}}> "
     "{ c = Cast<to: int = 7>(i)  r = Reshape(c, s)  y = Gather(w, r) }",
-    "table behind Identity": f"g (int64[N] i) => (float[N,2] y) <{W}> "
-    "{ v = Identity(w)  y = Gather(v, i) }",
+    "table behind Identity": f"g (int64[N] i) => (float[N,2] y) <{W}> {{ v = Identity(w)  y = Gather(v, i) }}",
     "smallest of two tables": f"g (int64[N] i) => (float[N,2] y) <{W}, {V}> "
     "{ a = Gather(w, i)  b = Gather(v, i)  y = Add(a, b) }",
 }

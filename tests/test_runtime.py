@@ -18,9 +18,7 @@ X = np.array([[1, -2], [-3, 4]], np.float32)
 
 
 def test_inputs_and_outputs_are_described() -> None:
-    session = Session.open(
-        model("g (float[N,2] x, int64[3] i, string[M] t) => (float[N,2] y) { y = Relu(x) }")
-    )
+    session = Session.open(model("g (float[N,2] x, int64[3] i, string[M] t) => (float[N,2] y) { y = Relu(x) }"))
     assert [s.describe() for s in session.inputs] == ["x: float32 (N, 2)", "i: int64 (3)", "t: str (M)"]
     assert [s.name for s in session.outputs] == ["y"]
     assert session.provider == "CPUExecutionProvider"
@@ -53,9 +51,7 @@ def test_element_types_that_numpy_lacks(dtype: str) -> None:
 
 def test_external_data_of_bytes_and_files(tmp_path: Path) -> None:
     proto = onnx.load_from_string(
-        model(
-            "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { h = MatMul(x, w)  y = Relu(h) }"
-        )
+        model("g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { h = MatMul(x, w)  y = Relu(h) }")
     )
     path = tmp_path / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
@@ -83,9 +79,7 @@ def test_prepared_run_is_the_same_run() -> None:
 
 
 def test_overridable_weights_may_be_fed() -> None:
-    proto = onnx.load_from_string(
-        model("g (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { y = Add(x, w) }")
-    )
+    proto = onnx.load_from_string(model("g (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { y = Add(x, w) }"))
     proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [2]))
     session = Session.open(proto.SerializeToString())
     x = np.zeros(2, np.float32)
@@ -109,9 +103,9 @@ ERRORS = {
     ),
     "wrong shape": (lambda p: Session.open(model(RELU)).run({"x": X[:, :1]}), "Got: 1 Expected: 2"),
     "fails while running": (
-        lambda p: Session.open(
-            model("g (int64[N] i) => (float[N] y) <float[2] w = {1, 2}> { y = Gather(w, i) }")
-        ).run({"i": np.array([9])}),
+        lambda p: Session.open(model("g (int64[N] i) => (float[N] y) <float[2] w = {1, 2}> { y = Gather(w, i) }")).run(
+            {"i": np.array([9])}
+        ),
         "indices element out of data bounds",
     ),
 }

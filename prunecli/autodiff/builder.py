@@ -47,7 +47,7 @@ class Builder:
 
     def initializer(self, name: str, tensor: ir.TensorProtocol, *, known: bool = True) -> ir.Value:
         """A stored tensor. `known=False` keeps its content out of constant folding (it will be differentiated)."""
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
         value.const_value = tensor
         self.graph.register_initializer(value)
         know_constant(self.facts, value)

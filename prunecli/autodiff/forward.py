@@ -125,9 +125,7 @@ class _Copy:
             if node.op_type == "Constant" and node.domain == "":
                 tensor = constant_tensor(node)
                 if tensor is None:
-                    raise PruneError(
-                        f"cannot read {describe(node)}", "sparse and string constants are unsupported"
-                    )
+                    raise PruneError(f"cannot read {describe(node)}", "sparse and string constants are unsupported")
                 self.tensor(node.outputs[0], tensor)
             elif not self._inlined_branch(node):
                 self._node(node)
@@ -139,9 +137,7 @@ class _Copy:
         condition = self.ops.value(self._get(node.inputs[0]))
         if condition is None:
             return False
-        branch = node.attributes[
-            "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-        ].as_graph()
+        branch = node.attributes["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"].as_graph()
         for value in branch.initializers.values():
             assert value.const_value is not None
             self.tensor(value, value.const_value)
@@ -154,9 +150,7 @@ class _Copy:
         if value is None:
             return None
         if value not in self.map:
-            raise PruneError(
-                f"the value {value.name} is used before it is made", "the model's graph is not in order"
-            )
+            raise PruneError(f"the value {value.name} is used before it is made", "the model's graph is not in order")
         return self.map[value]
 
     def _node(self, node: ir.Node) -> None:
@@ -279,7 +273,7 @@ def _function_body(node: ir.Node, ops: Ops, inputs: Sequence[ir.Value | None]) -
         schema = onnx.defs.get_schema(node.op_type, ops.opset, "")
     except onnx.defs.SchemaError:
         return None
-    if not (schema.has_function or schema.has_context_dependent_function):
+    if not (schema.has_function or schema.has_context_dependent_function):  # type: ignore[attr-defined]
         return None
     proto = ir.to_proto(node)
     names = [f"in{i}" if v is not None else "" for i, v in enumerate(inputs)]

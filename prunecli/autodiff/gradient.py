@@ -64,7 +64,7 @@ class GradientModel:
             PruneError: it is over 2 GB with the tensors that stay stored.
         """
         try:
-            return ir.to_proto(self.model).SerializeToString()
+            return bytes(ir.to_proto(self.model).SerializeToString())
         except Exception as error:  # protobuf raises its own kinds, by implementation
             raise PruneError("the gradient model is over 2 GB", "make its weights inputs") from error
 

@@ -47,9 +47,7 @@ class Scope:
         """A model output, or any value by name; None is the first output."""
         name = self.forward.outputs[0] if name is None else name
         if name not in self.forward.values:
-            raise PruneError(
-                f"the model has no value named {name}", f"outputs: {', '.join(self.forward.outputs)}"
-            )
+            raise PruneError(f"the model has no value named {name}", f"outputs: {', '.join(self.forward.outputs)}")
         return self.forward.values[name]
 
     def logits(self, name: str | None, *ends: str) -> Value:
@@ -63,9 +61,7 @@ class Scope:
 
     def input(self, name: str, dtype: ir.DataType, shape: Shape) -> Value:
         if name in self.forward.values or name in self.extra_inputs:
-            raise PruneError(
-                f"the loss needs an input named {name}, but there is one already", "choose another name"
-            )
+            raise PruneError(f"the loss needs an input named {name}, but there is one already", "choose another name")
         self.extra_inputs[name] = (dtype.name.lower().replace("float", "float32"), shape)
         return self.ops.input(name, int(dtype), shape)
 
@@ -99,9 +95,7 @@ def _class_axis(rank: int) -> int:
 def _log_probabilities(ops: Ops, logits: Value) -> tuple[Value, int]:
     rank = ops.rank(logits)
     if rank == 0:
-        raise PruneError(
-            "a classification loss needs logits, and the output is a scalar", "choose another loss"
-        )
+        raise PruneError("a classification loss needs logits, and the output is a scalar", "choose another loss")
     axis = _class_axis(rank)
     return ops.op("LogSoftmax", logits, axis=axis), axis
 

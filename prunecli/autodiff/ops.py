@@ -136,14 +136,10 @@ class Ops(Builder):
         summed = self.op("MatMul", ones, self.reshape(a, (rows, columns)))
         return self.reshape(summed, shape[leading:])
 
-    def matmul(
-        self, a: ir.Value, b: ir.Value, ta: bool = False, tb: bool = False, alpha: float = 1.0
-    ) -> ir.Value:
+    def matmul(self, a: ir.Value, b: ir.Value, ta: bool = False, tb: bool = False, alpha: float = 1.0) -> ir.Value:
         """alpha * a' @ b', where ' transposes the last two axes if asked. Both have rank 2 at least."""
         if self.rank(a) == self.rank(b) == 2 and (ta or tb or alpha != 1.0):
             return self.op("Gemm", a, b, transA=int(ta), transB=int(tb), alpha=float(alpha))
         if not (ta or tb) and alpha == 1.0:
             return self.op("MatMul", a, b)
-        return self.op(
-            "FusedMatMul", a, b, domain=MICROSOFT, transA=int(ta), transB=int(tb), alpha=float(alpha)
-        )
+        return self.op("FusedMatMul", a, b, domain=MICROSOFT, transA=int(ta), transB=int(tb), alpha=float(alpha))

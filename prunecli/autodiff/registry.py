@@ -67,11 +67,11 @@ class Context:
     def shape(self, index: int = 0) -> Shape:
         return self.ops.shape(self.x(index))
 
-    def int(self, name: str, default: int = 0) -> int:
+    def integer(self, name: str, default: int = 0) -> int:
         attribute = self.node.attributes.get(name)
         return default if attribute is None else int(attribute.as_int())
 
-    def float(self, name: str, default: float) -> float:
+    def real(self, name: str, default: float) -> float:
         attribute = self.node.attributes.get(name)
         return default if attribute is None else float(attribute.as_float())
 
@@ -86,7 +86,7 @@ class Context:
     def axis(self, default: int, rank: int | None = None) -> int:
         """The attribute `axis`, counted from the front."""
         rank = self.ops.rank(self.x(0)) if rank is None else rank
-        axis = self.int("axis", default)
+        axis = self.integer("axis", default)
         return axis + rank if axis < 0 else axis
 
     def known(self, index: int) -> tuple[int, ...] | None:

@@ -13,9 +13,36 @@ from prunecli.errors import PruneError
 _NO_PATH = {"If", "Loop", "Scan", "SequenceMap"}
 # piecewise constant or not numeric: their derivative is zero wherever it exists
 STEPS = frozenset(
-    "Shape Size Floor Ceil Round Sign Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Xor IsNaN IsInf "
-    "ArgMax ArgMin NonZero ConstantOfShape EyeLike RandomNormalLike RandomUniformLike Bernoulli Multinomial "
-    "NonMaxSuppression Unique".split()
+    [
+        "Shape",
+        "Size",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "And",
+        "Or",
+        "Xor",
+        "IsNaN",
+        "IsInf",
+        "ArgMax",
+        "ArgMin",
+        "NonZero",
+        "ConstantOfShape",
+        "EyeLike",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "NonMaxSuppression",
+        "Unique",
+    ]
 )
 
 

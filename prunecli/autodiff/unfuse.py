@@ -46,9 +46,7 @@ def fused_conv(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
     if _at(inputs, 3) is not None:
         y = ops.op("Add", y, _must(inputs, 3))
     all_given = attributes(node)
-    return [
-        _activate(ops, node, y, all_given.get("activation", ""), list(all_given.get("activation_params", [])))
-    ]
+    return [_activate(ops, node, y, all_given.get("activation", ""), list(all_given.get("activation_params", [])))]
 
 
 @rewrite("FusedGemm", domain=MICROSOFT)
@@ -154,9 +152,7 @@ def multi_head_attention(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]
     return [_attend(ops, node, (parts[0], parts[1], parts[2]), mask, _at(inputs, 5), given)]
 
 
-def _raw_mask(
-    ops: Ops, node: ir.Node, mask: Value | None, length: int, given: dict[str, Any]
-) -> Value | None:
+def _raw_mask(ops: Ops, node: ir.Node, mask: Value | None, length: int, given: dict[str, Any]) -> Value | None:
     """(batch, keys) of 0 and 1 as a sum to the scores."""
     if mask is None:
         return None

@@ -42,9 +42,7 @@ class Analysis:
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 
 
-def analyse(
-    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None
-) -> Analysis:
+def analyse(model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None) -> Analysis:
     """State the relations of every operator and find all units.
 
     Args:
@@ -95,8 +93,8 @@ def _apply_rule(ctx: Context) -> None:
             ctx.freeze(value, f"used inside the body of {node.op_type}")
         return
     if node.outputs and all(is_shape_computation(v, ctx.facts) for v in node.outputs if v.name):
-        for value in node.inputs if node.op_type not in ("Shape", "Size") else ():
-            ctx.freeze(value, f"{node.op_type} computes shapes or indices from it")
+        for read in node.inputs if node.op_type not in ("Shape", "Size") else ():
+            ctx.freeze(read, f"{node.op_type} computes shapes or indices from it")
         return
     problem = _obstacle(ctx)
     if problem:

@@ -146,7 +146,8 @@ def solve(table: AtomTable) -> Components:
 
     def atoms(axis: int, positions: Ints | None = None) -> Ints:
         start = offset[table.find(axis)]
-        return start + (np.arange(table.size(axis)) if positions is None else positions)
+        chosen: Ints = start + (np.arange(table.size(axis)) if positions is None else positions)
+        return chosen
 
     left = [atoms(a, ia) for a, ia, _, _ in table.edges]
     right = [atoms(b, ib) for _, _, b, ib in table.edges]
@@ -157,7 +158,7 @@ def solve(table: AtomTable) -> Components:
     for freeze in table.freezes:
         _note(frozen, component[atoms(freeze.axis, freeze.positions)], freeze.reason, reasons)
     for axis, entry in enumerate(table.axes):
-        if entry.size == 1 and entry.value is not None:
+        if entry.size == 1:
             _note(frozen, component[atoms(axis)], "the only position of its axis", reasons)
     for axis, reason in table.approximations:
         _note(approximate, component[atoms(axis)], reason, reasons)

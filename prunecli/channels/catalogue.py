@@ -119,9 +119,7 @@ def removed_positions(analysis: Analysis, atoms: np.ndarray) -> Removed:
     out: Removed = {}
     for number, axis in enumerate(solved.table.axes):
         if axis.value is not None and solved.table.find(number) in wanted:
-            out.setdefault(axis.value.name or "", {})[axis.index] = np.flatnonzero(
-                atoms[solved.atoms(number)]
-            )
+            out.setdefault(axis.value.name or "", {})[axis.index] = np.flatnonzero(atoms[solved.atoms(number)])
     return out
 
 
@@ -139,7 +137,5 @@ def parse_granularity(text: str) -> tuple[Kind, ...]:
         return KINDS
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
-        raise PruneError(
-            f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, block or all"
-        )
+        raise PruneError(f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, block or all")
     return tuple(kind for kind in KINDS if kind in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -215,14 +216,12 @@ def _group(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> ReshapeGroup:
     cuts_a = np.cumprod([n for _, n in a]).tolist()
     cuts_b = np.cumprod([n for _, n in b]).tolist()
     cuts = sorted({1, *cuts_a, *cuts_b})
-    refinable = all(y % x == 0 for x, y in zip(cuts, cuts[1:], strict=False)) and cuts_a[-1] == cuts_b[-1]
-    factors = [y // x for x, y in zip(cuts, cuts[1:], strict=False)] if refinable else None
+    refinable = all(y % x == 0 for x, y in itertools.pairwise(cuts)) and cuts_a[-1] == cuts_b[-1]
+    factors = [y // x for x, y in itertools.pairwise(cuts)] if refinable else None
 
     def spans(axes: list[tuple[int, int]], ends: list[int]) -> dict[int, tuple[int, int]]:
         starts = [1, *ends[:-1]]
-        return {
-            axis: (cuts.index(s), cuts.index(e)) for (axis, _), s, e in zip(axes, starts, ends, strict=True)
-        }
+        return {axis: (cuts.index(s), cuts.index(e)) for (axis, _), s, e in zip(axes, starts, ends, strict=True)}
 
     empty = factors is None
     return ReshapeGroup([i for i, _ in a], [i for i, _ in b], factors,

@@ -12,7 +12,7 @@ from prunecli.channels.edit import Removed as Removed
 from prunecli.channels.edit import View
 from prunecli.channels.prepare import share_again
 from prunecli.channels.registry import REWRITES
-from prunecli.channels.views import same_content, view_geometry
+from prunecli.channels.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant
 
@@ -39,7 +39,7 @@ def remove(
     geometry, other = view_geometry(model, inputs, other_inputs)
     shapes = [dict(inputs)] + ([other] if other else [])
     before = [geometry.facts] + ([geometry.other] if geometry.other is not None else [])
-    cut = Cut(model, removed, [View(b, Facts()) for b in before])
+    cut = Cut(model, removed, [View(b, Facts()) for b in before], shape_derived(model, before[0]))
     _slice_constants(cut)
     for view, at in zip(cut.views, shapes, strict=True):
         for value in model.graph.inputs:
@@ -119,26 +119,26 @@ def _captured_outside(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _changed(cut: Cut, value: ir.Value | None) -> bool:
-    """Whether the known content of a value is not what it was (less the removed positions)."""
-    for view in cut.views:
-        old = view.before.value(value)
-        new = view.after.value(value)
-        if value is None or old is None or old is new:
+    """Whether what was computed from shapes is not what it was (less the removed positions)."""
+    if value is None or value not in cut.shape_derived:
+        return False
+    for number, view in enumerate(cut.views):
+        old, new = view.before.value(value), view.after.value(value)
+        if old is None:
             continue
-        if new is None or not same_content(new, _less(cut, value, old)):
+        if old.shape != cut.before(value):  # positions of a merged dynamic axis are known in the first view only
+            if view.after.shapes.get(value) != cut.shape(value, number):
+                return True
+        elif new is None or not same_content(new, _less(cut, value, old)):
             return True
     return False
 
 
 def _original(cut: Cut, value: ir.Value | None) -> Array:
     assert value is not None
-    contents = [
-        _less(cut, value, old) for old in (view.before.value(value) for view in cut.views) if old is not None
-    ]
+    contents = [_less(cut, value, old) for old in (view.before.value(value) for view in cut.views) if old is not None]
     if len(contents) < len(cut.views) or not all(same_content(c, contents[0]) for c in contents):
-        raise PruneError(
-            f"{value.name!r} is computed from dimensions of which one is cut and another is dynamic", HINT
-        )
+        raise PruneError(f"{value.name!r} is computed from dimensions of which one is cut and another is dynamic", HINT)
     return contents[0]
 
 

@@ -32,6 +32,7 @@ class Cut:
     model: ir.Model
     removed: Removed
     views: list[View]
+    shape_derived: set[ir.Value] = field(default_factory=set)
     settled: set[tuple[ir.Node, int]] = field(default_factory=set)
     """Inputs whose contents a rewrite has set or approved."""
     _serial: int = 0
@@ -92,9 +93,7 @@ class Cut:
     def set_input(self, node: ir.Node, index: int, array: Array) -> None:
         """Give the node a constant of its own at an input; other users of the old one keep it."""
         name = self._new_name(node)
-        constant = ir.Node(
-            "", "Constant", [], [ir.AttrTensor("value", ir.tensor(array, name=name))], name=name
-        )
+        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array, name=name))], name=name)
         constant.outputs[0].name = name
         constant.outputs[0].const_value = ir.tensor(array, name=name)
         self.model.graph.insert_before(node, constant)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.edit import Removed
+from prunecli.channels.views import shape_derived
 from prunecli.model.facts import Facts
 
 
@@ -13,7 +14,8 @@ def force_zero(model: ir.Model, removed: Removed, facts: Facts) -> None:
     """Change a prepared model in place: each listed value passes through Where(mask, value, 0).
 
     Constants are zeroed at the removed positions; values that are not floating-point are left alone (they are
-    geometry or comparisons whose results are masked further on).
+    geometry or comparisons whose results are masked further on), and so is what is computed from shapes alone
+    (a fill as long as X): a cut shortens it but keeps its content.
     """
     graph = model.graph
     for value in graph.initializers.values():
@@ -25,10 +27,11 @@ def force_zero(model: ir.Model, removed: Removed, facts: Facts) -> None:
                 array[(slice(None),) * axis + (gone,)] = 0
             value.const_value = ir.Tensor(array, name=value.name, dtype=tensor.dtype)
     zeros: dict[int, ir.Value] = {}
+    derived = shape_derived(model, facts)
     for node in list(graph):
         for out in node.outputs:
             axes = removed.get(out.name or "")
-            if axes and ir.DataType(facts.dtypes.get(out, 1)).is_floating_point():
+            if axes and out not in derived and ir.DataType(facts.dtypes.get(out, 1)).is_floating_point():
                 _mask(model, node, out, axes, facts, zeros)
 
 
@@ -52,9 +55,7 @@ def _mask(
         keep[gone] = False
         mask = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         name = f"prune.mask.{out.name}.{axis}"
-        where = ir.Node(
-            "", "Where", [_constant(model, name, mask), current, zeros[dtype]], num_outputs=1, name=name
-        )
+        where = ir.Node("", "Where", [_constant(model, name, mask), current, zeros[dtype]], num_outputs=1, name=name)
         where.outputs[0].name = f"{name}.out"
         model.graph.insert_after(last, where)
         current, last = where.outputs[0], where

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
 from prunecli.channels.edit import Removed
+from prunecli.channels.views import Geometry, shape_derived
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
@@ -55,9 +56,7 @@ def _copy_shared(model: ir.Model) -> None:
         if not vector or not tensor.dtype.is_floating_point() or any(u.node.graph is not graph for u in uses):
             continue
         for number, (node, index) in enumerate(uses[1:], 2):
-            copy = ir.Value(
-                name=_free_name(graph, f"{value.name}::{number}"), shape=value.shape, type=value.type
-            )
+            copy = ir.Value(name=_free_name(graph, f"{value.name}::{number}"), shape=value.shape, type=value.type)
             copy.const_value = tensor
             copy.meta[_ORIGINAL] = value.name
             graph.register_initializer(copy)
@@ -83,12 +82,14 @@ def share_again(model: ir.Model) -> None:
             del initializers[copy.name or ""]
 
 
-def plan_names(model: ir.Model, removed: Removed) -> Removed:
+def plan_names(model: ir.Model, removed: Removed, geometry: Geometry | None = None) -> Removed:
     """A cut of a prepared model, in terms of the user's file.
 
-    A constant that was copied has the positions that all its copies lose; values inside local functions, which
-    the user's file does not name, are left out. Forcing the result to zero in the user's model has the same
-    effect on its outputs: the values that the nodes yield are listed all the same.
+    A constant that was copied has the positions that all its copies lose. Left out are values inside local
+    functions, which the user's file does not name, and (with `geometry`) what is computed from shapes alone, and
+    axes whose length depends on dynamic dimensions (batch * heads): their positions mean nothing at other sizes.
+    Forcing the rest to zero has the same effect: what those values are computed from, and what is computed from
+    them, is listed.
     """
     names = model.meta.get(_NAMES)
     copies: dict[str, list[str]] = defaultdict(list)
@@ -96,18 +97,24 @@ def plan_names(model: ir.Model, removed: Removed) -> Removed:
         if _ORIGINAL in value.meta:
             copies[value.meta[_ORIGINAL]].append(value.name or "")
     hidden = {name for group in copies.values() for name in group}
+    unlisted = _unlisted_axes(model, geometry)
     out: Removed = {}
     for name, axes in removed.items():
         if name in hidden or (names is not None and name not in names):
             continue
-        shared = (
-            {a: _in_all(removed, copies[name], a, gone) for a, gone in axes.items()}
-            if name in copies
-            else axes
-        )
-        if kept := {a: gone for a, gone in shared.items() if len(gone)}:
+        shared = {a: _in_all(removed, copies[name], a, gone) for a, gone in axes.items()} if name in copies else axes
+        left_out = unlisted.get(name, ())
+        if kept := {a: gone for a, gone in shared.items() if len(gone) and a not in left_out}:
             out[name] = kept
     return out
+
+
+def _unlisted_axes(model: ir.Model, geometry: Geometry | None) -> dict[str, set[int]]:
+    if geometry is None:
+        return {}
+    shapes = geometry.facts.shapes.items()
+    derived = shape_derived(model, geometry.facts)
+    return {v.name or "": {a for a in range(len(s)) if v in derived or geometry.is_dynamic(v, a)} for v, s in shapes}
 
 
 def _in_all(removed: Removed, copies: list[str], axis: int, gone: np.ndarray) -> np.ndarray:

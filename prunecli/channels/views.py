@@ -46,11 +46,7 @@ def view_geometry(
     and products of dimensions consistent), or only the first axes where the model does not admit that.
     """
     facts = gather_facts(model, inputs)
-    tries = (
-        [dict(other_inputs)]
-        if other_inputs
-        else [_doubled(model, inputs), _doubled(model, inputs, first=True)]
-    )
+    tries = [dict(other_inputs)] if other_inputs else [_doubled(model, inputs), _doubled(model, inputs, first=True)]
     for shapes in tries:
         if shapes == dict(inputs):
             continue
@@ -71,4 +67,13 @@ def _doubled(model: ir.Model, inputs: Mapping[str, Shape], first: bool = False) 
             size if isinstance(dim, int) or (first and axis and str(dim) not in leading) else 2 * size
             for axis, (dim, size) in enumerate(zip(value.shape, inputs[value.name], strict=True))
         )
+    return out
+
+
+def shape_derived(model: ir.Model, facts: Facts) -> set[ir.Value]:
+    """Values whose known content was computed from the shape of some tensor (the head size, a fill as long as X)."""
+    out: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type in ("Shape", "Size") or any(v in out for v in node.inputs if v is not None):
+            out.update(v for v in node.outputs if v in facts.values)
     return out

@@ -118,9 +118,7 @@ def prune(
     version: Annotated[
         bool, _option("--version", callback=_print_version, text="print the version", eager=True)
     ] = False,
-    quiet: Annotated[
-        bool, _option("-q", "--quiet", callback=_set_quiet, text="only results and errors")
-    ] = False,
+    quiet: Annotated[bool, _option("-q", "--quiet", callback=_set_quiet, text="only results and errors")] = False,
     verbose: Annotated[
         bool, _option("-v", "--verbose", callback=_set_verbose, text="show everything, no shortened tables")
     ] = False,

@@ -19,9 +19,7 @@ def compare(
     label_column: options.LabelColumn = None,
     batch_size: options.BatchSize = 32,
     limit: options.Limit = None,
-    samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="random inputs, without --data")
-    ] = 8,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="random inputs, without --data")] = 8,
     seed: options.Seed = 0,
     fail_if: options.FailIf = None,
     format: options.FormatOption = Format.table,

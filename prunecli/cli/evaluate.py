@@ -30,9 +30,7 @@ def evaluate(
     model: options.ModelPath,
     baseline: Annotated[
         Path | None,
-        typer.Option(
-            "--baseline", metavar="ORIGINAL", help="the model to compare with", rich_help_panel=QUALITY
-        ),
+        typer.Option("--baseline", metavar="ORIGINAL", help="the model to compare with", rich_help_panel=QUALITY),
     ] = None,
     data: options.Data = None,
     labels: options.Labels = None,
@@ -82,9 +80,7 @@ def evaluate(
     ] = False,
     robustness: Annotated[
         bool,
-        typer.Option(
-            "--robustness", help="quality under noise, outliers, blur, contrast", rich_help_panel=QUALITY
-        ),
+        typer.Option("--robustness", help="quality under noise, outliers, blur, contrast", rich_help_panel=QUALITY),
     ] = False,
     no_latency: Annotated[
         bool, typer.Option("--no-latency", help="do not measure time", rich_help_panel=QUALITY)
@@ -101,9 +97,7 @@ def evaluate(
     ] = None,
     latency_batch: Annotated[
         int,
-        typer.Option(
-            "--latency-batch", metavar="N", min=1, help="samples per timed run", rich_help_panel=QUALITY
-        ),
+        typer.Option("--latency-batch", metavar="N", min=1, help="samples per timed run", rich_help_panel=QUALITY),
     ] = 1,
     fail_if: options.FailIf = None,
     format: options.FormatOption = Format.table,

@@ -14,9 +14,7 @@ def inspect(
     model: options.ModelPath,
     histogram: Annotated[
         bool,
-        typer.Option(
-            "--histogram", help="draw |w| per weight, with the thresholds that zero 50, 70 and 90 %"
-        ),
+        typer.Option("--histogram", help="draw |w| per weight, with the thresholds that zero 50, 70 and 90 %"),
     ] = False,
     nm: Annotated[
         str | None,

@@ -102,9 +102,7 @@ Plan = Annotated[
 ]
 SavePlan = Annotated[
     Path | None,
-    typer.Option(
-        "--save-plan", metavar="PATH", help="keep the exact decision in PATH (JSON)", rich_help_panel=OUTPUT
-    ),
+    typer.Option("--save-plan", metavar="PATH", help="keep the exact decision in PATH (JSON)", rich_help_panel=OUTPUT),
 ]
 
 Include = Annotated[
@@ -148,9 +146,7 @@ Data = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(
-        "--labels", metavar="PATH", help="labels as .npy, for an .npy of inputs", rich_help_panel=DATA
-    ),
+    typer.Option("--labels", metavar="PATH", help="labels as .npy, for an .npy of inputs", rich_help_panel=DATA),
 ]
 LabelColumn = Annotated[
     str | None,
@@ -197,9 +193,7 @@ FailIf = Annotated[
 ]
 NoProgress = Annotated[
     bool,
-    typer.Option(
-        "--no-progress", help="no progress bars; also implied off a terminal", rich_help_panel=REPORT
-    ),
+    typer.Option("--no-progress", help="no progress bars; also implied off a terminal", rich_help_panel=REPORT),
 ]
 
 Dim = Annotated[

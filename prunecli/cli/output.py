@@ -53,9 +53,7 @@ def check_report_path(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() not in _SUFFIXES:
-        raise PruneError(
-            f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html"
-        )
+        raise PruneError(f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html")
     if path.is_dir() or not path.parent.is_dir():
         raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
 
@@ -139,9 +137,7 @@ def _write_atomically(path: Path, text: str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise PruneError(
-            f"cannot write the report {path}: {error.strerror}", "name a writable file"
-        ) from error
+        raise PruneError(f"cannot write the report {path}: {error.strerror}", "name a writable file") from error
 
 
 def _umask() -> int:

@@ -34,9 +34,7 @@ def check_dtype(name: str, dtype: Any, spec: InputSpec) -> None:
         raise PruneError(f"the input {spec.describe()} is not a tensor", "only tensors can be fed from data")
     if text != (spec.dtype == "str"):
         has, wants = ("text", spec.dtype) if text else (str(dtype), "text")
-        raise PruneError(
-            f"{name} is {has}, the model's input {spec.name} wants {wants}", "convert it to that type"
-        )
+        raise PruneError(f"{name} is {has}, the model's input {spec.name} wants {wants}", "convert it to that type")
 
 
 def check_sample_shape(name: str, shape: tuple[int, ...], spec: InputSpec) -> None:

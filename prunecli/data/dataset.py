@@ -221,9 +221,7 @@ def _common_count(columns: Sequence[Column], source: str) -> int:
     counts = {c.name: c.shape[0] if c.shape else 0 for c in columns}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise PruneError(
-            f"the inputs differ in their number of samples: {listed}", "the first axis counts samples"
-        )
+        raise PruneError(f"the inputs differ in their number of samples: {listed}", "the first axis counts samples")
     count = next(iter(counts.values()))
     if count == 0:
         raise PruneError(f"{columns[0].name} holds no samples", "the first axis counts samples")

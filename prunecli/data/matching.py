@@ -39,9 +39,7 @@ def match(specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str
     return {s.name: found[s.name] for s in specs}
 
 
-def split_labels(
-    columns: Mapping[str, Column], specs: Sequence[InputSpec]
-) -> tuple[dict[str, Column], Column | None]:
+def split_labels(columns: Mapping[str, Column], specs: Sequence[InputSpec]) -> tuple[dict[str, Column], Column | None]:
     """The columns without the labels, and the labels: the first of LABEL_NAMES that is no input's name."""
     names = {s.name for s in specs}
     name = next((n for n in LABEL_NAMES if n in columns and n not in names), None)

@@ -47,9 +47,7 @@ def read_header(name: str, stream: IO[bytes], size: int) -> Header:
             raise ValueError(f"format version {version}")
         shape, fortran, dtype = read(stream)
     except Exception as error:  # numpy's parser raises many kinds on garbage
-        raise PruneError(
-            f"{name} is not a readable .npy array", "write it with numpy.save or numpy.savez"
-        ) from error
+        raise PruneError(f"{name} is not a readable .npy array", "write it with numpy.save or numpy.savez") from error
     if dtype.hasobject:
         raise PruneError(f"{name} holds Python objects", "save plain numbers or text; pickles are never read")
     header = Header(tuple(int(n) for n in shape), dtype, bool(fortran), stream.tell())
@@ -88,9 +86,7 @@ def open_npz(path: Path, limit: int | None = None) -> dict[str, Column]:
             members = [i for i in archive.infolist() if i.filename.endswith(".npy")]
             return {i.filename[:-4]: _member(path, archive, i, limit) for i in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PruneError(
-            f"{path} is not a readable .npz archive: {error}", "write it with numpy.savez"
-        ) from error
+        raise PruneError(f"{path} is not a readable .npz archive: {error}", "write it with numpy.savez") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None) -> Column:
@@ -151,12 +147,7 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
     with path.open("rb") as stream:
         stream.seek(info.header_offset)
         local = stream.read(30)
-    start = (
-        info.header_offset
-        + 30
-        + int.from_bytes(local[26:28], "little")
-        + int.from_bytes(local[28:30], "little")
-    )
+    start = info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
     if local[:4] != b"PK\x03\x04" or start + info.file_size > path.stat().st_size:
         raise PruneError(f"{path.name}:{info.filename} is damaged", "write it again with numpy.savez")
     return start

@@ -81,9 +81,7 @@ class Speedup:
         return f"slower than the baseline: {self.speedup:.2f} times its speed ({span})"
 
 
-def measure(
-    runs: Mapping[str, Run], count: int | None = None, progress: Progress = no_progress
-) -> dict[str, Array]:
+def measure(runs: Mapping[str, Run], count: int | None = None, progress: Progress = no_progress) -> dict[str, Array]:
     """Times of each function in milliseconds, one per round. Every round times each in turn, in alternating
     order, so that drift of the machine falls on all alike; a time is the fastest of three runs in a row,
     since other processes only ever add to it. Without `count`: as many rounds as fit about six seconds, at

@@ -103,6 +103,4 @@ def _join(a: InputSpec, b: InputSpec) -> InputSpec:
                 f"no input fits both models: {a.describe()} and {b.describe()}",
                 "export both for the same shapes",
             )
-    return replace(
-        a, shape=tuple(y if isinstance(y, int) else x for x, y in zip(a.shape, b.shape, strict=True))
-    )
+    return replace(a, shape=tuple(y if isinstance(y, int) else x for x, y in zip(a.shape, b.shape, strict=True)))

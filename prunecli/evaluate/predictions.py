@@ -151,8 +151,8 @@ def _read_scores(scores: Array, truth: Array, broken: Array) -> dict[str, Array]
     predicted = np.where(broken, -1, scores.argmax(axis=1))
     part = {"predicted": predicted, "prob": own[:, 0], "soft": soft, "plain": plain | broken}
     if scores.shape[1] > TOP:
-        ahead = (scores > own).sum(axis=1) + (
-            (scores == own) & (np.arange(scores.shape[1]) > truth[:, None])
-        ).sum(axis=1)
+        ahead = (scores > own).sum(axis=1) + ((scores == own) & (np.arange(scores.shape[1]) > truth[:, None])).sum(
+            axis=1
+        )
         part["in_top"] = (ahead < TOP) & ~broken
     return part

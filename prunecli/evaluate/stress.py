@@ -117,9 +117,7 @@ def _by_agreement(
         if any(values["top1_agreement"] is None for values in both.values()):
             name = "cosine"
         figures = {role: float(values[name] or 0.0) for role, values in both.items()}
-        rows.append(
-            StressRow(chosen.name, severity, chosen.unit, figures, {r: 1 - v for r, v in figures.items()})
-        )
+        rows.append(StressRow(chosen.name, severity, chosen.unit, figures, {r: 1 - v for r, v in figures.items()}))
     return Stress(name, len(data), dict.fromkeys(runners, 1.0), rows)
 
 

@@ -14,9 +14,7 @@ def _value(node: ir.Node, name: str, kind: ir.AttributeType) -> object:
     if attribute is None:
         return None
     if attribute.is_ref():
-        raise UnreadableAttributeError(
-            f"attribute '{name}' of {node.op_type} depends on the caller of a function"
-        )
+        raise UnreadableAttributeError(f"attribute '{name}' of {node.op_type} depends on the caller of a function")
     if attribute.type != kind:
         raise UnreadableAttributeError(f"attribute '{name}' of {node.op_type} is not of type {kind.name}")
     return attribute.value

@@ -79,7 +79,7 @@ def _grid_sample(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:2], *shapes[1][1:-1])]
 
 
-OUTPUT_TYPE_OF = {"MatMulIntegerToFloat": 2, "DequantizeLinear": 1, "QuantizeLinear": 2}
+OUTPUT_TYPE_OF = {"MatMulIntegerToFloat": 2, "QAttention": 2, "DequantizeLinear": 1, "QuantizeLinear": 2}
 """Input that has the element type of the output, where it is not the first."""
 
 
@@ -177,3 +177,14 @@ SAME_AS: dict[tuple[str, str], Same] = {
     (DOMAIN, "FusedConv"): Same("Conv", (0, 1, 2), _CONV),
     (DOMAIN, "FusedGemm"): Same("Gemm", (0, 1, 2), frozenset({"alpha", "beta", "transA", "transB"})),
 }
+
+
+@shapes_of("DynamicQuantizeLSTM")
+def _quantised_lstm(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    (steps, batch, _), (directions, _, gates) = shapes[0], shapes[1]
+    return [(steps, directions, batch, gates // 4)]
+
+
+@shapes_of("QAttention")
+def _quantised_attention(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(*shapes[0][:2], shapes[1][1] // 3)]

@@ -219,6 +219,8 @@ def _learn_type(facts: Facts, out: ir.Value, found: onnx.TypeProto | None) -> No
     facts.dtypes[out] = found.tensor_type.elem_type
     dims = found.tensor_type.shape.dim if found.tensor_type.HasField("shape") else None
     if dims is not None and all(d.HasField("dim_value") for d in dims):
+        if any(d.dim_value < 0 for d in dims):
+            raise ValueError("the input is too small for it")
         facts.shapes[out] = tuple(d.dim_value for d in dims)
 
 

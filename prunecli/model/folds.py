@@ -83,9 +83,7 @@ def _squeeze(node: ir.Node, x: list[Any]) -> list[Array]:
 
 @fold("Reshape")
 def _reshape(node: ir.Node, x: list[Any]) -> list[Array]:
-    target = [
-        x[0].shape[i] if d == 0 and not attr_int(node, "allowzero", 0) else int(d) for i, d in enumerate(x[1])
-    ]
+    target = [x[0].shape[i] if d == 0 and not attr_int(node, "allowzero", 0) else int(d) for i, d in enumerate(x[1])]
     return [x[0].reshape(target)]
 
 

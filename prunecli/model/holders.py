@@ -74,7 +74,4 @@ def holders(model: ir.Model) -> Iterator[Holder]:
 def _holds_tensor(node: ir.Node) -> bool:
     if node.op_type != "Constant" or node.domain != "" or not node.outputs:
         return False
-    return any(
-        name in node.attributes and not node.attributes[name].is_ref()
-        for name in ("value", *FLOAT_ATTRIBUTES)
-    )
+    return any(name in node.attributes and not node.attributes[name].is_ref() for name in ("value", *FLOAT_ATTRIBUTES))

@@ -71,9 +71,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     return Model(model, path, sha256, tuple(folder.sizes), notes)
 
 
-def _build(
-    proto: onnx.ModelProto, path: Path, allow_outside_data: bool
-) -> tuple[ir.Model, DataFolder, list[str]]:
+def _build(proto: onnx.ModelProto, path: Path, allow_outside_data: bool) -> tuple[ir.Model, DataFolder, list[str]]:
     folder = check_tensors(proto, path, allow_outside_data)
     notes = [*densify(proto, path), *_tidy(proto, path)]
     check_graph(proto, path)
@@ -112,16 +110,12 @@ def _drop_repeated(graph: onnx.GraphProto, path: Path) -> list[str]:
 
 def _sort(model: ir.Model, path: Path) -> list[str]:
     """Bring nodes into an order in which each follows what it reads."""
-    unsorted = [
-        g for g in (model.graph, *(f.graph for f in model.functions.values())) if not graphs.is_sorted(g)
-    ]
+    unsorted = [g for g in (model.graph, *(f.graph for f in model.functions.values())) if not graphs.is_sorted(g)]
     for graph in unsorted:
         try:
             graph.sort()
         except ValueError as error:
-            raise PruneError(
-                f"{path}: nodes of '{graph.name}' depend on each other in a circle", DAMAGED
-            ) from error
+            raise PruneError(f"{path}: nodes of '{graph.name}' depend on each other in a circle", DAMAGED) from error
     return ["nodes were sorted: some came before what they read"] if unsorted else []
 
 
@@ -163,9 +157,7 @@ def read_file(path: Path) -> bytes:
         if info.st_size == 0:
             raise PruneError(f"{path} is empty", "export or download the model again")
         if info.st_size >= 1 << 31:
-            raise PruneError(
-                f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file"
-            )
+            raise PruneError(f"{path} has {info.st_size} bytes; ONNX files end at 2 GiB", "give the .onnx file")
         return _read(path)
     except FileNotFoundError as error:
         raise PruneError(f"{path} does not exist", "check the path") from error

@@ -42,9 +42,7 @@ class DataFolder:
 
     def _locate(self, location: str, tensor: str) -> Path:
         if not location or "\0" in location:
-            raise PruneError(
-                f"{self.model}: tensor '{tensor}' names no external data file", "re-export the model"
-            )
+            raise PruneError(f"{self.model}: tensor '{tensor}' names no external data file", "re-export the model")
         given = self.model.parent / location
         try:
             real = Path(os.path.realpath(given, strict=True))
@@ -66,9 +64,7 @@ class DataFolder:
                 f"{self.model}: external data '{location}' of '{tensor}' lies outside the model's folder",
                 ALLOW_HINT,
             )
-        reason = (
-            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        )
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         return PruneError(
             f"{self.model}: external data file '{location}' {reason}",
             f"put it beside the model, in {self.model.parent}",
@@ -86,9 +82,7 @@ class DataFolder:
 
     def _check_file(self, location: str, info: os.stat_result) -> None:
         if not stat.S_ISREG(info.st_mode):
-            raise PruneError(
-                f"{self.model}: external data '{location}' is not a regular file", "re-export the model"
-            )
+            raise PruneError(f"{self.model}: external data '{location}' is not a regular file", "re-export the model")
         # A hard link has no target to resolve; one to somebody else's file is how it could leave the folder.
         owner = self.model.stat().st_uid
         if info.st_nlink > 1 and info.st_uid != owner and not self.allow_outside:
@@ -123,9 +117,7 @@ def resolve(tensor: onnx.TensorProto, folder: DataFolder) -> tuple[Path, int]:
     return path, offset
 
 
-def _number(
-    entries: dict[str, str], key: str, default: int, tensor: onnx.TensorProto, folder: DataFolder
-) -> int:
+def _number(entries: dict[str, str], key: str, default: int, tensor: onnx.TensorProto, folder: DataFolder) -> int:
     text = entries.get(key)
     if text is None or text == "":
         return default

@@ -69,9 +69,7 @@ def _detach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
     known = stored | produced | {info.name for info in graph.input}
     kept.described = stored & {info.name for info in graph.value_info}
     # "domain::function/value" is how older models describe values inside functions; onnx-ir reads those
-    kept.infos = [
-        _copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name
-    ]
+    kept.infos = [_copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name]
     kept.annotations = [_copy(a) for a in graph.quantization_annotation if a.tensor_name not in known]
 
 
@@ -99,10 +97,7 @@ def _round_trips(info: onnx.ValueInfoProto) -> bool:
 
 def _survives(attribute: onnx.AttributeProto) -> bool:
     kinds = onnx.AttributeProto
-    if (
-        attribute.type in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS, kinds.UNDEFINED)
-        and not attribute.ref_attr_name
-    ):
+    if attribute.type in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS, kinds.UNDEFINED) and not attribute.ref_attr_name:
         return False
     if attribute.type == kinds.STRINGS:
         return all(_is_text(text) for text in attribute.strings)

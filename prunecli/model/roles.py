@@ -149,11 +149,7 @@ def einsum(node: ir.Node, index: int, shape: Shape) -> Answer:
         return Refused("Einsum without an explicit output, or with an ellipsis")
     terms, output = equation.split("->")
     operands = terms.split(",")
-    if (
-        index >= len(operands)
-        or len(operands[index]) != len(shape)
-        or len(set(operands[index])) != len(shape)
-    ):
+    if index >= len(operands) or len(operands[index]) != len(shape) or len(set(operands[index])) != len(shape):
         return Refused("Einsum takes a diagonal of it")
     letters, others = operands[index], {c for i, term in enumerate(operands) if i != index for c in term}
     if not others or not any(c in others and c not in output for c in letters):

@@ -43,9 +43,7 @@ class SaveOptions:
     provenance: Provenance | None = None
 
 
-def save(
-    model: Model, path: str | Path, options: SaveOptions | None = None, verify: Verify | None = None
-) -> FileRef:
+def save(model: Model, path: str | Path, options: SaveOptions | None = None, verify: Verify | None = None) -> FileRef:
     """Write `model` to `path`, through a staging folder beside it.
 
     The ONNX checker and then `verify(staged_path)` must accept the file (external data included) before it

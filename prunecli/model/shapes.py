@@ -42,14 +42,8 @@ class Dims:
 def _named(text: str, separator: str, option: str, example: str) -> tuple[str, Shape]:
     name, found, numbers = text.rpartition(separator)
     parts = [part.strip() for part in numbers.split(",")]
-    if (
-        not found
-        or not name
-        or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
-    ):
-        raise PruneError(
-            f"{option} {text}: not understood", f"write {option} {example}; sizes are at least 1"
-        )
+    if not found or not name or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise PruneError(f"{option} {text}: not understood", f"write {option} {example}; sizes are at least 1")
     return name, tuple(int(part) for part in parts)
 
 

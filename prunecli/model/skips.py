@@ -72,17 +72,14 @@ def _float_reason(tensor: ir.TensorProtocol, reads: list[Reader]) -> str:
 def groups(counted: Counter[str]) -> list[Skipped]:
     """One entry for all constants that are only worth counting."""
     return [
-        Skipped(f"{n} {what}{'s' * (n > 1)}", "single values are not pruned")
-        for what, n in sorted(counted.items())
+        Skipped(f"{n} {what}{'s' * (n > 1)}", "single values are not pruned") for what, n in sorted(counted.items())
     ]
 
 
 def nodes(model: ir.Model) -> list[Skipped]:
     """Operators of ai.onnx.ml keep their parameters in attributes."""
     return [
-        Skipped(
-            node.name or node.op_type, f"{node.op_type} keeps its parameters in attributes: not prunable yet"
-        )
+        Skipped(node.name or node.op_type, f"{node.op_type} keeps its parameters in attributes: not prunable yet")
         for node in all_nodes(model)
         if node.domain == "ai.onnx.ml" and any(name in node.attributes for name in COEFFICIENTS)
     ]

@@ -19,9 +19,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except (
-    ImportError
-):  # no advisory locks on this platform: leftovers are then only removed by their own process
+except ImportError:  # no advisory locks on this platform: leftovers are then only removed by their own process
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".prune-tmp"

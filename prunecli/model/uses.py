@@ -63,9 +63,7 @@ class _Trail:
     passed: set[tuple[ir.Value, tuple[Step, ...]]] = field(default_factory=set)
 
 
-def _readers(
-    trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int
-) -> Iterator[Reader]:
+def _readers(trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int) -> Iterator[Reader]:
     if (value, steps) in trail.passed:
         return
     trail.passed.add((value, steps))

@@ -101,9 +101,7 @@ def _check_functions(model: onnx.ModelProto, path: Path) -> None:
         raise PruneError(f"{path}: its functions expand to more than {MAX_EXPANDED} nodes", BROKEN)
 
 
-def _expand(
-    start: Function, calls: dict[Function, Counter[Function]], sizes: dict[Function, int], path: Path
-) -> None:
+def _expand(start: Function, calls: dict[Function, Counter[Function]], sizes: dict[Function, int], path: Path) -> None:
     """Fill `sizes` for `start` and what it calls, without recursion: chains of calls may be long."""
     stack, open_calls = [start], set()
     while stack:

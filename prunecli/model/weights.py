@@ -111,9 +111,7 @@ class Weight:
         self.holder.put(pending(self.tensor, change, self.shape if shape is None else shape, self.name))
 
 
-def pending(
-    source: ir.TensorProtocol, change: Callable[[Values], Values], shape: Shape, name: str
-) -> ir.LazyTensor:
+def pending(source: ir.TensorProtocol, change: Callable[[Values], Values], shape: Shape, name: str) -> ir.LazyTensor:
     """`change(source)`, evaluated when read; `source`'s mapping is released right after."""
 
     def compute() -> ir.TensorProtocol:

@@ -72,12 +72,9 @@ def distribution(weights: Sequence[Weight], progress: Progress = no_progress) ->
     steps = _nice_steps(*_quantiles(total, (0.99, 1.0)))
     counts = _below(weights, [*wanted, *steps], progress)
     size = sum(weight.size for weight in weights)
-    found = [
-        Threshold(value, n, n / size) for value, n in zip([*wanted, *steps], counts.tolist(), strict=True)
-    ]
+    found = [Threshold(value, n, n / size) for value, n in zip([*wanted, *steps], counts.tolist(), strict=True)]
     result.hints = [
-        Threshold(t.value, t.below, t.sparsity, f)
-        for t, f in zip(found[: len(wanted)], FRACTIONS, strict=True)
+        Threshold(t.value, t.below, t.sparsity, f) for t, f in zip(found[: len(wanted)], FRACTIONS, strict=True)
     ]
     result.steps = found[len(wanted) :]
     return result
@@ -160,9 +157,7 @@ def parse_nm(text: str) -> tuple[int, int]:
     """
     n, colon, m = text.partition(":")
     if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
-        raise PruneError(
-            f"{text!r} is not an N:M pattern", "write N:M with N smaller than M, for example 2:4"
-        )
+        raise PruneError(f"{text!r} is not an N:M pattern", "write N:M with N smaller than M, for example 2:4")
     return int(n), int(m)
 
 

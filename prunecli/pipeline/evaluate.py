@@ -56,9 +56,7 @@ class DataOptions:
         return None
 
     def open(self, specs: Sequence[InputSpec]) -> Dataset:
-        return open_data(
-            self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit
-        )
+        return open_data(self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -251,9 +249,7 @@ def _train_metrics(
     data = options.train_data.open(bench.specs)
     if not data.has_labels:
         raise PruneError(f"{options.train_data.text} has no labels", "the train-test gap needs them")
-    found = run_pass(
-        bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data"
-    )
+    found = run_pass(bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data")
     return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
 
 
@@ -267,9 +263,7 @@ def _latency(bench: Bench, data: Dataset, options: EvaluateOptions, progress: Pr
     times = measure(runs, options.latency_runs, progress)
     threads = options.execution.thread_count
     count = batch.count + batch.padded
-    return {
-        role: Latency(times[role], count, threads, bench.runners[role].session.provider) for role in times
-    }
+    return {role: Latency(times[role], count, threads, bench.runners[role].session.provider) for role in times}
 
 
 def _scored(
@@ -302,9 +296,7 @@ def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
     notes = [f"matched by position: {name}" for r in bench.runners.values() for name in r.renamed]
     for role, predictions in done.predictions.items():
         if predictions.invalid:
-            notes.append(
-                f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong"
-            )
+            notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
     if done.fidelity is not None:
         notes += [f"not compared: {reason}" for reason in done.fidelity.skipped]
     labels = data.labels

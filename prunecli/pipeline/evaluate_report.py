@@ -88,11 +88,7 @@ def to_document(found: Evaluation) -> Document:
 
 def _columns(found: Evaluation, first: str) -> list[Column]:
     columns = [Column(first), Column("model", "number")]
-    return (
-        columns
-        if found.baseline is None
-        else [*columns, Column("baseline", "number"), Column("change", "number")]
-    )
+    return columns if found.baseline is None else [*columns, Column("baseline", "number"), Column("change", "number")]
 
 
 def _quality(found: Evaluation) -> Iterator[Section]:

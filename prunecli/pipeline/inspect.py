@@ -98,9 +98,7 @@ class Inspection:
         return to_document(self)
 
 
-def inspect(
-    path: Path, options: InspectOptions | None = None, progress: Progress = no_progress
-) -> Inspection:
+def inspect(path: Path, options: InspectOptions | None = None, progress: Progress = no_progress) -> Inspection:
     """Read a model and describe it. Nothing is written.
 
     Raises:

@@ -99,9 +99,7 @@ def _distribution_json(found: Distribution) -> Json:
 def to_document(found: Inspection) -> Document:
     """What people read: a summary, the layers, what was asked for, what cannot be pruned."""
     sections: list[Section] = [_summary(found), _layer_table(found)]
-    sections += (
-        [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
-    )
+    sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
     sections += _distribution_tables(found) if found.distribution else []
     sections += [_pattern_table(found)] if found.nm else []
     if found.skipped:
@@ -167,9 +165,7 @@ def _layer_table(found: Inspection) -> Table:
         for layer in found.layers
         if layer.kind in ("weight", "none")
     ]
-    return Table(
-        "Prunable weights, and (operators) that multiply without one", columns, rows, top=TOP, top_by="params"
-    )
+    return Table("Prunable weights, and (operators) that multiply without one", columns, rows, top=TOP, top_by="params")
 
 
 def _others(found: Inspection) -> Table:
@@ -183,9 +179,7 @@ def _others(found: Inspection) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for kind, tensors in kinds.items():
         group = [layer for layer in found.layers if layer.kind == kind]
-        rows.append(
-            (kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group))
-        )
+        rows.append((kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group)))
     return Table("Left alone unless --include names them", columns, rows)
 
 

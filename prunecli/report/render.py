@@ -20,9 +20,7 @@ _TONES = {"plain": "", "good": "green", "warning": "yellow"}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def to_terminal(
-    document: Document, width: int | None = None, color: bool = False, complete: bool = False
-) -> str:
+def to_terminal(document: Document, width: int | None = None, color: bool = False, complete: bool = False) -> str:
     """Render for reading on a terminal.
 
     Args:

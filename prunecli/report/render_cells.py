@@ -41,9 +41,7 @@ def _count(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return (
-        f"{round(value)} B" if abs(value) < 1e3 else _scaled(value, 1e3, ("B", "kB", "MB", "GB", "TB", "PB"))
-    )
+    return f"{round(value)} B" if abs(value) < 1e3 else _scaled(value, 1e3, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def _scaled(value: float, base: float, units: tuple[str, ...]) -> str:

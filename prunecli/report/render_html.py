@@ -56,8 +56,7 @@ def _section(section: Section) -> str:
 def _table(table: Table) -> str:
     kinds = ["n" if is_number(column.form) else column.form for column in table.columns]
     head = "".join(
-        f'<th class="{kind}">{escape(column.title)}</th>'
-        for kind, column in zip(kinds, table.columns, strict=True)
+        f'<th class="{kind}">{escape(column.title)}</th>' for kind, column in zip(kinds, table.columns, strict=True)
     )
     header = [f"<tr>{head}</tr>"] if any(column.title for column in table.columns) else []
     return "\n".join([*header, *(_row(kinds, row) for row in table_texts(table))])

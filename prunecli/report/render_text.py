@@ -42,7 +42,5 @@ def _table(table: Table) -> str:
 
 def _bars(bars: Bars) -> Table:
     largest = max((value for _, value in bars.rows), default=0) or 1
-    rows = [
-        (label, cell_text(value, bars.form), "█" * round(20 * value / largest)) for label, value in bars.rows
-    ]
+    rows = [(label, cell_text(value, bars.form), "█" * round(20 * value / largest)) for label, value in bars.rows]
     return Table("", (Column(""), Column("value"), Column("", "graph")), rows)

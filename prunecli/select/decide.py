@@ -81,9 +81,7 @@ def _check_threshold(recipe: Recipe) -> None:
     if recipe.sparsity is not None:
         raise PruneError("--threshold and --sparsity contradict each other", "give one of them")
     if not 0 <= threshold < math.inf:
-        raise PruneError(
-            f"a threshold of {threshold} is not a number from 0 up", "give a small number such as 0.01"
-        )
+        raise PruneError(f"a threshold of {threshold} is not a number from 0 up", "give a small number such as 0.01")
     if recipe.scope is not None:
         raise PruneError(
             "--scope makes no sense with --threshold, which looks at each weight by itself",
@@ -98,9 +96,7 @@ def _check_threshold(recipe: Recipe) -> None:
 
 def _check_sparsity(recipe: Recipe, form: Tiles) -> None:
     if recipe.sparsity is None:
-        raise PruneError(
-            "how much to prune is not given", "give --sparsity 0.5, --threshold 0.01, or --pattern 2:4"
-        )
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, --threshold 0.01, or --pattern 2:4")
     if not 0 <= recipe.sparsity <= 1:
         raise PruneError(f"a sparsity of {recipe.sparsity} is outside 0 to 1", "write 0.5 or 50%")
     if recipe.scope == "row" and not form.rows_compete:
@@ -109,9 +105,7 @@ def _check_sparsity(recipe: Recipe, form: Tiles) -> None:
             "use --scope layer or global",
         )
     if recipe.scope == "lamp" and recipe.criterion is not None and CRITERIA.get(recipe.criterion).signed:
-        raise PruneError(
-            f"LAMP squares scores, and those of {recipe.criterion} have a sign", "use --scope global"
-        )
+        raise PruneError(f"LAMP squares scores, and those of {recipe.criterion} have a sign", "use --scope global")
 
 
 def decide(targets: Sequence[Target], recipe: Recipe, progress: Progress = no_progress) -> list[Decision]:
@@ -133,9 +127,7 @@ def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Se
         return [InWindows(target, single, pattern.keep, pattern.window) for target in targets]
     units = Units(pattern, criterion, recipe.seed)
     if recipe.threshold is not None:
-        return [
-            _below(target, units, recipe.threshold) for target in progress(targets, "comparing", len(targets))
-        ]
+        return [_below(target, units, recipe.threshold) for target in progress(targets, "comparing", len(targets))]
     cuts = SCOPES.get(recipe.scope or "layer").cuts
     sparsity = recipe.sparsity or 0.0
     if cuts is None:

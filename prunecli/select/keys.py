@@ -132,3 +132,8 @@ def key_chunks(array: Array) -> Iterator[Array]:
     for start in range(0, bits.size, step):
         piece = bits[start : start + step]
         yield np.bitwise_and(piece, mask, out=buffer[: piece.size])
+
+
+def count_nonzero(array: Array) -> int:
+    """Elements that are not zero; negative zero is zero, NaN is not."""
+    return sum(int(np.count_nonzero(keys)) for keys in key_chunks(array))

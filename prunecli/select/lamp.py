@@ -90,9 +90,7 @@ def _brackets(sources: Sequence[Source], samples: list[Array], share: float, wid
     ]
 
 
-def _bracket_of(
-    source: Source, sample: Array, lamp: Floats, bounds: tuple[float, float], widening: int
-) -> Bracket:
+def _bracket_of(source: Source, sample: Array, lamp: Floats, bounds: tuple[float, float], widening: int) -> Bracket:
     """The sample's keys between two LAMP values, and room for the error of its own ranks."""
     if source.size == sample.size or not sample.size:
         return Bracket(1, source.form.limit)

@@ -86,9 +86,7 @@ def element() -> Tiles:
 @pattern_form("N:M", "keeps the N largest of every M along the reduction axis", r"(\d{1,9}):(\d{1,9})")
 def n_of_m(keep: int, window: int) -> Pattern:
     if not 0 < keep < window:
-        raise PruneError(
-            f"the pattern {keep}:{window} does not keep some and drop some", "write N:M with 0 < N < M"
-        )
+        raise PruneError(f"the pattern {keep}:{window} does not keep some and drop some", "write N:M with 0 < N < M")
     return Windows(f"{keep}:{window}", keep, window)
 
 

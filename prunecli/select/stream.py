@@ -253,9 +253,7 @@ def _weight_below(census: Census, key: int, common: KeyFormat, bracket: Bracket)
     return census.below + counted + _weigh(lower, census.size)
 
 
-def _fitting_ties(
-    census: Census, key: int, common: KeyFormat, bracket: Bracket, room: int
-) -> tuple[int, int, int]:
+def _fitting_ties(census: Census, key: int, common: KeyFormat, bracket: Bracket, room: int) -> tuple[int, int, int]:
     """How many units tie at `key`, how many of them go, and the weights in those."""
     width = census.source.width
     if key in bracket.atoms:

@@ -60,9 +60,7 @@ class Units:
     def source(self, target: Target) -> Source:
         """The scores of one weight's units, for the search for a cut."""
         if self.by_bits:
-            return Source(
-                target.name, target.size, target.dtype, target.load, target.release, shape=target.shape
-            )
+            return Source(target.name, target.size, target.dtype, target.load, target.release, shape=target.shape)
         tiling = self.tiling(target, target.load())
         target.release()
         return Source(
@@ -95,9 +93,7 @@ class Units:
             PruneError: a weight is NaN or infinite, and so the score.
         """
         view = target.canonical(array)
-        evidence = {
-            name: np.broadcast_to(target.evidence[name](), view.shape) for name in self.criterion.needs
-        }
+        evidence = {name: np.broadcast_to(target.evidence[name](), view.shape) for name in self.criterion.needs}
         rng = np.random.default_rng([self.seed, zlib.crc32(target.name.encode())])
         grid = np.empty(tiling.grid, np.float64)
         for piece in tiling.pieces():

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The table of cases: one line per operator and variant. Shapes are differentiated, arrays are constants."""
 
 from __future__ import annotations

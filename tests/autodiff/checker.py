@@ -119,9 +119,7 @@ def session(model: GradientModel) -> ort.InferenceSession:
     return ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def run_gradients(
-    model: GradientModel, feed: Mapping[str, np.ndarray]
-) -> tuple[float, dict[str, np.ndarray]]:
+def run_gradients(model: GradientModel, feed: Mapping[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
     """The loss and the gradient per tensor; what the loss does not reach has none."""
     names = [model.loss, *model.gradients.values()]
     types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -132,16 +130,12 @@ def run_gradients(
     return float(loss), dict(zip(model.gradients, values, strict=True))
 
 
-def reference_forward(
-    c: Case, drawing: Drawing
-) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def reference_forward(c: Case, drawing: Drawing) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """The outputs in float64 as a function of replaced inputs."""
     constants = {**drawing.wrt, **drawing.stored}
     if c.reference is not None:
         function = c.reference
-        return lambda point: {
-            "out0": np.asarray(function(*({**constants, **point}[n] for n in drawing.names if n)))
-        }
+        return lambda point: {"out0": np.asarray(function(*({**constants, **point}[n] for n in drawing.names if n)))}
     evaluator = ReferenceEvaluator(build(c, drawing, np.float64), new_ops=REFERENCE_OPS)
     names = list(evaluator.output_names)
     return lambda point: {

@@ -22,9 +22,7 @@ def _softmax(x: Any) -> Any:
 
 def _layer_norm(x: Any, scale: Any, bias: Any, epsilon: float) -> Any:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale + (
-        0.0 if bias is None else bias
-    )
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale + (0.0 if bias is None else bias)
 
 
 class _Microsoft(OpRun):

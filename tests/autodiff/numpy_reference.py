@@ -39,9 +39,7 @@ def conv_transpose(stride: int, before: int, after: int, groups: int) -> Callabl
         for i, j, k in itertools.product(range(height), range(width), range(c)):
             group = k // (c // groups)
             part = x[:, k, i, j][:, None, None, None] * w[k]
-            y[
-                :, group * per : (group + 1) * per, i * stride : i * stride + kh, j * stride : j * stride + kw
-            ] += part
+            y[:, group * per : (group + 1) * per, i * stride : i * stride + kh, j * stride : j * stride + kw] += part
         return y[:, :, before : y.shape[2] - after, before : y.shape[3] - after]
 
     return run

@@ -26,9 +26,7 @@ def test_every_rule_and_rewrite_has_a_case() -> None:
 def test_the_checker_sees_a_wrong_rule(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     load_rules()
     right = registry.RULES["", "Tanh"]
-    monkeypatch.setitem(
-        registry.RULES, ("", "Tanh"), lambda g, n, dy: [g.ops.mul(right(g, n, dy)[0], factor)]
-    )
+    monkeypatch.setitem(registry.RULES, ("", "Tanh"), lambda g, n, dy: [g.ops.mul(right(g, n, dy)[0], factor)])
     with pytest.raises(AssertionError):
         check_case(case("Tanh", (2, 3)))
 

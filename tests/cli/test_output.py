@@ -27,9 +27,7 @@ class Result:
 
     def to_document(self) -> Document:
         rows = [(f"{self.name}{row}", row) for row in range(40)]
-        return Document(
-            "Title", [Table("T", (Column("name"), Column("n", "count")), rows, top=3, top_by="n")]
-        )
+        return Document("Title", [Table("T", (Column("name"), Column("n", "count")), rows, top=3, top_by="n")])
 
 
 # value -> JSON text: numbers are numbers, whatever made them; what is no number is null

@@ -78,10 +78,7 @@ def test_split_is_a_partition(count: int, fraction: float, seed: int) -> None:
 
 
 def test_chunks_of_other_shapes_stay_apart() -> None:
-    chunks = [
-        Chunk({"x": Column.of("x", np.full((n, w), n, np.float32))}, np.arange(n))
-        for n, w in ((3, 2), (4, 5))
-    ]
+    chunks = [Chunk({"x": Column.of("x", np.full((n, w), n, np.float32))}, np.arange(n)) for n, w in ((3, 2), (4, 5))]
     data = Dataset([spec("x: float32 (N, W)")], chunks)
     assert [b.feed["x"].shape for b in data.batches(2)] == [(2, 2), (1, 2), (2, 5), (2, 5)]
     assert [b.feed["x"].shape for b in data.take(5).batches(9)] == [(3, 2), (2, 5)]

@@ -75,9 +75,7 @@ def test_ambiguity_names_both_sides(texts: list[str], arrays: dict[str, tuple[in
         (("x",), ("x",), None),
     ],
 )
-def test_labels_are_told_from_inputs(
-    arrays: tuple[str, ...], inputs: tuple[str, ...], labels: str | None
-) -> None:
+def test_labels_are_told_from_inputs(arrays: tuple[str, ...], inputs: tuple[str, ...], labels: str | None) -> None:
     given = columns(**dict.fromkeys(arrays, (4,)))
     rest, found = split_labels(given, [spec(f"{name}: float32 (N)") for name in inputs])
     assert (None if found is None else found.name) == labels

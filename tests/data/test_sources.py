@@ -88,9 +88,7 @@ def opened(name: str, folder: Path, **more: Any) -> Dataset:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_source_gives_the_same_samples(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_source_gives_the_same_samples(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = opened(name, tmp_path)
     assert len(data) == 4
     assert feeds(data) == {"x": X.astype(float).tolist()}
@@ -166,9 +164,7 @@ def test_csv_columns_fill_fixed_dimensions_row_by_row(tmp_path: Path) -> None:
         (["99999999999999999999", "2"], np.float64, [1e20, 2]),
     ],
 )
-def test_csv_labels_take_the_simplest_type(
-    cells: list[str], dtype: Any, values: list[Any], tmp_path: Path
-) -> None:
+def test_csv_labels_take_the_simplest_type(cells: list[str], dtype: Any, values: list[Any], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"1,{cell}\n" for cell in cells))
     labels = open_data(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1)")], label_column="y").labels
     assert labels.tolist() == values
@@ -309,9 +305,7 @@ def test_an_endless_loader_stops_at_the_limit(tmp_path: Path) -> None:
     assert len(open_data(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, 3)")], limit=10)) == 10
 
 
-def test_an_endless_loader_stops_at_the_memory_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_loader_stops_at_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunecli.data.sources.loader.memory_budget", lambda: 1000)
     (tmp_path / "loader.py").write_text("def f():\n    while True:\n        yield {'x': [[1, 2, 3]] * 4}\n")
     with pytest.raises(PruneError, match="yields over"):
@@ -329,9 +323,7 @@ def test_a_loader_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_pieces_of_other_shapes_are_kept_apart(tmp_path: Path) -> None:
-    (tmp_path / "loader.py").write_text(
-        "def f():\n    for n in (2, 3, 2):\n        yield {'x': [[n] * n]}, [n]\n"
-    )
+    (tmp_path / "loader.py").write_text("def f():\n    for n in (2, 3, 2):\n        yield {'x': [[n] * n]}, [n]\n")
     data = open_data(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, T)")])
     assert [b.feed["x"].shape for b in data.batches(8)] == [(2, 2), (1, 3)]
     assert data.labels.tolist() == [2, 2, 3]
@@ -366,8 +358,6 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         (npy, {"labels": sys.executable}, "is not a .npy file"),
     ],
 )
-def test_label_options(
-    make: Callable[[Path], str], options: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_label_options(make: Callable[[Path], str], options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PruneError, match=message):
         open_data(make(tmp_path), [spec("x: float32 (N, 3)")], **options)

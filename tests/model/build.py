@@ -79,6 +79,11 @@ def linear(k: int = 3, n: int = 4) -> onnx.ModelProto:
     return model
 
 
+def big(n: int = 64) -> onnx.ModelProto:
+    """y = x w with w large enough to leave the file."""
+    return proto([node("MatMul", ["x", "w"], ["y"])], {"x": (1, n)}, weights={"w": floats(n, n)})
+
+
 def external(folder: Path, location: str = "m.data", offset: int = 0, length: int | None = None) -> Path:
     """y = x w with w (3, 4) in an external file of that name; the data file itself is not written."""
     model = proto([node("MatMul", ["x", "w"], ["y"])], weights={"w": floats(3, 4)})

@@ -215,9 +215,7 @@ except prunecli.errors.PruneError as error:
 
 
 def test_unsorted_nodes_are_sorted_and_noted(tmp_path: Path) -> None:
-    model = proto(
-        [node("Relu", ["h"], ["y"]), node("MatMul", ["x", "w"], ["h"])], weights={"w": floats(3, 4)}
-    )
+    model = proto([node("Relu", ["h"], ["y"]), node("MatMul", ["x", "w"], ["h"])], weights={"w": floats(3, 4)})
     loaded_model = loaded(model, tmp_path)
     assert [n.op_type for n in loaded_model.ir.graph] == ["MatMul", "Relu"]
     assert any("sorted" in note for note in loaded_model.notes)

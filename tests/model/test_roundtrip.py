@@ -91,9 +91,7 @@ def everything() -> onnx.ModelProto:
         node("MatMul", ["x", "w"], ["h"], "fc", doc_string="a node"),
         node("If", ["cond"], ["b"], then_branch=inner, else_branch=other),
         node("Scaled", ["b"], ["s"], domain="local", overload="v2", alpha=0.5),
-        node(
-            "Odd", ["s", "", "list"], ["y", "", "z"], domain="custom", strings=["a", "ü"], ints=[1, 2], f=0.1
-        ),
+        node("Odd", ["s", "", "list"], ["y", "", "z"], domain="custom", strings=["a", "ü"], ints=[1, 2], f=0.1),
     ]
     model = proto(nodes, {"x": ("batch", 3), "cond": ()}, ["y"], {"w": floats(3, 4)}, functions=[function],
                   domains=["local", "custom"])  # fmt: skip
@@ -126,9 +124,7 @@ def decorate(model: onnx.ModelProto) -> None:
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
     graph.quantization_annotation.add(tensor_name="gone too")
     odd.attribute.append(onnx.AttributeProto(name="bytes", type=onnx.AttributeProto.STRING, s=b"\xff\x00"))
-    odd.attribute.append(
-        onnx.AttributeProto(name="blobs", type=onnx.AttributeProto.STRINGS, strings=[b"\xfe"])
-    )
+    odd.attribute.append(onnx.AttributeProto(name="blobs", type=onnx.AttributeProto.STRINGS, strings=[b"\xfe"]))
     odd.attribute.append(helper.make_attribute("tensor", numpy_helper.from_array(floats(2), "inside")))
     odd.attribute.append(helper.make_attribute("tensors", [numpy_helper.from_array(floats(2), "i")] * 2))
     odd.attribute.append(helper.make_attribute("type", helper.make_sequence_type_proto(table)))
@@ -205,9 +201,7 @@ def test_values_follow_edits(tmp_path: Path) -> None:
     result = onnx.load(str(tmp_path / "out.onnx")).graph
     assert [n.op_type for n in result.node][-2:] == ["Relu", "Odd"]
     assert {a.name for a in result.node[-1].attribute} >= {"sparse", "blobs", "type"}
-    assert next(v for v in result.value_info if v.name == "renamed").type.sequence_type.elem_type.HasField(
-        "map_type"
-    )
+    assert next(v for v in result.value_info if v.name == "renamed").type.sequence_type.elem_type.HasField("map_type")
 
 
 def test_external_files_keep_everything_but_the_place(tmp_path: Path) -> None:

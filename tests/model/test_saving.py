@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
 import stat
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,16 +13,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from prunecli.errors import PruneError
-from prunecli.model import Model, SaveOptions, bulk, find_weights, load, save, staging, wire
-from tests.model.build import external, floats, info, linear, loaded, node, proto, run, save_proto
+from prunecli.model import Model, SaveOptions, find_weights, load, save, staging, wire
+from tests.model.build import big, external, floats, info, linear, loaded, node, proto, run, save_proto
 
 ALWAYS = SaveOptions(external_data="always", force=True)
-ROOT = Path(__file__).parents[2]
-
-
-def big(n: int = 64) -> onnx.ModelProto:
-    """y = x w with w large enough to leave the file."""
-    return proto([node("MatMul", ["x", "w"], ["y"])], {"x": (1, n)}, weights={"w": floats(n, n)})
 
 
 def refused(model: Model, path: Path, words: str, options: SaveOptions | None = None) -> None:
@@ -125,9 +114,7 @@ def test_auto_does_what_the_input_did(tmp_path: Path) -> None:
     assert all(np.array_equal(outputs[0], other) for other in outputs[1:])
 
 
-def test_above_the_limit_auto_goes_external_and_never_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_above_the_limit_auto_goes_external_and_never_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LIMIT", 64 << 20)
     model = loaded(big(), tmp_path)
     refused(model, tmp_path / "out.onnx", "a single ONNX file ends at 2 GiB", SaveOptions("never"))
@@ -162,9 +149,7 @@ def test_large_constants_leave_the_file_too(tmp_path: Path) -> None:
     find_weights(again).prunable[0].replace(lambda a: a * 2)
     save(again, tmp_path / "twice.onnx")
     x = floats(1, 600)
-    assert np.array_equal(
-        run(tmp_path / "twice.onnx", {"x": x})[0], run(tmp_path / "out.onnx", {"x": 2 * x})[0]
-    )
+    assert np.array_equal(run(tmp_path / "twice.onnx", {"x": x})[0], run(tmp_path / "out.onnx", {"x": 2 * x})[0])
 
 
 def test_external_types_of_any_width(tmp_path: Path) -> None:
@@ -261,119 +246,3 @@ def test_verify_sees_the_complete_file_and_can_stop_it(tmp_path: Path) -> None:
     assert snapshot(target.parent) == {}
     save(model, target, ALWAYS, lambda path: run(path, {"x": floats(1, 64)}))
     assert len(snapshot(target.parent)) == 2
-
-
-# --- interrupted ---
-
-
-def fail_after(pieces: int, error: BaseException) -> Callable[[Any, Any], None]:
-    write, count = bulk.HashingWriter.write, [0]
-
-    def failing(self: bulk.HashingWriter, piece: bytes) -> None:
-        count[0] += 1
-        if count[0] > pieces:
-            raise error
-        write(self, piece)
-
-    return failing
-
-
-FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("pieces", range(4))
-@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full", "ctrl-c"])
-def test_a_failing_write_leaves_the_old_file(
-    pieces: int, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = loaded(big(600), tmp_path)
-    save(model, tmp_path / "out.onnx", ALWAYS)
-    before = snapshot(tmp_path)
-    monkeypatch.setattr(bulk.HashingWriter, "write", fail_after(pieces, error))
-    with pytest.raises((PruneError, KeyboardInterrupt)) as caught:
-        save(model, tmp_path / "out.onnx", ALWAYS)
-    if isinstance(caught.value, PruneError):
-        assert "No space left" in caught.value.message
-        assert "free some space" in caught.value.hint
-    assert snapshot(tmp_path) == before
-
-
-def test_too_little_space_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = loaded(big(), tmp_path)
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    refused(model, tmp_path / "out.onnx", "16384 bytes needed, 1000 free", ALWAYS)
-
-
-@pytest.mark.parametrize("mode", ["external", "inline"])
-def test_killed_at_any_moment_leaves_the_old_or_the_new_file(mode: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.model.killed", str(tmp_path), "60", mode]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    seen, _, files = result.stdout.strip().partition("} ")
-    counts = ast.literal_eval(seen + "}")
-    assert counts["old"] > 5, "the kills came too late to test anything"
-    left = ast.literal_eval(files)  # after one last, undisturbed save
-    assert len(left) == (2 if mode == "external" else 1)
-
-
-# --- tidied up ---
-
-
-def test_old_data_goes_with_its_model_and_foreign_files_stay(tmp_path: Path) -> None:
-    model, target = loaded(big(), tmp_path), tmp_path / "out.onnx"
-    save(model, target, ALWAYS)
-    first = load(target).data_files[0]
-    foreign = tmp_path / "out.onnx.data"
-    foreign.write_bytes(b"not ours")
-    find_weights(model).prunable[0].replace(lambda a: a * 2)
-    save(model, target, ALWAYS)
-    second = load(target).data_files[0]
-    assert not first.exists()
-    assert second.exists()
-    assert foreign.read_bytes() == b"not ours"
-    save(model, target, SaveOptions("never", force=True))
-    assert not second.exists()
-
-
-def test_data_that_another_model_uses_stays(tmp_path: Path) -> None:
-    model, target = loaded(big(), tmp_path), tmp_path / "out.onnx"
-    save(model, target, ALWAYS)
-    (tmp_path / "copy.onnx").write_bytes(target.read_bytes())
-    find_weights(model).prunable[0].replace(lambda a: a * 2)
-    save(model, target, ALWAYS)
-    assert np.array_equal(find_weights(load(tmp_path / "copy.onnx")).prunable[0].array(), floats(64, 64))
-
-
-def test_saving_over_a_model_that_is_open(tmp_path: Path) -> None:
-    """Old data stays readable through mappings made before."""
-    model, target = loaded(big(), tmp_path), tmp_path / "out.onnx"
-    save(model, target, ALWAYS)
-    opened = find_weights(load(target)).prunable[0].array()
-    find_weights(model).prunable[0].replace(lambda a: a * 2)
-    save(model, target, ALWAYS)
-    assert np.array_equal(opened, floats(64, 64))
-
-
-def test_leftovers_of_a_running_save_are_not_touched(tmp_path: Path) -> None:
-    model, target = loaded(big(), tmp_path), tmp_path / "out.onnx"
-    with staging.staging(target) as running:
-        running.model.write_bytes(b"still writing")
-        save(model, target, ALWAYS)
-        assert running.model.read_bytes() == b"still writing"
-    stale = tmp_path / ".out.onnx.abc.prune-tmp"
-    stale.mkdir()
-    (stale / "data").write_bytes(bytes(10))
-    other = tmp_path / ".other.onnx.abc.prune-tmp"
-    other.mkdir()
-    save(model, target, ALWAYS)
-    assert not stale.exists()
-    assert other.exists()
-
-
-def test_names_with_special_characters(tmp_path: Path) -> None:
-    model = loaded(big(), tmp_path)
-    for name in ("a[1]*?.onnx", "mit leer zeichen.onnx", "ünï.onnx", "-dash.onnx", "noextension"):
-        save(model, tmp_path / name, ALWAYS)
-        save(model, tmp_path / name, ALWAYS)
-        assert np.array_equal(find_weights(load(tmp_path / name)).prunable[0].array(), floats(64, 64))

@@ -56,9 +56,7 @@ BAD_SPARSE: list[tuple[str, tuple[int, ...], np.ndarray, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "dims", "indices", "count", "words"), BAD_SPARSE, ids=[b[0] for b in BAD_SPARSE]
-)
+@pytest.mark.parametrize(("name", "dims", "indices", "count", "words"), BAD_SPARSE, ids=[b[0] for b in BAD_SPARSE])
 def test_bad_sparse_tensors(
     name: str, dims: tuple[int, ...], indices: np.ndarray, count: int, words: str, tmp_path: Path
 ) -> None:

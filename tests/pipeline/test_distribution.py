@@ -48,9 +48,7 @@ ARRAYS = {
         RNG.standard_normal((64, 32)).astype(np.float32),
         RNG.standard_normal((16, 8)).astype(np.float32),
     ],
-    "tiny and huge": [
-        (RNG.standard_normal((64, 32)) * 10.0 ** RNG.integers(-30, 30, (64, 32))).astype(np.float32)
-    ],
+    "tiny and huge": [(RNG.standard_normal((64, 32)) * 10.0 ** RNG.integers(-30, 30, (64, 32))).astype(np.float32)],
     "mostly zero": [np.where(RNG.random((64, 32)) < 0.8, 0, 1).astype(np.float32)],
     "few values": [RNG.integers(-2, 3, (40, 40)).astype(np.float32)],
     "subnormal": [(RNG.random((20, 20)) * 1e-40).astype(np.float32)],

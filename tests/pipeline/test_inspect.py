@@ -108,9 +108,7 @@ def recurrent(folder: Path) -> Path:
     """LSTM, then activations x activations: a weight pair that shares the work, and work without a weight."""
     rng = np.random.default_rng(0)
     arrays = {"W": (1, 4 * 6, 5), "R": (1, 4 * 6, 6)}
-    inits = [
-        onnx.numpy_helper.from_array(rng.random(shape, np.float32), name) for name, shape in arrays.items()
-    ]
+    inits = [onnx.numpy_helper.from_array(rng.random(shape, np.float32), name) for name, shape in arrays.items()]
     nodes = [
         onnx.helper.make_node("LSTM", ["x", "W", "R"], ["seq"], name="lstm", hidden_size=6),
         onnx.helper.make_node("Transpose", ["seq"], ["t"], name="turn", perm=[0, 1, 3, 2]),
@@ -118,9 +116,7 @@ def recurrent(folder: Path) -> Path:
     ]
     info = onnx.helper.make_tensor_value_info
     kind = onnx.TensorProto.FLOAT
-    graph = onnx.helper.make_graph(
-        nodes, "g", [info("x", kind, [7, 2, 5])], [info("y", kind, [7, 1, 2, 2])], inits
-    )
+    graph = onnx.helper.make_graph(nodes, "g", [info("x", kind, [7, 2, 5])], [info("y", kind, [7, 1, 2, 2])], inits)
     opset = onnx.helper.make_opsetid("", 17)
     path = folder / "lstm.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)

@@ -31,9 +31,7 @@ def quality(folder: Path, model: str, split: str = "test") -> float:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_readme_states_the_measured_quality(model: str) -> None:
-    row = re.search(
-        rf"^\| `{model}\.onnx` \|.*\| ([\d.]+) \|$", (FOLDER / "README.md").read_text(), re.MULTILINE
-    )
+    row = re.search(rf"^\| `{model}\.onnx` \|.*\| ([\d.]+) \|$", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert row is not None
     # one sample of the smallest classification test set is 0.006: another CPU's rounding may flip one
     assert quality(FOLDER, model) == pytest.approx(float(row[1]), abs=0.007)

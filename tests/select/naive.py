@@ -48,9 +48,7 @@ def matmul_target(array: np.ndarray, name: str = "w") -> Target:
 
 def dense_target(array: np.ndarray, name: str = "w") -> Target:
     """A Gemm weight with transB (N, K)."""
-    return Target(
-        name, array.shape, array.dtype, lambda: array, lambda a: a[None, :, None, :], lambda a: a[0, :, 0, :]
-    )
+    return Target(name, array.shape, array.dtype, lambda: array, lambda a: a[None, :, None, :], lambda a: a[0, :, 0, :])
 
 
 def storage_place(target: Target) -> np.ndarray:

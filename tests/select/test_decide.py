@@ -185,9 +185,7 @@ def test_threshold_is_numpys_where(dtype: type, threshold: float) -> None:
 def test_threshold_of_units_is_their_mean(pattern: str) -> None:
     targets = weights()
     tables = unit_tables(targets, pattern, lambda v: np.abs(v).mean())
-    want = [
-        spread(t, table[2], [s < 1.7 for s in table[0]]) for t, table in zip(targets, tables, strict=True)
-    ]
+    want = [spread(t, table[2], [s < 1.7 for s in table[0]]) for t, table in zip(targets, tables, strict=True)]
     check(targets, Recipe(pattern, threshold=1.7), want)
 
 

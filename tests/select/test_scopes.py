@@ -28,13 +28,9 @@ def test_erk_densities_follow_the_paper() -> None:
     kept = [e * 1084, e * 400, 1000]
     assert kept[0] < counts[0] and kept[1] < counts[1]
     found = erk_budgets(list(zip(shapes, counts, strict=True)), 0.8)
-    assert all(
-        abs(count - want - budget) <= 1 for count, want, budget in zip(counts, kept, found, strict=True)
-    )
+    assert all(abs(count - want - budget) <= 1 for count, want, budget in zip(counts, kept, found, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("n", "s", "want"), [(5, 0.5, 2), (7, 0.5, 4), (10, 0.25, 2), (3, 0.0, 0), (3, 1.0, 3)]
-)
+@pytest.mark.parametrize(("n", "s", "want"), [(5, 0.5, 2), (7, 0.5, 4), (10, 0.25, 2), (3, 0.0, 0), (3, 1.0, 3)])
 def test_halves_round_to_even(n: int, s: float, want: int) -> None:
     assert budget_of(n, s) == want

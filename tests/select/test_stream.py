@@ -133,9 +133,7 @@ def test_many_equal_values_are_counted_not_collected(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "find", [lambda s: lowest([s], 10), lambda s: lowest([s], 0), lambda s: count_below(s, 9)]
-)
+@pytest.mark.parametrize("find", [lambda s: lowest([s], 10), lambda s: lowest([s], 0), lambda s: count_below(s, 9)])
 def test_what_is_not_finite_is_refused_by_name(bad: float, dtype: type, find: object) -> None:
     array = np.ones(50_000, dtype)
     array[777] = bad

@@ -25,7 +25,7 @@ def _two_slopes(g: Context, positive: float, negative: float) -> Value:
 
 @rule("LeakyRelu")
 def leaky_relu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.mul(dy, _two_slopes(g, 1.0, g.float("alpha", 0.01)))]
+    return [g.ops.mul(dy, _two_slopes(g, 1.0, g.real("alpha", 0.01)))]
 
 
 @rule("PRelu")
@@ -40,7 +40,7 @@ def prelu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("ThresholdedRelu")
 def thresholded_relu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.mul(dy, g.ops.positive(g.ops.add2(g.x(), -g.float("alpha", 1.0))))]
+    return [g.ops.mul(dy, g.ops.positive(g.ops.add2(g.x(), -g.real("alpha", 1.0))))]
 
 
 def _below(g: Context) -> Value:
@@ -50,21 +50,21 @@ def _below(g: Context) -> Value:
 @rule("Elu")
 def elu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """y = alpha (e^x - 1) below 0, so y' = y + alpha there."""
-    alpha = g.float("alpha", 1.0)
+    alpha = g.real("alpha", 1.0)
     return [g.ops.mul(dy, g.ops.op("Add", _two_slopes(g, 1.0, alpha), _below(g)))]
 
 
 @rule("Selu")
 def selu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    alpha = g.float("alpha", 1.67326319217681884765625)
-    gamma = g.float("gamma", 1.05070102214813232421875)
+    alpha = g.real("alpha", 1.67326319217681884765625)
+    gamma = g.real("gamma", 1.05070102214813232421875)
     return [g.ops.mul(dy, g.ops.op("Add", _two_slopes(g, gamma, gamma * alpha), _below(g)))]
 
 
 @rule("Celu")
 def celu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """y = alpha (e^(x/alpha) - 1) below 0, so y' = y / alpha + 1."""
-    return [g.ops.mul(dy, g.ops.add2(g.ops.mul(_below(g), 1.0 / g.float("alpha", 1.0)), 1.0))]
+    return [g.ops.mul(dy, g.ops.add2(g.ops.mul(_below(g), 1.0 / g.real("alpha", 1.0)), 1.0))]
 
 
 @rule("Sigmoid")
@@ -81,7 +81,7 @@ def _inside(g: Context, y: Value) -> Value:
 @rule("HardSigmoid")
 def hard_sigmoid(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """alpha where the result is strictly between 0 and 1."""
-    return [g.ops.mul(dy, g.ops.mul(_inside(g, g.y), g.float("alpha", 0.2)))]
+    return [g.ops.mul(dy, g.ops.mul(_inside(g, g.y), g.real("alpha", 0.2)))]
 
 
 @rule("HardSwish")
@@ -102,12 +102,12 @@ def _swish(g: Context, dy: Value, alpha: float) -> list[Gradient]:
 
 @rule("Swish")
 def swish(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return _swish(g, dy, g.float("alpha", 1.0))
+    return _swish(g, dy, g.real("alpha", 1.0))
 
 
 @rule("QuickGelu", domain=MICROSOFT)
 def quick_gelu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return _swish(g, dy, g.float("alpha", 1.702))
+    return _swish(g, dy, g.real("alpha", 1.702))
 
 
 @rule("Mish")
@@ -134,7 +134,7 @@ def softsign(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 @rule("Shrink")
 def shrink(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     distance = g.ops.op("Abs", g.x())
-    return [g.ops.mul(dy, g.ops.positive(g.ops.add2(distance, -g.float("lambd", 0.5))))]
+    return [g.ops.mul(dy, g.ops.positive(g.ops.add2(distance, -g.real("lambd", 0.5))))]
 
 
 @rule("Tanh")

@@ -20,7 +20,7 @@ Value = ir.Value
 
 @rule("Conv")
 def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    groups = g.int("group", 1)
+    groups = g.integer("group", 1)
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
     dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window, groups) if g.needs(0) else None
     dw = weight_gradient(g.ops, g.x(0), dy, window, groups) if g.needs(1) else None
@@ -30,7 +30,7 @@ def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 @rule("ConvTranspose")
 def conv_transpose(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
-    ops, groups = g.ops, g.int("group", 1)
+    ops, groups = g.ops, g.integer("group", 1)
     window = _transposed_window(g, ops.shape(dy)[2:])
     dx = _conv(ops, dy, g.x(1), window, groups) if g.needs(0) else None
     dw = weight_gradient(ops, dy, g.x(0), window, groups) if g.needs(1) else None
@@ -69,9 +69,7 @@ def _conv(ops: Ops, x: Value, w: Value, window: Window, groups: int) -> Value:
 
 def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: Window, groups: int) -> Value:
     """Stride 1: a Conv with flipped, transposed weights. Otherwise the transposed convolution."""
-    pads = [
-        [s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)
-    ]
+    pads = [[s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)]
     if set(window.strides) == {1} and min(map(min, pads)) >= 0:
         back = Window(window.kernel, window.strides, window.dilations, tuple(pads[0]), tuple(pads[1]))
         return _conv(ops, dy, _flipped(ops, w, groups), back, groups)
@@ -103,9 +101,7 @@ def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: Window, 
     """A 1x1 kernel reads every s-th position only: a stride-1 product, then zeros in between."""
     one = (1,) * len(window.kernel)
     flat = Window(window.kernel, one, one, window.before, window.after)
-    return spread(
-        ops, _conv(ops, dy, _flipped(ops, w, groups), flat, groups), window.strides, ops.shape(x)[2:]
-    )
+    return spread(ops, _conv(ops, dy, _flipped(ops, w, groups), flat, groups), window.strides, ops.shape(x)[2:])
 
 
 def spread(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tuple[int, ...]) -> Value:

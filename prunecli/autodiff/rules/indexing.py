@@ -42,7 +42,7 @@ def gather_elements(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("GatherND")
 def gather_nd(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    places = _with_batch(g, g.int("batch_dims"))
+    places = _with_batch(g, g.integer("batch_dims"))
     return [g.ops.op("ScatterND", g.ops.zeros(g.shape(), dy), places, dy, reduction="add"), ZERO]
 
 
@@ -53,9 +53,7 @@ def _with_batch(g: Context, batch: int) -> Value:
         return indices
     shape = ops.shape(indices)
     grid = np.stack(np.meshgrid(*map(np.arange, shape[:batch]), indexing="ij"), -1).astype(np.int64)
-    wide = np.broadcast_to(
-        grid.reshape(*shape[:batch], *[1] * (len(shape) - 1 - batch), batch), (*shape[:-1], batch)
-    )
+    wide = np.broadcast_to(grid.reshape(*shape[:batch], *[1] * (len(shape) - 1 - batch), batch), (*shape[:-1], batch))
     return ops.op("Concat", ops.const(wide), indices, axis=-1)
 
 

@@ -18,8 +18,8 @@ Value = ir.Value
 @rule("Gemm")
 def gemm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """Y = alpha A'B' + beta C, ' being an optional transposition of its own per operand."""
-    alpha, beta = g.float("alpha", 1.0), g.float("beta", 1.0)
-    ta, tb = bool(g.int("transA")), bool(g.int("transB"))
+    alpha, beta = g.real("alpha", 1.0), g.real("beta", 1.0)
+    ta, tb = bool(g.integer("transA")), bool(g.integer("transB"))
     da, db = product_gradients(g, dy, ta, tb, alpha)
     return [da, db, g.ops.mul(dy, beta) if g.needs(2) else None]
 
@@ -34,14 +34,12 @@ def matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    if g.int("transBatchA") or g.int("transBatchB"):
+    if g.integer("transBatchA") or g.integer("transBatchB"):
         raise g.refuse("transBatchA and transBatchB are not supported")
-    return list(product_gradients(g, dy, bool(g.int("transA")), bool(g.int("transB")), g.float("alpha", 1.0)))
+    return list(product_gradients(g, dy, bool(g.integer("transA")), bool(g.integer("transB")), g.real("alpha", 1.0)))
 
 
-def product_gradients(
-    g: Context, dy: Value, ta: bool, tb: bool, alpha: float
-) -> tuple[Value | None, Value | None]:
+def product_gradients(g: Context, dy: Value, ta: bool, tb: bool, alpha: float) -> tuple[Value | None, Value | None]:
     """dA = alpha dY B'^T, dB = alpha A'^T dY, transposed back where the operand was transposed."""
     ops, a, b = g.ops, g.x(0), g.x(1)
     da = db = None
@@ -102,9 +100,7 @@ def einsum(g: Context, node: ir.Node, *dys: Value) -> list[Gradient]:
     return gradients
 
 
-def _einsum_operand(
-    ops: Ops, dy: tuple[str, Value], others: list[tuple[str, Value]], term: str, shape: Shape
-) -> Value:
+def _einsum_operand(ops: Ops, dy: tuple[str, Value], others: list[tuple[str, Value]], term: str, shape: Shape) -> Value:
     """Indices that only this operand has were summed away: its gradient is constant along them."""
     present = set(dy[0]).union(*(set(t) for t, _ in others)) if others else set(dy[0])
     kept = "".join(c for c in term if c in present)
@@ -156,13 +152,13 @@ def log_softmax(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 @rule("CumSum")
 def cumsum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """The sum runs the other way."""
-    back = g.ops.op("CumSum", dy, g.x(1), exclusive=g.int("exclusive"), reverse=1 - g.int("reverse"))
+    back = g.ops.op("CumSum", dy, g.x(1), exclusive=g.integer("exclusive"), reverse=1 - g.integer("reverse"))
     return [back]
 
 
 @rule("Trilu")
 def trilu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.op("Trilu", dy, g.input(1), upper=g.int("upper", 1))]
+    return [g.ops.op("Trilu", dy, g.input(1), upper=g.integer("upper", 1))]
 
 
 def contract(ops: Ops, value: Value, axis: int, matrix: Value) -> Value:

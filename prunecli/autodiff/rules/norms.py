@@ -17,7 +17,7 @@ Value = ir.Value
 @rule("BatchNormalization")
 def batch_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
     """Frozen: y = a (x - mean) + bias with a = scale r. In training mode the statistics depend on x too."""
-    if g.int("training_mode"):
+    if g.integer("training_mode"):
         if any(d is not None for d in dstats):
             raise g.refuse("its batch statistics feed the loss")
         return _batch_norm_training(g, dy)
@@ -38,7 +38,7 @@ def batch_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> l
 
 
 def _inverse_deviation(g: Context, variance: Value) -> Value:
-    shifted = g.ops.add2(variance, g.float("epsilon", 1e-5))
+    shifted = g.ops.add2(variance, g.real("epsilon", 1e-5))
     return g.ops.op("Reciprocal", g.ops.op("Sqrt", shifted))
 
 
@@ -75,7 +75,7 @@ def _scale_shift(ops: Ops, x: Value, slope: Value, shift: Value) -> Value:
 
 def _batch_statistics(g: Context) -> tuple[Value, Value]:
     """The running outputs are the batch's own statistics when the momentum is 0."""
-    if len(g.node.outputs) == 3 and g.float("momentum", 0.9) == 0.0:
+    if len(g.node.outputs) == 3 and g.real("momentum", 0.9) == 0.0:
         return g.node.outputs[1], g.node.outputs[2]
     ops, x = g.ops, g.x(0)
     axes = [0, *range(2, ops.rank(x))]
@@ -147,7 +147,7 @@ def instance_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     flat = (n, c, ops.size(g.x(0)) // (n * c))
     xhat, _, rstd = ops.many(
         "LayerNormalization", ops.reshape(g.x(0), flat), ops.const(np.ones(flat[2], np.float32)), outputs=3,
-        axis=-1, epsilon=g.float("epsilon", 1e-5),
+        axis=-1, epsilon=g.real("epsilon", 1e-5),
     )  # fmt: skip
     dy3 = ops.reshape(dy, flat)
     product = ops.mul(dy3, xhat)
@@ -163,7 +163,7 @@ def instance_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 def lp_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """y = x / |x|_p: dx = (dy - d|x| sum(dy y)) / |x|, with d|x| = y for p = 2 and sign(x) for p = 1."""
     ops, x, axis = g.ops, g.x(), g.axis(-1)
-    two = g.int("p", 2) == 2
+    two = g.integer("p", 2) == 2
     length = ops.op("ReduceL2" if two else "ReduceL1", x, ops.ints([axis]), keepdims=1)
     total = ops.sum(ops.mul(dy, g.y), [axis], keepdims=True)
     direction = g.y if two else ops.op("Sign", x)

@@ -19,7 +19,7 @@ Value = ir.Value
 def max_pool(g: Context, node: ir.Node, dy: Value, dindices: Value | None = None) -> list[Gradient]:
     """dx is dy scattered to the winners' flat positions (the operator's second output), summed where they meet."""
     ops = g.ops
-    if g.int("storage_order"):
+    if g.integer("storage_order"):
         raise g.refuse("storage_order 1 is not supported")
     size = ops.size(g.x())
     flat = ops.size(dy)
@@ -50,7 +50,7 @@ def average_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     ops, shape = g.ops, g.shape()
     out = ops.shape(dy)[2:]
     window = read_window(g, g.ints("kernel_shape"), shape[2:], out)
-    counts = _counts(window, shape[2:], out, bool(g.int("count_include_pad")))
+    counts = _counts(window, shape[2:], out, bool(g.integer("count_include_pad")))
     if np.all(counts == counts.flat[0]):
         dy = ops.mul(dy, 1.0 / float(counts.flat[0]))
     else:
@@ -68,7 +68,7 @@ def _counts(window: Window, large: Shape, small: Shape, include_pad: bool) -> Ar
         starts = np.arange(small[i]) * window.strides[i] - window.before[i]
         taps = starts[:, None] + np.arange(window.kernel[i]) * window.dilations[i]
         per_axis.append(((taps >= low) & (taps < high)).sum(1))
-    total = per_axis[0].astype(np.float64)
+    total: np.ndarray = per_axis[0].astype(np.float64)
     for counts in per_axis[1:]:
         total = total[..., None] * counts
     return total
@@ -94,16 +94,14 @@ def _spread_ones(ops: Ops, dy: Value, window: Window, shape: Shape) -> Value:
         kernel_shape=window.kernel,
     )  # fmt: skip
     have = ops.shape(full)[2:]
-    after = [
-        want + before - have[i] for i, (want, before) in enumerate(zip(shape[2:], window.before, strict=True))
-    ]
+    after = [want + before - have[i] for i, (want, before) in enumerate(zip(shape[2:], window.before, strict=True))]
     cropped = ops.pad(full, [0, 0, *(-b for b in window.before)], [0, 0, *after])
     return ops.reshape(cropped, shape)
 
 
 @rule("GlobalAveragePool")
 def global_average_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    n, c, *spatial = g.shape()
+    _n, _c, *spatial = g.shape()
     return [g.ops.expand(g.ops.mul(dy, 1.0 / float(np.prod(spatial))), g.shape())]
 
 

@@ -317,7 +317,7 @@ def _direction(g: Context, k: int, dys: list[Value | None]) -> Direction:
         ops, g.x(0), w, r, ops.slice(bias, [0], [0], [size]), ops.slice(bias, [0], [size], [2 * size]),
         must(pick(_sequence(g), 1)), pick(g.input(5)) or zeros,
         (pick(g.input(6)) or zeros) if g.node.op_type == "LSTM" else None,
-        pick(dys[0], 1), pick(dys[1]), pick(dys[2]), order, bool(g.int("linear_before_reset")),
+        pick(dys[0], 1), pick(dys[1]), pick(dys[2]), order, bool(g.integer("linear_before_reset")),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def _kept(g: Context, dy: Value) -> tuple[Value, Value, list[int]]:
     ops, shape = g.ops, g.shape()
     axes = g.known(1)
     if not axes:
-        axes = () if g.int("noop_with_empty_axes") else tuple(range(len(shape)))
+        axes = () if g.integer("noop_with_empty_axes") else tuple(range(len(shape)))
     axes = tuple(a % len(shape) for a in axes)
     kept = [1 if i in axes else n for i, n in enumerate(shape)]
     return ops.reshape(dy, kept), ops.reshape(g.y, kept), sorted(axes)

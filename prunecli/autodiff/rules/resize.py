@@ -56,8 +56,7 @@ def _scale(g: Context, axis: int) -> float | None:
 def _repeats(g: Context, shape: Shape, out: Shape) -> bool:
     """Whether every element is simply repeated a whole number of times."""
     whole = all(
-        o % i == 0 and (_scale(g, k) or o / i) == o / i
-        for k, (i, o) in enumerate(zip(shape, out, strict=True))
+        o % i == 0 and (_scale(g, k) or o / i) == o / i for k, (i, o) in enumerate(zip(shape, out, strict=True))
     )
     if g.text("mode", "nearest") != "nearest" or not whole:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import onnx_ir as ir
 
@@ -55,8 +54,7 @@ def concat(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 def split(g: Context, node: ir.Node, *dys: Value | None) -> list[Gradient]:
     like = next(d for d in dys if d is not None)
     parts = [
-        g.ops.zeros(g.ops.shape(out), like) if dy is None else dy
-        for dy, out in zip(dys, node.outputs, strict=True)
+        g.ops.zeros(g.ops.shape(out), like) if dy is None else dy for dy, out in zip(dys, node.outputs, strict=True)
     ]
     return [g.ops.concat(parts, g.axis(0))]
 
@@ -70,9 +68,7 @@ def slice_(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     steps = g.known(4) or (1,) * len(starts)
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        taken = range(
-            *slice(start, None if step < 0 and end < -(1 << 30) else end, step).indices(shape[axis])
-        )
+        taken = range(*slice(start, None if step < 0 and end < -(1 << 30) else end, step).indices(shape[axis]))
         dy, first, stop = _unslice_axis(g, dy, axis, taken)
         before[axis], after[axis] = first, shape[axis] - stop
     return [ops.pad(dy, before, after)]
@@ -100,7 +96,7 @@ def _unslice_axis(g: Context, dy: Value, axis: int, taken: range) -> tuple[Value
 @rule("DepthToSpace")
 def depth_to_space(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     """Blocks back into channels; mode CRD has the channel before the block's coordinates."""
-    ops, b = g.ops, g.int("blocksize")
+    ops, b = g.ops, g.integer("blocksize")
     if g.text("mode", "DCR") == "DCR":
         return [ops.op("SpaceToDepth", dy, blocksize=b)]
     n, c, h, w = ops.shape(dy)
@@ -110,10 +106,10 @@ def depth_to_space(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("SpaceToDepth")
 def space_to_depth(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.op("DepthToSpace", dy, blocksize=g.int("blocksize"), mode="DCR")]
+    return [g.ops.op("DepthToSpace", dy, blocksize=g.integer("blocksize"), mode="DCR")]
 
 
 @rule("ReverseSequence")
 def reverse_sequence(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    times, batch = g.int("time_axis", 0), g.int("batch_axis", 1)
+    times, batch = g.integer("time_axis", 0), g.integer("batch_axis", 1)
     return [g.ops.op("ReverseSequence", dy, g.x(1), time_axis=times, batch_axis=batch)]

@@ -28,9 +28,7 @@ class Heads:
 def heads(ctx: Context, queries: int, groups: int, key: int, value: int) -> Heads:
     """Virtual axes for `queries` heads over `groups` key heads, with head sizes `key` and `value`."""
     table = ctx.table
-    out = Heads(
-        table.virtual(groups), table.virtual(queries // groups), table.virtual(key), table.virtual(value)
-    )
+    out = Heads(table.virtual(groups), table.virtual(queries // groups), table.virtual(key), table.virtual(value))
     table.mark(out.groups, "head")
     if queries != groups:
         table.mark(out.share, "head")

@@ -21,7 +21,8 @@ def fill_shape(cut: Cut, node: ir.Node) -> None:
 
 @rule("Shape", "Size")
 def shape_of(ctx: Context) -> None:
-    """Geometry: followed by value, so the data is free to be cut."""
+    """Geometry is followed by value, and then this rule is not asked; where it is not, the shape must stay."""
+    ctx.freeze_node(f"{ctx.node.op_type} of a tensor, used in a way that is not followed")
 
 
 @rule("Range")

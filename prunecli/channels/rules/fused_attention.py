@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ def attention_sizes(cut: Cut, node: ir.Node) -> None:
     sizes = list(attr.as_ints()) if attr is not None else [whole // 3] * 3
     ends = np.cumsum([0, *sizes])
     kept = cut.kept(w, 1)
-    left = [int(((kept >= a) & (kept < b)).sum()) for a, b in zip(ends, ends[1:], strict=False)]
+    left = [int(((kept >= a) & (kept < b)).sum()) for a, b in itertools.pairwise(ends)]
     remaining = cut.blocks(node.outputs[0], 2, count)
     cut.set_int(node, "num_heads", remaining)
     if attr is not None or len(set(left)) > 1:

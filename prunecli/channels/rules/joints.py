@@ -81,9 +81,7 @@ def pad_amounts(node: ir.Node, facts: Facts) -> list[tuple[int, int]] | None:
     rank = len(facts.shapes[node.inputs[0]])  # type: ignore[index]
     attr = node.attributes.get("pads")
     pads = list(attr.as_ints()) if attr is not None else _ints(node, facts, 1)
-    picked = (
-        _ints(node, facts, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
-    )
+    picked = _ints(node, facts, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
     if pads is None or picked is None:
         return None
     out = [(0, 0)] * rank

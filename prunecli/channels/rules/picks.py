@@ -87,7 +87,7 @@ def _bounds(place: Ints) -> tuple[int, int, int] | None:
 
 def _set_bounds(cut: Cut, node: ir.Node, changed: dict[int, tuple[int, int, int]]) -> None:
     """Overwrite the entries of the changed axes, whatever form the node keeps its bounds in."""
-    rank = len(cut.before(node.inputs[0]))
+    rank = len(cut.before(node.outputs[0]))
     rows: list[list[list[int]]] = [[], [], [], []]  # starts, ends, axes, steps: per view
     for view in cut.views:
         known = slice_bounds(node, [None, *(view.before.value(v) for v in node.inputs[1:])])

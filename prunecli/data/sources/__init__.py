@@ -78,7 +78,5 @@ def find_source(request: Request) -> Source:
     for option, value in (("--labels", request.labels), ("--label-column", request.label_column)):
         if value is not None and option not in chosen.options:
             owners = [s.name for s in SOURCES.values() if option in s.options]
-            raise PruneError(
-                f"{option} does not go with {request.text}", f"it is for {', '.join(owners)} data"
-            )
+            raise PruneError(f"{option} does not go with {request.text}", f"it is for {', '.join(owners)} data")
     return chosen

@@ -90,9 +90,7 @@ def read_table(path: Path, limit: int | None = None) -> Table:
             _check_header(path, header)
             cells = _cells(path, header, islice(_rows(path, header, lines), limit))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PruneError(
-            f"{path.name} is not a readable CSV file: {error}", "save it as UTF-8 text"
-        ) from error
+        raise PruneError(f"{path.name} is not a readable CSV file: {error}", "save it as UTF-8 text") from error
     return Table(path.name, header, cells)
 
 
@@ -132,9 +130,7 @@ def _cells(path: Path, header: list[str], rows: Iterator[list[str]]) -> Array:
 
 def _labels(table: Table, name: str) -> Column:
     if name not in table.header:
-        raise PruneError(
-            f"{table.name} has no column named {name}", f"its columns are {', '.join(table.header)}"
-        )
+        raise PruneError(f"{table.name} has no column named {name}", f"its columns are {', '.join(table.header)}")
     text = table.text(name)
     empty = np.flatnonzero(text == "")
     if len(empty):
@@ -184,9 +180,7 @@ def _by_column(table: Table, features: list[str], specs: Sequence[InputSpec]) ->
                 f"its feature columns are {', '.join(features)}",
             )
         cells = _strings(table, [spec.name]) if spec.dtype == "str" else table.numbers([spec.name])
-        columns[spec.name] = Column.of(
-            f"{table.name}:{spec.name}", cells[:, 0] if len(spec.shape) == 1 else cells
-        )
+        columns[spec.name] = Column.of(f"{table.name}:{spec.name}", cells[:, 0] if len(spec.shape) == 1 else cells)
     return columns
 
 

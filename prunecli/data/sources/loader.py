@@ -70,9 +70,7 @@ def read(request: Request) -> Dataset:
 
 def _check_labels(request: Request, pieces: Sequence[Piece]) -> None:
     if len({p.data.unbatched for p in pieces}) > 1 or len({p.labels is None for p in pieces}) > 1:
-        raise PruneError(
-            f"{request.text} yields labels with some samples only", "yield (dict, labels) always"
-        )
+        raise PruneError(f"{request.text} yields labels with some samples only", "yield (dict, labels) always")
 
 
 def _cut(piece: Piece, count: int) -> Piece:
@@ -96,9 +94,7 @@ def _pieces(request: Request) -> Iterator[Piece]:
         if isinstance(yielded, Mapping | tuple):
             yielded = [yielded]
         if not isinstance(yielded, Iterable):
-            raise PruneError(
-                f"{request.text} returned {type(yielded).__name__}", "make it a generator of dicts"
-            )
+            raise PruneError(f"{request.text} returned {type(yielded).__name__}", "make it a generator of dicts")
         iterator = iter(yielded)
     while True:
         with contextlib.redirect_stdout(sys.stderr), _as_error(request.text):
@@ -112,9 +108,7 @@ def _piece(request: Request, item: Any) -> Piece:
     feed, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     if not isinstance(feed, Mapping):
         raise PruneError(f"{request.text} yielded {type(feed).__name__}", "yield a dict, or (dict, labels)")
-    columns = {
-        str(n): Column.of(f"{request.text} {n}", _array(f"{request.text} {n}", v)) for n, v in feed.items()
-    }
+    columns = {str(n): Column.of(f"{request.text} {n}", _array(f"{request.text} {n}", v)) for n, v in feed.items()}
     matched = match(request.specs, columns, request.text)
     label_array = None if labels is None else _array(f"{request.text} labels", labels)
     if _is_sample(request.specs, matched):

@@ -98,9 +98,7 @@ def read_tensor(path: Path) -> tuple[str, Array]:
     try:
         tensor.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf raises its own kinds, by implementation
-        raise PruneError(
-            f"{where} is not a serialised TensorProto", "sequences and maps are not read"
-        ) from error
+        raise PruneError(f"{where} is not a serialised TensorProto", "sequences and maps are not read") from error
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise PruneError(f"{where} keeps its data in another file", "test data must hold its values itself")
     try:
@@ -108,6 +106,4 @@ def read_tensor(path: Path) -> tuple[str, Array]:
             raise ValueError("it claims more values than the file has bytes")
         return tensor.name, np.asarray(numpy_helper.to_array(tensor))
     except Exception as error:  # onnx raises many kinds on inconsistent tensors
-        raise PruneError(
-            f"{where} is damaged: {' '.join(str(error).split())[:160]}", "write it again"
-        ) from error
+        raise PruneError(f"{where} is damaged: {' '.join(str(error).split())[:160]}", "write it again") from error

@@ -1,0 +1,1 @@
+"""Carrying out decisions: zeroing weights, and proving that nothing else changed."""

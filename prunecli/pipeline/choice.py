@@ -1,0 +1,112 @@
+"""Which weights a command works on: kinds, and --include and --exclude patterns over names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from prunecli.errors import PruneError
+from prunecli.model import Weight, Weights
+from prunecli.types import Skipped
+
+KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`chosen`: to be worked on, in the model's order. `left`: weights that could be, and why they are not.
+    `skipped`: everything that is not worked on, as reports list it."""
+
+    chosen: list[Weight]
+    left: list[Weight]
+    skipped: list[Skipped]
+
+
+def names_of(weight: Weight) -> list[str]:
+    """What a pattern may match: the stored tensor, the nodes that read it, their outputs if unnamed."""
+    nodes = [use.node.name or (use.node.outputs[0].name or "") for use in weight.uses]
+    return [weight.name, *dict.fromkeys(nodes)]
+
+
+def matches(weight: Weight, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names_of(weight))
+
+
+def choose(
+    weights: Weights, include: Sequence[str] = (), exclude: Sequence[str] = (), also: Sequence[str] = ()
+) -> Choice:
+    """Weights of the prunable kind, and of the kinds in `also`, that match `include` and not `exclude`.
+
+    Raises:
+        PruneError: an unknown kind, a pattern that matches nothing, or nothing is left.
+    """
+    for kind in also:
+        if kind not in KINDS:
+            raise PruneError(f"--also {kind!r} is not a kind of tensor", f"choose from {', '.join(KINDS)}")
+    candidates = [*weights.prunable, *(weight for weight in weights.others if weight.kind in also)]
+    for pattern in include:
+        _check_include(pattern, candidates, weights)
+    for pattern in exclude:
+        _check_exclude(pattern, weights)
+    reasons = {w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude) for w in weights.all()}
+    chosen = [w for w in candidates if not reasons[w.name]]
+    if not chosen:
+        raise _nothing(weights, candidates)
+    left = [w for w in weights.all() if reasons[w.name]]
+    return Choice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
+
+
+def _reason(weight: Weight, candidate: bool, include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Why a weight is left alone; empty if it is not."""
+    if not candidate:
+        return f"{KINDS[weight.kind]} are left alone unless --also {weight.kind} is given"
+    if include and not matches(weight, include):
+        return "not matched by --include"
+    return "left out by --exclude" if matches(weight, exclude) else ""
+
+
+def _check_include(pattern: str, candidates: Sequence[Weight], weights: Weights) -> None:
+    if any(matches(weight, [pattern]) for weight in candidates):
+        return
+    for weight in weights.others:
+        if matches(weight, [pattern]):
+            raise PruneError(
+                f"--include {pattern!r} matches {weight.name}, and {KINDS[weight.kind]} are left alone",
+                f"add --also {weight.kind}",
+            )
+    for skipped in weights.skipped:
+        if fnmatchcase(skipped.name, pattern):
+            raise PruneError(
+                f"--include {pattern!r} matches {skipped.name}, which cannot be pruned: {skipped.reason}",
+                "`prune inspect` lists what can be pruned",
+            )
+    raise PruneError(f"--include {pattern!r} matches nothing", _close(pattern, candidates))
+
+
+def _check_exclude(pattern: str, weights: Weights) -> None:
+    known = any(matches(weight, [pattern]) for weight in weights.all())
+    if not known and not any(fnmatchcase(skipped.name, pattern) for skipped in weights.skipped):
+        raise PruneError(f"--exclude {pattern!r} matches nothing", _close(pattern, weights.all()))
+
+
+def _close(pattern: str, candidates: Sequence[Weight]) -> str:
+    names = list(dict.fromkeys(name for weight in candidates for name in names_of(weight)))
+    plain = pattern.strip("*?")
+    close = get_close_matches(plain, names, 3, 0.5) or [n for n in names if plain and plain in n][:3]
+    if not close:
+        return "`prune inspect` lists the names; quote patterns such as '*fc*'"
+    return f"did you mean {', '.join(close)}?"
+
+
+def _nothing(weights: Weights, candidates: Sequence[Weight]) -> PruneError:
+    if candidates:
+        return PruneError("--include and --exclude leave no weight to prune", "widen --include")
+    if weights.skipped:
+        first = weights.skipped[0]
+        return PruneError(
+            f"the model has no prunable weights: {first.name}: {first.reason}",
+            "`prune inspect` lists what is in it",
+        )
+    return PruneError("the model has no prunable weights", "`prune inspect` lists what is in it")

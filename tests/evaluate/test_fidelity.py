@@ -1,0 +1,120 @@
+"""Fidelity measures, against their formulas on the whole arrays at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunecli.errors import PruneError
+from prunecli.evaluate.fidelity import BETTER_HIGH, MEASURES, FidelityCollector
+
+RNG = np.random.default_rng(3)
+A = RNG.standard_normal((40, 6)).astype(np.float32)
+B = (A + 0.7 * RNG.standard_normal((40, 6))).astype(np.float32)
+A64, B64 = A.astype(float), B.astype(float)
+
+
+def row_cosines() -> Any:
+    return (A64 * B64).sum(1) / np.sqrt((A64**2).sum(1) * (B64**2).sum(1))
+
+
+FORMULAS: dict[str, Callable[[], float]] = {
+    "top1_agreement": lambda: (A.argmax(1) == B.argmax(1)).mean(),
+    "cosine": lambda: row_cosines().mean(),
+    "max_abs": lambda: np.abs(A64 - B64).max(),
+    "max_rel": lambda: np.abs(A64 - B64).max() / np.abs(A64).max(),
+    "snr_db": lambda: 10 * np.log10((A64**2).sum() / ((A64 - B64) ** 2).sum()),
+}
+
+
+def measured(reference: Any, other: Any, batch: int = 7) -> dict[str, float | None]:
+    collector = FidelityCollector()
+    for start in range(0, max(len(reference), 1), batch):
+        part = slice(start, start + batch)
+        collector.add({"y": reference[part]}, {"y": other[part]}, len(reference[part]))
+    result = collector.result("the other")
+    assert result is not None
+    assert result.samples == len(reference)
+    return result.short()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("batch", [7, 40, 1])
+def test_measures_follow_their_formulas(name: str, batch: int) -> None:
+    # sums in another order: 240 additions in float64
+    assert measured(A, B, batch)[name] == pytest.approx(FORMULAS[name](), rel=1e-12)
+
+
+def test_every_measure_has_a_formula() -> None:
+    assert set(FORMULAS) == set(MEASURES) == set(BETTER_HIGH)
+
+
+# reference, other -> measures that matter
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "equal": (A, A, {"top1_agreement": 1, "cosine": 1, "max_abs": 0, "max_rel": 0, "snr_db": math.inf}),
+    "negated": (A, -A, {"cosine": -1, "max_rel": 2}),
+    "scaled": (A, 2 * A, {"cosine": 1, "top1_agreement": 1, "snr_db": 0}),
+    "both zero": (0 * A, 0 * A, {"cosine": 1, "max_abs": 0, "max_rel": 0, "snr_db": math.inf}),
+    "zero and not": (0 * A, A, {"cosine": 0, "max_rel": math.inf, "snr_db": -math.inf}),
+    "not and zero": (A, 0 * A, {"cosine": 0, "max_rel": 1, "snr_db": 0}),
+    "equal infinities": (np.where(A > 1, np.inf, A), np.where(A > 1, np.inf, A), {"max_abs": 0}),
+    "integers": (np.array([[1, 5], [7, 2]]), np.array([[1, 5], [2, 7]]), {"top1_agreement": 0.5, "max_abs": 5}),
+    "booleans": (np.array([True, False]), np.array([True, True]), {"max_abs": 1, "top1_agreement": None}),
+    "one class": (A[:, :1], B[:, :1], {"top1_agreement": None}),
+    "image classes are axis 1": (
+        np.arange(8.0).reshape(1, 2, 2, 2), np.arange(8.0)[::-1].reshape(1, 2, 2, 2), {"top1_agreement": 0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_special_values(case: str) -> None:
+    reference, other, expected = CASES[case]
+    found = measured(reference, other)
+    for name, value in expected.items():
+        assert found[name] == (value if value is None else pytest.approx(value, abs=1e-9)), name
+
+
+@pytest.mark.parametrize("name", ["cosine", "max_abs", "max_rel", "snr_db"])
+@pytest.mark.parametrize("row", [0, 39])
+def test_nan_is_never_hidden(name: str, row: int) -> None:
+    other = B.copy()
+    other[row, 0] = np.nan
+    assert math.isnan(measured(A, other)[name] or 0)
+
+
+def test_nan_is_no_agreement() -> None:
+    other = A.copy()
+    other[:10] = np.nan
+    assert measured(A, other)["top1_agreement"] == 0.75
+
+
+def test_the_worst_output_speaks() -> None:
+    collector = FidelityCollector()
+    collector.add({"a": A, "b": A}, {"a": A, "b": B}, 40)
+    result = collector.result("x")
+    assert result is not None
+    assert result.short() == result.outputs["a"]
+    assert result.worst() == result.outputs["b"]
+    broken = FidelityCollector()
+    broken.add({"a": A, "b": A}, {"a": A * np.nan, "b": B}, 40)
+    worst = broken.result("x")
+    assert worst is not None
+    assert math.isnan(worst.worst()["cosine"] or 0)
+
+
+def test_other_shapes_are_refused_and_text_is_left_out() -> None:
+    collector = FidelityCollector()
+    with pytest.raises(PruneError, match=r"y is \(40, 6\) in one model"):
+        collector.add({"y": A}, {"y": A[:, :3]}, 40)
+    text = FidelityCollector()
+    text.add({"t": np.array(["a"], object), "y": A}, {"t": np.array(["a"], object), "y": A}, 40)
+    result = text.result("x")
+    assert result is not None
+    assert list(result.outputs) == ["y"]
+    assert result.skipped == ["t is not a numeric tensor"]
+    assert FidelityCollector().result("x") is None

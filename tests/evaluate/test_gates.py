@@ -1,0 +1,92 @@
+"""Gates: how they are read, when they hold, what is said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluate.gates import OPERATORS, check_gates, parse_gate, raise_if_failed
+
+PARSED = {
+    "accuracy<0.95": ("accuracy", "<", 0.95),
+    "accuracy.drop>0.01": ("accuracy.drop", ">", 0.01),
+    "f1.drop>1%": ("f1.drop", ">", 0.01),
+    " latency.speedup  <  1.5 ": ("latency.speedup", "<", 1.5),
+    "file_bytes>2MB": ("file_bytes", ">", 2e6),
+    "gzip_bytes>=500KB": ("gzip_bytes", ">=", 500e3),
+    "file_bytes>1MiB": ("file_bytes", ">", 2**20),
+    "params<=1.5M": ("params", "<=", 1.5e6),
+    "sparsity!=50%": ("sparsity", "!=", 0.5),
+    "max_abs==0": ("max_abs", "==", 0),
+    "max_abs>1e-5": ("max_abs", ">", 1e-5),
+    "snr_db<-3": ("snr_db", "<", -3),
+    "logits/out:0.cosine<0.9": ("logits/out:0.cosine", "<", 0.9),
+}
+
+
+@pytest.mark.parametrize("text", PARSED)
+def test_gates_are_read(text: str) -> None:
+    gate = parse_gate(text)
+    assert (gate.name, gate.op, gate.limit) == PARSED[text]
+    assert gate.expr == text.strip()
+
+
+@pytest.mark.parametrize("text", ["", "accuracy", "accuracy<", "<0.5", "accuracy=0.5", "accuracy<high", "a<1 b"])
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(PruneError, match="--fail-if"):
+        parse_gate(text)
+
+
+def test_unknown_names_get_close_ones() -> None:
+    known = ["accuracy", "accuracy.drop", "f1", "latency.speedup"]
+    with pytest.raises(PruneError, match="no figure named acuracy") as caught:
+        parse_gate("acuracy<0.5", known)
+    assert "did you mean accuracy" in caught.value.hint
+    with pytest.raises(PruneError) as caught:
+        parse_gate("qqqqqq<0.5", known)
+    assert all(name in caught.value.hint for name in known)
+    assert caught.value.exit_code == 2
+
+
+# operator -> does it hold for (below, equal, above) the limit
+HOLDS = {
+    "<": (True, False, False),
+    "<=": (True, True, False),
+    ">": (False, False, True),
+    ">=": (False, True, True),
+    "==": (False, True, False),
+    "!=": (True, False, True),
+}
+
+
+@pytest.mark.parametrize("op", HOLDS)
+def test_a_gate_fails_when_it_holds(op: str) -> None:
+    gate = parse_gate(f"a{op}1")
+    assert tuple(not gate.check({"a": v}).passed for v in (0.5, 1, 1.5)) == HOLDS[op]
+    assert not gate.check({"a": math.nan}).passed
+
+
+def test_every_operator_is_tested() -> None:
+    assert set(HOLDS) == set(OPERATORS)
+
+
+def test_infinite_values_are_compared() -> None:
+    assert parse_gate("snr_db<40").check({"snr_db": math.inf}).passed
+    assert not parse_gate("snr_db<40").check({"snr_db": -math.inf}).passed
+
+
+def test_a_failed_gate_names_itself_its_value_and_its_limit() -> None:
+    results = check_gates([parse_gate("accuracy<0.95"), parse_gate("f1>2")], {"accuracy": 0.9, "f1": 0.5}, "")
+    with pytest.raises(GateFailed, match=r"1 of 2 gates failed: accuracy<0.95 \(accuracy is 0.9\)") as caught:
+        raise_if_failed(results)
+    assert caught.value.exit_code == 1
+    raise_if_failed(results[1:])
+
+
+def test_a_figure_that_was_not_measured() -> None:
+    with pytest.raises(PruneError, match="top5 was not measured") as caught:
+        check_gates([parse_gate("top5<0.5")], {"accuracy": 1}, "this evaluation has accuracy")
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == "this evaluation has accuracy"
