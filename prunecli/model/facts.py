@@ -8,6 +8,7 @@ is known. `scopes` leads the walk into subgraphs and local functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -242,10 +243,12 @@ def _fold_values(node: ir.Node, facts: Facts) -> None:
         return
     if not worth_knowing(facts.dtypes.get(out, 1), int(np.prod(shape, dtype=np.float64))):
         return
-    if node.op_type == "Shape":
+    if node.op_type in ("Shape", "Size"):  # known from the shape alone, whatever the tensor holds
         source = facts.shapes[node.inputs[0]]  # type: ignore[index]
         start, end = attr_int(node, "start", 0), attr_int(node, "end", len(source))
-        facts.values[out] = np.array(source[slice(start, end)], np.int64)
+        facts.values[out] = np.array(
+            source[slice(start, end)] if node.op_type == "Shape" else math.prod(source), np.int64
+        )
         return
     arrays = [facts.value(v) for v in node.inputs]
     if any(v is not None and a is None for v, a in zip(node.inputs, arrays, strict=True)):
