@@ -76,13 +76,18 @@ def find_families(solved: Components) -> list[Family]:
     families = [_plain(solved)]
     index = _product_index(solved)
     done: set[tuple[int, int]] = set()
+    seen: set[tuple[bytes, bytes]] = set()
     for number, product in enumerate(solved.products):
         for factor in range(len(product.factors)):
             if (number, factor) in done:
                 continue
-            run, chosen = _follow(solved, index, number, factor)
-            done |= chosen
-            families.append(_family(solved, run))
+            run, used = _follow(solved, index, number, factor)
+            done |= {pair for pair in used if _told_apart(run, pair)}
+            family = _family(solved, run)
+            key = (family.components.tobytes(), family.labels.tobytes())
+            if key not in seen:
+                families.append(family)
+            seen.add(key)
     return families
 
 
@@ -122,22 +127,28 @@ def _touching(index: tuple[Ints, Ints], components: Ints) -> set[int]:
 def _follow(
     solved: Components, index: tuple[Ints, Ints], number: int, factor: int
 ) -> tuple[_Run, set[tuple[int, int]]]:
-    """Follow one factor through every product it reaches; the second result is the factors it covered whole."""
+    """Follow one factor through every product it reaches; the second result is the factors that slabs lie along."""
     seed = solved.products[number].factors[factor]
     run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)))
     run.assign(seed, np.arange(len(seed)))
-    chosen: set[tuple[int, int]] = {(number, factor)}
+    along: set[tuple[int, int]] = {(number, factor)}
     queue = _touching(index, np.unique(seed))
     while queue:
         current = min(queue)
         queue.discard(current)
         run.touched.add(current)
         changed, used = _close(run, solved.products[current])
-        used_here = ((current, f) for f in used)
-        chosen |= {(p, f) for p, f in used_here if (run.label[solved.products[p].factors[f]] >= 0).all()}
+        along |= {(current, f) for f in used}
         if changed.size:
             queue |= _touching(index, np.unique(changed))
-    return run, chosen
+    return run, along
+
+
+def _told_apart(run: _Run, pair: tuple[int, int]) -> bool:
+    """Whether every position of a factor has a unit of its own: following the factor itself would find no more."""
+    factor = run.solved.products[pair[0]].factors[pair[1]]
+    labels = run.root(run.label[factor])
+    return bool((labels >= 0).all()) and len(np.unique(labels)) == len(np.unique(factor))
 
 
 def _close(run: _Run, product: Product) -> tuple[Ints, set[int]]:
