@@ -57,7 +57,7 @@ def _copy_shared(model: ir.Model) -> None:
             continue
         for number, (node, index) in enumerate(uses[1:], 2):
             copy = ir.Value(name=_free_name(graph, f"{value.name}::{number}"), shape=value.shape, type=value.type)
-            copy.const_value = tensor
+            copy.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)  # a tensor is named by one value only
             copy.meta[_ORIGINAL] = value.name
             graph.register_initializer(copy)
             node.replace_input_with(index, copy)

@@ -153,7 +153,7 @@ LINEAR = {
     "Conv depth multiplier": Case(lambda n: image(n, lambda n, h: n.conv(h, 8, 16, 3, group=8), 8, 16), 8 + 2),
     "Conv grouped": Case(lambda n: image(n, lambda n, h: n("Relu", n.conv(h, 8, 12, 3, group=4)), 8, 12), 4 + 2 + 3),
     "Conv grouped twice": Case(lambda n: image(n, lambda n, h: n.conv(n.conv(h, 8, 12, 1, group=4), 12, 8, 1, group=4)), 4 + 2 + 3 + 2),
-    "Conv shuffled groups": Case(lambda n: image(n, lambda n, h: n.conv(_shuffle(n, n.conv(h, 8, 8, 1, group=2)), 8, 8, 1, group=2), size=(6, 6)), 12),
+    "Conv shuffled groups": Case(lambda n: image(n, lambda n, h: n.conv(_shuffle(n, n.conv(h, 8, 8, 1, group=2)), 8, 8, 1, group=2), size=(6, 6)), 14),
     "Conv residual": Case(lambda n: image(n, _residual), 8 + 3 * 6),
     "Conv computed weights": Case(lambda n: n.out(n("Conv", n.conv(n.x("N", 3, "H", "W"), 3, 8), n("Mul", n.w(2, 8, 1, 1), n.w(8, 1, 1)))), 8),
     "ConvTranspose": Case(lambda n: image(n, lambda n, h: n("ConvTranspose", h, n.w(8, 6, 2, 2), n.w(6), strides=[2, 2]), 8, 6), 14),
