@@ -225,6 +225,13 @@ def _instance_as_group(n: Net, h: str) -> str:
     return str(n("Add", n("Mul", n("Reshape", flat, n("Shape", h)), n.w(8, 1, 1)), n.w(8, 1, 1)))
 
 
+def _grn(n: Net, h: str) -> str:
+    """ConvNeXt V2: every channel is weighed by its norm over the mean norm of all channels."""
+    norm = n("ReduceL2", h, n.c([1]))
+    weight = n("Div", norm, n("Add", n("ReduceMean", norm, n.c([-1])), n.c(np.float32(1e-6))))
+    return str(n("Add", n("Mul", n("Mul", h, weight), n.w(1, 1, 8)), h))
+
+
 def _squeeze_excite(n: Net, h: str) -> str:
     s = n("Relu", n.conv(n("GlobalAveragePool", h), 8, 4))
     return str(n("Mul", h, n("Sigmoid", n.conv(s, 4, 8))))
@@ -255,12 +262,14 @@ NORMS = {
     "LogSoftmax": Case(lambda n: rows(n, lambda n, h: n("LogSoftmax", h)), 0),
     "Hardmax": Case(lambda n: tokens(n, lambda n, h: n("Hardmax", h, axis=1)), 8),
     "squeeze and excitation": Case(lambda n: image(n, _squeeze_excite), 8 + 4),
-    **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1]), keepdims=1), 1, 4), 8, 4), 8 + 4) for op in ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")},
+    **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1]), keepdims=1), 1, 4), 8, 4), 8 + 4) for op in ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")},
     "ReduceLogSum": Case(lambda n: image(n, lambda n, h: n.conv(n("ReduceLogSum", n("Add", n("Abs", h), n("Abs", h)), n.c([1])), 1, 4), 8, 4), 8 + 4),
-    **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1])), 1, 4), 8, 4), 4) for op in ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean")},
+    **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1])), 1, 4), 8, 4), 4) for op in ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")},
     "ReduceMean of space": Case(lambda n: rows_after(n, lambda n, h: n("ReduceMean", h, n.c([2, 3]), keepdims=0)), 8),
     "ReduceMean of space 13": Case(lambda n: rows_after(n, lambda n, h: n("ReduceMean", h, axes=[2, 3], keepdims=0)), 8, 13),
-    "ReduceMean of all": Case(lambda n: n.out(n("ReduceMean", n.conv(n.x("N", 3, "H", "W"), 3, 8))), 0),
+    "ReduceMean of all": Case(lambda n: n.out(n("ReduceMean", n.conv(n.x("N", 3, "H", "W"), 3, 8))), 8),
+    "ReduceMean of two axes 13": Case(lambda n: image(n, lambda n, h: n.conv(n("ReduceMean", h, axes=[-3, 2]), 1, 4), 8, 4), 8 + 4, 13),
+    "global response normalisation": Case(lambda n: tokens(n, _grn), 8),
     "ReduceSum of no axes": Case(lambda n: rows(n, lambda n, h: n("ReduceSum", h, n.c(np.zeros(0, np.int64)), noop_with_empty_axes=1)), 8),
     "ArgMax": Case(lambda n: n.out(n("ArgMax", n.conv(n.x("N", 3, "H", "W"), 3, 8), axis=1)), 0),
     "ArgMin of another axis": Case(lambda n: n.out(n("MatMul", n("Cast", n("ArgMin", n.linear(n.x("N", "T", 4), 4, 8), axis=1, keepdims=0), to=1), n.w(8, 2))), 8),
