@@ -1,0 +1,218 @@
+"""Proof of a structural cut: the saved file against the original with the removed positions forced to zero.
+
+Both run in onnxruntime on the same inputs, and must agree to rounding. Where the cut runs through the axis of
+a normalisation, zero is not the same as absent: there the reference normalises over the kept positions, and
+the distance to the original as it was is told as the cost of the approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from prunecli.apply.cut_reference import FLOATS, Forced, masked_original, original_proto
+from prunecli.apply.cut_trace import first_difference
+from prunecli.apply.outline import graphs
+from prunecli.apply.tolerance import RELATIVE, Difference, differences
+from prunecli.errors import PruneError
+from prunecli.runtime import Session
+from prunecli.types import Progress, Verification, no_progress
+
+RUN_UP_TO = 1 << 30
+"""Bytes of weights up to which reference and sessions are held in memory."""
+Outputs = Mapping[str, Any]
+HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
+_NAMES = {
+    TensorProto.DOUBLE: "float64", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Inputs to compare on. `required`: the run must succeed on the original (real data)."""
+
+    label: str
+    feed: Outputs
+    required: bool = False
+
+
+@dataclass
+class CutProof:
+    """What to prove about a staged file: that it is the original at `path` less what `forced` lists."""
+
+    path: Path
+    forced: Forced
+    trials: Callable[[Session], Iterable[Trial]]
+    open: Callable[..., Session] = Session.open
+    progress: Progress = no_progress
+    worst: list[Difference] = field(default_factory=list)
+    effects: list[Difference] = field(default_factory=list)
+
+    def __call__(self, staged: Path) -> Verification:
+        """Compare. Raises PruneError naming the first tensor that differs."""
+        proto = original_proto(str(self.path), RUN_UP_TO)
+        if proto is None:
+            return Verification("none", detail="too large to be run beside its reference")
+        try:
+            original = self.open(self.path)
+            trials = list(self.trials(original))
+        except PruneError as error:
+            return self._unproved(staged, error)
+        sides = _Sides(staged, proto, self.forced, self.open)
+        ran, refused = 0, ""
+        for trial in self.progress(trials, "proving", len(trials)):
+            try:
+                ran += self._agrees(sides, trial, original)
+            except _OriginalFailsError as error:
+                refused = error.message
+                if trial.required:
+                    raise PruneError(error.message, error.hint) from error
+        if not ran:
+            return Verification("none", detail=refused or "no inputs to run it on")
+        return self._verdict(sides, ran)
+
+    def _unproved(self, staged: Path, error: PruneError) -> Verification:
+        """onnxruntime does not open the original, or nobody can make up its inputs: the result must load alike."""
+        try:
+            self.open(self.path)
+        except PruneError:
+            return Verification("none", detail=f"the original cannot be run: {error.message}")
+        self.open(staged)
+        return Verification("none", detail=f"not run: {error.message}")
+
+    def _agrees(self, sides: _Sides, trial: Trial, original: Session) -> int:
+        wanted = _run_or(sides.reference, trial, original)
+        got = _run_cut(sides.cut, trial)
+        others = [sides.plain_reference.run(trial.feed)]
+        found = differences(got, wanted, others, sides.relative)
+        if not all(d.agrees for d in found):
+            others += [s.run(trial.feed) for s in sides.nudged]
+            found = differences(got, wanted, others, sides.relative)
+        wrong = next((d for d in found if not d.agrees), None)
+        if wrong is not None:
+            if _is_random(sides.reference, trial, sides.relative):
+                raise _OriginalFailsError("its outputs are random and cannot be compared", "")
+            raise self._disagreement(sides, trial, wrong)
+        self.worst += [d for d in found if d.scale or d.error]
+        if sides.restricted:
+            self.effects += differences(got, sides.zeroed.run(trial.feed))
+        return 1
+
+    def _disagreement(self, sides: _Sides, trial: Trial, wrong: Difference) -> PruneError:
+        first = first_difference(sides.staged, sides.masked, self.forced, trial.feed, sides.relative)
+        where = f"the first tensor that differs is {first}" if first else f"the output {wrong.name!r} differs"
+        amount = wrong.problem or f"by {wrong.error:.2g} at a scale of {wrong.scale:.2g}"
+        return PruneError(f"the cut model does not compute what the masked original does ({trial.label}): {where}; "
+                          f"output {wrong.name!r}: {amount}", HINT)  # fmt: skip
+
+    def _verdict(self, sides: _Sides, ran: int) -> Verification:
+        largest = max((d.error for d in self.worst), default=0.0)
+        relative = max((d.relative for d in self.worst), default=0.0)
+        if not sides.restricted:
+            detail = "equals, to rounding, the original with the removed positions forced to zero"
+            return Verification("exact", largest, relative, ran, detail)
+        effect = max((d.relative for d in self.effects), default=0.0)
+        detail = (
+            "equals, to rounding, the original whose normalisations see the kept positions only; with the removed"
+            f" ones forced to zero instead, outputs would differ by {effect:.2g} of their largest element"
+        )
+        return Verification("approximate", largest, relative, ran, detail)
+
+
+class _OriginalFailsError(PruneError):
+    """The original cannot be run on these inputs, so nothing is proved or refuted by them."""
+
+
+@dataclass
+class _Sides:
+    """The sessions of one proof, opened when they are needed."""
+
+    staged: Path
+    proto: onnx.ModelProto
+    forced: Forced
+    open: Callable[..., Session]
+
+    @cached_property
+    def restricted(self) -> bool:
+        """Whether the cut runs through the axis of a normalisation."""
+        axes = ((name, axis) for name, axes in self.forced.positions.items() for axis in axes)
+        return any(pair in self.forced.averaged for pair in axes)
+
+    @cached_property
+    def masked(self) -> onnx.ModelProto:
+        return masked_original(self.proto, self.forced, self.restricted)
+
+    @cached_property
+    def reference(self) -> Session:
+        return self.open(self.masked.SerializeToString())
+
+    @cached_property
+    def plain_reference(self) -> Session:
+        return self.open(self.masked.SerializeToString(), optimise=False)
+
+    @cached_property
+    def zeroed(self) -> Session:
+        return self.open(masked_original(self.proto, self.forced).SerializeToString())
+
+    @cached_property
+    def cut(self) -> Session:
+        return self.open(self.staged)
+
+    @cached_property
+    def nudged(self) -> Sequence[Session]:
+        """The reference with every weight moved by one unit in the last place: what rounding does to it."""
+        return [self.open(_nudged(self.masked, seed).SerializeToString(), optimise=False) for seed in range(2)]
+
+    @cached_property
+    def relative(self) -> float:
+        """The allowance for the coarsest type that the model stores or takes."""
+        stored = {t.data_type for graph in graphs(self.proto) for t in graph.initializer}
+        stored |= {v.type.tensor_type.elem_type for v in (*self.proto.graph.input, *self.proto.graph.output)}
+        stored |= {a.i for n in self.proto.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+        return max((RELATIVE[_NAMES[code]] for code in stored if code in _NAMES), default=RELATIVE["float32"])
+
+
+def _nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    out, rng = onnx.ModelProto(), np.random.default_rng(seed)
+    out.CopyFrom(model)
+    for tensor in out.graph.initializer:
+        if tensor.data_type in FLOATS[:2]:
+            array = numpy_helper.to_array(tensor)
+            unit = np.finfo(array.dtype).eps
+            moved = array * (1 + unit * rng.choice([-1, 1], array.shape))
+            tensor.CopyFrom(numpy_helper.from_array(moved.astype(array.dtype), tensor.name))
+    return out
+
+
+def _run_or(reference: Session, trial: Trial, original: Session) -> Outputs:
+    """The reference's outputs; where it fails, the original must fail, too."""
+    try:
+        return reference.run(trial.feed)
+    except PruneError as error:
+        try:
+            original.run(trial.feed)
+        except PruneError as cause:
+            raise _OriginalFailsError(cause.message, cause.hint) from cause
+        raise PruneError(f"internal: the reference cannot be run: {error.message}", HINT) from error
+
+
+def _run_cut(cut: Session, trial: Trial) -> Outputs:
+    try:
+        return cut.run(trial.feed)
+    except PruneError as error:
+        raise PruneError(
+            f"the original runs on {trial.label}, the cut model does not: {error.message}", HINT
+        ) from error
+
+
+def _is_random(reference: Session, trial: Trial, relative: float) -> bool:
+    again = differences(reference.run(trial.feed), reference.run(trial.feed), relative=relative)
+    return not all(d.agrees for d in again)

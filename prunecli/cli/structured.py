@@ -1,0 +1,127 @@
+"""`prune structured`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import DATA, SELECT, ExternalData, Format, as_option
+from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+
+
+def _amount(name: str, text: str) -> typer.models.OptionInfo:
+    return typer.Option(  # type: ignore[no-any-return]
+        name, metavar="R", parser=as_option(parse_quantity), help=text, rich_help_panel=SELECT
+    )
+
+
+def structured(
+    model: options.ModelPath,
+    ratio: Annotated[Quantity | None, _amount("--ratio", "fraction of the units to remove, as 0.5 or 50%")] = None,
+    macs: Annotated[
+        Quantity | None, _amount("--macs", "what remains of the multiply-accumulates: 0.5, 50% or 120M")
+    ] = None,
+    params: Annotated[Quantity | None, _amount("--params", "what remains of the parameters: 0.5, 50% or 1.2M")] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            "--granularity",
+            metavar="channel|head|all",
+            help="which structures may be cut, separated by commas; all: also inside heads and the hidden size",
+            rich_help_panel=SELECT,
+        ),
+    ] = "channel,head",
+    criterion: Annotated[
+        str | None, typer.Option("--criterion", metavar="NAME", help="the score of a unit", rich_help_panel=SELECT)
+    ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option("--normalize", metavar="NAME", help="how scores of layers are compared", rich_help_panel=SELECT),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option("--scope", metavar="layer|global", help="who competes with whom", rich_help_panel=SELECT),
+    ] = None,
+    max_ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--max-ratio",
+            metavar="R",
+            parser=as_option(parse_fraction),
+            help="the largest fraction removed from any layer",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    round_to: Annotated[
+        int | None,
+        typer.Option("--round-to", metavar="N", min=1, help="keep multiples of N units", rich_help_panel=SELECT),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="score anew N times", rich_help_panel=SELECT)
+    ] = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="samples per run", rich_help_panel=DATA)
+    ] = 32,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    output: options.OutputPath = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    external_data: options.ExternalDataOption = ExternalData.auto,
+    no_verify: options.NoVerify = False,
+    plan: options.Plan = None,
+    save_plan: options.SavePlan = None,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    dim: options.Dim = None,
+    input_shape: options.InputShape = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
+
+    Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime
+    against the original with the removed positions forced to zero; a cut that cannot be proved is not written.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.model import Dims
+    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.structured import options_for
+    from prunecli.pipeline.structured import structured as run
+    from prunecli.pipeline.subject import Execution
+
+    wanted = options_for(
+        {"ratio": ratio, "macs": macs, "params": params},
+        plan=plan,
+        granularity=granularity,
+        criterion=criterion,
+        normalize=normalize,
+        scope=scope,
+        max_ratio=max_ratio,
+        round_to=round_to,
+        steps=steps,
+        seed=seed,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        data=DataOptions.of(data, labels, label_column, limit),
+        batch_size=batch_size,
+        dims=Dims.parse(dim or (), input_shape or ()),
+        execution=Execution(provider or "cpu", threads),
+        output=output,
+        force=force,
+        dry_run=dry_run,
+        verify=not no_verify,
+        save_plan=save_plan,
+        external_data=external_data.value,
+    )
+    emit(run(model, wanted, progress_for(no_progress)), format, report)

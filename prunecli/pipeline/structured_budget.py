@@ -1,0 +1,78 @@
+"""How much of a model is to go: a fraction removed, or what is to remain of its work or parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from prunecli.errors import PruneError
+from prunecli.quantity import Quantity, parse_quantity
+from prunecli.types import Totals
+
+Kind = Literal["ratio", "macs", "params"]
+KINDS: tuple[Kind, ...] = ("ratio", "macs", "params")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`ratio`: the fraction of every layer's (or the model's) units removed. `macs`, `params`: what remains,
+    as a fraction or, with `absolute`, as a number of multiply-accumulates or parameters."""
+
+    kind: Kind
+    target: float
+    absolute: bool = False
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Quantity | str | float | None]) -> Budget:
+        """From the options `ratio`, `macs`, `params`, of which exactly one must be given.
+
+        Raises:
+            PruneError: none or several are, or the number means nothing there.
+        """
+        present = {kind: value for kind, value in given.items() if value is not None}
+        if not present:
+            raise cls.missing()
+        if len(present) > 1:
+            raise PruneError("give only one of --ratio, --macs and --params", "for example --macs 0.5")
+        ((kind, value),) = present.items()
+        if kind not in KINDS:
+            raise PruneError(f"there is no budget {kind!r}", f"choose from {', '.join(KINDS)}")
+        quantity = value if isinstance(value, Quantity) else parse_quantity(str(value))
+        return cls._of(kind, quantity)
+
+    @staticmethod
+    def missing() -> PruneError:
+        return PruneError(
+            "how much is to be cut? give --ratio, --macs or --params", "for example --macs 0.5, or --ratio 50%"
+        )
+
+    @classmethod
+    def _of(cls, kind: Kind, quantity: Quantity) -> Budget:
+        value = quantity.value
+        if quantity.kind in ("bytes", "ms"):
+            raise PruneError(f"--{kind} takes a fraction or a count, not {quantity.kind}", f"write --{kind} 0.5")
+        absolute = quantity.kind == "count" or (quantity.kind == "plain" and value > 1 and kind != "ratio")
+        if absolute and kind == "ratio":
+            raise PruneError("--ratio is the fraction that is removed", "write --ratio 0.5 or --ratio 50%")
+        if absolute and value >= 1:
+            return cls(kind, value, True)
+        if not 0 < value < 1:
+            meaning = "removed" if kind == "ratio" else "that remains"
+            raise PruneError(f"--{kind} {value:g}: the fraction {meaning} lies between 0 and 1", f"write --{kind} 0.5")
+        return cls(kind, value)
+
+    def fraction(self, before: Totals) -> float:
+        """The target as a fraction: removed for `ratio`, remaining for the others.
+
+        Raises:
+            PruneError: an absolute target that the model already meets, or whose whole is unknown.
+        """
+        if not self.absolute:
+            return self.target
+        whole = before.macs if self.kind == "macs" else before.params
+        if not whole:
+            raise PruneError("the model's work is not known at these dimensions", "write --macs 0.5, or set --dim")
+        if self.target >= whole:
+            raise PruneError(f"the model has {whole:,} {self.kind} already", f"ask for fewer than {whole:,}")
+        return self.target / whole

@@ -1,0 +1,184 @@
+"""A decided cut as rows of a report and as a plan file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.apply.cut_plan import ANEW, identity, positions_json
+from prunecli.channels.catalogue import Group
+from prunecli.channels.costs import costs
+from prunecli.channels.cut import Removed
+from prunecli.errors import PruneError
+from prunecli.model import Model, Weight, find_weights
+from prunecli.model.facts import Shape
+from prunecli.model.sizes import count_nonzero
+from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.types import Json, LayerRow
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision, whoever took it: a mask over units, a score for each, the recipe that is recorded. `left`:
+    groups that may not be cut, and why."""
+
+    removed: Array
+    scores: Array
+    recipe: Json
+    left: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of units. `params` and `macs`: what removing a single unit saves, at the analysed dimensions.
+    Scores are None where there are none. `touches`: the weights' slices, as NAME[axis]."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    params: int
+    macs: int
+    lowest: float | None
+    highest: float | None
+    touches: tuple[str, ...]
+    note: str = ""
+
+
+def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
+    """Every group, in the order of the catalogue."""
+    prices = _prices(subject)
+    rows = []
+    for group, (params, macs) in zip(subject.units.groups, prices, strict=True):
+        mine = decided.scores[group.units]
+        finite = mine[np.isfinite(mine)]
+        rows.append(
+            GroupRow(
+                name=group.name,
+                kind=group.kind,
+                before=group.count,
+                after=group.count - int(decided.removed[group.units].sum()),
+                params=params,
+                macs=macs,
+                lowest=float(finite.min()) if finite.size else None,
+                highest=float(finite.max()) if finite.size else None,
+                touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
+                note=decided.left.get(group.name, group.approximation),
+            )
+        )
+    return rows
+
+
+def _prices(subject: Cuttable) -> list[tuple[int, int]]:
+    """(parameters, multiply-accumulates) that the removal of one unit of each group saves by itself."""
+    priced, sizes = costs(subject.units.analysis), subject.units.sizes
+    whole, out = priced.of(sizes), []
+    for group in subject.units.groups:
+        kept = sizes.copy()
+        kept[list(group.axes)] -= np.array(group.per_unit)
+        left = priced.of(kept)
+        out.append((whole["params"] - left["params"], whole["macs"] - left["macs"]))
+    return out
+
+
+# -- the plan file ----------------------------------------------------------------------------------
+
+
+def plan_json(subject: Cuttable, decided: Decided, listed: Removed) -> Json:
+    """The whole plan, without its schema."""
+    forced = subject.forced(listed, decided.removed)
+    return {
+        "model": identity(subject.file),
+        "recipe": decided.recipe,
+        "weights": positions_json({name: axes for name, axes in listed.items() if subject.is_stored(name)}),
+        "tensors": positions_json({name: axes for name, axes in listed.items() if not subject.is_stored(name)}),
+        "units": list(_units(subject, decided)),
+        "frozen": [asdict(axis) for axis in subject.units.frozen],
+        "averaged": sorted([name, axis] for name, axis in forced.averaged if axis in listed.get(name, ())),
+    }
+
+
+def _units(subject: Cuttable, decided: Decided) -> Iterator[Json]:
+    everything = np.ones(subject.units.count, bool)
+    full = subject.listed(subject.units.removed(everything))
+    for group, (params, macs) in zip(subject.units.groups, _prices(subject), strict=True):
+        slices = list(_slices(subject, group, full))
+        for place in range(group.count):
+            number = group.first + place
+            score = float(decided.scores[number])
+            weights: dict[str, dict[str, list[int]]] = {}
+            for name, axis, index in slices:
+                weights.setdefault(name, {})[str(axis)] = index[place]
+            yield {
+                "id": number,
+                "group": group.name,
+                "kind": group.kind,
+                "score": score if np.isfinite(score) else None,
+                "removed": bool(decided.removed[number]),
+                "params": params,
+                "macs": macs,
+                "weights": weights,
+            }
+
+
+def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[str, int, list[list[int]]]]:
+    """(weight, axis, positions of every unit) for the weights of a group that a plan can name."""
+    units, solved = subject.units, subject.units.analysis.components
+    atoms = units.atoms[units.start[group.first] : units.start[group.units.stop]].reshape(group.count, -1)
+    where = units.axis_of_atom[atoms]
+    for name, axis in group.weights:
+        if axis in full.get(name, {}):
+            value = subject.work.graph.initializers[name]
+            root = solved.table.find(solved.table.axis(value, axis, 0))
+            mine = atoms[where == root].reshape(group.count, -1) - solved.offset[root]
+            yield name, axis, np.sort(mine, axis=1).tolist()
+
+
+def recipe_shapes(recipe: Json) -> dict[str, Shape]:
+    """The input shapes a plan was made at.
+
+    Raises:
+        PruneError: they are malformed.
+    """
+    shapes = recipe.get("inputs")
+    good = isinstance(shapes, dict) and all(
+        isinstance(s, list) and len(s) < 64 and all(type(d) is int and 0 < d < 1 << 31 for d in s)
+        for s in shapes.values()
+    )
+    if not good:
+        raise PruneError("the plan's recipe does not say at which input shapes it was made", ANEW)
+    return {name: tuple(shape) for name, shape in shapes.items()}  # type: ignore[union-attr]
+
+
+# -- layers -----------------------------------------------------------------------------------------
+
+
+def layer_rows(subject: Cuttable, removed: Removed, saved: Model) -> list[LayerRow]:
+    """Every weight that is prunable or was cut, before and after."""
+    after = {weight.name: weight for weight in find_weights(saved).all()}
+    found = find_weights(subject.file)
+    prunable = {weight.name for weight in found.prunable}
+    shown = [w for w in found.all() if w.name in after and (w.name in prunable or w.name in removed)]
+    return [_row(weight, after[weight.name]) for weight in shown]
+
+
+def _row(weight: Weight, late: Weight) -> LayerRow:
+    params, nonzero = late.size, count_nonzero(late.tensor)
+    return LayerRow(
+        name=weight.node.name or weight.node.outputs[0].name or "",
+        op=weight.op,
+        weight=weight.name,
+        shape_before=weight.shape,
+        shape_after=late.shape,
+        params_before=weight.size,
+        params_after=params,
+        nonzero=nonzero,
+        sparsity=1 - nonzero / params if params else 0.0,
+        extra={"kind": weight.kind},
+    )

@@ -1,0 +1,91 @@
+"""What happens to a cut model between being written and appearing: checked, proved, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from prunecli.apply.cut_proof import CutProof, Trial
+from prunecli.apply.cut_reference import Forced
+from prunecli.errors import PruneError
+from prunecli.model import Dims, concrete_shapes, load, totals
+from prunecli.model.facts import Shape
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.structured_plan import layer_rows
+from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.pipeline.subject import Execution
+from prunecli.runtime import Session
+from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
+
+REAL_BATCHES = 4
+REAL_BATCH = 8
+
+
+@dataclass
+class Inspector:
+    """Takes the staged file of a cut: `save` calls it before the file appears.
+
+    `shapes`: the input shapes that the report counts work at. Afterwards `after` are the sizes of the file,
+    and `layers` its weights beside the original's.
+    """
+
+    subject: Cuttable
+    forced: Forced
+    shapes: dict[str, Shape]
+    data: DataOptions | None = None
+    batch_size: int = REAL_BATCH
+    seed: int = 0
+    execution: Execution = field(default_factory=Execution)
+    verify: bool = True
+    progress: Progress = no_progress
+    verification: Verification = Verification("none", detail="left out by --no-verify")
+    after: Totals | None = None
+    layers: list[LayerRow] = field(default_factory=list)
+
+    def __call__(self, staged: Path) -> None:
+        strict_check(self.subject.file.path, staged)
+        if self.verify:
+            start = partial(Session.open, provider=self.execution.provider, threads=self.execution.thread_count)
+            proof = CutProof(self.subject.file.path, self.forced, self.trials, start, self.progress)
+            self.verification = proof(staged)
+        saved = load(staged)
+        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.shapes)))
+        self.layers = layer_rows(self.subject, self.forced.positions, saved)
+
+    def trials(self, original: Session) -> Iterator[Trial]:
+        """Real samples first, then random inputs at each choice of the dynamic dimensions."""
+        if self.data is not None:
+            size = min(self.batch_size, REAL_BATCH)
+            samples = self.data.open(original.inputs)
+            few = samples.take(REAL_BATCHES * size)
+            for number, batch in enumerate(few.batches(size)):
+                yield Trial(f"batch {number} of {samples.source}", batch.feed, True)
+        sizes = [self.subject.inputs, self.subject.inputs, self.shapes, self.subject.other_inputs]
+        for number, shapes in enumerate(sizes):
+            if shapes is not None and (number < 2 or shapes not in sizes[:number]):
+                feed = original.random_inputs(seed=self.seed + number, shapes=shapes)
+                yield Trial(f"random inputs, seed {self.seed + number}", feed)
+
+
+def strict_check(original: Path, staged: Path) -> None:
+    """Strict shape inference must accept the result where it accepts the original.
+
+    Raises:
+        PruneError: it does not.
+    """
+    problem = _objection(staged)
+    if problem and not _objection(original):
+        raise PruneError(f"the cut model is invalid: {problem}", "nothing was written; please report this")
+
+
+def _objection(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker raises several unrelated types
+        lines = str(error).strip().splitlines()
+        return lines[0][:300] if lines else type(error).__name__
+    return ""

@@ -1,0 +1,172 @@
+"""How a structural cut reads: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prunecli.report.contract import report_json
+from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.types import Json, Report, Skipped, Verification
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.structured import StructuredResult
+    from prunecli.pipeline.structured_plan import GroupRow
+
+TOP = 24
+
+
+def to_json(found: StructuredResult) -> Json:
+    """The contract's keys, with `groups`, `frozen`, `recipe` and the fractions that remain."""
+    extra: Json = {
+        "dry_run": found.dry_run,
+        "recipe": found.recipe,
+        "remains": {
+            name: share(getattr(found.after, name), getattr(found.before, name)) for name in ("params", "macs")
+        },
+        "groups": [_group_json(group) for group in found.groups],
+        "frozen": [asdict(axis) for axis in found.frozen],
+        "plan": found.plan,
+    }
+    after = found.after
+    report = Report(
+        command="structured",
+        model=found.model,
+        output=found.output,
+        before=found.before,
+        after=after,
+        sparsity=1 - after.nonzero / after.params if after.params else 0.0,
+        layers=found.layers,
+        skipped=skipped(found),
+        verification=found.verification,
+        seconds=found.seconds,
+        notes=found.notes,
+        extra=extra,
+    )
+    return report_json(report)
+
+
+def share(part: int | None, whole: int | None) -> float | None:
+    """What remains of a whole; None where one is unknown."""
+    return part / whole if part is not None and whole else None
+
+
+def _group_json(group: GroupRow) -> Json:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units_before": group.before,
+        "units_after": group.after,
+        "params_per_unit": group.params,
+        "macs_per_unit": group.macs,
+        "score": None if group.lowest is None else {"lowest": group.lowest, "highest": group.highest},
+        "touches": list(group.touches),
+        "note": group.note,
+    }
+
+
+def skipped(found: StructuredResult) -> list[Skipped]:
+    """Axes of weights that stay as they are, then groups that the user left out."""
+    frozen = [
+        Skipped(axis.tensor, f"axis {axis.axis}, {axis.positions} of {axis.size} positions: {axis.reason}")
+        for axis in found.frozen
+    ]
+    return [*frozen, *found.left]
+
+
+def to_document(found: StructuredResult) -> Document:
+    """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
+    title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
+    sections: list[Section] = [_summary(found), _proof(found.verification), _groups(found), _layers(found)]
+    sections += [_frozen(found)] if found.frozen else []
+    sections += [Text(note, "warning") for note in found.notes]
+    if found.output is not None:
+        sections.append(Text(f"written: {found.output.path}", "good"))
+    if found.plan is not None:
+        sections.append(Text(f"plan: {found.plan}", "good"))
+    return Document(title, sections)
+
+
+def _summary(found: StructuredResult) -> Table:
+    """Before, after, and what remains."""
+    from prunecli.report.render_cells import cell_text
+
+    rows = []
+    names = {"params": "parameters", "macs": "multiply-accumulates", "file_bytes": "file", "gzip_bytes": "gzipped"}
+    for name, title in names.items():
+        before, after = getattr(found.before, name), getattr(found.after, name)
+        form = "bytes" if name.endswith("bytes") else "count"
+        rows.append((title, cell_text(before, form), cell_text(after, form), share(after, before)))
+    columns = (Column(""), Column("before"), Column("after"), Column("remains", "percent"))
+    return Table("Size", columns, rows)
+
+
+def _proof(proof: Verification) -> Text:
+    if proof.kind == "none":
+        return Text(f"not proved: {proof.detail}", "warning")
+    error = f"largest difference {proof.max_abs_error:.2g}, {proof.max_rel_error:.2g} of the largest element"
+    body = f"{'proved' if proof.kind == 'exact' else 'approximate'}: {proof.detail} ({error}, {proof.samples} runs)"
+    return Text(body, "good" if proof.kind == "exact" else "warning")
+
+
+def _groups(found: StructuredResult) -> Table:
+    rows = [
+        (
+            group.name, group.kind, group.before, group.after, share(group.after, group.before),
+            group.params, group.macs, group.lowest, group.highest, _some(group.touches), group.note,
+        )
+        for group in found.groups
+    ]  # fmt: skip
+    columns = (
+        Column("group"), Column("kind", drop=2), Column("units", "count"), Column("kept", "count"),
+        Column("remains", "percent"), Column("params each", "count", drop=3), Column("MACs each", "count", drop=4),
+        Column("lowest score", "number", drop=5), Column("highest", "number", drop=5),
+        Column("touches", drop=7), Column("note", drop=6),
+    )  # fmt: skip
+    note = "Positions that must go together are one unit; a unit's cost is what its removal alone saves."
+    return Table("Units", columns, rows, note=note, top=TOP)
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _layers(found: StructuredResult) -> Table:
+    rows = [
+        (
+            row.weight,
+            row.op,
+            _shape(row.shape_before),
+            _shape(row.shape_after),
+            share(row.params_after, row.params_before),
+        )
+        for row in found.layers
+        if len(row.shape_before) > 1
+    ]
+    columns = (
+        Column("weight"),
+        Column("operator", drop=2),
+        Column("before"),
+        Column("after"),
+        Column("remains", "percent"),
+    )
+    return Table("Layers", columns, rows, top=TOP)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _frozen(found: StructuredResult) -> Table:
+    """By reason: the most frequent first."""
+    by_reason: dict[str, list[str]] = {}
+    for axis in found.frozen:
+        by_reason.setdefault(axis.reason, []).append(f"{axis.tensor}[{axis.axis}]")
+    counts = Counter({reason: len(names) for reason, names in by_reason.items()})
+    rows = [(reason, count, _some(by_reason[reason])) for reason, count in counts.most_common()]
+    columns = (Column("why"), Column("axes", "count"), Column("weight[axis]", drop=1))
+    return Table("What stays", columns, rows, top=TOP)

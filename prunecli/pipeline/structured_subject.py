@@ -1,0 +1,184 @@
+"""The model of a structural cut, analysed: its working form, its units, and which of them may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.apply.cut_reference import FLOATS, Forced
+from prunecli.channels.analysis import analyse
+from prunecli.channels.catalogue import Catalogue, parse_granularity
+from prunecli.channels.cut import Removed
+from prunecli.channels.grouping import catalogue
+from prunecli.channels.prepare import plan_names, prepare
+from prunecli.errors import PruneError
+from prunecli.model import Dims, Model, concrete_shapes, load
+from prunecli.model.facts import Shape
+from prunecli.model.shapes import input_specs
+
+Array = np.ndarray[Any, Any]
+ANALYSED_BATCH = 2
+"""A batch of one hides which axes are the batch."""
+
+
+@dataclass
+class Cuttable:
+    """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes."""
+
+    file: Model
+    work: ir.Model
+    units: Catalogue
+    inputs: dict[str, Shape]
+    granularity: str
+
+    @property
+    def other_inputs(self) -> dict[str, Shape] | None:
+        """The second choice of dynamic dimensions, None if all are static."""
+        return self.units.analysis.other_inputs
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Of every value, at the analysed dimensions."""
+        return {v.name: s for v, s in self.units.analysis.facts.shapes.items() if v.name}
+
+    @cached_property
+    def dtypes(self) -> dict[str, int]:
+        return {v.name: code for v, code in self.units.analysis.facts.dtypes.items() if v.name}
+
+    def listed(self, removed: Removed) -> Removed:
+        """What a plan lists: floating-point values, in the names of the user's file."""
+        named = plan_names(self.work, removed, self.units.analysis.geometry)
+        return {name: axes for name, axes in named.items() if self.dtypes.get(name) in FLOATS}
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the user's file stores a value as an initializer or in a Constant node."""
+        graph = self.file.ir.graph
+        return name in graph.initializers or name in self._constants
+
+    @cached_property
+    def _constants(self) -> set[str]:
+        return {n.outputs[0].name or "" for n in self.file.ir.graph if n.op_type == "Constant" and n.domain == ""}
+
+    def forced(self, positions: Removed, units: Array) -> Forced:
+        """The reference of the proof; approximations matter only where the cut has any."""
+        groups = {int(g) for g in np.unique(self.units.group_of[units])}
+        width = any(self.units.groups[g].approximation for g in groups)
+        return Forced(positions, self.shapes, self.dtypes, frozenset(self._averaged()) if width else frozenset())
+
+    def _averaged(self) -> set[tuple[str, int]]:
+        """(value, axis) that normalisations average over; factors of an axis stand for the whole."""
+        table = self.units.analysis.components.table
+        noted = {axis for axis, _ in table.approximations}
+        slots = {table.find(axis) for axis in noted if table.axes[axis].value is None}
+        noted |= {whole for whole, parts in table.products if slots & {table.find(part) for part in parts}}
+        axes = [table.axes[number] for number in noted]
+        return {(axis.value.name or "", axis.index) for axis in axes if axis.value is not None}
+
+
+def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None) -> Cuttable:
+    """Load, prepare and analyse a model.
+
+    Args:
+        inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
+    Raises:
+        PruneError: the file is not a valid model, or an option names what it does not have.
+    """
+    kinds = parse_granularity(granularity)
+    file = load(path)
+    work = prepare(file.ir)
+    shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims)
+    analysis = analyse(work, shapes)
+    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity)
+
+
+def analysed_shapes(model: Model, dims: Dims) -> dict[str, Shape]:
+    """Input shapes with a batch of two where the batch is free and the model admits it."""
+    first = concrete_shapes(model, dims)
+    sizes, shapes = dict(dims.sizes), dict(dims.shapes)
+    for spec in input_specs(model.ir):
+        lead = spec.shape[0] if spec.shape else 0
+        if spec.name in dims.shapes or isinstance(lead, int) or lead in dims.sizes:
+            continue
+        if lead is None:
+            shapes[spec.name] = (ANALYSED_BATCH, *first.inputs[spec.name][1:])
+        elif lead.isidentifier():
+            sizes[lead] = ANALYSED_BATCH
+    if (sizes, shapes) == (dict(dims.sizes), dict(dims.shapes)):
+        return first.inputs
+    second = concrete_shapes(model, Dims(sizes, shapes))
+    return second.inputs if len(second.facts.problems) <= len(first.facts.problems) else first.inputs
+
+
+def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, str]]:
+    """(mask over groups that may be cut, group name -> why it may not).
+
+    A pattern matches names of nodes and initializers; a group is left alone if any of its members is excluded,
+    or if `include` is given and none of them is included.
+
+    Raises:
+        PruneError: a pattern matches nothing in the model.
+    """
+    groups = found.units.groups
+    allowed = np.ones(len(groups), bool)
+    if not include and not exclude:
+        return allowed, {}
+    members = _members(found)
+    known = {name for names in members for name in names} | _all_names(found.work)
+    for option, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns:
+            _check_pattern(option, pattern, known)
+    reasons: dict[str, str] = {}
+    for number, (group, names) in enumerate(zip(groups, members, strict=True)):
+        excluded = _first_match(names, exclude)
+        if excluded:
+            reasons[group.name] = f"{excluded} is left out by --exclude"
+        elif include and not _first_match(names, include):
+            reasons[group.name] = "not matched by --include"
+        allowed[number] = group.name not in reasons
+    return allowed, reasons
+
+
+def _members(found: Cuttable) -> list[list[str]]:
+    """Per group: the initializers and nodes with a value on any axis that it cuts."""
+    table = found.units.analysis.components.table
+    values: dict[int, list[ir.Value]] = {}
+    for number, axis in enumerate(table.axes):
+        if axis.value is not None:
+            values.setdefault(table.find(number), []).append(axis.value)
+    initializers = found.work.graph.initializers
+    out = []
+    for group in found.units.groups:
+        mine = [v for axis in group.axes for v in values.get(axis, ())]
+        stored = [v.name or "" for v in mine if v.name in initializers]
+        nodes = [n for v in mine for n in (v.producer(), *(use.node for use in v.uses())) if n is not None]
+        out.append(list(dict.fromkeys([*stored, *(_node_name(n) for n in nodes)])))
+    return out
+
+
+def _node_name(node: ir.Node) -> str:
+    return node.name or (node.outputs[0].name or "" if node.outputs else "")
+
+
+def _all_names(model: ir.Model) -> set[str]:
+    return {_node_name(n) for n in model.graph} | {name or "" for name in model.graph.initializers}
+
+
+def _first_match(names: Sequence[str], patterns: Sequence[str]) -> str:
+    return next((name for pattern in patterns for name in names if fnmatchcase(name, pattern)), "")
+
+
+def _check_pattern(option: str, pattern: str, known: set[str]) -> None:
+    if any(fnmatchcase(name, pattern) for name in known):
+        return
+    plain = pattern.strip("*?")
+    close = get_close_matches(plain, sorted(known), 3, 0.5) or [n for n in sorted(known) if plain and plain in n][:3]
+    hint = f"did you mean {', '.join(close)}?" if close else "`prune inspect` lists names; quote patterns as in '*fc*'"
+    raise PruneError(f"{option} {pattern!r} matches nothing", hint)
