@@ -56,6 +56,7 @@ class Session:
         threads: int = 0,
         optimise: bool = True,
         low_memory: bool = False,
+        training: bool = False,
         outputs: Sequence[str] | Literal["all"] | None = None,
         external_dir: str | Path | None = None,
     ) -> Session:
@@ -66,6 +67,7 @@ class Session:
             threads: intra-operator threads; 0 lets onnxruntime choose.
             optimise: run onnxruntime's graph optimisations.
             low_memory: no weight pre-packing, no optimisation, no memory arena: for models of gigabytes.
+            training: no memory pattern: the many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
             external_dir: where the external data of a model given as bytes lies.
 
@@ -80,6 +82,8 @@ class Session:
                 external_dir = Path(source).resolve().parent
             source = _with_outputs(source, outputs)
         options = _options(ort, threads, optimise, low_memory, external_dir)
+        if training:
+            options.enable_mem_pattern = False
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
             raw = ort.InferenceSession(source, options, providers=_provider_list(ort, provider))
         return cls(raw, source, label)

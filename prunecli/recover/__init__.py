@@ -1,0 +1,1 @@
+"""Recovery of what pruning lost: training that keeps zeros and structure, distillation."""

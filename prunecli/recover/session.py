@@ -1,0 +1,201 @@
+"""Setting up training for a model: gradient model, parameters, objective, batches, and a judge of the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff import GradientModel, differentiate
+from prunecli.autodiff import Options as GradientOptions
+from prunecli.data import Dataset
+from prunecli.errors import PruneError
+from prunecli.evaluate.pairing import Runner
+from prunecli.evaluate.passes import BASELINE, MODEL, Asked, run_pass
+from prunecli.model import Model
+from prunecli.model.holders import Holder, holders
+from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
+from prunecli.recover.parameters import Parameters, trainable
+from prunecli.recover.stepper import Stepper
+from prunecli.recover.supply import Supply, Teacher, check_trainable
+from prunecli.recover.trainer import Trainer, TrainOptions
+from prunecli.runtime import Session
+
+Array = np.ndarray[Any, Any]
+SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
+
+
+@dataclass(frozen=True)
+class Setup:
+    """bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto`
+    updates where the model has BatchNormalization and batches are large enough."""
+
+    train: TrainOptions = field(default_factory=TrainOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    freeze: tuple[str, ...] = ()
+    bn: str = "auto"
+    threads: int = 0
+
+
+@dataclass
+class Training:
+    """A trainer ready to run, and how to put what it learned into the model."""
+
+    model: Model
+    trainer: Trainer
+    parameters: Parameters
+    objective: Objective
+    graph: GradientModel
+    shapes: Mapping[str, tuple[int, ...]]
+    notes: list[str]
+
+    def store(self) -> None:
+        """Put weights and statistics into the model."""
+        store(self.model, self.parameters, self.trainer.statistics)
+
+
+def prepare_training(
+    model: Model,
+    data: Dataset,
+    validation: Dataset | None,
+    setup: Setup,
+    teacher: Runner | None = None,
+) -> Training:
+    """Everything for `Training.trainer.run()`.
+
+    Args:
+        model: its weights are read now and written by `store`.
+        data: of the model's inputs, for training; `validation` judges the weights after each epoch.
+        teacher: a session that answers in the model's names.
+    Raises:
+        PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
+    """
+    batch_size = check_trainable(data, setup.train.batch_size)
+    run_size = data.fixed_batch or batch_size
+    first = next(data.take(run_size).batches(run_size))
+    outputs = Session.open(model_bytes(model), threads=setup.threads).run(first.feed)
+    told = teacher.session.run(teacher.feed(first.feed)) if teacher is not None else None
+    named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
+    objective = choose_objective(data, outputs, named, setup.objective)
+    shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
+    graph, parameters = _build(model, objective, shapes, setup, run_size)
+    _check_logits(objective, outputs[objective.output], graph)
+    stepper = Stepper(graph, parameters, setup.threads)
+    ask = _ask(teacher, objective.output) if teacher is not None else None
+    o = setup.train
+    like = outputs[objective.output]
+    supply = Supply(data, objective, batch_size, like, o.seed, o.augment, o.mixup, ask)
+    judge = _judge(model, parameters, objective, validation, teacher, setup) if validation is not None else None
+    trainer = Trainer(stepper, supply, o, judge.score if judge is not None else None)
+    if judge is not None:
+        judge.trainer = trainer
+    trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
+    return Training(model, trainer, parameters, objective, graph, shapes, _notes(graph, batch_size, setup))
+
+
+def _build(
+    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], setup: Setup, run_size: int
+) -> tuple[GradientModel, Parameters]:
+    weights = trainable(model, setup.freeze)
+    norm = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
+    update = setup.bn == "update" or (setup.bn == "auto" and norm and run_size >= SMALLEST_STATISTICS)
+    options = GradientOptions(weights_as_inputs=True, batch_statistics=update)
+    graph = differentiate(model.ir, [w.name for w in weights], objective.loss, shapes=shapes, options=options)
+    reached = [w for w in weights if w.name in graph.gradients]
+    if not reached:
+        raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
+    if graph.unreached:  # they would be inputs nobody reads
+        names = [w.name for w in reached]
+        graph = differentiate(model.ir, names, objective.loss, shapes=shapes, options=options)
+    return graph, Parameters(reached)
+
+
+def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> None:
+    """A cross entropy of probabilities taken for logits hardly moves: refuse it."""
+    from prunecli.recover.objective import is_distribution
+
+    if objective.needs_logits and not graph.notes and is_distribution(output, -1):
+        raise PruneError(
+            f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
+            "name the logits with --output-name",
+        )
+
+
+def _notes(graph: GradientModel, batch_size: int, setup: Setup) -> list[str]:
+    notes = list(graph.notes)
+    if graph.statistics:
+        notes.append("BatchNormalization used each batch's statistics and updated the stored ones")
+    if batch_size != setup.train.batch_size:
+        notes.append(f"the batch size was {batch_size} (asked for {setup.train.batch_size})")
+    return notes
+
+
+def _ask(teacher: Runner, output: str) -> Teacher:
+    own = teacher.outputs.get(output, output)
+
+    def answer(feed: Mapping[str, Array]) -> Array:
+        return np.asarray(teacher.session.run(teacher.feed(dict(feed)), [own])[own], np.float32)
+
+    return answer
+
+
+@dataclass
+class _Judge:
+    """Scores the present parameters on held-out data: mean goodness with labels, else minus the mean squared
+    difference to the teacher, both higher for better."""
+
+    model: Model
+    parameters: Parameters
+    objective: Objective
+    data: Dataset
+    teacher: Runner | None
+    setup: Setup
+    trainer: Trainer | None = None
+
+    def score(self) -> float:
+        assert self.trainer is not None
+        store(self.model, self.parameters, self.trainer.statistics)
+        runners = {MODEL: Runner(Session.open(model_bytes(self.model), threads=self.setup.threads))}
+        asked = Asked(output_name=self.setup.objective.output_name)
+        if self.objective.reading is None and self.teacher is not None:
+            done = run_pass(runners | {BASELINE: self.teacher}, self.data, self.setup.train.batch_size, asked)
+            assert done.fidelity is not None
+            snr = done.fidelity.outputs[self.objective.output]["snr_db"]
+            return snr if snr is not None and not math.isnan(snr) else -math.inf
+        done = run_pass(runners, self.data, self.setup.train.batch_size, asked)
+        return float(done.predictions[MODEL].goodness().mean())
+
+
+def _judge(
+    model: Model, parameters: Parameters, objective: Objective, data: Dataset, teacher: Runner | None, setup: Setup
+) -> _Judge:
+    return _Judge(model, parameters, objective, data, teacher, setup)
+
+
+def store(model: Model, parameters: Parameters, statistics: Mapping[str, Array]) -> None:
+    """Put trained values into the model's own tensors, in their types."""
+    parameters.store()
+    for name, array in statistics.items():
+        holder = _holder(model, name)
+        tensor = holder.tensor
+        holder.put(ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name))
+
+
+def _holder(model: Model, name: str) -> Holder:
+    return next(h for h in holders(model.ir) if h.name == name and h.graph is model.ir.graph)
+
+
+def model_bytes(model: Model) -> bytes:
+    """The serialised model.
+
+    Raises:
+        PruneError: it is over 2 GB in one piece.
+    """
+    try:
+        return bytes(ir.to_proto(model.ir).SerializeToString())
+    except Exception as error:  # protobuf raises its own kinds, by implementation
+        raise PruneError("models over 2 GB cannot be trained", "prune it first") from error

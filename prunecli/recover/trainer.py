@@ -1,0 +1,218 @@
+"""The training loop: fine-tuning and distillation of a pruned model, its zeros and its structure kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.recover.optimizers import OPTIMIZERS, Knobs, Optimizer, clip_norm
+from prunecli.recover.regularize import add_penalty
+from prunecli.recover.schedules import SCHEDULES, Schedule, warmed
+from prunecli.recover.stepper import Stepper
+from prunecli.recover.supply import Supply
+
+Array = np.ndarray[Any, Any]
+RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
+_SETTLED = 20  # steps before a rising loss counts as divergence
+_DIVERGED = 10.0  # times the loss it started from
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """rate None: the optimizer's own. warmup: fraction of all steps. clip 0: none. patience 0: no early stop."""
+
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    rate: float | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    mixup: float = 0.0
+    augment: tuple[str, ...] = ()
+    regularize: str | None = None
+    strength: float = 1e-4
+    patience: int = 0
+    seed: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return OPTIMIZERS[self.optimizer].rate if self.rate is None else self.rate
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """loss: mean over the steps. score: on the validation part, higher is better; None without one."""
+
+    number: int
+    loss: float
+    score: float | None
+    rate: float
+    seconds: float
+    samples_per_second: float
+
+
+@dataclass
+class Progressed:
+    """Where a run is: what a checkpoint holds besides the arrays."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    first_loss: float | None = None
+    best_epoch: int = 0
+    best_score: float | None = None
+    stale: int = 0
+    history: list[Epoch] = field(default_factory=list)
+
+
+class DivergedError(PruneError):
+    """Training diverged; the parameters are the best seen."""
+
+
+class Trainer:
+    """Trains `parameters` by `stepper` on `supply`.
+
+    score: judges the present parameters, higher is better; None: no validation, and the last weights stay.
+    on_step: called after each step with the trainer (checkpoints, progress, logs).
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        supply: Supply,
+        options: TrainOptions,
+        score: Callable[[], float] | None = None,
+    ) -> None:
+        self.stepper, self.supply, self.options, self.score = stepper, supply, options, score
+        self.parameters = stepper.parameters
+        self.at = Progressed()
+        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), options.knobs)
+        self.statistics: dict[str, Array] = {}
+        self.best: dict[str, Array] = {}
+        steps = options.epochs * supply.steps
+        base = SCHEDULES[options.schedule](steps)
+        self.schedule: Schedule = warmed(base, round(options.warmup * steps)) if options.warmup else base
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def begin(self, statistics: Mapping[str, Array]) -> None:
+        """Start from the model as it is; `statistics`: BatchNormalization's stored ones, by name."""
+        self.statistics = {name: array.copy() for name, array in statistics.items()}
+        if self.score is not None:
+            self.at.best_score = self.score()
+        self._keep_best()
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything numeric that the rest of the run depends on."""
+        own = {"values": self.parameters.values}
+        own |= {f"optimizer/{k}": v for k, v in self.optimizer.state.items()}
+        own |= {f"statistics/{k}": v for k, v in self.statistics.items()}
+        return own | {f"best/{k}": v for k, v in self.best.items()}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        for name, array in self.arrays().items():
+            np.copyto(array, arrays[name])
+
+    def _keep_best(self) -> None:
+        self.best = {"values": self.parameters.values.copy()} | {n: a.copy() for n, a in self.statistics.items()}
+
+    def use_best(self) -> None:
+        """Go back to the best weights seen (the last ones without validation)."""
+        if self.score is None and self.at.history:
+            return
+        self.parameters.values[:] = self.best["values"]
+        for name, array in self.statistics.items():
+            array[...] = self.best[name]
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self, on_step: Callable[[Trainer], None] = lambda trainer: None) -> None:
+        """Train until the epochs are over or patience ends; the best weights are left in place.
+
+        Raises:
+            DivergedError: the loss is not finite or grew tenfold; names step and learning rate.
+        """
+        while self.at.epoch < self.options.epochs and not self._out_of_patience():
+            self._epoch(on_step)
+        self.use_best()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.options.patience <= self.at.stale
+
+    def _epoch(self, on_step: Callable[[Trainer], None]) -> None:
+        started, first = time.perf_counter(), self.at.step
+        for number in range(self.at.step, self.supply.steps):
+            loss = self._step(number)
+            self.at.loss_sum += loss
+            self.at.step = number + 1
+            self._check(loss)
+            on_step(self)
+        seconds = time.perf_counter() - started
+        done = (self.supply.steps - first) * self.supply.batch_size
+        self._end_epoch(seconds, done / max(seconds, 1e-9))
+
+    def _step(self, number: int) -> float:
+        o, p = self.options, self.parameters
+        rng = np.random.default_rng([o.seed, self.at.epoch, number])
+        loss = self.stepper.run_many(self.supply.feeds(self.at.epoch, number, rng))
+        if not math.isfinite(loss):
+            return loss
+        if o.regularize:
+            add_penalty(o.regularize, o.strength, p)
+        p.mask_gradients()
+        if o.clip:
+            clip_norm(p.gradients, o.clip)
+        self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1)
+        p.values *= p.keep
+        self._update_statistics()
+        return loss
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done since the start."""
+        return self.at.epoch * self.supply.steps + self.at.step
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.options.learning_rate * self.schedule(self.total_steps)
+
+    def _update_statistics(self) -> None:
+        for name, batch in self.stepper.statistics.items():
+            self.statistics[name] *= RUNNING
+            self.statistics[name] += (1 - RUNNING) * batch
+
+    def _check(self, loss: float) -> None:
+        if self.at.first_loss is None and math.isfinite(loss):
+            self.at.first_loss = loss
+        first = abs(self.at.first_loss or 0.0)
+        grown = self.at.step > _SETTLED and self.at.loss_sum / self.at.step > _DIVERGED * (first + 1.0)
+        if math.isfinite(loss) and not grown:
+            return
+        step, rate = self.total_steps, self.rate
+        self.use_best()
+        raise DivergedError(
+            f"training diverged at step {step:,}: the loss is {loss:.3g} at a learning rate of {rate:.3g}",
+            f"try --lr {self.options.learning_rate / 10:.2g}, a longer --warmup, or --clip 1",
+        )
+
+    def _end_epoch(self, seconds: float, speed: float) -> None:
+        at = self.at
+        score = self.score() if self.score is not None else None
+        at.history.append(Epoch(at.epoch + 1, at.loss_sum / self.supply.steps, score, self.rate, seconds, speed))
+        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        if score is None:
+            return
+        if at.best_score is None or score > at.best_score:
+            at.best_score, at.best_epoch, at.stale = score, at.epoch, 0
+            self._keep_best()
+        else:
+            at.stale += 1
