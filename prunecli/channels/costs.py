@@ -41,7 +41,7 @@ class Costs:
     macs: Terms
 
     def fraction(self, kept: Ints) -> np.ndarray:
-        return np.append(kept / self.sizes, 1.0)
+        return np.append(kept / np.maximum(self.sizes, 1), 1.0)
 
     def of(self, kept: Ints) -> dict[str, int]:
         """`{"params": ..., "macs": ...}` with `kept` positions left on each axis."""

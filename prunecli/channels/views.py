@@ -64,10 +64,15 @@ def _doubled(model: ir.Model, inputs: Mapping[str, Shape], first: bool = False) 
     for value in values:
         assert value.shape is not None and value.name is not None
         out[value.name] = tuple(
-            size if isinstance(dim, int) or (first and axis and str(dim) not in leading) else 2 * size
+            size if _is_fixed(dim) or (first and axis and str(dim) not in leading) else 2 * size
             for axis, (dim, size) in enumerate(zip(value.shape, inputs[value.name], strict=True))
         )
     return out
+
+
+def _is_fixed(dim: object) -> bool:
+    """Some exporters write -1 for a dimension that is free."""
+    return isinstance(dim, int) and dim >= 0
 
 
 def shape_derived(model: ir.Model, facts: Facts) -> set[ir.Value]:

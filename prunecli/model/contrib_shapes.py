@@ -79,7 +79,13 @@ def _grid_sample(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:2], *shapes[1][1:-1])]
 
 
-OUTPUT_TYPE_OF = {"MatMulIntegerToFloat": 2, "QAttention": 2, "DequantizeLinear": 1, "QuantizeLinear": 2}
+OUTPUT_TYPE_OF = {
+    "DequantizeLinear": 1,
+    "EmbedLayerNormalization": 2,
+    "MatMulIntegerToFloat": 2,
+    "QAttention": 2,
+    "QuantizeLinear": 2,
+}
 """Input that has the element type of the output, where it is not the first."""
 
 

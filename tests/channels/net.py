@@ -61,9 +61,12 @@ class Net:
         """A Constant node with any of its attributes."""
         return str(self("Constant", **attributes))
 
-    def __call__(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+    def __call__(
+        self, op: str, *inputs: str, outputs: int = 1, domain: str = "", skip: tuple[int, ...] = (), **attributes: Any
+    ) -> Any:
+        """Outputs in `skip` have no name: nobody wants them."""
         self._count += 1
-        names = [f"{op.lower()}{self._count}" + (f".{k}" if k else "") for k in range(outputs)]
+        names = ["" if k in skip else f"{op.lower()}{self._count}" + (f".{k}" if k else "") for k in range(outputs)]
         node = helper.make_node(op, list(inputs), names, name=f"node{self._count}", domain=domain, **attributes)
         self.nodes.append(node)
         return names[0] if outputs == 1 else tuple(names)

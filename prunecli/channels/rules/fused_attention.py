@@ -54,11 +54,7 @@ def attention(ctx: Context) -> None:
         packed(ctx, value, -1, qkv(parts))
     layout(ctx, y, [parts.groups], parts.value)
     ctx.freeze(x, "sequence of an attention", 1)
-    for state in (ctx.input(4), ctx.output(1)):
-        if state is not None:
-            ctx.freeze_axes([state], (0, 1, 3), "state of an attention")
-            factor(ctx, state, 2, [parts.groups])
-            factor(ctx, state, 4, [parts.key])
+    _states(ctx, parts)
     ctx.freeze(ctx.input(3), "attention mask")
     scores(ctx, ctx.input(5), [parts.groups])
     ctx.freeze(ctx.input(6), "lengths of the sequences")
@@ -68,6 +64,21 @@ def attention(ctx: Context) -> None:
     for size, factors in zip(sizes, qkv(parts), strict=True):
         ctx.count(batch * length * width * size, ctx.axis(w, 0), *factors)
     count_attention(ctx, parts, count, (batch, length, length))
+
+
+def _states(ctx: Context, parts: Heads) -> None:
+    """Past and present (2, B, heads, P, d) hold keys and values side by side: they have one size."""
+    for state in (ctx.input(4), ctx.output(1)):
+        if state is None:
+            continue
+        ctx.freeze_axes([state], (0, 1, 3), "state of an attention")
+        factor(ctx, state, 2, [parts.groups])
+        factor(ctx, state, 4, [parts.key])
+        if ctx.table.size(parts.key) == ctx.table.size(parts.value):
+            ctx.table.tie(parts.key, parts.value)
+        else:
+            for size in (parts.key, parts.value):
+                ctx.table.freeze(size, "keys and values of unequal sizes in one state")
 
 
 @rewrite("Attention", domain=MS)

@@ -1,0 +1,18 @@
+"""All tables of cases."""
+
+from __future__ import annotations
+
+from tests.channels.cases import ELEMENTWISE, LINEAR, NORMS
+from tests.channels.cases_parts import ATTENTION, NEWEST, RECURRENT
+from tests.channels.cases_shapes import MOVES
+
+TABLES = {
+    "elementwise": ELEMENTWISE,
+    "linear": LINEAR,
+    "norms": NORMS,
+    "moves": MOVES,
+    "recurrent": RECURRENT,
+    "attention": ATTENTION,
+    "newest": NEWEST,
+}
+ALL = {f"{table}/{name}": case for table, cases in TABLES.items() for name, case in cases.items()}
