@@ -52,6 +52,8 @@ class Training:
     graph: GradientModel
     shapes: Mapping[str, tuple[int, ...]]
     notes: list[str]
+    batch_size: int
+    score_name: str
 
     def store(self) -> None:
         """Put weights and statistics into the model."""
@@ -94,7 +96,8 @@ def prepare_training(
     if judge is not None:
         judge.trainer = trainer
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
-    return Training(model, trainer, parameters, objective, graph, shapes, _notes(graph, batch_size, setup))
+    return Training(model, trainer, parameters, objective, graph, shapes, _notes(graph, batch_size, setup),
+                    batch_size, _score_name(objective))  # fmt: skip
 
 
 def _build(
@@ -123,6 +126,12 @@ def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> 
             f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
             "name the logits with --output-name",
         )
+
+
+def _score_name(objective: Objective) -> str:
+    if objective.reading is None:
+        return "signal-to-noise ratio (dB)"
+    return "negative mean absolute error" if objective.reading.regression else "accuracy"
 
 
 def _notes(graph: GradientModel, batch_size: int, setup: Setup) -> list[str]:

@@ -69,6 +69,7 @@ class Progressed:
     first_loss: float | None = None
     best_epoch: int = 0
     best_score: float | None = None
+    first_score: float | None = None
     stale: int = 0
     history: list[Epoch] = field(default_factory=list)
 
@@ -107,7 +108,7 @@ class Trainer:
         """Start from the model as it is; `statistics`: BatchNormalization's stored ones, by name."""
         self.statistics = {name: array.copy() for name, array in statistics.items()}
         if self.score is not None:
-            self.at.best_score = self.score()
+            self.at.first_score = self.at.best_score = self.score()
         self._keep_best()
 
     def arrays(self) -> dict[str, Array]:

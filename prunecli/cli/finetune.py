@@ -1,0 +1,257 @@
+"""`prune finetune`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import DATA, ExternalData, Format
+
+TRAIN, TEACH, LONG = "Training", "Loss and teacher", "Long runs"
+
+
+class Optimizer(StrEnum):
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+
+
+class ScheduleName(StrEnum):
+    cosine = "cosine"
+    onecycle = "onecycle"
+    step = "step"
+    constant = "constant"
+
+
+class BatchNorm(StrEnum):
+    auto = "auto"
+    update = "update"
+    frozen = "frozen"
+
+
+class Regularize(StrEnum):
+    l1 = "l1"
+    group_lasso = "group-lasso"
+    bn_l1 = "bn-l1"
+
+
+def finetune(
+    model: options.ModelPath,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    limit: options.Limit = None,
+    val_data: Annotated[
+        str | None,
+        typer.Option("--val-data", metavar="D", help="data that chooses the best weights", rich_help_panel=DATA),
+    ] = None,
+    val_split: Annotated[
+        float,
+        typer.Option(
+            "--val-split",
+            metavar="F",
+            min=0,
+            max=0.9,
+            rich_help_panel=DATA,
+            help="fraction of --data held out for that instead; 0: keep the last weights",
+        ),
+    ] = 0.1,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", min=1, help="passes over the data", rich_help_panel=TRAIN)
+    ] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="samples per step", rich_help_panel=TRAIN)
+    ] = 64,
+    optimizer: Annotated[
+        Optimizer,
+        typer.Option("--optimizer", metavar="sgd|adam|adamw", help="sgd has Nesterov momentum", rich_help_panel=TRAIN),
+    ] = Optimizer.sgd,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="RATE",
+            min=0,
+            help="learning rate; default 0.01 for sgd, 0.001 for adam and adamw",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    momentum: Annotated[
+        float,
+        typer.Option("--momentum", metavar="F", min=0, max=0.9999, help="of sgd; beta1 of adam", rich_help_panel=TRAIN),
+    ] = 0.9,
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", metavar="F", min=0, help="of matrices and kernels", rich_help_panel=TRAIN)
+    ] = 5e-4,
+    schedule: Annotated[
+        ScheduleName,
+        typer.Option(
+            "--schedule",
+            metavar="cosine|onecycle|step|constant",
+            help="learning rate over the run",
+            rich_help_panel=TRAIN,
+        ),
+    ] = ScheduleName.cosine,
+    warmup: Annotated[
+        float,
+        typer.Option(
+            "--warmup",
+            metavar="F",
+            min=0,
+            max=1,
+            help="fraction of the steps that the rate rises",
+            rich_help_panel=TRAIN,
+        ),
+    ] = 0.05,
+    clip: Annotated[
+        float,
+        typer.Option(
+            "--clip", metavar="NORM", min=0, help="largest norm of the gradient; 0: any", rich_help_panel=TRAIN
+        ),
+    ] = 1.0,
+    bn: Annotated[
+        BatchNorm,
+        typer.Option("--bn", metavar="auto|update|frozen", help="BatchNormalization statistics", rich_help_panel=TRAIN),
+    ] = BatchNorm.auto,
+    augment: Annotated[
+        str,
+        typer.Option(
+            "--augment", metavar="LIST", help="flip, shift, cutout of image-like input", rich_help_panel=TRAIN
+        ),
+    ] = "none",
+    mixup: Annotated[
+        float,
+        typer.Option(
+            "--mixup", metavar="ALPHA", min=0, help="mix samples, shares from Beta(ALPHA, ALPHA)", rich_help_panel=TRAIN
+        ),
+    ] = 0.0,
+    regularize: Annotated[
+        Regularize | None,
+        typer.Option(
+            "--regularize",
+            metavar="l1|group-lasso|bn-l1",
+            help="push weights towards zero, for pruning later",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option("--strength", metavar="F", min=0, help="of --regularize", rich_help_panel=TRAIN)
+    ] = 1e-4,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option("--freeze", metavar="GLOB", help="tensors to leave alone; repeatable", rich_help_panel=TRAIN),
+    ] = None,
+    reset_head: Annotated[
+        int | None,
+        typer.Option("--reset-head", metavar="N", min=2, help="new last layer for N classes", rich_help_panel=TRAIN),
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option(
+            "--patience",
+            metavar="N",
+            min=0,
+            help="stop after N epochs without a better score; 0: never",
+            rich_help_panel=TRAIN,
+        ),
+    ] = 0,
+    seed: options.Seed = 0,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            metavar="ORIGINAL",
+            help="learn from this model's outputs, with or without labels",
+            rich_help_panel=TEACH,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", metavar="T", min=0.1, help="softens the teacher's scores", rich_help_panel=TEACH),
+    ] = 4.0,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--alpha",
+            metavar="F",
+            min=0,
+            max=1,
+            help="share of the teacher's loss beside the labels'",
+            rich_help_panel=TEACH,
+        ),
+    ] = 0.9,
+    smoothing: Annotated[
+        float,
+        typer.Option("--label-smoothing", metavar="F", min=0, max=0.9, help="of class labels", rich_help_panel=TEACH),
+    ] = 0.0,
+    output_name: Annotated[
+        str | None,
+        typer.Option(
+            "--output-name",
+            metavar="NAME",
+            help="the output that learns; default the first that fits",
+            rich_help_panel=TEACH,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="save the state here every minute", rich_help_panel=LONG),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from --checkpoint", rich_help_panel=LONG)] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", metavar="PATH", help="loss and score over time: .csv, or JSON lines", rich_help_panel=LONG
+        ),
+    ] = None,
+    output: options.OutputPath = None,
+    force: options.Force = False,
+    external_data: options.ExternalDataOption = ExternalData.auto,
+    no_verify: options.NoVerify = False,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
+
+    Gradients run in onnxruntime; the result is an ordinary model with the same inputs and outputs. Without
+    labels give --teacher ORIGINAL.onnx: its outputs are what is learned.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.errors import PruneError
+    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.finetune import FinetuneOptions
+    from prunecli.pipeline.finetune import finetune as run
+    from prunecli.pipeline.subject import Execution
+    from prunecli.recover.augment import parse_augments
+    from prunecli.recover.objective import ObjectiveOptions
+    from prunecli.recover.optimizers import Knobs
+    from prunecli.recover.session import Setup
+    from prunecli.recover.trainer import TrainOptions
+
+    source = DataOptions.of(data, labels, label_column, limit)
+    if source is None:
+        raise PruneError("training needs data", "give --data")
+    train = TrainOptions(
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer.value, rate=lr,
+        knobs=Knobs(momentum, weight_decay=weight_decay), schedule=schedule.value, warmup=warmup, clip=clip,
+        mixup=mixup, augment=parse_augments(augment), regularize=regularize.value if regularize else None,
+        strength=strength, patience=patience, seed=seed,
+    )  # fmt: skip
+    execution = Execution(provider or "cpu", threads)
+    objective = ObjectiveOptions(smoothing, mixup > 0, temperature, alpha, output_name)
+    wanted = FinetuneOptions(
+        source,
+        Setup(train, objective, tuple(freeze or ()), bn.value, execution.thread_count),
+        validation=DataOptions.of(val_data, None, label_column if val_data else None, None),
+        val_split=val_split, teacher=teacher, reset_head=reset_head, checkpoint=checkpoint, resume=resume, log=log,
+        execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,
+    )  # fmt: skip
+    emit(run(model, wanted, progress_for(no_progress)), format, report)

@@ -1,0 +1,261 @@
+"""`prune finetune`: train a pruned model, its zeros and its structure kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.autodiff import Options as GradientOptions
+from prunecli.autodiff import differentiate
+from prunecli.data import Dataset
+from prunecli.errors import PruneError
+from prunecli.evaluate.pairing import common_specs, pair
+from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.finetune_log import Keeper, Log
+from prunecli.pipeline.finetune_report import to_document, to_json
+from prunecli.pipeline.subject import Execution
+from prunecli.recover.head import reset_head
+from prunecli.recover.session import Setup, Training, prepare_training
+from prunecli.recover.trainer import DivergedError, Epoch
+from prunecli.report.document import Document
+from prunecli.runtime import Session
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
+
+TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently ordered graphs is some 1e-5
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How to train and what to keep.
+
+    `validation`: data that chooses the best weights; None: the fraction `val_split` of the training data, and
+    with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
+    `checkpoint`: a folder; `resume` continues from it.
+    """
+
+    data: DataOptions
+    setup: Setup = field(default_factory=Setup)
+    validation: DataOptions | None = None
+    val_split: float = 0.1
+    teacher: Path | None = None
+    reset_head: int | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: float = 60.0
+    resume: bool = False
+    log: Path | None = None
+    execution: Execution = field(default_factory=Execution)
+    output: Path | None = None
+    force: bool = False
+    verify: bool = True
+    external_data: Literal["auto", "always", "never"] = "auto"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
+    the weights that were kept (`best_epoch`, 0: those it started from)."""
+
+    model: FileRef
+    output: FileRef | None
+    before: Totals
+    after: Totals
+    layers: list[LayerRow]
+    skipped: list[Skipped]
+    epochs: list[Epoch]
+    best_epoch: int
+    score_name: str
+    score_before: float | None
+    score_after: float | None
+    trained: int
+    samples: int
+    validation_samples: int
+    recipe: Json
+    verification: Verification
+    notes: list[str]
+    seconds: float = 0.0
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def finetune(model: str | Path, options: FinetuneOptions, progress: Progress = no_progress) -> FinetuneResult:
+    """Train a model on data and save it, with the same inputs and outputs.
+
+    Raises:
+        PruneError: the model, the data or an option is unusable; an operator without a gradient; training
+            diverged (the message says which weights were kept, and where).
+    """
+    start, path = time.perf_counter(), Path(model)
+    target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    file = load(path)
+    check_target(file, target, options.force)
+    before = totals(file, concrete_shapes(file, Dims()))
+    if options.reset_head is not None:
+        reset_head(file, options.reset_head, options.setup.train.seed)
+    training, data, held = _prepare(file, options)
+    keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
+    if options.resume:
+        keeper.resume()
+    score_before = training.trainer.at.first_score
+    diverged = _run(training, keeper, options, progress)
+    training.store()
+    proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
+    saving = SaveOptions(options.external_data, options.force, Provenance("finetune", _recipe(options)))
+    saved = save(file, target, saving, proof if options.verify else None)
+    if diverged is not None:
+        raise type(diverged)(f"{diverged.message}; the best weights, of epoch {training.trainer.at.best_epoch}, "
+                             f"are in {target}", diverged.hint)  # fmt: skip
+    after_file = load(target)
+    at = training.trainer.at
+    return FinetuneResult(
+        model=file.ref,
+        output=saved,
+        before=before,
+        after=totals(after_file, concrete_shapes(after_file, Dims())),
+        layers=_layers(after_file),
+        skipped=_skipped(file, training),
+        epochs=at.history,
+        best_epoch=at.best_epoch if held else len(at.history),
+        score_name=training.score_name,
+        score_before=score_before,
+        score_after=at.best_score,
+        trained=training.parameters.count,
+        samples=len(data),
+        validation_samples=held,
+        recipe=_recipe(options),
+        verification=proof.verification,
+        notes=[*file.notes, *training.notes],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
+    session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
+    specs, teacher = session.inputs, None
+    if options.teacher is not None:
+        load(options.teacher)
+        other = options.execution.open(options.teacher)
+        teacher = pair(session, other)
+        specs = common_specs(specs, teacher)
+    data, held = _split(options.data.open(specs), options, specs)
+    return prepare_training(file, data, held, options.setup, teacher), data, len(held) if held is not None else 0
+
+
+def _session(file: Model, options: FinetuneOptions) -> Session:
+    from prunecli.recover.session import model_bytes
+
+    return Session.open(model_bytes(file), threads=options.execution.thread_count)
+
+
+def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
+    if options.validation is not None:
+        return data, options.validation.open(specs)
+    if options.val_split <= 0 or len(data) < 20:
+        return data, None
+    return data.split(1 - options.val_split, options.setup.train.seed)
+
+
+def _run(training: Training, keeper: Keeper, options: FinetuneOptions, progress: Progress) -> DivergedError | None:
+    """Train; on divergence return the error if an epoch improved on the start, else raise it."""
+    trainer = training.trainer
+    log = Log(options.log)
+    remaining = trainer.options.epochs * trainer.supply.steps - trainer.total_steps
+    bar: Iterator[int] = progress(iter(range(remaining)), "training", remaining)
+
+    def on_step(_: Any) -> None:
+        next(bar, None)
+        keeper.step()
+        log.write(trainer)
+
+    try:
+        trainer.run(on_step)
+    except KeyboardInterrupt:
+        keeper.interrupted()
+        raise
+    except DivergedError as error:
+        if trainer.at.best_epoch == 0:
+            raise
+        return error
+    finally:
+        for _ in bar:
+            pass
+        log.close(trainer)
+    return None
+
+
+def _fingerprint(file: Model, options: FinetuneOptions, data: Dataset) -> Json:
+    return {"model": file.sha256, "samples": len(data), **_recipe(options)}
+
+
+def _recipe(options: FinetuneOptions) -> Json:
+    """The options that decide the result."""
+    setup = asdict(options.setup)
+    setup.pop("threads")
+    return {
+        **{key: value for part in ("train", "objective") for key, value in setup.pop(part).items()},
+        "freeze": list(setup["freeze"]),
+        "bn": setup["bn"],
+        "data": options.data.text,
+        "val_split": options.val_split,
+        "teacher": None if options.teacher is None else str(options.teacher),
+        "reset_head": options.reset_head,
+    } | {"augment": list(options.setup.train.augment)}
+
+
+def _layers(file: Model) -> list[LayerRow]:
+    rows = []
+    for weight in find_weights(file).prunable:
+        nonzero = int(np.count_nonzero(weight.array()))
+        rows.append(LayerRow(weight.node.name or weight.name, weight.op, weight.name, weight.shape, weight.shape,
+                             weight.size, weight.size, nonzero, 1 - nonzero / weight.size))  # fmt: skip
+    return rows
+
+
+def _skipped(file: Model, training: Training) -> list[Skipped]:
+    trained = {item.name for item in training.parameters.items}
+    left = [w for w in find_weights(file).all() if w.name not in trained and w.name not in training.graph.statistics]
+    return [Skipped(w.name, "not trained: frozen, not reached by the loss, or inside a body") for w in left]
+
+
+class _Proof:
+    """The saved file against the training graph's own forward pass on the same batch: what was trained is what
+    was saved."""
+
+    def __init__(self, training: Training, feed: Mapping[str, Any], options: FinetuneOptions) -> None:
+        self.training, self.feed, self.options = training, feed, options
+        self.verification = Verification("none", detail="--no-verify")
+
+    def __call__(self, path: Path) -> None:
+        name = self.training.objective.output
+        options = GradientOptions(weights_as_inputs=False, outputs=(name,))
+        items = [item.name for item in self.training.parameters.items[:1]]
+        graph = differentiate(self.training.model.ir, items, self.training.objective.loss,
+                              shapes=self.training.shapes, options=options)  # fmt: skip
+        own = graph.outputs[name]
+        session = Session.open(graph.to_bytes(), threads=self.options.execution.thread_count)
+        targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
+                   for s in session.inputs if s.name not in self.feed}  # fmt: skip
+        single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}
+        wanted = session.run(single | targets, [own])[own]
+        got = np.asarray(self.options.execution.open(path).run(self.feed, [name])[name], np.float64)
+        error = float(np.abs(got - wanted).max(initial=0))
+        scale = float(np.abs(wanted).max(initial=0))
+        coarse = self.feed and any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
+        limit = (50 * TOLERANCE if coarse else TOLERANCE) * max(scale, 1e-6)
+        if not math.isfinite(error) or error > limit:
+            raise PruneError(f"the saved model differs from the trained one by {error:.3g}", "please report this")
+        relative = error / scale if scale else 0.0
+        self.verification = Verification("exact", error, relative, len(wanted) if wanted.ndim else 1,
+                                         "the saved file computes what was trained")  # fmt: skip
