@@ -37,11 +37,13 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Inputs to compare on. `required`: the run must succeed on the original (real data)."""
+    """Inputs to compare on. `required`: the original must run on them (real data); `spare`: only used where it
+    ran on none before."""
 
     label: str
     feed: Outputs
     required: bool = False
+    spare: bool = False
 
 
 @dataclass
@@ -70,13 +72,13 @@ class CutProof:
         ran, refused = 0, ""
         for trial in self.progress(trials, "proving", len(trials)):
             try:
-                ran += self._agrees(sides, trial, original)
+                ran += 0 if trial.spare and ran else self._agrees(sides, trial, original)
             except _OriginalFailsError as error:
-                refused = error.message
+                refused = refused or error.message
                 if trial.required:
                     raise PruneError(error.message, error.hint) from error
         if not ran:
-            return Verification("none", detail=refused or "no inputs to run it on")
+            return Verification("none", detail=f"not run: {refused or 'there are no inputs to run it on'}")
         return self._verdict(sides, ran)
 
     def _unproved(self, staged: Path, error: PruneError) -> Verification:

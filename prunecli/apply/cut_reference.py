@@ -31,16 +31,21 @@ _WHERE_SINCE = 9
 
 @dataclass(frozen=True)
 class Forced:
-    """What to force to zero. `shapes` and `dtypes` (ONNX element types) of the values; `averaged`: the axes
-    (value, axis) whose positions normalisations average over: there only kept positions are to count."""
+    """What to force to zero.
+
+    `positions` are removed; zeros are forced at the values in `listed`, which is enough (`cut_listing`).
+    `shapes` and `dtypes` (ONNX element types) are of all values. `averaged`: axes (value, axis) whose positions
+    normalisations average over: there only kept positions are to count.
+    """
 
     positions: Positions
+    listed: Collection[str]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, int]
     averaged: Collection[tuple[str, int]] = field(default_factory=frozenset)
 
     def is_listed(self, name: str) -> bool:
-        return name in self.positions and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
+        return name in self.listed and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
 
 
 def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = False) -> onnx.ModelProto:
@@ -133,11 +138,12 @@ class _Editor:
 
     def restricted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Gather the kept positions of every input, normalise, and put the results back in their places."""
-        places = {name: self.forced.positions[name] for name in node.output if self.forced.is_listed(name)}
+        places = {name: self.forced.positions[name] for name in node.output if name in self.forced.positions}
         if node.op_type == "GroupNormalization":
             self._count_groups(node)
+        lost = [self._lost(node, name) for name in node.input]
         for index, name in enumerate(node.input):
-            for axis, gone in self.forced.positions.get(name, {}).items() if name else ():
+            for axis, gone in lost[index].items():
                 kept = np.delete(np.arange(self.forced.shapes[name][axis]), gone)
                 step = self._gather(node.input[index], kept, axis)
                 node.input[index] = step.output[0]
@@ -152,6 +158,22 @@ class _Editor:
                 last += self._masks(name, current)
         yield node
         yield from last
+
+    def _lost(self, node: onnx.NodeProto, name: str) -> Mapping[int, Array]:
+        """Positions that an input loses here: parameters lose those of the data, even if other nodes share them."""
+        data = node.output[0] if node.op_type == "EmbedLayerNormalization" else node.input[0]
+        own = self.forced.positions.get(name, {})
+        if name in ("", data) or node.op_type == "ReduceMean":
+            return own
+        shape, whole = self.forced.shapes[name], self.forced.shapes[data]
+        first = 1 if node.op_type in ("InstanceNormalization", "GroupNormalization") else len(whole) - len(shape)
+        lost = self.forced.positions.get(data, {})
+        aligned = {axis: first + axis for axis in range(len(shape))}
+        return {
+            axis: lost[place] if place in lost and whole[place] == shape[axis] else own[axis]
+            for axis, place in aligned.items()
+            if axis in own or (place in lost and whole[place] == shape[axis])
+        }
 
     def _count_groups(self, node: onnx.NodeProto) -> None:
         """Groups that keep any channel."""
@@ -180,4 +202,5 @@ def _places(size: int, gone: Array) -> Array:
     """For every old position its place among the kept ones; a removed one has any."""
     keep = np.ones(size, bool)
     keep[gone] = False
-    return np.maximum(np.cumsum(keep) - 1, 0)
+    found: Array = np.maximum(np.cumsum(keep) - 1, 0)
+    return found

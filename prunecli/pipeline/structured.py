@@ -114,12 +114,11 @@ def structured(
     target = options.output or default_output(path)
     subject, decided = decide(path, target, options, progress)
     positions = subject.units.removed(decided.removed)
-    listed = subject.listed(positions)
     cut = subject.work.clone()
     remove(cut, positions, subject.inputs, subject.other_inputs)
     shapes = concrete_shapes(subject.file, options.dims)
     inspector = Inspector(
-        subject, subject.forced(listed, decided.removed), shapes.inputs, options.data, options.batch_size,
+        subject, subject.forced(positions, decided.removed), shapes.inputs, options.data, options.batch_size,
         options.seed, options.execution, options.verify, progress,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
@@ -127,7 +126,7 @@ def structured(
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
         saved = save(replace(subject.file, ir=cut), place, saving, inspector)
     if options.save_plan is not None:
-        save_cut_plan(options.save_plan, plan_json(subject, decided, listed))
+        save_cut_plan(options.save_plan, plan_json(subject, decided, positions))
     return _result(subject, decided, inspector, totals(subject.file, shapes), None if options.dry_run else saved,
                    options, time.perf_counter() - start)  # fmt: skip
 
@@ -175,7 +174,7 @@ def options_for(amounts: Mapping[str, Any], **chosen: Any) -> StructuredOptions:
 
 
 def _with(options: StructuredOptions, changes: Mapping[str, Any]) -> StructuredOptions:
-    given = {kind: changes[kind] for kind in BUDGETS if kind in changes}
+    given = {str(kind): changes[kind] for kind in BUDGETS if kind in changes}
     rest = {name: value for name, value in changes.items() if name not in given}
     if given:
         rest["budget"] = Budget.parse(given)
@@ -257,5 +256,7 @@ def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
         )
     reasons = Counter(axis.reason for axis in subject.units.frozen)
     told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
-    return PruneError(f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
-                      "`prune inspect` lists what is in it; --granularity all also cuts what is approximate")  # fmt: skip
+    return PruneError(
+        f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
+        "`prune inspect` lists what is in it; --granularity all also cuts what is approximate",
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,9 +90,9 @@ def _prices(subject: Cuttable) -> list[tuple[int, int]]:
 # -- the plan file ----------------------------------------------------------------------------------
 
 
-def plan_json(subject: Cuttable, decided: Decided, listed: Removed) -> Json:
+def plan_json(subject: Cuttable, decided: Decided, removed: Removed) -> Json:
     """The whole plan, without its schema."""
-    forced = subject.forced(listed, decided.removed)
+    forced, listed = subject.forced(removed, decided.removed), subject.listed(removed)
     return {
         "model": identity(subject.file),
         "recipe": decided.recipe,
@@ -100,7 +100,7 @@ def plan_json(subject: Cuttable, decided: Decided, listed: Removed) -> Json:
         "tensors": positions_json({name: axes for name, axes in listed.items() if not subject.is_stored(name)}),
         "units": list(_units(subject, decided)),
         "frozen": [asdict(axis) for axis in subject.units.frozen],
-        "averaged": sorted([name, axis] for name, axis in forced.averaged if axis in listed.get(name, ())),
+        "averaged": sorted([name, axis] for name, axis in forced.averaged if axis in forced.positions.get(name, ())),
     }
 
 
@@ -159,8 +159,8 @@ def recipe_shapes(recipe: Json) -> dict[str, Shape]:
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def layer_rows(subject: Cuttable, removed: Removed, saved: Model) -> list[LayerRow]:
-    """Every weight that is prunable or was cut, before and after."""
+def layer_rows(subject: Cuttable, removed: Collection[str], saved: Model) -> list[LayerRow]:
+    """Every weight that is prunable or was cut (named in `removed`), before and after."""
     after = {weight.name: weight for weight in find_weights(saved).all()}
     found = find_weights(subject.file)
     prunable = {weight.name for weight in found.prunable}

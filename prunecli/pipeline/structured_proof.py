@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,9 @@ from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
 
 REAL_BATCHES = 4
 REAL_BATCH = 8
+LONGER = (512, 1536, 4096)
+"""Tried where the original runs at none of the other sizes."""
+LARGEST_INPUT = 1 << 22
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Inspector:
     execution: Execution = field(default_factory=Execution)
     verify: bool = True
     progress: Progress = no_progress
-    verification: Verification = Verification("none", detail="left out by --no-verify")
+    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     after: Totals | None = None
     layers: list[LayerRow] = field(default_factory=list)
 
@@ -69,6 +73,22 @@ class Inspector:
             if shapes is not None and (number < 2 or shapes not in sizes[:number]):
                 feed = original.random_inputs(seed=self.seed + number, shapes=shapes)
                 yield Trial(f"random inputs, seed {self.seed + number}", feed)
+        for length in LONGER:  # sound models pad by more than the default length
+            shapes = _at_length(original, self.subject.inputs, length)
+            if sum(map(math.prod, shapes.values())) <= LARGEST_INPUT:
+                feed = original.random_inputs(seed=self.seed, shapes=shapes)
+                yield Trial(f"random inputs of length {length}", feed, spare=True)
+
+
+def _at_length(session: Session, shapes: Mapping[str, Shape], length: int) -> dict[str, Shape]:
+    """The shapes with every free size but the batch changed."""
+    specs = {spec.name: spec for spec in session.inputs}
+    return {
+        name: tuple(
+            size if axis == 0 or isinstance(specs[name].shape[axis], int) else length for axis, size in enumerate(shape)
+        )
+        for name, shape in shapes.items()
+    }
 
 
 def strict_check(original: Path, staged: Path) -> None:

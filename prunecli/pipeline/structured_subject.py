@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.apply.cut_listing import needed
 from prunecli.apply.cut_reference import FLOATS, Forced
 from prunecli.channels.analysis import analyse
 from prunecli.channels.catalogue import Catalogue, parse_granularity
@@ -53,10 +54,14 @@ class Cuttable:
     def dtypes(self) -> dict[str, int]:
         return {v.name: code for v, code in self.units.analysis.facts.dtypes.items() if v.name}
 
+    def named(self, removed: Removed) -> Removed:
+        """A cut in the names of the user's file: its floating-point values."""
+        found = plan_names(self.work, removed, self.units.analysis.geometry)
+        return {name: axes for name, axes in found.items() if self.dtypes.get(name) in FLOATS}
+
     def listed(self, removed: Removed) -> Removed:
-        """What a plan lists: floating-point values, in the names of the user's file."""
-        named = plan_names(self.work, removed, self.units.analysis.geometry)
-        return {name: axes for name, axes in named.items() if self.dtypes.get(name) in FLOATS}
+        """What a plan lists of a cut: weights, and the values at which zeros make a difference."""
+        return needed(self.file.ir.graph, self.named(removed))
 
     def is_stored(self, name: str) -> bool:
         """Whether the user's file stores a value as an initializer or in a Constant node."""
@@ -67,11 +72,13 @@ class Cuttable:
     def _constants(self) -> set[str]:
         return {n.outputs[0].name or "" for n in self.file.ir.graph if n.op_type == "Constant" and n.domain == ""}
 
-    def forced(self, positions: Removed, units: Array) -> Forced:
+    def forced(self, removed: Removed, units: Array) -> Forced:
         """The reference of the proof; approximations matter only where the cut has any."""
         groups = {int(g) for g in np.unique(self.units.group_of[units])}
         width = any(self.units.groups[g].approximation for g in groups)
-        return Forced(positions, self.shapes, self.dtypes, frozenset(self._averaged()) if width else frozenset())
+        averaged = frozenset(self._averaged()) if width else frozenset[tuple[str, int]]()
+        named = self.named(removed)
+        return Forced(named, frozenset(needed(self.file.ir.graph, named)), self.shapes, self.dtypes, averaged)
 
     def _averaged(self) -> set[tuple[str, int]]:
         """(value, axis) that normalisations average over; factors of an axis stand for the whole."""

@@ -1,0 +1,141 @@
+"""A structural cut checked from outside: the original, its plan file and the cut file; onnx, numpy, onnxruntime only.
+
+    python outside.py ORIGINAL.onnx PLAN.json CUT.onnx
+
+Forces the listed positions of the listed values to zero in the original and compares outputs. Nothing of the
+program is imported, so that this is how anyone would check a cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+ort.set_default_logger_severity(4)
+TOLERANCE = 1e-4
+"""Of the largest element of an output: rounding of float32 over a deep model stays below a few 1e-5."""
+SMALLEST = 1e-2
+"""Outputs below count as that: onnxruntime's Sigmoid and Softmax are exact to some 1e-7 in absolute terms only."""
+
+
+def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
+    """The original with a multiplication by zeros and ones behind every listed value."""
+    listed = {**plan["weights"], **plan["tensors"]}
+    model.ir_version = max(model.ir_version, 4)
+    for tensor in model.graph.initializer:
+        if tensor.name in listed:
+            array = numpy_helper.to_array(tensor).copy()
+            for axis, positions in listed[tensor.name].items():
+                array[(slice(None),) * int(axis) + (positions,)] = 0
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    kinds = _kinds(model, listed)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        steps = []
+        for index, name in enumerate(node.output):
+            if name in listed:
+                source = node.output[index] = f"{name}//raw"
+                dtype, sizes = kinds[name]
+                for number, (axis, positions) in enumerate(listed[name].items()):
+                    mask = np.ones(sizes[int(axis)], dtype)
+                    mask[positions] = 0
+                    mask = mask.reshape([-1 if i == int(axis) else 1 for i in range(len(sizes))])
+                    model.graph.initializer.append(numpy_helper.from_array(mask, f"{name}//mask{number}"))
+                    target = name if number == len(listed[name]) - 1 else f"{name}//{number}"
+                    steps.append(helper.make_node("Mul", [source, f"{name}//mask{number}"], [target]))
+                    source = target
+        model.graph.node.extend([node, *steps])
+    return model
+
+
+def _kinds(model: onnx.ModelProto, listed: dict[str, Any]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """dtype and shape of every listed value, by running the original once."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    names = [n for node in model.graph.node for n in node.output if n in listed]
+    present = {o.name for o in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
+    session = start(probe)
+    for length in (16, 512, 1536):
+        try:
+            values = session.run(names, feed(session, model, 2, 0, length)) if names else []
+            return {n: (v.dtype, v.shape) for n, v in zip(names, values, strict=True)}
+        except Exception:
+            continue  # the original does not take this length
+    raise RuntimeError("the original does not run")
+
+
+def start(model: onnx.ModelProto | str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, str) else model.SerializeToString()
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def feed(
+    session: ort.InferenceSession, model: onnx.ModelProto, batch: int, seed: int = 0, length: int = 16
+) -> dict[str, Any]:
+    """Random inputs; integers are 0 or 1, which every vocabulary has."""
+    rng, out, known = np.random.default_rng(seed), {}, {}
+    for value in session.get_inputs():
+        shape = []
+        for axis, dim in enumerate(value.shape):
+            default = batch if axis == 0 else 4 * length if len(value.shape) > 3 else length
+            shape.append(dim if isinstance(dim, int) else known.setdefault(dim or (value.name, axis), default))
+        kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+                "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}[value.type]  # fmt: skip
+        whole = not np.issubdtype(kind, np.floating)
+        mask = np.ones(shape) if "mask" in value.name else None
+        array = mask if mask is not None else rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
+        out[value.name] = np.asarray(array).astype(kind)
+    return out
+
+
+def compare(original: str | Path, plan: str | Path, cut: str | Path) -> float:
+    """The largest difference of any output, over its largest element; at two batch sizes and lengths."""
+    model = onnx.load(str(original))
+    wanted = start(masked(model, json.loads(Path(plan).read_text())))
+    got = start(str(cut))
+    worst, ran = 0.0, 0
+    for batch, seed, length in ((1, 0, 16), (2, 1, 16), (3, 2, 24), (1, 3, 512), (2, 3, 1536)):
+        if ran and length > 24:
+            break
+        inputs = feed(wanted, model, batch, seed, length)
+        try:
+            right = wanted.run(None, inputs)
+        except Exception:
+            continue  # the original does not take these sizes
+        ran += 1
+        for a, b in zip(got.run(None, inputs), right, strict=True):
+            worst = max(worst, difference(a, b))
+    if not ran:
+        raise RuntimeError("the original runs at none of the sizes")
+    return worst
+
+
+def difference(a: Any, b: Any) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    if not np.issubdtype(a.dtype, np.floating):
+        return float(not np.array_equal(a, b))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    ok = np.isfinite(b)
+    scale = np.abs(b[ok]).max(initial=0.0)
+    return float(np.abs(a - b)[ok].max(initial=0.0) / max(scale, SMALLEST))
+
+
+if __name__ == "__main__":
+    error = compare(*sys.argv[1:4])
+    print(f"{error:.3g}")
+    sys.exit(error > TOLERANCE)
