@@ -21,6 +21,9 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+LONG_FORMS = {"delta.": "", "fidelity.": "", "metrics.": "", "latency_ms.": "latency."}
+"""Where the JSON keeps a figure, which may be written before its short name, and what the short name has there."""
+ROUNDING = 1e-12
 _GATE = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 
 
@@ -34,9 +37,14 @@ class Gate:
     limit: float
 
     def check(self, values: Mapping[str, float]) -> GateResult:
-        """The outcome for `values[name]`; a value that is not a number fails whatever the operator."""
+        """The outcome for `values[name]`; a value that is not a number fails whatever the operator.
+
+        A value that misses the limit only by the rounding of a difference equals it: a drop from 0.95 to 0.94,
+        in floating point a little over 0.01, is not more than 1 %.
+        """
         value = values[self.name]
-        holds = math.isnan(value) or OPERATORS[self.op](value, self.limit)
+        near = abs(value - self.limit) <= min(ROUNDING, 1e-9 * abs(self.limit))
+        holds = math.isnan(value) or OPERATORS[self.op](self.limit if near else value, self.limit)
         return GateResult(self, value, not holds)
 
 
@@ -68,8 +76,17 @@ def parse_gate(text: str, known: Iterable[str] | None = None) -> Gate:
     except PruneError as error:
         raise PruneError(f"--fail-if {text!r}: {error.message}", error.hint) from error
     if known is not None:
-        check_name(name, list(known))
+        known = list(known)
+        name = name if name in known else _short(name)
+        check_name(name, known)
     return Gate(text.strip(), name, op, limit)
+
+
+def _short(name: str) -> str:
+    for long, short in LONG_FORMS.items():
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
 
 
 def check_name(name: str, known: Sequence[str]) -> None:

@@ -33,6 +33,22 @@ def test_gates_are_read(text: str) -> None:
     assert gate.expr == text.strip()
 
 
+# as it stands in the JSON -> the short name
+LONG = {
+    "delta.accuracy.drop": "accuracy.drop",
+    "fidelity.cosine": "cosine",
+    "metrics.accuracy": "accuracy",
+    "latency_ms.median": "latency.median",
+    "cosine": "cosine",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_names_may_be_written_as_they_stand_in_the_json(name: str) -> None:
+    gate = parse_gate(f"{name}<1", set(LONG.values()))
+    assert (gate.name, gate.expr) == (LONG[name], f"{name}<1")
+
+
 @pytest.mark.parametrize("text", ["", "accuracy", "accuracy<", "<0.5", "accuracy=0.5", "accuracy<high", "a<1 b"])
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(PruneError, match="--fail-if"):
@@ -66,6 +82,24 @@ def test_a_gate_fails_when_it_holds(op: str) -> None:
     gate = parse_gate(f"a{op}1")
     assert tuple(not gate.check({"a": v}).passed for v in (0.5, 1, 1.5)) == HOLDS[op]
     assert not gate.check({"a": math.nan}).passed
+
+
+# limit, value -> are they equal but for the rounding of a difference
+NEAR = [
+    ("1%", 0.95 - 0.94, True),
+    ("1%", 0.0101, False),
+    ("0.01", 0.01 + 1e-11, False),
+    ("1e-13", 2e-13, False),
+    ("0", 1e-300, False),
+    ("40", math.inf, False),
+]
+
+
+@pytest.mark.parametrize(("limit", "value", "equal"), NEAR)
+def test_a_limit_reached_exactly_is_not_passed_by_rounding(limit: str, value: float, equal: bool) -> None:
+    result = parse_gate(f"a>{limit}").check({"a": value})
+    assert result.passed is equal
+    assert result.value == value
 
 
 def test_every_operator_is_tested() -> None:
