@@ -1,5 +1,32 @@
-"""prunecli: make ONNX models smaller and faster by pruning, with proof of what was done."""
+"""prunecli: make ONNX models smaller and faster by pruning, with proof of what was done.
+
+import prunecli
+
+result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.onnx, proved
+found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from prunecli._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from prunecli.pipeline.structured import structured
+    from prunecli.pipeline.structured_subject import analyse
+
+__all__ = ["__version__", "analyse", "structured"]
+
+_WHERE = {
+    "analyse": "prunecli.pipeline.structured_subject",
+    "structured": "prunecli.pipeline.structured",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function when it is first asked for: what it needs is heavy."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

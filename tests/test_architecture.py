@@ -37,7 +37,7 @@ ALLOWED = {
     "search": WORK | {"apply", "evaluate"},
     "pipeline": WORK | {"apply", "evaluate", "evidence", "recover", "search", "report"},
     "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate"},
-    "__init__": {"_version"},
+    "__init__": {"_version", "pipeline"},
     "__main__": {"cli"},
 }
 # third-party package -> the only parts that may import it

@@ -63,8 +63,7 @@ def save_cut_plan(path: Path, plan: Json) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"schema": SCHEMA, **plan}, file, allow_nan=False)
-                file.write("\n")
+                file.write(json.dumps({"schema": SCHEMA, **plan}, allow_nan=False) + "\n")
             Path(name).chmod(0o644)
             Path(name).replace(path)
         finally:

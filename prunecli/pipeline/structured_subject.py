@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from prunecli.apply.cut_listing import needed
 from prunecli.apply.cut_reference import FLOATS, Forced
-from prunecli.channels.analysis import analyse
+from prunecli.channels.analysis import analyse as solve
 from prunecli.channels.catalogue import Catalogue, parse_granularity
 from prunecli.channels.cut import Removed
 from prunecli.channels.grouping import catalogue
@@ -102,8 +102,20 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
     file = load(path)
     work = prepare(file.ir)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims)
-    analysis = analyse(work, shapes)
+    analysis = solve(work, shapes)
     return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity)
+
+
+def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | None = None) -> Catalogue:
+    """What can be cut from a model: groups of units that may go independently of each other.
+
+    `found.groups` are the groups, `found.frozen` the axes of weights that stay and why, `found.removed(mask)`
+    the positions that a mask over units takes from every value, `found.kept(mask)` the lengths that are left.
+
+    Raises:
+        PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
+    """
+    return open_cuttable(Path(model), granularity, dims or Dims()).units
 
 
 def analysed_shapes(model: Model, dims: Dims) -> dict[str, Shape]:
