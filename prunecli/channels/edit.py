@@ -121,7 +121,7 @@ class Cut:
             return
         dtype = np.dtype(np.int64) if current[0] is None else current[0].dtype
         constant = as_constant(current, wanted, wildcard)
-        affine = as_affine(current, wanted) if constant is None else None
+        affine = as_affine(current, wanted, wildcard) if constant is None else None
         if constant is not None:
             self.set_input(node, index, np.array(constant, dtype))
         elif affine is not None:

@@ -39,6 +39,7 @@ class _Run:
     solved: Components
     label: Ints
     parent: Ints
+    dead: np.ndarray  # per label: it holds a frozen component
     touched: set[int] = field(default_factory=set)
 
     def root(self, labels: Ints) -> Ints:
@@ -65,10 +66,15 @@ class _Run:
             self.merge(old[clash], new[clash])
         fresh = old < 0
         self.label[components[fresh]] = labels[fresh]
+        self.dead[labels[fresh][self.solved.frozen[components[fresh]] >= 0]] = True
         # one component may have been given two labels at once
         kept = self.label[components[fresh]]
         self.merge(kept, labels[fresh])
-        return components[old < 0]
+        return components[fresh]
+
+    def hopeless(self) -> bool:
+        """Whether every unit of this run is frozen."""
+        return bool(np.isin(self.parent, self.parent[self.dead]).all())
 
 
 def find_families(solved: Components) -> list[Family]:
@@ -82,7 +88,8 @@ def find_families(solved: Components) -> list[Family]:
             if (number, factor) in done:
                 continue
             run, used = _follow(solved, index, number, factor)
-            done |= {pair for pair in used if _told_apart(run, pair)}
+            if not run.hopeless():  # a factor may fare better by itself than coupled to a frozen one
+                done |= {pair for pair in used if _told_apart(run, pair)}
             family = _family(solved, run)
             key = (family.components.tobytes(), family.labels.tobytes())
             if key not in seen:
@@ -118,29 +125,36 @@ def _touching(index: tuple[Ints, Ints], components: Ints) -> set[int]:
     keys, products = index
     low = np.searchsorted(keys, components, "left")
     high = np.searchsorted(keys, components, "right")
-    found: set[int] = set()
-    for a, b in zip(low.tolist(), high.tolist(), strict=True):
-        found.update(products[a:b].tolist())
-    return found
+    lengths = high - low
+    ends = np.cumsum(lengths)
+    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(low - ends + lengths, lengths)
+    hit = np.bincount(products[places], minlength=1)
+    return set(np.flatnonzero(hit).tolist())
 
 
 def _follow(
     solved: Components, index: tuple[Ints, Ints], number: int, factor: int
 ) -> tuple[_Run, set[tuple[int, int]]]:
-    """Follow one factor through every product it reaches; the second result is the factors that slabs lie along."""
+    """Follow one factor through every product it reaches; the second result is the factors that slabs lie along.
+
+    The walk ends early where every unit turns out frozen: it is then not closed, and only tells the reason.
+    """
     seed = solved.products[number].factors[factor]
-    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)))
+    run = _Run(solved, np.full(solved.count, -1, np.int64), np.arange(len(seed)), np.zeros(len(seed), bool))
     run.assign(seed, np.arange(len(seed)))
     along: set[tuple[int, int]] = {(number, factor)}
-    queue = _touching(index, np.unique(seed))
+    queue = _touching(index, seed)
+    current = number
     while queue:
-        current = min(queue)
         queue.discard(current)
         run.touched.add(current)
         changed, used = _close(run, solved.products[current])
         along |= {(current, f) for f in used}
+        if run.hopeless():
+            break
         if changed.size:
-            queue |= _touching(index, np.unique(changed))
+            queue |= _touching(index, changed)
+        current = min(queue, default=-1)
     return run, along
 
 

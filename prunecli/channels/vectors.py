@@ -45,14 +45,18 @@ def as_constant(current: list[Array | None], wanted: Wanted, wildcard: bool) -> 
     return None if loose else [int(entry) for entry in out if entry is not None]
 
 
-def as_affine(current: list[Array | None], wanted: Wanted) -> Affine | None:
-    """How to correct the computed vector entry by entry, or None where an entry cannot follow."""
+def as_affine(current: list[Array | None], wanted: Wanted, wildcard: bool = False) -> Affine | None:
+    """How to correct the computed vector entry by entry, or None where an entry cannot follow.
+
+    With `wildcard`, entries that are 0 or -1 at all dimensions stay.
+    """
     if any(c is None or c.ndim != 1 or len(c) != len(w) for c, w in zip(current, wanted, strict=True)):
         return None
     steps = []
     for i, column in enumerate(zip(*wanted, strict=True)):
         computed = [int(c[i]) for c in current if c is not None]
-        steps.append(_entry(computed, list(column)))
+        loose = wildcard and _same(computed) in (0, -1)
+        steps.append((1, 1, 0) if loose else _entry(computed, list(column)))
     if any(step is None for step in steps):
         return None
     factor, divisor, constant = zip(*(step for step in steps if step is not None), strict=True)

@@ -200,7 +200,7 @@ def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
 
 def _standalone(node: ir.Node) -> tuple[onnx.NodeProto, dict[ir.Value, str]]:
     """The node as a proto with input names of its own: values of different scopes may share a name."""
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)
     same = SAME_AS.get((node.domain, node.op_type))
     if same is not None:
         proto.domain, proto.op_type = "", same.op_type
