@@ -19,18 +19,22 @@ RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2
 4 of float16 (onnxruntime computes most of it in float32)."""
 OF_NOISE = 8.0
 """Times the measured rounding noise: a sample of a few runs does not show the largest there is."""
+HOPELESS = 0.1
+"""A result of which rounding alone changes such a part of its scale proves nothing."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """One result of two runs. `error`: largest absolute difference, infinite where the kinds differ (shape,
-    type, not a number); `scale`: largest element; `allowed`: what rounding explains."""
+    type, not a number); `scale`: largest element; `allowed`: what rounding explains; `hopeless`: that is too
+    much for agreement to mean anything."""
 
     name: str
     error: float
     scale: float
     allowed: float
     problem: str = ""
+    hopeless: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -73,12 +77,13 @@ def _compare(name: str, got: Array, wanted: Array, others: Sequence[Array], rela
     if not is_float(wanted):
         same = bool(np.array_equal(got, wanted))
         unsure = any(o.shape != wanted.shape or not np.array_equal(o, wanted) for o in others)
-        return Difference(name, 0.0 if same else 1.0, 1.0, 1.0 if unsure else 0.0, "" if same else "other integers")
+        error, problem = (0.0, "") if same else (1.0, "other values, of a type that is not rounded")
+        return Difference(name, error, 1.0, 1.0 if unsure else 0.0, problem, unsure)
     error, scale = distance(got, wanted), magnitude(wanted)
     noise = max((distance(o, wanted) for o in others if o.shape == wanted.shape), default=0.0)
     allowed = max(relative * scale, OF_NOISE * noise)
     problem = "" if np.isfinite(error) else "other elements are not numbers"
-    return Difference(name, error, scale, allowed, problem)
+    return Difference(name, error, scale, allowed, problem, OF_NOISE * noise > HOPELESS * scale)
 
 
 def is_float(array: Array) -> bool:
