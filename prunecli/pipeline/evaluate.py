@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from prunecli.data import Dataset, open_data, random_data
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
@@ -300,7 +298,6 @@ def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
             notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
     if done.fidelity is not None:
         notes += [f"not compared: {reason}" for reason in done.fidelity.skipped]
-    labels = data.labels
-    if labels is not None and labels.ndim > 1 and np.prod(labels.shape[1:]) > 1:
+    if any(len(p.sample) > p.samples for p in done.predictions.values()):
         notes.append("labels are per position: every position counts as one prediction")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,11 @@ LOADERS = {
     "returns None": ("def f():\n    pass\n", "returned NoneType"),
     "yields arrays": ("def f():\n    yield [[1, 2, 3]]\n", "yielded list"),
     "objects": ("def f():\n    yield {'x': [object()]}\n", "Python objects"),
+    "leaves": ("import sys\ndef f():\n    sys.exit(3)\n", "raised SystemExit: 3 .loader.py line 3."),
+    "labels of two ranks": (
+        "def f():\n    yield {'x': [[1, 2, 3]]}, [1]\n    yield {'x': [[1, 2, 3]]}, [[1, 2]]\n",
+        r"labels of the shapes \(N,\) and \(N, 2\)",
+    ),
     "ragged": ("def f():\n    yield {'x': [[1, 2, 3], [1]]}\n", "cannot become an array"),
     "wrong shape": ("def f():\n    yield {'x': [[1, 2]]}\n", "samples of shape"),
     "labels sometimes": (
@@ -332,6 +338,13 @@ def test_pieces_of_other_shapes_are_kept_apart(tmp_path: Path) -> None:
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     specs = [spec("x: float32 (N, 3)")]
     (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    (tmp_path / "pictures" / "cats" / "1.JPG").write_bytes(b"")
+    with pytest.raises(PruneError, match="reads no images"):
+        open_data(str(tmp_path / "pictures"), specs)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(PruneError, match="neither a file nor a folder"):
+        open_data(str(tmp_path / "pipe.npz"), specs)
     (tmp_path / "x.txt").write_text("1 2 3")
     for name in ("photos", "x.txt"):
         with pytest.raises(PruneError, match="not a readable data source") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from prunecli.data.dataset import Dataset
@@ -40,6 +41,7 @@ class Source:
     options: frozenset[str]
 
 
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 SOURCES: dict[str, Source] = {}
 
 
@@ -60,6 +62,12 @@ def has_suffix(suffix: str) -> Callable[[Request], bool]:
     return lambda request: request.path.suffix.lower() == suffix
 
 
+def _holds_images(folder: Path) -> bool:
+    """Whether one of the first files, in the folder or in its sub-folders, has an image's suffix."""
+    files = chain(folder.glob("*.*"), folder.glob("*/*.*"))
+    return any(file.suffix.lower() in IMAGES for file in islice(files, 1000))
+
+
 def find_source(request: Request) -> Source:
     """The source that takes the request.
 
@@ -68,12 +76,20 @@ def find_source(request: Request) -> Source:
     """
     from prunecli.data.sources import csv, loader, npy, npz, zoo  # noqa: F401 - they register themselves
 
+    path = request.path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise PruneError(f"{request.text} is neither a file nor a folder", "data cannot be read from a pipe or device")
     chosen = next((s for s in SOURCES.values() if s.takes(request)), None)
+    if chosen is None and path.is_dir() and _holds_images(path):
+        raise PruneError(
+            f"{request.text} holds image files, and this version reads no images",
+            "decode, resize and normalise them as the model was trained, and save them with numpy.savez",
+        )
     readable = "; ".join(s.description for s in SOURCES.values())
     if chosen is None:
-        what = "is not a readable data source" if request.path.exists() else "does not exist"
+        what = "is not a readable data source" if path.exists() else "does not exist"
         raise PruneError(f"{request.text} {what}", f"readable are: {readable}")
-    if chosen.name != "loader" and not request.path.exists():
+    if chosen.name != "loader" and not path.exists():
         raise PruneError(f"{request.text} does not exist", "check the path given to --data")
     for option, value in (("--labels", request.labels), ("--label-column", request.label_column)):
         if value is not None and option not in chosen.options:

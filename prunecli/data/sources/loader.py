@@ -71,6 +71,13 @@ def read(request: Request) -> Dataset:
 def _check_labels(request: Request, pieces: Sequence[Piece]) -> None:
     if len({p.data.unbatched for p in pieces}) > 1 or len({p.labels is None for p in pieces}) > 1:
         raise PruneError(f"{request.text} yields labels with some samples only", "yield (dict, labels) always")
+    shapes = sorted({p.labels.shape[1:] for p in pieces if p.labels is not None})
+    if len(shapes) > 1:
+        raise PruneError(
+            f"{request.text} yields labels of the shapes (N, {', '.join(map(str, shapes[0]))}) and"
+            f" (N, {', '.join(map(str, shapes[1]))})".replace("(N, )", "(N,)"),
+            "yield one label per sample, or one per position with -100 for padding",
+        )
 
 
 def _cut(piece: Piece, count: int) -> Piece:
@@ -166,10 +173,11 @@ def _as_error(text: str) -> Iterator[None]:
         yield
     except PruneError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name} line {frame.lineno}"
+        python = frame.filename.startswith("<")  # importlib: the message says which module
+        where = "" if python else f" ({Path(frame.filename).name} line {frame.lineno})"
         raise PruneError(
-            f"{text} raised {type(error).__name__}: {error} ({where})",
+            f"{text} raised {type(error).__name__}: {error}{where}",
             "run it on its own; PRUNE_DEBUG=1 shows more",
         ) from error
