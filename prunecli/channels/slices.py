@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,7 @@ class WeightSlices:
             self._roles[name, axis] = _role(self._weights.get(name), axis)
         return self._roles[name, axis]
 
+    @cached_property
     def norm_scales(self) -> set[str]:
         """Names of the BatchNormalization scales, one per channel."""
         return {

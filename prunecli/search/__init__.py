@@ -1,0 +1,1 @@
+"""Searching for what to remove: unit scores against budgets, blocks, measured latencies."""

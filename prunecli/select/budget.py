@@ -1,0 +1,141 @@
+"""Choosing units under a budget: rank them, cut the lowest, and hit the target by the exact cost of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Cost = Callable[[Mask], float]
+"""What remains when the masked units are gone; never larger for more units."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Units `first .. first + count - 1`, which stay in the order of their scores.
+
+    limit: most units that may go. multiple: the count that stays is a multiple of it (where that leaves more
+    than nothing), so units go in bundles.
+    """
+
+    first: int
+    count: int
+    limit: int
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """What goes at once: bundle b is `units[start[b]:start[b + 1]]` with the score `score[b]` and belongs to pool
+    `pool[b]`; a pool's bundles are listed lowest first, with scores that never fall."""
+
+    units: Array
+    start: Array
+    score: Array
+    pool: Array
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def mask(self, chosen: Array, total: int) -> Mask:
+        """The units of the chosen bundles."""
+        out = np.zeros(total, bool)
+        for bundle in np.asarray(chosen).tolist():
+            out[self.units[self.start[bundle] : self.start[bundle + 1]]] = True
+        return out
+
+    @property
+    def sizes(self) -> Array:
+        return np.diff(self.start)
+
+
+def bundle(pools: Sequence[Pool], scores: Array) -> Bundles:
+    """Bundles of every pool, by score; equal scores: the later unit goes first, as in all selection here."""
+    units: list[Array] = []
+    score: list[float] = []
+    owner: list[int] = []
+    for number, pool in enumerate(pools):
+        own = scores[pool.first : pool.first + pool.count]
+        order = pool.first + np.lexsort((-np.arange(pool.count), own))
+        highest, at = -np.inf, 0
+        while (size := _next(pool, at)) and at + size <= pool.limit:
+            part = order[at : at + size]
+            highest = max(highest, float(scores[part].mean()))
+            units.append(part)
+            score.append(highest)
+            owner.append(number)
+            at += size
+    start = np.cumsum([0, *(len(part) for part in units)])
+    flat = np.concatenate(units) if units else np.zeros(0, np.int64)
+    return Bundles(flat, start, np.array(score, float), np.array(owner, np.int64))
+
+
+def _next(pool: Pool, gone: int) -> int:
+    """Units of the next bundle: so many that a multiple stays."""
+    left = pool.count - gone
+    return left % pool.multiple or pool.multiple
+
+
+def by_ratio(pools: Sequence[Pool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
+    """Bundles for a fraction of the units: of each pool, or of all together, lowest scores first.
+
+    Exactly round(ratio * units) go where bundles are single units and no limit stands against it; never more.
+    """
+    if everywhere:
+        return _first_that_fit(bundles, np.argsort(bundles.score, kind="stable"), ratio, sum(p.count for p in pools))
+    return np.concatenate([
+        _first_that_fit(bundles, np.flatnonzero(bundles.pool == number), ratio, pool.count)
+        for number, pool in enumerate(pools)
+    ]) if pools else np.zeros(0, np.int64)  # fmt: skip
+
+
+def _first_that_fit(bundles: Bundles, order: Array, ratio: float, count: int) -> Array:
+    quota = int(np.floor(ratio * count + 0.5))
+    return order[np.cumsum(bundles.sizes[order]) <= quota]
+
+
+def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: int) -> Array:
+    """The shortest prefix of `order` that costs at most the target, then as close below it as exchanging the last
+    ones gets: bundles that are not needed are given back, the most important first.
+
+    Args:
+        order: bundles from the first to go to the last; those of a pool in their own order.
+        cost: exact; called some log2(len(order)) + 2 * TRIES times.
+    """
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if cost(bundles.mask(order[:middle], total)) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return _give_back(bundles, order[:low], cost, target, total)
+
+
+TRIES = 64
+"""How many of the last bundles are looked at for giving back."""
+
+
+def _give_back(bundles: Bundles, chosen: Array, cost: Cost, target: float, total: int) -> Array:
+    """Return what the budget does not need: from the most important down, the last bundle of its pool only."""
+    kept = list(np.asarray(chosen).tolist())
+    for candidate in kept[-2 : -TRIES - 2 : -1]:
+        last = all(bundles.pool[b] != bundles.pool[candidate] for b in kept[kept.index(candidate) + 1 :])
+        if last:
+            fewer = [b for b in kept if b != candidate]
+            if cost(bundles.mask(np.array(fewer, np.int64), total)) <= target:
+                kept = fewer
+    return np.array(kept, np.int64)
+
+
+def interleaved(pools: Sequence[Pool], bundles: Bundles) -> Array:
+    """An order in which all pools shrink in step: by the fraction of the pool that is gone after each bundle."""
+    gone = np.zeros(len(bundles))
+    for number, pool in enumerate(pools):
+        mine = np.flatnonzero(bundles.pool == number)
+        gone[mine] = np.cumsum(bundles.sizes[mine]) / pool.count
+    return np.lexsort((bundles.score, gone))
