@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.atoms import Ints
-from prunecli.channels.vectors import Affine, Wanted, agrees, as_affine, as_constant
+from prunecli.channels.vectors import Affine, Dimensions, Entry, Wanted, agrees, as_affine, as_constant, as_dimensions
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
 
@@ -121,10 +121,11 @@ class Cut:
             return
         dtype = np.dtype(np.int64) if current[0] is None else current[0].dtype
         constant = as_constant(current, wanted, wildcard)
-        affine = as_affine(current, wanted, wildcard) if constant is None else None
         if constant is not None:
             self.set_input(node, index, np.array(constant, dtype))
-        elif affine is not None:
+        elif (entries := as_dimensions(self._input_dimensions(), current, wanted, wildcard)) is not None:
+            node.replace_input_with(index, self._assemble(node, index, entries, dtype))
+        elif (affine := as_affine(current, wanted, wildcard)) is not None:
             self._correct(node, index, affine, dtype)
         else:
             raise PruneError(
@@ -132,16 +133,53 @@ class Cut:
                 "exclude the layers around it with --exclude",
             )
 
+    def _input_dimensions(self) -> Dimensions:
+        """(graph input, axis) -> (its name, its length per view), for dynamic dimensions."""
+        out: Dimensions = {}
+        for value in self.model.graph.inputs:
+            for axis, dim in enumerate(value.shape or ()):
+                if not isinstance(dim, int) and value in self.views[0].before.shapes:
+                    lengths = [view.before.shapes[value][axis] for view in self.views]
+                    out[value.name or "", axis] = (dim.value or f"{value.name}.{axis}", lengths)
+        return out
+
+    def _assemble(self, node: ir.Node, index: int, entries: Sequence[Entry], dtype: np.dtype[Any]) -> ir.Value:
+        """A vector of constants, dimensions of graph inputs, and entries of what was computed, before a node."""
+        inputs = {value.name: value for value in self.model.graph.inputs}
+        kind = [ir.AttrInt64("to", ir.DataType.from_numpy(dtype))]
+        parts = []
+        for place, entry in enumerate(entries):
+            if isinstance(entry, int):
+                parts.append(self._step(node, "Identity", [None], {0: np.array([entry], dtype)}))
+            elif entry is None:
+                parts.append(self._step(node, "Gather", [node.inputs[index], None], {1: np.array([place])}))
+            else:
+                shape = self._step(node, "Shape", [inputs[entry[0]]], {})
+                picked = self._step(node, "Gather", [shape, None], {1: np.array([entry[1]])})
+                parts.append(self._step(node, "Cast", [picked], {}, kind))
+        return self._step(node, "Concat", parts, {}, [ir.AttrInt64("axis", 0)])
+
     def insert(
         self, before: ir.Node, op: str, value: ir.Value | None, operand: Array, axis: int | None = None
     ) -> ir.Value:
         """Put `op(value, operand)` before a node and return its output."""
-        name = self._new_name(before)
         attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-        step = ir.Node("", op, [value, None], attributes, num_outputs=1, name=name)
+        return self._step(before, op, [value, None], {1: operand}, attributes)
+
+    def _step(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        constants: dict[int, Array],
+        attributes: Sequence[ir.Attr] = (),
+    ) -> ir.Value:
+        name = self._new_name(before)
+        step = ir.Node("", op, inputs, attributes, num_outputs=1, name=name)
         step.outputs[0].name = f"{name}.out"
         self.model.graph.insert_before(before, step)
-        self.set_input(step, 1, operand)
+        for index, array in constants.items():
+            self.set_input(step, index, array)
         self.visit(step)
         return step.outputs[0]
 

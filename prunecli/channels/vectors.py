@@ -14,6 +14,8 @@ import numpy as np
 from prunecli.model.facts import Array
 
 Wanted = Sequence[Sequence[int]]  # per view, per entry
+Entry = int | tuple[str, int] | None  # a constant, (graph input, axis), or what was computed
+Dimensions = dict[tuple[str, int], tuple[str, list[int]]]  # (graph input, axis) -> (name, length per view)
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,42 @@ def as_affine(current: list[Array | None], wanted: Wanted, wildcard: bool = Fals
     steps = []
     for i, column in enumerate(zip(*wanted, strict=True)):
         computed = [int(c[i]) for c in current if c is not None]
-        loose = wildcard and _same(computed) in (0, -1)
-        steps.append((1, 1, 0) if loose else _entry(computed, list(column)))
+        steps.append((1, 1, 0) if _follows(computed, column, wildcard) else _entry(computed, list(column)))
     if any(step is None for step in steps):
         return None
     factor, divisor, constant = zip(*(step for step in steps if step is not None), strict=True)
     return Affine(list(factor), list(divisor), list(constant))
 
 
+def as_dimensions(
+    dimensions: Dimensions, current: list[Array | None], wanted: Wanted, wildcard: bool = False
+) -> list[Entry] | None:
+    """Entry by entry: a constant, what is computed already, or the only dynamic dimension that is as long; or None.
+
+    A dimension itself is preferred to a correction of what was computed (4 heads * batch // 4 is not the batch any
+    more with 2 heads, nor twice that an odd batch).
+    """
+    out: list[Entry] = []
+    for i, column in enumerate(zip(*wanted, strict=True)):
+        same = [where for where, (_, lengths) in dimensions.items() if lengths == list(column)]
+        computed = [int(c[i]) for c in current if c is not None and c.ndim == 1 and len(c) == len(wanted[0])]
+        constant = _same(column)
+        if len(computed) == len(wanted) and _follows(computed, column, wildcard):
+            out.append(None)
+        elif constant is not None:
+            out.append(constant)
+        elif len({dimensions[where][0] for where in same}) == 1:
+            out.append(same[0])
+        else:
+            return None
+    return out if any(isinstance(entry, tuple) for entry in out) else None
+
+
+def _follows(computed: list[int], wanted: Sequence[int], wildcard: bool) -> bool:
+    return computed == list(wanted) or (wildcard and _same(computed) in (0, -1))
+
+
 def _entry(computed: list[int], wanted: list[int]) -> tuple[int, int, int] | None:
-    if computed == wanted:
-        return 1, 1, 0
     constant = _same(wanted)
     if constant is not None:
         return 0, 1, constant
