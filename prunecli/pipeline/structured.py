@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from prunecli.apply.cut_plan import (
     ANEW,
     check_plan_path,
@@ -25,6 +27,7 @@ from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.shapes import input_specs
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.structured_budget import KINDS as BUDGETS
 from prunecli.pipeline.structured_budget import Budget
@@ -51,7 +54,7 @@ class StructuredOptions:
     granularity: str = "channel,head"
     criterion: str = UnitRecipe.criterion
     normalize: str = UnitRecipe.normalize
-    scope: str = UnitRecipe.scope
+    scope: Literal["layer", "global"] = UnitRecipe.scope
     max_ratio: float = UnitRecipe.max_ratio
     round_to: int = UnitRecipe.round_to
     steps: int = UnitRecipe.steps
@@ -238,11 +241,14 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     granularity = recipe.get("granularity")
     if not isinstance(granularity, str):
         raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
-    subject = open_cuttable(path, granularity, options.dims, recipe_shapes(recipe))
+    subject = open_cuttable(path, granularity, options.dims, recipe_shapes(recipe, input_specs(file.ir)))
     if not options.dry_run:
         check_target(subject.file, target, options.force)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
+    emptied = subject.units.kept(removed) < np.minimum(subject.units.sizes, 1)
+    if emptied.any():
+        raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
     follows = subject.listed(subject.units.removed(removed))
     check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)
     return subject, Decided(removed, scores, recipe, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from prunecli.channels.catalogue import Group
 from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed
 from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.facts import Shape
 from prunecli.model.sizes import count_nonzero
@@ -20,6 +22,8 @@ from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.types import Json, LayerRow
 
 Array = np.ndarray[Any, Any]
+MAX_ELEMENTS = 1 << 28
+"""Of one input; the same as random inputs may have."""
 
 
 @dataclass(frozen=True)
@@ -140,20 +144,26 @@ def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[st
             yield name, axis, np.sort(mine, axis=1).tolist()
 
 
-def recipe_shapes(recipe: Json) -> dict[str, Shape]:
-    """The input shapes a plan was made at.
+def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
+    """The input shapes a plan was made at, for a model with these inputs.
 
     Raises:
-        PruneError: they are malformed.
+        PruneError: they are malformed, are not those of the model's inputs, or are absurdly large.
     """
     shapes = recipe.get("inputs")
     good = isinstance(shapes, dict) and all(
-        isinstance(s, list) and len(s) < 64 and all(type(d) is int and 0 < d < 1 << 31 for d in s)
-        for s in shapes.values()
+        isinstance(shape, list) and all(type(d) is int and 0 < d < MAX_ELEMENTS for d in shape)
+        for shape in shapes.values()
     )
-    if not good:
+    if not isinstance(shapes, dict) or not good:
         raise PruneError("the plan's recipe does not say at which input shapes it was made", ANEW)
-    return {name: tuple(shape) for name, shape in shapes.items()}  # type: ignore[union-attr]
+    for spec in specs:
+        shape = shapes.get(spec.name, [])
+        fits = len(shape) == len(spec.shape) and math.prod(shape) < MAX_ELEMENTS
+        fixed = zip(shape, spec.shape, strict=False)
+        if len(shapes) != len(specs) or not fits or any(isinstance(d, int) and d != n for n, d in fixed):
+            raise PruneError(f"the plan's input shapes do not fit the input {spec.describe()}", ANEW)
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 # -- layers -----------------------------------------------------------------------------------------

@@ -1,0 +1,349 @@
+"""`prune structured` from end to end: cut, proved, saved whole, replayed; and refused where it must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import prunecli
+from prunecli.errors import PruneError
+from prunecli.pipeline import structured as module
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
+from prunecli.pipeline.structured_budget import Budget
+from prunecli.quantity import Quantity, parse_quantity
+from prunecli.types import Totals
+from tests.apply import cuts
+from tests.apply.cuts import net_file
+from tests.apply.outside import TOLERANCE, compare
+from tests.channels.net import Net
+from tests.tiny import SHARED
+
+MODELS = SHARED / "models"
+QUICK = (
+    "arch/hf_bert.onnx", "arch/hf_llama.dynamo.onnx", "arch/hm_shufflenet.onnx", "arch/hm_lstm.onnx",
+    "arch/hm_densenet.dynamo.onnx", "arch/hm_yolo.onnx", "arch/hm_pixelsr.onnx", "real/resnet20-cifar10-bn.onnx",
+    "real/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+)  # fmt: skip
+
+
+def shared_models() -> list[Any]:
+    found = sorted(str(p.relative_to(MODELS)) for p in MODELS.rglob("*.onnx")) or ["absent"]
+    return [pytest.param(name, marks=() if name in QUICK or name == "absent" else pytest.mark.slow) for name in found]
+
+
+def cut(path: Path, folder: Path, **changes: Any) -> StructuredResult:
+    return structured(path, output=folder / "cut.onnx", save_plan=folder / "plan.json", **{"ratio": 0.5, **changes})
+
+
+def tiny(tmp_path: Path, build: Callable[[Net], Any] = cuts.conv_net) -> Path:
+    return net_file(tmp_path, build, opset=18)
+
+
+@pytest.mark.parametrize("name", shared_models())
+def test_a_real_model_is_cut_and_agrees_with_a_check_from_outside(name: str, tmp_path: Path) -> None:
+    path = MODELS / name
+    if not path.exists():
+        pytest.skip("the shared models are not here")
+    found = cut(path, tmp_path)
+    assert found.verification.kind == "exact"
+    assert found.after.params < 0.8 * found.before.params
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
+    _same_interface(onnx.load(path), onnx.load(tmp_path / "cut.onnx"))
+    onnx.checker.check_model(str(tmp_path / "cut.onnx"), full_check=True)
+
+
+def _same_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    fixed = {t.name for t in before.graph.initializer}
+
+    def inputs(model: onnx.ModelProto) -> list[bytes]:
+        return [v.SerializeToString(deterministic=True) for v in model.graph.input if v.name not in fixed]
+
+    assert inputs(before) == inputs(after)
+    assert [v.SerializeToString(deterministic=True) for v in before.graph.output] == [
+        v.SerializeToString(deterministic=True) for v in after.graph.output
+    ]
+    kept = {(p.key, p.value) for p in after.metadata_props}
+    assert {(p.key, p.value) for p in before.metadata_props} <= kept
+
+
+def test_the_saved_file_says_how_it_was_made(tmp_path: Path) -> None:
+    found = cut(tiny(tmp_path), tmp_path, seed=5)
+    notes = {p.key: p.value for p in onnx.load(tmp_path / "cut.onnx").metadata_props}
+    assert notes["prunecli.command"] == "structured"
+    assert notes["prunecli.input_sha256"] == found.model.sha256
+    recipe = json.loads(notes["prunecli.recipe"])
+    assert (recipe["ratio"], recipe["seed"], recipe["granularity"]) == (0.5, 5, "channel,head")
+
+
+def test_the_report_and_the_plan_say_the_same_as_the_file(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    found = cut(path, tmp_path)
+    stored = {t.name: tuple(t.dims) for t in onnx.load(tmp_path / "cut.onnx").graph.initializer}
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert {row.weight for row in found.layers} == set(stored) - {"w5"}  # a bias of the frozen output
+    for row in found.layers:
+        assert row.shape_after == stored[row.weight]
+        gone = {int(a): len(p) for a, p in plan["weights"].get(row.weight, {}).items()}
+        assert row.shape_after == tuple(n - gone.get(a, 0) for a, n in enumerate(row.shape_before))
+    assert found.after.params == sum(int(np.prod(s)) for s in stored.values())
+    for group in found.groups:
+        mine = [u for u in plan["units"] if u["group"] == group.name]
+        assert (len(mine), sum(not u["removed"] for u in mine)) == (group.before, group.after)
+        assert {(u["params"], u["macs"]) for u in mine} == {(group.params, group.macs)}
+
+
+def test_the_cost_of_a_unit_is_what_its_removal_saves(tmp_path: Path) -> None:
+    """x (N,3) -> Conv to 8 (3x3) -> +Conv 8 to 8 (residual) -> Conv 1x1 to 4: one unit of 8, counted by hand."""
+    found = cut(tiny(tmp_path), tmp_path)
+    (group,) = [g for g in found.groups if g.before == 8]
+    rows_in, both, out = 3 * 9 + 1, (8 * 8 - 7 * 7) * 9 + 1, 4
+    assert group.params == rows_in + both + out
+
+
+# -- plans ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [cuts.conv_net, cuts.grouped, cuts.norm_net])
+def test_a_plan_gives_the_same_file_again(tmp_path: Path, build: Any) -> None:
+    path = tiny(tmp_path, build)
+    first = cut(path, tmp_path, granularity="all")
+    again = structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", save_plan=tmp_path / "2.json")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
+    assert (tmp_path / "2.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+    assert again.output is not None
+    assert first.output is not None
+    assert again.output.sha256 == first.output.sha256
+    assert again.groups == first.groups
+
+
+HOSTILE = [
+    (lambda p: p["recipe"].update(granularity=5), "the recipe has no granularity"),
+    (lambda p: p["recipe"].update(granularity="row"), "no granularity 'row'"),
+    (lambda p: p["recipe"].pop("inputs"), "at which input shapes"),
+    (lambda p: p["recipe"].update(inputs={"x0": [2, 3, -1, 6]}), "at which input shapes"),
+    (lambda p: p["recipe"].update(inputs={"x0": [2, 3, 1e9, 6]}), "at which input shapes"),
+    (lambda p: p["recipe"].update(inputs={"x0": [2, 3]}), "do not fit"),
+    (lambda p: p["recipe"].update(inputs={"y": [2, 3, 6, 6]}), "do not fit"),
+    (lambda p: p["recipe"].update(inputs={"x0": [2, 4, 6, 6]}), "do not fit"),
+    (lambda p: p["recipe"].update(inputs={"x0": [1 << 20, 3, 1 << 20, 1 << 20]}), "do not fit"),
+    (lambda p: p["units"][0].update(removed=not p["units"][0]["removed"]), "do not follow from the removed units"),
+    (lambda p: [u.update(removed=True) for u in p["units"]], "nothing would remain"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), HOSTILE, ids=[m for _, m in HOSTILE])
+def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = tiny(tmp_path)
+    cut(path, tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    change(plan)
+    (tmp_path / "bad.json").write_text(json.dumps(plan))
+    with pytest.raises(PruneError, match=message):
+        structured(path, plan=tmp_path / "bad.json", output=tmp_path / "again.onnx")
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
+    cut(tiny(tmp_path), tmp_path)
+    other = net_file(tmp_path, cuts.conv_net, opset=18, seed=1)
+    with pytest.raises(PruneError, match="another model"):
+        structured(other, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+
+
+# -- what is left alone -----------------------------------------------------------------------------
+
+CHOICES = [
+    # include, exclude, groups that are cut
+    ((), (), {"w0", "w2"}),
+    (("w0",), (), {"w0"}),
+    (("w1",), (), {"w0"}),
+    (("w2",), (), {"w0", "w2"}),  # rows of the one, columns of the other
+    (("node3",), (), {"w0", "w2"}),
+    (("node2",), (), {"w0"}),
+    (("w3", "node2"), (), {"w0", "w2"}),
+    ((), ("w4",), {"w0"}),
+    ((), ("node1",), {"w2"}),
+    ((), ("node[23]",), None),
+    ((), ("node4",), {"w0"}),
+    (("node*",), ("w0",), {"w2"}),
+]
+
+
+def two_groups(n: Net) -> Net:
+    """node1 Conv(w0, w1), node2 Relu, node3 Conv(w2, w3), node4 Relu, node5 Conv(w4, w5)."""
+    a = n("Relu", n.conv(n.x("N", 3, 8, 8), 3, 8))
+    b = n("Relu", n.conv(a, 8, 6))
+    return n.out(n.conv(b, 6, 4))
+
+
+@pytest.mark.parametrize(("include", "exclude", "groups"), CHOICES)
+def test_include_and_exclude(tmp_path: Path, include: Any, exclude: Any, groups: set[str] | None) -> None:
+    path = tiny(tmp_path, two_groups)
+    if groups is None:
+        with pytest.raises(PruneError, match="leave nothing to cut"):
+            cut(path, tmp_path, include=include, exclude=exclude)
+        return
+    found = cut(path, tmp_path, include=include, exclude=exclude)
+    assert {g.name for g in found.groups if g.after < g.before} == groups
+    assert {item.name for item in found.left} == {"w0", "w2"} - groups
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"include": ("nothing*",)}, "--include 'nothing\\*' matches nothing"),
+        ({"exclude": ("w9",)}, "--exclude 'w9' matches nothing"),
+        ({"exclude": ("*",)}, "leave nothing to cut"),
+        ({"granularity": "row"}, "no granularity 'row'"),
+        ({"ratio": 1.0}, "between 0 and 1"),
+        ({"budget": None, "ratio": None}, "how much is to be cut"),
+        ({"output": "cut.txt/none.onnx"}, "does not exist"),
+    ],
+)
+def test_refusals_write_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tiny(tmp_path)
+    if "output" in changes:
+        changes = {**changes, "output": tmp_path / changes["output"]}
+    with pytest.raises(PruneError, match=message):
+        structured(path, **{"ratio": 0.5, "output": tmp_path / "cut.onnx", "save_plan": tmp_path / "p.json", **changes})
+    assert {p.name for p in tmp_path.iterdir()} == {path.name}
+
+
+def test_a_model_with_nothing_to_cut_says_why(tmp_path: Path) -> None:
+    def only_inputs_and_outputs(n: Net) -> Net:
+        return n.out(n("MatMul", n.x("N", 4), n.w(4, 3)))
+
+    with pytest.raises(PruneError, match=r"nothing can be cut .*graph input .*graph output|graph output .*graph input"):
+        cut(tiny(tmp_path, only_inputs_and_outputs), tmp_path)
+
+
+# -- proof ------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_cut_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = module.remove
+
+    def wrong(model: ir.Model, *args: Any) -> None:
+        right(model, *args)
+        value = model.graph.initializers["w2"]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(np.flip(value.const_value.numpy(), 0).copy(), name="w2")
+
+    path = tiny(tmp_path)
+    (tmp_path / "cut.onnx").write_bytes(b"as it was")
+    monkeypatch.setattr(module, "remove", wrong)
+    with pytest.raises(PruneError, match="the first tensor that differs is 'conv3'"):
+        cut(path, tmp_path, force=True)
+    assert (tmp_path / "cut.onnx").read_bytes() == b"as it was"
+    assert not (tmp_path / "plan.json").exists()
+    cut(path, tmp_path, force=True, verify=False)  # only because nobody looked
+    assert (tmp_path / "cut.onnx").read_bytes() != b"as it was"
+
+
+def test_real_inputs_take_part_in_the_proof(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    np.savez(tmp_path / "data.npz", x0=np.random.default_rng(0).standard_normal((20, 3, 9, 9)).astype(np.float32))
+    without = cut(path, tmp_path, force=True).verification.samples
+    data = DataOptions(str(tmp_path / "data.npz"))
+    found = cut(path, tmp_path, force=True, data=data, batch_size=8)
+    assert found.verification.samples == without + 3
+
+
+def test_dynamic_dimensions_are_proved_at_several_sizes(tmp_path: Path) -> None:
+    """Two seeds at the analysed sizes, one at batch 1, one at twice the sizes."""
+    assert cut(tiny(tmp_path), tmp_path).verification.samples == 4
+
+
+def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    dry = structured(path, ratio=0.5, dry_run=True)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name}
+    real = structured(path, ratio=0.5)
+    assert real.output is not None
+    assert Path(real.output.path) == path.with_name("conv_net.pruned.onnx")
+    assert dry.output is None
+    same = {"output": None, "dry_run": True, "seconds": 0.0}
+    assert replace(dry, **same) == replace(real, **same)
+
+
+def test_width_is_cut_only_where_asked_and_said_to_be_approximate(tmp_path: Path) -> None:
+    path = tiny(tmp_path, cuts.norm_net)
+    with pytest.raises(PruneError, match="nothing can be cut") as caught:
+        cut(path, tmp_path)
+    assert "--granularity all" in f"{caught.value.message} {caught.value.hint}"
+    found = cut(path, tmp_path, granularity="all")
+    assert found.verification.kind == "approximate"
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["averaged"]
+
+
+# -- budgets ----------------------------------------------------------------------------------------
+
+BUDGETS = [
+    ({"ratio": 0.5}, Budget("ratio", 0.5)),
+    ({"ratio": "30%"}, Budget("ratio", 0.3)),
+    ({"macs": 0.25, "ratio": None}, Budget("macs", 0.25)),
+    ({"macs": "120M"}, Budget("macs", 120e6, True)),
+    ({"params": 1000}, Budget("params", 1000, True)),
+    ({"params": parse_quantity("1.5k")}, Budget("params", 1500, True)),
+    ({"macs": Quantity(0.5, "percent")}, Budget("macs", 0.5)),
+]
+
+
+@pytest.mark.parametrize(("given", "budget"), BUDGETS)
+def test_budgets_are_read(given: dict[str, Any], budget: Budget) -> None:
+    assert Budget.parse(given) == budget
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "how much"),
+        ({"ratio": 0.5, "macs": 0.5}, "only one"),
+        ({"ratio": 2}, "between 0 and 1"),
+        ({"ratio": "120M"}, "fraction that is removed"),
+        ({"ratio": 0}, "between 0 and 1"),
+        ({"macs": 1}, "between 0 and 1"),
+        ({"macs": -1}, "between 0 and 1"),
+        ({"macs": "3ms"}, "not ms"),
+        ({"params": "2MB"}, "not bytes"),
+        ({"params": "150%"}, "between 0 and 1"),
+        ({"latency": 0.5}, "no budget 'latency'"),
+        ({"ratio": "half"}, "not a number"),
+    ],
+)
+def test_budgets_that_mean_nothing_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(PruneError, match=message):
+        Budget.parse(given)
+
+
+def test_absolute_budgets_are_fractions_of_the_model() -> None:
+    before = Totals(1000, 1000, 4000, 0, 0)
+    assert Budget("macs", 1000, True).fraction(before) == 0.25
+    assert Budget("params", 500, True).fraction(before) == 0.5
+    with pytest.raises(PruneError, match="has 4,000 macs already"):
+        Budget("macs", 4000, True).fraction(before)
+    with pytest.raises(PruneError, match="not known"):
+        Budget("macs", 10, True).fraction(replace(before, macs=None))
+
+
+# -- library ----------------------------------------------------------------------------------------
+
+
+def test_the_library_has_both(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    found = prunecli.analyse(path)
+    assert [(g.name, g.count) for g in found.groups] == [("w0", 8)]
+    assert {axis.reason for axis in found.frozen} == {"graph input", "graph output"}
+    assert prunecli.structured(path, StructuredOptions(dry_run=True), macs=0.5).verification.kind == "exact"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = prunecli.nothing
