@@ -2,6 +2,7 @@
 
 import prunecli
 
+result = prunecli.magnitude("model.onnx", sparsity=0.5)  # writes model.pruned.onnx
 result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.onnx, proved
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 """
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "structured"]
+__all__ = ["__version__", "analyse", "magnitude", "structured"]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
+    "magnitude": "prunecli.pipeline.magnitude",
     "structured": "prunecli.pipeline.structured",
 }
 

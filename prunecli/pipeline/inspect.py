@@ -139,7 +139,7 @@ def _problems(shapes: Shapes) -> list[str]:
 def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[Layer]:
     """Weights in the order of the operators that read them, then the operators that multiply without one."""
     everything = weights.all()
-    work = _macs_by_weight(weights.prunable, macs)
+    work = macs_by_weight(weights.prunable, macs)
     measured = progress(everything, "counting zeros", len(everything))
     layers = [(weight.node, _layer(weight, work.get(weight.name))) for weight in measured]
     owned = {use.node for weight in weights.prunable for use in weight.uses}
@@ -169,7 +169,7 @@ def _bare(node: ir.Node, macs: int | None) -> Layer:
     return Layer(name, node.op_type, "", "none", (), "", 0, 0, macs, 0)
 
 
-def _macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:
+def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:
     """Each operator's work, divided among the weights it reads by their size (exact for recurrent layers)."""
     readers: dict[ir.Node, list[Weight]] = {}
     for weight in weights:

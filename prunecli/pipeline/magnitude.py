@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
+from prunecli.apply.plans import check_plan_path, load_plan, save_plan
+from prunecli.apply.zero import Zeroed, target_of, zero
+from prunecli.apply.zero_proof import Proof
+from prunecli.errors import PruneError
+from prunecli.model import Dims, Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
+from prunecli.pipeline.choice import Choice, choose
+from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.magnitude_report import to_document, to_json
+from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
-from prunecli.types import FileRef, Json, Skipped, Totals, Verification
+from prunecli.select import Decision, Recipe, decide
+from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
+
+
+@dataclass(frozen=True)
+class MagnitudeOptions:
+    """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
+    embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving."""
+
+    recipe: Recipe | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    also: Sequence[str] = ()
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+    output: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = True
+    plan: Path | None = None
+    save_plan: Path | None = None
+    external_data: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -64,3 +102,143 @@ class MagnitudeResult:
 
     def to_document(self) -> Document:
         return to_document(self)
+
+
+def magnitude(
+    model: str | Path, options: MagnitudeOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> MagnitudeResult:
+    """Zero the smallest weights of a model and save it with proof. `changes` override fields of `options`, and
+    `threshold=`, `sparsity=`, `pattern=`, `scope=`, `criterion=`, `seed=` those of its recipe.
+
+    Raises:
+        PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
+            the original with masked weights; then nothing is written.
+    """
+    start, options = time.perf_counter(), _with(options or MagnitudeOptions(), changes)
+    path = Path(model)
+    target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    job = _prepare(path, target, options, progress)
+    zeroed = zero(job.weights, job.decisions)
+    inspector = _Inspector(job, zeroed, options, progress)
+    with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
+        place = Path(elsewhere) / target.name if options.dry_run else target
+        saving = SaveOptions(options.external_data, options.force, Provenance("magnitude", job.recipe))
+        saved = save(job.file, place, saving, inspector)
+    if options.save_plan is not None:
+        save_plan(options.save_plan, job.file, job.recipe, zeroed, progress)
+    assert inspector.after is not None
+    return MagnitudeResult(
+        model=job.file.ref,
+        output=None if options.dry_run else saved,
+        recipe=job.recipe,
+        before=job.before,
+        after=inspector.after,
+        layers=_layers(job, zeroed),
+        left=_left(job.choice),
+        skipped=job.choice.skipped,
+        verification=inspector.verification,
+        notes=list(job.file.notes),
+        plan=None if options.save_plan is None else str(options.save_plan),
+        dry_run=options.dry_run,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _with(options: MagnitudeOptions, changes: dict[str, Any]) -> MagnitudeOptions:
+    asked = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
+    if asked:
+        changes["recipe"] = Recipe(**asked) if options.recipe is None else replace(options.recipe, **asked)
+    return replace(options, **changes)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that is settled before a weight changes."""
+
+    file: Model
+    shapes: Shapes
+    before: Totals
+    choice: Choice
+    weights: list[Weight]
+    decisions: Sequence[Decision]
+    recipe: Json
+
+
+def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> _Job:
+    if (options.recipe is None) == (options.plan is None):
+        problem = "how much to prune is not given" if options.plan is None else "--plan fixes what is zeroed"
+        raise PruneError(problem, "give one of --sparsity, --threshold, --pattern N:M, or --plan")
+    if options.save_plan is not None:
+        check_plan_path(options.save_plan, options.force)
+    file = load(path)
+    if not options.dry_run:
+        check_target(file, target, options.force)
+    shapes = concrete_shapes(file, options.dims)
+    found = find_weights(file)
+    if options.plan is not None:
+        plan = load_plan(options.plan, file, found.all())
+        chosen = [weight for weight in found.all() if weight.name in plan.decisions]
+        left = [weight for weight in found.all() if weight.name not in plan.decisions]
+        choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
+        decisions: Sequence[Decision] = [plan.decisions[weight.name] for weight in chosen]
+        return _Job(file, shapes, totals(file, shapes), choice, chosen, decisions, plan.recipe)
+    assert options.recipe is not None
+    choice = choose(found, options.include, options.exclude, options.also)
+    decisions = decide([target_of(weight) for weight in choice.chosen], options.recipe, progress)
+    recipe = {**options.recipe.to_json(), "include": list(options.include), "exclude": list(options.exclude),
+              "also": list(options.also)}  # fmt: skip
+    return _Job(file, shapes, totals(file, shapes), choice, choice.chosen, decisions, recipe)
+
+
+@dataclass
+class _Inspector:
+    """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
+
+    job: _Job
+    zeroed: list[Zeroed]
+    options: MagnitudeOptions
+    progress: Progress
+    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    after: Totals | None = None
+
+    def __call__(self, staged: Path) -> None:
+        if self.options.verify:
+            proof = Proof(self.job.file, self.zeroed, self.job.shapes.inputs, self.progress)
+            self.verification = proof(staged)
+        files = [staged, *load(staged).data_files]
+        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.zeroed)
+        self.after = replace(
+            self.job.before,
+            nonzero=self.job.before.nonzero - dropped,
+            file_bytes=sum(file.stat().st_size for file in files),
+            gzip_bytes=sum(gzip_bytes(file) for file in files),
+            gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
+        )
+
+
+def _layers(job: _Job, zeroed: Sequence[Zeroed]) -> list[Layer]:
+    work = macs_by_weight(job.weights, count_macs(job.file, job.shapes))
+    return [
+        Layer(
+            name=one.weight.node.name or one.weight.node.outputs[0].name or "",
+            op=one.weight.op,
+            weight=one.weight.name,
+            kind=one.weight.kind,
+            shape=one.weight.shape,
+            dtype=one.weight.dtype.name.lower(),
+            params=one.size,
+            nonzero_before=one.nonzero_before,
+            nonzero=one.nonzero_after,
+            macs=work.get(one.weight.name),
+            notes=one.weight.notes,
+        )
+        for one in zeroed
+    ]
+
+
+def _left(choice: Choice) -> dict[str, tuple[int, int]]:
+    tensors, params = Counter[str](), Counter[str]()
+    for weight in choice.left:
+        tensors[weight.kind] += 1
+        params[weight.kind] += weight.size
+    return {kind: (tensors[kind], params[kind]) for kind in tensors}

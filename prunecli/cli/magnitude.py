@@ -1,0 +1,114 @@
+"""`prune magnitude`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import SELECT, ExternalData, Format
+
+
+class Scope(StrEnum):
+    layer = "layer"
+    row = "row"
+    global_ = "global"
+    lamp = "lamp"
+    erk = "erk"
+
+
+def magnitude(
+    model: options.ModelPath,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", metavar="T", help="zero every weight with |w| < T", rich_help_panel=SELECT),
+    ] = None,
+    sparsity: options.Sparsity = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--pattern",
+            metavar="element|N:M|RxC|row|column",
+            help="what goes together; N:M keeps N of each M neighbours along the reduction axis (input channels), "
+            "as TensorRT and cuSPARSELt want",
+            rich_help_panel=SELECT,
+        ),
+    ] = "element",
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            "--scope",
+            metavar="layer|row|global|lamp|erk",
+            help="who competes with whom; default layer",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option("--criterion", metavar="l1|l2|random", help="the score; default l1", rich_help_panel=SELECT),
+    ] = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="bias|norm|embedding",
+            help="prune these too, which are left alone by default; repeatable",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    output: options.OutputPath = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    external_data: options.ExternalDataOption = ExternalData.auto,
+    no_verify: options.NoVerify = False,
+    plan: options.Plan = None,
+    save_plan: options.SavePlan = None,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    dim: options.Dim = None,
+    input_shape: options.InputShape = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
+
+    round(S * n) of the n weights of each pool go, never more; of equal ones the later go first. Biases,
+    normalisation parameters and embeddings are left alone. Weights of any size stream through.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.errors import PruneError
+    from prunecli.model import Dims
+    from prunecli.pipeline.magnitude import MagnitudeOptions
+    from prunecli.pipeline.magnitude import magnitude as run
+    from prunecli.pipeline.subject import Execution
+    from prunecli.select import Recipe
+
+    asked = (threshold, sparsity, scope, criterion)
+    recipe = None
+    if plan is None:
+        recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, threshold, seed)
+    elif any(value is not None for value in asked) or pattern != "element" or include or exclude or also:
+        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+    wanted = MagnitudeOptions(
+        recipe=recipe,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        also=tuple(also or ()),
+        dims=Dims.parse(dim or (), input_shape or ()),
+        execution=Execution(provider or "cpu", threads),
+        output=output,
+        force=force,
+        dry_run=dry_run,
+        verify=not no_verify,
+        plan=plan,
+        save_plan=save_plan,
+        external_data=external_data.value,
+    )
+    emit(run(model, wanted, progress_for(no_progress)), format, report)

@@ -1,0 +1,122 @@
+"""How zeroed weights read: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunecli.pipeline.choice import KINDS
+from prunecli.report.contract import report_json
+from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.types import Json, LayerRow, Report, Verification
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.magnitude import Layer, MagnitudeResult
+
+TOP = 24
+HONEST = (
+    "Zeros do not make onnxruntime faster, and the file keeps its size until it is compressed: they help storage "
+    "and transfer (see gzipped), and hardware that skips them (2:4 on recent NVIDIA GPUs). For a model that is "
+    "smaller and faster as it is, use `prune structured`."
+)
+
+
+def to_json(found: MagnitudeResult) -> Json:
+    """The contract's keys, with `recipe`, `left_alone` and `plan`."""
+    left = {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()}
+    report = Report(
+        command="magnitude",
+        model=found.model,
+        output=found.output,
+        before=found.before,
+        after=found.after,
+        sparsity=found.sparsity,
+        layers=[_row(layer) for layer in found.layers],
+        skipped=found.skipped,
+        verification=found.verification,
+        seconds=found.seconds,
+        notes=found.notes,
+        extra={"dry_run": found.dry_run, "recipe": found.recipe, "left_alone": left, "plan": found.plan},
+    )
+    return report_json(report)
+
+
+def _row(layer: Layer) -> LayerRow:
+    extra: Json = {
+        "kind": layer.kind,
+        "dtype": layer.dtype,
+        "nonzero_before": layer.nonzero_before,
+        "macs": layer.macs,
+        "notes": list(layer.notes),
+    }
+    return LayerRow(layer.name, layer.op, layer.weight, layer.shape, layer.shape, layer.params, layer.params,
+                    layer.nonzero, layer.sparsity, extra)  # fmt: skip
+
+
+def to_document(found: MagnitudeResult) -> Document:
+    """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
+    title = f"{found.model.path}: what would be zeroed" if found.dry_run else found.model.path
+    sections: list[Section] = [_summary(found), _proof(found.verification), _layers(found)]
+    sections += _left(found)
+    sections += [Text(note, "warning") for note in found.notes]
+    sections.append(Text(HONEST))
+    if found.output is not None:
+        sections.append(Text(f"written: {found.output.path}", "good"))
+    if found.plan is not None:
+        sections.append(Text(f"plan: {found.plan}", "good"))
+    return Document(title, sections)
+
+
+def _summary(found: MagnitudeResult) -> Table:
+    from prunecli.report.render_cells import cell_text
+
+    before, after = found.before, found.after
+    zeros = sum(layer.params - layer.nonzero_before for layer in found.layers)
+    rows = [("zeros in the pruned weights", cell_text(zeros / found.params if found.params else None, "percent"),
+             cell_text(found.sparsity, "percent"))]  # fmt: skip
+    names = {"params": "parameters", "nonzero": "not zero", "macs": "multiply-accumulates", "file_bytes": "file"}
+    for name, title in {**names, "gzip_bytes": "gzipped"}.items():
+        form = "bytes" if name.endswith("bytes") else "count"
+        sign = "about " if name == "gzip_bytes" and after.gzip_estimated else ""
+        old, new = (sign + cell_text(getattr(size, name), form) for size in (before, after))
+        rows.append((title, old, new))
+    return Table("Size", (Column(""), Column("before"), Column("after")), rows)
+
+
+def _proof(proof: Verification) -> Text:
+    if proof.kind == "none":
+        return Text(f"not proved: {proof.detail}", "warning")
+    return Text(f"proved: {proof.detail}", "good")
+
+
+def _layers(found: MagnitudeResult) -> Table:
+    rows = [
+        (layer.weight, layer.op, "×".join(map(str, layer.shape)), layer.params, layer.nonzero, layer.sparsity,
+         layer.macs, "; ".join(layer.notes))
+        for layer in found.layers
+    ]  # fmt: skip
+    columns = (
+        Column("weight"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
+        Column("not zero", "count"), Column("zeros", "percent"), Column("MACs", "count", drop=3),
+        Column("note", drop=4),
+    )  # fmt: skip
+    return Table("Layers", columns, rows, top=TOP, top_by="parameters")
+
+
+def _left(found: MagnitudeResult) -> list[Section]:
+    """What was not touched, and why."""
+    sections: list[Section] = []
+    if found.left:
+        parts = [f"{KINDS.get(kind, 'other weights')} ({tensors:,} tensors, {params:,} elements)"
+                 for kind, (tensors, params) in found.left.items()]  # fmt: skip
+        sections.append(Text(f"left alone: {', '.join(parts)} (--also, --include and --exclude choose)"))
+    others = [item for item in found.skipped if item.name not in _named(found)]
+    if others:
+        rows = [(item.name, item.reason) for item in others]
+        sections.append(Table("Cannot be pruned", (Column("what"), Column("why")), rows, top=TOP))
+    return sections
+
+
+def _named(found: MagnitudeResult) -> set[str]:
+    """Names whose reason is that of their kind or of the user's patterns: told in one sentence."""
+    told = ("are left alone unless", "not matched by --include", "left out by --exclude", "not in the plan")
+    return {item.name for item in found.skipped if any(text in item.reason for text in told)}
