@@ -101,6 +101,7 @@ def _apply_rule(ctx: Context) -> None:
         ctx.freeze_node(problem)
     else:
         RULES[node.domain, node.op_type](ctx)
+        ctx.freeze_unspoken()
 
 
 def _obstacle(ctx: Context) -> str | None:

@@ -32,6 +32,8 @@ class Context:
     table: AtomTable
     work: list[Work] = field(default_factory=list)
     opset: int = 0
+    spoken: set[tuple[ir.Value, int]] = field(default_factory=set)
+    """Axes that the rule has named so far."""
 
     @property
     def facts(self) -> Facts:
@@ -97,6 +99,7 @@ class Context:
         shape = self.facts.shapes[value]
         index %= len(shape)
         axis = self.table.axis(value, index, shape[index])
+        self.spoken.add((value, index))
         if is_shape_computation(value, self.facts):
             self.table.freeze(axis, "computed from shapes")
         return axis
@@ -111,6 +114,19 @@ class Context:
             return
         for index in range(self.rank(value)) if axis is None else (axis,):
             self.table.freeze(self.axis(value, index), reason)
+
+    def zero_is_absent(self, value: ir.Value, index: int) -> None:  # type: ignore[valid-type]
+        """A zero at a position of this axis leaves the result as if the position were not there."""
+        self.axis(value, index)
+
+    def freeze_unspoken(self) -> None:
+        """What the rule said nothing about must stay whole: every axis of an input that it has not named."""
+        for value in self.node.inputs:
+            if value is None or value not in self.facts.shapes:
+                continue
+            for index, size in enumerate(self.shape(value)):
+                if size != 1 and (value, index) not in self.spoken:
+                    self.freeze(value, f"{self.node.op_type} reads this axis as a whole", index)
 
     def freeze_node(self, reason: str) -> None:
         for value in (*self.node.inputs, *self.node.outputs):

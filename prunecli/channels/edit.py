@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli.channels.atoms import Ints
 from prunecli.channels.vectors import Affine, Dimensions, Entry, Wanted, agrees, as_affine, as_constant, as_dimensions
+from prunecli.channels.views import is_fixed, name_of
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
 
@@ -93,15 +94,14 @@ class Cut:
     def set_input(self, node: ir.Node, index: int, array: Array) -> None:
         """Give the node a constant of its own at an input; other users of the old one keep it."""
         name = self._new_name(node)
-        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array, name=name))], name=name)
-        constant.outputs[0].name = name
-        constant.outputs[0].const_value = ir.tensor(array, name=name)
-        self.model.graph.insert_before(node, constant)
+        constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+        constant.dtype = ir.DataType.from_numpy(array.dtype)
+        self.model.graph.register_initializer(constant)
         for view in self.views:
-            know_constant(view.after, constant.outputs[0])
+            know_constant(view.after, constant)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
-        node.replace_input_with(index, constant.outputs[0])
+        node.replace_input_with(index, constant)
         self.settled.add((node, index))
 
     def set_vector(self, node: ir.Node, index: int, wanted: Wanted, wildcard: bool = False) -> None:
@@ -138,9 +138,9 @@ class Cut:
         out: Dimensions = {}
         for value in self.model.graph.inputs:
             for axis, dim in enumerate(value.shape or ()):
-                if not isinstance(dim, int) and value in self.views[0].before.shapes:
+                if not is_fixed(dim) and value in self.views[0].before.shapes:
                     lengths = [view.before.shapes[value][axis] for view in self.views]
-                    out[value.name or "", axis] = (dim.value or f"{value.name}.{axis}", lengths)
+                    out[value.name or "", axis] = (name_of(dim) or f"{value.name}.{axis}", lengths)
         return out
 
     def _assemble(self, node: ir.Node, index: int, entries: Sequence[Entry], dtype: np.dtype[Any]) -> ir.Value:

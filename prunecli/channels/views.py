@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -43,36 +44,79 @@ def view_geometry(
     """Facts at `inputs` and at `other_inputs`; returns also the other shapes, None where there are none.
 
     Where no other shapes are given they are chosen: every dynamic dimension twice as long (which keeps sums
-    and products of dimensions consistent), or only the first axes where the model does not admit that.
+    and products of dimensions consistent), or only those of which the model admits another length.
     """
     facts = gather_facts(model, inputs)
-    tries = [dict(other_inputs)] if other_inputs else [_doubled(model, inputs), _doubled(model, inputs, first=True)]
-    for shapes in tries:
-        if shapes == dict(inputs):
-            continue
-        other = gather_facts(model, shapes)
-        if len(other.problems) <= len(facts.problems):
-            return Geometry(facts, other), shapes
-    return Geometry(facts), None
+    if other_inputs:
+        other = gather_facts(model, other_inputs)
+        found = (other, dict(other_inputs)) if _admitted(facts, other) and other_inputs != inputs else None
+    else:
+        found = _choose(model, inputs, facts)
+    return (Geometry(facts), None) if found is None else (Geometry(facts, found[0]), found[1])
 
 
-def _doubled(model: ir.Model, inputs: Mapping[str, Shape], first: bool = False) -> dict[str, Shape]:
-    """Dynamic sizes times two; with `first` only the dimensions that lead some input (the batch)."""
-    values = [v for v in model.graph.inputs if v.name in inputs and v.shape is not None]
-    leading = {str(v.shape[0]) for v in values if v.shape is not None and len(v.shape)}
-    out = dict(inputs)
-    for value in values:
-        assert value.shape is not None and value.name is not None
-        out[value.name] = tuple(
-            size if _is_fixed(dim) or (first and axis and str(dim) not in leading) else 2 * size
-            for axis, (dim, size) in enumerate(zip(value.shape, inputs[value.name], strict=True))
+Choice = tuple[Facts, dict[str, Shape]]
+STRETCHES = (Fraction(2), Fraction(3, 2), Fraction(5, 4))
+
+
+def _choose(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts) -> Choice | None:
+    names = dict.fromkeys(name for dims in _names(model, inputs).values() for name in dims if name)
+    if not names:
+        return None
+    whole = _try(model, inputs, facts, dict.fromkeys(names, STRETCHES[0]))
+    if whole is not None:
+        return whole
+    alone = {name: _one(model, inputs, facts, name) for name in names}
+    good = {name: factor for name, (factor, choice) in alone.items() if choice is not None}
+    together = _try(model, inputs, facts, good) if len(good) > 1 else None
+    return together or next((choice for _, choice in alone.values() if choice is not None), None)
+
+
+def _one(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts, name: str) -> tuple[Fraction, Choice | None]:
+    for factor in STRETCHES:
+        choice = _try(model, inputs, facts, {name: factor})
+        if choice is not None:
+            return factor, choice
+    return Fraction(1), None
+
+
+def _try(model: ir.Model, inputs: Mapping[str, Shape], facts: Facts, factors: Mapping[str, Fraction]) -> Choice | None:
+    """The graph with dimensions stretched, None where nothing changes or the model does not admit it."""
+    shapes = dict(inputs)
+    for value, names in _names(model, inputs).items():
+        shapes[value] = tuple(
+            size if name is None else int(size * factors.get(name, Fraction(1)))
+            for name, size in zip(names, inputs[value], strict=True)
         )
-    return out
+    if shapes == dict(inputs):
+        return None
+    other = gather_facts(model, shapes, patience=len(facts.problems))
+    return (other, shapes) if _admitted(facts, other) else None
 
 
-def _is_fixed(dim: object) -> bool:
+def _admitted(facts: Facts, other: Facts) -> bool:
+    return len(other.problems) <= len(facts.problems)
+
+
+def is_fixed(dim: int | ir.SymbolicDim) -> bool:
     """Some exporters write -1 for a dimension that is free."""
     return isinstance(dim, int) and dim >= 0
+
+
+def name_of(dim: int | ir.SymbolicDim) -> str | None:
+    return None if isinstance(dim, int) else dim.value
+
+
+def _names(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, list[str | None]]:
+    """Per graph input the name of each dimension, None where it is fixed; nameless leading ones are one batch."""
+    out: dict[str, list[str | None]] = {}
+    for value in model.graph.inputs:
+        if value.name in inputs and value.shape is not None:
+            out[value.name or ""] = [
+                None if is_fixed(dim) else name_of(dim) or (f"{value.name}.{axis}" if axis else "batch")
+                for axis, dim in enumerate(value.shape)
+            ]
+    return out
 
 
 def shape_derived(model: ir.Model, facts: Facts) -> set[ir.Value]:

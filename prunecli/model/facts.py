@@ -69,12 +69,13 @@ SCOPES: list[Scope] = []
 """Visitors for nodes that contain or call other graphs; each answers whether it took the node."""
 
 
-def gather_facts(model: ir.Model, inputs: Mapping[str, Shape]) -> Facts:
+def gather_facts(model: ir.Model, inputs: Mapping[str, Shape], patience: int | None = None) -> Facts:
     """Walk the graph at the given input shapes, subgraphs and function calls included.
 
     Args:
         model: the graph; nodes in topological order.
         inputs: concrete shape per graph input that is not an initializer.
+        patience: the walk ends early once more nodes than this have problems.
     Returns:
         Facts; a value whose shape cannot be inferred is absent, its node is in `problems`.
     """
@@ -88,6 +89,8 @@ def gather_facts(model: ir.Model, inputs: Mapping[str, Shape]) -> Facts:
             facts.learn(value, tuple(inputs[value.name or ""]), int(value.dtype or ir.DataType.FLOAT))
     for node in model.graph:
         visit(node, facts, model)
+        if patience is not None and len(facts.problems) > patience:
+            break
     return facts
 
 

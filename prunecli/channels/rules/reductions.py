@@ -40,7 +40,9 @@ def reduce(ctx: Context) -> None:
     for axis in axes:
         if op == "ReduceMean" and normalises(ctx.node, ctx.facts):
             ctx.table.approximate(ctx.axis(x, axis), "ReduceMean normalises over this axis")
-        elif op != "ReduceMean" and op not in ADDITIVE:
+        elif op == "ReduceMean" or op in ADDITIVE:
+            ctx.zero_is_absent(x, axis)
+        else:
             ctx.freeze(x, f"{op} runs over this axis", axis)
 
 
