@@ -29,6 +29,7 @@ class Kept:
     types: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     attributes: dict[int, list[onnx.AttributeProto]] = field(default_factory=dict)
     described: set[str] = field(default_factory=set)
+    repeated: list[str] = field(default_factory=list)
     infos: list[onnx.ValueInfoProto] = field(default_factory=list)
     annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
 
@@ -67,6 +68,8 @@ def _detach(body: Body) -> Kept:
 def _detach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
     stored, produced = {t.name for t in graph.initializer}, {o for node in graph.node for o in node.output}
     known = stored | produced | {info.name for info in graph.input}
+    ends = {info.name for info in (*graph.input, *graph.output)}
+    kept.repeated = [info.name for info in graph.value_info if info.name in ends]
     kept.described = stored & {info.name for info in graph.value_info}
     # "domain::function/value" is how older models describe values inside functions; onnx-ir reads those
     kept.infos = [_copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name]
@@ -92,7 +95,7 @@ def _round_trips(info: onnx.ValueInfoProto) -> bool:
         again = ir.serde.serialize_value(value)
     except Exception:  # onnx-ir raises many kinds for what it does not know
         return False
-    return bool(again.type == info.type)
+    return again.HasField("type") == info.HasField("type") and bool(again.type == info.type)
 
 
 def _survives(attribute: onnx.AttributeProto) -> bool:
@@ -153,7 +156,8 @@ def _ir_with_subgraphs(body: ir.Graph | ir.Function) -> Iterator[ir.Graph | ir.F
 def attach(proto: onnx.ModelProto, model: ir.Model) -> None:
     """Put everything pinned to `model` back into its serialised form."""
     proto.training_info.extend(model.meta.get(KEY, []))
-    for body, source in zip(bodies(proto), ir_bodies(model), strict=True):
+    walk = list(bodies(proto))  # now: an attribute that comes back may hold a graph that nobody looked into
+    for body, source in zip(walk, ir_bodies(model), strict=True):
         kept = source.meta.get(KEY) or Kept()
         for node, origin in zip(body.node, source, strict=True):
             node.attribute.extend(origin.meta.get(KEY, []))
@@ -167,22 +171,28 @@ def _attach_types(body: Body, source: ir.Graph | ir.Function) -> None:
     pinned = {v.name: v.meta[KEY] for v in _values(source) if KEY in v.meta and v.type is None and v.name}
     if not pinned:
         return
+    described = set()
     for info in _infos(body):
         if info.name in pinned:
-            info.type.CopyFrom(pinned.pop(info.name).type)
+            info.type.SetInParent()  # also if it is empty
+            info.type.CopyFrom(pinned[info.name].type)
+            described.add(info.name)
     produced = {name for node in body.node for name in node.output}
     for name, info in pinned.items():
-        if name in produced:
+        if name in produced and name not in described:
             body.value_info.add(name=name).type.CopyFrom(info.type)
 
 
 def _attach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
-    """Entries about unknown names, and no value_info for an initializer that had none."""
+    """Entries about unknown names and about inputs and outputs; none for an initializer that had none."""
     stored = {t.name for t in graph.initializer}
     wanted = [i for i in graph.value_info if i.name not in stored or i.name in kept.described]
     if len(wanted) != len(graph.value_info):
         wanted = [_copy(info) for info in wanted]
         del graph.value_info[:]
         graph.value_info.extend(wanted)
+    ends = {info.name: info for info in (*graph.input, *graph.output)}
+    given = {info.name for info in graph.value_info}
+    graph.value_info.extend(_copy(ends[name]) for name in kept.repeated if name in ends and name not in given)
     graph.value_info.extend(kept.infos)
     graph.quantization_annotation.extend(kept.annotations)

@@ -146,9 +146,19 @@ def _to_proto(model: Model, plan: Plan) -> onnx.ModelProto:
                 plan.streamed[value.name or ""] = tensor
                 _swap(Holder(value, model.ir.graph), _reference(Holder(value, model.ir.graph)), undo)
         _pull_in(model, undo)
-        proto = ir.to_proto(model.ir)
+        proto = _serialise(model)
         preserve.attach(proto, model.ir)
     return proto
+
+
+def _serialise(model: Model) -> onnx.ModelProto:
+    try:
+        return ir.to_proto(model.ir)
+    except Exception as error:  # onnx-ir wraps whatever it meets, level by level
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise PruneError(f"{model.path} cannot be written again: {str(root)[:200]}", "re-export the model") from error
 
 
 def _streams(tensor: ir.TensorProtocol) -> bool:
@@ -193,8 +203,13 @@ def _check(model: Model, path: Path) -> None:
         return
     before = _objection(model.path)
     # the checker refuses linked external data, which is fine here and hides its other objections
-    if before is None or (before != problem and "external" not in before.lower()):
-        raise PruneError(f"the pruned model is invalid: {problem}", "nothing was written; please report this")
+    if before is None:
+        raise PruneError(f"internal: the pruned model is invalid: {problem}", "nothing was written; please report this")
+    if before != problem and "external" not in before.lower():
+        raise PruneError(
+            f"the ONNX checker rejects the result: {problem}",
+            f"it rejects {model.path} too: {before}; repair or re-export the model",
+        )
     model.notes.append(f"the ONNX checker objects to the input, and so to the output: {problem}")
 
 

@@ -34,7 +34,7 @@ def enter(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
         return False
     try:
         visitor(node, facts, model)
-    except (KeyError, TypeError, IndexError, attrs.UnreadableAttributeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, attrs.UnreadableAttributeError) as error:
         facts.problems[node] = f"{node.op_type} is malformed: {error}"
     return True
 
@@ -153,6 +153,8 @@ def _scan(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     for index, (value, origin) in enumerate(zip(body.inputs, node.inputs, strict=True)):
         shape = facts.shape(origin)
         if index >= states and shape is not None:
+            if not shape:
+                raise IndexError("it scans a scalar")
             axis = axes[index - states] % len(shape)
             times, shape = shape[axis], (*shape[:axis], *shape[axis + 1 :])
         facts.learn(value, shape, facts.dtypes.get(origin) if origin is not None else None)

@@ -97,7 +97,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 
 def _dtype(value: ir.Value) -> str:
     dtype = value.dtype
-    if dtype is None:
+    if dtype is None or dtype == ir.DataType.UNDEFINED:
         return "unknown()"
     return "str" if dtype == ir.DataType.STRING else str(dtype.numpy().name)
 

@@ -180,8 +180,26 @@ def _to(before: Shape, after: Shape) -> tuple[Step, ...] | None:
 
 def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
     value = node.inputs[index] if index < len(node.inputs) else None
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    tensor = _stored(value) if value is not None else None
     return None if tensor is None or tensor.size > 64 else tuple(int(v) for v in tensor.numpy().reshape(-1))
+
+
+def _stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """What an initializer or Constant holds (onnx-ir's own function also renames the tensor)."""
+    if value.const_value is not None:
+        return value.const_value
+    node = value.producer()
+    if node is None or (node.domain, node.op_type) != ("", "Constant"):
+        return None
+    if "value" in node.attributes:
+        attribute = node.attributes["value"]
+        return None if attribute.is_ref() else attribute.as_tensor()
+    given = attrs.integers(node, "value_ints") or (attrs.integer(node, "value_int", 0),)
+    return (
+        ir.tensor(list(given), dtype=ir.DataType.INT64)
+        if node.attributes.keys() & {"value_int", "value_ints"}
+        else None
+    )
 
 
 __all__ = ["Answer", "Reader", "Refused", "Role", "readers"]

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import onnx
 
 from prunecli.errors import PruneError
-from prunecli.model.protos import Body
+from prunecli.model.protos import Body, bodies
 
 BROKEN = "export the model again; onnxruntime would not open it either"
 MAX_EXPANDED = 10_000_000
 """Nodes after expanding all function calls: nested calls must not explode."""
+CONSTANTS = {
+    "value": onnx.AttributeProto.TENSOR,
+    "sparse_value": onnx.AttributeProto.SPARSE_TENSOR,
+    "value_float": onnx.AttributeProto.FLOAT,
+    "value_floats": onnx.AttributeProto.FLOATS,
+    "value_int": onnx.AttributeProto.INT,
+    "value_ints": onnx.AttributeProto.INTS,
+    "value_string": onnx.AttributeProto.STRING,
+    "value_strings": onnx.AttributeProto.STRINGS,
+}
+"""Attributes of the Constant operator, and their types."""
 Function = tuple[str, str, str]
 
 
 def check_graph(model: onnx.ModelProto, path: Path) -> None:
     """Raises PruneError on the first thing that no runtime could resolve."""
     _check_opsets(model, path)
+    _check_text(model, path)
     _check_scope(model.graph, [], path)
     for function in model.functions:
         _check_scope(function, [], path)
@@ -32,6 +45,23 @@ def _check_opsets(model: onnx.ModelProto, path: Path) -> None:
             entry.domain = ""
     if not any(entry.domain == "" for entry in model.opset_import) and _uses_standard_operators(model.graph):
         raise PruneError(f"{path}: the model does not say which opset of ONNX it uses", BROKEN)
+
+
+def _check_text(model: onnx.ModelProto, path: Path) -> None:
+    """Names are text: the protobuf library gives bytes that are no UTF-8 as they are, and nothing can use those."""
+    about = (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    entries: list[Iterable[str]] = [[e.domain for e in model.opset_import]]
+    entries += [(e.key, e.value) for e in model.metadata_props]
+    for body in bodies(model):
+        described = (info.name for info in body.value_info)
+        entries += [(body.name, body.doc_string), described, _inputs(body), _outputs(body)]
+        if isinstance(body, onnx.GraphProto):
+            entries.append(t.name for t in body.initializer)
+        for node in body.node:
+            entries.append((node.name, node.op_type, node.domain, *node.output, *(a.name for a in node.attribute)))
+    for text in chain(about, *entries):
+        if not isinstance(text, str):
+            raise PruneError(f"{path}: {text[:40]!r} is not UTF-8 text", BROKEN)
 
 
 def _uses_standard_operators(graph: onnx.GraphProto) -> bool:
@@ -48,12 +78,21 @@ def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:
         for name in node.input:
             if name and not any(name in scope for scope in scopes):
                 raise PruneError(f"{path}: {_label(node)} reads '{name}', which nothing produces", BROKEN)
+        if node.op_type == "Constant" and not node.domain:
+            _check_constant(node, path)
         for attribute in node.attribute:
             for graph in _graphs(attribute):
                 _check_scope(graph, scopes, path)
     for name in _outputs(body):
         if name not in known:
             raise PruneError(f"{path}: nothing produces the output '{name}' of '{body.name}'", BROKEN)
+
+
+def _check_constant(node: onnx.NodeProto, path: Path) -> None:
+    for attribute in node.attribute:
+        kind = CONSTANTS.get(attribute.name, attribute.type)
+        if attribute.type not in (kind, onnx.AttributeProto.UNDEFINED) and not attribute.ref_attr_name:
+            raise PruneError(f"{path}: '{attribute.name}' of {_label(node)} has another type than that", BROKEN)
 
 
 def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:

@@ -174,6 +174,8 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("recursive function", with_functions(function("f0", ["f1"]), function("f1", ["f0"])), "calls itself"),
     ("double function", with_functions(function("f0", ["f1"]), function("f0", ["f1"])), "is defined twice"),
     ("function bomb", with_functions(*bomb()), "expand to more than"),
+    ("constant of another type", lambda m: m.graph.node.append(node("Constant", [], ["c"], value=[1.0])),
+     "'value' of Constant node 'c' has another type"),
     ("graph attribute of another type", lambda m: m.graph.node[0].attribute.append(
         onnx.AttributeProto(name="n", type=2, g=linear().graph)), "makes no sense"),
 ]  # fmt: skip
@@ -184,6 +186,18 @@ def test_damaged_models(name: str, change: Change, words: str, tmp_path: Path) -
     model = linear()
     change(model)
     refused(save_proto(model, tmp_path), words)
+
+
+# bytes that are no UTF-8, in place of: a node's name, a value's, a document string, a metadata value
+@pytest.mark.parametrize("text", ["a node", "value one", "a comment", "metadata"])
+def test_text_that_is_no_text_is_refused(text: str, tmp_path: Path) -> None:
+    model = linear()
+    model.graph.node[0].name, model.graph.doc_string = "a node", "a comment"
+    model.graph.node.append(node("Relu", ["x"], ["value one"]))
+    model.metadata_props.add(key="k", value="metadata")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(text.encode(), b"\xff" * len(text)))
+    refused(path, "is not UTF-8 text")
 
 
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:

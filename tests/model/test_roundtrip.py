@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.model import Provenance, SaveOptions, load, save
+from prunecli.model import Provenance, SaveOptions, find_weights, load, save
 from tests.model.build import MODELS, floats, info, linear, loaded, node, proto, save_proto
 
 
@@ -42,7 +43,9 @@ def _sort(field: object, key: str) -> None:
 
 
 def again(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    save(loaded(model, folder), folder / "out.onnx")
+    known = loaded(model, folder)
+    find_weights(known)  # looking changes nothing either
+    save(known, folder / "out.onnx")
     return onnx.load(str(folder / "out.onnx"))
 
 
@@ -136,6 +139,45 @@ def decorate(model: onnx.ModelProto) -> None:
 
 def test_everything_survives(tmp_path: Path) -> None:
     assert_kept(everything(), tmp_path)
+
+
+def output_of_empty_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.Clear()
+    model.graph.output[0].type.SetInParent()
+
+
+def described_twice(model: onnx.ModelProto) -> None:
+    model.graph.value_info.extend([*model.graph.output, *model.graph.input])
+
+
+def unnamed_constant(model: onnx.ModelProto) -> None:
+    """The axes of a Squeeze that a weight passes through."""
+    axes = onnx.numpy_helper.from_array(np.array([0]))
+    model.graph.initializer.append(numpy_helper.from_array(floats(1, 3, 4), "wide"))
+    model.graph.node.extend(
+        [
+            node("Constant", [], ["axes"], value=axes),
+            node("Squeeze", ["wide", "axes"], ["narrow"]),
+            node("MatMul", ["x", "narrow"], ["z"]),
+        ]
+    )
+
+
+def graph_without_a_type(model: onnx.ModelProto) -> None:
+    """An attribute that holds a graph and does not say so."""
+    model.opset_import.add(domain="my", version=1)
+    model.graph.node.append(node("Own", ["x"], ["z"], domain="my", body=linear().graph))
+    model.graph.node[-1].attribute[0].ClearField("type")
+
+
+ODD = [output_of_empty_type, described_twice, unnamed_constant, graph_without_a_type]
+
+
+@pytest.mark.parametrize("change", ODD, ids=lambda f: f.__name__)
+def test_odd_things_survive(change: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
+    model = linear()
+    change(model)
+    assert_kept(model, tmp_path)
 
 
 def test_the_notes_say_what_is_stale(tmp_path: Path) -> None:
@@ -233,7 +275,9 @@ def test_provenance_and_history(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
 def test_real_models_survive(path: Path, tmp_path: Path) -> None:
-    save(load(path), tmp_path / "out.onnx")
+    model = load(path)
+    find_weights(model)
+    save(model, tmp_path / "out.onnx")
     before, after = onnx.load(str(path)), onnx.load(str(tmp_path / "out.onnx"))
     assert canonical(after).SerializeToString(deterministic=True) == canonical(before).SerializeToString(
         deterministic=True

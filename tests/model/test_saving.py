@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -209,6 +210,23 @@ def test_an_invalid_result_is_refused(tmp_path: Path) -> None:
     (weight,) = find_weights(model).prunable
     weight.node.op_type = "Relu"  # which takes one input
     refused(model, tmp_path / "out.onnx", "the pruned model is invalid")
+
+
+def test_an_input_that_was_invalid_too_is_named(tmp_path: Path) -> None:
+    broken = linear()
+    broken.graph.ClearField("name")
+    model = loaded(broken, tmp_path)
+    model.ir.graph.name = "g"
+    model.ir.graph[0].op_type = "Relu"
+    with pytest.raises(PruneError, match="the ONNX checker rejects the result") as caught:
+        save(model, tmp_path / "out.onnx")
+    assert "m.onnx too: Field 'name' of 'graph'" in caught.value.hint
+
+
+def test_what_cannot_be_serialised_is_refused(tmp_path: Path) -> None:
+    model = loaded(linear(), tmp_path)
+    model.ir.graph[0].attributes["odd"] = ir.Attr("odd", ir.AttributeType.STRING, object())
+    refused(model, tmp_path / "out.onnx", "cannot be written again")
 
 
 def test_what_the_checker_holds_against_the_input_is_noted(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ CASES: list[tuple[str, list[onnx.NodeProto], tuple[int, ...] | None]] = [
     ("after a data dependent one", [node("NonZero", ["x"], ["n"]), node("Neg", ["n"], ["y"])], None),
     ("unknown operator", [node("Odd", ["x"], ["y"], domain="my")], None),
     ("malformed loop", [node("Loop", ["x"], ["y"])], None),
+    ("loop with too many inputs", [scalar("n", 3), node("Loop", ["n", "", "x", "x"], ["y"], body=GROW)], None),
+    ("scan of a scalar", [scalar("n", 1.0), node("Scan", ["x", "n"], ["a", "y"], body=SCAN, num_scan_inputs=1)], None),
     ("range", counting(7, 2), (4,)),
     ("absurd range", counting(1 << 60, 1), (1 << 60,)),
     ("absurd tile", [ints("r", 1 << 40, 1, 1), node("Tile", ["x", "r"], ["y"])], (1 << 42, 2, 3)),
