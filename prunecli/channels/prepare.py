@@ -15,6 +15,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, T
 
 from prunecli.channels.edit import Removed
 from prunecli.channels.folding import fold_computed_weights
+from prunecli.channels.sequences import unpack_sequences
 from prunecli.channels.views import Geometry, shape_derived
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
@@ -36,6 +37,7 @@ def prepare(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     work.ir_version = max(work.ir_version or 4, 4)
     work.meta[_NAMES] = names
+    unpack_sequences(work)
     fold_computed_weights(work)
     _copy_shared(work)
     return work

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.channels.cases import ELEMENTWISE, LINEAR, NORMS
 from tests.channels.cases_parts import ATTENTION, NEWEST, RECURRENT
 from tests.channels.cases_shapes import MOVES
+from tests.channels.cases_whole import WHOLE
 
 TABLES = {
     "elementwise": ELEMENTWISE,
@@ -14,5 +15,6 @@ TABLES = {
     "recurrent": RECURRENT,
     "attention": ATTENTION,
     "newest": NEWEST,
+    "whole": WHOLE,
 }
 ALL = {f"{table}/{name}": case for table, cases in TABLES.items() for name, case in cases.items()}
