@@ -29,7 +29,7 @@ class Kept:
     types: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     attributes: dict[int, list[onnx.AttributeProto]] = field(default_factory=dict)
     described: set[str] = field(default_factory=set)
-    repeated: list[str] = field(default_factory=list)
+    repeated: list[tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]] = field(default_factory=list)
     infos: list[onnx.ValueInfoProto] = field(default_factory=list)
     annotations: list[onnx.TensorAnnotation] = field(default_factory=list)
 
@@ -51,6 +51,8 @@ def detach(model: onnx.ModelProto) -> Lost:
 
 def _detach(body: Body) -> Kept:
     kept = Kept()
+    if isinstance(body, onnx.GraphProto):
+        _detach_graph(body, kept)  # first: it copies descriptions whole
     for index, node in enumerate(body.node):
         odd = [attribute for attribute in node.attribute if not _survives(attribute)]
         for attribute in odd:
@@ -60,16 +62,14 @@ def _detach(body: Body) -> Kept:
         if not _round_trips(info):
             kept.types[info.name] = _copy(info)
             info.ClearField("type")
-    if isinstance(body, onnx.GraphProto):
-        _detach_graph(body, kept)
     return kept
 
 
 def _detach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
     stored, produced = {t.name for t in graph.initializer}, {o for node in graph.node for o in node.output}
     known = stored | produced | {info.name for info in graph.input}
-    ends = {info.name for info in (*graph.input, *graph.output)}
-    kept.repeated = [info.name for info in graph.value_info if info.name in ends]
+    ends = {info.name: info for info in (*graph.input, *graph.output)}
+    kept.repeated = [(_copy(i), _copy(ends[i.name])) for i in graph.value_info if i.name in ends]
     kept.described = stored & {info.name for info in graph.value_info}
     # "domain::function/value" is how older models describe values inside functions; onnx-ir reads those
     kept.infos = [_copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name]
@@ -193,6 +193,7 @@ def _attach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
         graph.value_info.extend(wanted)
     ends = {info.name: info for info in (*graph.input, *graph.output)}
     given = {info.name for info in graph.value_info}
-    graph.value_info.extend(_copy(ends[name]) for name in kept.repeated if name in ends and name not in given)
+    repeated = (info for info, end in kept.repeated if ends.get(info.name) == end)
+    graph.value_info.extend(info for info in repeated if info.name not in given)
     graph.value_info.extend(kept.infos)
     graph.quantization_annotation.extend(kept.annotations)

@@ -147,7 +147,10 @@ def output_of_empty_type(model: onnx.ModelProto) -> None:
 
 
 def described_twice(model: onnx.ModelProto) -> None:
-    model.graph.value_info.extend([*model.graph.output, *model.graph.input])
+    """Inputs and outputs, in other words; also one whose type onnx-ir cannot hold, and one of nothing."""
+    table = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, [2]))
+    model.graph.input.append(helper.make_value_info("list", table))
+    model.graph.value_info.extend([info("y", None), *model.graph.input, helper.make_value_info("gone", table)])
 
 
 def unnamed_constant(model: onnx.ModelProto) -> None:
