@@ -27,6 +27,8 @@ from prunecli.types import Progress, Verification, no_progress
 
 RUN_UP_TO = 1 << 30
 """Bytes of weights up to which reference and sessions are held in memory."""
+SMALL = 16
+"""Vectors up to so many elements may be geometry rather than weights."""
 Outputs = Mapping[str, Any]
 HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
 _NAMES = {
@@ -57,6 +59,8 @@ class CutProof:
     progress: Progress = no_progress
     worst: list[Difference] = field(default_factory=list)
     effects: list[Difference] = field(default_factory=list)
+    effective: bool = False
+    inside: bool = False
 
     def __call__(self, staged: Path) -> Verification:
         """Compare. Raises PruneError naming the first tensor that differs."""
@@ -103,15 +107,34 @@ class CutProof:
         wrong = next((d for d in found if not d.agrees), None)
         if wrong is not None:
             raise self._disagreement(sides, trial, wrong)
-        if all(d.hopeless for d in found):
-            raise _OriginalFailsError("rounding alone changes its outputs too much for a comparison", "")
-        self.worst += [d for d in found if not d.hopeless]
+        if all(d.hopeless for d in found) or not self._has_effect(original, trial, wanted, sides):
+            self._agrees_inside(sides, trial)
+        self.worst += found
         if sides.restricted:
             self.effects += differences(got, sides.zeroed.run(trial.feed))
         return 1
 
+    def _has_effect(self, original: Session, trial: Trial, masked: Outputs, sides: _Sides) -> bool:
+        """Whether the outputs depend on what was removed; if not (a saturated Sigmoid), they cannot tell."""
+        if not self.effective:
+            found = differences(masked, original.run(trial.feed), relative=sides.relative)
+            self.effective = not all(d.agrees for d in found)
+        return self.effective
+
+    def _agrees_inside(self, sides: _Sides, trial: Trial) -> None:
+        """Where outputs tell nothing, every value before them must agree; looked at once."""
+        if self.inside:
+            return
+        first = sides.first_difference(trial)
+        if first is None:
+            raise _OriginalFailsError("its outputs tell nothing, and its inner values cannot be compared", "")
+        if first:
+            raise PruneError(f"the cut model does not compute what the masked original does ({trial.label}): "
+                             f"the first tensor that differs is {first}", HINT)  # fmt: skip
+        self.inside = True
+
     def _disagreement(self, sides: _Sides, trial: Trial, wrong: Difference) -> PruneError:
-        first = first_difference(sides.staged, sides.masked, self.forced, trial.feed, sides.relative)
+        first = sides.first_difference(trial)
         where = f"the first tensor that differs is {first}" if first else f"the output {wrong.name!r} differs"
         amount = wrong.problem or f"by {wrong.error:.2g} at a scale of {wrong.scale:.2g}"
         return PruneError(f"the cut model does not compute what the masked original does ({trial.label}): {where}; "
@@ -175,6 +198,10 @@ class _Sides:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""
         return [self.open(_nudged(self.masked, seed).SerializeToString(), optimise=False) for seed in range(2)]
 
+    def first_difference(self, trial: Trial) -> str | None:
+        references = [self.masked, _nudged(self.masked, 0), _nudged(self.masked, 1)]
+        return first_difference(self.staged, references, self.forced, trial.feed, self.relative)
+
     @cached_property
     def relative(self) -> float:
         """The allowance for the coarsest type that the model stores or takes."""
@@ -185,14 +212,15 @@ class _Sides:
 
 
 def _nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """A copy in which every weight goes up or down by one unit; not exponents, or the scales of a Resize."""
     out, rng = onnx.ModelProto(), np.random.default_rng(seed)
     out.CopyFrom(model)
-    for tensor in out.graph.initializer:
-        if tensor.data_type in FLOATS[:2]:
-            array = numpy_helper.to_array(tensor)
-            unit = np.finfo(array.dtype).eps
-            moved = array * (1 + unit * rng.choice([-1, 1], array.shape))
-            tensor.CopyFrom(numpy_helper.from_array(moved.astype(array.dtype), tensor.name))
+    constants = (n.attribute[0].t for n in out.graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t"))
+    for tensor in (*out.graph.initializer, *constants):
+        array = numpy_helper.to_array(tensor)
+        if tensor.data_type in FLOATS[:2] and (array.ndim > 1 or array.size > SMALL):
+            moved = array * (1 + np.finfo(array.dtype).eps * rng.choice([-1, 1], array.shape))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(moved, array.dtype), tensor.name))
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from prunecli.apply.cut_reference import FLOATS, Forced
-from prunecli.apply.tolerance import distance, magnitude
+from prunecli.apply.tolerance import differences
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
 
@@ -19,23 +19,31 @@ LOOSER = 10.0
 
 
 def first_difference(
-    staged: Path, reference: onnx.ModelProto, forced: Forced, feed: Mapping[str, Any], relative: float
-) -> str:
-    """`'VALUE' (OP NODE): what differs` for the first such value in the order of the graph; "" if there is none.
+    staged: Path, references: Sequence[onnx.ModelProto], forced: Forced, feed: Mapping[str, Any], relative: float
+) -> str | None:
+    """`'VALUE' (OP NODE): what differs` for the first such value in the order of the graph; "" if there is none, None
+    if they cannot be compared.
 
     Values that only one side has (bodies of functions, what a rewrite inserted) are not compared.
+
+    Args:
+        references: the reference, and versions of it that differ by rounding, which show its noise.
     """
     cut = onnx.load(str(staged), load_external_data=False)
-    theirs = {name for node in reference.graph.node for name in node.output if name}
+    theirs = {name for node in references[0].graph.node for name in node.output if name}
     names = [n for node in cut.graph.node for n in node.output if n in theirs and _is_float(n, forced)]
     try:
         got = Session.open(staged, outputs=names, optimise=False).run(feed, names)
-        wanted = Session.open(reference.SerializeToString(), outputs=names, optimise=False).run(feed, names)
+        wanted, *others = (
+            Session.open(model.SerializeToString(), outputs=names, optimise=False).run(feed, names)
+            for model in references
+        )
     except PruneError:
-        return ""
+        return None
     producers = {name: node for node in cut.graph.node for name in node.output}
     for name in names:
-        problem = _differs(got[name], _less(wanted[name], forced, name), relative * LOOSER)
+        values = [_less(run[name], forced, name) for run in (wanted, *others)]
+        problem = _differs(got[name], values[0], values[1:], relative * LOOSER)
         if problem:
             node = producers[name]
             return f"{name!r} ({node.op_type} {node.name or 'without a name'}): {problem}"
@@ -52,10 +60,10 @@ def _less(value: Any, forced: Forced, name: str) -> Any:
     return value
 
 
-def _differs(got: Any, wanted: Any, relative: float) -> str:
+def _differs(got: Any, wanted: Any, others: Sequence[Any], relative: float) -> str:
     """Where shapes differ an axis was cut that a plan cannot list: its length depends on dynamic dimensions."""
     arrays = isinstance(got, np.ndarray) and isinstance(wanted, np.ndarray)
     if not arrays or got.shape != wanted.shape:
         return ""
-    error, scale = distance(got, wanted), magnitude(wanted)
-    return f"by {error:.2g} at a scale of {scale:.2g}" if error > relative * scale else ""
+    (found,) = differences({"": got}, {"": wanted}, [{"": other} for other in others], relative)
+    return "" if found.agrees else f"by {found.error:.2g} at a scale of {found.scale:.2g}"

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from prunecli.apply.cut_plan import (
 from prunecli.channels.catalogue import Frozen
 from prunecli.channels.cut import remove
 from prunecli.errors import PruneError
+from prunecli.evidence.moments import second_moments
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
@@ -37,7 +39,9 @@ from prunecli.pipeline.structured_report import to_document, to_json
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
-from prunecli.search.units import UnitRecipe, decide_units
+from prunecli.runtime import Session
+from prunecli.search.units import Evidence, UnitRecipe, decide_units
+from prunecli.select.structures import UNIT_CRITERIA
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
 
@@ -203,10 +207,23 @@ def decide(path: Path, target: Path, options: StructuredOptions, progress: Progr
     if not allowed.any():
         raise nothing_to_cut(subject, left)
     recipe = _unit_recipe(options, options.budget, subject)
-    decision = decide_units(subject.units, recipe, allowed, None, progress)
+    evidence = measure(subject, options, progress) if options.data is not None else None
+    decision = decide_units(subject.units, recipe, allowed, evidence, progress)
     if not decision.removed.any():
         raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
     return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
+
+
+def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Evidence | None:
+    """What the criterion needs to know of the data; None where the weights suffice."""
+    criterion = UNIT_CRITERIA.get(options.criterion)
+    if criterion is None or criterion.evidence != "moments" or options.data is None:
+        return None
+    data = options.data.open(input_specs(subject.file.ir))
+    feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
+    ranks = {name: len(shape) for name, shape in subject.shapes.items()}
+    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    return Evidence(moments=second_moments(subject.work, ranks, feeds, start))
 
 
 def _unit_recipe(options: StructuredOptions, budget: Budget, subject: Cuttable) -> UnitRecipe:

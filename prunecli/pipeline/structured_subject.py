@@ -122,13 +122,15 @@ def analysed_shapes(model: Model, dims: Dims) -> dict[str, Shape]:
     """Input shapes with a batch of two where the batch is free and the model admits it."""
     first = concrete_shapes(model, dims)
     sizes, shapes = dict(dims.sizes), dict(dims.shapes)
-    for spec in input_specs(model.ir):
+    specs = input_specs(model.ir)
+    inner = {dim for spec in specs for dim in spec.shape[1:]}
+    for spec in specs:
         lead = spec.shape[0] if spec.shape else 0
         if spec.name in dims.shapes or isinstance(lead, int) or lead in dims.sizes:
             continue
-        if lead is None:
+        if lead is None or lead in inner:
             shapes[spec.name] = (ANALYSED_BATCH, *first.inputs[spec.name][1:])
-        elif lead.isidentifier():
+        elif not set(lead) & set("+-*/() "):  # an expression follows from its names
             sizes[lead] = ANALYSED_BATCH
     if (sizes, shapes) == (dict(dims.sizes), dict(dims.shapes)):
         return first.inputs

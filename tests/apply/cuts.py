@@ -74,6 +74,13 @@ def cancelling(n: Net) -> Net:
     return n
 
 
+def saturated(n: Net) -> Net:
+    """Sigmoid of -20: what is left of a difference there is mostly rounding."""
+    conv_net(n)
+    n.outputs = [n("Sigmoid", n("Sub", n.outputs[0], n.c(np.array(20, n.dtype))))]
+    return n
+
+
 def chooses(n: Net) -> Net:
     """An index as output."""
     conv_net(n)

@@ -258,6 +258,27 @@ def test_real_inputs_take_part_in_the_proof(tmp_path: Path) -> None:
     assert found.verification.samples == without + 3
 
 
+def test_activations_find_channels_that_never_fire(tmp_path: Path) -> None:
+    """Channels 0 and 3 have the largest weights and a bias that keeps their Relu at zero."""
+
+    def silent(n: Net) -> Net:
+        w, b = n.rng.standard_normal((6, 4)).astype(np.float32), np.zeros(6, np.float32)
+        w[[0, 3]] *= 5
+        b[[0, 3]] = -1000
+        h = n("Relu", n("Gemm", n.x("N", 4), n.c(w), n.c(b), transB=1))
+        return n.out(n("Gemm", h, n.w(6, 3), n.w(3)))
+
+    path = tiny(tmp_path, silent)
+    np.savez(tmp_path / "data.npz", x0=np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32))
+    data = DataOptions(str(tmp_path / "data.npz"))
+    with pytest.raises(PruneError, match="needs data"):
+        cut(path, tmp_path, criterion="activation", ratio=0.34)
+    for criterion, expected in (("activation", [0, 3]), ("l2", None)):
+        cut(path, tmp_path, criterion=criterion, ratio=0.34, data=data, batch_size=7, force=True)
+        gone = json.loads((tmp_path / "plan.json").read_text())["weights"]["w0"]["0"]
+        assert (gone == [0, 3]) == (expected is not None)
+
+
 def test_dynamic_dimensions_are_proved_at_several_sizes(tmp_path: Path) -> None:
     """Two seeds at the analysed sizes, one at batch 1, one at twice the sizes."""
     assert cut(tiny(tmp_path), tmp_path).verification.samples == 4
