@@ -10,6 +10,9 @@ from prunecli.cli import options
 from prunecli.cli.options import DATA, SELECT, ExternalData, Format, as_option
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
+CRITERIA = "l1, l2 (default), lamp, fpgm, bn-scale, random; with --data activation"
+NORMALISERS = "none, mean (default), max, isomorphic"
+
 
 def _amount(name: str, text: str) -> typer.models.OptionInfo:
     return typer.Option(  # type: ignore[no-any-return]
@@ -34,15 +37,20 @@ def structured(
         ),
     ] = "channel,head",
     criterion: Annotated[
-        str | None, typer.Option("--criterion", metavar="NAME", help="the score of a unit", rich_help_panel=SELECT)
+        str | None,
+        typer.Option("--criterion", metavar="NAME", help=f"the score of a unit: {CRITERIA}", rich_help_panel=SELECT),
     ] = None,
     normalize: Annotated[
         str | None,
-        typer.Option("--normalize", metavar="NAME", help="how scores of layers are compared", rich_help_panel=SELECT),
+        typer.Option(
+            "--normalize", metavar="NAME", help=f"how layers' scores compare: {NORMALISERS}", rich_help_panel=SELECT
+        ),
     ] = None,
     scope: Annotated[
         str | None,
-        typer.Option("--scope", metavar="layer|global", help="who competes with whom", rich_help_panel=SELECT),
+        typer.Option(
+            "--scope", metavar="layer|global", help="who competes with whom; default global", rich_help_panel=SELECT
+        ),
     ] = None,
     max_ratio: Annotated[
         float | None,
@@ -50,16 +58,19 @@ def structured(
             "--max-ratio",
             metavar="R",
             parser=as_option(parse_fraction),
-            help="the largest fraction removed from any layer",
+            help="the largest fraction removed from any layer; default 0.9",
             rich_help_panel=SELECT,
         ),
     ] = None,
     round_to: Annotated[
         int | None,
-        typer.Option("--round-to", metavar="N", min=1, help="keep multiples of N units", rich_help_panel=SELECT),
+        typer.Option(
+            "--round-to", metavar="N", min=1, help="keep widths that are multiples of N", rich_help_panel=SELECT
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="score anew N times", rich_help_panel=SELECT)
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="remove in N steps, scored anew", rich_help_panel=SELECT),
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.apply.cut_plan import (
     ANEW,
@@ -23,7 +24,7 @@ from prunecli.apply.cut_plan import (
     save_cut_plan,
 )
 from prunecli.channels.catalogue import Frozen
-from prunecli.channels.cut import remove
+from prunecli.channels.cut import Removed, remove
 from prunecli.errors import PruneError
 from prunecli.evidence.moments import second_moments
 from prunecli.model import Dims, concrete_shapes, load, totals
@@ -121,8 +122,7 @@ def structured(
     target = options.output or default_output(path)
     subject, decided = decide(path, target, options, progress)
     positions = subject.units.removed(decided.removed)
-    cut = subject.work.clone()
-    remove(cut, positions, subject.inputs, subject.other_inputs)
+    cut = carve(subject, positions)
     shapes = concrete_shapes(subject.file, options.dims)
     inspector = Inspector(
         subject, subject.forced(positions, decided.removed), shapes.inputs, options.data, options.batch_size,
@@ -136,6 +136,13 @@ def structured(
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions))
     return _result(subject, decided, inspector, totals(subject.file, shapes), None if options.dry_run else saved,
                    options, time.perf_counter() - start)  # fmt: skip
+
+
+def carve(subject: Cuttable, positions: Removed) -> ir.Model:
+    """The model without the positions; the subject's own working form stays as it is."""
+    cut = subject.work.clone()
+    remove(cut, positions, subject.inputs, subject.other_inputs)
+    return cut
 
 
 def _result(

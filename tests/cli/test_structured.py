@@ -114,3 +114,28 @@ def test_reports_are_written(prune: Prune, path: Path, suffix: str) -> None:
     report = path.with_name(f"report.{suffix}")
     assert prune("structured", path, "--ratio", "0.5", "--dry-run", "--report", report).code == 0
     assert "w2" in report.read_text()
+
+
+def test_help_lists_what_there_is_and_what_is_default() -> None:
+    """The help is written out, so that it needs no numpy; it must not lag behind the registries."""
+    from prunecli.cli.structured import CRITERIA, NORMALISERS
+    from prunecli.search import normalise
+    from prunecli.search.units import UnitRecipe
+    from prunecli.select.structures import UNIT_CRITERIA
+
+    for text, names, default in (
+        (CRITERIA, UNIT_CRITERIA, UnitRecipe.criterion),
+        (NORMALISERS, normalise.NORMALISERS, UnitRecipe.normalize),
+    ):
+        for name in names:
+            assert name in text
+        assert f"{default} (default)" in text
+    assert (UnitRecipe.scope, UnitRecipe.max_ratio, UnitRecipe.steps) == ("global", 0.9, 1)
+
+
+def test_help_is_complete(prune: Prune) -> None:
+    done = prune("structured", "--help")
+    assert done.code == 0
+    for option in ("--ratio", "--macs", "--params", "--granularity", "--criterion", "--normalize", "--scope", "--max-ratio",
+                   "--round-to", "--steps", "--seed", "--data", "--plan", "--save-plan", "--dry-run", "--no-verify"):  # fmt: skip
+        assert option in done.out

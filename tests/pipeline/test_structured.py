@@ -109,6 +109,69 @@ def test_the_cost_of_a_unit_is_what_its_removal_saves(tmp_path: Path) -> None:
     assert group.params == rows_in + both + out
 
 
+# -- forms of files ---------------------------------------------------------------------------------
+
+
+def old_ir(model: onnx.ModelProto) -> None:
+    """Before IR version 4 every initializer was a graph input."""
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def in_constants(model: onnx.ModelProto) -> None:
+    """As PaddlePaddle exports: weights in Constant nodes."""
+    for tensor in model.graph.initializer:
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+
+
+def old_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 8
+
+
+def free_as_minus_one(model: onnx.ModelProto) -> None:
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        if dim.dim_param:
+            dim.dim_value = -1
+
+
+def unnamed(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.name = ""
+
+
+def with_shapes(model: onnx.ModelProto) -> None:
+    model.CopyFrom(onnx.shape_inference.infer_shapes(model))
+    assert model.graph.value_info
+
+
+@pytest.mark.parametrize("change", [old_ir, in_constants, old_opset, free_as_minus_one, unnamed, with_shapes])
+def test_forms_of_files(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    path = tiny(tmp_path)
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    found = cut(path, tmp_path)
+    assert found.verification.kind == "exact"
+    assert found.verification.samples == 4
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert {"w0", "w1", "w2", "w3", "w4"} == set(plan["weights"])
+    _same_interface(model, onnx.load(tmp_path / "cut.onnx"))
+    onnx.checker.check_model(str(tmp_path / "cut.onnx"), full_check=True)
+
+
+def test_external_data_is_cut_and_replayed(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    cut(path, tmp_path)
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
+    (tmp_path / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(PruneError, match="another model"):
+        structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+
+
 # -- plans ------------------------------------------------------------------------------------------
 
 
