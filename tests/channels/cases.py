@@ -121,6 +121,7 @@ ELEMENTWISE = {
     "constant of higher rank": Case(lambda n: n.out(n("MatMul", n("Add", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(1, 1, 8)), n.w(8, 3))), 8),
     "constant of one element": Case(lambda n: image(n, lambda n, h: n("Mul", h, n.w(1))), 8),
     "Trilu": Case(lambda n: tokens(n, lambda n, h: n("Trilu", h)), 0),
+    "Trilu of other axes": Case(lambda n: image(n, lambda n, h: n("Trilu", h)), 8),
     "SwiGLU by hand": Case(lambda n: tokens(n, lambda n, h: n("Mul", *_swish(n, h)), 16, 8), 8),
 }  # fmt: skip
 
@@ -160,8 +161,10 @@ LINEAR = {
     "ConvTranspose groups": Case(lambda n: image(n, lambda n, h: n("ConvTranspose", h, n.w(8, 3, 2, 2), n.w(12), group=4, strides=[2, 2]), 8, 12), 4 + 2 + 3),
     "ConvTranspose output_shape": Case(lambda n: image(n, lambda n, h: n("ConvTranspose", h, n.w(8, 6, 2, 2), strides=[2, 2], output_shape=[13, 13]), 8, 6), 14),
     "ms.FusedConv": Case(lambda n: image(n, lambda n, h: n.ms("FusedConv", h, n.w(6, 8, 3, 3), n.w(6), activation="Relu", pads=[1] * 4), 8, 6), 14),
+    "ms.FusedConv grouped": Case(lambda n: image(n, lambda n, h: n.ms("FusedConv", h, n.w(12, 2, 3, 3), n.w(12), activation="Relu", group=4), 8, 12), 4 + 2 + 3),
     "ms.FusedConv addend": Case(lambda n: image(n, lambda n, h: n.ms("FusedConv", h, n.w(8, 8, 3, 3), n.w(8), h, activation="Relu", pads=[1] * 4)), 8),
     "DeformConv": Case(lambda n: image(n, lambda n, h: n("DeformConv", h, n.w(6, 8, 1, 1), n.conv(n.inputs[0].name, 3, 2), n.w(6)), 8, 6), 14, 19),
+    "DeformConv grouped": Case(lambda n: image(n, lambda n, h: n("DeformConv", h, n.w(12, 2, 1, 1), n.conv(n.inputs[0].name, 3, 2), group=4), 8, 12), 4 + 2 + 3, 19),
     "DeformConv offset groups": Case(lambda n: image(n, lambda n, h: n("DeformConv", h, n.w(6, 8, 1, 1), n.conv(n.inputs[0].name, 3, 4), offset_group=2), 8, 6), 4 + 6, 19),
     "Gemm": Case(lambda n: _gemm(n, n.w(5)), 8 + 5),
     "Gemm transB": Case(lambda n: _gemm(n, n.w(5), transB=1, alpha=0.5), 8 + 5),
@@ -214,6 +217,13 @@ def _decomposed_rms(n: Net, h: str) -> str:
     return str(n("Div", h, n("Sqrt", n("Add", square, n.c(np.float32(1e-5))))))
 
 
+def _decomposed_layer(n: Net, h: str) -> str:
+    centred = n("Sub", h, n("ReduceMean", h, n.c([-1])))
+    variance = n("ReduceMean", n("Pow", centred, n.c(np.float32(2))), n.c([-1]))
+    scaled = n("Div", centred, n("Sqrt", n("Add", variance, n.c(np.float32(1e-5)))))
+    return str(n("Add", n("Mul", scaled, n.w(8)), n.w(8)))
+
+
 def _instance_as_group(n: Net, h: str) -> str:
     """GroupNorm as PyTorch exports it: groups become the channels of an InstanceNormalization."""
     flat = n(
@@ -237,34 +247,39 @@ def _squeeze_excite(n: Net, h: str) -> str:
     return str(n("Mul", h, n("Sigmoid", n.conv(s, 4, 8))))
 
 
+WIDTH = {"wide": 8}  # units that are free only with an approximation
 NORMS = {
     "BatchNormalization": Case(lambda n: image(n, _batch_norm), 8),
     "BatchNormalization after Gemm": Case(lambda n: rows(n, _batch_norm), 8),
     "InstanceNormalization": Case(lambda n: image(n, lambda n, h: n("InstanceNormalization", h, n.w(8), n.w(8))), 8),
-    "InstanceNormalization of groups": Case(lambda n: image(n, _instance_as_group), 4),
-    "GroupNormalization 18": Case(lambda n: image(n, lambda n, h: n("GroupNormalization", h, n.w(4), n.w(4), num_groups=4)), 4, 18),
-    "GroupNormalization 21": Case(lambda n: image(n, lambda n, h: n("GroupNormalization", h, n.w(8), n.w(8), num_groups=4)), 4, 21),
+    "InstanceNormalization of groups": Case(lambda n: image(n, _instance_as_group), 4, options={"wide": 2}),
+    "GroupNormalization 18": Case(lambda n: image(n, lambda n, h: n("GroupNormalization", h, n.w(4), n.w(4), num_groups=4)), 4, 18, options={"wide": 2}),
+    "GroupNormalization 21": Case(lambda n: image(n, lambda n, h: n("GroupNormalization", h, n.w(8), n.w(8), num_groups=4)), 4, 21, options={"wide": 2}),
     "GroupNormalization of single channels": Case(lambda n: image(n, lambda n, h: n("GroupNormalization", h, n.w(8), n.w(8), num_groups=8)), 8, 21),
-    "LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n("LayerNormalization", h, n.w(8), n.w(8))), 0),
+    "LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n("LayerNormalization", h, n.w(8), n.w(8))), 0, options=WIDTH),
     "LayerNormalization over the others": Case(lambda n: tokens(n, lambda n, h: n("Transpose", n("LayerNormalization", n("Transpose", n("Reshape", h, n.c([0, 5, 8])), perm=[0, 2, 1]), n.w(5), n.w(5)), perm=[0, 2, 1])), 8, options={"static": True}),
-    "RMSNormalization": Case(lambda n: tokens(n, lambda n, h: n("RMSNormalization", h, n.w(8))), 0, 23),
-    "SimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n("SimplifiedLayerNormalization", h, n.w(8))), 0),
-    "ms.SimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipSimplifiedLayerNormalization", h, h, n.w(8)), 8, 6), 8, 6), 6),
-    "ms.SkipLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipLayerNormalization", h, h, n.w(8), n.w(8), n.w(8)), 8, 6), 8, 6), 6),
-    "RMS norm decomposed": Case(lambda n: tokens(n, _decomposed_rms), 0),
+    "RMSNormalization": Case(lambda n: tokens(n, lambda n, h: n("RMSNormalization", h, n.w(8))), 0, 23, options=WIDTH),
+    "SimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n("SimplifiedLayerNormalization", h, n.w(8))), 0, options=WIDTH),
+    "ms.SkipSimplifiedLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipSimplifiedLayerNormalization", h, h, n.w(8)), 8, 6), 8, 6), 6, options=WIDTH),
+    "ms.SkipLayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SkipLayerNormalization", h, h, n.w(8), n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=WIDTH),
+    "RMS norm decomposed": Case(lambda n: tokens(n, _decomposed_rms), 0, options=WIDTH),
+    "LayerNorm decomposed": Case(lambda n: tokens(n, _decomposed_layer), 0, options=WIDTH),
     "LpNormalization": Case(lambda n: rows(n, lambda n, h: n("LpNormalization", h, axis=-1)), 8),
     "MeanVarianceNormalization": Case(lambda n: image(n, lambda n, h: n("MeanVarianceNormalization", h)), 8),
     "MeanVarianceNormalization of channels": Case(lambda n: image(n, lambda n, h: n("MeanVarianceNormalization", h, axes=[1])), 0),
+    "LRN of another axis": Case(lambda n: tokens(n, lambda n, h: n("Squeeze", n("LRN", n("Unsqueeze", h, n.c([3])), size=3), n.c([3]))), 8),
     "LRN": Case(lambda n: image(n, lambda n, h: n("LRN", h, size=3)), 0),
     "Softmax": Case(lambda n: rows(n, lambda n, h: n("Softmax", h)), 0),
     "Softmax of another axis": Case(lambda n: tokens(n, lambda n, h: n("Softmax", h, axis=1)), 8),
     "Softmax 11 flattens": Case(lambda n: tokens(n, lambda n, h: n("Softmax", h, axis=1)), 0, 11),
     "LogSoftmax": Case(lambda n: rows(n, lambda n, h: n("LogSoftmax", h)), 0),
+    "LogSoftmax of another axis": Case(lambda n: tokens(n, lambda n, h: n("LogSoftmax", h, axis=1)), 8),
     "Hardmax": Case(lambda n: tokens(n, lambda n, h: n("Hardmax", h, axis=1)), 8),
     "squeeze and excitation": Case(lambda n: image(n, _squeeze_excite), 8 + 4),
     **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1]), keepdims=1), 1, 4), 8, 4), 8 + 4) for op in ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")},
     "ReduceLogSum": Case(lambda n: image(n, lambda n, h: n.conv(n("ReduceLogSum", n("Add", n("Abs", h), n("Abs", h)), n.c([1])), 1, 4), 8, 4), 8 + 4),
     **{op: Case(lambda n, op=op: image(n, lambda n, h: n.conv(n(op, h, n.c([1])), 1, 4), 8, 4), 4) for op in ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")},
+    **{f"{op} of another axis": Case(lambda n, op=op: tokens(n, lambda n, h: n(op, h, n.c([1]))), 8) for op in ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")},
     "ReduceMean of space": Case(lambda n: rows_after(n, lambda n, h: n("ReduceMean", h, n.c([2, 3]), keepdims=0)), 8),
     "ReduceMean of space 13": Case(lambda n: rows_after(n, lambda n, h: n("ReduceMean", h, axes=[2, 3], keepdims=0)), 8, 13),
     "ReduceMean of all": Case(lambda n: n.out(n("ReduceMean", n.conv(n.x("N", 3, "H", "W"), 3, 8))), 8),

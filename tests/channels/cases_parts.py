@@ -245,6 +245,7 @@ def _embed_norm(n: Net) -> Net:
     return n.out(n.linear(n("Relu", n.linear(y, 8, 6)), 6, 3))
 
 
+BOTH = {**UNPROVEN, "wide": 8}
 ATTENTION = {
     "Attention": Case(lambda n: _attention(n, 4), 2 + 4 + 4, 23),
     "Attention of rank 3": Case(lambda n: _attention(n, 3), 2 + 4 + 4, 23),
@@ -268,9 +269,9 @@ ATTENTION = {
     "ms.GroupQueryAttention packed": Case(lambda n: _group_query(n, True), 2 + 2),
     "ms.GroupQueryAttention rotary": Case(lambda n: _group_query(n, False, rotary=True), 2 + 2),
     "ms.GroupQueryAttention packed rotary cache": Case(lambda n: _group_query(n, True, True, True), 2 + 2),
-    "ms.EmbedLayerNormalization": Case(_embed_norm, 6),
-    "ms.LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("LayerNormalization", h, n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=UNPROVEN),
-    "ms.SimplifiedLayerNormalization, standing alone": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SimplifiedLayerNormalization", h, n.w(8)), 8, 6), 8, 6), 6, options=UNPROVEN),
+    "ms.EmbedLayerNormalization": Case(_embed_norm, 6, options={"wide": 8}),
+    "ms.LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("LayerNormalization", h, n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=BOTH),
+    "ms.SimplifiedLayerNormalization, standing alone": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SimplifiedLayerNormalization", h, n.w(8)), 8, 6), 8, 6), 6, options=BOTH),
 }  # fmt: skip
 
 NEWEST = {

@@ -271,5 +271,6 @@ MOVES = {
     "ReverseSequence": Case(lambda n: n.out(n("MatMul", n("ReverseSequence", n.linear(n.x("T", 2, 4), 4, 8), n.c([3, 2])), n.w(8, 3))), 8),
     "DFT": Case(lambda n: n.out(n("MatMul", n("ReduceSum", n("DFT", n("Unsqueeze", n.linear(n.x("N", 8, 4), 4, 8), n.c([3])), axis=1), n.c([3]), keepdims=0), n.w(8, 3))), 8),
     "DFT 20": Case(lambda n: n.out(n("MatMul", n("ReduceSum", n("DFT", n("Unsqueeze", n.linear(n.x("N", 8, 4), 4, 8), n.c([3])), "", n.c(1)), n.c([3]), keepdims=0), n.w(8, 3))), 8, 20),
+    "STFT of many signals": Case(lambda n: n.out(n("Einsum", n("STFT", n("Unsqueeze", n("MatMul", n.w(8, 4), n.x(4, 16)), n.c([2])), n.c(4), "", n.c(8)), n.w(8, 3), equation="afbc,ao->ofbc")), 8),
     "STFT": Case(lambda n: n.out(n("STFT", n("Unsqueeze", n("MatMul", n.x("N", 4), n.w(4, 16)), n.c([2])), n.c(4), "", n.c(8))), 0),
 }  # fmt: skip

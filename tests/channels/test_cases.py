@@ -19,8 +19,9 @@ SEEDS = (0, 1)
 def test_free_units_are_exactly_those_expected(name: str) -> None:
     net = ALL[name].net()
     model = net.model()
-    free = free_units(analyse(prepare(ir.from_proto(model)), net.shapes, _other(ALL[name], net)))
-    assert free == ALL[name].units
+    analysis = analyse(prepare(ir.from_proto(model)), net.shapes, _other(ALL[name], net))
+    assert free_units(analysis) == ALL[name].units
+    assert free_units(analysis, True) - ALL[name].units == ALL[name].options.get("wide", 0)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -45,6 +45,8 @@ barrier(
     domain="com.microsoft",
 )  # fmt: skip
 barrier("a loss compares classes that stay", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+barrier("its positions are numbered", "EyeLike", "Range")
+barrier("the indices of MaxPool number all channels", "MaxUnpool")
 barrier("coordinates of a sampling grid", "AffineGrid")
 barrier("a window or filter bank made from its length", "BlackmanWindow", "HammingWindow", "HannWindow",
         "MelWeightMatrix")  # fmt: skip

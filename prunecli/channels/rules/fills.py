@@ -25,12 +25,6 @@ def shape_of(ctx: Context) -> None:
     ctx.freeze_node(f"{ctx.node.op_type} of a tensor, used in a way that is not followed")
 
 
-@rule("Range")
-def range_(ctx: Context) -> None:
-    """Y[i] = start + i * delta: a position's content is its number."""
-    ctx.freeze(ctx.outputs[0], "Range numbers its positions")
-
-
 @rule("OneHot")
 def one_hot(ctx: Context) -> None:
     """Indices (d...) -> Y with a new axis of classes."""
@@ -40,9 +34,3 @@ def one_hot(ctx: Context) -> None:
     ctx.freeze(y, "classes of OneHot", new)
     for axis in range(ctx.rank(indices)):
         ctx.tie(indices, axis, y, axis + (axis >= new))
-
-
-@rule("EyeLike")
-def eye_like(ctx: Context) -> None:
-    """Positions of both axes number the diagonal."""
-    ctx.freeze_node("EyeLike numbers its positions")

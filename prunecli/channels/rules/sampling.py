@@ -35,18 +35,6 @@ def roi_pool(ctx: Context) -> None:
     ctx.freeze_axes((x, y), (2, 3), SAMPLED)
 
 
-@rule("MaxUnpool")
-def max_unpool(ctx: Context) -> None:
-    """The indices number all channels, so that channels stay."""
-    x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and indices is not None
-    ctx.align(x, indices)
-    ctx.tie(x, 0, y, 0)
-    ctx.tie(x, 1, y, 1)
-    ctx.freeze(indices, "MaxPool indices number all channels")
-    ctx.freeze_axes([y], range(2, ctx.rank(y)), SAMPLED)
-
-
 @rule("Col2Im")
 def col2im(ctx: Context) -> None:
     """X (N, C * block, L) -> Y (N, C, image...): C can be cut."""
