@@ -75,6 +75,8 @@ def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:
     for node in body.node:
         if not node.op_type:
             raise PruneError(f"{path}: node '{node.name}' has no operator", BROKEN)
+        if not node.output and node.domain in ("", "com.microsoft"):
+            raise PruneError(f"{path}: {_label(node)} has no outputs", BROKEN)
         for name in node.input:
             if name and not any(name in scope for scope in scopes):
                 raise PruneError(f"{path}: {_label(node)} reads '{name}', which nothing produces", BROKEN)
