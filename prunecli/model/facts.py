@@ -21,6 +21,8 @@ from prunecli.model.contrib_shapes import CONTRIB_SHAPES, OUTPUT_TYPE_OF, SAME_A
 from prunecli.model.folds import FOLDS, MAX_KNOWN, Array, attr_int, axes_of, slice_bounds, slice_index
 
 Shape = tuple[int, ...]
+UNKNOWN_INPUT = "the shape of an input is unknown"
+"""The problem of every operator after one with a problem of its own."""
 MAX_KNOWN_FLOAT = 4096
 """Elements of a floating-point value worth following (scales, fills, masks)."""
 
@@ -149,7 +151,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
 
 def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     if any(v is not None and v not in facts.shapes and v.graph is not None for v in node.inputs):
-        facts.problems[node] = "the shape of an input is unknown"
+        facts.problems[node] = UNKNOWN_INPUT
         return False
     contrib = CONTRIB_SHAPES.get((node.domain, node.op_type))
     try:

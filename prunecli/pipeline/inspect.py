@@ -22,11 +22,15 @@ from prunecli.model import (
     load,
     totals,
 )
+from prunecli.model.facts import UNKNOWN_INPUT
 from prunecli.model.sizes import count_nonzero
 from prunecli.pipeline.distribution import Distribution, PatternFit, distribution, pattern_fit
 from prunecli.pipeline.inspect_report import to_document, to_json
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
+
+PROBLEMS = 5
+"""How many operators without a shape are listed."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,13 @@ def _about(model: Model) -> dict[str, str]:
 
 
 def _problems(shapes: Shapes) -> list[str]:
-    return [f"shape inference: {problem}" for problem in shapes.facts.problems]
+    """Where shapes end, in the order of the graph; what follows from that is counted."""
+    all_of_them = shapes.facts.problems
+    listed = [
+        f"no shape after {n.op_type} '{_name(n)}': {why}" for n, why in all_of_them.items() if why != UNKNOWN_INPUT
+    ]
+    more = len(all_of_them) - len(listed[:PROBLEMS])
+    return [*listed[:PROBLEMS], f"nor after {more} other operators"] if more else listed
 
 
 def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[Layer]:
@@ -150,7 +160,7 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
 
 def _layer(weight: Weight, macs: int | None) -> Layer:
     return Layer(
-        name=weight.node.name or weight.node.outputs[0].name or "",
+        name=_name(weight.node),
         op=weight.op,
         weight=weight.name,
         kind=weight.kind,
@@ -164,9 +174,12 @@ def _layer(weight: Weight, macs: int | None) -> Layer:
     )
 
 
+def _name(node: ir.Node) -> str:
+    return node.name or next((out.name for out in node.outputs if out.name), "")
+
+
 def _bare(node: ir.Node, macs: int | None) -> Layer:
-    name = node.name or node.outputs[0].name or ""
-    return Layer(name, node.op_type, "", "none", (), "", 0, 0, macs, 0)
+    return Layer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)
 
 
 def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:

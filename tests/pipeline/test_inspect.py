@@ -142,3 +142,17 @@ def test_real_models(path: Path) -> None:
     assert found.prunable
     assert sum(layer.macs or 0 for layer in found.layers) == found.totals.macs
     assert sum(layer.params for layer in found.layers) <= found.totals.params
+
+
+def test_where_shapes_end_is_said_once(tmp_path: Path) -> None:
+    """What follows from an operator that nobody knows is counted, not listed."""
+    proto = onnx.load(SAMPLES / "digits-mlp.onnx")
+    first = proto.graph.node[0]
+    first.domain, first.op_type, first.name = "acme", "Own", "mine"
+    proto.opset_import.add(domain="acme", version=1)
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx")
+    assert len(found.notes) == 2
+    assert found.notes[0].startswith("no shape after Own 'mine': No schema registered")
+    assert found.notes[1] == f"nor after {len(proto.graph.node) - 1} other operators"
+    assert found.totals.macs is None
