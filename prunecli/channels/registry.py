@@ -8,6 +8,10 @@
     def my_norm_attributes(cut, node):
         cut.set_int(node, "channels", cut.size(node.inputs[0], 1))
 
+    @shapes("MyNorm", domain="my.domain")
+    def my_norm_shapes(node, inputs):
+        return [inputs[0]]
+
 An operator without a rule is a barrier: everything it touches is frozen, with the reason. A `barrier` says why.
 """
 
@@ -15,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from prunecli.model.contrib_shapes import CONTRIB_SHAPES, ShapeRule
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +53,21 @@ def rewrite(*ops: str, domain: str = "") -> Callable[[Rewrite], Rewrite]:
     def add(function: Rewrite) -> Rewrite:
         for op in ops:
             REWRITES[domain, op] = function
+        return function
+
+    return add
+
+
+def shapes(*ops: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
+    """Register how operators that ONNX does not know make shapes: (node, input shapes) -> output shapes.
+
+    A shape is a tuple of ints, None for an input that is absent and for an output that is not known. The element
+    type of the outputs is that of the first input.
+    """
+
+    def add(function: ShapeRule) -> ShapeRule:
+        for op in ops:
+            CONTRIB_SHAPES[domain, op] = function
         return function
 
     return add

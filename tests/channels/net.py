@@ -22,7 +22,7 @@ class Net:
         self.rng = np.random.default_rng(seed)
         self.dtype = np.dtype(dtype)
         self.opset = opset
-        self.domains = {"com.microsoft": 1} if domains.pop("microsoft", 1) else {}
+        self.domains = {"com.microsoft": 1, **domains}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []

@@ -6,7 +6,7 @@ differ by some units in the last place of the largest element: 3e-5 of it is som
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,12 @@ def prove(
     seed: int = 0,
     feeds: Mapping[str, Any] | None = None,
     reference: bool = False,
+    operators: Sequence[Any] = (),
 ) -> Proof:
     """Cut random units and compare with the masked original at both choices of dynamic dimensions.
 
-    `reference`: run ONNX's reference implementation, for operators that onnxruntime has no kernel for.
+    `reference`: run ONNX's reference implementation, for operators that onnxruntime has no kernel for;
+    `operators`: implementations of operators that ONNX does not know.
     """
     work = prepare(ir.from_proto(model))
     analysis = analyse(work, shapes, other)
@@ -96,7 +98,7 @@ def prove(
     worst, effect = 0.0, 0.0
     for at in (shapes, other) if other and other != shapes else (shapes,):
         fed = {**random_feeds(model, at, seed), **(feeds or {})}
-        want, got, plain = ((_refer if reference else run)(m, fed) for m in (masked, cut, model))
+        want, got, plain = (_refer(m, fed, operators) if reference else run(m, fed) for m in (masked, cut, model))
         for a, b, c in zip(want, got, plain, strict=True):
             assert a.shape == b.shape and a.dtype == b.dtype
             worst = max(worst, distance(a, b))
@@ -138,8 +140,9 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[np.ndarray]:
     return list(session.run(None, dict(feeds)))
 
 
-def _refer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[np.ndarray]:
-    return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, dict(feeds))]
+def _refer(model: onnx.ModelProto, feeds: Mapping[str, Any], operators: Sequence[Any]) -> list[np.ndarray]:
+    evaluator = ReferenceEvaluator(model, new_ops=list(operators) or None)
+    return [np.asarray(a) for a in evaluator.run(None, dict(feeds))]
 
 
 def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
