@@ -261,8 +261,8 @@ def _fold_values(node: ir.Node, facts: Facts) -> None:
     try:
         with np.errstate(all="ignore"):
             results = FOLDS[node.op_type](node, arrays)
-    except (ValueError, IndexError, TypeError, KeyError, MemoryError):
-        return
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError):
+        return  # nonsense in the model: what it comes to stays unknown
     for value, result in zip(node.outputs, results, strict=False):
         if facts.shapes.get(value) == result.shape:
             dtype = ir.DataType(facts.dtypes[value]).numpy()

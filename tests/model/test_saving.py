@@ -212,6 +212,18 @@ def test_an_invalid_result_is_refused(tmp_path: Path) -> None:
     refused(model, tmp_path / "out.onnx", "the pruned model is invalid")
 
 
+def test_new_initializers_of_an_old_model_are_valid(tmp_path: Path) -> None:
+    old = linear()
+    old.ir_version = 3
+    old.graph.input.extend([info("w", [3, 4]), info("b", [4])])
+    model = loaded(old, tmp_path)
+    save(model, tmp_path / "same.onnx")
+    assert onnx.load(tmp_path / "same.onnx").ir_version == 3
+    model.ir.graph.inputs.pop()  # b is an initializer only
+    save(model, tmp_path / "free.onnx")
+    assert onnx.load(tmp_path / "free.onnx").ir_version == 4
+
+
 def test_an_input_that_was_invalid_too_is_named(tmp_path: Path) -> None:
     broken = linear()
     broken.graph.ClearField("name")

@@ -93,6 +93,11 @@ CASES: list[tuple[str, list[onnx.NodeProto], tuple[int, ...] | None]] = [
     ("loop with too many inputs", [scalar("n", 3), node("Loop", ["n", "", "x", "x"], ["y"], body=GROW)], None),
     ("scan of a scalar", [scalar("n", 1.0), node("Scan", ["x", "n"], ["a", "y"], body=SCAN, num_scan_inputs=1)], None),
     ("range", counting(7, 2), (4,)),
+    (
+        "range without a step",
+        [scalar("a", 0), scalar("b", 7), scalar("c", 0), node("Range", ["a", "b", "c"], ["y"])],
+        (0,),
+    ),
     ("absurd range", counting(1 << 60, 1), (1 << 60,)),
     ("absurd tile", [ints("r", 1 << 40, 1, 1), node("Tile", ["x", "r"], ["y"])], (1 << 42, 2, 3)),
     ("window larger than the input", [node("MaxPool", ["x"], ["y"], kernel_shape=[9])], None),
