@@ -33,12 +33,17 @@ COMMANDS = {
 class Command(TyperCommand):
     """A command whose help lists its options under the headings that options.py gives them."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
                 kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                if param.name == "help":
+                    kind, record = "Global options", (record[0], "show this help")
                 sections.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
         for title, rows in sections.items():
             with formatter.section(title):

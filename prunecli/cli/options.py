@@ -146,7 +146,7 @@ Data = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option("--labels", metavar="PATH", help="labels as .npy, for an .npy of inputs", rich_help_panel=DATA),
+    typer.Option("--labels", metavar="PATH", help="labels as .npy, for .npy and .npz data", rich_help_panel=DATA),
 ]
 LabelColumn = Annotated[
     str | None,
