@@ -8,6 +8,7 @@ import numpy as np
 
 from prunecli.data.columns import Column
 from prunecli.data.dataset import Chunk, Dataset
+from prunecli.errors import PruneError
 from prunecli.inputs import DEFAULT_BATCH, InputSpec, random_inputs
 
 
@@ -24,13 +25,18 @@ def random_data(
     """`count` runs of `random_inputs` with the seeds `seed`, `seed + 1`, ...; each is one batch as it is.
 
     Raises:
-        PruneError: an input that random values cannot be made for, or unknown names in `shapes`.
+        PruneError: an input that random values cannot be made for or that holds none, unknown names in `shapes`.
     """
     chunks = []
     for turn in range(count):
         feed = random_inputs(specs, dims, seed + turn, limits=limits, shapes=shapes, batch=batch)
         sizes = {value.shape[0] for value in feed.values() if value.ndim}
         rows = sizes.pop() if len(sizes) == 1 else 1
+        if rows == 0:
+            raise PruneError(
+                f"random inputs hold no samples: {', '.join(s.describe() for s in specs)}",
+                "the model's first dimension is fixed at 0; export it with another",
+            )
         columns = {name: Column.of(f"random {name}", value) for name, value in feed.items()}
         chunks.append(Chunk(columns, np.arange(rows), whole=True))
     return Dataset(specs, chunks, "seeded random inputs")

@@ -18,6 +18,8 @@ from prunecli.types import Totals
 
 EXACT_UP_TO = 64 << 20
 """Bytes of one file that are really compressed; larger ones are sampled (about 30 MB/s otherwise)."""
+PIECE = 1 << 20
+"""Elements looked at together."""
 SAMPLES = 64
 SAMPLE_BYTES = 256 << 10
 GZIP_FRAME = 18
@@ -61,6 +63,15 @@ def count_nonzero(tensor: ir.TensorProtocol) -> int:
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     return count
+
+
+def is_finite(tensor: ir.TensorProtocol) -> bool:
+    """Whether no element is NaN or infinite."""
+    flat = tensor.numpy().reshape(-1)
+    found = all(bool(np.isfinite(flat[i : i + PIECE]).all()) for i in range(0, flat.size, PIECE))
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return found
 
 
 def gzip_bytes(path: Path) -> int:

@@ -23,7 +23,7 @@ from prunecli.model import (
     totals,
 )
 from prunecli.model.facts import UNKNOWN_INPUT
-from prunecli.model.sizes import count_nonzero
+from prunecli.model.sizes import count_nonzero, is_finite
 from prunecli.pipeline.distribution import Distribution, PatternFit, distribution, pattern_fit
 from prunecli.pipeline.inspect_report import to_document, to_json
 from prunecli.report.document import Document
@@ -113,6 +113,8 @@ def inspect(path: Path, options: InspectOptions | None = None, progress: Progres
     weights = find_weights(model)
     shapes = concrete_shapes(model, options.dims)
     macs = count_macs(model, shapes)
+    broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
+    measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
     return Inspection(
         model=model.ref,
@@ -122,10 +124,14 @@ def inspect(path: Path, options: InspectOptions | None = None, progress: Progres
         totals=totals(model, shapes),
         layers=_layers(model, weights, macs, progress),
         skipped=weights.skipped,
-        notes=[*model.notes, *_problems(shapes)],
+        notes=[
+            *model.notes,
+            *_problems(shapes),
+            *(f"weight '{name}' holds NaN or infinity" for name in sorted(broken)),
+        ],
         nm=options.nm,
         patterns=patterns,
-        distribution=distribution(weights.prunable, progress) if options.histogram else None,
+        distribution=distribution(measurable, progress) if options.histogram else None,
         seconds=time.perf_counter() - start,
     )
 

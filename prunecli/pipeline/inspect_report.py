@@ -186,7 +186,7 @@ def _others(found: Inspection) -> Table:
 def _distribution_tables(found: Inspection) -> list[Section]:
     measured = found.distribution
     if measured is None or not measured.spreads:
-        return [Text("No prunable weights, so no distribution.")]
+        return [Text("No prunable weights of finite values, so no distribution.")]
     return [_spread_table(found, measured), _step_table(measured), _hint_table(measured)]
 
 

@@ -74,6 +74,7 @@ OTHER_NAMES = (
 ONE = "g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }"
 WIDE = "g (float[N,3] x) => (float[N,3] y, float[N,3] z) { y = Relu(x) z = Neg(x) }"
 LONGER = "g (float[N,2] x) => (float[N,M] y, float[N,K] z) { y = Concat<axis=1>(x, x) z = Neg(x) }"
+NO_SAMPLES = "g (float[0,2] x) => (float[0,2] y) { y = Relu(x) }"
 NOT_FINITE = "g (float[N,2] x) => (float[N,2] y, float[N,2] z) { r = Relu(x) y = Log(x) z = Neg(x) }"
 
 
@@ -118,6 +119,7 @@ REFUSED: list[tuple[str, str, list[str], str]] = [
     (TWO, WIDE, [], "no input fits both|different inputs"),
     (TWO, LONGER, [], "the output y is"),
     (TWO, ONE, [], "different outputs"),
+    (NO_SAMPLES, NO_SAMPLES, [], "random inputs hold no samples"),
     (TWO, TWO, ["accuracy<1"], "no figure named accuracy"),
     (TWO, TWO, ["w.max_abs<1"], "no figure named w.max_abs"),
     (TWO, TWO, ["max_abs"], "is not NAME OP NUMBER"),

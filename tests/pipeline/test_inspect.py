@@ -156,3 +156,18 @@ def test_where_shapes_end_is_said_once(tmp_path: Path) -> None:
     assert found.notes[0].startswith("no shape after Own 'mine': No schema registered")
     assert found.notes[1] == f"nor after {len(proto.graph.node) - 1} other operators"
     assert found.totals.macs is None
+
+
+def test_weights_that_are_not_finite_are_named_and_do_not_stop_the_rest(tmp_path: Path) -> None:
+    proto = onnx.load(SAMPLES / "digits-mlp.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("fc1.weight", "fc2.bias"):
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.flat[-1] = np.nan if tensor.name == "fc1.weight" else -np.inf
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx", InspectOptions(histogram=True, nm=(2, 4)))
+    assert found.notes == ["weight 'fc1.weight' holds NaN or infinity", "weight 'fc2.bias' holds NaN or infinity"]
+    assert found.distribution is not None
+    assert set(found.distribution.spreads) == {layer.weight for layer in found.prunable} - {"fc1.weight"}
+    assert "holds NaN" in to_terminal(found.to_document(), width=100, color=False, complete=True)
