@@ -59,7 +59,8 @@ def _parameters(model: Model) -> Iterator[ir.TensorProtocol]:
 
 def count_nonzero(tensor: ir.TensorProtocol) -> int:
     """Elements that are not zero; negative zero is zero, NaN is not."""
-    count = int(np.count_nonzero(tensor.numpy()))
+    with np.errstate(invalid="ignore"):  # small floats are cast to booleans, NaN with a warning
+        count = int(np.count_nonzero(tensor.numpy()))
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     return count

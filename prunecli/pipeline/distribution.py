@@ -177,7 +177,8 @@ def pattern_fit(weight: Weight, n: int, m: int) -> PatternFit:
     if cols % m:
         return PatternFit(False, None, f"{cols} inputs do not divide by {m}")
     rows = weight.layout.canonical(weight.array())
-    nonzero = np.count_nonzero(rows.reshape(*rows.shape[:3], -1, m), axis=-1)
+    with np.errstate(invalid="ignore"):  # as in prunecli.model.sizes.count_nonzero
+        nonzero = np.count_nonzero(rows.reshape(*rows.shape[:3], -1, m), axis=-1)
     good = int(np.count_nonzero(nonzero <= n))
     weight.release()
     return PatternFit(good == nonzero.size, good / nonzero.size)

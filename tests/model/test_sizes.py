@@ -6,9 +6,11 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from prunecli.inputs import numpy_dtype
 from prunecli.model import SaveOptions, concrete_shapes, find_weights, load, save, sizes, totals
 from tests.model.build import floats, linear, loaded, node, proto
 
@@ -68,3 +70,13 @@ def test_large_files_are_estimated(zeros: float, tmp_path: Path, monkeypatch: py
     values.tofile(path)
     exact = len(gzip.compress(values.tobytes(), 6))
     assert abs(sizes.gzip_bytes(path) - exact) < 0.02 * exact
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32", "float64"])
+def test_zeros_and_odd_values_of_every_width(dtype: str) -> None:
+    """NaN is not zero, and says nothing on the way."""
+    values = np.array([0.0, -0.0, 1.0, np.nan]).astype(numpy_dtype(dtype))
+    assert sizes.count_nonzero(ir.tensor(values)) == 2
+    assert not sizes.is_finite(ir.tensor(values))
+    assert sizes.is_finite(ir.tensor(values[:3]))
