@@ -10,8 +10,8 @@ from prunecli.cli import options
 from prunecli.cli.options import DATA, SELECT, ExternalData, Format, as_option
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
-CRITERIA = "l1, l2 (default), lamp, fpgm, bn-scale, random; with --data activation"
-NORMALISERS = "none, mean (default), max, isomorphic"
+CRITERIA = "auto (default: activation with --data, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale, random, activation"
+NORMALISERS = "none, share (default), mean, max, isomorphic"
 
 
 def _amount(name: str, text: str) -> typer.models.OptionInfo:

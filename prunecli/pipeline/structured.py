@@ -41,7 +41,7 @@ from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_c
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.runtime import Session
-from prunecli.search.units import Evidence, UnitRecipe, decide_units
+from prunecli.search.units import Evidence, UnitRecipe, decide_units, resolve_criterion
 from prunecli.select.structures import UNIT_CRITERIA
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
@@ -59,7 +59,7 @@ class StructuredOptions:
     granularity: str = "channel,head"
     criterion: str = UnitRecipe.criterion
     normalize: str = UnitRecipe.normalize
-    scope: Literal["layer", "global"] = UnitRecipe.scope
+    scope: Literal["auto", "layer", "global"] = UnitRecipe.scope
     max_ratio: float = UnitRecipe.max_ratio
     round_to: int = UnitRecipe.round_to
     steps: int = UnitRecipe.steps
@@ -223,7 +223,7 @@ def decide(path: Path, target: Path, options: StructuredOptions, progress: Progr
 
 def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Evidence | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
-    criterion = UNIT_CRITERIA.get(options.criterion)
+    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.data is not None))
     if criterion is None or criterion.evidence != "moments" or options.data is None:
         return None
     data = options.data.open(input_specs(subject.file.ir))

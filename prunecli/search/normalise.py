@@ -1,4 +1,4 @@
-"""Making the scores of different groups comparable: one function per choice of --normalize."""
+"""Making the scores of different slices and groups comparable: one entry per choice of --normalize."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 from prunecli.channels.catalogue import Catalogue, Group
 
 Array = np.ndarray[Any, Any]
-Normaliser = Callable[[Catalogue, Sequence[Group], Array], Array]
+Rows = Sequence[Array]
+Normaliser = Callable[[Catalogue, Sequence[Group], Sequence[Rows]], list[Array]]
 NORMALISERS: dict[str, Normaliser] = {}
 _TINY = np.finfo(float).tiny
 
 
 def normaliser(name: str) -> Callable[[Normaliser], Normaliser]:
-    """Register: `function(catalogue, groups, scores)` returns new scores, in the same order inside each group."""
+    """Register: `function(catalogue, groups, rows)` returns one score per unit for each group, from the rows (one
+    per slice) that the criterion gave for it."""
 
     def add(function: Normaliser) -> Normaliser:
         NORMALISERS[name] = function
@@ -25,47 +27,61 @@ def normaliser(name: str) -> Callable[[Normaliser], Normaliser]:
     return add
 
 
+def _over(row: Array, size: float) -> Array:
+    """row / size; what is infinite stays so."""
+    return np.where(np.isfinite(row), row / max(size, _TINY), row)
+
+
+def _finite(row: Array) -> Array:
+    finite = row[np.isfinite(row)]
+    return finite if len(finite) else np.zeros(1)
+
+
+def _summed(rows: Rows) -> Array:
+    return np.asarray(sum(rows), np.float64)
+
+
 @normaliser("none")
-def none(catalogue: Catalogue, groups: Sequence[Group], scores: Array) -> Array:
-    """The scores as they are."""
-    return scores
+def none(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
+    """The sum over slices, as it is."""
+    return [_summed(own) for own in rows]
 
 
-def _by(groups: Sequence[Group], scores: Array, size: Callable[[Array], float]) -> Array:
-    out = scores.copy()
-    for group in groups:
-        own = scores[group.units]
-        finite = own[np.isfinite(own)]
-        out[group.units] = own / max(size(finite), _TINY) if len(finite) else own
-    return out
+@normaliser("share")
+def share(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
+    """sum over slices of s / sum of the slice: with l2 the fractions of every touched weight's energy that go
+    with the unit. Units that touch many layers weigh accordingly, whatever the layers' scales."""
+    return [_summed([_over(row, float(_finite(row).sum())) for row in own]) for own in rows]
 
 
 @normaliser("mean")
-def mean(catalogue: Catalogue, groups: Sequence[Group], scores: Array) -> Array:
-    """s / mean of the group: 1 is the average unit everywhere (Molchanov et al. 2019 normalise per layer alike)."""
-    return _by(groups, scores, lambda own: float(own.mean()))
+def mean(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
+    """s / mean of the group, s the sum over slices: 1 is the average unit everywhere."""
+    return [_over(row, float(_finite(row).mean())) for row in map(_summed, rows)]
 
 
 @normaliser("max")
-def largest(catalogue: Catalogue, groups: Sequence[Group], scores: Array) -> Array:
-    """s / max of the group."""
-    return _by(groups, scores, lambda own: float(own.max()))
+def largest(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
+    """s / max of the group, s the sum over slices."""
+    return [_over(row, float(_finite(row).max())) for row in map(_summed, rows)]
 
 
 @normaliser("isomorphic")
-def isomorphic(catalogue: Catalogue, groups: Sequence[Group], scores: Array) -> Array:
-    """Groups of one structure compete by their scores, others by rank: (rank + 1/2) / units among all units of
-    groups that touch the same operators' axes in the same way (after Fang et al. 2024)."""
-    pools: dict[object, list[Group]] = {}
-    for group in groups:
-        pools.setdefault(_structure(catalogue, group), []).append(group)
-    out = scores.copy()
+def isomorphic(catalogue: Catalogue, groups: Sequence[Group], rows: Sequence[Rows]) -> list[Array]:
+    """Units of groups of one structure compete by their scores, others by rank: (rank + 1/2) / units among all
+    units of the groups that are read by the same operators in the same way (after Fang et al. 2024)."""
+    pools: dict[object, list[int]] = {}
+    for number, group in enumerate(groups):
+        pools.setdefault(_structure(catalogue, group), []).append(number)
+    out: list[Array] = [np.zeros(0)] * len(groups)
     for pool in pools.values():
-        index = np.concatenate([np.arange(g.first, g.first + g.count) for g in pool])
-        order = np.argsort(scores[index], kind="stable")
-        rank = np.empty(len(index))
-        rank[order] = np.arange(len(index))
-        out[index] = (rank + 0.5) / len(index)
+        scores = [_summed(rows[number]) for number in pool]
+        order = np.argsort(np.concatenate(scores), kind="stable")
+        rank = np.empty(len(order))
+        rank[order] = np.arange(len(order))
+        ends = np.cumsum([len(s) for s in scores])[:-1]
+        for number, part in zip(pool, np.split((rank + 0.5) / len(order), ends), strict=True):
+            out[number] = part
     return out
 
 

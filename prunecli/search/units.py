@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any, Literal
 
@@ -26,6 +26,9 @@ BudgetKind = Literal["ratio", "macs", "params"]
 class UnitRecipe:
     """How units are chosen.
 
+    criterion: `auto` is `activation` where its evidence was measured, else `l2-in`.
+    scope: `layer` cuts all groups alike; `global` ranks all units by score, with `macs` and `params` by score per
+    amount saved (the greedy solution of the knapsack); `auto` is layer with `ratio`, else global.
     target: with `ratio` the fraction of units removed, with `macs` and `params` the fraction that remains, or an
     absolute count if `absolute`. max_ratio: largest fraction of a group that may go. round_to: the positions
     that stay on the group's axes are a multiple of it. steps: how often scores are taken anew on what is left.
@@ -34,9 +37,9 @@ class UnitRecipe:
     budget: BudgetKind
     target: float
     absolute: bool = False
-    criterion: str = "l2"
-    normalize: str = "mean"
-    scope: Literal["layer", "global"] = "global"
+    criterion: str = "auto"
+    normalize: str = "share"
+    scope: Literal["auto", "layer", "global"] = "auto"
     max_ratio: float = 0.9
     round_to: int = 1
     steps: int = 1
@@ -55,7 +58,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class UnitDecision:
-    """`removed`: mask over units. `scores`: the criterion's, of the intact model. `before`, `after`: params and
+    """`removed`: mask over units. `scores`: normalised, of the intact model. `before`, `after`: params and
     macs. `step_of`: the step that removed each unit, -1 for those that stay."""
 
     removed: Mask
@@ -82,15 +85,21 @@ def decide_units(
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
             closest that can).
     """
+    recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
     _check(recipe, evidence)
     return _Chooser(catalogue, recipe, allowed, evidence or Evidence()).run(progress)
+
+
+def resolve_criterion(name: str, data: bool) -> str:
+    """The criterion that `auto` stands for."""
+    return name if name != "auto" else "activation" if data else "l2-in"
 
 
 def _check(recipe: UnitRecipe, evidence: Evidence | None) -> None:
     for value, known, option in (
         (recipe.criterion, UNIT_CRITERIA, "--criterion"),
         (recipe.normalize, NORMALISERS, "--normalize"),
-        (recipe.scope, ("layer", "global"), "--scope"),
+        (recipe.scope, ("auto", "layer", "global"), "--scope"),
     ):
         if value not in known:
             raise PruneError(f"{option} {value!r} is unknown for structures", f"choose from {', '.join(known)}")
@@ -109,6 +118,7 @@ class _Chooser:
         self.catalogue, self.recipe, self.evidence = catalogue, recipe, evidence
         self.slices = WeightSlices(catalogue)
         self.costs: Costs = costs(catalogue.analysis)
+        self.scope = ("layer" if recipe.budget == "ratio" else "global") if recipe.scope == "auto" else recipe.scope
         self.notes: list[str] = []
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
         self.groups = [group for group, wanted in zip(catalogue.groups, use, strict=True) if wanted]
@@ -130,10 +140,10 @@ class _Chooser:
         removed, step_of = np.zeros(total, bool), np.full(total, -1, np.int64)
         first = np.full(total, np.nan)
         for step in progress(range(self.recipe.steps), "choosing units", self.recipe.steps):
-            raw = self.scores(removed)
+            scores = self.scores(removed)
             if step == 0:
-                first = raw
-            chosen = self._choose(raw, removed, (step + 1) / self.recipe.steps)
+                first = scores
+            chosen = self._choose(scores, removed, (step + 1) / self.recipe.steps)
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
@@ -142,16 +152,19 @@ class _Chooser:
     # -- scores -----------------------------------------------------------------------------------
 
     def scores(self, removed: Mask) -> Array:
-        """The criterion's score of every unit of the groups in question, on what is left; NaN elsewhere."""
-        out = np.full(self.catalogue.count, np.nan)
+        """The normalised score of every unit of the groups in question, on what is left; NaN elsewhere."""
         gone = self.catalogue.removed(removed) if removed.any() else {}
         criterion = UNIT_CRITERIA[self.recipe.criterion]
+        rows = []
         for number, group in enumerate(self.groups):
             rng = np.random.default_rng([self.recipe.seed, number])
             parts = [self._part(piece, gone) for piece in self.slices.of(group)]
-            score = criterion.score(UnitGroup(group.name, group.count, parts, rng))
-            if np.isnan(score).any():
+            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng)))
+            if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")
+        out = np.full(self.catalogue.count, np.nan)
+        normalised = NORMALISERS[self.recipe.normalize](self.catalogue, self.groups, rows)
+        for group, score in zip(self.groups, normalised, strict=True):
             out[group.units] = score
         return out
 
@@ -179,17 +192,29 @@ class _Chooser:
 
     # -- choice -----------------------------------------------------------------------------------
 
-    def _choose(self, raw: Array, removed: Mask, share: float) -> Mask:
+    def _choose(self, scores: Array, removed: Mask, share: float) -> Mask:
         """All units that are gone after this step: those before stay gone, because they score lowest."""
-        scores = NORMALISERS[self.recipe.normalize](self.catalogue, self.groups, raw)
+        budget = self.recipe.budget
+        if budget != "ratio" and self.scope == "global":
+            scores = scores / self._savings()
         scores = np.where(removed, -np.inf, np.where(np.isnan(scores), np.inf, scores))
         bundles = bundle(self.pools, scores)
         total = self.catalogue.count
-        if self.recipe.budget == "ratio":
-            chosen = by_ratio(self.pools, bundles, self.recipe.target * share, self.recipe.scope == "global")
+        if budget == "ratio":
+            chosen = by_ratio(self.pools, bundles, self.recipe.target * share, self.scope == "global")
         else:
             chosen = self._by_cost(bundles, share)
         return bundles.mask(chosen, total)
+
+    def _savings(self) -> Array:
+        """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all."""
+        out = np.ones(self.catalogue.count)
+        whole = self.before[self.recipe.budget]
+        for group in self.groups:
+            kept = self.catalogue.sizes.copy()
+            kept[list(group.axes)] -= group.per_unit
+            out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole
+        return out
 
     def _by_cost(self, bundles: Bundles, share: float) -> Array:
         kind, total = self.recipe.budget, self.catalogue.count
@@ -203,8 +228,8 @@ class _Chooser:
                 f"--{kind} {wanted / whole:.3g} cannot be reached: {least / whole:.3g} ({least:,.0f}) must remain",
                 "raise --max-ratio, widen --include, or use --granularity all",
             )
-        global_scope = self.recipe.scope == "global"
-        order = np.argsort(bundles.score, kind="stable") if global_scope else interleaved(self.pools, bundles)
+        everywhere = self.scope == "global"
+        order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         goal = whole * (wanted / whole) ** share
         return by_cost(bundles, order, self.cost, goal, total)
 

@@ -5,7 +5,7 @@ x_u are the elements that unit u has in the slices looked at, as one vector. Hig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +44,10 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class UnitCriterion:
-    """`evidence`: what has to be measured on data first, by name; None: the weights suffice."""
+    """`score`: group -> one row of units per slice looked at, float64, at least one row; how rows become one
+    score per unit is the normaliser's choice. `evidence`: what has to be measured on data first, by name."""
 
-    score: Callable[[UnitGroup], Array]
+    score: Callable[[UnitGroup], list[Array]]
     evidence: str | None = None
 
 
@@ -55,10 +56,10 @@ UNIT_CRITERIA: dict[str, UnitCriterion] = {}
 
 def unit_criterion(
     name: str, evidence: str | None = None
-) -> Callable[[Callable[[UnitGroup], Array]], Callable[[UnitGroup], Array]]:
-    """Register a criterion: `score(group)` returns one float64 per unit."""
+) -> Callable[[Callable[[UnitGroup], list[Array]]], Callable[[UnitGroup], list[Array]]]:
+    """Register a criterion: `score(group)` returns rows of one float64 per unit."""
 
-    def add(score: Callable[[UnitGroup], Array]) -> Callable[[UnitGroup], Array]:
+    def add(score: Callable[[UnitGroup], list[Array]]) -> Callable[[UnitGroup], list[Array]]:
         UNIT_CRITERIA[name] = UnitCriterion(score, evidence)
         return score
 
@@ -70,26 +71,32 @@ def matrices(group: UnitGroup) -> list[Part]:
     return group.of("out", "in") or list(group.parts)
 
 
-def _added(terms: Iterable[Array]) -> Array:
-    return np.asarray(sum(terms), np.float64)
-
-
 @unit_criterion("l1")
-def l1(group: UnitGroup) -> Array:
-    """sum over slices of mean |x|: how large the unit's weights are (Li et al. 2017), each matrix alike."""
-    return _added(np.abs(part.matrix).mean(axis=1) for part in matrices(group))
+def l1(group: UnitGroup) -> list[Array]:
+    """Per slice sum |x|: how large the unit's weights are (Li et al. 2017)."""
+    return [np.abs(part.matrix).sum(axis=1) for part in matrices(group)]
 
 
 @unit_criterion("l2")
-def l2(group: UnitGroup) -> Array:
-    """sqrt of the sum over slices of mean x^2."""
-    return np.sqrt(_added(np.square(part.matrix).mean(axis=1) for part in matrices(group)))
+def l2(group: UnitGroup) -> list[Array]:
+    """Per slice sum x^2, the squared l2 norm: squares of different slices add up to the unit's energy."""
+    return [np.square(part.matrix).sum(axis=1) for part in matrices(group)]
+
+
+@unit_criterion("l2-in")
+def l2_in(group: UnitGroup) -> list[Array]:
+    """Per slice that reads unit j, |W_j|^2: how strongly its consumers would miss it, if all units were equally
+    active. Where nothing reads it through a matrix, all of its slices."""
+    return [np.square(part.matrix).sum(axis=1) for part in group.of("in") or group.parts]
 
 
 @unit_criterion("lamp")
-def lamp(group: UnitGroup) -> Array:
-    """s_u^2 / sum of s_v^2 over the units v with s_v >= s_u, s the l2 score (Lee et al. 2021)."""
-    square = np.square(l2(group))
+def lamp(group: UnitGroup) -> list[Array]:
+    """Per slice s_u / sum of s_v over the units v with s_v >= s_u, s = sum x^2 (Lee et al. 2021)."""
+    return [_lamp(row) for row in l2(group)]
+
+
+def _lamp(square: Array) -> Array:
     order = np.argsort(square, kind="stable")
     rest = np.cumsum(square[order][::-1])[::-1]
     out = np.empty_like(square)
@@ -98,20 +105,19 @@ def lamp(group: UnitGroup) -> Array:
 
 
 @unit_criterion("fpgm")
-def fpgm(group: UnitGroup) -> Array:
-    """sum over the other units of |x_u - x_v|_2 on the rows that compute them: far from the geometric median
-    is hard to replace (He et al. 2019)."""
+def fpgm(group: UnitGroup) -> list[Array]:
+    """sum over the other units of |x_u - x_v|_2, x the rows that compute them: what is far from the geometric
+    median is hard to replace (He et al. 2019)."""
     rows = np.concatenate([part.matrix for part in group.of("out") or group.parts], axis=1)
     square = np.square(rows).sum(axis=1)
-    gram = rows @ rows.T
-    distance = np.sqrt(np.maximum(square[:, None] + square[None, :] - 2 * gram, 0))
+    distance = np.sqrt(np.maximum(square[:, None] + square[None, :] - 2 * rows @ rows.T, 0))
     np.fill_diagonal(distance, 0)
-    return np.asarray(distance.sum(axis=1))
+    return [np.asarray(distance.sum(axis=1))]
 
 
 @unit_criterion("bn-scale")
-def bn_scale(group: UnitGroup) -> Array:
-    """sum of |gamma| over the BatchNormalizations of the unit (network slimming, Liu et al. 2017).
+def bn_scale(group: UnitGroup) -> list[Array]:
+    """Per BatchNormalization of the unit |gamma| (network slimming, Liu et al. 2017).
 
     Raises:
         PruneError: the units have none.
@@ -122,21 +128,19 @@ def bn_scale(group: UnitGroup) -> Array:
             f"--criterion bn-scale: the units of {group.name} have no BatchNormalization",
             "choose another criterion, or --exclude what has none; exporters often fold it into the convolution",
         )
-    return _added(np.abs(part.matrix).sum(axis=1) for part in scales)
+    return [np.abs(part.matrix).sum(axis=1) for part in scales]
 
 
 @unit_criterion("random")
-def random(group: UnitGroup) -> Array:
+def random(group: UnitGroup) -> list[Array]:
     """Uniform numbers from the seed: the baseline every criterion has to beat."""
-    return group.rng.random(group.count)
+    return [group.rng.random(group.count)]
 
 
 @unit_criterion("activation", evidence="moments")
-def activation(group: UnitGroup) -> Array:
-    """sum over the slices that read the unit of E[x_j^2] |W_j|^2: the energy that unit j adds to its consumers'
-    outputs (the structural form of Sun et al. 2024). Units that nothing measured reads: their l2 score's square
-    has no place beside these, so they get the largest score of all and stay."""
+def activation(group: UnitGroup) -> list[Array]:
+    """Per slice that reads unit j, E[x_j^2] |W_j|^2: the energy that it adds to the consumer's output (the
+    structural form of Sun et al. 2024). A unit that nothing measured reads has no such figure and stays."""
     reading = [part for part in group.of("in") if "moments" in part.evidence]
-    if not reading:
-        return np.full(group.count, np.inf)
-    return _added((part.evidence["moments"] * np.square(part.matrix)).sum(axis=1) for part in reading)
+    rows = [(part.evidence["moments"] * np.square(part.matrix)).sum(axis=1) for part in reading]
+    return rows or [np.full(group.count, np.inf)]

@@ -129,8 +129,8 @@ def test_help_lists_what_there_is_and_what_is_default() -> None:
     ):
         for name in names:
             assert name in text
-        assert f"{default} (default)" in text
-    assert (UnitRecipe.scope, UnitRecipe.max_ratio, UnitRecipe.steps) == ("global", 0.9, 1)
+        assert f"{default} (default" in text
+    assert (UnitRecipe.scope, UnitRecipe.max_ratio, UnitRecipe.steps) == ("auto", 0.9, 1)
 
 
 def test_help_is_complete(prune: Prune) -> None:

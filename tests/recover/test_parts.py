@@ -1,0 +1,134 @@
+"""Optimizers, schedules, augmentation, penalties: each registered entry against its formula in plain float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunecli.errors import PruneError
+from prunecli.recover.augment import AUGMENTS, apply_augments, mixup, parse_augments
+from prunecli.recover.optimizers import OPTIMIZERS, Knobs, clip_norm
+from prunecli.recover.schedules import SCHEDULES, warmed
+
+Array = np.ndarray[Any, Any]
+STEPS, RATE = 4, 0.1
+
+
+def sgd(w: Array, grads: list[Array], k: Knobs) -> Array:
+    v = np.zeros_like(w)
+    for g in grads:
+        g = g + k.weight_decay * w
+        v = k.momentum * v + g
+        w = w - RATE * (g + k.momentum * v)
+    return w
+
+
+def adam(w: Array, grads: list[Array], k: Knobs, decoupled: bool = False) -> Array:
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        g = g if decoupled else g + k.weight_decay * w
+        m = k.momentum * m + (1 - k.momentum) * g
+        v = k.beta2 * v + (1 - k.beta2) * g**2
+        move = (m / (1 - k.momentum**t)) / (np.sqrt(v / (1 - k.beta2**t)) + k.epsilon)
+        w = w - RATE * (move + (k.weight_decay * w if decoupled else 0))
+    return w
+
+
+FORMULAS: dict[str, Callable[..., Array]] = {"sgd": sgd, "adam": adam, "adamw": lambda w, g, k: adam(w, g, k, True)}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_follow_their_formula(name: str, decay: float) -> None:
+    rng = np.random.default_rng(0)
+    size = 70_000  # more than one chunk
+    start = rng.standard_normal(size)
+    grads = [rng.standard_normal(size) for _ in range(STEPS)]
+    knobs = Knobs(weight_decay=decay)
+    weights = start.astype(np.float32)
+    optimizer = OPTIMIZERS[name].make(size, knobs)
+    for step, g in enumerate(grads, 1):
+        optimizer.update(weights, g.astype(np.float32), np.ones(size, np.float32), RATE, step)
+    # float32 keeps some 1e-7 of each of four steps' terms, of size up to about 5
+    assert np.abs(weights - FORMULAS[name](start, grads, knobs)).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_acts_only_where_it_is_wanted(name: str) -> None:
+    weights, still = np.ones(4, np.float32), np.zeros(4, np.float32)
+    decays = np.array([1, 0, 1, 0], np.float32)
+    OPTIMIZERS[name].make(4, Knobs(weight_decay=0.5)).update(weights, still, decays, RATE, 1)
+    assert (weights[decays == 0] == 1).all() and (weights[decays == 1] < 1).all()
+
+
+def test_clipping_keeps_the_direction() -> None:
+    gradients = np.array([3.0, 4.0], np.float32)
+    assert clip_norm(gradients, 1.0) == 5
+    assert gradients == pytest.approx([0.6, 0.8])
+    assert clip_norm(gradients, 2.0) == pytest.approx(1)
+    assert gradients == pytest.approx([0.6, 0.8])
+
+
+CURVES = {
+    "constant": {0: 1, 50: 1, 99: 1},
+    "cosine": {0: 1, 50: 0.5, 100: 0},
+    "step": {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01},
+    "onecycle": {0: 1 / 25, 30: 1, 100: 1e-4},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_pass_through_their_points(name: str) -> None:
+    fraction = SCHEDULES[name](100)
+    assert {step: fraction(step) for step in CURVES[name]} == pytest.approx(CURVES[name])
+    assert all(0 <= fraction(step) <= 1 for step in range(101))
+
+
+def test_warmup_rises_in_a_line() -> None:
+    fraction = warmed(SCHEDULES["constant"](10), 3)
+    assert [fraction(i) for i in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+IMAGES = np.random.default_rng(0).standard_normal((200, 2, 16, 24)).astype(np.float32) + 5
+
+
+def _rows_kept(name: str, out: Array) -> None:
+    if name == "flip":
+        same = (out == IMAGES).all(axis=(1, 2, 3))
+        mirrored = (out == IMAGES[..., ::-1]).all(axis=(1, 2, 3))
+        assert (same | mirrored).all() and 60 < same.sum() < 140  # 200 fair coins: 6 sigma
+    elif name == "shift":
+        inside = out != 0
+        assert (inside.sum(axis=(1, 2, 3)) >= 2 * 14 * 21).all()  # at most an eighth of each side is lost
+        assert len({tuple(np.argwhere(i[0])[0]) for i in inside}) > 5
+        assert (out[5][inside[5]].sum() <= IMAGES[5].sum()) and np.isin(out[inside], IMAGES).all()
+    else:
+        gone = out == 0
+        assert (gone.sum(axis=(1, 2, 3)) <= 2 * 5 * 5).all() and gone.any(axis=(1, 2, 3)).all()
+        assert (out[~gone] == IMAGES[~gone]).all()
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmentations_only_move_or_hide(name: str) -> None:
+    before = IMAGES.copy()
+    out = AUGMENTS[name](IMAGES, np.random.default_rng(1))
+    assert out.shape == IMAGES.shape and out.dtype == IMAGES.dtype and (before == IMAGES).all()
+    _rows_kept(name, out)
+
+
+def test_augmentation_leaves_other_inputs_alone() -> None:
+    feed = {"x": IMAGES[:4], "ids": np.arange(4), "table": np.ones((4, 3), np.float32)}
+    out = apply_augments(feed, ("flip", "cutout"), np.random.default_rng(0))
+    assert (out["ids"] == feed["ids"]).all() and (out["table"] == 1).all() and (out["x"] != feed["x"]).any()
+    with pytest.raises(PruneError, match="no augmentation 'flop'"):
+        parse_augments("flip,flop")
+
+
+def test_mixup_mixes_labels_as_it_mixes_samples() -> None:
+    labels = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
+    mixed = mixup({"x": labels * 3, "labels": labels}, 1.0, np.random.default_rng(0))
+    assert mixed["x"] == pytest.approx(mixed["labels"] * 3) and mixed["labels"].sum(axis=1) == pytest.approx(np.ones(8))
+    assert ((mixed["labels"] > 0) & (mixed["labels"] < 1)).any()
