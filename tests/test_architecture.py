@@ -33,10 +33,10 @@ ALLOWED = {
     "apply": WORK,
     "evaluate": WORK,
     "evidence": WORK | {"apply"},
-    "recover": WORK | {"apply"},
-    "search": WORK | {"apply", "evaluate"},
+    "recover": WORK | {"apply", "evaluate"},
+    "search": WORK | {"apply", "evaluate", "evidence"},
     "pipeline": WORK | {"apply", "evaluate", "evidence", "recover", "search", "report"},
-    "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate"},
+    "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate", "select", "recover"},
     "__init__": {"_version", "pipeline"},
     "__main__": {"cli"},
 }

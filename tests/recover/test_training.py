@@ -161,7 +161,7 @@ def size(path: Path, name: str) -> float:
     arrays = tensors(path)
     if name == "bn-l1":
         return float(
-            sum(np.abs(a).sum() for n, a in arrays.items() if n.endswith("bn.weight") or "bn" in n and "weight" in n)
+            sum(np.abs(a).sum() for n, a in arrays.items() if n.endswith("bn.weight") or ("bn" in n and "weight" in n))
         )
     if name == "group-lasso":
         return float(sum(np.linalg.norm(a.reshape(len(a), -1), axis=1).sum() for a in arrays.values() if a.ndim > 1))
