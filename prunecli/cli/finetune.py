@@ -63,9 +63,7 @@ def finetune(
     epochs: Annotated[
         int, typer.Option("--epochs", metavar="N", min=1, help="passes over the data", rich_help_panel=TRAIN)
     ] = 5,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="samples per step", rich_help_panel=TRAIN)
-    ] = 64,
+    batch_size: options.BatchSize = 64,
     optimizer: Annotated[
         Optimizer,
         typer.Option("--optimizer", metavar="sgd|adam|adamw", help="sgd has Nesterov momentum", rich_help_panel=TRAIN),
@@ -193,7 +191,7 @@ def finetune(
         typer.Option(
             "--output-name",
             metavar="NAME",
-            help="the output that learns; default the first that fits",
+            help="the output to judge; default the first that fits the labels",
             rich_help_panel=TEACH,
         ),
     ] = None,

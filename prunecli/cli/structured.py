@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prunecli.cli import options
-from prunecli.cli.options import DATA, SELECT, ExternalData, Format, as_option
+from prunecli.cli.options import SELECT, ExternalData, Format, as_option
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 CRITERIA = "auto (default: activation with --data, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale, random, activation"
@@ -77,9 +77,7 @@ def structured(
     data: options.Data = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="samples per run", rich_help_panel=DATA)
-    ] = 32,
+    batch_size: options.BatchSize = 32,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     output: options.OutputPath = None,
