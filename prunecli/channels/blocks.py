@@ -1,26 +1,32 @@
 """Residual blocks: where a graph computes y = x + f(x), f can be dropped whole and y becomes x.
 
-A block is an `Add` (or a `Sum`, or the addition inside `SkipLayerNormalization`) of which one operand, the
-branch f(x), is used nowhere else and is computed from the other, the stream x. Dropping is exact by
+A block is an `Add` (or a `Sum`, or the addition inside `SkipLayerNormalization` and its RMS form) of which one
+operand, the branch f(x), is used nowhere else and is computed from the other, the stream x. Dropping is exact by
 construction: it is the original with the branch forced to zero, since x + 0 = x. Attention and MLP of a
 transformer layer are two blocks; a block inside another one's branch is a block of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.edit import Removed
+from prunecli.channels.prepare import share_again
 from prunecli.channels.views import Geometry
-from prunecli.errors import PruneError
 from prunecli.model.facts import Facts
 
 _PASS = ("Identity", "Dropout", "Cast")
-_LAYER_NORM_SINCE = 17
+_SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
+"""com.microsoft operators that add and normalise: (x, f, scale, ...) -> (y, mean, inverse deviation, x + f); the
+number of the input `bias`, which is added, too."""
+_SUM = 3
+_EPSILON = 1e-12
+"""Their default."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,31 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:
     """
     blocks: list[Block] = []
     for node in model.graph:
-        for branch, stream in _operands(node, model):
+        for branch, stream in _operands(node):
             block = _block(model, node, branch, stream, geometry)
             if block is not None:
                 blocks.append(block)
                 break
-    return blocks
+    return _told_apart(blocks)
 
 
-def _operands(node: ir.Node, model: ir.Model) -> Iterable[tuple[int, int]]:
+def _told_apart(blocks: list[Block]) -> list[Block]:
+    """Nodes may share a name: then blocks go by the value they yield."""
+    counts = Counter(block.name for block in blocks)
+    return [b if counts[b.name] == 1 else replace(b, name=b.join.outputs[0].name or "") for b in blocks]
+
+
+def _operands(node: ir.Node) -> Iterable[tuple[int, int]]:
     """(branch, stream) input indices to try."""
     joins = node.op_type in ("Add", "Sum") and node.domain == ""
     if joins and len(node.inputs) >= 2:
         return [(i, j) for i in range(len(node.inputs)) for j in range(len(node.inputs)) if i != j]
-    recent = model.opset_imports.get("", 0) >= _LAYER_NORM_SINCE  # what is left is a LayerNormalization
-    return [(0, 1), (1, 0)] if recent and _is_skip_norm(node) else []
+    plain = _is_skip_norm(node) and not any(out.uses() or out.is_graph_output() for out in node.outputs[1:_SUM])
+    return [(0, 1), (1, 0)] if plain else []
 
 
 def _is_skip_norm(node: ir.Node) -> bool:
-    return node.op_type == "SkipLayerNormalization" and node.domain == "com.microsoft"
+    return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
 
 
 def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Block | None:
@@ -145,11 +157,11 @@ def _reads(dead: Dead, x: ir.Value, facts: Facts) -> bool:
     return any(_origin(v) is source for v in used)
 
 
-def _origin(value: ir.Value) -> ir.Value:
-    """The value that `value` is a plain copy of."""
+def _origin(value: ir.Value) -> ir.Value | ir.Node:
+    """The value that `value` is a plain copy of. Sum and result of one fused normalisation are one stream."""
     while (node := value.producer()) is not None and node.op_type in _PASS and node.inputs[0] is not None:
         value = node.inputs[0]
-    return value
+    return node if node is not None and _is_skip_norm(node) else value
 
 
 def dead_without(model: ir.Model, blocks: Sequence[Block]) -> Dead:
@@ -173,7 +185,6 @@ def _closure(model: ir.Model, cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
                 initializers.add(value)
         elif node not in nodes and not any(_needed(out, gone) for out in node.outputs):
             nodes.add(node)
-            gone.update((node, index) for index in range(len(node.inputs)))
             queue.extend(_all_inputs(node, gone))
     return Dead(frozenset(nodes), frozenset(initializers))
 
@@ -184,28 +195,19 @@ def _needed(value: ir.Value, gone: set[tuple[ir.Node, int]]) -> bool:
 
 def _all_inputs(node: ir.Node, gone: set[tuple[ir.Node, int]]) -> list[ir.Value | None]:
     """What a node reads, the values its bodies capture included."""
-    found = list(node.inputs)
+    reads = list(_reads_of(node))
+    gone.update(reads)
+    return [reader.inputs[index] for reader, index in reads]
+
+
+def _reads_of(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
+    """(node, input) of a node and of all nodes inside its bodies."""
+    yield from ((node, index) for index in range(len(node.inputs)))
     for attr in node.attributes.values():
         graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
         graphs += list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            for inner in graph:
-                gone.update((inner, index) for index in range(len(inner.inputs)))
-                found.extend(_all_inputs(inner, gone))
-    return found
-
-
-def blocks_named(blocks: Sequence[Block], names: Iterable[str]) -> list[Block]:
-    """The blocks of these names, in graph order.
-
-    Raises:
-        PruneError: there is no such block.
-    """
-    wanted = set(names)
-    missing = wanted - {b.name for b in blocks}
-    if missing:
-        raise PruneError(f"there is no residual block {sorted(missing)[0]!r}", "see --dry-run for their names")
-    return [b for b in blocks if b.name in wanted]
+        for inner in (inner for graph in graphs for inner in graph.all_nodes()):
+            yield from ((inner, index) for index in range(len(inner.inputs)))
 
 
 def drop_blocks(model: ir.Model, blocks: Sequence[Block]) -> Dead:
@@ -217,15 +219,25 @@ def drop_blocks(model: ir.Model, blocks: Sequence[Block]) -> Dead:
         what was deleted.
     """
     dead = dead_without(model, blocks)
-    for block in blocks:
-        if block.join not in dead.nodes:
-            _bypass(model, block)
-    graph = model.graph
-    for node in reversed([n for n in graph if n in dead.nodes]):
+    bypassed = [block for block in blocks if block.join not in dead.nodes]
+    for block in bypassed:
+        _bypass(model, block)
+    _delete(model.graph, dead)
+    for join in (b.join for b in bypassed if b.join.graph is not None):
+        if not any(_needed(out, set()) for out in join.outputs):  # a normalisation for dropped branches only
+            rest = _closure(model, [(join, index) for index in range(len(join.inputs))])
+            _delete(model.graph, Dead(rest.nodes | {join}, rest.initializers))
+    share_again(model)
+    return dead
+
+
+def _delete(graph: ir.Graph, dead: Dead) -> None:
+    for node in [n for n in graph if n in dead.nodes]:
         graph.remove(node, safe=False)
+        for reader, index in _reads_of(node):
+            reader.replace_input_with(index, None)
     for value in dead.initializers:
         del graph.initializers[value.name or ""]
-    return dead
 
 
 def _bypass(model: ir.Model, block: Block) -> None:
@@ -233,7 +245,7 @@ def _bypass(model: ir.Model, block: Block) -> None:
     join, graph = block.join, model.graph
     rest = [v for index, v in enumerate(join.inputs) if index != block.branch]
     if _is_skip_norm(join):
-        _normalise_only(graph, join, rest)
+        _normalise_only(graph, join, block.branch)
     elif len(rest) > 1:
         _replace(graph, join, ir.Node("", "Sum", rest, num_outputs=1, name=join.name))
     elif join.outputs[0].is_graph_output():
@@ -244,26 +256,34 @@ def _bypass(model: ir.Model, block: Block) -> None:
         graph.remove(join, safe=True)
 
 
-def _normalise_only(graph: ir.Graph, join: ir.Node, rest: list[ir.Value | None]) -> None:
-    """SkipLayerNormalization(x, f, scale, beta, bias) without f: LayerNormalization(x + bias)."""
-    stream, scale, beta, bias = (*rest, None, None)[:4]
-    epsilon = join.attributes.get("epsilon")
-    total = join.outputs[3] if len(join.outputs) > 3 and join.outputs[3].name else None
-    norm = ir.Node("", "LayerNormalization", [v for v in (stream, scale, beta) if v is not None],
-                   [ir.AttrInt64("axis", -1), epsilon or ir.AttrFloat32("epsilon", 1e-12)],
-                   num_outputs=1, name=join.name)  # fmt: skip
-    if bias is not None or (total is not None and total.is_graph_output()):
-        inputs = [stream] if bias is None else [stream, bias]
-        add = ir.Node("", "Identity" if bias is None else "Add", inputs, num_outputs=1, name=f"{join.name}.sum")
-        graph.insert_before(join, add)
-        add.outputs[0].name = f"{join.outputs[0].name}.sum"
-        add.outputs[0].shape, add.outputs[0].type = join.outputs[0].shape, join.outputs[0].type
-        norm.replace_input_with(0, add.outputs[0])
+def _normalise_only(graph: ir.Graph, join: ir.Node, branch: int) -> None:
+    """Without f, the same operator on x + x: a normalisation does not see the factor of two, if epsilon has its
+    square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
+    place = _SKIP_NORMS[join.op_type]
+    stream = join.inputs[1 - branch]
+    bias = join.inputs[place] if len(join.inputs) > place else None
+    total = join.outputs[_SUM] if len(join.outputs) > _SUM else None
+    if total is not None and (total.uses() or total.is_graph_output()):
+        left = _insert(graph, join, "sum", total, *(v for v in (stream, bias) if v is not None))
+        total.replace_all_uses_with(left, replace_graph_outputs=True)
+        total.name, left.name = None, total.name
     if total is not None:
-        summed = norm.inputs[0]
-        assert summed is not None
-        total.replace_all_uses_with(summed, replace_graph_outputs=True)
-    _replace(graph, join, norm)
+        join.resize_outputs(_SUM)
+    if bias is not None:
+        join.replace_input_with(place, _insert(graph, join, "bias", bias, bias, bias))
+    join.replace_input_with(branch, stream)
+    epsilon = join.attributes.get("epsilon")
+    join.attributes["epsilon"] = ir.AttrFloat32("epsilon", 4 * (_EPSILON if epsilon is None else epsilon.as_float()))
+
+
+def _insert(graph: ir.Graph, join: ir.Node, what: str, like: ir.Value, *operands: ir.Value) -> ir.Value:
+    """The sum of one or two values, computed before a node."""
+    name = f"{join.outputs[0].name}.{what}"
+    node = ir.Node("", "Add" if len(operands) > 1 else "Identity", operands, num_outputs=1, name=name)
+    graph.insert_before(join, node)
+    out = node.outputs[0]
+    out.name, out.shape, out.type = name, like.shape, like.type
+    return out
 
 
 def _replace(graph: ir.Graph, join: ir.Node, new: ir.Node) -> None:
