@@ -37,7 +37,7 @@ class Significance:
         verdict = "beyond chance" if self.beyond_chance else "within chance"
         kind = "worse" if self.difference < 0 else "better"
         size = f"the model is {kind} than the baseline" if self.beyond_chance else "the difference is"
-        return f"{size} {verdict} ({self.test}, p = {format_p(self.p)}; {self.detail})"
+        return f"{size} {verdict} ({self.test}, p {format_p(self.p)}; {self.detail})"
 
     def to_json(self) -> Json:
         return {
@@ -50,7 +50,7 @@ class Significance:
 
 
 def format_p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def compare_predictions(model: Predictions, baseline: Predictions) -> Significance:

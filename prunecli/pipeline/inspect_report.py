@@ -180,7 +180,7 @@ def _others(found: Inspection) -> Table:
     for kind, tensors in kinds.items():
         group = [layer for layer in found.layers if layer.kind == kind]
         rows.append((kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group)))
-    return Table("Left alone unless --include names them", columns, rows)
+    return Table("Left alone unless --also names their kind", columns, rows)
 
 
 def _distribution_tables(found: Inspection) -> list[Section]:

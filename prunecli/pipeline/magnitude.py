@@ -148,6 +148,8 @@ def _with(options: MagnitudeOptions, changes: dict[str, Any]) -> MagnitudeOption
     asked = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
     if asked:
         changes["recipe"] = Recipe(**asked) if options.recipe is None else replace(options.recipe, **asked)
+    if changes.get("output") is not None:
+        changes["output"] = Path(changes["output"])
     return replace(options, **changes)
 
 

@@ -192,6 +192,8 @@ def _with(options: StructuredOptions, changes: Mapping[str, Any]) -> StructuredO
     rest = {name: value for name, value in changes.items() if name not in given}
     if given:
         rest["budget"] = Budget.parse(given)
+    if rest.get("output") is not None:
+        rest["output"] = Path(rest["output"])
     return replace(options, **rest)
 
 
