@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from prunecli.apply.cut_reference import FLOATS, Forced, masked_original, original_proto
+from prunecli.apply.cut_reference import FLOATS, Forced, masked_original, stored_bytes
 from prunecli.apply.cut_trace import first_difference
 from prunecli.apply.outline import graphs
 from prunecli.apply.tolerance import RELATIVE, Difference, differences
@@ -64,15 +64,14 @@ class CutProof:
 
     def __call__(self, staged: Path) -> Verification:
         """Compare. Raises PruneError naming the first tensor that differs."""
-        proto = original_proto(str(self.path), RUN_UP_TO)
-        if proto is None:
+        if stored_bytes(self.path) > RUN_UP_TO:
             return Verification("none", detail="too large to be run beside its reference")
         try:
             original = self.open(self.path)
             trials = list(self.trials(original))
         except PruneError as error:
             return self._unproved(staged, error)
-        sides = _Sides(staged, proto, self.forced, self.open)
+        sides = _Sides(self.path, staged, self.forced, self.open)
         ran, refused = 0, ""
         for trial in self.progress(trials, "proving", len(trials)):
             try:
@@ -160,10 +159,10 @@ class _OriginalFailsError(PruneError):
 
 @dataclass
 class _Sides:
-    """The sessions of one proof, opened when they are needed."""
+    """The sessions of one proof, opened when they are needed. Models are kept serialised: they may be large."""
 
+    path: Path
     staged: Path
-    proto: onnx.ModelProto
     forced: Forced
     open: Callable[..., Session]
 
@@ -174,20 +173,20 @@ class _Sides:
         return any(pair in self.forced.averaged for pair in axes)
 
     @cached_property
-    def masked(self) -> onnx.ModelProto:
-        return masked_original(self.proto, self.forced, self.restricted)
+    def masked(self) -> bytes:
+        return bytes(masked_original(onnx.load(str(self.path)), self.forced, self.restricted).SerializeToString())
 
     @cached_property
     def reference(self) -> Session:
-        return self.open(self.masked.SerializeToString())
+        return self.open(self.masked)
 
     @cached_property
     def plain_reference(self) -> Session:
-        return self.open(self.masked.SerializeToString(), optimise=False)
+        return self.open(self.masked, optimise=False)
 
     @cached_property
     def zeroed(self) -> Session:
-        return self.open(masked_original(self.proto, self.forced).SerializeToString())
+        return self.open(masked_original(onnx.load(str(self.path)), self.forced).SerializeToString())
 
     @cached_property
     def cut(self) -> Session:
@@ -196,7 +195,7 @@ class _Sides:
     @cached_property
     def nudged(self) -> Sequence[Session]:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""
-        return [self.open(_nudged(self.masked, seed).SerializeToString(), optimise=False) for seed in range(2)]
+        return [self.open(_nudged(self.masked, seed), optimise=False) for seed in range(2)]
 
     def first_difference(self, trial: Trial) -> str | None:
         references = [self.masked, _nudged(self.masked, 0), _nudged(self.masked, 1)]
@@ -205,23 +204,25 @@ class _Sides:
     @cached_property
     def relative(self) -> float:
         """The allowance for the coarsest type that the model stores or takes."""
-        stored = {t.data_type for graph in graphs(self.proto) for t in graph.initializer}
-        stored |= {v.type.tensor_type.elem_type for v in (*self.proto.graph.input, *self.proto.graph.output)}
-        stored |= {a.i for n in self.proto.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+        model = onnx.load(str(self.path), load_external_data=False)
+        stored = {t.data_type for graph in graphs(model) for t in graph.initializer}
+        stored |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+        stored |= {a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
         return max((RELATIVE[_NAMES[code]] for code in stored if code in _NAMES), default=RELATIVE["float32"])
 
 
-def _nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """A copy in which every weight goes up or down by one unit; not exponents, or the scales of a Resize."""
-    out, rng = onnx.ModelProto(), np.random.default_rng(seed)
-    out.CopyFrom(model)
+def _nudged(model: bytes, seed: int) -> bytes:
+    """Every weight one unit up or down; not exponents, or the scales of a Resize."""
+    out, rng = onnx.load_from_string(model), np.random.default_rng(seed)
     constants = (n.attribute[0].t for n in out.graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t"))
     for tensor in (*out.graph.initializer, *constants):
+        if tensor.data_type not in FLOATS[:2]:
+            continue
         array = numpy_helper.to_array(tensor)
-        if tensor.data_type in FLOATS[:2] and (array.ndim > 1 or array.size > SMALL):
+        if array.ndim > 1 or array.size > SMALL:
             moved = array * (1 + np.finfo(array.dtype).eps * rng.choice([-1, 1], array.shape))
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(moved, array.dtype), tensor.name))
-    return out
+    return bytes(out.SerializeToString())
 
 
 def _run_or(reference: Session, trial: Trial, original: Session) -> Outputs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,23 +50,21 @@ class Forced:
 
 
 def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = False) -> onnx.ModelProto:
-    """A copy of `model` in which every listed value is zero at the listed positions.
+    """Make every listed value zero at the listed positions; changes `model` in place and returns it.
 
     With `restrict`, normalisations that average over cut positions see the kept ones only.
     """
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    out.ir_version = max(out.ir_version, 4)  # before it, every constant had to be a graph input
-    for tensor in out.graph.initializer:
+    model.ir_version = max(model.ir_version, 4)  # before it, every constant had to be a graph input
+    for tensor in model.graph.initializer:
         if forced.is_listed(tensor.name) and tensor.data_type in FLOATS:
             tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name]))
-    editor = _Editor(out, forced)
-    nodes = list(out.graph.node)
-    del out.graph.node[:]
+    editor = _Editor(model, forced)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
     for node in nodes:
         wanted = restrict and editor.averages(node)
-        out.graph.node.extend(editor.restricted(node) if wanted else editor.masked(node))
-    return out
+        model.graph.node.extend(editor.restricted(node) if wanted else editor.masked(node))
+    return model
 
 
 def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array]) -> onnx.TensorProto:
@@ -76,12 +75,10 @@ def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array]) -> onnx.TensorPr
     return numpy_helper.from_array(array, tensor.name)
 
 
-def original_proto(path: str, limit: int) -> onnx.ModelProto | None:
-    """The file with its external data; None where that is more than `limit` bytes."""
-    model = onnx.load(path, load_external_data=False)
-    if sum(_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer) > limit:
-        return None
-    return onnx.load(path)
+def stored_bytes(path: Path) -> int:
+    """Size of all weights of a model file, external data included."""
+    model = onnx.load(str(path), load_external_data=False)
+    return sum(_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer)
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

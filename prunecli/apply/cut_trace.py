@@ -19,7 +19,7 @@ LOOSER = 10.0
 
 
 def first_difference(
-    staged: Path, references: Sequence[onnx.ModelProto], forced: Forced, feed: Mapping[str, Any], relative: float
+    staged: Path, references: Sequence[bytes], forced: Forced, feed: Mapping[str, Any], relative: float
 ) -> str | None:
     """`'VALUE' (OP NODE): what differs` for the first such value in the order of the graph; "" if there is none, None
     if they cannot be compared.
@@ -27,17 +27,14 @@ def first_difference(
     Values that only one side has (bodies of functions, what a rewrite inserted) are not compared.
 
     Args:
-        references: the reference, and versions of it that differ by rounding, which show its noise.
+        references: the reference, serialised, and versions of it that differ by rounding, which show its noise.
     """
     cut = onnx.load(str(staged), load_external_data=False)
-    theirs = {name for node in references[0].graph.node for name in node.output if name}
+    theirs = {name for node in onnx.load_from_string(references[0]).graph.node for name in node.output if name}
     names = [n for node in cut.graph.node for n in node.output if n in theirs and _is_float(n, forced)]
     try:
         got = Session.open(staged, outputs=names, optimise=False).run(feed, names)
-        wanted, *others = (
-            Session.open(model.SerializeToString(), outputs=names, optimise=False).run(feed, names)
-            for model in references
-        )
+        wanted, *others = (Session.open(model, outputs=names, optimise=False).run(feed, names) for model in references)
     except PruneError:
         return None
     producers = {name: node for node in cut.graph.node for name in node.output}

@@ -1,45 +1,109 @@
-"""What a model file says apart from the values of its tensors: to show that only those changed."""
+"""What a model file says apart from the values of its weights: to show that only those changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx import numpy_helper
 
+OWN = "prunecli."
+"""Prefix of the metadata that saving adds."""
+FREE_INITIALIZERS = 4
+"""Saving raises older IR versions to this one where an initializer is not an input, as they ask for."""
+_VALUES = {"value", "sparse_value", "value_float", "value_floats"}
+"""Attributes in which a Constant may hold a tensor of floats: saving may turn one into another."""
+_TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 _DATA = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-_KEPT = ("external_data", "data_location")
-_FLOATS = {"value_float": onnx.AttributeProto.FLOAT, "value_floats": onnx.AttributeProto.FLOATS}
+_STORED = (*_DATA, "external_data", "data_location")
+Part = TypeVar("Part", bound=Message)
 
 
 def outline(path: Path) -> bytes:
-    """The model without tensor values and metadata: equal for two files that differ in weights only. Names,
-    shapes and types of all tensors remain."""
+    """A digest of the model without the values of initializers and constants: equal for files that differ in
+    those, in metadata of this program, or in an order that has no meaning. Names, shapes, types remain."""
     model = onnx.load(str(path), load_external_data=False)
-    del model.metadata_props[:]
+    model.DiscardUnknownFields()
+    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+    _arrange(model.metadata_props, lambda p: p.key, lambda p: not p.key.startswith(OWN))
     for graph in graphs(model):
-        for tensor in graph.initializer:
-            _empty(tensor)
+        _plain_graph(graph)
     for node in nodes(model):
         for attribute in node.attribute:
-            _plain(node, attribute)
-            for tensor in (attribute.t, *attribute.tensors):
-                if attribute.type in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS):
-                    _empty(tensor)
-    return bytes(model.SerializeToString(deterministic=True))
+            _plain_attribute(node, attribute, path.parent)
+    for body in reversed([*model.functions, *graphs(model)]):  # inner ones first: sorting copies them
+        _arrange(body.node, lambda node: (*node.output, node.name))
+        _arrange(body.value_info, lambda info: info.name, lambda info: info.HasField("type"))
+    _arrange(model.functions, lambda f: (f.domain, f.name, f.overload))
+    _clear_empty(model)
+    _arrange(model.opset_import, lambda entry: entry.domain)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
 
 
-def _empty(tensor: onnx.TensorProto) -> None:
-    for name in (*_DATA, *_KEPT):
-        tensor.ClearField(name)
+def _arrange(parts: Any, key: Callable[[Any], Any], keep: Callable[[Any], bool] = lambda part: True) -> None:
+    """Sort a repeated field, without what is not to be kept."""
+    chosen = sorted((_copy(part) for part in parts if keep(part)), key=key)
+    del parts[:]
+    parts.extend(chosen)
 
 
-def _plain(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
-    """A Constant's floats may come back as a tensor: both become the name `value`."""
-    if node.op_type == "Constant" and (attribute.name in _FLOATS or attribute.name == "value"):
+def _copy(part: Part) -> Part:
+    copy: Part = type(part)()
+    copy.CopyFrom(part)
+    return copy
+
+
+def _plain_graph(graph: onnx.GraphProto) -> None:
+    """Initializers by name, type and shape, whether they are stored densely or not, each once."""
+    for sparse in graph.sparse_initializer:
+        dense = graph.initializer.add()
+        dense.CopyFrom(sparse.values)
+        dense.dims[:] = sparse.dims
+    del graph.sparse_initializer[:]
+    named = {tensor.name: _without_values(tensor) for tensor in graph.initializer if tensor.name}
+    del graph.initializer[:]
+    graph.initializer.extend(named[name] for name in sorted(named))
+    _arrange(graph.quantization_annotation, lambda annotation: annotation.tensor_name)
+
+
+def _without_values(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    plain = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    plain.doc_string = tensor.doc_string
+    plain.metadata_props.extend(sorted(tensor.metadata_props, key=lambda p: p.key))
+    return plain
+
+
+def _plain_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, folder: Path) -> None:
+    """The tensor of a Constant is a weight, perhaps; those of other operators stay, in one form."""
+    if node.op_type == "Constant" and attribute.name in _VALUES and not attribute.ref_attr_name:
         attribute.Clear()
         attribute.name = "value"
+        return
+    for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
+        values = numpy_helper.to_array(tensor, str(folder))
+        plain = values.tobytes() if values.dtype != object else repr(values.tolist()).encode()
+        for name in _STORED:
+            tensor.ClearField(name)
+        tensor.raw_data = plain
+
+
+def _clear_empty(message: Message) -> None:
+    """Text that is empty means the same as text that is absent; so do the two names of the standard domain."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in value if field.is_repeated else (value,):
+                _clear_empty(part)
+        elif field.type in _TEXT and not field.is_repeated and (not value or (field.name, value) == _STANDARD):
+            message.ClearField(field.name)
+
+
+_STANDARD = ("domain", "ai.onnx")
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -55,12 +119,9 @@ def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of every graph and local function, outer before inner."""
-    pending: list[Any] = [
-        *model.graph.node,
-        *(node for function in model.functions for node in function.node),
-    ]
+    pending = deque([*model.graph.node, *(node for function in model.functions for node in function.node)])
     while pending:
-        node = pending.pop(0)
+        node = pending.popleft()
         yield node
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
