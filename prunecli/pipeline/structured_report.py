@@ -80,7 +80,7 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
     sections: list[Section] = [_summary(found), _proof(found.verification), _groups(found), _layers(found)]
-    sections += [_frozen(found)] if found.frozen else []
+    sections += _frozen(found)
     sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))
@@ -161,12 +161,16 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
-def _frozen(found: StructuredResult) -> Table:
-    """By reason: the most frequent first."""
-    by_reason: dict[str, list[str]] = {}
-    for axis in found.frozen:
-        by_reason.setdefault(axis.reason, []).append(f"{axis.tensor}[{axis.axis}]")
-    counts = Counter({reason: len(names) for reason, names in by_reason.items()})
-    rows = [(reason, count, _some(by_reason[reason])) for reason, count in counts.most_common()]
-    columns = (Column("why"), Column("axes", "count"), Column("weight[axis]", drop=1))
-    return Table("What stays", columns, rows, top=TOP)
+def _frozen(found: StructuredResult) -> list[Section]:
+    """Every axis of a weight that cannot be cut; before it the reasons, the most frequent first."""
+    counts = Counter(axis.reason for axis in found.frozen)
+    why = Table("What stays", (Column("why"), Column("axes", "count")), counts.most_common())
+    rows = [(axis.tensor, axis.axis, axis.positions, axis.size, axis.reason) for axis in found.frozen]
+    columns = (
+        Column("weight"),
+        Column("axis", "count"),
+        Column("positions", "count", drop=1),
+        Column("of", "count", drop=1),
+        Column("why"),
+    )
+    return [why, Table("Axes that stay", columns, rows, top=TOP)] if rows else []
