@@ -21,7 +21,7 @@ from prunecli.channels.atoms import Ints
 from prunecli.channels.cut import Removed
 from prunecli.errors import PruneError
 
-Kind = Literal["channel", "head", "head_dim", "width"]
+Kind = Literal["channel", "head", "head_dim", "width", "block"]
 KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width")
 DEFAULT_KINDS: tuple[Kind, ...] = ("channel", "head")
 
@@ -131,8 +131,10 @@ def axis_of_atoms(analysis: Analysis) -> Ints:
 
 
 def parse_granularity(text: str) -> tuple[Kind, ...]:
-    """`channel,head` or `all`. Raises PruneError."""
+    """`channel,head` or `all`; `block` is another matter (`blocks.py`). Raises PruneError."""
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if "block" in names:
+        raise PruneError("--granularity block stands alone", "drop blocks first, then cut what is left")
     if "all" in names:
         return KINDS
     unknown = [name for name in names if name not in KINDS]

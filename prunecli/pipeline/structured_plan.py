@@ -11,7 +11,6 @@ import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, identity, positions_json
 from prunecli.channels.catalogue import Group
-from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
@@ -57,9 +56,8 @@ class GroupRow:
 
 def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
     """Every group, in the order of the catalogue."""
-    prices = _prices(subject)
     rows = []
-    for group, (params, macs) in zip(subject.units.groups, prices, strict=True):
+    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
         mine = decided.scores[group.units]
         finite = mine[np.isfinite(mine)]
         rows.append(
@@ -77,18 +75,6 @@ def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
             )
         )
     return rows
-
-
-def _prices(subject: Cuttable) -> list[tuple[int, int]]:
-    """(parameters, multiply-accumulates) that the removal of one unit of each group saves by itself."""
-    priced, sizes = costs(subject.units.analysis), subject.units.sizes
-    whole, out = priced.of(sizes), []
-    for group in subject.units.groups:
-        kept = sizes.copy()
-        kept[list(group.axes)] -= np.array(group.per_unit)
-        left = priced.of(kept)
-        out.append((whole["params"] - left["params"], whole["macs"] - left["macs"]))
-    return out
 
 
 # -- the plan file ----------------------------------------------------------------------------------
@@ -111,7 +97,7 @@ def plan_json(subject: Cuttable, decided: Decided, removed: Removed) -> Json:
 def _units(subject: Cuttable, decided: Decided) -> Iterator[Json]:
     everything = np.ones(subject.units.count, bool)
     full = subject.listed(subject.units.removed(everything))
-    for group, (params, macs) in zip(subject.units.groups, _prices(subject), strict=True):
+    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
         slices = list(_slices(subject, group, full))
         for place in range(group.count):
             number = group.first + place

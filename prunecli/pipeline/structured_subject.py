@@ -17,7 +17,8 @@ from prunecli.apply.cut_listing import needed
 from prunecli.apply.cut_reference import FLOATS, Forced
 from prunecli.channels.analysis import analyse as solve
 from prunecli.channels.catalogue import Catalogue, parse_granularity
-from prunecli.channels.cut import Removed
+from prunecli.channels.costs import costs
+from prunecli.channels.cut import Removed, remove
 from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import plan_names, prepare
 from prunecli.errors import PruneError
@@ -62,6 +63,40 @@ class Cuttable:
     def listed(self, removed: Removed) -> Removed:
         """What a plan lists of a cut: weights, and the values at which zeros make a difference."""
         return needed(self.file.ir.graph, self.named(removed))
+
+    def without(self, units: Array, positions: Removed) -> ir.Model:
+        """A copy of the working form without the masked units, whose positions are given."""
+        cut = self.work.clone()
+        remove(cut, positions, self.inputs, self.other_inputs)
+        return cut
+
+    @cached_property
+    def prices(self) -> list[tuple[int, int]]:
+        """(parameters, multiply-accumulates) that the removal of one unit of each group saves by itself."""
+        priced, sizes = costs(self.units.analysis), self.units.sizes
+        whole, out = priced.of(sizes), []
+        for group in self.units.groups:
+            kept = sizes.copy()
+            kept[list(group.axes)] -= np.array(group.per_unit)
+            left = priced.of(kept)
+            out.append((whole["params"] - left["params"], whole["macs"] - left["macs"]))
+        return out
+
+    def members(self) -> list[list[str]]:
+        """Per group: the initializers and nodes with a value on any axis that it cuts."""
+        table = self.units.analysis.components.table
+        values: dict[int, list[ir.Value]] = {}
+        for number, axis in enumerate(table.axes):
+            if axis.value is not None:
+                values.setdefault(table.find(number), []).append(axis.value)
+        initializers = self.work.graph.initializers
+        out = []
+        for group in self.units.groups:
+            mine = [v for axis in group.axes for v in values.get(axis, ())]
+            stored = [v.name or "" for v in mine if v.name in initializers]
+            nodes = [n for v in mine for n in (v.producer(), *(use.node for use in v.uses())) if n is not None]
+            out.append(list(dict.fromkeys([*stored, *(node_name(n) for n in nodes)])))
+        return out
 
     def is_stored(self, name: str) -> bool:
         """Whether the user's file stores a value as an initializer or in a Constant node."""
@@ -151,7 +186,7 @@ def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str
     allowed = np.ones(len(groups), bool)
     if not include and not exclude:
         return allowed, {}
-    members = _members(found)
+    members = found.members()
     known = {name for names in members for name in names} | _all_names(found.work)
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
@@ -167,29 +202,12 @@ def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str
     return allowed, reasons
 
 
-def _members(found: Cuttable) -> list[list[str]]:
-    """Per group: the initializers and nodes with a value on any axis that it cuts."""
-    table = found.units.analysis.components.table
-    values: dict[int, list[ir.Value]] = {}
-    for number, axis in enumerate(table.axes):
-        if axis.value is not None:
-            values.setdefault(table.find(number), []).append(axis.value)
-    initializers = found.work.graph.initializers
-    out = []
-    for group in found.units.groups:
-        mine = [v for axis in group.axes for v in values.get(axis, ())]
-        stored = [v.name or "" for v in mine if v.name in initializers]
-        nodes = [n for v in mine for n in (v.producer(), *(use.node for use in v.uses())) if n is not None]
-        out.append(list(dict.fromkeys([*stored, *(_node_name(n) for n in nodes)])))
-    return out
-
-
-def _node_name(node: ir.Node) -> str:
+def node_name(node: ir.Node) -> str:
     return node.name or (node.outputs[0].name or "" if node.outputs else "")
 
 
 def _all_names(model: ir.Model) -> set[str]:
-    return {_node_name(n) for n in model.graph} | {name or "" for name in model.graph.initializers}
+    return {node_name(n) for n in model.graph} | {name or "" for name in model.graph.initializers}
 
 
 def _first_match(names: Sequence[str], patterns: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.pipeline import structured as module
+from prunecli.pipeline import structured_subject as module
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
 from prunecli.pipeline.structured_budget import Budget

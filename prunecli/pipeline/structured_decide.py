@@ -1,0 +1,130 @@
+"""Deciding what a structural cut removes: units chosen under a budget, or taken from a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
+from prunecli.errors import PruneError
+from prunecli.evidence.moments import second_moments
+from prunecli.model import concrete_shapes, load, totals
+from prunecli.model.saving import check_target
+from prunecli.model.shapes import input_specs
+from prunecli.pipeline.structured_blocks import BLOCK, choose_blocks, open_blocks
+from prunecli.pipeline.structured_budget import Budget
+from prunecli.pipeline.structured_plan import Decided, recipe_shapes
+from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
+from prunecli.runtime import Session
+from prunecli.search.units import Evidence, UnitRecipe, decide_units, resolve_criterion
+from prunecli.select.structures import UNIT_CRITERIA
+from prunecli.types import Json, Progress
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.structured import StructuredOptions
+
+
+def decide(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> tuple[Cuttable, Decided]:
+    """Open the model and choose its units, or take them from a plan.
+
+    Raises:
+        PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
+    """
+    if options.save_plan is not None:
+        check_plan_path(options.save_plan, options.force)
+    if options.plan is not None:
+        return _replay(path, target, options.plan, options)
+    if options.budget is None:
+        raise Budget.missing()
+    start = open_blocks if options.granularity == BLOCK else open_cuttable
+    subject = start(path, options.granularity, options.dims)
+    if not options.dry_run:
+        check_target(subject.file, target, options.force)
+    allowed, left = choose_groups(subject, options.include, options.exclude)
+    if not allowed.any():
+        raise nothing_to_cut(subject, left)
+    if options.granularity == BLOCK:
+        return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
+    recipe = _unit_recipe(options, options.budget, subject)
+    evidence = measure(subject, options, progress) if options.data is not None else None
+    decision = decide_units(subject.units, recipe, allowed, evidence, progress)
+    if not decision.removed.any():
+        raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
+    return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
+
+
+def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Evidence | None:
+    """What the criterion needs to know of the data; None where the weights suffice."""
+    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.data is not None))
+    if criterion is None or criterion.evidence != "moments" or options.data is None:
+        return None
+    data = options.data.open(input_specs(subject.file.ir))
+    feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
+    ranks = {name: len(shape) for name, shape in subject.shapes.items()}
+    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    return Evidence(moments=second_moments(subject.work, ranks, feeds, start))
+
+
+def _unit_recipe(options: StructuredOptions, budget: Budget, subject: Cuttable) -> UnitRecipe:
+    target = budget.target
+    if budget.absolute:
+        target = budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
+    return UnitRecipe(
+        budget=budget.kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
+        normalize=options.normalize, max_ratio=options.max_ratio, round_to=options.round_to, steps=options.steps,
+        seed=options.seed,
+    )  # fmt: skip
+
+
+def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
+    """The choice in full, as provenance and plans record it."""
+    assert options.budget is not None
+    names = ("granularity", "criterion", "normalize", "scope", "max_ratio", "round_to", "steps", "seed")
+    return {
+        options.budget.kind: options.budget.target,
+        **{name: getattr(options, name) for name in names},
+        "include": list(options.include),
+        "exclude": list(options.exclude),
+        **({"data": options.data.text} if options.data else {}),
+        "inputs": {name: list(shape) for name, shape in subject.inputs.items()},
+    }
+
+
+def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOptions) -> tuple[Cuttable, Decided]:
+    file = load(path)
+    plan = load_cut_plan(plan_path, file)
+    recipe = plan["recipe"]
+    granularity = recipe.get("granularity")
+    if not isinstance(granularity, str):
+        raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
+    start = open_blocks if granularity == BLOCK else open_cuttable
+    subject = start(path, granularity, options.dims, recipe_shapes(recipe, input_specs(file.ir)))
+    if not options.dry_run:
+        check_target(subject.file, target, options.force)
+    groups = [subject.units.groups[g].name for g in subject.units.group_of]
+    removed, scores = chosen_units(plan_path, plan, groups)
+    emptied = subject.units.kept(removed) < np.minimum(subject.units.sizes, 1)
+    if emptied.any():
+        raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
+    follows = subject.listed(subject.units.removed(removed))
+    check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)
+    return subject, Decided(removed, scores, recipe, {})
+
+
+def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
+    """Why there is nothing: the most frequent reasons."""
+    if left:
+        return PruneError(
+            "--include and --exclude leave nothing to cut", f"{len(left)} groups could be cut without them"
+        )
+    reasons = Counter(axis.reason for axis in subject.units.frozen)
+    told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
+    return PruneError(
+        f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
+        "`prune inspect` lists what is in it; --granularity all also cuts what is approximate",
+    )
