@@ -99,37 +99,60 @@ def _first_that_fit(bundles: Bundles, order: Array, ratio: float, count: int) ->
 
 
 def by_cost(bundles: Bundles, order: Array, cost: Cost, target: float, total: int) -> Array:
-    """The shortest prefix of `order` that costs at most the target, then as close below it as exchanging the last
-    ones gets: bundles that are not needed are given back, the most important first.
+    """Bundles whose removal costs at most the target, and as little below it as exchanging the last ones gets.
+
+    The shortest prefix of `order` that meets the target overshoots by its last bundle; where that is a large one,
+    smaller ones from further on take its place. What the budget does not need is given back.
 
     Args:
         order: bundles from the first to go to the last; those of a pool in their own order.
-        cost: exact; called some log2(len(order)) + 2 * TRIES times.
+        cost: exact; called some log2(len(order)) + 3 * TRIES times.
     """
+
+    def left(chosen: list[int]) -> float:
+        return cost(bundles.mask(np.array(chosen, np.int64), total))
+
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        if cost(bundles.mask(order[:middle], total)) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return _give_back(bundles, order[:low], cost, target, total)
+        low, high = (low, middle) if left(order[:middle].tolist()) <= target else (middle + 1, high)
+    ranked = order.tolist()
+    ways = [ranked[:low]]
+    ways += [way for skipped in range(max(low - SKIPS, 0), low)
+             if (way := _without(bundles, ranked, skipped, left, target)) is not None]  # fmt: skip
+    ways = [_give_back(bundles, way, left, target) for way in ways]
+    return np.array(max(ways, key=left), np.int64)
 
 
-TRIES = 64
-"""How many of the last bundles are looked at for giving back."""
+SKIPS = 3
+"""How many of the last bundles of the prefix are left out by turns, for a closer fit."""
+TRIES = 32
+"""How many bundles around the end of the prefix are looked at for a closer fit."""
 
 
-def _give_back(bundles: Bundles, chosen: Array, cost: Cost, target: float, total: int) -> Array:
+def _without(
+    bundles: Bundles, ranked: list[int], skipped: int, left: Callable[[list[int]], float], target: float
+) -> list[int] | None:
+    """The prefix without one bundle and its pool's later ones, filled up from the bundles after it; None if that
+    does not suffice."""
+    chosen, closed = ranked[:skipped], {int(bundles.pool[ranked[skipped]])}
+    for candidate in ranked[skipped + 1 : skipped + 1 + TRIES]:
+        if int(bundles.pool[candidate]) not in closed:
+            chosen = [*chosen, candidate]
+            if left(chosen) <= target:
+                return chosen
+    return None
+
+
+def _give_back(bundles: Bundles, chosen: list[int], left: Callable[[list[int]], float], target: float) -> list[int]:
     """Return what the budget does not need: from the most important down, the last bundle of its pool only."""
-    kept = list(np.asarray(chosen).tolist())
-    for candidate in kept[-2 : -TRIES - 2 : -1]:
-        last = all(bundles.pool[b] != bundles.pool[candidate] for b in kept[kept.index(candidate) + 1 :])
-        if last:
+    kept = chosen
+    for candidate in chosen[-2 : -TRIES - 2 : -1]:
+        later = kept[kept.index(candidate) + 1 :]
+        if all(bundles.pool[b] != bundles.pool[candidate] for b in later):
             fewer = [b for b in kept if b != candidate]
-            if cost(bundles.mask(np.array(fewer, np.int64), total)) <= target:
-                kept = fewer
-    return np.array(kept, np.int64)
+            kept = fewer if left(fewer) <= target else kept
+    return kept
 
 
 def interleaved(pools: Sequence[Pool], bundles: Bundles) -> Array:

@@ -1,0 +1,99 @@
+"""Criteria for structures against plain loops over the units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunecli.errors import PruneError
+from prunecli.select.structures import UNIT_CRITERIA, Part, UnitGroup
+
+Array = np.ndarray[Any, Any]
+UNITS = 5
+
+
+def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
+    rng = np.random.default_rng(seed)
+    parts = []
+    for number, role in enumerate(roles):
+        matrix = rng.standard_normal((UNITS, 1 if role in ("norm", "bias") else 2 + number))
+        evidence = {"moments": rng.random(matrix.shape)} if moments and role == "in" else {}
+        parts.append(Part(f"w{number}", role, matrix, role == "norm", evidence))
+    return UnitGroup("g", UNITS, parts, np.random.default_rng(7))
+
+
+FULL = ("out", "in", "in", "bias", "norm")
+
+
+def plain(parts: list[Part], function: Callable[[list[float]], float]) -> list[list[float]]:
+    return [[function(part.matrix[u].tolist()) for u in range(UNITS)] for part in parts]
+
+
+def square(x: list[float]) -> float:
+    return sum(v * v for v in x)
+
+
+def lamp(parts: list[Part]) -> list[list[float]]:
+    return [[s / sum(t for t in row if t >= s) for s in row] for row in plain(parts, square)]
+
+
+def fpgm(parts: list[Part]) -> list[list[float]]:
+    x = next(part.matrix for part in parts if part.role == "out")
+    return [[sum(math.dist(x[u], x[v]) for v in range(UNITS)) for u in range(UNITS)]]
+
+
+def activation(parts: list[Part]) -> list[list[float]]:
+    reading = [p for p in parts if p.role == "in"]
+    return [
+        [sum(m * v * v for m, v in zip(p.evidence["moments"][u], p.matrix[u], strict=True)) for u in range(UNITS)]
+        for p in reading
+    ]
+
+
+def matrices(parts: list[Part], *roles: str) -> list[Part]:
+    return [part for part in parts if part.role in (roles or ("out", "in"))]
+
+
+FORMULAS: dict[str, Callable[[list[Part]], list[list[float]]]] = {
+    "l1": lambda parts: plain(matrices(parts), lambda x: sum(map(abs, x))),
+    "l2": lambda parts: plain(matrices(parts), square),
+    "l2-in": lambda parts: plain(matrices(parts, "in"), square),
+    "lamp": lambda parts: lamp(matrices(parts)),
+    "fpgm": fpgm,
+    "bn-scale": lambda parts: plain(matrices(parts, "norm"), lambda x: sum(map(abs, x))),
+    "random": lambda parts: [np.random.default_rng(7).random(UNITS).tolist()],
+    "activation": activation,
+}
+
+
+def test_every_criterion_has_its_formula_here() -> None:
+    missing = set(UNIT_CRITERIA) - set(FORMULAS)
+    assert missing <= {name for name, c in UNIT_CRITERIA.items() if c.evidence not in (None, "moments")}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_criteria_follow_their_formula(name: str) -> None:
+    given = group(*FULL)
+    rows = UNIT_CRITERIA[name].score(given)
+    # float64 against float64; fpgm takes distances from squares, which loses half of the digits near zero
+    assert np.allclose(rows, FORMULAS[name](list(given.parts)), rtol=1e-7, atol=1e-7)
+
+
+def test_units_without_matrices_are_scored_by_what_they_have() -> None:
+    only = group("bias", "norm")
+    for name in ("l1", "l2", "l2-in", "lamp"):
+        assert len(UNIT_CRITERIA[name].score(only)) == 2
+
+
+def test_what_was_not_measured_stays() -> None:
+    (row,) = UNIT_CRITERIA["activation"].score(group("out", "in", moments=False))
+    assert np.isinf(row).all()
+
+
+def test_bn_scale_needs_a_batch_norm() -> None:
+    with pytest.raises(PruneError, match="have no BatchNormalization"):
+        UNIT_CRITERIA["bn-scale"].score(group("out", "in"))
