@@ -1,0 +1,57 @@
+"""onnxruntime's latency after `prune structured --macs 0.5`, beside the share of the work that remains.
+
+Original and cut model run in turn in one process; ratios are of medians, with the interval of the comparison.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from common import SHARED, parser, show
+from generate import resnet50
+
+from prunecli import structured
+from prunecli.evaluate.latency import measure, speedup
+from prunecli.model import Dims
+from prunecli.runtime import Session
+
+SHAPES = {"resnet56-cifar10": (1, 3, 32, 32), "ch_PP-OCRv4_det_infer": (1, 3, 320, 320), "resnet50": (1, 3, 224, 224)}
+
+
+def compare(path: Path, round_to: int, out: Path, runs: int) -> Iterator[list[object]]:
+    """Cut, then time with one and with two threads."""
+    shape, name = SHAPES[path.stem], Session.open(path).inputs[0].name
+    feed = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    found = structured(path, macs=0.5, round_to=round_to, dims=Dims(shapes={name: shape}), output=out, force=True)
+    assert found.after.macs is not None and found.before.macs is not None
+    share = found.after.macs / found.before.macs
+    for threads in (1, 2):
+        both = {"cut": out, "whole": path}
+        times = measure({n: Session.open(p, threads=threads).prepared(feed) for n, p in both.items()}, runs)
+        gain = speedup(times["cut"], times["whole"], 0)
+        yield [threads, share, 1 / share, gain.speedup, f"{gain.low:.2f} to {gain.high:.2f}"]
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--runs", type=int, default=40)
+    args = options.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        real = SHARED / "models" / "real"
+        models = [real / "resnet56-cifar10.onnx", real / "ch_PP-OCRv4_det_infer.onnx"]
+        for path in (*models, resnet50(folder / "resnet50.onnx")):
+            for round_to in (1, 8):
+                for row in compare(path, round_to, folder / "cut.onnx", args.runs):
+                    rows.append([path.stem, round_to, *row])
+                    print(rows[-1], flush=True)
+    head = ("model", "--round-to", "threads", "MACs remain", "ideal", "faster", "95 % interval")
+    show("Latency after --macs 0.5", head, rows)
+
+
+if __name__ == "__main__":
+    main()
