@@ -18,6 +18,8 @@ from prunecli.model.tensors import CHUNK, byte_count
 ALIGNMENT = 4096
 """Offsets of large tensors, so that a reader can map them directly."""
 ALIGN_FROM = 1 << 20
+WRITE = 1 << 17
+"""Bytes handed to the system at once: pieces of megabytes took two to three times as long where measured."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class HashingWriter:
         """Append `piece`, which must not change before the next call returns."""
         self._settle()
         self._pending = self._pool.submit(self._digest.update, piece)
-        self._file.write(piece)
+        view = memoryview(piece)
+        for start in range(0, len(view), WRITE):
+            self._file.write(view[start : start + WRITE])
         self.position += len(piece)
 
     def write_tensor(self, tensor: ir.TensorProtocol) -> None:
