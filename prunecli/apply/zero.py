@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli.model import Weight
 from prunecli.select import Decision, Target
+from prunecli.select.decisions import ByBits
 from prunecli.select.keys import count_nonzero
 
 Array = np.ndarray[Any, Any]
@@ -26,14 +27,18 @@ def release_tensor(tensor: ir.TensorProtocol) -> None:
 class Zeroed:
     """A weight, what becomes of it, and how many of its elements are not zero before and after.
 
-    The counts are taken from the values when the decision is first applied (`measure`, or saving).
-    `original` is the tensor as it was stored.
+    The counts are those that choosing has taken, else taken from the values when the decision is first applied
+    (when they are asked for, or while saving). `original` is the tensor as it was stored.
     """
 
     weight: Weight
     decision: Decision
     original: ir.TensorProtocol
     counts: tuple[int, int] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.counts is None:
+            self.counts = _known(self.decision, self.original.size)
 
     @property
     def nonzero_before(self) -> int:
@@ -73,6 +78,14 @@ class Zeroed:
         self.release()
 
 
+def _known(decision: Decision, size: int) -> tuple[int, int] | None:
+    """Elements that are not zero before and after, where the cut already says so."""
+    if not isinstance(decision, ByBits):
+        return None
+    cut = decision.cut
+    return cut.nonzero, size - cut.dropped if cut.key else cut.nonzero  # below key 0 there is nothing
+
+
 def target_of(weight: Weight, evidence: Mapping[str, Any] | None = None) -> Target:
     """A weight as `select` sees it: its stored values now, whatever later replaces them."""
     tensor = weight.tensor
@@ -88,12 +101,10 @@ def target_of(weight: Weight, evidence: Mapping[str, Any] | None = None) -> Targ
     )
 
 
-def zero(weights: Sequence[Weight], decisions: Sequence[Decision]) -> list[Zeroed]:
+def zero(zeroed: Sequence[Zeroed]) -> None:
     """Put the zeroed weights in the model's place of the old ones, to be computed when they are read.
 
     Every consumer of a shared weight sees it zeroed. Nothing is computed here.
     """
-    zeroed = [Zeroed(weight, decision, weight.tensor) for weight, decision in zip(weights, decisions, strict=True)]
     for one in zeroed:
         one.weight.replace(one.pruned)
-    return zeroed

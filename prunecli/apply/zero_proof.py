@@ -1,14 +1,14 @@
 """Proof that a saved model is the original with its weights masked, and nothing else.
 
-Always: every stored tensor of the saved file is compared with the original (masked where it should be), and
-the graphs are compared. Where onnxruntime runs the model and its size allows, both the saved file and a
-reference that the plain onnx package builds are run on the same random inputs: the outputs must agree bit for
-bit.
+Always: every stored tensor of the saved file is compared with the original, masked by `numpy.where` where it
+should be, and the graphs are compared. Where onnxruntime runs the model and its size allows, both the saved file
+and a reference that the plain onnx package builds are run on the same random inputs: the outputs must agree bit
+for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,23 @@ from prunecli.apply.outline import outline
 from prunecli.apply.reference import masked_reference
 from prunecli.apply.zero import Zeroed, release_tensor
 from prunecli.errors import PruneError
-from prunecli.model import Model, load
+from prunecli.inputs import DEFAULT_LENGTH
+from prunecli.model import Dims, Model, Shapes, load
 from prunecli.model.holders import holders
+from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
 from prunecli.select.keys import CHUNK_BYTES
 from prunecli.types import Progress, Verification, no_progress
 
 Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]
+InputShapes = Mapping[str, tuple[int, ...]]
 
 RUN_UP_TO = 512 << 20
-"""Bytes of weights up to which two sessions and a reference are held in memory."""
-_STORED = "every stored tensor equals the original, masked by numpy"
+"""Bytes of model files up to which two sessions and a reference are held in memory."""
+LONG = 512
+"""What a length is raised to if the model cannot run at the usual default, as with models of sound."""
+_STORED = "every stored tensor equals the original, masked by numpy, and the graph is the same"
 _RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with masked weights"
 _REPORT = "nothing was written; please report this"
 
@@ -42,20 +47,23 @@ class Proof:
 
     model: Model
     zeroed: Sequence[Zeroed]
-    shapes: Mapping[str, tuple[int, ...]]
-    """Concrete input shapes for the run."""
+    shapes: Sequence[InputShapes]
+    """Concrete input shapes for the run, to be tried in this order."""
+    open: Callable[..., Session] = Session.open
+    """As `Session.open`, with a provider and threads."""
     progress: Progress = no_progress
 
     def __call__(self, staged: Path) -> Verification:
         """Check the file at `staged`.
 
         Raises:
-            PruneError: it differs, or no longer loads although the original does.
+            PruneError: it differs, or no longer opens or runs although the original does.
         """
         self._same_tensors(staged)
-        self._same_graph(staged)
-        large = sum(one.weight.nbytes for one in self.zeroed) > RUN_UP_TO
-        return self._opens(staged) if large else self._runs(staged)
+        if outline(self.model.path) != outline(staged):
+            raise PruneError("internal: saving changed more than weights", _REPORT)
+        size = sum(path.stat().st_size for path in (self.model.path, *self.model.data_files))
+        return self._opens(staged) if size > RUN_UP_TO else self._runs(staged)
 
     def _same_tensors(self, staged: Path) -> None:
         saved = load(staged)
@@ -69,76 +77,98 @@ class Proof:
             release_tensor(source)
             release_tensor(theirs.tensor)
 
-    def _same_graph(self, staged: Path) -> None:
-        if outline(self.model.path) != outline(staged):
-            raise PruneError("internal: saving changed more than weights", _REPORT)
-
     def _opens(self, staged: Path) -> Verification:
         """Open one session that maps the weights instead of copying them."""
         try:
-            Session.open(staged, low_memory=True, threads=1)
+            self.open(staged, low_memory=True)
         except PruneError as error:
-            return self._as_before(error, "open", low_memory=True)
-        return Verification("exact", 0.0, 0.0, 0, f"{_STORED}; too large to be run on both sides")
+            return self._as_before(error, "open")
+        return _by_storage("onnxruntime opens it; it is too large to be run on both sides")
 
     def _runs(self, staged: Path) -> Verification:
         """Run the saved file and the reference on the same random inputs."""
         try:
-            session = Session.open(staged)
+            session = self.open(staged)
         except PruneError as error:
             return self._as_before(error, "open")
-        try:
-            feed = session.random_inputs(shapes=self.shapes)
-        except PruneError as error:
-            return Verification("exact", 0.0, 0.0, 0, f"{_STORED}; it was not run: {error.message}")
-        try:
-            outputs = session.run(feed)
-        except PruneError as error:
-            return self._as_before(error, "run", feed)
-        return self._compared(outputs, feed)
+        failed: PruneError | None = None
+        for shapes in self.shapes:
+            try:
+                feed = session.random_inputs(shapes=shapes)
+                outputs = session.run(feed)
+            except PruneError as error:
+                failed = failed or error
+            else:
+                return self._compared(outputs, feed)
+        return self._as_before(failed or PruneError("it has no inputs"), "run")
 
     def _compared(self, outputs: Outputs, feed: Outputs) -> Verification:
-        reference = Session.open(masked_reference(self.model.path, self.zeroed))
+        reference = self.open(masked_reference(self.model.path, self.zeroed))
         wanted = reference.run(feed)
         if same_outputs(outputs, wanted):
             return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}")
         if same_outputs(wanted, reference.run(feed)):
             raise PruneError("internal: the pruned model does not compute what the masked one does", _REPORT)
-        return Verification("exact", 0.0, 0.0, 0, f"{_STORED}; its outputs are random and were not compared")
+        return _by_storage("its outputs are random and were not compared")
 
-    def _as_before(
-        self, error: PruneError, what: str, feed: Outputs | None = None, low_memory: bool = False
-    ) -> Verification:
+    def _as_before(self, error: PruneError, what: str) -> Verification:
         """A file that onnxruntime cannot open or run is kept if that holds for the original, too."""
         try:
-            original = Session.open(self.model.path, low_memory=low_memory)
-            if feed is not None:
-                original.run(feed)
-        except PruneError:
-            reason = f"onnxruntime cannot {what} the original either: {error.message}"
-            return Verification("none", detail=f"{reason}; {_STORED}")
+            original = self.open(self.model.path, low_memory=True)
+            if what == "run":
+                original.run(original.random_inputs(shapes=self.shapes[0]))
+        except PruneError as own:
+            return _by_storage(f"it was not run: {own.message}")
         raise PruneError(f"onnxruntime can {what} the original, not the pruned model: {error.message}", _REPORT)
 
 
+def _by_storage(why: str) -> Verification:
+    return Verification("exact", 0.0, 0.0, 0, f"{_STORED}; {why}")
+
+
+def shapes_to_try(model: Model, shapes: Shapes, dims: Dims) -> list[InputShapes]:
+    """The shapes at hand, then with longer sequences where nobody stated a length."""
+    longer = dict(shapes.inputs)
+    for spec in input_specs(model.ir):
+        if spec.name in dims.shapes:
+            continue
+        sizes = zip(spec.shape, longer[spec.name], strict=True)
+        longer[spec.name] = tuple(
+            LONG if size == DEFAULT_LENGTH and not isinstance(dim, int) and dim not in dims.sizes else size
+            for dim, size in sizes
+        )
+    return [shapes.inputs] if longer == shapes.inputs else [shapes.inputs, longer]
+
+
 def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroed | None) -> bool:
-    """Whether `saved` has the type, shape and bits of `source`, or of what `one` makes of it."""
+    """Whether `saved` has the type, shape and bits of `source`, or of what numpy makes of it by `one`."""
     if source.dtype != saved.dtype or source.shape != saved.shape:
         return False
     if source.dtype == ir.DataType.STRING:
         return bool(source.numpy().tolist() == saved.numpy().tolist())
     if source.dtype.bitwidth < 8:
         return bool(source.tobytes() == saved.tobytes())
-    wanted = np.asarray(source.numpy())
-    return same_bits(wanted if one is None else one.pruned(wanted), np.asarray(saved.numpy()))
+    wanted, found = np.asarray(source.numpy()), np.asarray(saved.numpy())
+    return same_bits(wanted, found) if one is None else is_masked(wanted, one.decision.drop(wanted), found)
+
+
+def is_masked(source: Array, drop: Array, found: Array) -> bool:
+    """Whether `found` is `numpy.where(drop, 0, source)`, bit for bit."""
+    zero = np.zeros((), source.dtype)
+    pieces = zip(_pieces(source), _pieces(drop, source.itemsize), _pieces(found), strict=True)
+    return all(same_bits(np.where(gone, zero, values), ours) for values, gone, ours in pieces)
+
+
+def _pieces(array: Array, itemsize: int = 0) -> Iterator[Array]:
+    """Cache-sized stretches, of as many elements as one of `itemsize` has."""
+    flat, step = array.reshape(-1), CHUNK_BYTES // (itemsize or array.itemsize)
+    return (flat[start : start + step] for start in range(0, flat.size, step))
 
 
 def same_bits(left: Array, right: Array) -> bool:
     """Whether two arrays of one shape and type hold the same bytes; in pieces, so that nothing is copied."""
     one, other = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (left, right))
-    starts = range(0, one.size, CHUNK_BYTES)
-    return one.size == other.size and all(
-        np.array_equal(one[start : start + CHUNK_BYTES], other[start : start + CHUNK_BYTES]) for start in starts
-    )
+    return one.size == other.size and all(map(np.array_equal, _pieces(one), _pieces(other)))
 
 
 def same_outputs(left: Any, right: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +26,17 @@ GZIP_FRAME = 18
 """Header and trailer of a gzip file without a name."""
 
 
-def totals(model: Model, shapes: Shapes | None = None) -> Totals:
+def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int] | None = None) -> Totals:
     """Sizes of a loaded model and of the files it was loaded from.
 
     `params` and `nonzero` count every floating-point initializer, and the weights that Constant nodes hold.
-    Without `shapes`, or where one is unknown, `macs` is None.
+    Without `shapes`, or where one is unknown, `macs` is None. `counted`: by `id` of a tensor, how many of its
+    elements are not zero, where that is known already.
     """
-    params = nonzero = 0
+    params, nonzero, known = 0, 0, counted or {}
     for tensor in _parameters(model):
         params += tensor.size
-        nonzero += count_nonzero(tensor)
+        nonzero += known[id(tensor)] if id(tensor) in known else count_nonzero(tensor)
     files = [model.path, *model.data_files]
     return Totals(
         params=params,

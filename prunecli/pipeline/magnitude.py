@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.apply.plans import check_plan_path, load_plan, save_plan
 from prunecli.apply.zero import Zeroed, target_of, zero
-from prunecli.apply.zero_proof import Proof
+from prunecli.apply.zero_proof import Proof, shapes_to_try
 from prunecli.errors import PruneError
-from prunecli.model import Dims, Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.model import Dims, Model, Shapes, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
@@ -23,6 +24,7 @@ from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
+from prunecli.runtime import Session
 from prunecli.select import Decision, Recipe, decide
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -118,14 +120,14 @@ def magnitude(
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     job = _prepare(path, target, options, progress)
-    zeroed = zero(job.weights, job.decisions)
-    inspector = _Inspector(job, zeroed, options, progress)
+    zero(job.zeroed)
+    inspector = _Inspector(job, options, progress)
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("magnitude", job.recipe))
         saved = save(job.file, place, saving, inspector)
     if options.save_plan is not None:
-        save_plan(options.save_plan, job.file, job.recipe, zeroed, progress)
+        save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress)
     assert inspector.after is not None
     return MagnitudeResult(
         model=job.file.ref,
@@ -133,7 +135,7 @@ def magnitude(
         recipe=job.recipe,
         before=job.before,
         after=inspector.after,
-        layers=_layers(job, zeroed),
+        layers=_layers(job),
         left=_left(job.choice),
         skipped=job.choice.skipped,
         verification=inspector.verification,
@@ -161,8 +163,7 @@ class _Job:
     shapes: Shapes
     before: Totals
     choice: Choice
-    weights: list[Weight]
-    decisions: Sequence[Decision]
+    zeroed: list[Zeroed]
     recipe: Json
 
 
@@ -176,20 +177,26 @@ def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Prog
     if not options.dry_run:
         check_target(file, target, options.force)
     shapes = concrete_shapes(file, options.dims)
+    choice, decisions, recipe = _decided(file, options, progress)
+    zeroed = [Zeroed(weight, one, weight.tensor) for weight, one in zip(choice.chosen, decisions, strict=True)]
+    counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
+    return _Job(file, shapes, totals(file, shapes, counted), choice, zeroed, recipe)
+
+
+def _decided(file: Model, options: MagnitudeOptions, progress: Progress) -> tuple[Choice, Sequence[Decision], Json]:
+    """Which weights, what becomes of each, and the recipe as it is recorded."""
     found = find_weights(file)
     if options.plan is not None:
         plan = load_plan(options.plan, file, found.all())
         chosen = [weight for weight in found.all() if weight.name in plan.decisions]
         left = [weight for weight in found.all() if weight.name not in plan.decisions]
         choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        decisions: Sequence[Decision] = [plan.decisions[weight.name] for weight in chosen]
-        return _Job(file, shapes, totals(file, shapes), choice, chosen, decisions, plan.recipe)
+        return choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe
     assert options.recipe is not None
     choice = choose(found, options.include, options.exclude, options.also)
     decisions = decide([target_of(weight) for weight in choice.chosen], options.recipe, progress)
-    recipe = {**options.recipe.to_json(), "include": list(options.include), "exclude": list(options.exclude),
-              "also": list(options.also)}  # fmt: skip
-    return _Job(file, shapes, totals(file, shapes), choice, choice.chosen, decisions, recipe)
+    patterns = {"include": options.include, "exclude": options.exclude, "also": options.also}
+    return choice, decisions, {**options.recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
 
 
 @dataclass
@@ -197,7 +204,6 @@ class _Inspector:
     """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
 
     job: _Job
-    zeroed: list[Zeroed]
     options: MagnitudeOptions
     progress: Progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
@@ -205,10 +211,9 @@ class _Inspector:
 
     def __call__(self, staged: Path) -> None:
         if self.options.verify:
-            proof = Proof(self.job.file, self.zeroed, self.job.shapes.inputs, self.progress)
-            self.verification = proof(staged)
+            self.verification = self._proof()(staged)
         files = [staged, *load(staged).data_files]
-        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.zeroed)
+        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.job.zeroed)
         self.after = replace(
             self.job.before,
             nonzero=self.job.before.nonzero - dropped,
@@ -217,9 +222,16 @@ class _Inspector:
             gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
         )
 
+    def _proof(self) -> Proof:
+        job, execution = self.job, self.options.execution
+        opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        return Proof(
+            job.file, job.zeroed, shapes_to_try(job.file, job.shapes, self.options.dims), opener, self.progress
+        )
 
-def _layers(job: _Job, zeroed: Sequence[Zeroed]) -> list[Layer]:
-    work = macs_by_weight(job.weights, count_macs(job.file, job.shapes))
+
+def _layers(job: _Job) -> list[Layer]:
+    work = macs_by_weight(job.choice.chosen, count_macs(job.file, job.shapes))
     return [
         Layer(
             name=one.weight.node.name or one.weight.node.outputs[0].name or "",
@@ -234,7 +246,7 @@ def _layers(job: _Job, zeroed: Sequence[Zeroed]) -> list[Layer]:
             macs=work.get(one.weight.name),
             notes=one.weight.notes,
         )
-        for one in zeroed
+        for one in job.zeroed
     ]
 
 
