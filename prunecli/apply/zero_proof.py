@@ -67,9 +67,11 @@ class Proof:
 
     def _same_tensors(self, staged: Path) -> None:
         saved = load(staged)
-        pairs = list(zip(holders(self.model.ir), holders(saved.ir), strict=True))
+        before, after = list(holders(self.model.ir)), list(holders(saved.ir))
+        if len(before) != len(after):
+            raise PruneError(f"internal: {len(after)} tensors were stored of {len(before)}", _REPORT)
         expected = {id(one.weight.holder.value): one for one in self.zeroed}
-        for ours, theirs in self.progress(pairs, "verifying", len(pairs)):
+        for ours, theirs in self.progress(list(zip(before, after, strict=True)), "verifying", len(before)):
             one = expected.get(id(ours.value))
             source = ours.tensor if one is None else one.original
             if ours.name != theirs.name or not _same_values(source, theirs.tensor, one):
