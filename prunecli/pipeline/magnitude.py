@@ -173,6 +173,8 @@ def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Prog
         raise PruneError(problem, "give one of --sparsity, --threshold, --pattern N:M, or --plan")
     if options.save_plan is not None:
         check_plan_path(options.save_plan, options.force)
+    if options.verify:
+        options.execution.check()
     file = load(path)
     if not options.dry_run:
         check_target(file, target, options.force)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunecli.data import Dataset
+from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
-from prunecli.runtime import Session
+from prunecli.runtime import Session, providers
 from prunecli.types import FileRef, Totals
 
 
@@ -25,6 +26,13 @@ class Execution:
         if self.threads is not None:
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def check(self) -> None:
+        """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""
+        known = [name.lower().removesuffix("executionprovider") for name in providers()]
+        if self.provider.lower().removesuffix("executionprovider") not in known:
+            problem = f"the execution provider {self.provider} is not available"
+            raise PruneError(problem, f"available: {', '.join(known)}")
 
     def open(self, path: Path) -> Session:
         return Session.open(path, provider=self.provider, threads=self.thread_count)
