@@ -59,6 +59,8 @@ class Session:
         training: bool = False,
         outputs: Sequence[str] | Literal["all"] | None = None,
         external_dir: str | Path | None = None,
+        profile: Path | None = None,
+        optimised: Path | None = None,
     ) -> Session:
         """Opens a model file, or the serialised bytes of one.
 
@@ -70,6 +72,8 @@ class Session:
             training: no memory pattern: the many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
             external_dir: where the external data of a model given as bytes lies.
+            profile: time every operator; the file that `end_profile` writes starts with this.
+            optimised: a file that receives the graph as onnxruntime will run it.
 
         Raises:
             PruneError: onnxruntime cannot open it; the message holds its cause in one line.
@@ -84,6 +88,10 @@ class Session:
         options = _options(ort, threads, optimise, low_memory, external_dir)
         if training:
             options.enable_mem_pattern = False
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
             raw = ort.InferenceSession(source, options, providers=_provider_list(ort, provider))
         return cls(raw, source, label)
@@ -105,6 +113,10 @@ class Session:
         with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
             values = self._run_foreign(names, feed) if self._foreign else self._raw.run(names, dict(feed))
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Stops timing operators and writes what was measured: a JSON list of trace events, microseconds."""
+        return Path(self._raw.end_profiling())
 
     def prepared(self, feed: Feed) -> Callable[[], Any]:
         """A function that runs on that feed with the least overhead, for timing; it returns raw results."""

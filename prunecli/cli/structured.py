@@ -27,12 +27,17 @@ def structured(
         Quantity | None, _amount("--macs", "what remains of the multiply-accumulates: 0.5, 50% or 120M")
     ] = None,
     params: Annotated[Quantity | None, _amount("--params", "what remains of the parameters: 0.5, 50% or 1.2M")] = None,
+    latency: Annotated[
+        Quantity | None,
+        _amount("--latency", "what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms"),
+    ] = None,
     granularity: Annotated[
         str,
         typer.Option(
             "--granularity",
-            metavar="channel|head|all",
-            help="which structures may be cut, separated by commas; all: also inside heads and the hidden size",
+            metavar="channel|head|block|all",
+            help="which structures may be cut: channel,head; block: whole residual blocks;"
+            " all: also inside heads and the hidden size",
             rich_help_panel=SELECT,
         ),
     ] = "channel,head",
@@ -109,7 +114,7 @@ def structured(
     from prunecli.pipeline.subject import Execution
 
     wanted = options_for(
-        {"ratio": ratio, "macs": macs, "params": params},
+        {"ratio": ratio, "macs": macs, "params": params, "latency": latency},
         plan=plan,
         granularity=granularity,
         criterion=criterion,

@@ -65,7 +65,7 @@ class StructuredOptions:
 @dataclass(frozen=True)
 class StructuredResult:
     """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
-    cut; `left`: groups that --include or --exclude leave alone."""
+    cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget."""
 
     model: FileRef
     output: FileRef | None
@@ -78,6 +78,7 @@ class StructuredResult:
     left: list[Skipped]
     verification: Verification
     notes: list[str] = field(default_factory=list)
+    latency: Json | None = None
     plan: str | None = None
     dry_run: bool = False
     seconds: float = 0.0
@@ -94,9 +95,10 @@ def structured(
 ) -> StructuredResult:
     """Cut a model by structure and save it with proof. `changes` override fields of `options`.
 
-    A number, or a text such as `"50%"`, may be given as `ratio=`, `macs=` or `params=` instead of `budget`.
+    A number, or a text such as `"50%"`, may be given as `ratio=`, `macs=`, `params=` or `latency=` instead of `budget`.
 
     Raises:
+        GateFailed: no model within the limits is as fast as asked.
         PruneError: the file or an option is unusable, nothing can be cut, or the cut cannot be proved; then
             nothing is written.
     """
@@ -138,6 +140,7 @@ def _result(
         left=[Skipped(name, reason) for name, reason in decided.left.items()],
         verification=inspector.verification,
         notes=[*subject.file.notes, *decided.notes],
+        latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
         seconds=seconds,
@@ -159,7 +162,7 @@ def options_for(amounts: Mapping[str, Any], **chosen: Any) -> StructuredOptions:
     if chosen.get("plan") is None:
         budget = Budget.parse(amounts)
     elif any(value is not None for value in amounts.values()):
-        raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs and --params")
+        raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
     return StructuredOptions(budget=budget, **{name: value for name, value in chosen.items() if value is not None})
 
 

@@ -128,14 +128,9 @@ def choose_blocks(
         PruneError: an option that means nothing for blocks, a model that does not run, or a budget out of reach.
     """
     assert isinstance(subject, BlockCuttable) and options.budget is not None
-    for name in _FOREIGN:
-        if getattr(options, name) != getattr(type(options), name):
-            raise PruneError(
-                f"--{name.replace('_', '-')} means nothing for blocks",
-                "leave it out: blocks are chosen by how far the outputs change without them",
-            )
+    check_block_options(options)
     target = options.budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
-    damage, notes = _damage(subject, options)
+    damage, notes = block_damage(subject, options)
     costs = BlockCosts(subject.work, subject.blocks, {"macs": {node: n or 0 for node, n in subject.macs.items()}})
     wanted = BlockRecipe(options.budget.kind, target, options.max_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
@@ -145,7 +140,17 @@ def choose_blocks(
     return Decided(found.removed, found.scores, {**recipe, "criterion": "divergence"}, left, notes)
 
 
-def _damage(subject: BlockCuttable, options: StructuredOptions) -> tuple[Damage, list[str]]:
+def check_block_options(options: StructuredOptions) -> None:
+    """Refuse what says nothing of blocks."""
+    for name in _FOREIGN:
+        if getattr(options, name) != getattr(type(options), name):
+            raise PruneError(
+                f"--{name.replace('_', '-')} means nothing for blocks",
+                "leave it out: blocks are chosen by how far the outputs change without them",
+            )
+
+
+def block_damage(subject: BlockCuttable, options: StructuredOptions) -> tuple[Damage, list[str]]:
     """How blocks are measured, and what is to be said of it."""
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
     session = start(gated(subject.work, subject.blocks, subject.units.analysis.facts))

@@ -10,14 +10,14 @@ from prunecli.errors import PruneError
 from prunecli.quantity import Quantity, parse_quantity
 from prunecli.types import Totals
 
-Kind = Literal["ratio", "macs", "params"]
-KINDS: tuple[Kind, ...] = ("ratio", "macs", "params")
+Kind = Literal["ratio", "macs", "params", "latency"]
+KINDS: tuple[Kind, ...] = ("ratio", "macs", "params", "latency")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`ratio`: the fraction of every layer's (or the model's) units removed. `macs`, `params`: what remains,
-    as a fraction or, with `absolute`, as a number of multiply-accumulates or parameters."""
+    """`ratio`: the fraction of every layer's (or the model's) units removed. `macs`, `params`, `latency`: what
+    remains, as a fraction or, with `absolute`, as a number of multiply-accumulates, parameters or milliseconds."""
 
     kind: Kind
     target: float
@@ -25,7 +25,7 @@ class Budget:
 
     @classmethod
     def parse(cls, given: Mapping[str, Quantity | str | float | None]) -> Budget:
-        """From the options `ratio`, `macs`, `params`, of which exactly one must be given.
+        """From the options `ratio`, `macs`, `params`, `latency`, of which exactly one must be given.
 
         Raises:
             PruneError: none or several are, or the number means nothing there.
@@ -34,7 +34,7 @@ class Budget:
         if not present:
             raise cls.missing()
         if len(present) > 1:
-            raise PruneError("give only one of --ratio, --macs and --params", "for example --macs 0.5")
+            raise PruneError("give only one of --ratio, --macs, --params and --latency", "for example --macs 0.5")
         ((kind, value),) = present.items()
         if kind not in KINDS:
             raise PruneError(f"there is no budget {kind!r}", f"choose from {', '.join(KINDS)}")
@@ -44,12 +44,15 @@ class Budget:
     @staticmethod
     def missing() -> PruneError:
         return PruneError(
-            "how much is to be cut? give --ratio, --macs or --params", "for example --macs 0.5, or --ratio 50%"
+            "how much is to be cut? give --ratio, --macs, --params or --latency",
+            "for example --macs 0.5, or --ratio 50%",
         )
 
     @classmethod
     def _of(cls, kind: Kind, quantity: Quantity) -> Budget:
         value = quantity.value
+        if kind == "latency":
+            return cls._of_time(quantity)
         if quantity.kind in ("bytes", "ms"):
             raise PruneError(f"--{kind} takes a fraction or a count, not {quantity.kind}", f"write --{kind} 0.5")
         absolute = quantity.kind == "count" or (quantity.kind == "plain" and value > 1 and kind != "ratio")
@@ -62,8 +65,20 @@ class Budget:
             raise PruneError(f"--{kind} {value:g}: the fraction {meaning} lies between 0 and 1", f"write --{kind} 0.5")
         return cls(kind, value)
 
+    @classmethod
+    def _of_time(cls, quantity: Quantity) -> Budget:
+        if quantity.kind == "ms" and quantity.value > 0:
+            return cls("latency", quantity.value, True)
+        if quantity.kind not in ("plain", "percent") or not 0 < quantity.value < 1:
+            raise PruneError(
+                "--latency takes the fraction of the time that remains, or a time",
+                "write --latency 0.5, 50% or 3.5ms",
+            )
+        return cls("latency", quantity.value)
+
     def fraction(self, before: Totals) -> float:
-        """The target as a fraction: removed for `ratio`, remaining for the others.
+        """The target as a fraction: removed for `ratio`, remaining for the others. A time needs measuring, which
+        is done elsewhere.
 
         Raises:
             PruneError: an absolute target that the model already meets, or whose whole is unknown.

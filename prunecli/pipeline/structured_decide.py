@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +11,16 @@ import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.errors import PruneError
-from prunecli.evidence.moments import second_moments
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.structured_blocks import BLOCK, choose_blocks, open_blocks
 from prunecli.pipeline.structured_budget import Budget
+from prunecli.pipeline.structured_latency import choose_for_latency
 from prunecli.pipeline.structured_plan import Decided, recipe_shapes
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
-from prunecli.runtime import Session
-from prunecli.search.units import Evidence, UnitRecipe, decide_units, resolve_criterion
-from prunecli.select.structures import UNIT_CRITERIA
+from prunecli.pipeline.structured_units import measure, unit_recipe
+from prunecli.search.units import decide_units
 from prunecli.types import Json, Progress
 
 if TYPE_CHECKING:
@@ -48,9 +46,11 @@ def decide(path: Path, target: Path, options: StructuredOptions, progress: Progr
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
+    if options.budget.kind == "latency":
+        return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
     if options.granularity == BLOCK:
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
-    recipe = _unit_recipe(options, options.budget, subject)
+    recipe = unit_recipe(options, _target(options.budget, subject, options))
     evidence = measure(subject, options, progress) if options.data is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress)
     if not decision.removed.any():
@@ -58,27 +58,11 @@ def decide(path: Path, target: Path, options: StructuredOptions, progress: Progr
     return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
 
 
-def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Evidence | None:
-    """What the criterion needs to know of the data; None where the weights suffice."""
-    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.data is not None))
-    if criterion is None or criterion.evidence != "moments" or options.data is None:
-        return None
-    data = options.data.open(input_specs(subject.file.ir))
-    feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
-    ranks = {name: len(shape) for name, shape in subject.shapes.items()}
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    return Evidence(moments=second_moments(subject.work, ranks, feeds, start))
-
-
-def _unit_recipe(options: StructuredOptions, budget: Budget, subject: Cuttable) -> UnitRecipe:
-    target = budget.target
-    if budget.absolute:
-        target = budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
-    return UnitRecipe(
-        budget=budget.kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
-        normalize=options.normalize, max_ratio=options.max_ratio, round_to=options.round_to, steps=options.steps,
-        seed=options.seed,
-    )  # fmt: skip
+def _target(budget: Budget, subject: Cuttable, options: StructuredOptions) -> float:
+    """As a fraction."""
+    if not budget.absolute:
+        return budget.target
+    return budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
 
 
 def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:

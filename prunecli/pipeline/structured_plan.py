@@ -28,13 +28,14 @@ MAX_ELEMENTS = 1 << 28
 @dataclass(frozen=True)
 class Decided:
     """A decision, whoever took it: a mask over units, a score for each, the recipe that is recorded. `left`:
-    groups that may not be cut, and why."""
+    groups that may not be cut, and why. `latency`: what was measured, where that was the budget."""
 
     removed: Array
     scores: Array
     recipe: Json
     left: Mapping[str, str]
     notes: Sequence[str] = ()
+    latency: Json | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def to_json(found: StructuredResult) -> Json:
         "groups": [_group_json(group) for group in found.groups],
         "frozen": [asdict(axis) for axis in found.frozen],
         "plan": found.plan,
+        **({"latency": found.latency} if found.latency else {}),
     }
     after = found.after
     report = Report(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prunecli.channels.blocks import Block, Dead, dead_without
 from prunecli.errors import PruneError
 from prunecli.search.blocks_damage import Mask, Measure
+from prunecli.search.units import OutOfReachError
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -172,9 +173,10 @@ class _Greedy:
         if self.recipe.budget == "ratio":
             return
         left = 1 - self.costs.saved(self.recipe.budget, self.mask) / max(self.whole, 1e-12)
-        raise PruneError(
+        raise OutOfReachError(
             f"--{self.recipe.budget} {self.recipe.target:.3g} cannot be reached with blocks: {left:.3g} must remain",
             "raise --max-ratio, widen --include, or cut channels as well",
+            left,
         )
 
     def give_back(self) -> None:

@@ -75,6 +75,7 @@ class Damage:
 
     def __init__(self, session: Session, feeds: Sequence[Mapping[str, Any]], count: int) -> None:
         self._session, self._feeds, self._count = session, feeds, count
+        self._known: dict[bytes, float] = {}
         nothing = np.zeros(count, bool)
         self._whole = [self._run(feed, nothing) for feed in feeds]
         self._names = [n for n, v in self._whole[0].items() if isinstance(v, np.ndarray) and v.dtype.kind != "O"]
@@ -82,6 +83,12 @@ class Damage:
             raise PruneError("the model has no output that can be compared", "blocks are chosen by what they change")
 
     def __call__(self, removed: Mask) -> float:
+        name = removed.tobytes()
+        if name not in self._known:
+            self._known[name] = self._measure(removed)
+        return self._known[name]
+
+    def _measure(self, removed: Mask) -> float:
         total = 0.0
         for feed, whole in zip(self._feeds, self._whole, strict=True):
             got = self._run(feed, removed)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import gcd
-from typing import Any, Literal
+from math import gcd, lcm
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,7 +19,25 @@ from prunecli.select.structures import UNIT_CRITERIA, Part, UnitGroup
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
-BudgetKind = Literal["ratio", "macs", "params"]
+BudgetKind = Literal["ratio", "macs", "params", "latency"]
+
+
+class Costing(Protocol):
+    """Amounts as functions of the positions left on each axis; they never grow when more is removed."""
+
+    def of(self, kept: Array) -> Mapping[str, int]: ...
+
+    def multiple(self, group: Group) -> int:
+        """Units go in such numbers that a multiple of this stays."""
+        ...
+
+
+class OutOfReachError(PruneError):
+    """A budget that no choice of units within the limits meets; `least` is the fraction that must remain."""
+
+    def __init__(self, message: str, hint: str, least: float) -> None:
+        super().__init__(message, hint)
+        self.least = least
 
 
 @dataclass(frozen=True)
@@ -29,8 +47,8 @@ class UnitRecipe:
     criterion: `auto` is `activation` where its evidence was measured, else `l2-in`.
     scope: `layer` cuts all groups alike; `global` ranks all units by score, with `macs` and `params` by score per
     amount saved (the greedy solution of the knapsack); `auto` is layer with `ratio`, else global.
-    target: with `ratio` the fraction of units removed, with `macs` and `params` the fraction that remains, or an
-    absolute count if `absolute`. max_ratio: largest fraction of a group that may go. round_to: the positions
+    target: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
+    or an absolute count if `absolute`. max_ratio: largest fraction of a group that may go. round_to: the positions
     that stay on the group's axes are a multiple of it. steps: how often scores are taken anew on what is left.
     """
 
@@ -75,19 +93,21 @@ def decide_units(
     allowed: Array | None = None,
     evidence: Evidence | None = None,
     progress: Progress = no_progress,
+    costing: Costing | None = None,
 ) -> UnitDecision:
     """Choose the units to remove.
 
     Args:
         allowed: mask over groups; others stay whole.
         evidence: what the criterion needs to have been measured.
+        costing: knows amounts besides `params` and `macs`, which need none.
     Raises:
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
             closest that can).
     """
     recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
     _check(recipe, evidence)
-    return _Chooser(catalogue, recipe, allowed, evidence or Evidence()).run(progress)
+    return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress)
 
 
 def resolve_criterion(name: str, data: bool) -> str:
@@ -114,10 +134,13 @@ def _check(recipe: UnitRecipe, evidence: Evidence | None) -> None:
 
 
 class _Chooser:
-    def __init__(self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence) -> None:
-        self.catalogue, self.recipe, self.evidence = catalogue, recipe, evidence
+    def __init__(
+        self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence,
+        costing: Costing | None,
+    ) -> None:  # fmt: skip
+        self.catalogue, self.recipe, self.evidence, self.costing = catalogue, recipe, evidence, costing
         self.slices = WeightSlices(catalogue)
-        self.costs: Costs = costs(catalogue.analysis)
+        self.costs: Costing | Costs = costing or costs(catalogue.analysis)
         self.scope = ("layer" if recipe.budget == "ratio" else "global") if recipe.scope == "auto" else recipe.scope
         self.notes: list[str] = []
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
@@ -133,6 +156,8 @@ class _Chooser:
             self.notes.append(
                 f"--round-to {r.round_to}: {group.name} has only {group.count} {group.kind}s and stays whole"
             )
+        if self.costing is not None:
+            multiple = lcm(multiple, self.costing.multiple(group))
         return Pool(group.first, group.count, limit, multiple)
 
     def run(self, progress: Progress) -> UnitDecision:
@@ -207,13 +232,15 @@ class _Chooser:
         return bundles.mask(chosen, total)
 
     def _savings(self) -> Array:
-        """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all."""
+        """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all; of
+        amounts that fall in steps, its part of what all removable units of its group save."""
         out = np.ones(self.catalogue.count)
         whole = self.before[self.recipe.budget]
-        for group in self.groups:
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            several = 1 if self.costing is None else max(pool.limit, 1)
             kept = self.catalogue.sizes.copy()
-            kept[list(group.axes)] -= group.per_unit
-            out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole
+            kept[list(group.axes)] -= several * np.array(group.per_unit)
+            out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole / several
         return out
 
     def _by_cost(self, bundles: Bundles, share: float) -> Array:
@@ -224,9 +251,10 @@ class _Chooser:
             raise PruneError(f"the model has only {whole:,} {kind}", "ask for fewer")
         least = self.cost(bundles.mask(np.arange(len(bundles)), total))
         if least > wanted:
-            raise PruneError(
+            raise OutOfReachError(
                 f"--{kind} {wanted / whole:.3g} cannot be reached: {least / whole:.3g} ({least:,.0f}) must remain",
                 "raise --max-ratio, widen --include, or use --granularity all",
+                least / whole,
             )
         everywhere = self.scope == "global"
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)

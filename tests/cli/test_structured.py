@@ -136,6 +136,6 @@ def test_help_lists_what_there_is_and_what_is_default() -> None:
 def test_help_is_complete(prune: Prune) -> None:
     done = prune("structured", "--help")
     assert done.code == 0
-    for option in ("--ratio", "--macs", "--params", "--granularity", "--criterion", "--normalize", "--scope", "--max-ratio",
+    for option in ("--ratio", "--macs", "--params", "--latency", "--granularity", "--criterion", "--normalize", "--scope", "--max-ratio",
                    "--round-to", "--steps", "--seed", "--data", "--plan", "--save-plan", "--dry-run", "--no-verify"):  # fmt: skip
         assert option in done.out

@@ -380,6 +380,9 @@ BUDGETS = [
     ({"params": 1000}, Budget("params", 1000, True)),
     ({"params": parse_quantity("1.5k")}, Budget("params", 1500, True)),
     ({"macs": Quantity(0.5, "percent")}, Budget("macs", 0.5)),
+    ({"latency": "50%"}, Budget("latency", 0.5)),
+    ({"latency": "3.5ms"}, Budget("latency", 3.5, True)),
+    ({"latency": "2s"}, Budget("latency", 2000, True)),
 ]
 
 
@@ -401,7 +404,10 @@ def test_budgets_are_read(given: dict[str, Any], budget: Budget) -> None:
         ({"macs": "3ms"}, "not ms"),
         ({"params": "2MB"}, "not bytes"),
         ({"params": "150%"}, "between 0 and 1"),
-        ({"latency": 0.5}, "no budget 'latency'"),
+        ({"memory": 0.5}, "no budget 'memory'"),
+        ({"latency": 1}, "fraction of the time"),
+        ({"latency": "2MB"}, "fraction of the time"),
+        ({"latency": "0ms"}, "fraction of the time"),
         ({"ratio": "half"}, "not a number"),
     ],
 )
