@@ -165,7 +165,9 @@ def confusion(p: Predictions) -> Json | None:
     classes = _classes(p)
     if len(classes) > MAX_CONFUSION:
         return None
-    counts = confusion_matrix(p.truth, p.predicted, labels=classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single class is told to name its labels, which are named
+        counts = confusion_matrix(p.truth, p.predicted, labels=classes)
     return {"classes": [_name(p, c) for c in classes], "counts": counts.tolist()}
 
 

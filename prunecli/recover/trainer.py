@@ -92,6 +92,8 @@ class Trainer:
         options: TrainOptions,
         score: Callable[[], float] | None = None,
     ) -> None:
+        if not 0 < options.learning_rate < math.inf:
+            raise PruneError(f"a learning rate of {options.learning_rate} is no positive number", "try --lr 0.01")
         self.stepper, self.supply, self.options, self.score = stepper, supply, options, score
         self.parameters = stepper.parameters
         self.at = Progressed()

@@ -148,6 +148,12 @@ def test_divergence_is_reported_with_step_and_rate(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists() or accuracy(tmp_path / "out.onnx") > 0.5
 
 
+@pytest.mark.parametrize("rate", [0.0, float("nan"), float("inf")])
+def test_a_learning_rate_is_a_positive_number(rate: float, tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="is no positive number"):
+        run(MLP, tmp_path / "out.onnx", 1, rate=rate)
+
+
 def test_without_an_improvement_the_start_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     result = run(MLP, out, 1, rate=1e-12)
