@@ -23,7 +23,7 @@ from prunecli.types import Progress, no_progress
 Open = Callable[..., Session]
 SECONDS = 1.5
 """Per model."""
-MIN_TURNS, MAX_TURNS = 6, 60
+MIN_TURNS, MAX_TURNS = 6, 40
 IN_A_ROW = 3
 WARM_UP = 3
 FASTEST = 0.4
@@ -72,8 +72,7 @@ def profiles(
             for run in runs if turn % 2 == 0 else reversed(runs):
                 for _ in range(IN_A_ROW):
                     run()
-        traces = [json.loads(session.end_profile().read_text(encoding="utf-8")) for session in opened]
-    return [_summary(events, turns * IN_A_ROW) for events in traces]
+        return [_read(session.end_profile(), turns * IN_A_ROW) for session in opened]
 
 
 def _warm_up(run: Callable[[], Any]) -> float:
@@ -84,10 +83,15 @@ def _warm_up(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
+def _read(trace: Path, count: int) -> list[Kernel]:
+    return _summary(json.loads(trace.read_text(encoding="utf-8")), count)
+
+
 def _summary(events: list[dict[str, Any]], count: int) -> list[Kernel]:
-    """The last `count` runs; an operator inside a loop counts all its turns."""
+    """The last `count` runs, or as many as there are; an operator inside a loop counts all its turns."""
     kernels: dict[tuple[str, str], list[float]] = defaultdict(list)
-    begin = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-count]
+    begins = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-count:]
+    begin, count = begins[0], len(begins)
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith(_SUFFIX) and event["ts"] >= begin:
