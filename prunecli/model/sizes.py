@@ -16,12 +16,12 @@ from prunecli.model.shapes import Shapes
 from prunecli.model.weights import find_weights
 from prunecli.types import Totals
 
-EXACT_UP_TO = 64 << 20
+EXACT_UP_TO = 16 << 20
 """Bytes of one file that are really compressed; larger ones are sampled (about 30 MB/s otherwise)."""
 PIECE = 1 << 20
 """Elements looked at together."""
-SAMPLES = 64
-SAMPLE_BYTES = 256 << 10
+SAMPLES = 32
+SAMPLE_BYTES = 128 << 10
 GZIP_FRAME = 18
 """Header and trailer of a gzip file without a name."""
 
