@@ -139,3 +139,23 @@ def test_help_is_complete(prune: Prune) -> None:
     for option in ("--ratio", "--macs", "--params", "--latency", "--granularity", "--criterion", "--normalize", "--scope", "--max-ratio",
                    "--round-to", "--steps", "--seed", "--data", "--plan", "--save-plan", "--dry-run", "--no-verify"):  # fmt: skip
         assert option in done.out
+
+
+def test_a_latency_out_of_reach_ends_with_one(prune: Prune, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promised limit that is not met is a gate that fails; nothing is written."""
+    from prunecli.evaluate.latency import Speedup
+    from prunecli.pipeline.structured_latency import Bench
+
+    monkeypatch.setattr(Bench, "compare", lambda self, model: Speedup(1.0, 0.97, 1.03))
+    monkeypatch.setattr(Bench, "layer_times", lambda self, removed: [{"conv3": 2 - mask.mean()} for mask in removed])
+    done = prune("structured", path, "--latency", "0.5")
+    assert (done.code, done.out) == (1, "")
+    assert "no faster model exists within these limits" in done.err
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_blocks_from_the_command_line(prune: Prune, path: Path) -> None:
+    done = prune("structured", path, "--granularity", "block", "--ratio", "0.9", "--max-ratio", "1", "--format", "json")
+    assert done.code == 0
+    assert [g["kind"] for g in done.json["groups"]] == ["block"]
+    assert done.json["verification"]["kind"] == "exact"
