@@ -1,7 +1,7 @@
 """Proof that a saved model is the original with its weights masked, and nothing else.
 
-Always: every stored tensor of the saved file is compared with the original, masked by `numpy.where` where it
-should be, and the graphs are compared. Where onnxruntime runs the model and its size allows, both the saved file
+Always: every stored tensor of the saved file is compared with the original, masked as `numpy.where` does where
+it should be, and the graphs are compared. Where onnxruntime runs the model and its size allows, both the saved file
 and a reference that the plain onnx package builds are run on the same random inputs: the outputs must agree bit
 for bit.
 """
@@ -25,7 +25,7 @@ from prunecli.model import Dims, Model, Shapes, load
 from prunecli.model.holders import holders
 from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
-from prunecli.select.keys import CHUNK_BYTES
+from prunecli.select.keys import CHUNK_BYTES, words
 from prunecli.types import Progress, Verification, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -155,10 +155,17 @@ def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroe
 
 
 def is_masked(source: Array, drop: Array, found: Array) -> bool:
-    """Whether `found` is `numpy.where(drop, 0, source)`, bit for bit."""
-    zero = np.zeros((), source.dtype)
-    pieces = zip(_pieces(source), _pieces(drop, source.itemsize), _pieces(found), strict=True)
-    return all(same_bits(np.where(gone, zero, values), ours) for values, gone, ours in pieces)
+    """Whether `found` is `numpy.where(drop, 0, source)` bit for bit: what goes is zero, the rest as it was.
+
+    Without branches, and so several times as fast as `numpy.where` where the mask is random.
+    """
+    pieces = zip(_pieces(words(source)), _pieces(drop, source.itemsize), _pieces(words(found)), strict=True)
+    for bits, gone, ours in pieces:
+        right = (ours == bits) & ~gone
+        right |= (ours == 0) & gone
+        if not right.all():
+            return False
+    return True
 
 
 def _pieces(array: Array, itemsize: int = 0) -> Iterator[Array]:
