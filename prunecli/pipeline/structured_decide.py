@@ -69,8 +69,9 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
     """The choice in full, as provenance and plans record it."""
     assert options.budget is not None
     names = ("granularity", "criterion", "normalize", "scope", "max_ratio", "round_to", "steps", "seed")
+    unit = "_ms" if options.budget.kind == "latency" and options.budget.absolute else ""
     return {
-        options.budget.kind: options.budget.target,
+        options.budget.kind + unit: options.budget.target,
         **{name: getattr(options, name) for name in names},
         "include": list(options.include),
         "exclude": list(options.exclude),

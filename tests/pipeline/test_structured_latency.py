@@ -180,6 +180,7 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
     monkeypatch.setattr(module, "measure", lambda runs, **_: dict.fromkeys(runs, np.full(9, 8.0)))
     found = structured(net_file(tmp_path, wide), latency="4ms", output=tmp_path / "cut.onnx")
     assert found.latency is not None and found.latency["target"] == 0.5
+    assert found.recipe["latency_ms"] == 4
     with pytest.raises(PruneError, match="takes 8 ms already"):
         structured(net_file(tmp_path, wide), latency="9ms", output=tmp_path / "other.onnx")
 
