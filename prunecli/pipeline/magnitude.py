@@ -15,7 +15,7 @@ from prunecli.apply.plans import check_plan_path, load_plan, save_plan
 from prunecli.apply.zero import Zeroed, target_of, zero
 from prunecli.apply.zero_proof import Proof, shapes_to_try
 from prunecli.errors import PruneError
-from prunecli.model import Dims, Model, Shapes, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.model import Dims, Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
@@ -25,7 +25,8 @@ from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.runtime import Session
-from prunecli.select import Decision, Recipe, decide
+from prunecli.select import Decision, Recipe, decide, parse_pattern
+from prunecli.select.patterns import Windows
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
 
@@ -246,10 +247,18 @@ def _layers(job: _Job) -> list[Layer]:
             nonzero_before=one.nonzero_before,
             nonzero=one.nonzero_after,
             macs=work.get(one.weight.name),
-            notes=one.weight.notes,
+            notes=(*one.weight.notes, *_remainder(one.weight, job.recipe)),
         )
         for one in job.zeroed
     ]
+
+
+def _remainder(weight: Weight, recipe: Json) -> list[str]:
+    """Where an N:M pattern does not come out even, hardware that wants it cannot use the weight."""
+    form, cols = parse_pattern(str(recipe.get("pattern", "element"))), weight.layout.canonical_shape[3]
+    if not isinstance(form, Windows) or cols % form.window == 0:
+        return []
+    return [f"{cols} inputs do not divide by {form.window}: the rest keeps up to {form.keep}"]
 
 
 def _left(choice: Choice) -> dict[str, tuple[int, int]]:

@@ -145,7 +145,7 @@ def test_two_of_four_along_the_inputs(tmp_path: Path) -> None:
     """Of every four neighbouring inputs of one output two stay, the larger ones; 7 and 9 leave a rest."""
     path = save_proto(net(), tmp_path)
     before = stored(path)
-    _, after = pruned(path, pattern="2:4")
+    found, after = pruned(path, pattern="2:4")
     rows = {FC: (before[FC], after[FC]), OUT: (before[OUT].T, after[OUT].T)}
     rows[CONV] = tuple(a[CONV].transpose(0, 2, 3, 1).reshape(-1, 3) for a in (before, after))  # type: ignore[assignment]
     for old, new in rows.values():
@@ -153,6 +153,11 @@ def test_two_of_four_along_the_inputs(tmp_path: Path) -> None:
             window, kept = np.abs(old[:, start : start + 4]), new[:, start : start + 4] != 0
             assert (kept.sum(axis=1) == 2).all()
             assert (np.where(kept, window, np.inf).min(axis=1) > np.where(kept, 0, window).max(axis=1)).all()
+
+
+    told = {layer.weight: "; ".join(layer.notes) for layer in found.layers}
+    assert told[CONV] == "3 inputs do not divide by 4: the rest keeps up to 2"
+    assert not any(layer.notes for layer in pruned(path, pattern="1:3", include=["conv", "out"])[0].layers)
 
 
 def test_zeros_that_are_there_already_count(tmp_path: Path) -> None:
