@@ -122,9 +122,9 @@ def _weigh(mask: Array, size: int | Array) -> int:
 
 
 def _squares(keys: Array, end: int, form: KeyFormat) -> float:
-    values = values_of(keys, form)
-    values *= keys >= form.word.type(end)
-    return float(np.dot(values, values))
+    values = values_of(keys * (keys >= form.word.type(end)), form)
+    np.square(values, out=values)
+    return float(values.sum())  # not by BLAS, whose threads and order of adding differ between machines
 
 
 def _exact(key: int, form: KeyFormat, common: KeyFormat) -> int | None:

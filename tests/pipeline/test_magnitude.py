@@ -154,7 +154,6 @@ def test_two_of_four_along_the_inputs(tmp_path: Path) -> None:
             assert (kept.sum(axis=1) == 2).all()
             assert (np.where(kept, window, np.inf).min(axis=1) > np.where(kept, 0, window).max(axis=1)).all()
 
-
     told = {layer.weight: "; ".join(layer.notes) for layer in found.layers}
     assert told[CONV] == "3 inputs do not divide by 4: the rest keeps up to 2"
     assert not any(layer.notes for layer in pruned(path, pattern="1:3", include=["conv", "out"])[0].layers)
