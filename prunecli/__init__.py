@@ -5,6 +5,7 @@ import prunecli
 result = prunecli.magnitude("model.onnx", sparsity=0.5)  # writes model.pruned.onnx
 result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.onnx, proved
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
+result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "magnitude", "structured"]
+__all__ = ["__version__", "analyse", "finetune", "magnitude", "structured"]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
+    "finetune": "prunecli.pipeline.finetune",
     "magnitude": "prunecli.pipeline.magnitude",
     "structured": "prunecli.pipeline.structured",
 }

@@ -225,8 +225,8 @@ def finetune(
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.pipeline.evaluate import DataOptions
-    from prunecli.pipeline.finetune import FinetuneOptions
     from prunecli.pipeline.finetune import finetune as run
+    from prunecli.pipeline.finetune_options import FinetuneOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.recover.augment import parse_augments
     from prunecli.recover.objective import ObjectiveOptions

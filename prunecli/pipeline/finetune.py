@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,44 +19,17 @@ from prunecli.evaluate.pairing import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.finetune_log import Keeper, Log
+from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.pipeline.finetune_report import to_document, to_json
-from prunecli.pipeline.subject import Execution
 from prunecli.recover.head import reset_head
-from prunecli.recover.session import Setup, Training, prepare_training
+from prunecli.recover.session import Training, prepare_training
 from prunecli.recover.trainer import DivergedError, Epoch
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
 TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently ordered graphs is some 1e-5
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to train and what to keep.
-
-    `validation`: data that chooses the best weights; None: the fraction `val_split` of the training data, and
-    with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
-    `checkpoint`: a folder; `resume` continues from it.
-    """
-
-    data: DataOptions
-    setup: Setup = field(default_factory=Setup)
-    validation: DataOptions | None = None
-    val_split: float = 0.1
-    teacher: Path | None = None
-    reset_head: int | None = None
-    checkpoint: Path | None = None
-    checkpoint_every: float = 60.0
-    resume: bool = False
-    log: Path | None = None
-    execution: Execution = field(default_factory=Execution)
-    output: Path | None = None
-    force: bool = False
-    verify: bool = True
-    external_data: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -83,6 +56,11 @@ class FinetuneResult:
     notes: list[str]
     seconds: float = 0.0
 
+    @property
+    def improved(self) -> bool:
+        """Whether an epoch did better than the start on held-out data; True where none was held out."""
+        return self.score_before is None or self.best_epoch > 0
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -90,15 +68,22 @@ class FinetuneResult:
         return to_document(self)
 
 
-def finetune(model: str | Path, options: FinetuneOptions, progress: Progress = no_progress) -> FinetuneResult:
-    """Train a model on data and save it, with the same inputs and outputs.
+def finetune(
+    model: str | Path, options: FinetuneOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> FinetuneResult:
+    """Train a model on data and save it, with the same inputs and outputs; what is zero stays zero.
+
+    `changes` override fields of `options`, and of the parts of its `setup` (see `finetune_options`):
+    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`.
 
     Raises:
-        PruneError: the model, the data or an option is unusable; an operator without a gradient; training
-            diverged (the message says which weights were kept, and where).
+        DivergedError: training diverged; where it had improved before, the message says where the best weights are.
+        PruneError: the model, the data or an option is unusable; an operator without a gradient.
     """
     start, path = time.perf_counter(), Path(model)
+    options = finetune_options(options, **changes)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    options.execution.check()
     file = load(path)
     check_target(file, target, options.force)
     before = totals(file, concrete_shapes(file, Dims()))
@@ -185,7 +170,7 @@ def _run(training: Training, keeper: Keeper, options: FinetuneOptions, progress:
         keeper.interrupted()
         raise
     except DivergedError as error:
-        if trainer.at.best_epoch == 0:
+        if trainer.at.best_epoch == 0 or not options.salvage:
             raise
         return error
     finally:

@@ -15,7 +15,7 @@ from prunecli.recover.trainer import Epoch, Progressed, Trainer
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.finetune import FinetuneOptions
+    from prunecli.pipeline.finetune_options import FinetuneOptions
 
 COLUMNS = ("epoch", "step", "loss", "score", "rate", "samples_per_second", "seconds")
 

@@ -20,6 +20,17 @@ from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
 from prunecli.pipeline.choice import Choice, choose
+from prunecli.pipeline.gradual import (
+    Retrain,
+    Retrained,
+    at_share,
+    check_plans,
+    left_out,
+    proof_of,
+    prune_and_train,
+    retrained,
+    share_after,
+)
 from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
@@ -33,7 +44,8 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 @dataclass(frozen=True)
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
-    embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving."""
+    embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
+    after each of its steps."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -48,6 +60,7 @@ class MagnitudeOptions:
     plan: Path | None = None
     save_plan: Path | None = None
     external_data: Literal["auto", "always", "never"] = "auto"
+    retrain: Retrain | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class MagnitudeResult:
     notes: list[str] = field(default_factory=list)
     plan: str | None = None
     dry_run: bool = False
+    training: Retrained | None = None
     seconds: float = 0.0
 
     @property
@@ -120,6 +134,8 @@ def magnitude(
     start, options = time.perf_counter(), _with(options or MagnitudeOptions(), changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    if options.retrain is not None:
+        return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
     job = _prepare(path, target, options, progress)
     zero(job.zeroed)
     inspector = _Inspector(job, options, progress)
@@ -145,6 +161,32 @@ def magnitude(
         dry_run=options.dry_run,
         seconds=time.perf_counter() - start,
     )
+
+
+def _retrained(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> MagnitudeResult:
+    """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
+    retrain, once = options.retrain, replace(options, retrain=None)
+    assert retrain is not None
+    check_plans(retrain, options.plan, options.save_plan)
+    if options.recipe is not None:
+        at_share(options.recipe, share_after(1, retrain.steps))
+    if options.dry_run:
+        found = magnitude(path, once, progress)
+        return replace(found, notes=[*found.notes, left_out(retrain)])
+
+    def cut(source: Path, place: Path, share: float) -> MagnitudeResult:
+        recipe = None if options.recipe is None else at_share(options.recipe, share)
+        return magnitude(source, replace(once, recipe=recipe, output=place), progress)
+
+    rounds = prune_and_train(path, target, retrain, cut, options.force, progress)
+    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
+    late, before = training.layers(), {layer.weight: layer.nonzero_before for layer in first.layers}
+    layers = [replace(layer, nonzero_before=before[layer.weight],
+                      nonzero=late[layer.weight].nonzero if layer.weight in late else layer.nonzero)
+              for layer in last.layers]  # fmt: skip
+    return replace(last, model=first.model, output=training.output, recipe=last.recipe | {"steps": retrain.steps},
+                   before=first.before, after=training.totals(), layers=layers, verification=proof_of(rounds),
+                   training=training)  # fmt: skip
 
 
 def _with(options: MagnitudeOptions, changes: dict[str, Any]) -> MagnitudeOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.choice import KINDS
+from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
@@ -35,7 +36,13 @@ def to_json(found: MagnitudeResult) -> Json:
         verification=found.verification,
         seconds=found.seconds,
         notes=found.notes,
-        extra={"dry_run": found.dry_run, "recipe": found.recipe, "left_alone": left, "plan": found.plan},
+        extra={
+            "dry_run": found.dry_run,
+            "recipe": found.recipe,
+            "left_alone": left,
+            "plan": found.plan,
+            **training_json(found.training),
+        },
     )
     return report_json(report)
 
@@ -57,6 +64,7 @@ def to_document(found: MagnitudeResult) -> Document:
     title = f"{found.model.path}: what would be zeroed" if found.dry_run else found.model.path
     sections: list[Section] = [_summary(found), _proof(found.verification), _layers(found)]
     sections += _left(found)
+    sections += training_sections(found.training)
     sections += [Text(note, "warning") for note in found.notes]
     sections.append(Text(HONEST))
     if found.output is not None:
