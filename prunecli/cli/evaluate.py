@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from prunecli.cli import options
-from prunecli.cli.options import DATA, Format
+from prunecli.cli.options import Format
 
 QUALITY = "Measurements"
 
@@ -35,15 +35,7 @@ def evaluate(
     data: options.Data = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
-    train_data: Annotated[
-        str | None,
-        typer.Option(
-            "--train-data",
-            metavar="D",
-            help="also the training data: the train-test gap",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    train_data: options.TrainData = None,
     batch_size: options.BatchSize = 32,
     limit: options.Limit = None,
     seed: options.Seed = 0,

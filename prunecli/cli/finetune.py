@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prunecli.cli import options
-from prunecli.cli.options import DATA, ExternalData, Format
+from prunecli.cli import options, training
+from prunecli.cli.options import ExternalData, Format
+from prunecli.cli.training import NONE, TEACH, TRAIN, BatchNorm, Optimizer, Regularize, ScheduleName
 
-TRAIN, TEACH, LONG = "Training", "Loss and teacher", "Long runs"
-
-
-class Optimizer(StrEnum):
-    sgd = "sgd"
-    adam = "adam"
-    adamw = "adamw"
-
-
-class ScheduleName(StrEnum):
-    cosine = "cosine"
-    onecycle = "onecycle"
-    step = "step"
-    constant = "constant"
-
-
-class BatchNorm(StrEnum):
-    auto = "auto"
-    update = "update"
-    frozen = "frozen"
-
-
-class Regularize(StrEnum):
-    l1 = "l1"
-    group_lasso = "group-lasso"
-    bn_l1 = "bn-l1"
+LONG = "Long runs"
 
 
 def finetune(
@@ -45,82 +20,24 @@ def finetune(
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
-    val_data: Annotated[
-        str | None,
-        typer.Option("--val-data", metavar="D", help="data that chooses the best weights", rich_help_panel=DATA),
-    ] = None,
-    val_split: Annotated[
-        float,
-        typer.Option(
-            "--val-split",
-            metavar="F",
-            min=0,
-            max=0.9,
-            rich_help_panel=DATA,
-            help="fraction of --data held out for that instead; 0: keep the last weights",
-        ),
-    ] = 0.1,
+    val_data: training.ValData = None,
+    val_split: training.ValSplit = 0.1,
     epochs: Annotated[
         int, typer.Option("--epochs", metavar="N", min=1, help="passes over the data", rich_help_panel=TRAIN)
     ] = 5,
     batch_size: options.BatchSize = 64,
-    optimizer: Annotated[
-        Optimizer,
-        typer.Option("--optimizer", metavar="sgd|adam|adamw", help="sgd has Nesterov momentum", rich_help_panel=TRAIN),
-    ] = Optimizer.sgd,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lr",
-            metavar="RATE",
-            min=0,
-            help="learning rate; default 0.01 for sgd, 0.001 for adam and adamw",
-            rich_help_panel=TRAIN,
-        ),
-    ] = None,
+    optimizer: training.OptimizerOption = Optimizer.sgd,
+    lr: training.Rate = None,
     momentum: Annotated[
         float,
         typer.Option("--momentum", metavar="F", min=0, max=0.9999, help="of sgd; beta1 of adam", rich_help_panel=TRAIN),
     ] = 0.9,
-    weight_decay: Annotated[
-        float, typer.Option("--weight-decay", metavar="F", min=0, help="of matrices and kernels", rich_help_panel=TRAIN)
-    ] = 5e-4,
-    schedule: Annotated[
-        ScheduleName,
-        typer.Option(
-            "--schedule",
-            metavar="cosine|onecycle|step|constant",
-            help="learning rate over the run",
-            rich_help_panel=TRAIN,
-        ),
-    ] = ScheduleName.cosine,
-    warmup: Annotated[
-        float,
-        typer.Option(
-            "--warmup",
-            metavar="F",
-            min=0,
-            max=1,
-            help="fraction of the steps that the rate rises",
-            rich_help_panel=TRAIN,
-        ),
-    ] = 0.05,
-    clip: Annotated[
-        float,
-        typer.Option(
-            "--clip", metavar="NORM", min=0, help="largest norm of the gradient; 0: any", rich_help_panel=TRAIN
-        ),
-    ] = 1.0,
-    bn: Annotated[
-        BatchNorm,
-        typer.Option("--bn", metavar="auto|update|frozen", help="BatchNormalization statistics", rich_help_panel=TRAIN),
-    ] = BatchNorm.auto,
-    augment: Annotated[
-        str,
-        typer.Option(
-            "--augment", metavar="LIST", help="flip, shift, cutout of image-like input", rich_help_panel=TRAIN
-        ),
-    ] = "none",
+    weight_decay: training.WeightDecay = 5e-4,
+    schedule: training.Schedule = ScheduleName.cosine,
+    warmup: training.Warmup = 0.05,
+    clip: training.Clip = 1.0,
+    bn: training.Bn = BatchNorm.auto,
+    augment: training.Augment = "none",
     mixup: Annotated[
         float,
         typer.Option(
@@ -158,30 +75,9 @@ def finetune(
         ),
     ] = 0,
     seed: options.Seed = 0,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            "--teacher",
-            metavar="ORIGINAL",
-            help="learn from this model's outputs, with or without labels",
-            rich_help_panel=TEACH,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option("--temperature", metavar="T", min=0.1, help="softens the teacher's scores", rich_help_panel=TEACH),
-    ] = 4.0,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            "--alpha",
-            metavar="F",
-            min=0,
-            max=1,
-            help="share of the teacher's loss beside the labels'",
-            rich_help_panel=TEACH,
-        ),
-    ] = 0.9,
+    teacher: training.Teacher = None,
+    temperature: training.Temperature = 4.0,
+    alpha: training.Alpha = 0.9,
     smoothing: Annotated[
         float,
         typer.Option("--label-smoothing", metavar="F", min=0, max=0.9, help="of class labels", rich_help_panel=TEACH),
@@ -226,6 +122,7 @@ def finetune(
     from prunecli.errors import PruneError
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.finetune import finetune as run
+    from prunecli.pipeline.finetune import nothing_improved
     from prunecli.pipeline.finetune_options import FinetuneOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.recover.augment import parse_augments
@@ -249,7 +146,11 @@ def finetune(
         source,
         Setup(train, objective, tuple(freeze or ()), bn.value, execution.thread_count),
         validation=DataOptions.of(val_data, None, label_column if val_data else None, None),
-        val_split=val_split, teacher=teacher, reset_head=reset_head, checkpoint=checkpoint, resume=resume, log=log,
+        val_split=val_split, teacher=None if teacher in (None, NONE) else Path(str(teacher)), reset_head=reset_head,
+        checkpoint=checkpoint, resume=resume, log=log,
         execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,
     )  # fmt: skip
-    emit(run(model, wanted, progress_for(no_progress)), format, report)
+    result = run(model, wanted, progress_for(no_progress))
+    emit(result, format, report)
+    if not result.improved:
+        raise nothing_improved(result)

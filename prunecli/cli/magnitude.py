@@ -9,6 +9,7 @@ import typer
 
 from prunecli.cli import options
 from prunecli.cli.options import SELECT, ExternalData, Format
+from prunecli.cli.training import Given, Steps, trains
 
 
 class Scope(StrEnum):
@@ -19,6 +20,7 @@ class Scope(StrEnum):
     erk = "erk"
 
 
+@trains
 def magnitude(
     model: options.ModelPath,
     threshold: Annotated[
@@ -60,6 +62,11 @@ def magnitude(
             rich_help_panel=SELECT,
         ),
     ] = None,
+    steps: Steps = None,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    limit: options.Limit = None,
     seed: options.Seed = 0,
     output: options.OutputPath = None,
     force: options.Force = False,
@@ -75,16 +82,23 @@ def magnitude(
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    training: Given,
 ) -> None:
     """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
 
     round(S * n) of the n weights of each pool go, never more; of equal ones the later go first. Biases,
     normalisation parameters and embeddings are left alone. Weights of any size stream through.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
     from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.model import Dims
+    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.gradual import raise_unless_improved
     from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.magnitude import magnitude as run
     from prunecli.pipeline.subject import Execution
@@ -96,13 +110,20 @@ def magnitude(
         recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, threshold, seed)
     elif any(value is not None for value in asked) or pattern != "element" or include or exclude or also:
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+    execution = Execution(provider or "cpu", threads)
+    retrain = training.retrain(
+        DataOptions.of(data, labels, label_column, limit), steps, execution, seed,
+        verify=not no_verify, external_data=external_data.value,
+    )  # fmt: skip
+    if retrain is None and (data is not None or steps is not None):
+        raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
     wanted = MagnitudeOptions(
         recipe=recipe,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         also=tuple(also or ()),
         dims=Dims.parse(dim or (), input_shape or ()),
-        execution=Execution(provider or "cpu", threads),
+        execution=execution,
         output=output,
         force=force,
         dry_run=dry_run,
@@ -110,5 +131,8 @@ def magnitude(
         plan=plan,
         save_plan=save_plan,
         external_data=external_data.value,
+        retrain=retrain,
     )
-    emit(run(model, wanted, progress_for(no_progress)), format, report)
+    result = run(model, wanted, progress_for(no_progress))
+    emit(result, format, report)
+    raise_unless_improved(result.training)

@@ -152,6 +152,15 @@ LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", metavar="NAME", help="the label column of a .csv", rich_help_panel=DATA),
 ]
+TrainData = Annotated[
+    str | None,
+    typer.Option(
+        "--train-data",
+        metavar="D",
+        help="the training data: to train on instead of --data, or for the train-test gap",
+        rich_help_panel=DATA,
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="samples per run", rich_help_panel=DATA)
 ]

@@ -8,6 +8,7 @@ import typer
 
 from prunecli.cli import options
 from prunecli.cli.options import SELECT, ExternalData, Format, as_option
+from prunecli.cli.training import Given, Steps, trains
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 CRITERIA = "auto (default: activation with --data, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale, random, activation"
@@ -20,6 +21,7 @@ def _amount(name: str, text: str) -> typer.models.OptionInfo:
     )
 
 
+@trains
 def structured(
     model: options.ModelPath,
     ratio: Annotated[Quantity | None, _amount("--ratio", "fraction of the units to remove, as 0.5 or 50%")] = None,
@@ -73,10 +75,7 @@ def structured(
             "--round-to", metavar="N", min=1, help="keep widths that are multiples of N", rich_help_panel=SELECT
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", metavar="N", min=1, help="remove in N steps, scored anew", rich_help_panel=SELECT),
-    ] = None,
+    steps: Steps = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     data: options.Data = None,
@@ -99,20 +98,31 @@ def structured(
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    training: Given,
 ) -> None:
     """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
 
     Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime
     against the original with the removed positions forced to zero; a cut that cannot be proved is not written.
+
+    With --finetune-epochs the result is trained, the uncut model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of what is to go is gone. Without it --steps only takes the scores anew.
     """
     from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.gradual import raise_unless_improved
     from prunecli.pipeline.structured import options_for
     from prunecli.pipeline.structured import structured as run
     from prunecli.pipeline.subject import Execution
 
+    source = DataOptions.of(data, labels, label_column, limit)
+    execution = Execution(provider or "cpu", threads)
+    retrain = training.retrain(
+        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+    )  # fmt: skip
     wanted = options_for(
         {"ratio": ratio, "macs": macs, "params": params, "latency": latency},
         plan=plan,
@@ -126,15 +136,18 @@ def structured(
         seed=seed,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
-        data=DataOptions.of(data, labels, label_column, limit),
+        data=source,
         batch_size=batch_size,
         dims=Dims.parse(dim or (), input_shape or ()),
-        execution=Execution(provider or "cpu", threads),
+        execution=execution,
         output=output,
         force=force,
         dry_run=dry_run,
         verify=not no_verify,
         save_plan=save_plan,
         external_data=external_data.value,
+        retrain=retrain,
     )
-    emit(run(model, wanted, progress_for(no_progress)), format, report)
+    result = run(model, wanted, progress_for(no_progress))
+    emit(result, format, report)
+    raise_unless_improved(result.training)

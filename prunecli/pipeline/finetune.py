@@ -14,7 +14,7 @@ import numpy as np
 from prunecli.autodiff import Options as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
-from prunecli.errors import PruneError
+from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluate.pairing import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.provenance import Provenance
@@ -23,6 +23,7 @@ from prunecli.pipeline.finetune_log import Keeper, Log
 from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.pipeline.finetune_report import to_document, to_json
 from prunecli.recover.head import reset_head
+from prunecli.recover.optimizers import OPTIMIZERS
 from prunecli.recover.session import Training, prepare_training
 from prunecli.recover.trainer import DivergedError, Epoch
 from prunecli.report.document import Document
@@ -126,6 +127,17 @@ def finetune(
     )
 
 
+def nothing_improved(found: FinetuneResult) -> GateFailed:
+    """The error for a run whose every epoch was worse than the start: the model saved is the one that was given."""
+    rate = float(found.recipe["learning_rate"])
+    lower = min(rate / 10, OPTIMIZERS[found.recipe["optimizer"]].rate)
+    return GateFailed(
+        f"no epoch improved on the start at a learning rate of {rate:.3g} ({found.score_name}"
+        f" {found.score_before:.4f}): the weights are as they were",
+        f"try --lr {lower:.2g} or more --epochs, or see whether data and labels are the model's",
+    )
+
+
 def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
     session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
     specs, teacher = session.inputs, None
@@ -190,6 +202,7 @@ def _recipe(options: FinetuneOptions) -> Json:
     setup.pop("threads")
     return {
         **{key: value for part in ("train", "objective") for key, value in setup.pop(part).items()},
+        "learning_rate": options.setup.train.learning_rate,
         "freeze": list(setup["freeze"]),
         "bn": setup["bn"],
         "data": options.data.text,

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.model.saving import check_target
-from prunecli.pipeline.finetune import FinetuneResult, finetune
+from prunecli.pipeline.finetune import FinetuneResult, finetune, nothing_improved
 from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
@@ -188,3 +188,13 @@ def left_out(retrain: Retrain) -> str:
     epochs = retrain.options.setup.train.epochs
     told = f"a dry run trains nothing: {epochs} epochs are left out"
     return told if retrain.steps == 1 else f"{told}, and the {retrain.steps} cuts between them are shown as one"
+
+
+def raise_unless_improved(found: Retrained | None) -> None:
+    """For command lines, once the result is out.
+
+    Raises:
+        GateFailed: training improved nothing at any step.
+    """
+    if found is not None and not found.improved:
+        raise nothing_improved(found.last)

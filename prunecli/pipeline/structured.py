@@ -16,6 +16,7 @@ from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.gradual import Retrain, Retrained
 from prunecli.pipeline.structured_budget import KINDS as BUDGETS
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_decide import decide
@@ -35,7 +36,8 @@ class StructuredOptions:
 
     `budget`: see `Budget`; None only with `plan`. `granularity`: `channel,head`, `block`, or `all`. `criterion`,
     `normalize`, `scope`, `max_ratio`, `round_to`, `steps`: see `prunecli.search.units`. `output` None:
-    STEM.pruned.onnx beside the model. `verify`: the proof in onnxruntime.
+    STEM.pruned.onnx beside the model. `verify`: the proof in onnxruntime. `retrain`: train after each of its steps,
+    which then take the place of `steps`.
     """
 
     budget: Budget | None = None
@@ -60,6 +62,7 @@ class StructuredOptions:
     plan: Path | None = None
     save_plan: Path | None = None
     external_data: Literal["auto", "always", "never"] = "auto"
+    retrain: Retrain | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class StructuredResult:
     latency: Json | None = None
     plan: str | None = None
     dry_run: bool = False
+    training: Retrained | None = None
     seconds: float = 0.0
 
     def to_json(self) -> Json:
@@ -105,7 +109,18 @@ def structured(
     start, options = time.perf_counter(), _with(options or StructuredOptions(), changes)
     path = Path(model)
     target = options.output or default_output(path)
+    if options.retrain is not None:
+        from prunecli.pipeline.gradual_structured import structured_and_trained
+
+        return structured_and_trained(path, target, options, progress, start)
     subject, decided = decide(path, target, options, progress)
+    return carry_out(subject, decided, target, options, progress, start)
+
+
+def carry_out(
+    subject: Cuttable, decided: Decided, target: Path, options: StructuredOptions, progress: Progress, start: float
+) -> StructuredResult:
+    """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
     shapes = concrete_shapes(subject.file, options.dims)

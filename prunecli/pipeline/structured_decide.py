@@ -21,15 +21,20 @@ from prunecli.pipeline.structured_plan import Decided, recipe_shapes
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
 from prunecli.pipeline.structured_units import measure, unit_recipe
 from prunecli.search.units import decide_units
+from prunecli.select.budget import Mask
 from prunecli.types import Json, Progress
 
 if TYPE_CHECKING:
     from prunecli.pipeline.structured import StructuredOptions
 
 
-def decide(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> tuple[Cuttable, Decided]:
+def decide(
+    path: Path, target: Path, options: StructuredOptions, progress: Progress, gone: Mask | None = None
+) -> tuple[Cuttable, Decided]:
     """Open the model and choose its units, or take them from a plan.
 
+    Args:
+        gone: units that count as removed already.
     Raises:
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
     """
@@ -52,7 +57,7 @@ def decide(path: Path, target: Path, options: StructuredOptions, progress: Progr
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
     recipe = unit_recipe(options, _target(options.budget, subject, options))
     evidence = measure(subject, options, progress) if options.data is not None else None
-    decision = decide_units(subject.units, recipe, allowed, evidence, progress)
+    decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
         raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
     return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)

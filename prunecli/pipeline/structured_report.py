@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report, Skipped, Verification
@@ -30,6 +31,7 @@ def to_json(found: StructuredResult) -> Json:
         "frozen": [asdict(axis) for axis in found.frozen],
         "plan": found.plan,
         **({"latency": found.latency} if found.latency else {}),
+        **training_json(found.training),
     }
     after = found.after
     report = Report(
@@ -82,6 +84,7 @@ def to_document(found: StructuredResult) -> Document:
     title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
     sections: list[Section] = [_summary(found), _proof(found.verification), _groups(found), _layers(found)]
     sections += _frozen(found)
+    sections += training_sections(found.training)
     sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))

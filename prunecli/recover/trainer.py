@@ -19,7 +19,7 @@ from prunecli.recover.supply import Supply
 
 Array = np.ndarray[Any, Any]
 RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
-_SETTLED = 20  # steps before a rising loss counts as divergence
+_SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
 _DIVERGED = 10.0  # times the loss it started from
 
 
@@ -45,6 +45,11 @@ class TrainOptions:
     @property
     def learning_rate(self) -> float:
         return OPTIMIZERS[self.optimizer].rate if self.rate is None else self.rate
+
+    @property
+    def lower_rate(self) -> float:
+        """What to try where this one was too high: a tenth, and no more than the optimizer's own."""
+        return min(self.learning_rate / 10, OPTIMIZERS[self.optimizer].rate)
 
 
 @dataclass(frozen=True)
@@ -197,14 +202,18 @@ class Trainer:
         if self.at.first_loss is None and math.isfinite(loss):
             self.at.first_loss = loss
         first = abs(self.at.first_loss or 0.0)
-        grown = self.at.step > _SETTLED and self.at.loss_sum / self.at.step > _DIVERGED * (first + 1.0)
+        settled = self.at.step >= min(_SETTLED, self.supply.steps)
+        grown = settled and self.at.loss_sum / self.at.step > _DIVERGED * (first + 1.0)
         if math.isfinite(loss) and not grown:
             return
-        step, rate = self.total_steps, self.rate
+        step, o = self.total_steps, self.options
+        rate = o.learning_rate * self.schedule(step - 1)
+        begun = "" if self.at.first_loss is None else f", which was {self.at.first_loss:.3g} at first,"
         self.use_best()
         raise DivergedError(
-            f"training diverged at step {step:,}: the loss is {loss:.3g} at a learning rate of {rate:.3g}",
-            f"try --lr {self.options.learning_rate / 10:.2g}, a longer --warmup, or --clip 1",
+            f"training diverged at step {step:,}: the loss{begun} is {loss:.3g} at a learning rate of {rate:.3g}"
+            f" (--lr {o.learning_rate:g})",
+            f"try --lr {o.lower_rate:.2g}, a longer --warmup, or --clip 1",
         )
 
     def _end_epoch(self, seconds: float, speed: float) -> None:

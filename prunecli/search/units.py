@@ -94,6 +94,7 @@ def decide_units(
     evidence: Evidence | None = None,
     progress: Progress = no_progress,
     costing: Costing | None = None,
+    gone: Mask | None = None,
 ) -> UnitDecision:
     """Choose the units to remove.
 
@@ -101,13 +102,14 @@ def decide_units(
         allowed: mask over groups; others stay whole.
         evidence: what the criterion needs to have been measured.
         costing: knows amounts besides `params` and `macs`, which need none.
+        gone: mask over units that were removed before; they count towards the target and stay removed.
     Raises:
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
             closest that can).
     """
     recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
     _check(recipe, evidence)
-    return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress)
+    return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress, gone)
 
 
 def resolve_criterion(name: str, data: bool) -> str:
@@ -160,9 +162,9 @@ class _Chooser:
             multiple = lcm(multiple, self.costing.multiple(group))
         return Pool(group.first, group.count, limit, multiple)
 
-    def run(self, progress: Progress) -> UnitDecision:
+    def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
         total = self.catalogue.count
-        removed, step_of = np.zeros(total, bool), np.full(total, -1, np.int64)
+        removed, step_of = np.zeros(total, bool) if gone is None else gone.copy(), np.full(total, -1, np.int64)
         first = np.full(total, np.nan)
         for step in progress(range(self.recipe.steps), "choosing units", self.recipe.steps):
             scores = self.scores(removed)
