@@ -57,9 +57,19 @@ def structured_and_trained(
               if row.weight in late else row for row in last.layers]  # fmt: skip
     groups = [replace(row, lowest=intact.lowest, highest=intact.highest)
               for row, intact in zip(last.groups, first.groups, strict=True)]  # fmt: skip
-    return replace(last, model=first.model, groups=groups, output=training.output, recipe=last.recipe | {"steps": retrain.steps},
-                   before=first.before, after=training.totals(), layers=layers, verification=proof_of(rounds),
-                   training=training, seconds=time.perf_counter() - start)  # fmt: skip
+    return replace(
+        last,
+        model=first.model,
+        output=training.output,
+        recipe=last.recipe | {"steps": retrain.steps},
+        before=first.before,
+        after=training.totals(),
+        groups=groups,
+        layers=layers,
+        verification=proof_of(rounds),
+        training=training,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _check(options: StructuredOptions, retrain: Retrain) -> None:
