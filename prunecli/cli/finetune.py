@@ -77,7 +77,7 @@ def finetune(
     seed: options.Seed = 0,
     teacher: training.Teacher = None,
     temperature: training.Temperature = 4.0,
-    alpha: training.Alpha = 0.9,
+    alpha: training.Alpha = 0.5,
     smoothing: Annotated[
         float,
         typer.Option("--label-smoothing", metavar="F", min=0, max=0.9, help="of class labels", rich_help_panel=TEACH),
@@ -122,7 +122,7 @@ def finetune(
     from prunecli.errors import PruneError
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.finetune import finetune as run
-    from prunecli.pipeline.finetune import nothing_improved
+    from prunecli.pipeline.finetune import raise_if_harmful
     from prunecli.pipeline.finetune_options import FinetuneOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.recover.augment import parse_augments
@@ -152,5 +152,4 @@ def finetune(
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
-    if not result.improved:
-        raise nothing_improved(result)
+    raise_if_harmful(result)

@@ -98,7 +98,7 @@ def magnitude(
     from prunecli.errors import PruneError
     from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
-    from prunecli.pipeline.gradual import raise_unless_improved
+    from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.magnitude import magnitude as run
     from prunecli.pipeline.subject import Execution
@@ -135,4 +135,4 @@ def magnitude(
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
-    raise_unless_improved(result.training)
+    raise_if_all_harmful(result.training)

@@ -113,7 +113,7 @@ def structured(
     from prunecli.cli.progress import progress_for
     from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
-    from prunecli.pipeline.gradual import raise_unless_improved
+    from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.structured import options_for
     from prunecli.pipeline.structured import structured as run
     from prunecli.pipeline.subject import Execution
@@ -150,4 +150,4 @@ def structured(
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
-    raise_unless_improved(result.training)
+    raise_if_all_harmful(result.training)

@@ -181,7 +181,7 @@ def _template(
     augment: Augment = "none",
     teacher: Teacher = None,
     temperature: Temperature = 4.0,
-    alpha: Alpha = 0.9,
+    alpha: Alpha = 0.5,
 ) -> Given:
     """The group: its parameters are appended to a command's, and what was given is passed on as one value."""
     chosen = {

@@ -58,9 +58,10 @@ class FinetuneResult:
     seconds: float = 0.0
 
     @property
-    def improved(self) -> bool:
-        """Whether an epoch did better than the start on held-out data; True where none was held out."""
-        return self.score_before is None or self.best_epoch > 0
+    def harmful(self) -> bool:
+        """Whether every epoch was worse than the start on held-out data; its weights were kept then."""
+        start = self.score_before
+        return start is not None and bool(self.epochs) and all(e.score is None or e.score < start for e in self.epochs)
 
     def to_json(self) -> Json:
         return to_json(self)
@@ -127,14 +128,21 @@ def finetune(
     )
 
 
-def nothing_improved(found: FinetuneResult) -> GateFailed:
-    """The error for a run whose every epoch was worse than the start: the model saved is the one that was given."""
+def raise_if_harmful(found: FinetuneResult) -> None:
+    """For command lines, once the result is out.
+
+    Raises:
+        GateFailed: every epoch was worse than the start, so the model saved is the one that was given.
+    """
+    if not found.harmful:
+        return
     rate = float(found.recipe["learning_rate"])
     lower = min(rate / 10, OPTIMIZERS[found.recipe["optimizer"]].rate)
-    return GateFailed(
-        f"no epoch improved on the start at a learning rate of {rate:.3g} ({found.score_name}"
-        f" {found.score_before:.4f}): the weights are as they were",
-        f"try --lr {lower:.2g} or more --epochs, or see whether data and labels are the model's",
+    best = max(epoch.score for epoch in found.epochs if epoch.score is not None)
+    raise GateFailed(
+        f"training improved nothing: at a learning rate of {rate:.3g} the {found.score_name} fell from"
+        f" {found.score_before:.4f} to {best:.4f} at best; the weights are as they were",
+        f"try --lr {lower:.2g} or more epochs, or see whether data and labels are the model's",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.model.saving import check_target
-from prunecli.pipeline.finetune import FinetuneResult, finetune, nothing_improved
+from prunecli.pipeline.finetune import FinetuneResult, finetune, raise_if_harmful
 from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
@@ -73,11 +73,6 @@ class Retrained:
     @property
     def output(self) -> FileRef | None:
         return self.last.output
-
-    @property
-    def improved(self) -> bool:
-        """Whether any epoch of any step did better than it started; True where no data was held out."""
-        return any(one.trained.improved for one in self.rounds)
 
     def layers(self) -> dict[str, LayerRow]:
         """The weights of the trained file by name."""
@@ -190,11 +185,11 @@ def left_out(retrain: Retrain) -> str:
     return told if retrain.steps == 1 else f"{told}, and the {retrain.steps} cuts between them are shown as one"
 
 
-def raise_unless_improved(found: Retrained | None) -> None:
+def raise_if_all_harmful(found: Retrained | None) -> None:
     """For command lines, once the result is out.
 
     Raises:
         GateFailed: training improved nothing at any step.
     """
-    if found is not None and not found.improved:
-        raise nothing_improved(found.last)
+    if found is not None and all(one.trained.harmful for one in found.rounds):
+        raise_if_harmful(found.last)

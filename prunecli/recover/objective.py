@@ -25,7 +25,7 @@ class ObjectiveOptions:
     smoothing: float = 0.0
     soft: bool = False
     temperature: float = 4.0
-    alpha: float = 0.9
+    alpha: float = 0.5
     output_name: str | None = None
 
 
@@ -79,7 +79,7 @@ def choose_objective(
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
         return _from_teacher(outputs, options)
-    reading = choose_reading(labels, outputs, "auto", options.output_name)
+    reading = _reading(labels, outputs, options.output_name)
     hard = _hard_loss(reading, outputs[reading.output], options)
     soft = options.soft or reading.one_hot
     if teacher is None:
@@ -87,6 +87,18 @@ def choose_objective(
     imitation = _imitation(reading, teacher[reading.output], options)
     both = Weighted(((1 - options.alpha, hard), (options.alpha, imitation)))
     return Objective(both, reading.output, reading, soft, reading.kind == "scores")
+
+
+def _reading(labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
+    try:
+        return choose_reading(labels, outputs, "auto", output_name)
+    except PruneError as error:
+        if labels.dtype.kind == "f" and (labels % 1 != 0).any():
+            problem = error.message.replace("labels of", "labels with fractions, of", 1)
+            raise PruneError(
+                problem, "classes are whole numbers from 0; other targets have an output's shape"
+            ) from error
+        raise PruneError(error.message, error.hint.split("; --task")[0]) from error
 
 
 def _from_teacher(outputs: Mapping[str, Array], options: ObjectiveOptions) -> Objective:

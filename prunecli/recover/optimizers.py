@@ -69,7 +69,7 @@ class _Buffers:
         self.state = {name: np.zeros(self.size, np.float32) for name in self.names}
 
 
-@optimizer("sgd", rate=0.01)
+@optimizer("sgd", rate=0.03)
 @dataclass
 class Momentum(_Buffers):
     """v = mu v + g + lambda w; w -= eta (g + lambda w + mu v): Nesterov's form (Sutskever et al. 2013)."""
@@ -133,7 +133,10 @@ class AdamW(_Adam):
 
 def clip_norm(gradients: Flat, limit: float) -> float:
     """Scale the gradient so that its Euclidean norm is at most `limit` (Pascanu et al. 2013). Returns the norm."""
-    norm = float(np.sqrt(sum(float(np.dot(gradients[p], gradients[p])) for p in chunks(len(gradients)))))
+    with np.errstate(over="ignore"):
+        norm = float(np.sqrt(sum(float(np.dot(gradients[p], gradients[p])) for p in chunks(len(gradients)))))
+    if not np.isfinite(norm):  # float32 squares overflow from 1e19 on
+        norm = float(np.linalg.norm(gradients.astype(np.float64)))
     if np.isfinite(norm) and norm > limit:
         gradients *= np.float32(limit / norm)
     return norm

@@ -76,6 +76,8 @@ def check_trainable(data: Dataset, batch_size: int) -> int:
     """
     if len(data.chunks) != 1 or data.chunks[0].whole or data.unbatched:
         raise PruneError(f"{data.source} holds samples that cannot be drawn at random", "give arrays of one shape")
+    if len(data) < 2:
+        raise PruneError(f"{data.source} leaves {len(data)} sample to train on", "give more samples")
     fixed = data.fixed_batch or 1
     size = min(batch_size, len(data)) // fixed * fixed
     if size == 0:

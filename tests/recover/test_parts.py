@@ -70,6 +70,8 @@ def test_clipping_keeps_the_direction() -> None:
     assert gradients == pytest.approx([0.6, 0.8])
     assert clip_norm(gradients, 2.0) == pytest.approx(1)
     assert gradients == pytest.approx([0.6, 0.8])
+    huge = np.array([3e30, 4e30], np.float32)  # their squares are beyond float32
+    assert clip_norm(huge, 1.0) == pytest.approx(5e30) and huge == pytest.approx([0.6, 0.8])
 
 
 CURVES = {
