@@ -1,36 +1,38 @@
-"""Makes everything in this folder: data splits and small trained models, from scikit-learn's own data sets.
+"""Makes everything in this folder: data splits and small models, from scikit-learn's own data sets.
 
     python sample_models/train.py [--output FOLDER]
 
-The same machine makes the same bytes. Other machines sum in another order, so their weights differ in the
-last digits, and their accuracies by a sample or two.
+The models start from random weights and are trained by prunecli itself. The same machine makes the same bytes. Other
+machines sum in another order, so their weights differ in the last digits, and their accuracies by a sample or two.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from layers import Array, BatchNorm, Conv, Dense, Flatten, Graph, Pool, Relu, Residual, Sequence, Standardise
+from layers import Array, Layer, batch_norm, build, conv, dense, flatten, pool, relu, residual, sequence, standardise
+from onnx import numpy_helper
 from sklearn import datasets
 
+import prunecli
+
 SEED = 20240607
-Loss = Callable[[Array, Any], Array]
 
 
 @dataclass(frozen=True)
 class Split:
     x: Array
-    labels: np.ndarray[Any, Any]
+    labels: Array
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,22 +40,22 @@ def main() -> None:
     digits = datasets.load_digits()
     images = (digits.data.reshape(-1, 1, 8, 8) / 16).astype(np.float16)  # sixteenths: exact in float16
     data = write_splits(folder, "digits", "image", images, digits.target, (1000, 250))
-    for name, network, epochs in (("mlp", digits_mlp(), 60), ("cnn", digits_cnn(), 30)):
-        train(network, data["train"], cross_entropy_gradient, epochs)
-        export(folder / f"digits-{name}.onnx", network, "image", (1, 8, 8), "logits", 10)
+    for name, network, epochs in (("digits-mlp", digits_mlp(), 60), ("digits-cnn", digits_cnn(), 30)):
+        model = build(network, SEED, name, "image", (1, 8, 8), "logits", 10)
+        save(folder, name, train(model, data["train"], epochs))
 
     cancer = datasets.load_breast_cancer()
     data = write_splits(folder, "cancer", "features", cancer.data, cancer.target, (300, 100))
     write_csv(folder / "cancer-test.csv", data["test"], cancer.feature_names)
     network = table_mlp(data["train"].x, 64, 32, 2)
-    train(network, data["train"], cross_entropy_gradient, 60)
-    export(folder / "cancer-mlp.onnx", network, "features", (30,), "logits", 2)
+    model = build(network, SEED, "cancer-mlp", "features", (30,), "logits", 2)
+    save(folder, "cancer-mlp", train(model, data["train"], 60))
 
     diabetes = datasets.load_diabetes(scaled=False)
     data = write_splits(folder, "diabetes", "features", diabetes.data, diabetes.target, (250, 60))
-    network = table_mlp(data["train"].x, 32, 16, 1)
-    train_regression(network, data["train"], 40)
-    export(folder / "diabetes-mlp.onnx", network, "features", (10,), "progression", 1)
+    network = table_mlp(data["train"].x, 32, 16, 1, last=0.1)  # so little data cannot unlearn a random function
+    model = build(network, SEED, "diabetes-mlp", "features", (10,), "progression", 1)
+    save(folder, "diabetes-mlp", train_regression(model, data["train"], 40))
 
 
 def write_splits(folder: Path, name: str, key: str, x: Any, labels: Any, sizes: tuple[int, int]) -> dict[str, Split]:
@@ -77,125 +79,79 @@ def write_csv(path: Path, split: Split, names: Any) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def digits_mlp() -> Sequence:
-    rng = np.random.default_rng(SEED)
-    return Sequence(
-        Flatten(),
-        Dense("fc1", 64, 256, rng),
-        Relu("relu1"),
-        Dense("fc2", 256, 128, rng),
-        Relu("relu2"),
-        Dense("fc3", 128, 10, rng),
-    )
+def digits_mlp() -> Layer:
+    first, second = dense("fc1", 64, 256), dense("fc2", 256, 128)
+    return sequence(flatten(), first, relu("relu1"), second, relu("relu2"), dense("fc3", 128, 10))
 
 
-def digits_cnn() -> Sequence:
-    rng = np.random.default_rng(SEED)
-
-    def block(name: str, channels: int) -> Residual:
-        return Residual(
+def digits_cnn() -> Layer:
+    def block(name: str, channels: int) -> Layer:
+        return residual(
             f"{name}.add",
-            Conv(f"{name}.conv1", channels, channels, rng),
-            BatchNorm(f"{name}.bn1", channels),
-            Relu(f"{name}.relu1"),
-            Conv(f"{name}.conv2", channels, channels, rng),
-            BatchNorm(f"{name}.bn2", channels),
+            conv(f"{name}.conv1", channels, channels),
+            batch_norm(f"{name}.bn1", channels),
+            relu(f"{name}.relu1"),
+            conv(f"{name}.conv2", channels, channels),
+            batch_norm(f"{name}.bn2", channels),
         )
 
-    return Sequence(
-        Conv("stem.conv", 1, 24, rng),
-        BatchNorm("stem.bn", 24),
-        Relu("stem.relu"),
+    return sequence(
+        conv("stem.conv", 1, 24),
+        batch_norm("stem.bn", 24),
+        relu("stem.relu"),
         block("block1", 24),
-        Relu("block1.relu2"),
-        Conv("down.conv", 24, 48, rng, stride=2),
-        BatchNorm("down.bn", 48),
-        Relu("down.relu"),
+        relu("block1.relu2"),
+        conv("down.conv", 24, 48, stride=2),
+        batch_norm("down.bn", 48),
+        relu("down.relu"),
         block("block2", 48),
-        Relu("block2.relu2"),
-        Pool(),
-        Dense("fc", 48, 10, rng),
+        relu("block2.relu2"),
+        pool(),
+        dense("fc", 48, 10),
     )
 
 
-def table_mlp(x: Array, first: int, second: int, outputs: int) -> Sequence:
-    rng = np.random.default_rng(SEED)
-    return Sequence(
-        Standardise(x),
-        Dense("fc1", x.shape[1], first, rng),
-        Relu("relu1"),
-        Dense("fc2", first, second, rng),
-        Relu("relu2"),
-        Dense("fc3", second, outputs, rng),
+def table_mlp(x: Array, first: int, second: int, outputs: int, last: float = 1.0) -> Layer:
+    return sequence(
+        standardise(x),
+        dense("fc1", x.shape[1], first),
+        relu("relu1"),
+        dense("fc2", first, second),
+        relu("relu2"),
+        dense("fc3", second, outputs, last),
     )
 
 
-def cross_entropy_gradient(logits: Array, labels: Any) -> Array:
-    """d/dlogits of the mean of -log softmax(logits)[label]."""
-    weights = np.exp(logits - logits.max(1, keepdims=True))
-    weights /= weights.sum(1, keepdims=True)
-    weights[np.arange(len(labels)), labels] -= 1
-    return weights / np.float32(len(labels))
+def train(model: onnx.ModelProto, data: Split, epochs: int) -> onnx.ModelProto:
+    """AdamW with a cosine schedule, by `prunecli.finetune`; nothing is held out, the last weights stay."""
+    frozen = [t.name for t in model.graph.initializer if t.name.startswith("features.")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        onnx.save(model, folder / "start.onnx")
+        np.savez(folder / "data.npz", **{model.graph.input[0].name: data.x, "labels": data.labels})
+        prunecli.finetune(
+            folder / "start.onnx", data=folder / "data.npz", output=folder / "trained.onnx", epochs=epochs,
+            batch_size=50, optimizer="adamw", rate=2e-3, weight_decay=0.05, val_split=0.0, warmup=0.0, bn="update",
+            freeze=frozen, seed=SEED, threads=1,
+        )  # fmt: skip
+        trained = onnx.load(folder / "trained.onnx")
+    model.graph.CopyFrom(trained.graph)
+    return model
 
 
-def squared_error_gradient(y: Array, targets: Any) -> Array:
-    """d/dy of half the mean squared error."""
-    return (y - targets[:, None]) / np.float32(len(targets))
-
-
-def train_regression(network: Sequence, data: Split, epochs: int) -> None:
-    """Train on standardised targets, then fold their scale and mean into the last layer.
-
-    The last layer starts small: so little data cannot unlearn a random function of its size.
-    """
-    network.layers[-1].weight.value *= np.float32(0.1)
+def train_regression(model: onnx.ModelProto, data: Split, epochs: int) -> onnx.ModelProto:
+    """Train on standardised targets, then fold their scale and mean into the last layer."""
     mean, scale = data.labels.mean(), data.labels.std()
-    train(network, Split(data.x, (data.labels - mean) / scale), squared_error_gradient, epochs)
-    last = network.layers[-1]
-    last.weight.value *= scale
-    last.bias.value[:] = last.bias.value * scale + mean
+    model = train(model, Split(data.x, ((data.labels - mean) / scale)[:, None]), epochs)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("fc3."):
+            value = numpy_helper.to_array(tensor) * scale + (mean if tensor.name == "fc3.bias" else 0)
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+    return model
 
 
-def train(network: Sequence, data: Split, loss_gradient: Loss, epochs: int, batch: int = 50) -> None:
-    """Adam with decoupled weight decay and a cosine schedule."""
-    rng = np.random.default_rng(SEED)
-    steps = epochs * (len(data.x) // batch)
-    for step in range(steps):
-        if step % (len(data.x) // batch) == 0:
-            order = rng.permutation(len(data.x))
-        rows = order[(step * batch) % len(order) :][:batch]
-        network.backward(loss_gradient(network.forward(data.x[rows], True), data.labels[rows]))
-        adam(network, step + 1, 2e-3 * 0.5 * (1 + np.cos(np.pi * step / steps)))
-
-
-def adam(network: Sequence, step: int, rate: float, decay: float = 0.05) -> None:
-    """One step with Adam's usual constants: 0.9, 0.999, 1e-8."""
-    for parameter in network.parameters():
-        first, second = parameter.moments
-        first += 0.1 * (parameter.grad - first)
-        second += 0.001 * (parameter.grad**2 - second)
-        update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        shrink = decay * parameter.value if parameter.decay else 0
-        parameter.value -= np.float32(rate) * (update + shrink)
-
-
-def export(path: Path, network: Sequence, x: str, shape: tuple[int, ...], y: str, width: int) -> None:
-    """Write the network as ONNX with a dynamic batch; opset 17 is read by every current runtime."""
-    graph = Graph()
-    network.emit(graph, x)
-    graph.nodes[-1].output[0] = y
-    float32 = onnx.TensorProto.FLOAT
-    proto = onnx.helper.make_graph(
-        graph.nodes,
-        path.stem,
-        [onnx.helper.make_tensor_value_info(x, float32, ["batch", *shape])],
-        [onnx.helper.make_tensor_value_info(y, float32, ["batch", width])],
-        graph.initializers,
-    )
-    opset = onnx.helper.make_opsetid("", 17)
-    model = onnx.helper.make_model(proto, opset_imports=[opset], ir_version=8, producer_name="sample_models")
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def save(folder: Path, name: str, model: onnx.ModelProto) -> None:
+    (folder / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":
