@@ -21,7 +21,7 @@ COLUMNS = ("epoch", "step", "loss", "score", "rate", "samples_per_second", "seco
 
 
 class Keeper:
-    """Saves a checkpoint every so many seconds, at each epoch's end, and when interrupted."""
+    """Saves a checkpoint every so many seconds, and when interrupted."""
 
     def __init__(self, trainer: Trainer, options: FinetuneOptions, fingerprint: Json) -> None:
         self.trainer, self.folder, self.every = trainer, options.checkpoint, options.checkpoint_every

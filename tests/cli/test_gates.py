@@ -51,7 +51,7 @@ def test_every_failed_gate_is_named(prune: Prune) -> None:
     done = prune(*EVALUATE, *(word for gate in gates for word in ("--fail-if", gate)))
     assert done.code == 1
     error = done.err.splitlines()[0]
-    assert error.startswith("error: 2 of 3 gates failed: accuracy<0.999 (accuracy is 0.974")
+    assert error.startswith("error: 2 of 3 gates failed: accuracy<0.999 (accuracy is 0.976")
     assert "params>1k (params is 50826)" in error
     assert "FAILED" in done.out
 
