@@ -2,12 +2,16 @@
 
 Everything trains on the same 6,000 images, a tenth of them held out to choose the best epoch, at the same batch size,
 with mirrored images; the accuracy is of the 3,000 test images, which nothing is chosen by. Ours takes the defaults of
-`prune structured --macs 0.5 --finetune-epochs N`; the peer the better of two learning rates on the held-out images.
+`prune structured --macs 0.5 --data TRAIN --limit 512 --finetune-epochs N --augment flip`, also in five steps;
+the peer the better of two learning rates on the held-out images.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from common import SHARED, parser, peer, show
@@ -18,54 +22,59 @@ from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain
 
 TRAIN, MODELS = SHARED / "data" / "cifar10-train.npz", SHARED / "models" / "real"
-EPOCHS = (1, 5)
-PEERS = (("taylor", ()), ("l2", ("--local",)))
+PEERS: dict[str, tuple[str, ...]] = {"taylor": ("taylor",), "l2-local": ("l2", "--local")}
+FORMS = {"folded": "", "BatchNorm": "-bn"}
 
 
-def ours(model: str, epochs: int, teacher: bool, folder: Path, steps: int, threads: int) -> tuple[float, float]:
+def ours(model: str, epochs: int, teacher: bool, folder: Path, steps: int, args: Namespace) -> tuple[float, float]:
     """(accuracy, seconds of an epoch)."""
     out = folder / "ours.onnx"
-    retrain = Retrain.of(steps, teacher, data=TRAIN, epochs=epochs // steps, augment="flip", threads=threads)
+    retrain = Retrain.of(steps, teacher, data=TRAIN, epochs=epochs // steps, augment="flip", threads=args.threads)
     found = structured(MODELS / f"{model}.onnx", macs=0.5, data=DataOptions(str(TRAIN), limit=512), output=out,
-                       retrain=retrain, force=True)  # fmt: skip
+                       retrain=retrain, force=True, criterion=args.criterion)  # fmt: skip
     assert found.training is not None
     seconds = [epoch.seconds for one in found.training.rounds for epoch in one.trained.epochs]
     return accuracy(out), sum(seconds) / len(seconds)
 
 
-def theirs(python: str, model: str, importance: str, extra: tuple[str, ...], epochs: int, teacher: bool,
-           folder: Path, threads: int) -> tuple[object, object]:  # fmt: skip
-    out = folder / "theirs.onnx"
-    done = peer(python, "torch_finetune.py", MODELS / f"{model}-bn.onnx", 0.5, importance, out, "--data", TRAIN,
-                "--epochs", epochs, "--threads", threads, *extra, *(["--teacher"] if teacher else []),
-                timeout=3600)  # fmt: skip
+def theirs(model: str, name: str, epochs: int, teacher: bool, folder: Path, args: Namespace) -> tuple[object, object]:
+    out, (importance, *extra) = folder / "theirs.onnx", PEERS[name]
+    done = peer(args.peer_python, "torch_finetune.py", MODELS / f"{model}-bn.onnx", 0.5, importance, out, "--data",
+                TRAIN, "--epochs", epochs, "--threads", args.threads, *extra, *(["--teacher"] if teacher else []),
+                timeout=7200)  # fmt: skip
     return (done, "") if isinstance(done, str) else (accuracy(out), done["seconds"])
+
+
+def rows_of(model: str, epochs: int, teacher: bool, folder: Path, args: Namespace) -> Iterator[list[object]]:
+    told = "teacher" if teacher else "labels"
+    for form in args.forms if not args.skip_ours else ():
+        for steps in [s for s in args.steps if epochs % s == 0]:
+            found = ours(model + FORMS[form], epochs, teacher, folder, steps, args)
+            yield [model, f"prune, {form}", steps, epochs, told, *found]
+    for name in args.peers if args.peer_python else ():
+        yield [model, f"Torch-Pruning, {name}", 1, epochs, told, *theirs(model, name, epochs, teacher, folder, args)]
 
 
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--models", nargs="+", default=["resnet20-cifar10", "resnet56-cifar10"])
     options.add_argument("--skip-ours", action="store_true")
-    options.add_argument("--steps", type=int, default=1, help="cuts, the epochs divided among them")
+    options.add_argument("--steps", type=int, nargs="+", default=[1, 5], help="cuts; the epochs are divided among them")
+    options.add_argument("--criterion", default="auto")
+    options.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    options.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    options.add_argument("--epochs", type=int, nargs="+", default=[1, 5])
     options.add_argument("--threads", type=int, default=2)
     args = options.parse_args()
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as name:
         for model in args.models:
-            rows.append([model, "unpruned", "", "", accuracy(MODELS / f"{model}.onnx"), ""])
-            for epochs in [e for e in EPOCHS if e >= args.steps]:
-                for teacher in (True, False):
-                    told = "teacher" if teacher else "labels"
-                    for form, title in (("", "folded"), ("-bn", "BatchNorm")) if not args.skip_ours else ():
-                        found = ours(model + form, epochs, teacher, Path(name), args.steps, args.threads)
-                        rows.append([model, f"prune, {title}", epochs, told, *found])
-                        print(rows[-1], flush=True)
-                    for importance, extra in PEERS if args.peer_python else ():
-                        found = theirs(args.peer_python, model, importance, extra, epochs, teacher, Path(name),
-                                       args.threads)  # fmt: skip
-                        rows.append([model, f"Torch-Pruning {' '.join((importance, *extra))}", epochs, told, *found])
-                        print(rows[-1], flush=True)
-    show("Recovery", ("model", "by", "epochs", "from", "accuracy", "s per epoch"), rows)
+            rows.append([model, "unpruned", "", "", "", accuracy(MODELS / f"{model}.onnx"), ""])
+            for epochs, teacher in itertools.product(args.epochs, (True, False)):
+                for row in rows_of(model, epochs, teacher, Path(name), args):
+                    print(row, flush=True)
+                    rows.append(row)
+    show("Recovery", ("model", "by", "cuts", "epochs", "from", "accuracy", "s per epoch"), rows)
 
 
 if __name__ == "__main__":
