@@ -77,7 +77,7 @@ def finetune(
     seed: options.Seed = 0,
     teacher: training.Teacher = None,
     temperature: training.Temperature = 4.0,
-    alpha: training.Alpha = 0.5,
+    alpha: training.Alpha = 0.9,
     smoothing: Annotated[
         float,
         typer.Option("--label-smoothing", metavar="F", min=0, max=0.9, help="of class labels", rich_help_panel=TEACH),

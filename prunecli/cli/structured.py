@@ -11,7 +11,10 @@ from prunecli.cli.options import SELECT, ExternalData, Format, as_option
 from prunecli.cli.training import Given, Steps, trains
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
-CRITERIA = "auto (default: activation with --data, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale, random, activation"
+CRITERIA = (
+    "auto (default: activation with --data and no training after, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale,"
+    " random, activation"
+)
 NORMALISERS = "none, share (default), mean, max, isomorphic"
 
 

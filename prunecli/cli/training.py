@@ -57,7 +57,7 @@ OptimizerOption = Annotated[
 ]
 Rate = Annotated[
     float | None,
-    _option(TRAIN, "--lr", metavar="RATE", min=0, help="learning rate; default 0.03 for sgd, 0.001 for adam and adamw"),
+    _option(TRAIN, "--lr", metavar="RATE", min=0, help="learning rate; default 0.05 for sgd, 0.001 for adam and adamw"),
 ]
 WeightDecay = Annotated[float, _option(TRAIN, "--weight-decay", metavar="F", min=0, help="of matrices and kernels")]
 Schedule = Annotated[
@@ -181,7 +181,7 @@ def _template(
     augment: Augment = "none",
     teacher: Teacher = None,
     temperature: Temperature = 4.0,
-    alpha: Alpha = 0.5,
+    alpha: Alpha = 0.9,
 ) -> Given:
     """The group: its parameters are appended to a command's, and what was given is passed on as one value."""
     chosen = {

@@ -26,9 +26,12 @@ from prunecli.pipeline.structured_blocks import BLOCK
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_decide import decide
 from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.search.units import UnitRecipe
 from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]
+TRAINED = "l2-in"
+"""The criterion where training follows and none is named, as measured (docs/benchmarks.md)."""
 
 
 def structured_and_trained(
@@ -43,7 +46,9 @@ def structured_and_trained(
     retrain = options.retrain
     assert retrain is not None
     _check(options, retrain)
-    once = replace(options, retrain=None, steps=1 if retrain.steps > 1 else options.steps)
+    once = replace(
+        options, retrain=None, steps=1 if retrain.steps > 1 else options.steps, criterion=_criterion(options)
+    )
     if options.dry_run:
         subject, decided = decide(path, target, once, progress)
         found = carry_out(subject, decided, target, once, progress, start)
@@ -70,6 +75,13 @@ def structured_and_trained(
         training=training,
         seconds=time.perf_counter() - start,
     )
+
+
+def _criterion(options: StructuredOptions) -> str:
+    """Where training follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is left after a
+    cut by the norm of the weights learns better."""
+    automatic = options.criterion == UnitRecipe.criterion and options.granularity != BLOCK
+    return TRAINED if automatic else options.criterion
 
 
 def _check(options: StructuredOptions, retrain: Retrain) -> None:

@@ -25,7 +25,7 @@ class ObjectiveOptions:
     smoothing: float = 0.0
     soft: bool = False
     temperature: float = 4.0
-    alpha: float = 0.5
+    alpha: float = 0.9
     output_name: str | None = None
 
 

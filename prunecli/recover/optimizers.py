@@ -22,7 +22,7 @@ class Knobs:
     momentum: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: float = 5e-4
 
 
 class Optimizer(Protocol):
@@ -69,7 +69,7 @@ class _Buffers:
         self.state = {name: np.zeros(self.size, np.float32) for name in self.names}
 
 
-@optimizer("sgd", rate=0.03)
+@optimizer("sgd", rate=0.05)
 @dataclass
 class Momentum(_Buffers):
     """v = mu v + g + lambda w; w -= eta (g + lambda w + mu v): Nesterov's form (Sutskever et al. 2013)."""

@@ -333,4 +333,4 @@ def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_options_are_values() -> None:
-    assert replace(TrainOptions(), rate=None).learning_rate == 0.03
+    assert replace(TrainOptions(), rate=None).learning_rate == 0.05
