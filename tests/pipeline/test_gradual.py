@@ -17,6 +17,7 @@ import prunecli
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model import Dims, load
 from prunecli.pipeline import gradual
+from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, at_share, raise_if_all_harmful, share_after
 from prunecli.pipeline.gradual_structured import expand, scattered
 from prunecli.pipeline.structured_subject import open_cuttable
@@ -175,6 +176,15 @@ def test_cuts_in_steps_hold_against_the_original(budget: dict[str, float], tmp_p
     assert sum(a.size for a in weights(out).values()) == sum(
         row.params_after for row in result.layers if len(row.shape_after) > 1
     )
+
+
+@pytest.mark.parametrize(("named", "used"), [({}, "l2-in"), ({"criterion": "activation"}, "activation")])
+def test_what_is_trained_is_ranked_by_weights_unless_told_otherwise(
+    named: dict[str, str], used: str, tmp_path: Path
+) -> None:
+    data = DataOptions(str(TRAIN), limit=64)
+    found = prunecli.structured(CNN, output=tmp_path / "o.onnx", ratio=0.5, data=data, retrain=retrain(), **named)
+    assert found.recipe["criterion"] == used
 
 
 def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
