@@ -14,6 +14,7 @@ from prunecli.channels.vectors import Affine, Dimensions, Entry, Wanted, agrees,
 from prunecli.channels.views import is_fixed, name_of
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
+from prunecli.model.names import free_name, taken_names
 
 Removed = dict[str, dict[int, Ints]]  # value name -> axis -> removed positions of the original tensor
 
@@ -36,7 +37,10 @@ class Cut:
     shape_derived: set[ir.Value] = field(default_factory=set)
     settled: set[tuple[ir.Node, int]] = field(default_factory=set)
     """Inputs whose contents a rewrite has set or approved."""
-    _serial: int = 0
+    _taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._taken = taken_names(self.model.graph)
 
     # -- questions --------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class Cut:
     ) -> ir.Value:
         name = self._new_name(before)
         step = ir.Node("", op, inputs, attributes, num_outputs=1, name=name)
-        step.outputs[0].name = f"{name}.out"
+        step.outputs[0].name = free_name(f"{name}.out", self._taken)
         self.model.graph.insert_before(before, step)
         for index, array in constants.items():
             self.set_input(step, index, array)
@@ -195,8 +199,7 @@ class Cut:
         node.replace_input_with(index, value)
 
     def _new_name(self, node: ir.Node) -> str:
-        self._serial += 1
-        return f"{node.name or node.outputs[0].name or node.op_type}.pruned.{self._serial}"
+        return free_name(f"{node.name or node.outputs[0].name or node.op_type}.pruned", self._taken)
 
     def visit(self, node: ir.Node) -> None:
         for view in self.views:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from prunecli.channels.rules.elementwise import BROADCASTING, UNARY
 from prunecli.model.facts import Array
+from prunecli.model.names import free_name, taken_names
 
 FOLLOWED = frozenset(
     (
@@ -87,7 +88,7 @@ def _replace(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     """A new initializer takes the value's name and place."""
     node, name = value.producer(), value.name or ""
     assert node is not None
-    value.name = f"{name}.unfolded"
+    value.name = free_name(f"{name}.unfolded", taken_names(graph))
     constant = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
     constant.const_value = ir.tensor(array, name=name)
     graph.register_initializer(constant)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from prunecli.channels.edit import Removed
 from prunecli.channels.views import shape_derived
 from prunecli.model.facts import Facts
+from prunecli.model.names import free_name, taken_names
 
 
 def force_zero(model: ir.Model, removed: Removed, facts: Facts) -> None:
@@ -27,12 +28,13 @@ def force_zero(model: ir.Model, removed: Removed, facts: Facts) -> None:
                 array[(slice(None),) * axis + (gone,)] = 0
             value.const_value = ir.Tensor(array, name=value.name, dtype=tensor.dtype)
     zeros: dict[int, ir.Value] = {}
+    taken = taken_names(graph)
     derived = shape_derived(model, facts)
     for node in list(graph):
         for out in node.outputs:
             axes = removed.get(out.name or "")
             if axes and out not in derived and ir.DataType(facts.dtypes.get(out, 1)).is_floating_point():
-                _mask(model, node, out, axes, facts, zeros)
+                _mask(model, node, out, axes, facts, zeros, taken)
 
 
 def _mask(
@@ -42,6 +44,7 @@ def _mask(
     axes: dict[int, np.ndarray],
     facts: Facts,
     zeros: dict[int, ir.Value],
+    taken: set[str],
 ) -> None:
     shape = facts.shapes[out]
     uses = list(out.uses())
@@ -49,14 +52,16 @@ def _mask(
     last = node
     dtype = facts.dtypes[out]
     if dtype not in zeros:
-        zeros[dtype] = _constant(model, f"prune.zero.{dtype}", np.zeros((), ir.DataType(dtype).numpy()))
+        zeros[dtype] = _constant(
+            model, free_name(f"prune.zero.{dtype}", taken), np.zeros((), ir.DataType(dtype).numpy())
+        )
     for axis, gone in axes.items():
         keep = np.ones(shape[axis], bool)
         keep[gone] = False
         mask = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-        name = f"prune.mask.{out.name}.{axis}"
+        name = free_name(f"prune.mask.{out.name}.{axis}", taken)
         where = ir.Node("", "Where", [_constant(model, name, mask), current, zeros[dtype]], num_outputs=1, name=name)
-        where.outputs[0].name = f"{name}.out"
+        where.outputs[0].name = free_name(f"{name}.out", taken)
         model.graph.insert_after(last, where)
         current, last = where.outputs[0], where
     for user, index in uses:

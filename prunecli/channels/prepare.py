@@ -17,6 +17,7 @@ from prunecli.channels.edit import Removed
 from prunecli.channels.folding import fold_computed_weights
 from prunecli.channels.sequences import unpack_sequences
 from prunecli.channels.views import Geometry, shape_derived
+from prunecli.model.names import free_name, taken_names
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
@@ -51,6 +52,7 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 def _copy_shared(model: ir.Model) -> None:
     """One copy per use of each floating-point vector that several nodes of the main graph read."""
     graph = model.graph
+    taken = taken_names(graph)
     for value in list(graph.initializers.values()):
         uses = list(value.uses())
         tensor = value.const_value
@@ -60,17 +62,11 @@ def _copy_shared(model: ir.Model) -> None:
         if not vector or not tensor.dtype.is_floating_point() or any(u.node.graph is not graph for u in uses):
             continue
         for number, (node, index) in enumerate(uses[1:], 2):
-            copy = ir.Value(name=_free_name(graph, f"{value.name}::{number}"), shape=value.shape, type=value.type)
+            copy = ir.Value(name=free_name(f"{value.name}::{number}", taken), shape=value.shape, type=value.type)
             copy.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)  # a tensor is named by one value only
             copy.meta[_ORIGINAL] = value.name
             graph.register_initializer(copy)
             node.replace_input_with(index, copy)
-
-
-def _free_name(graph: ir.Graph, name: str) -> str:
-    while name in graph.initializers:
-        name += "'"
-    return name
 
 
 def share_again(model: ir.Model) -> None:

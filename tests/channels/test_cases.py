@@ -38,3 +38,16 @@ def test_cut_agrees_with_the_masked_original(name: str) -> None:
 
 def _other(case: Case, net: object) -> dict[str, tuple[int, ...]] | None:
     return None if case.options.get("static") else net.other  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_was_cut_can_be_cut_again(name: str) -> None:
+    """The names of what the first cut put in are taken for the second."""
+    case, net = ALL[name], ALL[name].net()
+    if case.options.get("unproven") or not case.units:
+        return
+    other, reference = _other(case, net), case.options.get("reference", False)
+    again = prove(
+        prove(net.model(), net.shapes, other, 0, reference=reference).model, net.shapes, other, 1, reference=reference
+    )
+    assert case.options.get("random") or again.error <= TOLERANCE[np.dtype(case.dtype).name], again.removed

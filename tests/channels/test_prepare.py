@@ -82,3 +82,17 @@ def test_values_inside_local_functions_are_not_listed() -> None:
 
 def _named(model: onnx.ModelProto) -> set[str]:
     return {name for node in model.graph.node for name in node.output}
+
+
+def test_a_copy_takes_no_name_that_a_value_has() -> None:
+    proto = ALL["whole/shared bias"].net().model()
+    shared = next(
+        name for name in (t.name for t in proto.graph.initializer) if sum(name in n.input for n in proto.graph.node) > 1
+    )
+    old, new = proto.graph.node[0].output[0], f"{shared}::2"
+    for node in proto.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    work = prepare(ir.from_proto(proto))
+    names = [v.name for v in [*work.graph.initializers.values(), *(o for n in work.graph for o in n.outputs)]]
+    assert len(set(names)) == len(names)
