@@ -191,6 +191,22 @@ def _squared_distance(ops: Ops, y: Value, target: Value) -> Value:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """sum(r * z): the output in a direction r, whose gradient is r^T J with J = dz / dw.
+
+    With independent random signs for r, the expectation of its square is the diagonal of J^T J (Hutchinson 1989): how
+    far the output moves when a weight does. A final Softmax or Sigmoid is seen through.
+    """
+
+    output: str | None = None
+    direction: str = "direction"
+
+    def build(self, scope: Scope) -> Value:
+        z = scope.logits(self.output, "Softmax", "LogSoftmax", "Sigmoid")
+        return scope.ops.sum(scope.ops.mul(z, scope.target(self.direction, z)), list(range(scope.ops.rank(z))))
+
+
+@dataclass(frozen=True)
 class MeanAbsoluteError:
     """mean(|y - t|)."""
 
