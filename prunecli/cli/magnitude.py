@@ -20,6 +20,27 @@ class Scope(StrEnum):
     erk = "erk"
 
 
+Pattern = Annotated[
+    str,
+    typer.Option(
+        "--pattern",
+        metavar="element|N:M|RxC|row|column",
+        help="what goes together; N:M keeps N of each M neighbours along the reduction axis (input channels), "
+        "as TensorRT and cuSPARSELt want",
+        rich_help_panel=SELECT,
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        metavar="bias|norm|embedding",
+        help="prune these too, which are left alone by default; repeatable",
+        rich_help_panel=SELECT,
+    ),
+]
+
+
 @trains
 def magnitude(
     model: options.ModelPath,
@@ -28,16 +49,7 @@ def magnitude(
         typer.Option("--threshold", metavar="T", help="zero every weight with |w| < T", rich_help_panel=SELECT),
     ] = None,
     sparsity: options.Sparsity = None,
-    pattern: Annotated[
-        str,
-        typer.Option(
-            "--pattern",
-            metavar="element|N:M|RxC|row|column",
-            help="what goes together; N:M keeps N of each M neighbours along the reduction axis (input channels), "
-            "as TensorRT and cuSPARSELt want",
-            rich_help_panel=SELECT,
-        ),
-    ] = "element",
+    pattern: Pattern = "element",
     scope: Annotated[
         Scope | None,
         typer.Option(
@@ -53,15 +65,7 @@ def magnitude(
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--also",
-            metavar="bias|norm|embedding",
-            help="prune these too, which are left alone by default; repeatable",
-            rich_help_panel=SELECT,
-        ),
-    ] = None,
+    also: Also = None,
     steps: Steps = None,
     data: options.Data = None,
     labels: options.Labels = None,

@@ -1,81 +1,224 @@
-"""How far a model's outputs move when a weight does: the diagonal of J^T J, J = dz / dw, estimated without labels.
+"""Gradients of a model by its weights, over data: the figures that gradient criteria score with.
 
-Directions r of random signs are drawn for every sample; (r^T J)^2 has the diagonal as its expectation (Hutchinson
-1989). With z the logits this is the generalised Gauss-Newton matrix of a squared error between the outputs of the
-pruned and the unpruned model, so that w^2 diag / 2 is the damage of removing w alone (Optimal Brain Damage, LeCun et
-al. 1990). Unlike the squared gradient of a loss it does not vanish where the model is sure of its answer.
+A `Study` runs gradient models over batches at the present values of the weights; a statistic says what becomes of the
+gradients. Only one sum per weight is held, however long the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
-from prunecli.autodiff import Options, differentiate
-from prunecli.autodiff.losses import Projection
+from prunecli.autodiff import GradientModel, Loss, Options, differentiate
+from prunecli.autodiff.losses import Projection, Weighted
+from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.model import Model
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
-_DIRECTION = "prunecli.direction"
+Shapes = Mapping[str, tuple[int, ...]]
+Gradients = dict[str, Array]
+MOST_SHAPES = 8
+"""Different shapes of batches for which a gradient model is built; each takes memory."""
+_DIRECTION = "prune/direction/"
+
+
+class Task(Protocol):
+    """What is differentiated."""
+
+    @property
+    def loss(self) -> Loss: ...
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        """What the loss wants besides the model's inputs, in the given shapes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OutputTask:
+    """The outputs in random directions: with r of random signs E[(r^T J)^2] = diag(J^T J), J = dz / dw (Hutchinson
+    1989), and w^2 diag / 2 is the damage that removing w alone does to the outputs (Optimal Brain Damage, LeCun et al.
+    1990). Needs no labels, and does not vanish where the model is sure of its answer.
+
+    scales: output -> factor of its direction, which makes outputs of different size comparable.
+    """
+
+    scales: Mapping[str, float]
+
+    @property
+    def loss(self) -> Loss:
+        return Weighted(tuple((1.0, Projection(name, _DIRECTION + name)) for name in self.scales))
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        out = {}
+        for name, scale in self.scales.items():
+            shape = shapes[_DIRECTION + name]
+            out[_DIRECTION + name] = rng.choice(np.array([-scale, scale], np.float32), shape)
+        return out
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, Array], names: Sequence[str]) -> OutputTask:
+        """Directions of the inverse root mean square of each output, taken from one run."""
+        sizes = {name: float(np.sqrt(np.mean(np.square(outputs[name], dtype=np.float64)))) for name in names}
+        return cls({name: 1 / size if 1e-20 < size < 1e20 else 1.0 for name, size in sizes.items()})
 
 
 @dataclass
-class Sensitivity:
-    """A gradient model of some weights, which are its inputs: it is built once and run at any values of them."""
+class _Built:
+    """A gradient model at one choice of shapes."""
 
+    graph: GradientModel
     session: Session
-    weights: dict[str, Array]
-    gradients: Mapping[str, str]
-    unreached: tuple[str, ...]
-    direction: tuple[int, ...]
 
-    @classmethod
-    def of(cls, model: Model, weights: Sequence[str], output: str | None, feed: Feed, threads: int = 0) -> Sensitivity:
-        """Args:
-            output: whose movement counts; None: the first.
-            feed: one batch; all others have its shapes.
+
+@dataclass
+class Study:
+    """Gradients by `weights` of what `task` says, at the values in `values` (float32), which may be changed."""
+
+    model: Model
+    weights: Sequence[str]
+    task: Task
+    threads: int = 0
+    seed: int = 0
+    values: Gradients = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
+    _built: dict[tuple[Any, ...], _Built] = field(default_factory=dict)
+
+    def open(self, feed: Feed) -> None:
+        """Build the gradient model for one batch, which settles `unreached`: weights the loss does not depend on.
+
         Raises:
-            PruneError: an operator on the way has no gradient, or the output depends on none of the weights.
+            PruneError: an operator on the way has no gradient, or the loss depends on none of the weights.
         """
-        loss, options = Projection(output, _DIRECTION), Options(weights_as_inputs=True)
-        shapes = {name: tuple(array.shape) for name, array in feed.items()}
-        graph = differentiate(model.ir, weights, loss, shapes=shapes, options=options)
-        reached = [name for name in weights if name in graph.gradients]
-        if not reached:
-            raise PruneError("the output depends on none of the chosen weights", "choose another with --output-name")
+        self._at(feed)
+
+    def runs(self, batches: Iterable[Batch]) -> Iterable[Gradients]:
+        """The gradients of each batch.
+
+        Raises:
+            PruneError: onnxruntime fails, a gradient is not finite, or there are too many shapes.
+        """
+        rng = np.random.default_rng(self.seed)
+        for batch in batches:
+            built = self._at(batch.feed)
+            shapes = {name: shape for name, (_, shape) in built.graph.loss_inputs.items()}
+            feed = {**batch.feed, **self.values, **self.task.inputs(batch, shapes, rng)}
+            found = built.session.run(feed, list(built.graph.gradients.values()))
+            yield {name: self._checked(name, found[output]) for name, output in built.graph.gradients.items()}
+
+    def _checked(self, name: str, gradient: Array) -> Array:
+        if not np.isfinite(gradient).all():
+            raise PruneError(f"the gradient of {name} is not finite", "look for NaN or huge values in the data")
+        return gradient
+
+    def _at(self, feed: Feed) -> _Built:
+        key = tuple((name, array.shape) for name, array in sorted(feed.items()))
+        if key not in self._built:
+            if len(self._built) == MOST_SHAPES:
+                raise PruneError(
+                    f"the samples have more than {MOST_SHAPES} different shapes",
+                    "bring them to one shape, or use fewer with --limit",
+                )
+            self._built[key] = self._build({name: tuple(array.shape) for name, array in feed.items()})
+        return self._built[key]
+
+    def _build(self, shapes: Shapes) -> _Built:
+        wanted = [name for name in self.weights if name not in self.unreached]
+        graph = self._graph(wanted, shapes)
         if graph.unreached:  # they would be inputs that nobody reads
-            graph = differentiate(model.ir, reached, loss, shapes=shapes, options=options)
-        values = {name: np.ascontiguousarray(t.numpy(), dtype=np.float32) for name, t in graph.weights.items()}
-        unreached = tuple(name for name in weights if name not in reached)
-        session = Session.open(graph.to_bytes(), threads=threads, training=True)
-        return cls(session, values, graph.gradients, unreached, graph.loss_inputs[_DIRECTION][1])
+            self.unreached += graph.unreached
+            wanted = [name for name in wanted if name in graph.gradients]
+            if not wanted:
+                raise PruneError("the output depends on none of the chosen weights", "choose others with --include")
+            graph = self._graph(wanted, shapes)
+        for name, tensor in graph.weights.items():
+            self.values.setdefault(name, np.ascontiguousarray(tensor.numpy(), dtype=np.float32))
+        return _Built(graph, Session.open(graph.to_bytes(), threads=self.threads, training=True))
 
-    def measure(self, feeds: Iterable[Feed], seed: int = 0) -> dict[str, Array]:
-        """The diagonal of J^T J at the present `weights`, a mean over feeds: weight -> array of its shape, float64.
+    def _graph(self, wanted: Sequence[str], shapes: Shapes) -> GradientModel:
+        return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=Options(True))
 
-        A feed of several samples is summed over before squaring; their directions are independent, so the
-        expectation is that of single samples times their number, and only the spread is larger.
 
-        Raises:
-            PruneError: onnxruntime fails, or a gradient is not finite.
-        """
-        rng, names = np.random.default_rng(seed), list(self.gradients.values())
-        sums = {name: np.zeros(array.shape) for name, array in self.weights.items()}
-        count = 0
-        for feed in feeds:
-            count += 1
-            signs = rng.choice(np.array([-1, 1], np.float32), self.direction)
-            found = self.session.run({**feed, **self.weights, _DIRECTION: signs}, names)
-            for name, output in self.gradients.items():
-                sums[name] += np.square(found[output], dtype=np.float64)
-        for name, total in sums.items():
-            total /= max(count, 1)
-            if not np.isfinite(total).all():
-                raise PruneError(f"the gradient of {name} is not finite", "look for NaN or huge values in the data")
-        return sums
+@dataclass(frozen=True)
+class Statistic:
+    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run; `damped`: an
+    estimate so noisy that each value is better moved towards the mean of its tensor (see `damp`)."""
+
+    take: Callable[[Study, Iterable[Batch]], Gradients]
+    batch: int = 1
+    damped: bool = False
+
+
+STATISTICS: dict[str, Statistic] = {}
+
+
+def statistic(name: str, batch: int = 1, damped: bool = False) -> Callable[[Any], Any]:
+    """Register a statistic by the name that criteria ask for it."""
+
+    def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
+        STATISTICS[name] = Statistic(take, batch, damped)
+        return take
+
+    return add
+
+
+def _mean(study: Study, batches: Iterable[Batch], term: Callable[[Array], Array]) -> Gradients:
+    sums: Gradients = {}
+    count = 0
+    for found in study.runs(batches):
+        count += 1
+        for name, gradient in found.items():
+            value = term(gradient)
+            sums[name] = sums[name] + value if name in sums else value
+    return {name: total / count for name, total in sums.items()}
+
+
+@statistic("squared gradient", damped=True)
+def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
+    return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
+
+
+@statistic("absolute gradient", damped=True)
+def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E|g|, g of one sample."""
+    return _mean(study, batches, lambda g: np.abs(g).astype(np.float64))
+
+
+@statistic("gradient", batch=32)
+def signed(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E[g], the gradient of the mean loss."""
+    return _mean(study, batches, lambda g: g.astype(np.float64))
+
+
+@statistic("Hessian gradient", batch=32)
+def hessian_gradient(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """H g, the Hessian of the mean loss times its gradient, by a central difference along g over a thousandth of the
+    weights' norm: float32 keeps about three digits of it."""
+    start = dict(study.values)
+    gradient = signed(study, batches)
+    length = np.sqrt(sum(float(np.square(g).sum()) for g in gradient.values()))
+    if length == 0:
+        raise PruneError("the loss has no gradient at these weights", "use --criterion fisher")
+    norm = np.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in start.values()))
+    step = 1e-3 * norm / length
+    sides = []
+    for sign in (1, -1):
+        study.values = {name: (v + sign * step * gradient[name]).astype(np.float32) for name, v in start.items()}
+        sides.append(signed(study, batches))
+    study.values = start
+    return {name: (sides[0][name] - sides[1][name]) / (2 * step) for name in gradient}
+
+
+def damp(values: Gradients, alive: Mapping[str, Array]) -> Gradients:
+    """Each value plus the mean over its tensor's weights that are not gone."""
+    return {name: value + _mean_alive(value, alive[name]) for name, value in values.items()}
+
+
+def _mean_alive(value: Array, alive: Array) -> float:
+    return float(value[alive].mean()) if alive.any() else 0.0

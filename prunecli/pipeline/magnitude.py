@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from prunecli.apply.plans import check_plan_path, load_plan, save_plan
 from prunecli.apply.zero import Zeroed, target_of, zero
@@ -37,6 +37,7 @@ from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.select import Decision, Recipe, decide, parse_pattern
+from prunecli.select.criteria import CRITERIA
 from prunecli.select.patterns import Windows
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -45,7 +46,7 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps."""
+    after each of its steps. `judge`: decides in place of the weights' own values."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -61,6 +62,41 @@ class MagnitudeOptions:
     save_plan: Path | None = None
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell."""
+
+    choice: Choice
+    decisions: Sequence[Decision]
+    recipe: Json
+    notes: Sequence[str] = ()
+
+
+class Judge(Protocol):
+    """Decides which elements go from more than the weights' values. `command`: whose report it is."""
+
+    @property
+    def command(self) -> str: ...
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
+
+
+class ByValue:
+    """The judge of `prune magnitude`: the stored values alone."""
+
+    command = "magnitude"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        found = CRITERIA.get(recipe.criterion or "l1")
+        if found.needs:
+            raise PruneError(
+                f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
+                f"use `prune gradient --criterion {found.name}`",
+            )
+        return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 
 
 @dataclass(frozen=True)
@@ -103,6 +139,7 @@ class MagnitudeResult:
     dry_run: bool = False
     training: Retrained | None = None
     seconds: float = 0.0
+    command: str = "magnitude"
 
     @property
     def params(self) -> int:
@@ -131,7 +168,7 @@ def magnitude(
         PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
             the original with masked weights; then nothing is written.
     """
-    start, options = time.perf_counter(), _with(options or MagnitudeOptions(), changes)
+    start, options = time.perf_counter(), magnitude_options(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.retrain is not None:
@@ -141,7 +178,7 @@ def magnitude(
     inspector = _Inspector(job, options, progress)
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
-        saving = SaveOptions(options.external_data, options.force, Provenance("magnitude", job.recipe))
+        saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
         saved = save(job.file, place, saving, inspector)
     if options.save_plan is not None:
         save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress)
@@ -156,10 +193,11 @@ def magnitude(
         left=_left(job.choice),
         skipped=job.choice.skipped,
         verification=inspector.verification,
-        notes=list(job.file.notes),
+        notes=[*job.file.notes, *job.notes],
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
         seconds=time.perf_counter() - start,
+        command=job.command,
     )
 
 
@@ -189,7 +227,9 @@ def _retrained(path: Path, target: Path, options: MagnitudeOptions, progress: Pr
                    training=training)  # fmt: skip
 
 
-def _with(options: MagnitudeOptions, changes: dict[str, Any]) -> MagnitudeOptions:
+def magnitude_options(options: MagnitudeOptions | None = None, **changes: Any) -> MagnitudeOptions:
+    """Options with changes, which may also name fields of the recipe."""
+    options = options or MagnitudeOptions()
     asked = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
     if asked:
         changes["recipe"] = Recipe(**asked) if options.recipe is None else replace(options.recipe, **asked)
@@ -208,6 +248,8 @@ class _Job:
     choice: Choice
     zeroed: list[Zeroed]
     recipe: Json
+    command: str
+    notes: Sequence[str]
 
 
 def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> _Job:
@@ -222,13 +264,15 @@ def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Prog
     if not options.dry_run:
         check_target(file, target, options.force)
     shapes = concrete_shapes(file, options.dims)
-    choice, decisions, recipe = _decided(file, options, progress)
-    zeroed = [Zeroed(weight, one, weight.tensor) for weight, one in zip(choice.chosen, decisions, strict=True)]
+    judge = options.judge or ByValue()
+    found = _judged(file, options, judge, progress)
+    zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
-    return _Job(file, shapes, totals(file, shapes, counted), choice, zeroed, recipe)
+    before = totals(file, shapes, counted)
+    return _Job(file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes)
 
 
-def _decided(file: Model, options: MagnitudeOptions, progress: Progress) -> tuple[Choice, Sequence[Decision], Json]:
+def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Progress) -> Judged:
     """Which weights, what becomes of each, and the recipe as it is recorded."""
     found = find_weights(file)
     if options.plan is not None:
@@ -236,12 +280,13 @@ def _decided(file: Model, options: MagnitudeOptions, progress: Progress) -> tupl
         chosen = [weight for weight in found.all() if weight.name in plan.decisions]
         left = [weight for weight in found.all() if weight.name not in plan.decisions]
         choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        return choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe
+        return Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
     assert options.recipe is not None
     choice = choose(found, options.include, options.exclude, options.also)
-    decisions = decide([target_of(weight) for weight in choice.chosen], options.recipe, progress)
+    said = judge(file, choice, options.recipe, progress)
     patterns = {"include": options.include, "exclude": options.exclude, "also": options.also}
-    return choice, decisions, {**options.recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
+    asked = {**options.recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
+    return replace(said, recipe=asked | said.recipe)
 
 
 @dataclass

@@ -25,7 +25,7 @@ def to_json(found: MagnitudeResult) -> Json:
     """The contract's keys, with `recipe`, `left_alone` and `plan`."""
     left = {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()}
     report = Report(
-        command="magnitude",
+        command=found.command,
         model=found.model,
         output=found.output,
         before=found.before,

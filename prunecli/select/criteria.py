@@ -83,6 +83,41 @@ def l2(block: Block) -> Array:
     return scores
 
 
+@criterion("fisher", "w^2 E[g^2]: what the outputs lose without w, to second order", needs=("squared gradient",))
+def fisher(block: Block) -> Array:
+    """mean(w^2 E[g^2]) over the unit, g the gradient of one sample (LeCun et al. 1990; Theis et al. 2018)."""
+    scores: Array = np.mean(np.square(block.weights) * block.evidence["squared gradient"], axis=1)
+    return scores
+
+
+@criterion("taylor", "|w| E|g|: what the outputs lose without w, to first order", needs=("absolute gradient",))
+def taylor(block: Block) -> Array:
+    """mean(|w| E|g|) over the unit, g the gradient of one sample (Molchanov et al. 2017)."""
+    scores: Array = np.mean(np.abs(block.weights) * block.evidence["absolute gradient"], axis=1)
+    return scores
+
+
+@criterion("snip", "|w E[g]|: how the mean loss reacts to w (connection sensitivity)", needs=("gradient",))
+def snip(block: Block) -> Array:
+    """mean(|w E[g]|) over the unit (Lee et al. 2019)."""
+    scores: Array = np.mean(np.abs(block.weights * block.evidence["gradient"]), axis=1)
+    return scores
+
+
+@criterion("grasp", "w (H g): what the gradient's norm loses without w", needs=("Hessian gradient",), signed=True)
+def grasp(block: Block) -> Array:
+    """mean(w (H g)) over the unit, H the Hessian of the mean loss (Wang et al. 2020); may be negative."""
+    scores: Array = np.mean(block.weights * block.evidence["Hessian gradient"], axis=1)
+    return scores
+
+
+@criterion("synflow", "|w dR/dw|, R what passes through all |w| from inputs of one; no data", needs=("flow",))
+def synflow(block: Block) -> Array:
+    """mean(|w| |dR / d|w||) over the unit (Tanaka et al. 2020)."""
+    scores: Array = np.mean(np.abs(block.weights) * block.evidence["flow"], axis=1)
+    return scores
+
+
 @criterion("random", "seeded random scores, the baseline that others must beat")
 def random(block: Block) -> Array:
     """Uniform in [0, 1); the same for the same seed and tensor name."""

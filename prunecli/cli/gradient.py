@@ -1,0 +1,133 @@
+"""`prune gradient`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.magnitude import Also, Pattern, Scope
+from prunecli.cli.options import DATA, SELECT, ExternalData, Format
+from prunecli.cli.training import Given, Steps, trains
+
+
+class LossName(StrEnum):
+    auto = "auto"
+    output = "output"
+    labels = "labels"
+
+
+@trains
+def gradient(
+    model: options.ModelPath,
+    sparsity: options.Sparsity = None,
+    pattern: Pattern = "element",
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            "--scope",
+            metavar="layer|row|global|lamp|erk",
+            help="who competes with whom; default global",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            "--criterion",
+            metavar="fisher|taylor|snip|grasp|synflow",
+            help="the score; default fisher; synflow needs no data",
+            rich_help_panel=SELECT,
+        ),
+    ] = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    also: Also = None,
+    steps: Steps = None,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    limit: options.Limit = None,
+    loss: Annotated[
+        LossName,
+        typer.Option(
+            "--loss",
+            metavar="auto|output|labels",
+            help="what is differentiated: the outputs in random directions, or the loss of the labels; auto: labels"
+            " for snip and grasp where there are any, else the outputs",
+            rich_help_panel=DATA,
+        ),
+    ] = LossName.auto,
+    output_name: Annotated[
+        str | None,
+        typer.Option("--output-name", metavar="NAME", help="the output that counts; default all", rich_help_panel=DATA),
+    ] = None,
+    seed: options.Seed = 0,
+    output: options.OutputPath = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    external_data: options.ExternalDataOption = ExternalData.auto,
+    no_verify: options.NoVerify = False,
+    plan: options.Plan = None,
+    save_plan: options.SavePlan = None,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    dim: options.Dim = None,
+    input_shape: options.InputShape = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+    *,
+    training: Given,
+) -> None:
+    """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
+
+    In --steps (fisher and taylor: 6, synflow: 30), gradients taken anew at the weights as they are by then. Without
+    --limit 256 samples drawn from --data are used.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.errors import PruneError
+    from prunecli.model import Dims
+    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.gradient import gradient as run
+    from prunecli.pipeline.gradient_source import GradientOptions
+    from prunecli.pipeline.gradual import raise_if_all_harmful
+    from prunecli.pipeline.magnitude import MagnitudeOptions
+    from prunecli.pipeline.subject import Execution
+    from prunecli.select import Recipe
+
+    recipe = None
+    if plan is None:
+        recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, None, seed)
+    elif any(v is not None for v in (sparsity, scope, criterion)) or pattern != "element" or include or exclude or also:
+        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+    execution, source = Execution(provider or "cpu", threads), DataOptions.of(data, labels, label_column, limit)
+    retrain = training.retrain(
+        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+    )  # fmt: skip
+    wanted = MagnitudeOptions(
+        recipe=recipe,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        also=tuple(also or ()),
+        dims=Dims.parse(dim or (), input_shape or ()),
+        execution=execution,
+        output=output,
+        force=force,
+        dry_run=dry_run,
+        verify=not no_verify,
+        plan=plan,
+        save_plan=save_plan,
+        external_data=external_data.value,
+        retrain=retrain,
+    )
+    measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
+    result = run(model, wanted, measured, progress_for(no_progress))
+    emit(result, format, report)
+    raise_if_all_harmful(result.training)

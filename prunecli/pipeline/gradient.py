@@ -1,0 +1,145 @@
+"""`prune gradient`: zero the weights that the outputs, or a loss, would miss least.
+
+In steps: gradients are measured at the weights as they are by then, so that of two weights that stand in for each
+other one stays. Everything else (proof, plan, report) is that of `prune magnitude`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.apply.zero import target_of
+from prunecli.errors import PruneError
+from prunecli.model import Model, Weight
+from prunecli.pipeline.choice import Choice
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
+from prunecli.pipeline.gradual import at_share, share_after
+from prunecli.pipeline.magnitude import Judged, MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.select import Decision, Recipe, decide, parse_pattern
+from prunecli.select.criteria import CRITERIA, Criterion
+from prunecli.select.patterns import Windows
+from prunecli.types import Progress, Skipped, no_progress
+
+Array = np.ndarray[Any, Any]
+STEPS = {"fisher": 6, "taylor": 6, "synflow": 30}
+"""How often gradients are taken anew if nothing else is asked for; others: once."""
+ONCE = ("grasp",)
+
+
+def gradient(
+    model: str | Path,
+    options: MagnitudeOptions | None = None,
+    measured: GradientOptions | None = None,
+    progress: Progress = no_progress,
+    **changes: Any,
+) -> MagnitudeResult:
+    """Zero the weights with the lowest gradient scores and save the model with proof.
+
+    `changes` override fields of `measured`, of `options`, and of its recipe:
+    `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default criterion is `fisher`, scope `global`.
+
+    Raises:
+        PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
+    """
+    wanted, given = measured or GradientOptions(), changes.pop("data", None)
+    if given is not None:
+        wanted = replace(wanted, data=given if isinstance(given, DataOptions) else DataOptions(str(given)))
+    mine = {name: changes.pop(name) for name in ("steps", "loss", "output_name", "samples") if name in changes}
+    options = magnitude_options(options, **changes)
+    if options.plan is None:
+        options = replace(options, recipe=_with_defaults(options.recipe))
+    seed = options.recipe.seed if options.recipe else 0
+    wanted = replace(wanted, **mine, seed=seed, dims=options.dims, execution=options.execution)
+    if options.retrain is not None and options.retrain.steps > 1 and wanted.steps is None:
+        wanted = replace(wanted, steps=1)  # training between the cuts already lets each be measured anew
+    return magnitude(model, replace(options, judge=ByGradient(wanted)), progress)
+
+
+def _with_defaults(recipe: Recipe | None) -> Recipe:
+    if recipe is None:
+        raise PruneError("how much to prune is not given", "give one of --sparsity, --pattern N:M, or --plan")
+    recipe = replace(recipe, criterion=recipe.criterion or "fisher")
+    found = CRITERIA.get(recipe.criterion or "")
+    if not found.needs:
+        raise PruneError(
+            f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
+        )
+    if recipe.threshold is not None:
+        raise PruneError("gradient scores have no unit that a threshold could be given in", "use --sparsity")
+    windows = isinstance(parse_pattern(recipe.pattern), Windows)
+    return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
+
+
+@dataclass(frozen=True)
+class ByGradient:
+    """The judge of `prune gradient`."""
+
+    options: GradientOptions
+    command = "gradient"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        criterion = CRITERIA.get(recipe.criterion or "fisher")
+        steps = self._steps(criterion)
+        names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
+        if not names:
+            raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
+        source = open_source(file, criterion.needs[0], list(names.values()), self.options)
+        choice = _reachable(choice, names, source.study.unreached)
+        decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
+        return Judged(choice, decisions, {"steps": steps, **source.asked})
+
+    def _steps(self, criterion: Criterion) -> int:
+        steps = self.options.steps or STEPS.get(criterion.name, 1)
+        if steps > 1 and criterion.name in ONCE:
+            raise PruneError(f"--criterion {criterion.name} is taken once, at the given weights", "leave --steps out")
+        return steps
+
+
+def _reachable(choice: Choice, names: Mapping[str, str], unreached: Sequence[str]) -> Choice:
+    """The choice without what has no gradient, which is told."""
+    reasons = {
+        w.name: "no output that is looked at depends on it" for w in choice.chosen if names.get(w.name) in unreached
+    }
+    reasons |= {w.name: "inside a sub-graph: it has no gradient" for w in choice.chosen if w.name not in names}
+    gone = [w for w in choice.chosen if w.name in reasons]
+    return Choice(
+        [w for w in choice.chosen if w.name not in reasons],
+        [*choice.left, *gone],
+        [*choice.skipped, *(Skipped(w.name, reasons[w.name]) for w in gone)],
+    )
+
+
+def _in_steps(
+    weights: Sequence[Weight], source: Source, recipe: Recipe, criterion: Criterion, steps: int, progress: Progress
+) -> Sequence[Decision]:
+    """Decide, `steps` times, each time on gradients of the model with the weights decided on so far at zero."""
+    originals = {w.name: np.asarray(w.tensor.numpy()) for w in weights}
+    alive = {w.name: np.ones(w.shape, np.bool_) for w in weights}
+    decisions: Sequence[Decision] = []
+    for step in range(1, steps + 1):
+        evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress)
+        targets = [target_of(w, _evidence(w, criterion, evidence[w.name])) for w in weights]
+        decisions = decide(targets, at_share(recipe, share_after(step, steps)))
+        if step < steps:
+            alive = {w.name: ~d.drop(originals[w.name]) for w, d in zip(weights, decisions, strict=True)}
+            _gone_to_zero(source, weights, originals, alive)
+    return decisions
+
+
+def _evidence(weight: Weight, criterion: Criterion, values: Array) -> Mapping[str, Any]:
+    return {criterion.needs[0]: partial(weight.layout.canonical, values)}
+
+
+def _gone_to_zero(
+    source: Source, weights: Sequence[Weight], originals: Mapping[str, Array], alive: Mapping[str, Array]
+) -> None:
+    for weight in weights:
+        values = np.where(alive[weight.name], originals[weight.name], 0).astype(np.float32)
+        source.study.values[weight.holder.name] = values

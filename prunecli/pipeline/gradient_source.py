@@ -1,0 +1,170 @@
+"""Where gradient evidence comes from: data and what is differentiated on it, or the weights' own flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.autodiff import Loss
+from prunecli.data import Batch, Dataset
+from prunecli.errors import PruneError
+from prunecli.evaluate.reading import float_outputs
+from prunecli.evidence.flow import FlowTask, flow
+from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
+from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.subject import Execution
+from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
+from prunecli.runtime import Session
+from prunecli.types import Json, Progress
+
+Array = np.ndarray[Any, Any]
+LossName = Literal["auto", "output", "labels"]
+SAMPLES = 256
+BY_LABELS = ("gradient", "Hessian gradient")
+"""Statistics of criteria that are defined by a loss with a minimum: with `auto` they take the labels, if any."""
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """What is differentiated, and on what.
+
+    data: None only for a criterion that needs none. steps: gradients are taken anew after each; None: as often as is
+    good for the criterion. loss: `output` the outputs in random directions, `labels` the loss that fits the labels,
+    `auto` labels for snip and grasp where there are any, else the outputs. output_name: None is every floating-point
+    output. samples: drawn at random where there are more, unless the data has its own limit.
+    """
+
+    data: DataOptions | None = None
+    steps: int | None = None
+    loss: LossName = "auto"
+    output_name: str | None = None
+    samples: int = SAMPLES
+    seed: int = 0
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass
+class Source:
+    """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
+    its part of the recorded recipe."""
+
+    study: Study
+    take: Callable[[str, Progress], Mapping[str, Array]]
+    asked: Json
+    damped: bool = False
+
+    def measure(
+        self, weights: Sequence[Weight], alive: Mapping[str, Array], label: str, progress: Progress
+    ) -> dict[str, Array]:
+        """By weight; zero for what is gone, so that it stays gone."""
+        found = self.take(label, progress)
+        values = {w.name: found[w.holder.name] for w in weights}
+        if self.damped:
+            values = damp(values, alive)
+        return {name: np.where(alive[name], value, 0.0) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """The loss that fits the labels. `like`: an output of the model for one batch."""
+
+    objective: Objective
+    like: Array
+
+    @property
+    def loss(self) -> Loss:
+        return self.objective.loss
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        return self.objective.targets(batch.labels, self.like)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The same batches as often as they are wanted; of several, an incomplete one is left out."""
+
+    data: Dataset
+    size: int
+    progress: Progress
+    label: str
+
+    def __len__(self) -> int:
+        return self.data.batch_count(self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        whole = self.data.fixed_batch or self.size
+        for number, batch in enumerate(self.progress(self.data.batches(self.size), self.label, len(self))):
+            if number == 0 or batch.count == whole or batch.unbatched:
+                yield batch
+
+
+def open_source(file: Model, statistic: str, weights: Sequence[str], options: GradientOptions) -> Source:
+    """A source for the weights, which are names of stored tensors of the main graph.
+
+    Raises:
+        PruneError: no data for a statistic that needs it, labels that fit no output, no floating-point output, an
+            operator without a gradient.
+    """
+    session = options.execution.open(file.path)
+    if statistic not in STATISTICS:
+        return _flow_source(file, session, weights, options)
+    if options.data is None:
+        raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
+    found = STATISTICS[statistic]
+    data = options.data.open(session.inputs)
+    if options.data.limit is None and len(data) > options.samples:
+        data = data.shuffled(options.seed).take(options.samples)
+    first = next(data.batches(found.batch))
+    task, loss = _task(session, data, first, statistic, options)
+    study = Study(file, weights, task, options.execution.thread_count, options.seed)
+    study.open(first.feed)
+    asked = {"loss": loss, "samples": len(data), "data": data.source}
+
+    def take(label: str, progress: Progress) -> Mapping[str, Array]:
+        return found.take(study, _Batches(data, found.batch, progress, label))
+
+    return Source(study, take, asked, found.damped)
+
+
+def _task(
+    session: Session, data: Dataset, first: Batch, statistic: str, options: GradientOptions
+) -> tuple[Task, str]:  # fmt: skip
+    outputs = session.run(first.feed)
+    by_labels = statistic in BY_LABELS and data.has_labels if options.loss == "auto" else options.loss == "labels"
+    if by_labels:
+        if not data.has_labels:
+            raise PruneError(f"--loss labels: {data.source} has no labels", "give labels, or --loss output")
+        objective = choose_objective(data, outputs, None, ObjectiveOptions(output_name=options.output_name))
+        return LabelTask(objective, outputs[objective.output]), "labels"
+    return OutputTask.of(outputs, _looked_at(outputs, options.output_name)), "output"
+
+
+def _looked_at(outputs: Mapping[str, Array], name: str | None) -> Sequence[str]:
+    floats = float_outputs(outputs)
+    if name is not None and name not in floats:
+        raise PruneError(f"--output-name {name} is no floating-point output", f"choose from {', '.join(floats)}")
+    if not floats:
+        raise PruneError("the model has no floating-point output", "export it with its scores as an output")
+    return [name] if name is not None else floats
+
+
+def _flow_source(file: Model, session: Session, weights: Sequence[str], options: GradientOptions) -> Source:
+    shapes = concrete_shapes(file, options.dims)
+    feed = session.random_inputs(shapes=shapes.inputs)
+    outputs = _looked_at(session.run(feed), options.output_name)
+    ones = {name: np.ones_like(a) if a.dtype.kind == "f" else a for name, a in feed.items()}
+    main = [w for w in find_weights(file).others if w.holder.graph is file.ir.graph and w.kind in ("bias", "norm")]
+    others = [w for w in main if w.holder.name not in weights]
+    names = [*weights, *(w.holder.name for w in others)]
+    study = Study(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
+    study.open(ones)
+
+    def take(label: str, progress: Progress) -> Mapping[str, Array]:
+        return flow(study, ones, others)
+
+    return Source(study, take, {"samples": 0})
