@@ -37,8 +37,8 @@ def gradient(
         str | None,
         typer.Option(
             "--criterion",
-            metavar="fisher|taylor|snip|grasp|synflow",
-            help="the score; default fisher; synflow needs no data",
+            metavar="taylor|fisher|snip|grasp|synflow",
+            help="the score; default taylor; synflow needs no data",
             rich_help_panel=SELECT,
         ),
     ] = None,
@@ -84,8 +84,8 @@ def gradient(
 ) -> None:
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
-    In --steps (fisher and taylor: 6, synflow: 30), gradients taken anew at the weights as they are by then. Without
-    --limit 256 samples drawn from --data are used.
+    In --steps (taylor, fisher and snip: 6, synflow: 30), gradients taken anew at the weights as they are by then.
+    Without --limit 256 samples drawn from --data are used.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.

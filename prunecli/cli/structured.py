@@ -13,9 +13,9 @@ from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 CRITERIA = (
     "auto (default: activation with --data and no training after, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale,"
-    " random, activation"
+    " random, and on --data: activation, taylor, fisher"
 )
-NORMALISERS = "none, share (default), mean, max, isomorphic"
+NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 
 
 def _amount(name: str, text: str) -> typer.models.OptionInfo:

@@ -64,7 +64,7 @@ def flow(study: Study, feed: dict[str, Array], others: Sequence[Weight]) -> Grad
         study.values = given
     raise PruneError(
         "no synaptic flow reaches the outputs, or more than float32 holds",
-        "normalisation by the input's own statistics stops it; use --criterion fisher",
+        "normalisation by the input's own statistics stops it; use --criterion taylor",
     )
 
 

@@ -178,6 +178,10 @@ def _mean(study: Study, batches: Iterable[Batch], term: Callable[[Array], Array]
     return {name: total / count for name, total in sums.items()}
 
 
+def _magnitude(gradient: Array) -> Array:
+    return np.abs(gradient).astype(np.float64)
+
+
 @statistic("squared gradient", damped=True)
 def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
@@ -187,10 +191,15 @@ def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
 @statistic("absolute gradient", damped=True)
 def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of one sample."""
-    return _mean(study, batches, lambda g: np.abs(g).astype(np.float64))
+    return _mean(study, batches, _magnitude)
 
 
-@statistic("gradient", batch=32)
+@statistic("absolute batch gradient", batch=8, damped=True)
+def absolute_batch(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E|g|, g of a batch of eight."""
+    return _mean(study, batches, _magnitude)
+
+
 def signed(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E[g], the gradient of the mean loss."""
     return _mean(study, batches, lambda g: g.astype(np.float64))
@@ -204,7 +213,7 @@ def hessian_gradient(study: Study, batches: Iterable[Batch]) -> Gradients:
     gradient = signed(study, batches)
     length = np.sqrt(sum(float(np.square(g).sum()) for g in gradient.values()))
     if length == 0:
-        raise PruneError("the loss has no gradient at these weights", "use --criterion fisher")
+        raise PruneError("the loss has no gradient at these weights", "use --criterion taylor")
     norm = np.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in start.values()))
     step = 1e-3 * norm / length
     sides = []
@@ -213,6 +222,21 @@ def hessian_gradient(study: Study, batches: Iterable[Batch]) -> Gradients:
         sides.append(signed(study, batches))
     study.values = start
     return {name: (sides[0][name] - sides[1][name]) / (2 * step) for name in gradient}
+
+
+def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
+    """By weight and axis, one row per run: sum over the other axes of w g, w as it is in `study.values`.
+
+    Of the axis that a layer reads its input by, this is x dL/dx of each channel: the gradient by a gate on it.
+    """
+    rows: dict[tuple[str, int], list[Array]] = {}
+    for found in study.runs(batches):
+        for name, gradient in found.items():
+            product = study.values[name] * gradient
+            for axis in range(product.ndim):
+                others = tuple(a for a in range(product.ndim) if a != axis)
+                rows.setdefault((name, axis), []).append(product.sum(axis=others, dtype=np.float32))
+    return {key: np.stack(own) for key, own in rows.items()}
 
 
 def damp(values: Gradients, alive: Mapping[str, Array]) -> Gradients:

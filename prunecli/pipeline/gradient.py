@@ -28,7 +28,7 @@ from prunecli.select.patterns import Windows
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
-STEPS = {"fisher": 6, "taylor": 6, "synflow": 30}
+STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
 ONCE = ("grasp",)
 
@@ -43,7 +43,7 @@ def gradient(
     """Zero the weights with the lowest gradient scores and save the model with proof.
 
     `changes` override fields of `measured`, of `options`, and of its recipe:
-    `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default criterion is `fisher`, scope `global`.
+    `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default criterion is `taylor`, scope `global`.
 
     Raises:
         PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
@@ -65,7 +65,7 @@ def gradient(
 def _with_defaults(recipe: Recipe | None) -> Recipe:
     if recipe is None:
         raise PruneError("how much to prune is not given", "give one of --sparsity, --pattern N:M, or --plan")
-    recipe = replace(recipe, criterion=recipe.criterion or "fisher")
+    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
     found = CRITERIA.get(recipe.criterion or "")
     if not found.needs:
         raise PruneError(
@@ -85,7 +85,7 @@ class ByGradient:
     command = "gradient"
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
-        criterion = CRITERIA.get(recipe.criterion or "fisher")
+        criterion = CRITERIA.get(recipe.criterion or "taylor")
         steps = self._steps(criterion)
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
         if not names:

@@ -24,7 +24,7 @@ from prunecli.types import Json, Progress
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "output", "labels"]
 SAMPLES = 256
-BY_LABELS = ("gradient", "Hessian gradient")
+BY_LABELS = ("Hessian gradient",)
 """Statistics of criteria that are defined by a loss with a minimum: with `auto` they take the labels, if any."""
 
 
@@ -85,7 +85,7 @@ class LabelTask:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class Batches:
     """The same batches as often as they are wanted; of several, an incomplete one is left out."""
 
     data: Dataset
@@ -110,38 +110,54 @@ def open_source(file: Model, statistic: str, weights: Sequence[str], options: Gr
         PruneError: no data for a statistic that needs it, labels that fit no output, no floating-point output, an
             operator without a gradient.
     """
-    session = options.execution.open(file.path)
     if statistic not in STATISTICS:
-        return _flow_source(file, session, weights, options)
-    if options.data is None:
-        raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
+        return _flow_source(file, options.execution.open(file.path), weights, options)
     found = STATISTICS[statistic]
-    data = options.data.open(session.inputs)
-    if options.data.limit is None and len(data) > options.samples:
-        data = data.shuffled(options.seed).take(options.samples)
-    first = next(data.batches(found.batch))
-    task, loss = _task(session, data, first, statistic, options)
-    study = Study(file, weights, task, options.execution.thread_count, options.seed)
-    study.open(first.feed)
-    asked = {"loss": loss, "samples": len(data), "data": data.source}
+    study, data = open_study(file, weights, options, found.batch, statistic in BY_LABELS)
+    asked = {
+        "loss": "labels" if isinstance(study.task, LabelTask) else "output",
+        "samples": len(data),
+        "data": data.source,
+    }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
-        return found.take(study, _Batches(data, found.batch, progress, label))
+        return found.take(study, Batches(data, found.batch, progress, label))
 
     return Source(study, take, asked, found.damped)
 
 
-def _task(
-    session: Session, data: Dataset, first: Batch, statistic: str, options: GradientOptions
-) -> tuple[Task, str]:  # fmt: skip
+def open_study(
+    file: Model, weights: Sequence[str], options: GradientOptions, batch: int = 1, by_labels: bool = False
+) -> tuple[Study, Dataset]:
+    """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.
+
+    Args:
+        file: the model, whose `ir` may be a working form of what is at its path.
+        by_labels: whether `auto` means the labels, where there are any.
+    Raises:
+        PruneError: as `open_source`.
+    """
+    if options.data is None:
+        raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
+    session = options.execution.open(file.path)
+    data = options.data.open(session.inputs)
+    if options.data.limit is None and len(data) > options.samples:
+        data = data.shuffled(options.seed).take(options.samples)
+    first = next(data.batches(batch))
+    task = _task(session, data, first, by_labels, options)
+    study = Study(file, weights, task, options.execution.thread_count, options.seed)
+    study.open(first.feed)
+    return study, data
+
+
+def _task(session: Session, data: Dataset, first: Batch, by_labels: bool, options: GradientOptions) -> Task:
     outputs = session.run(first.feed)
-    by_labels = statistic in BY_LABELS and data.has_labels if options.loss == "auto" else options.loss == "labels"
-    if by_labels:
+    if by_labels and data.has_labels if options.loss == "auto" else options.loss == "labels":
         if not data.has_labels:
             raise PruneError(f"--loss labels: {data.source} has no labels", "give labels, or --loss output")
         objective = choose_objective(data, outputs, None, ObjectiveOptions(output_name=options.output_name))
-        return LabelTask(objective, outputs[objective.output]), "labels"
-    return OutputTask.of(outputs, _looked_at(outputs, options.output_name)), "output"
+        return LabelTask(objective, outputs[objective.output])
+    return OutputTask.of(outputs, _looked_at(outputs, options.output_name))
 
 
 def _looked_at(outputs: Mapping[str, Array], name: str | None) -> Sequence[str]:

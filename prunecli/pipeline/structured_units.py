@@ -2,31 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from prunecli.evidence.gradients import gates
 from prunecli.evidence.moments import second_moments
+from prunecli.model import find_weights
 from prunecli.model.shapes import input_specs
+from prunecli.pipeline.gradient_source import Batches, GradientOptions, open_study
 from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.runtime import Session
-from prunecli.search.units import Evidence, UnitRecipe, resolve_criterion
+from prunecli.search.units import Evidence, Measure, UnitRecipe, resolve_criterion
 from prunecli.select.structures import UNIT_CRITERIA
 from prunecli.types import Progress
 
 if TYPE_CHECKING:
     from prunecli.pipeline.structured import StructuredOptions
 
+Array = np.ndarray[Any, Any]
 
-def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Evidence | None:
+
+def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
     criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.data is not None))
-    if criterion is None or criterion.evidence != "moments" or options.data is None:
+    if criterion is None or criterion.evidence is None or options.data is None:
         return None
+    return _MEASURES[criterion.evidence](subject, options, progress)
+
+
+def _moments(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
+    assert options.data is not None
     data = options.data.open(input_specs(subject.file.ir))
     feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    return Evidence(moments=second_moments(subject.work, ranks, feeds, start))
+    found = Evidence(moments=second_moments(subject.work, ranks, feeds, start))
+    return lambda _: found
+
+
+def _gates(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
+    """Of every weight that a group touches, with what is gone at zero."""
+    file = replace(subject.file, ir=subject.work)
+    floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
+    names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
+    wanted = GradientOptions(options.data, seed=options.seed, dims=options.dims, execution=options.execution)
+    study, data = open_study(file, names, wanted)
+    given = dict(study.values)
+
+    def measured(gone: Mapping[str, Mapping[int, Array]]) -> Evidence:
+        study.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
+        return Evidence(gates=gates(study, Batches(data, 1, progress, "measuring gradients")))
+
+    return measured
+
+
+def _without(array: Array, gone: Mapping[int, Array]) -> Array:
+    """The weight with zeros at the positions that are gone."""
+    if not gone:
+        return array
+    array = array.copy()
+    for axis, positions in gone.items():
+        np.moveaxis(array, axis, 0)[positions] = 0
+    return array
+
+
+_MEASURES: dict[str, Callable[[Cuttable, StructuredOptions, Progress], Measure]] = {
+    "moments": _moments,
+    "gates": _gates,
+}
 
 
 def unit_recipe(options: StructuredOptions, target: float) -> UnitRecipe:

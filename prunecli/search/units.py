@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 from typing import Any, Literal, Protocol
@@ -44,7 +44,7 @@ class OutOfReachError(PruneError):
 class UnitRecipe:
     """How units are chosen.
 
-    criterion: `auto` is `activation` where its evidence was measured, else `l2-in`.
+    criterion: `auto` is `activation` where its evidence was measured, else `l2-in`. normalize: `auto` is what suits it.
     scope: `layer` cuts all groups alike; `global` ranks all units by score, with `macs` and `params` by score per
     amount saved (the greedy solution of the knapsack); `auto` is layer with `ratio`, else global.
     target: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
@@ -56,7 +56,7 @@ class UnitRecipe:
     target: float
     absolute: bool = False
     criterion: str = "auto"
-    normalize: str = "share"
+    normalize: str = "auto"
     scope: Literal["auto", "layer", "global"] = "auto"
     max_ratio: float = 0.9
     round_to: int = 1
@@ -67,11 +67,15 @@ class UnitRecipe:
 @dataclass(frozen=True)
 class Evidence:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
-    position of the axis that is read. elements: arrays of a weight's own shape by name of the evidence, then weight
-    (gradient statistics)."""
+    position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
+    over all other axes."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
-    elements: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
+
+
+Measure = Callable[[Mapping[str, Mapping[int, Array]]], Evidence]
+"""Evidence of the model without some positions of its values."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def decide_units(
     catalogue: Catalogue,
     recipe: UnitRecipe,
     allowed: Array | None = None,
-    evidence: Evidence | None = None,
+    evidence: Evidence | Measure | None = None,
     progress: Progress = no_progress,
     costing: Costing | None = None,
     gone: Mask | None = None,
@@ -100,7 +104,7 @@ def decide_units(
 
     Args:
         allowed: mask over groups; others stay whole.
-        evidence: what the criterion needs to have been measured.
+        evidence: what the criterion needs to have been measured, or what measures it.
         costing: knows amounts besides `params` and `macs`, which need none.
         gone: mask over units that were removed before; they count towards the target and stay removed.
     Raises:
@@ -108,6 +112,8 @@ def decide_units(
             closest that can).
     """
     recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
+    if recipe.normalize == "auto" and recipe.criterion in UNIT_CRITERIA:
+        recipe = replace(recipe, normalize=UNIT_CRITERIA[recipe.criterion].normalize)
     _check(recipe, evidence)
     return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress, gone)
 
@@ -117,7 +123,7 @@ def resolve_criterion(name: str, data: bool) -> str:
     return name if name != "auto" else "activation" if data else "l2-in"
 
 
-def _check(recipe: UnitRecipe, evidence: Evidence | None) -> None:
+def _check(recipe: UnitRecipe, evidence: Evidence | Measure | None) -> None:
     for value, known, option in (
         (recipe.criterion, UNIT_CRITERIA, "--criterion"),
         (recipe.normalize, NORMALISERS, "--normalize"),
@@ -137,10 +143,12 @@ def _check(recipe: UnitRecipe, evidence: Evidence | None) -> None:
 
 class _Chooser:
     def __init__(
-        self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence,
+        self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence | Measure,
         costing: Costing | None,
     ) -> None:  # fmt: skip
-        self.catalogue, self.recipe, self.evidence, self.costing = catalogue, recipe, evidence, costing
+        self.catalogue, self.recipe, self.costing = catalogue, recipe, costing
+        self.measure = None if isinstance(evidence, Evidence) else evidence
+        self.evidence = evidence if isinstance(evidence, Evidence) else None
         self.slices = WeightSlices(catalogue)
         self.costs: Costing | Costs = costing or costs(catalogue.analysis)
         self.scope = ("layer" if recipe.budget == "ratio" else "global") if recipe.scope == "auto" else recipe.scope
@@ -182,6 +190,8 @@ class _Chooser:
         """The normalised score of every unit of the groups in question, on what is left; NaN elsewhere."""
         gone = self.catalogue.removed(removed) if removed.any() else {}
         criterion = UNIT_CRITERIA[self.recipe.criterion]
+        if self.measure is not None and (self.evidence is None or criterion.anew):
+            self.evidence = self.measure(gone)
         rows = []
         for number, group in enumerate(self.groups):
             rng = np.random.default_rng([self.recipe.seed, number])
@@ -200,22 +210,17 @@ class _Chooser:
         for axis, positions in gone.get(piece.name, {}).items():
             if axis != piece.axis:
                 array = np.delete(array, positions, axis)
-        evidence = {}
+        evidence: dict[str, Array] = {}
+        assert self.evidence is not None
         if piece.role == "in" and piece.name in self.evidence.moments:
             evidence["moments"] = self.evidence.moments[piece.name][piece.index].repeat(
                 array.size // array.shape[piece.axis], axis=1
             )
-        for name, arrays in self.evidence.elements.items():
-            if piece.name in arrays:
-                evidence[name] = piece.take(self._left(arrays[piece.name], piece, gone))
+        if (piece.name, piece.axis) in self.evidence.gates:
+            gates = self.evidence.gates[piece.name, piece.axis]
+            evidence["gates"] = gates[:, piece.index].sum(axis=2, dtype=np.float64).T
         scale = piece.name in self.slices.norm_scales
         return Part(piece.name, piece.role, piece.take(array), scale, evidence)
-
-    def _left(self, array: Array, piece: Slice, gone: Mapping[str, Mapping[int, Array]]) -> Array:
-        for axis, positions in gone.get(piece.name, {}).items():
-            if axis != piece.axis:
-                array = np.delete(array, positions, axis)
-        return array
 
     # -- choice -----------------------------------------------------------------------------------
 

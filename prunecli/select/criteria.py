@@ -97,10 +97,10 @@ def taylor(block: Block) -> Array:
     return scores
 
 
-@criterion("snip", "|w E[g]|: how the mean loss reacts to w (connection sensitivity)", needs=("gradient",))
+@criterion("snip", "|w| E|g|, g of a batch: connection sensitivity", needs=("absolute batch gradient",))
 def snip(block: Block) -> Array:
-    """mean(|w E[g]|) over the unit (Lee et al. 2019)."""
-    scores: Array = np.mean(np.abs(block.weights * block.evidence["gradient"]), axis=1)
+    """mean(|w| E|g|) over the unit, g the gradient of a batch (Lee et al. 2019)."""
+    scores: Array = np.mean(np.abs(block.weights) * block.evidence["absolute batch gradient"], axis=1)
     return scores
 
 

@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Part:
     """One weight's slices: `matrix` is (units, width). `role`: out (rows that compute the unit), in (columns
-    that read it), bias, norm, or other; `scale`: the factors of a BatchNormalization. `evidence`: by name,
-    arrays of the matrix's shape, or (units, 1)."""
+    that read it), bias, norm, or other; `scale`: the factors of a BatchNormalization. `evidence`: by name, arrays of
+    the matrix's shape, or (units, samples)."""
 
     weight: str
     role: str
@@ -45,22 +45,26 @@ class UnitGroup:
 @dataclass(frozen=True)
 class UnitCriterion:
     """`score`: group -> one row of units per slice looked at, float64, at least one row; how rows become one
-    score per unit is the normaliser's choice. `evidence`: what has to be measured on data first, by name."""
+    score per unit is the normaliser's choice. `evidence`: what has to be measured on data first, by name.
+    `normalize`: the normaliser that suits it; `none` where scores mean the same in every group. `anew`: the evidence is
+    of the model as it is by then, so each step measures again."""
 
     score: Callable[[UnitGroup], list[Array]]
     evidence: str | None = None
+    normalize: str = "share"
+    anew: bool = False
 
 
 UNIT_CRITERIA: dict[str, UnitCriterion] = {}
 
 
 def unit_criterion(
-    name: str, evidence: str | None = None
+    name: str, evidence: str | None = None, normalize: str = "share", anew: bool = False
 ) -> Callable[[Callable[[UnitGroup], list[Array]]], Callable[[UnitGroup], list[Array]]]:
     """Register a criterion: `score(group)` returns rows of one float64 per unit."""
 
     def add(score: Callable[[UnitGroup], list[Array]]) -> Callable[[UnitGroup], list[Array]]:
-        UNIT_CRITERIA[name] = UnitCriterion(score, evidence)
+        UNIT_CRITERIA[name] = UnitCriterion(score, evidence, normalize, anew)
         return score
 
     return add
@@ -144,3 +148,26 @@ def activation(group: UnitGroup) -> list[Array]:
     reading = [part for part in group.of("in") if "moments" in part.evidence]
     rows = [(part.evidence["moments"] * np.square(part.matrix)).sum(axis=1) for part in reading]
     return rows or [np.full(group.count, np.inf)]
+
+
+@unit_criterion("taylor", evidence="gates", normalize="none", anew=True)
+def taylor(group: UnitGroup) -> list[Array]:
+    """E|sum w g| over the weights that read the unit, g the gradient of one sample: the first-order change of the
+    outputs without it (Molchanov et al. 2019)."""
+    return _by_gates(group, lambda gate: np.abs(gate).mean(axis=1))
+
+
+@unit_criterion("fisher", evidence="gates", normalize="none", anew=True)
+def fisher(group: UnitGroup) -> list[Array]:
+    """E[(sum w g)^2] over the weights that read the unit, g the gradient of one sample (Theis et al. 2018)."""
+    return _by_gates(group, lambda gate: np.square(gate).mean(axis=1))
+
+
+def _by_gates(group: UnitGroup, score: Callable[[Array], Array]) -> list[Array]:
+    """Sums of all readers come before the square: what one adds another may take away. Where nothing measured reads
+    the unit, the weights that compute it; where none does, it stays."""
+    reading = [part for part in group.of("in") if "gates" in part.evidence]
+    found = reading or [part for part in group.of("out", "bias") if "gates" in part.evidence]
+    if not found:
+        return [np.full(group.count, np.inf)]
+    return [score(np.sum([part.evidence["gates"] for part in found], axis=0))]
