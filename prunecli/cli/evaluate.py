@@ -48,15 +48,7 @@ def evaluate(
             rich_help_panel=QUALITY,
         ),
     ] = TaskOption.auto,
-    output_name: Annotated[
-        str | None,
-        typer.Option(
-            "--output-name",
-            metavar="NAME",
-            help="the output to judge; default the first that fits the labels",
-            rich_help_panel=QUALITY,
-        ),
-    ] = None,
+    output_name: options.OutputName = None,
     average: Annotated[
         Average,
         typer.Option(

@@ -82,15 +82,7 @@ def finetune(
         float,
         typer.Option("--label-smoothing", metavar="F", min=0, max=0.9, help="of class labels", rich_help_panel=TEACH),
     ] = 0.0,
-    output_name: Annotated[
-        str | None,
-        typer.Option(
-            "--output-name",
-            metavar="NAME",
-            help="the output to judge; default the first that fits the labels",
-            rich_help_panel=TEACH,
-        ),
-    ] = None,
+    output_name: options.OutputName = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", metavar="DIR", help="save the state here every minute", rich_help_panel=LONG),

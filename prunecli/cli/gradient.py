@@ -60,10 +60,7 @@ def gradient(
             rich_help_panel=DATA,
         ),
     ] = LossName.auto,
-    output_name: Annotated[
-        str | None,
-        typer.Option("--output-name", metavar="NAME", help="the output that counts; default all", rich_help_panel=DATA),
-    ] = None,
+    output_name: options.OutputName = None,
     seed: options.Seed = 0,
     output: options.OutputPath = None,
     force: options.Force = False,

@@ -172,6 +172,15 @@ Seed = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="seed of every random choice", rich_help_panel=DATA)
 ]
 
+OutputName = Annotated[
+    str | None,
+    typer.Option(
+        "--output-name",
+        metavar="NAME",
+        help="the output that counts; default the first that fits the labels, where labels matter, else all",
+        rich_help_panel=DATA,
+    ),
+]
 FormatOption = Annotated[
     Format,
     typer.Option(

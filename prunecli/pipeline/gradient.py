@@ -21,7 +21,8 @@ from prunecli.pipeline.choice import Choice
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
 from prunecli.pipeline.gradual import at_share, share_after
-from prunecli.pipeline.magnitude import Judged, MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.pipeline.judge import Judged
+from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.criteria import CRITERIA, Criterion
 from prunecli.select.patterns import Windows

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from prunecli.apply.plans import check_plan_path, load_plan, save_plan
-from prunecli.apply.zero import Zeroed, target_of, zero
+from prunecli.apply.zero import Zeroed, zero
 from prunecli.apply.zero_proof import Proof, shapes_to_try
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
@@ -32,12 +32,12 @@ from prunecli.pipeline.gradual import (
     share_after,
 )
 from prunecli.pipeline.inspect import macs_by_weight
+from prunecli.pipeline.judge import ByValue, Judge, Judged
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.runtime import Session
-from prunecli.select import Decision, Recipe, decide, parse_pattern
-from prunecli.select.criteria import CRITERIA
+from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -63,40 +63,6 @@ class MagnitudeOptions:
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
     judge: Judge | None = None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell."""
-
-    choice: Choice
-    decisions: Sequence[Decision]
-    recipe: Json
-    notes: Sequence[str] = ()
-
-
-class Judge(Protocol):
-    """Decides which elements go from more than the weights' values. `command`: whose report it is."""
-
-    @property
-    def command(self) -> str: ...
-
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
-
-
-class ByValue:
-    """The judge of `prune magnitude`: the stored values alone."""
-
-    command = "magnitude"
-
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
-        found = CRITERIA.get(recipe.criterion or "l1")
-        if found.needs:
-            raise PruneError(
-                f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
-                f"use `prune gradient --criterion {found.name}`",
-            )
-        return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 
 
 @dataclass(frozen=True)

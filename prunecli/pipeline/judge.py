@@ -1,0 +1,49 @@
+"""Who decides what becomes of each weight: the one thing that differs between commands that zero weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prunecli.apply.zero import target_of
+from prunecli.errors import PruneError
+from prunecli.model import Model
+from prunecli.pipeline.choice import Choice
+from prunecli.select import Decision, Recipe, decide
+from prunecli.select.criteria import CRITERIA
+from prunecli.types import Json, Progress
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell."""
+
+    choice: Choice
+    decisions: Sequence[Decision]
+    recipe: Json
+    notes: Sequence[str] = ()
+
+
+class Judge(Protocol):
+    """Decides which elements go from more than the weights' values. `command`: whose report it is."""
+
+    @property
+    def command(self) -> str: ...
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
+
+
+class ByValue:
+    """The judge of `prune magnitude`: the stored values alone."""
+
+    command = "magnitude"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        found = CRITERIA.get(recipe.criterion or "l1")
+        if found.needs:
+            raise PruneError(
+                f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
+                f"use `prune gradient --criterion {found.name}`",
+            )
+        return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})

@@ -1,0 +1,205 @@
+"""`prune gradient` from end to end on small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import prunecli
+from prunecli.errors import PruneError
+from prunecli.pipeline.gradient import STEPS, gradient
+from prunecli.select.criteria import CRITERIA
+from tests.model.build import floats, node, proto, save_proto
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+BY_GRADIENT = [entry.name for entry in CRITERIA if entry.needs]
+DATA = ("taylor", "fisher", "snip", "grasp")
+
+
+def net(folder: Path, **changes: Any) -> Path:
+    """Two dense layers; input 0 is never fed anything, so its row of w1 moves no output."""
+    nodes = [
+        node("Gemm", ["x", "w1", "b1"], ["h"], "fc1"),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "w2"], ["y"], "fc2"),
+    ]
+    weights = {"w1": floats(6, 8, seed=1), "b1": floats(8, seed=3), "w2": floats(8, 4, seed=2)}
+    weights["w1"][0] *= 10  # the largest weights of all
+    return save_proto(proto(nodes, {"x": ("batch", 6)}, weights={**weights, **changes}), folder)
+
+
+def data(folder: Path, labels: bool = False, count: int = 64) -> Path:
+    x = np.random.default_rng(0).normal(size=(count, 6)).astype(np.float32)
+    x[:, 0] = 0
+    path = folder / "data.npz"
+    np.savez(path, x=x, **({"labels": np.arange(count) % 4} if labels else {}))
+    return path
+
+
+def stored(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def pruned(model: Path, **options: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    found = gradient(model, output=model.with_name("out.onnx"), force=True, **options)
+    assert found.output is not None
+    return found, stored(Path(found.output.path))
+
+
+def test_every_criterion_is_here() -> None:
+    assert {*DATA, "synflow"} == set(BY_GRADIENT)
+    assert set(STEPS) <= set(BY_GRADIENT)
+
+
+@pytest.mark.parametrize("criterion", BY_GRADIENT)
+@pytest.mark.parametrize(
+    ("pattern", "scope", "zeros"),
+    [
+        ("element", "global", 40),
+        ("element", "layer", 40),
+        ("element", "row", 40),
+        ("2:4", None, 40),
+        ("1x2", "global", 40),
+    ],
+)
+def test_the_sparsity_is_exact(tmp_path: Path, criterion: str, pattern: str, scope: str | None, zeros: int) -> None:
+    """w1 and w2 have 80 elements, half of them go. Rows of w1 hold 6 inputs: of the last two of a row none or as many
+    go as the window's rule says, so N:M is counted by window."""
+    model, made = net(tmp_path), data(tmp_path)
+    asked = {} if pattern == "2:4" else {"sparsity": 0.5}
+    found, arrays = pruned(model, data=made, criterion=criterion, pattern=pattern, scope=scope, **asked)
+    gone = sum(int((arrays[name] == 0).sum()) for name in ("w1", "w2"))
+    if pattern == "2:4":
+        assert ((arrays["w2"].T.reshape(-1, 4) == 0).sum(axis=1) == 2).all()
+    else:
+        assert gone == zeros and found.sparsity == pytest.approx(0.5)
+    before = stored(model)
+    assert all(((arrays[n] == 0) | (arrays[n] == before[n])).all() for n in before)  # zeroed or untouched
+    assert found.verification.kind == "exact" and found.command == "gradient"
+    assert found.recipe["criterion"] == criterion and found.recipe["steps"] == STEPS.get(criterion, 1)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "snip"])
+def test_what_moves_no_output_goes_first(tmp_path: Path, criterion: str) -> None:
+    """Magnitude would keep the row of the dead input, which is ten times the rest. Damping keeps some of its score: a
+    tensor's mean, here below the score of what it is compared with once the large values are all there is."""
+    small = net(
+        tmp_path, w1=np.concatenate([floats(1, 8, seed=1), 3 * np.sign(floats(5, 8, seed=1))]).astype(np.float32)
+    )
+    _, arrays = pruned(small, data=data(tmp_path), criterion=criterion, sparsity=8 / 48, include=["w1"])
+    assert not arrays["w1"][0].any() and arrays["w1"][1:].all()
+
+
+def test_it_is_the_same_every_time_and_for_every_order_of_the_data(tmp_path: Path) -> None:
+    model, made = net(tmp_path), data(tmp_path)
+    first, one = pruned(model, data=made, sparsity=0.5)
+    _, two = pruned(model, data=made, sparsity=0.5)
+    assert all(np.array_equal(one[n], two[n]) for n in one)
+    assert first.recipe["loss"] == "output" and first.recipe["samples"] == 64
+    assert first.recipe["scope"] == "global" and first.recipe["criterion"] == "taylor"
+
+
+def test_steps_only_ever_remove(tmp_path: Path) -> None:
+    """With more steps other weights may stay, but the number is the same."""
+    model, made = net(tmp_path), data(tmp_path)
+    for steps in (1, 2, 9):
+        found, arrays = pruned(model, data=made, sparsity=0.7, steps=steps)
+        assert sum(int((arrays[n] == 0).sum()) for n in ("w1", "w2")) == 56 and found.recipe["steps"] == steps
+
+
+def test_labels_are_used_when_asked_for(tmp_path: Path) -> None:
+    model = net(tmp_path)
+    found, _ = pruned(model, data=data(tmp_path, labels=True), sparsity=0.5, loss="labels")
+    assert found.recipe["loss"] == "labels"
+    found, _ = pruned(model, data=data(tmp_path, labels=True), sparsity=0.5, criterion="grasp")
+    assert found.recipe["loss"] == "labels"
+
+
+def test_a_plan_is_replayed_without_data(tmp_path: Path) -> None:
+    model, plan = net(tmp_path), tmp_path / "plan.json"
+    _, one = pruned(model, data=data(tmp_path), sparsity=0.6, save_plan=plan)
+    _, two = pruned(model, plan=plan)
+    assert all(np.array_equal(one[n], two[n]) for n in one)
+
+
+def test_half_precision_keeps_its_type(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w1"], ["h"], "fc1"), node("MatMul", ["h", "w2"], ["y"], "fc2")]
+    weights = {"w1": floats(6, 8, seed=1).astype(np.float16), "w2": floats(8, 4, seed=2).astype(np.float16)}
+    built = proto(nodes, {"x": ("batch", 6)}, weights=weights)
+    for value in (*built.graph.input, *built.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    found, arrays = pruned(save_proto(built, tmp_path), data=data(tmp_path), sparsity=0.5)
+    assert arrays["w1"].dtype == np.float16 and found.sparsity == 0.5
+
+
+def test_what_no_output_depends_on_is_left_and_told(tmp_path: Path) -> None:
+    model = onnx.load(net(tmp_path))
+    model.graph.initializer.append(numpy_helper.from_array(floats(4, 5), "w3"))
+    model.graph.node.append(helper.make_node("MatMul", ["y", "w3"], ["other"], name="fc3"))
+    model.graph.output.append(helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, None))
+    path = save_proto(model, tmp_path)
+    both, _ = pruned(path, data=data(tmp_path), sparsity=0.5)
+    assert {layer.weight for layer in both.layers} == {"w1", "w2", "w3"}
+    one, arrays = pruned(path, data=data(tmp_path), sparsity=0.5, output_name="y")
+    assert {layer.weight for layer in one.layers} == {"w1", "w2"} and arrays["w3"].all()
+    assert any(s.name == "w3" and "depends on it" in s.reason for s in one.skipped)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sparsity": 0.5, "data": None}, "measured on data"),
+    ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
+    ({"threshold": 0.1}, "no unit"),
+    ({}, "how much to prune"),
+    ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
+    ({"sparsity": 0.5, "output_name": "h2"}, "no floating-point output"),
+    ({"sparsity": 0.5, "criterion": "grasp", "steps": 3}, "taken once"),
+    ({"sparsity": 0.5, "criterion": "nothing"}, "nothing"),
+    ({"sparsity": 0.5, "include": ["nope"]}, "matches nothing"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_be_done_is_refused_and_nothing_written(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    model, out = net(tmp_path), tmp_path / "out.onnx"
+    with pytest.raises(PruneError, match=message):
+        gradient(model, output=out, **{"data": data(tmp_path), **options})
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("criterion", BY_GRADIENT)
+def test_magnitude_sends_gradient_criteria_on(tmp_path: Path, criterion: str) -> None:
+    with pytest.raises(PruneError, match="does not measure") as refused:
+        prunecli.magnitude(net(tmp_path), sparsity=0.5, criterion=criterion)
+    assert f"prune gradient --criterion {criterion}" in refused.value.hint
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_it_beats_magnitude_on_a_trained_network(tmp_path: Path, criterion: str) -> None:
+    """At 90 % of the zeros, the accuracy on images that neither has seen; magnitude at its better scope."""
+    model, test = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-test.npz"
+    made, _ = pruned_copy(model, tmp_path, criterion)
+    best = 0.0
+    for scope in ("layer", "global"):
+        out = tmp_path / f"{scope}.onnx"
+        prunecli.magnitude(model, sparsity=0.9, scope=scope, output=out)
+        best = max(best, accuracy(out, test))
+    assert accuracy(made, test) > best
+
+
+def pruned_copy(model: Path, folder: Path, criterion: str) -> tuple[Path, Any]:
+    out = folder / f"{criterion}.onnx"
+    return out, gradient(model, data=SAMPLES / "digits-calib.npz", sparsity=0.9, criterion=criterion, output=out)
+
+
+def accuracy(path: Path, test: Path) -> float:
+    from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+
+    found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
+    return float(found.to_json()["quality"]["accuracy"])
