@@ -107,7 +107,7 @@ class Study:
         for batch in batches:
             built = self._at(batch.feed)
             shapes = {name: shape for name, (_, shape) in built.graph.loss_inputs.items()}
-            feed = {**batch.feed, **self.values, **self.task.inputs(batch, shapes, rng)}
+            feed = {**_single(batch.feed), **self.values, **self.task.inputs(batch, shapes, rng)}
             found = built.session.run(feed, list(built.graph.gradients.values()))
             yield {name: self._checked(name, found[output]) for name, output in built.graph.gradients.items()}
 
@@ -142,6 +142,12 @@ class Study:
 
     def _graph(self, wanted: Sequence[str], shapes: Shapes) -> GradientModel:
         return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=Options(True))
+
+
+def _single(feed: Feed) -> dict[str, Array]:
+    """Gradient models compute in float32 whatever the model's own precision."""
+    floats = {name for name, array in feed.items() if array.dtype.kind == "f" or array.dtype.name == "bfloat16"}
+    return {name: array.astype(np.float32) if name in floats else array for name, array in feed.items()}
 
 
 @dataclass(frozen=True)

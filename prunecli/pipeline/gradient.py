@@ -72,8 +72,6 @@ def _with_defaults(recipe: Recipe | None) -> Recipe:
         raise PruneError(
             f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
         )
-    if recipe.threshold is not None:
-        raise PruneError("gradient scores have no unit that a threshold could be given in", "use --sparsity")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
 

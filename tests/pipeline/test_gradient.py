@@ -153,7 +153,7 @@ def test_what_no_output_depends_on_is_left_and_told(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "data": None}, "measured on data"),
     ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
-    ({"threshold": 0.1}, "no unit"),
+    ({"threshold": 0.1}, "not taylor"),
     ({}, "how much to prune"),
     ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
     ({"sparsity": 0.5, "output_name": "h2"}, "no floating-point output"),
@@ -182,24 +182,24 @@ def test_magnitude_sends_gradient_criteria_on(tmp_path: Path, criterion: str) ->
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
 def test_it_beats_magnitude_on_a_trained_network(tmp_path: Path, criterion: str) -> None:
-    """At 90 % of the zeros, the accuracy on images that neither has seen; magnitude at its better scope."""
+    """With 70 % zeros, the accuracy on images that neither has seen; magnitude at its better scope."""
     model, test = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-test.npz"
     made, _ = pruned_copy(model, tmp_path, criterion)
     best = 0.0
     for scope in ("layer", "global"):
         out = tmp_path / f"{scope}.onnx"
-        prunecli.magnitude(model, sparsity=0.9, scope=scope, output=out)
+        prunecli.magnitude(model, sparsity=0.7, scope=scope, output=out)
         best = max(best, accuracy(out, test))
-    assert accuracy(made, test) > best
+    assert accuracy(made, test) > best + 0.2  # measured: 0.80 against 0.14
 
 
 def pruned_copy(model: Path, folder: Path, criterion: str) -> tuple[Path, Any]:
     out = folder / f"{criterion}.onnx"
-    return out, gradient(model, data=SAMPLES / "digits-calib.npz", sparsity=0.9, criterion=criterion, output=out)
+    return out, gradient(model, data=SAMPLES / "digits-calib.npz", sparsity=0.7, criterion=criterion, output=out)
 
 
 def accuracy(path: Path, test: Path) -> float:
     from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
 
     found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
-    return float(found.to_json()["quality"]["accuracy"])
+    return float(found.to_json()["models"][0]["metrics"]["accuracy"])

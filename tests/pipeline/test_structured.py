@@ -25,6 +25,7 @@ from tests.apply import cuts
 from tests.apply.cuts import net_file
 from tests.apply.outside import TOLERANCE, compare
 from tests.channels.net import Net
+from tests.model.build import node, proto, save_proto
 from tests.tiny import SHARED
 
 MODELS = SHARED / "models"
@@ -437,3 +438,24 @@ def test_the_library_has_both(tmp_path: Path) -> None:
     assert prunecli.structured(path, StructuredOptions(dry_run=True), macs=0.5).verification.kind == "exact"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = prunecli.nothing
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_gradients_choose_units_that_matter_little(tmp_path: Path, criterion: str, steps: int) -> None:
+    """Half of the hidden units are read by tiny weights: those go, however large the weights that compute them."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=(8, 4)).astype(np.float32)
+    second[::2] *= 1e-3
+    first[:, ::2] *= 50
+    nodes = [
+        node("MatMul", ["x", "w1"], ["h"], "fc1"),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "w2"], ["y"], "fc2"),
+    ]
+    path = save_proto(proto(nodes, {"x": ("batch", 6)}, weights={"w1": first, "w2": second}), tmp_path)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(40, 6)).astype(np.float32))
+    found = structured(path, ratio=0.5, criterion=criterion, steps=steps, data=DataOptions(str(tmp_path / "d.npz")),
+                       output=tmp_path / "out.onnx")  # fmt: skip
+    left = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(found.output.path).graph.initializer}
+    assert np.array_equal(left["w2"], second[1::2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -163,6 +164,24 @@ def test_activation_decides_by_what_flows() -> None:
     for group in CUTTABLE.groups:
         gone = np.flatnonzero(decision.removed[group.units])
         assert gone.mean() < 0.4 * width[group.name]  # the quiet ones come first
+
+
+def test_evidence_that_changes_is_measured_anew_on_what_is_left() -> None:
+    """Called once per step with the positions that are gone by then; what is measured once is asked for once."""
+    seen: list[int] = []
+
+    def measure(gone: Mapping[str, Mapping[int, np.ndarray]]) -> Evidence:
+        seen.append(sum(len(p) for axes in gone.values() for p in axes.values()))
+        values = CUTTABLE.analysis.model.graph.initializers
+        touched = {w for g in CUTTABLE.groups for w in g.weights}
+        rng = np.random.default_rng(0)
+        return Evidence(gates={(n, a): rng.normal(size=(3, int(values[n].shape[a]))) for n, a in touched})
+
+    decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="fisher", steps=3), None, measure)
+    assert len(seen) == 3 and seen[0] == 0 and seen == sorted(set(seen))
+    seen.clear()
+    decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="activation", steps=3), None, measure)
+    assert len(seen) == 1
 
 
 def test_auto_means_activation_with_evidence_and_weights_without() -> None:

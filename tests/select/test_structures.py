@@ -22,6 +22,8 @@ def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
     for number, role in enumerate(roles):
         matrix = rng.standard_normal((UNITS, 1 if role in ("norm", "bias") else 2 + number))
         evidence = {"moments": rng.random(matrix.shape)} if moments and role == "in" else {}
+        if moments and role != "norm":
+            evidence["gates"] = rng.standard_normal((UNITS, 7))
         parts.append(Part(f"w{number}", role, matrix, role == "norm", evidence))
     return UnitGroup("g", UNITS, parts, np.random.default_rng(7))
 
@@ -54,6 +56,12 @@ def activation(parts: list[Part]) -> list[list[float]]:
     ]
 
 
+def gates(parts: list[Part], term: Callable[[float], float]) -> list[list[float]]:
+    """Readers are summed before the term, samples after."""
+    reading = [p.evidence["gates"] for p in parts if p.role == "in"]
+    return [[sum(term(sum(g[u][n] for g in reading)) for n in range(7)) / 7 for u in range(UNITS)]]
+
+
 def matrices(parts: list[Part], *roles: str) -> list[Part]:
     return [part for part in parts if part.role in (roles or ("out", "in"))]
 
@@ -67,12 +75,13 @@ FORMULAS: dict[str, Callable[[list[Part]], list[list[float]]]] = {
     "bn-scale": lambda parts: plain(matrices(parts, "norm"), lambda x: sum(map(abs, x))),
     "random": lambda parts: [np.random.default_rng(7).random(UNITS).tolist()],
     "activation": activation,
+    "taylor": lambda parts: gates(parts, abs),
+    "fisher": lambda parts: gates(parts, lambda v: v * v),
 }
 
 
 def test_every_criterion_has_its_formula_here() -> None:
-    missing = set(UNIT_CRITERIA) - set(FORMULAS)
-    assert missing <= {name for name, c in UNIT_CRITERIA.items() if c.evidence not in (None, "moments")}
+    assert set(UNIT_CRITERIA) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -89,9 +98,16 @@ def test_units_without_matrices_are_scored_by_what_they_have() -> None:
         assert len(UNIT_CRITERIA[name].score(only)) == 2
 
 
-def test_what_was_not_measured_stays() -> None:
-    (row,) = UNIT_CRITERIA["activation"].score(group("out", "in", moments=False))
+@pytest.mark.parametrize("name", [name for name, found in UNIT_CRITERIA.items() if found.evidence])
+def test_what_was_not_measured_stays(name: str) -> None:
+    (row,) = UNIT_CRITERIA[name].score(group("out", "in", moments=False))
     assert np.isinf(row).all()
+
+
+def test_what_nothing_reads_is_scored_by_what_computes_it() -> None:
+    given = group("out", "bias")
+    wanted = np.abs(given.parts[0].evidence["gates"] + given.parts[1].evidence["gates"]).mean(axis=1)
+    assert np.allclose(UNIT_CRITERIA["taylor"].score(given), [wanted])
 
 
 def test_bn_scale_needs_a_batch_norm() -> None:
