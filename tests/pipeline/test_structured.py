@@ -25,7 +25,8 @@ from tests.apply import cuts
 from tests.apply.cuts import net_file
 from tests.apply.outside import TOLERANCE, compare
 from tests.channels.net import Net
-from tests.model.build import node, proto, save_proto
+from tests.model.build import node as built_node
+from tests.model.build import proto, save_proto
 from tests.tiny import SHARED
 
 MODELS = SHARED / "models"
@@ -449,9 +450,9 @@ def test_gradients_choose_units_that_matter_little(tmp_path: Path, criterion: st
     second[::2] *= 1e-3
     first[:, ::2] *= 50
     nodes = [
-        node("MatMul", ["x", "w1"], ["h"], "fc1"),
-        node("Relu", ["h"], ["r"]),
-        node("MatMul", ["r", "w2"], ["y"], "fc2"),
+        built_node("MatMul", ["x", "w1"], ["h"], "fc1"),
+        built_node("Relu", ["h"], ["r"]),
+        built_node("MatMul", ["r", "w2"], ["y"], "fc2"),
     ]
     path = save_proto(proto(nodes, {"x": ("batch", 6)}, weights={"w1": first, "w2": second}), tmp_path)
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(40, 6)).astype(np.float32))
