@@ -75,7 +75,7 @@ def alternate(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, 
 
 
 def race(name: str, path: Path, threads: int, seconds: float) -> dict[str, float]:
-    """Times of both sides, and the largest difference between their gradients relative to the largest gradient."""
+    """Times of both sides, and the largest error of each against float64, relative to the largest gradient."""
     import torch
     import torch_nets
 
@@ -84,11 +84,14 @@ def race(name: str, path: Path, threads: int, seconds: float) -> dict[str, float
     x, target = torch_nets.network(name)[1].numpy(), torch_nets.labels(name).numpy()
     ours, found = our_step(gradient_model(path, x.shape), x, target, threads)
     ours(), theirs()
-    wanted = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
-    largest = max(float(np.abs(g).max()) for g in wanted.values())
-    matched = {n: match(g, found) for n, g in wanted.items()}
-    error = max(float(np.abs(matched[n] - g).max()) for n, g in wanted.items()) / largest
-    return {**alternate({"ours": ours, "torch": theirs}, seconds), "difference": error}
+    single = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
+    exact = torch_nets.exact_gradients(name)
+    largest = max(float(np.abs(g).max()) for g in exact.values())
+    errors = {
+        "error": max(float(np.abs(match(g, found) - exact[n]).max()) for n, g in single.items()) / largest,
+        "torch error": max(float(np.abs(g - exact[n]).max()) for n, g in single.items()) / largest,
+    }
+    return {**alternate({"ours": ours, "torch": theirs}, seconds), **errors}
 
 
 def match(gradient: Array, found: dict[str, Array]) -> Array:
@@ -129,7 +132,8 @@ def against_torch(args: argparse.Namespace) -> None:
             for threads in args.threads:
                 found = apart(__file__, "--race", name, path, threads, args.seconds)
                 ratios[threads].append(found["ours"] / found["torch"])
-                row = [name, threads, found["ours"], found["torch"], ratios[threads][-1], found["difference"]]
+                row = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
+                row += [found["error"], found["torch error"]]
                 if args.memory:
                     mine = apart(__file__, "--own-memory", path, threads, *shape)
                     other = apart(HERE / "peers" / "torch_nets.py", name, "--threads", threads)
@@ -137,7 +141,7 @@ def against_torch(args: argparse.Namespace) -> None:
                 rows.append(row)
                 print(row, flush=True)
     rows += [["geometric mean", t, "", "", math.exp(statistics.fmean(map(math.log, r)))] for t, r in ratios.items()]
-    head = ["network", "threads", "ours ms", "torch ms", "ratio", "difference"]
+    head = ["network", "threads", "ours ms", "torch ms", "ratio", "error", "torch error"]
     memory = ["peak MB", "torch peak MB", "grown MB", "torch grown MB"] if args.memory else []
     show("A training step", head + memory, rows)
 
