@@ -28,6 +28,7 @@ class Builder:
         self.graph = graph
         self.facts = Facts()
         self.opset = imports[""]
+        self.before: ir.Node | None = None  # where new nodes go; None: at the end
         self.facts.budget[0] = _MAX_NODES
         self._prefix = prefix
         self._count = 0
@@ -77,7 +78,10 @@ class Builder:
             if out.name is None:
                 out.name = self.fresh_name()
         visit(node, self.facts, self.model)
-        self.graph.append(node)
+        if self.before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self.before, node)
 
     def many(
         self, op: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from prunecli.autodiff.forward import CopyOptions, Forward, copy_forward
+from prunecli.autodiff.layout import block_convolutions
 from prunecli.autodiff.losses import Loss, Scope
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.rules import load_rules
@@ -126,6 +127,7 @@ def _assemble(
     kept = {name: _output(ops, scope.output(name)) for name in options.outputs}
     statistics = {name: _output(ops, value) for name, value in forward.statistics.items()}
     remove_unused(ops.graph)
+    block_convolutions(ops)
     return GradientModel(
         ops.model, tuple(forward.inputs), scope.extra_inputs, forward.weights, loss_name, names, kept, statistics,
         tuple(n for n in targets if n not in reached), tuple(scope.notes),

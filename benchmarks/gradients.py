@@ -1,0 +1,212 @@
+"""One training step, forward, loss, backward and all weight gradients: prunecli.autodiff in onnxruntime beside
+PyTorch eager (needs the benchmark extra), and the gradient of real models beside their plain inference.
+
+Both sides compute the same network from the same weights, in turn, in one process per network and thread count;
+the time is the median of each side. The gradients are compared first. Memory is the peak of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import HERE, SHARED, show
+
+import prunecli.autodiff.rules  # noqa: F401  (the memory of imports is not the memory of a step)
+from prunecli.autodiff import GradientModel, Options, differentiate
+from prunecli.autodiff.losses import CrossEntropy, OutputProduct
+from prunecli.errors import PruneError
+from prunecli.model import load
+from prunecli.runtime import Session, random_inputs
+
+sys.path.insert(0, str(HERE / "peers"))
+Array = np.ndarray[Any, Any]
+SIZES = {"det": (1, 3, 320, 320), "rec": (1, 3, 48, 320), "cls": (1, 3, 48, 192)}
+
+
+def gradient_model(path: Path, shape: Sequence[int]) -> GradientModel:
+    """Cross entropy of the first output, batch statistics, by every trained tensor."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    names = [n for n, v in model.graph.initializers.items() if is_weight(n, v)]
+    options = Options(batch_statistics=True)
+    return differentiate(model, names, CrossEntropy(), shapes={"x": tuple(shape)}, options=options)
+
+
+def is_weight(name: str, value: Any) -> bool:
+    return value.dtype.is_floating_point() and "running_" not in name and value.const_value.size > 1
+
+
+def our_step(built: GradientModel, x: Array, target: Array, threads: int) -> tuple[Callable[[], None], dict[str, Array]]:
+    """A step on bound memory as in training, and where the gradients appear."""
+    session = Session.open(built.to_bytes(), threads=threads, training=True)
+    weights = {n: np.ascontiguousarray(t.numpy()) for n, t in built.weights.items()}
+    found = {n: np.zeros(weights[n].shape, np.float32) for n in built.gradients}
+    results = {out: found[n] for n, out in built.gradients.items()} | {built.loss: np.zeros((), np.float32)}
+    shapes = {s.name: s.shape for s in session.outputs}
+    results |= {out: np.zeros([int(d) for d in shapes[out] if d], np.float32) for out in built.statistics.values()}
+    return session.bind({"x": x, "labels": target, **weights}, results), found
+
+
+def alternate(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median milliseconds of each side, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run(), run()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[next(iter(sides))]) < 7:
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def race(name: str, path: Path, threads: int, seconds: float) -> dict[str, float]:
+    """Times of both sides, and the largest error of each against float64, relative to the largest gradient."""
+    import torch
+    import torch_nets
+
+    torch.set_num_threads(threads)
+    net, theirs = torch_nets.step(name)
+    x, target = torch_nets.network(name)[1].numpy(), torch_nets.labels(name).numpy()
+    ours, found = our_step(gradient_model(path, x.shape), x, target, threads)
+    ours(), theirs()
+    single = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
+    exact = torch_nets.exact_gradients(name)
+    largest = max(float(np.abs(g).max()) for g in exact.values())
+    errors = {
+        "error": max(float(np.abs(match(g, found) - exact[n]).max()) for n, g in single.items()) / largest,
+        "torch error": max(float(np.abs(g - exact[n]).max()) for n, g in single.items()) / largest,
+    }
+    return {**alternate({"ours": ours, "torch": theirs}, seconds), **errors}
+
+
+def match(gradient: Array, found: dict[str, Array]) -> Array:
+    """The exporter renames and transposes the matrices of linear layers: the nearest of equal size is the one."""
+    near = [g if g.shape == gradient.shape else g.T for g in found.values()
+            if g.shape in (gradient.shape, gradient.T.shape)]  # fmt: skip
+    near += [g.T for g in found.values() if g.ndim == 2 and g.T.shape == gradient.shape]
+    return min(near, key=lambda g: float(np.abs(g - gradient).max()))
+
+
+def own_memory(path: Path, shape: Sequence[int], threads: int) -> dict[str, float]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])
+    step, _ = our_step(gradient_model(path, shape), x, target, threads)
+    for _ in range(5):
+        step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak / 1e3, "grown": (peak - before) / 1e3}
+
+
+def apart(*arguments: object) -> dict[str, float]:
+    """The last line a script of this folder printed, in a process of its own."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def against_torch(args: argparse.Namespace) -> None:
+    import torch_nets
+
+    rows, ratios = [], {t: [] for t in args.threads}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.nets or torch_nets.NETS:
+            path, shape = Path(folder) / "net.onnx", torch_nets.NETS[name][1]
+            torch_nets.export(name, path)
+            for threads in args.threads:
+                found = apart(__file__, "--race", name, path, threads, args.seconds)
+                ratios[threads].append(found["ours"] / found["torch"])
+                row = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
+                row += [found["error"], found["torch error"]]
+                if args.memory:
+                    mine = apart(__file__, "--own-memory", path, threads, *shape)
+                    other = apart(HERE / "peers" / "torch_nets.py", name, "--threads", threads)
+                    row += [mine["peak"], other["peak"], mine["grown"], other["grown"]]
+                rows.append(row)
+                print(row, flush=True)
+    rows += [["geometric mean", t, "", "", math.exp(statistics.fmean(map(math.log, r)))] for t, r in ratios.items()]
+    head = ["network", "threads", "ours ms", "torch ms", "ratio", "error", "torch error"]
+    memory = ["peak MB", "torch peak MB", "grown MB", "torch grown MB"] if args.memory else []
+    show("A training step", head + memory, rows)
+
+
+def against_inference(args: argparse.Namespace) -> None:
+    rows = []
+    for path in real_models():
+        for threads in args.threads:
+            row = [path.stem, threads, *one_model(path, threads, args.seconds)]
+            rows.append(row)
+            print(row, flush=True)
+    show("Gradient and inference", ("model", "threads", "inference ms", "gradient ms", "ratio"), rows)
+
+
+def real_models() -> Iterator[Path]:
+    yield from sorted((SHARED / "models" / "real").glob("ch_*.onnx"))
+    yield from sorted((SHARED / "models" / "arch").glob("*.onnx"))
+
+
+def one_model(path: Path, threads: int, seconds: float) -> list[object]:
+    """The gradient of sum(output * v) by every weight that is stored, constants included as in training."""
+    plain = Session.open(path, threads=threads)
+    size = next((s for k, s in SIZES.items() if f"_{k}_" in path.stem), None)
+    shapes = {plain.inputs[0].name: size} if size else None
+    feed = random_inputs(plain.inputs, {"batch": 1}, 0, limits=plain.limits, shapes=shapes)
+    model = load(path).ir
+    names = [n for n, v in model.graph.initializers.items() if is_weight(n, v)]
+    try:
+        built = differentiate(model, names, OutputProduct(), shapes={n: a.shape for n, a in feed.items()})
+    except PruneError as error:
+        return ["", "", error.message]
+    session = Session.open(built.to_bytes(), threads=threads, training=True)
+    weights = {n: t.numpy() for n, t in built.weights.items() if n in {s.name for s in session.inputs}}
+    vector = np.ones(built.loss_inputs["vector"][1], np.float32)
+    whole = {**feed, **weights, "vector": vector}
+    whole = {s.name: whole[s.name] for s in session.inputs}
+    outs = {s.name: np.zeros([int(d) for d in s.shape if isinstance(d, int)], np.float32) for s in session.outputs}
+    times = alternate({"plain": plain.prepared(feed), "gradient": session.bind(whole, outs)}, seconds)
+    return [times["plain"], times["gradient"], times["gradient"] / times["plain"]]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--race"]:
+        name, path, threads, seconds = sys.argv[2:]
+        print(json.dumps(race(name, Path(path), int(threads), float(seconds))))
+        return
+    if sys.argv[1:2] == ["--own-memory"]:
+        path, threads, *shape = sys.argv[2:]
+        print(json.dumps(own_memory(Path(path), [int(d) for d in shape], int(threads))))
+        return
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--seconds", type=float, default=8.0, help="per network")
+    options.add_argument("--nets", nargs="+")
+    options.add_argument("--memory", action="store_true")
+    options.add_argument("--parts", nargs="+", default=["torch", "inference"])
+    args = options.parse_args()
+    if "torch" in args.parts:
+        try:
+            against_torch(args)
+        except ModuleNotFoundError as error:
+            print(f"not run beside PyTorch: {error}")
+    if "inference" in args.parts:
+        against_inference(args)
+
+
+if __name__ == "__main__":
+    main()
