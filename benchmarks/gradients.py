@@ -49,7 +49,9 @@ def is_weight(name: str, value: Any) -> bool:
     return value.dtype.is_floating_point() and "running_" not in name and value.const_value.size > 1
 
 
-def our_step(built: GradientModel, x: Array, target: Array, threads: int) -> tuple[Callable[[], None], dict[str, Array]]:
+def our_step(
+    built: GradientModel, x: Array, target: Array, threads: int
+) -> tuple[Callable[[], None], dict[str, Array]]:
     """A step on bound memory as in training, and where the gradients appear."""
     session = Session.open(built.to_bytes(), threads=threads, training=True)
     weights = {n: np.ascontiguousarray(t.numpy()) for n, t in built.weights.items()}

@@ -19,7 +19,8 @@ def arrays(count: int = 60) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("command", "amount"), [("magnitude", ("--sparsity", "80%")), ("structured", ("--ratio", "0.4"))]
+    ("command", "amount"),
+    [("magnitude", ("--sparsity", "80%")), ("gradient", ("--sparsity", "80%")), ("structured", ("--ratio", "0.4"))],
 )
 def test_pruning_and_training_in_one_command(
     command: str, amount: tuple[str, str], prune: Prune, tmp_path: Path
@@ -48,11 +49,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "message", "hint"), REFUSED, ids=[" ".join(map(str, r[0])) for r in REFUSED])
-@pytest.mark.parametrize("command", ["magnitude", "structured"])
+@pytest.mark.parametrize("command", ["magnitude", "gradient", "structured"])
 def test_refusals(
     command: str, options: tuple[Any, ...], message: str, hint: str, prune: Prune, tmp_path: Path
 ) -> None:
-    amount = ("--sparsity", "0.5") if command == "magnitude" else ("--ratio", "0.5")
+    amount = ("--ratio", "0.5") if command == "structured" else ("--sparsity", "0.5")
     done = prune(command, MLP, *amount, *options, "-o", tmp_path / "out.onnx")
     assert done.code == 2 and message in done.err and hint in done.err and done.out == ""
     assert not list(tmp_path.iterdir())
