@@ -26,6 +26,7 @@ from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magni
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.criteria import CRITERIA, Criterion
 from prunecli.select.patterns import Windows
+from prunecli.select.sources import not_finite
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +86,8 @@ class ByGradient:
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
         criterion = CRITERIA.get(recipe.criterion or "taylor")
-        steps = self._steps(criterion)
+        steps = 1 if recipe.sparsity == 1 else self._steps(criterion)  # nothing is left to measure on the way
+        _check_finite(choice.chosen)
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
         if not names:
             raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
@@ -99,6 +101,13 @@ class ByGradient:
         if steps > 1 and criterion.name in ONCE:
             raise PruneError(f"--criterion {criterion.name} is taken once, at the given weights", "leave --steps out")
         return steps
+
+
+def _check_finite(weights: Sequence[Weight]) -> None:
+    for weight in weights:
+        array = np.asarray(weight.tensor.numpy())
+        if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize < 4 else array).all():
+            raise not_finite(weight.name, array)
 
 
 def _reachable(choice: Choice, names: Mapping[str, str], unreached: Sequence[str]) -> Choice:

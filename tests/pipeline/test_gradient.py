@@ -150,6 +150,19 @@ def test_what_no_output_depends_on_is_left_and_told(tmp_path: Path) -> None:
     assert any(s.name == "w3" and "depends on it" in s.reason for s in one.skipped)
 
 
+@pytest.mark.parametrize("criterion", BY_GRADIENT)
+@pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 0), (1.0, 80)])
+def test_nothing_and_everything(tmp_path: Path, criterion: str, sparsity: float, zeros: int) -> None:
+    _, arrays = pruned(net(tmp_path), data=data(tmp_path), criterion=criterion, sparsity=sparsity)
+    assert sum(int((arrays[name] == 0).sum()) for name in ("w1", "w2")) == zeros
+
+
+def test_a_weight_that_holds_nan_is_named(tmp_path: Path) -> None:
+    broken = net(tmp_path, w2=np.full((8, 4), np.nan, np.float32))
+    with pytest.raises(PruneError, match="weight w2 holds 32 NaN"):
+        gradient(broken, data=data(tmp_path), sparsity=0.5, output=tmp_path / "out.onnx")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "data": None}, "measured on data"),
     ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
