@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import SHARED, show
+from common import SHARED, parser, show
 
 from prunecli import gradient, magnitude
 from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
@@ -39,14 +39,19 @@ def by_magnitude(model: Path, sparsity: float, test: Path, out: Path) -> float:
 
 
 def main() -> None:
+    made = parser(__doc__ or "")
+    made.add_argument("--models", nargs="+", default=list(CASES))
+    made.add_argument("--criteria", nargs="+", default=[entry.name for entry in CRITERIA if entry.needs])
+    args = made.parse_args()
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
-        for name, (calibration, test) in CASES.items():
+        for name in args.models:
+            calibration, test = CASES[name]
             model = MODELS / f"{name}.onnx"
             rows.append([name, "magnitude", *(by_magnitude(model, s, test, out) for s in SPARSITIES), ""])
             print(rows[-1], flush=True)
-            for criterion in (entry.name for entry in CRITERIA if entry.needs):
+            for criterion in args.criteria:
                 start, figures = time.perf_counter(), []
                 for sparsity in SPARSITIES:
                     gradient(model, data=calibration, sparsity=sparsity, criterion=criterion, output=out, force=True)
