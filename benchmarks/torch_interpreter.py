@@ -96,12 +96,12 @@ def _div(a, b, **_):  # type: ignore[no-untyped-def]
 
 @op("Pow")
 def _pow(a, b, **_):  # type: ignore[no-untyped-def]
-    return a**b
+    return a**b.to(a.dtype)
 
 
 @op("Cast")
 def _cast(x, *, to, **_):  # type: ignore[no-untyped-def]
-    kinds = {1: None, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: None, 11: None}
+    kinds = {1: None, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: None, 11: None}
     return (x if x.is_floating_point() else x.double()) if kinds[to] is None else x.to(kinds[to])
 
 
@@ -168,28 +168,6 @@ def _conv(x, w, b=None, **given):  # type: ignore[no-untyped-def]
     return [F.conv1d, F.conv2d, F.conv3d][n - 1](x, w, b, strides, 0, dilations, given.get("group", 1))
 
 
-@op("ConvTranspose")
-def _conv_transpose(x, w, b=None, **given):  # type: ignore[no-untyped-def]
-    n = w.ndim - 2
-    pads = given.get("pads", [0] * (2 * n))
-    y = [F.conv_transpose1d, F.conv_transpose2d][n - 1](
-        x, w, b, given.get("strides", [1] * n), 0, given.get("output_padding", 0), given.get("group", 1)
-    )
-    return _padded(y, [-p for p in pads]) if any(pads) else y
-
-
-@op("MaxPool")
-def _max_pool(x, *, kernel_shape, **given):  # type: ignore[no-untyped-def]
-    x = _pads(x, given, kernel_shape, float("-inf"))
-    return F.max_pool2d(x, kernel_shape, given.get("strides"), 0, 1, bool(given.get("ceil_mode", 0)))
-
-
-@op("AveragePool")
-def _average_pool(x, *, kernel_shape, **given):  # type: ignore[no-untyped-def]
-    assert not any(given.get("pads", [0]))
-    return F.avg_pool2d(x, kernel_shape, given.get("strides"), 0, bool(given.get("ceil_mode", 0)))
-
-
 @op("BatchNormalization")
 def _batch_norm(x, scale, bias, mean, variance, *, epsilon=1e-5, **_):  # type: ignore[no-untyped-def]
     return F.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
@@ -203,11 +181,6 @@ def _instance_norm(x, scale, bias, *, epsilon=1e-5, **_):  # type: ignore[no-unt
 @op("LayerNormalization")
 def _layer_norm(x, scale, bias=None, *, axis=-1, epsilon=1e-5, **_):  # type: ignore[no-untyped-def]
     return F.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
-
-
-@op("ReduceMean", "ReduceSum")
-def _reduce(x, axes=None, *, keepdims=1, **given):  # type: ignore[no-untyped-def]
-    return torch.mean(x, ints(given.get("axes", axes)), bool(keepdims))
 
 
 @op("Transpose")
