@@ -2,7 +2,8 @@
 PyTorch eager (needs the benchmark extra), and the gradient of real models beside their plain inference.
 
 Both sides compute the same network from the same weights, in turn, in one process per network and thread count;
-the time is the lower quartile of each side. The gradients are compared with float64 first. Memory is the peak of a process of its own.
+the time is the lower quartile of each side. The gradients are compared with
+float64 first. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def is_weight(name: str, value: Any) -> bool:
     return value.dtype.is_floating_point() and "running_" not in name and value.const_value.size > 1
 
 
-def our_step(built: GradientModel, x: Array, target: Array, threads: int) -> tuple[Callable[[], None], dict[str, Array]]:
+def our_step(
+    built: GradientModel, x: Array, target: Array, threads: int
+) -> tuple[Callable[[], None], dict[str, Array]]:
     """A step on bound memory as in training, and where the gradients appear."""
     session = Session.open(built.to_bytes(), threads=threads, training=True)
     weights = {n: np.ascontiguousarray(t.numpy()) for n, t in built.weights.items()}
@@ -124,7 +127,8 @@ def apart(*arguments: object) -> dict[str, float]:
 def against_torch(args: argparse.Namespace) -> None:
     import torch_nets
 
-    rows, ratios = [], {t: [] for t in args.threads}
+    rows: list[list[object]] = []
+    ratios: dict[int, list[float]] = {t: [] for t in args.threads}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.nets or torch_nets.NETS:
             path, shape = Path(folder) / "net.onnx", torch_nets.NETS[name][1]
@@ -132,7 +136,7 @@ def against_torch(args: argparse.Namespace) -> None:
             for threads in args.threads:
                 found = apart(__file__, "--race", name, path, threads, args.seconds)
                 ratios[threads].append(found["ours"] / found["torch"])
-                row = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
+                row: list[object] = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
                 row += [found["error"], found["torch error"]]
                 if args.memory:
                     mine = apart(__file__, "--own-memory", path, threads, *shape)

@@ -20,7 +20,6 @@ import onnxruntime as ort
 
 from prunecli.autodiff import differentiate
 from prunecli.autodiff.losses import BinaryCrossEntropy, OutputProduct
-from prunecli.errors import PruneError
 
 try:
     import torch
@@ -43,7 +42,7 @@ def input_shape(path: Path, info: onnx.ValueInfoProto) -> tuple[int, ...]:
 def feed(info: onnx.ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
         return rng.standard_normal(shape).astype(np.float32)
-    return rng.integers(0, 2 if 9 == info.type.tensor_type.elem_type else 8, shape).astype(
+    return rng.integers(0, 2 if info.type.tensor_type.elem_type == 9 else 8, shape).astype(
         onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
     )
 
@@ -70,7 +69,9 @@ def ours(
     return dict(zip(model.gradients, values, strict=True)), built
 
 
-def oracle(path: Path, feeds: dict[str, np.ndarray], vector_seed: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+def oracle(
+    path: Path, feeds: dict[str, np.ndarray], vector_seed: int, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
     proto = onnx.load(path)
     tensors = torch_interpreter.load_tensors(proto, dtype)
     inputs = {k: torch.from_numpy(v) for k, v in feeds.items()}

@@ -98,7 +98,7 @@ def _div(a, b, **_):  # type: ignore[no-untyped-def]
 
 @op("Pow")
 def _pow(a, b, **_):  # type: ignore[no-untyped-def]
-    return a**b.to(a.dtype)
+    return a ** b.to(a.dtype)
 
 
 @op("Cast")
@@ -179,7 +179,8 @@ def _shape(x, *, start=0, end=None, **_):  # type: ignore[no-untyped-def]
 def _batch_norm(x, scale, bias, mean, variance, *, epsilon=1e-5, training_mode=0, **_):  # type: ignore[no-untyped-def]
     if training_mode:
         return F.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
-    return F.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
+    mean, variance, scale, bias = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (mean, variance, scale, bias))
+    return (x - mean) / torch.sqrt(variance + epsilon) * scale + bias
 
 
 @op("InstanceNormalization")
@@ -266,21 +267,13 @@ def _pad(x, pads, value=None, axes=None, *, mode="constant", **_):  # type: igno
     for i, axis in enumerate(over):
         before[axis], after[axis] = given[i], given[i + len(over)]
     if mode == "constant":
-        return _padded(x, [*before, *after], 0.0 if value is None else float(value))
+        y = _padded(x, [*before, *after])
+        return y if value is None else y + value.reshape(()) * (1 - _padded(torch.ones_like(x), [*before, *after]))
     kind = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode]
     for axis in range(n):
         taken = np.pad(np.arange(x.shape[axis]), (before[axis], after[axis]), mode=kind)
         x = x.index_select(axis, torch.from_numpy(taken))
     return x
-
-
-@op("DepthToSpace")
-def _depth_to_space(x, *, blocksize, mode="DCR", **_):  # type: ignore[no-untyped-def]
-    if mode == "CRD":
-        return F.pixel_shuffle(x, blocksize)
-    n, c, h, w = x.shape
-    y = x.reshape(n, blocksize, blocksize, c // blocksize**2, h, w).permute(0, 3, 4, 1, 5, 2)
-    return y.reshape(n, -1, h * blocksize, w * blocksize)
 
 
 @op("Resize")

@@ -9,7 +9,8 @@ from torch_interpreter import OPS, ints, op, simple
 
 for _name, _function in {
     "Ceil": torch.ceil, "Floor": torch.floor, "Round": torch.round, "Sign": torch.sign, "Abs": torch.abs,
-    "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan, "Atan": torch.atan, "Log": torch.log, "Not": torch.logical_not,
+    "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan, "Atan": torch.atan, "Log": torch.log,
+    "Not": torch.logical_not,
     "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor, "Greater": torch.gt, "Less": torch.lt,
     "GreaterOrEqual": torch.ge, "LessOrEqual": torch.le, "IsInf": torch.isinf, "Softplus": F.softplus, "Mish": F.mish,
     "HardSwish": F.hardswish, "Softsign": F.softsign, "Size": lambda x: torch.tensor(x.numel()),
@@ -160,6 +161,15 @@ def _lp_norm(x, *, axis=-1, p=2, **_):  # type: ignore[no-untyped-def]
     return x / torch.linalg.vector_norm(x, p, axis, True)
 
 
+@op("DepthToSpace")
+def _depth_to_space(x, *, blocksize, mode="DCR", **_):  # type: ignore[no-untyped-def]
+    if mode == "CRD":
+        return F.pixel_shuffle(x, blocksize)
+    n, c, h, w = x.shape
+    y = x.reshape(n, blocksize, blocksize, c // blocksize**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return y.reshape(n, -1, h * blocksize, w * blocksize)
+
+
 @op("SpaceToDepth")
 def _space_to_depth(x, *, blocksize, **_):  # type: ignore[no-untyped-def]
     n, c, h, w = x.shape
@@ -220,4 +230,3 @@ def _average_pool(x, **given):  # type: ignore[no-untyped-def]
     function = [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d][n - 1]
     strides = given.get("strides", [1] * n)
     return function(wide, given["kernel_shape"], strides) / function(inside, given["kernel_shape"], strides)
-
