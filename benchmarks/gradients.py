@@ -2,7 +2,8 @@
 PyTorch eager (needs the benchmark extra), and the gradient of real models beside their plain inference.
 
 Both sides compute the same network from the same weights, in turn, in one process per network and thread count;
-the time is the median of each side. The gradients are compared first. Memory is the peak of a process of its own.
+the time is the lower quartile of each side. The gradients are compared with
+float64 first. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +28,7 @@ from prunecli.autodiff import GradientModel, Options, differentiate
 from prunecli.autodiff.losses import CrossEntropy, OutputProduct
 from prunecli.errors import PruneError
 from prunecli.model import load
+from prunecli.recover.parameters import trainable
 from prunecli.runtime import Session, random_inputs
 
 sys.path.insert(0, str(HERE / "peers"))
@@ -63,7 +64,7 @@ def our_step(
 
 
 def alternate(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each side, run in turn."""
+    """Milliseconds of each side, run in turn: the lower quartile, which other programs on the machine disturb less."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values():
         run(), run()
@@ -73,7 +74,7 @@ def alternate(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, 
             started = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return {name: 1e3 * statistics.quantiles(values, n=4)[0] for name, values in times.items()}
 
 
 def race(name: str, path: Path, threads: int, seconds: float) -> dict[str, float]:
@@ -105,13 +106,13 @@ def match(gradient: Array, found: dict[str, Array]) -> Array:
 
 
 def own_memory(path: Path, shape: Sequence[int], threads: int) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])
     step, _ = our_step(gradient_model(path, shape), x, target, threads)
     for _ in range(5):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kilobytes()
     return {"peak": peak / 1e3, "grown": (peak - before) / 1e3}
 
 
@@ -126,7 +127,8 @@ def apart(*arguments: object) -> dict[str, float]:
 def against_torch(args: argparse.Namespace) -> None:
     import torch_nets
 
-    rows, ratios = [], {t: [] for t in args.threads}
+    rows: list[list[object]] = []
+    ratios: dict[int, list[float]] = {t: [] for t in args.threads}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.nets or torch_nets.NETS:
             path, shape = Path(folder) / "net.onnx", torch_nets.NETS[name][1]
@@ -134,7 +136,7 @@ def against_torch(args: argparse.Namespace) -> None:
             for threads in args.threads:
                 found = apart(__file__, "--race", name, path, threads, args.seconds)
                 ratios[threads].append(found["ours"] / found["torch"])
-                row = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
+                row: list[object] = [name, threads, found["ours"], found["torch"], ratios[threads][-1]]
                 row += [found["error"], found["torch error"]]
                 if args.memory:
                     mine = apart(__file__, "--own-memory", path, threads, *shape)
@@ -164,15 +166,15 @@ def real_models() -> Iterator[Path]:
 
 
 def one_model(path: Path, threads: int, seconds: float) -> list[object]:
-    """The gradient of sum(output * v) by every weight that is stored, constants included as in training."""
+    """The gradient of sum(output * v) by every weight that training changes."""
     plain = Session.open(path, threads=threads)
     size = next((s for k, s in SIZES.items() if f"_{k}_" in path.stem), None)
     shapes = {plain.inputs[0].name: size} if size else None
     feed = random_inputs(plain.inputs, {"batch": 1}, 0, limits=plain.limits, shapes=shapes)
-    model = load(path).ir
-    names = [n for n, v in model.graph.initializers.items() if is_weight(n, v)]
+    model = load(path)
+    names = [w.name for w in trainable(model)]
     try:
-        built = differentiate(model, names, OutputProduct(), shapes={n: a.shape for n, a in feed.items()})
+        built = differentiate(model.ir, names, OutputProduct(), shapes={n: a.shape for n, a in feed.items()})
     except PruneError as error:
         return ["", "", error.message]
     session = Session.open(built.to_bytes(), threads=threads, training=True)
@@ -183,6 +185,12 @@ def one_model(path: Path, threads: int, seconds: float) -> list[object]:
     outs = {s.name: np.zeros([int(d) for d in s.shape if isinstance(d, int)], np.float32) for s in session.outputs}
     times = alternate({"plain": plain.prepared(feed), "gradient": session.bind(whole, outs)}, seconds)
     return [times["plain"], times["gradient"], times["gradient"] / times["plain"]]
+
+
+def peak_kilobytes() -> int:
+    """Of this program alone: what getrusage tells begins with the memory of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 Ops = dict[str, Callable[..., Any]]
 OPS: Ops = {}
+FLOAT = [torch.float64]  # the type everything floating-point is computed in
 
 
 def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -29,6 +30,7 @@ def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def load_tensors(model: onnx.ModelProto, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Initializers and Constant nodes; floating-point ones in `dtype`, as leaves that require gradients."""
+    FLOAT[0] = dtype
     found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -82,7 +84,7 @@ for _name, _function in {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Sqrt": torch.sqrt, "Erf": torch.erf, "Tanh": torch.tanh,
     "Sigmoid": torch.sigmoid, "Relu": torch.relu, "Reciprocal": torch.reciprocal, "Neg": torch.neg, "Exp": torch.exp,
     "MatMul": torch.matmul, "Where": torch.where, "Equal": torch.eq, "IsNaN": torch.isnan, "Identity": lambda x: x,
-    "Shape": lambda x: torch.tensor(x.shape), "Expand": lambda x, s: x * torch.ones(ints(s), dtype=x.dtype),
+    "Expand": lambda x, s: x * torch.ones(ints(s), dtype=x.dtype),
     "Reshape": lambda x, s: x.reshape([x.shape[i] if d == 0 else d for i, d in enumerate(ints(s))]),
     "Mod": torch.remainder, "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
 }.items():  # fmt: skip
@@ -96,20 +98,20 @@ def _div(a, b, **_):  # type: ignore[no-untyped-def]
 
 @op("Pow")
 def _pow(a, b, **_):  # type: ignore[no-untyped-def]
-    return a**b
+    return a ** b.to(a.dtype)
 
 
 @op("Cast")
 def _cast(x, *, to, **_):  # type: ignore[no-untyped-def]
-    kinds = {1: None, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: None, 11: None}
-    return (x if x.is_floating_point() else x.double()) if kinds[to] is None else x.to(kinds[to])
+    kinds = {1: None, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: None, 11: None}
+    return (x if x.is_floating_point() else x.to(FLOAT[0])) if kinds[to] is None else x.to(kinds[to])
 
 
 @op("Clip")
 def _clip(x, low=None, high=None, **given):  # type: ignore[no-untyped-def]
-    low = given.get("min", low)
-    high = given.get("max", high)
-    return torch.clamp(x, None if low is None else float(low), None if high is None else float(high))
+    low, high = given.get("min", low), given.get("max", high)
+    low, high = (v if v is None or torch.is_tensor(v) else torch.tensor(v, dtype=x.dtype) for v in (low, high))
+    return x if low is high is None else torch.clamp(x, low, high)
 
 
 @op("LeakyRelu")
@@ -168,31 +170,17 @@ def _conv(x, w, b=None, **given):  # type: ignore[no-untyped-def]
     return [F.conv1d, F.conv2d, F.conv3d][n - 1](x, w, b, strides, 0, dilations, given.get("group", 1))
 
 
-@op("ConvTranspose")
-def _conv_transpose(x, w, b=None, **given):  # type: ignore[no-untyped-def]
-    n = w.ndim - 2
-    pads = given.get("pads", [0] * (2 * n))
-    y = [F.conv_transpose1d, F.conv_transpose2d][n - 1](
-        x, w, b, given.get("strides", [1] * n), 0, given.get("output_padding", 0), given.get("group", 1)
-    )
-    return _padded(y, [-p for p in pads]) if any(pads) else y
-
-
-@op("MaxPool")
-def _max_pool(x, *, kernel_shape, **given):  # type: ignore[no-untyped-def]
-    x = _pads(x, given, kernel_shape, float("-inf"))
-    return F.max_pool2d(x, kernel_shape, given.get("strides"), 0, 1, bool(given.get("ceil_mode", 0)))
-
-
-@op("AveragePool")
-def _average_pool(x, *, kernel_shape, **given):  # type: ignore[no-untyped-def]
-    assert not any(given.get("pads", [0]))
-    return F.avg_pool2d(x, kernel_shape, given.get("strides"), 0, bool(given.get("ceil_mode", 0)))
+@op("Shape")
+def _shape(x, *, start=0, end=None, **_):  # type: ignore[no-untyped-def]
+    return torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 @op("BatchNormalization")
-def _batch_norm(x, scale, bias, mean, variance, *, epsilon=1e-5, **_):  # type: ignore[no-untyped-def]
-    return F.batch_norm(x, mean.detach(), variance.detach(), scale, bias, False, 0.0, epsilon)
+def _batch_norm(x, scale, bias, mean, variance, *, epsilon=1e-5, training_mode=0, **_):  # type: ignore[no-untyped-def]
+    if training_mode:
+        return F.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+    mean, variance, scale, bias = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (mean, variance, scale, bias))
+    return (x - mean) / torch.sqrt(variance + epsilon) * scale + bias
 
 
 @op("InstanceNormalization")
@@ -203,11 +191,6 @@ def _instance_norm(x, scale, bias, *, epsilon=1e-5, **_):  # type: ignore[no-unt
 @op("LayerNormalization")
 def _layer_norm(x, scale, bias=None, *, axis=-1, epsilon=1e-5, **_):  # type: ignore[no-untyped-def]
     return F.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
-
-
-@op("ReduceMean", "ReduceSum")
-def _reduce(x, axes=None, *, keepdims=1, **given):  # type: ignore[no-untyped-def]
-    return torch.mean(x, ints(given.get("axes", axes)), bool(keepdims))
 
 
 @op("Transpose")
@@ -272,22 +255,25 @@ def _gather_elements(x, index, *, axis=0, **_):  # type: ignore[no-untyped-def]
 @op("ConstantOfShape")
 def _constant_of_shape(shape, *, value=None, **_):  # type: ignore[no-untyped-def]
     fill = torch.zeros(1) if value is None else torch.from_numpy(np.array(numpy_helper.to_array(value)))
-    fill = fill.double() if fill.is_floating_point() else fill
+    fill = fill.to(FLOAT[0]) if fill.is_floating_point() else fill
     return fill.reshape(-1)[0].repeat(ints(shape)) if ints(shape) else fill.reshape(())
 
 
 @op("Pad")
-def _pad(x, pads, value=None, **_):  # type: ignore[no-untyped-def]
-    return _padded(x, ints(pads), 0.0 if value is None else float(value))
-
-
-@op("DepthToSpace")
-def _depth_to_space(x, *, blocksize, mode="DCR", **_):  # type: ignore[no-untyped-def]
-    if mode == "CRD":
-        return F.pixel_shuffle(x, blocksize)
-    n, c, h, w = x.shape
-    y = x.reshape(n, blocksize, blocksize, c // blocksize**2, h, w).permute(0, 3, 4, 1, 5, 2)
-    return y.reshape(n, -1, h * blocksize, w * blocksize)
+def _pad(x, pads, value=None, axes=None, *, mode="constant", **_):  # type: ignore[no-untyped-def]
+    given, n = ints(pads), x.ndim
+    over = list(range(n)) if axes is None else [a % n for a in ints(axes)]
+    before, after = [0] * n, [0] * n
+    for i, axis in enumerate(over):
+        before[axis], after[axis] = given[i], given[i + len(over)]
+    if mode == "constant":
+        y = _padded(x, [*before, *after])
+        return y if value is None else y + value.reshape(()) * (1 - _padded(torch.ones_like(x), [*before, *after]))
+    kind = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode]
+    for axis in range(n):
+        taken = np.pad(np.arange(x.shape[axis]), (before[axis], after[axis]), mode=kind)
+        x = x.index_select(axis, torch.from_numpy(taken))
+    return x
 
 
 @op("Resize")

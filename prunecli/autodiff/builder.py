@@ -87,7 +87,10 @@ class Builder:
         self, op: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
     ) -> tuple[ir.Value, ...]:
         present = {k: v for k, v in attributes.items() if v is not None}
-        node = ir.node(op, list(inputs), present, domain=domain, num_outputs=outputs)
+        given = list(inputs)
+        while given and given[-1] is None:  # a kernel need not expect an empty name at the end
+            given.pop()
+        node = ir.node(op, given, present, domain=domain, num_outputs=outputs)
         self.add(node)
         return tuple(node.outputs)
 

@@ -12,7 +12,7 @@ from prunecli.autodiff.layout import block_convolutions
 from prunecli.autodiff.losses import Loss, Scope
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.rules import load_rules
-from prunecli.autodiff.sweep import remove_unused, sweep
+from prunecli.autodiff.sweep import check_ends, remove_unused, sweep
 from prunecli.errors import PruneError
 from prunecli.model.facts import Shape
 
@@ -95,7 +95,11 @@ def differentiate(
     forward = copy_forward(model, shapes, copying)
     targets = _targets(forward, wrt)
     scope = Scope(forward, {}, [])
-    scalar = loss.build(scope)
+    try:
+        scalar = loss.build(scope)
+    except PruneError:  # an unknown operator leaves the shapes behind it unknown: it is the cause to tell
+        check_ends(forward.ops, [forward.values[name] for name in forward.outputs], list(targets.values()))
+        raise
     gradients = sweep(forward.ops, scalar, list(targets.values()))
     return _assemble(forward, scope, scalar, targets, gradients, options)
 

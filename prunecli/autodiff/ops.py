@@ -10,7 +10,7 @@ import onnx_ir as ir
 from prunecli.autodiff.builder import MICROSOFT, Builder
 from prunecli.model.facts import Shape
 
-HUGE = 2.0**100  # HardSigmoid with this slope is a step: 1 where its argument is positive, else 0
+HUGE = 2.0**127  # HardSigmoid with this slope is a step: 1 where its argument is positive, else 0
 
 
 class Ops(Builder):

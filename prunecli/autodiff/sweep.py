@@ -71,6 +71,12 @@ def sweep(ops: Ops, loss: ir.Value, wrt: Sequence[ir.Value]) -> dict[ir.Value, i
     return {value: done[value] for value in wrt if value in done}
 
 
+def check_ends(ops: Ops, ends: Iterable[ir.Value], wrt: Sequence[ir.Value]) -> None:
+    """Raises PruneError for an operator without a rule between `wrt` and any of `ends`."""
+    for end in ends:
+        _check_rules(*_path(ops, end, wrt), wrt)
+
+
 def _path(ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value]) -> tuple[list[ir.Node], set[ir.Value]]:
     """The nodes between `wrt` and the loss, in order, and the values on the way that carry a gradient."""
     active = set(wrt)

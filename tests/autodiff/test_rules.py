@@ -9,9 +9,10 @@ from prunecli.autodiff.rewrites import REWRITES
 from prunecli.autodiff.rules import load_rules
 from tests.autodiff.cases import CASES
 from tests.autodiff.checker import Case, case, check_case
+from tests.autodiff.odd_cases import ODD_CASES
 
 
-@pytest.mark.parametrize("c", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("c", [*CASES, *ODD_CASES], ids=lambda c: c.id)
 def test_gradient_agrees_with_differences(c: Case) -> None:
     check_case(c)
 

@@ -19,6 +19,7 @@ Value = ir.Value
 
 @rule("Conv")
 def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+    """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
     groups = g.integer("group", 1)
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
     dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window, groups) if g.needs(0) else None

@@ -61,7 +61,8 @@ def _pow_base(g: Context, dy: Value) -> Gradient:
             return dy if p == 1.0 else ops.mul(dy, ops.mul(x, 2.0))
         return ops.mul(ops.mul(dy, ops.op("Pow", x, ops.scalar(p - 1.0, x))), p)
     p_value = ops.cast(g.x(1), x)
-    return ops.mul(ops.mul(dy, p_value), ops.op("Pow", x, ops.add2(p_value, -1.0)))
+    less = ops.op("Where", ops.op("Equal", p_value, ops.scalar(0.0, x)), ops.scalar(0.0, x), ops.add2(p_value, -1.0))
+    return ops.mul(ops.mul(dy, p_value), ops.op("Pow", x, less))  # x^0 is flat at 0 too, where x^-1 has no value
 
 
 def _pow_exponent(g: Context, dy: Value) -> Value:

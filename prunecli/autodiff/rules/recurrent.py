@@ -253,6 +253,7 @@ CELLS: dict[str, Cell] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 
 @rule("LSTM", "GRU", "RNN")
 def recurrent(g: Context, node: ir.Node, *dys: Value | None) -> list[Gradient]:
+    """The gates of all steps in one product, then the gradient written out step by step."""
     _check(g)
     ops = g.ops
     directions = [_direction(g, k, [*dys, None, None][:3]) for k in range(g.shape(1)[0])]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import Context, Gradient, rule
 from prunecli.autodiff.rules.pools import to_winners
 
 Value = ir.Value
+_MANY_FACTORS = 128  # above, the square of their number is too much to write out
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -42,9 +44,24 @@ def reduce_extremum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("ReduceProd")
 def reduce_prod(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    """dx = dy y / x; elements must not be 0."""
-    dy, y, _ = _kept(g, dy)
-    return [g.ops.div(g.ops.mul(dy, y), g.x())]
+    """dx_i = dy prod over k != i of x_k, which holds where elements are 0 too; for many factors dy y / x."""
+    dy, y, axes = _kept(g, dy)
+    count = int(np.prod([g.shape()[a] for a in axes], dtype=np.int64))
+    if count > _MANY_FACTORS:
+        return [g.ops.div(g.ops.mul(dy, y), g.x())]
+    return [g.ops.mul(dy, _other_factors(g.ops, g.x(), axes, count))]
+
+
+def _other_factors(ops: Ops, x: Value, axes: list[int], count: int) -> Value:
+    """For each element the product of the others: all factors (..., 1, n), the element's own place filled with 1."""
+    rest = [a for a in range(ops.rank(x)) if a not in axes]
+    last = ops.transpose(x, [*rest, *axes])
+    rows = ops.size(x) // max(count, 1)
+    factors = ops.op(
+        "Where", ops.const(np.eye(count, dtype=bool)), ops.scalar(1.0, x), ops.reshape(last, (rows, 1, count))
+    )
+    others = ops.reshape(ops.op("ReduceProd", factors, ops.ints([2]), keepdims=0), ops.shape(last))
+    return ops.transpose(others, [int(i) for i in np.argsort([*rest, *axes])])
 
 
 @rule("ReduceL1")

@@ -98,9 +98,8 @@ def pad(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     ops, shape, mode = g.ops, g.shape(), g.text("mode", "constant")
     before, after = _amounts(g)
     if mode == "constant":
-        if g.needs(2):
-            raise g.refuse("its fill value is being differentiated")
-        return [ops.pad(dy, [-b for b in before], [-a for a in after])]
+        inner = ops.pad(dy, [-b for b in before], [-a for a in after])
+        return [inner, None, _fill_gradient(g, dy, inner) if g.needs(2) else None]
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         if low or high:
             taken = np.pad(np.arange(shape[axis]), (max(low, 0), max(high, 0)), mode=_NUMPY_MODE[mode])  # type: ignore[call-overload]
@@ -108,6 +107,12 @@ def pad(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
             matrix = np.eye(shape[axis], dtype=np.float32)[taken]
             dy = contract(ops, dy, axis, ops.const(matrix))
     return [dy]
+
+
+def _fill_gradient(g: Context, dy: Value, inner: Value) -> Value:
+    """What arrived outside of the data: all of dy but the part that goes to the data (cropped places got nothing)."""
+    everywhere, inside = (g.ops.sum(v, list(range(g.ops.rank(v)))) for v in (dy, inner))
+    return g.ops.reshape(g.ops.sub(everywhere, inside), g.shape(2))
 
 
 _NUMPY_MODE = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
