@@ -7,6 +7,7 @@ result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.o
 result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as magnitude, by gradients on data
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
+result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.cli.recipes.carry_out import run
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "structured"]
+__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "run", "structured"]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
+    "run": "prunecli.cli.recipes.carry_out",
     "structured": "prunecli.pipeline.structured",
 }
 
