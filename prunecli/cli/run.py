@@ -43,16 +43,18 @@ def run(
     from prunecli.recipe.result import StepFailed
 
     with settled(recipe, changes_of(set_ or []), terminal.isolated) as plan:
-        shown = {"format": format, "report": report} | _from_recipe(ctx, plan)
+        shown = _from_recipe(ctx, plan)
+        format = Format(shown.get("format", format))
+        report = Path(shown["report"]) if "report" in shown else report
         if dry_run:
-            emit(planned_result(plan), shown["format"], shown["report"])
+            emit(planned_result(plan), format, report)
             return
         try:
             result = carry_out(plan, lambda text: say("note", text))
         except StepFailed as failed:
-            emit(failed.result, shown["format"], shown["report"])
+            emit(failed.result, format, report)
             raise
-    emit(result, shown["format"], shown["report"])
+    emit(result, format, report)
 
 
 def changes_of(texts: list[str]) -> tuple[Change, ...]:

@@ -107,11 +107,20 @@ def runs_code(text: str, folder: Path) -> bool:
 
 
 def blame(message: str, settings: Iterable[Setting]) -> Place | None:
-    """Where what an error speaks of was written: the first option it names, and of a list the item it quotes."""
+    """Where what an error speaks of was written: the first option it names as --option, or the value it quotes."""
     by_key = {setting.key: setting for setting in settings}
     for key in re.findall(r"--([a-z][a-z0-9-]*)", message):
         if key in by_key:
-            setting = by_key[key]
-            quoted = [place for place, text in zip(setting.items, setting.texts, strict=False) if text in message]
-            return quoted[0] if quoted else setting.place
-    return None
+            return _item(message, by_key[key]) or by_key[key].place
+    quoted = set(re.findall(r"'([^']+)'", message))
+    found = [setting.place for setting in by_key.values() if quoted & set(setting.texts)]
+    return found[0] if len(found) == 1 else None
+
+
+def _item(message: str, setting: Setting) -> Place | None:
+    """Of a list, the item that the message quotes whole, or the only one that has a word of it."""
+    words = {word for word in re.findall(r"[\w.]+", message) if len(word) > 3}
+    items = list(zip(setting.items, setting.texts, strict=False))
+    whole = [place for place, text in items if text in message]
+    some = [place for place, text in items if any(word in text for word in words)]
+    return whole[0] if whole else some[0] if len(some) == 1 else None

@@ -118,7 +118,8 @@ def _gates(planned: Planned, result: StepResult) -> list[GateLine]:
     found = result.to_json().get("gates", [])
     if setting is None or not found:
         return []
-    places = dict(zip(map(str.strip, setting.texts), setting.items or [setting.place], strict=True))
+    items = setting.items or (setting.place,) * len(setting.texts)
+    places = dict(zip(map(str.strip, setting.texts), items, strict=True))
     return [GateLine(g["expr"], g["value"], g["passed"], places.get(g["expr"], setting.place)) for g in found]
 
 

@@ -134,8 +134,8 @@ def _check_data(recipe: Recipe, setting: Setting) -> None:
             return
         path = file
     if not Path(path).exists():
-        hint = did_you_mean(setting.texts[0], recipe.data, _RELATIVE)
-        raise named.error(f"there is no {path}", hint)
+        names = () if named is not setting else recipe.data
+        raise named.error(f"there is no {path}", did_you_mean(setting.texts[0], names, _RELATIVE))
 
 
 def _output(
