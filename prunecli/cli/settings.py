@@ -28,7 +28,7 @@ class Setting:
     def texts(self) -> list[str]:
         """As words of a command line."""
         values = self.value if isinstance(self.value, list) else [self.value]
-        return [value if isinstance(value, str) else repr(value) for value in values]
+        return [v if isinstance(v, str) else str(v).lower() if isinstance(v, bool) else repr(v) for v in values]
 
     def error(self, message: str, hint: str) -> PruneError:
         return PruneError(f"{self.place}: {self.key}: {message}", hint)

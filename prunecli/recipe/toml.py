@@ -98,7 +98,9 @@ def _text(path: Path) -> str:
 
 def _not_toml(name: str, text: str, message: str) -> PruneError:
     match = _AT.search(message)
-    line, column = (int(match[1]), int(match[2])) if match and match[1] else (text.count("\n") + 1, 1)
+    line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+    if match and match[1]:
+        line, column = int(match[1]), int(match[2])
     what = message[: match.start()] if match else message
     return PruneError(f"{Place(name, line, column)}: not valid TOML: {what[:1].lower()}{what[1:]}", _hint(text, line))
 

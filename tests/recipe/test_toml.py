@@ -110,7 +110,7 @@ HOSTILE = [
     (b"a = 50%", ":1:7", "not valid TOML"),
     (b"a = 1\nb = model.onnx\n", ":2:5", "not valid TOML"),
     (b"a = 1\na = 2\n", ":2:6", "overwrite"),
-    (b"a = [1,\n", ":2:1", "not valid TOML"),
+    (b"a = [1,\n ", ":2:2", "not valid TOML"),
     (b"a = \xff", ":1:", "not UTF-8"),
     (b"a = " + b"[" * 100_000, "", "nested too deeply"),
     (b"x = 1\n" + b"a." * 100_000 + b"a = 1", ":2:1", "nested too deeply"),

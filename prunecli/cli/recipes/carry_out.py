@@ -16,7 +16,6 @@ from prunecli.cli.output import collected
 from prunecli.cli.recipes.check import check, invoke, placed
 from prunecli.cli.recipes.plan import Plan, Planned, plan
 from prunecli.cli.recipes.read import Change, Recipe, read_recipe
-from prunecli.cli.settings import Setting
 from prunecli.errors import GateFailed, PruneError
 from prunecli.recipe.result import GateLine, RunResult, StepFailed, StepGateFailed, StepResult, StepRun, Value
 
@@ -134,15 +133,10 @@ def _named(error: PruneError, planned: Planned, gates: list[GateLine]) -> PruneE
 
 def _planned(recipe: Recipe, planned: Planned) -> StepRun:
     step, settings = planned.step, planned.step.settings
-    values = [_value(setting) for setting in settings.values()]
+    values = [Value(setting.key, ", ".join(setting.texts), setting.place) for setting in settings.values()]
     models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
     writes = {"kept": str(planned.output), "default": "beside the model", "temporary": "temporary", "none": None}
     return StepRun(step.name, step.command, step.place, values, ", ".join(models), writes[planned.fate])
-
-
-def _value(setting: Setting) -> Value:
-    text = ", ".join(setting.texts) if not isinstance(setting.value, bool) else "true"
-    return Value(setting.key, text, setting.place)
 
 
 def _model(recipe: Recipe, planned: Planned, key: str) -> str:

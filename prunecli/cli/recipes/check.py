@@ -10,6 +10,7 @@ from prunecli.cli.progress import WorkBegins, checking
 from prunecli.cli.recipes.plan import Plan, Planned
 from prunecli.cli.schema import schema_of
 from prunecli.cli.settings import Setting, blame
+from prunecli.cli.terminal import terminal
 from prunecli.errors import PruneError
 
 
@@ -37,11 +38,13 @@ def invoke(planned: Planned) -> None:
     """
     from prunecli.cli.app import command_named
 
-    command = command_named(planned.step.command)
+    command, isolated = command_named(planned.step.command), terminal.isolated
     try:
         context = command.make_context(planned.step.command, list(planned.words))
     except typer.BadParameter as error:
         raise _bad_value(error, planned) from error
+    finally:
+        terminal.isolated = isolated  # a step is, this process need not be
     with context:
         command.invoke(context)
 
