@@ -122,13 +122,14 @@ class Used:
     @classmethod
     def on(cls, command: str, raw: dict[str, Any]) -> Used:
         """`raw`: what the command line itself gives, by the parameter's name."""
-        schema = schema_of(command)
-        found = find_defaults(Path()).of(command)
+        if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
+            return cls({})
+        schema, found = schema_of(command), defaults.of(command)
         return cls({schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw})
 
     def default_map(self, command: str) -> dict[str, Any]:
         """As Typer takes defaults from outside: flags as truth, all else as text."""
-        slots = {slot.name: slot for slot in schema_of(command).values()}
+        slots = {slot.name: slot for slot in schema_of(command).values()} if self.settings else {}
         texts = {n: [resolve(t, slots[n].role, s.folder) for t in s.texts] for n, s in self.settings.items()}
         return {name: slots[name].value(words) for name, words in texts.items()}
 

@@ -47,14 +47,24 @@ def settings_in(toml: Toml, path: tuple[str | int, ...], table: Mapping[str, Any
 
 
 def _setting(toml: Toml, path: tuple[str | int, ...], value: Any, folder: Path) -> Setting:
-    many = value if isinstance(value, list) else [value]
     place = toml.place(*path, value=True)
     items = tuple(toml.place(*path, at, value=True) for at in range(len(value))) if isinstance(value, list) else ()
-    setting = Setting(str(path[-1]), value, place, folder, items)
+    return checked(Setting(str(path[-1]), value, place, folder, items))
+
+
+def checked(setting: Setting) -> Setting:
+    """The setting, if its value is one that some option could have.
+
+    Raises:
+        PruneError: it is not.
+    """
+    many = setting.value if isinstance(setting.value, list) else [setting.value]
     for item in many:
-        if not isinstance(item, str | int | float) or (isinstance(item, bool) and isinstance(value, list)):
-            raise setting.error("not a text, a number, true or false, or a list of texts or numbers",
-                                "write it as on the command line: 0.5, \"50%\", [\"a\", \"b\"]")  # fmt: skip
+        if not isinstance(item, str | int | float) or (isinstance(item, bool) and isinstance(setting.value, list)):
+            raise setting.error(
+                "not a text, a number, true or false, or a list of texts or numbers",
+                'write it as on the command line: 0.5, "50%", ["a", "b"]',
+            )
     return setting
 
 

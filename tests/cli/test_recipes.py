@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import onnx
 import pytest
 
@@ -377,6 +380,12 @@ def test_the_library_function(folder: Path) -> None:
     result = prunecli.run(path, changes={"zeros.sparsity": 0.25})
     assert result.passed
     assert result.to_json()["steps"][0]["result"]["sparsity"] == pytest.approx(0.25, abs=1e-3)
+    other = prunecli.run(
+        path, changes={"zeros.sparsity": np.float64(0.25), "model": path.parent / MODEL}, isolated=True
+    )
+    assert other.to_json()["steps"][0]["result"]["sparsity"] == result.to_json()["steps"][0]["result"]["sparsity"]
+    with pytest.raises(prunecli.errors.PruneError, match=r"--set zeros\.sparsity: sparsity: not a text"):
+        prunecli.run(path, changes={"zeros.sparsity": {}})
     with pytest.raises(StepGateFailed) as failed:
         prunecli.run(path, changes={"evaluate.fail-if": ["accuracy<0.999"]})
     assert failed.value.exit_code == 1
@@ -396,6 +405,47 @@ def test_nothing_temporary_is_left_behind(folder: Path, prune: Prune, monkeypatc
     assert prune("run", "r.toml").code == 0
     assert prune("run", "r.toml", "--set", "evaluate.output-name=x").code == 2
     assert list(scratch.iterdir()) == []
+
+
+NEW_COMMAND = """
+from pathlib import Path
+from typing import Annotated
+import typer
+from prunecli.cli import options
+from prunecli.cli.options import Format
+
+def shrink(
+    model: options.ModelPath,
+    by: Annotated[float, typer.Option("--by", metavar="F", min=0, max=1, help="how much")] = 0.5,
+    table: Annotated[Path | None, typer.Option("--table", metavar="PATH", help="where")] = None,
+    data: options.Data = None,
+    output: options.OutputPath = None,
+    no_progress: options.NoProgress = False,
+) -> None:
+    \"""Copy.\"""
+    from prunecli.cli.progress import progress_for
+    progress_for(no_progress)
+    output.write_bytes(model.read_bytes())
+    table.write_text(f"{by} {data}")
+"""
+
+
+def test_a_command_that_is_added_is_known_to_recipes_at_once(
+    folder: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("prunecli.cli.shrink")
+    exec(NEW_COMMAND, vars(module))
+    monkeypatch.setitem(sys.modules, "prunecli.cli.shrink", module)
+    monkeypatch.setitem(COMMANDS, "shrink", "a test")
+    (folder / "sub").mkdir()
+    steps = '[[step]]\ncommand = "shrink"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n[[step]]\ncommand = "evaluate"\n'
+    write(GOOD[: GOOD.index("[[step]]")] + steps + "no-latency = true\n", "sub/r.toml")
+    assert prune("run", "sub/r.toml").code == 0
+    assert Path("sub/t.txt").read_text() == f"0.25 {DATA}"
+    write(Path("sub/r.toml").read_text().replace("by = 0.25", "by = 2"), "sub/r.toml")
+    assert prune("run", "sub/r.toml").err.startswith("error: sub/r.toml:6:6: by: 2 is not in the range")
+    out = prune("shrink", MODEL, "--by", "0.5", "--table", "x.txt", "--print-recipe").out
+    assert "by = 0.5" in out and 'table = "x.txt"' in out
 
 
 WORKED = sorted((SAMPLES / "recipes").glob("*.toml"))

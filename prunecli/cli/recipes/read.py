@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from prunecli.cli.defaults import Defaults
 from prunecli.cli.schema import DISPLAY, Schema, Slot, did_you_mean, schema_of
-from prunecli.cli.settings import Setting, Settings, check_key, check_shape, given, settings_in
+from prunecli.cli.settings import Setting, Settings, check_key, check_shape, checked, given, settings_in
 from prunecli.errors import PruneError
 from prunecli.recipe.places import Place
 from prunecli.recipe.toml import Toml, read_toml
@@ -62,7 +63,16 @@ class Change:
     @classmethod
     def of(cls, name: str, value: Any) -> Change:
         step, dot, key = name.rpartition(".")
-        return cls(step if dot else None, Setting(key, value, Place(f"--set {name}")))
+        return cls(step if dot else None, checked(Setting(key, _plain(value), Place(f"--set {name}"))))
+
+
+def _plain(value: Any) -> Any:
+    """What Python code gives as TOML would: paths as texts, tuples as lists, numpy's numbers as Python's."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()) -> Recipe:
