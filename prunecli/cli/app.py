@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from prunecli._version import __version__
-from prunecli.cli.defaults import Used
 from prunecli.cli.terminal import ColorMode, say, terminal
 from prunecli.errors import PruneError
+
+if TYPE_CHECKING:
+    from prunecli.cli.defaults import Used
 
 COMMANDS = {
     "inspect": "what is in a model, what can be pruned, what cannot and why",
@@ -41,23 +43,25 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Defaults of pyproject.toml stand in for what the command line does not give."""
-        words = list(args)
+        words, name = list(args), str(self.name)
         parsed = self.make_parser(ctx).parse_args(args=list(args))[0]
-        raw = {name: value for name, value in parsed.items() if isinstance(value, str | bool | list)}
-        self.used = Used({}) if terminal.isolated or "isolated" in raw else Used.on(str(self.name), raw)
-        ctx.default_map = self.used.default_map(str(self.name))
+        raw = {key: value for key, value in parsed.items() if isinstance(value, str | bool | list)}
+        if not (terminal.isolated or {"isolated", "help"} & set(raw)):
+            from prunecli.cli.defaults import Used
+
+            self.used = Used.on(name, raw)
+            ctx.default_map = self.used.default_map(name)
         try:
             rest = super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            setting = self.used.settings.get(getattr(error.param, "name", None) or "")
-            if setting is None:
-                raise
-            raise setting.error(error.message, "correct it there, or use --isolated") from error
-        self.used.tell()
+            raise (self.used and self.used.placed(error)) or error from error.__cause__
+        if self.used is not None:
+            self.used.tell()
         if "print_recipe" in raw:
             from prunecli.cli.recipes.printing import command_line_text
 
-            self.to_print = command_line_text(str(self.name), words, raw, self.used.settings, ctx.params)
+            defaults = self.used.settings if self.used else {}
+            self.to_print = command_line_text(name, words, raw, defaults, ctx.params)
         return rest
 
     def invoke(self, ctx: Any) -> Any:

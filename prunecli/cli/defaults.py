@@ -133,6 +133,11 @@ class Used:
         texts = {n: [resolve(t, slots[n].role, s.folder) for t in s.texts] for n, s in self.settings.items()}
         return {name: slots[name].value(words) for name, words in texts.items()}
 
+    def placed(self, error: Any) -> PruneError | None:
+        """Typer's error about a value, with the value's place if it is a default."""
+        setting = self.settings.get(getattr(error.param, "name", None) or "")
+        return setting.error(error.message, f"correct it there; {_ISOLATED}") if setting else None
+
     def tell(self) -> None:
         """Say, with --verbose, which values are not the command line's."""
         for setting in self.settings.values() if terminal.verbose else ():

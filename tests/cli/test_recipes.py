@@ -443,7 +443,7 @@ def test_a_command_that_is_added_is_known_to_recipes_at_once(
     assert prune("run", "sub/r.toml").code == 0
     assert Path("sub/t.txt").read_text() == f"0.25 {DATA}"
     write(Path("sub/r.toml").read_text().replace("by = 0.25", "by = 2"), "sub/r.toml")
-    assert prune("run", "sub/r.toml").err.startswith("error: sub/r.toml:6:6: by: 2 is not in the range")
+    assert prune("run", "sub/r.toml").err.startswith("error: sub/r.toml:6:6: by: 2.0 is not in the range")
     out = prune("shrink", MODEL, "--by", "0.5", "--table", "x.txt", "--print-recipe").out
     assert "by = 0.5" in out and 'table = "x.txt"' in out
 
