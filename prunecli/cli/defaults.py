@@ -19,7 +19,7 @@ from prunecli.cli.settings import (
     check_key,
     check_shape,
     given,
-    resolve,
+    resolved,
     runs_code,
     settings_in,
 )
@@ -130,7 +130,7 @@ class Used:
     def default_map(self, command: str) -> dict[str, Any]:
         """As Typer takes defaults from outside: flags as truth, all else as text."""
         slots = {slot.name: slot for slot in schema_of(command).values()} if self.settings else {}
-        texts = {n: [resolve(t, slots[n].role, s.folder) for t in s.texts] for n, s in self.settings.items()}
+        texts = {n: [resolved(t, slots[n], s.folder) for t in s.texts] for n, s in self.settings.items()}
         return {name: slots[name].value(words) for name, words in texts.items()}
 
     def placed(self, error: Any) -> PruneError | None:

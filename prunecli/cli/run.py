@@ -79,7 +79,7 @@ def changes_of(texts: list[str]) -> tuple[Change, ...]:
 def _from_recipe(ctx: typer.Context, plan: Plan) -> dict[str, Any]:
     """What the recipe says of the report, where this command line does not."""
     from prunecli.cli.schema import schema_of
-    from prunecli.cli.settings import resolve
+    from prunecli.cli.settings import resolved
 
     found = {}
     for key, setting in plan.recipe.shown.items():
@@ -88,7 +88,7 @@ def _from_recipe(ctx: typer.Context, plan: Plan) -> dict[str, Any]:
         if source is not None and source.name == "COMMANDLINE":
             continue
         param = next(param for param in ctx.command.params if param.name == slot.name)
-        texts = [resolve(text, slot.role, setting.folder) for text in setting.texts]
+        texts = [resolved(text, slot, setting.folder) for text in setting.texts]
         try:
             found[key] = param.process_value(ctx, slot.value(texts))
         except typer.BadParameter as error:

@@ -13,20 +13,19 @@ from typing import Any, Literal
 
 GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
 """Options about the terminal and about this command line, which no file can set."""
-DISPLAY = {"format", "no-progress"}
-"""Options about what is shown; in a recipe they belong to the whole run."""
-_MODELS = {"ORIGINAL"}
-_DATA = {"D"}
-
 Shape = Literal["flag", "one", "many"]
 Role = Literal["model", "data", "path", "other"]
+_ROLES: dict[str, Role] = {"ORIGINAL": "model", "D": "data", "PATH": "path", "DIR": "path", "FILE": "path"}
+"""What a metavar, or one of its alternatives as in `sorted|numbers|FILE`, tells of a text."""
 
 
 @dataclass(frozen=True)
 class Slot:
     """One parameter. `key`: its long option without the dashes, or an argument's name in the usage line.
 
-    `role`: `model` and `data` may name something in the recipe; they and `path` are relative to where they are written.
+    `role`: `model` and `data` may name something in the recipe; they and `path` are relative to where they are written,
+    but for `literals`, texts that mean something of their own. `display`: what stdout carries, which in a recipe is of
+    the whole run.
     """
 
     key: str
@@ -34,8 +33,9 @@ class Slot:
     shape: Shape
     role: Role
     argument: bool
-    required: bool
     numeric: bool
+    literals: frozenset[str]
+    display: bool
 
     def value(self, texts: list[str]) -> bool | str | list[str]:
         """As Typer takes it before conversion."""
@@ -68,18 +68,26 @@ def _slot(param: Any) -> Slot:
     argument = param.param_type_name == "argument"
     flag, many = bool(getattr(param, "is_flag", False)), bool(getattr(param, "multiple", False))
     key = str(param.metavar).lower() if argument else max(param.opts, key=len).removeprefix("--")
-    numeric = str(param.type.name).startswith(("int", "float", "value"))
-    return Slot(key, param.name, "flag" if flag else "many" if many else "one", _role(param, argument),
-                argument, bool(param.required), numeric)  # fmt: skip
+    alternatives = str(param.metavar).split("|")
+    return Slot(
+        key=key,
+        name=param.name,
+        shape="flag" if flag else "many" if many else "one",
+        role=_role(param, argument, alternatives),
+        argument=argument,
+        numeric=str(param.type.name).startswith(("int", "float", "value")),
+        literals=frozenset(word for word in alternatives if not word.isupper()),
+        display=key == "no-progress" or (key == "format" and not many),
+    )
 
 
-def _role(param: Any, argument: bool) -> Role:
-    is_path = str(param.type.name) in ("path", "file", "directory")
-    if param.metavar in _MODELS or (argument and is_path):
+def _role(param: Any, argument: bool, alternatives: list[str]) -> Role:
+    kind = str(param.type.name)
+    is_path = kind in ("path", "file", "directory")
+    if argument and is_path:
         return "model"
-    if param.metavar in _DATA:
-        return "data"
-    return "path" if is_path else "other"
+    told = [_ROLES[word] for word in alternatives if word in _ROLES] if is_path or kind in ("str", "text") else []
+    return told[0] if told else "path" if is_path else "other"
 
 
 def did_you_mean(name: str, known: Any, otherwise: str) -> str:

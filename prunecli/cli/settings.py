@@ -110,6 +110,11 @@ def resolve(text: str, role: Role, folder: Path) -> str:
     return str(folder / text)
 
 
+def resolved(text: str, slot: Slot, folder: Path) -> str:
+    """What the slot's command is given for a text: as it is if that means something of its own, else `resolve`."""
+    return text if text in slot.literals else resolve(text, slot.role, folder)
+
+
 def runs_code(text: str, folder: Path) -> bool:
     """Whether data is a function of the user's own: `loader.py:function` or `package.module:function`."""
     module, sign, function = text.rpartition(":")

@@ -130,6 +130,12 @@ class StepGateFailed(StepFailed, GateFailed):
     exit_code = 1
 
 
+class StepInterrupted(StepFailed):
+    """Ctrl-C in the middle of a step. Exit code 130, as a shell has it."""
+
+    exit_code = 130
+
+
 def _step_json(step: StepRun) -> Json:
     return {
         "name": step.name,

@@ -13,7 +13,7 @@ from prunecli.cli.app import COMMANDS, command_named
 from prunecli.cli.defaults import Defaults
 from prunecli.cli.recipes.plan import plan
 from prunecli.cli.recipes.read import read_recipe
-from prunecli.cli.schema import DISPLAY, GLOBAL
+from prunecli.cli.schema import GLOBAL, schema_of
 from prunecli.cli.terminal import terminal
 from tests.cli.conftest import SAMPLES, Prune
 
@@ -33,8 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def texts_for(param: Any) -> list[str]:
     """Values that a parameter takes, by its type: an option that is added later gets some too."""
-    if param.metavar in ("ORIGINAL", "D"):
-        return ["m.onnx" if param.metavar == "ORIGINAL" else "d.npz"]
+    if "ORIGINAL" in str(param.metavar) or (param.metavar == "D" and param.type.name in ("str", "text")):
+        return ["d.npz"] if param.metavar == "D" else ["m.onnx", *param.metavar.split("|")[1:]]
     if param.metavar == "'NAME OP NUMBER'":
         return ["accuracy<0.5", "f1.drop > 1%"]
     if param.type.name == "choice":
@@ -79,7 +79,7 @@ def command_lines(name: str) -> list[list[str]]:
 
 def parsed(name: str, words: list[str]) -> dict[str, Any]:
     params = command_named(name).make_context(name, ["--isolated", *words]).params
-    return {key: value for key, value in params.items() if key != "format"}
+    return {key: value for key, value in params.items() if key != "format" or isinstance(value, list | tuple)}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -93,7 +93,8 @@ def test_every_option_of_every_command_survives(name: str, folder: Path, prune: 
         recipe = read_recipe(Path("r.toml"), Defaults())
         (planned,) = plan(recipe, folder).steps
         assert parsed(name, list(planned.words)) == parsed(name, words), done.out
-        shown = {word.split("=")[0].removeprefix("--") for word in words} & DISPLAY
+        keys = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+        shown = {key for key in keys if schema_of(name)[key].display}
         assert set(recipe.shown) == shown
 
 

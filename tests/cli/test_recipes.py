@@ -419,6 +419,9 @@ def shrink(
     by: Annotated[float, typer.Option("--by", metavar="F", min=0, max=1, help="how much")] = 0.5,
     table: Annotated[Path | None, typer.Option("--table", metavar="PATH", help="where")] = None,
     data: options.Data = None,
+    drop: Annotated[float, typer.Option("--drop", metavar="D", parser=float, help="a number, not data")] = 0.0,
+    names: Annotated[str, typer.Option("--names", metavar="sorted|FILE", help="a word or a file")] = "sorted",
+    format: Annotated[list[str] | None, typer.Option("--format", help="of its own, repeatable")] = None,
     output: options.OutputPath = None,
     no_progress: options.NoProgress = False,
 ) -> None:
@@ -426,7 +429,9 @@ def shrink(
     from prunecli.cli.progress import progress_for
     progress_for(no_progress)
     output.write_bytes(model.read_bytes())
-    table.write_text(f"{by} {data}")
+    if names == "stop":
+        raise KeyboardInterrupt
+    table.write_text(f"{by} {data} {drop} {names} {format}")
 """
 
 
@@ -438,14 +443,34 @@ def test_a_command_that_is_added_is_known_to_recipes_at_once(
     monkeypatch.setitem(sys.modules, "prunecli.cli.shrink", module)
     monkeypatch.setitem(COMMANDS, "shrink", "a test")
     (folder / "sub").mkdir()
-    steps = '[[step]]\ncommand = "shrink"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n[[step]]\ncommand = "evaluate"\n'
+    steps = '[[step]]\ncommand = "shrink"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n'
+    steps += 'drop = 1\nformat = ["x"]\n[[step]]\ncommand = "evaluate"\n'
     write(GOOD[: GOOD.index("[[step]]")] + steps + "no-latency = true\n", "sub/r.toml")
     assert prune("run", "sub/r.toml").code == 0
-    assert Path("sub/t.txt").read_text() == f"0.25 {DATA}"
+    assert Path("sub/t.txt").read_text() == f"0.25 {DATA} 1.0 sorted ['x']"
+    assert prune("run", "sub/r.toml", "--set", "shrink.names=n.txt").code == 0
+    assert Path("sub/t.txt").read_text().split()[3] == "n.txt"  # given here, so relative to here
+    write(Path("sub/r.toml").read_text().replace("drop = 1", "drop = 1\nnames = 'n.txt'"), "sub/r.toml")
+    assert prune("run", "sub/r.toml").code == 0
+    assert Path("sub/t.txt").read_text().split()[3] == "sub/n.txt"
     write(Path("sub/r.toml").read_text().replace("by = 0.25", "by = 2"), "sub/r.toml")
     assert prune("run", "sub/r.toml").err.startswith("error: sub/r.toml:6:6: by: 2.0 is not in the range")
     out = prune("shrink", MODEL, "--by", "0.5", "--table", "x.txt", "--print-recipe").out
     assert "by = 0.5" in out and 'table = "x.txt"' in out
+
+
+def test_ctrl_c_ends_with_130_and_the_report_of_what_was_done(
+    folder: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prunecli.pipeline.evaluate.evaluate", stop)
+    write(GOOD)
+    done = prune("run", "r.toml", "--format", "json")
+    assert done.code == 130
+    assert [step["status"] for step in done.json["steps"]] == ["done", "failed"]
+    assert "error: r.toml:8:1: evaluate: interrupted" in done.err
 
 
 WORKED = sorted((SAMPLES / "recipes").glob("*.toml"))

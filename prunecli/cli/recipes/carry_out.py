@@ -17,9 +17,26 @@ from prunecli.cli.recipes.check import check, invoke, placed
 from prunecli.cli.recipes.plan import Plan, Planned, plan
 from prunecli.cli.recipes.read import Change, Recipe, read_recipe
 from prunecli.errors import GateFailed, PruneError
-from prunecli.recipe.result import GateLine, RunResult, StepFailed, StepGateFailed, StepResult, StepRun, Value
+from prunecli.recipe.result import (
+    GateLine,
+    RunResult,
+    StepFailed,
+    StepGateFailed,
+    StepInterrupted,
+    StepResult,
+    StepRun,
+    Value,
+)
 
 Tell = Callable[[str], None]
+FAILURES: dict[int, type[StepFailed]] = {1: StepGateFailed, 130: StepInterrupted}
+"""What a failed step raises, by its exit code."""
+
+
+class Interrupted(PruneError):  # noqa: N818 - the user's wish
+    """Ctrl-C, as the step's error until the report is made."""
+
+    exit_code = 130
 
 
 def run(
@@ -39,7 +56,7 @@ def run(
 
     Raises:
         StepGateFailed: a gate failed; its `result` has the steps that were done.
-        StepFailed: a step refused its input; likewise.
+        StepFailed: a step refused its input; likewise. StepInterrupted: by Ctrl-C.
         PruneError: the recipe has a mistake, named with its line; nothing was run.
     """
     made = tuple(Change.of(name, value) for name, value in (changes or {}).items())
@@ -68,7 +85,7 @@ def carry_out(found: Plan, tell: Tell = lambda text: None) -> RunResult:
         done.append(run)
         if error is not None:
             result = _result(found.recipe, [*done, *waiting[at + 1 :]], start)
-            raise (StepGateFailed if error.exit_code == 1 else StepFailed)(error, result) from error
+            raise FAILURES.get(error.exit_code, StepFailed)(error, result) from error
     return _result(found.recipe, done, start)
 
 
@@ -87,7 +104,7 @@ def _carry_out(planned: Planned, waiting: StepRun) -> tuple[StepRun, PruneError 
     with collected() as results:
         try:
             invoke(planned)
-        except Exception as raised:
+        except (Exception, KeyboardInterrupt) as raised:
             error = _as_prune_error(raised, planned)
     result: StepResult | None = results[-1] if results else None
     gates = [] if result is None else _gates(planned, result)
@@ -100,9 +117,11 @@ def _carry_out(planned: Planned, waiting: StepRun) -> tuple[StepRun, PruneError 
     return run, error
 
 
-def _as_prune_error(raised: Exception, planned: Planned) -> PruneError:
+def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> PruneError:
     from prunecli.cli.app import explain
 
+    if isinstance(raised, KeyboardInterrupt):
+        return Interrupted("interrupted", "the report has what was done until then")
     if isinstance(raised, PruneError):
         return raised
     message, hint, _ = explain(raised, f"prune {planned.step.command}")

@@ -9,8 +9,7 @@ from typing import Literal
 
 from prunecli.cli.recipes.read import RESERVED, Recipe, Step
 from prunecli.cli.schema import Slot, did_you_mean, schema_of
-from prunecli.cli.settings import Setting, resolve
-from prunecli.cli.training import NONE
+from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.errors import PruneError
 
 _RELATIVE = "paths are relative to the recipe"
@@ -114,7 +113,7 @@ def _check_reads(recipe: Recipe, step: Step, sources: dict[str, int], before: li
         text = setting.texts[0]
         if sources.get(slot.key, 0) < 0 and recipe.model is not None:
             setting, text = recipe.model, str(recipe.model.value)
-        elif slot.key in sources or (text == NONE and not slot.argument):
+        elif slot.key in sources or text in slot.literals:
             continue
         path = Path(resolve(text, "model", setting.folder))
         if not path.is_file() and path.absolute() not in written:
@@ -191,6 +190,4 @@ def _text(planned: Planned, recipe: Recipe, before: list[Planned], slot: Slot, s
     if slot.role == "data" and text in recipe.data:
         named = recipe.data[text]
         return resolve(named.texts[0], "data", named.folder)
-    if slot.role == "model" and text == NONE and not slot.argument:
-        return text
-    return resolve(text, slot.role, setting.folder)
+    return resolved(text, slot, setting.folder)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.recipes.read import RESERVED
-from prunecli.cli.schema import DISPLAY, Schema, Slot, schema_of
-from prunecli.cli.settings import Setting, resolve
-from prunecli.cli.training import NONE
+from prunecli.cli.schema import Role, Slot, schema_of
+from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.recipe.toml import number_or_text, toml_text
 from prunecli.report.render_cells import one_line
 
@@ -49,8 +48,8 @@ def command_line_text(
         return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"]))
     schema = schema_of(command)
     lines = [line for slot in schema.values() if (line := _line(slot, raw, defaults)) is not None]
-    top = [line for line in lines if line.key in DISPLAY]
-    return _text(head, top, [], [(command, "", [line for line in lines if line.key not in DISPLAY])])
+    top = [line for line in lines if schema[line.key].display]
+    return _text(head, top, [], [(command, "", [line for line in lines if not schema[line.key].display])])
 
 
 def _line(slot: Slot, raw: Mapping[str, Any], defaults: Mapping[str, Setting]) -> Line | None:
@@ -59,7 +58,7 @@ def _line(slot: Slot, raw: Mapping[str, Any], defaults: Mapping[str, Setting]) -
     if slot.name not in defaults:
         return None
     setting = defaults[slot.name]
-    texts = [resolve(text, slot.role, setting.folder) for text in setting.texts]
+    texts = [resolved(text, slot, setting.folder) for text in setting.texts]
     return Line(slot.key, _value(slot, slot.value(texts)), f"from {setting.place}")
 
 
@@ -80,29 +79,30 @@ def _of_recipe(path: Path, texts: Iterable[str] | None) -> tuple[list[Line], lis
 
     with settled(path, changes_of(list(texts or [])), terminal.isolated) as plan:
         recipe = plan.recipe
-        model = [] if recipe.model is None else [_moved(recipe.model, "model", [])]
-        roles: Schema = schema_of("run")
-        top = [*model, *(_moved(s, roles[key].role, []) for key, s in recipe.shown.items())]
-        data = [_moved(setting, "data", []) for setting in recipe.data.values()]
-        names = [*RESERVED, *(step.name for step in recipe.steps)]
+        model = [] if recipe.model is None else [Line("model", _resolve(recipe.model, "model"))]
+        top = [*model, *(_moved(setting, schema_of("run")[key], []) for key, setting in recipe.shown.items())]
+        data = [Line(setting.key, _resolve(setting, "data")) for setting in recipe.data.values()]
+        names = {"model": [*RESERVED, *(step.name for step in recipe.steps)], "data": list(recipe.data)}
         steps = []
-        for planned in plan.steps:
-            step, schema = planned.step, schema_of(planned.step.command)
-            known = {"model": names, "data": list(recipe.data)}
-            lines = [_moved(s, schema[key].role, known.get(schema[key].role, [])) for key, s in step.settings.items()]
+        for step in (planned.step for planned in plan.steps):
+            slots = [(schema_of(step.command)[key], setting) for key, setting in step.settings.items()]
+            lines = [_moved(setting, slot, names.get(slot.role, [])) for slot, setting in slots]
             steps.append((step.command, step.name, lines))
         return top, data, steps
 
 
-def _moved(setting: Setting, role: Any, names: list[str]) -> Line:
+def _resolve(setting: Setting, role: Role) -> str:
+    return resolve(setting.texts[0], role, setting.folder)
+
+
+def _moved(setting: Setting, slot: Slot, names: list[str]) -> Line:
     """A setting as it is written in this folder; names of other parts of the recipe stay."""
-    if isinstance(setting.value, str):
-        kept = setting.value in names or (role == "model" and setting.value == NONE)
-        return Line(setting.key, setting.value if kept else resolve(setting.value, role, setting.folder))
-    if isinstance(setting.value, list):
-        items = [resolve(v, role, setting.folder) if isinstance(v, str) else v for v in setting.value]
-        return Line(setting.key, items)
-    return Line(setting.key, setting.value)
+
+    def moved(value: Any) -> Any:
+        return resolved(value, slot, setting.folder) if isinstance(value, str) and value not in names else value
+
+    many = isinstance(setting.value, list)
+    return Line(setting.key, [moved(value) for value in setting.value] if many else moved(setting.value))
 
 
 def _text(head: Iterable[str], top: list[Line], data: list[Line], steps: Iterable[Block]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.defaults import Defaults
-from prunecli.cli.schema import DISPLAY, Schema, Slot, did_you_mean, schema_of
+from prunecli.cli.schema import Schema, Slot, did_you_mean, schema_of
 from prunecli.cli.settings import Setting, Settings, check_key, check_shape, checked, given, settings_in
 from prunecli.errors import PruneError
 from prunecli.recipe.places import Place
@@ -133,7 +133,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         merged: Settings = {}
         for layer in (*layers, _wanted(changes, name, command)):
             merged |= layer
-        in_order = {key: merged[key] for key in schema_of(command) if key in merged and key not in DISPLAY}
+        in_order = {key: merged[key] for key in keys_of_steps({command}) if key in merged}
         steps.append(Step(name, command, toml.place("step", at), given(in_order)))
     return tuple(steps)
 
@@ -157,6 +157,12 @@ def _head(toml: Toml, at: int, table: Mapping[str, Any]) -> tuple[str, str]:
     return command, str(name)
 
 
+def keys_of_steps(commands: set[str]) -> Schema:
+    """What steps of these commands may give: all but what is of the whole run."""
+    schemas = [schema_of(command) for command in sorted(commands)]
+    return {key: slot for schema in schemas for key, slot in schema.items() if not slot.display}
+
+
 def _fresh(command: str, taken: list[str]) -> str:
     """The command's own name, or with a number: evaluate, evaluate-2, ..."""
     names = [command, *(f"{command}-{n}" for n in range(2, MAX_STEPS + 2))]
@@ -166,15 +172,13 @@ def _fresh(command: str, taken: list[str]) -> str:
 def _common(toml: Toml, commands: set[str], folder: Path) -> Settings:
     """[defaults]: each must be an option of some step's command."""
     settings = settings_in(toml, ("defaults",), _table(toml, "defaults"), folder)
-    schemas = [schema_of(command) for command in sorted(commands)]
+    known = keys_of_steps(commands)
     for key, setting in settings.items():
-        slots = [schema[key] for schema in schemas if key in schema]
         place = toml.place("defaults", key)
-        if not slots or key in DISPLAY:
-            known = {name for schema in schemas for name in schema} - DISPLAY
+        if key not in known:
             hint = did_you_mean(key, known, f"steps here are of {', '.join(sorted(commands))}")
             raise PruneError(f"{place}: no step here has an option {key!r}", hint)
-        check_shape(setting, slots[0])
+        check_shape(setting, known[key])
     return settings
 
 
@@ -187,7 +191,8 @@ def _own(toml: Toml, at: int, table: Mapping[str, Any], command: str, folder: Pa
 
 
 def _check_option(setting: Setting, command: str, place: Place) -> Slot:
-    if setting.key in DISPLAY:
+    asked = schema_of(command).get(setting.key)
+    if asked is not None and asked.display:
         raise PruneError(f"{place}: {setting.key} is of the whole run", "write it before the first table")
     slot = check_key(setting, schema_of(command), command, place)
     check_shape(setting, slot)
@@ -223,6 +228,6 @@ def _check_changes(steps: tuple[Step, ...], changes: tuple[Change, ...]) -> None
         if change.step is not None and change.step not in names:
             raise PruneError(f"{place}: no step is called {change.step}",
                              did_you_mean(change.step, names, f"steps are {', '.join(names)}"))  # fmt: skip
-        known = {"model", *(other for step in steps for other in schema_of(step.command))} - DISPLAY
+        known = {"model", *keys_of_steps({step.command for step in steps})}
         if change.step is None and key not in known:
             raise PruneError(f"{place}: no step has an option {key!r}", did_you_mean(key, known, "see --dry-run"))
