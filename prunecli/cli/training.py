@@ -73,7 +73,7 @@ Augment = Annotated[str, _option(TRAIN, "--augment", metavar="LIST", help="flip,
 Teacher = Annotated[
     str | None,
     _option(
-        TEACH, "--teacher", metavar="ORIGINAL",
+        TEACH, "--teacher", metavar="ORIGINAL|none",
         help="learn from this model's outputs, with or without labels; with --finetune-epochs by default the unpruned"
         " model, `none`: labels alone",
     ),

@@ -78,6 +78,10 @@ class EvaluateOptions:
     execution: Execution = field(default_factory=Execution)
     gates: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        for text in self.gates:
+            parse_gate(text, known_names())
+
 
 @dataclass(frozen=True)
 class Scored:
