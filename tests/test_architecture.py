@@ -46,6 +46,7 @@ OWNERS = {
     "rich": {"cli", "report"},
     "onnxruntime": {"runtime"},
     "sklearn": {"evaluate"},
+    "matplotlib": {"report"},
 }
 # modules that `prune --help` loads: nothing from outside the standard library but Typer at import time
 LIGHT = ("cli/", "report/", "types.py", "errors.py", "quantity.py", "__init__.py", "__main__.py")
