@@ -47,6 +47,7 @@ OWNERS = {
     "onnxruntime": {"runtime"},
     "sklearn": {"evaluate"},
     "matplotlib": {"report"},
+    "PIL": {"data"},
 }
 # modules that `prune --help` loads: nothing from outside the standard library but Typer at import time
 LIGHT = ("cli/", "report/", "types.py", "errors.py", "quantity.py", "__init__.py", "__main__.py")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 
 class Scope(StrEnum):
@@ -41,6 +45,7 @@ Also = Annotated[
 ]
 
 
+@reads_images
 @trains
 def magnitude(
     model: options.ModelPath,
@@ -88,6 +93,7 @@ def magnitude(
     threads: options.Threads = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
 
@@ -116,7 +122,7 @@ def magnitude(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     execution = Execution(provider or "cpu", threads)
     retrain = training.retrain(
-        DataOptions.of(data, labels, label_column, limit), steps, execution, seed,
+        DataOptions.of(data, labels, label_column, limit, images), steps, execution, seed,
         verify=not no_verify, external_data=external_data.value,
     )  # fmt: skip
     if retrain is None and (data is not None or steps is not None):

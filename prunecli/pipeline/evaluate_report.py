@@ -35,7 +35,7 @@ def to_json(found: Evaluation) -> Json:
         "seconds": round(found.seconds, 3),
         "model": asdict(found.model.ref),
         "output": None,
-        "data": {"source": found.source, "samples": found.samples, "batch_size": found.batch_size},
+        "data": _data_json(found),
         "models": [_model_json(scored, found) for scored in found.models],
         "delta": delta(found),
         "fidelity": fidelity_json(found.fidelity),
@@ -44,6 +44,17 @@ def to_json(found: Evaluation) -> Json:
         "robustness": found.stress.to_json() if found.stress else None,
         "gates": [gate.to_json() for gate in found.gates],
         "notes": list(found.notes),
+    }
+
+
+def _data_json(found: Evaluation) -> Json:
+    classes = found.classes.names if found.classes else {}
+    return {
+        "source": found.source,
+        "samples": found.samples,
+        "batch_size": found.batch_size,
+        "classes": [{"number": number, "name": classes[number]} for number in sorted(classes)],
+        "notes": list(found.data_notes),
     }
 
 
@@ -82,8 +93,17 @@ def to_document(found: Evaluation) -> Document:
     sections += [*_train_gap(found), *_latency(found), _size(found), *_per_class(found)]
     if found.stress is not None:
         sections.append(_robustness(found.stress, found.baseline is not None))
+    sections += [Text(note[:1].upper() + note[1:] + ".") for note in _about_data(found)]
     sections += [Text(note, "warning") for note in found.notes]
     return Document(f"Evaluation of {title}", [*sections, *gate_sections(found.gates)])
+
+
+def _about_data(found: Evaluation) -> Iterator[str]:
+    yield from found.data_notes
+    if found.classes is not None:
+        names = [f"{number} {found.classes.names[number]}" for number in sorted(found.classes.names)]
+        more = f", ... {len(names)} in all" if len(names) > 12 else ""
+        yield f"classes: {', '.join(names[:12])}{more}"
 
 
 def _columns(found: Evaluation, first: str) -> list[Column]:
