@@ -103,7 +103,7 @@ def magnitude(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.model import Dims
@@ -142,6 +142,7 @@ def magnitude(
         save_plan=save_plan,
         external_data=external_data.value,
         retrain=retrain,
+        spreads=draws(report),
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.evaluate.quality import METRICS
+from prunecli.pipeline.charts_evaluate import class_bars, latency_chart, quality_bars, robustness_chart
 from prunecli.pipeline.figures import SIZES, delta, gaps, sizes
 from prunecli.pipeline.shared_report import changed, fidelity_json, fidelity_table, gate_sections, number
 from prunecli.report.contract import envelope
@@ -87,12 +88,13 @@ def _overfitting_json(found: Evaluation) -> Json | None:
 def to_document(found: Evaluation) -> Document:
     """The tables, most important first; gates last, where a CI log ends."""
     title = found.model.ref.path + (f" against {found.baseline.ref.path}" if found.baseline else "")
-    sections: list[Section] = [*_quality(found)]
+    sections: list[Section] = [*_quality(found), *quality_bars(found)]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
-    sections += [*_train_gap(found), *_latency(found), _size(found), *_per_class(found)]
+    sections += [*_train_gap(found), *_latency(found), *latency_chart(found), _size(found)]
+    sections += [*_per_class(found), *class_bars(found)]
     if found.stress is not None:
-        sections.append(_robustness(found.stress, found.baseline is not None))
+        sections += [_robustness(found.stress, found.baseline is not None), robustness_chart(found.stress)]
     sections += [Text(note[:1].upper() + note[1:] + ".") for note in _about_data(found)]
     sections += [Text(note, "warning") for note in found.notes]
     return Document(f"Evaluation of {title}", [*sections, *gate_sections(found.gates)])

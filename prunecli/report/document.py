@@ -57,6 +57,7 @@ class Bars:
         stacked: the series are parts of a whole.
         detail: a terminal shows it with --verbose only; Markdown and HTML always.
         top: a terminal shows only so many labels: the largest in total if stacked, else in the first series.
+        full: the value of a bar of full length; None: the largest.
 
     Raises:
         ValueError: a series does not have one value per label, or a value is negative.
@@ -70,6 +71,7 @@ class Bars:
     note: str = ""
     detail: bool = False
     top: int | None = None
+    full: float | None = None
 
     def __post_init__(self) -> None:
         for name, values in self.series:
@@ -132,11 +134,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """One coordinate system of a chart."""
+    """One coordinate system of a chart. `x`, `y`: its own axes, where they are not the chart's."""
 
     series: Sequence[Series]
     title: str = ""
     marks: Sequence[Mark] = ()
+    x: Axis | None = None
+    y: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Chart:
     """Lines, points or histograms over numbers; several panels are small multiples, in reading order.
 
     Args:
-        shared: all panels have the same range of x and y, so that they can be compared.
+        shared: all panels have the same range of x and y, so that they can be compared; "x" or "y": of that alone.
         detail: a terminal shows it with --verbose only; Markdown and HTML always.
         top: a terminal shows the first so many panels only.
     """
@@ -154,9 +158,17 @@ class Chart:
     x: Axis
     y: Axis
     note: str = ""
-    shared: bool = True
+    shared: bool | Literal["x", "y"] = True
     detail: bool = False
     top: int | None = None
+
+    def axes(self, panel: Panel) -> tuple[Axis, Axis]:
+        """x and y of a panel."""
+        return panel.x or self.x, panel.y or self.y
+
+    def shares(self, axis: Literal["x", "y"]) -> bool:
+        """Whether all panels have one range of that axis."""
+        return self.shared is True or self.shared == axis
 
 
 Section = Table | Text | Bars | Chart

@@ -44,8 +44,7 @@ def draw_bars(bars: Bars) -> tuple[Figure, Tips]:
         starts = _draw_series(axes, bars, number, starts, tips)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
-    if not any(_size(value) for _, values in bars.series for value in values):
-        axes.set_xlim(0, 1)
+    axes.set_xlim(0, max(axes.get_xlim()[1], (bars.full or 0) * 1.05) if _any(bars) else bars.full or 1)
     label_axis(axes.xaxis, Axis("", bars.form))
     style(axes, "x")
     add_legend(figure, [axes])
@@ -69,6 +68,10 @@ def _draw_series(axes: Axes, bars: Bars, number: int, starts: list[float], tips:
         axes.bar_label(drawn, texts, padding=4, fontsize=9, color=DIM)
         return starts
     return [start + size for start, size in zip(starts, sizes, strict=True)]
+
+
+def _any(bars: Bars) -> bool:
+    return any(_size(value) for _, values in bars.series for value in values)
 
 
 def _size(value: float | None) -> float:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _HEIGHTS = {1: 3.4, 2: 3.0, 3: 2.3}  # inches of a panel, by the number of columns
-_LEFT, _RIGHT, _BELOW, _ABOVE = 0.85, 0.2, 0.55, 0.3  # inches around a panel
+_LEFT, _RIGHT, _BELOW, _ABOVE = 0.85, 0.35, 0.55, 0.3  # inches around a panel
 _MARKERS = 60  # a line of more points than that is drawn without markers
+_XY: tuple[Literal["x"], Literal["y"]] = ("x", "y")
 _DASHES = ("-", "--", ":")
 
 
@@ -44,8 +45,8 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
     tips: Tips = {}
     for number, panel in enumerate(chart.panels):
         left, bottom = number % columns * wide + _LEFT, (rows - 1 - number // columns) * high + _BELOW
-        twin = drawn[0] if drawn and chart.shared else None
-        axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - _ABOVE, twin)
+        twins = {f"share{a}": drawn[0] if drawn and chart.shares(a) else None for a in _XY}
+        axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - _ABOVE, **twins)
         drawn.append(axes)
         _draw_panel(axes, chart, panel, names)
         title = shorten(one_line(panel.title), int((wide - _LEFT - _RIGHT) / LETTER))
@@ -59,15 +60,16 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
 
 
 def _draw_panel(axes: Axes, chart: Chart, panel: Panel, names: list[str]) -> None:
-    for scale, text in ((axes.set_xscale, chart.x), (axes.set_yscale, chart.y)):
+    x, y = chart.axes(panel)
+    for scale, text in ((axes.set_xscale, x), (axes.set_yscale, y)):
         if text.log:
             scale("log", nonpositive="mask")
     for series in panel.series:
         _draw_series(axes, series, names.index(series.name))
     for mark in panel.marks:  # the ranges include the marks
         (axes.axvline if mark.axis == "x" else axes.axhline)(mark.at, color=DIM, linestyle="--", linewidth=1)
-    label_axis(axes.xaxis, chart.x)
-    label_axis(axes.yaxis, chart.y)
+    label_axis(axes.xaxis, x)
+    label_axis(axes.yaxis, y)
     style(axes, "both")
 
 
@@ -104,19 +106,19 @@ def _collect_tips(axes: Axes, chart: Chart, panel: Panel, number: int, tips: Tip
     for place, series in enumerate(panel.series):
         line = None if series.draw == "histogram" else next(lines)
         if line is not None and _marked(series):
-            texts = [text for i in range(len(series.y)) if (text := _tip(chart, series, i))]
+            texts = [text for i in range(len(series.y)) if (text := _tip(series, i, *chart.axes(panel)))]
             if texts:
                 line.set_gid(f"points-{number}-{place}")
                 tips[f"points-{number}-{place}"] = texts
 
 
-def _tip(chart: Chart, series: Series, i: int) -> str:
+def _tip(series: Series, i: int, across: Axis, up: Axis) -> str:
     """What a point says; empty if it is not drawn."""
     x, y = series.x[i], series.y[i]
-    if y is None or not (_drawn(x, chart.x) and _drawn(y, chart.y)):
+    if y is None or not (_drawn(x, across) and _drawn(y, up)):
         return ""
     named = [series.labels[i] if series.labels else "", series.name]
-    values = [f"{axis.title} {cell_text(v, axis.form)}".strip() for axis, v in ((chart.y, y), (chart.x, x))]
+    values = [f"{axis.title} {cell_text(v, axis.form)}".strip() for axis, v in ((up, y), (across, x))]
     return one_line(": ".join([*filter(None, named), ", ".join(values)]))
 
 

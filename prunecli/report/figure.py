@@ -27,11 +27,12 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float, twin: Axes | None = None) -> Axes:
-    """A coordinate system at a place given in inches, with the ranges of `twin`."""
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float, **shared: Any) -> Axes:
+    """A coordinate system at a place given in inches; `sharex`, `sharey`: with the range of another."""
     across, up = figure.get_size_inches()
     box = (left / across, bottom / up, width / across, height / up)
-    return figure.add_axes(box, sharex=twin, sharey=twin)
+    axes: Axes = figure.add_axes(box, **shared)
+    return axes
 
 
 def color(number: int) -> str:

@@ -24,7 +24,7 @@ th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(-
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
 .n { text-align: right; } .graph { font-family: monospace; } .note { color: var(--dim); font-size: .9rem; }
 .good { color: var(--good); } .warning { color: var(--warning); }
-.chart { overflow-x: auto; max-height: 48rem; } .chart svg { display: block; min-width: 44rem; max-width: 100%;
+.chart { overflow-x: auto; } .chart svg { display: block; min-width: 56rem; max-width: 100%;
   height: auto; } svg text { font-family: inherit; fill: currentColor; }
 details { margin: .3rem 0; color: var(--dim); font-size: .9rem; } summary { cursor: pointer; }
 """

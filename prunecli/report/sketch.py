@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from prunecli.report.document import Axis, Bars, Cell, Chart, Column, NumberForm, Panel, Series, Table
 from prunecli.report.render_cells import NOTHING, cell_text
@@ -35,16 +36,13 @@ def chart_table(chart: Chart) -> Table:
     """One row per series and mark: where it starts and ends, its extremes, and a sparkline."""
     titled = any(panel.title for panel in chart.panels)
     rows = [[[panel.title, *row] if titled else row for row in _panel(chart, panel)] for panel in chart.panels]
-    form = chart.y.form
+    titles = ("first", "last", "least", "most")
     columns = [
         *([Column("")] if titled else []),
         Column(""),
         Column(chart.x.title, drop=2),
         Column(chart.y.title, "graph"),
-        Column("first", form, 1),
-        Column("last", form, 1),
-        Column("least", form),
-        Column("most", form),
+        *(Column(title, chart.y.form, drop=1 if title in titles[:2] else 0) for title in titles),
     ]
     top = None if chart.top is None else sum(map(len, rows[: chart.top]))
     return Table(chart.title, columns, [row for panel in rows for row in panel], chart.note, top)
@@ -57,7 +55,7 @@ def bar(length: float) -> str:
 
 
 def _side_by_side(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
-    finite = [v for _, values in bars.series for v in values if v is not None and math.isfinite(v)]
+    finite = [v for _, values in bars.series for v in values if v is not None and math.isfinite(v)] + [bars.full or 0.0]
     scale = max(8, WIDTH // max(len(bars.series), 1)) / (max(finite, default=0) or 1)
     columns = [Column("")]
     cells: list[list[Cell]] = [[label] for label in bars.labels]
@@ -71,7 +69,7 @@ def _side_by_side(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
 def _stacked(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
     shades = [_SHADES[i % len(_SHADES)] for i in range(len(bars.series))]
     parts = [[values[i] or 0 for _, values in bars.series] for i in range(len(bars.labels))]
-    largest = max(map(sum, parts), default=0) or 1
+    largest = max([bars.full or 0.0, *map(sum, parts)]) or 1
     named = [Column(f"{name} {shade}", bars.form) for (name, _), shade in zip(bars.series, shades, strict=True)]
     rows: list[list[Cell]] = []
     for i, (label, part) in enumerate(zip(bars.labels, parts, strict=True)):
@@ -102,21 +100,31 @@ class _Scale:
 
 
 def _panel(chart: Chart, panel: Panel) -> Iterator[list[Cell]]:
-    seen = [s for p in (chart.panels if chart.shared else [panel]) for s in p.series]
-    across = _Scale.of([x for s in seen for x in s.x], chart.x)
-    base = [0.0 for s in seen if s.draw == "histogram" and not chart.y.log]
-    up = _Scale.of([*base, *(y for s in seen for y in s.y)], chart.y)
+    x, y = chart.axes(panel)
+    across = _Scale.of([v for s in _seen(chart, panel, "x") for v in s.x], x)
+    up_to = _seen(chart, panel, "y")
+    base = [0.0 for s in up_to if s.draw == "histogram" and not y.log]
+    up = _Scale.of([*base, *(v for s in up_to for v in s.y)], y)
     for series in panel.series:
-        known = [y for y in series.y if y is not None]
-        ends = known if series.draw != "histogram" else []
-        first, last = (ends[0], ends[-1]) if ends else (None, None)
+        known = [v for v in series.y if v is not None]
+        ends = (known[0], known[-1]) if known and series.draw != "histogram" else (None, None)
+        figures = [*ends, min(known, default=None), max(known, default=None)]
         drawn = sparkline(series, across, up)
-        least, most = min(known, default=None), max(known, default=None)
-        yield [series.name, _span(series.x, chart.x.form), drawn, first, last, least, most]
+        yield [series.name, _span(series.x, x.form), drawn, *(_own(v, chart.y, y) for v in figures)]
     for mark in panel.marks:
-        x = f"at {cell_text(mark.at, chart.x.form)}" if mark.axis == "x" else NOTHING
-        y = mark.at if mark.axis == "y" else None
-        yield [mark.name, x, "", None, None, y, y]
+        at = f"at {cell_text(mark.at, x.form)}" if mark.axis == "x" else NOTHING
+        value = _own(mark.at, chart.y, y) if mark.axis == "y" else None
+        yield [mark.name, at, "", None, None, value, value]
+
+
+def _seen(chart: Chart, panel: Panel, axis: Literal["x", "y"]) -> list[Series]:
+    """What decides on a panel's range."""
+    return [s for p in (chart.panels if chart.shares(axis) else [panel]) for s in p.series]
+
+
+def _own(value: float | None, column: Axis, axis: Axis) -> Cell:
+    """A value of an axis of another form than the column's, written."""
+    return value if value is None or axis.form == column.form else cell_text(value, axis.form)
 
 
 def _span(x: Sequence[float], form: NumberForm) -> str:
