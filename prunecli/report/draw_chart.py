@@ -39,6 +39,7 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
     columns = min(max(len(chart.panels), 1), _COLUMNS)
     rows = math.ceil(len(chart.panels) / columns)
     wide, high = WIDTH / columns, _HEIGHTS[columns]
+    above = _ABOVE if any(panel.title for panel in chart.panels) else 0.1
     names = list(dict.fromkeys(series.name for panel in chart.panels for series in panel.series))
     figure = new_figure(WIDTH, rows * high + (1.5 * LINE_HEIGHT if len(names) > 1 else 0))
     drawn: list[Axes] = []
@@ -46,15 +47,15 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
     for number, panel in enumerate(chart.panels):
         left, bottom = number % columns * wide + _LEFT, (rows - 1 - number // columns) * high + _BELOW
         twins = {f"share{a}": drawn[0] if drawn and chart.shares(a) else None for a in _XY}
-        axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - _ABOVE, **twins)
+        axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - above, **twins)
         drawn.append(axes)
         _draw_panel(axes, chart, panel, names)
         title = shorten(one_line(panel.title), int((wide - _LEFT - _RIGHT) / LETTER))
         axes.set_title(title, fontsize=10, color=FOREGROUND, loc="left", pad=5)
         _collect_tips(axes, chart, panel, number, tips)
     for axes, panel in zip(drawn, chart.panels, strict=True):
-        for mark in panel.marks:  # last, when the ranges are known
-            _draw_mark(axes, mark)
+        for line, mark in enumerate(panel.marks):  # last, when the ranges are known
+            _name_mark(axes, mark, line)
     add_legend(figure, drawn)
     return figure, tips
 
@@ -126,14 +127,14 @@ def _drawn(value: float, axis: Axis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 
-def _draw_mark(axes: Axes, mark: Mark) -> None:
-    """The mark's name beside its line, on the side with more room."""
+def _name_mark(axes: Axes, mark: Mark, line: int) -> None:
+    """The mark's name beside its line, on the side with more room; of several marks each on a line of its own."""
     text, along_x = one_line(mark.name), mark.axis == "x"
     transform = axes.get_xaxis_transform() if along_x else axes.get_yaxis_transform()
     place = transform.transform((mark.at, 1) if along_x else (1, mark.at))
     late = axes.transAxes.inverted().transform(place)[0 if along_x else 1] > 0.6
     if along_x:
-        across, up, pad = ("right", "top", (-4, -2)) if late else ("left", "top", (4, -2))
+        across, up, pad = ("right", "top", (-4, -2 - 12 * line)) if late else ("left", "top", (4, -2 - 12 * line))
     else:
         across, up, pad = ("right", "top", (-2, -3)) if late else ("right", "bottom", (-2, 3))
     axes.annotate(

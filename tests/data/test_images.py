@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -453,6 +454,17 @@ def test_images_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = [b.feed["x"] for b in data.batches(2)]
     assert sorted(seen) == [f"{i}.png" for i in range(3, 8)]
     assert all(np.array_equal(a, b) for a, b in zip(values, again, strict=True))
+
+
+def test_a_copy_for_another_process_carries_no_pixels(tmp_path: Path) -> None:
+    made = folder(tmp_path, [f"{i}.png" for i in range(4)])
+    how = choose_preparation(ImageOptions(), spec(RGB))
+    pixels = keeping.Pixels("x", [tmp_path / name for name in made], how, (4, 4))
+    rows = pixels.rows(np.arange(4))
+    assert len(pixels.kept) == 4
+    copy = pickle.loads(pickle.dumps(pixels))
+    assert copy.kept == {}
+    assert np.array_equal(copy.rows(np.arange(4)), rows)
 
 
 def test_what_was_done_is_told(tmp_path: Path) -> None:

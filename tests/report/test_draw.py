@@ -82,6 +82,15 @@ def test_a_mark_is_within_the_range_and_named() -> None:
     assert {"the cut", "promise", "4", "3"} <= set(said)
 
 
+def test_names_of_marks_do_not_cover_each_other() -> None:
+    marks = [Mark("x", 0.5, "one of two"), Mark("x", 0.51, "the other")]
+    svg = draw(Chart("C", [Panel([Series("s", [0, 1], [0, 1])], marks=marks)], Axis("x"), Axis("y")))
+    heights = [
+        float(e.attrib["y"]) for e in ElementTree.fromstring(svg).iter("text") if e.text in {m.name for m in marks}
+    ]
+    assert abs(heights[0] - heights[1]) >= 9  # the size of the letters
+
+
 def test_ticks_are_short() -> None:
     said = texts(draw(Chart("C", [Panel([Series("s", [0, 1], [0, 2e6])])], Axis("x", "percent"), Axis("y", "count"))))
     assert {"0 %", "50 %", "100 %", "1.00 M"} <= set(said)

@@ -51,6 +51,10 @@ class Pixels:
     size: tuple[int, int]
     kept: dict[int, Array] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels: another process decodes its own."""
+        return self.__dict__ | {"kept": {}}
+
     def rows(self, index: Array) -> Array:
         """The inputs at `index`.
 
