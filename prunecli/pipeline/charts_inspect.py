@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prunecli.pipeline.distribution import Distribution
     from prunecli.pipeline.inspect import Inspection
 
-MOST = 48
+MOST = 30
 
 
 def share_bars(found: Inspection) -> Iterator[Section]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prunecli.pipeline.structured_plan import GroupRow
     from prunecli.pipeline.zeroed_spread import ZeroedSpread
 
-MOST = 48
+MOST = 30
 """More distributions than that are not drawn: the largest layers' are."""
 BINS = 24
 KEPT, ZEROED, REMOVED = "kept", "zeroed", "removed"
@@ -51,10 +51,12 @@ def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int])
     if not spreads:
         return
     x, y = Axis("|w|", log=True), Axis("weights", "count")
-    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, detail=True)
+    note = "The leftmost bar also holds what is smaller."
+    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note, detail=True)
     largest = sorted((name for name in spreads if name), key=lambda name: -sizes[name])[:MOST]
     panels = [_spread_panel(spreads[name], name) for name in spreads if name in largest]
-    note = "" if len(largest) == len(spreads) - 1 else f"The {len(largest)} largest of {len(spreads) - 1} weights."
+    if len(largest) < len(spreads) - 1:
+        note += f" The {len(largest)} largest of {len(spreads) - 1} weights."
     yield Chart("What was zeroed: |w| in each weight", panels, x, y, note, shared="x", detail=True)
 
 

@@ -41,11 +41,14 @@ def color(number: int) -> str:
 
 def label_axis(axis: Axis, text: AxisText) -> None:
     """Ticks written by the form, whole numbers where it counts things, and the title."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value, text.form)))
     if text.log:
-        axis.set_minor_formatter(NullFormatter())
+        low, high = axis.get_view_interval()
+        steps = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=steps, numticks=6))
+        axis.set_minor_locator(NullLocator())
     else:
         whole = text.form in ("count", "bytes")
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1))

@@ -25,7 +25,8 @@ tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight
 .n { text-align: right; } .graph { font-family: monospace; } .note { color: var(--dim); font-size: .9rem; }
 .good { color: var(--good); } .warning { color: var(--warning); }
 .chart { overflow-x: auto; } .chart svg { display: block; min-width: 56rem; max-width: 100%;
-  height: auto; } svg text { font-family: inherit; fill: currentColor; }
+  height: auto; } svg text { font-family: inherit; paint-order: stroke; stroke: var(--bg);
+  stroke-width: 3px; stroke-linejoin: round; }
 details { margin: .3rem 0; color: var(--dim); font-size: .9rem; } summary { cursor: pointer; }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
