@@ -117,7 +117,9 @@ def evaluate(
 
     wanted = EvaluateOptions(
         data=DataOptions.of(data, labels, label_column, limit, images),
-        train_data=DataOptions.of(train_data, None, label_column if train_data else None, limit, images),
+        train_data=DataOptions.of(
+            train_data, None, label_column if train_data else None, limit, images if train_data else None
+        ),
         asked=Asked(task.value, output_name),
         average=average.value,
         per_class=per_class,

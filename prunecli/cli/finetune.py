@@ -144,7 +144,7 @@ def finetune(
     wanted = FinetuneOptions(
         source,
         Setup(train, objective, tuple(freeze or ()), bn.value, execution.thread_count),
-        validation=DataOptions.of(val_data, None, label_column if val_data else None, None, images),
+        validation=None if val_data is None else source.like(val_data),
         val_split=val_split, teacher=None if teacher in (None, NONE) else Path(str(teacher)), reset_head=reset_head,
         checkpoint=checkpoint, resume=resume, log=log,
         execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,

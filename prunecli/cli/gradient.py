@@ -110,9 +110,12 @@ def gradient(
         recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, None, seed)
     elif any(v is not None for v in (sparsity, scope, criterion)) or pattern != "element" or include or exclude or also:
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
-    execution, source = Execution(provider or "cpu", threads), DataOptions.of(data, labels, label_column, limit, images)
+    execution, source = (
+        Execution(provider or "cpu", threads),
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data),
+    )
     retrain = training.retrain(
-        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     wanted = MagnitudeOptions(
         recipe=recipe,

@@ -122,8 +122,8 @@ def magnitude(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     execution = Execution(provider or "cpu", threads)
     retrain = training.retrain(
-        DataOptions.of(data, labels, label_column, limit, images), steps, execution, seed,
-        verify=not no_verify, external_data=external_data.value,
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data), steps, execution, seed,
+        images=images, verify=not no_verify, external_data=external_data.value,
     )  # fmt: skip
     if retrain is None and (data is not None or steps is not None):
         raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")

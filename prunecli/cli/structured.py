@@ -127,10 +127,10 @@ def structured(
     from prunecli.pipeline.structured import structured as run
     from prunecli.pipeline.subject import Execution
 
-    source = DataOptions.of(data, labels, label_column, limit, images)
+    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
     execution = Execution(provider or "cpu", threads)
     retrain = training.retrain(
-        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     wanted = options_for(
         {"ratio": ratio, "macs": macs, "params": params, "latency": latency},

@@ -14,6 +14,7 @@ from prunecli.cli.groups import option_group
 from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
+    from prunecli.data import ImageOptions
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import Retrain
     from prunecli.pipeline.subject import Execution
@@ -121,9 +122,16 @@ class Given:
     chosen: Mapping[str, Any]
 
     def retrain(
-        self, data: DataOptions | None, steps: int | None, execution: Execution, seed: int, **saving: Any
+        self,
+        data: DataOptions | None,
+        steps: int | None,
+        execution: Execution,
+        seed: int,
+        images: ImageOptions | None = None,
+        **saving: Any,
     ) -> Retrain | None:
-        """None without --finetune-epochs. `data` is the command's own; `saving`: fields of FinetuneOptions.
+        """None without --finetune-epochs. `data` is the command's own; `images`: what was asked of folders of images;
+        `saving`: fields of FinetuneOptions.
 
         Raises:
             PruneError: options of training without it, or training without data.
@@ -135,7 +143,7 @@ class Given:
 
         from prunecli.pipeline.gradual import Retrain
 
-        source = data if self.train_data is None else self._source(data)
+        source = data if self.train_data is None else self._source(data, images)
         if source is None:
             raise PruneError("--finetune-epochs needs data", "give --data or --train-data")
         named = None if self.teacher in (None, NONE) else self.teacher
@@ -148,10 +156,12 @@ class Given:
             made = replace(made, options=replace(made.options, validation=source.like(held.text)))
         return made
 
-    def _source(self, data: DataOptions | None) -> DataOptions:
+    def _source(self, data: DataOptions | None, images: ImageOptions | None) -> DataOptions:
+        from prunecli.data import ImageOptions
         from prunecli.pipeline.evaluate import DataOptions
 
-        return DataOptions(str(self.train_data)) if data is None else data.like(str(self.train_data))
+        first = data or DataOptions("", images=images or ImageOptions())
+        return first.like(str(self.train_data))
 
     def _check_unused(self) -> None:
         names = {"rate": "lr", "validation": "val-data", "batch_size": "train-batch-size"}

@@ -47,8 +47,9 @@ class DataOptions:
         label_column: str | None,
         limit: int | None,
         images: ImageOptions | None = None,
+        other: str | None = None,
     ) -> DataOptions | None:
-        """From the command line; None without --data.
+        """From the command line; None without --data. `other`: data that options of images may be for instead.
 
         Raises:
             PruneError: labels or options of images without data.
@@ -57,6 +58,8 @@ class DataOptions:
             return cls(text, labels, label_column, limit, images or ImageOptions())
         if labels is not None or label_column is not None:
             raise PruneError("labels were given without data", "add --data")
+        if images is not None and images.given and other is None:
+            raise PruneError(f"{images.given[0]} was given without data", "add --data with a folder of images")
         return None
 
     def like(self, text: str) -> DataOptions:

@@ -108,6 +108,26 @@ def test_commands_read_images(command: tuple[str, ...], digits: Path, tmp_path: 
     assert "images of 9x9 do not fit" in wrong.err
 
 
+def test_options_of_images_without_any_are_refused(prune: Prune) -> None:
+    done = prune("evaluate", CNN, "--mean", "1")
+    assert done.code == 2
+    assert "--mean was given without data" in done.err
+
+
+def test_training_and_validation_images_are_prepared_alike(digits: Path, tmp_path: Path, prune: Prune) -> None:
+    for place, last in (("train", "1"), ("val", "2")):
+        for number in range(10):
+            (tmp_path / place / str(number)).mkdir(parents=True)
+            for file in (f for f in sorted((digits / str(number)).iterdir()) if f.stem.endswith(last)):
+                (tmp_path / place / str(number) / file.name).symlink_to(file)
+    done = prune("magnitude", CNN, "--sparsity", "0.5", "--finetune-epochs", "1", "--train-data", tmp_path / "train",
+                 "--val-data", tmp_path / "val", "--scale", "1/240", "-o", tmp_path / "out.onnx", "--format", "json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["training"]["validation_samples"] == len(list((tmp_path / "val").glob("*/*.png")))
+    assert done.json["training"]["score"]["after"] > 0.5  # a hundred images, one epoch; chance is 0.1
+    assert done.json["training"]["recipe"]["images"] == {"scale": 1 / 240}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [(("--mean", "x"), "--mean 'x' is not a number"), (("--preset", "resnet"), "--preset 'resnet' is unknown")],
