@@ -88,6 +88,7 @@ def test_options_of_every_command_with_data() -> None:
 
 COMMANDS_WITH_IMAGES = [
     ("gradient", "--sparsity", "0.5", "--criterion", "taylor", "--limit", "32"),
+    ("oneshot", "--sparsity", "0.5", "--limit", "32"),
     ("structured", "--ratio", "0.2", "--criterion", "taylor", "--limit", "32"),
     ("finetune", "--epochs", "1", "--limit", "64"),
     ("magnitude", "--sparsity", "0.5", "--finetune-epochs", "1", "--limit", "64"),

@@ -41,6 +41,10 @@ REPORTS: dict[str, tuple[tuple[Any, ...], set[str]]] = {
         (CNN, "--sparsity", "0.5", "--data", TEST, "--limit", "32", "--dry-run"),
         {"What remains of the original", "Parameters by layer", "What was zeroed: |w| over all weights", "What was zeroed: |w| in each weight"},
     ),
+    "oneshot": (
+        (CNN, "--sparsity", "0.5", "--data", TEST, "--limit", "32", "--dry-run"),
+        {"What remains of the original", "Parameters by layer", "What was zeroed: |w| over all weights", "What was zeroed: |w| in each weight"},
+    ),
     "structured": (
         (CNN, "--ratio", "0.3", "--steps", "2", "--finetune-epochs", "2", "--data", TRAIN, "-o", "{folder}/cut.onnx"),
         {"What remains of the original", "Parameters by layer", "Units by coupled group", "Scores of units, by group", "Training curves"},
@@ -95,7 +99,7 @@ def check(
             assert svg["drawn"] > 0 or svg["title"] not in charts, svg
 
 
-LIKE_OTHERS = {"gradient", "finetune", "compare"}
+LIKE_OTHERS = {"gradient", "oneshot", "finetune", "compare"}
 """Their sections are those of other commands."""
 
 
