@@ -47,6 +47,8 @@ OWNERS = {
     "rich": {"cli", "report"},
     "onnxruntime": {"runtime"},
     "sklearn": {"evaluate"},
+    "matplotlib": {"report"},
+    "PIL": {"data"},
 }
 # modules that `prune --help` loads: nothing from outside the standard library but Typer at import time
 LIGHT = ("cli/", "recipe/", "report/", "types.py", "errors.py", "quantity.py", "__init__.py", "__main__.py")

@@ -149,7 +149,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="D",
-        help=".npz, .npy, .csv, a folder of test_data_set_*, or module.py:function",
+        help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function",
         rich_help_panel=DATA,
     ),
 ]

@@ -78,6 +78,11 @@ def check_report_path(path: Path | None) -> None:
         raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
 
 
+def draws(report_path: Path | None) -> bool:
+    """Whether a report will show charts, so that what they need is to be measured."""
+    return report_path is not None and report_path.suffix.lower() in (".md", ".html")
+
+
 def to_json_text(result: Result) -> str:
     """The contract JSON: numbers stay numbers (numpy's too), NaN and infinity become null."""
     return json.dumps(plain(result.to_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
