@@ -1,7 +1,7 @@
 """Accuracy after one-shot pruning on at most 512 unlabelled samples, no training; beside onnxsim's, in the same run.
 
-The accuracy is of the test data; "zeros" is measured on the saved file, over the weights that our command prunes. Seconds
-are of the whole command, proof included (of the peer: of its function alone).
+The accuracy is of the test data; "zeros" is measured on the saved file, over the weights that our command prunes.
+Seconds are of the whole command, proof included (of the peer: of its function alone).
 """
 
 from __future__ import annotations

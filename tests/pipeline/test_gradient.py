@@ -221,9 +221,10 @@ def accuracy(path: Path, test: Path) -> float:
 
 @pytest.mark.parametrize("name", BY_EVIDENCE)
 def test_criteria_of_other_evidence_name_their_command(name: str, tmp_path: Path) -> None:
+    model, samples = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-calib.npz"
     with pytest.raises(PruneError) as refused:
-        prunecli.gradient(DIGITS, data=CALIB, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
+        prunecli.gradient(model, data=samples, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
     assert f"oneshot --method {name}" in str(refused.value.hint)
     with pytest.raises(PruneError) as refused:
-        prunecli.magnitude(DIGITS, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
+        prunecli.magnitude(model, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
     assert f"oneshot --method {name}" in str(refused.value.hint)
