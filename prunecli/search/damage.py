@@ -190,7 +190,8 @@ class _Trial:
         held.need(v.name or "" for v in reads(node) if v.producer() is not None)
         held.release()
         damage = [0.0] + [self._damage(held, base, found, k) for k in counts]
-        measured = np.interp(np.arange(most + 1), [0, *counts], np.maximum.accumulate(damage))
+        along = found.errors + np.arange(most + 1) * max(float(found.errors[-1]), _TINY) * 1e-6
+        measured = np.interp(along, along[[0, *counts]], np.maximum.accumulate(damage))
         order, rest = found.order[:most], sorted(set(range(count)) - set(found.order[:most]))
         padded = np.concatenate([measured, np.full(len(rest) - 1, measured[-1] + 1)])
         return Curve(order + rest[:-1], padded)
