@@ -90,7 +90,7 @@ class Walk:
         self._done.update(nodes)
         for name in {n for node in nodes for n in self._reads[node]}:
             self._pending[name] -= sum(name in self._reads[node] for node in nodes)
-            if name not in wanted:
+            if name not in names:
                 self._let_go(name)
 
     def _let_go(self, name: str) -> None:
@@ -117,6 +117,22 @@ class Walk:
     def finish(self) -> None:
         """Reach the model's outputs."""
         self.reach(sorted(self._pinned))
+
+    def probe(self, names: Sequence[str], changed: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
+        """Values per batch, computed from those held with other contents of some initializers; nothing is remembered.
+
+        Raises:
+            PruneError: a node that is needed has run already, or onnxruntime fails.
+        """
+        nodes = self._needed(names)
+        inside = set(nodes)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
+        asked = [name for name in dict.fromkeys(names) if name not in self._known]
+        session = self._open(self._piece(inside, list(read), asked, changed)) if asked else None
+        for batch in range(self.batches):
+            feed = {name: np.asarray(self.read(name, batch)) for name in read}
+            found = session.run(feed, asked) if session is not None else {}
+            yield {name: found[name] if name in found else self.read(name, batch) for name in names}
 
     def close(self) -> None:
         """Let go of everything."""
@@ -155,18 +171,22 @@ class Walk:
                 self._store.put((id(self), name, batch), value)
         self._known.update(kept)
 
-    def _piece(self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    def _piece(
+        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str],
+        changed: Mapping[str, Array] | None = None,
+    ) -> bytes:  # fmt: skip
         """A model of these nodes alone, serialised."""
         initializers = self._model.graph.initializers
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:
             if node in nodes:
                 graph.node.append(ir.to_proto(node))
-        for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in self._reads[node]):
+        for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in _reads(node)):  # as they are now
             if name in initializers and name not in inputs:
                 tensor = initializers[name].const_value
                 assert tensor is not None
-                proto = ir.to_proto(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
+                array = tensor.numpy() if changed is None or name not in changed else changed[name]
+                proto = ir.to_proto(ir.Tensor(array, dtype=tensor.dtype, name=name))
                 graph.initializer.append(proto)
         graph.input.extend(self._typed(name) for name in inputs)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)

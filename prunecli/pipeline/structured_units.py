@@ -72,25 +72,23 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 
 def _damage(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
     """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
+    from prunecli.pipeline.recovery import calibration
     from prunecli.search.damage import Source, curves
 
     assert options.data is not None
-    data = options.data.open(input_specs(subject.file.ir))
-    held = min(len(data) // 4, MOST_HELD) or len(data)
-    order = np.random.default_rng(options.seed).permutation(len(data))
-    rest, few = np.sort(order[held:]) if held < len(data) else order, np.sort(order[:held])
-    fit, judge = ([b.feed for b in data.select(rows).batches(options.batch_size)] for rows in (rest, few))
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    data, _ = calibration(options.data.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
+    fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = subject.units.groups
     most = [min(g.count - 1, int(np.floor(options.max_ratio * g.count + 1e-9))) for g in groups]
     usable = [n for n, m in enumerate(most) if m > 0]
-    source = Source(subject.work, subject.units, fit, judge, start, progress)
+    source = Source(subject.work, subject.units, fit, judge, data.start, progress=progress)
     found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
     evidence = Evidence(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
     return lambda _: evidence
 
 
-MOST_HELD = 128
+HELD_SHARE = 4
+MOST_HELD = 96
 """Samples on which the damage is measured, some hundred runs of the model on each."""
 
 _MEASURES: dict[str, Callable[[Cuttable, StructuredOptions, Progress], Measure]] = {

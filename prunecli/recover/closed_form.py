@@ -6,7 +6,7 @@ really receives, towards what the original has at the positions that are left, e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,40 +14,43 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.evidence.pieces import OpenSession, Pieces
-from prunecli.recover.fits import Sums, choose
-from prunecli.recover.sites import Site, find_sites
+from prunecli.evidence.grams import Equations, Picker
+from prunecli.evidence.sites import Site, find_sites, logits
+from prunecli.evidence.store import LIMIT, Store
+from prunecli.evidence.walk import Opener, Walk
+from prunecli.recover.fits import FORMERS, Fit, choose
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
-METHODS = ("none", "bias", "bn", "lstsq", "auto")
-CHUNK = 1 << 24
-"""Elements of X that are laid out at a time."""
+METHODS = ("none", *FORMERS, "auto")
 WIDEST = 8192
-"""Inputs of one output; beyond that the Gram matrix would take more than half a gigabyte."""
+"""Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
 SAME = 1e-4
-"""Of the largest element: inputs no further apart than rounding are those of the original."""
+"""Of the largest element: values no further apart, as rounding leaves them, are those of the original."""
+_TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches of feeds: the first `fitted` are for fitting, the others judge."""
+    """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `memory`: bytes of activations
+    held in memory, beyond which they lie on disk."""
 
     feeds: Sequence[Mapping[str, Array]]
     fitted: int
-    start: OpenSession = Session.open
+    start: Opener = Session.open
+    memory: int = LIMIT
 
     @property
-    def held(self) -> int:
-        return len(self.feeds) - self.fitted
+    def held(self) -> bool:
+        return self.fitted < len(self.feeds)
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What was done to one layer. Errors are of its aim, on held-out data if there are any: sum of squared
-    differences over that of the aim from its mean."""
+    """What was done to one layer. Errors: squared differences from its aim over the spread of the aim, on held-out data
+    if there are any."""
 
     name: str
     weight: str
@@ -59,7 +62,7 @@ class LayerFit:
 
 @dataclass
 class Refit:
-    """`layers` that were fitted; `left`, those that need it and were not, with the reason."""
+    """`layers` that were visited; `left`, those that could not be fitted, with the reason."""
 
     layers: list[LayerFit] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
@@ -69,158 +72,148 @@ def refit(
     original: ir.Model, cut: ir.Model, removed: Positions, data: Calibration, method: str = "auto",
     progress: Progress = no_progress,
 ) -> Refit:  # fmt: skip
-    """Fit the layers of `cut`, in place.
+    """Fit the layers of `cut`, in place. Layers whose inputs are the original's are left as they are.
 
     Args:
-        original: the prepared model.
+        original: in working form.
         cut: a copy of it without the positions `removed` (of every value, by its name).
-        method: see `prunecli.recover.fits`; `auto` lets held-out data choose layer by layer.
+        method: see `prunecli.recover.fits`; `auto`: held-out data choose, layer by layer.
     Raises:
         PruneError: an unknown method, or onnxruntime cannot run a piece of the model.
     """
     if method not in METHODS:
         raise PruneError(f"--recover {method!r} is unknown", f"choose from {', '.join(METHODS)}")
-    out, sites = Refit(), find_sites(cut)
+    sites, out = find_sites(cut), Refit()
     if method == "none":
         return out
-    pair = _Pair(Pieces(original, data.feeds, data.start), Pieces(cut, data.feeds, data.start), removed, data.fitted)
-    for site in progress(sites.found, "refitting", len(sites.found)):
-        _visit(site, pair, method, out)
-        pair.release()
+    before = {site.output: site for site in find_sites(original).found}
+    with Store(data.memory) as store:
+        walks = [Walk(model, data.feeds, store, data.start) for model in (original, cut)]
+        pair = _Pair(walks[0], walks[1], removed, data, cut.graph)
+        for site in progress(sites.found, "refitting", len(sites.found)):
+            if site.output in before:
+                _visit(site, before[site.output], pair, method, out)
     out.left += sites.left
     return out
 
 
 @dataclass
 class _Pair:
-    original: Pieces
-    cut: Pieces
+    original: Walk
+    cut: Walk
     removed: Positions
-    fitted: int
+    data: Calibration
+    graph: ir.Graph
+
+    def reach(self, site: Site, before: Site) -> None:
+        self.original.reach([*_read(before), site.target])
+        self.cut.reach(_read(site))
+
+    def leave(self, site: Site, before: Site) -> None:
+        for name in (*_read(before), site.target):
+            self.original.release(name)
+        for name in _read(site):
+            self.cut.release(name)
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original without the removed positions."""
-        array = self.original.get(name)[batch]
+        array = self.original.read(name, batch)
         for axis, gone in self.removed.get(name, {}).items():
             if len(gone) and gone[-1] >= array.shape[axis]:
                 raise _UnlikeError
             array = np.delete(array, gone, axis)
         return array
 
-    def is_same(self, name: str) -> bool:
-        """Whether a value of the cut model is, to rounding, what the original has."""
-        kept, now = self.kept(name, 0), self.cut.get(name)[0]
+    def is_same(self, site: Site, before: Site) -> bool:
+        """Whether what the layer reads, and what is added to it, is to rounding what the original has."""
+        pairs = list(zip(_read(before), _read(site), strict=False))
+        return len(_read(before)) == len(_read(site)) and all(self._are_same(a, b) for a, b in pairs)
+
+    def _are_same(self, name: str, now_name: str) -> bool:
+        kept, now = self.kept(name, 0).astype(np.float64), self.cut.read(now_name, 0)
         if kept.shape != now.shape:
             return False
-        wide = np.abs(kept.astype(np.float64)).max(initial=0.0)
-        return bool(np.abs(kept.astype(np.float64) - now).max(initial=0.0) <= SAME * wide)
+        return bool(np.abs(kept - now).max(initial=0.0) <= SAME * np.abs(kept).max(initial=0.0))
 
-    def release(self) -> None:
-        self.original.release()
-        self.cut.release()
+
+def _read(site: Site) -> list[str]:
+    return [site.found.data, *([site.carried] if site.carried is not None else [])]
 
 
 class _UnlikeError(Exception):
     """The two models' values do not correspond, position by position."""
 
 
-def _visit(site: Site, pair: _Pair, method: str, out: Refit) -> None:
-    """Fit one layer, unless nothing before it changed."""
+def _visit(site: Site, before: Site, pair: _Pair, method: str, out: Refit) -> None:
+    """Fit one layer, unless it lost no inputs and nothing before it changed."""
+    pair.reach(site, before)
     try:
-        carried_same = site.carried is None or pair.is_same(site.carried)
-        if carried_same and not _reads_less(site, pair) and pair.is_same(site.data):
+        if before.shape[3] == site.shape[3] and pair.is_same(site, before):
             return
-        sums = _sums(site, pair)
+        if site.shape[2] * site.shape[3] > WIDEST:
+            out.left.append(Skipped(site.weight.name, f"it has more than {WIDEST} inputs"))
+            return
+        fitted, held = _equations(site, pair)
     except _UnlikeError:
-        out.left.append(Skipped(site.name, "its values do not correspond to the original's"))
+        out.left.append(Skipped(site.weight.name, "its values do not correspond to the original's one by one"))
         return
-    fitted, held = sums
-    if not fitted.finite():
-        out.left.append(Skipped(site.name, "what it reads or should yield is not finite"))
+    finally:
+        pair.leave(site, before)
+    if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
+        out.left.append(Skipped(site.weight.name, "what it reads or should yield is not finite"))
         return
-    present = _present(site)
-    fit, after, before = choose(method, fitted, held, present, site.offset is not None)
-    scale = max((held or fitted).spread(), np.finfo(float).tiny)
-    out.layers.append(LayerFit(site.name, site.weight, fit.method, fit.ridge, before / scale, after / scale))
+    present = Fit("none", site.matrices(), site.constant())
+    fit, after, error = choose(method, fitted, held, present, site.offset is not None)
+    judge = fitted if held is None else held
+    spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
+    scale = max(spread, _TINY)
+    out.layers.append(LayerFit(site.name, site.weight.name, fit.method, fit.ridge, error / scale, after / scale))
     if fit.method != "none":
-        _apply(site, fit.matrix, pair.cut.model.graph)
+        site.put(pair.graph, fit.weights, fit.constant)
 
 
-def _reads_less(site: Site, pair: _Pair) -> bool:
-    """Whether the layer lost inputs; one whose groups went with their outputs did not."""
-    node = next(n for n in pair.original.model.graph if n.outputs[0].name == site.layer.node.outputs[0].name)
-    value = node.inputs[site.layer.weight]
-    assert value is not None and value.const_value is not None
-    from prunecli.evidence.design import linear
-
-    before = linear(node)
-    return before is None or before.layout.canonical_shape[3] != _weight_layout(site)[3]
-
-
-def _weight_layout(site: Site) -> tuple[int, int, int, int]:
-    return site.layer.layout.canonical_shape
-
-
-def _sums(site: Site, pair: _Pair) -> tuple[Sums, Sums | None]:
-    groups, rows, taps, cols = _weight_layout(site)
-    if taps * cols > WIDEST:
-        raise _UnlikeError
-    scale, shift = site.affine(groups * rows)
-    usable = np.abs(scale) > 1e-6 * max(np.abs(scale).max(initial=0.0), np.finfo(float).tiny)
-    fitted, held = (Sums.zeros(groups, taps * cols, rows) for _ in range(2))
-    for batch, data in enumerate(pair.cut.get(site.data)):
-        aim = pair.kept(site.target, batch).astype(np.float32)
+def _equations(site: Site, pair: _Pair) -> tuple[Equations, Equations | None]:
+    """Sums over the fitting data, and over the held-out data if there are any."""
+    batch, rows, taps, cols = site.shape
+    scale, shift = site.affine()
+    scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
+    count = len(pair.data.feeds)
+    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
+    pickers = [Picker(max(n, 1), taps * cols) for n in (pair.data.fitted, count - pair.data.fitted)]
+    for number in range(count):
+        aim = pair.kept(site.target, number).astype(np.float32)
         if site.carried is not None:
-            aim = aim - pair.cut.get(site.carried)[batch]
-        for part, y in _chunks(site, data, aim, groups):
-            x = site.layer.x(part)
-            wanted = ((site.layer.y(y, groups) - _by_group(shift, groups)) / _by_group(np.where(usable, scale, 1), groups))
-            (fitted if batch < pair.fitted else held).add(x, wanted.astype(np.float32))
-    return fitted, held if held.count else None
+            aim = aim - pair.cut.read(site.carried, number)
+        side, data = int(number >= pair.data.fitted), pair.cut.read(site.found.data, number)
+        for places in pickers[side].pick(site.found.positions(aim.shape)):
+            wanted = (site.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+            sides[side].add(site.found.columns(data, aim.shape, places), wanted.astype(np.float32))
+    return sides[0], sides[1] if pair.data.held else None
 
 
-def _by_group(vector: Array, groups: int) -> Array:
-    return vector.reshape(groups, 1, -1)
+def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
+    """Per model sum (y' - y)^2 / sum (y - mean y)^2 on the batches that judge, or all if none do; y the outputs (what a
+    final Softmax reads), the mean over outputs.
+
+    Raises:
+        PruneError: onnxruntime cannot run a model.
+    """
+    feeds = data.feeds[data.fitted :] if data.held else data.feeds
+    names = logits(original.graph.outputs)
+    found = []
+    for model in (original, *others):
+        with Store(data.memory) as store:
+            walk = Walk(model, feeds, store, data.start)
+            runs = list(walk.probe(names, {}))
+            found.append([_flat(run[name] for run in runs) for name in names])
+    return [_ratio(found[0], outputs) for outputs in found[1:]]
 
 
-def _chunks(site: Site, data: Array, aim: Array, groups: int) -> Iterator[tuple[Array, Array]]:
-    """Some samples at a time, so that X stays small."""
-    if data.ndim < 2 or len(data) != len(aim) or site.layer.node.op_type not in ("Conv", "ConvTranspose"):
-        yield data, aim
-        return
-    _, _, taps, cols = _weight_layout(site)
-    each = max(int(np.prod(aim.shape[2:])) * taps * cols * groups, 1)
-    step = max(CHUNK // each, 1)
-    for start in range(0, len(data), step):
-        yield data[start : start + step], aim[start : start + step]
+def _flat(parts: Iterable[Array]) -> Array:
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
 
-def _present(site: Site) -> Array:
-    value = site.layer.node.inputs[site.layer.weight]
-    assert value is not None and value.const_value is not None
-    matrix = site.layer.matrix(value.const_value.numpy())
-    groups, _, rows = matrix.shape
-    offset = np.zeros(groups * rows) if site.offset is None else site.offset.read(groups * rows)
-    return np.concatenate([matrix, offset.reshape(groups, 1, rows)], axis=1)
-
-
-def _apply(site: Site, matrix: Array, graph: ir.Graph) -> None:
-    value = site.layer.node.inputs[site.layer.weight]
-    assert value is not None and value.const_value is not None
-    tensor = value.const_value
-    stored = site.layer.stored(matrix[:, :-1], tuple(tensor.shape.numpy())).astype(tensor.dtype.numpy())
-    value.const_value = ir.Tensor(np.ascontiguousarray(stored), dtype=tensor.dtype, name=value.name)
-    if site.offset is not None:
-        site.offset.write(graph, matrix[:, -1].reshape(-1), tensor, f"{site.weight}.bias")
-
-
-def output_error(original: Pieces, other: Pieces, names: Sequence[str], first: int = 0) -> float:
-    """sum (y' - y)^2 / sum y^2 over the outputs of all batches from `first` on; the mean of the outputs' ratios."""
-    ratios = []
-    for name in names:
-        wrong = size = 0.0
-        for a, b in list(zip(original.get(name), other.get(name), strict=True))[first:]:
-            wrong += float(np.square(np.asarray(a, np.float64) - b).sum())
-            size += float(np.square(np.asarray(a, np.float64)).sum())
-        ratios.append(wrong / max(size, np.finfo(float).tiny))
+def _ratio(reference: Sequence[Array], outputs: Sequence[Array]) -> float:
+    ratios = [np.square(b - a).sum() / max(np.square(a - a.mean()).sum(), _TINY)
+              for a, b in zip(reference, outputs, strict=True)]  # fmt: skip
     return float(np.mean(ratios)) if ratios else 0.0

@@ -6,8 +6,8 @@ others errs by
 
     sum over outputs of b_u^T ([G^-1]_uu)^-1 b_u
 
-more, b_u the unit's rows of the present B and [G^-1] the inverse over the inputs that are left. After each removal B and
-G^-1 are brought up to date, so of two equal inputs one goes for nothing and the other then counts for both.
+more, b_u the unit's rows of the present B and [G^-1] the inverse over the inputs that are left. After each removal
+B and G^-1 are brought up to date, so of two equal inputs one goes for nothing and the other then counts for both.
 """
 
 from __future__ import annotations
