@@ -8,6 +8,7 @@ runs every node once, however many values are asked for on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Walk:
         return count
 
     def reach(self, names: Sequence[str]) -> None:
-        """Run as far as these values need. They stay until every node that reads them has run, or `release`.
+        """Run as far as these values need. They stay held until `release`, whoever reads them.
 
         Raises:
             PruneError: a value is unknown or no longer held, or onnxruntime fails.
@@ -91,11 +92,7 @@ class Walk:
         for name in {n for node in nodes for n in self._reads[node]}:
             self._pending[name] -= sum(name in self._reads[node] for node in nodes)
             if name not in names:
-                self._let_go(name)
-
-    def _let_go(self, name: str) -> None:
-        if name in self._known and not self._pending.get(name) and name not in self._pinned:
-            self.release(name)
+                self.release(name)
 
     def release(self, name: str) -> None:
         """Forget a value that no node that is still to run reads; of others, nothing."""
@@ -118,37 +115,22 @@ class Walk:
         """Reach the model's outputs."""
         self.reach(sorted(self._pinned))
 
-    def probe(self, names: Sequence[str], changed: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
-        """Values per batch, computed from those held with other contents of some initializers; nothing is remembered.
-
-        Raises:
-            PruneError: a node that is needed has run already, or onnxruntime fails.
-        """
-        nodes = self._needed(names)
-        inside = set(nodes)
-        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
-        asked = [name for name in dict.fromkeys(names) if name not in self._known]
-        session = self._open(self._piece(inside, list(read), asked, changed)) if asked else None
-        for batch in range(self.batches):
-            feed = {name: np.asarray(self.read(name, batch)) for name in read}
-            found = session.run(feed, asked) if session is not None else {}
-            yield {name: found[name] if name in found else self.read(name, batch) for name in names}
-
     def close(self) -> None:
         """Let go of everything."""
         self._pending, self._pinned = {}, set()
         for name in list(self._known):
             self.release(name)
 
-    def _needed(self, names: Sequence[str]) -> list[ir.Node]:
+    def _needed(self, names: Sequence[str], hidden: AbstractSet[str] = frozenset()) -> list[ir.Node]:
+        """Nodes to run for these values; `hidden` are held, but as if they were not."""
         found: set[ir.Node] = set()
         stack = list(names)
         while stack:
             name = stack.pop()
-            if name in self._known or name in self._model.graph.initializers:
+            if name in self._model.graph.initializers or (name in self._known and name not in hidden):
                 continue
             node = self._producer.get(name)
-            if node is None or node in self._done:
+            if node is None or (node in self._done and name not in hidden):
                 raise PruneError(f"internal: the value {name!r} is not held", "please report this")
             if node not in found:
                 found.add(node)
@@ -172,10 +154,11 @@ class Walk:
         self._known.update(kept)
 
     def _piece(
-        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str],
-        changed: Mapping[str, Array] | None = None,
+        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str], changed: str | None = None,
+        contents: Mapping[str, Array] | None = None,
     ) -> bytes:  # fmt: skip
-        """A model of these nodes alone, serialised."""
+        """A model of these nodes alone, serialised; the initializer `changed` becomes an input, those in `contents` hold
+        something else."""
         initializers = self._model.graph.initializers
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:
@@ -185,7 +168,11 @@ class Walk:
             if name in initializers and name not in inputs:
                 tensor = initializers[name].const_value
                 assert tensor is not None
-                array = tensor.numpy() if changed is None or name not in changed else changed[name]
+                if name == changed:
+                    typed = onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy())
+                    graph.input.append(typed)
+                    continue
+                array = tensor.numpy() if contents is None or name not in contents else contents[name]
                 proto = ir.to_proto(ir.Tensor(array, dtype=tensor.dtype, name=name))
                 graph.initializer.append(proto)
         graph.input.extend(self._typed(name) for name in inputs)
@@ -197,6 +184,40 @@ class Walk:
             return bytes(model.SerializeToString())
         except Exception as error:  # protobuf raises its own kinds, by implementation
             raise PruneError("a layer is over 2 GB", "leave it out with --exclude") from error
+
+    def ahead(self, names: Sequence[str], contents: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
+        """Values on every batch, computed from those held with other contents of some initializers, which only nodes
+        that are still to run read; the walk stays where it is.
+
+        Raises:
+            PruneError: a node that is needed has run already, or onnxruntime fails.
+        """
+        nodes = self._needed(names)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
+        asked = [name for name in dict.fromkeys(names) if name not in self._known]
+        session = self._open(self._piece(set(nodes), list(read), asked, contents=contents)) if asked else None
+        for batch in range(self.batches):
+            feed = {name: np.asarray(self.read(name, batch)) for name in read}
+            found = session.run(feed, asked) if session is not None else {}
+            yield {name: found[name] if name in found else self.read(name, batch) for name in names}
+
+    def probe(
+        self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0
+    ) -> list[dict[str, Any]]:
+        """What the values `outputs`, none of them held, would be on one batch with each of `variants` in place of the
+        initializer `changed`. What is still to run is run, and the nodes that read `changed` once more if what they
+        read is held; the walk stays where it is."""
+        again = {node for node in self._done if changed in self._reads[node] and self._held(node)}
+        hidden = {v.name or "" for node in again for v in node.outputs}
+        nodes = self._needed(outputs, hidden)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden)
+        session = self._open(self._piece(set(nodes), list(read), outputs, changed))
+        feed = {name: np.asarray(self.read(name, batch)) for name in read}
+        return [session.run({**feed, changed: variant}, outputs) for variant in variants]
+
+    def _held(self, node: ir.Node) -> bool:
+        initializers = self._model.graph.initializers
+        return all(name in self._known or name in initializers for name in self._reads[node])
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         value = self.read(name, 0)

@@ -14,7 +14,7 @@ from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.structured_subject import Cuttable
-from prunecli.recover.closed_form import METHODS, Calibration, LayerFit, output_error, refit
+from prunecli.recover.refit import METHODS, Calibration, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
 from prunecli.types import Json, Progress, Skipped

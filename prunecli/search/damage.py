@@ -126,7 +126,7 @@ def _is_free(site: Site) -> bool:
 
 def _outputs(walk: Walk, names: Sequence[str], changed: Mapping[str, Array] | None = None) -> list[Array]:
     """Each output over all batches, float64."""
-    found = list(walk.probe(names, changed or {}))
+    found = list(walk.ahead(names, changed or {}))
     return [np.concatenate([np.asarray(one[name], np.float64).reshape(-1) for one in found]) for name in names]
 
 

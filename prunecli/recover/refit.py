@@ -204,7 +204,7 @@ def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibrati
     for model in (original, *others):
         with Store(data.memory) as store:
             walk = Walk(model, feeds, store, data.start)
-            runs = list(walk.probe(names, {}))
+            runs = list(walk.ahead(names, {}))
             found.append([_flat(run[name] for run in runs) for name in names])
     return [_ratio(found[0], outputs) for outputs in found[1:]]
 
