@@ -1,8 +1,8 @@
-"""Where a model can be refitted after a structural cut: its linear layers, what each should yield, and where a constant
-can be added.
+"""Where a model can be refitted after a structural cut: its linear layers, what each should yield, and where a
+constant can be added.
 
-What is aimed at lies as far behind the layer as everything on the way is affine per channel: a BatchNormalization, added
-constants, and the residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up for
+What is aimed at lies as far behind the layer as everything on the way is affine per channel: a BatchNormalization,
+added constants, and the residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up for
 what the other summand has lost.
 
     target = scale * (W X + offset) + shift + carried
@@ -10,7 +10,7 @@ what the other summand has lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,15 +286,3 @@ def _put(graph: ir.Graph, node: ir.Node, index: int, array: Array, dtype: ir.Dat
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, fresh)
-
-
-def logits(outputs: Sequence[ir.Value]) -> list[str]:
-    """The floating-point outputs; of a final Softmax or Sigmoid what it reads, which does not saturate."""
-    names = []
-    for value in outputs:
-        node = value.producer()
-        seen = node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid") and node.inputs[0] is not None
-        inner = node.inputs[0] if seen and node is not None else value
-        if value.dtype is None or value.dtype.is_floating_point():
-            names.append((inner.name if inner is not None else value.name) or "")
-    return list(dict.fromkeys(names))

@@ -157,8 +157,8 @@ class Walk:
         self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str], changed: str | None = None,
         contents: Mapping[str, Array] | None = None,
     ) -> bytes:  # fmt: skip
-        """A model of these nodes alone, serialised; the initializer `changed` becomes an input, those in `contents` hold
-        something else."""
+        """A model of these nodes alone, serialised; the initializer `changed` becomes an input, those in `contents`
+        hold something else."""
         initializers = self._model.graph.initializers
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:

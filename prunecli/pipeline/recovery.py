@@ -119,8 +119,8 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
         text = f"not recovered: no closed form lowers the error of the outputs ({found.error_before:.3g} on {judged})"
         return [Text(text, "warning"), *_left(found)]
     text = (
-        f"recovered without training ({found.method}, {found.samples} unlabelled samples): error of the outputs"
-        f" {found.error_before:.3g} before, {found.error_after:.3g} after, on {judged}; 0 is the original, 1 no relation"
+        f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
+        f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
     )
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
     columns = (Column("weight"), Column("fit"), Column("ridge", "number", drop=1), Column("error before", "number"),

@@ -6,7 +6,7 @@ really receives, towards what the original has at the positions that are left, e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.sites import Site, find_sites, logits
+from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
+from prunecli.evidence.sites import Site, find_sites
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
 from prunecli.recover.fits import FORMERS, Fit, choose
@@ -192,8 +193,8 @@ def _equations(site: Site, pair: _Pair) -> tuple[Equations, Equations | None]:
 
 
 def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
-    """Per model sum (y' - y)^2 / sum (y - mean y)^2 on the batches that judge, or all if none do; y the outputs (what a
-    final Softmax reads), the mean over outputs.
+    """`relative_error` per model on the batches that judge, or all if none do, of the outputs or what a final Softmax
+    reads.
 
     Raises:
         PruneError: onnxruntime cannot run a model.
@@ -203,17 +204,5 @@ def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibrati
     found = []
     for model in (original, *others):
         with Store(data.memory) as store:
-            walk = Walk(model, feeds, store, data.start)
-            runs = list(walk.ahead(names, {}))
-            found.append([_flat(run[name] for run in runs) for name in names])
-    return [_ratio(found[0], outputs) for outputs in found[1:]]
-
-
-def _flat(parts: Iterable[Array]) -> Array:
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
-
-
-def _ratio(reference: Sequence[Array], outputs: Sequence[Array]) -> float:
-    ratios = [np.square(b - a).sum() / max(np.square(a - a.mean()).sum(), _TINY)
-              for a, b in zip(reference, outputs, strict=True)]  # fmt: skip
-    return float(np.mean(ratios)) if ratios else 0.0
+            found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
+    return [relative_error(found[0], outputs) for outputs in found[1:]]

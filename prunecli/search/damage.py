@@ -18,7 +18,8 @@ import onnx_ir as ir
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.slices import WeightSlices
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.sites import Site, find_sites, logits, reads
+from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
+from prunecli.evidence.sites import Site, find_sites, reads
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
 from prunecli.runtime import Session
@@ -86,7 +87,7 @@ def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list
     with Store(source.memory) as store:
         _measure_inputs(source, wanted, store)
         held = Walk(source.model, source.held, store, source.start)
-        base = _outputs(Walk(source.model, source.held, store, source.start), source.outputs)
+        base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
         trials = [_Trial(source, group, slices, store) for group in groups]
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
         found: dict[int, Curve] = {}
@@ -122,12 +123,6 @@ def _is_free(site: Site) -> bool:
     """Whether there is a constant that a trial can change."""
     value = site.offset.value if site.offset is not None else None
     return value is not None and value.const_value is not None and len(value.uses()) == 1 and bool(value.name)
-
-
-def _outputs(walk: Walk, names: Sequence[str], changed: Mapping[str, Array] | None = None) -> list[Array]:
-    """Each output over all batches, float64."""
-    found = list(walk.ahead(names, changed or {}))
-    return [np.concatenate([np.asarray(one[name], np.float64).reshape(-1) for one in found]) for name in names]
 
 
 class _Trial:
@@ -182,14 +177,10 @@ class _Trial:
         return out
 
     def _damage(self, held: Walk, base: Sequence[Array], found: Elimination, gone: int) -> float:
-        """sum (y' - y)^2 / sum (y - mean y)^2, the mean over outputs."""
         mask = np.zeros(self.source.catalogue.count, bool)
         mask[self.group.first + np.array(found.order[:gone])] = True
         changed = self._zeroed(mask) | (self._refitted(found.snapshots[gone]) if found.snapshots else {})
-        now = _outputs(held, self.source.outputs, changed)
-        ratios = [np.square(a - b).sum() / max(np.square(b - b.mean()).sum(), _TINY)
-                  for a, b in zip(now, base, strict=True)]  # fmt: skip
-        return float(np.nan_to_num(np.mean(ratios), nan=1e6, posinf=1e6)) if ratios else 0.0
+        return relative_error(base, outputs_ahead(held, self.source.outputs, changed))
 
     def _zeroed(self, mask: Array) -> dict[str, Array]:
         """The group's weights with zeros where the units are."""
