@@ -2,8 +2,8 @@
 constant can be added.
 
 What is aimed at lies as far behind the layer as everything on the way is affine per channel: a BatchNormalization,
-added constants, and the residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up for
-what the other summand has lost.
+added constants, and the residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up
+for what the other summand has lost.
 
     target = scale * (W X + offset) + shift + carried
 """
