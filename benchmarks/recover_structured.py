@@ -78,8 +78,9 @@ def peers(python: str, subject: Subject, folder: Path) -> list[list[object]]:
     for importance in ("l2", "lamp", "taylor"):
         for recalibrated in (False, True):
             out = folder / "peer.onnx"
+            more = ["--recalibrate"] if recalibrated else []
             done = peer(python, "torch_pruning_resnet.py", subject.twin, HALF, importance, out, "--calib",
-                        subject.calibration, "--samples", SAMPLES, *(["--recalibrate"] if recalibrated else []))  # fmt: skip
+                        subject.calibration, "--samples", SAMPLES, *more)  # fmt: skip
             found = done if isinstance(done, str) else f"{accuracy(out, subject.test):.3f}"
             rows.append([subject.name, f"Torch-Pruning, {importance}", "BatchNorm" if recalibrated else "none", found])
             print(rows[-1], flush=True)

@@ -1,6 +1,7 @@
 """Run by the peers' Python: a CIFAR ResNet cut by Torch-Pruning to a share of its MACs, saved as ONNX.
 
-    python torch_pruning_resnet.py MODEL-bn.onnx MACS IMPORTANCE OUTPUT.onnx [--calib DATA.npz] [--local] [--recalibrate]
+    python torch_pruning_resnet.py MODEL-bn.onnx MACS IMPORTANCE OUTPUT.onnx [--calib DATA.npz] [--local]
+        [--recalibrate]
 
 The initializers of MODEL-bn.onnx are the state dict of the network built here. The pruning ratio that comes
 closest to the MACs is found by bisection, as Torch-Pruning takes ratios only. Prints one JSON object.

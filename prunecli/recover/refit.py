@@ -28,6 +28,8 @@ Positions = Mapping[str, Mapping[int, Array]]
 METHODS = ("none", *FORMERS, "auto")
 WIDEST = 8192
 """Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
+POSITIONS = 400
+"""Per input of a layer that are looked at: errors of many fits in a row add up."""
 SAME = 1e-4
 """Of the largest element: values no further apart, as rounding leaves them, are those of the original."""
 _TINY = float(np.finfo(float).tiny)
@@ -180,7 +182,7 @@ def _equations(site: Site, pair: _Pair) -> tuple[Equations, Equations | None]:
     scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
     count = len(pair.data.feeds)
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
-    pickers = [Picker(max(n, 1), taps * cols) for n in (pair.data.fitted, count - pair.data.fitted)]
+    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (pair.data.fitted, count - pair.data.fitted)]
     for number in range(count):
         aim = pair.kept(site.target, number).astype(np.float32)
         if site.carried is not None:

@@ -28,9 +28,11 @@ from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
 Feeds = Sequence[Mapping[str, Array]]
-SHARES = (0.2, 0.4, 0.55, 0.7, 0.8)
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Of a group's units: where the damage is measured, besides the most that may go. In between it follows the error of
 the elimination."""
+POSITIONS = 400
+"""Per input of a layer, of which its Gram matrix is made."""
 WIDEST = 6144
 """Inputs of a layer whose Gram matrix is inverted."""
 _TINY = float(np.finfo(float).tiny)
@@ -103,7 +105,7 @@ def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
     sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
     for site in source.progress(sites, "measuring inputs", len(sites)):
         batch, _, taps, cols = site.shape
-        sums, picker = Equations.empty(batch, 1, taps * cols), Picker(walk.batches, taps * cols)
+        sums, picker = Equations.empty(batch, 1, taps * cols), Picker(walk.batches, taps * cols, POSITIONS)
         walk.reach([site.found.data, site.output])
         for number in range(walk.batches):
             data, output = walk.read(site.found.data, number), walk.read(site.output, number)
