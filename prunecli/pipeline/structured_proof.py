@@ -51,11 +51,15 @@ class Inspector:
     layers: list[LayerRow] = field(default_factory=list)
 
     def __call__(self, staged: Path) -> None:
-        strict_check(self.subject.file.path, staged)
         if self.verify:
             start = partial(Session.open, provider=self.execution.provider, threads=self.execution.thread_count)
             proof = CutProof(self.subject.file.path, self.forced, self.trials, start, self.progress)
             self.verification = proof(staged)
+        self.measure(staged)
+
+    def measure(self, staged: Path) -> None:
+        """What is not the proof: the file is valid, and how large it is."""
+        strict_check(self.subject.file.path, staged)
         saved = load(staged)
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.shapes)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)
