@@ -28,6 +28,8 @@ COMMANDS = {
     "finetune": "train a pruned model, keeping its zeros and structure",
     "evaluate": "quality, size and latency, alone or against the original",
     "compare": "the outputs of two models on the same inputs",
+    "pack": "store sparse weights small, in a file that any onnxruntime opens",
+    "unpack": "store the weights of a packed file densely again",
 }
 
 

@@ -18,6 +18,7 @@ from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 T = TypeVar("T")
 
 OUTPUT, REPORT, SELECT, DATA, RUN = "Output", "Report", "Selection", "Data", "Execution"
+PACK = "Packing"
 
 
 class Format(StrEnum):
