@@ -97,6 +97,14 @@ NoVerify = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack",
+        help="store the zeros small, as `prune pack` does: any onnxruntime opens the file",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Plan = Annotated[
     Path | None,
     typer.Option("--plan", metavar="PATH", help="replay the decision kept in PATH", rich_help_panel=OUTPUT),

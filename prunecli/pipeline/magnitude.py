@@ -33,7 +33,9 @@ from prunecli.pipeline.gradual import (
 )
 from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.judge import ByValue, Judge, Judged
+from prunecli.pipeline.magnitude_pack import packed
 from prunecli.pipeline.magnitude_report import to_document, to_json
+from prunecli.pipeline.pack import Packing, PackResult
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.runtime import Session
@@ -46,7 +48,7 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values."""
+    after each of its steps. `judge`: decides in place of the weights' own values. `pack`: store the zeros small."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -63,6 +65,7 @@ class MagnitudeOptions:
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
     judge: Judge | None = None
+    pack: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class MagnitudeResult:
     training: Retrained | None = None
     seconds: float = 0.0
     command: str = "magnitude"
+    packed: PackResult | None = None
 
     @property
     def params(self) -> int:
@@ -137,6 +141,8 @@ def magnitude(
     start, options = time.perf_counter(), magnitude_options(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    if options.pack is not None:
+        return replace(packed(magnitude, path, target, options, progress), seconds=time.perf_counter() - start)
     if options.retrain is not None:
         return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
     job = _prepare(path, target, options, progress)

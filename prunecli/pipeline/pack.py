@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
 from prunecli.evaluate.loading import Load
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
-from prunecli.model.opsets import raised
+from prunecli.model.opsets import free_initializers, raised
 from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
-from prunecli.pipeline.pack_plan import How, Item, Row, Values, left, plan, write
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, left, plan, write
 from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
 from prunecli.pipeline.pack_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
@@ -27,6 +27,10 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 
 OPSET, OPSET_BFLOAT16 = 11, 13
 """The least that ScatterElements and CumSum need, and that they need for bfloat16."""
+
+
+class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with --pack take as an answer
+    """No tensor would become smaller by as much as was asked for."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     file, items = _planned(original, how, progress)
     chosen = [item for item in items if item.row.encoding != "dense"]
     if not chosen:
-        raise PruneError(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
+        raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
     before = totals(load(plain_path(original)), concrete_shapes(file, options.dims))
     proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
                   how.values, options.packing.max_error, progress)  # fmt: skip
@@ -165,6 +169,7 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
 
 def _planned(original: Model, how: How, progress: Progress) -> tuple[Model, list[Item]]:
     """The model, of a new enough opset, and what becomes of its tensors."""
+    free_initializers(original)
     items = plan(original, how, progress)
     if how.coo or all(item.encoded is None for item in items):
         return original, items
@@ -175,6 +180,9 @@ def _planned(original: Model, how: How, progress: Progress) -> tuple[Model, list
 
 
 def _hint(items: Sequence[Item]) -> str:
+    told = [f"{item.row.name}: {item.row.reason}" for item in items if item.row.reason not in ("small", FEW)]
+    if told:
+        return told[0] + (f" (and {len(told) - 1} more)" if len(told) > 1 else "")
     zeros = sum(item.row.size - item.row.nonzero for item in items)
     size = sum(item.row.size for item in items) or 1
     return f"{zeros / size:.1%} of its weights are zero; `prune magnitude` makes zeros, --min-saving lowers the bar"
@@ -236,3 +244,22 @@ def unpack(
     return PackResult("unpack", file.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
                       zstd, rows, [], proof.verification, proof.loads, None, file.notes, options.dry_run,
                       time.perf_counter() - start)  # fmt: skip
+
+
+Made = TypeVar("Made")
+
+
+def packed_after(
+    target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
+) -> tuple[Made, PackResult | None]:
+    """What `make(place)` wrote, packed to `target`; None where nothing would become smaller: then it is stored as it
+    is. For commands that write zeros; `options.output` is not looked at."""
+    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
+        place = Path(folder) / target.name
+        made = make(place)
+        try:
+            return made, pack(place, replace(options, output=target), progress)
+        except NothingSmaller:
+            if not options.dry_run:
+                save(load(place), target, SaveOptions(options.external_data, options.force))
+            return made, None

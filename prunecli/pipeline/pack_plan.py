@@ -27,6 +27,7 @@ LEAST = 1024
 """Bytes below which a tensor is not looked at: a chain takes more than half of that."""
 COO_ENTRY = 8
 """Bytes of one int64 index."""
+FEW = "too few zeros to be smaller"
 Values = Literal["exact", "float16", "int8"]
 
 
@@ -123,7 +124,7 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     if packed > (1 - how.min_saving) * size:
-        return Item(holder, tensor, replace(row, nonzero=nonzero, reason="too few zeros to be smaller"), None, digest)
+        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=FEW), None, digest)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, nonzero=nonzero, packed_bytes=packed, encoding=kind, detail=detail)
     return Item(holder, tensor, row, encoded, digest)

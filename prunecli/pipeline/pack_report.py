@@ -106,7 +106,7 @@ def _sizes(found: PackResult) -> Table:
     each = per_nonzero(found)
     note = f"{each:.3g} bytes per weight that is not zero" if each is not None and found.command == "pack" else ""
     columns = (Column(""), Column("before", "bytes"), Column("after", "bytes"), Column("remains", "percent"))
-    return Table("Size", columns, rows, note)
+    return Table("Size, packed" if found.command == "pack" else "Size", columns, rows, note)
 
 
 def _loading(found: PackResult) -> Table:

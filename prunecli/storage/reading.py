@@ -131,8 +131,8 @@ def _replace(chain: _Chain, keep: bool, where: str) -> None:
         tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, shape=shape, name=value.name)
     else:
         tensor = ir.LazyTensor(compute, dtype=dtype, shape=shape, name=value.name)
-    if _in_constants(chain):
-        made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=value.name)
+    if (held := _held(chain)) is not None:
+        made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=held.name)
         chain.graph.insert_before(_last(chain), made)
         new = made.outputs[0]
         new.name = value.name
@@ -146,11 +146,11 @@ def _last(chain: _Chain) -> ir.Node:
     return chain.nodes[0]
 
 
-def _in_constants(chain: _Chain) -> bool:
-    """Whether what the chain scatters or widens lies in a Constant node; in a function it always does."""
-    scattered = [node.inputs[2] for node in chain.nodes if node.op_type.startswith("Scatter") and len(node.inputs) > 2]
-    values = scattered or [node.inputs[0] for node in chain.nodes if node.op_type == "Cast"]
-    return any(value is not None and value.producer() is not None for value in values)
+def _held(chain: _Chain) -> ir.Node | None:
+    """The Constant node that holds what the chain scatters or widens, if one does; in a function it always is."""
+    scattered = [node.inputs[2] for node in chain.nodes if node.op_type.startswith("Scatter")]
+    values = [value for value in scattered or chain.leaves if constant(value) is not None]
+    return next((node for value in values if value is not None and (node := value.producer()) is not None), None)
 
 
 def _clean(chains: list[_Chain]) -> None:

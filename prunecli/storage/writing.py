@@ -44,9 +44,10 @@ class Names:
 
 @dataclass(frozen=True)
 class _Owner:
-    """The tensor whose chain is being written."""
+    """The tensor whose chain is being written. `node`: the name of the Constant node that held it."""
 
     name: str
+    node: str | None
     source: ir.TensorProtocol
     constants: bool
     digest: str
@@ -86,10 +87,11 @@ class Writer:
         `source` gives while the model is saved. `constants`: keep what it stores in Constant nodes, too. What is
         stored for tensors of one `digest` is stored once."""
         name = value.name or ""
-        owner = _Owner(name, source, constants or self.inside, digest or name)
+        producer = value.producer()
+        held = producer.name if producer is not None else None
+        owner = _Owner(name, held, source, constants or self.inside, digest or name)
         made = self._put(encoded.chain, owner)
         ir.convenience.replace_all_uses_with(value, made)
-        producer = value.producer()
         if producer is None:
             del self.graph.initializers[name]
         else:
@@ -109,7 +111,9 @@ class Writer:
         if isinstance(node, Stream):
             key = (owner.digest, node.role, node.dtype, node.shape, owner.constants)
             if key not in self._stored:
-                self._stored[key] = self._store(f"{owner.name}/{node.role}", owner.lazy(node), owner.constants)
+                held = owner.node if node.role == "values" else None  # read back as the name of the dense Constant
+                label = f"{owner.name}/{node.role}"
+                self._stored[key] = self._store(label, owner.lazy(node), owner.constants, held)
             return self._stored[key]
         if isinstance(node, Fixed) or node.is_fixed:
             return self._fixed(node)
@@ -138,11 +142,11 @@ class Writer:
         self._nodes.append(made)
         return made.outputs[0]
 
-    def _store(self, label: str, tensor: ir.TensorProtocol, constant: bool) -> ir.Value:
+    def _store(self, label: str, tensor: ir.TensorProtocol, constant: bool, node_name: str | None = None) -> ir.Value:
         name = self.names.new(label)
         tensor.name = name
         if constant:
-            made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)})
+            made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=node_name)
             made.outputs[0].name = name
             self._nodes.append(made)
             return made.outputs[0]
