@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunecli.errors import PruneError
-from prunecli.runtime import Session
+from prunecli.runtime import Session, providers
 
 QUICK = 0.5
-"""Seconds below which loading is measured three times and the least is taken."""
+"""Seconds below which loading is repeated twice and the least is taken."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,6 @@ def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> Load:
     Raises:
         PruneError: it cannot be loaded, or the process was killed, as it is where memory runs out.
     """
-    found = _once(path, provider, threads)
-    others = [_once(path, provider, threads) for _ in range(2)] if found.seconds < QUICK else []
-    return min([found, *others], key=lambda load: load.seconds)
-
-
-def _once(path: Path, provider: str, threads: int) -> Load:
     command = [sys.executable, "-m", "prunecli.evaluate.loading", str(path), provider, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -55,14 +49,19 @@ def _memory(key: str) -> int | None:
 
 
 def _measured(path: Path, provider: str, threads: int) -> Load:
-    from prunecli.runtime import providers
-
     providers()  # the library itself is loaded before the clock starts
-    before, start = _memory("VmRSS"), time.perf_counter()
+    before, (seconds, peak) = _memory("VmRSS"), _timed(path, provider, threads)
+    if seconds < QUICK:
+        seconds = min(seconds, *(_timed(path, provider, threads)[0] for _ in range(2)))
+    return Load(seconds, None if before is None or peak is None else max(0, peak - before))
+
+
+def _timed(path: Path, provider: str, threads: int) -> tuple[float, int | None]:
+    start = time.perf_counter()
     session = Session.open(path, provider=provider, threads=threads)
     seconds, peak = time.perf_counter() - start, _memory("VmHWM")
     del session
-    return Load(seconds, None if before is None or peak is None else max(0, peak - before))
+    return seconds, peak
 
 
 if __name__ == "__main__":

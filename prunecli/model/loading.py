@@ -34,7 +34,7 @@ class Model:
 
     `sha256` is of the .onnx file; `data_files` are the external data files (real paths, in order of first
     use); `notes` are sentences for the report about what loading had to change. `packed`: tensors that the file
-    stores sparsely and that are dense here.
+    stores sparsely and that are dense here; `plain`: a dense copy of that file, once there is one.
     """
 
     ir: ir.Model
@@ -43,6 +43,7 @@ class Model:
     data_files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
     packed: tuple[Packed, ...] = ()
+    plain: Path | None = None
 
     @property
     def ref(self) -> FileRef:

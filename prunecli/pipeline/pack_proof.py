@@ -186,6 +186,7 @@ def alone(items: Sequence[Item]) -> ir.Model:
     outputs = [node.outputs[0] for node in nodes]
     for output, item in zip(outputs, items, strict=True):
         output.type = ir.TensorType(item.tensor.dtype)
+        output.shape = ir.Shape([1, *item.row.shape[1:]])
     graph = ir.Graph([at], outputs, nodes=nodes, initializers=stored, opset_imports={"": 17}, name="alone")
     model = ir.Model(graph, ir_version=8)
     writer = Writer(graph, Names([graph]), False, max(ranges(item.encoded.chain) for item in items if item.encoded))
