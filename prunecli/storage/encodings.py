@@ -227,7 +227,8 @@ def _windowed(subject: Subject, axis: int, width: int, keep: int, bits: int) -> 
     size = math.prod(shape)
     stored = Stream("codes", ir.DataType.UINT8, (-(-size // each),), partial(_codes, axis, width, keep, bits))
     table = (np.arange(256)[:, None] >> (bits * np.arange(each))) & (1 << bits) - 1
-    places = reshape(Op("Gather", (cast(Fixed.of(table, "uint8"), ir.DataType.INT32), cast(stored, ir.DataType.INT32))), (-1,))
+    found = Op("Gather", (cast(Fixed.of(table, "uint8"), ir.DataType.INT32), cast(stored, ir.DataType.INT32)))
+    places = reshape(found, (-1,))
     if size % each:
         places = Op("Slice", (places, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
     values = subject.values(shape, partial(_at_windows, axis, width, keep))
