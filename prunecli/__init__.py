@@ -7,6 +7,7 @@ result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.o
 result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as magnitude, by gradients on data
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
+result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
+    from prunecli.pipeline.pack import pack, unpack
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "structured"]
+__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "pack", "structured", "unpack"]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
+    "pack": "prunecli.pipeline.pack",
+    "unpack": "prunecli.pipeline.pack",
     "structured": "prunecli.pipeline.structured",
 }
 

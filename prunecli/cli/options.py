@@ -71,7 +71,7 @@ OutputPath = Annotated[
         "--output",
         "-o",
         metavar="PATH",
-        help="where to write; default STEM.pruned.onnx beside the model",
+        help="where to write; default STEM.pruned.onnx beside the model (pack: .packed, unpack: .dense)",
         rich_help_panel=OUTPUT,
     ),
 ]

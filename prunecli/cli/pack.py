@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prunecli.cli import options
-from prunecli.cli.options import OUTPUT, PACK, ExternalData, Format
+from prunecli.cli.options import PACK, ExternalData, Format
 from prunecli.quantity import parse_fraction
 
 
@@ -61,16 +60,7 @@ def pack(
     ] = 0.1,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="where to write; default STEM.packed.onnx beside the model",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    output: options.OutputPath = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from prunecli.cli import options
-from prunecli.cli.options import OUTPUT, ExternalData, Format
+from prunecli.cli.options import ExternalData, Format
 
 
 def unpack(
     model: options.ModelPath,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="where to write; default STEM.dense.onnx beside the model",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    output: options.OutputPath = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,

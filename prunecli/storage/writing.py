@@ -37,7 +37,7 @@ class Names:
         name = label
         while not name or name in self._taken:
             self._count += 1
-            name = f"{label}/{self._count}" if label else f"pack/{self._count}"
+            name = f"{label}/{self._count}" if label else f"p/{self._count}"
         self._taken.add(name)
         return name
 
