@@ -58,6 +58,14 @@ def pack(
             show_default=False,
         ),
     ] = 0.1,
+    plain_zeros: Annotated[
+        bool,
+        typer.Option(
+            "--plain-zeros",
+            help="turn negative zeros, which masks leave behind, into zeros; else they are kept, as values",
+            rich_help_panel=PACK,
+        ),
+    ] = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
     output: options.OutputPath = None,
@@ -98,7 +106,7 @@ def pack(
     coo = PackFormat.coo in (format or ())
     shown = [Format(each.value) for each in format or () if each is not PackFormat.coo]
     wanted = PackOptions(
-        packing=Packing("coo" if coo else "auto", values.value, max_error, min_saving),
+        packing=Packing("coo" if coo else "auto", values.value, max_error, min_saving, plain_zeros),
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         output=output,

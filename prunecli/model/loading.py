@@ -68,6 +68,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     try:
         model, folder, notes = _build(proto, path, allow_outside_data)
         packed = resolve(graphs.all_graphs(model), str(path))
+        notes += [f"{len(packed)} packed tensors were made dense"] if packed else []
     except PruneError:
         raise
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense

@@ -18,7 +18,7 @@ from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
-from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, left, plan, write
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan, write
 from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
 from prunecli.pipeline.pack_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
@@ -37,16 +37,17 @@ class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with -
 class Packing:
     """How to pack. `format`: chains of operators, or sparse_initializer. `values`: narrower ones are lossy.
     `max_error`: largest difference of an output, as a fraction of its largest element, that is accepted.
-    `min_saving`: a tensor that would save less stays dense."""
+    `min_saving`: a tensor that would save less stays dense. `plain_zeros`: negative zeros become zeros."""
 
     format: Literal["auto", "coo"] = "auto"
     values: Values = "exact"
     max_error: float | None = None
     min_saving: float = 0.1
+    plain_zeros: bool = False
 
     def to_json(self) -> Json:
         return {"format": self.format, "values": self.values, "max_error": self.max_error,
-                "min_saving": self.min_saving}  # fmt: skip
+                "min_saving": self.min_saving, "plain_zeros": self.plain_zeros}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,13 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     original = load(path)
     if not options.dry_run:
         check_target(original, target, options.force)
-    file, items = _planned(original, how, progress)
+    file, items = _planned(original, how, options.packing.plain_zeros, progress)
     chosen = [item for item in items if item.row.encoding != "dense"]
     if not chosen:
         raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
     before = totals(load(plain_path(original)), concrete_shapes(file, options.dims))
     proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
-                  how.values, options.packing.max_error, progress)  # fmt: skip
+                  how.values, options.packing.max_error, progress, not options.packing.plain_zeros)  # fmt: skip
     write(file, items)
     sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
     sizes = _Sizes(before, proof if options.verify else None)
@@ -163,20 +164,26 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     return PackResult(
         "pack", original.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
         (sum(map(zstd_bytes, dense)), sizes.zstd), [i.row for i in items if i.row.reason != "small"], left(items),
-        proof.verification, proof.loads, proof.fidelity, file.notes, options.dry_run,
+        proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
     )  # fmt: skip
 
 
-def _planned(original: Model, how: How, progress: Progress) -> tuple[Model, list[Item]]:
+def _planned(original: Model, how: How, plain_zeros: bool, progress: Progress) -> tuple[Model, list[Item]]:
     """The model, of a new enough opset, and what becomes of its tensors."""
     free_initializers(original)
+    if plain_zeros:
+        drop_signs(original)
     items = plan(original, how, progress)
     if how.coo or all(item.encoded is None for item in items):
         return original, items
     narrow = any(item.encoded is not None and item.row.dtype == "bfloat16" for item in items)
     needed = OPSET_BFLOAT16 if narrow else OPSET
     file = raised(original, needed, "decoding bfloat16" if narrow else "decoding")
-    return (file, items) if file is original else (file, plan(file, how, progress))
+    if file is original:
+        return file, items
+    if plain_zeros:
+        drop_signs(file)
+    return file, plan(file, how, progress)
 
 
 def _hint(items: Sequence[Item]) -> str:
@@ -186,6 +193,13 @@ def _hint(items: Sequence[Item]) -> str:
     zeros = sum(item.row.size - item.row.nonzero for item in items)
     size = sum(item.row.size for item in items) or 1
     return f"{zeros / size:.1%} of its weights are zero; `prune magnitude` makes zeros, --min-saving lowers the bar"
+
+
+def _negative(items: Sequence[Item]) -> list[str]:
+    count = sum(item.row.negative_zeros for item in items)
+    if count * 100 < sum(item.row.size for item in items):
+        return []
+    return [f"{count:,} negative zeros are stored like values; --plain-zeros turns them into zeros"]
 
 
 @dataclass

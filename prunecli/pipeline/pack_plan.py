@@ -17,8 +17,10 @@ from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
+from prunecli.model.weights import pending
 from prunecli.storage import Writer, choose, choose_narrow
 from prunecli.storage.encodings import Encoded, Subject
+from prunecli.storage.positions import words
 from prunecli.storage.writing import Names, ranges
 from prunecli.types import Progress, Skipped
 
@@ -34,7 +36,8 @@ Values = Literal["exact", "float16", "int8"]
 @dataclass(frozen=True)
 class Row:
     """One stored tensor. `packed_bytes`: predicted; `information`: entropy of the mask plus the values, in bytes.
-    `encoding`: "dense" where it stays as it is, `reason` says why."""
+    `encoding`: "dense" where it stays as it is, `reason` says why. `nonzero` does not count negative zeros, which are
+    stored like values."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,6 +48,7 @@ class Row:
     encoding: str = "dense"
     detail: str = ""
     reason: str = ""
+    negative_zeros: int = 0
 
     @property
     def size(self) -> int:
@@ -112,6 +116,7 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
         return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason))
     array = np.ascontiguousarray(tensor.numpy())
     nonzero = int(np.count_nonzero(array))
+    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(array))) - nonzero)
     encoded = None
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
     if not how.coo:
@@ -124,9 +129,9 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     if packed > (1 - how.min_saving) * size:
-        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=FEW), None, digest)
+        return Item(holder, tensor, replace(row, reason=FEW), None, digest)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
-    row = replace(row, nonzero=nonzero, packed_bytes=packed, encoding=kind, detail=detail)
+    row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
     return Item(holder, tensor, row, encoded, digest)
 
 
@@ -146,6 +151,16 @@ def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
     if how.include and not any(fnmatchcase(name, pattern) for pattern in how.include):
         return "not matched by --include"
     return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in how.exclude) else ""
+
+
+def drop_signs(model: Model) -> None:
+    """Turn negative zeros, which frameworks leave where they multiply with a mask, into zeros, in every float
+    tensor; computed while the model is saved."""
+    for holder in holders(model.ir):
+        tensor = holder.tensor
+        if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
+            shape = tuple(int(d) for d in tensor.shape.numpy())
+            holder.put(pending(tensor, lambda array: array + array.dtype.type(0), shape, holder.name))
 
 
 def write(model: Model, items: Iterable[Item]) -> None:

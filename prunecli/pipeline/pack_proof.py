@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -56,6 +56,8 @@ class Proof:
     values: str
     max_error: float | None
     progress: Progress
+    signs: bool = True
+    """Whether a zero must have the sign it had."""
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     fidelity: Fidelity | None = None
     loads: tuple[Load, Load] | None = None
@@ -122,7 +124,7 @@ class Proof:
                     feed = first.random_inputs(seed=seed, shapes=shapes)
                     wanted, got = first.run(feed), second.run(feed)
                     steady = same_outputs(wanted, first.run(feed))
-                    same, runs = same and (same_outputs(wanted, got) or not steady), runs + 1
+                    same, runs = same and (self._same(wanted, got) or not steady), runs + 1
                     collector.add(wanted, got, 1)
                 break
             except PruneError as error:
@@ -131,6 +133,15 @@ class Proof:
             self.verification = Verification("exact", 0.0, 0.0, 0, f"{_STORED}; it was not run: {problem.message}")
             return
         self._judge(same, runs, collector)
+
+    def _same(self, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
+        if self.signs:
+            return same_outputs(wanted, got)
+        sides = [
+            {name: v + 0 if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for name, v in each.items()}
+            for each in (wanted, got)
+        ]
+        return same_outputs(sides[0], sides[1])
 
     def _judge(self, same: bool, runs: int, collector: FidelityCollector) -> None:
         if self.values == "exact":

@@ -244,6 +244,22 @@ def test_what_must_stay_dense(
     assert reason in caught.value.hint
 
 
+def test_negative_zeros_are_kept_unless_asked(tmp_path: Path) -> None:
+    """What is left where a framework multiplies weights with a mask."""
+    values = np.random.default_rng(0).standard_normal(BIG).astype(np.float32)
+    masked = values * (np.random.default_rng(1).random(BIG) < 0.3).astype(np.float32)
+    path = save_proto(model([node("MatMul", ["x", "w"], ["y"])], {"w": masked}), tmp_path)
+    kept = pack(path, output=tmp_path / "k.onnx")
+    assert any("negative zeros" in note for note in kept.notes)
+    assert find_weights(load(tmp_path / "k.onnx")).prunable[0].array().tobytes() == masked.tobytes()
+    plain = pack(path, output=tmp_path / "p.onnx", plain_zeros=True)
+    assert plain.after.file_bytes < 0.6 * kept.after.file_bytes
+    assert plain.verification.kind == "exact"
+    assert not any("negative zeros" in note for note in plain.notes)
+    assert np.array_equal(find_weights(load(tmp_path / "p.onnx")).prunable[0].array(), masked)
+    assert compare(path, tmp_path / "p.onnx").identical
+
+
 def test_unpack_refuses_what_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="holds no packed tensors"):
         unpack(save_proto(matmul(weight("50%")), tmp_path))
