@@ -18,10 +18,12 @@ QUICK = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """`seconds` until the session is open; `peak_bytes`: most memory in use, less what was in use before (None
+    """`seconds` until the session is open; `cpu_seconds`: of the processor, which other programs on the machine change
+    less; `peak_bytes`: most memory in use, less what was in use before (None
     where the system does not tell)."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int | None
 
 
@@ -50,18 +52,17 @@ def _memory(key: str) -> int | None:
 
 def _measured(path: Path, provider: str, threads: int) -> Load:
     providers()  # the library itself is loaded before the clock starts
-    before, (seconds, peak) = _memory("VmRSS"), _timed(path, provider, threads)
-    if seconds < QUICK:
-        seconds = min(seconds, *(_timed(path, provider, threads)[0] for _ in range(2)))
-    return Load(seconds, None if before is None or peak is None else max(0, peak - before))
+    before, first = _memory("VmRSS"), _timed(path, provider, threads)
+    peak = _memory("VmHWM")
+    times = [first, *(_timed(path, provider, threads) for _ in range(2))] if first[0] < QUICK else [first]
+    seconds, cpu = (min(column) for column in zip(*times, strict=True))
+    return Load(seconds, cpu, None if before is None or peak is None else max(0, peak - before))
 
 
-def _timed(path: Path, provider: str, threads: int) -> tuple[float, int | None]:
-    start = time.perf_counter()
-    session = Session.open(path, provider=provider, threads=threads)
-    seconds, peak = time.perf_counter() - start, _memory("VmHWM")
-    del session
-    return seconds, peak
+def _timed(path: Path, provider: str, threads: int) -> tuple[float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
+    Session.open(path, provider=provider, threads=threads)
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 if __name__ == "__main__":

@@ -114,6 +114,8 @@ def _loading(found: PackResult) -> Table:
     old, new = found.loads
     rows: list[list[Cell]] = [["load time (s)", f"{old.seconds:.3f}", f"{new.seconds:.3f}",
                                f"{new.seconds / old.seconds:.1f}" if old.seconds else None]]  # fmt: skip
+    rows.append(["processor time (s)", f"{old.cpu_seconds:.3f}", f"{new.cpu_seconds:.3f}",
+                 f"{new.cpu_seconds / old.cpu_seconds:.1f}" if old.cpu_seconds else None])  # fmt: skip
     if old.peak_bytes and new.peak_bytes:
         rows.append(["memory while loading (MB)", f"{old.peak_bytes / 1e6:.1f}", f"{new.peak_bytes / 1e6:.1f}",
                      f"{new.peak_bytes / old.peak_bytes:.1f}"])  # fmt: skip

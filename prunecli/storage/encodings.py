@@ -25,7 +25,7 @@ from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, cast, reshape
 from prunecli.storage.positions import Rows, words
 
 Array = np.ndarray[Any, Any]
-OVERHEAD = 600
+OVERHEAD = 450
 """Bytes of nodes, names and shapes that a chain adds to a file, about."""
 LARGEST = (1 << 31) - 1024
 """Positions are int32."""
@@ -205,7 +205,7 @@ def _by_gaps(entries: int, compute: Callable[[Array], Array]) -> Op:
 
 def _elements(subject: Subject, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
     flat = zeros((subject.array.size,), subject.dtype)
-    made = Op("ScatterElements", (flat, places, subject.values((count,), compute)), (("axis", 0),))
+    made = Op("ScatterElements", (flat, places, subject.values((count,), compute)))
     return made if len(subject.shape) == 1 else reshape(made, subject.shape)
 
 

@@ -135,7 +135,7 @@ class Writer:
 
     def _op(self, node: Op, inputs: list[ir.Value]) -> ir.Value:
         attributes = {name: _attribute(name, value) for name, value in node.attributes}
-        made = ir.Node("", node.type, inputs, attributes)
+        made = ir.Node("", node.type, inputs, attributes, name="")  # onnx-ir would invent names, which take space
         made.outputs[0].name = self.names.new()
         if node.shape is not None:  # onnxruntime folds only what it knows the shape of
             made.outputs[0].type, made.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ir.Shape(node.shape)
@@ -146,7 +146,7 @@ class Writer:
         name = self.names.new(label)
         tensor.name = name
         if constant:
-            made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=node_name)
+            made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=node_name or "")
             made.outputs[0].name = name
             self._nodes.append(made)
             return made.outputs[0]
