@@ -68,6 +68,9 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     try:
         model, folder, notes = _build(proto, path, allow_outside_data)
         packed = resolve(graphs.all_graphs(model), str(path))
+        for each in packed:
+            if each.described:
+                preserve.describe(each.graph, each.name)
         notes += [f"{len(packed)} packed tensors were made dense"] if packed else []
     except PruneError:
         raise

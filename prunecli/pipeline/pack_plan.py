@@ -15,6 +15,7 @@ import onnx_ir as ir
 from prunecli.model import Model
 from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
+from prunecli.model.preserve import is_described
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
@@ -176,8 +177,10 @@ def write(model: Model, items: Iterable[Item]) -> None:
         writer = Writer(graph, names, id(graph) in functions, largest)
         for item in mine:
             assert item.encoded is not None
-            constants = item.holder.node is not None
-            writer.write(item.holder.value, item.encoded, item.tensor, constants, item.digest)
+            value, constants = item.holder.value, item.holder.node is not None
+            made = writer.write(value, item.encoded, item.tensor, constants, item.digest)
+            if constants or is_described(graph, item.row.name):  # as the file had it
+                made.type, made.shape = value.type, value.shape
         writer.finish()
 
 

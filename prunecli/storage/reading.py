@@ -34,10 +34,12 @@ MAX_NODES = 64
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor that was packed: its name, and the bytes stored for it alone."""
+    """A tensor that was packed: its name, the bytes stored for it alone, and whether the file describes it."""
 
     name: str
     nbytes: int
+    graph: ir.Graph
+    described: bool
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
     """
     chains = [chain for graph in graphs for chain in _chains(graph)]
     keep = sum(_dense_bytes(chain, where) for chain in chains) <= KEEP_UP_TO
-    found = [Packed(chain.value.name or "", _stored(chain)) for chain in chains]
+    found = [Packed(c.value.name or "", _stored(c), c.graph, c.value.type is not None) for c in chains]
     for chain in chains:
         _replace(chain, keep, where)
     _clean(chains)
@@ -135,7 +137,7 @@ def _replace(chain: _Chain, keep: bool, where: str) -> None:
         made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=held.name)
         chain.graph.insert_before(_last(chain), made)
         new = made.outputs[0]
-        new.name = value.name
+        new.name, new.type, new.shape = value.name, value.type, value.shape
     else:
         new = ir.Value(name=value.name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
         chain.graph.initializers[value.name or ""] = new

@@ -82,10 +82,10 @@ class Writer:
 
     def write(
         self, value: ir.Value, encoded: Encoded, source: ir.TensorProtocol, constants: bool, digest: str = ""
-    ) -> None:
+    ) -> ir.Value:
         """Let the chain compute `value`, which is an initializer or a Constant node's output, and whose values
         `source` gives while the model is saved. `constants`: keep what it stores in Constant nodes, too. What is
-        stored for tensors of one `digest` is stored once."""
+        stored for tensors of one `digest` is stored once. The new value has no type and shape of its own."""
         name = value.name or ""
         producer = value.producer()
         held = producer.name if producer is not None else None
@@ -98,6 +98,7 @@ class Writer:
             self.graph.remove(producer, safe=True)
         made.name = name
         self._nodes[-1].name = MARK + name
+        return made
 
     def finish(self) -> None:
         """Put the nodes before all others."""
