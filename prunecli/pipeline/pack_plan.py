@@ -180,7 +180,8 @@ def write(model: Model, items: Iterable[Item]) -> None:
             value, constants = item.holder.value, item.holder.node is not None
             made = writer.write(value, item.encoded, item.tensor, constants, item.digest)
             if constants or is_described(graph, item.row.name):  # as the file had it
-                made.type, made.shape = value.type, value.shape
+                made.type, made.shape, made.doc_string = value.type, value.shape, value.doc_string
+                made.metadata_props.update(value.metadata_props)
         writer.finish()
 
 

@@ -141,6 +141,8 @@ def _replace(chain: _Chain, keep: bool, where: str) -> None:
     else:
         new = ir.Value(name=value.name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
         chain.graph.initializers[value.name or ""] = new
+    new.doc_string = value.doc_string
+    new.metadata_props.update(value.metadata_props)
     ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
 
 
