@@ -5,6 +5,7 @@ import prunecli
 result = prunecli.magnitude("model.onnx", sparsity=0.5)  # writes model.pruned.onnx
 result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.onnx, proved
 result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as magnitude, by gradients on data
+result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zeros, and the rest fitted to make up
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
+    from prunecli.pipeline.oneshot import oneshot
     from prunecli.pipeline.pack import pack, unpack
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "pack", "structured", "unpack"]
+__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "oneshot", "pack", "structured", "unpack"]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
@@ -34,6 +36,7 @@ _WHERE = {
     "magnitude": "prunecli.pipeline.magnitude",
     "pack": "prunecli.pipeline.pack",
     "unpack": "prunecli.pipeline.pack",
+    "oneshot": "prunecli.pipeline.oneshot",
     "structured": "prunecli.pipeline.structured",
 }
 

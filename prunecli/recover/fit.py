@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,17 @@ class Task:
     def damped(self) -> Array:
         """The Gram matrix with `damping` on its diagonal."""
         return self.gram + damping(self.gram, self.count) * np.eye(len(self.gram))
+
+    @property
+    def target(self) -> Array:
+        """(rows, K): the wanted Y times X^T, damped towards the weights as they are."""
+        wanted: Array = self.cross + self.weights * damping(self.gram, self.count)
+        return wanted
+
+    def optimum(self) -> Task:
+        """The same with the weights that, without more zeros, come nearest to the wanted output."""
+        solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
+        return replace(self, weights=np.where(self.gone, 0.0, solved))
 
     @property
     def gone(self) -> Array:
@@ -101,15 +113,17 @@ def check(method: Method, pattern: Pattern) -> None:
         )
 
 
-def scores(method: Method, task: Task, pattern: Pattern, workers: int) -> Array:
-    """(rows, K): the evidence that the method's criterion asks for."""
+def scores(method: Method, tasks: Sequence[Task], pattern: Pattern, workers: int) -> Array:
+    """(matrices, rows, K): the evidence that the method's criterion asks for, of all matrices of a layer."""
+    weights = np.stack([task.weights for task in tasks])
     if method.name == "wanda":
-        raw = task.gram.diagonal() + (np.square(task.x) if task.free else 0)
-        return np.broadcast_to(np.sqrt(np.maximum(raw, 0)), task.weights.shape)
+        raw = np.stack([task.gram.diagonal() + (np.square(task.x) if task.free else 0) for task in tasks])
+        return np.broadcast_to(np.sqrt(np.maximum(raw, 0))[:, None], weights.shape)
+    damped = np.stack([task.damped for task in tasks])
     if pattern.text == "row":
-        whole = np.einsum("ij,ij->i", task.weights @ task.damped, task.weights) / task.weights.shape[1]
-        return np.broadcast_to(whole[:, None], task.weights.shape)
-    return removal_losses(task.weights, task.damped, task.columns(pattern), workers)
+        whole = np.einsum("brk,brk->br", weights @ damped, weights) / weights.shape[2]
+        return np.broadcast_to(whole[..., None], weights.shape)
+    return removal_losses(weights, damped, tasks[0].columns(pattern), workers)
 
 
 def fit(
@@ -122,11 +136,9 @@ def fit(
     BatchNormalization does. lstsq: everything, to what is wanted.
     """
     gram = task.damped
-    target = task.weights @ gram
-    if recover == "lstsq":
-        target = task.cross + task.weights * (gram[0, 0] - task.gram[0, 0])
+    target = task.target if recover == "lstsq" else task.weights @ gram
     if isinstance(chosen, Quota):
-        best = _solved(gram, target) if recover == "lstsq" else task.weights
+        best = task.optimum().weights if recover == "lstsq" else task.weights
         weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
         drop = drop | task.gone
         update = affordable(~drop)
@@ -136,11 +148,6 @@ def fit(
     if update:
         weights = masked_least_squares(gram, target, ~drop, weights, workers)
     return _finished(task, recover, np.where(drop, 0.0, weights), drop)
-
-
-def _solved(gram: Array, target: Array) -> Array:
-    solved: Array = linalg.solve(gram, target.T, assume_a="pos", check_finite=False).T
-    return solved
 
 
 def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitted:
