@@ -33,6 +33,8 @@ COMMANDS = {
     "evaluate": "quality, size and latency, alone or against the original",
     "compare": "the outputs of two models on the same inputs",
     "run": "a whole experiment in one file: steps, data, gates",
+    "pack": "store sparse weights small, in a file that any onnxruntime opens",
+    "unpack": "store the weights of a packed file densely again",
 }
 
 
