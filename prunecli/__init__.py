@@ -17,19 +17,23 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.pipeline.adaptive import adaptive
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
+    from prunecli.pipeline.sensitivity import sensitivity
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "structured"]
+__all__ = ["__version__", "adaptive", "analyse", "finetune", "gradient", "magnitude", "sensitivity", "structured"]
 
 _WHERE = {
+    "adaptive": "prunecli.pipeline.adaptive",
     "analyse": "prunecli.pipeline.structured_subject",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
+    "sensitivity": "prunecli.pipeline.sensitivity",
     "structured": "prunecli.pipeline.structured",
 }
 

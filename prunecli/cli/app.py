@@ -25,7 +25,9 @@ COMMANDS = {
     "magnitude": "zero the smallest weights, by threshold or to an exact sparsity",
     "gradient": "zero the weights that the outputs would miss least, by gradients on data",
     "structured": "remove channels, neurons and attention heads, and rewrite the graph",
+    "adaptive": "the smallest model that loses no more than is allowed, confirmed on held-out data",
     "finetune": "train a pruned model, keeping its zeros and structure",
+    "sensitivity": "what each layer costs when it alone is cut",
     "evaluate": "quality, size and latency, alone or against the original",
     "compare": "the outputs of two models on the same inputs",
 }

@@ -25,7 +25,7 @@ def test_help_goes_to_stdout(args: tuple[str, ...], prune: Prune) -> None:
     assert done.err == ""
 
 
-OWN = {"--scope", "--criterion"}
+OWN = {"--scope", "--criterion", "--granularity"}
 """Their values differ between weights and structures, so each command lists its own."""
 
 
