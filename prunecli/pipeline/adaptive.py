@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -149,7 +150,8 @@ def adaptive(
     setup = set_up(file, session, tune, options.trials, progress)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    interrupted = _interruptible(run, options.strategy)
+    with closing(setup.bench.pool):
+        interrupted = _interruptible(run, options.strategy)
     confirmations = list(_confirm(run, confirming, setup))
     done = _finish(setup, options, goal, confirmations, target, progress)
     yardstick = setup.bench.workspace.yardstick

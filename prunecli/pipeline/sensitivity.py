@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def sensitivity(
     if options.trials.data.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.trials.seed).take(SAMPLES)
     setup = set_up(file, session, data, options.trials, progress)
-    rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
+    with closing(setup.bench.pool):
+        rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
     return SensitivityResult(
         file.ref, options.trials.granularity, options.trials.criterion or setup.pruner.default_criterion,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunecli.errors import PruneError
-from prunecli.search.trials import Job, Outcome, Workspace, run_job
+from prunecli.search.trials import Job, Outcome, Workspace, forget, run_job
 
 Result = tuple[int, list[Outcome]]
 WAIT = 60
@@ -25,6 +25,10 @@ class Pool(Protocol):
 
     def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]: ...
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
 
 class InProcess:
     """One job after another, here."""
@@ -32,6 +36,9 @@ class InProcess:
     def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
         for number, job in enumerate(jobs):
             yield number, run_job(workspace, job)
+
+    def close(self) -> None:
+        forget()
 
 
 def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
@@ -67,6 +74,9 @@ class LocalProcesses:
         tasks = [delayed(_numbered)(workspace, number, job) for number, job in left.items()]
         parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         yield from parallel(tasks)
+
+    def close(self) -> None:
+        """joblib ends idle processes itself."""
 
 
 class Dask:
@@ -114,3 +124,6 @@ class Dask:
                 yield future.result()
         finally:
             self._client.cancel([f for f in futures if not f.done()])
+
+    def close(self) -> None:
+        self._client.close()

@@ -187,6 +187,11 @@ _OPEN: dict[str, Worker] = {}
 _OPENING = Lock()
 
 
+def forget() -> None:
+    """Close what this process has open."""
+    _OPEN.clear()
+
+
 def run_job(workspace: Workspace, job: Job) -> list[Outcome]:
     """Run a job in whatever process this is; the workspace is opened the first time."""
     with _OPENING:

@@ -68,6 +68,11 @@ class Yardstick:
         return self.metric in FIDELITY or METRICS[self.metric].higher
 
     @property
+    def counted(self) -> bool:
+        """Whether the metric counts samples that are right, so that it moves in steps."""
+        return self.metric == "top1_agreement" or (self.metric in METRICS and METRICS[self.metric].fraction)
+
+    @property
     def change(self) -> Literal["drop", "rise"]:
         return "drop" if self.higher else "rise"
 
@@ -102,13 +107,15 @@ class Yardstick:
     def drop(self, records: Records) -> Drop:
         """Against the original on the same samples, infinite where the metric is not a number."""
         if self.reading is None:
-            return _mean_drop(1 - records["fidelity"])
+            return _mean_drop(1 - records["fidelity"], self.counted)
         assert self.reference is not None
         trial, base = self.of(records), self.reference
         sign = 1 if self.higher else -1
         if self.metric in PER_SAMPLE:
-            return _mean_drop(sign * (_each(self.metric, base) - _each(self.metric, trial)))
-        return _jackknife(lambda p, q: sign * (_metric(self.metric, q) - _metric(self.metric, p)), trial, base)
+            return _mean_drop(sign * (_each(self.metric, base) - _each(self.metric, trial)), self.counted)
+        return _jackknife(
+            lambda p, q: sign * (_metric(self.metric, q) - _metric(self.metric, p)), trial, base, self.counted
+        )
 
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
         """Per sample, how far the outputs are from the original's: the mean over outputs of the Kullback-Leibler
@@ -214,16 +221,16 @@ def _each(name: str, p: Predictions) -> Array:
     return np.asarray(np.abs(p.truth - p.predicted).mean(axis=1))
 
 
-def _mean_drop(each: Array) -> Drop:
-    """With one more difference of size one than was seen, so that none seen does not mean none possible."""
+def _mean_drop(each: Array, counted: bool) -> Drop:
+    """Where samples are counted, with one more that changed than was seen: none seen does not mean none possible."""
     count = len(each)
     if not np.isfinite(each).all():
         return Drop(math.inf, math.inf, count)
     mean = float(each.mean())
-    return Drop(mean, max(float(np.square(each).sum() + 1) / count - mean * mean, 0.0), count)
+    return Drop(mean, max(float(np.square(each).sum() + counted) / count - mean * mean, 0.0), count)
 
 
-def _jackknife(figure: Any, trial: Predictions, base: Predictions) -> Drop:
+def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool) -> Drop:
     """A drop that is no mean: its variance from what it is without each of some blocks of samples."""
     whole, count = figure(trial, base), base.samples
     if not math.isfinite(whole):
@@ -238,7 +245,7 @@ def _jackknife(figure: Any, trial: Predictions, base: Predictions) -> Drop:
         if math.isfinite(value):
             pseudo.append(blocks * whole - (blocks - 1) * value)
     spread = float(np.var(pseudo, ddof=1)) if len(pseudo) > 1 else 1.0
-    return Drop(whole, spread / blocks * count + 1 / count, count)
+    return Drop(whole, spread / blocks * count + counted / count, count)
 
 
 def _some(p: Predictions, keep: Array) -> Predictions:

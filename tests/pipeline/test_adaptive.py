@@ -121,6 +121,9 @@ class Stops:
             self.left -= 1
             yield result
 
+    def close(self) -> None:
+        pool.InProcess().close()
+
 
 @pytest.mark.parametrize("after", [2, 9])
 def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
@@ -139,7 +142,7 @@ def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
 def test_the_state_of_other_data_is_refused(tmp_path: Path) -> None:
     found(tmp_path, state=tmp_path / "state", rounds=1)
     with pytest.raises(PruneError, match="another model, other data"):
-        found(tmp_path, state=tmp_path / "state", seed=1)
+        found(tmp_path, state=tmp_path / "state", seed=2)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
