@@ -11,6 +11,7 @@ import typer
 from prunecli.cli import options
 from prunecli.cli.magnitude import Also, Pattern
 from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, as_option
+from prunecli.cli.training import Given, trains
 from prunecli.cli.trials import (
     Address,
     BackendOption,
@@ -45,6 +46,7 @@ class Amount(StrEnum):
     file_bytes = "file_bytes"
 
 
+@trains
 def adaptive(
     model: options.ModelPath,
     max_drop: Annotated[
@@ -145,12 +147,17 @@ def adaptive(
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    training: Given,
 ) -> None:
     """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
 
     How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half
     only confirms. A margin for the noise of both is kept, so more data give a smaller model. Exit code 1 and no file if
     the limit cannot be kept. Ctrl-C ends the search with the best so far.
+
+    With --finetune-epochs it goes on from there: a little is cut, trained on --train-data, judged, and backed out if it
+    costs too much.
     """
     from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
@@ -159,6 +166,7 @@ def adaptive(
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
     from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.subject import Execution
 
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
@@ -168,13 +176,15 @@ def adaptive(
         output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim, input_shape=input_shape,
         provider=provider, threads=threads, jobs=jobs, backend=backend, address=address, state=state,
     )  # fmt: skip
+    execution = Execution(provider or "cpu", threads)
+    retrain = training.retrain(trials.data, None, execution, seed, verify=not no_verify)
     wanted = AdaptiveOptions(
         trials, max_drop, DataOptions.of(confirm_data, None, label_column if confirm_data else None, None),
         confirm_split, minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
-        not no_verify, external_data.value, save_plan, save_front,
+        not no_verify, external_data.value, save_plan, save_front, retrain,
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
-    raise_if_missed(result)
     if result.interrupted:
         raise KeyboardInterrupt
+    raise_if_missed(result)

@@ -36,7 +36,8 @@ Criterion = Annotated[
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="the score: of elements l1 (default) and those of magnitude and gradient, else those of structured",
+        help="the score: of elements those of magnitude and gradient, default taylor, or l1 without gradients; of"
+        " structures those of structured",
         rich_help_panel=SELECT,
     ),
 ]

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.data import Dataset
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
+from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_report import to_document, to_json
+from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
 from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.gradual import Retrain, left_out
 from prunecli.pipeline.structured import default_output
 from prunecli.pipeline.trial_options import TrialOptions
-from prunecli.pipeline.trial_pruners import Pruner, Result, Saving
+from prunecli.pipeline.trial_pruners import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
-from prunecli.search.trials import outcome_on, serialised
+from prunecli.search.trials import outcome_on
 from prunecli.search.yardstick import Drop
 from prunecli.types import FileRef, Json, Progress, no_progress
 
@@ -31,14 +36,13 @@ Strategy = Literal["search", "feedback"]
 ATTEMPTS = 5
 """Settings that may be confirmed; each one after the first is held to a stricter bound, and its interval is wider."""
 LEVEL = 0.95
-FRONT = 12
-"""Models that --save-front keeps, at most."""
 
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
     """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
-    drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search."""
+    drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
+    `retrain`: train between steps, on data of its own."""
 
     trials: TrialOptions
     max_drop: float
@@ -54,6 +58,12 @@ class AdaptiveOptions:
     external_data: Literal["auto", "always", "never"] = "auto"
     save_plan: Path | None = None
     save_front: Path | None = None
+    retrain: Retrain | None = None
+
+    @property
+    def train_apart(self) -> bool:
+        """Whether training has data of its own."""
+        return self.retrain is not None and self.retrain.options.data.text != self.trials.data.text
 
 
 @dataclass(frozen=True)
@@ -79,14 +89,6 @@ class Layer:
     knob: Knob
     fraction: float
     threshold: float | None
-
-
-@dataclass(frozen=True)
-class FrontModel:
-    """A step that no other beats in both size and metric; `path` where it was saved."""
-
-    step: Step
-    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,19 +149,27 @@ def adaptive(
         check_target(file, target, options.force)
     tune, held = _split(options, session)
     confirming = Judged.of(held, session, options.trials)
-    setup = set_up(file, session, tune, options.trials, progress)
+    setup = set_up(file, session, tune, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench.pool):
-        interrupted = _interruptible(run, options.strategy)
-    confirmations = list(_confirm(run, confirming, setup))
-    done = _finish(setup, options, goal, confirmations, target, progress)
+    with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+        trained: dict[int, Trained] = {}
+        interrupted = _interruptible(lambda: run.run(options.strategy))
+        retrain = None if options.dry_run or interrupted else options.retrain
+        if retrain is not None:
+            further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
+            interrupted = _interruptible(further)
+        models = Models(setup, trained, options)
+        confirmations = list(_confirm(run, confirming, models))
+        kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
+        done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
+        front = models.front(run.steps, progress)
     yardstick = setup.bench.workspace.yardstick
     return AdaptiveResult(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
         (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
-        _front(run, setup, options, progress), run.closest(), done, setup.bench.measured, setup.bench.reused,
-        interrupted, list(file.notes), time.perf_counter() - start,
+        front, run.closest(), done, setup.bench.measured, setup.bench.reused,
+        interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -195,10 +205,14 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 
 
 def _check(options: AdaptiveOptions) -> None:
+    check_training(options.retrain, options.train_apart, options.external_data)
     if not 0 < options.max_drop < math.inf:
         raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
     if options.strategy not in STRATEGIES:
         raise PruneError(f"there is no strategy {options.strategy}", f"choose from {', '.join(STRATEGIES)}")
+    if options.minimize == "latency" and options.trials.elements:
+        raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
+                         "add --granularity channel,head")  # fmt: skip
     if not 0 < options.confirm_split < 1:
         raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
     if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
@@ -224,23 +238,24 @@ def _minimised(pruner: Pruner, wanted: str | None) -> str:
         return pruner.goals[0]
     if wanted not in pruner.goals:
         hint = f"choose from {', '.join(pruner.goals)}"
-        if wanted == "latency":
-            raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
-                             "add --granularity channel,head")  # fmt: skip
         raise PruneError(f"--minimize {wanted} is not possible here", hint)
     return wanted
 
 
-def _interruptible(run: Search, strategy: str) -> bool:
-    """Search; whether it was cut short by Ctrl-C."""
+def _interruptible(work: Callable[[], object]) -> bool:
+    """Do it; whether it was cut short by Ctrl-C."""
     try:
-        run.run(strategy)
+        work()
     except KeyboardInterrupt:
         return True
     return False
 
 
-def _confirm(run: Search, held: Judged, setup: Setup) -> Iterator[Confirmation]:
+def _notes(options: AdaptiveOptions) -> list[str]:
+    return [left_out(options.retrain)] if options.retrain is not None and options.dry_run else []
+
+
+def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation]:
     """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
     what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
     limit, tried = run.goal.max_drop, set[int]()
@@ -248,7 +263,7 @@ def _confirm(run: Search, held: Judged, setup: Setup) -> Iterator[Confirmation]:
         left = [step for step in run.candidates(limit) if step.number not in tried]
         if not left or not left[0].setting:
             return
-        found = _confirmed(left[0], held, setup, run.goal, attempt)
+        found = _confirmed(left[0], held, models, run.goal, attempt)
         tried.add(left[0].number)
         yield found
         if found.holds:
@@ -256,11 +271,10 @@ def _confirm(run: Search, held: Judged, setup: Setup) -> Iterator[Confirmation]:
         limit = left[0].bound - max(found.drop.value - run.goal.max_drop, found.drop.error() / 2)
 
 
-def _confirmed(step: Step, held: Judged, setup: Setup, goal: Goal, attempt: int) -> Confirmation:
+def _confirmed(step: Step, held: Judged, models: Models, goal: Goal, attempt: int) -> Confirmation:
     from scipy.special import ndtri
 
-    session = Session.open(serialised(setup.pruner.space.build(step.setting)),
-                           provider=setup.bench.workspace.provider, threads=1)  # fmt: skip
+    session = models.open(step)
     outcome = outcome_on(session, held.batches, held.reference, held.yardstick)
     assert outcome.records is not None
     drop = held.yardstick.drop(outcome.records)
@@ -268,16 +282,6 @@ def _confirmed(step: Step, held: Judged, setup: Setup, goal: Goal, attempt: int)
     half = float(ndtri((1 + level) / 2)) * drop.error()
     return Confirmation(step, held.yardstick.baseline, held.yardstick.value(outcome.records), drop, drop.value - half,
                         drop.value + half, level, attempt, drop.value <= goal.max_drop)  # fmt: skip
-
-
-def _finish(
-    setup: Setup, options: AdaptiveOptions, goal: Goal, confirmations: Sequence[Confirmation], target: Path,
-    progress: Progress,
-) -> Result | None:  # fmt: skip
-    if not confirmations or not confirmations[-1].holds:
-        return None
-    saving = Saving(target, options.force, options.dry_run, options.verify, options.external_data, options.save_plan)
-    return setup.pruner.finish(confirmations[-1].step.setting, _said(setup, options, goal), saving, progress)
 
 
 def _said(setup: Setup, options: AdaptiveOptions, goal: Goal) -> Json:
@@ -294,27 +298,3 @@ def _layers(setup: Setup, confirmations: Sequence[Confirmation]) -> list[Layer]:
     setting: Setting = confirmations[-1].step.setting
     found = setup.pruner.space.thresholds(setting)
     return [Layer(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]
-
-
-def _front(run: Search, setup: Setup, options: AdaptiveOptions, progress: Progress) -> list[FrontModel]:
-    """Steps that no other beats in both what remains and the drop; saved where asked for."""
-    ranked = sorted(run.steps, key=lambda s: (s.remains, s.drop.value))
-    kept: list[Step] = []
-    for step in ranked:
-        if math.isfinite(step.drop.value) and (not kept or step.drop.value < kept[-1].drop.value):
-            kept.append(step)
-    if options.save_front is None or options.dry_run:
-        return [FrontModel(step) for step in kept]
-    options.save_front.mkdir(parents=True, exist_ok=True)
-    some = {kept[round(i * (len(kept) - 1) / max(min(FRONT, len(kept)) - 1, 1))].number
-            for i in range(min(FRONT, len(kept)))}  # fmt: skip
-    out = []
-    for step in kept:
-        place = options.save_front / f"step-{step.number:03d}.onnx"
-        if step.number not in some or not step.setting:
-            out.append(FrontModel(step))
-            continue
-        saving = Saving(place, True, False, options.verify, options.external_data)
-        setup.pruner.finish(step.setting, {"front": step.number}, saving, progress)
-        out.append(FrontModel(step, str(place)))
-    return out

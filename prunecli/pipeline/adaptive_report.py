@@ -44,7 +44,7 @@ def to_json(found: AdaptiveResult) -> Json:
                         "fraction": one.fraction, "threshold": one.threshold} for one in found.layers],
         "closest": None if found.closest is None else _step(found.closest),
         "jobs": {"measured": found.measured, "reused": found.reused},
-        "notes": base.get("notes", found.notes),
+        "notes": list(dict.fromkeys([*found.notes, *([] if found.result is None else found.result.notes)])),
     }  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def to_document(found: AdaptiveResult) -> Document:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
-    sections += [Text(note, "warning") for note in found.notes]
+    told = [] if found.result is None else found.result.notes
+    sections += [Text(note, "warning") for note in found.notes if note not in told]
     return Document(f"{found.model.path}: adaptive", sections)
 
 

@@ -117,10 +117,10 @@ def sensitivity(
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
     return SensitivityResult(
-        file.ref, options.trials.granularity, options.trials.criterion or setup.pruner.default_criterion,
+        file.ref, options.trials.granularity, setup.pruner.criterion,
         yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline, len(data), data.source,
         sorted(rows, key=lambda row: (-row.mean_damage, row.knob.name)), setup.pruner.skipped, ranking,
-        bench.measured, bench.reused, list(file.notes), time.perf_counter() - start,
+        bench.measured, bench.reused, [*file.notes, *setup.pruner.notes], time.perf_counter() - start,
     )  # fmt: skip
 
 

@@ -60,14 +60,16 @@ def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
     return load(path), Session.open(path, provider=options.execution.provider, threads=1)
 
 
-def set_up(file: Model, session: Session, data: Dataset, options: TrialOptions, progress: Progress) -> Setup:
-    """Measure what the criterion needs on `data`, and get ready to try settings on it.
+def set_up(
+    file: Model, session: Session, data: Dataset, options: TrialOptions, progress: Progress, minimize: str | None = None
+) -> Setup:
+    """Measure what the criterion and the goal need on `data`, and get ready to try settings on it.
 
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
     judged = Judged.of(data, session, options)
-    pruner = open_pruner(file.path, options, Part.of_data(options.data, data), progress)
+    pruner = open_pruner(file.path, options, Part.of_data(options.data, data), progress, minimize)
     files = _files(file)
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,21 @@ from prunecli.model import Dims
 from prunecli.model.facts import Shape
 from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
 from prunecli.search.space import Knob, Setting
-from prunecli.search.units import Costing, group_limit, group_multiple
+from prunecli.search.units import Costing, group_limit
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class UnitLimits:
-    """How far a group may be cut; see `prunecli.search.units.UnitRecipe`."""
-
-    max_ratio: float = 0.9
-    round_to: int = 1
-
-
-@dataclass(frozen=True)
 class UnitsRecipe:
     """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
-    that it is analysed at."""
+    that it is analysed at. `max_ratio`: the largest fraction of a group; `multiples`: by group, units that stay."""
 
     granularity: str
     shapes: Mapping[str, Shape]
     scores: Array
-    limits: UnitLimits = UnitLimits()
+    max_ratio: float = 0.9
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, path: Path) -> UnitSpace:
         return UnitSpace(open_cuttable(path, self.granularity, Dims(), self.shapes), self)
@@ -63,10 +56,15 @@ class UnitSpace:
         prices = dict(zip((g.name for g in self.subject.units.groups), self.subject.prices, strict=True))
         return [self._knob(group, *prices[name]) for name, group in self.groups.items()]
 
+    @cached_property
+    def _knobs(self) -> dict[str, Knob]:
+        return {knob.name: knob for knob in self.knobs}
+
     def _knob(self, group: Group, params: int, macs: int) -> Knob:
         touches = tuple(f"{name}[{axis}]" for name, axis in group.weights)
-        limit = group_limit(group, self.recipe.limits.max_ratio) / group.count
-        return Knob(group.name, group.kind, group.count, params * group.count, macs * group.count, touches, limit)
+        limit = group_limit(group, self.recipe.max_ratio) / group.count
+        return Knob(group.name, group.kind, group.count, params * group.count, macs * group.count, touches, limit,
+                    self.recipe.multiples.get(group.name, 1))  # fmt: skip
 
     def mask(self, setting: Setting) -> Array:
         """Units that go: of each group the lowest scores, of equal ones the later."""
@@ -74,22 +72,15 @@ class UnitSpace:
         for name, share in setting.items():
             group = self.groups[name]
             own = self.recipe.scores[group.units]
-            out[group.first + np.lexsort((-np.arange(group.count), own))[: self._count(group, share)]] = True
+            gone = self._knobs[name].gone(share)
+            out[group.first + np.lexsort((-np.arange(group.count), own))[:gone]] = True
         return out
-
-    def _count(self, group: Group, share: float) -> int:
-        multiple = group_multiple(group, self.recipe.limits.round_to, self.costing)
-        wanted = min(round(share * group.count), group_limit(group, self.recipe.limits.max_ratio))
-        return max(group.count - -(-(group.count - wanted) // multiple) * multiple, 0)
 
     def build(self, setting: Setting) -> onnx.ModelProto:
         mask = self.mask(setting)
         if not mask.any():
             return ir.to_proto(self.subject.work)
         return ir.to_proto(self.subject.without(mask, self.subject.units.removed(mask)))
-
-    def snap(self, setting: Setting) -> Setting:
-        return {name: self._count(self.groups[name], s) / self.groups[name].count for name, s in setting.items()}
 
     def touched(self, knobs: Collection[str]) -> set[str]:
         mask = np.zeros(self.subject.units.count, bool)

@@ -16,9 +16,9 @@ from itertools import takewhile
 
 import numpy as np
 
-from prunecli.search.allocate import Curve, Path, best_path, costs_of, spread
+from prunecli.search.allocate import Curve, Path, Segment, best_path, costs_of, spread
 from prunecli.search.bench import Bench
-from prunecli.search.space import Knob, Setting, Space, digest, normal
+from prunecli.search.space import Knob, Setting, Space, digest, snapped
 from prunecli.search.trials import Job, Outcome
 from prunecli.search.yardstick import Drop
 
@@ -77,7 +77,8 @@ class Step:
 
 @dataclass
 class Search:
-    """A search under way: the steps so far, and the best of them. `curves`: of each knob alone, as measured first.
+    """A search under way: the steps so far, and the best of them. `curves`: of each knob alone, as measured first;
+    `path`: the last that was followed.
 
     Interrupting it leaves the best so far in `best`."""
 
@@ -87,11 +88,11 @@ class Search:
     rounds: int = ROUNDS
     steps: list[Step] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    path: Path = field(default_factory=lambda: Path({}, ()))
     best: Step | None = None
 
     def __post_init__(self) -> None:
         self.whole = float(self.space.cost({})[self.goal.minimize])
-        self.limits = {knob.name: knob.limit for knob in self.space.knobs}
 
     def remains(self, setting: Setting) -> float:
         return float(self.space.cost(setting)[self.goal.minimize]) / max(self.whole, 1.0)
@@ -113,7 +114,7 @@ class Search:
     def try_all(self, settings: Sequence[Setting], stage: str) -> list[Step]:
         """Measure settings, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
         none is: where a gentler one failed, passing is luck."""
-        wanted = [normal(self.space.snap(setting)) for setting in settings]
+        wanted = [snapped(self.space.knobs, setting) for setting in settings]
         outcomes = self.bench.try_all(list({digest(s): s for s in wanted}.values()), stage)
         known = {digest(step.setting): step for step in self.steps}
         trusted = True
@@ -128,6 +129,14 @@ class Search:
         if good and (self.best is None or good[-1].remains < self.best.remains):
             self.best = good[-1]
         return found
+
+    def add(self, setting: dict[str, float], outcome: Outcome, stage: str) -> Step:
+        """Keep a setting that was measured elsewhere."""
+        step = self._step(setting, outcome, stage, True)
+        self.steps.append(step)
+        if step.allowed and (self.best is None or step.remains < self.best.remains):
+            self.best = step
+        return step
 
     def _step(self, setting: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> Step:
         yardstick = self.bench.workspace.yardstick
@@ -166,13 +175,13 @@ class Search:
 def search(run: Search) -> None:
     """The default strategy."""
     run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
-    path = best_path(run.curves)
+    path = run.path = best_path(run.curves)
     run.locate(path, path.least / 4, path.most, "each alone")
     for number in range(1, run.rounds):
         before = run.best
         if before is None or not path.segments:
             return
-        path = best_path(in_company(run, before))
+        path = run.path = best_path(in_company(run, before))
         here = path.position(before.setting)
         run.locate(path, max(here / NEAR, path.least / 4), min(here * NEAR, path.most), f"in company {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
@@ -182,13 +191,24 @@ def search(run: Search) -> None:
 def feedback(run: Search) -> None:
     """Threshold up while the error allows it, down when not."""
     share, step = 0.0, FIRST_STEP
+    run.path = _straight(run)
     while step >= LAST_STEP:
         wanted = min(share + step, 1.0)
-        [tried] = run.try_all([limited(run.space.by_threshold(wanted), run.limits)], "threshold")
+        [tried] = run.try_all([run.space.by_threshold(wanted)], "threshold")
         if tried.allowed and wanted < 1:
             share = wanted
         else:
             step /= 2
+
+
+def _straight(run: Search) -> Path:
+    """Settings by one threshold as a path, for what follows the search."""
+    grid, segments, before = [i / 50 for i in range(1, 46)], [], run.space.by_threshold(0.0)
+    for share in grid:
+        setting = run.space.by_threshold(share)
+        segments += [Segment(k, before.get(k, 0.0), f, 1.0, 1.0) for k, f in setting.items() if f > before.get(k, 0.0)]
+        before = setting
+    return Path({}, segments)
 
 
 STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "feedback": feedback}
@@ -200,7 +220,7 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "feedback":
 def levels_of(knob: Knob, wanted: Sequence[float] | None = None) -> list[float]:
     """Fractions at which a knob is measured: no two that cut the same number of units, none beyond its limit."""
     levels = wanted or LEVELS.get(knob.kind, UNIT_LEVELS)
-    cut = {round(level * knob.count): level for level in sorted(levels, reverse=True) if level <= knob.limit}
+    cut = {knob.gone(level): level for level in sorted(levels, reverse=True) if level <= knob.limit}
     return sorted(level for count, level in cut.items() if count > 0)
 
 
@@ -241,11 +261,6 @@ def in_company(run: Search, at: Step) -> list[Curve]:
 
 def _around(knob: Knob, fraction: float) -> list[float]:
     """Fractions near the present one that cut another number of units, rising."""
-    now, left = round(fraction * knob.count), 1 - fraction
-    wanted = {round(min(max(1 - left * factor, 0.0), knob.limit) * knob.count) for factor in AROUND}
+    now, left = knob.gone(fraction), 1 - fraction
+    wanted = {knob.gone(max(1 - left * factor, 0.0)) for factor in AROUND}
     return sorted(count / knob.count for count in wanted if count not in (0, now))
-
-
-def limited(setting: Setting, limits: Mapping[str, float]) -> dict[str, float]:
-    """The setting within the limits of its knobs."""
-    return {name: min(value, limits.get(name, 1.0)) for name, value in setting.items()}

@@ -70,10 +70,6 @@ class ElementSpace:
             for name, weight in self.weights.items():
                 weight.holder.put(self.originals[name])
 
-    def snap(self, setting: Setting) -> Setting:
-        sizes = {name: max(self.weights[name].size, 1) for name in setting}
-        return {name: round(share * sizes[name]) / sizes[name] for name, share in setting.items()}
-
     def touched(self, knobs: Collection[str]) -> set[str]:
         return {self.weights[name].holder.name for name in knobs}
 

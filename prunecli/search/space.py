@@ -26,6 +26,7 @@ class Knob:
     """Something that can be cut by a fraction of its own: the elements of a weight, or a group of coupled units.
 
     count: units in it. params, macs: in the weights that it touches. limit: the largest fraction. touches: weights.
+    multiple: the number of units that stay is a multiple of it.
     """
 
     name: str
@@ -35,6 +36,16 @@ class Knob:
     macs: int | None
     touches: tuple[str, ...]
     limit: float = 1.0
+    multiple: int = 1
+
+    def gone(self, fraction: float) -> int:
+        """Whole units that go."""
+        most = min(round(fraction * self.count), int(self.limit * self.count + 1e-9))
+        return max(self.count - -(-(self.count - most) // self.multiple) * self.multiple, 0)
+
+    def snapped(self, fraction: float) -> float:
+        """The fraction that whole units make."""
+        return self.gone(fraction) / max(self.count, 1)
 
 
 class Space(Protocol):
@@ -45,10 +56,6 @@ class Space(Protocol):
 
     def build(self, setting: Setting) -> onnx.ModelProto:
         """The pruned model, complete, with the inputs and outputs of the original."""
-        ...
-
-    def snap(self, setting: Setting) -> Setting:
-        """The setting in fractions that whole units make: what it really does."""
         ...
 
     def touched(self, knobs: Collection[str]) -> set[str]:
@@ -79,6 +86,11 @@ def normal(setting: Setting) -> dict[str, float]:
     """Rounded, sorted, without what stays whole: equal settings are equal."""
     rounded = {name: round(float(value), DIGITS) for name, value in sorted(setting.items())}
     return {name: value for name, value in rounded.items() if value > 0}
+
+
+def snapped(knobs: Sequence[Knob], setting: Setting) -> dict[str, float]:
+    """The setting as whole units make it, normal: what it really does."""
+    return normal({knob.name: knob.snapped(setting[knob.name]) for knob in knobs if knob.name in setting})
 
 
 def differing(one: Setting, other: Setting) -> set[str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import SAMPLES, Prune
+from tests.cli.conftest import ROOT, SAMPLES, Prune
 
 MLP, TEST = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-test.npz"
 KEYS = {
@@ -65,3 +71,27 @@ def test_bad_usage_is_one_line_and_a_hint(args: list[str], message: str, prune: 
     done = prune(*args)
     assert done.code == 2 and done.out == ""
     assert message in done.err.splitlines()[0] and done.err.splitlines()[1].startswith("hint: ")
+
+
+def test_a_signal_ends_the_search_with_the_best_so_far(tmp_path: Path) -> None:
+    """A real Ctrl-C, to the whole process group, once the first trials are in the state file."""
+    state, out = tmp_path / "state", tmp_path / "o.onnx"
+    args = ["adaptive", SAMPLES / "digits-cnn.onnx", "--data", TEST, "--max-drop", "5%", "-o", out, "--state", state]
+    args += ["--seed", 1, "--criterion", "l1", "-j", 2, "--format", "json"]
+    code = "import sys; from prunecli.cli.app import main; sys.argv = ['prune', *sys.argv[1:]]; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)  # fmt: skip
+    end = time.monotonic() + 100
+    while time.monotonic() < end and running.poll() is None and _lines(state) < 10:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    output, errors = running.communicate(timeout=100)
+    found = json.loads(output)
+    assert running.returncode == 130, errors
+    assert found["interrupted"] and "Traceback" not in errors
+    assert found["reached"] == out.exists() and len(found["path"]) >= 1
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -41,9 +41,6 @@ class Formula:
     def cost(self, setting: Setting) -> Mapping[str, float]:
         return {"params": sum(self.count * (1 - setting.get(k.name, 0.0)) for k in self.knobs)}
 
-    def snap(self, setting: Setting) -> Setting:
-        return {name: round(share * self.count) / self.count for name, share in setting.items()}
-
     def by_threshold(self, share: float) -> Setting:
         return {knob.name: share for knob in self.knobs}
 

@@ -18,7 +18,7 @@ from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruners import Pruner, Saving, open_pruner
 from prunecli.runtime import Session
-from prunecli.search.space import Setting, differing, normal
+from prunecli.search.space import Knob, Setting, differing, normal, snapped
 from prunecli.search.suffix import dependent
 from prunecli.types import no_progress
 from tests.tiny import ROOT
@@ -39,7 +39,7 @@ def opened(**changes: Any) -> Pruner:
 
 
 def middle(pruner: Pruner) -> Setting:
-    return pruner.space.snap({knob.name: min(0.1 + 0.1 * i, knob.limit) for i, knob in enumerate(pruner.space.knobs)})
+    return snapped(pruner.space.knobs, {knob.name: 0.1 + 0.1 * i for i, knob in enumerate(pruner.space.knobs)})
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, Any]:
@@ -96,15 +96,15 @@ def test_what_moves_with_a_knob_is_named(kind: dict[str, Any]) -> None:
 def test_one_threshold_removes_the_lowest_scores(kind: dict[str, Any]) -> None:
     pruner = opened(**kind)
     space = pruner.space
-    setting = space.snap(space.by_threshold(0.3))
+    setting = snapped(space.knobs, space.by_threshold(0.3))
     gone = sum(setting.get(k.name, 0.0) * k.count for k in space.knobs) / sum(k.count for k in space.knobs)
     assert gone == pytest.approx(0.3, abs=0.02) or kind.get("round_to")
     assert 0 < max(space.thresholds(setting).values()) < np.inf
-    assert normal(space.snap(setting)) == normal(setting)
+    assert snapped(space.knobs, setting) == setting
 
 
 def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> None:
-    pruner = opened()
+    pruner = opened(criterion="l1")
     name = pruner.space.knobs[1].name
     threshold = pruner.space.thresholds({name: 0.4})[name]
     prunecli.magnitude(
@@ -115,6 +115,15 @@ def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> N
     )
     saved = stored(onnx.load(tmp_path / "o.onnx"))[name]
     assert (saved == 0).sum() == round(0.4 * saved.size)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "limit", "multiple", "gone"),
+    [(0.5, 10, 1, 1, 5), (0.94, 10, 0.9, 1, 9), (1.0, 10, 0.9, 1, 9), (0.5, 24, 1, 8, 8), (0.3, 24, 1, 8, 0),
+     (0.67, 24, 1, 8, 16), (1.0, 24, 23 / 24, 8, 16), (0.0, 5, 1, 1, 0), (0.9, 3, 2 / 3, 4, 0)],
+)  # fmt: skip
+def test_whole_units_go(fraction: float, count: int, limit: float, multiple: int, gone: int) -> None:
+    assert Knob("k", "channel", count, 0, 0, (), limit, multiple).gone(fraction) == gone
 
 
 def test_settings_that_do_the_same_are_equal() -> None:
