@@ -1,4 +1,4 @@
-"""The original model with its weights masked by numpy, built by the plain onnx package alone.
+"""The original model with its weights masked, or replaced, by numpy, built by the plain onnx package alone.
 
 It shares no code with this program's loader and saver, so that agreement with it proves them too.
 """
@@ -29,7 +29,8 @@ class Slot(NamedTuple):
 
 
 def masked_reference(path: Path, found: Sequence[Zeroed]) -> bytes:
-    """The model at `path` with `numpy.where(drop, 0, w)` in place of every weight, serialised.
+    """The model at `path` with `numpy.where(drop, 0, w)` in place of every weight (of fitted ones the new w),
+    serialised.
 
     Raises:
         PruneError: a weight is not found in the file.
@@ -38,8 +39,7 @@ def masked_reference(path: Path, found: Sequence[Zeroed]) -> bytes:
     slots = _slots(model)
     for one in found:
         slot, values = _take(slots, one)
-        masked = np.where(one.decision.drop(values), np.zeros((), values.dtype), values)
-        slot.put(numpy_helper.from_array(masked, one.weight.holder.name))
+        slot.put(numpy_helper.from_array(one.expected(values), one.weight.holder.name))
     return bytes(model.SerializeToString())
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from prunecli.model import Weight
 from prunecli.select import Decision, Target
-from prunecli.select.decisions import ByBits
+from prunecli.select.decisions import ByBits, Rewritten
 from prunecli.select.keys import count_nonzero
 
 Array = np.ndarray[Any, Any]
@@ -64,6 +64,12 @@ class Zeroed:
 
     def release(self) -> None:
         release_tensor(self.original)
+
+    def expected(self, array: Array) -> Array:
+        """What `array`, the stored values, must have become, by `numpy.where` alone."""
+        decision = self.decision
+        kept = decision.values if isinstance(decision, Rewritten) else array
+        return np.where(decision.drop(array), np.zeros((), array.dtype), kept)
 
     def pruned(self, array: Array) -> Array:
         """`array`, the stored values, with the chosen elements zero."""

@@ -25,6 +25,7 @@ from prunecli.model import Dims, Model, Shapes, load
 from prunecli.model.holders import holders
 from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
+from prunecli.select.decisions import Rewritten
 from prunecli.select.keys import CHUNK_BYTES, words
 from prunecli.types import Progress, Verification, no_progress
 
@@ -36,14 +37,14 @@ RUN_UP_TO = 512 << 20
 """Bytes of model files up to which two sessions and a reference are held in memory."""
 LONG = 512
 """What a length is raised to if the model cannot run at the usual default, as with models of sound."""
-_STORED = "every stored tensor equals the original, masked by numpy, and the graph is the same"
-_RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with masked weights"
+_STORED = "every stored tensor equals the original, {how} by numpy, and the graph is the same"
+_RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with {how} weights"
 _REPORT = "nothing was written; please report this"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What to prove: that the file differs from `model` by `zeroed` alone."""
+    """What to prove: that the file differs from `model` by `zeroed` alone: zeros, and what was fitted around them."""
 
     model: Model
     zeroed: Sequence[Zeroed]
@@ -65,6 +66,14 @@ class Proof:
         size = sum(path.stat().st_size for path in (self.model.path, *self.model.data_files))
         return self._opens(staged) if size > RUN_UP_TO else self._runs(staged)
 
+    @property
+    def how(self) -> str:
+        fitted = any(isinstance(one.decision, Rewritten) for one in self.zeroed)
+        return "masked and fitted" if fitted else "masked"
+
+    def _by_storage(self, why: str) -> Verification:
+        return Verification("exact", 0.0, 0.0, 0, f"{_STORED.format(how=self.how)}; {why}")
+
     def _same_tensors(self, staged: Path) -> None:
         saved = load(staged)
         before, after = list(holders(self.model.ir)), list(holders(saved.ir))
@@ -85,7 +94,7 @@ class Proof:
             self.open(staged, low_memory=True)
         except PruneError as error:
             return self._as_before(error, "open")
-        return _by_storage("onnxruntime opens it; it is too large to be run on both sides")
+        return self._by_storage("onnxruntime opens it; it is too large to be run on both sides")
 
     def _runs(self, staged: Path) -> Verification:
         """Run the saved file and the reference on the same random inputs."""
@@ -108,10 +117,10 @@ class Proof:
         reference = self.open(masked_reference(self.model.path, self.zeroed))
         wanted = reference.run(feed)
         if same_outputs(outputs, wanted):
-            return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}")
+            return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}".format(how=self.how))
         if same_outputs(wanted, reference.run(feed)):
             raise PruneError("internal: the pruned model does not compute what the masked one does", _REPORT)
-        return _by_storage("its outputs are random and were not compared")
+        return self._by_storage("its outputs are random and were not compared")
 
     def _as_before(self, error: PruneError, what: str) -> Verification:
         """A file that onnxruntime cannot open or run is kept if that holds for the original, too."""
@@ -120,12 +129,8 @@ class Proof:
             if what == "run":
                 original.run(original.random_inputs(shapes=self.shapes[0]))
         except PruneError as own:
-            return _by_storage(f"it was not run: {own.message}")
+            return self._by_storage(f"it was not run: {own.message}")
         raise PruneError(f"onnxruntime can {what} the original, not the pruned model: {error.message}", _REPORT)
-
-
-def _by_storage(why: str) -> Verification:
-    return Verification("exact", 0.0, 0.0, 0, f"{_STORED}; {why}")
 
 
 def shapes_to_try(model: Model, shapes: Shapes, dims: Dims) -> list[InputShapes]:
@@ -151,7 +156,11 @@ def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroe
     if source.dtype.bitwidth < 8:
         return bool(source.tobytes() == saved.tobytes())
     wanted, found = np.asarray(source.numpy()), np.asarray(saved.numpy())
-    return same_bits(wanted, found) if one is None else is_masked(wanted, one.decision.drop(wanted), found)
+    if one is None:
+        return same_bits(wanted, found)
+    if isinstance(one.decision, Rewritten):
+        return same_bits(one.expected(wanted), found)
+    return is_masked(wanted, one.decision.drop(wanted), found)
 
 
 def is_masked(source: Array, drop: Array, found: Array) -> bool:

@@ -27,12 +27,14 @@ PRIORITY: tuple[Kind, ...] = ("embedding", "weight", "norm", "bias")
 
 @dataclass(frozen=True)
 class Use:
-    """One operator that reads a weight: input `index` of `node`, as `layout` of the stored tensor."""
+    """One operator that reads a weight: input `index` of `node`, as `layout` of the stored tensor. `shape`: of the
+    input itself, which is the stored one where nothing lies in between."""
 
     node: ir.Node
     index: int
     kind: Kind
     layout: Layout
+    shape: Shape
 
     @property
     def op(self) -> str:
@@ -182,7 +184,7 @@ def _weight(holder: Holder, shape: Shape, reads: list[Reader], names: set[str]) 
 
 
 def _use(read: Reader, shape: Shape, role: Role) -> Use:
-    return Use(read.node, read.index, role.kind, role.layout.after(read.steps, shape))
+    return Use(read.node, read.index, role.kind, role.layout.after(read.steps, shape), read.shape)
 
 
 def _unique(holder: Holder, names: set[str]) -> str:

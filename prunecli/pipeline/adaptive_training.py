@@ -21,8 +21,8 @@ from prunecli.pipeline.trial_pruners import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
 from prunecli.search.adaptive import Search, Step
-from prunecli.search.allocate import Path as Way
 from prunecli.search.space import Setting, snapped
+from prunecli.search.tradeoff import Path as Way
 from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
 

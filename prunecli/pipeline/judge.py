@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from prunecli.apply.zero import target_of
 from prunecli.errors import PruneError
-from prunecli.model import Model
+from prunecli.model import Model, Weight
 from prunecli.pipeline.choice import Choice
 from prunecli.select import Decision, Recipe, decide
 from prunecli.select.criteria import CRITERIA
 from prunecli.types import Json, Progress
 
+_COMMANDS = {"wanda": "prune oneshot --method", "obs": "prune oneshot --method"}
+
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell."""
+    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell.
+    `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight."""
 
     choice: Choice
     decisions: Sequence[Decision]
     recipe: Json
     notes: Sequence[str] = ()
+    moved: Sequence[tuple[Weight, Decision]] = ()
+    details: Mapping[str, Json] = field(default_factory=dict)
 
 
 class Judge(Protocol):
@@ -32,6 +37,13 @@ class Judge(Protocol):
     def command(self) -> str: ...
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A judge that also fits what is left, to zeros that were decided on before."""
+
+    def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged: ...
 
 
 class ByValue:
@@ -44,6 +56,6 @@ class ByValue:
         if found.needs:
             raise PruneError(
                 f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
-                f"use `prune gradient --criterion {found.name}`",
+                f"use `{_COMMANDS.get(found.name, 'prune gradient --criterion')} {found.name}`",
             )
         return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})

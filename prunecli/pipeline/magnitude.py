@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from prunecli.pipeline.gradual import (
     share_after,
 )
 from prunecli.pipeline.inspect import macs_by_weight
-from prunecli.pipeline.judge import ByValue, Judge, Judged
+from prunecli.pipeline.judge import ByValue, Fits, Judge, Judged
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
@@ -80,6 +80,7 @@ class Layer:
     nonzero: int
     macs: int | None
     notes: tuple[str, ...] = ()
+    details: Json = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -140,7 +141,7 @@ def magnitude(
     if options.retrain is not None:
         return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
     job = _prepare(path, target, options, progress)
-    zero(job.zeroed)
+    zero(job.changed)
     inspector = _Inspector(job, options, progress)
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
@@ -216,6 +217,13 @@ class _Job:
     recipe: Json
     command: str
     notes: Sequence[str]
+    moved: list[Zeroed]
+    details: Mapping[str, Json]
+
+    @property
+    def changed(self) -> list[Zeroed]:
+        """Every tensor that the saved file has in another form: the pruned ones, and what moves with them."""
+        return [*self.zeroed, *self.moved]
 
 
 def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> _Job:
@@ -235,7 +243,10 @@ def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Prog
     zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     before = totals(file, shapes, counted)
-    return _Job(file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes)
+    moved = [Zeroed(w, one, w.tensor) for w, one in found.moved]
+    return _Job(
+        file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes, moved, found.details
+    )
 
 
 def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Progress) -> Judged:
@@ -246,7 +257,8 @@ def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Prog
         chosen = [weight for weight in found.all() if weight.name in plan.decisions]
         left = [weight for weight in found.all() if weight.name not in plan.decisions]
         choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        return Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
+        planned = Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
+        return judge.fitted(file, planned, progress) if isinstance(judge, Fits) else planned
     assert options.recipe is not None
     choice = choose(found, options.include, options.exclude, options.also)
     said = judge(file, choice, options.recipe, progress)
@@ -269,7 +281,7 @@ class _Inspector:
         if self.options.verify:
             self.verification = self._proof()(staged)
         files = [staged, *load(staged).data_files]
-        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.job.zeroed)
+        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.job.changed)
         self.after = replace(
             self.job.before,
             nonzero=self.job.before.nonzero - dropped,
@@ -282,7 +294,7 @@ class _Inspector:
         job, execution = self.job, self.options.execution
         opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
         return Proof(
-            job.file, job.zeroed, shapes_to_try(job.file, job.shapes, self.options.dims), opener, self.progress
+            job.file, job.changed, shapes_to_try(job.file, job.shapes, self.options.dims), opener, self.progress
         )
 
 
@@ -301,6 +313,7 @@ def _layers(job: _Job) -> list[Layer]:
             nonzero=one.nonzero_after,
             macs=work.get(one.weight.name),
             notes=(*one.weight.notes, *_remainder(one.weight, job.recipe)),
+            details=job.details.get(one.weight.name, {}),
         )
         for one in job.zeroed
     ]

@@ -54,6 +54,7 @@ def _row(layer: Layer) -> LayerRow:
         "nonzero_before": layer.nonzero_before,
         "macs": layer.macs,
         "notes": list(layer.notes),
+        **layer.details,
     }
     return LayerRow(layer.name, layer.op, layer.weight, layer.shape, layer.shape, layer.params, layer.params,
                     layer.nonzero, layer.sparsity, extra)  # fmt: skip

@@ -16,9 +16,9 @@ from itertools import takewhile
 
 import numpy as np
 
-from prunecli.search.allocate import Curve, Path, Segment, best_path, costs_of, spread
 from prunecli.search.bench import Bench
 from prunecli.search.space import Knob, Setting, Space, digest, snapped
+from prunecli.search.tradeoff import Curve, Path, Segment, best_path, costs_of, spread
 from prunecli.search.trials import Job, Outcome
 from prunecli.search.yardstick import Drop
 

@@ -1,154 +1,120 @@
-"""How much each knob should give: the least damage for what is saved, from a curve of damage per knob.
+"""How much of each layer goes: the same everywhere, by shape, or where it is measured to hurt least.
 
-If damages add up, the settings that no other beats in both size and damage are found by one exchange rate lambda
-between them: each knob takes the fraction that minimises cost + damage / lambda (Everett 1963). On the lower convex
-hull of each knob's curve that is a greedy choice: segments in the order of damage per amount saved.
+By measurement it is a knapsack: minimise the sum of the layers' losses E_l(s_l) over sparsities s_l with
+sum n_l s_l = S n (as SPDY and OBC pose it). Losses fall steeply and smoothly with density, so curves through a few
+measured points, straight in log density and log loss, made convex, are enough; one Lagrange multiplier solves the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from prunecli.search.space import Setting
+from prunecli.select.scopes import budget_of, erk_budgets
 
 Array = np.ndarray[Any, Any]
-FINE = 8
-"""Points between two measured ones at which a curve is read."""
-POWER = 2.0
-"""How damage grows from zero to the first measured fraction."""
-TINY = 1e-12
+DENSEST, SPAREST = 1.0, 0.01
+_GRID = 400
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Damage of one knob moved alone: `fractions` rise, from the least that the knob may have; `damages` are above
-    that at the first, and never fall. cost: what remains of the goal's amount at a fraction."""
+    """What a layer of `size` weights loses: at `densities` (fractions that remain, ascending or not) `losses`."""
 
-    knob: str
-    fractions: Array
-    damages: Array
-    cost: Callable[[float], float]
+    size: int
+    densities: Sequence[float]
+    losses: Sequence[float]
 
-    @classmethod
-    def of(
-        cls, knob: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
-    ) -> Curve:
-        """From measurements in any order, made monotone: noise is not a gain."""
-        order = np.argsort(fractions, kind="stable")
-        rising = np.maximum.accumulate(np.asarray(damages, float)[order])
-        return cls(knob, np.asarray(fractions, float)[order], rising - rising[0], cost)
-
-    def fine(self) -> tuple[Array, Array]:
-        """Fractions in small steps, and damages: exponential between measured points, a power law from zero."""
-        finite = np.isfinite(self.damages)
-        fractions, damages = self.fractions[finite], self.damages[finite]
-        f, d = [fractions[:1]], [damages[:1]]
-        for i in range(len(fractions) - 1):
-            t = np.arange(1, FINE + 1) / FINE
-            low, high = damages[i], damages[i + 1]
-            f.append(fractions[i] + t * (fractions[i + 1] - fractions[i]))
-            d.append(high * t**POWER if low <= TINY else low * (high / low) ** t)
-        return np.concatenate(f), np.concatenate(d)
-
-    def at(self, fraction: float) -> float:
-        """The damage at a fraction, as `fine` reads it."""
-        return float(np.interp(fraction, *self.fine()))
-
-    def times(self, factor: float) -> Curve:
-        return replace(self, damages=self.damages * factor)
+    def at(self, densities: Array) -> Array:
+        """Losses at densities in (0, 1]: interpolated in the logarithms, extended with the slope of the ends, zero at
+        1."""
+        order = np.argsort(self.densities)
+        x = np.log(np.asarray(self.densities, np.float64)[order])
+        y = np.log(np.maximum(np.asarray(self.losses, np.float64)[order], 1e-300))
+        y = np.minimum.accumulate(y)  # less that remains is never better: what says so is noise
+        wanted = np.log(densities)
+        found = np.interp(wanted, x, y)
+        if len(x) > 1:
+            for side, outside in ((0, wanted < x[0]), (-1, wanted > x[-1])):
+                near = 1 if side == 0 else -2
+                slope = (y[near] - y[side]) / (x[near] - x[side])
+                found = np.where(outside, y[side] + slope * (wanted - x[side]), found)
+        loss: Array = np.where(densities >= DENSEST, 0.0, np.exp(found))
+        return loss
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A step of one knob along the hull of its curve."""
-
-    knob: str
-    start: float
-    stop: float
-    damage: float
-    saved: float
-
-    @property
-    def rate(self) -> float:
-        return self.damage / self.saved
+def uniform(sizes: Sequence[int], sparsity: float) -> list[int]:
+    """round(S n_l) of every layer."""
+    return [budget_of(size, sparsity) for size in sizes]
 
 
-@dataclass(frozen=True)
-class Path:
-    """Settings from the gentlest to the harshest, as one line: `at(position)`, position in damage as predicted."""
-
-    start: Setting
-    segments: Sequence[Segment]
-
-    @property
-    def least(self) -> float:
-        """The damage of the first segment that does any."""
-        return next((s.damage for s in self.segments if s.damage > TINY), TINY)
-
-    @property
-    def most(self) -> float:
-        return sum(s.damage for s in self.segments)
-
-    def position(self, setting: Setting) -> float:
-        """The predicted damage of a setting that lies on the path."""
-        done = [s.damage * min(max((setting.get(s.knob, 0.0) - s.start) / (s.stop - s.start), 0.0), 1.0)
-                for s in self.segments]  # fmt: skip
-        return float(sum(done))
-
-    def at(self, position: float) -> Setting:
-        """The setting whose predicted damage, above that of the start, is `position`."""
-        setting, left = dict(self.start), position
-        for segment in self.segments:
-            share = 1.0 if segment.damage <= left else left / segment.damage
-            setting[segment.knob] = segment.start + share * (segment.stop - segment.start)
-            left -= segment.damage
-            if left < 0:
-                break
-        return setting
+def erk(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], sparsity: float) -> list[int]:
+    """Erdos-Renyi-kernel densities, round(S n) in all."""
+    return erk_budgets(list(zip(shapes, sizes, strict=True)), sparsity)
 
 
-def best_path(curves: Sequence[Curve]) -> Path:
-    """The path of least damage for what is saved. It starts where every curve does."""
-    segments = [segment for curve in curves for segment in _hull(curve)]
-    segments.sort(key=lambda s: (s.rate, s.knob, s.start))
-    return Path({curve.knob: float(curve.fractions[0]) for curve in curves}, segments)
+def by_loss(curves: Sequence[Curve], sparsity: float) -> list[int]:
+    """Weights to drop per layer, round(S n) in all, with the least sum of losses."""
+    sizes = np.array([curve.size for curve in curves])
+    budget = budget_of(int(sizes.sum()), sparsity)
+    if budget in (0, int(sizes.sum())):
+        return [int(size) if budget else 0 for size in sizes]
+    densities = np.geomspace(SPAREST, DENSEST, _GRID)[::-1]
+    hulls = [_hull(1 - densities, curve.at(densities)) for curve in curves]
+    most = sum(int(size) for size in sizes)
+    low, high = 0.0, float(max(hull[1].max() for hull in hulls) + 1) * 1e3 / max(min(sizes), 1)
+    picked = np.zeros(len(curves))
+    for _ in range(200):  # the price per weight at which the budget is spent
+        price = (low + high) / 2
+        picked = np.array([_best(hull, size, price) for hull, size in zip(hulls, sizes, strict=True)])
+        low, high = (price, high) if picked @ sizes < budget else (low, price)
+    picked = np.array([_best(hull, size, high) for hull, size in zip(hulls, sizes, strict=True)])
+    return _exactly([min(int(n), int(p * n)) for p, n in zip(picked, sizes, strict=True)], sizes, min(budget, most))
 
 
-def _hull(curve: Curve) -> list[Segment]:
-    """The lower convex hull of damage over what is saved."""
-    fractions, damages = curve.fine()
-    saved = curve.cost(float(fractions[0])) - np.array([curve.cost(float(f)) for f in fractions])
-    corners = [0]
-    for i in range(1, len(fractions)):
-        if saved[i] <= saved[corners[-1]] + TINY:
-            continue
-        while len(corners) > 1 and _slope(saved, damages, corners[-2], i) <= _slope(saved, damages, *corners[-2:]):
-            corners.pop()
-        corners.append(i)
-    return [
-        Segment(curve.knob, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
-                float(saved[b] - saved[a]))
-        for a, b in pairwise(corners)
-    ]  # fmt: skip
+def _hull(sparsities: Array, losses: Array) -> tuple[Array, Array]:
+    """The lower convex hull of a curve, sparsities ascending."""
+    kept: list[int] = []
+    for i in range(len(sparsities)):
+        while len(kept) > 1 and _above(sparsities, losses, kept[-2], kept[-1], i):
+            kept.pop()
+        kept.append(i)
+    return sparsities[kept], losses[kept]
 
 
-def _slope(x: Array, y: Array, a: int, b: int) -> float:
-    return float((y[b] - y[a]) / (x[b] - x[a]))
+def _above(x: Array, y: Array, a: int, b: int, c: int) -> bool:
+    return bool((y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a]))
 
 
-def spread(path: Path, low: float, high: float, count: int) -> list[float]:
-    """Positions between two, evenly spaced in the logarithm of damage, ends left out."""
-    start, stop = np.log(max(low, TINY)), np.log(max(high, TINY))
-    return [float(np.exp(start + (stop - start) * i / (count + 1))) for i in range(1, count + 1)]
+def _best(hull: tuple[Array, Array], size: int, price: float) -> float:
+    return float(hull[0][np.argmin(hull[1] - price * size * hull[0])])
 
 
-def costs_of(
-    space_cost: Callable[[Setting], Mapping[str, float]], base: Setting, knob: str, goal: str
-) -> Callable[[float], float]:
-    """What remains of the goal as a function of one knob, the others as in `base`."""
-    return lambda fraction: float(space_cost({**base, knob: fraction})[goal])
+def _exactly(drops: list[int], sizes: Array, budget: int) -> list[int]:
+    """Make the counts add up to the budget, each layer changed in proportion to its room, the earlier first."""
+    while (missing := budget - sum(drops)) != 0:
+        room = [int(n) - d if missing > 0 else d for n, d in zip(sizes, drops, strict=True)]
+        total = sum(room)
+        for i, free in enumerate(room):
+            step = min(-(-abs(missing) * free // total), free, abs(budget - sum(drops)))
+            drops[i] += step if missing > 0 else -step
+    return drops
+
+
+def allocate(
+    mode: str, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], curves: Sequence[Curve], sparsity: float
+) -> list[int]:
+    """Weights to drop per layer. `curves` are only read by `loss`."""
+    if mode == "uniform":
+        return uniform(sizes, sparsity)
+    return erk(shapes, sizes, sparsity) if mode == "erk" else by_loss(curves, sparsity)
+
+
+ALLOCATIONS: Mapping[str, str] = {
+    "uniform": "every layer loses the same fraction",
+    "erk": "small layers stay denser, by their shapes",
+    "loss": "where it is measured to hurt the outputs least",
+}

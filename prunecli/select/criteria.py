@@ -118,6 +118,20 @@ def synflow(block: Block) -> Array:
     return scores
 
 
+@criterion("wanda", "|w| times the norm of its input: what it adds to the output", needs=("input norm",))
+def wanda(block: Block) -> Array:
+    """mean(|w| sqrt(E[x^2])) over the unit, x the input that w multiplies (Sun et al. 2024)."""
+    scores: Array = np.mean(np.abs(block.weights) * block.evidence["input norm"], axis=1)
+    return scores
+
+
+@criterion("obs", "what the layer's output loses when w goes and the rest makes up for it", needs=("removal loss",))
+def obs(block: Block) -> Array:
+    """mean over the unit of the loss at which exact Optimal Brain Surgeon removes it (Frantar and Alistarh 2022)."""
+    scores: Array = np.mean(block.evidence["removal loss"], axis=1)
+    return scores
+
+
 @criterion("random", "seeded random scores, the baseline that others must beat")
 def random(block: Block) -> Array:
     """Uniform in [0, 1); the same for the same seed and tensor name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -131,6 +131,34 @@ class InRows:
 
     def apply(self, array: Array) -> Array:
         return zeroed(array, self.drop(array))
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """Chosen elements are zero, and the others have new `values`: what closed-form fitting makes of a weight.
+
+    values: of the stored shape and type, zero where `packed` (numpy.packbits of the flat mask) has a 1.
+    """
+
+    values: Array
+    packed: Array
+
+    @classmethod
+    def of(cls, values: Array, drop: Mask, dtype: np.dtype[Any]) -> Rewritten:
+        """`values` rounded to `dtype`. One that would become zero by rounding alone keeps the least size there is, so
+        that exactly what `drop` names is zero."""
+        rounded = np.where(drop, 0, values).astype(dtype)
+        lost = (rounded == 0) & ~drop & (values != 0)
+        if lost.any():
+            least = np.array(1, key_format(dtype).word).view(dtype)
+            rounded[lost] = np.where(values[lost] < 0, -least, least)
+        return cls(rounded, np.packbits(drop.reshape(-1)))
+
+    def drop(self, array: Array) -> Mask:
+        return np.unpackbits(self.packed, count=array.size).view(np.bool_).reshape(array.shape)
+
+    def apply(self, array: Array) -> Array:
+        return self.values
 
 
 def check_finite(name: str, array: Array) -> None:

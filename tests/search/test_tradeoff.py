@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.search.allocate import Curve, best_path, spread
+from prunecli.search.tradeoff import Curve, best_path, spread
 
 FRACTIONS = [0.0, 0.25, 0.5, 0.75, 1.0]
 

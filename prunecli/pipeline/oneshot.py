@@ -1,0 +1,230 @@
+"""`prune oneshot`: zero weights and fit the others on calibration data, without labels and without training.
+
+Everything else (proof, plan, report) is that of `prune magnitude`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.apply.zero import target_of
+from prunecli.data import Dataset
+from prunecli.errors import PruneError
+from prunecli.evidence.grams import PER_UNKNOWN
+from prunecli.evidence.store import LIMIT, Store
+from prunecli.model import Dims, Model, Weight, find_weights
+from prunecli.pipeline.choice import Choice
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.judge import Judged
+from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.pipeline.oneshot_study import Study, Way, opener
+from prunecli.pipeline.subject import Execution
+from prunecli.recover.fit import METHODS, Recover, check
+from prunecli.search.allocate import ALLOCATIONS, allocate
+from prunecli.select import Decision, Recipe, decide, parse_pattern
+from prunecli.select.patterns import Windows
+from prunecli.types import Json, Progress, Skipped, no_progress
+
+Array = np.ndarray[Any, Any]
+SAMPLES = 512
+BATCH = 64
+_MINE = ("method", "allocate", "recover", "samples", "fallback", "memory")
+
+
+@dataclass(frozen=True)
+class OneshotOptions:
+    """How weights are chosen and fitted.
+
+    data: calibration samples; labels are not read. method: see `recover.fit.METHODS`. allocate: None is `loss`, of
+    patterns and scopes that leave a choice. recover: auto is lstsq. samples: drawn at random where there are more,
+    unless the data has its own limit. fallback: whether weights without evidence are zeroed by magnitude instead of
+    being left alone. memory: bytes of activations held in memory; more lies in temporary files.
+    """
+
+    data: DataOptions | None = None
+    method: str = "obs"
+    allocate: str | None = None
+    recover: Literal["auto", "none", "bias", "bn", "lstsq"] = "auto"
+    samples: int = SAMPLES
+    fallback: bool = False
+    memory: int = LIMIT
+    seed: int = 0
+    exclude: Sequence[str] = ()
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+
+
+def oneshot(
+    model: str | Path,
+    options: MagnitudeOptions | None = None,
+    measured: OneshotOptions | None = None,
+    progress: Progress = no_progress,
+    **changes: Any,
+) -> MagnitudeResult:
+    """Prune weights and refit the others layer by layer on unlabelled data, and save the model with proof.
+
+    `changes` override fields of `measured`, of `options`, and of its recipe:
+    `oneshot("model.onnx", data="calib.npz", sparsity=0.8)`.
+
+    Raises:
+        PruneError: as `magnitude`; no data, or an option that does not fit the method.
+    """
+    wanted, given = measured or OneshotOptions(), changes.pop("data", None)
+    if given is not None:
+        wanted = replace(wanted, data=given if isinstance(given, DataOptions) else DataOptions(str(given)))
+    mine = {name: changes.pop(name) for name in _MINE if name in changes}
+    options = magnitude_options(options, **changes)
+    seed = options.recipe.seed if options.recipe else 0
+    wanted = replace(wanted, **mine, seed=seed, exclude=options.exclude, dims=options.dims, execution=options.execution)
+    if wanted.data is None:
+        raise PruneError(
+            "one-shot pruning is measured on data", "give --data; a few hundred unlabelled samples will do"
+        )
+    if options.plan is None:
+        options = replace(options, recipe=_checked(options.recipe, wanted))
+    return magnitude(model, replace(options, judge=ByEvidence(wanted)), progress)
+
+
+def _checked(recipe: Recipe | None, wanted: OneshotOptions) -> Recipe:
+    """The recipe with its scope in terms of what competes inside a layer; how layers compete is `allocate`."""
+    if recipe is None:
+        raise PruneError("how much to prune is not given", "give one of --sparsity, --pattern N:M, or --plan")
+    pattern = parse_pattern(recipe.pattern)
+    check(METHODS.get(wanted.method), pattern)
+    if recipe.threshold is not None or recipe.criterion is not None:
+        raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
+    if wanted.allocate not in (None, *ALLOCATIONS):
+        raise PruneError(f"no allocation is called {wanted.allocate!r}", f"choose from {', '.join(ALLOCATIONS)}")
+    if recipe.scope == "lamp":
+        raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
+    implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")
+    if implied and wanted.allocate not in (None, implied):
+        raise PruneError(
+            f"--scope {recipe.scope} and --allocate {wanted.allocate} contradict each other", "leave one of them out"
+        )
+    if isinstance(pattern, Windows) and wanted.allocate not in (None, "uniform"):
+        raise PruneError(f"the pattern {pattern.text} says how much of each layer goes", "leave --allocate out")
+    return recipe
+
+
+@dataclass(frozen=True)
+class ByEvidence:
+    """The judge of `prune oneshot`."""
+
+    options: OneshotOptions
+    command = "oneshot"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        way = self._way(recipe)
+        with Store(self.options.memory) as store:
+            study, asked = self._study(file, choice.chosen, way, store)
+            choice = _measured(choice, study, self.options.fallback)
+            amounts = self._amounts(study, recipe, progress)
+            done = self._fitted(file, choice, study, amounts, recipe, progress)
+        names = {"method": way.method.name, "recover": way.recover}
+        allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
+        recipe_json = {"criterion": way.method.name, **names, **allocated, **asked}
+        return replace(done, recipe=recipe_json, notes=_notes(study, self.options.fallback))
+
+    def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
+        """Fit what a plan leaves, on this data."""
+        recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
+            planned.recipe.get("pattern", "")) else None)  # fmt: skip
+        with Store(self.options.memory) as store:
+            study, asked = self._study(file, planned.choice.chosen, self._way(recipe), store)
+            masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
+            done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
+        return replace(done, recipe=planned.recipe | asked)
+
+    def _way(self, recipe: Recipe) -> Way:
+        recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
+        method = METHODS.get(self.options.method)
+        workers = self.options.execution.thread_count or 1
+        return Way(method, parse_pattern(recipe.pattern), recover, recipe.scope == "row", workers)
+
+    def _study(self, file: Model, chosen: Sequence[Weight], way: Way, store: Store) -> tuple[Study, Json]:
+        options = self.options
+        assert options.data is not None
+        session = options.execution.open(file.path)
+        data = options.data.open(session.inputs)
+        if options.data.limit is None and len(data) > options.samples:
+            data = data.shuffled(options.seed).take(options.samples)
+        names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
+        feeds = _feeds(data)
+        open_session = opener(options.execution.provider, options.execution.thread_count)
+        study = Study.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed)
+        return study, {"samples": len(data), "data": data.source}
+
+    def _allocation(self, recipe: Recipe) -> str:
+        return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
+
+    def _amounts(self, study: Study, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
+        """How many weights of each layer go."""
+        pattern, sizes = parse_pattern(recipe.pattern), [layer.weight.size for layer in study.layers]
+        if isinstance(pattern, Windows):
+            return {
+                layer.name: round(layer.weight.size * (1 - pattern.keep / pattern.window)) for layer in study.layers
+            }
+        mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
+        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and sizes else []
+        mode = "uniform" if mode == "loss" and not curves else mode
+        amounts = allocate(mode, [layer.weight.shape for layer in study.layers], sizes, curves, sparsity)
+        return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
+
+    def _fitted(
+        self, file: Model, choice: Choice, study: Study, amounts: Mapping[str, int | Array], recipe: Recipe,
+        progress: Progress, planned: Sequence[Decision] | None = None,
+    ) -> Judged:  # fmt: skip
+        by_name = {w.holder.name: w for w in choice.chosen if w.holder.graph is file.ir.graph}
+        vectors = {w.holder.name: w for w in find_weights(file).others if w.holder.graph is file.ir.graph}
+        decisions: dict[str, Decision] = {}
+        moved: list[tuple[Weight, Decision]] = []
+        details: dict[str, Json] = {}
+        masks = {layer.name: amounts[by_name[layer.weight.holder.name].name] if planned else amounts[layer.name]
+                 for layer in study.layers}  # fmt: skip
+        for layer, matrix, vector, told in study.pruned(masks, progress):
+            name = by_name[layer.weight.holder.name].name
+            decisions[name], details[name] = matrix, told
+            if vector is not None and layer.intercept is not None:
+                moved.append((vectors[layer.intercept.weight.holder.name], vector))
+        for number, weight in enumerate(choice.chosen):
+            if weight.name not in decisions:
+                decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
+        return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, (), moved, details)
+
+
+def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
+    scope = "row" if recipe.scope == "row" else None
+    plain = replace(recipe, scope=scope, criterion=None)
+    return decide([target_of(weight)], plain)[0]
+
+
+def _measured(choice: Choice, study: Study, fallback: bool) -> Choice:
+    """The choice without what has no evidence, unless that may fall back."""
+    fitted = {layer.weight.holder.name for layer in study.layers}
+    reasons = {skip.name: skip.reason for skip in study.left}
+    without = [w for w in choice.chosen if w.holder.name not in fitted or w.holder.name in reasons]
+    if not study.layers and not fallback:
+        reason = next(iter(reasons.values()), "none lies in the main graph")
+        raise PruneError(f"no chosen weight can be measured: {reason}", "use `prune magnitude`, or --fallback")
+    if fallback:
+        return choice
+    told = [Skipped(w.name, reasons.get(w.holder.name, "it lies in a sub-graph or a function")) for w in without]
+    kept = [w for w in choice.chosen if w not in without]
+    return Choice(kept, [*choice.left, *without], [*choice.skipped, *told])
+
+
+def _notes(study: Study, fallback: bool) -> list[str]:
+    if not (study.left and fallback):
+        return []
+    return [f"{len(study.left)} weights without evidence were zeroed by magnitude (--fallback): "
+            + ", ".join(skip.name for skip in study.left[:5])]  # fmt: skip
+
+
+def _feeds(data: Dataset) -> list[Mapping[str, Array]]:
+    return [batch.feed for batch in data.batches(BATCH)]

@@ -1,0 +1,289 @@
+"""What `prune oneshot` measures and fits: two walks over a model on calibration data.
+
+The first walk, of the original alone, tells what each layer loses at several sparsities, and how much of that reaches
+the outputs. The second one runs original and pruned model side by side: each layer is fitted on what the layers before
+it, pruned by now, really give it, to what the original computes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.apply.zero import target_of
+from prunecli.evidence.grams import Equations, Picker, collect
+from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.store import Store
+from prunecli.evidence.walk import Walk, working_form
+from prunecli.model import Model, find_weights
+from prunecli.recover.fit import Fitted, Method, Recover, Task, fit, scores
+from prunecli.recover.sparsegpt import Quota
+from prunecli.runtime import Session
+from prunecli.search.allocate import Curve
+from prunecli.select import Recipe, decide
+from prunecli.select.decisions import Rewritten
+from prunecli.select.patterns import Pattern, Windows
+from prunecli.types import Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+LEVELS = (2.5, 1.4, 0.6, 0.3)
+"""Densities at which a layer's loss is taken, in parts of the density that is asked for."""
+PROBED = (1, 2)
+"""Of those, at which it is measured how much reaches the outputs."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to prune: method, pattern, recovery, whether the weights of a row compete among themselves."""
+
+    method: Method
+    pattern: Pattern
+    recover: Recover
+    by_row: bool
+    workers: int
+
+
+@dataclass
+class Study:
+    """One model on its data. `layers`: what can be fitted, in the order in which it runs; `left`: what cannot."""
+
+    way: Way
+    original: ir.Model
+    feeds: Sequence[Mapping[str, Any]]
+    store: Store
+    layers: list[Layer]
+    left: list[Skipped]
+    model: Model
+    open_session: Any
+    per_unknown: int
+    seed: int = 0
+    found: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, file: Model, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], way: Way, store: Store,
+        open_session: Any, per_unknown: int, seed: int = 0,
+    ) -> Study:  # fmt: skip
+        """A study of the stored tensors `names` of the main graph."""
+        original = working_form(file.ir)
+        layers, left = layers_of(original, find_weights(replace(file, ir=original)), names)
+        return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed)
+
+    def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
+        """The least-squares problems of a layer, one per matrix."""
+        sums.check(layer.name)
+        matrices = layer.matrices(layer.weight.array())
+        free, taps = layer.intercept is not None, layer.shape[2]
+        for batch, weights in enumerate(matrices):
+            found, offset = sums.problem(batch, free), layer.offset[batch]
+            cross, variance = found.cross, found.squares
+            if not free:  # what is added stays: the product alone is to be fitted
+                cross = cross - np.outer(offset, found.x)
+                variance = variance - 2 * offset * found.y + offset**2
+            yield Task(weights, found.gram, cross, found.x, found.y, variance, found.count, offset, free, taps)
+
+    def sums(self, layer: Layer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
+        """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
+        output is added to, whose own error it makes up for."""
+        batch, rows, taps, cols = layer.shape
+        total = Equations.empty(batch, rows, taps * cols)
+        for use in layer.uses:
+            extra = [] if others is None else [others]
+            assert use.output is not None
+            given.reach([use.data, *extra])
+            wanted.reach([use.data, use.output, *extra])
+            picker = Picker(wanted.batches, taps * cols, self.per_unknown, self.seed)
+            for number in range(wanted.batches):
+                target = wanted.read(use.output, number)
+                if others is not None and layer.branch is not None:
+                    off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
+                    target = _plus(target, off, layer.branch.gain)
+                collect(use, picker, total, given.read(use.data, number), target)
+        return total
+
+    def release(self, layer: Layer, *walks: Walk) -> None:
+        """Let the walks go of what `sums` asked for."""
+        for walk in walks:
+            for use in layer.uses:
+                walk.release(use.data)
+                walk.release(use.output or "")
+
+    def choose(self, layer: Layer, tasks: Sequence[Task], amount: int) -> list[Array | Quota]:
+        """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
+        method, pattern = self.way.method, self.way.pattern
+        if method.criterion is None:
+            parts = np.diff(np.linspace(0, amount, len(tasks) + 1).round().astype(int))
+            return [Quota(int(part), self.way.by_row) for part in parts]
+        if layer.name not in self.found:
+            each = [scores(method, task, pattern, self.way.workers) for task in tasks]
+            self.found[layer.name] = np.stack(each).reshape(layer.shape).astype(np.float32)
+        found = self.found[layer.name]
+        need = {"wanda": "input norm", "obs": "removal loss"}[method.criterion]
+        sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
+        scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
+        recipe = Recipe(pattern.text, scope, method.criterion, sparsity)
+        array = layer.weight.array()
+        drop = decide([target_of(layer.weight, {need: lambda: found})], recipe)[0].drop(array)
+        return list(layer.matrices(drop.astype(np.float32)) > 0)
+
+    def fitted(self, tasks: Sequence[Task], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
+        way = self.way
+        pairs = zip(tasks, chosen, strict=True)
+        return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
+
+    def curves(self, density: float, progress: Progress) -> list[Curve]:
+        """What the outputs lose when one layer alone is pruned, for each layer."""
+        levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
+        with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
+        walk = Walk(self.original, self.feeds, self.store, self.open_session)
+        looked = looked_at(self.original)
+        base = walk.probe(self.layers[0].weight.holder.name, [self.layers[0].weight.array()], looked)[0]
+        found = []
+        for layer in progress(self.layers, "measuring layers", len(self.layers)):
+            sums = self.sums(layer, walk, walk)
+            tasks = list(self.tasks(layer, sums))
+            own, variants = [], []
+            for level in levels:
+                amount = round((1 - level) * layer.weight.size)
+                best = self.fitted(tasks, self.choose(layer, tasks, amount), "none")
+                own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
+                if level in with_probe:
+                    matrices = np.stack([one.weights for one in best])
+                    variants.append(layer.stored(matrices).astype(layer.weight.dtype.numpy()))
+            far = self._reaching(layer, walk, variants, looked, base)
+            self.release(layer, walk)
+            found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
+        walk.close()
+        return found
+
+    def _reaching(
+        self, layer: Layer, walk: Walk, variants: Sequence[Array], outputs: Sequence[str], base: Mapping[str, Array]
+    ) -> list[float]:
+        found = walk.probe(layer.weight.holder.name, variants, outputs)
+        return [sum(_distance(one[name], base[name]) for name in outputs) for one in found]
+
+    def pruned(
+        self, chosen: Mapping[str, int | Array], progress: Progress
+    ) -> Iterator[tuple[Layer, Rewritten, Rewritten | None, dict[str, float]]]:
+        """Prune and fit layer after layer.
+
+        Args:
+            chosen: by layer, how many weights go, or which (a mask of the stored shape).
+        """
+        student = working_form(self.model.ir)
+        held = find_weights(replace(self.model, ir=student))
+        mine, _ = layers_of(student, held, [layer.weight.holder.name for layer in self.layers])
+        wanted = Walk(self.original, self.feeds, self.store, self.open_session)
+        given = Walk(student, self.feeds, self.store, self.open_session)
+        open_nodes = {use.node for layer in mine for use in layer.weight.uses}
+        shared = self._shared(mine)
+        for layer in progress(mine, "pruning layers", len(mine)):
+            others = layer.branch.other if layer.branch is not None else None
+            if others is not None and ancestors(student, others) & open_nodes:
+                others = None  # that branch comes later, and makes up for this one
+            sums = shared.get(layer.name) or self.sums(layer, wanted, given, others)
+            self.release(layer, wanted, given)
+            tasks = list(self.tasks(layer, sums))
+            amount = chosen[layer.name]
+            picks = self.choose(layer, tasks, amount) if isinstance(amount, int) else list(layer.matrices(amount) > 0)
+            best = self.fitted(tasks, picks, self.way.recover)
+            yield layer, *self._put(layer, best), _report(tasks, best)
+            open_nodes -= {use.node for use in layer.weight.uses}
+        wanted.close()
+        given.close()
+
+    def _shared(self, layers: Sequence[Layer]) -> dict[str, Equations]:
+        """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
+        several = [layer for layer in layers if len(layer.uses) > 1]
+        if not several:
+            return {}
+        walk = Walk(self.original, self.feeds, self.store, self.open_session)
+        found = {layer.name: self.sums(layer, walk, walk) for layer in several}
+        walk.close()
+        return found
+
+    def _put(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
+        """Store the weights in the pruned model, rounded as they will be saved."""
+        array = layer.weight.array()
+        values, drop = (layer.stored(np.stack([getattr(one, name) for one in best])) for name in ("weights", "drop"))
+        new = Rewritten.of(values, drop, array.dtype)
+        layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
+        shift = np.concatenate([one.shift for one in best])
+        if layer.intercept is None or not shift.any():
+            return new, None
+        vector = layer.intercept.weight
+        old = vector.array()
+        moved = layer.intercept.moved(old, shift).astype(old.dtype)
+        vector.holder.put(ir.Tensor(moved, dtype=vector.dtype, name=vector.holder.name))
+        return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+
+
+def _plus(target: Array, off: Array, gain: Array) -> Array:
+    """target + off / gain, gain per channel: what makes up for `off` after a normalisation. A channel that it all but
+    closes makes up for nothing. Shapes that differ (broadcast additions) are left alone."""
+    if off.shape != target.shape:
+        return target
+    axis = 1 if target.ndim > 2 else target.ndim - 1
+    if target.shape[axis] != gain.size:
+        return target if not (gain == 1).all() else target + off
+    open_ = np.abs(gain) > 1e-2 * np.abs(gain).max()
+    inverse = np.where(open_, 1 / np.where(open_, gain, 1), 0).astype(np.float32)
+    shape = [1] * target.ndim
+    shape[axis] = gain.size
+    return np.asarray(target + off * inverse.reshape(shape), np.float32)
+
+
+def _moved(task: Task, weights: Array) -> float:
+    """The mean square of what changes in the output, its mean put right where that is possible."""
+    change = weights - task.weights
+    return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
+
+
+def _distance(found: Array, base: Array) -> float:
+    """Mean square of the difference, over that of the outputs about their mean."""
+    wanted = np.asarray(base, np.float64)
+    spread = float(np.var(wanted))
+    error = float(np.mean(np.square(np.asarray(found, np.float64) - wanted)))
+    return error / spread if spread > 0 else error
+
+
+def _scaled(
+    levels: Sequence[float], own: Sequence[float], probed: Sequence[float], far: Sequence[float]
+) -> list[float]:
+    """Losses of the layer's own output, times how much of them was seen to reach the outputs; between the probes the
+    factor follows a straight line in the logarithms, outside it stays."""
+    places = [list(levels).index(level) for level in probed]
+    ratios = [far[i] / own[place] if own[place] > 0 and far[i] > 0 else 0.0 for i, place in enumerate(places)]
+    if not all(ratios):
+        return [max(value, 0.0) * max(ratios) for value in own]
+    order = np.argsort(probed)
+    factor = np.interp(np.log(levels), np.log(probed)[order], np.log(ratios)[order])
+    return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
+
+
+def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
+    error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
+    return {"reconstruction_error": error}
+
+
+def looked_at(work: ir.Model) -> list[str]:
+    """The values whose change counts: outputs that are floats, before a Softmax or Sigmoid that would hide it."""
+    names = []
+    for value in work.graph.outputs:
+        while (node := value.producer()) is not None and node.op_type in ("Softmax", "Sigmoid", "Identity"):
+            inner = node.inputs[0]
+            if inner is None:
+                break
+            value = inner
+        if value.name and (value.dtype is None or value.dtype.is_floating_point()):
+            names.append(value.name)
+    return list(dict.fromkeys(names))
+
+
+def opener(provider: str, threads: int) -> Any:
+    return partial(Session.open, provider=provider, threads=threads)

@@ -1,0 +1,155 @@
+"""What becomes of one matrix: which weights go, and what the others become, by method and by kind of recovery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import linalg
+
+from prunecli.errors import PruneError
+from prunecli.recover.columns import Columns, columns_of
+from prunecli.recover.lstsq import affordable, damping, masked_least_squares
+from prunecli.recover.obs import removal_losses
+from prunecli.recover.sparsegpt import Quota, sparsegpt
+from prunecli.select.patterns import Pattern
+from prunecli.select.registry import Registry
+
+Array = np.ndarray[Any, Any]
+Recover = Literal["none", "bias", "bn", "lstsq"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One matrix W (rows, K) of a layer with taps x cols = K, and what it should compute.
+
+    Attributes:
+        weights: as they are; cross, gram: of X and the wanted Y (`Problem` of evidence), less their means where an
+            intercept may change; x, y: those means; variance: (rows,) of Y; count: of positions.
+        offset: (rows,) what is added to the output; free: whether that may change.
+    """
+
+    weights: Array
+    gram: Array
+    cross: Array
+    x: Array
+    y: Array
+    variance: Array
+    count: int
+    offset: Array
+    free: bool
+    taps: int
+
+    @property
+    def damped(self) -> Array:
+        """The Gram matrix with `damping` on its diagonal."""
+        return self.gram + damping(self.gram, self.count) * np.eye(len(self.gram))
+
+    @property
+    def gone(self) -> Array:
+        return np.equal(self.weights, 0)
+
+    def columns(self, pattern: Pattern) -> Columns:
+        rows, size = self.weights.shape
+        return columns_of(pattern, rows, self.taps, size // self.taps)
+
+    def error(self, weights: Array, shift: Array) -> float:
+        """The mean square of what is wrong with the output, over that of the wanted output about its mean."""
+        wrong = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights) + self.variance
+        if self.free:
+            wrong = wrong + np.square(weights @ self.x + self.offset + shift - self.y)
+        total = float(self.variance.sum())
+        return float(np.maximum(wrong, 0).sum()) / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`weights` (rows, K), zero where `drop`; `shift` (rows,): by how much the output's constant changes."""
+
+    weights: Array
+    drop: Array
+    shift: Array
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are chosen. `criterion`: the score of `select` that ranks them, from `scores` below; None where they
+    are chosen on the way (`sparsegpt`). `updates`: whether the others change even without recovery."""
+
+    name: str
+    help: str
+    criterion: str | None
+    updates: bool
+
+
+METHODS: Registry[Method] = Registry("method")
+for _method in (
+    Method("obs", "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers", "obs", True),
+    Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, True),
+    Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", False),
+):
+    METHODS.add(_method)
+
+
+def check(method: Method, pattern: Pattern) -> None:
+    """Raises PruneError if the method cannot follow the pattern."""
+    if method.criterion is None and pattern.text == "row":
+        raise PruneError(
+            f"--method {method.name} makes up for what goes within a row, and the pattern row leaves nothing of it",
+            "use --method obs or wanda",
+        )
+
+
+def scores(method: Method, task: Task, pattern: Pattern, workers: int) -> Array:
+    """(rows, K): the evidence that the method's criterion asks for."""
+    if method.name == "wanda":
+        raw = task.gram.diagonal() + (np.square(task.x) if task.free else 0)
+        return np.broadcast_to(np.sqrt(np.maximum(raw, 0)), task.weights.shape)
+    if pattern.text == "row":
+        whole = np.einsum("ij,ij->i", task.weights @ task.damped, task.weights) / task.weights.shape[1]
+        return np.broadcast_to(whole[:, None], task.weights.shape)
+    return removal_losses(task.weights, task.damped, task.columns(pattern), workers)
+
+
+def fit(
+    method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int = 1
+) -> Fitted:
+    """The matrix with what was `chosen` at zero (a mask, or how many `sparsegpt` may choose) and the rest fitted.
+
+    none: to what the matrix itself computes on these inputs, if the method updates at all. bias: also the constant, so
+    that the means are as wanted. bn: also a factor per row, so that the variances are, as re-estimating a
+    BatchNormalization does. lstsq: everything, to what is wanted.
+    """
+    gram = task.damped
+    target = task.weights @ gram
+    if recover == "lstsq":
+        target = task.cross + task.weights * (gram[0, 0] - task.gram[0, 0])
+    if isinstance(chosen, Quota):
+        best = _solved(gram, target) if recover == "lstsq" else task.weights
+        weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
+        drop = drop | task.gone
+        update = affordable(~drop)
+    else:
+        weights, drop = task.weights, chosen | task.gone
+        update = method.updates or recover == "lstsq"
+    if update:
+        weights = masked_least_squares(gram, target, ~drop, weights, workers)
+    return _finished(task, recover, np.where(drop, 0.0, weights), drop)
+
+
+def _solved(gram: Array, target: Array) -> Array:
+    solved: Array = linalg.solve(gram, target.T, assume_a="pos", check_finite=False).T
+    return solved
+
+
+def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitted:
+    """The constant, and for bn the size, of every row's output."""
+    if recover == "bn":
+        has = np.einsum("ij,ij->i", weights @ task.gram, weights)
+        fine = (has > 1e-12 * task.variance) & (task.variance > 0)
+        weights = weights * np.sqrt(np.where(fine, task.variance / np.maximum(has, 1e-300), 1.0))[:, None]
+    shift = np.zeros(len(weights))
+    if task.free and recover != "none":
+        shift = task.y - weights @ task.x - task.offset
+    return Fitted(weights, drop, shift)

@@ -1,0 +1,121 @@
+"""A walk gives every value that one run of the whole model gives, whatever is asked for on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from prunecli.errors import PruneError
+from prunecli.evidence.store import Store
+from prunecli.evidence.walk import Walk, working_form
+from prunecli.model import load
+from prunecli.runtime import Session
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "sample_models" / "digits-cnn.onnx"
+SHARED = ROOT.parent / "shared" / "models" / "arch"
+
+
+def everything(model: ir.Model, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    proto = ir.to_proto(model)
+    return Session.open(proto.SerializeToString(), outputs="all", optimise=False).run(feed)
+
+
+def feeds_of(path: Path, count: int) -> list[dict[str, np.ndarray]]:
+    session = Session.open(path)
+    return [session.random_inputs(seed=seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1000], ids=["memory", "files"])
+def test_values_are_those_of_the_whole_model(limit: int) -> None:
+    model, feeds = working_form(load(DIGITS).ir), feeds_of(DIGITS, 2)
+    wanted = [everything(model, feed) for feed in feeds]
+    names = [v.name or "" for node in model.graph for v in node.outputs][::2]
+    with Store(limit) as store:
+        walk = Walk(model, feeds, store)
+        for name in names:
+            walk.reach([name])
+            for batch, value in enumerate(walk.arrays(name)):  # fused operators round otherwise
+                np.testing.assert_allclose(value, wanted[batch][name], rtol=1e-4, atol=1e-4)
+            walk.release(name)
+        walk.finish()
+        assert (store.spilled > 0) == (limit == 1000)
+        walk.close()
+        assert store.held == 0
+
+
+@pytest.mark.parametrize("name", ["hf_bert", "hf_gpt2.dynamo", "hm_lstm", "hm_unet.dynamo", "hf_llama.dynamo"])
+def test_real_graphs(name: str) -> None:
+    path = SHARED / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("the shared models are not here")
+    model, feeds = working_form(load(path).ir), feeds_of(path, 1)
+    outputs = [v.name or "" for v in model.graph.outputs]
+    values = [v.name or "" for node in model.graph for v in node.outputs if node.op_type in ("MatMul", "Conv", "Add")]
+    with Store() as store:
+        walk = Walk(model, feeds, store)
+        for value in values[:: max(len(values) // 8, 1)]:
+            walk.reach([value])
+        walk.finish()
+        wanted = Session.open(path).run(feeds[0])
+        for output in outputs:  # pieces are fused otherwise than the whole
+            np.testing.assert_allclose(walk.read(output, 0), wanted[output], rtol=1e-3, atol=1e-4)
+
+
+def test_a_changed_weight_is_seen_by_what_follows_only() -> None:
+    model, feeds = working_form(load(DIGITS).ir), feeds_of(DIGITS, 1)
+    convs = [node for node in model.graph if node.op_type == "Conv"]
+    first, second = (node.outputs[0].name or "" for node in convs[:2])
+    before = everything(model, feeds[0])
+    with Store() as store:
+        walk = Walk(model, feeds, store)
+        walk.reach([first])
+        np.testing.assert_allclose(walk.read(first, 0), before[first], rtol=1e-4, atol=1e-4)
+        for conv in convs[:2]:
+            kernel = conv.inputs[1]
+            assert kernel is not None and kernel.const_value is not None
+            kernel.const_value = ir.tensor(kernel.const_value.numpy() * 2)
+        walk.reach([second])
+        after = everything(model, feeds[0])[second]  # the first kernel of this one is doubled, too
+        assert np.abs(walk.read(second, 0) - after).max() > 1e-3 < np.abs(walk.read(second, 0) - before[second]).max()
+
+
+def test_sub_graphs_see_what_they_capture(tmp_path: Path) -> None:
+    then = helper.make_graph(
+        [helper.make_node("Mul", ["a", "two"], ["t"])], "then", [], [helper.make_tensor_value_info("t", 1, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["a"], ["e"])], "else", [], [helper.make_tensor_value_info("e", 1, None)]
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Less", ["s", "two"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+    ]
+    value = helper.make_tensor_value_info("x", 1, [3])
+    two = numpy_helper.from_array(np.float32(2), "two")
+    graph = helper.make_graph(nodes, "g", [value], [helper.make_tensor_value_info("y", 1, None)], [two])
+    path = tmp_path / "if.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    feeds = [{"x": np.array([0.5, -1, 1], np.float32)}, {"x": np.array([5, 5, 1], np.float32)}]
+    with Store() as store:
+        walk = Walk(working_form(load(path).ir), feeds, store)
+        walk.reach(["a"])
+        walk.reach(["c"])
+        walk.finish()
+        np.testing.assert_array_equal(walk.read("y", 0), [1, 0, 2])
+        np.testing.assert_array_equal(walk.read("y", 1), [-5, -5, -1])
+
+
+def test_what_is_gone_is_not_invented() -> None:
+    with Store() as store:
+        walk = Walk(working_form(load(DIGITS).ir), feeds_of(DIGITS, 1), store)
+        walk.finish()
+        with pytest.raises(PruneError, match="not held"):
+            walk.reach([next(iter(load(DIGITS).ir.graph)).outputs[0].name or ""])
