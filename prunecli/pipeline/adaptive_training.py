@@ -110,8 +110,8 @@ def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -
     training = retrained(setup.file.path, retrain, list(rounds))
     output = None if training.output is None else replace(training.output, path=str(target))
     first, last = rounds[0].cut, rounds[-1].cut
-    same: dict[str, Any] = {"model": setup.file.ref, "output": output, "before": first.before, "after": training.totals(),
-            "verification": proof_of(list(rounds)), "training": training}  # fmt: skip
+    same: dict[str, Any] = {"model": setup.file.ref, "output": output, "before": first.before,
+            "after": training.totals(), "verification": proof_of(list(rounds)), "training": training}  # fmt: skip
     late = {row.weight: row.nonzero for row in training.last.layers}
     if isinstance(last, MagnitudeResult):
         assert isinstance(first, MagnitudeResult)

@@ -83,7 +83,7 @@ def test_a_signal_ends_the_search_with_the_best_so_far(tmp_path: Path) -> None:
     running = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)  # fmt: skip
     end = time.monotonic() + 100
-    while time.monotonic() < end and running.poll() is None and _lines(state) < 10:
+    while time.monotonic() < end and running.poll() is None and _lines(state) < 12:
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
     output, errors = running.communicate(timeout=100)
