@@ -13,6 +13,7 @@ import numpy as np
 
 from prunecli.apply.zero import target_of
 from prunecli.errors import PruneError
+from prunecli.evidence.gradients import STATISTICS
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.choice import Choice, choose
@@ -202,6 +203,9 @@ def _ranked(
     criterion = CRITERIA.get("taylor" if automatic else str(options.criterion))
     if not criterion.needs:
         return criterion, {}, ()
+    if criterion.needs[0] not in (*STATISTICS, "flow"):
+        problem = f"--criterion {criterion.name} needs the {criterion.needs[0]}, which trials do not measure"
+        raise PruneError(problem, f"use `prune oneshot --method {criterion.name}`, or --criterion taylor")
     try:
         return criterion, _evidence(file, choice, criterion.needs, options, data, progress), ()
     except PruneError as error:

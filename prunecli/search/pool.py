@@ -14,6 +14,8 @@ from prunecli.errors import PruneError
 from prunecli.search.trials import Job, Outcome, Workspace, forget, run_job
 
 Result = tuple[int, list[Outcome]]
+MAPPED = 10_000
+"""Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each job."""
 WAIT = 60
 """Seconds that a cluster may be without workers."""
 RESTARTS = 3
@@ -72,7 +74,8 @@ class LocalProcesses:
         from joblib import Parallel, delayed
 
         tasks = [delayed(_numbered)(workspace, number, job) for number, job in left.items()]
-        parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
+                            max_nbytes=MAPPED)  # fmt: skip
         yield from parallel(tasks)
 
     def close(self) -> None:

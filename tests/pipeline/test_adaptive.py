@@ -20,6 +20,7 @@ from prunecli.pipeline.sensitivity import sensitivity
 from prunecli.runtime import Session
 from prunecli.search import pool
 from prunecli.search.trials import Job, Outcome, Workspace
+from prunecli.select import CRITERIA
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -222,6 +223,24 @@ def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     again = sensitivity(CNN, **options)
     assert (again.reused, again.measured) == (3, 4)
     assert again.rows == sensitivity(CNN, **{**options, "state": None}).rows
+
+
+@pytest.mark.parametrize("criterion", [entry.name for entry in CRITERIA])
+def test_every_criterion_ranks_or_is_refused(criterion: str) -> None:
+    given: dict[str, Any] = {"data": DataOptions(str(TEST), limit=64), "levels": [0.5], "jobs": 1}
+    if criterion in ("wanda", "obs"):
+        with pytest.raises(PruneError, match="trials do not measure"):
+            sensitivity(MLP, criterion=criterion, **given)
+        return
+    done = sensitivity(MLP, criterion=criterion, **given)
+    assert done.criterion == criterion and len(done.rows) == 3 and all(r.points[0].damage > 0 for r in done.rows)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "activation", "fisher", "fpgm"])
+def test_structures_by_any_criterion(criterion: str) -> None:
+    data = DataOptions(str(TEST), limit=64)
+    done = sensitivity(MLP, data=data, levels=[0.5], jobs=1, criterion=criterion, granularity="channel")
+    assert done.criterion == criterion and all(r.points[0].damage > 0 for r in done.rows)
 
 
 @pytest.mark.parametrize("levels", [[], [0.0, 0.5], [1.2]])
