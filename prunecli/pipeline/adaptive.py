@@ -22,7 +22,7 @@ from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
 from prunecli.pipeline.structured import default_output
 from prunecli.pipeline.trial_options import TrialOptions
-from prunecli.pipeline.trial_pruners import Pruner, Result
+from prunecli.pipeline.trial_pruner import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
 from prunecli.runtime import Session

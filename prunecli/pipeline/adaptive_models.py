@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
-from prunecli.pipeline.trial_pruners import Result, Saving
+from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
 from prunecli.search.adaptive import Step

@@ -17,7 +17,7 @@ from prunecli.errors import PruneError
 from prunecli.pipeline.finetune import FinetuneResult, finetune
 from prunecli.pipeline.gradual import Retrain, Round, proof_of, retrained
 from prunecli.pipeline.magnitude import MagnitudeResult
-from prunecli.pipeline.trial_pruners import Result, Saving
+from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
 from prunecli.search.adaptive import Search, Step

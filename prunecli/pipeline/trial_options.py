@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,11 @@ class TrialOptions:
     @property
     def elements(self) -> bool:
         return self.granularity == ELEMENT
+
+    @property
+    def one_thread(self) -> Execution:
+        """Sums in one order, so that what is decided does not depend on the machine's cores."""
+        return replace(self.execution, threads=1)
 
     def check(self) -> None:
         """Raises PruneError where options contradict each other."""

@@ -13,8 +13,10 @@ import numpy as np
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
+from prunecli.pipeline.trial_elements import open_elements
+from prunecli.pipeline.trial_groups import open_units
 from prunecli.pipeline.trial_options import Part, TrialOptions
-from prunecli.pipeline.trial_pruners import Pruner, open_pruner
+from prunecli.pipeline.trial_pruner import Pruner
 from prunecli.runtime import Session
 from prunecli.search.bench import Bench
 from prunecli.search.journal import Journal
@@ -80,6 +82,17 @@ def set_up(
         _probes(judged.batches, options.probes), options.execution.provider,
     )  # fmt: skip
     return Setup(file, session, pruner, Bench(workspace, options.pool(), Journal(options.state, identity), progress))
+
+
+def open_pruner(
+    path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None
+) -> Pruner:
+    """The pruner of the granularity; what its criterion needs is measured on `data`, and what the goal needs.
+
+    Raises:
+        PruneError: an unknown name, or nothing can be pruned.
+    """
+    return (open_elements if options.elements else open_units)(path, options, data, progress, minimize)
 
 
 def _files(file: Model) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 `search`: every knob's curve of damage is measured, the path of least damage per amount saved follows from the curves,
 and the metric says how far along it is allowed. Then each knob is moved a little around that setting, in the company of
 all that is pruned by now: what it does there, compared with what it did alone, scales its curve, and the path is drawn
-and followed anew, until that gains nothing. Knobs that hurt more than they save are loosened so, others tightened.
+and followed anew, until that gains nothing. Knobs that hurt more than they save are loosened so, others tightened. What
+`feedback` finds is tried first: with scores that compare across layers it can be hard to beat.
 
 `feedback`: one threshold for everything, up while the error allows it, down by half of the step when it does not.
 """
@@ -155,35 +156,33 @@ class Search:
 
     # -- along a path --------------------------------------------------------------------------------
 
-    def locate(self, path: Path, low: float, high: float, stage: str) -> Step | None:
-        """The harshest allowed setting on a path between two positions, None if not even the gentlest is."""
-        found: Step | None = None
+    def locate(self, at: Callable[[float], Setting], low: float, high: float, stage: str) -> None:
+        """Try settings along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
         for _ in range(NARROWINGS):
-            positions, before = spread(path, low, high, POINTS), len(self.steps)
-            steps = self.try_all([path.at(p) for p in positions], stage)
+            positions, before = spread(low, high, POINTS), len(self.steps)
+            steps = self.try_all([at(p) for p in positions], stage)
             allowed = next((i for i, step in enumerate(steps) if not step.allowed), len(steps))
-            if allowed:
-                found, low = steps[allowed - 1], positions[allowed - 1]
-            if allowed < len(positions):
-                high = positions[allowed]
-            between = self.remains(path.at(low)) - self.remains(path.at(high))
-            if len(self.steps) == before or between < FINE_ENOUGH * self.remains(path.at(low)):
-                break
-        return found
+            low = positions[allowed - 1] if allowed else low
+            high = positions[allowed] if allowed < len(positions) else high
+            apart = self.remains(at(low)) - self.remains(at(high))
+            if len(self.steps) == before or apart < FINE_ENOUGH * self.remains(at(low)):
+                return
 
 
 def search(run: Search) -> None:
     """The default strategy."""
     run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
+    feedback(run)
     path = run.path = best_path(run.curves)
-    run.locate(path, path.least / 4, path.most, "each alone")
+    run.locate(path.at, path.least / 4, path.most, "each alone")
     for number in range(1, run.rounds):
         before = run.best
         if before is None or not path.segments:
             return
         path = run.path = best_path(in_company(run, before))
         here = path.position(before.setting)
-        run.locate(path, max(here / NEAR, path.least / 4), min(here * NEAR, path.most), f"in company {number}")
+        low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
+        run.locate(path.at, low, high, f"in company {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
             return
 

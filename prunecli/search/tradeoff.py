@@ -141,7 +141,7 @@ def _slope(x: Array, y: Array, a: int, b: int) -> float:
     return float((y[b] - y[a]) / (x[b] - x[a]))
 
 
-def spread(path: Path, low: float, high: float, count: int) -> list[float]:
+def spread(low: float, high: float, count: int) -> list[float]:
     """Positions between two, evenly spaced in the logarithm of damage, ends left out."""
     start, stop = np.log(max(low, TINY)), np.log(max(high, TINY))
     return [float(np.exp(start + (stop - start) * i / (count + 1))) for i in range(1, count + 1)]

@@ -16,7 +16,8 @@ from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.trial_options import Part, TrialOptions
-from prunecli.pipeline.trial_pruners import Pruner, Saving, open_pruner
+from prunecli.pipeline.trial_pruner import Pruner, Saving
+from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.runtime import Session
 from prunecli.search.space import Knob, Setting, differing, normal, snapped
 from prunecli.search.suffix import dependent

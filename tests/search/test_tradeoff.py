@@ -69,5 +69,4 @@ def test_further_along_is_never_larger_and_a_setting_is_found_again(
 
 
 def test_positions_are_spread_between_two() -> None:
-    found = spread(best_path([quadratic("a", 1, 1)]), 0.01, 100, 3)
-    assert found == pytest.approx([0.1, 1, 10])
+    assert spread(0.01, 100, 3) == pytest.approx([0.1, 1, 10])
