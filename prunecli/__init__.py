@@ -5,6 +5,7 @@ import prunecli
 result = prunecli.magnitude("model.onnx", sparsity=0.5)  # writes model.pruned.onnx
 result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.onnx, proved
 result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as magnitude, by gradients on data
+result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zeros, and the rest fitted to make up
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 """
@@ -21,11 +22,22 @@ if TYPE_CHECKING:
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
+    from prunecli.pipeline.oneshot import oneshot
     from prunecli.pipeline.sensitivity import sensitivity
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "adaptive", "analyse", "finetune", "gradient", "magnitude", "sensitivity", "structured"]
+__all__ = [
+    "__version__",
+    "adaptive",
+    "analyse",
+    "finetune",
+    "gradient",
+    "magnitude",
+    "oneshot",
+    "sensitivity",
+    "structured",
+]
 
 _WHERE = {
     "adaptive": "prunecli.pipeline.adaptive",
@@ -33,6 +45,7 @@ _WHERE = {
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
+    "oneshot": "prunecli.pipeline.oneshot",
     "sensitivity": "prunecli.pipeline.sensitivity",
     "structured": "prunecli.pipeline.structured",
 }

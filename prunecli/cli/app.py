@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "what is in a model, what can be pruned, what cannot and why",
     "magnitude": "zero the smallest weights, by threshold or to an exact sparsity",
     "gradient": "zero the weights that the outputs would miss least, by gradients on data",
+    "oneshot": "zero weights and fit the others on a few unlabelled samples, without training",
     "structured": "remove channels, neurons and attention heads, and rewrite the graph",
     "adaptive": "the smallest model that loses no more than is allowed, confirmed on held-out data",
     "finetune": "train a pruned model, keeping its zeros and structure",

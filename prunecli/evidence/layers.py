@@ -75,14 +75,17 @@ class Layer:
         return self.weight.layout.restore(matrices.reshape(self.shape))
 
 
-def layers_of(work: ir.Model, found: Weights, names: Iterable[str]) -> tuple[list[Layer], list[Skipped]]:
+def layers_of(
+    work: ir.Model, found: Weights, names: Iterable[str], fixed: frozenset[str] = frozenset()
+) -> tuple[list[Layer], list[Skipped]]:
     """The layers of those weights in the order in which they run, and why others cannot be measured.
 
     Args:
-        work: in `working_form`; found: its weights; names: of the stored tensors that are wanted.
+        work: in `working_form`; found: its weights; names: of the stored tensors that are wanted; fixed: vectors
+            that may not change.
     """
     order = {node: place for place, node in enumerate(work.graph)}
-    others = {w.holder.value: w for w in found.others}
+    others = {w.holder.value: w for w in found.others if w.holder.name not in fixed}
     held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
     layers, left = [], []
     for name in names:

@@ -16,9 +16,10 @@ from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
-from prunecli.evidence.store import LIMIT, Store
+from prunecli.evidence.store import LIMIT as MEMORY
+from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
-from prunecli.pipeline.choice import Choice
+from prunecli.pipeline.choice import Choice, matches
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
@@ -52,7 +53,7 @@ class OneshotOptions:
     recover: Literal["auto", "none", "bias", "bn", "lstsq"] = "auto"
     samples: int = SAMPLES
     fallback: bool = False
-    memory: int = LIMIT
+    memory: int = MEMORY
     seed: int = 0
     exclude: Sequence[str] = ()
     dims: Dims = field(default_factory=Dims)
@@ -129,7 +130,7 @@ class ByEvidence:
         names = {"method": way.method.name, "recover": way.recover}
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **asked}
-        return replace(done, recipe=recipe_json, notes=_notes(study, self.options.fallback))
+        return replace(done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback)])
 
     def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
         """Fit what a plan leaves, on this data."""
@@ -139,7 +140,7 @@ class ByEvidence:
             study, asked = self._study(file, planned.choice.chosen, self._way(recipe), store)
             masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
-        return replace(done, recipe=planned.recipe | asked)
+        return replace(done, recipe=planned.recipe | asked | {"recover": study.way.recover})
 
     def _way(self, recipe: Recipe) -> Way:
         recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
@@ -157,7 +158,8 @@ class ByEvidence:
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = _feeds(data)
         open_session = opener(options.execution.provider, options.execution.thread_count)
-        study = Study.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed)
+        fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, options.exclude))
+        study = Study.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed, fixed)
         return study, {"samples": len(data), "data": data.source}
 
     def _allocation(self, recipe: Recipe) -> str:
@@ -187,15 +189,16 @@ class ByEvidence:
         details: dict[str, Json] = {}
         masks = {layer.name: amounts[by_name[layer.weight.holder.name].name] if planned else amounts[layer.name]
                  for layer in study.layers}  # fmt: skip
-        for layer, matrix, vector, told in study.pruned(masks, progress):
+        for layer, matrix, vector, found in study.pruned(masks, progress):
             name = by_name[layer.weight.holder.name].name
-            decisions[name], details[name] = matrix, told
+            decisions[name], details[name] = matrix, found
             if vector is not None and layer.intercept is not None:
                 moved.append((vectors[layer.intercept.weight.holder.name], vector))
         for number, weight in enumerate(choice.chosen):
             if weight.name not in decisions:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
-        return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, (), moved, details)
+        told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
+        return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
 
 
 def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
@@ -228,3 +231,6 @@ def _notes(study: Study, fallback: bool) -> list[str]:
 
 def _feeds(data: Dataset) -> list[Mapping[str, Array]]:
     return [batch.feed for batch in data.batches(BATCH)]
+
+
+__all__ = ["MEMORY", "ByEvidence", "OneshotOptions", "oneshot"]

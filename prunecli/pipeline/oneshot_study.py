@@ -62,17 +62,18 @@ class Study:
     open_session: Any
     per_unknown: int
     seed: int = 0
+    fixed: frozenset[str] = frozenset()
     found: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, file: Model, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], way: Way, store: Store,
-        open_session: Any, per_unknown: int, seed: int = 0,
+        open_session: Any, per_unknown: int, seed: int = 0, fixed: frozenset[str] = frozenset(),
     ) -> Study:  # fmt: skip
-        """A study of the stored tensors `names` of the main graph."""
+        """A study of the stored tensors `names` of the main graph; vectors in `fixed` stay as they are."""
         original = working_form(file.ir)
-        layers, left = layers_of(original, find_weights(replace(file, ir=original)), names)
-        return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed)
+        layers, left = layers_of(original, find_weights(replace(file, ir=original)), names, fixed)
+        return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
     def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
         """The least-squares problems of a layer, one per matrix."""
@@ -120,8 +121,8 @@ class Study:
             parts = np.diff(np.linspace(0, amount, len(tasks) + 1).round().astype(int))
             return [Quota(int(part), self.way.by_row) for part in parts]
         if layer.name not in self.found:
-            each = [scores(method, task, pattern, self.way.workers) for task in tasks]
-            self.found[layer.name] = np.stack(each).reshape(layer.shape).astype(np.float32)
+            each = scores(method, tasks, pattern, self.way.workers)
+            self.found[layer.name] = each.reshape(layer.shape).astype(np.float32)
         found = self.found[layer.name]
         need = {"wanda": "input norm", "obs": "removal loss"}[method.criterion]
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
@@ -177,7 +178,8 @@ class Study:
         """
         student = working_form(self.model.ir)
         held = find_weights(replace(self.model, ir=student))
-        mine, _ = layers_of(student, held, [layer.weight.holder.name for layer in self.layers])
+        names = [layer.weight.holder.name for layer in self.layers]
+        mine, _ = layers_of(student, held, names, self.fixed)
         wanted = Walk(self.original, self.feeds, self.store, self.open_session)
         given = Walk(student, self.feeds, self.store, self.open_session)
         open_nodes = {use.node for layer in mine for use in layer.weight.uses}

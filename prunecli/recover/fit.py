@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,15 +102,17 @@ def check(method: Method, pattern: Pattern) -> None:
         )
 
 
-def scores(method: Method, task: Task, pattern: Pattern, workers: int) -> Array:
-    """(rows, K): the evidence that the method's criterion asks for."""
+def scores(method: Method, tasks: Sequence[Task], pattern: Pattern, workers: int) -> Array:
+    """(matrices, rows, K): the evidence that the method's criterion asks for, of all matrices of a layer."""
+    weights = np.stack([task.weights for task in tasks])
     if method.name == "wanda":
-        raw = task.gram.diagonal() + (np.square(task.x) if task.free else 0)
-        return np.broadcast_to(np.sqrt(np.maximum(raw, 0)), task.weights.shape)
+        raw = np.stack([task.gram.diagonal() + (np.square(task.x) if task.free else 0) for task in tasks])
+        return np.broadcast_to(np.sqrt(np.maximum(raw, 0))[:, None], weights.shape)
+    damped = np.stack([task.damped for task in tasks])
     if pattern.text == "row":
-        whole = np.einsum("ij,ij->i", task.weights @ task.damped, task.weights) / task.weights.shape[1]
-        return np.broadcast_to(whole[:, None], task.weights.shape)
-    return removal_losses(task.weights, task.damped, task.columns(pattern), workers)
+        whole = np.einsum("brk,brk->br", weights @ damped, weights) / weights.shape[2]
+        return np.broadcast_to(whole[..., None], weights.shape)
+    return removal_losses(weights, damped, tasks[0].columns(pattern), workers)
 
 
 def fit(

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from scipy import linalg
-from threadpoolctl import threadpool_limits
+
+from prunecli.recover.threads import one_blas_thread
 
 Array = np.ndarray[Any, Any]
 DIRECT = 2e11
 """Multiplications up to which every row is solved by Cholesky; beyond, all rows at once by conjugate gradients."""
+_THREADED = 1e7  # multiplications below which threads cost more than they save
 _STEPS = 60
 _TOLERANCE = 1e-5
 
@@ -53,8 +55,14 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
             found = linalg.solve(part, cross[np.ix_(these, at)].T, assume_a="pos", check_finite=False)
             out[np.ix_(these, at)] = found.T
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(solve, same.values()))
+    few = float((keep.sum(axis=1, dtype=np.float64) ** 3).sum()) < _THREADED
+    with one_blas_thread():
+        if few or workers == 1:
+            for rows in same.values():
+                solve(rows)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(solve, same.values()))
     return out
 
 

@@ -10,15 +10,14 @@ products, which are applied in blocks, many rows at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from prunecli.recover.columns import Columns
+from prunecli.recover.threads import one_blas_thread
 
 Array = np.ndarray[Any, Any]
 _BLOCK = 32  # removals between two updates of the inverses
@@ -26,42 +25,38 @@ _BYTES = 32 << 20  # of the inverses that one worker holds
 _EXACT = 320  # columns up to which float64 is used throughout; beyond, float32 ranks as well in half the time
 
 
-def removal_losses(
-    weights: Array, gram: Array, columns: Columns, workers: int = 1, tick: Callable[[], None] | None = None
-) -> Array:
+def removal_losses(weights: Array, grams: Array, columns: Columns, workers: int = 1) -> Array:
     """The loss at which each weight goes when all go one after another, least first.
 
     Args:
-        weights: (rows, K), K in the plain order (taps outermost).
-        gram: (K, K), positive definite.
+        weights: (batch, rows, K), K in the plain order (taps outermost).
+        grams: (batch, K, K), positive definite.
         columns: units and windows. Of N:M windows only so many go as the pattern says.
         workers: threads.
 
     Returns:
-        (rows, K) float64: the greatest loss up to the removal, divided by the weights of the unit, so that cutting at
-        any level cuts what a removal in order would have cut. What N:M windows keep has more than all others.
+        (batch, rows, K) float64: the greatest loss up to the removal, divided by the weights of the unit, so that
+        cutting at any level cuts what a removal in order would have cut. What N:M windows keep has more than all others
+        of its row.
     """
-    rows, size = weights.shape
+    batch, rows, size = weights.shape
     height = columns.rows or rows
     groups = -(-rows // height)
     kind = np.float64 if size <= _EXACT else np.float32
-    ordered = np.zeros((groups * height, size), kind)
-    ordered[:rows] = weights[:, columns.order]
-    inverse = np.linalg.inv(gram[np.ix_(columns.order, columns.order)]).astype(kind)
-    each = max(1, min(-(-groups // workers), _BYTES // (inverse.nbytes + 1)))
-    parts = [slice(start, start + each) for start in range(0, groups, each)]
-    blocks = ordered.reshape(groups, height, size)
+    blocks = np.zeros((batch, groups * height, size), kind)
+    blocks[:, :rows] = weights[..., columns.order]
+    blocks = blocks.reshape(batch * groups, height, size)
+    inverses = np.linalg.inv(grams[:, columns.order[:, None], columns.order]).astype(kind)
+    each = max(1, min(-(-len(blocks) // workers), _BYTES // (inverses[0].nbytes + 1)))
 
-    def work(part: slice) -> Array:
-        found = _Removal(blocks[part].copy(), inverse, columns).run()
-        if tick is not None:
-            tick()
-        return found
+    def work(start: int) -> Array:
+        mine = np.arange(start, min(start + each, len(blocks)))
+        return _Removal(blocks[mine], inverses[mine // groups], columns).run()
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        losses = np.concatenate(list(pool.map(work, parts)))
-    out = np.empty((rows, size))
-    out[:, columns.order] = np.repeat(losses, height, axis=0)[:rows]
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        losses = np.concatenate(list(pool.map(work, range(0, len(blocks), each))))
+    out = np.empty((batch, rows, size))
+    out[..., columns.order] = np.repeat(losses.reshape(batch, groups, size), height, axis=1)[:, :rows]
     return out
 
 
@@ -71,15 +66,14 @@ class _Removal:
     still `pending`; `place` (groups, K): where each column, of those that are still there, stood at first."""
 
     weights: Array
-    inverse: Array
+    inverses: Array
     columns: Columns
     waiting: int = 0
 
     def __post_init__(self) -> None:
         groups, _, size = self.weights.shape
         self.all = np.arange(groups)
-        self.inverses = np.broadcast_to(self.inverse, (groups, size, size)).copy()
-        self.pending = np.zeros((groups, _BLOCK, size), self.inverse.dtype)
+        self.pending = np.zeros((groups, _BLOCK, size), self.inverses.dtype)
         self.place = np.broadcast_to(np.arange(size), (groups, size))
         self.removed = np.zeros((groups, size), np.bool_)
         self.single = bool((self.columns.widths == 1).all())
@@ -178,7 +172,7 @@ class _Single:
 
     def __init__(self, removal: _Removal) -> None:
         self.removal = removal
-        self.diagonal = np.broadcast_to(removal.inverse.diagonal(), (len(removal.weights), len(removal.inverse))).copy()
+        self.diagonal = removal.inverses.diagonal(axis1=1, axis2=2).copy()
         self.floor = self.diagonal * 1e-6 + np.finfo(self.diagonal.dtype).tiny
 
     def keep(self, kept: Array) -> None:
@@ -205,9 +199,9 @@ class _Blocks:
         self.real = places < widths[:, None]
         self.members = np.minimum(starts[:-1, None] + places, starts[1:, None] - 1)
         self.widths = widths
-        blocks = removal.inverse[self.members[:, :, None], self.members[:, None, :]]
-        self.blocks = np.broadcast_to(self._filled(blocks), (len(removal.weights), *blocks.shape)).astype(np.float64)
-        self.floor = 1e-6 * np.einsum("uii->ui", blocks)
+        blocks = removal.inverses[:, self.members[:, :, None], self.members[:, None, :]]
+        self.blocks = self._filled(blocks).astype(np.float64)
+        self.floor = 1e-6 * np.einsum("guii->gui", blocks)
 
     def _filled(self, blocks: Array) -> Array:
         both = self.real[:, :, None] & self.real[:, None, :]

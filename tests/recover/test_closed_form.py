@@ -1,0 +1,302 @@
+"""Optimal Brain Surgeon, SparseGPT and least squares against plain, slow references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunecli.errors import PruneError
+from prunecli.recover import lstsq, obs
+from prunecli.recover.columns import columns_of
+from prunecli.recover.fit import METHODS, Fitted, Task, check, fit, scores
+from prunecli.recover.lstsq import damping, masked_least_squares
+from prunecli.recover.obs import removal_losses
+from prunecli.recover.sparsegpt import Quota, factor, sparsegpt
+from prunecli.select import parse_pattern
+
+Array = np.ndarray[Any, Any]
+
+
+def problem(seed: int, rows: int = 6, size: int = 24, samples: int = 200) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((size, samples)) + 0.8 * rng.standard_normal((1, samples))  # correlated
+    return rng.standard_normal((rows, size)), x @ x.T / samples + 1e-3 * np.eye(size)
+
+
+def loss(change: Array, gram: Array) -> float:
+    return float(np.einsum("ij,jk,ik->", change, gram, change))
+
+
+def test_matrices_of_one_weight_do_not_meet() -> None:
+    many = [problem(seed, 3, 12) for seed in range(5)]
+    columns = columns_of(parse_pattern("2x2"), 3, 2, 6)
+    together = removal_losses(np.stack([w for w, _ in many]), np.stack([g for _, g in many]), columns, 2)
+    for (weights, gram), found in zip(many, together, strict=True):
+        np.testing.assert_allclose(found, removal_losses(weights[None], gram[None], columns)[0], rtol=1e-9)
+
+
+def greedy(
+    weights: Array, gram: Array, units: list[list[int]], windows: list[int] | None = None, drop: list[int] | None = None
+) -> Array:
+    """One row group (height, K): remove the unit whose loss is least, solve anew for the rest, and again. Every loss is
+    found by solving the least-squares problem without that unit."""
+    size, alive = gram.shape[0], list(range(len(units)))
+    kept, current, at = np.ones(size, bool), weights.copy(), np.full(len(units), np.nan)
+    highest, gone = 0.0, [0] * (max(windows) + 1 if windows else 0)
+
+    def without(unit: int) -> tuple[float, Array]:
+        keep = kept.copy()
+        keep[units[unit]] = False
+        k = np.flatnonzero(keep)
+        new = np.zeros_like(weights)
+        new[:, k] = np.linalg.solve(gram[np.ix_(k, k)], (weights @ gram)[:, k].T).T
+        return loss(new - weights, gram) - loss(current - weights, gram), new
+
+    while alive:
+        open_ = [u for u in alive if windows is None or gone[windows[units[u][0]]] < (drop or [])[windows[units[u][0]]]]
+        if not open_:
+            break
+        costs = {u: without(u) for u in open_}
+        best = min(open_, key=lambda u: costs[u][0] / len(units[u]))
+        highest = max(highest, costs[best][0] / len(units[best]))
+        at[best], current = highest, costs[best][1]
+        kept[units[best]] = False
+        alive.remove(best)
+        if windows is not None:
+            gone[windows[units[best][0]]] += 1
+    return at
+
+
+PATTERNS = [
+    # pattern, rows, taps, cols
+    ("element", 5, 1, 17),
+    ("element", 2, 4, 18),
+    ("2:4", 4, 3, 8),
+    ("1:4", 3, 2, 6),
+    ("1x3", 4, 2, 7),
+    ("4x1", 6, 1, 12),
+    ("2x2", 5, 2, 5),
+    ("column", 5, 3, 6),
+]
+
+
+@pytest.mark.parametrize("case", PATTERNS, ids=str)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_removal_losses_are_those_of_solving_every_time(case: tuple[Any, ...], workers: int) -> None:
+    """float64 throughout: inverse updates lose some digits to the condition of G, about 1e4 here."""
+    text, rows, taps, cols = case
+    weights, gram = problem(1, rows, taps * cols, 4 * taps * cols)
+    columns = columns_of(parse_pattern(text), rows, taps, cols)
+    [found] = removal_losses(weights[None], gram[None], columns, workers)
+    height = columns.rows or rows
+    units = [[int(c) for c in columns.order[a:b]] for a, b in zip(columns.starts, columns.starts[1:], strict=False)]
+    windows = None if columns.windows is None else [int(w) for w in columns.windows]
+    for start in range(0, rows, height):
+        wanted = greedy(
+            weights[start : start + height],
+            gram,
+            units,
+            windows,
+            None if columns.drop is None else [int(d) for d in columns.drop],
+        )
+        for unit, members in enumerate(units):
+            for row in range(start, min(start + height, rows)):
+                if not np.isnan(wanted[unit]):
+                    np.testing.assert_allclose(found[row, members], wanted[unit], rtol=1e-5, atol=1e-9)
+                else:  # kept by its window: above all that went
+                    assert (found[row, members] > np.nanmax(wanted)).all()
+
+
+def test_large_layers_rank_in_float32_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to near ties: float32 has seven digits, and the removals add up some hundred terms."""
+    weights, gram = problem(2, 3, 360, 1500)
+    columns = columns_of(parse_pattern("element"), 3, 1, 360)
+    [short] = removal_losses(weights[None], gram[None], columns)
+    monkeypatch.setattr(obs, "_EXACT", 1000)
+    [long] = removal_losses(weights[None], gram[None], columns)
+    assert (short != long).any()
+    for few, exact in zip(short, long, strict=True):
+        assert len(set(np.argsort(few)[:250]) & set(np.argsort(exact)[:250])) >= 248
+
+
+def naive_sparsegpt(weights: Array, gram: Array, keep_each: int, window: int) -> Array:
+    """N:M by the paper's algorithm, a column at a time, with the inverse itself made smaller at each step."""
+    work, inverse = weights.copy(), np.linalg.inv(gram)
+    drop = np.zeros(work.shape, bool)
+    for j in range(work.shape[1]):
+        if j % window == 0:
+            stop = min(j + window, work.shape[1])
+            inner, diagonal = inverse.copy(), []
+            for k in range(j, stop):
+                diagonal.append(inner[k, k])
+                inner = inner - np.outer(inner[:, k], inner[k]) / inner[k, k]
+            cost = work[:, j:stop] ** 2 / np.array(diagonal)
+            for row in range(len(work)):
+                drop[row, j + np.argsort(cost[row])[: max(stop - j - keep_each, 0)]] = True
+        error = np.where(drop[:, j], work[:, j], 0) / inverse[j, j]
+        work -= error[:, None] * inverse[j][None] * (np.arange(work.shape[1]) >= j)
+        inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        inverse[j, j] = 1
+    return np.where(drop, 0, work)
+
+
+@pytest.mark.parametrize(("keep", "window"), [(2, 4), (1, 4), (1, 3)])
+def test_sparsegpt_is_the_papers(keep: int, window: int) -> None:
+    weights, gram = problem(3, 5, 20)
+    columns = columns_of(parse_pattern(f"{keep}:{window}"), 5, 1, 20)
+    found, drop = sparsegpt(weights, gram, columns, Quota(0), np.zeros(weights.shape, bool))
+    np.testing.assert_allclose(found, naive_sparsegpt(weights, gram, keep, window), atol=1e-9)
+    assert ((found == 0) == drop).all()
+
+
+@pytest.mark.parametrize("text", ["element", "4x1", "1x4", "2x3", "column"])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_sparsegpt_keeps_its_quota(text: str, by_row: bool) -> None:
+    if by_row and text == "column":
+        pytest.skip("no two columns lie in one row")
+    weights, gram = problem(4, 12, 9 * 40)
+    columns = columns_of(parse_pattern(text), 12, 9, 40)
+    found, drop = sparsegpt(weights, gram, columns, Quota(weights.size // 2, by_row), np.zeros(weights.shape, bool))
+    unit = (columns.rows or 12) * int(columns.widths.max())
+    pools = 12 // (columns.rows or 12) if by_row else 1
+    assert weights.size // 2 - unit * pools < drop.sum() <= weights.size // 2
+    if by_row:
+        assert drop.sum(axis=1).max() - drop.sum(axis=1).min() <= columns.widths.max()
+    grouped = drop[:, columns.order].reshape(12 // (columns.rows or 12), columns.rows or 12, -1)
+    assert (grouped == grouped[:, :1]).all()  # rows that share a mask do
+    assert loss(found - weights, gram) < loss(np.where(drop, 0, weights) - weights, gram)
+
+
+def test_factor() -> None:
+    _, gram = problem(5)
+    upper = factor(gram)
+    np.testing.assert_allclose(upper.T @ upper, np.linalg.inv(gram), rtol=1e-8, atol=1e-8)
+    assert (np.tril(upper, -1) == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.95))
+def test_least_squares_is_the_least(seed: int, share: float) -> None:
+    """No change of a kept weight lowers the error: the gradient on the mask is zero, to the digits of a solution."""
+    weights, gram = problem(seed, 4, 15)
+    keep = np.random.default_rng(seed).random(weights.shape) > share
+    cross = np.random.default_rng(seed + 1).standard_normal(weights.shape)
+    found = masked_least_squares(gram, cross, keep, weights)
+    assert (found[~keep] == 0).all()
+    np.testing.assert_allclose(np.where(keep, found @ gram - cross, 0), 0, atol=1e-8)
+
+
+def test_conjugate_gradients_agree_with_the_direct_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, gram = problem(6, 8, 60)
+    keep = np.random.default_rng(0).random(weights.shape) > 0.4
+    keep[3] = False
+    direct = masked_least_squares(gram, weights @ gram, keep, weights)
+    monkeypatch.setattr(lstsq, "DIRECT", 0.0)
+    np.testing.assert_allclose(masked_least_squares(gram, weights @ gram, keep, weights), direct, atol=1e-3)
+
+
+def task_of(weights: Array, x: Array, y: Array, offset: Array | None = None) -> Task:
+    """As the pipeline makes it, with a constant that may change."""
+    count = x.shape[1]
+    mx, my = x.mean(axis=1), y.mean(axis=1)
+    gram, cross = x @ x.T / count - np.outer(mx, mx), y @ x.T / count - np.outer(my, mx)
+    variance = (y**2).mean(axis=1) - my**2
+    return Task(weights, gram, cross, mx, my, variance, count, np.zeros(len(y)) if offset is None else offset, True, 1)
+
+
+def case(seed: int, samples: int = 500) -> tuple[Task, Array, Array]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((16, samples)) + rng.standard_normal((1, samples)) + 2
+    weights, offset = rng.standard_normal((5, 16)), rng.standard_normal(5)
+    y = weights @ x + offset[:, None]
+    return task_of(weights, x, y, offset), x, y
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS])
+@pytest.mark.parametrize("recover", ["none", "bias", "bn", "lstsq"])
+def test_every_method_with_every_recovery(method: str, recover: Any) -> None:
+    """What the error says is what the outputs say, and each recovery keeps its word."""
+    task, x, y = case(7)
+    chosen_method, pattern = METHODS.get(method), parse_pattern("element")
+    amount = task.weights.size // 2
+    if chosen_method.criterion is None:
+        chosen: Any = Quota(amount)
+    else:
+        found = (
+            np.abs(task.weights) * scores(chosen_method, [task], pattern, 1)[0]
+            if method == "wanda"
+            else scores(chosen_method, [task], pattern, 1)[0]
+        )
+        chosen = found <= np.sort(found.reshape(-1))[amount - 1]
+    best: Fitted = fit(chosen_method, recover, task, pattern, chosen)
+    assert best.drop.sum() == amount and (best.weights[best.drop] == 0).all()
+    got = best.weights @ x + (task.offset + best.shift)[:, None]
+    measured = ((got - y) ** 2).mean(axis=1).sum() / y.var(axis=1).sum()
+    assert task.error(best.weights, best.shift) == pytest.approx(measured, rel=1e-6)
+    if recover == "none":
+        assert not best.shift.any()
+        if method == "wanda":
+            assert (best.weights == np.where(best.drop, 0, task.weights)).all()
+    else:
+        np.testing.assert_allclose(got.mean(axis=1), y.mean(axis=1), atol=1e-9)
+    if recover == "bn":
+        np.testing.assert_allclose(got.var(axis=1), y.var(axis=1), rtol=1e-9)
+    if recover == "lstsq":
+        plain = fit(chosen_method, "none", task, pattern, best.drop if not isinstance(chosen, Quota) else chosen)
+        assert task.error(best.weights, best.shift) < task.error(plain.weights, plain.shift)
+
+
+def test_what_is_zero_stays_zero() -> None:
+    task, _, _ = case(8)
+    task.weights[:, ::3] = 0
+    for method in METHODS:
+        chosen: Any = Quota(20) if method.criterion is None else np.zeros(task.weights.shape, bool)
+        assert (fit(method, "lstsq", task, parse_pattern("element"), chosen).weights[:, ::3] == 0).all()
+
+
+def test_two_equal_inputs_one_goes_free() -> None:
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((8, 400))
+    x[5] = x[2]
+    weights = rng.standard_normal((3, 8))
+    weights[:, 2] = weights[:, 5] = 3.0  # by size the last to go
+    task = task_of(weights, x, weights @ x)
+    found = scores(METHODS.get("obs"), [task], parse_pattern("column"), 1)[0]
+    first = int(found[0].argmin())
+    assert first in (2, 5)
+    drop = np.zeros(weights.shape, bool)
+    drop[:, first] = True
+    best = fit(METHODS.get("obs"), "lstsq", task, parse_pattern("column"), drop)
+    assert task.error(best.weights, best.shift) < 1e-5  # damping leaves a thousandth of the size
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS])
+def test_a_dead_input_and_one_sample_are_no_trouble(method: str) -> None:
+    rng = np.random.default_rng(10)
+    x = rng.standard_normal((8, 1))
+    x[3] = 0
+    weights = rng.standard_normal((3, 8))
+    task = task_of(weights, x, weights @ x)
+    chosen_method = METHODS.get(method)
+    chosen: Any = Quota(12)
+    if chosen_method.criterion is not None:
+        found = scores(chosen_method, [task], parse_pattern("element"), 1)[0]
+        assert np.isfinite(found).all()
+        chosen = np.argsort(np.argsort(found.reshape(-1))).reshape(found.shape) < 12
+    best = fit(chosen_method, "lstsq", task, parse_pattern("element"), chosen)
+    assert np.isfinite(best.weights).all() and np.abs(best.weights).max() < 10 * np.abs(weights).max()
+
+
+def test_damping_grows_as_data_get_few() -> None:
+    gram = np.eye(100)
+    assert damping(gram, 10**6) < damping(gram, 1000) < damping(gram, 10)
+    assert damping(np.zeros((4, 4)), 10) > 0
+
+
+def test_sparsegpt_refuses_whole_rows() -> None:
+    with pytest.raises(PruneError, match="leaves nothing"):
+        check(METHODS.get("sparsegpt"), parse_pattern("row"))
