@@ -8,6 +8,7 @@ result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as m
 result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zeros, and the rest fitted to make up
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
+result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.cli.recipes.carry_out import run
     from prunecli.pipeline.adaptive import adaptive
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
@@ -35,6 +37,7 @@ __all__ = [
     "gradient",
     "magnitude",
     "oneshot",
+    "run",
     "sensitivity",
     "structured",
 ]
@@ -46,6 +49,7 @@ _WHERE = {
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
     "oneshot": "prunecli.pipeline.oneshot",
+    "run": "prunecli.cli.recipes.carry_out",
     "sensitivity": "prunecli.pipeline.sensitivity",
     "structured": "prunecli.pipeline.structured",
 }

@@ -31,14 +31,6 @@ class Intercept:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """The layer's output, times `gain` per row, is added to `other`, which has errors of its own to make up for."""
-
-    other: str
-    gain: Array
-
-
-@dataclass(frozen=True)
 class Layer:
     """A weight of the working form.
 
@@ -46,14 +38,17 @@ class Layer:
         uses: each way it is multiplied, in graph order, all in the weight's layout.
         intercept: what may be added to its output; None where nothing may, as with several uses.
         offset: (batch, rows) what its operator adds already.
-        branch: what its output is added to next.
+        gain: (batch, rows) by which its output is multiplied next (a BatchNormalization; 1 without): what its errors
+            are worth.
+        branch: what the output, multiplied, is added to next, which has errors of its own to make up for.
     """
 
     weight: Weight
     uses: tuple[Contraction, ...]
     intercept: Intercept | None
     offset: Array
-    branch: Branch | None
+    gain: Array
+    branch: str | None
 
     @property
     def name(self) -> str:
@@ -126,9 +121,10 @@ def _layer(weight: Weight, others: dict[ir.Value, Weight], order: dict[ir.Node, 
     offset = np.zeros((batch, rows)) if added is None else np.broadcast_to(added.reshape(-1), batch * rows)
     offset = offset.reshape(batch, rows)
     if len(found) > 1:
-        return Layer(weight, found, None, offset, None)
-    output = uses[0].node.outputs[0]
-    return Layer(weight, found, _intercept(uses[0], found[0], others), offset, _branch(output, weight))
+        return Layer(weight, found, None, offset, np.ones((batch, rows)), None)
+    gain, branch = _after(uses[0].node.outputs[0], batch * rows)
+    own = _intercept(uses[0], found[0], others)
+    return Layer(weight, found, own, offset, gain.reshape(batch, rows), branch)
 
 
 def _intercept(use: Use, found: Contraction, others: dict[ir.Value, Weight]) -> Intercept | None:
@@ -169,24 +165,23 @@ def _only_reader(value: ir.Value) -> tuple[ir.Node | None, int]:
     return uses[0].node, uses[0].idx
 
 
-def _branch(output: ir.Value, weight: Weight) -> Branch | None:
-    """Where the output, perhaps through a BatchNormalization, is added to something computed."""
+def _after(output: ir.Value, rows: int) -> tuple[Array, str | None]:
+    """The factor of a BatchNormalization that follows, ones without, and what is then added that is computed too."""
     node, index = _only_reader(output)
-    batch, rows = weight.layout.canonical_shape[:2]
-    gain: Array = np.ones(batch * rows)
+    gain: Array = np.ones(rows)
     if node is not None and node.op_type == "BatchNormalization" and index == 0 and len(node.outputs) == 1:
         scale, _, _, variance = (_stored(v) for v in node.inputs[1:5])
         if scale is None or variance is None or scale.shape != gain.shape:
-            return None
+            return gain, None
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         gain = scale / np.sqrt(variance + epsilon)
         node, index = _only_reader(node.outputs[0])
     if node is None or node.op_type != "Add" or node.domain != "":
-        return None
+        return gain, None
     other = node.inputs[1 - index]
     if other is None or other.const_value is not None or other is node.inputs[index]:
-        return None
-    return Branch(other.name or "", gain)
+        return gain, None
+    return gain, other.name
 
 
 def _stored(value: ir.Value | None) -> Array | None:

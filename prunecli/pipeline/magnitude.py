@@ -35,6 +35,7 @@ from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.judge import ByValue, Fits, Judge, Judged
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.subject import Execution
+from prunecli.pipeline.zeroed_spread import ZeroedSpread, zeroed_spreads
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.select import Recipe, parse_pattern
@@ -46,7 +47,8 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values."""
+    after each of its steps. `judge`: decides in place of the weights' own values. `spreads`: measure the distributions
+    that a report draws."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -63,6 +65,7 @@ class MagnitudeOptions:
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
     judge: Judge | None = None
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class MagnitudeResult:
     training: Retrained | None = None
     seconds: float = 0.0
     command: str = "magnitude"
+    spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -165,6 +169,7 @@ def magnitude(
         dry_run=options.dry_run,
         seconds=time.perf_counter() - start,
         command=job.command,
+        spreads=zeroed_spreads(job.zeroed, progress) if options.spreads else {},
     )
 
 

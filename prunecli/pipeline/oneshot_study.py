@@ -76,7 +76,8 @@ class Study:
         return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
     def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
-        """The least-squares problems of a layer, one per matrix."""
+        """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
+        with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
         matrices = layer.matrices(layer.weight.array())
         free, taps = layer.intercept is not None, layer.shape[2]
@@ -86,7 +87,19 @@ class Study:
             if not free:  # what is added stays: the product alone is to be fitted
                 cross = cross - np.outer(offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
-            yield Task(weights, found.gram, cross, found.x, found.y, variance, found.count, offset, free, taps)
+            g = _worth(layer)[batch]
+            yield Task(
+                weights * g[:, None], found.gram, cross * g[:, None], found.x, found.y * g, variance * g**2,
+                found.count, offset * g, free, taps,
+            )  # fmt: skip
+
+    def plain(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
+        """Weights and mask as stored, and the shift of all rows."""
+        worth = _worth(layer)
+        weights = np.stack([one.weights for one in best]) / worth[..., None]
+        drop = np.stack([one.drop for one in best])
+        shift = np.stack([one.shift for one in best]) / worth
+        return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
 
     def sums(self, layer: Layer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
@@ -101,9 +114,9 @@ class Study:
             picker = Picker(wanted.batches, taps * cols, self.per_unknown, self.seed)
             for number in range(wanted.batches):
                 target = wanted.read(use.output, number)
-                if others is not None and layer.branch is not None:
+                if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
-                    target = _plus(target, off, layer.branch.gain)
+                    target = _plus(target, off, layer.gain.reshape(-1))
                 collect(use, picker, total, given.read(use.data, number), target)
         return total
 
@@ -154,8 +167,7 @@ class Study:
                 best = self.fitted(tasks, self.choose(layer, tasks, amount), "none")
                 own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
                 if level in with_probe:
-                    matrices = np.stack([one.weights for one in best])
-                    variants.append(layer.stored(matrices).astype(layer.weight.dtype.numpy()))
+                    variants.append(self.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
             far = self._reaching(layer, walk, variants, looked, base)
             self.release(layer, walk)
             found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
@@ -185,19 +197,27 @@ class Study:
         open_nodes = {use.node for layer in mine for use in layer.weight.uses}
         shared = self._shared(mine)
         for layer in progress(mine, "pruning layers", len(mine)):
-            others = layer.branch.other if layer.branch is not None else None
+            others = layer.branch
             if others is not None and ancestors(student, others) & open_nodes:
                 others = None  # that branch comes later, and makes up for this one
             sums = shared.get(layer.name) or self.sums(layer, wanted, given, others)
             self.release(layer, wanted, given)
             tasks = list(self.tasks(layer, sums))
-            amount = chosen[layer.name]
-            picks = self.choose(layer, tasks, amount) if isinstance(amount, int) else list(layer.matrices(amount) > 0)
+            picks = self._picked(layer, tasks, chosen[layer.name])
             best = self.fitted(tasks, picks, self.way.recover)
             yield layer, *self._put(layer, best), _report(tasks, best)
             open_nodes -= {use.node for use in layer.weight.uses}
         wanted.close()
         given.close()
+
+    def _picked(self, layer: Layer, tasks: Sequence[Task], amount: int | Array) -> list[Array | Quota]:
+        """What goes, by losses on what the pruned layers before give, from the best weights for that."""
+        if not isinstance(amount, int):
+            return list(layer.matrices(amount) > 0)
+        if self.way.method.updates and self.way.recover == "lstsq" and self.way.method.criterion:
+            self.found.pop(layer.name, None)
+            return self.choose(layer, [task.optimum() for task in tasks], amount)
+        return self.choose(layer, tasks, amount)
 
     def _shared(self, layers: Sequence[Layer]) -> dict[str, Equations]:
         """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
@@ -212,10 +232,9 @@ class Study:
     def _put(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
         """Store the weights in the pruned model, rounded as they will be saved."""
         array = layer.weight.array()
-        values, drop = (layer.stored(np.stack([getattr(one, name) for one in best])) for name in ("weights", "drop"))
+        values, drop, shift = self.plain(layer, best)
         new = Rewritten.of(values, drop, array.dtype)
         layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
-        shift = np.concatenate([one.shift for one in best])
         if layer.intercept is None or not shift.any():
             return new, None
         vector = layer.intercept.weight
@@ -223,6 +242,13 @@ class Study:
         moved = layer.intercept.moved(old, shift).astype(old.dtype)
         vector.holder.put(ir.Tensor(moved, dtype=vector.dtype, name=vector.holder.name))
         return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+
+
+def _worth(layer: Layer) -> Array:
+    """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
+    size = np.abs(layer.gain)
+    largest = size.max(initial=0.0)
+    return np.maximum(size, 1e-3 * largest) if largest > 0 else np.ones_like(size)
 
 
 def _plus(target: Array, off: Array, gain: Array) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.shared_report import number
+from prunecli.pipeline.trial_charts import sensitivity_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
 from prunecli.types import Json
@@ -44,7 +45,7 @@ def _row(row: Row) -> Json:
 
 
 def to_document(found: SensitivityResult) -> Document:
-    sections: list[Section] = [Text(_what(found)), _table(found)]
+    sections: list[Section] = [Text(_what(found)), _table(found), sensitivity_chart(found)]
     if found.ranking is not None:
         sections.append(_proxy(found))
     sections += [Text(note, "warning") for note in found.notes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +46,17 @@ class Task:
     def damped(self) -> Array:
         """The Gram matrix with `damping` on its diagonal."""
         return self.gram + damping(self.gram, self.count) * np.eye(len(self.gram))
+
+    @property
+    def target(self) -> Array:
+        """(rows, K): the wanted Y times X^T, damped towards the weights as they are."""
+        wanted: Array = self.cross + self.weights * damping(self.gram, self.count)
+        return wanted
+
+    def optimum(self) -> Task:
+        """The same with the weights that, without more zeros, come nearest to the wanted output."""
+        solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
+        return replace(self, weights=np.where(self.gone, 0.0, solved))
 
     @property
     def gone(self) -> Array:
@@ -125,11 +136,9 @@ def fit(
     BatchNormalization does. lstsq: everything, to what is wanted.
     """
     gram = task.damped
-    target = task.weights @ gram
-    if recover == "lstsq":
-        target = task.cross + task.weights * (gram[0, 0] - task.gram[0, 0])
+    target = task.target if recover == "lstsq" else task.weights @ gram
     if isinstance(chosen, Quota):
-        best = _solved(gram, target) if recover == "lstsq" else task.weights
+        best = task.optimum().weights if recover == "lstsq" else task.weights
         weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
         drop = drop | task.gone
         update = affordable(~drop)
@@ -139,11 +148,6 @@ def fit(
     if update:
         weights = masked_least_squares(gram, target, ~drop, weights, workers)
     return _finished(task, recover, np.where(drop, 0.0, weights), drop)
-
-
-def _solved(gram: Array, target: Array) -> Array:
-    solved: Array = linalg.solve(gram, target.T, assume_a="pos", check_finite=False).T
-    return solved
 
 
 def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitted:
