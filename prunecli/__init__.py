@@ -21,16 +21,19 @@ from prunecli._version import __version__
 
 if TYPE_CHECKING:
     from prunecli.cli.recipes.carry_out import run
+    from prunecli.pipeline.adaptive import adaptive
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.oneshot import oneshot
     from prunecli.pipeline.pack import pack, unpack
+    from prunecli.pipeline.sensitivity import sensitivity
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
 __all__ = [
     "__version__",
+    "adaptive",
     "analyse",
     "finetune",
     "gradient",
@@ -38,11 +41,13 @@ __all__ = [
     "oneshot",
     "pack",
     "run",
+    "sensitivity",
     "structured",
     "unpack",
 ]
 
 _WHERE = {
+    "adaptive": "prunecli.pipeline.adaptive",
     "analyse": "prunecli.pipeline.structured_subject",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
@@ -51,6 +56,7 @@ _WHERE = {
     "unpack": "prunecli.pipeline.pack",
     "oneshot": "prunecli.pipeline.oneshot",
     "run": "prunecli.cli.recipes.carry_out",
+    "sensitivity": "prunecli.pipeline.sensitivity",
     "structured": "prunecli.pipeline.structured",
 }
 
