@@ -89,7 +89,7 @@ class Part(DataOptions):
 
     @classmethod
     def of_data(cls, given: DataOptions, dataset: Dataset) -> Part:
-        return cls(given.text, given.labels, given.label_column, given.limit, dataset)
+        return cls(given.text, given.labels, given.label_column, given.limit, given.images, dataset)
 
     def open(self, specs: Sequence[InputSpec]) -> Dataset:
         assert self.dataset is not None
