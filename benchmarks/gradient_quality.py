@@ -13,6 +13,7 @@ from common import SHARED, parser, show
 
 from prunecli import gradient, magnitude
 from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.pipeline.judge import BY_EVIDENCE
 from prunecli.select.criteria import CRITERIA
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
@@ -41,7 +42,11 @@ def by_magnitude(model: Path, sparsity: float, test: Path, out: Path) -> float:
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--models", nargs="+", default=list(CASES))
-    made.add_argument("--criteria", nargs="+", default=[entry.name for entry in CRITERIA if entry.needs])
+    made.add_argument(
+        "--criteria",
+        nargs="+",
+        default=[entry.name for entry in CRITERIA if entry.needs and entry.name not in BY_EVIDENCE],
+    )
     args = made.parse_args()
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zero
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
+result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
+    from prunecli.cli.recipes.carry_out import run
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
@@ -27,7 +29,18 @@ if TYPE_CHECKING:
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "oneshot", "pack", "structured", "unpack"]
+__all__ = [
+    "__version__",
+    "analyse",
+    "finetune",
+    "gradient",
+    "magnitude",
+    "oneshot",
+    "pack",
+    "run",
+    "structured",
+    "unpack",
+]
 
 _WHERE = {
     "analyse": "prunecli.pipeline.structured_subject",
@@ -37,6 +50,7 @@ _WHERE = {
     "pack": "prunecli.pipeline.pack",
     "unpack": "prunecli.pipeline.pack",
     "oneshot": "prunecli.pipeline.oneshot",
+    "run": "prunecli.cli.recipes.carry_out",
     "structured": "prunecli.pipeline.structured",
 }
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,6 +19,9 @@ from typer.core import TyperCommand, TyperGroup
 from prunecli._version import __version__
 from prunecli.cli.terminal import ColorMode, say, terminal
 from prunecli.errors import PruneError
+
+if TYPE_CHECKING:
+    from prunecli.cli.defaults import Used
 
 COMMANDS = {
     "inspect": "what is in a model, what can be pruned, what cannot and why",
@@ -31,11 +34,49 @@ COMMANDS = {
     "compare": "the outputs of two models on the same inputs",
     "pack": "store sparse weights small, in a file that any onnxruntime opens",
     "unpack": "store the weights of a packed file densely again",
+    "run": "a whole experiment in one file: steps, data, gates",
 }
 
 
 class Command(TyperCommand):
     """A command whose help lists its options under the headings that options.py gives them."""
+
+    used: Used | None = None
+    to_print: str | None = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Defaults of pyproject.toml stand in for what the command line does not give."""
+        words, name = list(args), str(self.name)
+        parsed = self.make_parser(ctx).parse_args(args=list(args))[0]
+        raw = {key: value for key, value in parsed.items() if isinstance(value, str | bool | list)}
+        if not (terminal.isolated or {"isolated", "help"} & set(raw)):
+            from prunecli.cli.defaults import Used
+
+            self.used = Used.on(name, raw)
+            ctx.default_map = self.used.default_map(name)
+        try:
+            rest = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            raise (self.used and self.used.placed(error)) or error from error.__cause__
+        if self.used is not None:
+            self.used.tell()
+        if "print_recipe" in raw:
+            from prunecli.cli.recipes.printing import command_line_text
+
+            defaults = self.used.settings if self.used else {}
+            self.to_print = command_line_text(name, words, raw, defaults, ctx.params)
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        if self.to_print is not None:
+            print(self.to_print, end="")
+            return None
+        try:
+            return super().invoke(ctx)
+        except PruneError as error:
+            if self.used is not None:
+                self.used.explain(error)
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
@@ -63,14 +104,8 @@ class Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            close = get_close_matches(cmd_name, COMMANDS)
-            meant = f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
-            raise PruneError(f"no such command: {cmd_name}", meant)
-        function = getattr(import_module(f"prunecli.cli.{cmd_name}"), cmd_name)
-        command = build(cmd_name, function)
+        command = command_named(cmd_name)
         self.invoked = f"prune {cmd_name}"
-        command.params += [param for param in self.params if param.name in ("quiet", "verbose", "color")]
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -84,6 +119,24 @@ def build(name: str, function: Callable[..., None]) -> Any:
     single.command(name, cls=Command)(function)
     return typer.main.get_command(single)
 
+
+def command_named(name: str) -> Any:
+    """The command, with the options that every command has.
+
+    Raises:
+        PruneError: there is none of that name.
+    """
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS)
+        meant = f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
+        raise PruneError(f"no such command: {name}", meant)
+    command = build(name, getattr(import_module(f"prunecli.cli.{name}"), name))
+    command.params += [param for param in typer.main.get_command(app).params if param.name in ON_BOTH_SIDES]
+    command.params += build("every", _of_every_command).params[:1]
+    return command
+
+
+ON_BOTH_SIDES = ("quiet", "verbose", "color", "isolated")
 
 app = typer.Typer(
     cls=Commands,
@@ -107,6 +160,10 @@ def _set_verbose(value: bool) -> None:
     terminal.verbose = terminal.verbose or value
 
 
+def _set_isolated(value: bool) -> None:
+    terminal.isolated = terminal.isolated or value
+
+
 def _set_color(value: ColorMode | None) -> None:
     if value is not None:
         terminal.color = ColorMode(value)
@@ -123,6 +180,20 @@ def _option(*names: str, callback: Callable[..., None], text: str, eager: bool =
     )
 
 
+def _of_every_command(
+    print_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--print-recipe",
+            help="this command line as a recipe for `prune run`, and nothing else",
+            expose_value=False,
+            rich_help_panel="Global options",
+        ),
+    ] = False,
+) -> None:
+    pass  # fmt: skip
+
+
 @app.callback(invoke_without_command=True)
 def prune(
     ctx: typer.Context,
@@ -136,6 +207,9 @@ def prune(
     color: Annotated[
         ColorMode | None, _option("--color", callback=_set_color, text="auto: on terminals without NO_COLOR")
     ] = None,
+    isolated: Annotated[
+        bool, _option("--isolated", callback=_set_isolated, text="ignore [tool.prune] in pyproject.toml")
+    ] = False,
 ) -> None:
     """Make ONNX models smaller and faster by pruning, with proof of what was done.
 
@@ -145,7 +219,7 @@ def prune(
         raise PruneError("no command given", "`prune --help` lists the commands")
 
 
-def _explain(error: Exception, command: str) -> tuple[str, str, int]:
+def explain(error: Exception, command: str) -> tuple[str, str, int]:
     """(what, what to do, exit code) for anything that was raised."""
     if isinstance(error, PruneError):
         return error.message, error.hint or f"`{command} --help` explains the options", error.exit_code
@@ -185,7 +259,7 @@ def run(args: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        message, hint, code = _explain(error, getattr(group, "invoked", "prune"))
+        message, hint, code = explain(error, getattr(group, "invoked", "prune"))
         say("error", message)
         say("hint", hint)
         return code

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import Format
 
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
+
+@reads_images
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="the reference", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B", help="the other model", show_default=False)],
@@ -29,6 +34,8 @@ def compare(
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    images: ImageOptions,
 ) -> None:
     """How far the outputs of two models lie apart on the same inputs.
 
@@ -46,7 +53,7 @@ def compare(
     from prunecli.pipeline.subject import Execution
 
     wanted = CompareOptions(
-        data=DataOptions.of(data, labels, label_column, limit),
+        data=DataOptions.of(data, labels, label_column, limit, images),
         samples=samples,
         batch_size=batch_size,
         seed=seed,

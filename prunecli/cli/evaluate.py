@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import Format
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 QUALITY = "Measurements"
 
@@ -26,6 +30,7 @@ class TaskOption(StrEnum):
     regression = "regression"
 
 
+@reads_images
 def evaluate(
     model: options.ModelPath,
     baseline: Annotated[
@@ -91,6 +96,8 @@ def evaluate(
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    images: ImageOptions,
 ) -> None:
     """Quality, size and latency of a model, alone or beside its original.
 
@@ -109,8 +116,10 @@ def evaluate(
     from prunecli.pipeline.subject import Execution
 
     wanted = EvaluateOptions(
-        data=DataOptions.of(data, labels, label_column, limit),
-        train_data=DataOptions.of(train_data, None, label_column if train_data else None, limit),
+        data=DataOptions.of(data, labels, label_column, limit, images),
+        train_data=DataOptions.of(
+            train_data, None, label_column if train_data else None, limit, images if train_data else None
+        ),
         asked=Asked(task.value, output_name),
         average=average.value,
         per_class=per_class,

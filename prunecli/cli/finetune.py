@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options, training
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import ExternalData, Format
 from prunecli.cli.training import NONE, TEACH, TRAIN, BatchNorm, Optimizer, Regularize, ScheduleName
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 LONG = "Long runs"
 
 
+@reads_images
 def finetune(
     model: options.ModelPath,
     data: options.Data = None,
@@ -103,6 +108,8 @@ def finetune(
     no_progress: options.NoProgress = False,
     provider: options.Provider = None,
     threads: options.Threads = None,
+    *,
+    images: ImageOptions,
 ) -> None:
     """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
 
@@ -123,7 +130,7 @@ def finetune(
     from prunecli.recover.session import Setup
     from prunecli.recover.trainer import TrainOptions
 
-    source = DataOptions.of(data, labels, label_column, limit)
+    source = DataOptions.of(data, labels, label_column, limit, images)
     if source is None:
         raise PruneError("training needs data", "give --data")
     train = TrainOptions(
@@ -137,7 +144,7 @@ def finetune(
     wanted = FinetuneOptions(
         source,
         Setup(train, objective, tuple(freeze or ()), bn.value, execution.thread_count),
-        validation=DataOptions.of(val_data, None, label_column if val_data else None, None),
+        validation=None if val_data is None else source.like(val_data),
         val_split=val_split, teacher=None if teacher in (None, NONE) else Path(str(teacher)), reset_head=reset_head,
         checkpoint=checkpoint, resume=resume, log=log,
         execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern, Scope
 from prunecli.cli.options import DATA, SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 
 class LossName(StrEnum):
@@ -19,6 +23,7 @@ class LossName(StrEnum):
     labels = "labels"
 
 
+@reads_images
 @trains
 def gradient(
     model: options.ModelPath,
@@ -79,6 +84,7 @@ def gradient(
     threads: options.Threads = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
@@ -88,7 +94,7 @@ def gradient(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.model import Dims
@@ -106,9 +112,12 @@ def gradient(
         recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, None, seed)
     elif any(v is not None for v in (sparsity, scope, criterion)) or pattern != "element" or include or exclude or also:
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
-    execution, source = Execution(provider or "cpu", threads), DataOptions.of(data, labels, label_column, limit)
+    execution, source = (
+        Execution(provider or "cpu", threads),
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data),
+    )
     retrain = training.retrain(
-        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     wanted = MagnitudeOptions(
         recipe=recipe,
@@ -126,6 +135,7 @@ def gradient(
         external_data=external_data.value,
         retrain=retrain,
         pack=Packing() if pack else None,
+        spreads=draws(report),
     )
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
     result = run(model, wanted, measured, progress_for(no_progress))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 
 class Scope(StrEnum):
@@ -41,6 +45,7 @@ Also = Annotated[
 ]
 
 
+@reads_images
 @trains
 def magnitude(
     model: options.ModelPath,
@@ -89,6 +94,7 @@ def magnitude(
     threads: options.Threads = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
 
@@ -98,7 +104,7 @@ def magnitude(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.model import Dims
@@ -118,8 +124,8 @@ def magnitude(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     execution = Execution(provider or "cpu", threads)
     retrain = training.retrain(
-        DataOptions.of(data, labels, label_column, limit), steps, execution, seed,
-        verify=not no_verify, external_data=external_data.value,
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data), steps, execution, seed,
+        images=images, verify=not no_verify, external_data=external_data.value,
     )  # fmt: skip
     if retrain is None and (data is not None or steps is not None):
         raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
@@ -139,6 +145,7 @@ def magnitude(
         external_data=external_data.value,
         retrain=retrain,
         pack=Packing() if pack else None,
+        spreads=draws(report),
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

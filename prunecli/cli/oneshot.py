@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Pattern
 from prunecli.cli.options import RUN, SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
 from prunecli.quantity import Quantity, parse_quantity
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 
 class MethodName(StrEnum):
@@ -41,6 +45,7 @@ class RecoverName(StrEnum):
     lstsq = "lstsq"
 
 
+@reads_images
 @trains
 def oneshot(
     model: options.ModelPath,
@@ -122,6 +127,7 @@ def oneshot(
     ] = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
 
@@ -131,7 +137,7 @@ def oneshot(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
     from prunecli.model import Dims
@@ -151,9 +157,10 @@ def oneshot(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection but --recover")
     if memory is not None and memory.kind not in ("bytes", "plain"):
         raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
-    execution, source = Execution(provider or "cpu", threads), DataOptions.of(data, labels, label_column, limit)
+    execution = Execution(provider or "cpu", threads)
+    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
     retrain = training.retrain(
-        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     if steps is not None and retrain is None:
         raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
@@ -172,6 +179,7 @@ def oneshot(
         external_data=external_data.value,
         retrain=retrain,
         pack=Packing() if pack else None,
+        spreads=draws(report),
     )
     measured = OneshotOptions(
         data=source,

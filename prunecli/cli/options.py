@@ -63,6 +63,15 @@ def _check_report(path: Path | None) -> Path | None:
     return path
 
 
+def _check_gates(texts: list[str] | None) -> list[str] | None:
+    """Refuse what is not NAME OP NUMBER, before any work is done."""
+    from prunecli.evaluate.gates import parse_gate
+
+    for text in texts or ():
+        parse_gate(text)
+    return texts
+
+
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="the ONNX file", show_default=False)]
 
 OutputPath = Annotated[
@@ -149,7 +158,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="D",
-        help=".npz, .npy, .csv, a folder of test_data_set_*, or module.py:function",
+        help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function",
         rich_help_panel=DATA,
     ),
 ]
@@ -214,6 +223,7 @@ FailIf = Annotated[
     typer.Option(
         "--fail-if",
         metavar="'NAME OP NUMBER'",
+        callback=_check_gates,
         help="exit 1 when it holds, e.g. 'accuracy.drop>1%'; repeatable",
         rich_help_panel=REPORT,
     ),

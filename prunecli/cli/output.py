@@ -6,6 +6,9 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +28,20 @@ class Result(Protocol):
     def to_document(self) -> Document: ...
 
 
+_collected: ContextVar[list[Result] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[Result]]:
+    """Within it results are not printed but kept in the list: a step of a recipe reports through the recipe."""
+    results: list[Result] = []
+    before = _collected.set(results)
+    try:
+        yield results
+    finally:
+        _collected.reset(before)
+
+
 def emit(result: Result, format: Format = Format.table, report_path: Path | None = None) -> None:
     """Print the result on stdout in the chosen format, and write the report file if one was asked for.
 
@@ -34,6 +51,9 @@ def emit(result: Result, format: Format = Format.table, report_path: Path | None
     check_report_path(report_path)
     if report_path is not None:
         _write_atomically(report_path, _report_text(result, report_path.suffix.lower()))
+    if (results := _collected.get()) is not None:
+        results.append(result)
+        return
     if format is Format.table:
         _print_table(result.to_document())
     elif format is Format.json:
@@ -56,6 +76,11 @@ def check_report_path(path: Path | None) -> None:
         raise PruneError(f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html")
     if path.is_dir() or not path.parent.is_dir():
         raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
+
+
+def draws(report_path: Path | None) -> bool:
+    """Whether a report will show charts, so that what they need is to be measured."""
+    return report_path is not None and report_path.suffix.lower() in (".md", ".html")
 
 
 def to_json_text(result: Result) -> str:

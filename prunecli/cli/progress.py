@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,8 +20,33 @@ DELAY = 0.5
 """Seconds before a bar appears."""
 
 
+class WorkBegins(Exception):  # noqa: N818 - not an error: how a command that is only checked ends
+    """A command's options are all built, and what follows would open files."""
+
+
+_checking: ContextVar[bool] = ContextVar("checking", default=False)
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """Within it a command ends with WorkBegins where its work would begin."""
+    before = _checking.set(True)
+    try:
+        yield
+    finally:
+        _checking.reset(before)
+
+
 def progress_for(disabled: bool = False) -> Progress:
-    """The progress function to hand to the pipeline: silent with --no-progress, --quiet or off a terminal."""
+    """The progress function to hand to the pipeline: silent with --no-progress, --quiet or off a terminal.
+
+    To be called when all options are built and nothing was opened yet: a recipe's step is checked up to here.
+
+    Raises:
+        WorkBegins: within `checking()`.
+    """
+    if _checking.get():
+        raise WorkBegins
     return no_progress if disabled or terminal.quiet or not sys.stderr.isatty() else _bar
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.options import SELECT, ExternalData, Format, as_option
 from prunecli.cli.training import Given, Steps, trains
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 CRITERIA = (
     "auto (default: activation with --data and no training after, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale,"
@@ -24,6 +28,7 @@ def _amount(name: str, text: str) -> typer.models.OptionInfo:
     )
 
 
+@reads_images
 @trains
 def structured(
     model: options.ModelPath,
@@ -103,6 +108,7 @@ def structured(
     threads: options.Threads = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
 
@@ -121,10 +127,10 @@ def structured(
     from prunecli.pipeline.structured import structured as run
     from prunecli.pipeline.subject import Execution
 
-    source = DataOptions.of(data, labels, label_column, limit)
+    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
     execution = Execution(provider or "cpu", threads)
     retrain = training.retrain(
-        source, steps, execution, seed, verify=not no_verify, external_data=external_data.value
+        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     wanted = options_for(
         {"ratio": ratio, "macs": macs, "params": params, "latency": latency},

@@ -26,10 +26,12 @@ class Terminal:
     color: ColorMode = ColorMode.auto
     quiet: bool = False
     verbose: bool = False
+    isolated: bool = False
+    """Whether defaults of pyproject.toml are ignored."""
 
     def reset(self) -> None:
         """Back to the defaults: a new command line."""
-        self.color, self.quiet, self.verbose = ColorMode.auto, False, False
+        self.color, self.quiet, self.verbose, self.isolated = ColorMode.auto, False, False, False
 
     def use_color(self, stream: IO[str]) -> bool:
         """--color wins, then NO_COLOR (any non-empty value), then whether the stream is a terminal."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import option_group
 from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
+    from prunecli.data import ImageOptions
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import Retrain
     from prunecli.pipeline.subject import Execution
@@ -73,7 +73,7 @@ Augment = Annotated[str, _option(TRAIN, "--augment", metavar="LIST", help="flip,
 Teacher = Annotated[
     str | None,
     _option(
-        TEACH, "--teacher", metavar="ORIGINAL",
+        TEACH, "--teacher", metavar="ORIGINAL|none",
         help="learn from this model's outputs, with or without labels; with --finetune-epochs by default the unpruned"
         " model, `none`: labels alone",
     ),
@@ -122,9 +122,16 @@ class Given:
     chosen: Mapping[str, Any]
 
     def retrain(
-        self, data: DataOptions | None, steps: int | None, execution: Execution, seed: int, **saving: Any
+        self,
+        data: DataOptions | None,
+        steps: int | None,
+        execution: Execution,
+        seed: int,
+        images: ImageOptions | None = None,
+        **saving: Any,
     ) -> Retrain | None:
-        """None without --finetune-epochs. `data` is the command's own; `saving`: fields of FinetuneOptions.
+        """None without --finetune-epochs. `data` is the command's own; `images`: what was asked of folders of images;
+        `saving`: fields of FinetuneOptions.
 
         Raises:
             PruneError: options of training without it, or training without data.
@@ -136,7 +143,7 @@ class Given:
 
         from prunecli.pipeline.gradual import Retrain
 
-        source = data if self.train_data is None else self._source(data)
+        source = data if self.train_data is None else self._source(data, images)
         if source is None:
             raise PruneError("--finetune-epochs needs data", "give --data or --train-data")
         named = None if self.teacher in (None, NONE) else self.teacher
@@ -145,16 +152,16 @@ class Given:
             execution=execution, threads=execution.thread_count, **self.chosen, **saving,
         )  # fmt: skip
         held = made.options.validation
-        if held is not None and source.label_column is not None:
-            made = replace(
-                made, options=replace(made.options, validation=replace(held, label_column=source.label_column))
-            )
+        if held is not None:
+            made = replace(made, options=replace(made.options, validation=source.like(held.text)))
         return made
 
-    def _source(self, data: DataOptions | None) -> DataOptions:
+    def _source(self, data: DataOptions | None, images: ImageOptions | None) -> DataOptions:
+        from prunecli.data import ImageOptions
         from prunecli.pipeline.evaluate import DataOptions
 
-        return DataOptions(str(self.train_data), None, None if data is None else data.label_column, None)
+        first = data or DataOptions("", images=images or ImageOptions())
+        return first.like(str(self.train_data))
 
     def _check_unused(self) -> None:
         names = {"rate": "lr", "validation": "val-data", "batch_size": "train-batch-size"}
@@ -195,22 +202,5 @@ def _template(
 DEFAULTS = _template().chosen
 
 
-def trains(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of training; it takes what was given as `training: Given`."""
-    own, group = inspect.signature(command), inspect.signature(_template)
-
-    @wraps(command)
-    def wrapped(**given: Any) -> None:
-        mine = {name: given.pop(name) for name in group.parameters}
-        command(**given, training=_template(**mine))
-
-    kept = [parameter for name, parameter in own.parameters.items() if name != "training"]
-    hints = get_type_hints(command, include_extras=True) | get_type_hints(_template, include_extras=True)
-    parameters = [
-        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in (*kept, *group.parameters.values())
-    ]
-    del wrapped.__wrapped__  # the signature is no longer the command's
-    wrapped.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}
-    return wrapped
+trains = option_group(_template, "training")
+"""Gives a command the options of training; it takes what was given as `training: Given`."""

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunecli.data.dataset import Batch, Dataset
+from prunecli.data.dataset import Batch, Classes, Dataset
+from prunecli.data.images.options import ImageOptions
 from prunecli.data.random import random_data
 from prunecli.data.sources import Request, find_source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
-__all__ = ["Batch", "Dataset", "open_data", "random_data"]
+__all__ = ["Batch", "Classes", "Dataset", "ImageOptions", "open_data", "random_data"]
 
 
 def open_data(
@@ -22,6 +23,7 @@ def open_data(
     labels: str | Path | None = None,
     label_column: str | None = None,
     limit: int | None = None,
+    images: ImageOptions | None = None,
 ) -> Dataset:
     """The data that `--data TEXT` names, for a model with the inputs `specs`.
 
@@ -30,13 +32,16 @@ def open_data(
         labels: the .npy of `--labels`, for a .npy or .npz of inputs.
         label_column: the label's column in a .csv.
         limit: only the first so many samples; nothing after them is read.
+        images: how the images of a folder become inputs, and what its sub-folders mean.
 
     Raises:
         PruneError: unreadable, empty, or not fitting the model; the message names the input.
     """
     if not specs:
         raise PruneError("the model has no inputs, so it takes no data", "leave out --data")
-    request = Request(text, specs, None if labels is None else Path(labels), label_column, limit)
+    request = Request(
+        text, specs, None if labels is None else Path(labels), label_column, limit, images or ImageOptions()
+    )
     try:
         return find_source(request).read(request)
     except OSError as error:

@@ -19,12 +19,14 @@ Array = np.ndarray[Any, Any]
 @dataclass
 class Column:
     """`shape` and `dtype` are known at once; `read()` is called when values are first needed, and may
-    return a memory map. `name` is what the user calls it, for messages."""
+    return a memory map. `name` is what the user calls it, for messages. `pick(index)`: the rows at `index`, for
+    a source that reads them one by one; `read()` is then for who needs everything."""
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
     read: Callable[[], Array]
+    pick: Callable[[Array], Array] | None = None
 
     @classmethod
     def of(cls, name: str, array: Array) -> Column:
@@ -40,6 +42,8 @@ class Column:
 
     def rows(self, index: Array) -> Array:
         """The rows at `index` (integers), in that order; contiguous ranges are read as slices."""
+        if self.pick is not None:
+            return self.pick(index)
         array = self._array
         if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
             return np.asarray(array[int(index[0]) : int(index[-1]) + 1])

@@ -71,14 +71,26 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Names of class numbers. `complete`: these are all that a model for this data has, so that one with another
+    number of classes is not the model these numbers were made for."""
+
+    names: Mapping[int, str]
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Samples for the inputs `specs`. Immutable: `take`, `split`, `shuffled` and `select` return new ones
-    over the same columns. `source` is how the user named it."""
+    over the same columns. `source` is how the user named it; `classes` are those of integer labels, where known;
+    `notes` say how samples were made."""
 
     specs: Sequence[InputSpec]
     chunks: Sequence[Chunk]
     source: str = "data"
     unbatched: bool = False
+    classes: Classes | None = None
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)

@@ -23,6 +23,8 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 LONG_FORMS = {"delta.": "", "fidelity.": "", "metrics.": "", "latency_ms.": "latency."}
 """Where the JSON keeps a figure, which may be written before its short name, and what the short name has there."""
+ALIASES = {"top1": "accuracy"}
+"""Other names of figures, as a whole part of a dotted name."""
 ROUNDING = 1e-12
 _GATE = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 
@@ -78,6 +80,7 @@ def parse_gate(text: str, known: Iterable[str] | None = None) -> Gate:
     if known is not None:
         known = list(known)
         name = name if name in known else _short(name)
+        name = name if name in known else ".".join(ALIASES.get(part, part) for part in name.split("."))
         check_name(name, known)
     return Gate(text.strip(), name, op, limit)
 

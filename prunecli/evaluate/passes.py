@@ -60,7 +60,7 @@ def run_pass(
         outputs = {role: runner.run(batch) for role, runner in runners.items()}
         _check_name(asked.output_name, outputs[MODEL])
         if labels is not None and not collectors:
-            reading = choose_reading(labels, outputs[MODEL], asked.task, asked.output_name)
+            reading = choose_reading(labels, outputs[MODEL], asked.task, asked.output_name, data.classes)
             collectors = {role: Collector(reading) for role in runners}
             fidelity.main = reading.output
         for role, collector in collectors.items():

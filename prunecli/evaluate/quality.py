@@ -176,7 +176,7 @@ def _classes(p: Predictions) -> list[Any]:
 
 
 def _name(p: Predictions, number: Any) -> str | int:
-    names = p.reading.names
+    names, title = p.reading.names, p.reading.titles.get(number)
     if names is not None and isinstance(number, int) and 0 <= number < len(names):
         return names[number]
-    return number  # type: ignore[no-any-return]
+    return number if title is None else title

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.data import Classes
 from prunecli.data.casting import is_float
 from prunecli.errors import PruneError
 
@@ -25,7 +26,8 @@ class Reading:
 
     kind: "scores": one score per class along `axis`; "classes": the predicted class itself; "binary": one
     score for class 1 of {0, 1}; "numbers": regression. `classes`: how many ("scores"). `names`: the sorted
-    text labels that classes 0, 1, ... stand for. `one_hot`: the labels are indicator rows.
+    text labels that classes 0, 1, ... stand for. `one_hot`: the labels are indicator rows. `titles`: names of
+    integer labels, for reports.
     """
 
     output: str
@@ -34,6 +36,7 @@ class Reading:
     classes: int = 2
     names: tuple[str, ...] | None = None
     one_hot: bool = False
+    titles: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def regression(self) -> bool:
@@ -51,7 +54,11 @@ class Reading:
 
 
 def choose_reading(
-    labels: Array, outputs: Mapping[str, Array], task: Task = "auto", output_name: str | None = None
+    labels: Array,
+    outputs: Mapping[str, Array],
+    task: Task = "auto",
+    output_name: str | None = None,
+    classes: Classes | None = None,
 ) -> Reading:
     """The first output that fits the labels.
 
@@ -60,9 +67,10 @@ def choose_reading(
         outputs: those of one batch, rows trimmed; text and sequences may be among them.
         task: insist on classes or on numbers.
         output_name: insist on that output.
+        classes: what the labels' numbers stand for, where the data says so.
 
     Raises:
-        PruneError: no output fits, or a label is no class of the output.
+        PruneError: no output fits, a label is no class of the output, or the data has other classes.
     """
     if output_name is not None and output_name not in outputs:
         raise PruneError(f"the model has no output named {output_name}", f"it has {', '.join(outputs)}")
@@ -72,7 +80,7 @@ def choose_reading(
         reading = _fit(labels, name, value, task) if isinstance(value, np.ndarray) and value.ndim else None
         if reading is not None:
             _check_range(labels, reading)
-            return reading
+            return reading if classes is None else _named(reading, classes)
     shapes = ", ".join(f"{n}: {_shape_text(outputs[n])}" for n in names)
     what = "" if task == "auto" else f" for {task}"
     raise PruneError(
@@ -146,6 +154,16 @@ def _check_range(labels: Array, reading: Reading) -> None:
             f"the labels hold the class {low if low < 0 else high}, {reading.output} has 0 to {last}",
             "the labels seem to start at 1: subtract 1" if shifted else "check the labels, or --output-name",
         )
+
+
+def _named(reading: Reading, classes: Classes) -> Reading:
+    """With the classes' names; refused where numbers made for another number of classes would mislead."""
+    if classes.complete and reading.kind in ("scores", "binary") and reading.classes != len(classes.names):
+        raise PruneError(
+            f"the data has {len(classes.names)} classes, {reading.output} has {reading.classes}",
+            "say which is which: --classes FILE with the names of the model's classes, or --classes numbers",
+        )
+    return replace(reading, titles=classes.names)
 
 
 def float_outputs(outputs: Mapping[str, Any]) -> Sequence[str]:

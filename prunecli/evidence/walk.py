@@ -186,19 +186,27 @@ class Walk:
         self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0
     ) -> list[dict[str, Any]]:
         """What the values `outputs`, none of them held, would be on one batch with each of `variants` in place of the
-        initializer `changed`. What is still to run is run, and the nodes that read `changed` once more if what they
-        read is held; the walk stays where it is."""
-        again = {node for node in self._done if changed in self._reads[node] and self._held(node)}
-        hidden = {v.name or "" for node in again for v in node.outputs}
+        initializer `changed`. What is still to run is run, and once more what depends on `changed` and whose
+        inputs are held; the walk stays where it is."""
+        hidden = self._behind(changed)
         nodes = self._needed(outputs, hidden)
         read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden)
         session = self._open(self._piece(set(nodes), list(read), outputs, changed))
         feed = {name: np.asarray(self.read(name, batch)) for name in read}
         return [session.run({**feed, changed: variant}, outputs) for variant in variants]
 
-    def _held(self, node: ir.Node) -> bool:
-        initializers = self._model.graph.initializers
-        return all(name in self._known or name in initializers for name in self._reads[node])
+    def _behind(self, changed: str) -> set[str]:
+        """Values that have been run and can be run again, which depend on an initializer."""
+        hidden: set[str] = set()
+        for node in self._nodes:
+            touched = changed in self._reads[node] or hidden.intersection(self._reads[node])
+            if node in self._done and touched and self._held(node, hidden):
+                hidden.update(v.name or "" for v in node.outputs)
+        return hidden
+
+    def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
+        known = (self._known, hidden, self._model.graph.initializers)
+        return all(any(name in some for some in known) for name in self._reads[node])
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         value = self.read(name, 0)

@@ -98,7 +98,7 @@ def compare(
         dims = options.dims
         data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes)
     fidelity = _run(runners, data, options.batch_size, progress)
-    result = Comparison(files[0].ref, files[1].ref, fidelity, _notes(runners[1], fidelity))
+    result = Comparison(files[0].ref, files[1].ref, fidelity, [*data.notes, *_notes(runners[1], fidelity)])
     checked = check_gates(gates, figures(fidelity), "that measure has no meaning for this output")
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prunecli.data import Dataset, open_data, random_data
+from prunecli.data import Classes, Dataset, ImageOptions, open_data, random_data
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
 from prunecli.evaluate.gates import Gate, GateResult, check_gates, parse_gate
@@ -37,24 +37,39 @@ class DataOptions:
     labels: Path | None = None
     label_column: str | None = None
     limit: int | None = None
+    images: ImageOptions = field(default_factory=ImageOptions)
 
     @classmethod
     def of(
-        cls, text: str | None, labels: Path | None, label_column: str | None, limit: int | None
+        cls,
+        text: str | None,
+        labels: Path | None,
+        label_column: str | None,
+        limit: int | None,
+        images: ImageOptions | None = None,
+        other: str | None = None,
     ) -> DataOptions | None:
-        """From the command line; None without --data.
+        """From the command line; None without --data. `other`: data that options of images may be for instead.
 
         Raises:
-            PruneError: labels without data.
+            PruneError: labels or options of images without data.
         """
         if text is not None:
-            return cls(text, labels, label_column, limit)
+            return cls(text, labels, label_column, limit, images or ImageOptions())
         if labels is not None or label_column is not None:
             raise PruneError("labels were given without data", "add --data")
+        if images is not None and images.given and other is None:
+            raise PruneError(f"{images.given[0]} was given without data", "add --data with a folder of images")
         return None
 
+    def like(self, text: str) -> DataOptions:
+        """Other data of the same kind: training or validation data beside the test data."""
+        return DataOptions(text, None, self.label_column, None, self.images)
+
     def open(self, specs: Sequence[InputSpec]) -> Dataset:
-        return open_data(self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit)
+        return open_data(
+            self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit, images=self.images
+        )
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,10 @@ class EvaluateOptions:
     dims: Dims = field(default_factory=Dims)
     execution: Execution = field(default_factory=Execution)
     gates: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for text in self.gates:
+            parse_gate(text, known_names())
 
 
 @dataclass(frozen=True)
@@ -109,6 +128,8 @@ class Evaluation:
     stress: Stress | None = None
     train_samples: int = 0
     notes: Sequence[str] = ()
+    data_notes: Sequence[str] = ()
+    classes: Classes | None = None
     gates: Sequence[GateResult] = ()
     seconds: float = 0.0
 
@@ -173,6 +194,8 @@ def evaluate(
         stress=stress,
         train_samples=train_samples,
         notes=_notes(bench, data, done),
+        data_notes=data.notes,
+        classes=data.classes,
     )
     values = figures(result)
     short = ", ".join(sorted(name for name in values if "." not in name))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.evaluate.quality import METRICS
+from prunecli.pipeline.charts_evaluate import class_bars, latency_chart, quality_bars, robustness_chart
 from prunecli.pipeline.figures import SIZES, delta, gaps, sizes
 from prunecli.pipeline.shared_report import changed, fidelity_json, fidelity_table, gate_sections, number
 from prunecli.report.contract import envelope
@@ -35,7 +36,7 @@ def to_json(found: Evaluation) -> Json:
         "seconds": round(found.seconds, 3),
         "model": asdict(found.model.ref),
         "output": None,
-        "data": {"source": found.source, "samples": found.samples, "batch_size": found.batch_size},
+        "data": _data_json(found),
         "models": [_model_json(scored, found) for scored in found.models],
         "delta": delta(found),
         "fidelity": fidelity_json(found.fidelity),
@@ -44,6 +45,17 @@ def to_json(found: Evaluation) -> Json:
         "robustness": found.stress.to_json() if found.stress else None,
         "gates": [gate.to_json() for gate in found.gates],
         "notes": list(found.notes),
+    }
+
+
+def _data_json(found: Evaluation) -> Json:
+    classes = found.classes.names if found.classes else {}
+    return {
+        "source": found.source,
+        "samples": found.samples,
+        "batch_size": found.batch_size,
+        "classes": [{"number": number, "name": classes[number]} for number in sorted(classes)],
+        "notes": list(found.data_notes),
     }
 
 
@@ -76,14 +88,24 @@ def _overfitting_json(found: Evaluation) -> Json | None:
 def to_document(found: Evaluation) -> Document:
     """The tables, most important first; gates last, where a CI log ends."""
     title = found.model.ref.path + (f" against {found.baseline.ref.path}" if found.baseline else "")
-    sections: list[Section] = [*_quality(found)]
+    sections: list[Section] = [*_quality(found), *quality_bars(found)]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
-    sections += [*_train_gap(found), *_latency(found), _size(found), *_per_class(found)]
+    sections += [*_train_gap(found), *_latency(found), *latency_chart(found), _size(found)]
+    sections += [*_per_class(found), *class_bars(found)]
     if found.stress is not None:
-        sections.append(_robustness(found.stress, found.baseline is not None))
+        sections += [_robustness(found.stress, found.baseline is not None), robustness_chart(found.stress)]
+    sections += [Text(note[:1].upper() + note[1:] + ".") for note in _about_data(found)]
     sections += [Text(note, "warning") for note in found.notes]
     return Document(f"Evaluation of {title}", [*sections, *gate_sections(found.gates)])
+
+
+def _about_data(found: Evaluation) -> Iterator[str]:
+    yield from found.data_notes
+    if found.classes is not None:
+        names = [f"{number} {found.classes.names[number]}" for number in sorted(found.classes.names)]
+        more = f", ... {len(names)} in all" if len(names) > 12 else ""
+        yield f"classes: {', '.join(names[:12])}{more}"
 
 
 def _columns(found: Evaluation, first: str) -> list[Column]:

@@ -123,7 +123,7 @@ def finetune(
         validation_samples=held,
         recipe=_recipe(options),
         verification=proof.verification,
-        notes=[*file.notes, *training.notes],
+        notes=[*file.notes, *data.notes, *training.notes],
         seconds=time.perf_counter() - start,
     )
 
@@ -217,7 +217,9 @@ def _recipe(options: FinetuneOptions) -> Json:
         "val_split": options.val_split,
         "teacher": None if options.teacher is None else str(options.teacher),
         "reset_head": options.reset_head,
-    } | {"augment": list(options.setup.train.augment)}
+        "augment": list(options.setup.train.augment),
+        **({"images": options.data.images.to_json()} if options.data.images.given else {}),
+    }
 
 
 def _layers(file: Model) -> list[LayerRow]:

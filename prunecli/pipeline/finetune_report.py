@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.charts_training import training_charts
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report
@@ -60,6 +61,7 @@ def to_document(found: FinetuneResult) -> Document:
         Column("seconds", "number", 3), Column("samples/s", "number", 1), Column(""),
     )  # fmt: skip
     sections: list[Section] = [Table("Training", columns, rows, _note(found))]
+    sections += training_charts([found.epochs], found.score_name, [found.score_before])
     sections.append(_gain(found))
     zeros = found.after.params - found.after.nonzero
     sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))

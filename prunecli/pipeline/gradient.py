@@ -21,7 +21,7 @@ from prunecli.pipeline.choice import Choice
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
 from prunecli.pipeline.gradual import at_share, share_after
-from prunecli.pipeline.judge import Judged
+from prunecli.pipeline.judge import BY_EVIDENCE, Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.criteria import CRITERIA, Criterion
@@ -73,6 +73,8 @@ def _with_defaults(recipe: Recipe | None) -> Recipe:
         raise PruneError(
             f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
         )
+    if found.name in BY_EVIDENCE:
+        raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
 

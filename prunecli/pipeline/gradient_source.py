@@ -118,6 +118,7 @@ def open_source(file: Model, statistic: str, weights: Sequence[str], options: Gr
         "loss": "labels" if isinstance(study.task, LabelTask) else "output",
         "samples": len(data),
         "data": data.source,
+        **({"data_notes": list(data.notes)} if data.notes else {}),
     }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.charts_training import training_charts
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.types import Json
 
@@ -65,7 +66,9 @@ def training_sections(found: Retrained | None) -> list[Section]:
         f"{last.trained:,} weights trained on {last.samples:,} samples, {last.validation_samples:,} held out to choose"
         f" the best{taught}"
     )
-    return [Table("Training", columns, rows, note), *_gains(found)]
+    runs = [one.trained for one in found.rounds]
+    curves = training_charts([run.epochs for run in runs], last.score_name, [run.score_before for run in runs])
+    return [Table("Training", columns, rows, note), *curves, *_gains(found)]
 
 
 def _gains(found: Retrained) -> list[Section]:

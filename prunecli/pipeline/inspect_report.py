@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.charts_inspect import distribution_charts, share_bars
 from prunecli.report.contract import report_json
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
@@ -98,7 +99,7 @@ def _distribution_json(found: Distribution) -> Json:
 
 def to_document(found: Inspection) -> Document:
     """What people read: a summary, the layers, what was asked for, what cannot be pruned."""
-    sections: list[Section] = [_summary(found), _layer_table(found)]
+    sections: list[Section] = [_summary(found), _layer_table(found), *share_bars(found)]
     sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
     sections += _distribution_tables(found) if found.distribution else []
     sections += [_pattern_table(found)] if found.nm else []
@@ -187,7 +188,8 @@ def _distribution_tables(found: Inspection) -> list[Section]:
     measured = found.distribution
     if measured is None or not measured.spreads:
         return [Text("No prunable weights of finite values, so no distribution.")]
-    return [_spread_table(found, measured), _step_table(measured), _hint_table(measured)]
+    charts = distribution_charts(found, measured)
+    return [_spread_table(found, measured), _step_table(measured), _hint_table(measured), *charts]
 
 
 def _spread_table(found: Inspection, measured: Distribution) -> Table:

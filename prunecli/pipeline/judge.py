@@ -14,7 +14,8 @@ from prunecli.select import Decision, Recipe, decide
 from prunecli.select.criteria import CRITERIA
 from prunecli.types import Json, Progress
 
-_COMMANDS = {"wanda": "prune oneshot --method", "obs": "prune oneshot --method"}
+BY_EVIDENCE = ("wanda", "obs")
+"""Criteria whose evidence `prune oneshot` takes; that of the others that need some is gradients."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class ByValue:
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
         found = CRITERIA.get(recipe.criterion or "l1")
         if found.needs:
+            command = "oneshot --method" if found.name in BY_EVIDENCE else "gradient --criterion"
             raise PruneError(
                 f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
-                f"use `{_COMMANDS.get(found.name, 'prune gradient --criterion')} {found.name}`",
+                f"use `prune {command} {found.name}`",
             )
         return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})

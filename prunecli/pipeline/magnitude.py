@@ -37,6 +37,7 @@ from prunecli.pipeline.magnitude_pack import packed
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.pack import Packing, PackResult
 from prunecli.pipeline.subject import Execution
+from prunecli.pipeline.zeroed_spread import ZeroedSpread, zeroed_spreads
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.select import Recipe, parse_pattern
@@ -48,7 +49,8 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values. `pack`: store the zeros small."""
+    after each of its steps. `judge`: decides in place of the weights' own values. `spreads`: measure the distributions
+    that a report draws. `pack`: store the zeros small."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -66,6 +68,7 @@ class MagnitudeOptions:
     retrain: Retrain | None = None
     judge: Judge | None = None
     pack: Packing | None = None
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class MagnitudeResult:
     seconds: float = 0.0
     command: str = "magnitude"
     packed: PackResult | None = None
+    spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -171,6 +175,7 @@ def magnitude(
         dry_run=options.dry_run,
         seconds=time.perf_counter() - start,
         command=job.command,
+        spreads=zeroed_spreads(job.zeroed, progress) if options.spreads else {},
     )
 
 

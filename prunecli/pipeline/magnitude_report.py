@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.charts_pruned import ZEROED, layer_bars, size_bars, spread_charts
 from prunecli.pipeline.choice import KINDS
 from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.pipeline.pack_report import packing_json, packing_sections
@@ -71,6 +72,7 @@ def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
     title = f"{found.model.path}: what would be zeroed" if found.dry_run else found.model.path
     sections: list[Section] = [_summary(found), _proof(found.verification), _layers(found)]
+    sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
     if found.packed is not None:
@@ -82,6 +84,12 @@ def to_document(found: MagnitudeResult) -> Document:
     if found.plan is not None:
         sections.append(Text(f"plan: {found.plan}", "good"))
     return Document(title, sections)
+
+
+def _charts(found: MagnitudeResult) -> list[Section]:
+    sizes = {layer.weight: layer.params for layer in found.layers}
+    rows = [(layer.weight, layer.params, layer.nonzero) for layer in found.layers]
+    return [size_bars(found.before, found.after), *layer_bars(rows, ZEROED), *spread_charts(found.spreads, sizes)]
 
 
 def _summary(found: MagnitudeResult) -> Table:

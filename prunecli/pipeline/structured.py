@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.apply.cut_plan import save_cut_plan
-from prunecli.channels.catalogue import Frozen
+from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, Retrained
+from prunecli.pipeline.structured_blocks import BLOCK
 from prunecli.pipeline.structured_budget import KINDS as BUDGETS
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_decide import decide
@@ -26,7 +27,7 @@ from prunecli.pipeline.structured_report import to_document, to_json
 from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
-from prunecli.search.units import UnitRecipe
+from prunecli.search.units import UnitRecipe, check_choices
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
 
@@ -63,6 +64,11 @@ class StructuredOptions:
     save_plan: Path | None = None
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self.criterion, self.normalize, self.scope)
+        if self.granularity != BLOCK:
+            parse_granularity(self.granularity)
 
 
 @dataclass(frozen=True)

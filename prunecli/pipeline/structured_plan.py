@@ -41,7 +41,8 @@ class Decided:
 @dataclass(frozen=True)
 class GroupRow:
     """One group of units. `params` and `macs`: what removing a single unit saves, at the analysed dimensions.
-    Scores are None where there are none. `touches`: the weights' slices, as NAME[axis]."""
+    Scores are None where there are none. `touches`: the weights' slices, as NAME[axis]. `kept`, `removed`: the scores
+    of the units that stayed and went."""
 
     name: str
     kind: str
@@ -53,6 +54,8 @@ class GroupRow:
     highest: float | None
     touches: tuple[str, ...]
     note: str = ""
+    kept: Sequence[float] = ()
+    removed: Sequence[float] = ()
 
 
 def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
@@ -60,19 +63,21 @@ def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
     rows = []
     for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
         mine = decided.scores[group.units]
-        finite = mine[np.isfinite(mine)]
+        finite, gone = mine[np.isfinite(mine)], decided.removed[group.units]
         rows.append(
             GroupRow(
                 name=group.name,
                 kind=group.kind,
                 before=group.count,
-                after=group.count - int(decided.removed[group.units].sum()),
+                after=group.count - int(gone.sum()),
                 params=params,
                 macs=macs,
                 lowest=float(finite.min()) if finite.size else None,
                 highest=float(finite.max()) if finite.size else None,
                 touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
                 note=decided.left.get(group.name, group.approximation),
+                kept=mine[np.isfinite(mine) & ~gone].tolist(),
+                removed=mine[np.isfinite(mine) & gone].tolist(),
             )
         )
     return rows

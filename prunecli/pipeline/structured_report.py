@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.charts_pruned import REMOVED, group_bars, layer_bars, score_charts, size_bars
 from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
@@ -83,6 +84,7 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
     sections: list[Section] = [_summary(found), _proof(found.verification), _groups(found), _layers(found)]
+    sections += _charts(found)
     sections += _frozen(found)
     sections += training_sections(found.training)
     sections += [Text(note, "warning") for note in found.notes]
@@ -91,6 +93,16 @@ def to_document(found: StructuredResult) -> Document:
     if found.plan is not None:
         sections.append(Text(f"plan: {found.plan}", "good"))
     return Document(title, sections)
+
+
+def _charts(found: StructuredResult) -> list[Section]:
+    rows = [(row.weight, row.params_before, row.params_after) for row in found.layers if len(row.shape_before) > 1]
+    return [
+        size_bars(found.before, found.after),
+        *layer_bars(rows, REMOVED),
+        *group_bars(found.groups),
+        *score_charts(found.groups),
+    ]
 
 
 def _summary(found: StructuredResult) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
+from prunecli.evaluate.robustness import channel_axis
 
 Array = np.ndarray[Any, Any]
 Augment = Callable[[Array, np.random.Generator], Array]
@@ -71,12 +72,15 @@ def parse_augments(text: str) -> tuple[str, ...]:
 
 
 def apply_augments(feed: dict[str, Array], names: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:
-    """The feed with its image-like input (floating-point, four axes) changed."""
+    """The feed with its image-like inputs (floating-point, four axes) changed. Channels are the last axis where only
+    that has 1, 3 or 4 entries, else the first after the batch."""
     out = dict(feed)
     for name in names:
         for key, value in feed.items():
             if value.ndim == 4 and np.issubdtype(value.dtype, np.floating):
-                out[key] = AUGMENTS[name](out[key], rng)
+                channels = channel_axis(value.shape) or 1
+                changed = AUGMENTS[name](np.moveaxis(out[key], channels, 1), rng)
+                out[key] = np.ascontiguousarray(np.moveaxis(changed, 1, channels))
     return out
 
 

@@ -79,7 +79,7 @@ def choose_objective(
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
         return _from_teacher(outputs, options)
-    reading = _reading(labels, outputs, options.output_name)
+    reading = _reading(data, labels, outputs, options.output_name)
     hard = _hard_loss(reading, outputs[reading.output], options)
     soft = options.soft or reading.one_hot
     if teacher is None:
@@ -89,9 +89,9 @@ def choose_objective(
     return Objective(both, reading.output, reading, soft, reading.kind == "scores")
 
 
-def _reading(labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
+def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
     try:
-        return choose_reading(labels, outputs, "auto", output_name)
+        return choose_reading(labels, outputs, "auto", output_name, data.classes)
     except PruneError as error:
         if labels.dtype.kind == "f" and (labels % 1 != 0).any():
             problem = error.message.replace("labels of", "labels with fractions, of", 1)

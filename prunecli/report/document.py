@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Cell = str | int | float | None
+NumberForm = Literal["count", "bytes", "percent", "number", "ms"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Column:
     """
 
     title: str
-    form: Literal["text", "graph", "count", "bytes", "percent", "number", "ms"] = "text"
+    form: Literal["text", "graph"] | NumberForm = "text"
     drop: int = 0
 
 
@@ -47,15 +48,130 @@ class Text:
 
 @dataclass(frozen=True)
 class Bars:
-    """A horizontal bar chart: one (label, value) per bar, values >= 0."""
+    """Horizontal bars: for each label one bar of each series, or with `stacked` one bar of all series in a row.
+
+    Args:
+        labels: what the bars stand for, in reading order.
+        series: (name, values): one value >= 0 per label; None where there is none.
+        form: how values are written, see Column.
+        stacked: the series are parts of a whole.
+        detail: a terminal shows it with --verbose only; Markdown and HTML always.
+        top: a terminal shows only so many labels: the largest in total if stacked, else in the first series.
+        full: the value of a bar of full length; None: the largest.
+
+    Raises:
+        ValueError: a series does not have one value per label, or a value is negative.
+    """
 
     title: str
-    rows: Sequence[tuple[str, float]]
-    form: Literal["count", "percent", "number"] = "number"
+    labels: Sequence[str]
+    series: Sequence[tuple[str, Sequence[float | None]]]
+    form: NumberForm = "number"
+    stacked: bool = False
     note: str = ""
+    detail: bool = False
+    top: int | None = None
+    full: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in self.series:
+            if len(values) != len(self.labels):
+                raise ValueError(f"{self.title}: {len(values)} values of {name} for {len(self.labels)} labels")
+            if any(value is not None and value < 0 for value in values):
+                raise ValueError(f"{self.title}: negative values of {name}")
 
 
-Section = Table | Text | Bars
+@dataclass(frozen=True)
+class Axis:
+    """What is along one side of a chart. `form` says how its numbers are written, see Column."""
+
+    title: str
+    form: NumberForm = "number"
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values y over x. In a chart of several panels, series of one name have one colour.
+
+    Args:
+        name: for the legend; a chart whose only name is "" has none.
+        x: positions, in drawing order; for a histogram the len(y) + 1 edges of its bins, ascending.
+        y: values; None is a gap.
+        draw: a line, a line in steps (y holds until the next x), points, points joined in their order
+            (a path), or a histogram.
+        low, high: an interval around each y: a band around lines, whiskers at points. Empty: none.
+        labels: a name for each point, shown where the reader points at it. Empty: none.
+
+    Raises:
+        ValueError: lengths that do not agree.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    draw: Literal["line", "steps", "points", "path", "histogram"] = "line"
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    labels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.y) + (self.draw == "histogram")
+        if len(self.x) != count:
+            raise ValueError(f"{self.name}: {len(self.x)} positions for {len(self.y)} values")
+        if len(self.low) != len(self.high) or any(len(p) not in (0, len(self.y)) for p in (self.low, self.labels)):
+            raise ValueError(f"{self.name}: low, high and labels need one entry per value, or none")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A straight line across a panel with a name: a cut at some x, a promise at some y."""
+
+    axis: Literal["x", "y"]
+    at: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One coordinate system of a chart. `x`, `y`: its own axes, where they are not the chart's."""
+
+    series: Sequence[Series]
+    title: str = ""
+    marks: Sequence[Mark] = ()
+    x: Axis | None = None
+    y: Axis | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines, points or histograms over numbers; several panels are small multiples, in reading order.
+
+    Args:
+        shared: all panels have the same range of x and y, so that they can be compared; "x" or "y": of that alone.
+        detail: a terminal shows it with --verbose only; Markdown and HTML always.
+        top: a terminal shows the first so many panels only.
+    """
+
+    title: str
+    panels: Sequence[Panel]
+    x: Axis
+    y: Axis
+    note: str = ""
+    shared: bool | Literal["x", "y"] = True
+    detail: bool = False
+    top: int | None = None
+
+    def axes(self, panel: Panel) -> tuple[Axis, Axis]:
+        """x and y of a panel."""
+        return panel.x or self.x, panel.y or self.y
+
+    def shares(self, axis: Literal["x", "y"]) -> bool:
+        """Whether all panels have one range of that axis."""
+        return self.shared is True or self.shared == axis
+
+
+Section = Table | Text | Bars | Chart
 
 
 @dataclass

@@ -6,8 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunecli.report.document import Bars, Column, Document, Section, Table, Text
-from prunecli.report.render_cells import cell_text, is_number, one_line, table_texts
+from prunecli.report.document import Bars, Chart, Column, Document, Section, Table, Text
+from prunecli.report.render_cells import is_number, one_line, shorten, table_texts
+from prunecli.report.sketch import as_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,6 @@ UNLIMITED = 100_000
 _MIN_TEXT = 16
 _GAP = 2
 _TONES = {"plain": "", "good": "green", "warning": "yellow"}
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def to_terminal(document: Document, width: int | None = None, color: bool = False, complete: bool = False) -> str:
@@ -27,7 +27,7 @@ def to_terminal(document: Document, width: int | None = None, color: bool = Fals
         document: what to show.
         width: columns of the terminal; None (a pipe or a file): nothing is shortened or left out.
         color: whether to write escape sequences.
-        complete: show all rows of tables that ask to be cut to their top.
+        complete: show details, and all rows of what asks to be cut to its top.
     """
     from rich.console import Console
 
@@ -44,8 +44,9 @@ def to_terminal(document: Document, width: int | None = None, color: bool = Fals
     )
     console.print(one_line(document.title), style="bold")
     for section in document.sections:
-        console.print()
-        _render(console, section, width, complete)
+        if complete or not (isinstance(section, Bars | Chart) and section.detail):
+            console.print()
+            _render(console, section, width, complete)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
@@ -55,10 +56,7 @@ def _render(console: Console, section: Section, width: int | None, complete: boo
         return
     if section.title:
         console.print(one_line(section.title), style="bold")
-    if isinstance(section, Table):
-        _render_table(console, section, width, complete)
-    else:
-        _render_bars(console, section, width)
+    _render_table(console, as_table(section), width, complete)
     if section.note:
         console.print(one_line(section.note), style="dim")
 
@@ -123,14 +121,6 @@ def fit(
     return shown, [[shorten(t, w) for t, w in zip(row, widths, strict=True)] for row in texts], dropped
 
 
-def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a text, keeping both ends: `/model/la…n.weight`."""
-    if len(text) <= width:
-        return text
-    tail = max(0, width - 1) * 3 // 5
-    return text[: width - 1 - tail] + "…" + text[len(text) - tail :] if width > 1 else "…"[:width]
-
-
 def _widths(columns: Sequence[Column], texts: list[list[str]]) -> list[int]:
     return [max(len(c.title), *(len(row[i]) for row in texts), 0) for i, c in enumerate(columns)]
 
@@ -158,25 +148,6 @@ def _shrunk(columns: Sequence[Column], texts: list[list[str]], width: int) -> li
             break
         widths[widest] -= 1
     return widths
-
-
-def _render_bars(console: Console, bars: Bars, width: int | None) -> None:
-    labels = [one_line(label) for label, _ in bars.rows]
-    values = [cell_text(value, bars.form) for _, value in bars.rows]
-    label_width = min(max(map(len, labels), default=0), 30)
-    value_width = max(map(len, values), default=0)
-    room = max(10, (width or 80) - label_width - value_width - 2 * _GAP)
-    largest = max((value for _, value in bars.rows), default=0) or 1
-    for label, text, (_, value) in zip(labels, values, bars.rows, strict=True):
-        drawn = _bar(value / largest * room)
-        name = shorten(label, label_width).rjust(label_width)
-        console.print(_literal(f"{name}  {text.rjust(value_width)}  {drawn}"), soft_wrap=True)
-
-
-def _bar(length: float) -> str:
-    """A bar of eighths of a character; anything above zero is at least visible."""
-    eighths = max(round(length * 8), 1 if length > 0 else 0)
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def _literal(text: str) -> RichText:

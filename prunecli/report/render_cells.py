@@ -36,6 +36,14 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of a text, keeping both ends: `/model/la…n.weight`."""
+    if len(text) <= width:
+        return text
+    tail = max(0, width - 1) * 3 // 5
+    return text[: width - 1 - tail] + "…" + text[len(text) - tail :] if width > 1 else "…"[:width]
+
+
 def _count(value: float) -> str:
     return f"{round(value):,}" if abs(value) < 1e6 else _scaled(value, 1e3, ("", "K", "M", "G", "T", "P"))
 

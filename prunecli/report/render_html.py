@@ -1,17 +1,20 @@
-"""Document -> one self-contained HTML page, light and dark, without scripts or links."""
+"""Document -> one self-contained HTML page, light and dark, charts drawn as SVG, without scripts or links."""
 
 from __future__ import annotations
 
 from html import escape as html_escape
 
-from prunecli.report.document import Bars, Document, Section, Table, Text
-from prunecli.report.render_cells import cell_text, is_number, one_line, table_texts
+from prunecli.report.document import Bars, Chart, Document, Section, Table, Text
+from prunecli.report.render_cells import is_number, one_line, table_texts
+from prunecli.report.sketch import as_table
 
 _STYLE = """
 :root { color-scheme: light dark; --fg: #1b1f24; --bg: #fff; --dim: #59636e; --line: #d8dee4; --head: #f3f5f7;
-  --bar: #3b82c4; --good: #1a7f37; --warning: #9a6700; }
+  --good: #1a7f37; --warning: #9a6700;
+  --c0: #2a6fb5; --c1: #c8590b; --c2: #22806a; --c3: #8250c4; --c4: #b93269; --c5: #6b7280; }
 @media (prefers-color-scheme: dark) { :root { --fg: #e6edf3; --bg: #0f1419; --dim: #9aa5b1; --line: #2d353f;
-  --head: #1a2129; --bar: #5aa2e0; --good: #4ac26b; --warning: #d4a72c; } }
+  --head: #1a2129; --good: #4ac26b; --warning: #d4a72c;
+  --c0: #62a8ea; --c1: #f0914a; --c2: #4fc0a2; --c3: #b794f0; --c4: #f07fae; --c5: #a3adba; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); margin: 2rem auto;
   max-width: 78rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
@@ -21,7 +24,10 @@ th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(-
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
 .n { text-align: right; } .graph { font-family: monospace; } .note { color: var(--dim); font-size: .9rem; }
 .good { color: var(--good); } .warning { color: var(--warning); }
-.bar { background: var(--bar); height: .8rem; border-radius: 2px; min-width: 1px; } .wide { width: 60%; }
+.chart { overflow-x: auto; } .chart svg { display: block; min-width: 56rem; max-width: 100%;
+  height: auto; } svg text { font-family: inherit; paint-order: stroke; stroke: var(--bg);
+  stroke-width: 3px; stroke-linejoin: round; }
+details { margin: .3rem 0; color: var(--dim); font-size: .9rem; } summary { cursor: pointer; }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -49,8 +55,19 @@ def _section(section: Section) -> str:
         return f'<p class="{section.tone}">{escape(section.body)}</p>'
     title = f"<h2>{escape(section.title)}</h2>\n" if section.title else ""
     note = f'\n<p class="note">{escape(section.note)}</p>' if section.note else ""
-    table = _table(section) if isinstance(section, Table) else _bars(section)
-    return f'{title}<div class="scroll"><table>\n{table}\n</table></div>{note}'
+    return f"{title}{_body(section)}{note}"
+
+
+def _body(section: Table | Bars | Chart) -> str:
+    """A table; a drawing with its table folded below."""
+    table = f'<div class="scroll"><table>\n{_table(as_table(section))}\n</table></div>'
+    if isinstance(section, Table):
+        return table
+    if not (section.panels if isinstance(section, Chart) else section.labels):
+        return '<p class="note">nothing to show</p>'
+    from prunecli.report.draw import draw
+
+    return f'<div class="chart">{draw(section)}</div>\n<details><summary>in figures</summary>{table}</details>'
 
 
 def _table(table: Table) -> str:
@@ -65,12 +82,3 @@ def _table(table: Table) -> str:
 def _row(kinds: list[str], texts: list[str]) -> str:
     cells = (f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, texts, strict=True))
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _bars(bars: Bars) -> str:
-    largest = max((value for _, value in bars.rows), default=0) or 1
-    return "\n".join(
-        f'<tr><td>{escape(label)}</td><td class="n">{escape(cell_text(value, bars.form))}</td>'
-        f'<td class="wide"><div class="bar" style="width:{100 * value / largest:.2f}%"></div></td></tr>'
-        for label, value in bars.rows
-    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from prunecli.report.document import Bars, Column, Document, Section, Table, Text
-from prunecli.report.render_cells import cell_text, is_number, one_line, table_texts
+from prunecli.report.document import Document, Section, Table, Text
+from prunecli.report.render_cells import is_number, one_line, table_texts
+from prunecli.report.sketch import as_table
 
 # `_` inside a word is plain text in GitHub's Markdown, and most tensor names are full of them.
 _SPECIAL = re.compile(r"([\\`*|<>\[\]#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -30,7 +31,7 @@ def _blocks(section: Section) -> list[str]:
         return [_MARKS[section.tone] + escape(section.body)]
     title = [f"### {escape(section.title)}"] if section.title else []
     note = [f"*{escape(section.note)}*"] if section.note else []
-    return [*title, _table(section if isinstance(section, Table) else _bars(section)), *note]
+    return [*title, _table(as_table(section)), *note]
 
 
 def _table(table: Table) -> str:
@@ -38,9 +39,3 @@ def _table(table: Table) -> str:
     rule = ["---:" if is_number(column.form) else "---" for column in table.columns]
     rows = [[escape(text) for text in row] for row in table_texts(table)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-
-
-def _bars(bars: Bars) -> Table:
-    largest = max((value for _, value in bars.rows), default=0) or 1
-    rows = [(label, cell_text(value, bars.form), "█" * round(20 * value / largest)) for label, value in bars.rows]
-    return Table("", (Column(""), Column("value"), Column("", "graph")), rows)

@@ -2,7 +2,7 @@
 
 By measurement it is a knapsack: minimise the sum of the layers' losses E_l(s_l) over sparsities s_l with
 sum n_l s_l = S n (as SPDY and OBC pose it). Losses fall steeply and smoothly with density, so curves through a few
-measured points, straight in log density and log loss, made convex, are enough; one Lagrange multiplier solves the rest.
+measured points, straight in log density and log loss, made convex, are enough; weights go where each costs least.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prunecli.select.scopes import budget_of, erk_budgets
 
 Array = np.ndarray[Any, Any]
 DENSEST, SPAREST = 1.0, 0.01
-_GRID = 400
+_GRID = 200
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,19 @@ def by_loss(curves: Sequence[Curve], sparsity: float) -> list[int]:
     budget = budget_of(int(sizes.sum()), sparsity)
     if budget in (0, int(sizes.sum())):
         return [int(size) if budget else 0 for size in sizes]
-    densities = np.geomspace(SPAREST, DENSEST, _GRID)[::-1]
-    hulls = [_hull(1 - densities, curve.at(densities)) for curve in curves]
-    most = sum(int(size) for size in sizes)
-    low, high = 0.0, float(max(hull[1].max() for hull in hulls) + 1) * 1e3 / max(min(sizes), 1)
-    picked = np.zeros(len(curves))
-    for _ in range(200):  # the price per weight at which the budget is spent
-        price = (low + high) / 2
-        picked = np.array([_best(hull, size, price) for hull, size in zip(hulls, sizes, strict=True)])
-        low, high = (price, high) if picked @ sizes < budget else (low, price)
-    picked = np.array([_best(hull, size, high) for hull, size in zip(hulls, sizes, strict=True)])
-    return _exactly([min(int(n), int(p * n)) for p, n in zip(picked, sizes, strict=True)], sizes, min(budget, most))
+    densities = np.unique(np.concatenate([np.geomspace(SPAREST, DENSEST, _GRID), np.linspace(SPAREST, DENSEST, _GRID)]))
+    sparsities = 1 - densities[::-1]
+    slopes, amounts, layers = [], [], []
+    for number, curve in enumerate(curves):
+        x, y = _hull(sparsities * curve.size, curve.at(densities[::-1]))
+        slopes.append(np.diff(y) / np.diff(x))
+        amounts.append(np.diff(x))
+        layers.append(np.full(len(x) - 1, number))
+    order = np.argsort(np.concatenate(slopes), kind="stable")  # along each hull slopes rise: the cheapest first
+    amount, layer = np.concatenate(amounts)[order], np.concatenate(layers)[order]
+    taken = np.clip(budget - (np.cumsum(amount) - amount), 0, amount)
+    drops = np.bincount(layer, taken, len(curves))
+    return _exactly([min(int(n), int(d)) for d, n in zip(drops, sizes, strict=True)], sizes, budget)
 
 
 def _hull(sparsities: Array, losses: Array) -> tuple[Array, Array]:
@@ -87,10 +89,6 @@ def _hull(sparsities: Array, losses: Array) -> tuple[Array, Array]:
 
 def _above(x: Array, y: Array, a: int, b: int, c: int) -> bool:
     return bool((y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a]))
-
-
-def _best(hull: tuple[Array, Array], size: int, price: float) -> float:
-    return float(hull[0][np.argmin(hull[1] - price * size * hull[0])])
 
 
 def _exactly(drops: list[int], sizes: Array, budget: int) -> list[int]:

@@ -111,8 +111,9 @@ def decide_units(
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
             closest that can).
     """
+    check_choices(recipe.criterion, recipe.normalize, recipe.scope)
     recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
-    if recipe.normalize == "auto" and recipe.criterion in UNIT_CRITERIA:
+    if recipe.normalize == "auto":
         recipe = replace(recipe, normalize=UNIT_CRITERIA[recipe.criterion].normalize)
     _check(recipe, evidence)
     return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress, gone)
@@ -123,14 +124,22 @@ def resolve_criterion(name: str, data: bool) -> str:
     return name if name != "auto" else "activation" if data else "l2-in"
 
 
-def _check(recipe: UnitRecipe, evidence: Evidence | Measure | None) -> None:
+def check_choices(criterion: str, normalize: str, scope: str) -> None:
+    """Refuse names that nothing has; needs no model.
+
+    Raises:
+        PruneError: naming the option.
+    """
     for value, known, option in (
-        (recipe.criterion, UNIT_CRITERIA, "--criterion"),
-        (recipe.normalize, NORMALISERS, "--normalize"),
-        (recipe.scope, ("auto", "layer", "global"), "--scope"),
+        (criterion, ("auto", *UNIT_CRITERIA), "--criterion"),
+        (normalize, ("auto", *NORMALISERS), "--normalize"),
+        (scope, ("auto", "layer", "global"), "--scope"),
     ):
         if value not in known:
             raise PruneError(f"{option} {value!r} is unknown for structures", f"choose from {', '.join(known)}")
+
+
+def _check(recipe: UnitRecipe, evidence: Evidence | Measure | None) -> None:
     if UNIT_CRITERIA[recipe.criterion].evidence and evidence is None:
         raise PruneError(f"--criterion {recipe.criterion} needs data", "give --data")
     if not 0 < recipe.max_ratio <= 1 or recipe.round_to < 1 or recipe.steps < 1:

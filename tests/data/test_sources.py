@@ -110,7 +110,7 @@ def test_each_source_keeps_the_first_samples_only(name: str, limit: int, tmp_pat
 
 def test_every_source_has_a_case(tmp_path: Path) -> None:
     opened("npz", tmp_path)  # the sources register themselves when data is first opened
-    assert set(SOURCES) == set(CASES)
+    assert set(SOURCES) == {*CASES, "images"}  # whose samples are no rows of numbers: test_images.py
 
 
 def test_labels_of_an_npz_from_a_file(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     (tmp_path / "pictures" / "cats").mkdir(parents=True)
     (tmp_path / "pictures" / "cats" / "1.JPG").write_bytes(b"")
-    with pytest.raises(PruneError, match="reads no images"):
+    with pytest.raises(PruneError, match="is not shaped as images are"):
         open_data(str(tmp_path / "pictures"), specs)
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(PruneError, match="neither a file nor a folder"):

@@ -13,11 +13,12 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.pipeline.gradient import STEPS, gradient
+from prunecli.pipeline.judge import BY_EVIDENCE
 from prunecli.select.criteria import CRITERIA
 from tests.model.build import floats, node, proto, save_proto
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-BY_GRADIENT = [entry.name for entry in CRITERIA if entry.needs]
+BY_GRADIENT = [entry.name for entry in CRITERIA if entry.needs and entry.name not in BY_EVIDENCE]
 DATA = ("taylor", "fisher", "snip", "grasp")
 
 
@@ -216,3 +217,14 @@ def accuracy(path: Path, test: Path) -> float:
 
     found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
     return float(found.to_json()["models"][0]["metrics"]["accuracy"])
+
+
+@pytest.mark.parametrize("name", BY_EVIDENCE)
+def test_criteria_of_other_evidence_name_their_command(name: str, tmp_path: Path) -> None:
+    model, samples = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-calib.npz"
+    with pytest.raises(PruneError) as refused:
+        prunecli.gradient(model, data=samples, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
+    assert f"oneshot --method {name}" in str(refused.value.hint)
+    with pytest.raises(PruneError) as refused:
+        prunecli.magnitude(model, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
+    assert f"oneshot --method {name}" in str(refused.value.hint)

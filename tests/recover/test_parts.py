@@ -129,6 +129,16 @@ def test_augmentation_leaves_other_inputs_alone() -> None:
         parse_augments("flip,flop")
 
 
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmentation_of_channels_last_is_that_of_channels_first(name: str) -> None:
+    first = np.arange(2 * 3 * 8 * 9, dtype=np.float32).reshape(2, 3, 8, 9)
+    last = np.ascontiguousarray(first.transpose(0, 2, 3, 1))
+    changed = apply_augments({"x": last}, (name,), np.random.default_rng(3))["x"]
+    same = apply_augments({"x": first}, (name,), np.random.default_rng(3))["x"]
+    assert changed.shape == last.shape
+    assert np.array_equal(changed.transpose(0, 3, 1, 2), same)
+
+
 def test_mixup_mixes_labels_as_it_mixes_samples() -> None:
     labels = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
     mixed = mixup({"x": labels * 3, "labels": labels}, 1.0, np.random.default_rng(0))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunecli.data.dataset import Dataset
+from prunecli.data.images.options import ImageOptions
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -21,6 +21,7 @@ class Request:
     labels: Path | None = None
     label_column: str | None = None
     limit: int | None = None
+    images: ImageOptions = field(default_factory=ImageOptions)
 
     @property
     def path(self) -> Path:
@@ -41,7 +42,6 @@ class Source:
     options: frozenset[str]
 
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 SOURCES: dict[str, Source] = {}
 
 
@@ -62,29 +62,18 @@ def has_suffix(suffix: str) -> Callable[[Request], bool]:
     return lambda request: request.path.suffix.lower() == suffix
 
 
-def _holds_images(folder: Path) -> bool:
-    """Whether one of the first files, in the folder or in its sub-folders, has an image's suffix."""
-    files = chain(folder.glob("*.*"), folder.glob("*/*.*"))
-    return any(file.suffix.lower() in IMAGES for file in islice(files, 1000))
-
-
 def find_source(request: Request) -> Source:
     """The source that takes the request.
 
     Raises:
         PruneError: none does, the file is missing, or an option does not go with the source.
     """
-    from prunecli.data.sources import csv, loader, npy, npz, zoo  # noqa: F401 - they register themselves
+    from prunecli.data.sources import csv, images, loader, npy, npz, zoo  # noqa: F401 - they register themselves
 
     path = request.path
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise PruneError(f"{request.text} is neither a file nor a folder", "data cannot be read from a pipe or device")
     chosen = next((s for s in SOURCES.values() if s.takes(request)), None)
-    if chosen is None and path.is_dir() and _holds_images(path):
-        raise PruneError(
-            f"{request.text} holds image files, and this version reads no images",
-            "decode, resize and normalise them as the model was trained, and save them with numpy.savez",
-        )
     readable = "; ".join(s.description for s in SOURCES.values())
     if chosen is None:
         what = "is not a readable data source" if path.exists() else "does not exist"
@@ -95,4 +84,6 @@ def find_source(request: Request) -> Source:
         if value is not None and option not in chosen.options:
             owners = [s.name for s in SOURCES.values() if option in s.options]
             raise PruneError(f"{option} does not go with {request.text}", f"it is for {', '.join(owners)} data")
+    if request.images.given and chosen.name != "images":
+        raise PruneError(f"{request.images.given[0]} does not go with {request.text}", "it is for a folder of images")
     return chosen

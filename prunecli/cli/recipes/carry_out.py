@@ -1,0 +1,166 @@
+"""Run a recipe, or only plan it: what `prune run` and `prunecli.run` do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.cli.defaults import Defaults, find_defaults
+from prunecli.cli.output import collected
+from prunecli.cli.recipes.check import check, invoke, placed
+from prunecli.cli.recipes.plan import Plan, Planned, plan
+from prunecli.cli.recipes.read import Change, Recipe, read_recipe
+from prunecli.errors import GateFailed, PruneError
+from prunecli.recipe.result import (
+    GateLine,
+    RunResult,
+    StepFailed,
+    StepGateFailed,
+    StepInterrupted,
+    StepResult,
+    StepRun,
+    Value,
+)
+
+Tell = Callable[[str], None]
+FAILURES: dict[int, type[StepFailed]] = {1: StepGateFailed, 130: StepInterrupted}
+"""What a failed step raises, by its exit code."""
+
+
+class Interrupted(PruneError):  # noqa: N818 - the user's wish
+    """Ctrl-C, as the step's error until the report is made."""
+
+    exit_code = 130
+
+
+def run(
+    recipe: str | os.PathLike[str],
+    *,
+    dry_run: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    isolated: bool = False,
+) -> RunResult:
+    """Run a recipe file, as `prune run` does, and return what its steps reported.
+
+    Args:
+        dry_run: check it and return its plan; no model and no data is opened.
+        changes: `{"STEP.OPTION": value}` for one step, `{"OPTION": value}` for all that have it, or for `model`;
+            paths in them are relative to the current folder.
+        isolated: ignore `[tool.prune]` in pyproject.toml.
+
+    Raises:
+        StepGateFailed: a gate failed; its `result` has the steps that were done.
+        StepFailed: a step refused its input; likewise. StepInterrupted: by Ctrl-C.
+        PruneError: the recipe has a mistake, named with its line; nothing was run.
+    """
+    made = tuple(Change.of(name, value) for name, value in (changes or {}).items())
+    with settled(Path(recipe), made, isolated) as found:
+        return planned_result(found) if dry_run else carry_out(found)
+
+
+@contextmanager
+def settled(path: Path, changes: tuple[Change, ...], isolated: bool) -> Iterator[Plan]:
+    """A recipe read, planned and checked, with a folder for what is temporary, which goes at the end."""
+    recipe = read_recipe(path, Defaults() if isolated else find_defaults(path.parent), changes)
+    with tempfile.TemporaryDirectory(prefix="prune-run-") as scratch:
+        found = plan(recipe, Path(scratch))
+        check(found)
+        yield found
+
+
+def carry_out(found: Plan, tell: Tell = lambda text: None) -> RunResult:
+    """Run the steps in their order, up to the first that fails. `tell` is given a line before each."""
+    start = time.perf_counter()
+    waiting = [replace(_planned(found.recipe, planned), status="not run") for planned in found.steps]
+    done: list[StepRun] = []
+    for at, planned in enumerate(found.steps):
+        tell(f"step {at + 1} of {len(found.steps)}: {planned.step.title}")
+        run, error = _carry_out(planned, waiting[at])
+        done.append(run)
+        if error is not None:
+            result = _result(found.recipe, [*done, *waiting[at + 1 :]], start)
+            raise FAILURES.get(error.exit_code, StepFailed)(error, result) from error
+    return _result(found.recipe, done, start)
+
+
+def planned_result(found: Plan) -> RunResult:
+    """The plan, for reading."""
+    steps = [_planned(found.recipe, planned) for planned in found.steps]
+    return RunResult(str(found.recipe.path), found.recipe.sha256, steps, dry_run=True)
+
+
+def _result(recipe: Recipe, steps: list[StepRun], start: float) -> RunResult:
+    return RunResult(str(recipe.path), recipe.sha256, steps, seconds=time.perf_counter() - start)
+
+
+def _carry_out(planned: Planned, waiting: StepRun) -> tuple[StepRun, PruneError | None]:
+    start, error = time.perf_counter(), None
+    with collected() as results:
+        try:
+            invoke(planned)
+        except (Exception, KeyboardInterrupt) as raised:
+            error = _as_prune_error(raised, planned)
+    result: StepResult | None = results[-1] if results else None
+    gates = [] if result is None else _gates(planned, result)
+    if error is not None:
+        error = _named(error, planned, gates)
+    run = replace(
+        waiting, status="failed" if error else "done", seconds=time.perf_counter() - start, result=result, gates=gates,
+        error=error.message if error else "",
+    )  # fmt: skip
+    return run, error
+
+
+def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> PruneError:
+    from prunecli.cli.app import explain
+
+    if isinstance(raised, KeyboardInterrupt):
+        return Interrupted("interrupted", "the report has what was done until then")
+    if isinstance(raised, PruneError):
+        return raised
+    message, hint, _ = explain(raised, f"prune {planned.step.command}")
+    error = PruneError(message, hint)
+    error.__cause__ = raised
+    return error
+
+
+def _gates(planned: Planned, result: StepResult) -> list[GateLine]:
+    """The gates that the command's own report tells of, each with where it is written."""
+    setting = planned.step.settings.get("fail-if")
+    found = result.to_json().get("gates", [])
+    if setting is None or not found:
+        return []
+    items = setting.items or (setting.place,) * len(setting.texts)
+    places = dict(zip(map(str.strip, setting.texts), items, strict=True))
+    return [GateLine(g["expr"], g["value"], g["passed"], places.get(g["expr"], setting.place)) for g in found]
+
+
+def _named(error: PruneError, planned: Planned, gates: list[GateLine]) -> PruneError:
+    failed = [gate for gate in gates if not gate.passed]
+    if not isinstance(error, GateFailed) or not failed:
+        return placed(error, planned)
+    first, *rest = [f"{gate.expr} (it is {gate.value:.6g})" for gate in failed]
+    others = "".join(f"; {gate.place}: {text}" for gate, text in zip(failed[1:], rest, strict=True))
+    return GateFailed(f"{failed[0].place}: {planned.step.title}: gate failed: {first}{others}", error.hint)
+
+
+def _planned(recipe: Recipe, planned: Planned) -> StepRun:
+    step, settings = planned.step, planned.step.settings
+    values = [Value(setting.key, ", ".join(setting.texts), setting.place) for setting in settings.values()]
+    models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
+    writes = {"kept": str(planned.output), "default": "beside the model", "temporary": "temporary", "none": None}
+    return StepRun(step.name, step.command, step.place, values, ", ".join(models), writes[planned.fate])
+
+
+def _model(recipe: Recipe, planned: Planned, key: str) -> str:
+    """The file or the step that a reference means."""
+    source = planned.sources.get(key)
+    if source is None:
+        return planned.step.settings[key].texts[0]
+    return recipe.steps[source].name if source >= 0 else str(recipe.model.value if recipe.model else "")

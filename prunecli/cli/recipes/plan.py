@@ -1,0 +1,193 @@
+"""`Recipe` -> `Plan`: which file every step reads and writes, and its command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from prunecli.cli.recipes.read import RESERVED, Recipe, Step
+from prunecli.cli.schema import Slot, did_you_mean, schema_of
+from prunecli.cli.settings import Setting, resolve, resolved
+from prunecli.errors import PruneError
+
+_RELATIVE = "paths are relative to the recipe"
+Fate = Literal["kept", "default", "temporary", "none"]
+"""Of what a step writes: under the name it gives, under the command's own default name, until the run ends, nothing."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step, settled. `sources`: which step's output stands behind a setting's text, by key; -1: the original.
+
+    `output`: None where the command names it, or there is none.
+    """
+
+    step: Step
+    sources: dict[str, int]
+    fate: Fate
+    output: Path | None
+    words: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        return self.fate != "none"
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    steps: tuple[Planned, ...]
+
+
+def plan(recipe: Recipe, scratch: Path) -> Plan:
+    """Settle a recipe. `scratch`: the folder of temporary outputs.
+
+    Raises:
+        PruneError: a reference to what is not there, a file that does not exist or would be replaced, a result
+            that would be lost.
+    """
+    referred = [_sources(recipe, at) for at in range(len(recipe.steps))]
+    used = {source for _, sources in referred for source in sources.values()}
+    planned: list[Planned] = []
+    for at, (step, sources) in enumerate(referred):
+        _check_reads(recipe, step, sources, planned)
+        fate, output = _output(step, at, sources, at in used, planned, scratch)
+        planned.append(_with_words(Planned(step, sources, fate, output), recipe, planned))
+    return Plan(recipe, tuple(planned))
+
+
+def writes_model(step: Step) -> bool:
+    return "output" in schema_of(step.command) and "dry-run" not in step.settings
+
+
+def model_slots(step: Step) -> Iterator[tuple[Slot, Setting]]:
+    for key, slot in schema_of(step.command).items():
+        if slot.role == "model" and key in step.settings:
+            yield slot, step.settings[key]
+
+
+def _sources(recipe: Recipe, at: int) -> tuple[Step, dict[str, int]]:
+    """The step, with the model it works on if it names none, and what its references mean."""
+    step = recipe.steps[at]
+    writers = [n for n in range(at) if writes_model(recipe.steps[n])]
+    if "model" in schema_of(step.command) and "model" not in step.settings:
+        if not writers and recipe.model is None:
+            raise PruneError(f"{step.place}: {step.title} has no model",
+                             'give it model = "model.onnx", or write that before the first step')  # fmt: skip
+        implied = Setting("model", "previous" if writers else "original", step.place)
+        step = replace(step, settings={"model": implied, **step.settings})
+    found: dict[str, int] = {}
+    for slot, setting in model_slots(step):
+        source = _source(recipe, at, writers, setting)
+        if source is not None:
+            found[slot.key] = source
+    return step, found
+
+
+def _source(recipe: Recipe, at: int, writers: list[int], setting: Setting) -> int | None:
+    """-1: the original; a step's number; None: not a reference but a path."""
+    text, names = setting.texts[0], [step.name for step in recipe.steps]
+    if text == "original":
+        if recipe.model is None:
+            raise setting.error("the recipe names no model", 'write model = "model.onnx" before the first step')
+        return -1
+    if text == "previous":
+        if not writers:
+            raise setting.error("no step before this one writes a model", "use original, or a path")
+        return writers[-1]
+    if text not in names:
+        return None
+    source = names.index(text)
+    if source in writers:
+        return source
+    why = "runs no earlier than this one" if source >= at else "writes no model"
+    raise setting.error(f"the step {text} {why}", f"refer to an earlier step, or write ./{text} for a file")
+
+
+def _check_reads(recipe: Recipe, step: Step, sources: dict[str, int], before: list[Planned]) -> None:
+    """Whether every file that is read is there, or will be."""
+    written = {planned.output.absolute() for planned in before if planned.output is not None}
+    for slot, setting in model_slots(step):
+        text = setting.texts[0]
+        if sources.get(slot.key, 0) < 0 and recipe.model is not None:
+            setting, text = recipe.model, str(recipe.model.value)
+        elif slot.key in sources or text in slot.literals:
+            continue
+        path = Path(resolve(text, "model", setting.folder))
+        if not path.is_file() and path.absolute() not in written:
+            names = [*RESERVED, *(planned.step.name for planned in before if planned.writes)]
+            raise setting.error(f"there is no file {path}", did_you_mean(text, names, _RELATIVE))
+    for key, setting in step.settings.items():
+        if schema_of(step.command)[key].role == "data":
+            _check_data(recipe, setting)
+
+
+def _check_data(recipe: Recipe, setting: Setting) -> None:
+    named = recipe.data.get(setting.texts[0], setting)
+    path = resolve(named.texts[0], "data", named.folder)
+    file, sign, function = path.rpartition(":")
+    if sign and function.isidentifier() and not Path(path).exists():
+        if not file.endswith(".py") or Path(file).is_file():
+            return
+        path = file
+    if not Path(path).exists():
+        names = () if named is not setting else recipe.data
+        raise named.error(f"there is no {path}", did_you_mean(setting.texts[0], names, _RELATIVE))
+
+
+def _output(
+    step: Step, at: int, sources: dict[str, int], used: bool, before: list[Planned], scratch: Path
+) -> tuple[Fate, Path | None]:
+    if not writes_model(step):
+        return "none", None
+    setting = step.settings.get("output")
+    if setting is not None:
+        path = Path(resolve(setting.texts[0], "path", setting.folder))
+        _check_target(setting, path, "force" in step.settings, before)
+        return "kept", path
+    if used:
+        return "temporary", scratch / f"{at + 1}-{step.name}.onnx"
+    if any(before[source].fate == "temporary" for source in sources.values() if source >= 0):
+        raise PruneError(f"{step.place}: the result of {step.title} would be lost: no later step uses it",
+                         'give it a name: output = "small.onnx"')  # fmt: skip
+    return "default", None
+
+
+def _check_target(setting: Setting, path: Path, force: bool, before: list[Planned]) -> None:
+    for planned in before:
+        if planned.output is not None and planned.output.absolute() == path.absolute():
+            raise setting.error(f"the step {planned.step.name} writes {path} too", "give each its own output")
+    if not path.parent.is_dir():
+        raise setting.error(f"there is no folder {path.parent}", "make it first")
+    if path.exists() and not force:
+        raise setting.error(f"{path} exists", "write force = true to replace it")
+
+
+def _with_words(planned: Planned, recipe: Recipe, before: list[Planned]) -> Planned:
+    """Add the command line: options first, then the arguments in their order."""
+    step, options, arguments = planned.step, ["--isolated"], ["--"]
+    for key, slot in schema_of(step.command).items():
+        setting = step.settings.get(key)
+        if setting is not None:
+            words = slot.words([_text(planned, recipe, before, slot, setting, text) for text in setting.texts])
+            (arguments if slot.argument else options).extend(words)
+    if planned.fate == "temporary":
+        options.append(f"--output={planned.output}")
+    if "no-progress" in schema_of(step.command) and "no-progress" in recipe.shown:
+        options.append("--no-progress")
+    return replace(planned, words=(*options, *arguments))
+
+
+def _text(planned: Planned, recipe: Recipe, before: list[Planned], slot: Slot, setting: Setting, text: str) -> str:
+    """The text of a setting with references replaced by what they mean, and paths as they are from here."""
+    source = planned.sources.get(slot.key)
+    if source is not None and source >= 0:
+        return str(before[source].output)  # what is referred to has one: its own, or a temporary one
+    if source is not None and recipe.model is not None:
+        return resolve(str(recipe.model.value), "model", recipe.model.folder)
+    if slot.role == "data" and text in recipe.data:
+        named = recipe.data[text]
+        return resolve(named.texts[0], "data", named.folder)
+    return resolved(text, slot, setting.folder)

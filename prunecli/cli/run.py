@@ -1,0 +1,96 @@
+"""`prune run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.options import Format
+from prunecli.cli.terminal import say, terminal
+
+if TYPE_CHECKING:
+    from prunecli.cli.recipes.plan import Plan
+    from prunecli.cli.recipes.read import Change
+
+
+def run(
+    ctx: typer.Context,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a .toml file", show_default=False)],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[STEP.]OPTION=VALUE",
+            help="override the recipe, for one step or all that have the option; repeatable",
+        ),
+    ] = None,
+    dry_run: options.DryRun = False,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Run a whole experiment that is written down in one file: steps, data, gates.
+
+    A step is any command with its options. It is all checked before anything runs, and a mistake is named with its
+    line; --dry-run stops there. A gate (fail-if) that fails ends the run with exit code 1. Paths are relative to the
+    recipe. `prune COMMAND ... --print-recipe` writes a recipe to start from.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.recipes.carry_out import carry_out, planned_result, settled
+    from prunecli.recipe.result import StepFailed
+
+    with settled(recipe, changes_of(set_ or []), terminal.isolated) as plan:
+        shown = _from_recipe(ctx, plan)
+        format = Format(shown.get("format", format))
+        report = Path(shown["report"]) if "report" in shown else report
+        if dry_run:
+            emit(planned_result(plan), format, report)
+            return
+        try:
+            result = carry_out(plan, lambda text: say("note", text))
+        except StepFailed as failed:
+            emit(failed.result, format, report)
+            raise
+    emit(result, format, report)
+
+
+def changes_of(texts: list[str]) -> tuple[Change, ...]:
+    """What --set says.
+
+    Raises:
+        PruneError: it is not [STEP.]OPTION=VALUE.
+    """
+    from prunecli.cli.recipes.read import Change
+    from prunecli.errors import PruneError
+    from prunecli.recipe.toml import value_of
+
+    found = []
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise PruneError(f"--set {text!r} is not [STEP.]OPTION=VALUE", "write for example --set half.macs=0.4")
+        found.append(Change.of(name.strip(), value_of(value)))
+    return tuple(found)
+
+
+def _from_recipe(ctx: typer.Context, plan: Plan) -> dict[str, Any]:
+    """What the recipe says of the report, where this command line does not."""
+    from prunecli.cli.schema import schema_of
+    from prunecli.cli.settings import resolved
+
+    found = {}
+    for key, setting in plan.recipe.shown.items():
+        slot = schema_of("run")[key]
+        source = ctx.get_parameter_source(slot.name)
+        if source is not None and source.name == "COMMANDLINE":
+            continue
+        param = next(param for param in ctx.command.params if param.name == slot.name)
+        texts = [resolved(text, slot, setting.folder) for text in setting.texts]
+        try:
+            found[key] = param.process_value(ctx, slot.value(texts))
+        except typer.BadParameter as error:
+            raise setting.error(error.message, "`prune run --help` explains it") from error
+    return found

@@ -1,0 +1,145 @@
+"""TOML files that are read: values by `tomllib`, the place of each by `places`; and values that are written."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import PruneError
+from prunecli.recipe.places import Place, Places, find_places
+
+MAX_BYTES = 1 << 18
+"""The largest file that is read: more than any recipe needs, and little enough for `tomllib` in the worst case."""
+MAX_DEPTH = 32
+"""The longest dotted key, which `tomllib` takes quadratic time for, and the deepest nesting."""
+_AT = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)$")
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(f"(?<![A-Za-z0-9_-])(?:{_PART}){{{MAX_DEPTH}}}")
+
+
+@dataclass(frozen=True)
+class Toml:
+    """A document. `name`: the file as messages show it."""
+
+    name: str
+    text: str
+    values: dict[str, Any]
+
+    def place(self, *path: str | int, value: bool = False) -> Place:
+        """Where a key (or its value) is written; of what is not written, where what would hold it is."""
+        where = self._places.values if value else self._places.keys
+        found = path
+        while found and found not in where:
+            found = found[:-1]
+        return Place(self.name, *self._places.line_column(where[found])) if found else Place(self.name)
+
+    @cached_property
+    def _places(self) -> Places:
+        return find_places(self.text)
+
+
+def read_toml(path: Path, needle: str = "") -> Toml:
+    """Read a file that nobody vouches for. With `needle`, a file that lacks it is not parsed and counts as empty.
+
+    Raises:
+        PruneError: it cannot be read, is too large, not UTF-8, not TOML (with line and column), or nested too deeply.
+    """
+    name, text = str(path), _text(path)
+    if needle and needle not in text:
+        return Toml(name, "", {})
+    if match := _LONG_KEY.search(text):
+        raise _too_deep(Place(name, text.count("\n", 0, match.start()) + 1, 1))
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _not_toml(name, text, str(error)) from error
+    except RecursionError as error:
+        raise _too_deep(Place(name)) from error
+    except ValueError as error:
+        raise PruneError(f"{name}: a number that is too long", "see https://toml.io") from error
+    if not _shallow(values, MAX_DEPTH):
+        raise _too_deep(Place(name))
+    return Toml(name, text, values)
+
+
+def _shallow(value: Any, left: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left > 0 and all(_shallow(part, left - 1) for part in parts)
+
+
+def _too_deep(place: Place) -> PruneError:
+    return PruneError(f"{place}: nested too deeply", f"at most {MAX_DEPTH} levels")
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        raise PruneError(f"{path} is a folder", "name a .toml file")
+    if path.exists() and not path.is_file():
+        raise PruneError(f"{path} is not a regular file", "name a .toml file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise PruneError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
+    if len(content) > MAX_BYTES:
+        raise PruneError(f"{path} is larger than {MAX_BYTES >> 10} KiB", "split it up")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise PruneError(f"{path}:{line}: not UTF-8 text", "TOML files are UTF-8") from error
+
+
+def _not_toml(name: str, text: str, message: str) -> PruneError:
+    match = _AT.search(message)
+    line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+    if match and match[1]:
+        line, column = int(match[1]), int(match[2])
+    what = message[: match.start()] if match else message
+    return PruneError(f"{Place(name, line, column)}: not valid TOML: {what[:1].lower()}{what[1:]}", _hint(text, line))
+
+
+def _hint(text: str, line: int) -> str:
+    """What is usually wrong with a line that TOML does not accept."""
+    written = (text.split("\n")[line - 1 : line] or [""])[0]
+    if re.search(r"=\s*[^\s\"'\[{]*[%/A-Za-z]", written) and not re.search(r"=\s*(true|false|inf|nan)\b", written):
+        return 'texts, paths and percentages are quoted: "50%"'
+    return "see https://toml.io"
+
+
+def toml_text(value: Any) -> str:
+    """One value as TOML: a text, a number, a truth value, or a list of them.
+
+    Raises:
+        PruneError: a text that UTF-8 cannot hold.
+    """
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_text, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PruneError(f"{value!r} cannot be written as TOML", "use names that are valid UTF-8") from error
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def number_or_text(text: str) -> Any:
+    """`0.5` as a number, whatever is not written as one in TOML as it is."""
+    return tomllib.loads(f"v = {text}")["v"] if _NUMBER.fullmatch(text) else text
+
+
+def value_of(text: str) -> Any:
+    """What a text means as TOML: a number, true, false, a list, a quoted text; whatever else as it is."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"] if "\n" not in text else text
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,105 @@
+"""What may be added to a layer's output, what follows it, and what cannot be measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.walk import working_form
+from prunecli.model import find_weights, load
+from prunecli.runtime import Session
+
+RNG = np.random.default_rng(0)
+
+
+def f(*shape: int) -> np.ndarray:
+    return np.asarray(RNG.standard_normal(shape), np.float32)
+
+
+def model(
+    path: Path, nodes: list[Any], constants: dict[str, np.ndarray], shape: list[int], outputs: tuple[str, ...] = ("y",)
+) -> Path:
+    values = [helper.make_tensor_value_info(name, 1, None) for name in outputs]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, shape)], values, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path / "m.onnx")
+    return path / "m.onnx"
+
+
+def found(path: Path, fixed: frozenset[str] = frozenset()) -> tuple[list[Layer], dict[str, str]]:
+    file = load(path)
+    work = working_form(file.ir)
+    weights = find_weights(replace(file, ir=work))
+    layers, left = layers_of(work, weights, [w.holder.name for w in weights.prunable], fixed)
+    return layers, {skip.name: skip.reason for skip in left}
+
+
+N = helper.make_node
+BN = {"s": np.abs(f(4)) + 0.5, "b": f(4), "m": f(4), "v": np.abs(f(4)) + 0.5}
+INTERCEPTS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str | None]] = [
+    # what it is, nodes, constants, shape of x, the vector that moves the output
+    ("own bias", [N("Conv", ["x", "w", "c"], ["y"])], {"w": f(4, 3, 3, 3), "c": f(4)}, [2, 3, 5, 5], "c"),
+    ("bias of a Gemm", [N("Gemm", ["x", "w", "c"], ["y"], transB=1)], {"w": f(4, 3), "c": f(4)}, [2, 3], "c"),
+    ("Add after MatMul", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(3, 4), "c": f(4)}, [2, 5, 3], "c"),
+    ("Add before", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["c", "h"], ["y"])], {"w": f(3, 4), "c": f(1, 1, 4)}, [2, 5, 3], "c"),
+    ("Add after Conv", [N("Conv", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(4, 3, 1, 1), "c": f(4, 1, 1)}, [2, 3, 5, 5], "c"),
+    ("mean of a BatchNormalization", [N("Conv", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], {"w": f(4, 3, 3, 3), **BN}, [2, 3, 5, 5], "m"),
+    ("Add along another axis", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(3, 4), "c": f(4, 1)}, [2, 4, 3], None),
+    ("a bias that two share", [N("Conv", ["x", "w", "c"], ["h"]), N("Conv", ["h", "u", "c"], ["y"])], {"w": f(4, 3, 1, 1), "u": f(4, 4, 1, 1), "c": f(4)}, [2, 3, 5, 5], None),
+    ("an output that others read", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"]), N("Relu", ["h"], ["z"])], {"w": f(3, 4), "c": f(4)}, [2, 3], None),
+    ("nothing", [N("MatMul", ["x", "w"], ["y"])], {"w": f(3, 4)}, [2, 3], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INTERCEPTS, ids=lambda case: case[0])
+def test_intercepts_move_the_output(tmp_path: Path, case: tuple[Any, ...]) -> None:
+    _, nodes, constants, shape, name = case
+    path = model(tmp_path, nodes, constants, shape)
+    layer = found(path)[0][0]
+    assert (layer.intercept.weight.name if layer.intercept else None) == name
+    if layer.intercept is None or name is None:
+        return
+    change, x = f(4), f(*shape)
+    before = Session.open(path).run({"x": x})["y"]
+    moved = layer.intercept.moved(constants[name], change).astype(np.float32)
+    after = Session.open(model(tmp_path, nodes, {**constants, name: moved}, shape)).run({"x": x})["y"]
+    axis = 1 if len(shape) == 4 else -1
+    wanted = np.moveaxis(np.moveaxis(before, axis, -1) + change * layer.gain.reshape(-1), -1, axis)
+    np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
+    assert found(path, frozenset({name}))[0][0].intercept is None  # what may not change does not
+
+
+def test_branches(tmp_path: Path) -> None:
+    nodes = [
+        N("Conv", ["x", "w"], ["h"]),
+        N("BatchNormalization", ["h", *BN], ["n"]),
+        N("Conv", ["x", "u"], ["k"]),
+        N("Add", ["n", "k"], ["y"]),
+    ]
+    path = model(tmp_path, nodes, {"w": f(4, 3, 1, 1), "u": f(4, 3, 1, 1), **BN}, [2, 3, 5, 5])
+    first, second = found(path)[0]
+    assert (first.branch, second.branch) == ("k", "n")
+    np.testing.assert_allclose(first.gain[0], BN["s"] / np.sqrt(BN["v"] + 1e-5), rtol=1e-6)
+    work = working_form(load(path).ir)
+    assert {node.op_type for node in ancestors(work, "n")} == {"Conv", "BatchNormalization"}
+
+
+LEFT: list[tuple[str, list[Any], dict[str, np.ndarray], str]] = [
+    ("computed bias", [N("Relu", ["x"], ["r"]), N("ReduceSum", ["r"], ["q"], keepdims=0), N("Expand", ["q", "four"], ["b"]), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "four": np.array([4])}, "computed"),
+    ("recurrent", [N("LSTM", ["x", "w", "r"], ["y"], hidden_size=4)], {"w": f(1, 16, 3), "r": f(1, 16, 4)}, "LSTM"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT, ids=lambda case: case[0])
+def test_what_cannot_be_measured_is_told(tmp_path: Path, case: tuple[Any, ...]) -> None:
+    _, nodes, constants, text = case
+    shape = [5, 2, 3] if "r" in constants else [2, 3]
+    layers, left = found(model(tmp_path, nodes, constants, shape))
+    assert not layers and all(text in reason for reason in left.values()) and left
