@@ -35,7 +35,7 @@ ALLOWED = {
     "apply": WORK,
     "evaluate": WORK,
     "evidence": WORK | {"apply"},
-    "recover": WORK | {"apply", "evaluate"},
+    "recover": WORK | {"apply", "evaluate", "evidence"},
     "search": WORK | {"apply", "evaluate", "evidence"},
     "pipeline": WORK | {"apply", "evaluate", "evidence", "recover", "search", "report"},
     "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate", "select", "recover", "recipe"},

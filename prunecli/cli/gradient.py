@@ -134,8 +134,8 @@ def gradient(
         save_plan=save_plan,
         external_data=external_data.value,
         retrain=retrain,
-        pack=Packing() if pack else None,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
     result = run(model, wanted, measured, progress_for(no_progress))

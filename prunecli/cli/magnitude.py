@@ -144,8 +144,8 @@ def magnitude(
         save_plan=save_plan,
         external_data=external_data.value,
         retrain=retrain,
-        pack=Packing() if pack else None,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

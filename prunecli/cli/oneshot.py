@@ -178,8 +178,8 @@ def oneshot(
         save_plan=save_plan,
         external_data=external_data.value,
         retrain=retrain,
-        pack=Packing() if pack else None,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     measured = OneshotOptions(
         data=source,

@@ -49,8 +49,8 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values. `spreads`: measure the distributions
-    that a report draws. `pack`: store the zeros small."""
+    after each of its steps. `judge`: decides in place of the weights' own values. `pack`: store the zeros small.
+    `spreads`: measure the distributions that a report draws."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -67,8 +67,8 @@ class MagnitudeOptions:
     external_data: Literal["auto", "always", "never"] = "auto"
     retrain: Retrain | None = None
     judge: Judge | None = None
-    pack: Packing | None = None
     spreads: bool = False
+    pack: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class MagnitudeResult:
     training: Retrained | None = None
     seconds: float = 0.0
     command: str = "magnitude"
-    packed: PackResult | None = None
     spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
+    packed: PackResult | None = None
 
     @property
     def params(self) -> int:

@@ -53,11 +53,15 @@ class Inspector:
 
     def __call__(self, staged: Path) -> None:
         original = plain_path(self.subject.file)
-        strict_check(original, staged)
         if self.verify:
             start = partial(Session.open, provider=self.execution.provider, threads=self.execution.thread_count)
             proof = CutProof(original, self.forced, self.trials, start, self.progress)
             self.verification = proof(staged)
+        self.measure(staged)
+
+    def measure(self, staged: Path) -> None:
+        """What is not the proof: the file is valid, and how large it is."""
+        strict_check(plain_path(self.subject.file), staged)
         saved = load(staged)
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.shapes)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)

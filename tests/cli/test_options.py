@@ -25,7 +25,7 @@ def test_help_goes_to_stdout(args: tuple[str, ...], prune: Prune) -> None:
     assert done.err == ""
 
 
-OWN = {"--scope", "--criterion", "--format"}
+OWN = {"--scope", "--criterion", "--format", "--granularity"}
 """Their values differ between weights and structures, and `pack` takes coo besides: each command lists its own."""
 
 
