@@ -38,14 +38,6 @@ class Allocation(StrEnum):
     loss = "loss"
 
 
-class RecoverName(StrEnum):
-    auto = "auto"
-    none = "none"
-    bias = "bias"
-    bn = "bn"
-    lstsq = "lstsq"
-
-
 @reads_images
 @trains
 def oneshot(
@@ -79,16 +71,7 @@ def oneshot(
             rich_help_panel=SELECT,
         ),
     ] = None,
-    recover: Annotated[
-        RecoverName,
-        typer.Option(
-            "--recover",
-            metavar="auto|none|bias|bn|lstsq",
-            help="lstsq (auto): fit what is left, layer by layer, to what the original computes; bias: the constants"
-            " only; bn: constants and sizes of channels; none: as the method leaves it",
-            rich_help_panel=SELECT,
-        ),
-    ] = RecoverName.auto,
+    recover: options.Recover = None,
     fallback: Annotated[
         bool,
         typer.Option("--fallback", help="zero weights that cannot be measured by magnitude", rich_help_panel=SELECT),
@@ -153,7 +136,7 @@ def oneshot(
     if plan is None:
         recipe = Recipe(pattern, scope.value if scope else None, None, sparsity, None, seed)
     elif any(v is not None for v in (sparsity, scope, allocate)) or pattern != "element" or include or exclude:
-        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection but --recover")
+        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     if memory is not None and memory.kind not in ("bytes", "plain"):
         raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
     execution = Execution(provider or "cpu", threads)
@@ -168,7 +151,7 @@ def oneshot(
         data=source,
         method=method.value,
         allocate=allocate.value if allocate else None,
-        recover=recover.value,
+        recover=recover.value if recover else "auto",
         fallback=fallback,
         memory=MEMORY if memory is None else int(memory.value),
     )

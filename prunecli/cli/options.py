@@ -153,6 +153,26 @@ Sparsity = Annotated[
 ]
 QuantityOption = Annotated[Quantity | None, typer.Option(metavar="Q", parser=as_option(parse_quantity))]
 
+
+class RecoverName(StrEnum):
+    auto = "auto"
+    none = "none"
+    bias = "bias"
+    bn = "bn"
+    lstsq = "lstsq"
+
+
+Recover = Annotated[
+    RecoverName | None,
+    typer.Option(
+        "--recover",
+        metavar="none|bias|bn|lstsq|auto",
+        help="fit what is left to what the original computes, without training or labels: bias (means), bn (means and"
+        " variances), lstsq (least squares), auto; default auto with --data, else none",
+        rich_help_panel="Recovery",
+    ),
+]
+
 Data = Annotated[
     str | None,
     typer.Option(
