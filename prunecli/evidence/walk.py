@@ -205,15 +205,37 @@ class Walk:
     def probe(
         self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0
     ) -> list[dict[str, Any]]:
-        """What the values `outputs`, none of them held, would be on one batch with each of `variants` in place of the
-        initializer `changed`. What is still to run is run, and once more what depends on `changed` and whose
-        inputs are held; the walk stays where it is."""
+        """What those of the values `outputs` that depend on the initializer `changed` would be on one batch with each
+        of `variants` in its place. What is still to run is run, and once more what depends on `changed` and whose
+        inputs are held; the walk stays where it is. A value that can no longer be made is left out."""
         hidden = self._behind(changed)
+        outputs = self._moving(changed, hidden, outputs)
+        if not outputs:
+            return [{} for _ in variants]
         nodes = self._needed(outputs, hidden)
         read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden)
         session = self._open(self._piece(set(nodes), list(read), outputs, changed))
         feed = {name: np.asarray(self.read(name, batch)) for name in read}
         return [session.run({**feed, changed: variant}, outputs) for variant in variants]
+
+    def outlook(self, outputs: Sequence[str], batch: int = 0) -> dict[str, Array]:
+        """Those of the values `outputs`, none of them held, that are numbers, on one batch; the walk stays where it
+        is."""
+        if not outputs:
+            return {}
+        nodes = self._needed(outputs)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
+        session = self._open(self._piece(set(nodes), list(read), outputs))
+        found = session.run({name: np.asarray(self.read(name, batch)) for name in read}, outputs)
+        return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
+
+    def _moving(self, changed: str, hidden: AbstractSet[str], outputs: Sequence[str]) -> list[str]:
+        """Those of the outputs that depend on an initializer and are still to be made, or can be made again."""
+        moving = {changed}
+        for node in self._nodes:
+            if (node not in self._done or self._held(node, hidden)) and moving.intersection(self._reads[node]):
+                moving.update(v.name for v in node.outputs if v.name)
+        return [name for name in outputs if name in moving and name in self._producer]
 
     def _behind(self, changed: str) -> set[str]:
         """Values that have been run and can be run again, which depend on an initializer."""
