@@ -130,7 +130,11 @@ def open_source(
 
 
 def open_study(
-    file: Model, weights: Sequence[str], options: GradientOptions, batch: int = 1, by_labels: bool = False,
+    file: Model,
+    weights: Sequence[str],
+    options: GradientOptions,
+    batch: int = 1,
+    by_labels: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Study, Dataset]:
     """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.

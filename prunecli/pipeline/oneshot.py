@@ -131,7 +131,9 @@ class ByEvidence:
         names = {"method": way.method.name, "recover": way.recover}
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
-        return replace(done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)])
+        return replace(
+            done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)]
+        )
 
     def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
         """Fit what a plan leaves, on this data."""
@@ -155,9 +157,7 @@ class ByEvidence:
     ) -> tuple[Study, Dataset]:
         options = self.options
         assert options.data is not None
-        data = calibration(
-            file, options.data, options.samples, options.seed, options.dims, options.execution, progress
-        )
+        data = calibration(file, options.data, options.samples, options.seed, options.dims, options.execution, progress)
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = _feeds(data)
         open_session = opener(options.execution.provider, options.execution.thread_count)
