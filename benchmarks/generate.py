@@ -21,7 +21,8 @@ OPSET = 17
 class Builder:
     """Collects nodes and weights; every method returns the name of a value."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, width: int = 768) -> None:
+        self.width = width
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
@@ -80,34 +81,44 @@ def _bottleneck(b: Builder, name: str, x: str, width: int, inner: int, stride: i
 
 def bert_base(path: str | Path, seed: int = 0, vocabulary: int = 30522) -> Path:
     """BERT-base (Devlin et al., 2018): 12 layers of 12 heads, hidden size 768, 109 M parameters, dynamic length."""
-    b = Builder(seed)
-    b.constant("heads", np.array([0, 0, 12, 64]))
-    b.constant("hidden", np.array([0, 0, 768]))
+    return _bert(path, seed, vocabulary, 768, 12)
+
+
+def mini_lm(path: str | Path, seed: int = 0, vocabulary: int = 30522) -> Path:
+    """The size of MiniLM-L6 (Wang et al., 2020): 6 layers of 12 heads, hidden size 384, 23 M parameters."""
+    return _bert(path, seed, vocabulary, 384, 6)
+
+
+def _bert(path: str | Path, seed: int, vocabulary: int, width: int, layers: int) -> Path:
+    b = Builder(seed, width)
+    b.constant("heads", np.array([0, 0, 12, width // 12]))
+    b.constant("hidden", np.array([0, 0, width]))
     b.constant("scale", np.float32(0.125))
-    words = b.op("Gather", b.weight("embeddings.word", vocabulary, 768), "ids")
+    words = b.op("Gather", b.weight("embeddings.word", vocabulary, width), "ids")
     length = b.op("Gather", b.op("Shape", "ids"), b.constant("one", np.array(1)))
     places = b.op("Range", b.constant("zero", np.array(0)), length, "one")
-    h = _norm(b, "embeddings", b.op("Add", words, b.op("Gather", b.weight("embeddings.position", 512, 768), places)))
-    for layer in range(12):
+    h = _norm(b, "embeddings", b.op("Add", words, b.op("Gather", b.weight("embeddings.position", 512, width), places)))
+    for layer in range(layers):
         h = _encoder(b, f"layer.{layer}", h)
     first = b.op("Gather", h, "zero", axis=1)
-    pooled = b.op("Tanh", _linear(b, "pooler", first, 768, 768))
-    b.op("Identity", _linear(b, "classifier", pooled, 768, 2), name="logits")
+    pooled = b.op("Tanh", _linear(b, "pooler", first, width, width))
+    b.op("Identity", _linear(b, "classifier", pooled, width, 2), name="logits")
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])
     return b.save(Path(path), [ids], [_info("logits", "batch", 2)])
 
 
 def _encoder(b: Builder, name: str, x: str) -> str:
     q, k, v = (
-        b.op("Reshape", _linear(b, f"{name}.{part}", x, 768, 768), "heads") for part in ("query", "key", "value")
+        b.op("Reshape", _linear(b, f"{name}.{part}", x, b.width, b.width), "heads")
+        for part in ("query", "key", "value")
     )
     q, v = (b.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
     scores = b.op("Mul", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 3, 1])), "scale")
     mixed = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
     merged = b.op("Reshape", b.op("Transpose", mixed, perm=[0, 2, 1, 3]), "hidden")
-    x = _norm(b, f"{name}.attention", b.op("Add", x, _linear(b, f"{name}.output", merged, 768, 768)))
-    inner = _gelu(b, _linear(b, f"{name}.intermediate", x, 768, 3072))
-    return _norm(b, f"{name}.feed_forward", b.op("Add", x, _linear(b, f"{name}.down", inner, 3072, 768)))
+    x = _norm(b, f"{name}.attention", b.op("Add", x, _linear(b, f"{name}.output", merged, b.width, b.width)))
+    inner = _gelu(b, _linear(b, f"{name}.intermediate", x, b.width, 4 * b.width))
+    return _norm(b, f"{name}.feed_forward", b.op("Add", x, _linear(b, f"{name}.down", inner, 4 * b.width, b.width)))
 
 
 def _linear(b: Builder, name: str, x: str, cin: int, cout: int) -> str:
@@ -116,8 +127,8 @@ def _linear(b: Builder, name: str, x: str, cin: int, cout: int) -> str:
 
 
 def _norm(b: Builder, name: str, x: str) -> str:
-    scale = b.constant(f"{name}.norm.weight", np.ones(768, np.float32))
-    shift = b.constant(f"{name}.norm.bias", np.zeros(768, np.float32))
+    scale = b.constant(f"{name}.norm.weight", np.ones(b.width, np.float32))
+    shift = b.constant(f"{name}.norm.bias", np.zeros(b.width, np.float32))
     return b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-12)
 
 

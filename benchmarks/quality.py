@@ -41,7 +41,7 @@ def macs(path: Path) -> float:
 def ours(model: str, target: float, folder: Path, **chosen: str) -> float:
     data = DataOptions(str(TRAIN), limit=512) if chosen.get("criterion") in ("activation", None) else None
     out = folder / "ours.onnx"
-    structured(MODELS / f"{model}.onnx", macs=target, data=data, output=out, force=True, **chosen)
+    structured(MODELS / f"{model}.onnx", macs=target, data=data, output=out, force=True, recover="none", **chosen)
     return accuracy(out)
 
 

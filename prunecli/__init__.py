@@ -9,6 +9,7 @@ result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zero
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
+result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
 """
 
 from __future__ import annotations
@@ -20,22 +21,42 @@ from prunecli._version import __version__
 
 if TYPE_CHECKING:
     from prunecli.cli.recipes.carry_out import run
+    from prunecli.pipeline.adaptive import adaptive
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
     from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.oneshot import oneshot
+    from prunecli.pipeline.pack import pack, unpack
+    from prunecli.pipeline.sensitivity import sensitivity
     from prunecli.pipeline.structured import structured
     from prunecli.pipeline.structured_subject import analyse
 
-__all__ = ["__version__", "analyse", "finetune", "gradient", "magnitude", "oneshot", "run", "structured"]
+__all__ = [
+    "__version__",
+    "adaptive",
+    "analyse",
+    "finetune",
+    "gradient",
+    "magnitude",
+    "oneshot",
+    "pack",
+    "run",
+    "sensitivity",
+    "structured",
+    "unpack",
+]
 
 _WHERE = {
+    "adaptive": "prunecli.pipeline.adaptive",
     "analyse": "prunecli.pipeline.structured_subject",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
     "magnitude": "prunecli.pipeline.magnitude",
+    "pack": "prunecli.pipeline.pack",
+    "unpack": "prunecli.pipeline.pack",
     "oneshot": "prunecli.pipeline.oneshot",
     "run": "prunecli.cli.recipes.carry_out",
+    "sensitivity": "prunecli.pipeline.sensitivity",
     "structured": "prunecli.pipeline.structured",
 }
 

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # part of the program -> the parts it may import from, besides itself
 BASE = {"types", "errors", "quantity", "_version"}
-MODEL = BASE | {"model", "inputs"}
+MODEL = BASE | {"model", "inputs", "storage"}
 MIDDLE = MODEL | {"runtime", "select"}
 WORK = MIDDLE | {"channels", "autodiff", "data"}
 ALLOWED = {
@@ -24,6 +24,7 @@ ALLOWED = {
     "quantity": BASE,
     "inputs": BASE,
     "model": MODEL,
+    "storage": BASE,
     "report": BASE,
     "recipe": BASE | {"report"},
     "select": BASE,
@@ -34,7 +35,7 @@ ALLOWED = {
     "apply": WORK,
     "evaluate": WORK,
     "evidence": WORK | {"apply"},
-    "recover": WORK | {"apply", "evaluate"},
+    "recover": WORK | {"apply", "evaluate", "evidence"},
     "search": WORK | {"apply", "evaluate", "evidence"},
     "pipeline": WORK | {"apply", "evaluate", "evidence", "recover", "search", "report"},
     "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluate", "select", "recover", "recipe"},

@@ -1,6 +1,7 @@
 """Run by the peers' Python: a CIFAR ResNet cut by Torch-Pruning to a share of its MACs, saved as ONNX.
 
     python torch_pruning_resnet.py MODEL-bn.onnx MACS IMPORTANCE OUTPUT.onnx [--calib DATA.npz] [--local]
+        [--recalibrate]
 
 The initializers of MODEL-bn.onnx are the state dict of the network built here. The pruning ratio that comes
 closest to the MACs is found by bisection, as Torch-Pruning takes ratios only. Prints one JSON object.
@@ -120,6 +121,20 @@ def prune(original: ResNet, ratio: float, args: argparse.Namespace) -> ResNet:
     return model
 
 
+def recalibrate(model: nn.Module, args: argparse.Namespace) -> None:
+    """BatchNorm statistics anew, over the calibration images."""
+    images = torch.tensor(np.load(args.calib)["image"][: args.samples].astype(np.float32))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over batches
+    model.train()
+    with torch.no_grad():
+        for start in range(0, len(images), 64):
+            model(images[start : start + 64])
+    model.eval()
+
+
 def macs_of(model: nn.Module) -> float:
     return float(tp.utils.count_ops_and_params(model, torch.randn(1, 3, 32, 32))[0])
 
@@ -133,6 +148,7 @@ def main() -> None:
     parser.add_argument("--calib")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--local", action="store_true")
+    parser.add_argument("--recalibrate", action="store_true", help="re-estimate BatchNorm on --calib")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -145,6 +161,8 @@ def main() -> None:
         share = macs_of(model) / whole
         best = min(best, (abs(share - args.macs), model, ratio), key=lambda b: b[0])
         low, high = (ratio, high) if share > args.macs else (low, ratio)
+    if args.recalibrate:
+        recalibrate(best[1], args)
     torch.onnx.export(
         best[1].eval(), (torch.randn(1, 3, 32, 32),), args.output, input_names=["image"],
         output_names=["logits"], dynamic_axes={"image": {0: "batch"}}, dynamo=False,

@@ -23,6 +23,7 @@ from prunecli.errors import PruneError
 from prunecli.inputs import DEFAULT_LENGTH
 from prunecli.model import Dims, Model, Shapes, load
 from prunecli.model.holders import holders
+from prunecli.model.plain import plain_path
 from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
 from prunecli.select.decisions import Rewritten
@@ -61,7 +62,7 @@ class Proof:
             PruneError: it differs, or no longer opens or runs although the original does.
         """
         self._same_tensors(staged)
-        if outline(self.model.path) != outline(staged):
+        if outline(plain_path(self.model)) != outline(staged):
             raise PruneError("internal: saving changed more than weights", _REPORT)
         size = sum(path.stat().st_size for path in (self.model.path, *self.model.data_files))
         return self._opens(staged) if size > RUN_UP_TO else self._runs(staged)
@@ -114,7 +115,7 @@ class Proof:
         return self._as_before(failed or PruneError("it has no inputs"), "run")
 
     def _compared(self, outputs: Outputs, feed: Outputs) -> Verification:
-        reference = self.open(masked_reference(self.model.path, self.zeroed))
+        reference = self.open(masked_reference(plain_path(self.model), self.zeroed))
         wanted = reference.run(feed)
         if same_outputs(outputs, wanted):
             return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}".format(how=self.how))

@@ -29,10 +29,14 @@ COMMANDS = {
     "gradient": "zero the weights that the outputs would miss least, by gradients on data",
     "oneshot": "zero weights and fit the others on a few unlabelled samples, without training",
     "structured": "remove channels, neurons and attention heads, and rewrite the graph",
+    "adaptive": "the smallest model that loses no more than is allowed, confirmed on held-out data",
     "finetune": "train a pruned model, keeping its zeros and structure",
+    "sensitivity": "what each layer costs when it alone is cut",
     "evaluate": "quality, size and latency, alone or against the original",
     "compare": "the outputs of two models on the same inputs",
     "run": "a whole experiment in one file: steps, data, gates",
+    "pack": "store sparse weights small, in a file that any onnxruntime opens",
+    "unpack": "store the weights of a packed file densely again",
 }
 
 

@@ -72,6 +72,7 @@ def gradient(
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,
     no_verify: options.NoVerify = False,
+    pack: options.Pack = False,
     plan: options.Plan = None,
     save_plan: options.SavePlan = None,
     format: options.FormatOption = Format.table,
@@ -102,6 +103,7 @@ def gradient(
     from prunecli.pipeline.gradient_source import GradientOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.magnitude import MagnitudeOptions
+    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -133,6 +135,7 @@ def gradient(
         external_data=external_data.value,
         retrain=retrain,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
     result = run(model, wanted, measured, progress_for(no_progress))

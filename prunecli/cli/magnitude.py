@@ -82,6 +82,7 @@ def magnitude(
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,
     no_verify: options.NoVerify = False,
+    pack: options.Pack = False,
     plan: options.Plan = None,
     save_plan: options.SavePlan = None,
     format: options.FormatOption = Format.table,
@@ -111,6 +112,7 @@ def magnitude(
     from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.magnitude import magnitude as run
+    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -143,6 +145,7 @@ def magnitude(
         external_data=external_data.value,
         retrain=retrain,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

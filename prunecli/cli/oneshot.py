@@ -105,6 +105,7 @@ def oneshot(
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,
     no_verify: options.NoVerify = False,
+    pack: options.Pack = False,
     plan: options.Plan = None,
     save_plan: options.SavePlan = None,
     format: options.FormatOption = Format.table,
@@ -145,6 +146,7 @@ def oneshot(
     from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.oneshot import MEMORY, OneshotOptions
     from prunecli.pipeline.oneshot import oneshot as run
+    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -177,6 +179,7 @@ def oneshot(
         external_data=external_data.value,
         retrain=retrain,
         spreads=draws(report),
+        pack=Packing() if pack else None,
     )
     measured = OneshotOptions(
         data=source,

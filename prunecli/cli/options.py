@@ -18,6 +18,7 @@ from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 T = TypeVar("T")
 
 OUTPUT, REPORT, SELECT, DATA, RUN = "Output", "Report", "Selection", "Data", "Execution"
+PACK = "Packing"
 
 
 class Format(StrEnum):
@@ -79,7 +80,7 @@ OutputPath = Annotated[
         "--output",
         "-o",
         metavar="PATH",
-        help="where to write; default STEM.pruned.onnx beside the model",
+        help="where to write; default STEM.pruned.onnx beside the model (pack: .packed, unpack: .dense)",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -102,6 +103,14 @@ NoVerify = Annotated[
     typer.Option(
         "--no-verify",
         help="skip the onnxruntime proof that otherwise follows every write",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack",
+        help="store the zeros small, as `prune pack` does: any onnxruntime opens the file",
         rich_help_panel=OUTPUT,
     ),
 ]

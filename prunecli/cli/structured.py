@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
 
 CRITERIA = (
-    "auto (default: activation with --data and no training after, else l2-in), l1, l2, l2-in, lamp, fpgm, bn-scale,"
-    " random, and on --data: activation, taylor, fisher"
+    "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
+    " activation), l1, l2, l2-in, lamp, fpgm, bn-scale, random, and on --data: obs, activation, taylor, fisher"
 )
 NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 
@@ -84,6 +84,17 @@ def structured(
         ),
     ] = None,
     steps: Steps = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            "--recover",
+            metavar="none|bias|bn|lstsq|auto",
+            help="fit what is left to the original's outputs, without training or labels: bias (means), bn (means and"
+            " variances), lstsq (least squares), auto: layer by layer what errs least on held-out data; default auto"
+            " with --data, else none",
+            rich_help_panel="Recovery",
+        ),
+    ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     data: options.Data = None,
@@ -115,6 +126,9 @@ def structured(
     Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime
     against the original with the removed positions forced to zero; a cut that cannot be proved is not written.
 
+    With --data every layer that is left is then fitted, in closed form, to what the original computes (--recover); the
+    proof is of the cut before that.
+
     With --finetune-epochs the result is trained, the uncut model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of what is to go is gone. Without it --steps only takes the scores anew.
     """
@@ -142,6 +156,7 @@ def structured(
         max_ratio=max_ratio,
         round_to=round_to,
         steps=steps,
+        recover=recover,
         seed=seed,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),

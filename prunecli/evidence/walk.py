@@ -154,15 +154,17 @@ class Walk:
         self._known.update(kept)
 
     def _piece(
-        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str], changed: str | None = None
-    ) -> bytes:
-        """A model of these nodes alone, serialised; the initializer `changed` becomes an input."""
+        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str], changed: str | None = None,
+        contents: Mapping[str, Array] | None = None,
+    ) -> bytes:  # fmt: skip
+        """A model of these nodes alone, serialised; the initializer `changed` becomes an input, those in `contents`
+        hold something else."""
         initializers = self._model.graph.initializers
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:
             if node in nodes:
                 graph.node.append(ir.to_proto(node))
-        for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in self._reads[node]):
+        for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in _reads(node)):  # as they are now
             if name in initializers and name not in inputs:
                 tensor = initializers[name].const_value
                 assert tensor is not None
@@ -170,7 +172,8 @@ class Walk:
                     typed = onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy())
                     graph.input.append(typed)
                     continue
-                proto = ir.to_proto(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
+                array = tensor.numpy() if contents is None or name not in contents else contents[name]
+                proto = ir.to_proto(ir.Tensor(array, dtype=tensor.dtype, name=name))
                 graph.initializer.append(proto)
         graph.input.extend(self._typed(name) for name in inputs)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
@@ -181,6 +184,22 @@ class Walk:
             return bytes(model.SerializeToString())
         except Exception as error:  # protobuf raises its own kinds, by implementation
             raise PruneError("a layer is over 2 GB", "leave it out with --exclude") from error
+
+    def ahead(self, names: Sequence[str], contents: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
+        """Values on every batch, computed from those held with other contents of some initializers, which only nodes
+        that are still to run read; the walk stays where it is.
+
+        Raises:
+            PruneError: a node that is needed has run already, or onnxruntime fails.
+        """
+        nodes = self._needed(names)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
+        asked = [name for name in dict.fromkeys(names) if name not in self._known]
+        session = self._open(self._piece(set(nodes), list(read), asked, contents=contents)) if asked else None
+        for batch in range(self.batches):
+            feed = {name: np.asarray(self.read(name, batch)) for name in read}
+            found = session.run(feed, asked) if session is not None else {}
+            yield {name: found[name] if name in found else self.read(name, batch) for name in names}
 
     def probe(
         self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0

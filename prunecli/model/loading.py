@@ -21,6 +21,7 @@ from prunecli.model.sparse import densify
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.model.validate_graph import check_graph
 from prunecli.model.validate_tensors import DAMAGED, check_tensors
+from prunecli.storage import Packed, resolve
 from prunecli.types import FileRef
 
 # onnx-ir warns on stderr about models it repairs; what matters is checked here and reported properly.
@@ -32,7 +33,8 @@ class Model:
     """A loaded model. `ir` may be edited freely; the file it came from is never written to.
 
     `sha256` is of the .onnx file; `data_files` are the external data files (real paths, in order of first
-    use); `notes` are sentences for the report about what loading had to change.
+    use); `notes` are sentences for the report about what loading had to change. `packed`: tensors that the file
+    stores sparsely and that are dense here; `plain`: a dense copy of that file, once there is one.
     """
 
     ir: ir.Model
@@ -40,6 +42,8 @@ class Model:
     sha256: str
     data_files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
+    packed: tuple[Packed, ...] = ()
+    plain: Path | None = None
 
     @property
     def ref(self) -> FileRef:
@@ -63,12 +67,17 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     del data
     try:
         model, folder, notes = _build(proto, path, allow_outside_data)
+        packed = resolve(graphs.all_graphs(model), str(path))
+        for each in packed:
+            if each.described:
+                preserve.describe(each.graph, each.name)
+        notes += [f"{len(packed)} packed tensors were made dense"] if packed else []
     except PruneError:
         raise
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
-    return Model(model, path, sha256, tuple(folder.sizes), notes)
+    return Model(model, path, sha256, tuple(folder.sizes), notes, tuple(packed))
 
 
 def _build(proto: onnx.ModelProto, path: Path, allow_outside_data: bool) -> tuple[ir.Model, DataFolder, list[str]]:

@@ -131,6 +131,18 @@ def pin(model: ir.Model, lost: Lost) -> None:
                 value.meta[KEY] = kept.types[value.name]
 
 
+def is_described(graph: ir.Graph, name: str) -> bool:
+    """Whether the file has a value_info for this initializer."""
+    kept = graph.meta.get(KEY)
+    return isinstance(kept, Kept) and name in kept.described
+
+
+def describe(graph: ir.Graph, name: str) -> None:
+    """Let the file have one."""
+    kept = graph.meta.setdefault(KEY, Kept())
+    kept.described.add(name)
+
+
 def _values(body: ir.Graph | ir.Function) -> Iterator[ir.Value]:
     yield from body.inputs
     for node in body:

@@ -20,6 +20,7 @@ from prunecli.model import bulk, preserve, wire
 from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.provenance import Provenance, record
+from prunecli.model.sparse import sparsify
 from prunecli.model.staging import Staging, data_name, staging, sync
 from prunecli.model.tensors import MappedTensor
 from prunecli.types import FileRef
@@ -38,11 +39,13 @@ Verify = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """`external_data`: `auto` does what the input did, and external above 2 GiB; `force` overwrites."""
+    """`external_data`: `auto` does what the input did, and external above 2 GiB; `force` overwrites; `sparse`: names
+    of initializers of the main graph to be written as sparse_initializer."""
 
     external_data: Literal["auto", "always", "never"] = "auto"
     force: bool = False
     provenance: Provenance | None = None
+    sparse: frozenset[str] = frozenset()
 
 
 def save(model: Model, path: str | Path, options: SaveOptions | None = None, verify: Verify | None = None) -> FileRef:
@@ -103,7 +106,8 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
         plan.name = data_name(stage.target, digest)
         draft.rename(stage.folder / plan.name)
         sync(stage.folder / plan.name)
-    proto = _to_proto(model, plan)
+    proto = _to_proto(model, plan, options.sparse)
+    sparsify(proto, options.sparse)
     if options.provenance is not None:
         record(proto, options.provenance, model.sha256)
     sha256 = wire.write_model(proto, plan.streamed, stage.model)
@@ -113,7 +117,7 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
 
 def _outside(model: Model, options: SaveOptions) -> list[Holder]:
     """The tensors that go to the data file: initializers, and Constants if they are large."""
-    stored = [h for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING]
+    stored = [h for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING and h.name not in options.sparse]
     total = sum(bulk.size_of(h.tensor) for h in stored)
     too_large = total + MARGIN > wire.LIMIT
     if options.external_data == "never" and too_large:
@@ -137,14 +141,14 @@ def _check_space(stage: Staging, model: Model) -> None:
         )
 
 
-def _to_proto(model: Model, plan: Plan) -> onnx.ModelProto:
+def _to_proto(model: Model, plan: Plan, sparse: frozenset[str]) -> onnx.ModelProto:
     """The serialised model, with references in place of the tensors that are written separately."""
     with contextlib.ExitStack() as undo:
         for holder, place in zip(plan.outside, plan.places, strict=True):
             _swap(holder, _reference(holder, place, plan.name), undo)
         for value in model.ir.graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and _streams(tensor):
+            if tensor is not None and _streams(tensor) and value.name not in sparse:
                 plan.streamed[value.name or ""] = tensor
                 _swap(Holder(value, model.ir.graph), _reference(Holder(value, model.ir.graph)), undo)
         _pull_in(model, undo)

@@ -106,7 +106,7 @@ def _dims(value: ir.Value) -> tuple[int | str | None, ...]:
     def one(dim: int | ir.SymbolicDim) -> int | str | None:
         if isinstance(dim, int):
             return dim if dim >= 0 else None
-        return dim.value or None
+        return None if dim.value in (None, "", "?") else dim.value  # PaddlePaddle writes "?"
 
     return tuple(one(dim) for dim in value.shape or ())
 

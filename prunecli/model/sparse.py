@@ -56,6 +56,21 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def sparsify(model: onnx.ModelProto, names: frozenset[str]) -> None:
+    """Store these initializers of the main graph as sparse_initializer: linear int64 indices and the values.
+
+    The checker accepts no other type of index.
+    """
+    for tensor in [t for t in model.graph.initializer if t.name in names]:
+        dense = numpy_helper.to_array(tensor).reshape(-1)
+        places = np.flatnonzero(dense.view(f"u{dense.dtype.itemsize}")).astype(np.int64)
+        values = numpy_helper.from_array(dense[places], tensor.name)
+        sparse = model.graph.sparse_initializer.add(dims=tensor.dims)
+        sparse.values.CopyFrom(values)
+        sparse.indices.CopyFrom(numpy_helper.from_array(places, f"{tensor.name}/indices"))
+        model.graph.initializer.remove(tensor)
+
+
 def _dense(sparse: onnx.SparseTensorProto, path: Path) -> onnx.TensorProto:
     where = f"{path}: sparse tensor '{sparse.values.name}'"
     dims = tuple(sparse.dims)

@@ -33,7 +33,9 @@ from prunecli.pipeline.gradual import (
 )
 from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.judge import ByValue, Fits, Judge, Judged
+from prunecli.pipeline.magnitude_pack import packed
 from prunecli.pipeline.magnitude_report import to_document, to_json
+from prunecli.pipeline.pack import Packing, PackResult
 from prunecli.pipeline.subject import Execution
 from prunecli.pipeline.zeroed_spread import ZeroedSpread, zeroed_spreads
 from prunecli.report.document import Document
@@ -47,8 +49,8 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verificatio
 class MagnitudeOptions:
     """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
     embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values. `spreads`: measure the distributions
-    that a report draws."""
+    after each of its steps. `judge`: decides in place of the weights' own values. `pack`: store the zeros small.
+    `spreads`: measure the distributions that a report draws."""
 
     recipe: Recipe | None = None
     include: Sequence[str] = ()
@@ -66,6 +68,7 @@ class MagnitudeOptions:
     retrain: Retrain | None = None
     judge: Judge | None = None
     spreads: bool = False
+    pack: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class MagnitudeResult:
     seconds: float = 0.0
     command: str = "magnitude"
     spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
+    packed: PackResult | None = None
 
     @property
     def params(self) -> int:
@@ -142,6 +146,8 @@ def magnitude(
     start, options = time.perf_counter(), magnitude_options(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    if options.pack is not None:
+        return replace(packed(magnitude, path, target, options, progress), seconds=time.perf_counter() - start)
     if options.retrain is not None:
         return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
     job = _prepare(path, target, options, progress)

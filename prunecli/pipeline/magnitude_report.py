@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from prunecli.pipeline.charts_pruned import ZEROED, layer_bars, size_bars, spread_charts
 from prunecli.pipeline.choice import KINDS
 from prunecli.pipeline.gradual_report import training_json, training_sections
+from prunecli.pipeline.pack_report import packing_json, packing_sections
+from prunecli.pipeline.pack_report import tensors as packed_tensors
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
 
 TOP = 24
 HONEST = (
-    "Zeros do not make onnxruntime faster, and the file keeps its size until it is compressed: they help storage "
-    "and transfer (see gzipped), and hardware that skips them (2:4 on recent NVIDIA GPUs). For a model that is "
-    "smaller and faster as it is, use `prune structured`."
+    "Zeros do not make onnxruntime faster, and the file keeps its size until it is compressed or stored with --pack: "
+    "they help storage and transfer (see gzipped), and hardware that skips them (2:4 on recent NVIDIA GPUs). For a "
+    "model that is smaller and faster as it is, use `prune structured`."
+)
+HONEST_PACKED = (
+    "The file is small; once loaded, the model takes the memory and the time of the dense one. For a model that is "
+    "faster, use `prune structured`."
 )
 
 
@@ -43,6 +49,7 @@ def to_json(found: MagnitudeResult) -> Json:
             "left_alone": left,
             "plan": found.plan,
             **training_json(found.training),
+            **({} if found.packed is None else {"packing": packing_json(found.packed)}),
         },
     )
     return report_json(report)
@@ -68,8 +75,10 @@ def to_document(found: MagnitudeResult) -> Document:
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
+    if found.packed is not None:
+        sections += [*packing_sections(found.packed), packed_tensors(found.packed)]
     sections += [Text(note, "warning") for note in found.notes]
-    sections.append(Text(HONEST))
+    sections.append(Text(HONEST if found.packed is None else HONEST_PACKED))
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))
     if found.plan is not None:

@@ -7,10 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
 
 from prunecli.apply.cut_plan import save_cut_plan
 from prunecli.channels.catalogue import Frozen, parse_granularity
+from prunecli.channels.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
@@ -30,6 +33,9 @@ from prunecli.report.document import Document
 from prunecli.search.units import UnitRecipe, check_choices
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
+if TYPE_CHECKING:
+    from prunecli.pipeline.recovery import Recovery
+
 
 @dataclass(frozen=True)
 class StructuredOptions:
@@ -37,11 +43,13 @@ class StructuredOptions:
 
     `budget`: see `Budget`; None only with `plan`. `granularity`: `channel,head`, `block`, or `all`. `criterion`,
     `normalize`, `scope`, `max_ratio`, `round_to`, `steps`: see `prunecli.search.units`. `output` None:
-    STEM.pruned.onnx beside the model. `verify`: the proof in onnxruntime. `retrain`: train after each of its steps,
+    STEM.pruned.onnx beside the model. `verify`: the proof in onnxruntime. `recover`: `none`, `bias`, `bn`, `lstsq` or
+    `auto`, see `prunecli.recover.fits`; None: `auto` where there are data. `retrain`: train after each of its steps,
     which then take the place of `steps`.
     """
 
     budget: Budget | None = None
+    recover: str | None = None
     granularity: str = "channel,head"
     criterion: str = UnitRecipe.criterion
     normalize: str = UnitRecipe.normalize
@@ -91,6 +99,7 @@ class StructuredResult:
     plan: str | None = None
     dry_run: bool = False
     training: Retrained | None = None
+    recovery: Recovery | None = None
     seconds: float = 0.0
 
     def to_json(self) -> Json:
@@ -137,16 +146,34 @@ def carry_out(
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
-        saved = save(replace(subject.file, ir=cut), place, saving, inspector)
+        cut, recovery = _recovered(subject, cut, positions, inspector, options, Path(elsewhere), progress)
+        check = inspector if recovery is None else inspector.measure
+        saved = save(replace(subject.file, ir=cut), place, saving, check)
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions))
     return _result(subject, decided, inspector, totals(subject.file, shapes), None if options.dry_run else saved,
-                   options, time.perf_counter() - start)  # fmt: skip
+                   options, recovery, time.perf_counter() - start)  # fmt: skip
+
+
+def _recovered(
+    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: Inspector, options: StructuredOptions,
+    folder: Path, progress: Progress,
+) -> tuple[ir.Model, Recovery | None]:  # fmt: skip
+    """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
+    from prunecli.pipeline.recovery import recover, recovery_method
+
+    if recovery_method(options) == "none":
+        return cut, None
+    save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
+    proof = inspector.verification
+    if proof.kind != "none":
+        inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")
+    return recover(subject, cut, positions, options, progress)
 
 
 def _result(
     subject: Cuttable, decided: Decided, inspector: Inspector, before: Totals, output: FileRef | None,
-    options: StructuredOptions, seconds: float,
+    options: StructuredOptions, recovery: Recovery | None, seconds: float,
 ) -> StructuredResult:  # fmt: skip
     assert inspector.after is not None
     return StructuredResult(
@@ -164,6 +191,7 @@ def _result(
         latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
+        recovery=recovery,
         seconds=seconds,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from prunecli.errors import PruneError
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
+from prunecli.pipeline.recovery import recovery_method
 from prunecli.pipeline.structured_blocks import BLOCK, choose_blocks, open_blocks
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_latency import choose_for_latency
@@ -42,6 +44,7 @@ def decide(
         check_plan_path(options.save_plan, options.force)
     if options.plan is not None:
         return _replay(path, target, options.plan, options)
+    options = replace(options, criterion=_criterion(options))
     if options.budget is None:
         raise Budget.missing()
     start = open_blocks if options.granularity == BLOCK else open_cuttable
@@ -61,6 +64,12 @@ def decide(
     if not decision.removed.any():
         raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
     return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
+
+
+def _criterion(options: StructuredOptions) -> str:
+    """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it."""
+    refits = options.granularity != BLOCK and recovery_method(options) in ("lstsq", "auto")
+    return "obs" if options.criterion == "auto" and refits else options.criterion
 
 
 def _target(budget: Budget, subject: Cuttable, options: StructuredOptions) -> float:

@@ -139,6 +139,16 @@ class Bench:
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 
 
+def layer_table(bench: Bench, allowed: Array) -> LatencyTable:
+    """Every layer timed at a few widths of the groups that may be cut."""
+    units = bench.subject.units
+    table = LatencyTable(units, channel_block())
+    masks = [even_cut(units, table, allowed, share) for share in WIDTHS]
+    for mask, times in zip(masks, bench.layer_times(masks), strict=True):
+        table.learn(times, units.kept(mask))
+    return table
+
+
 @dataclass
 class UnitChooser:
     """Channels and heads, by a table of every layer at a few widths."""
@@ -148,12 +158,8 @@ class UnitChooser:
     table: LatencyTable = field(init=False)
 
     def __post_init__(self) -> None:
-        units = self.bench.subject.units
-        self.table = LatencyTable(units, channel_block())
         self.evidence = measure_evidence(self.bench.subject, self.bench.options, self.bench.progress)
-        masks = [even_cut(units, self.table, self.allowed, share) for share in WIDTHS]
-        for mask, times in zip(masks, self.bench.layer_times(masks), strict=True):
-            self.table.learn(times, units.kept(mask))
+        self.table = layer_table(self.bench, self.allowed)
 
     def choose(self, aim: float) -> Choice:
         recipe = unit_recipe(self.bench.options, aim)

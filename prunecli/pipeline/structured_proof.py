@@ -15,6 +15,7 @@ from prunecli.apply.cut_reference import Forced
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.facts import Shape
+from prunecli.model.plain import plain_path
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.structured_plan import layer_rows
 from prunecli.pipeline.structured_subject import Cuttable
@@ -51,11 +52,16 @@ class Inspector:
     layers: list[LayerRow] = field(default_factory=list)
 
     def __call__(self, staged: Path) -> None:
-        strict_check(self.subject.file.path, staged)
+        original = plain_path(self.subject.file)
         if self.verify:
             start = partial(Session.open, provider=self.execution.provider, threads=self.execution.thread_count)
-            proof = CutProof(self.subject.file.path, self.forced, self.trials, start, self.progress)
+            proof = CutProof(original, self.forced, self.trials, start, self.progress)
             self.verification = proof(staged)
+        self.measure(staged)
+
+    def measure(self, staged: Path) -> None:
+        """What is not the proof: the file is valid, and how large it is."""
+        strict_check(plain_path(self.subject.file), staged)
         saved = load(staged)
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.shapes)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.pipeline.charts_pruned import REMOVED, group_bars, layer_bars, score_charts, size_bars
 from prunecli.pipeline.gradual_report import training_json, training_sections
+from prunecli.pipeline.recovery import recovery_json, recovery_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report, Skipped, Verification
@@ -32,6 +33,7 @@ def to_json(found: StructuredResult) -> Json:
         "frozen": [asdict(axis) for axis in found.frozen],
         "plan": found.plan,
         **({"latency": found.latency} if found.latency else {}),
+        **recovery_json(found.recovery),
         **training_json(found.training),
     }
     after = found.after
@@ -83,9 +85,9 @@ def skipped(found: StructuredResult) -> list[Skipped]:
 def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
-    sections: list[Section] = [_summary(found), _proof(found.verification), _groups(found), _layers(found)]
-    sections += _charts(found)
-    sections += _frozen(found)
+    recovered = recovery_sections(found.recovery)
+    sections: list[Section] = [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
+    sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)
     sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:

@@ -70,9 +70,31 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
     return array
 
 
+def _damage(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
+    """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
+    from prunecli.pipeline.recovery import calibration
+    from prunecli.search.damage import Source, curves
+
+    assert options.data is not None
+    data, _ = calibration(options.data.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
+    fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
+    groups = subject.units.groups
+    most = [min(g.count - 1, int(np.floor(options.max_ratio * g.count + 1e-9))) for g in groups]
+    usable = [n for n, m in enumerate(most) if m > 0]
+    source = Source(subject.work, subject.units, fit, judge, data.start, progress=progress)
+    found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
+    evidence = Evidence(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
+    return lambda _: evidence
+
+
+HELD_SHARE = 4
+MOST_HELD = 96
+"""Samples on which the damage is measured, some hundred runs of the model on each."""
+
 _MEASURES: dict[str, Callable[[Cuttable, StructuredOptions, Progress], Measure]] = {
     "moments": _moments,
     "gates": _gates,
+    "damage": _damage,
 }
 
 

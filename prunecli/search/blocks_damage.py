@@ -113,14 +113,14 @@ def divergence(reference: Array, other: Array) -> float:
         a, b = a[finite := np.isfinite(a)], b[finite]
     if not np.isfinite(b).all():
         return float("inf")
-    scores = _log_scores(a, b)
+    scores = log_scores(a, b)
     if scores is not None:
         p, q = scores
         return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
     return float(np.square(a - b).sum() / max(np.square(a).sum(), np.finfo(np.float64).tiny))
 
 
-def _log_scores(a: Array, b: Array) -> tuple[Array, Array] | None:
+def log_scores(a: Array, b: Array) -> tuple[Array, Array] | None:
     """Log-probabilities of class scores; None where the output is something else."""
     if a.ndim < 2 or a.shape[-1] < 2:
         return None

@@ -68,9 +68,10 @@ class UnitRecipe:
 class Evidence:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
-    over all other axes."""
+    over all other axes. damage: by group, the measured damage that each unit adds."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
+    damage: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
 
 
@@ -150,6 +151,17 @@ def _check(recipe: UnitRecipe, evidence: Evidence | Measure | None) -> None:
         )
 
 
+def group_limit(group: Group, max_ratio: float) -> int:
+    """Most units of a group that may go: never all."""
+    return min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
+
+
+def group_multiple(group: Group, round_to: int, costing: Costing | None = None) -> int:
+    """Units go in such numbers that a multiple of this stays."""
+    multiple = round_to // gcd(round_to, max(group.per_unit)) if group.kind in ("channel", "width") else 1
+    return multiple if costing is None else lcm(multiple, costing.multiple(group))
+
+
 class _Chooser:
     def __init__(
         self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence | Measure,
@@ -169,15 +181,12 @@ class _Chooser:
 
     def _pool(self, group: Group) -> Pool:
         r = self.recipe
-        limit = min(group.count - 1, int(np.floor(r.max_ratio * group.count + 1e-9)))
-        multiple = r.round_to // gcd(r.round_to, max(group.per_unit)) if group.kind in ("channel", "width") else 1
-        if multiple > 1 and group.count <= multiple:
+        if group.count <= group_multiple(group, r.round_to) > 1:
             self.notes.append(
                 f"--round-to {r.round_to}: {group.name} has only {group.count} {group.kind}s and stays whole"
             )
-        if self.costing is not None:
-            multiple = lcm(multiple, self.costing.multiple(group))
-        return Pool(group.first, group.count, limit, multiple)
+        multiple = group_multiple(group, r.round_to, self.costing)
+        return Pool(group.first, group.count, group_limit(group, r.max_ratio), multiple)
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
         total = self.catalogue.count
@@ -205,7 +214,8 @@ class _Chooser:
         for number, group in enumerate(self.groups):
             rng = np.random.default_rng([self.recipe.seed, number])
             parts = [self._part(piece, gone) for piece in self.slices.of(group)]
-            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng)))
+            damage = self.evidence.damage.get(group.name) if self.evidence is not None else None
+            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng, damage)))
             if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")
         out = np.full(self.catalogue.count, np.nan)

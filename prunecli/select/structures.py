@@ -31,12 +31,14 @@ class Part:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """What a criterion sees: the parts of one group of like units. `rng` draws for that group alone."""
+    """What a criterion sees: the parts of one group of like units. `rng` draws for that group alone. `damage`: that
+    each unit adds, where it was measured."""
 
     name: str
     count: int
     parts: Sequence[Part]
     rng: np.random.Generator
+    damage: Array | None = None
 
     def of(self, *roles: str) -> list[Part]:
         return [part for part in self.parts if part.role in roles]
@@ -161,6 +163,13 @@ def taylor(group: UnitGroup) -> list[Array]:
 def fisher(group: UnitGroup) -> list[Array]:
     """E[(sum w g)^2] over the weights that read the unit, g the gradient of one sample (Theis et al. 2018)."""
     return _by_gates(group, lambda gate: np.square(gate).mean(axis=1))
+
+
+@unit_criterion("obs", evidence="damage", normalize="none")
+def obs(group: UnitGroup) -> list[Array]:
+    """The damage to the outputs that the unit adds when it goes in its turn, the layers that read it refitted by least
+    squares each time (Optimal Brain Surgeon for units, measured; see `prunecli.search.damage`)."""
+    return [np.full(group.count, np.inf) if group.damage is None else group.damage]
 
 
 def _by_gates(group: UnitGroup, score: Callable[[Array], Array]) -> list[Array]:

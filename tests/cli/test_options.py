@@ -25,8 +25,8 @@ def test_help_goes_to_stdout(args: tuple[str, ...], prune: Prune) -> None:
     assert done.err == ""
 
 
-OWN = {"--scope", "--criterion"}
-"""Their values differ between weights and structures, so each command lists its own."""
+OWN = {"--scope", "--criterion", "--format", "--granularity"}
+"""Their values differ between weights and structures, and `pack` takes coo besides: each command lists its own."""
 
 
 def test_options_of_one_name_have_one_help_text() -> None:

@@ -14,6 +14,7 @@ from prunecli.select.structures import UNIT_CRITERIA, Part, UnitGroup
 
 Array = np.ndarray[Any, Any]
 UNITS = 5
+DAMAGE = np.linspace(1.0, 2.0, UNITS)
 
 
 def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
@@ -25,7 +26,7 @@ def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
         if moments and role != "norm":
             evidence["gates"] = rng.standard_normal((UNITS, 7))
         parts.append(Part(f"w{number}", role, matrix, role == "norm", evidence))
-    return UnitGroup("g", UNITS, parts, np.random.default_rng(7))
+    return UnitGroup("g", UNITS, parts, np.random.default_rng(7), DAMAGE if moments else None)
 
 
 FULL = ("out", "in", "in", "bias", "norm")
@@ -77,6 +78,7 @@ FORMULAS: dict[str, Callable[[list[Part]], list[list[float]]]] = {
     "activation": activation,
     "taylor": lambda parts: gates(parts, abs),
     "fisher": lambda parts: gates(parts, lambda v: v * v),
+    "obs": lambda parts: [DAMAGE.tolist()],
 }
 
 

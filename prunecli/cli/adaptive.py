@@ -1,0 +1,190 @@
+"""`prune adaptive`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.magnitude import Also, Pattern
+from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, as_option
+from prunecli.cli.training import Given, trains
+from prunecli.cli.trials import (
+    Address,
+    BackendOption,
+    Criterion,
+    Granularity,
+    Jobs,
+    MaxRatio,
+    Metric,
+    Probes,
+    RoundTo,
+    State,
+    Where,
+)
+from prunecli.quantity import parse_quantity
+
+GOAL = "Goal"
+
+
+def _amount(text: str) -> float:
+    return parse_quantity(text).value
+
+
+class StrategyName(StrEnum):
+    search = "search"
+    feedback = "feedback"
+
+
+class Amount(StrEnum):
+    params = "params"
+    macs = "macs"
+    latency = "latency"
+    file_bytes = "file_bytes"
+
+
+@trains
+def adaptive(
+    model: options.ModelPath,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="D",
+            parser=as_option(_amount),
+            help="what may be lost of --metric on data that the search does not see, as 1% or 0.01",
+            rich_help_panel=GOAL,
+        ),
+    ] = None,
+    minimize: Annotated[
+        Amount | None,
+        typer.Option(
+            "--minimize",
+            metavar="params|macs|latency|file_bytes",
+            help="what is to become small; default params of elements, macs of structures",
+            rich_help_panel=GOAL,
+        ),
+    ] = None,
+    metric: Metric = None,
+    strategy: Annotated[
+        StrategyName,
+        typer.Option(
+            "--strategy",
+            metavar="search|feedback",
+            help="search: per layer, from measured sensitivity; feedback: one threshold, up while the error allows",
+            rich_help_panel=GOAL,
+        ),
+    ] = StrategyName.search,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            min=1,
+            help="of the search, at most; each measures every layer anew",
+            rich_help_panel=GOAL,
+        ),
+    ] = 4,
+    data: options.Data = None,
+    labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    confirm_data: Annotated[
+        str | None,
+        typer.Option(
+            "--confirm-data",
+            metavar="D",
+            help="data that only confirm, instead of a part of --data",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    confirm_split: Annotated[
+        float,
+        typer.Option(
+            "--confirm-split",
+            metavar="F",
+            min=0,
+            max=1,
+            help="fraction of --data that only confirms",
+            rich_help_panel=DATA,
+        ),
+    ] = 0.5,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 32,
+    seed: options.Seed = 0,
+    output_name: options.OutputName = None,
+    probes: Probes = 256,
+    granularity: Granularity = "element",
+    criterion: Criterion = None,
+    pattern: Pattern = "element",
+    max_ratio: MaxRatio = None,
+    round_to: RoundTo = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    also: Also = None,
+    jobs: Jobs = None,
+    backend: BackendOption = Where.local,
+    address: Address = None,
+    state: State = None,
+    output: options.OutputPath = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    external_data: options.ExternalDataOption = ExternalData.auto,
+    no_verify: options.NoVerify = False,
+    save_plan: options.SavePlan = None,
+    save_front: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-front", metavar="DIR", help="keep the models of the Pareto front in DIR", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    format: options.FormatOption = Format.table,
+    report: options.ReportPath = None,
+    no_progress: options.NoProgress = False,
+    dim: options.Dim = None,
+    input_shape: options.InputShape = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+    *,
+    training: Given,
+) -> None:
+    """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
+
+    How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half
+    only confirms. A margin for the noise of both is kept, so more data give a smaller model. Exit code 1 and no file if
+    the limit cannot be kept. Ctrl-C ends the search with the best so far.
+
+    With --finetune-epochs it goes on from there: a little is cut, trained on --train-data, judged, and backed out if it
+    costs too much.
+    """
+    from prunecli.cli.output import emit
+    from prunecli.cli.progress import progress_for
+    from prunecli.cli.trials import trial_options
+    from prunecli.errors import PruneError
+    from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
+    from prunecli.pipeline.adaptive import adaptive as run
+    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.subject import Execution
+
+    if max_drop is None:
+        raise PruneError("what may be lost is not given", "give --max-drop 1%")
+    trials = trial_options(
+        data, labels, label_column, limit, granularity=granularity, criterion=criterion, pattern=pattern,
+        max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also, metric=metric,
+        output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim, input_shape=input_shape,
+        provider=provider, threads=threads, jobs=jobs, backend=backend, address=address, state=state,
+    )  # fmt: skip
+    execution = Execution(provider or "cpu", threads)
+    retrain = training.retrain(trials.data, None, execution, seed, verify=not no_verify)
+    wanted = AdaptiveOptions(
+        trials, max_drop, DataOptions.of(confirm_data, None, label_column if confirm_data else None, None),
+        confirm_split, minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
+        not no_verify, external_data.value, save_plan, save_front, retrain,
+    )  # fmt: skip
+    result = run(model, wanted, progress_for(no_progress))
+    emit(result, format, report)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    raise_if_missed(result)

@@ -1,0 +1,70 @@
+"""How long onnxruntime takes to load a model, and how much memory: in a process of its own, which does nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunecli.errors import PruneError
+from prunecli.runtime import Session, providers
+
+QUICK = 0.5
+"""Seconds below which loading is repeated twice and the least is taken."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """`seconds` until the session is open; `cpu_seconds`: of the processor, which other programs on the machine change
+    less; `peak_bytes`: most memory in use, less what was in use before (None
+    where the system does not tell)."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int | None
+
+
+def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> Load:
+    """Load the model in a fresh process.
+
+    Raises:
+        PruneError: it cannot be loaded, or the process was killed, as it is where memory runs out.
+    """
+    command = [sys.executable, "-m", "prunecli.evaluate.loading", str(path), provider, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
+        raise PruneError(f"loading {path} could not be measured: {why[0][:300]}", "pass --no-verify to leave it out")
+    return Load(**json.loads(done.stdout))
+
+
+def _memory(key: str) -> int | None:
+    """VmRSS or VmHWM of this process in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
+
+
+def _measured(path: Path, provider: str, threads: int) -> Load:
+    providers()  # the library itself is loaded before the clock starts
+    before, first = _memory("VmRSS"), _timed(path, provider, threads)
+    peak = _memory("VmHWM")
+    times = [first, *(_timed(path, provider, threads) for _ in range(2))] if first[0] < QUICK else [first]
+    seconds, cpu = (min(column) for column in zip(*times, strict=True))
+    return Load(seconds, cpu, None if before is None or peak is None else max(0, peak - before))
+
+
+def _timed(path: Path, provider: str, threads: int) -> tuple[float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
+    Session.open(path, provider=provider, threads=threads)
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+if __name__ == "__main__":
+    found = _measured(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    print(json.dumps(vars(found)))

@@ -1,0 +1,58 @@
+"""Raising the opset of a model, no further than needed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+from prunecli.model.loading import Model, load
+from prunecli.model.plain import plain_path
+
+
+def opset(model: ir.Model) -> int:
+    """The lowest opset of the standard domain that the model or one of its functions imports; 0 if none does."""
+    stated = [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
+    return min((imports[""] for imports in stated if "" in imports), default=0)
+
+
+def free_initializers(model: Model) -> None:
+    """Before IR version 4 every initializer is also listed as an input, and yet constant: list them no more."""
+    stored = [value for value in model.ir.graph.inputs if value.is_initializer()]
+    if model.ir.ir_version < 4 and stored:
+        for value in stored:
+            model.ir.graph.inputs.remove(value)
+        model.ir.ir_version = 4
+        model.notes.append("initializers are no longer listed as inputs, which IR version 3 asked for")
+
+
+def raised(model: Model, needed: int, why: str) -> Model:
+    """`model` itself if its opset suffices, else a converted one, held in memory.
+
+    Raises:
+        PruneError: ONNX's converter cannot do it: local functions, models over 2 GB, operators that changed meaning.
+    """
+    present = opset(model.ir)
+    if present >= needed:
+        return model
+    if not present and not model.ir.functions:
+        model.ir.graph.opset_imports[""] = needed
+        return model
+    what = f"{model.path} uses opset {present}; {why} needs {needed}"
+    if model.ir.functions:
+        raise PruneError(f"{what}, and models with functions cannot be converted", "export it with a newer opset")
+    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
+        place = Path(folder) / model.path.name
+        try:
+            proto = onnx.load(str(plain_path(model)))
+            onnx.save(onnx.version_converter.convert_version(proto, needed), str(place))
+            converted = load(place)
+        except Exception as error:  # the converter raises whatever its C++ parts throw
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise PruneError(f"{what}, and ONNX cannot convert it: {reason}", "export it with a newer opset") from error
+    free_initializers(converted)
+    note = f"the opset was raised from {present} to {needed}: {why} needs it"
+    return Model(converted.ir, model.path, model.sha256, model.data_files, [*model.notes, note], model.packed)

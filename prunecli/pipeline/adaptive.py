@@ -1,0 +1,300 @@
+"""`prune adaptive`: the smallest model that loses no more than is allowed, confirmed on data that chose nothing."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from prunecli.data import Dataset
+from prunecli.errors import GateFailed, PruneError
+from prunecli.model.saving import check_target
+from prunecli.pipeline.adaptive_models import FrontModel, Models
+from prunecli.pipeline.adaptive_report import to_document, to_json
+from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.gradual import Retrain, left_out
+from prunecli.pipeline.structured import default_output
+from prunecli.pipeline.trial_options import TrialOptions
+from prunecli.pipeline.trial_pruner import Pruner, Result
+from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
+from prunecli.report.document import Document
+from prunecli.runtime import Session
+from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
+from prunecli.search.space import Knob, Setting
+from prunecli.search.trials import outcome_on
+from prunecli.search.yardstick import Drop
+from prunecli.types import FileRef, Json, Progress, no_progress
+
+Strategy = Literal["search", "feedback"]
+ATTEMPTS = 5
+"""Settings that may be confirmed; each one after the first is held to a stricter bound, and its interval is wider."""
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
+    drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
+    `retrain`: train between steps, on data of its own."""
+
+    trials: TrialOptions
+    max_drop: float
+    confirm_data: DataOptions | None = None
+    confirm_split: float = 0.5
+    minimize: str | None = None
+    strategy: Strategy = "search"
+    rounds: int = 4
+    output: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = True
+    external_data: Literal["auto", "always", "never"] = "auto"
+    save_plan: Path | None = None
+    save_front: Path | None = None
+    retrain: Retrain | None = None
+
+    @property
+    def train_apart(self) -> bool:
+        """Whether training has data of its own."""
+        return self.retrain is not None and self.retrain.options.data.text != self.trials.data.text
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One setting on the held-out samples: the metric of the original and of the model, the drop with its interval,
+    and whether the promise holds there. `level`: of the interval, after the correction for `attempt`."""
+
+    step: Step
+    baseline: float
+    metric: float
+    drop: Drop
+    low: float
+    high: float
+    level: float
+    attempt: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of a knob. `threshold`: the largest score that went."""
+
+    knob: Knob
+    fraction: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class AdaptiveResult:
+    """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
+    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed."""
+
+    model: FileRef
+    options: AdaptiveOptions
+    goal: Goal
+    metric: str
+    change: str
+    output_name: str
+    baseline: float
+    samples: tuple[int, int]
+    source: str
+    steps: Sequence[Step]
+    confirmations: Sequence[Confirmation]
+    layers: Sequence[Layer]
+    front: Sequence[FrontModel]
+    closest: Step | None
+    result: Result | None
+    measured: int
+    reused: int
+    interrupted: bool = False
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def reached(self) -> bool:
+        return self.result is not None
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def adaptive(
+    model: str | Path, options: AdaptiveOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> AdaptiveResult:
+    """Find the smallest model within `max_drop`, and save it with proof once held-out data confirm it. `changes`
+    override fields of the options and of `options.trials`: `adaptive("m.onnx", data="d.npz", max_drop=0.01)`.
+
+    Where the goal cannot be reached nothing is written and `result` is None. Interrupting the search (Ctrl-C) ends it
+    with the best so far.
+
+    Raises:
+        PruneError: the model, the data or an option is unusable, or the saved file is not what it should be.
+    """
+    start, options = time.perf_counter(), adaptive_options(options, **changes)
+    _check(options)
+    path = Path(model)
+    target = options.output or default_output(path)
+    file, session = open_model(path, options.trials)
+    if not options.dry_run:
+        check_target(file, target, options.force)
+    tune, held = _split(options, session)
+    confirming = Judged.of(held, session, options.trials)
+    setup = set_up(file, session, tune, options.trials, progress, options.minimize)
+    goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
+    run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
+    with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+        trained: dict[int, Trained] = {}
+        interrupted = _interruptible(lambda: run.run(options.strategy))
+        retrain = None if options.dry_run or interrupted else options.retrain
+        if retrain is not None:
+            further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
+            interrupted = _interruptible(further)
+        models = Models(setup, trained, options)
+        confirmations = list(_confirm(run, confirming, models))
+        kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
+        done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
+        front = models.front(run.steps, progress)
+    yardstick = setup.bench.workspace.yardstick
+    return AdaptiveResult(
+        file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
+        (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
+        front, run.closest(), done, setup.bench.measured, setup.bench.reused,
+        interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def adaptive_options(options: AdaptiveOptions | None = None, **changes: Any) -> AdaptiveOptions:
+    """Options with changes, which may also name fields of the trial options; `data` may be a path."""
+    known = AdaptiveOptions.__dataclass_fields__
+    own = {name: changes.pop(name) for name in list(changes) if name in known and name != "trials"}
+    for group, name in ((changes, "data"), (own, "confirm_data")):
+        if isinstance(group.get(name), str | Path):
+            group[name] = DataOptions(str(group[name]))
+    if own.get("output") is not None:
+        own["output"] = Path(own["output"])
+    if options is None:
+        if "data" not in changes or "max_drop" not in own:
+            raise PruneError("what may be lost, and the data to measure it on, are not given",
+                             "give --data and --max-drop 1%")  # fmt: skip
+        options = AdaptiveOptions(TrialOptions(changes["data"]), own["max_drop"])
+    return replace(options, trials=replace(options.trials, **changes), **own)
+
+
+def raise_if_missed(found: AdaptiveResult) -> None:
+    """To be called after the report was printed.
+
+    Raises:
+        GateFailed: the goal was not reached.
+    """
+    if not found.reached:
+        raise GateFailed(
+            f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
+            "allow more, give more data, or recover quality with --finetune-epochs" if not found.steps
+            else "allow more, or give more data: the margin for noise shrinks with it",
+        )  # fmt: skip
+
+
+def _check(options: AdaptiveOptions) -> None:
+    check_training(options.retrain, options.train_apart, options.external_data)
+    if not 0 < options.max_drop < math.inf:
+        raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
+    if options.strategy not in STRATEGIES:
+        raise PruneError(f"there is no strategy {options.strategy}", f"choose from {', '.join(STRATEGIES)}")
+    if options.minimize == "latency" and options.trials.elements:
+        raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
+                         "add --granularity channel,head")  # fmt: skip
+    if not 0 < options.confirm_split < 1:
+        raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
+    if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
+        raise PruneError(f"--save-front {options.save_front} is not a folder", "name a folder")
+
+
+def _split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
+    """The samples to choose by, and those that only confirm."""
+    data = options.trials.data.open(session.inputs)
+    if options.confirm_data is not None:
+        held = options.confirm_data.open(session.inputs)
+        if held.has_labels != data.has_labels:
+            raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
+        return data, held
+    confirming, choosing = data.split(options.confirm_split, options.trials.seed)
+    if not len(confirming) or not len(choosing):
+        raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
+    return choosing, confirming
+
+
+def _minimised(pruner: Pruner, wanted: str | None) -> str:
+    if wanted is None:
+        return pruner.goals[0]
+    if wanted not in pruner.goals:
+        hint = f"choose from {', '.join(pruner.goals)}"
+        raise PruneError(f"--minimize {wanted} is not possible here", hint)
+    return wanted
+
+
+def _interruptible(work: Callable[[], object]) -> bool:
+    """Do it; whether it was cut short by Ctrl-C."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _notes(options: AdaptiveOptions) -> list[str]:
+    return [left_out(options.retrain)] if options.retrain is not None and options.dry_run else []
+
+
+def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation]:
+    """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
+    what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
+    limit, tried = run.goal.max_drop, set[int]()
+    for attempt in range(1, ATTEMPTS + 1):
+        left = [step for step in run.candidates(limit) if step.number not in tried]
+        if not left or not left[0].setting:
+            return
+        found = _confirmed(left[0], held, models, run.goal, attempt)
+        tried.add(left[0].number)
+        yield found
+        if found.holds:
+            return
+        limit = left[0].bound - max(found.drop.value - run.goal.max_drop, found.drop.error() / 2)
+
+
+def _confirmed(step: Step, held: Judged, models: Models, goal: Goal, attempt: int) -> Confirmation:
+    from scipy.special import ndtri
+
+    session = models.open(step)
+    outcome = outcome_on(session, held.batches, held.reference, held.yardstick)
+    assert outcome.records is not None
+    drop = held.yardstick.drop(outcome.records)
+    level = 1 - (1 - LEVEL) / attempt
+    half = float(ndtri((1 + level) / 2)) * drop.error()
+    return Confirmation(step, held.yardstick.baseline, held.yardstick.value(outcome.records), drop, drop.value - half,
+                        drop.value + half, level, attempt, drop.value <= goal.max_drop)  # fmt: skip
+
+
+def _said(setup: Setup, options: AdaptiveOptions, goal: Goal) -> Json:
+    """What the saved model records of how it was chosen."""
+    yardstick = setup.bench.workspace.yardstick
+    return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": yardstick.metric,
+            "minimize": goal.minimize, "data": options.trials.data.text, "seed": options.trials.seed}  # fmt: skip
+
+
+def _layers(setup: Setup, confirmations: Sequence[Confirmation]) -> list[Layer]:
+    """The final thresholds, in the model's order."""
+    if not confirmations or not confirmations[-1].holds:
+        return []
+    setting: Setting = confirmations[-1].step.setting
+    found = setup.pruner.space.thresholds(setting)
+    return [Layer(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]

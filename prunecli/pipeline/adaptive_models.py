@@ -1,0 +1,85 @@
+"""The models of a search's steps: opened, written in their place, and kept as a Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
+from prunecli.pipeline.trial_pruner import Result, Saving
+from prunecli.pipeline.trial_setup import Setup
+from prunecli.runtime import Session
+from prunecli.search.adaptive import Step
+from prunecli.search.trials import serialised
+from prunecli.types import Json, Progress
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.adaptive import AdaptiveOptions
+
+FRONT = 12
+"""Models that --save-front keeps, at most."""
+
+
+@dataclass(frozen=True)
+class FrontModel:
+    """A step that no other beats in both size and metric; `path` where it was saved."""
+
+    step: Step
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """`trained`: by number, steps that cannot be built again from their setting."""
+
+    setup: Setup
+    trained: Mapping[int, Trained]
+    options: AdaptiveOptions
+
+    def open(self, step: Step) -> Session:
+        """The model of a step, as trials run it."""
+        made = self.trained.get(step.number)
+        model = made.path if made is not None else serialised(self.setup.pruner.space.build(step.setting))
+        return Session.open(model, provider=self.setup.bench.workspace.provider, threads=1)
+
+    def write(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
+        """Save the model of a step with proof; of a trained one, the proof is of each cut before its training."""
+        o, made = self.options, self.trained.get(step.number)
+        if made is not None and o.retrain is not None:
+            return write_trained(made, self.setup, o.retrain, target)
+        saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan)
+        return self.setup.pruner.finish(step.setting, said, saving, progress)
+
+    def front(self, steps: Sequence[Step], progress: Progress) -> list[FrontModel]:
+        """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many."""
+        kept = pareto(steps)
+        if self.options.save_front is None or self.options.dry_run:
+            return [FrontModel(step) for step in kept]
+        self.options.save_front.mkdir(parents=True, exist_ok=True)
+        count = min(FRONT, len(kept))
+        some = {kept[round(i * (len(kept) - 1) / max(count - 1, 1))].number for i in range(count)}
+        return [
+            self._kept(step, progress) if step.number in some and step.setting else FrontModel(step) for step in kept
+        ]
+
+    def _kept(self, step: Step, progress: Progress) -> FrontModel:
+        assert self.options.save_front is not None
+        place, made = self.options.save_front / f"step-{step.number:03d}.onnx", self.trained.get(step.number)
+        if made is not None:
+            copy(made.path, place)
+        else:
+            saving = Saving(place, True, False, self.options.verify, self.options.external_data)
+            self.setup.pruner.finish(step.setting, {"front": step.number}, saving, progress)
+        return FrontModel(step, str(place))
+
+
+def pareto(steps: Sequence[Step]) -> list[Step]:
+    """Of finite drop, the smallest model first."""
+    kept: list[Step] = []
+    for step in sorted(steps, key=lambda s: (s.remains, s.drop.value)):
+        if math.isfinite(step.drop.value) and (not kept or step.drop.value < kept[-1].drop.value):
+            kept.append(step)
+    return kept

@@ -1,0 +1,155 @@
+"""How adaptive pruning reads: the promise and what became of it, the path, the front, the thresholds, the file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prunecli.pipeline.shared_report import number
+from prunecli.pipeline.trial_charts import path_chart
+from prunecli.report.contract import envelope
+from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.types import Json
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.adaptive import AdaptiveResult, Confirmation
+    from prunecli.search.adaptive import Step
+
+TOP = 30
+NAMES = {"params": "parameters", "macs": "MACs", "file_bytes": "bytes", "latency": "time"}
+
+
+def to_json(found: AdaptiveResult) -> Json:
+    """The contract's keys of the command that wrote the file, with `goal`, `confirmation`, `path`, `front` and
+    `thresholds`."""
+    base = found.result.to_json() if found.result is not None else {"model": asdict(found.model), "output": None}
+    options = found.options
+    return {
+        **base,
+        **envelope("adaptive"),
+        "seconds": round(found.seconds, 3),
+        "dry_run": options.dry_run,
+        "reached": found.reached,
+        "interrupted": found.interrupted,
+        "goal": {
+            "metric": found.metric, "change": found.change, "output": found.output_name,
+            "max_drop": found.goal.max_drop, "minimize": found.goal.minimize, "strategy": options.strategy,
+            "baseline": found.baseline,
+            "sureness": found.goal.sureness, "samples": found.samples[0], "held_out": found.samples[1],
+        },
+        "confirmation": [_confirmation(c) for c in found.confirmations],
+        "path": [_step(step) for step in found.steps],
+        "front": [{"step": m.step.number, "remains": m.step.remains, "drop": m.step.drop.value, "path": m.path}
+                  for m in found.front],
+        "thresholds": [{"name": one.knob.name, "kind": one.knob.kind, "count": one.knob.count,
+                        "fraction": one.fraction, "threshold": one.threshold} for one in found.layers],
+        "closest": None if found.closest is None else _step(found.closest),
+        "jobs": {"measured": found.measured, "reused": found.reused},
+        "notes": list(dict.fromkeys([*found.notes, *([] if found.result is None else found.result.notes)])),
+    }  # fmt: skip
+
+
+def _confirmation(c: Confirmation) -> Json:
+    return {"step": c.step.number, "baseline": c.baseline, "metric": c.metric, "drop": c.drop.value, "low": c.low,
+            "high": c.high, "level": c.level, "samples": c.drop.samples, "attempt": c.attempt,
+            "holds": c.holds}  # fmt: skip
+
+
+def _step(step: Step) -> Json:
+    return {"step": step.number, "stage": step.stage, "remains": step.remains, "damage": step.damage,
+            "metric": step.metric, "drop": step.drop.value, "bound": step.bound, "allowed": step.allowed,
+            "decision": step.decision, "setting": dict(step.setting)}  # fmt: skip
+
+
+def to_document(found: AdaptiveResult) -> Document:
+    sections: list[Section] = [_promise(found)]
+    if found.interrupted:
+        sections.append(Text("interrupted: this is the best that had been found by then", "warning"))
+    sections += [Text(_missed(c, found), "warning") for c in found.confirmations if not c.holds]
+    if not found.reached:
+        sections += _closest(found)
+    if found.result is not None:
+        sections += found.result.to_document().sections
+    if found.layers:
+        sections.append(_thresholds(found))
+    if found.steps:
+        sections += [_path(found), path_chart(found, NAMES[found.goal.minimize]), _front(found)]
+    if found.reused:
+        sections.append(
+            Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+        )
+    told = [] if found.result is None else found.result.notes
+    sections += [Text(note, "warning") for note in found.notes if note not in told]
+    return Document(f"{found.model.path}: adaptive", sections)
+
+
+def _promise(found: AdaptiveResult) -> Text:
+    what = f"{found.metric} {found.change} of at most {found.goal.max_drop:g}"
+    if not found.reached:
+        return Text(f"Not reached: no model within a {what} was found.", "warning")
+    c = found.confirmations[-1]
+    sure = (
+        "" if c.high > found.goal.max_drop else f" So, at this level, it is within {found.goal.max_drop:g} in general."
+    )
+    gone, name = 100 * (1 - c.step.remains), NAMES[found.goal.minimize]
+    said = (
+        f"{gone:.1f} % of the {name} went. Kept: {what}. On {c.drop.samples:,} samples that nothing was chosen by,"
+        f" {found.metric} went from {number(c.baseline)} to {number(c.metric)}: a {found.change} of {c.drop.value:.4f}"
+        f" ({100 * c.level:.3g} % interval {c.low:.4f} to {c.high:.4f}).{sure}"
+    )
+    return Text(said, "good")
+
+
+def _missed(c: Confirmation, found: AdaptiveResult) -> str:
+    return (
+        f"step {c.step.number} did not hold on the held-out samples ({found.change} {c.drop.value:.4f}): a stricter"
+        " one was looked for"
+    )
+
+
+def _closest(found: AdaptiveResult) -> list[Section]:
+    step = found.closest
+    if step is None:
+        return [Text("nothing was tried", "warning")]
+    noise = step.bound - step.drop.value
+    said = (
+        f"The closest is step {step.number}: {100 * step.remains:.1f} % of the {NAMES[found.goal.minimize]} remain,"
+        f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
+        f" margin for noise {step.bound:.4f}."
+    )
+    if step.drop.value <= found.goal.max_drop:
+        said += f" The margin, {noise:.4f}, is what so few samples cost: more of them make it smaller."
+    return [Text(said)]
+
+
+def _path(found: AdaptiveResult) -> Table:
+    columns = (
+        Column("step", "count"), Column("stage", drop=2), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+        Column(found.metric.replace("_", " "), "number"), Column(found.change, "number"),
+        Column("with margin", "number"), Column("damage", "number", drop=1), Column("decision"),
+    )  # fmt: skip
+    rows = [
+        (s.number, s.stage, s.remains, number(s.metric), number(s.drop.value), number(s.bound), number(s.damage),
+         "confirmed" if any(c.holds and c.step is s for c in found.confirmations) else s.decision)
+        for s in found.steps
+    ]  # fmt: skip
+    note = (
+        f"on {found.samples[0]:,} samples; the margin is {found.goal.sureness:g} standard errors of the difference to"
+        f" {found.samples[1]:,} other samples"
+    )
+    return Table("Path", columns, rows, note, top=TOP)
+
+
+def _front(found: AdaptiveResult) -> Table:
+    columns = (Column("step", "count"), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+               Column(found.change, "number"), Column("file", drop=1))  # fmt: skip
+    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), m.path) for m in found.front]
+    return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)
+
+
+def _thresholds(found: AdaptiveResult) -> Table:
+    elements = found.options.trials.elements
+    columns = (Column("layer" if elements else "group"), Column("elements" if elements else "units", "count"),
+               Column("removed", "percent"), Column("threshold", "number"))  # fmt: skip
+    rows = [(one.knob.name, one.knob.count, one.fraction, number(one.threshold)) for one in found.layers]
+    return Table("Thresholds", columns, rows, "the largest score that goes", top=TOP)

@@ -1,0 +1,134 @@
+"""Adaptive pruning with training between steps: further along the path that the search drew, a little at a time.
+
+Each step cuts what the last accepted one left, trains it with the unpruned model as teacher, and is judged as any other
+setting, on samples that it was not trained on. A step that costs too much is backed out, and the next one is smaller.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.errors import PruneError
+from prunecli.pipeline.finetune import FinetuneResult, finetune
+from prunecli.pipeline.gradual import Retrain, Round, proof_of, retrained
+from prunecli.pipeline.magnitude import MagnitudeResult
+from prunecli.pipeline.trial_pruner import Result, Saving
+from prunecli.pipeline.trial_setup import Setup
+from prunecli.runtime import Session
+from prunecli.search.adaptive import Search, Step
+from prunecli.search.space import Setting, snapped
+from prunecli.search.tradeoff import Path as Way
+from prunecli.search.trials import outcome_on
+from prunecli.types import Progress
+
+PACE, LEAST_PACE = 0.25, 0.05
+"""The fraction of what remains that a step removes: at first, and when it is no longer worth training."""
+MOST_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model made by cuts and training: its file, and the rounds that led to it."""
+
+    path: Path
+    setting: Setting
+    rounds: tuple[Round[Result], ...]
+
+
+def check_training(retrain: Retrain | None, separate: bool, external_data: str) -> None:
+    """Raises PruneError where training would make the judgement worthless, or is not possible."""
+    if retrain is None:
+        return
+    if not separate:
+        raise PruneError("what is trained on the samples that judge it learns them by heart",
+                         "give other samples to train on with --train-data")  # fmt: skip
+    if external_data == "always":
+        raise PruneError("--external-data always and --finetune-epochs do not go together",
+                         "prune first, then `prune finetune`")  # fmt: skip
+
+
+def train_further(
+    run: Search, setup: Setup, retrain: Retrain, made: dict[int, Trained], folder: Path, progress: Progress
+) -> None:
+    """Go on from the best so far. Every step is added to the search's, and its model to `made` by its number."""
+    way, last, pace = run.path, None, PACE
+    remains = 1.0 if run.best is None else run.best.remains
+    for number in range(1, MOST_STEPS + 1):
+        setting = at_remains(run, way, remains * (1 - pace))
+        new = _round(setup, setting, last, retrain, folder / str(number), progress)
+        step = _judged(run, setup, setting, new.path, number)
+        made[step.number] = new
+        if step.allowed:
+            last, remains = new, step.remains
+        else:
+            pace /= 2
+        if pace < LEAST_PACE or remains * (1 - pace) < run.remains(way.at(way.most)):
+            break
+
+
+def at_remains(run: Search, way: Way, wanted: float) -> dict[str, float]:
+    """The gentlest setting on the way of which no more than that remains."""
+    low, high = 0.0, way.most
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if run.remains(way.at(middle)) <= wanted else (middle, high)
+    return snapped(run.space.knobs, way.at(high))
+
+
+def _round(
+    setup: Setup, setting: Setting, last: Trained | None, retrain: Retrain, folder: Path, progress: Progress
+) -> Trained:
+    folder.mkdir()
+    rounds, saving = () if last is None else last.rounds, Saving(folder / "cut.onnx")
+    if last is None:
+        cut = setup.pruner.finish(setting, {}, saving, progress)
+    else:
+        cut = setup.pruner.cut_further(last.path, last.setting, setting, saving, progress)
+    original = setup.file.path
+    teacher = retrain.options.teacher or (original if retrain.by_original else None)
+    options = replace(retrain.options, teacher=teacher, output=folder / "trained.onnx", salvage=False)
+    done: FinetuneResult = finetune(folder / "cut.onnx", options, progress)
+    return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
+
+
+def _judged(run: Search, setup: Setup, setting: dict[str, float], path: Path, number: int) -> Step:
+    workspace = setup.bench.workspace
+    session = Session.open(path, provider=workspace.provider, threads=1)
+    outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
+    return run.add(setting, outcome, f"trained {number}")
+
+
+def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -> Result:
+    """Put the trained file in its place, complete, and say what led to it."""
+    rounds: Sequence[Round[Result]] = made.rounds
+    copy(made.path, target)
+    training = retrained(setup.file.path, retrain, list(rounds))
+    output = None if training.output is None else replace(training.output, path=str(target))
+    first, last = rounds[0].cut, rounds[-1].cut
+    same: dict[str, Any] = {"model": setup.file.ref, "output": output, "before": first.before,
+            "after": training.totals(), "verification": proof_of(list(rounds)), "training": training}  # fmt: skip
+    late = {row.weight: row.nonzero for row in training.last.layers}
+    if isinstance(last, MagnitudeResult):
+        assert isinstance(first, MagnitudeResult)
+        early = {layer.weight: layer.nonzero_before for layer in first.layers}
+        layers = [replace(layer, nonzero_before=early[layer.weight], nonzero=late.get(layer.weight, layer.nonzero))
+                  for layer in last.layers]  # fmt: skip
+        return replace(last, layers=layers, **same)
+    return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file so that it appears complete or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(handle, "wb") as out, source.open("rb") as data:  # noqa: PTH123 - a descriptor
+            shutil.copyfileobj(data, out)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    finally:
+        Path(name).unlink(missing_ok=True)

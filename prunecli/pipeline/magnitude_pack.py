@@ -1,0 +1,44 @@
+"""`--pack` of the commands that write zeros: what they make goes through `prune pack` before it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunecli.model import load
+from prunecli.model.loading import file_sha256
+from prunecli.model.saving import check_target
+from prunecli.pipeline.pack import PackOptions, packed_after
+from prunecli.types import FileRef, Progress
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult
+
+
+def packed(
+    run: Callable[..., MagnitudeResult], path: Path, target: Path, options: MagnitudeOptions, progress: Progress
+) -> MagnitudeResult:
+    """Prune, and train if asked, into a file elsewhere; what is written is that file packed."""
+    assert options.pack is not None
+    once = replace(options, pack=None)
+    if options.dry_run and options.retrain is not None:
+        found = run(path, once, progress)
+        return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot pack"])
+    if not options.dry_run:
+        check_target(load(path), target, options.force)
+    wanted = PackOptions(options.pack, force=options.force, dry_run=options.dry_run, verify=options.verify,
+                         external_data=options.external_data, dims=options.dims,
+                         execution=options.execution)  # fmt: skip
+
+    def make(place: Path) -> MagnitudeResult:
+        return run(path, replace(once, output=place, dry_run=False), progress)
+
+    found, small = packed_after(target, wanted, make, progress)
+    if small is None:
+        output = None if options.dry_run else FileRef(str(target), file_sha256(target))
+        note = f"nothing would become {options.pack.min_saving:.0%} smaller by packing: it is stored as it is"
+        return replace(found, output=output, notes=[*found.notes, note], dry_run=options.dry_run)
+    return replace(found, output=small.output, after=replace(small.after, macs=found.after.macs), packed=small,
+                   notes=[*found.notes, *small.notes], dry_run=options.dry_run)  # fmt: skip

@@ -1,0 +1,279 @@
+"""`prune pack` and `prune unpack`: sparse weights stored small in standard ONNX, and dense again."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from prunecli.errors import PruneError
+from prunecli.evaluate.fidelity import Fidelity
+from prunecli.evaluate.loading import Load
+from prunecli.model import Dims, Model, concrete_shapes, load, totals
+from prunecli.model.opsets import free_initializers, raised
+from prunecli.model.plain import plain_path
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.sizes import zstd_bytes
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan, write
+from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
+from prunecli.pipeline.pack_report import to_document, to_json
+from prunecli.pipeline.subject import Execution
+from prunecli.report.document import Document
+from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
+
+OPSET, OPSET_BFLOAT16 = 11, 13
+"""The least that ScatterElements and CumSum need, and that they need for bfloat16."""
+
+
+class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with --pack take as an answer
+    """No tensor would become smaller by as much as was asked for."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How to pack. `format`: chains of operators, or sparse_initializer. `values`: narrower ones are lossy.
+    `max_error`: largest difference of an output, as a fraction of its largest element, that is accepted.
+    `min_saving`: a tensor that would save less stays dense. `plain_zeros`: negative zeros become zeros."""
+
+    format: Literal["auto", "coo"] = "auto"
+    values: Values = "exact"
+    max_error: float | None = None
+    min_saving: float = 0.1
+    plain_zeros: bool = False
+
+    def to_json(self) -> Json:
+        return {"format": self.format, "values": self.values, "max_error": self.max_error,
+                "min_saving": self.min_saving, "plain_zeros": self.plain_zeros}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """`output` None: STEM.packed.onnx (for `unpack` STEM.dense.onnx) beside the model."""
+
+    packing: Packing = field(default_factory=Packing)
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    output: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = True
+    external_data: Literal["auto", "always", "never"] = "auto"
+    dims: Dims = field(default_factory=Dims)
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What was packed. `rows`: every float tensor of 1 kB or more. `zstd`: bytes before and after. `loads`: of the
+    dense file and of the packed one. `fidelity`: only for lossy values."""
+
+    command: str
+    model: FileRef
+    output: FileRef | None
+    packing: Packing
+    before: Totals
+    after: Totals
+    zstd: tuple[int, int]
+    rows: Sequence[Row]
+    skipped: Sequence[Skipped]
+    verification: Verification
+    loads: tuple[Load, Load] | None = None
+    fidelity: Fidelity | None = None
+    notes: Sequence[str] = ()
+    dry_run: bool = False
+    seconds: float = 0.0
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def pack(
+    model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> PackResult:
+    """Store the sparse tensors of a model small. `changes` override fields of `options` and of its packing.
+
+    Raises:
+        PruneError: the file or an option is unusable, nothing in it would become smaller, its opset is too old and
+            cannot be raised, or onnxruntime does not run the packed file as it runs the model.
+        GateFailed: `max_error` is exceeded; nothing is written.
+    """
+    start, options = time.perf_counter(), _options(options, changes)
+    path = Path(model)
+    target = options.output or path.with_name(f"{path.stem}.packed.onnx")
+    how = How(options.packing.values, options.packing.min_saving, options.packing.format == "coo",
+              options.include, options.exclude)  # fmt: skip
+    _check(options)
+    while True:
+        try:
+            return replace(_packed(path, target, options, how, progress), seconds=time.perf_counter() - start)
+        except NotFolded as error:
+            reasons = dict.fromkeys(error.names, "onnxruntime does not fold its decoding away")
+            if not reasons.keys() - how.dense.keys():
+                raise PruneError(f"onnxruntime would decode {error} at every run", "pass --exclude for these") from None
+            how = replace(how, dense={**how.dense, **reasons})
+
+
+def _options(options: PackOptions | None, changes: dict[str, Any]) -> PackOptions:
+    options = options or PackOptions()
+    asked = {name: changes.pop(name) for name in list(changes) if name in Packing.__dataclass_fields__}
+    if changes.get("output") is not None:
+        changes["output"] = Path(changes["output"])
+    return replace(options, packing=replace(options.packing, **asked), **changes)
+
+
+def _check(options: PackOptions) -> None:
+    packing = options.packing
+    if not 0 <= packing.min_saving < 1:
+        raise PruneError(f"--min-saving {packing.min_saving} is no fraction below 1", "give one, as 10%")
+    if packing.max_error is not None and not packing.max_error >= 0:
+        raise PruneError(f"--max-error {packing.max_error} is negative", "give a fraction of the largest output")
+    if packing.format == "coo" and packing.values != "exact":
+        raise PruneError("--format coo stores values as they are", "leave --values out")
+    if packing.max_error is not None and (packing.values == "exact" or not options.verify):
+        raise PruneError(
+            "--max-error is of --values float16 or int8, verified", "leave it out: exact values change nothing"
+        )
+    if options.verify:
+        options.execution.check()
+
+
+def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: Progress) -> PackResult:
+    original = load(path)
+    if not options.dry_run:
+        check_target(original, target, options.force)
+    file, items = _planned(original, how, options.packing.plain_zeros, progress)
+    chosen = [item for item in items if item.row.encoding != "dense"]
+    if not chosen:
+        raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
+    before = totals(load(plain_path(original)), concrete_shapes(file, options.dims))
+    proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
+                  how.values, options.packing.max_error, progress, not options.packing.plain_zeros)  # fmt: skip
+    write(file, items)
+    sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
+    sizes = _Sizes(before, proof if options.verify else None)
+    saved = _save(file, target, options, Provenance("pack", options.packing.to_json()), sparse, sizes)
+    assert sizes.after is not None
+    dense = [plain_path(original), *load(plain_path(original)).data_files]
+    return PackResult(
+        "pack", original.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
+        (sum(map(zstd_bytes, dense)), sizes.zstd), [i.row for i in items if i.row.reason != "small"], left(items),
+        proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
+    )  # fmt: skip
+
+
+def _planned(original: Model, how: How, plain_zeros: bool, progress: Progress) -> tuple[Model, list[Item]]:
+    """The model, of a new enough opset, and what becomes of its tensors."""
+    free_initializers(original)
+    if plain_zeros:
+        drop_signs(original)
+    items = plan(original, how, progress)
+    if how.coo or all(item.encoded is None for item in items):
+        return original, items
+    narrow = any(item.encoded is not None and item.row.dtype == "bfloat16" for item in items)
+    needed = OPSET_BFLOAT16 if narrow else OPSET
+    file = raised(original, needed, "decoding bfloat16" if narrow else "decoding")
+    if file is original:
+        return file, items
+    if plain_zeros:
+        drop_signs(file)
+    return file, plan(file, how, progress)
+
+
+def _hint(items: Sequence[Item]) -> str:
+    told = [f"{item.row.name}: {item.row.reason}" for item in items if item.row.reason not in ("small", FEW)]
+    if told:
+        return told[0] + (f" (and {len(told) - 1} more)" if len(told) > 1 else "")
+    zeros = sum(item.row.size - item.row.nonzero for item in items)
+    size = sum(item.row.size for item in items) or 1
+    return f"{zeros / size:.1%} of its weights are zero; `prune magnitude` makes zeros, --min-saving lowers the bar"
+
+
+def _negative(items: Sequence[Item]) -> list[str]:
+    count = sum(item.row.negative_zeros for item in items)
+    if count * 100 < sum(item.row.size for item in items):
+        return []
+    return [f"{count:,} negative zeros are stored like values; --plain-zeros turns them into zeros"]
+
+
+@dataclass
+class _Sizes:
+    """Takes the staged file: proves it, then reads off its sizes."""
+
+    before: Totals
+    proof: Proof | None = None
+    after: Totals | None = None
+    zstd: int = 0
+
+    def __call__(self, staged: Path) -> None:
+        if self.proof is not None:
+            self.proof(staged)
+        saved = load(staged)
+        found = totals(saved)
+        self.after = replace(found, macs=self.before.macs)
+        self.zstd = sum(zstd_bytes(file) for file in (staged, *saved.data_files))
+
+
+def _save(
+    file: Model, target: Path, options: PackOptions, made: Provenance, sparse: frozenset[str], sizes: _Sizes
+) -> FileRef:
+    with tempfile.TemporaryDirectory(prefix="prune-") as elsewhere:  # a dry run does everything, but there
+        place = Path(elsewhere) / target.name if options.dry_run else target
+        return save(file, place, SaveOptions(options.external_data, options.force, made, sparse), sizes)
+
+
+def unpack(
+    model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> PackResult:
+    """Store every tensor of a packed model densely again.
+
+    Raises:
+        PruneError: the file is unusable or holds nothing packed.
+    """
+    start, options = time.perf_counter(), _options(options, changes)
+    path = Path(model)
+    target = options.output or path.with_name(f"{path.stem.removesuffix('.packed')}.dense.onnx")
+    if options.verify:
+        options.execution.check()
+    file = load(path)
+    if not file.packed:
+        raise PruneError(f"{path} holds no packed tensors", "only files of `prune pack` are unpacked")
+    if not options.dry_run:
+        check_target(file, target, options.force)
+    names = {packed.name: packed for packed in file.packed}
+    items = plan(file, How(dense=dict.fromkeys(names, "unpacked")), progress)
+    before = totals(file, concrete_shapes(file, options.dims))
+    proof = Proof(file, path, items, Before.of(file, ()), options.dims, options.execution, "exact", None, progress)
+    sizes = _Sizes(before, proof if options.verify else None)
+    saved = _save(file, target, options, Provenance("unpack"), frozenset(), sizes)
+    assert sizes.after is not None
+    rows = [replace(i.row, packed_bytes=names[i.row.name].nbytes) for i in items if i.row.name in names]
+    zstd = sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd
+    return PackResult("unpack", file.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
+                      zstd, rows, [], proof.verification, proof.loads, None, file.notes, options.dry_run,
+                      time.perf_counter() - start)  # fmt: skip
+
+
+Made = TypeVar("Made")
+
+
+def packed_after(
+    target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
+) -> tuple[Made, PackResult | None]:
+    """What `make(place)` wrote, packed to `target`; None where nothing would become smaller: then it is stored as it
+    is. For commands that write zeros; `options.output` is not looked at."""
+    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
+        place = Path(folder) / target.name
+        made = make(place)
+        try:
+            return made, pack(place, replace(options, output=target), progress)
+        except NothingSmaller:
+            if not options.dry_run:
+                save(load(place), target, SaveOptions(options.external_data, options.force))
+            return made, None

@@ -1,0 +1,190 @@
+"""Which tensor is packed how, and the rewriting of the graph."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model import Model
+from prunecli.model.graphs import all_graphs
+from prunecli.model.holders import Holder, holders
+from prunecli.model.preserve import is_described
+from prunecli.model.sizes import count_nonzero
+from prunecli.model.tensors import FLOATS
+from prunecli.model.weights import pending
+from prunecli.storage import Writer, choose, choose_narrow
+from prunecli.storage.encodings import Encoded, Subject
+from prunecli.storage.positions import words
+from prunecli.storage.writing import Names, ranges
+from prunecli.types import Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+LEAST = 1024
+"""Bytes below which a tensor is not looked at: a chain takes more than half of that."""
+COO_ENTRY = 8
+"""Bytes of one int64 index."""
+FEW = "too few zeros to be smaller"
+Values = Literal["exact", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored tensor. `packed_bytes`: predicted; `information`: entropy of the mask plus the values, in bytes.
+    `encoding`: "dense" where it stays as it is, `reason` says why. `nonzero` does not count negative zeros, which are
+    stored like values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nonzero: int
+    dense_bytes: int
+    packed_bytes: int
+    encoding: str = "dense"
+    detail: str = ""
+    reason: str = ""
+    negative_zeros: int = 0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def information(self) -> float:
+        return information(self.size, self.nonzero, self.dense_bytes // max(self.size, 1))
+
+
+def information(size: int, nonzero: int, itemsize: int) -> float:
+    """n H(k/n) / 8 + k b bytes: what a mask of independent elements and the values cannot go below."""
+    share = nonzero / size if size else 0.0
+    entropy = 0.0 if share in (0.0, 1.0) else -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return size * entropy / 8 + nonzero * itemsize
+
+
+@dataclass
+class Item:
+    """A stored float tensor, and how it will be stored. `digest`: equal for equal tensors."""
+
+    holder: Holder
+    tensor: ir.TensorProtocol
+    row: Row
+    encoded: Encoded | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class How:
+    """`dense`: names that must stay dense, with the reason. `coo`: as sparse_initializer instead of chains."""
+
+    values: Values = "exact"
+    min_saving: float = 0.1
+    coo: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    dense: dict[str, str] = field(default_factory=dict)
+
+
+def plan(model: Model, how: How, progress: Progress) -> list[Item]:
+    """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time."""
+    inlined = {id(graph) for graph in _inlined(model.ir)}
+    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS]
+    return [
+        _item(holder, how, id(holder.graph) in inlined, model)
+        for holder in progress(stored, "choosing encodings", len(stored))
+    ]
+
+
+def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
+    tensor = holder.tensor
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    size = tensor.nbytes
+    row = Row(holder.name, shape, tensor.dtype.name.lower(), 0, size, size)
+    reason = _refusal(holder, how, size, model)
+    if reason:
+        nonzero = count_nonzero(tensor)
+        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason))
+    array = np.ascontiguousarray(tensor.numpy())
+    nonzero = int(np.count_nonzero(array))
+    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(array))) - nonzero)
+    encoded = None
+    packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
+    if not how.coo:
+        subject = Subject(array, tensor.dtype, inlined)
+        encoded = choose(subject)
+        if how.values != "exact":
+            encoded = choose_narrow(subject, how.values) or encoded
+        packed = encoded.nbytes if encoded is not None else size
+    digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    if packed > (1 - how.min_saving) * size:
+        return Item(holder, tensor, replace(row, reason=FEW), None, digest)
+    kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
+    row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
+    return Item(holder, tensor, row, encoded, digest)
+
+
+def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
+    """Why a tensor is not even tried; empty if it is."""
+    name = holder.name
+    if name in how.dense:
+        return how.dense[name]
+    if size < LEAST:
+        return "small"
+    if holder.overridable:
+        return "also a graph input: a caller may feed other values"
+    if holder.value.is_graph_output():
+        return "also a graph output"
+    if how.coo and (holder.node is not None or holder.graph is not model.ir.graph):
+        return "not an initializer of the main graph"
+    if how.include and not any(fnmatchcase(name, pattern) for pattern in how.include):
+        return "not matched by --include"
+    return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in how.exclude) else ""
+
+
+def drop_signs(model: Model) -> None:
+    """Turn negative zeros, which frameworks leave where they multiply with a mask, into zeros, in every float
+    tensor; computed while the model is saved."""
+    for holder in holders(model.ir):
+        tensor = holder.tensor
+        if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
+            shape = tuple(int(d) for d in tensor.shape.numpy())
+            holder.put(pending(tensor, lambda array: array + array.dtype.type(0), shape, holder.name))
+
+
+def write(model: Model, items: Iterable[Item]) -> None:
+    """Put the chains in place of the tensors of `items` that have one."""
+    functions = {id(function.graph) for function in model.ir.functions.values()}
+    chosen = [item for item in items if item.encoded is not None]
+    names = Names(all_graphs(model.ir))
+    for graph in list(all_graphs(model.ir)):
+        mine = [item for item in chosen if item.holder.graph is graph]
+        if not mine:
+            continue
+        largest = max(ranges(item.encoded.chain) for item in mine if item.encoded is not None)
+        writer = Writer(graph, names, id(graph) in functions, largest)
+        for item in mine:
+            assert item.encoded is not None
+            value, constants = item.holder.value, item.holder.node is not None
+            made = writer.write(value, item.encoded, item.tensor, constants, item.digest)
+            if constants or is_described(graph, item.row.name):  # as the file had it
+                made.type, made.shape, made.doc_string = value.type, value.shape, value.doc_string
+                made.metadata_props.update(value.metadata_props)
+        writer.finish()
+
+
+def left(items: Iterable[Item]) -> list[Skipped]:
+    """What stays dense and why; small tensors are not worth a line."""
+    return [Skipped(i.row.name, i.row.reason) for i in items if i.row.reason not in ("", "small")]

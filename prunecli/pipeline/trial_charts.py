@@ -1,0 +1,53 @@
+"""Sensitivity and the path of a search as pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunecli.report.document import Axis, Chart, Mark, Panel, Series
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.adaptive import AdaptiveResult
+    from prunecli.pipeline.sensitivity import Row, SensitivityResult
+
+
+def sensitivity_chart(found: SensitivityResult) -> Chart:
+    """Small multiples, the most sensitive layer first, all on the same axes: the loss, or what is predicted, by the
+    fraction removed."""
+    panels = [Panel([_curve(row)], row.knob.name) for row in found.rows]
+    if found.ranking is not None:
+        y = Axis("predicted damage")
+        return Chart("Predicted damage by layer", panels, Axis("removed", "percent"), y, detail=True)
+    y = Axis(f"{found.metric.replace('_', ' ')} {found.change}")
+    note = "bands: one standard error to both sides"
+    return Chart("Loss by layer", panels, Axis("removed", "percent"), y, note, detail=True)
+
+
+def _curve(row: Row) -> Series:
+    x = [0.0, *(p.fraction for p in row.points)]
+    if any(p.drop is None or p.error is None for p in row.points):
+        return Series("", x, [0.0, *(p.damage for p in row.points)])
+    pairs = [(p.drop or 0.0, p.error or 0.0) for p in row.points]
+    return Series("", x, [0.0, *(d for d, _ in pairs)], low=[0.0, *(d - e for d, e in pairs)],
+                  high=[0.0, *(d + e for d, e in pairs)])  # fmt: skip
+
+
+def path_chart(found: AdaptiveResult, name: str) -> Chart:
+    """Every step by what it leaves and what it loses, the front as a line, and the limit."""
+    limit, most = found.goal.max_drop, 10 * found.goal.max_drop
+    shown = [step for step in found.steps if step.drop.value <= most]
+    series = []
+    for title, allowed in (("allowed", True), ("not allowed", False)):
+        mine = [step for step in shown if step.allowed == allowed]
+        if mine:
+            series.append(Series(title, [s.remains for s in mine], [s.drop.value for s in mine], "points",
+                                 labels=[f"step {s.number}" for s in mine]))  # fmt: skip
+    front = [m.step for m in found.front if m.step.drop.value <= most]
+    if front:
+        series.append(Series("Pareto front", [s.remains for s in front], [s.drop.value for s in front], "line"))
+    series += [Series("on held-out samples", [c.step.remains], [c.drop.value], "points", [c.low], [c.high])
+               for c in found.confirmations if c.drop.value <= most]  # fmt: skip
+    left_out = len(found.steps) - len(shown)
+    note = f"{left_out} steps that lost more than {most:g} are left out" if left_out else ""
+    panel = Panel(series, marks=[Mark("y", limit, "limit")])
+    return Chart("Steps", [panel], Axis(f"{name} left", "percent"), Axis(found.change), note, detail=True)

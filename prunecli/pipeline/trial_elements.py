@@ -1,0 +1,150 @@
+"""Trials of zeroed weights: which weights, how they are ranked, and the file that `prune magnitude` would write."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.apply.zero import target_of
+from prunecli.errors import PruneError
+from prunecli.evidence.gradients import STATISTICS
+from prunecli.model import Model, concrete_shapes, count_macs, find_weights, load
+from prunecli.pipeline.choice import Choice, choose
+from prunecli.pipeline.gradient_source import GradientOptions, open_source
+from prunecli.pipeline.inspect import macs_by_weight
+from prunecli.pipeline.judge import Judged
+from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude
+from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_pruner import Saving
+from prunecli.search.elements import ElementRecipe, ElementSpace, decisions, target
+from prunecli.search.proxy import Proxy
+from prunecli.search.space import Setting, digest, normal
+from prunecli.select import CRITERIA, Criterion, Recipe, decide, parse_pattern
+from prunecli.select.patterns import Windows
+from prunecli.types import Json, Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Elements:
+    """`choice`: the weights of `file`, as `prune magnitude` chooses them."""
+
+    file: Model
+    options: TrialOptions
+    recipe: ElementRecipe
+    space: ElementSpace
+    skipped: list[Skipped]
+    choice: Choice
+    data: Part
+    notes: tuple[str, ...] = ()
+    goals = ("params", "file_bytes", "macs")
+
+    @property
+    def identity(self) -> str:
+        made = [(name, hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest())
+                for name, a in sorted(self.recipe.evidence.items())]  # fmt: skip
+        return digest("element", list(self.recipe.weights), self.recipe.criterion, self.recipe.pattern,
+                      self.recipe.seed, made)  # fmt: skip
+
+    @property
+    def criterion(self) -> str:
+        return self.recipe.criterion
+
+    def proxy(self, progress: Progress) -> Proxy:
+        found = _evidence(self.file, self.choice, ("squared gradient",), self.options, self.data, progress)
+
+        def predicted(knob: str, fraction: float) -> float:
+            array = np.asarray(self.space.originals[knob].numpy())
+            drop = decisions(self.space.targets, {knob: fraction}, self.recipe)[knob].drop(array)
+            return float((np.square(array, dtype=np.float64) * found.get(knob, 0.0))[drop].sum() / 2)
+
+        return predicted
+
+    def cut_further(
+        self, trained: Path, gone: Setting, setting: Setting, saving: Saving, progress: Progress
+    ) -> MagnitudeResult:
+        by_value = replace(self.recipe, criterion="l1", evidence={})  # zeros are the least there, and stay
+        return replace(self, file=load(trained), recipe=by_value).finish(setting, {}, saving, progress)
+
+    def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> MagnitudeResult:
+        o, total = self.options, sum(knob.count for knob in self.space.knobs)
+        share = sum(setting.get(knob.name, 0.0) * knob.count for knob in self.space.knobs) / max(total, 1)
+        wanted = MagnitudeOptions(
+            Recipe(self.recipe.pattern, "layer", self.recipe.criterion, round(share, 6), None, self.recipe.seed),
+            o.include, o.exclude, o.also, o.dims, o.execution, saving.target, saving.force, saving.dry_run,
+            saving.verify, None, saving.save_plan, saving.external_data, None, BySetting(setting, self.recipe, said),
+        )  # fmt: skip
+        return magnitude(self.file.path, wanted, progress)
+
+
+@dataclass(frozen=True)
+class BySetting:
+    """The judge that has decided already: a sparsity per weight."""
+
+    setting: Setting
+    how: ElementRecipe
+    said: Json
+    command = "adaptive"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        known = [w for w in choice.chosen if w.name in self.how.weights]
+        found = decisions({w.name: target(w, self.how) for w in known}, self.setting, self.how)
+        whole = Recipe("element", "layer", "l1", 0.0)
+        left = [found[w.name] if w.name in found else decide([target_of(w)], whole)[0] for w in known]
+        gone = [w for w in choice.chosen if w.name not in self.how.weights]
+        reasons = [Skipped(w.name, "no output that is looked at depends on it") for w in gone]
+        chosen = Choice(known, [*choice.left, *gone], [*choice.skipped, *reasons])
+        return Judged(chosen, left, {"scope": "adaptive", "sparsities": normal(self.setting), **self.said})
+
+
+def open_elements(
+    path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None
+) -> Elements:
+    file = load(path)
+    form = parse_pattern(options.pattern)
+    if isinstance(form, Windows):
+        raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
+    choice = choose(find_weights(file), options.include, options.exclude, options.also)
+    criterion, evidence, notes = _ranked(file, choice, options, data, progress)
+    chosen = [w for w in choice.chosen if w.size and (not criterion.needs or w.name in evidence)]
+    work = macs_by_weight(chosen, count_macs(file, concrete_shapes(file, options.dims)))
+    recipe = ElementRecipe(
+        {w.name: work.get(w.name) for w in chosen}, criterion.name, form.text, options.seed, evidence
+    )
+    return Elements(file, options, recipe, ElementSpace(load(path), recipe), choice.skipped, choice, data, notes)
+
+
+def _ranked(
+    file: Model, choice: Choice, options: TrialOptions, data: Part, progress: Progress
+) -> tuple[Criterion, dict[str, Array], tuple[str, ...]]:
+    """The criterion and its evidence. `auto` is taylor where the model has gradients, else l1, which is told."""
+    automatic = options.criterion in (None, AUTO)
+    criterion = CRITERIA.get("taylor" if automatic else str(options.criterion))
+    if not criterion.needs:
+        return criterion, {}, ()
+    if criterion.needs[0] not in (*STATISTICS, "flow"):
+        problem = f"--criterion {criterion.name} needs the {criterion.needs[0]}, which trials do not measure"
+        raise PruneError(problem, f"use `prune oneshot --method {criterion.name}`, or --criterion taylor")
+    try:
+        return criterion, _evidence(file, choice, criterion.needs, options, data, progress), ()
+    except PruneError as error:
+        if not automatic:
+            raise
+        return CRITERIA.get("l1"), {}, (f"weights are ranked by l1, because gradients failed: {error.message}",)
+
+
+def _evidence(
+    file: Model, choice: Choice, needs: tuple[str, ...], options: TrialOptions, data: Part, progress: Progress
+) -> dict[str, Array]:
+    names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
+    wanted = GradientOptions(data, seed=options.seed, dims=options.dims, execution=options.one_thread)
+    source = open_source(file, needs[0], list(names.values()), wanted)
+    reached = [w for w in choice.chosen if names.get(w.name) and names[w.name] not in source.study.unreached]
+    alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}
+    return source.measure(reached, alive, "measuring gradients", progress)

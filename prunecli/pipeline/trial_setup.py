@@ -1,0 +1,127 @@
+"""From a model, data and options to a bench on which settings can be measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.data import Batch, Dataset
+from prunecli.errors import PruneError
+from prunecli.model import Model, load
+from prunecli.pipeline.trial_elements import open_elements
+from prunecli.pipeline.trial_groups import open_units
+from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_pruner import Pruner
+from prunecli.runtime import Session
+from prunecli.search.bench import Bench
+from prunecli.search.journal import Journal
+from prunecli.search.space import digest
+from prunecli.search.trials import Workspace, outputs_of
+from prunecli.search.yardstick import Outputs, Yardstick, choose_yardstick
+from prunecli.types import Progress
+
+OUTPUT_LIMIT = 1 << 30
+"""Bytes of the original's outputs that are held."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with the original's outputs on them, and what trials are judged by there."""
+
+    data: Dataset
+    batches: Sequence[Batch]
+    reference: Sequence[Outputs]
+    yardstick: Yardstick
+
+    @classmethod
+    def of(cls, data: Dataset, session: Session, options: TrialOptions) -> Judged:
+        batches = list(data.batches(options.batch_size))
+        reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
+        found = choose_yardstick(options.metric, options.asked, data.labels, batches, reference)
+        return cls(data, batches, reference, found)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A bench on the samples to choose by, and the pruner whose settings it measures."""
+
+    file: Model
+    session: Session
+    pruner: Pruner
+    bench: Bench
+
+
+def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
+    """The model as it is, on one thread, as trials run it."""
+    options.check()
+    return load(path), Session.open(path, provider=options.execution.provider, threads=1)
+
+
+def set_up(
+    file: Model, session: Session, data: Dataset, options: TrialOptions, progress: Progress, minimize: str | None = None
+) -> Setup:
+    """Measure what the criterion and the goal need on `data`, and get ready to try settings on it.
+
+    Raises:
+        PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
+    """
+    judged = Judged.of(data, session, options)
+    pruner = open_pruner(file.path, options, Part.of_data(options.data, data), progress, minimize)
+    files = _files(file)
+    identity = digest(
+        [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
+        [judged.yardstick.metric, judged.yardstick.output, options.probes, options.execution.provider],
+    )  # fmt: skip
+    workspace = Workspace(
+        identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,
+        _probes(judged.batches, options.probes), options.execution.provider,
+    )  # fmt: skip
+    return Setup(file, session, pruner, Bench(workspace, options.pool(), Journal(options.state, identity), progress))
+
+
+def open_pruner(
+    path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None
+) -> Pruner:
+    """The pruner of the granularity; what its criterion needs is measured on `data`, and what the goal needs.
+
+    Raises:
+        PruneError: an unknown name, or nothing can be pruned.
+    """
+    return (open_elements if options.elements else open_units)(path, options, data, progress, minimize)
+
+
+def _files(file: Model) -> dict[str, Any]:
+    found = {file.path.name: np.frombuffer(file.path.read_bytes(), np.uint8)}
+    for path in file.data_files:
+        name = path.name
+        if name in found or (file.path.parent / name).resolve() != path:
+            raise PruneError(f"the external data {path} is not beside the model", "save the model in one folder")
+        found[name] = np.frombuffer(path.read_bytes(), np.uint8)
+    return found
+
+
+def _probes(batches: Sequence[Batch], samples: int) -> int:
+    """Batches that hold so many samples."""
+    total = 0
+    for number, batch in enumerate(batches, 1):
+        total += batch.count
+        if total >= samples:
+            return number
+    return len(batches)
+
+
+def _content(batches: Sequence[Batch]) -> str:
+    found = hashlib.sha256()
+    for batch in batches:
+        for name, array in sorted(batch.feed.items()):
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(
+                np.ascontiguousarray(array).tobytes() if array.dtype.kind not in "OU" else repr(array).encode()
+            )
+        found.update(b"" if batch.labels is None else repr(batch.labels.tolist()).encode())
+    return found.hexdigest()

@@ -1,0 +1,112 @@
+"""What was measured already: a file of one JSON line per job, so that a run that was cut short continues.
+
+The first line names what the measurements depend on; a journal of anything else is refused. A line that was cut off in
+the middle, by a crash, is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.search.trials import Job, Outcome
+from prunecli.types import Json
+
+SCHEMA = "prunecli-state/1"
+ANEW = "name another file, or remove this one"
+MOST_BYTES = 1 << 28
+"""Of one journal; it is read as a whole."""
+
+
+class Journal:
+    """Outcomes by the key of their job. Without a path they are only held in memory."""
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self._path, self._found = path, dict[str, list[Outcome]]()
+        self.earlier = frozenset[str]()
+        """Keys of what was in the file."""
+        if path is None:
+            return
+        head = json.dumps({"schema": SCHEMA, "identity": identity})
+        try:
+            if path.exists():
+                self._read(path, identity)
+            else:
+                path.write_text(head + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PruneError(f"cannot use the state file {path}: {error.strerror}", "name a writable file") from error
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, job: Job) -> list[Outcome] | None:
+        return self._found.get(job.key)
+
+    def put(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Keep what was measured; on disk before this returns."""
+        self._found[job.key] = list(outcomes)
+        if self._path is not None:
+            line = json.dumps({"job": job.key, "outcomes": [_to_json(o) for o in outcomes]})
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def _read(self, path: Path, identity: str) -> None:
+        if path.stat().st_size > MOST_BYTES:
+            raise PruneError(f"{path} is too large for a state file", ANEW)
+        lines = path.read_bytes().split(b"\n")
+        head = _parsed(lines[0])
+        if head.get("schema") != SCHEMA:
+            raise PruneError(f"{path} is not a state file of this program", ANEW)
+        if head.get("identity") != identity:
+            raise PruneError(f"{path} is of another model, other data or other options", ANEW)
+        whole = lines[:-1]  # what follows the last line end was cut off
+        for line in whole[1:]:
+            try:
+                entry = _parsed(line)
+                self._found[str(entry["job"])] = [_from_json(o) for o in entry["outcomes"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise PruneError(f"{path} is damaged", ANEW) from error
+        self.earlier = frozenset(self._found)
+        if lines[-1]:
+            path.write_bytes(b"\n".join(whole) + b"\n")
+
+
+def _parsed(line: bytes) -> Json:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _to_json(outcome: Outcome) -> Json:
+    records = outcome.records
+    return {"damage": repr(outcome.damage), "error": repr(outcome.error), "records": records and _packed(records)}
+
+
+def _from_json(found: Json) -> Outcome:
+    records = found["records"]
+    return Outcome(float(found["damage"]), float(found["error"]), None if records is None else _unpacked(records))
+
+
+def _packed(records: dict[str, Any]) -> str:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **records)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    import zipfile
+
+    try:
+        with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(str(error)) from error

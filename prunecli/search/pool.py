@@ -1,0 +1,132 @@
+"""Where trials run: in this process, in local ones, or on a cluster. A job's result is the same everywhere.
+
+A pool yields results as they come. A worker that dies takes nothing with it: Dask repeats its jobs on others, and local
+processes are started anew for those that are missing, a few times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prunecli.errors import PruneError
+from prunecli.search.trials import Job, Outcome, Workspace, forget, run_job
+
+Result = tuple[int, list[Outcome]]
+MAPPED = 10_000
+"""Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each job."""
+WAIT = 60
+"""Seconds that a cluster may be without workers."""
+RESTARTS = 3
+"""How often workers that died are replaced without a single result in between."""
+
+
+class Pool(Protocol):
+    """Runs jobs and yields (number, outcomes), in any order."""
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]: ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class InProcess:
+    """One job after another, here."""
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        for number, job in enumerate(jobs):
+            yield number, run_job(workspace, job)
+
+    def close(self) -> None:
+        forget()
+
+
+def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
+    return number, run_job(workspace, job)
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """joblib's processes on this machine. Large arrays of the workspace are mapped, not copied."""
+
+    workers: int
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        left, failures = dict(enumerate(jobs)), 0
+        while left:
+            try:
+                for number, outcomes in self._once(workspace, left):
+                    del left[number]
+                    failures = 0
+                    yield number, outcomes
+            except TerminatedWorkerError as error:
+                failures += 1
+                if failures > RESTARTS:
+                    raise PruneError(
+                        "the processes that run trials die again and again", "use fewer --jobs: memory may be short"
+                    ) from error
+
+    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+        from joblib import Parallel, delayed
+
+        tasks = [delayed(_numbered)(workspace, number, job) for number, job in left.items()]
+        parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
+                            max_nbytes=MAPPED)  # fmt: skip
+        yield from parallel(tasks)
+
+    def close(self) -> None:
+        """joblib ends idle processes itself."""
+
+
+class Dask:
+    """A Dask cluster. The workspace is sent to every worker once. Not by joblib's backend, which hands over no result
+    before all are there."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import distributed
+        except ImportError as error:
+            problem = "--backend dask needs the package distributed"
+            raise PruneError(problem, "pip install 'prunecli[distributed]'") from error
+        try:
+            self._client = distributed.Client(address, timeout=20)
+        except (OSError, ValueError) as error:
+            raise PruneError(f"no Dask scheduler answers at {address}", "write --address tcp://HOST:8786") from error
+        self._sent: dict[str, Any] = {}
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        from distributed import CancelledError, KilledWorker
+
+        left, failures = dict(enumerate(jobs)), 0
+        while left:
+            try:
+                for number, outcomes in self._once(workspace, left):
+                    del left[number]
+                    failures = 0
+                    yield number, outcomes
+            except (CancelledError, KilledWorker, TimeoutError) as error:
+                failures += 1  # every worker that had the workspace is gone, or one job took several with it
+                self._sent = {}
+                if failures > RESTARTS:
+                    raise PruneError("the cluster's workers die again and again", "look into their logs") from error
+
+    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+        from distributed import as_completed
+
+        if workspace.name not in self._sent:
+            self._client.wait_for_workers(1, timeout=WAIT)
+            self._sent = {workspace.name: self._client.scatter(workspace, broadcast=True, hash=False)}
+        sent = self._sent[workspace.name]
+        futures = [self._client.submit(_numbered, sent, number, job, pure=False) for number, job in left.items()]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            self._client.cancel([f for f in futures if not f.done()])
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,110 @@
+"""Cutting a graph where pruning begins: what comes before is run once, and only what follows for every trial.
+
+With D the nodes that depend on a changed value, the prefix is all others that D needs, and the suffix is D alone. The
+values on the border become outputs of one and inputs of the other. That is exact: D holds every node that can differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import onnx
+
+Node = onnx.NodeProto
+Graph = onnx.GraphProto
+
+
+def reads(node: Node) -> set[str]:
+    """Names that a node takes from its graph: its inputs, and what its sub-graphs use of what is outside of them."""
+    names = {name for name in node.input if name}
+    for graph in _bodies(node):
+        names |= _captured(graph)
+    return names
+
+
+def _bodies(node: Node) -> Iterator[Graph]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _captured(graph: Graph) -> set[str]:
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {name for node in graph.node for name in node.output}
+    used = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
+    return used - own
+
+
+def _stored_inside(node: Node) -> set[str]:
+    names: set[str] = set()
+    for graph in _bodies(node):
+        names |= {tensor.name for tensor in graph.initializer}
+        names |= {name for inner in graph.node for name in inner.output}
+        names |= {name for inner in graph.node for name in _stored_inside(inner)}
+    return names
+
+
+def dependent(graph: Graph, changed: Collection[str]) -> list[bool]:
+    """Per node, in order: whether it makes, holds or depends on a changed value. Nodes are in topological order."""
+    dirty, out = set(changed), []
+    for node in graph.node:
+        mine = bool(dirty & reads(node) or dirty.intersection(node.output) or dirty & _stored_inside(node))
+        out.append(mine)
+        if mine:
+            dirty.update(name for name in node.output if name)
+    return out
+
+
+def border(graph: Graph, late: list[bool]) -> list[str]:
+    """Computed values that the late nodes, or the outputs, take from the others."""
+    early = {
+        name for node, is_late in zip(graph.node, late, strict=True) if not is_late for name in node.output if name
+    }
+    wanted = [name for node, is_late in zip(graph.node, late, strict=True) if is_late for name in sorted(reads(node))]
+    wanted += [value.name for value in graph.output]
+    return list(dict.fromkeys(name for name in wanted if name in early))
+
+
+def suffix(model: onnx.ModelProto, late: list[bool], frontier: Mapping[str, int]) -> onnx.ModelProto:
+    """The late nodes, with the border (name -> ONNX element type) as inputs. Outputs of the model that lie on the
+    border are not among its outputs."""
+    graph = model.graph
+    nodes = [node for node, is_late in zip(graph.node, late, strict=True) if is_late]
+    needed = {name for node in nodes for name in reads(node)}
+    made = {name for node in nodes for name in node.output}
+    inputs = [value for value in graph.input if value.name in needed]
+    inputs += [onnx.helper.make_tensor_value_info(n, kind, None) for n, kind in frontier.items() if n in needed]
+    outputs = [value for value in graph.output if value.name in made]
+    return _model(model, nodes, inputs, outputs)
+
+
+def prefix(model: onnx.ModelProto, late: list[bool], frontier: Collection[str]) -> onnx.ModelProto:
+    """What is needed of the early nodes to compute the border."""
+    wanted, nodes = set(frontier), []
+    for node, is_late in zip(reversed(model.graph.node), reversed(late), strict=True):
+        if not is_late and wanted.intersection(node.output):
+            nodes.append(node)
+            wanted |= reads(node)
+    nodes.reverse()
+    inputs = [value for value in model.graph.input if value.name in wanted]
+    return _model(model, nodes, inputs, [onnx.ValueInfoProto(name=name) for name in frontier])
+
+
+def _model(
+    model: onnx.ModelProto, nodes: list[Node], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    used = {name for node in nodes for name in reads(node)}
+    stored = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    known = {value.name for value in inputs}
+    graph = onnx.GraphProto(name=model.graph.name or "part")
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in stored if tensor.name not in known)
+    graph.input.extend(value for value in inputs if value.name not in {tensor.name for tensor in stored})
+    graph.output.extend(outputs)
+    part = onnx.ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.functions.extend(model.functions)
+    part.graph.CopyFrom(graph)
+    return part

@@ -1,0 +1,154 @@
+"""How much each knob should give: the least damage for what is saved, from a curve of damage per knob.
+
+If damages add up, the settings that no other beats in both size and damage are found by one exchange rate lambda
+between them: each knob takes the fraction that minimises cost + damage / lambda (Everett 1963). On the lower convex
+hull of each knob's curve that is a greedy choice: segments in the order of damage per amount saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from prunecli.search.space import Setting
+
+Array = np.ndarray[Any, Any]
+FINE = 8
+"""Points between two measured ones at which a curve is read."""
+POWER = 2.0
+"""How damage grows from zero to the first measured fraction."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Damage of one knob moved alone: `fractions` rise, from the least that the knob may have; `damages` are above
+    that at the first, and never fall. cost: what remains of the goal's amount at a fraction."""
+
+    knob: str
+    fractions: Array
+    damages: Array
+    cost: Callable[[float], float]
+
+    @classmethod
+    def of(
+        cls, knob: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
+    ) -> Curve:
+        """From measurements in any order, made monotone: noise is not a gain."""
+        order = np.argsort(fractions, kind="stable")
+        rising = np.maximum.accumulate(np.asarray(damages, float)[order])
+        return cls(knob, np.asarray(fractions, float)[order], rising - rising[0], cost)
+
+    def fine(self) -> tuple[Array, Array]:
+        """Fractions in small steps, and damages: exponential between measured points, a power law from zero."""
+        finite = np.isfinite(self.damages)
+        fractions, damages = self.fractions[finite], self.damages[finite]
+        f, d = [fractions[:1]], [damages[:1]]
+        for i in range(len(fractions) - 1):
+            t = np.arange(1, FINE + 1) / FINE
+            low, high = damages[i], damages[i + 1]
+            f.append(fractions[i] + t * (fractions[i + 1] - fractions[i]))
+            d.append(high * t**POWER if low <= TINY else low * (high / low) ** t)
+        return np.concatenate(f), np.concatenate(d)
+
+    def at(self, fraction: float) -> float:
+        """The damage at a fraction, as `fine` reads it."""
+        return float(np.interp(fraction, *self.fine()))
+
+    def times(self, factor: float) -> Curve:
+        return replace(self, damages=self.damages * factor)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A step of one knob along the hull of its curve."""
+
+    knob: str
+    start: float
+    stop: float
+    damage: float
+    saved: float
+
+    @property
+    def rate(self) -> float:
+        return self.damage / self.saved
+
+
+@dataclass(frozen=True)
+class Path:
+    """Settings from the gentlest to the harshest, as one line: `at(position)`, position in damage as predicted."""
+
+    start: Setting
+    segments: Sequence[Segment]
+
+    @property
+    def least(self) -> float:
+        """The damage of the first segment that does any."""
+        return next((s.damage for s in self.segments if s.damage > TINY), TINY)
+
+    @property
+    def most(self) -> float:
+        return sum(s.damage for s in self.segments)
+
+    def position(self, setting: Setting) -> float:
+        """The predicted damage of a setting that lies on the path."""
+        done = [s.damage * min(max((setting.get(s.knob, 0.0) - s.start) / (s.stop - s.start), 0.0), 1.0)
+                for s in self.segments]  # fmt: skip
+        return float(sum(done))
+
+    def at(self, position: float) -> Setting:
+        """The setting whose predicted damage, above that of the start, is `position`."""
+        setting, left = dict(self.start), position
+        for segment in self.segments:
+            share = 1.0 if segment.damage <= left else left / segment.damage
+            setting[segment.knob] = segment.start + share * (segment.stop - segment.start)
+            left -= segment.damage
+            if left < 0:
+                break
+        return setting
+
+
+def best_path(curves: Sequence[Curve]) -> Path:
+    """The path of least damage for what is saved. It starts where every curve does."""
+    segments = [segment for curve in curves for segment in _hull(curve)]
+    segments.sort(key=lambda s: (s.rate, s.knob, s.start))
+    return Path({curve.knob: float(curve.fractions[0]) for curve in curves}, segments)
+
+
+def _hull(curve: Curve) -> list[Segment]:
+    """The lower convex hull of damage over what is saved."""
+    fractions, damages = curve.fine()
+    saved = curve.cost(float(fractions[0])) - np.array([curve.cost(float(f)) for f in fractions])
+    corners = [0]
+    for i in range(1, len(fractions)):
+        if saved[i] <= saved[corners[-1]] + TINY:
+            continue
+        while len(corners) > 1 and _slope(saved, damages, corners[-2], i) <= _slope(saved, damages, *corners[-2:]):
+            corners.pop()
+        corners.append(i)
+    return [
+        Segment(curve.knob, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
+                float(saved[b] - saved[a]))
+        for a, b in pairwise(corners)
+    ]  # fmt: skip
+
+
+def _slope(x: Array, y: Array, a: int, b: int) -> float:
+    return float((y[b] - y[a]) / (x[b] - x[a]))
+
+
+def spread(low: float, high: float, count: int) -> list[float]:
+    """Positions between two, evenly spaced in the logarithm of damage, ends left out."""
+    start, stop = np.log(max(low, TINY)), np.log(max(high, TINY))
+    return [float(np.exp(start + (stop - start) * i / (count + 1))) for i in range(1, count + 1)]
+
+
+def costs_of(
+    space_cost: Callable[[Setting], Mapping[str, float]], base: Setting, knob: str, goal: str
+) -> Callable[[float], float]:
+    """What remains of the goal as a function of one knob, the others as in `base`."""
+    return lambda fraction: float(space_cost({**base, knob: fraction})[goal])

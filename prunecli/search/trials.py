@@ -1,0 +1,218 @@
+"""Trials: what a worker is given, what it does, and what it sends back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnx
+
+from prunecli.data import Batch
+from prunecli.errors import PruneError
+from prunecli.runtime import Session
+from prunecli.search.space import Setting, Space, SpaceRecipe, differing, digest, normal
+from prunecli.search.suffix import border, dependent, prefix, suffix
+from prunecli.search.yardstick import Outputs, Records, Yardstick
+
+Array = np.ndarray[Any, Any]
+Feed = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings that are measured together: where they differ late in the network, what comes before is run once.
+
+    probe: on the first samples only, and only for damage.
+    """
+
+    settings: tuple[dict[str, float], ...]
+    probe: bool = False
+
+    @classmethod
+    def of(cls, *settings: Setting, probe: bool = False) -> Job:
+        return cls(tuple(normal(setting) for setting in settings), probe)
+
+    @cached_property
+    def key(self) -> str:
+        return digest([list(setting.items()) for setting in self.settings], self.probe)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A setting's measurements. `damage`: mean per sample; `error`: its standard error; `records`: None of a probe."""
+
+    damage: float
+    error: float
+    records: Records | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """All that trials need, to be sent to a worker once.
+
+    files: the model's file, which comes first, and its external data, by name. batches, reference: the data, and the
+    original's outputs on it. probes: how many of the batches a probe runs.
+    """
+
+    name: str
+    files: Mapping[str, Array]
+    recipe: SpaceRecipe
+    batches: Sequence[Batch]
+    reference: Sequence[Outputs]
+    yardstick: Yardstick
+    probes: int
+    provider: str = "cpu"
+
+
+class Worker:
+    """A workspace opened in this process. Sessions run on one thread, so that results do not depend on how many
+    workers there are, nor on where they run."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace, self._building = workspace, Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="prune-trials-")
+        names = list(workspace.files)
+        for name in names:
+            (Path(self._folder.name) / name).write_bytes(workspace.files[name].tobytes())
+        self.space: Space = workspace.recipe.open(Path(self._folder.name) / names[0])
+
+    def run(self, job: Job) -> list[Outcome]:
+        """Measure each setting of a job."""
+        with self._building:  # a space changes its model while it builds; a cluster's worker may have several threads
+            models = [self.space.build(setting) for setting in job.settings]
+        moved = {name for setting in job.settings for name in differing(job.settings[0], setting)}
+        parts = _Parts.of(models, self.space.touched(moved), self._session) if len(models) > 1 else None
+        runs = [_Run(job.probe, self.workspace.yardstick) for _ in models]
+        count = self.workspace.probes if job.probe else len(self.workspace.batches)
+        sessions = parts.sessions if parts else [self._session(model) for model in models]
+        for batch, reference in zip(self.workspace.batches[:count], self.workspace.reference[:count], strict=True):
+            feed = {**batch.feed, **(parts.early(batch.feed) if parts else {})}
+            for run, session in zip(runs, sessions, strict=True):
+                outputs = session.run({spec.name: feed[spec.name] for spec in session.inputs})
+                run.add(batch, {**{n: feed[n] for n in reference if n in feed}, **outputs}, reference)
+        return [run.outcome() for run in runs]
+
+    def _session(self, model: onnx.ModelProto) -> Session:
+        return Session.open(serialised(model), provider=self.workspace.provider, threads=1)
+
+
+class _Run:
+    def __init__(self, probe: bool, yardstick: Yardstick) -> None:
+        self.probe, self.yardstick = probe, yardstick
+        self.damages: list[Array] = []
+        self.seen: list[tuple[Batch, Outputs, Outputs]] = []
+
+    def add(self, batch: Batch, outputs: Outputs, reference: Outputs) -> None:
+        mine = {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
+        theirs = {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference.items()}
+        self.damages.append(self.yardstick.damage(theirs, mine, batch.count))
+        if not self.probe:
+            wanted = self.yardstick.output
+            self.seen.append((batch, {wanted: outputs[wanted]}, {wanted: reference[wanted]}))
+
+    def outcome(self) -> Outcome:
+        each = np.concatenate(self.damages)
+        mean = float(each.mean())
+        error = float(each.std() / np.sqrt(len(each))) if np.isfinite(mean) else float("inf")
+        return Outcome(mean, error, None if self.probe else self.yardstick.records(self.seen))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A session for what the settings share, and one for what follows in each."""
+
+    first: Session
+    sessions: list[Session]
+
+    @classmethod
+    def of(cls, models: Sequence[onnx.ModelProto], touched: set[str], start: Any) -> _Parts | None:
+        """None where there is nothing to share."""
+        late = [dependent(model.graph, touched) for model in models]
+        borders = [border(model.graph, mine) for model, mine in zip(models, late, strict=True)]
+        common = list(dict.fromkeys(name for names in borders for name in names))
+        made = {
+            name for node, mine in zip(models[0].graph.node, late[0], strict=True) if not mine for name in node.output
+        }
+        if not common or not all(any(mine) for mine in late) or not made.issuperset(common):
+            return None
+        first = start(prefix(models[0], late[0], common))
+        kinds = {s.name: kind for s in first.outputs if (kind := _element_type(s.dtype)) is not None}
+        if len(kinds) < len(common):
+            return None
+        rest = [suffix(model, mine, {n: kinds[n] for n in names})
+                for model, mine, names in zip(models, late, borders, strict=True)]  # fmt: skip
+        return cls(first, [start(model) for model in rest])
+
+    def early(self, feed: Mapping[str, Array]) -> Feed:
+        return self.first.run({spec.name: feed[spec.name] for spec in self.first.inputs})
+
+
+def _element_type(dtype: str) -> int | None:
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    except (TypeError, ValueError, KeyError):  # what numpy has no type for, and sequences
+        return None
+
+
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The model in one piece.
+
+    Raises:
+        PruneError: it is larger than protobuf allows.
+    """
+    try:
+        return bytes(model.SerializeToString())
+    except Exception as error:  # protobuf raises its own kinds, by implementation
+        raise PruneError("the model is too large to be tried in memory", "2 GB is the limit of a search") from error
+
+
+def outcome_on(
+    session: Session, batches: Sequence[Batch], reference: Sequence[Outputs], yardstick: Yardstick
+) -> Outcome:
+    """A model's outcome on any samples."""
+    run = _Run(False, yardstick)
+    for batch, wanted in zip(batches, reference, strict=True):
+        run.add(batch, session.run(batch.feed), wanted)
+    return run.outcome()
+
+
+_OPEN: dict[str, Worker] = {}
+"""The workspace of this process: one at a time."""
+_OPENING = Lock()
+
+
+def forget() -> None:
+    """Close what this process has open."""
+    _OPEN.clear()
+
+
+def run_job(workspace: Workspace, job: Job) -> list[Outcome]:
+    """Run a job in whatever process this is; the workspace is opened the first time."""
+    with _OPENING:
+        if workspace.name not in _OPEN:
+            _OPEN.clear()
+            _OPEN[workspace.name] = Worker(workspace)
+        worker = _OPEN[workspace.name]
+    return worker.run(job)
+
+
+def outputs_of(session: Session, batches: Sequence[Batch], limit: int) -> Iterator[Outputs]:
+    """The original's outputs, batch by batch, as the session gives them.
+
+    Raises:
+        PruneError: they would take more than `limit` bytes.
+    """
+    total = 0
+    for batch in batches:
+        outputs = session.run(batch.feed)
+        total += sum(v.nbytes for v in outputs.values() if isinstance(v, np.ndarray))
+        if total > limit:
+            raise PruneError(f"the model's outputs on {sum(b.count for b in batches):,} samples take more than"
+                             f" {limit >> 20} MB", "use fewer samples with --limit")  # fmt: skip
+        yield outputs

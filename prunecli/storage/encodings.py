@@ -1,0 +1,279 @@
+"""The encodings of one tensor. An encoding says what it would store, before anything is encoded, and with which
+chain of operators that becomes the dense tensor again; dense is what none of them beats.
+
+Sizes in bytes, for n elements of b bytes of which k are not zero (all their bits):
+
+    mask     n/8 + k b                     one bit per element
+    gaps     (k + fillers) (1 + b)         one byte per distance
+    windows  (n N/M) (b + p/8)             N of each M neighbours along an axis, p = 1, 2, 4 or 8 bits per position
+    blocks   positions + (blocks kept) r c b     the same as mask or gaps, of blocks instead of elements
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, cast, reshape, streams, zeros
+from prunecli.storage.positions import Rows, words
+
+Array = np.ndarray[Any, Any]
+OVERHEAD = 450
+"""Bytes of nodes, names and shapes that a chain adds to a file, about."""
+LARGEST = (1 << 31) - 1024
+"""Positions are int32."""
+BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.bool_)
+WINDOWS = (4, 8, 16, 32)
+POSITION_BITS = {4: 2, 8: 4, 16: 4, 32: 8}
+"""Of a position inside a window: log2 of its width, rounded up to a divisor of 8."""
+SAMPLE = 64
+"""Rows looked at before all of them are."""
+EDGES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One way to store a tensor. `chain` computes it; `detail` names a variant, as 2:4 or 4x1."""
+
+    encoding: str
+    chain: Op
+    detail: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is stored, and of the chain's own text."""
+        return sum(stream.nbytes for stream in streams(self.chain)) + OVERHEAD
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tensor as encodings see it. `inlined`: it lies in a function, whose values have no shapes of their own
+    once onnxruntime has put the function's nodes in place of its calls."""
+
+    array: Array
+    dtype: ir.DataType
+    inlined: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.array.shape)
+
+    def values(self, shape: Shape, compute: Callable[[Array], Array]) -> Stream:
+        return Stream("values", self.dtype, shape, compute)
+
+
+Encoding = Callable[[Subject, Rows, int], Encoded | None]
+ENCODINGS: dict[str, Encoding] = {}
+"""In order of the work at load: the later, the less."""
+
+
+def encoding(name: str) -> Callable[[Encoding], Encoding]:
+    """Register `(subject, its elements as rows, bytes to beat) -> what would be stored`, None where it does not
+    apply or is not smaller."""
+
+    def add(function: Encoding) -> Encoding:
+        ENCODINGS[name] = function
+        return function
+
+    return add
+
+
+def choose(subject: Subject, names: tuple[str, ...] | None = None) -> Encoded | None:
+    """The smallest of the named encodings (default: all), of equal ones the later; None if dense is smaller."""
+    if not 0 < subject.array.size <= LARGEST:
+        return None
+    rows = Rows(np.ascontiguousarray(subject.array).reshape(-1))
+    best: Encoded | None = None
+    for name, plan in ENCODINGS.items():
+        limit = subject.array.nbytes if best is None else best.nbytes
+        if (names is None or name in names) and (found := plan(subject, rows, limit)) and found.nbytes <= limit:
+            best = found
+    return best
+
+
+@encoding("mask")
+def mask(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+    """bits -> positions of the set ones -> values scattered there."""
+    if subject.inlined or not rows.count:
+        return None
+    return Encoded("mask", _elements(subject, _by_bits(len(rows.values), rows.count, _bits), rows.count, _at_bits))
+
+
+@encoding("gaps")
+def gaps(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+    """distances -> their running sum is the positions -> values scattered there."""
+    if rows.count * (1 + subject.array.itemsize) > limit:
+        return None
+    return Encoded("gaps", _elements(subject, _by_gaps(rows.entries, _gaps), rows.entries, _at_gaps))
+
+
+@encoding("blocks")
+def blocks(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+    """positions of blocks -> rows of values scattered there -> blocks put in their places."""
+    if len(subject.shape) < 2 or rows.count * subject.array.itemsize > limit:
+        return None
+    best: Encoded | None = None
+    height, width = subject.shape[0], math.prod(subject.shape[1:])
+    nonzero = (words(subject.array) != 0).reshape(height, width)
+    for r, c in _edges(height, width, math.prod(subject.shape[2:])):
+        most = limit / (r * c * subject.array.itemsize)
+        tiles = nonzero.reshape(height // r, r, width // c, c)
+        sample = tiles[:: max(1, len(tiles) // SAMPLE)]
+        if _kept(sample) * len(tiles) / len(sample) <= 1.2 * most and 0 < _kept(tiles) <= most:
+            found = _blocked(subject, r, c)
+            if found.nbytes <= limit:
+                best, limit = found, found.nbytes - 1  # of equal ones, the first
+    return best
+
+
+def _kept(tiles: Array) -> int:
+    return int(np.count_nonzero(tiles.any(axis=(1, 3))))
+
+
+@encoding("windows")
+def windows(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+    """positions inside each window -> values scattered along the window's axis."""
+    best: Encoded | None = None
+    nonzero = words(subject.array) != 0
+    for axis, width in product(range(len(subject.shape)), WINDOWS):
+        bits = POSITION_BITS[width]
+        cost = subject.array.itemsize + bits / 8
+        if subject.shape[axis] % width or rows.count * cost + OVERHEAD > limit:
+            continue
+        view = _windows(nonzero, axis, width)
+        windows, most = view.shape[0] * view.shape[2], (limit - OVERHEAD) / cost
+        if _fullest(view[:SAMPLE]) * windows > most:
+            continue
+        if 0 < (keep := _fullest(view)) < width and keep * windows <= most:
+            found = _windowed(subject, axis, width, keep, bits)
+            if found.nbytes <= limit:
+                best, limit = found, found.nbytes - 1
+    return best
+
+
+def _fullest(view: Array) -> int:
+    return int(view.sum(axis=1, dtype=np.uint8).max())
+
+
+def _edges(height: int, width: int, taps: int) -> Iterator[tuple[int, int]]:
+    """Block shapes worth a look: whole kernels, rows and columns, and small powers of two."""
+    tall = {e for e in (*EDGES, height) if height % e == 0}
+    wide = {e for e in (*EDGES, taps, width) if e and width % e == 0}
+    return ((r, c) for r in sorted(tall) for c in sorted(wide) if 1 < r * c < height * width)
+
+
+def _bits(array: Array) -> Array:
+    return Rows(array.reshape(-1)).bits()
+
+
+def _at_bits(array: Array) -> Array:
+    return Rows(array.reshape(-1)).at_bits()
+
+
+def _gaps(array: Array) -> Array:
+    return Rows(array.reshape(-1)).gaps()
+
+
+def _at_gaps(array: Array) -> Array:
+    return Rows(array.reshape(-1)).at_gaps()
+
+
+def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
+    """int32 positions of the set bits."""
+    stored = Stream("bits", ir.DataType.UINT8, (-(-rows // 8),), compute)
+    flags = reshape(Op("Gather", (Fixed.of(BITS, "bool"), cast(stored, ir.DataType.INT32))), (-1,))
+    return Op("Compress", (numbers(), flags), shape=(count,))
+
+
+def numbers() -> Op:
+    """0, 1, 2, ...: the writer sets how many, enough for the largest tensor of a graph."""
+    return Op("Range", (Fixed.of(0, "int32"), Fixed.of(LARGEST, "int32"), Fixed.of(1, "int32")))
+
+
+def _by_gaps(entries: int, compute: Callable[[Array], Array]) -> Op:
+    """int32 positions, the running sum of the distances."""
+    stored = Stream("gaps", ir.DataType.UINT8, (entries,), compute)
+    return Op("CumSum", (cast(stored, ir.DataType.INT32), Fixed.of(0, "int32")))
+
+
+def _elements(subject: Subject, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
+    flat = zeros((subject.array.size,), subject.dtype)
+    made = Op("ScatterElements", (flat, places, subject.values((count,), compute)))
+    return made if len(subject.shape) == 1 else reshape(made, subject.shape)
+
+
+def _windows(array: Array, axis: int, width: int) -> Array:
+    """(windows before the axis, width, elements after it): a view of a contiguous array."""
+    shape = array.shape
+    return array.reshape(math.prod(shape[:axis]) * shape[axis] // width, width, math.prod(shape[axis + 1 :]))
+
+
+def _chosen(array: Array, axis: int, width: int, keep: int) -> Array:
+    """(windows, keep, inner): positions of what is kept, those of zeros where a window has fewer, in order."""
+    zero = _windows(words(array) == 0, axis, width)
+    return np.sort(np.argsort(zero, axis=1, kind="stable")[:, :keep], axis=1)
+
+
+def _windowed(subject: Subject, axis: int, width: int, keep: int, bits: int) -> Encoded:
+    view = _windows(subject.array, axis, width)
+    shape, each = (view.shape[0], keep, view.shape[2]), 8 // bits
+    size = math.prod(shape)
+    stored = Stream("codes", ir.DataType.UINT8, (-(-size // each),), partial(_codes, axis, width, keep, bits))
+    table = (np.arange(256)[:, None] >> (bits * np.arange(each))) & (1 << bits) - 1
+    found = Op("Gather", (cast(Fixed.of(table, "uint8"), ir.DataType.INT32), cast(stored, ir.DataType.INT32)))
+    places = reshape(found, (-1,))
+    if size % each:
+        places = Op("Slice", (places, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
+    values = subject.values(shape, partial(_at_windows, axis, width, keep))
+    dense = Op("ScatterElements", (zeros(view.shape, subject.dtype), reshape(places, shape), values), (("axis", 1),))
+    return Encoded("windows", reshape(dense, subject.shape), f"{keep}:{width}")
+
+
+def _codes(axis: int, width: int, keep: int, bits: int, array: Array) -> Array:
+    """Positions of `bits` bits each, the first in the lowest bits of a byte."""
+    flat, each = _chosen(array, axis, width, keep).reshape(-1).astype(np.uint8), 8 // bits
+    padded = np.zeros(-(-flat.size // each) * each, np.uint8)
+    padded[: flat.size] = flat
+    shifted = padded.reshape(-1, each) << (bits * np.arange(each, dtype=np.uint8))
+    return np.asarray(np.bitwise_or.reduce(shifted, axis=1))
+
+
+def _at_windows(axis: int, width: int, keep: int, array: Array) -> Array:
+    return np.take_along_axis(_windows(array, axis, width), _chosen(array, axis, width, keep), axis=1)
+
+
+def _as_blocks(r: int, c: int, array: Array) -> Rows:
+    """One block per row, (blocks, r c)."""
+    height = array.shape[0]
+    width = array.size // height
+    tiles = array.reshape(height // r, r, width // c, c).transpose(0, 2, 1, 3)
+    return Rows(np.ascontiguousarray(tiles).reshape(-1, r * c))
+
+
+def _blocked(subject: Subject, r: int, c: int) -> Encoded:
+    rows = _as_blocks(r, c, subject.array)
+    few = subject.inlined or len(rows.values) >= 8 * (rows.entries + (rows.entries - rows.count) * rows.values.itemsize)
+    count = rows.entries if few else rows.count
+    at: Callable[[Rows], Array] = Rows.gaps if few else Rows.bits
+    where = partial(_of_blocks, r, c, at)
+    places: Node = _by_gaps(count, where) if few else _by_bits(len(rows.values), count, where)
+    values = subject.values((count, r * c), partial(_of_blocks, r, c, Rows.at_gaps if few else Rows.at_bits))
+    index = reshape(cast(places, ir.DataType.INT64), (count, 1))
+    made = Op("ScatterND", (zeros(rows.values.shape, subject.dtype), index, values))
+    height = subject.shape[0]
+    width = subject.array.size // height
+    if r > 1 and c < width:
+        tiles = reshape(made, (height // r, width // c, r, c))
+        made = Op("Transpose", (tiles,), (("perm", (0, 2, 1, 3)),))
+    return Encoded("blocks", reshape(made, subject.shape), f"{r}x{c}")
+
+
+def _of_blocks(r: int, c: int, part: Callable[[Rows], Array], array: Array) -> Array:
+    return part(_as_blocks(r, c, array))

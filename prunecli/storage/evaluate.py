@@ -1,0 +1,227 @@
+"""What a chain computes, in numpy. Files are not trusted: every index and every size is checked before it is used.
+
+Each rule takes the node, its inputs and the most elements it may make, and follows the operator's definition for the
+forms that chains use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+
+Array = np.ndarray[Any, Any]
+Rule = Callable[[ir.Node, list[Array], int], Array]
+RULES: dict[str, Rule] = {}
+DAMAGED = "the file is damaged or was tampered with; pack the model again"
+
+
+class Wrong(Exception):  # noqa: N818 - becomes a PruneError that names the tensor
+    """What makes a chain impossible."""
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    def add(function: Rule) -> Rule:
+        RULES[name] = function
+        return function
+
+    return add
+
+
+def dense(value: ir.Value, where: str) -> Array:
+    """The tensor that the chain ending in `value` computes.
+
+    Raises:
+        PruneError: an index out of range, or parts that do not fit each other.
+    """
+    try:
+        shape, dtype = shape_of(value), dtype_of(value)
+        with np.errstate(all="ignore"):
+            array = Evaluation(max(math.prod(shape), 1 << 16)).of(value)
+        if array.shape != shape or array.dtype != dtype.numpy():
+            raise Wrong(f"it comes out as {array.dtype} {array.shape}")
+        return array
+    except (Wrong, ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise PruneError(f"{where}: the packed tensor '{value.name}' makes no sense: {error}", DAMAGED) from error
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that `value` stores, if it does: an initializer nobody can override, or a Constant's."""
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is None:
+        return None if value.is_graph_input() else value.const_value
+    if producer.op_type != "Constant" or producer.domain or "value" not in producer.attributes:
+        return None
+    attribute = producer.attributes["value"]
+    return None if attribute.is_ref() else attribute.as_tensor()
+
+
+class Evaluation:
+    """Evaluates each value once; no array may have more than a few times `size` elements."""
+
+    def __init__(self, size: int) -> None:
+        self.limit = 8 * size + 64
+        self._known: dict[ir.Value, Array] = {}
+
+    def of(self, value: ir.Value | None) -> Array:
+        if value is None:
+            raise Wrong("an input is missing")
+        if (tensor := constant(value)) is not None:
+            array = np.asarray(tensor.numpy())
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.release()
+            return array
+        if value not in self._known:
+            self._known[value] = self._computed(value)
+        return self._known[value]
+
+    def _computed(self, value: ir.Value) -> Array:
+        node = value.producer()
+        assert node is not None
+        if node.op_type == "Compress":
+            return self._compress(node)
+        return RULES[node.op_type](node, [self.of(i) for i in node.inputs], self.limit)
+
+    def _compress(self, node: ir.Node) -> Array:
+        """The positions of what is true. The numbers to choose from are never made."""
+        first, flags = node.inputs[0], self.of(node.inputs[1])
+        numbers = first.producer() if first is not None else None
+        if numbers is None or numbers.op_type != "Range":
+            raise Wrong("positions are not taken from a Range")
+        start, end, step = (self.of(i).item() for i in numbers.inputs)
+        if (start, step) != (0, 1) or flags.dtype != np.bool_ or flags.ndim != 1 or flags.size > end:
+            raise Wrong("there are more bits than numbers to choose from")
+        return np.flatnonzero(flags)
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of the dense tensor, from the constants that state it: nothing of its size is made."""
+    if (tensor := constant(value)) is not None:
+        return tuple(int(d) for d in tensor.shape.numpy())
+    node = _producer(value)
+    if node.op_type in ("Reshape", "ConstantOfShape"):
+        stated = constant(node.inputs[-1])
+        dims = np.asarray(stated.numpy()) if stated is not None and stated.size <= 64 else np.array([-1])
+        if dims.ndim != 1 or dims.dtype != np.int64 or (dims < 0).any():
+            raise Wrong("its shape is impossible")
+        return tuple(int(d) for d in dims)
+    return shape_of(node.inputs[0])
+
+
+def dtype_of(value: ir.Value | None) -> ir.DataType:
+    """The element type of the dense tensor."""
+    if (tensor := constant(value)) is not None:
+        return tensor.dtype
+    node = _producer(value)
+    if node.op_type == "Cast":
+        return ir.DataType(_number(node, "to", 1))
+    if node.op_type == "ConstantOfShape":
+        return _fill(node).dtype
+    return dtype_of(node.inputs[0])
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    node = value.producer() if value is not None else None
+    if node is None:
+        raise Wrong("an input is missing")
+    return node
+
+
+def _fill(node: ir.Node) -> ir.TensorProtocol:
+    return node.attributes["value"].as_tensor() if "value" in node.attributes else ir.tensor(np.zeros(1, np.float32))
+
+
+def _number(node: ir.Node, name: str, default: int) -> int:
+    return int(node.attributes[name].as_int()) if name in node.attributes else default
+
+
+def _fits(size: int, limit: int) -> None:
+    if size > limit:
+        raise Wrong(f"a part of it would have {size} elements")
+
+
+def _inside(index: Array, size: int) -> None:
+    if index.dtype.kind not in "iu":
+        raise Wrong("positions are not integers")
+    if index.size and (index.min() < 0 or index.max() >= size):
+        raise Wrong(f"position {index.max() if index.max() >= size else index.min()} of {size}")
+
+
+@rule("Cast")
+def _cast(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    return inputs[0].astype(ir.DataType(_number(node, "to", 1)).numpy())
+
+
+@rule("Mul")
+def _mul(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    if np.broadcast_shapes(*(i.shape for i in inputs)) != inputs[0].shape or inputs[0].dtype != inputs[1].dtype:
+        raise Wrong("scales do not fit the values")
+    return np.asarray(inputs[0] * inputs[1])
+
+
+@rule("Reshape")
+def _reshape(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    return inputs[0].reshape([int(d) for d in inputs[1]])
+
+
+@rule("Transpose")
+def _transpose(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    return inputs[0].transpose(node.attributes["perm"].as_ints())
+
+
+@rule("Slice")
+def _slice(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    return inputs[0][int(inputs[1].item()) : int(inputs[2].item())]
+
+
+@rule("Gather")
+def _gather(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    table, index = inputs
+    _inside(index, len(table))
+    _fits(index.size * math.prod(table.shape[1:]), limit)
+    return np.take(table, index, axis=0)
+
+
+@rule("CumSum")
+def _cumsum(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    return np.cumsum(inputs[0], axis=int(inputs[1].item()), dtype=np.int64)
+
+
+@rule("ConstantOfShape")
+def _constant_of_shape(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    shape, value = [int(d) for d in inputs[0]], _fill(node).numpy()
+    _fits(math.prod(shape), limit)
+    return np.full(shape, value.item(), value.dtype)
+
+
+@rule("ScatterElements")
+def _scatter_elements(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    data, index, values = inputs[0].copy(), inputs[1], inputs[2]
+    axis = _number(node, "axis", 0)
+    fits = index.shape == values.shape and index.ndim == data.ndim and 0 <= axis < data.ndim
+    others = [(i, d) for at, (i, d) in enumerate(zip(index.shape, data.shape, strict=False)) if at != axis]
+    if not fits or any(i != d for i, d in others) or values.dtype != data.dtype:
+        raise Wrong(f"positions of shape {index.shape} for values of shape {values.shape}")
+    _inside(index, data.shape[axis])
+    if data.ndim == 1:
+        data[index] = values
+    else:
+        np.put_along_axis(data, index.astype(np.int64), values, axis)
+    return data
+
+
+@rule("ScatterND")
+def _scatter_nd(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    data, index, values = inputs[0].copy(), inputs[1], inputs[2]
+    if index.ndim != 2 or index.shape[1] != 1 or values.shape != (len(index), *data.shape[1:]):
+        raise Wrong(f"positions of shape {index.shape} for values of shape {values.shape}")
+    _inside(index, len(data))
+    data[index[:, 0]] = values
+    return data

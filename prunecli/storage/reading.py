@@ -1,0 +1,182 @@
+"""Reading packed tensors: chains become dense tensors.
+
+A chain is recognised by the name of its last node, and taken only if everything it computes from is stored and all
+of its operators are of the kinds that chains have. Anything else stays in the graph as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.errors import PruneError
+from prunecli.storage.evaluate import DAMAGED, Wrong, constant, dense, dtype_of, shape_of
+from prunecli.storage.writing import MARK
+
+KINDS = {
+    "Cast": (1, {"to", "saturate"}), "Mul": (2, set()), "Reshape": (2, set()), "Transpose": (1, {"perm"}),
+    "Slice": (3, set()), "Gather": (2, set()), "CumSum": (2, set()), "ConstantOfShape": (1, {"value"}),
+    "ScatterElements": (3, {"axis"}), "ScatterND": (3, set()), "Compress": (2, set()), "Range": (3, set()),
+}  # fmt: skip
+"""The operators of chains: how many inputs each has, and the attributes that may be stated."""
+ALWAYS_FINE = 64 << 20
+"""Bytes a dense form may take whatever is stored."""
+MAX_GROWTH = 1000
+"""Beyond that, dense bytes per stored byte: a few bytes must not allocate gigabytes."""
+KEEP_UP_TO = 1 << 30
+"""Dense bytes up to which tensors stay in memory, as those of an ordinary file do; others are computed when read."""
+MAX_NODES = 64
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor that was packed: its name, the bytes stored for it alone, and whether the file describes it."""
+
+    name: str
+    nbytes: int
+    graph: ir.Graph
+    described: bool
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """`value`: its result. `nodes` compute it from `leaves`, which are stored; some may be other chains', too."""
+
+    graph: ir.Graph
+    value: ir.Value
+    nodes: tuple[ir.Node, ...]
+    leaves: tuple[ir.Value, ...]
+
+
+def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
+    """Put a dense tensor in place of every chain; what was found.
+
+    Raises:
+        PruneError: a chain with positions out of range, or a size out of all proportion.
+    """
+    chains = [chain for graph in graphs for chain in _chains(graph)]
+    keep = sum(_dense_bytes(chain, where) for chain in chains) <= KEEP_UP_TO
+    found = [Packed(c.value.name or "", _stored(c), c.graph, c.value.type is not None) for c in chains]
+    for chain in chains:
+        _replace(chain, keep, where)
+    _clean(chains)
+    return found
+
+
+def _chains(graph: ir.Graph) -> Iterator[_Chain]:
+    for node in graph:
+        if node.name == f"{MARK}{node.outputs[0].name}" and (chain := _trace(graph, node)):
+            yield chain
+
+
+def _trace(graph: ir.Graph, last: ir.Node) -> _Chain | None:
+    """Everything `last` is computed from; None if it is not all stored in this graph."""
+    nodes: dict[ir.Node, None] = {}
+    leaves: dict[ir.Value, None] = {}
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        if not _is_known(node) or node.graph is not graph or len(nodes) > MAX_NODES:
+            return None
+        nodes[node] = None
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if value is None or (constant(value) is None and producer is None):
+                return None
+            if constant(value) is not None:
+                leaves[value] = None
+            elif producer is not None and producer not in nodes:
+                waiting.append(producer)
+    return _Chain(graph, last.outputs[0], tuple(nodes), tuple(leaves))
+
+
+def _is_known(node: ir.Node) -> bool:
+    if node.domain or node.op_type not in KINDS or len(node.outputs) != 1:
+        return False
+    arity, stated = KINDS[node.op_type]
+    plain = all(name in stated and not attribute.is_ref() for name, attribute in node.attributes.items())
+    return len(node.inputs) == arity and plain
+
+
+def _stored(chain: _Chain) -> int:
+    """Bytes of the leaves that only this chain reads."""
+    alone = (leaf for leaf in chain.leaves if all(use.node in chain.nodes for use in leaf.uses()))
+    return sum(tensor.nbytes for leaf in alone if (tensor := constant(leaf)) is not None)
+
+
+def _dense_bytes(chain: _Chain, where: str) -> int:
+    name, stored = chain.value.name, sum(t.nbytes for leaf in chain.leaves if (t := constant(leaf)) is not None)
+    try:
+        size = math.prod(shape_of(chain.value)) * dtype_of(chain.value).bitwidth // 8
+    except (Wrong, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PruneError(f"{where}: the packed tensor '{name}' makes no sense: {error}", DAMAGED) from error
+    if size > max(ALWAYS_FINE, MAX_GROWTH * stored):
+        raise PruneError(f"{where}: the packed tensor '{name}' would take {size} bytes from {stored}", DAMAGED)
+    return size
+
+
+def _replace(chain: _Chain, keep: bool, where: str) -> None:
+    """A dense tensor of the same name: a Constant where the chain's values lie in one, else an initializer."""
+    value = chain.value
+    array = dense(value, where)  # what is wrong is told now, not when somebody reads it
+    dtype, shape = dtype_of(value), ir.Shape(array.shape)
+
+    def compute() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(dense(value, where)), dtype=dtype, shape=shape)
+
+    tensor: ir.TensorProtocol
+    if keep:
+        tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, shape=shape, name=value.name)
+    else:
+        tensor = ir.LazyTensor(compute, dtype=dtype, shape=shape, name=value.name)
+    if (held := _held(chain)) is not None:
+        made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=held.name)
+        chain.graph.insert_before(_last(chain), made)
+        new = made.outputs[0]
+        new.name, new.type, new.shape = value.name, value.type, value.shape
+    else:
+        new = ir.Value(name=value.name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
+        chain.graph.initializers[value.name or ""] = new
+    new.doc_string = value.doc_string
+    new.metadata_props.update(value.metadata_props)
+    ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
+
+
+def _last(chain: _Chain) -> ir.Node:
+    return chain.nodes[0]
+
+
+def _held(chain: _Chain) -> ir.Node | None:
+    """The Constant node that holds what the chain scatters or widens, if one does; in a function it always is."""
+    scattered = [node.inputs[2] for node in chain.nodes if node.op_type.startswith("Scatter")]
+    values = [value for value in scattered or chain.leaves if constant(value) is not None]
+    return next((node for value in values if value is not None and (node := value.producer()) is not None), None)
+
+
+def _clean(chains: list[_Chain]) -> None:
+    """Take out of the graphs what only the chains read. Nodes keep their inputs: tensors may yet be computed."""
+    gone = {node for chain in chains for node in chain.nodes}
+    kept = [node for node in gone if node.outputs[0].is_graph_output() or _read_outside(node.outputs[0], gone)]
+    while kept:
+        node = kept.pop()
+        if node in gone:
+            gone.remove(node)
+            kept += [p for i in node.inputs if i is not None and (p := i.producer()) is not None]
+    for chain in chains:
+        chain.graph.remove([node for node in chain.nodes if node in gone and node.graph is chain.graph])
+        for leaf in chain.leaves:
+            if leaf.is_graph_output() or _read_outside(leaf, gone):
+                continue
+            producer = leaf.producer()
+            if producer is not None and producer.graph is not None:
+                producer.graph.remove(producer)
+            elif producer is None and leaf.graph is not None:
+                leaf.graph.initializers.pop(leaf.name or "", None)
+
+
+def _read_outside(value: ir.Value, gone: set[ir.Node]) -> bool:
+    return any(use.node not in gone for use in value.uses())

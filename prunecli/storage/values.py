@@ -1,0 +1,93 @@
+"""Values stored narrower than they are used: lossy, zeros stay exactly zero.
+
+DequantizeLinear would be the operator for int8, but onnxruntime does not fold it: it would stay in the graph, and
+change which kernels run. A cast and a multiplication are the same arithmetic, and fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.storage.chain import Node, Op, Stream, cast
+from prunecli.storage.encodings import Encoded, Subject, choose
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """`apply(array)`: the narrow array of the same shape; `scales(array)`: what it is multiplied with, if anything."""
+
+    dtype: ir.DataType
+    apply: Callable[[Array], Array]
+    scales: Callable[[Array], Array] | None = None
+
+
+def _to_float16(array: Array) -> Array:
+    """Nearest float16; beyond its range the largest finite one."""
+    limit = np.finfo(np.float16).max
+    return np.clip(array, -limit, limit).astype(np.float16)
+
+
+def _scales(array: Array) -> Array:
+    """max |w| / 127 per slice along the first axis."""
+    peak = np.abs(array.astype(np.float64)).max(axis=tuple(range(1, array.ndim)), keepdims=True)
+    scales = (peak / 127).astype(array.dtype)
+    return np.where(scales > 0, scales, np.ones((), array.dtype))
+
+
+def _to_int8(array: Array) -> Array:
+    """round(w / scale), at most 127."""
+    steps = np.rint(array.astype(np.float64) / _scales(array).astype(np.float64))
+    return np.clip(steps, -127, 127).astype(np.int8)
+
+
+VALUES = {"float16": Narrow(ir.DataType.FLOAT16, _to_float16), "int8": Narrow(ir.DataType.INT8, _to_int8, _scales)}
+WIDE = {"float16": (ir.DataType.FLOAT, ir.DataType.DOUBLE),
+        "int8": (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)}  # fmt: skip
+"""What each may stand in for: onnxruntime has no bfloat16 arithmetic on the CPU."""
+
+
+def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = None) -> Encoded | None:
+    """The smallest encoding of the narrow values, with the operators that widen them; None where this does not
+    apply: vectors, types as narrow already, NaN and infinity."""
+    if not _applies(subject.array, subject.dtype, name):
+        return None
+    how = VALUES[name]
+    small = Subject(how.apply(subject.array), how.dtype, subject.inlined)
+    found = choose(small, names)
+    plain = Stream("values", how.dtype, subject.shape, lambda array: array)
+    chain = cast(_narrowed(plain if found is None else found.chain, how), subject.dtype)
+    if how.scales is not None:
+        scales = Stream("scales", subject.dtype, how.scales(subject.array).shape, how.scales)
+        chain = Op("Mul", (chain, scales))
+    kind, detail = ("dense", "") if found is None else (found.encoding, found.detail)
+    return Encoded(kind, chain, f"{detail} {name}".strip())
+
+
+def _narrowed(node: Node, how: Narrow) -> Node:
+    """The chain with every stream computed from the narrow array."""
+    if isinstance(node, Stream):
+        inner = node.compute
+        return replace(node, compute=lambda array: inner(how.apply(array)))
+    if isinstance(node, Op):
+        return replace(node, inputs=tuple(_narrowed(i, how) for i in node.inputs))
+    return node
+
+
+def widened(array: Array, dtype: ir.DataType, name: str) -> Array:
+    """What the chain makes of the narrow values of `array`; the array itself where narrowing does not apply."""
+    if not _applies(array, dtype, name):
+        return array
+    how = VALUES[name]
+    wide = how.apply(array).astype(array.dtype)
+    return wide if how.scales is None else np.asarray(wide * how.scales(array))
+
+
+def _applies(array: Array, dtype: ir.DataType, name: str) -> bool:
+    return array.ndim > 1 and dtype in WIDE[name] and bool(np.isfinite(array).all())

@@ -1,0 +1,249 @@
+"""`prune adaptive` and `prune sensitivity` on a trained network: promises, resumption, interruption, workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import prunecli
+from prunecli.errors import GateFailed, PruneError
+from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
+from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.pipeline.sensitivity import sensitivity
+from prunecli.runtime import Session
+from prunecli.search import pool
+from prunecli.search.trials import Job, Outcome, Workspace
+from prunecli.select import CRITERIA
+from tests.tiny import ROOT
+
+SAMPLES = ROOT / "sample_models"
+CNN, TEST = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-test.npz"
+MLP = SAMPLES / "digits-mlp.onnx"
+
+
+def found(tmp_path: Path, name: str = "out.onnx", model: Path = MLP, **options: Any) -> AdaptiveResult:
+    given = {"data": TEST, "max_drop": 0.03, "jobs": 1, "seed": 1, **options}
+    return adaptive(model, output=tmp_path / name, force=True, **given)
+
+
+def accuracy(path: Path, **options: Any) -> Any:
+    return evaluate(path, options=EvaluateOptions(data=DataOptions(str(TEST)), latency=False, **options)).model.metrics
+
+
+GOALS: list[dict[str, Any]] = [
+    {}, {"metric": "f1"}, {"metric": "log_loss", "max_drop": 0.2}, {"metric": "cosine", "max_drop": 0.01},
+    {"strategy": "feedback"}, {"minimize": "file_bytes"}, {"criterion": "l1"}, {"pattern": "4x1"},
+    {"granularity": "channel,head", "max_drop": 0.1}, {"granularity": "channel", "minimize": "params", "max_drop": 0.1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=str)
+def test_the_file_keeps_what_was_promised_and_is_proved(goal: dict[str, Any], tmp_path: Path) -> None:
+    done = found(tmp_path, **goal)
+    assert done.reached and done.result is not None and done.result.verification.kind == "exact"
+    last = done.confirmations[-1]
+    assert last.holds and last.drop.value <= done.goal.max_drop and last.low < last.drop.value < last.high
+    assert last.step.remains < 0.97 and last.step.bound <= done.goal.max_drop
+    assert last.drop.samples == done.samples[1] and sum(done.samples) == 547
+    saved = onnx.load(tmp_path / "out.onnx")
+    said = json.loads(next(p.value for p in saved.metadata_props if p.key == "prunecli.recipe"))
+    assert said["max_drop"] == done.goal.max_drop and said["metric"] == done.metric
+
+
+def test_the_confirmed_figures_are_those_of_the_file(tmp_path: Path) -> None:
+    """The held-out half, taken by the same seed, evaluated by `evaluate` on the saved file."""
+    done = found(tmp_path, seed=5)
+    with np.load(TEST) as data:
+        order = np.sort(np.random.default_rng(5).permutation(547)[:274])
+        np.savez(tmp_path / "held.npz", **{name: data[name][order] for name in data.files})
+    held = EvaluateOptions(data=DataOptions(str(tmp_path / "held.npz")), latency=False)
+    both = evaluate(tmp_path / "out.onnx", MLP, held)
+    last = done.confirmations[-1]
+    assert both.model.metrics["accuracy"] == pytest.approx(last.metric)
+    assert both.baseline is not None and both.baseline.metrics["accuracy"] == pytest.approx(last.baseline)
+
+
+def test_without_labels_it_is_fidelity(tmp_path: Path) -> None:
+    with np.load(TEST) as data:
+        np.savez(tmp_path / "x.npz", **{n: data[n] for n in data.files if n != "labels"})
+    done = found(tmp_path, data=tmp_path / "x.npz", max_drop=0.05)
+    assert done.metric == "top1_agreement" and done.baseline == 1.0 and done.reached
+
+
+def test_search_is_smaller_than_feedback_and_than_every_layer_alike(tmp_path: Path) -> None:
+    ours, theirs = found(tmp_path, seed=3), found(tmp_path, "other.onnx", seed=3, strategy="feedback")
+    assert ours.confirmations[-1].step.remains < theirs.confirmations[-1].step.remains
+    space_share = 1 - ours.confirmations[-1].step.remains
+    prunecli.magnitude(MLP, sparsity=space_share, output=tmp_path / "uniform.onnx")
+    assert accuracy(tmp_path / "uniform.onnx")["log_loss"] > accuracy(tmp_path / "out.onnx")["log_loss"]
+
+
+def test_what_cannot_be_kept_writes_nothing_and_tells_the_closest(tmp_path: Path) -> None:
+    done = found(tmp_path, max_drop=0.0001, save_front=tmp_path / "front")
+    assert not done.reached and not (tmp_path / "out.onnx").exists() and done.closest is not None
+    with pytest.raises(GateFailed, match="no model within a drop"):
+        raise_if_missed(done)
+    assert done.to_json()["output"] is None and done.to_json()["closest"]["bound"] > 0.0001
+
+
+def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:
+    done = found(tmp_path, save_front=tmp_path / "front")
+    drops = [m.step.drop.value for m in done.front]
+    remains = [m.step.remains for m in done.front]
+    assert remains == sorted(remains) and drops == sorted(drops, reverse=True)
+    files = [m for m in done.front if m.path]
+    assert len(files) >= 2 and all(onnx.load(m.path) for m in files)
+    assert len(list((tmp_path / "front").iterdir())) == len(files)
+
+
+def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
+    one, two = found(tmp_path, "one.onnx", jobs=1), found(tmp_path, "two.onnx", jobs=2)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    assert one.steps == two.steps
+
+
+class Stops:
+    """A pool that is interrupted after some results."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:
+        for result in pool.InProcess().run(workspace, jobs):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield result
+
+    def close(self) -> None:
+        pool.InProcess().close()
+
+
+@pytest.mark.parametrize("after", [2, 9])
+def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = found(tmp_path, "whole.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr("prunecli.pipeline.trial_options.InProcess", lambda: Stops(after))
+        cut = found(tmp_path, "cut.onnx", state=tmp_path / "state")
+    assert cut.interrupted and cut.reached == bool(cut.steps) == (tmp_path / "cut.onnx").exists()
+    again = found(tmp_path, "again.onnx", state=tmp_path / "state")
+    assert again.reused == after and again.steps == whole.steps
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+def test_the_state_of_other_data_is_refused(tmp_path: Path) -> None:
+    found(tmp_path, state=tmp_path / "state", rounds=1)
+    with pytest.raises(PruneError, match="another model, other data"):
+        found(tmp_path, state=tmp_path / "state", seed=2)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = adaptive(MLP, data=TEST, max_drop=0.03, dry_run=True, jobs=1, output=tmp_path / "o.onnx",
+                    save_front=tmp_path / "front")  # fmt: skip
+    assert done.reached and not list(tmp_path.iterdir())
+
+
+def test_a_failed_confirmation_looks_for_a_stricter_one(tmp_path: Path) -> None:
+    """Held-out data picked to hold nearly all that the first model loses, and little else."""
+    with np.load(TEST) as data:
+        arrays = {n: data[n] for n in data.files}
+    name = Session.open(MLP).inputs[0].name
+    feed = {name: arrays[name].astype(np.float32)}
+    found(tmp_path)
+    answers = [next(iter(Session.open(p).run(feed).values())).argmax(1) for p in (MLP, tmp_path / "out.onnx")]
+    keep = (answers[0] != answers[1]) | (np.arange(547) % 4 == 0)
+    np.savez(tmp_path / "hard.npz", **{name: arrays[name][keep], "labels": answers[0][keep]})
+    strict = found(tmp_path, "strict.onnx", confirm_data=tmp_path / "hard.npz")
+    tried = strict.confirmations
+    assert not tried[0].holds and [c.attempt for c in tried] == list(range(1, len(tried) + 1))
+    assert all(a.step.bound > b.step.bound and a.level < b.level for a, b in pairwise(tried))
+    assert strict.reached == tried[-1].holds == (tmp_path / "strict.onnx").exists()
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"max_drop": 0.0}, "allows nothing"), ({"strategy": "guess"}, "no strategy"),
+    ({"minimize": "latency"}, "no latency to"), ({"minimize": "macs!"}, "not possible"),
+    ({"granularity": "block"}, "blocks"), ({"granularity": "fun"}, "no granularity"),
+    ({"pattern": "2:4"}, "fixes how many"), ({"round_to": 8}, "of structures"),
+    ({"granularity": "channel", "pattern": "4x1"}, "of single weights"), ({"criterion": "fun"}, "fun"),
+    ({"metric": "snr_db"}, "no mean"), ({"confirm_split": 1.0}, "between 0 and 1"), ({"backend": "dask"}, "--address"),
+    ({"include": ["nothing"]}, "matches nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match=message):
+        found(tmp_path, **options)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+# -- sensitivity ---------------------------------------------------------------------------------------
+
+
+def test_sensitivity_is_what_cutting_the_layer_alone_does(tmp_path: Path) -> None:
+    done = sensitivity(CNN, data=TEST, levels=[0.5, 0.9], jobs=1, criterion="l1")
+    assert done.samples == 512 and done.baseline > 0.98
+    row = next(r for r in done.rows if r.knob.name == "down.conv.weight")
+    prunecli.magnitude(CNN, sparsity=0.9, include=[row.knob.name], output=tmp_path / "one.onnx")
+    whole = accuracy(CNN)["accuracy"] - accuracy(tmp_path / "one.onnx")["accuracy"]
+    assert row.points[1].drop == pytest.approx(whole, abs=0.05)  # 512 of 547 samples
+    assert [r.mean_damage for r in done.rows] == sorted((r.mean_damage for r in done.rows), reverse=True)
+    assert all(p.error and p.error > 0 for r in done.rows for p in r.points)
+
+
+def test_sensitivity_of_groups(tmp_path: Path) -> None:
+    done = sensitivity(CNN, data=TEST, granularity="channel,head", jobs=1, levels=[0.25, 0.5])
+    assert {row.knob.kind for row in done.rows} == {"channel"} and done.criterion == "activation"
+    assert all(row.points[0].damage <= row.points[-1].damage * 1.5 for row in done.rows)
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel,head"])
+def test_the_proxy_ranks_nearly_as_the_measurement(granularity: str) -> None:
+    fast = sensitivity(CNN, data=TEST, granularity=granularity, fast=True, jobs=1)
+    assert fast.ranking is not None and fast.ranking.correlation > 0.7 and fast.ranking.checked == 12
+    assert fast.measured == 12 and all(p.metric is None for r in fast.rows for p in r.points)
+    assert fast.to_json()["proxy"]["correlation"] == fast.ranking.correlation
+
+
+def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"data": TEST, "levels": [0.5], "jobs": 1, "state": tmp_path / "state"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("prunecli.pipeline.trial_options.InProcess", lambda: Stops(3))
+        sensitivity(CNN, **options)
+    again = sensitivity(CNN, **options)
+    assert (again.reused, again.measured) == (3, 4)
+    assert again.rows == sensitivity(CNN, **{**options, "state": None}).rows
+
+
+@pytest.mark.parametrize("criterion", [entry.name for entry in CRITERIA])
+def test_every_criterion_ranks_or_is_refused(criterion: str) -> None:
+    given: dict[str, Any] = {"data": DataOptions(str(TEST), limit=64), "levels": [0.5], "jobs": 1}
+    if criterion in ("wanda", "obs"):
+        with pytest.raises(PruneError, match="trials do not measure"):
+            sensitivity(MLP, criterion=criterion, **given)
+        return
+    done = sensitivity(MLP, criterion=criterion, **given)
+    assert done.criterion == criterion and len(done.rows) == 3 and all(r.points[0].damage > 0 for r in done.rows)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "activation", "fisher", "fpgm"])
+def test_structures_by_any_criterion(criterion: str) -> None:
+    data = DataOptions(str(TEST), limit=64)
+    done = sensitivity(MLP, data=data, levels=[0.5], jobs=1, criterion=criterion, granularity="channel")
+    assert done.criterion == criterion and all(r.points[0].damage > 0 for r in done.rows)
+
+
+@pytest.mark.parametrize("levels", [[], [0.0, 0.5], [1.2]])
+def test_levels_are_fractions(levels: list[float]) -> None:
+    with pytest.raises(PruneError, match="--levels"):
+        sensitivity(CNN, data=TEST, levels=levels)

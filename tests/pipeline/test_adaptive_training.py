@@ -1,0 +1,69 @@
+"""`prune adaptive --finetune-epochs`: further than without, judged on samples that nothing was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from prunecli.errors import PruneError
+from prunecli.model import find_weights, load
+from prunecli.pipeline import adaptive_training
+from prunecli.pipeline.adaptive import AdaptiveResult, adaptive
+from prunecli.pipeline.gradual import Retrain
+from tests.tiny import ROOT
+
+SAMPLES = ROOT / "sample_models"
+MLP, TEST, TRAIN = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-test.npz", SAMPLES / "digits-train.npz"
+
+
+def found(tmp_path: Path, data: Path = TRAIN, **options: Any) -> AdaptiveResult:
+    retrain = Retrain.of(data=str(data), epochs=2, seed=0, rate=0.02)
+    given: dict[str, Any] = {"data": TEST, "max_drop": 0.04, "jobs": 1, "seed": 1, "rounds": 1, "criterion": "l1"}
+    return adaptive(MLP, output=tmp_path / "o.onnx", retrain=retrain, **(given | options))
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive_training, "MOST_STEPS", 3)
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_it_goes_further_with_training(granularity: str, tmp_path: Path) -> None:
+    done = found(tmp_path, granularity=granularity, save_front=tmp_path / "front")
+    plain = [step for step in done.steps if step.allowed and not step.stage.startswith("trained")]
+    last = done.confirmations[-1]
+    assert done.reached and last.step.stage.startswith("trained")
+    assert last.step.remains < min(step.remains for step in plain)
+    result = done.result
+    assert result is not None and result.verification.kind == "exact" and result.training is not None
+    assert result.before.params - result.before.nonzero < 20 and result.output is not None
+    assert len(result.training.rounds) == int(last.step.stage.split()[1])  # no step failed in between
+    after = {w.name: int(np.count_nonzero(w.array())) for w in find_weights(load(tmp_path / "o.onnx")).prunable}
+    assert sum(after.values()) <= sum(layer.nonzero for layer in result.layers)
+    assert any("trained" in step.stage for step in (m.step for m in done.front)) and onnx.load(tmp_path / "o.onnx")
+
+
+def test_what_went_stays_gone(tmp_path: Path) -> None:
+    done = found(tmp_path)
+    setting = done.confirmations[-1].step.setting
+    for weight in find_weights(load(tmp_path / "o.onnx")).prunable:
+        zeros = 1 - np.count_nonzero(weight.array()) / weight.size
+        assert zeros >= setting.get(weight.name, 0.0) - 1e-3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_it_is_not_trained_on_what_judges_it(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="learns them by heart"):
+        found(tmp_path, data=TEST)
+    with pytest.raises(PruneError, match="do not go together"):
+        found(tmp_path, external_data="always")
+
+
+def test_a_dry_run_trains_nothing_and_says_so(tmp_path: Path) -> None:
+    done = found(tmp_path, dry_run=True)
+    assert not any(step.stage.startswith("trained") for step in done.steps) and not list(tmp_path.iterdir())
+    assert any("trains nothing" in note for note in done.notes)

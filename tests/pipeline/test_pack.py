@@ -1,0 +1,368 @@
+"""Packing from end to end: sizes, outputs and tensors against the plain onnx package and onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import prunecli
+from prunecli.apply.outline import outline
+from prunecli.errors import GateFailed, PruneError
+from prunecli.model import find_weights, load
+from prunecli.pipeline import pack as module
+from prunecli.pipeline.compare import CompareOptions, compare
+from prunecli.pipeline.inspect import inspect
+from prunecli.pipeline.pack import NothingSmaller, pack, unpack
+from prunecli.pipeline.pack_plan import information
+from prunecli.report.render_text import to_markdown
+from tests.model.build import MODELS, info, node, proto, save_proto
+from tests.storage.sparse import matmul, optimised, run, sparse
+
+Array = np.ndarray[Any, Any]
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+BIG = (64, 64)
+DECODING = {"ScatterElements", "ScatterND", "Compress", "CumSum", "Range", "ConstantOfShape"}
+
+
+def weight(kind: str, seed: int = 0) -> Array:
+    return sparse(kind, shape=BIG, seed=seed)
+
+
+def const(name: str, array: Array) -> onnx.NodeProto:
+    return node("Constant", [], [name], value=numpy_helper.from_array(array, name))
+
+
+def two(first: str = "w", second: str = "v") -> list[onnx.NodeProto]:
+    return [node("MatMul", ["x", first], ["z"]), node("MatMul", ["z", second], ["y"])]
+
+
+def branch(name: str, array: Array) -> onnx.GraphProto:
+    nodes = [node("MatMul", ["x", name], [f"{name}.z"]), node("MatMul", [f"{name}.z", "outer"], [f"{name}.y"])]
+    return helper.make_graph(nodes, name, [], [info(f"{name}.y", ["n", 64])], [numpy_helper.from_array(array, name)])
+
+
+def with_branches() -> onnx.ModelProto:
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=0),
+        node("Greater", ["s", "zero"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=branch("a", weight("50%")), else_branch=branch("b", weight("95%"))),
+    ]
+    return model(nodes, {"zero": np.float32(0), "outer": weight("70%", 5)})
+
+
+def model(nodes: list[onnx.NodeProto], weights: dict[str, Any], **options: Any) -> onnx.ModelProto:
+    made = proto(nodes, {"x": (2, 64)}, weights=weights, **options)
+    made.graph.output[0].CopyFrom(info("y", ["n", 64]))
+    return made
+
+
+def with_function() -> onnx.ModelProto:
+    inner = [const("w", weight("50%")), const("v", weight("95%")), *two()]
+    function = helper.make_function("my", "F", ["x"], ["y"], inner, [helper.make_opsetid("", 17)])
+    return model([node("F", ["x"], ["y"], domain="my")], {}, functions=[function], domains=["my"])
+
+
+# name, model, encodings that must be chosen, by tensor
+ODD: list[tuple[str, Callable[[], onnx.ModelProto], dict[str, str]]] = [
+    ("initializers", lambda: model(two(), {"w": weight("50%"), "v": weight("95%")}), {"w": "mask", "v": "gaps"}),
+    ("constants", lambda: model([const("w", weight("2:4")), const("v", weight("1x4")), *two()], {}),
+     {"w": "windows", "v": "blocks"}),
+    ("tied", lambda: model([node("MatMul", ["x", "w"], ["z0"]), node("Add", ["z0", "x"], ["z1"]),
+                            node("MatMul", ["z1", "w"], ["y"])], {"w": weight("50%")}), {"w": "mask"}),
+    ("branches", with_branches, {"a": "mask", "b": "gaps", "outer": "mask"}),
+    ("function", with_function, {"w": "gaps", "v": "gaps"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "make", "encodings"), ODD, ids=[o[0] for o in ODD])
+def test_models_of_every_build(
+    name: str, make: Callable[[], onnx.ModelProto], encodings: dict[str, str], tmp_path: Path
+) -> None:
+    path = save_proto(make(), tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx")
+    assert {row.name: row.encoding for row in found.rows} == encodings
+    assert (found.verification.kind, found.verification.samples) == ("exact", 4)
+    assert found.after.file_bytes == (tmp_path / "p.onnx").stat().st_size < 0.75 * path.stat().st_size
+    assert not DECODING & {*optimised(tmp_path / "p.onnx", tmp_path)}
+    for sign in (1, -1):
+        x = {"x": sign * np.abs(np.random.default_rng(0).standard_normal((2, 64))).astype(np.float32)}
+        assert run(tmp_path / "p.onnx", x)[0].tobytes() == run(path, x)[0].tobytes()
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert outline(tmp_path / "d.onnx") == outline(path)
+    weights = [{w.name: w.array().tobytes() for w in find_weights(load(p)).all()} for p in (path, tmp_path / "d.onnx")]
+    assert weights[0] == weights[1]
+
+
+def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
+    both = weight("50%")
+    sizes = []
+    for second in (both, weight("50%", 1)):
+        path = save_proto(model(two(), {"w": both, "v": second}), tmp_path)
+        sizes.append(pack(path, output=tmp_path / "p.onnx", force=True).after.file_bytes)
+    assert sizes[0] < sizes[1] - 8000  # a mask and 2,048 values of 4 bytes
+    assert {w.name for w in find_weights(load(tmp_path / "p.onnx")).prunable} == {"w", "v"}
+
+
+def test_external_data_stays_outside(tmp_path: Path) -> None:
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx", external_data="always")
+    outside = load(tmp_path / "p.onnx").data_files
+    assert len(outside) == 1
+    assert found.after.file_bytes == sum(p.stat().st_size for p in (tmp_path / "p.onnx", *outside))
+    again = unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert again.verification.kind == "exact"
+    assert compare(path, tmp_path / "d.onnx").identical
+
+
+def test_large_models_stream_and_their_folding_is_checked_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunecli.pipeline import pack_proof
+    from prunecli.storage import reading
+
+    monkeypatch.setattr(pack_proof, "RUN_UP_TO", 1000)
+    monkeypatch.setattr(reading, "KEEP_UP_TO", 1000)
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx", external_data="always")
+    assert "too large to be run" in found.verification.detail
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert compare(path, tmp_path / "d.onnx").identical
+
+
+def test_what_does_not_fold_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.storage import encodings
+    from prunecli.storage.chain import Op
+
+    def unknown(subject: Any, rows: Any, limit: int) -> Any:
+        """As the mask, without the shape that onnxruntime needs to fold it."""
+        found = mask(subject, rows, limit)
+        if found is None:
+            return None
+        reshaped = found.chain
+        scatter = reshaped.inputs[0]
+        places = Op("Compress", scatter.inputs[1].inputs)
+        return encodings.Encoded("mask", Op("Reshape", (Op(scatter.type, (scatter.inputs[0], places, scatter.inputs[2]),
+                                                           scatter.attributes), reshaped.inputs[1])))  # fmt: skip
+
+    mask = encodings.ENCODINGS["mask"]
+    monkeypatch.setitem(encodings.ENCODINGS, "mask", unknown)
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx")
+    assert {row.name: row.encoding for row in found.rows} == {"w": "dense", "v": "gaps"}
+    assert [s.reason for s in found.skipped] == ["onnxruntime does not fold its decoding away"]
+    assert not DECODING & {*optimised(tmp_path / "p.onnx", tmp_path)}
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(8, 3), (10, 5), (11, 6)])
+def test_old_opsets_are_raised_only_as_far_as_needed(opset: int, ir: int, tmp_path: Path) -> None:
+    made = model([node("MatMul", ["x", "w"], ["y"])], {"w": weight("50%")}, opset=opset)
+    made.ir_version = ir
+    if ir < 4:
+        made.graph.input.append(info("w", BIG))
+    path = save_proto(made, tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx")
+    assert [row.encoding for row in found.rows] == ["mask"]
+    assert [entry.version for entry in onnx.load(tmp_path / "p.onnx").opset_import] == [11]
+    assert any(f"raised from {opset} to 11" in note for note in found.notes) == (opset < 11)
+    assert compare(path, tmp_path / "p.onnx").identical
+
+
+def test_coo_is_written_and_read(tmp_path: Path) -> None:
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    found = pack(path, output=tmp_path / "c.onnx", format="coo")
+    stored = onnx.load(tmp_path / "c.onnx").graph
+    onnx.checker.check_model(str(tmp_path / "c.onnx"))
+    assert [s.values.name for s in stored.sparse_initializer] == ["v"]
+    assert stored.sparse_initializer[0].indices.data_type == onnx.TensorProto.INT64
+    assert {row.name: row.encoding for row in found.rows} == {"w": "dense", "v": "coo"}
+    assert found.after.file_bytes < path.stat().st_size
+    assert compare(path, tmp_path / "c.onnx").identical
+
+
+@pytest.mark.parametrize("values", ["float16", "int8"])
+def test_narrow_values_are_measured_and_gated(values: Any, tmp_path: Path) -> None:
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    exact = pack(path, output=tmp_path / "e.onnx")
+    found = pack(path, output=tmp_path / "p.onnx", values=values, max_error=0.05)
+    assert found.after.file_bytes < 0.8 * exact.after.file_bytes
+    assert found.fidelity is not None
+    error = found.verification.max_rel_error
+    assert found.verification.kind == "approximate"
+    assert error is not None
+    assert 1e-6 < error < 0.05
+    told = compare(path, tmp_path / "p.onnx", CompareOptions(samples=4)).fidelity.worst()["max_rel"]
+    assert told == pytest.approx(error, rel=0.5)  # other random inputs, and a maximum
+    with pytest.raises(GateFailed, match="--max-error"):
+        pack(path, output=tmp_path / "q.onnx", values=values, max_error=error / 2)
+    assert not (tmp_path / "q.onnx").exists()
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("nothing sparse", {"min_saving": 0.95}, "would become 95% smaller"),
+    ("excluded", {"exclude": ["*"]}, "nothing in"),
+    ("saving", {"min_saving": 1.0}, "no fraction below 1"),
+    ("lossy coo", {"format": "coo", "values": "int8"}, "stores values as they are"),
+    ("error of exact values", {"max_error": 0.1}, "--max-error is of"),
+    ("unproved error", {"max_error": 0.1, "values": "int8", "verify": False}, "--max-error is of"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "words"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_refusals(name: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    with pytest.raises(PruneError, match=words.replace("*", ".")) as caught:
+        pack(path, output=tmp_path / "p.onnx", **options)
+    assert caught.value.hint
+    assert not (tmp_path / "p.onnx").exists()
+
+
+LEFT = [
+    ("graph output", ("y", "w"), [], "also a graph output"),
+    ("graph input", ("y",), ["w"], "also a graph input"),
+]
+
+
+@pytest.mark.parametrize(("name", "outputs", "inputs", "reason"), LEFT, ids=[c[0] for c in LEFT])
+def test_what_must_stay_dense(
+    name: str, outputs: tuple[str, ...], inputs: list[str], reason: str, tmp_path: Path
+) -> None:
+    made = proto(two(), {"x": (2, 64)}, outputs, {"w": weight("50%"), "v": weight("95%")})
+    made.graph.input.extend(info(each, BIG) for each in inputs)
+    found = pack(save_proto(made, tmp_path), output=tmp_path / "p.onnx")
+    assert [(s.name, s.reason.split(":")[0]) for s in found.skipped] == [("w", reason)]
+    made = proto([node("MatMul", ["x", "w"], ["y"])], {"x": (2, 64)}, outputs, {"w": weight("50%")})
+    made.graph.input.extend(info(each, BIG) for each in inputs)
+    with pytest.raises(NothingSmaller) as caught:
+        pack(save_proto(made, tmp_path), output=tmp_path / "q.onnx")
+    assert reason in caught.value.hint
+
+
+def test_negative_zeros_are_kept_unless_asked(tmp_path: Path) -> None:
+    """What is left where a framework multiplies weights with a mask."""
+    values = np.random.default_rng(0).standard_normal(BIG).astype(np.float32)
+    masked = values * (np.random.default_rng(1).random(BIG) < 0.3).astype(np.float32)
+    path = save_proto(model([node("MatMul", ["x", "w"], ["y"])], {"w": masked}), tmp_path)
+    kept = pack(path, output=tmp_path / "k.onnx")
+    assert any("negative zeros" in note for note in kept.notes)
+    assert find_weights(load(tmp_path / "k.onnx")).prunable[0].array().tobytes() == masked.tobytes()
+    plain = pack(path, output=tmp_path / "p.onnx", plain_zeros=True)
+    assert plain.after.file_bytes < 0.6 * kept.after.file_bytes
+    assert plain.verification.kind == "exact"
+    assert not any("negative zeros" in note for note in plain.notes)
+    assert np.array_equal(find_weights(load(tmp_path / "p.onnx")).prunable[0].array(), masked)
+    assert compare(path, tmp_path / "p.onnx").identical
+
+
+def test_unpack_refuses_what_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="holds no packed tensors"):
+        unpack(save_proto(matmul(weight("50%")), tmp_path))
+
+
+def test_a_proof_sees_a_changed_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is written wrongly must not get past the proof."""
+    from prunecli.storage.positions import Rows
+
+    right = Rows.at_bits
+    monkeypatch.setattr(Rows, "at_bits", lambda self: right(self) * np.float32(1.0000001))
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    with pytest.raises(PruneError, match="w was not packed as it should be"):
+        pack(path, output=tmp_path / "p.onnx")
+    assert not (tmp_path / "p.onnx").exists()
+
+
+# n, k, bytes each, limit: H(1/2) = 1 bit; H(1/4) = 0.8113 bits
+LIMITS = [(800, 400, 4, 100 + 1600), (800, 200, 2, 81.13 + 400), (800, 0, 4, 0), (800, 800, 8, 6400)]
+
+
+@pytest.mark.parametrize(("size", "nonzero", "itemsize", "limit"), LIMITS)
+def test_information(size: int, nonzero: int, itemsize: int, limit: float) -> None:
+    assert information(size, nonzero, itemsize) == pytest.approx(limit, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A real network with zeros, dense and packed."""
+    folder = tmp_path_factory.mktemp("digits")
+    prunecli.magnitude(SAMPLES / "digits-cnn.onnx", sparsity=0.8, output=folder / "dense.onnx", verify=False)
+    pack(folder / "dense.onnx", output=folder / "packed.onnx")
+    return folder / "dense.onnx", folder / "packed.onnx"
+
+
+def test_every_command_reads_packed_files(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    dense, packed = digits
+    data = SAMPLES / "digits-calib.npz"
+    seen = [inspect(path).to_json() for path in digits]
+    assert seen[0]["layers"] == seen[1]["layers"]
+    results = {
+        "magnitude": lambda p, o: prunecli.magnitude(p, sparsity=0.9, output=o),
+        "gradient": lambda p, o: prunecli.gradient(p, data=str(data), sparsity=0.9, steps=1, output=o),
+        "structured": lambda p, o: prunecli.structured(p, macs=0.5, output=o),
+        "finetune": lambda p, o: prunecli.finetune(p, data=str(data), epochs=1, output=o),
+    }
+    for name, command in results.items():
+        outputs = [tmp_path / f"{name}.{path.name}" for path in digits]
+        for path, output in zip(digits, outputs, strict=True):
+            command(path, output)
+        assert outline(outputs[0]) == outline(outputs[1]), name
+        assert compare(*outputs).identical, name
+    assert compare(dense, packed).identical
+
+
+def test_the_report(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    found = pack(digits[0], output=tmp_path / "p.onnx", dry_run=True)
+    assert not (tmp_path / "p.onnx").exists()
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["output"] is None
+    assert told["after"]["file_bytes"] == digits[1].stat().st_size
+    packing = told["packing"]
+    assert packing["information_bytes"] < sum(t["packed_bytes"] for t in packing["tensors"])
+    assert packing["information_bytes"] == pytest.approx(sum(t["information_bytes"] for t in packing["tensors"]), abs=8)
+    assert 4 < packing["bytes_per_nonzero"] < 6
+    assert 0 < packing["zstd_bytes"]["after"] < packing["zstd_bytes"]["before"]
+    assert all(packing["load"][when]["seconds"] > 0 for when in ("before", "after"))
+    page = to_markdown(found.to_document())
+    assert all(text in page for text in ("their information", "memory while loading", "bit for bit", "block1.conv1"))
+
+
+def test_pack_with_magnitude(tmp_path: Path) -> None:
+    model = SAMPLES / "digits-cnn.onnx"
+    apart = prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "dense.onnx")
+    found = prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "packed.onnx", pack=module.Packing())
+    assert compare(tmp_path / "dense.onnx", tmp_path / "packed.onnx").identical
+    assert found.packed is not None
+    assert found.after.file_bytes == (tmp_path / "packed.onnx").stat().st_size < 0.3 * apart.after.file_bytes
+    assert found.to_json()["packing"]["tensors"]
+    assert found.output is not None
+    assert found.output.path == str(tmp_path / "packed.onnx")
+    with pytest.raises(PruneError, match="already exists"):
+        prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "packed.onnx", pack=module.Packing())
+
+
+def test_too_few_zeros_are_stored_as_they_are(tmp_path: Path) -> None:
+    model = SAMPLES / "digits-cnn.onnx"
+    found = prunecli.magnitude(model, sparsity=0.01, output=tmp_path / "packed.onnx", pack=module.Packing())
+    assert found.packed is None
+    assert any("stored as it is" in note for note in found.notes)
+    assert not load(tmp_path / "packed.onnx").packed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MODELS or [None], ids=lambda p: p.stem if p else "none")
+@pytest.mark.parametrize(
+    "options", [{"sparsity": 0.7}, {"pattern": "2:4"}, {"pattern": "4x1", "sparsity": 0.5}], ids=str
+)
+def test_shared_models(path: Path | None, options: dict[str, Any], tmp_path: Path) -> None:
+    if path is None:
+        pytest.skip("no shared models")
+    prunecli.magnitude(path, output=tmp_path / "z.onnx", verify=False, **options)
+    found = pack(tmp_path / "z.onnx", output=tmp_path / "p.onnx")
+    assert found.verification.kind == "exact"
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert outline(tmp_path / "d.onnx") == outline(tmp_path / "z.onnx")

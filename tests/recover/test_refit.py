@@ -1,0 +1,186 @@
+"""A cut model refitted: what can be restored is, what cannot is left alone and said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from prunecli.evidence.sites import find_sites
+from prunecli.model import Dims
+from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
+from prunecli.recover import refit as module
+from prunecli.recover.refit import METHODS, Calibration, Refit, output_error, refit
+from tests.model.build import floats, node, proto, save_proto
+
+Array = np.ndarray[Any, Any]
+KERNEL = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+
+
+def convs(groups: int = 1, transposed: bool = False, bias: bool = True) -> onnx.ModelProto:
+    """Three layers; of the first's eight channels 5 equals 1 and 6 is dead."""
+    w, b = floats(8, 3, 3, 3, seed=1), floats(8, seed=2)
+    w[5], b[5], w[6], b[6] = w[1], b[1], 0, -1
+    weights = {"w1": w, "b1": b, "w2": floats(6, 8, 3, 3, seed=3), "w3": floats(4, 6 // groups, 1, 1, seed=4)}
+    second = node("Conv", ["r1", "w2"], ["c2"], **KERNEL)
+    if transposed:
+        weights["w2"] = floats(8, 6, 3, 3, seed=3)
+        second = node("ConvTranspose", ["r1", "w2"], ["c2"], **KERNEL)
+    if bias:
+        weights["b2"] = floats(6, seed=5)
+        second.input.append("b2")
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["c1"], **KERNEL), node("Relu", ["c1"], ["r1"]), second,
+        node("Relu", ["c2"], ["r2"]), node("Conv", ["r2", "w3"], ["y"], group=groups),
+    ]  # fmt: skip
+    return proto(nodes, {"x": ("n", 3, 6, 6)}, weights=weights)
+
+
+def normed() -> onnx.ModelProto:
+    """A convolution without bias, its BatchNormalization, and a residual sum."""
+    w, b = floats(8, 3, 3, 3, seed=1), floats(8, seed=2)
+    w[5], b[5], w[6], b[6] = w[1], b[1], 0, -1
+    stats = {
+        "g": np.full(3, 0.7, np.float32),
+        "h": floats(3, seed=6),
+        "m": floats(3, seed=7),
+        "v": np.full(3, 2, np.float32),
+    }
+    weights = {"w1": w, "b1": b, "w2": floats(3, 8, 3, 3, seed=3), **stats}
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["c1"], **KERNEL), node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", "w2"], ["c2"], **KERNEL),
+        node("BatchNormalization", ["c2", "g", "h", "m", "v"], ["n2"]), node("Add", ["n2", "x"], ["y"]),
+    ]  # fmt: skip
+    return proto(nodes, {"x": ("n", 3, 6, 6)}, weights=weights)
+
+
+def dense(op: str = "MatMul") -> onnx.ModelProto:
+    w, b = floats(3, 8, seed=1), floats(8, seed=2)
+    w[:, 5], b[5], w[:, 6], b[6] = w[:, 1], b[1], 0, -1
+    second = {"MatMul": ["MatMul", "r", "w2"], "Gemm": ["Gemm", "r", "w2", "b2"]}[op]
+    nodes = [node("MatMul", ["x", "w1"], ["m"]), node("Add", ["m", "b1"], ["a"]), node("Relu", ["a"], ["r"]),
+             node(second[0], second[1:], ["y" if op == "Gemm" else "s"])]  # fmt: skip
+    if op == "MatMul":
+        nodes.append(node("Add", ["s", "b2"], ["y"]))
+    return proto(
+        nodes, {"x": ("n", 3)}, weights={"w1": w, "b1": b, "w2": floats(8, 4, seed=3), "b2": floats(4, seed=4)}
+    )
+
+
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "conv": convs, "conv without bias": lambda: convs(bias=False), "grouped": lambda: convs(groups=2),
+    "transposed": lambda: convs(transposed=True), "batchnorm, residual": normed, "matmul": dense,
+    "gemm": lambda: dense("Gemm"),
+}  # fmt: skip
+
+
+class Case:
+    """A model, the cut of channels of its first layer, and data."""
+
+    def __init__(
+        self, folder: Path, build: Callable[[], onnx.ModelProto], channels: list[int], count: int = 64
+    ) -> None:
+        self.subject: Cuttable = open_cuttable(save_proto(build(), folder), "channel,head", Dims())
+        group = next(g for g in self.subject.units.groups if ("w1", 0) in g.weights or ("w1", 1) in g.weights)
+        mask = np.zeros(self.subject.units.count, bool)
+        mask[group.first + np.array(channels)] = True
+        self.positions = self.subject.units.removed(mask)
+        self.cut = self.subject.without(mask, self.positions)
+        shape = self.subject.inputs["x"][1:]
+        feeds = [{"x": floats(min(count, 16), *shape, seed=10 + n)} for n in range(max(count // 16, 1))]
+        self.data = Calibration(feeds, max(len(feeds) - 1, 1))
+
+    def refit(self, method: str = "auto") -> tuple[ir.Model, Refit]:
+        model = self.cut.clone()
+        return model, refit(self.subject.work, model, self.positions, self.data, method)
+
+    def errors(self, *models: ir.Model) -> list[float]:
+        return output_error(self.subject.work, models, self.data)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_equal_and_a_dead_channel_cost_nothing(name: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, NETS[name], [5, 6])
+    fitted, done = case.refit()
+    before, after = case.errors(case.cut, fitted)
+    assert after < 1e-4 * before  # the smallest ridge leaves about 1e-6 of each layer's error
+    assert done.layers[0].weight == "w2" and done.layers[0].method == "lstsq"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_really_lost_is_made_up_for_in_part(name: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, NETS[name], [0, 3])
+    errors = {method: case.errors(case.refit(method)[0])[0] for method in METHODS}
+    assert errors["lstsq"] < errors["none"] and errors["bias"] < errors["none"]
+    assert errors["auto"] <= min(errors.values()) * 1.01
+
+
+def test_a_wrong_fit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, convs, [5, 6])
+    put = module.Site.put
+    monkeypatch.setattr(module.Site, "put", lambda self, graph, w, c: put(self, graph, w[:, ::-1], c))
+    before, after = case.errors(case.cut, case.refit()[0])
+    assert after > 0.1 * before
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("method", ["lstsq", "auto", "bn"])
+def test_one_sample_leaves_a_sound_model(name: str, method: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, NETS[name], [0, 3], count=1)
+    before, after = case.errors(case.cut, case.refit(method)[0])
+    assert np.isfinite(after) and after <= before * 1.01
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_names_and_types_stay(name: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, NETS[name], [0, 3])
+    fitted, _ = case.refit()
+    for a, b in zip(case.cut.graph, fitted.graph, strict=True):
+        assert (a.op_type, a.name, [v.name for v in a.outputs]) == (b.op_type, b.name, [v.name for v in b.outputs])
+    for key, value in case.cut.graph.initializers.items():
+        new = fitted.graph.initializers[key]
+        assert (new.const_value.dtype, new.const_value.shape) == (value.const_value.dtype, value.const_value.shape)
+    added = set(fitted.graph.initializers) - set(case.cut.graph.initializers)
+    assert added <= {"w2.bias", "w3.bias"}  # convolutions that had none
+
+
+def test_layers_before_the_cut_are_not_touched(tmp_path: Path) -> None:
+    case = Case(tmp_path, convs, [0, 3])
+    fitted, done = case.refit()
+    assert "w1" not in {fit.weight for fit in done.layers}
+    kept = case.cut.graph.initializers["w1"].const_value.numpy()
+    assert np.array_equal(fitted.graph.initializers["w1"].const_value.numpy(), kept)
+
+
+def test_a_shared_weight_is_left_and_said_to_be(tmp_path: Path) -> None:
+    def shared() -> onnx.ModelProto:
+        nodes = [node("MatMul", ["x", "w1"], ["a"]), node("Relu", ["a"], ["r"]), node("MatMul", ["r", "w2"], ["b"]),
+                 node("Relu", ["b"], ["c"]), node("MatMul", ["c", "w2"], ["y"])]  # fmt: skip
+        return proto(nodes, {"x": ("n", 8)}, weights={"w1": floats(8, 8, seed=1), "w2": floats(8, 8, seed=2)})
+
+    left = find_sites(ir.from_proto(shared())).left
+    assert [(skip.name, "shared" in skip.reason) for skip in left] == [("w2", True)]
+
+
+SITES = {
+    "conv": ("w2", ("c2", None, "b2")),
+    "conv without bias": ("w2", ("c2", None, "new")),
+    "batchnorm, residual": ("w2", ("y", "x", "m")),
+    "matmul": ("w2", ("y", None, "b2")),
+    "gemm": ("w2", ("y", None, "b2")),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_what_a_layer_aims_at(name: str) -> None:
+    weight, wanted = SITES[name]
+    site = next(s for s in find_sites(ir.from_proto(NETS[name]())).found if s.weight.name == weight)
+    place = site.offset
+    stored = None if place is None else "new" if place.new else place.value.name if place.value is not None else ""
+    assert (site.target, site.carried, stored) == wanted

@@ -1,0 +1,132 @@
+"""Every kind of pruner as a space: what it builds is what the command would save, and what it says of it is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import prunecli
+from prunecli.data import random_data
+from prunecli.model import concrete_shapes, load, totals
+from prunecli.model.shapes import Dims
+from prunecli.pipeline.evaluate import DataOptions
+from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_pruner import Pruner, Saving
+from prunecli.pipeline.trial_setup import open_pruner
+from prunecli.runtime import Session
+from prunecli.search.space import Knob, Setting, differing, normal, snapped
+from prunecli.search.suffix import dependent
+from prunecli.types import no_progress
+from tests.tiny import ROOT
+
+SAMPLE = ROOT / "sample_models" / "digits-cnn.onnx"
+KINDS: list[dict[str, Any]] = [
+    {}, {"criterion": "taylor"}, {"pattern": "4x1"}, {"criterion": "random"},
+    {"granularity": "channel,head"}, {"granularity": "all", "criterion": "l2"},
+    {"granularity": "channel", "round_to": 8, "max_ratio": 0.5},
+]  # fmt: skip
+
+
+def opened(**changes: Any) -> Pruner:
+    session = Session.open(SAMPLE)
+    options = TrialOptions(DataOptions("random"), **changes)
+    data = random_data(session.inputs, 32, 0)
+    return open_pruner(SAMPLE, options, Part.of_data(options.data, data), no_progress)
+
+
+def middle(pruner: Pruner) -> Setting:
+    return snapped(pruner.space.knobs, {knob.name: 0.1 + 0.1 * i for i, knob in enumerate(pruner.space.knobs)})
+
+
+def stored(proto: onnx.ModelProto) -> dict[str, Any]:
+    return {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_tried_is_what_is_saved(kind: dict[str, Any], tmp_path: Path) -> None:
+    pruner = opened(**kind)
+    setting = middle(pruner)
+    tried = pruner.space.build(setting)
+    done = pruner.finish(setting, {}, Saving(tmp_path / "out.onnx"), no_progress)
+    assert done.verification.kind == "exact"
+    ours, saved = stored(tried), stored(onnx.load(tmp_path / "out.onnx"))
+    assert ours.keys() == saved.keys() and all(np.array_equal(ours[n], saved[n]) for n in ours)
+    model = load(tmp_path / "out.onnx")
+    found = totals(model, concrete_shapes(model, Dims()))
+    remains = pruner.space.cost(setting)
+    if kind.get("granularity"):
+        assert remains["params"] == found.params
+        assert abs(remains["file_bytes"] - found.file_bytes) < 0.05 * found.file_bytes
+    else:
+        whole = pruner.space.cost({})["params"]
+        units = 4 * len(pruner.space.knobs) if kind.get("pattern") else 0  # the last unit of a weight may not fit
+        assert abs(found.params - found.nonzero - (whole - remains["params"])) <= units  # nothing else of it is zero
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_building_leaves_no_trace(kind: dict[str, Any]) -> None:
+    pruner = opened(**kind)
+    before = pruner.space.build({}).SerializeToString()
+    pruner.space.build(middle(pruner))
+    assert pruner.space.build({}).SerializeToString() == before
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_moves_with_a_knob_is_named(kind: dict[str, Any]) -> None:
+    """Nodes that do not depend on the named values are the same with the knob moved."""
+    pruner = opened(**kind)
+    for knob in pruner.space.knobs[1:3]:
+        one, other = pruner.space.build({}), pruner.space.build({knob.name: min(0.5, knob.limit)})
+        names = pruner.space.touched([knob.name])
+        late = dependent(one.graph, names)
+        early = [n for n, is_late in zip(one.graph.node, late, strict=True) if not is_late]
+        kept = {n.output[0]: n for n in other.graph.node}
+        assert early and all(kept[n.output[0]] == n for n in early)
+        used = {name for n in early for name in n.input}
+        before, after = stored(one), stored(other)
+        assert all(np.array_equal(before[n], after[n]) for n in used & before.keys())
+        assert any(not np.array_equal(before[n], after[n]) for n in before.keys() & after.keys())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_one_threshold_removes_the_lowest_scores(kind: dict[str, Any]) -> None:
+    pruner = opened(**kind)
+    space = pruner.space
+    setting = snapped(space.knobs, space.by_threshold(0.3))
+    gone = sum(setting.get(k.name, 0.0) * k.count for k in space.knobs) / sum(k.count for k in space.knobs)
+    assert gone == pytest.approx(0.3, abs=0.02) or kind.get("round_to")
+    assert 0 < max(space.thresholds(setting).values()) < np.inf
+    assert snapped(space.knobs, setting) == setting
+
+
+def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> None:
+    pruner = opened(criterion="l1")
+    name = pruner.space.knobs[1].name
+    threshold = pruner.space.thresholds({name: 0.4})[name]
+    prunecli.magnitude(
+        SAMPLE,
+        threshold=float(np.nextafter(np.float32(threshold), np.float32(1))),
+        include=[name],
+        output=tmp_path / "o.onnx",
+    )
+    saved = stored(onnx.load(tmp_path / "o.onnx"))[name]
+    assert (saved == 0).sum() == round(0.4 * saved.size)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "limit", "multiple", "gone"),
+    [(0.5, 10, 1, 1, 5), (0.94, 10, 0.9, 1, 9), (1.0, 10, 0.9, 1, 9), (0.5, 24, 1, 8, 8), (0.3, 24, 1, 8, 0),
+     (0.67, 24, 1, 8, 16), (1.0, 24, 23 / 24, 8, 16), (0.0, 5, 1, 1, 0), (0.9, 3, 2 / 3, 4, 0)],
+)  # fmt: skip
+def test_whole_units_go(fraction: float, count: int, limit: float, multiple: int, gone: int) -> None:
+    assert Knob("k", "channel", count, 0, 0, (), limit, multiple).gone(fraction) == gone
+
+
+def test_settings_that_do_the_same_are_equal() -> None:
+    assert normal({"b": 0.30000000001, "a": 0.0}) == {"b": 0.3}
+    assert differing({"a": 0.5}, {"a": 0.5, "b": 0.1}) == {"b"} and not differing({"a": 0.0}, {})

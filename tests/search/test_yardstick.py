@@ -1,0 +1,120 @@
+"""The metric, its noise, and the damage that steers the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunecli.data import Batch
+from prunecli.errors import PruneError
+from prunecli.evaluate.fidelity import MEASURES
+from prunecli.evaluate.passes import Asked
+from prunecli.evaluate.quality import METRICS, compute_metrics
+from prunecli.search.yardstick import FIDELITY, Yardstick, agreement, choose_yardstick
+
+Array = np.ndarray[Any, Any]
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(400, 7)).astype(np.float32)
+NOISY = (LOGITS + RNG.normal(scale=0.7, size=LOGITS.shape)).astype(np.float32)
+CLASSES = np.where(RNG.random(400) < 0.8, LOGITS.argmax(1), RNG.integers(0, 7, 400))
+NUMBERS = RNG.normal(size=(400, 1)).astype(np.float32)
+
+
+def batches(labels: Array | None) -> list[Batch]:
+    return [Batch({}, 100, None if labels is None else labels[i : i + 100]) for i in range(0, 400, 100)]
+
+
+def pieces(values: Array) -> list[dict[str, Array]]:
+    return [{"y": values[i : i + 100]} for i in range(0, 400, 100)]
+
+
+def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[Yardstick, dict[str, Array]]:
+    found = choose_yardstick(metric, Asked(), labels, batches(labels), pieces(base))
+    return found, found.records(zip(batches(labels), pieces(trial), pieces(base), strict=True))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_of_evaluate_is_a_goal(metric: str) -> None:
+    regression = METRICS[metric].regression
+    labels, base = (NUMBERS + 0.1, NUMBERS) if regression else (CLASSES, LOGITS)
+    trial = base + RNG.normal(scale=0.7, size=base.shape).astype(np.float32)
+    found, records = judged(metric, labels, base, trial)
+    assert found.reference is not None
+    own, whole = found.of(records), compute_metrics(found.reference)[metric]
+    assert found.baseline == pytest.approx(whole)
+    assert found.value(records) == pytest.approx(compute_metrics(own)[metric])
+    drop = found.drop(records)
+    sign = 1 if METRICS[metric].higher else -1
+    assert drop.value == pytest.approx(sign * (whole - found.value(records))) and drop.value != 0
+    assert 0 < drop.error() < 0.2 * max(1, abs(whole)) and drop.error(100) > drop.error()
+
+
+def test_the_error_of_a_metric_that_is_no_mean_is_that_of_a_bootstrap() -> None:
+    """Macro recall and the like: the jackknife against 400 resamples, within a third."""
+    found, records = judged("f1", CLASSES, LOGITS, NOISY)
+    assert found.reference is not None
+    from dataclasses import replace
+
+    def f1(p: Any, rows: Array) -> float:
+        return compute_metrics(replace(p, truth=p.truth[rows], predicted=p.predicted[rows], sample=np.arange(400),
+                                       in_top=None, log_prob=None))["f1"]  # fmt: skip
+
+    rng, own = np.random.default_rng(1), found.of(records)
+    drawn = [rng.integers(0, 400, 400) for _ in range(400)]
+    spread = np.std([f1(found.reference, rows) - f1(own, rows) for rows in drawn])
+    assert found.drop(records).error() == pytest.approx(spread, rel=0.34)
+
+
+def test_an_accuracy_that_did_not_change_is_not_certain() -> None:
+    found, records = judged(None, CLASSES, LOGITS, LOGITS)
+    drop = found.drop(records)
+    assert (found.metric, drop.value) == ("accuracy", 0.0)
+    assert drop.error() == pytest.approx(1 / 400)  # as if one sample had changed
+
+
+@pytest.mark.parametrize("metric", FIDELITY)
+def test_fidelity_is_that_of_evaluate(metric: str) -> None:
+    found, records = judged(metric, None, LOGITS, NOISY)
+    whole = MEASURES[metric]()
+    whole.add(LOGITS.astype(np.float64), NOISY.astype(np.float64))
+    assert found.value(records) == pytest.approx(whole.value())
+    assert found.drop(records).value == pytest.approx(1 - (whole.value() or 0)) and found.baseline == 1.0
+
+
+def test_a_nan_is_the_worst() -> None:
+    broken = np.where(np.arange(400)[:, None] == 3, np.nan, LOGITS).astype(np.float32)
+    assert agreement("cosine", LOGITS, broken)[3] == -1.0
+    found, records = judged("log_loss", CLASSES, LOGITS, broken)
+    assert found.drop(records).value > 0
+    [damage] = [found.damage({"y": LOGITS}, {"y": broken}, 400)]
+    assert np.isinf(damage[3]) and damage[4] == 0
+
+
+def test_damage_is_the_divergence_of_scores_and_relative_elsewhere() -> None:
+    found, _ = judged(None, CLASSES, LOGITS, LOGITS)
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (LOGITS.astype(float), NOISY.astype(float)))
+    divergence = (p * np.log(p / q)).sum(1)
+    np.testing.assert_allclose(found.damage({"y": LOGITS}, {"y": NOISY}, 400), divergence, rtol=1e-6)  # float64
+    maps = RNG.normal(size=(400, 2, 3, 3)).astype(np.float32)
+    other = choose_yardstick("cosine", Asked(), None, batches(None), pieces(maps))
+    np.testing.assert_allclose(other.damage({"y": maps}, {"y": maps * 0.5}, 400).mean(), 0.25, rtol=1e-6)
+
+
+REFUSED: list[tuple[str | None, Array | None, str]] = [
+    ("snr_db", None, "no mean"), ("max_abs", CLASSES, "no mean"), ("accuracy", None, "needs labels"),
+    ("fun", None, "no metric fun"), ("fun", CLASSES, "no metric fun"), ("r2", CLASSES, "no meaning"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "labels", "message"), REFUSED)
+def test_what_promises_nothing_is_refused(metric: str | None, labels: Array | None, message: str) -> None:
+    with pytest.raises(PruneError, match=message):
+        judged(metric, labels, LOGITS, LOGITS)
+
+
+def test_defaults() -> None:
+    assert judged(None, NUMBERS, NUMBERS, NUMBERS)[0].metric == "r2"
+    assert judged(None, None, LOGITS, LOGITS)[0].metric == "top1_agreement"
+    assert judged(None, None, NUMBERS, NUMBERS)[0].metric == "cosine"
