@@ -1,7 +1,7 @@
-"""What calibration without data costs: accuracy after `prune oneshot` on real samples, on synthetic ones, on random ones.
+"""What calibration without data costs: accuracy after `prune oneshot` on real, on synthetic and on random inputs.
 
-All three have the same number of samples, seed and method, and the accuracy is of the test data. "random" is white noise
-of mean 0 and variance 1, what there would be without any care for the inputs.
+All three have the same number of samples, seed and method, and the accuracy is of the test data. "random" is white
+noise of mean 0 and variance 1, what there would be without any care for the inputs.
 """
 
 from __future__ import annotations

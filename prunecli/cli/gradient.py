@@ -51,7 +51,7 @@ def gradient(
     exclude: options.Exclude = None,
     also: Also = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,

@@ -95,7 +95,7 @@ def oneshot(
     include: options.Include = None,
     exclude: options.Exclude = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,

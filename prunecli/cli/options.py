@@ -162,6 +162,16 @@ Data = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="D|synthetic",
+        help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
+        " from the model alone, for when there is no data: worse than real ones",
+        rich_help_panel=DATA,
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option("--labels", metavar="PATH", help="labels as .npy, for .npy and .npz data", rich_help_panel=DATA),

@@ -70,8 +70,9 @@ def synthetic_feed(
 def image_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
     """Noise with the spectrum of photographs, float32, of about mean 0 and variance 1 over all samples.
 
-    The amplitude at spatial frequency f is f^-a: a = 1 is that of natural images (Field 1987), each sample draws its own
-    a from [0.5, 1.8], a contrast from [0.4, 1.4] and a brightness. Channels share a part of their noise, as colours do.
+    The amplitude at spatial frequency f is f^-a: a = 1 is that of natural images (Field 1987), each sample draws its
+    own a from [0.5, 1.8], a contrast from [0.4, 1.4] and a brightness. Channels share a part of their noise, as
+    colours do.
 
     Args:
         shape: (N, C, *space), or (N, *space, C) where only the last axis can be colours.

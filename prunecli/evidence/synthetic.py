@@ -1,13 +1,12 @@
 """Calibration inputs without data: noise, drawn towards the statistics that a model's normalisations have kept.
 
-BatchNormalization stores the mean and variance of what it read in training. Inputs under which a layer reads the same
-moments are a better stand-in for the data than any noise: gradient descent on the inputs finds them (DeepInversion, Yin et
-al. 2020; ZeroQ, Cai et al. 2020).
+BatchNormalization stores the mean and variance of what it read in training. Gradient descent on the inputs finds some
+under which it reads the same (DeepInversion, Yin et al. 2020; ZeroQ, Cai et al. 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from prunecli.data import Dataset
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
 from prunecli.evidence.walk import working_form
-from prunecli.inputs import InputSpec, numpy_dtype
+from prunecli.inputs import InputSpec
 from prunecli.model import Model
 from prunecli.runtime import Session
 from prunecli.types import Progress, no_progress

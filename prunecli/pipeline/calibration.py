@@ -10,7 +10,7 @@ from prunecli.pipeline.subject import Execution
 from prunecli.types import Json, Progress
 
 
-def calibration(
+def calibration_samples(
     file: Model, wanted: DataOptions, samples: int, seed: int, dims: Dims, execution: Execution, progress: Progress
 ) -> Dataset:
     """`samples` samples, drawn at random where there are more; all of them if the user gave a limit.

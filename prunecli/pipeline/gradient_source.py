@@ -15,7 +15,7 @@ from prunecli.evaluate.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
-from prunecli.pipeline.calibration import about, calibration, cautions
+from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
@@ -148,7 +148,9 @@ def open_study(
     if options.data is None:
         raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
     session = options.execution.open(file.path)
-    data = calibration(file, options.data, options.samples, options.seed, options.dims, options.execution, progress)
+    data = calibration_samples(
+        file, options.data, options.samples, options.seed, options.dims, options.execution, progress
+    )
     first = next(data.batches(batch))
     task = _task(session, data, first, by_labels, options)
     study = Study(file, weights, task, options.execution.thread_count, options.seed)

@@ -19,7 +19,7 @@ from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
-from prunecli.pipeline.calibration import about, calibration, cautions
+from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.judge import Judged
@@ -157,7 +157,9 @@ class ByEvidence:
     ) -> tuple[Study, Dataset]:
         options = self.options
         assert options.data is not None
-        data = calibration(file, options.data, options.samples, options.seed, options.dims, options.execution, progress)
+        data = calibration_samples(
+            file, options.data, options.samples, options.seed, options.dims, options.execution, progress
+        )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = _feeds(data)
         open_session = opener(options.execution.provider, options.execution.thread_count)
