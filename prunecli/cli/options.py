@@ -168,7 +168,7 @@ CalibrationData = Annotated[
         "--data",
         metavar="D|synthetic",
         help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
-        " from the model alone, for when there is no data: worse than real ones",
+        " from the model alone, a stand-in where there is no data",
         rich_help_panel=DATA,
     ),
 ]

@@ -8,20 +8,27 @@ import pytest
 
 from tests.cli.conftest import SAMPLES, Prune
 
-CNN, CALIB = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-calib.npz"
+CNN, MLP, CALIB = (SAMPLES / name for name in ("digits-cnn.onnx", "digits-mlp.onnx", "digits-calib.npz"))
 
 
-@pytest.mark.parametrize("command", ["oneshot", "gradient"])
-def test_a_model_is_pruned_without_data_and_the_report_warns(command: str, prune: Prune, tmp_path: Path) -> None:
+MADE = [
+    # command, model, what the report says of the inputs
+    ("oneshot", MLP, "smoothed noise"),
+    ("gradient", CNN, "fitted to the statistics of 6 BatchNormalizations"),
+]
+
+
+@pytest.mark.parametrize(("command", "model", "told"), MADE)
+def test_a_model_is_pruned_without_data(command: str, model: Path, told: str, prune: Prune, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    asked = (command, CNN, "--data", "synthetic", "--sparsity", "0.5", "--limit", "24", "-o", out, "--format", "json")
+    asked = (command, model, "--data", "synthetic", "--sparsity", "0.5", "--limit", "24", "-o", out, "--format", "json")
     done = prune(*asked, "--no-progress")
     assert done.code == 0, done.err
     found = done.json()
     assert found["recipe"]["data"] == "synthetic" and found["recipe"]["samples"] == 24
     assert found["recipe"]["data_notes"] == found["notes"][-2:]
     assert any("synthetic, not real" in note for note in found["notes"])
-    assert any("smoothed noise" in note for note in found["notes"])
+    assert any(told in note for note in found["notes"])
     assert found["verification"]["kind"] == "exact" and out.exists()
 
 
