@@ -12,6 +12,7 @@ from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Pattern
 from prunecli.cli.options import RUN, SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+from prunecli.cli.zeroing import zeroing
 from prunecli.quantity import Quantity, parse_quantity
 
 if TYPE_CHECKING:
@@ -137,16 +138,14 @@ def oneshot(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import draws, emit
+    arguments = locals()
+    from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
-    from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
-    from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.oneshot import MEMORY, OneshotOptions
     from prunecli.pipeline.oneshot import oneshot as run
-    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -164,23 +163,7 @@ def oneshot(
     )  # fmt: skip
     if steps is not None and retrain is None:
         raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
-    wanted = MagnitudeOptions(
-        recipe=recipe,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=execution,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        verify=not no_verify,
-        plan=plan,
-        save_plan=save_plan,
-        external_data=external_data.value,
-        retrain=retrain,
-        spreads=draws(report),
-        pack=Packing() if pack else None,
-    )
+    wanted = zeroing(arguments, recipe, execution, retrain)
     measured = OneshotOptions(
         data=source,
         method=method.value,
