@@ -52,7 +52,7 @@ def gradient(
     exclude: options.Exclude = None,
     also: Also = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
@@ -113,7 +113,7 @@ def gradient(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     execution, source = (
         Execution(provider or "cpu", threads),
-        DataOptions.of(data, labels, label_column, limit, images, training.train_data),
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True),
     )
     retrain = training.retrain(
         source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value

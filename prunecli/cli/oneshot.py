@@ -79,7 +79,7 @@ def oneshot(
     include: options.Include = None,
     exclude: options.Exclude = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
@@ -140,7 +140,7 @@ def oneshot(
     if memory is not None and memory.kind not in ("bytes", "plain"):
         raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
     execution = Execution(provider or "cpu", threads)
-    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
+    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True)
     retrain = training.retrain(
         source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip

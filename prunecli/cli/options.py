@@ -182,6 +182,16 @@ Data = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="D|synthetic",
+        help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
+        " from the model alone, a stand-in where there is no data",
+        rich_help_panel=DATA,
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option("--labels", metavar="PATH", help="labels as .npy, for .npy and .npz data", rich_help_panel=DATA),
