@@ -324,8 +324,8 @@ def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
 
 
 def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats they
-    are made from; before a Softmax or Sigmoid, which would hide a change."""
+    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
+    they are made from; before a Softmax or Sigmoid, which would hide a change."""
     names: dict[str, None] = {}
     stack, seen = list(reversed(work.graph.outputs)), set()
     while stack:
