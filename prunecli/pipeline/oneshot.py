@@ -178,7 +178,7 @@ class ByEvidence:
                 layer.name: round(layer.weight.size * (1 - pattern.keep / pattern.window)) for layer in study.layers
             }
         mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
-        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and sizes else []
+        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and len(sizes) > 1 else []
         mode = "uniform" if mode == "loss" and not curves else mode
         amounts = allocate(mode, [layer.weight.shape for layer in study.layers], sizes, curves, sparsity)
         return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
