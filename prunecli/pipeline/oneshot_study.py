@@ -179,9 +179,7 @@ class Study:
         walk.close()
         return found
 
-    def _reaching(
-        self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
-    ) -> list[float]:
+    def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
         """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
         found = walk.probe(layer.weight.holder.name, variants, list(base))
         return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]
@@ -320,8 +318,8 @@ def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
 
 
 def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats they
-    are made from; before a Softmax or Sigmoid, which would hide a change."""
+    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
+    they are made from; before a Softmax or Sigmoid, which would hide a change."""
     names: dict[str, None] = {}
     stack, seen = list(reversed(work.graph.outputs)), set()
     while stack:
