@@ -65,6 +65,7 @@ class Walk:
         self._pinned = {v.name or "" for v in model.graph.outputs}
         self._producer = {v.name or "": node for node in self._nodes for v in node.outputs if v.name}
         self._done: set[ir.Node] = set()
+        self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
         self._known: set[str] = set()
         self.batches = self._feed(feeds)
 
@@ -163,7 +164,7 @@ class Walk:
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:
             if node in nodes:
-                graph.node.append(ir.to_proto(node))
+                graph.node.append(self._proto(node))
         for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in _reads(node)):  # as they are now
             if name in initializers and name not in inputs:
                 tensor = initializers[name].const_value
@@ -248,6 +249,13 @@ class Walk:
     def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
         known = (self._known, hidden, self._model.graph.initializers)
         return all(any(name in some for some in known) for name in self._reads[node])
+
+    def _proto(self, node: ir.Node) -> onnx.NodeProto:
+        """A node in serialised form, made once unless its inputs have been replaced since."""
+        names = tuple(value.name if value is not None else "" for value in node.inputs)
+        if self._protos.get(node, (None, None))[0] != names:
+            self._protos[node] = names, ir.to_proto(node)
+        return self._protos[node][1]
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         value = self.read(name, 0)

@@ -33,6 +33,8 @@ from prunecli.types import Progress, Skipped
 Array = np.ndarray[Any, Any]
 LEVELS = (2.5, 1.4, 0.6, 0.3)
 """Densities at which a layer's loss is taken, in parts of the density that is asked for."""
+ROUGHLY = 30
+"""Positions per unknown for those losses, which need not be as exact as the fit."""
 PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
 
@@ -157,16 +159,18 @@ class Study:
         """What the outputs lose when one layer alone is pruned, for each layer."""
         levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
         with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
+        way = self.way
+        quick = replace(self, way=replace(way, method=way.method.stand_in(way.pattern)), per_unknown=ROUGHLY)
         walk = Walk(self.original, self.feeds, self.store, self.open_session)
         base = walk.outlook(looked_at(self.original))
         found = []
         for layer in progress(self.layers, "measuring layers", len(self.layers)):
-            sums = self.sums(layer, walk, walk)
+            sums = quick.sums(layer, walk, walk)
             tasks = list(self.tasks(layer, sums))
             own, variants = [], []
             for level in levels:
                 amount = round((1 - level) * layer.weight.size)
-                best = self.fitted(tasks, self.choose(layer, tasks, amount), "none")
+                best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
                 own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
                 if level in with_probe:
                     variants.append(self.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
