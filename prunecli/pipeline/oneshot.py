@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -140,11 +140,21 @@ class ByEvidence:
         recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
             planned.recipe.get("pattern", "")) else None)  # fmt: skip
         with Store(self.options.memory) as store:
-            study, data = self._study(file, planned.choice.chosen, self._way(recipe), store, progress)
+            way = self._replayed(planned.recipe, recipe)
+            study, data = self._study(file, planned.choice.chosen, way, store, progress)
             masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
         asked = about(data) | {"recover": study.way.recover}
         return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)])
+
+    def _replayed(self, planned: Json, recipe: Recipe) -> Way:
+        """The way of a plan: its own method, and its recovery unless another one is asked for."""
+        way = self._way(recipe)
+        if planned.get("method") in [method.name for method in METHODS]:
+            way = replace(way, method=METHODS.get(str(planned["method"])))
+        if self.options.recover == "auto" and planned.get("recover") in get_args(Recover):
+            way = replace(way, recover=planned["recover"])
+        return way
 
     def _way(self, recipe: Recipe) -> Way:
         recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
