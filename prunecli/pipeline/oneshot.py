@@ -201,6 +201,25 @@ class ByEvidence:
         return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
 
 
+def measured_scores(
+    file: Model, chosen: Sequence[Weight], pattern: str, options: OneshotOptions, progress: Progress
+) -> tuple[dict[str, Array], list[Skipped]]:
+    """What the method's criterion needs of each weight that can be measured, of the stored shape, on what the original
+    model gives its layer; and why others cannot.
+
+    Raises:
+        PruneError: the pattern does not fit the method, or none can be measured.
+    """
+    method, form = METHODS.get(options.method), parse_pattern(pattern)
+    check(method, form)
+    way, names = Way(method, form, "none", False, 1), {w.holder.name: w.name for w in chosen}
+    with Store(options.memory) as store:
+        study, _ = ByEvidence(options)._study(file, chosen, way, store)
+        found = {names[layer.weight.holder.name]: each for layer, each in study.evidence(progress)}
+    choice = _measured(Choice(list(chosen), [], []), study, False)
+    return found, list(choice.skipped)
+
+
 def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
     scope = "row" if recipe.scope == "row" else None
     plain = replace(recipe, scope=scope, criterion=None)

@@ -150,6 +150,15 @@ class Study:
         pairs = zip(tasks, chosen, strict=True)
         return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
 
+    def evidence(self, progress: Progress) -> Iterator[tuple[Layer, Array]]:
+        """What the method's criterion needs, of the stored shape, layer by layer, as the original model runs."""
+        walk = Walk(self.original, self.feeds, self.store, self.open_session)
+        for layer in progress(self.layers, "measuring layers", len(self.layers)):
+            tasks = list(self.tasks(layer, self.sums(layer, walk, walk)))
+            self.release(layer, walk)
+            yield layer, layer.stored(scores(self.way.method, tasks, self.way.pattern, self.way.workers))
+        walk.close()
+
     def curves(self, density: float, progress: Progress) -> list[Curve]:
         """What the outputs lose when one layer alone is pruned, for each layer."""
         levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
