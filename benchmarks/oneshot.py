@@ -6,15 +6,13 @@ Seconds are of the whole command, proof included (of the peer: of its function a
 
 from __future__ import annotations
 
-import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
-from common import SHARED, parser, show
+from common import SHARED, parser, peer, show
 from onnx import numpy_helper
 
 from prunecli import magnitude, oneshot
@@ -30,7 +28,6 @@ CASES = {
 AMOUNTS = ("0.7", "0.8", "0.9", "2:4")
 OURS = ("obs", "sparsegpt", "wanda")
 PEERS = ("sparsegpt", "wanda")
-PEER = Path(__file__).parent / "peers" / "onnxsim_oneshot.py"
 
 
 def accuracy(path: Path, test: Path) -> float:
@@ -51,21 +48,12 @@ def recipe(amount: str) -> dict[str, object]:
     return {"pattern": amount} if ":" in amount else {"sparsity": float(amount)}
 
 
-def peer(python: str, method: str, model: Path, data: Path, samples: int, amount: str, out: Path) -> float | str:
-    asked = [python, str(PEER), method, str(model), str(data), str(samples), amount, str(out)]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1][:60] if done.stderr.strip() else "failed"
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
-
-
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--models", nargs="+", default=list(CASES))
     made.add_argument("--amounts", nargs="+", default=list(AMOUNTS))
     made.add_argument("--methods", nargs="*", default=list(OURS))
     made.add_argument("--peers", nargs="*", default=list(PEERS))
-    made.add_argument("--peer-python", help="a Python with onnxsim")
     made.add_argument("--samples", type=int, default=512)
     args = made.parse_args()
     rows: list[list[object]] = []
@@ -87,10 +75,15 @@ def main() -> None:
                     rows.append([name, method, amount, accuracy(out, test), zeros(out, names), seconds])
                     print(rows[-1], flush=True)
                 for method in args.peers if args.peer_python else ():
-                    seconds = peer(args.peer_python, method, model, calibration, args.samples, amount, out)
-                    failed = isinstance(seconds, str)
-                    figures = ["", ""] if failed else [accuracy(out, test), zeros(out, names)]
-                    rows.append([name, f"onnxsim {method}", amount, *figures, seconds])
+                    told = peer(
+                        args.peer_python, "onnxsim_oneshot.py", method, model, calibration, args.samples, amount, out
+                    )
+                    figures = (
+                        [told, "", ""]
+                        if isinstance(told, str)
+                        else [accuracy(out, test), zeros(out, names), told["seconds"]]
+                    )
+                    rows.append([name, f"onnxsim {method}", amount, *figures])
                     print(rows[-1], flush=True)
     show("One-shot pruning", ("model", "method", "asked", "accuracy", "zeros", "s"), rows)
 

@@ -12,6 +12,7 @@ from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern, Scope
 from prunecli.cli.options import DATA, SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+from prunecli.cli.zeroing import zeroing
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -51,7 +52,7 @@ def gradient(
     exclude: options.Exclude = None,
     also: Also = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
@@ -94,16 +95,14 @@ def gradient(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import draws, emit
+    arguments = locals()
+    from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
-    from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradient import gradient as run
     from prunecli.pipeline.gradient_source import GradientOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
-    from prunecli.pipeline.magnitude import MagnitudeOptions
-    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -114,29 +113,12 @@ def gradient(
         raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     execution, source = (
         Execution(provider or "cpu", threads),
-        DataOptions.of(data, labels, label_column, limit, images, training.train_data),
+        DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True),
     )
     retrain = training.retrain(
         source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
-    wanted = MagnitudeOptions(
-        recipe=recipe,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        also=tuple(also or ()),
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=execution,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        verify=not no_verify,
-        plan=plan,
-        save_plan=save_plan,
-        external_data=external_data.value,
-        retrain=retrain,
-        spreads=draws(report),
-        pack=Packing() if pack else None,
-    )
+    wanted = zeroing(arguments, recipe, execution, retrain)
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
     result = run(model, wanted, measured, progress_for(no_progress))
     emit(result, format, report)

@@ -11,6 +11,7 @@ from prunecli.cli import options
 from prunecli.cli.images import reads_images
 from prunecli.cli.options import SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+from prunecli.cli.zeroing import zeroing
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -104,15 +105,13 @@ def magnitude(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import draws, emit
+    arguments = locals()
+    from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
-    from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
-    from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.magnitude import magnitude as run
-    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -129,24 +128,7 @@ def magnitude(
     )  # fmt: skip
     if retrain is None and (data is not None or steps is not None):
         raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
-    wanted = MagnitudeOptions(
-        recipe=recipe,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        also=tuple(also or ()),
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=execution,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        verify=not no_verify,
-        plan=plan,
-        save_plan=save_plan,
-        external_data=external_data.value,
-        retrain=retrain,
-        spreads=draws(report),
-        pack=Packing() if pack else None,
-    )
+    wanted = zeroing(arguments, recipe, execution, retrain)
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
     raise_if_all_harmful(result.training)

@@ -12,6 +12,7 @@ from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Pattern
 from prunecli.cli.options import RUN, SELECT, ExternalData, Format
 from prunecli.cli.training import Given, Steps, trains
+from prunecli.cli.zeroing import zeroing
 from prunecli.quantity import Quantity, parse_quantity
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ class Allocation(StrEnum):
     uniform = "uniform"
     erk = "erk"
     loss = "loss"
-
-
-class RecoverName(StrEnum):
-    auto = "auto"
-    none = "none"
-    bias = "bias"
-    bn = "bn"
-    lstsq = "lstsq"
 
 
 @reads_images
@@ -78,16 +71,7 @@ def oneshot(
             rich_help_panel=SELECT,
         ),
     ] = None,
-    recover: Annotated[
-        RecoverName,
-        typer.Option(
-            "--recover",
-            metavar="auto|none|bias|bn|lstsq",
-            help="lstsq (auto): fit what is left, layer by layer, to what the original computes; bias: the constants"
-            " only; bn: constants and sizes of channels; none: as the method leaves it",
-            rich_help_panel=SELECT,
-        ),
-    ] = RecoverName.auto,
+    recover: options.Recover = None,
     fallback: Annotated[
         bool,
         typer.Option("--fallback", help="zero weights that cannot be measured by magnitude", rich_help_panel=SELECT),
@@ -95,7 +79,7 @@ def oneshot(
     include: options.Include = None,
     exclude: options.Exclude = None,
     steps: Steps = None,
-    data: options.Data = None,
+    data: options.CalibrationData = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
@@ -137,16 +121,14 @@ def oneshot(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    from prunecli.cli.output import draws, emit
+    arguments = locals()
+    from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
-    from prunecli.model import Dims
     from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
-    from prunecli.pipeline.magnitude import MagnitudeOptions
     from prunecli.pipeline.oneshot import MEMORY, OneshotOptions
     from prunecli.pipeline.oneshot import oneshot as run
-    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.select import Recipe
 
@@ -154,38 +136,22 @@ def oneshot(
     if plan is None:
         recipe = Recipe(pattern, scope.value if scope else None, None, sparsity, None, seed)
     elif any(v is not None for v in (sparsity, scope, allocate)) or pattern != "element" or include or exclude:
-        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection but --recover")
+        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
     if memory is not None and memory.kind not in ("bytes", "plain"):
         raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
     execution = Execution(provider or "cpu", threads)
-    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
+    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True)
     retrain = training.retrain(
         source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
     )  # fmt: skip
     if steps is not None and retrain is None:
         raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
-    wanted = MagnitudeOptions(
-        recipe=recipe,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=execution,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        verify=not no_verify,
-        plan=plan,
-        save_plan=save_plan,
-        external_data=external_data.value,
-        retrain=retrain,
-        spreads=draws(report),
-        pack=Packing() if pack else None,
-    )
+    wanted = zeroing(arguments, recipe, execution, retrain)
     measured = OneshotOptions(
         data=source,
         method=method.value,
         allocate=allocate.value if allocate else None,
-        recover=recover.value,
+        recover=recover.value if recover else "auto",
         fallback=fallback,
         memory=MEMORY if memory is None else int(memory.value),
     )

@@ -153,12 +153,42 @@ Sparsity = Annotated[
 ]
 QuantityOption = Annotated[Quantity | None, typer.Option(metavar="Q", parser=as_option(parse_quantity))]
 
+
+class RecoverName(StrEnum):
+    auto = "auto"
+    none = "none"
+    bias = "bias"
+    bn = "bn"
+    lstsq = "lstsq"
+
+
+Recover = Annotated[
+    RecoverName | None,
+    typer.Option(
+        "--recover",
+        metavar="none|bias|bn|lstsq|auto",
+        help="fit what is left to what the original computes, without training or labels: bias (means), bn (means and"
+        " variances), lstsq (least squares), auto; default auto with --data, else none",
+        rich_help_panel="Recovery",
+    ),
+]
+
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
         metavar="D",
         help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function",
+        rich_help_panel=DATA,
+    ),
+]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="D|synthetic",
+        help=".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
+        " from the model alone, a stand-in where there is no data",
         rich_help_panel=DATA,
     ),
 ]

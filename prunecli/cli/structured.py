@@ -84,17 +84,7 @@ def structured(
         ),
     ] = None,
     steps: Steps = None,
-    recover: Annotated[
-        str | None,
-        typer.Option(
-            "--recover",
-            metavar="none|bias|bn|lstsq|auto",
-            help="fit what is left to the original's outputs, without training or labels: bias (means), bn (means and"
-            " variances), lstsq (least squares), auto: layer by layer what errs least on held-out data; default auto"
-            " with --data, else none",
-            rich_help_panel="Recovery",
-        ),
-    ] = None,
+    recover: options.Recover = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     data: options.Data = None,
@@ -156,7 +146,7 @@ def structured(
         max_ratio=max_ratio,
         round_to=round_to,
         steps=steps,
-        recover=recover,
+        recover=recover.value if recover else None,
         seed=seed,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),

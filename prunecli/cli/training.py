@@ -141,11 +141,14 @@ class Given:
             return None
         from dataclasses import replace
 
+        from prunecli.data.synthetic import SYNTHETIC
         from prunecli.pipeline.gradual import Retrain
 
         source = data if self.train_data is None else self._source(data, images)
         if source is None:
             raise PruneError("--finetune-epochs needs data", "give --data or --train-data")
+        if source.text == SYNTHETIC:
+            raise PruneError("training needs real data", "add --train-data, or leave --finetune-epochs out")
         named = None if self.teacher in (None, NONE) else self.teacher
         made = Retrain.of(
             steps or 1, self.teacher != NONE, data=source, epochs=self.epochs, teacher=named, seed=seed,

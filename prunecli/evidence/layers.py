@@ -106,11 +106,32 @@ def _reason(weight: Weight, order: dict[ir.Node, int]) -> str:
         found = contraction(use)
         if found is None or found.output is None:
             return f"how {use.op} multiplies it with data is not known"
+        if use.op == "Gemm" and not _adds_per_row(use, found):
+            return "what Gemm adds to it is not one number for each of its outputs"
         if found.bias is not None and _stored(use.node.inputs[found.bias]) is None:
             return f"what {use.op} adds to it is computed"
     if len(weight.uses) > 1 and any(contraction(use).bias is not None for use in weight.uses):  # type: ignore[union-attr]
         return "several operators with biases of their own share it"
     return ""
+
+
+def _adds_per_row(use: Use, found: Contraction) -> bool:
+    """Whether what a Gemm adds, if anything, is one number per row of the weight, or one for all."""
+    added = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    beta = use.node.attributes["beta"].as_float() if "beta" in use.node.attributes else 1.0
+    if added is None or beta == 0:
+        return True
+    if found.bias is None:
+        return False
+    stored = _stored(added)
+    return stored is None or stored.size == 1 or stored.shape[-1] == stored.size == use.layout.canonical_shape[1]
+
+
+def _per_channel(use: Use) -> bool:
+    """Whether axis 1 of the operator's output, that of a BatchNormalization, counts the rows of the weight."""
+    shape = use.node.outputs[0].shape
+    flat = use.op == "Gemm" or (use.op == "MatMul" and shape is not None and len(shape) == 2)
+    return use.op in ("Conv", "ConvTranspose") or (flat and use.index == 1)
 
 
 def _layer(weight: Weight, others: dict[ir.Value, Weight], order: dict[ir.Node, int]) -> Layer:
@@ -122,7 +143,7 @@ def _layer(weight: Weight, others: dict[ir.Value, Weight], order: dict[ir.Node, 
     offset = offset.reshape(batch, rows)
     if len(found) > 1:
         return Layer(weight, found, None, offset, np.ones((batch, rows)), None)
-    gain, branch = _after(uses[0].node.outputs[0], batch * rows)
+    gain, branch = _after(uses[0], batch * rows)
     own = _intercept(uses[0], found[0], others)
     return Layer(weight, found, own, offset, gain.reshape(batch, rows), branch)
 
@@ -134,7 +155,7 @@ def _intercept(use: Use, found: Contraction, others: dict[ir.Value, Weight]) -> 
     if node is None:
         return None
     if node.op_type == "BatchNormalization" and index == 0 and len(node.outputs) == 1:
-        return _own(node.inputs[3], others, use, -1)
+        return _own(node.inputs[3], others, use, -1) if _per_channel(use) else None
     if node.op_type == "Add" and node.domain == "":
         return _own(node.inputs[1 - index], others, use, 1)
     return None
@@ -165,13 +186,13 @@ def _only_reader(value: ir.Value) -> tuple[ir.Node | None, int]:
     return uses[0].node, uses[0].idx
 
 
-def _after(output: ir.Value, rows: int) -> tuple[Array, str | None]:
+def _after(use: Use, rows: int) -> tuple[Array, str | None]:
     """The factor of a BatchNormalization that follows, ones without, and what is then added that is computed too."""
-    node, index = _only_reader(output)
+    node, index = _only_reader(use.node.outputs[0])
     gain: Array = np.ones(rows)
     if node is not None and node.op_type == "BatchNormalization" and index == 0 and len(node.outputs) == 1:
         scale, _, _, variance = (_stored(v) for v in node.inputs[1:5])
-        if scale is None or variance is None or scale.shape != gain.shape:
+        if scale is None or variance is None or scale.shape != gain.shape or not _per_channel(use):
             return gain, None
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         gain = scale / np.sqrt(variance + epsilon)

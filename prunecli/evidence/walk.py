@@ -65,6 +65,7 @@ class Walk:
         self._pinned = {v.name or "" for v in model.graph.outputs}
         self._producer = {v.name or "": node for node in self._nodes for v in node.outputs if v.name}
         self._done: set[ir.Node] = set()
+        self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
         self._known: set[str] = set()
         self.batches = self._feed(feeds)
 
@@ -163,7 +164,7 @@ class Walk:
         graph = onnx.GraphProto(name="piece")
         for node in self._nodes:
             if node in nodes:
-                graph.node.append(ir.to_proto(node))
+                graph.node.append(self._proto(node))
         for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in _reads(node)):  # as they are now
             if name in initializers and name not in inputs:
                 tensor = initializers[name].const_value
@@ -204,15 +205,37 @@ class Walk:
     def probe(
         self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0
     ) -> list[dict[str, Any]]:
-        """What the values `outputs`, none of them held, would be on one batch with each of `variants` in place of the
-        initializer `changed`. What is still to run is run, and once more what depends on `changed` and whose
-        inputs are held; the walk stays where it is."""
+        """What those of the values `outputs` that depend on the initializer `changed` would be on one batch with each
+        of `variants` in its place. What is still to run is run, and once more what depends on `changed` and whose
+        inputs are held; the walk stays where it is. A value that can no longer be made is left out."""
         hidden = self._behind(changed)
+        outputs = self._moving(changed, hidden, outputs)
+        if not outputs:
+            return [{} for _ in variants]
         nodes = self._needed(outputs, hidden)
         read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden)
         session = self._open(self._piece(set(nodes), list(read), outputs, changed))
         feed = {name: np.asarray(self.read(name, batch)) for name in read}
         return [session.run({**feed, changed: variant}, outputs) for variant in variants]
+
+    def outlook(self, outputs: Sequence[str], batch: int = 0) -> dict[str, Array]:
+        """Those of the values `outputs`, none of them held, that are numbers, on one batch; the walk stays where it
+        is."""
+        if not outputs:
+            return {}
+        nodes = self._needed(outputs)
+        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
+        session = self._open(self._piece(set(nodes), list(read), outputs))
+        found = session.run({name: np.asarray(self.read(name, batch)) for name in read}, outputs)
+        return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
+
+    def _moving(self, changed: str, hidden: AbstractSet[str], outputs: Sequence[str]) -> list[str]:
+        """Those of the outputs that depend on an initializer and are still to be made, or can be made again."""
+        moving = {changed}
+        for node in self._nodes:
+            if (node not in self._done or self._held(node, hidden)) and moving.intersection(self._reads[node]):
+                moving.update(v.name for v in node.outputs if v.name)
+        return [name for name in outputs if name in moving and name in self._producer]
 
     def _behind(self, changed: str) -> set[str]:
         """Values that have been run and can be run again, which depend on an initializer."""
@@ -226,6 +249,13 @@ class Walk:
     def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
         known = (self._known, hidden, self._model.graph.initializers)
         return all(any(name in some for some in known) for name in self._reads[node])
+
+    def _proto(self, node: ir.Node) -> onnx.NodeProto:
+        """A node in serialised form, made once unless its inputs have been replaced since."""
+        names = tuple(value.name if value is not None else "" for value in node.inputs)
+        if self._protos.get(node, (None, None))[0] != names:
+            self._protos[node] = names, ir.to_proto(node)
+        return self._protos[node][1]
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         value = self.read(name, 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prunecli.data import Classes, Dataset, ImageOptions, open_data, random_data
+from prunecli.data.synthetic import SYNTHETIC, check_synthetic
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
 from prunecli.evaluate.gates import Gate, GateResult, check_gates, parse_gate
@@ -48,12 +49,16 @@ class DataOptions:
         limit: int | None,
         images: ImageOptions | None = None,
         other: str | None = None,
+        synthetic: bool = False,
     ) -> DataOptions | None:
-        """From the command line; None without --data. `other`: data that options of images may be for instead.
+        """From the command line; None without --data. `other`: data that options of images may be for instead;
+        `synthetic`: whether data may be made.
 
         Raises:
-            PruneError: labels or options of images without data.
+            PruneError: labels or options of images without data, or with data that is made.
         """
+        if text == SYNTHETIC:
+            check_synthetic(synthetic, labels, label_column, images)
         if text is not None:
             return cls(text, labels, label_column, limit, images or ImageOptions())
         if labels is not None or label_column is not None:
@@ -67,6 +72,7 @@ class DataOptions:
         return DataOptions(text, None, self.label_column, None, self.images)
 
     def open(self, specs: Sequence[InputSpec]) -> Dataset:
+        check_synthetic(self.text != SYNTHETIC)
         return open_data(
             self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit, images=self.images
         )

@@ -93,10 +93,10 @@ class ByGradient:
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
         if not names:
             raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
-        source = open_source(file, criterion.needs[0], list(names.values()), self.options)
+        source = open_source(file, criterion.needs[0], list(names.values()), self.options, progress)
         choice = _reachable(choice, names, source.study.unreached)
         decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
-        return Judged(choice, decisions, {"steps": steps, **source.asked})
+        return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes)
 
     def _steps(self, criterion: Criterion) -> int:
         steps = self.options.steps or STEPS.get(criterion.name, 1)

@@ -15,11 +15,12 @@ from prunecli.evaluate.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
+from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.runtime import Session
-from prunecli.types import Json, Progress
+from prunecli.types import Json, Progress, no_progress
 
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "output", "labels"]
@@ -57,6 +58,7 @@ class Source:
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     damped: bool = False
+    notes: Sequence[str] = ()
 
     def measure(
         self, weights: Sequence[Weight], alive: Mapping[str, Array], label: str, progress: Progress
@@ -103,7 +105,9 @@ class Batches:
                 yield batch
 
 
-def open_source(file: Model, statistic: str, weights: Sequence[str], options: GradientOptions) -> Source:
+def open_source(
+    file: Model, statistic: str, weights: Sequence[str], options: GradientOptions, progress: Progress = no_progress
+) -> Source:
     """A source for the weights, which are names of stored tensors of the main graph.
 
     Raises:
@@ -113,22 +117,25 @@ def open_source(file: Model, statistic: str, weights: Sequence[str], options: Gr
     if statistic not in STATISTICS:
         return _flow_source(file, options.execution.open(file.path), weights, options)
     found = STATISTICS[statistic]
-    study, data = open_study(file, weights, options, found.batch, statistic in BY_LABELS)
+    study, data = open_study(file, weights, options, found.batch, statistic in BY_LABELS, progress)
     asked = {
         "loss": "labels" if isinstance(study.task, LabelTask) else "output",
-        "samples": len(data),
-        "data": data.source,
-        **({"data_notes": list(data.notes)} if data.notes else {}),
+        **about(data),
     }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, found.damped)
+    return Source(study, take, asked, found.damped, cautions(data))
 
 
 def open_study(
-    file: Model, weights: Sequence[str], options: GradientOptions, batch: int = 1, by_labels: bool = False
+    file: Model,
+    weights: Sequence[str],
+    options: GradientOptions,
+    batch: int = 1,
+    by_labels: bool = False,
+    progress: Progress = no_progress,
 ) -> tuple[Study, Dataset]:
     """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.
 
@@ -141,9 +148,9 @@ def open_study(
     if options.data is None:
         raise PruneError("gradients are measured on data", "give --data, or use --criterion synflow, which needs none")
     session = options.execution.open(file.path)
-    data = options.data.open(session.inputs)
-    if options.data.limit is None and len(data) > options.samples:
-        data = data.shuffled(options.seed).take(options.samples)
+    data = calibration_samples(
+        file, options.data, options.samples, options.seed, options.dims, options.execution, progress
+    )
     first = next(data.batches(batch))
     task = _task(session, data, first, by_labels, options)
     study = Study(file, weights, task, options.execution.thread_count, options.seed)

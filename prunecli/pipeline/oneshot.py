@@ -19,6 +19,7 @@ from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
+from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.judge import Judged
@@ -123,24 +124,27 @@ class ByEvidence:
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
         way = self._way(recipe)
         with Store(self.options.memory) as store:
-            study, asked = self._study(file, choice.chosen, way, store)
+            study, data = self._study(file, choice.chosen, way, store, progress)
             choice = _measured(choice, study, self.options.fallback)
             amounts = self._amounts(study, recipe, progress)
             done = self._fitted(file, choice, study, amounts, recipe, progress)
         names = {"method": way.method.name, "recover": way.recover}
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
-        recipe_json = {"criterion": way.method.name, **names, **allocated, **asked}
-        return replace(done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback)])
+        recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
+        return replace(
+            done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)]
+        )
 
     def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
         """Fit what a plan leaves, on this data."""
         recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
             planned.recipe.get("pattern", "")) else None)  # fmt: skip
         with Store(self.options.memory) as store:
-            study, asked = self._study(file, planned.choice.chosen, self._way(recipe), store)
+            study, data = self._study(file, planned.choice.chosen, self._way(recipe), store, progress)
             masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
-        return replace(done, recipe=planned.recipe | asked | {"recover": study.way.recover})
+        asked = about(data) | {"recover": study.way.recover}
+        return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)])
 
     def _way(self, recipe: Recipe) -> Way:
         recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
@@ -148,19 +152,20 @@ class ByEvidence:
         workers = self.options.execution.thread_count or 1
         return Way(method, parse_pattern(recipe.pattern), recover, recipe.scope == "row", workers)
 
-    def _study(self, file: Model, chosen: Sequence[Weight], way: Way, store: Store) -> tuple[Study, Json]:
+    def _study(
+        self, file: Model, chosen: Sequence[Weight], way: Way, store: Store, progress: Progress
+    ) -> tuple[Study, Dataset]:
         options = self.options
         assert options.data is not None
-        session = options.execution.open(file.path)
-        data = options.data.open(session.inputs)
-        if options.data.limit is None and len(data) > options.samples:
-            data = data.shuffled(options.seed).take(options.samples)
+        data = calibration_samples(
+            file, options.data, options.samples, options.seed, options.dims, options.execution, progress
+        )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = _feeds(data)
         open_session = opener(options.execution.provider, options.execution.thread_count)
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, options.exclude))
         study = Study.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed, fixed)
-        return study, {"samples": len(data), "data": data.source}
+        return study, data
 
     def _allocation(self, recipe: Recipe) -> str:
         return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")

@@ -33,8 +33,14 @@ from prunecli.types import Progress, Skipped
 Array = np.ndarray[Any, Any]
 LEVELS = (2.5, 1.4, 0.6, 0.3)
 """Densities at which a layer's loss is taken, in parts of the density that is asked for."""
+ROUGHLY = 30
+"""Positions per unknown for those losses, which need not be as exact as the fit."""
 PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
+
+_RUINED = 1e9
+"""The loss of outputs that are no longer finite, or have another shape."""
+_HIDING = ("Softmax", "Sigmoid", "Identity")
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,7 @@ class Study:
         """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
         method, pattern = self.way.method, self.way.pattern
         if method.criterion is None:
-            parts = np.diff(np.linspace(0, amount, len(tasks) + 1).round().astype(int))
-            return [Quota(int(part), self.way.by_row) for part in parts]
+            return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
         if layer.name not in self.found:
             each = scores(method, tasks, pattern, self.way.workers)
             self.found[layer.name] = each.reshape(layer.shape).astype(np.float32)
@@ -163,31 +168,36 @@ class Study:
         """What the outputs lose when one layer alone is pruned, for each layer."""
         levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
         with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
+        way = self.way
+        quick = replace(self, way=replace(way, method=way.method.stand_in(way.pattern)), per_unknown=ROUGHLY)
         walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        looked = looked_at(self.original)
-        base = walk.probe(self.layers[0].weight.holder.name, [self.layers[0].weight.array()], looked)[0]
+        base = walk.outlook(looked_at(self.original))
         found = []
         for layer in progress(self.layers, "measuring layers", len(self.layers)):
-            sums = self.sums(layer, walk, walk)
+            sums = quick.sums(layer, walk, walk)
             tasks = list(self.tasks(layer, sums))
             own, variants = [], []
             for level in levels:
                 amount = round((1 - level) * layer.weight.size)
-                best = self.fitted(tasks, self.choose(layer, tasks, amount), "none")
+                best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
                 own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
                 if level in with_probe:
                     variants.append(self.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
-            far = self._reaching(layer, walk, variants, looked, base)
+            far = self._reaching(layer, walk, variants, base)
             self.release(layer, walk)
+            if not far:  # of no output is it known how it moves: as if all of the relative error came through
+                total = sum(float(task.variance.sum()) for task in tasks)
+                far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
             found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
         walk.close()
         return found
 
     def _reaching(
-        self, layer: Layer, walk: Walk, variants: Sequence[Array], outputs: Sequence[str], base: Mapping[str, Array]
+        self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
     ) -> list[float]:
-        found = walk.probe(layer.weight.holder.name, variants, outputs)
-        return [sum(_distance(one[name], base[name]) for name in outputs) for one in found]
+        """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
+        found = walk.probe(layer.weight.holder.name, variants, list(base))
+        return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]
 
     def pruned(
         self, chosen: Mapping[str, int | Array], progress: Progress
@@ -253,6 +263,15 @@ class Study:
         return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
 
 
+def _parts(gone: Sequence[Array], amount: int) -> list[int]:
+    """How many weights of each matrix go: what is zero already, and of the rest the same share of each."""
+    zeros, sizes = np.array([one.sum() for one in gone]), np.array([one.size for one in gone])
+    ever, live = int(zeros.sum()), sizes - zeros
+    rest = live * (amount - ever) / max(int(live.sum()), 1) if amount > ever else zeros * (amount / max(ever, 1) - 1)
+    ends = np.rint(np.cumsum(zeros + rest)).astype(int)
+    return [int(part) for part in np.diff(ends, prepend=0)]
+
+
 def _worth(layer: Layer) -> Array:
     """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
     size = np.abs(layer.gain)
@@ -282,11 +301,16 @@ def _moved(task: Task, weights: Array) -> float:
 
 
 def _distance(found: Array, base: Array) -> float:
-    """Mean square of the difference, over that of the outputs about their mean."""
+    """Mean square of the difference, over that of the outputs about their mean, where the original's are finite."""
     wanted = np.asarray(base, np.float64)
-    spread = float(np.var(wanted))
-    error = float(np.mean(np.square(np.asarray(found, np.float64) - wanted)))
-    return error / spread if spread > 0 else error
+    finite = np.isfinite(wanted)
+    wanted, got = wanted[finite], np.asarray(found, np.float64)[finite] if found.shape == base.shape else None
+    if got is None or not np.isfinite(got).all():
+        return _RUINED
+    if not wanted.size:
+        return 0.0
+    error, spread = float(np.mean(np.square(got - wanted))), float(np.var(wanted))
+    return min(error / spread if spread > 0 else error, _RUINED)
 
 
 def _scaled(
@@ -309,17 +333,27 @@ def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
 
 
 def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: outputs that are floats, before a Softmax or Sigmoid that would hide it."""
-    names = []
-    for value in work.graph.outputs:
-        while (node := value.producer()) is not None and node.op_type in ("Softmax", "Sigmoid", "Identity"):
-            inner = node.inputs[0]
-            if inner is None:
-                break
-            value = inner
-        if value.name and (value.dtype is None or value.dtype.is_floating_point()):
-            names.append(value.name)
-    return list(dict.fromkeys(names))
+    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats they
+    are made from; before a Softmax or Sigmoid, which would hide a change."""
+    names: dict[str, None] = {}
+    stack, seen = list(reversed(work.graph.outputs)), set()
+    while stack:
+        value = stack.pop()
+        node = value.producer()
+        if node is None or value in seen:
+            continue
+        seen.add(value)
+        if node.op_type in _HIDING or not _is_float(value):
+            stack.extend(v for v in reversed(node.inputs) if v is not None)
+        elif value.name:
+            names[value.name] = None
+    return list(names)
+
+
+def _is_float(value: ir.Value) -> bool:
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return False
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def opener(provider: str, threads: int) -> Any:

@@ -50,7 +50,7 @@ def _gates(subject: Cuttable, options: StructuredOptions, progress: Progress) ->
     floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
     names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
     wanted = GradientOptions(options.data, seed=options.seed, dims=options.dims, execution=options.execution)
-    study, data = open_study(file, names, wanted)
+    study, data = open_study(file, names, wanted, progress=progress)
     given = dict(study.values)
 
     def measured(gone: Mapping[str, Mapping[int, Array]]) -> Evidence:

@@ -14,6 +14,7 @@ from prunecli.recover.columns import Columns, columns_of
 from prunecli.recover.lstsq import affordable, damping, masked_least_squares
 from prunecli.recover.obs import removal_losses
 from prunecli.recover.sparsegpt import Quota, sparsegpt
+from prunecli.recover.threads import suited
 from prunecli.select.patterns import Pattern
 from prunecli.select.registry import Registry
 
@@ -55,7 +56,8 @@ class Task:
 
     def optimum(self) -> Task:
         """The same with the weights that, without more zeros, come nearest to the wanted output."""
-        solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
+        with suited(len(self.gram)):
+            solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
         return replace(self, weights=np.where(self.gone, 0.0, solved))
 
     @property
@@ -87,17 +89,29 @@ class Fitted:
 @dataclass(frozen=True)
 class Method:
     """How weights are chosen. `criterion`: the score of `select` that ranks them, from `scores` below; None where they
-    are chosen on the way (`sparsegpt`). `updates`: whether the others change even without recovery."""
+    are chosen on the way (`sparsegpt`). `updates`: whether the others change even without recovery. `estimate`: the
+    method whose losses, nearly the same and sooner had, tell layers apart."""
 
     name: str
     help: str
     criterion: str | None
     updates: bool
+    estimate: str | None = None
+
+    def stand_in(self, pattern: Pattern) -> Method:
+        """The method to estimate losses with."""
+        return METHODS.get(self.estimate) if self.estimate and pattern.text != "row" else self
 
 
 METHODS: Registry[Method] = Registry("method")
 for _method in (
-    Method("obs", "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers", "obs", True),
+    Method(
+        "obs",
+        "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers",
+        "obs",
+        True,
+        "sparsegpt",
+    ),
     Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, True),
     Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", False),
 ):
@@ -135,6 +149,11 @@ def fit(
     that the means are as wanted. bn: also a factor per row, so that the variances are, as re-estimating a
     BatchNormalization does. lstsq: everything, to what is wanted.
     """
+    with suited(task.weights.shape[1]):
+        return _fit(method, recover, task, pattern, chosen, workers)
+
+
+def _fit(method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int) -> Fitted:
     gram = task.damped
     target = task.target if recover == "lstsq" else task.weights @ gram
     if isinstance(chosen, Quota):

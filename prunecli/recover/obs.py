@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.recover.columns import Columns
-from prunecli.recover.threads import one_blas_thread
+from prunecli.recover.threads import one_blas_thread, suited
 
 Array = np.ndarray[Any, Any]
 _BLOCK = 32  # removals between two updates of the inverses
@@ -46,7 +46,8 @@ def removal_losses(weights: Array, grams: Array, columns: Columns, workers: int 
     blocks = np.zeros((batch, groups * height, size), kind)
     blocks[:, :rows] = weights[..., columns.order]
     blocks = blocks.reshape(batch * groups, height, size)
-    inverses = np.linalg.inv(grams[:, columns.order[:, None], columns.order]).astype(kind)
+    with suited(size):
+        inverses = np.linalg.inv(grams[:, columns.order[:, None], columns.order]).astype(kind)
     each = max(1, min(-(-len(blocks) // workers), _BYTES // (inverses[0].nbytes + 1)))
 
     def work(start: int) -> Array:

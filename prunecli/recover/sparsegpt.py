@@ -111,23 +111,34 @@ class _Sweep:
         self.drop[:, start:stop] = ~keep_top(self._scores(start, stop), keep)
 
     def _choose(self, start: int, stop: int, quota: Quota) -> None:
-        """Of these columns so many go that the share of all columns so far is what the quota says."""
-        rows, size = self.weights.shape
+        """Of these columns so many go that the share of all columns so far is what the quota says. What is zero already
+        counts where it stands; the rest of the quota is spread over what is not."""
+        rows = len(self.weights)
         height = self.columns.rows or rows
         losses, sizes = self._units(start, stop, height)
         pools = len(losses) if quota.by_row else 1
-        wanted = quota.total * stop / size
-        so_far = self.drop.reshape(rows, size)
         if quota.by_row:
             heights = np.minimum(height, rows - np.arange(len(losses)) * height)
-            counts = np.add.reduceat(so_far.sum(axis=1), np.arange(0, rows, height))
-            budgets = np.rint(wanted * heights / rows).astype(np.int64) - counts
+            edges = np.arange(0, rows, height)
+            counts = np.add.reduceat(self.drop.sum(axis=1), edges)
+            wanted = self._share(stop, quota.total * heights / rows, edges)
+            budgets = np.rint(wanted).astype(np.int64) - counts
         else:
-            budgets = np.array([round(wanted) - int(so_far.sum())])
+            budgets = np.rint(self._share(stop, quota.total, np.zeros(1, int))).astype(np.int64) - int(self.drop.sum())
         flat = drop_within(losses.reshape(pools, -1), sizes.reshape(pools, -1), np.maximum(budgets, 0))
         chosen = np.repeat(flat.reshape(losses.shape), height, axis=0)[:rows]
         units = self.columns.unit_of[start:stop]
         self.drop[:, start:stop] = chosen[:, units - units[0]]
+
+    def _share(self, stop: int, total: Any, edges: Array) -> Array:
+        """How many weights of each group of rows, beginning at `edges`, are to be zero up to column `stop`, of `total`
+        in all columns."""
+        gone = np.add.reduceat(self.gone[:, :stop].sum(axis=1), edges)
+        ever = np.add.reduceat(self.gone.sum(axis=1), edges)
+        rows = np.diff(np.append(edges, len(self.gone)))
+        live, lives = rows * stop - gone, rows * self.gone.shape[1] - ever
+        share: Array = gone + np.maximum(total - ever, 0) * live / np.maximum(lives, 1)
+        return np.where(ever > total, total * gone / np.maximum(ever, 1), share)
 
     def _units(self, start: int, stop: int, height: int) -> tuple[Array, Array]:
         """(groups of rows, units): mean loss, and weights, of the units in these columns."""

@@ -103,3 +103,26 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path, case: tuple[Any, ...]) 
     shape = [5, 2, 3] if "r" in constants else [2, 3]
     layers, left = found(model(tmp_path, nodes, constants, shape))
     assert not layers and all(text in reason for reason in left.values()) and left
+
+
+GEMMS: list[tuple[str, Any, np.ndarray, list[int]]] = [
+    # what is added is not one number per row of the weight: fitting the product would count it twice
+    ("part of it", N("Gemm", ["x", "w", "c"], ["y"], beta=0.5), f(4), [4, 3]),
+    ("a number per sample", N("Gemm", ["x", "w", "c"], ["y"]), f(4, 1), [4, 3]),
+    ("a matrix", N("Gemm", ["x", "w", "c"], ["y"]), f(4, 4), [4, 3]),
+    ("to a weight on the left", N("Gemm", ["w", "x", "c"], ["y"], transA=1, transB=1), f(4), [4, 3]),
+]
+
+
+@pytest.mark.parametrize("case", GEMMS, ids=lambda case: case[0])
+def test_a_gemm_that_adds_otherwise_is_left_alone(tmp_path: Path, case: tuple[Any, ...]) -> None:
+    _, node, added, shape = case
+    layers, left = found(model(tmp_path, [node], {"w": f(3, 4), "c": added}, shape))
+    assert not layers and "not one number for each" in left["w"]
+
+
+def test_a_normalisation_along_another_axis_is_no_gain(tmp_path: Path) -> None:
+    """Of (N, 4, 4) from a MatMul, rows of the weight are the last axis, channels the one before."""
+    nodes = [N("MatMul", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])]
+    layer = found(model(tmp_path, nodes, {"w": f(3, 4), **BN}, [2, 4, 3]))[0][0]
+    assert layer.intercept is None and (layer.gain == 1).all()

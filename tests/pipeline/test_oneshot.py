@@ -125,6 +125,43 @@ def test_twice_is_the_same_and_a_plan_replays(tmp_path: Path) -> None:
     assert json.loads(plan.read_text())["recipe"]["method"] == "obs"
 
 
+def gemm(x: str, w: str, y: str) -> Any:
+    return N("Gemm", [x, w], [y])
+
+
+MAPS = {"domain": "ai.onnx.ml", "classlabels_int64s": list(range(4))}
+OUTPUTS: list[tuple[str, list[Any], dict[str, int]]] = [
+    # what it is, nodes after h = relu(x u), types of the outputs
+    ("two heads with Softmax", [gemm("h", "a", "p"), N("Softmax", ["p"], ["y"]), gemm("h", "b", "q"), N("Softmax", ["q"], ["z"])], {"y": 1, "z": 1}),
+    ("a hidden value too", [gemm("h", "a", "y")], {"h": 1, "y": 1}),
+    ("a class", [gemm("h", "a", "p"), N("ArgMax", ["p"], ["y"], axis=1)], {"y": 7}),
+    ("a weight too", [gemm("h", "a", "y")], {"y": 1, "u": 1}),
+    ("an input too", [gemm("h", "a", "y"), N("Identity", ["x"], ["z"])], {"y": 1, "z": 1}),
+    ("infinities too", [gemm("h", "a", "p"), N("Concat", ["p", "inf"], ["y"], axis=0)], {"y": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OUTPUTS, ids=lambda case: case[0])
+def test_outputs_of_all_kinds(tmp_path: Path, case: tuple[Any, ...]) -> None:
+    """Losses are measured at whatever there is; no layer is emptied because its effect could not be seen."""
+    _, nodes, outputs = case
+    inf = np.full((1, 4), -np.inf, np.float32)
+    constants = {"u": f(16, 24), "a": f(24, 4), "b": f(24, 4), "inf": inf}
+    used = {name for node in nodes for name in node.input} | {"u"}
+    path = made(tmp_path / "m.onnx", [gemm("x", "u", "g"), N("Relu", ["g"], ["h"]), *nodes],
+                {k: v for k, v in constants.items() if k in used}, ["n", 16])  # fmt: skip
+    model = onnx.load(str(path))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items())
+    onnx.save(model, path)
+    samples = data(tmp_path / "d.npz", f(200, 16))
+    found = prunecli.oneshot(path, data=samples, sparsity=0.5, output=tmp_path / "o.onnx")
+    after = weights_of(tmp_path / "o.onnx")
+    shares = {layer.weight: (after[layer.weight] == 0).mean() for layer in found.layers}
+    assert all(0.05 < share < 0.95 for share in shares.values()), shares
+    assert sum((after[layer.weight] == 0).sum() for layer in found.layers) == round(0.5 * found.params)
+
+
 @pytest.mark.parametrize("kind", ["float16", "float64"])
 def test_other_types(tmp_path: Path, kind: str) -> None:
     typed = {"float16": onnx.TensorProto.FLOAT16, "float64": onnx.TensorProto.DOUBLE}[kind]
@@ -197,6 +234,30 @@ def test_weights_without_evidence(tmp_path: Path) -> None:
     assert {layer.weight for layer in found.layers} == {"w", "r", "u"}
     assert all(layer.sparsity == pytest.approx(0.5) for layer in found.layers)
     assert any("by magnitude" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("method", ["obs", "sparsegpt", "wanda"])
+@pytest.mark.parametrize("scope", ["layer", "row"])
+def test_zeros_that_are_there_count(tmp_path: Path, method: str, scope: str) -> None:
+    """Half of the inputs of every row, or a whole group, is zero already: they stay, and no more go than was asked."""
+    wide, grouped = f(240, 16), f(8, 4, 3, 3)
+    wide[:120] = 0
+    grouped[(slice(4), slice(None)) if scope == "layer" else (slice(None), slice(2))] = 0
+    nodes = [
+        N("Conv", ["x", "w"], ["h"], group=2),
+        N("Reshape", ["h", "to"], ["r"]),
+        N("MatMul", ["r", "u"], ["y"]),
+    ]
+    constants = {"w": grouped, "u": wide, "to": np.array([0, 240])}
+    path = made(tmp_path / "m.onnx", nodes, constants, ["n", 8, 7, 8])
+    found = prunecli.oneshot(
+        path, data=data(tmp_path / "d.npz", f(200, 8, 7, 8)), sparsity=0.6, method=method, scope=scope,
+        allocate="uniform", output=tmp_path / "o.onnx",
+    )  # fmt: skip
+    after = weights_of(tmp_path / "o.onnx")
+    assert all(not after[name][constants[name] == 0].any() for name in ("w", "u"))
+    rows = 24 if scope == "row" else 2
+    assert abs(sum((after[name] == 0).sum() for name in ("w", "u")) - 0.6 * found.params) <= rows
 
 
 def test_what_is_excluded_does_not_move(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def _check_reads(recipe: Recipe, step: Step, sources: dict[str, int], before: li
             names = [*RESERVED, *(planned.step.name for planned in before if planned.writes)]
             raise setting.error(f"there is no file {path}", did_you_mean(text, names, _RELATIVE))
     for key, setting in step.settings.items():
-        if schema_of(step.command)[key].role == "data":
+        slot = schema_of(step.command)[key]
+        if slot.role == "data" and setting.texts[0] not in slot.literals:
             _check_data(recipe, setting)
 
 

@@ -1,0 +1,71 @@
+"""What calibration without data costs: accuracy after `prune oneshot` on real, on synthetic and on random inputs.
+
+All three have the same number of samples, seed and method, and the accuracy is of the test data. "random" is white
+noise of mean 0 and variance 1, what there would be without any care for the inputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import SHARED, parser, show
+
+from prunecli import oneshot
+from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.runtime import Session
+
+DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
+CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")
+CASES = {
+    "resnet20-cifar10-bn": CIFAR,
+    "resnet20-cifar10": CIFAR,
+    "ch_ppocr_mobile_v2.0_cls_infer": (DATA / "ocr-cls-calib.npz", DATA / "ocr-cls-test.npz"),
+}
+KINDS = ("real", "synthetic", "random")
+
+
+def accuracy(path: Path, test: Path) -> float:
+    found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
+    return float(found.to_json()["models"][0]["metrics"]["accuracy"])
+
+
+def random_file(model: Path, like: Path, samples: int, folder: Path) -> Path:
+    """White noise of the shape of the real data."""
+    spec = Session.open(model).inputs[0]
+    with np.load(like) as archive:
+        shape = archive[spec.name].shape[1:]
+    noise = np.random.default_rng(0).standard_normal((samples, *shape), np.float32)
+    np.savez(folder / "random.npz", **{spec.name: noise})
+    return folder / "random.npz"
+
+
+def main() -> None:
+    made = parser(__doc__ or "")
+    made.add_argument("--models", nargs="+", default=list(CASES))
+    made.add_argument("--amounts", nargs="+", type=float, default=[0.5, 0.7, 0.8])
+    made.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    made.add_argument("--samples", type=int, default=256)
+    args = made.parse_args()
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        for name in args.models:
+            real, test = CASES[name]
+            model = MODELS / f"{name}.onnx"
+            rows.append([name, "", "unpruned", accuracy(model, test), ""])
+            for amount in args.amounts:
+                for kind in args.kinds:
+                    data = {"real": str(real), "synthetic": "synthetic"}.get(kind)
+                    data = data or str(random_file(model, real, args.samples, Path(folder)))
+                    start = time.perf_counter()
+                    oneshot(model, data=data, samples=args.samples, sparsity=amount, output=out, force=True)
+                    rows.append([name, amount, kind, accuracy(out, test), time.perf_counter() - start])
+                    print(rows[-1], flush=True)
+    show("Calibration without data", ("model", "zeros", "data", "accuracy", "s"), rows)
+
+
+if __name__ == "__main__":
+    main()
