@@ -11,7 +11,7 @@ import typer
 from prunecli.cli import options
 from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern
-from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, as_option
+from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, RecoverName, as_option
 from prunecli.cli.training import Given, trains
 from prunecli.cli.trials import (
     Address,
@@ -124,7 +124,7 @@ def adaptive(
     probes: Probes = 256,
     granularity: Granularity = "element",
     criterion: Criterion = None,
-    recover: Recover = "none",
+    recover: Recover = RecoverName.none,
     pattern: Pattern = "element",
     max_ratio: MaxRatio = None,
     round_to: RoundTo = None,
@@ -179,7 +179,7 @@ def adaptive(
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
     trials = trial_options(
-        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, recover=recover,
+        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, recover=recover.value,
         pattern=pattern, max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also,
         metric=metric, output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim,
         input_shape=input_shape, provider=provider, threads=threads, jobs=jobs, backend=backend,

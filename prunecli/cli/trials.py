@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli.options import DATA, RUN, SELECT, as_option
+from prunecli.cli.options import DATA, RUN, SELECT, RecoverName, as_option
 from prunecli.errors import PruneError
 from prunecli.quantity import parse_fraction
 
@@ -43,7 +43,7 @@ Criterion = Annotated[
     ),
 ]
 Recover = Annotated[
-    str,
+    RecoverName,
     typer.Option(
         "--recover",
         metavar="none|bias|bn|lstsq|auto",

@@ -50,7 +50,7 @@ class Recovered:
 
 
 def recover_further(run: Search, made: Recovered | None) -> None:
-    """Go on from the best so far, in steps that become smaller where one costs too much; not at all without recovery."""
+    """Go on from the best so far, in steps that become smaller where one costs too much; `made` None: nothing."""
     if made is None:
         return
     remains, pace = 1.0 if run.best is None else run.best.remains, PACE

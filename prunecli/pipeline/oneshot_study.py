@@ -155,15 +155,6 @@ class Study:
         pairs = zip(tasks, chosen, strict=True)
         return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
 
-    def evidence(self, progress: Progress) -> Iterator[tuple[Layer, Array]]:
-        """What the method's criterion needs, of the stored shape, layer by layer, as the original model runs."""
-        walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        for layer in progress(self.layers, "measuring layers", len(self.layers)):
-            tasks = list(self.tasks(layer, self.sums(layer, walk, walk)))
-            self.release(layer, walk)
-            yield layer, layer.stored(scores(self.way.method, tasks, self.way.pattern, self.way.workers))
-        walk.close()
-
     def curves(self, density: float, progress: Progress) -> list[Curve]:
         """What the outputs lose when one layer alone is pruned, for each layer."""
         levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
@@ -192,9 +183,7 @@ class Study:
         walk.close()
         return found
 
-    def _reaching(
-        self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
-    ) -> list[float]:
+    def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
         """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
         found = walk.probe(layer.weight.holder.name, variants, list(base))
         return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]
@@ -333,8 +322,8 @@ def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
 
 
 def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats they
-    are made from; before a Softmax or Sigmoid, which would hide a change."""
+    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
+    they are made from; before a Softmax or Sigmoid, which would hide a change."""
     names: dict[str, None] = {}
     stack, seen = list(reversed(work.graph.outputs)), set()
     while stack:
