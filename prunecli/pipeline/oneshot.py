@@ -5,7 +5,7 @@ Everything else (proof, plan, report) is that of `prune magnitude`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,8 +16,10 @@ from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
+from prunecli.evidence.layers import Layer
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
+from prunecli.evidence.walk import Walk
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
@@ -26,7 +28,7 @@ from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
 from prunecli.pipeline.oneshot_study import Study, Way, opener
 from prunecli.pipeline.subject import Execution
-from prunecli.recover.fit import METHODS, Recover, check
+from prunecli.recover.fit import METHODS, Recover, check, scores
 from prunecli.search.allocate import ALLOCATIONS, allocate
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.patterns import Windows
@@ -214,6 +216,35 @@ class ByEvidence:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
         return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
+
+
+def measured_scores(
+    file: Model, chosen: Sequence[Weight], pattern: str, options: OneshotOptions, progress: Progress
+) -> tuple[dict[str, Array], list[Skipped]]:
+    """What the method's criterion needs of each weight that can be measured, of the stored shape, on what the original
+    model gives its layer; and why others cannot.
+
+    Raises:
+        PruneError: the pattern does not fit the method, or none can be measured.
+    """
+    method, form = METHODS.get(options.method), parse_pattern(pattern)
+    check(method, form)
+    way, names = Way(method, form, "none", False, 1), {w.holder.name: w.name for w in chosen}
+    with Store(options.memory) as store:
+        study, _ = ByEvidence(options)._study(file, chosen, way, store, progress)
+        found = {names[layer.weight.holder.name]: each for layer, each in _scored(study, progress)}
+    choice = _measured(Choice(list(chosen), [], []), study, False)
+    return found, list(choice.skipped)
+
+
+def _scored(study: Study, progress: Progress) -> Iterator[tuple[Layer, Array]]:
+    """Layer by layer, as the original model runs."""
+    walk, way = Walk(study.original, study.feeds, study.store, study.open_session), study.way
+    for layer in progress(study.layers, "measuring layers", len(study.layers)):
+        tasks = list(study.tasks(layer, study.sums(layer, walk, walk)))
+        study.release(layer, walk)
+        yield layer, layer.stored(scores(way.method, tasks, way.pattern, way.workers))
+    walk.close()
 
 
 def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
