@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern
-from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, as_option
+from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, RecoverName, as_option
 from prunecli.cli.training import Given, trains
 from prunecli.cli.trials import (
     Address,
@@ -21,11 +22,15 @@ from prunecli.cli.trials import (
     MaxRatio,
     Metric,
     Probes,
+    Recover,
     RoundTo,
     State,
     Where,
 )
 from prunecli.quantity import parse_quantity
+
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
 
 GOAL = "Goal"
 
@@ -46,6 +51,7 @@ class Amount(StrEnum):
     file_bytes = "file_bytes"
 
 
+@reads_images
 @trains
 def adaptive(
     model: options.ModelPath,
@@ -118,6 +124,7 @@ def adaptive(
     probes: Probes = 256,
     granularity: Granularity = "element",
     criterion: Criterion = None,
+    recover: Recover = RecoverName.none,
     pattern: Pattern = "element",
     max_ratio: MaxRatio = None,
     round_to: RoundTo = None,
@@ -149,6 +156,7 @@ def adaptive(
     threads: options.Threads = None,
     *,
     training: Given,
+    images: ImageOptions,
 ) -> None:
     """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
 
@@ -171,16 +179,18 @@ def adaptive(
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
     trials = trial_options(
-        data, labels, label_column, limit, granularity=granularity, criterion=criterion, pattern=pattern,
-        max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also, metric=metric,
-        output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim, input_shape=input_shape,
-        provider=provider, threads=threads, jobs=jobs, backend=backend, address=address, state=state,
+        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, recover=recover.value,
+        pattern=pattern, max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also,
+        metric=metric, output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim,
+        input_shape=input_shape, provider=provider, threads=threads, jobs=jobs, backend=backend,
+        address=address, state=state,
     )  # fmt: skip
     execution = Execution(provider or "cpu", threads)
-    retrain = training.retrain(trials.data, None, execution, seed, verify=not no_verify)
+    retrain = training.retrain(trials.data, None, execution, seed, images=images, verify=not no_verify)
     wanted = AdaptiveOptions(
-        trials, max_drop, DataOptions.of(confirm_data, None, label_column if confirm_data else None, None),
-        confirm_split, minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
+        trials, max_drop,
+        DataOptions.of(confirm_data, None, label_column, None, images) if confirm_data else None, confirm_split,
+        minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
         not no_verify, external_data.value, save_plan, save_front, retrain,
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))

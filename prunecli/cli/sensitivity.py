@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern
 from prunecli.cli.options import SELECT, Format, as_option
 from prunecli.cli.trials import (
@@ -24,11 +25,15 @@ from prunecli.cli.trials import (
 )
 from prunecli.quantity import parse_fraction
 
+if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
+
 
 def _levels(text: str) -> list[float]:
     return [parse_fraction(part) for part in text.split(",")]
 
 
+@reads_images
 def sensitivity(
     model: options.ModelPath,
     data: options.Data = None,
@@ -76,6 +81,8 @@ def sensitivity(
     dim: options.Dim = None,
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
+    *,
+    images: ImageOptions,
 ) -> None:
     """What each layer costs when it alone is cut: quality, or fidelity without labels, by the fraction removed.
 
@@ -89,7 +96,7 @@ def sensitivity(
     from prunecli.pipeline.sensitivity import sensitivity as run
 
     wanted = trial_options(
-        data, labels, label_column, limit, granularity=granularity, criterion=criterion, pattern=pattern,
+        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, pattern=pattern,
         max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also, metric=metric,
         output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim, input_shape=input_shape,
         provider=provider, jobs=jobs, backend=backend, address=address, state=state,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli.options import DATA, RUN, SELECT, as_option
+from prunecli.cli.options import DATA, RUN, SELECT, RecoverName, as_option
 from prunecli.errors import PruneError
 from prunecli.quantity import parse_fraction
 
 if TYPE_CHECKING:
+    from prunecli.data.images.options import ImageOptions
     from prunecli.pipeline.trial_options import TrialOptions
 
 
@@ -36,8 +37,18 @@ Criterion = Annotated[
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="the score: of elements those of magnitude and gradient, default taylor, or l1 without gradients; of"
-        " structures those of structured",
+        help="the score: of elements those of magnitude and gradient, default taylor, or l1 without gradients,"
+        " and obs and wanda of oneshot; of structures those of structured",
+        rich_help_panel=SELECT,
+    ),
+]
+Recover = Annotated[
+    RecoverName,
+    typer.Option(
+        "--recover",
+        metavar="none|bias|bn|lstsq|auto",
+        help="fit what is left to the original's outputs, without labels, on the samples of the search, and cut further"
+        " for it; judged after that",
         rich_help_panel=SELECT,
     ),
 ]
@@ -101,7 +112,8 @@ State = Annotated[
 
 
 def trial_options(
-    data: str | None, labels: Path | None, label_column: str | None, limit: int | None, *,
+    data: str | None, labels: Path | None, label_column: str | None, limit: int | None,
+    images: ImageOptions, *,
     include: Sequence[str] | None, exclude: Sequence[str] | None, also: Sequence[str] | None,
     output_name: str | None, dim: Sequence[str] | None, input_shape: Sequence[str] | None, provider: str | None,
     threads: int | None = None, backend: Where, round_to: int | None, **same: Any,
@@ -117,7 +129,7 @@ def trial_options(
     from prunecli.pipeline.subject import Execution
     from prunecli.pipeline.trial_options import TrialOptions
 
-    source = DataOptions.of(data, labels, label_column, limit)
+    source = DataOptions.of(data, labels, label_column, limit, images)
     if source is None:
         raise PruneError("trials are judged on data", "give --data")
     return TrialOptions(

@@ -16,6 +16,7 @@ from prunecli.data import Dataset
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
+from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
 from prunecli.pipeline.evaluate import DataOptions
@@ -159,7 +160,9 @@ def adaptive(
         if retrain is not None:
             further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
             interrupted = _interruptible(further)
-        models = Models(setup, trained, options)
+        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
+        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
+        models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
         done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
@@ -206,6 +209,9 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 
 def _check(options: AdaptiveOptions) -> None:
     check_training(options.retrain, options.train_apart, options.external_data)
+    if options.retrain is not None and options.trials.recovers:
+        raise PruneError("--recover and --finetune-epochs fit the same weights one after another",
+                         "leave out --recover: training starts from what the search found")  # fmt: skip
     if not 0 < options.max_drop < math.inf:
         raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
     if options.strategy not in STRATEGIES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
@@ -33,16 +34,23 @@ class FrontModel:
 
 @dataclass(frozen=True)
 class Models:
-    """`trained`: by number, steps that cannot be built again from their setting."""
+    """`trained`: by number, steps that cannot be built again from their setting. `recovered`: None without recovery."""
 
     setup: Setup
     trained: Mapping[int, Trained]
     options: AdaptiveOptions
+    recovered: Recovered | None = None
 
     def open(self, step: Step) -> Session:
-        """The model of a step, as trials run it."""
-        made = self.trained.get(step.number)
-        model = made.path if made is not None else serialised(self.setup.pruner.space.build(step.setting))
+        """The model of a step, as it will be written."""
+        made, model = self.trained.get(step.number), None
+        if made is not None:
+            model = made.path
+        elif self.recovered is not None:
+            model = self.recovered.file(step.setting)
+        if model is None:
+            built = serialised(self.setup.pruner.space.build(step.setting))
+            return Session.open(built, provider=self.setup.bench.workspace.provider, threads=1)
         return Session.open(model, provider=self.setup.bench.workspace.provider, threads=1)
 
     def write(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:

@@ -34,7 +34,7 @@ def to_json(found: AdaptiveResult) -> Json:
         "goal": {
             "metric": found.metric, "change": found.change, "output": found.output_name,
             "max_drop": found.goal.max_drop, "minimize": found.goal.minimize, "strategy": options.strategy,
-            "baseline": found.baseline,
+            "recover": options.trials.recover, "baseline": found.baseline,
             "sureness": found.goal.sureness, "samples": found.samples[0], "held_out": found.samples[1],
         },
         "confirmation": [_confirmation(c) for c in found.confirmations],

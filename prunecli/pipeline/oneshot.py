@@ -5,10 +5,10 @@ Everything else (proof, plan, report) is that of `prune magnitude`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
+from prunecli.evidence.layers import Layer
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
+from prunecli.evidence.walk import Walk
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
@@ -26,7 +28,7 @@ from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
 from prunecli.pipeline.oneshot_study import Study, Way, opener
 from prunecli.pipeline.subject import Execution
-from prunecli.recover.fit import METHODS, Recover, check
+from prunecli.recover.fit import METHODS, Recover, check, scores
 from prunecli.search.allocate import ALLOCATIONS, allocate
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.patterns import Windows
@@ -140,11 +142,21 @@ class ByEvidence:
         recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
             planned.recipe.get("pattern", "")) else None)  # fmt: skip
         with Store(self.options.memory) as store:
-            study, data = self._study(file, planned.choice.chosen, self._way(recipe), store, progress)
+            way = self._replayed(planned.recipe, recipe)
+            study, data = self._study(file, planned.choice.chosen, way, store, progress)
             masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
         asked = about(data) | {"recover": study.way.recover}
         return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)])
+
+    def _replayed(self, planned: Json, recipe: Recipe) -> Way:
+        """The way of a plan: its own method, and its recovery unless another one is asked for."""
+        way = self._way(recipe)
+        if planned.get("method") in [method.name for method in METHODS]:
+            way = replace(way, method=METHODS.get(str(planned["method"])))
+        if self.options.recover == "auto" and planned.get("recover") in get_args(Recover):
+            way = replace(way, recover=planned["recover"])
+        return way
 
     def _way(self, recipe: Recipe) -> Way:
         recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
@@ -178,7 +190,7 @@ class ByEvidence:
                 layer.name: round(layer.weight.size * (1 - pattern.keep / pattern.window)) for layer in study.layers
             }
         mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
-        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and sizes else []
+        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and len(sizes) > 1 else []
         mode = "uniform" if mode == "loss" and not curves else mode
         amounts = allocate(mode, [layer.weight.shape for layer in study.layers], sizes, curves, sparsity)
         return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
@@ -204,6 +216,35 @@ class ByEvidence:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
         return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
+
+
+def measured_scores(
+    file: Model, chosen: Sequence[Weight], pattern: str, options: OneshotOptions, progress: Progress
+) -> tuple[dict[str, Array], list[Skipped]]:
+    """What the method's criterion needs of each weight that can be measured, of the stored shape, on what the original
+    model gives its layer; and why others cannot.
+
+    Raises:
+        PruneError: the pattern does not fit the method, or none can be measured.
+    """
+    method, form = METHODS.get(options.method), parse_pattern(pattern)
+    check(method, form)
+    way, names = Way(method, form, "none", False, 1), {w.holder.name: w.name for w in chosen}
+    with Store(options.memory) as store:
+        study, _ = ByEvidence(options)._study(file, chosen, way, store, progress)
+        found = {names[layer.weight.holder.name]: each for layer, each in _scored(study, progress)}
+    choice = _measured(Choice(list(chosen), [], []), study, False)
+    return found, list(choice.skipped)
+
+
+def _scored(study: Study, progress: Progress) -> Iterator[tuple[Layer, Array]]:
+    """Layer by layer, as the original model runs."""
+    walk, way = Walk(study.original, study.feeds, study.store, study.open_session), study.way
+    for layer in progress(study.layers, "measuring layers", len(study.layers)):
+        tasks = list(study.tasks(layer, study.sums(layer, walk, walk)))
+        study.release(layer, walk)
+        yield layer, layer.stored(scores(way.method, tasks, way.pattern, way.workers))
+    walk.close()
 
 
 def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:

@@ -183,9 +183,7 @@ class Study:
         walk.close()
         return found
 
-    def _reaching(
-        self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
-    ) -> list[float]:
+    def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
         """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
         found = walk.probe(layer.weight.holder.name, variants, list(base))
         return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]

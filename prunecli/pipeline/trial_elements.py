@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from prunecli.model import Model, concrete_shapes, count_macs, find_weights, loa
 from prunecli.pipeline.choice import Choice, choose
 from prunecli.pipeline.gradient_source import GradientOptions, open_source
 from prunecli.pipeline.inspect import macs_by_weight
-from prunecli.pipeline.judge import Judged
+from prunecli.pipeline.judge import BY_EVIDENCE, Judge, Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude
+from prunecli.pipeline.oneshot import ByEvidence, OneshotOptions, measured_scores
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.search.elements import ElementRecipe, ElementSpace, decisions, target
@@ -77,10 +78,32 @@ class Elements:
         share = sum(setting.get(knob.name, 0.0) * knob.count for knob in self.space.knobs) / max(total, 1)
         wanted = MagnitudeOptions(
             Recipe(self.recipe.pattern, "layer", self.recipe.criterion, round(share, 6), None, self.recipe.seed),
-            o.include, o.exclude, o.also, o.dims, o.execution, saving.target, saving.force, saving.dry_run,
-            saving.verify, None, saving.save_plan, saving.external_data, None, BySetting(setting, self.recipe, said),
+            o.include, o.exclude, o.also, o.dims, o.one_thread if o.recovers else o.execution,
+            saving.target, saving.force, saving.dry_run,
+            saving.verify, None, saving.save_plan, saving.external_data, None, self._judge(setting, said),
         )  # fmt: skip
         return magnitude(self.file.path, wanted, progress)
+
+    def _judge(self, setting: Setting, said: Json) -> Judge:
+        o, plain = self.options, BySetting(setting, self.recipe, said)
+        if not o.recovers:
+            return plain
+        measured = OneshotOptions(
+            self.data, recover=cast(Any, o.recover), seed=o.seed, exclude=o.exclude, dims=o.dims, execution=o.one_thread
+        )
+        return BySettingFitted(plain, ByEvidence(measured))
+
+
+@dataclass(frozen=True)
+class BySettingFitted:
+    """What `by` decides, and the weights that are left fitted to it as `prune oneshot` fits them to a plan."""
+
+    by: BySetting
+    fits: ByEvidence
+    command = "adaptive"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        return self.fits.fitted(file, self.by(file, choice, recipe, progress), progress)
 
 
 @dataclass(frozen=True)
@@ -128,9 +151,14 @@ def _ranked(
     criterion = CRITERIA.get("taylor" if automatic else str(options.criterion))
     if not criterion.needs:
         return criterion, {}, ()
+    if criterion.name in BY_EVIDENCE:
+        how = OneshotOptions(data, criterion.name, seed=options.seed, exclude=options.exclude, dims=options.dims,
+                             execution=options.one_thread)  # fmt: skip
+        found, left = measured_scores(file, choice.chosen, options.pattern, how, progress)
+        return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
     if criterion.needs[0] not in (*STATISTICS, "flow"):
         problem = f"--criterion {criterion.name} needs the {criterion.needs[0]}, which trials do not measure"
-        raise PruneError(problem, f"use `prune oneshot --method {criterion.name}`, or --criterion taylor")
+        raise PruneError(problem, "use --criterion taylor, l1, obs or wanda")
     try:
         return criterion, _evidence(file, choice, criterion.needs, options, data, progress), ()
     except PruneError as error:

@@ -80,7 +80,8 @@ class Units:
         o, start = self.options, time.perf_counter()
         wanted = StructuredOptions(
             granularity=o.granularity, seed=o.seed, include=o.include, exclude=o.exclude, data=self.data,
-            batch_size=o.batch_size, dims=o.dims, execution=o.execution, force=saving.force, dry_run=saving.dry_run,
+            batch_size=o.batch_size, dims=o.dims, execution=o.one_thread, recover=o.recover,
+            force=saving.force, dry_run=saving.dry_run,
             verify=saving.verify, save_plan=saving.save_plan, external_data=saving.external_data,
         )  # fmt: skip
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(setting),

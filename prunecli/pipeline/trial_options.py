@@ -18,11 +18,13 @@ from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool
 
 ELEMENT = "element"
 Backend = Literal["local", "dask"]
+RECOVERIES = ("none", "bias", "bn", "lstsq", "auto")
 
 
 @dataclass(frozen=True)
 class TrialOptions:
     """`granularity`: `element`, or what `prune structured` takes but `block`. `criterion` None: the default of each.
+    `recover`: closed-form recovery of what is left, see `RECOVERIES`.
     `pattern`: of elements. `max_ratio`, `round_to`: of structures. `metric` None: see `choose_yardstick`. `probes`:
     samples on which damage is measured. `jobs` None: one process per core. `state`: the file that keeps what was
     measured."""
@@ -30,6 +32,7 @@ class TrialOptions:
     data: DataOptions
     granularity: str = ELEMENT
     criterion: str | None = None
+    recover: str = "none"
     pattern: str = "element"
     max_ratio: float | None = None
     round_to: int = 1
@@ -53,6 +56,10 @@ class TrialOptions:
         return self.granularity == ELEMENT
 
     @property
+    def recovers(self) -> bool:
+        return self.recover != "none"
+
+    @property
     def one_thread(self) -> Execution:
         """Sums in one order, so that what is decided does not depend on the machine's cores."""
         return replace(self.execution, threads=1)
@@ -62,6 +69,8 @@ class TrialOptions:
         if "block" in self.granularity.split(","):
             raise PruneError("blocks are chosen by `prune structured --granularity block`, not by trials",
                              "use --granularity element, channel,head or all")  # fmt: skip
+        if self.recover not in RECOVERIES:
+            raise PruneError(f"--recover {self.recover!r} is unknown", f"choose from {', '.join(RECOVERIES)}")
         if self.elements and (self.round_to > 1 or self.max_ratio is not None):
             raise PruneError("--round-to and --max-ratio are of structures", "add --granularity channel,head")
         if not self.elements and (self.pattern != "element" or self.also):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -43,15 +44,26 @@ class Task:
     free: bool
     taps: int
 
+    @cached_property
+    def damping(self) -> float:
+        """`damping`, and more where the Gram matrix is not positive even so: rounding is all that is left of it where
+        inputs hardly move about a large mean, as behind a layer that is empty."""
+        usual = damping(self.gram, self.count)
+        try:
+            linalg.cholesky(self.gram + usual / 2 * np.eye(len(self.gram)), check_finite=False)
+        except linalg.LinAlgError:
+            return usual + 10 * abs(float(linalg.eigvalsh(self.gram, check_finite=False)[0]))
+        return usual
+
     @property
     def damped(self) -> Array:
         """The Gram matrix with `damping` on its diagonal."""
-        return self.gram + damping(self.gram, self.count) * np.eye(len(self.gram))
+        return self.gram + self.damping * np.eye(len(self.gram))
 
     @property
     def target(self) -> Array:
         """(rows, K): the wanted Y times X^T, damped towards the weights as they are."""
-        wanted: Array = self.cross + self.weights * damping(self.gram, self.count)
+        wanted: Array = self.cross + self.weights * self.damping
         return wanted
 
     def optimum(self) -> Task:

@@ -53,8 +53,10 @@ class Goal:
     sureness: float = 2.0
 
     def bound(self, drop: Drop) -> float:
-        """What the drop on the held-out data will not exceed: its prediction, and a margin for the noise of both."""
-        return drop.value + self.sureness * drop.error(self.held_out)
+        """What the drop on the held-out data will not exceed: its prediction, and a margin for the noise of both. A
+        gain that the noise explains is taken as none: among many settings the lucky ones would be chosen."""
+        expected = drop.value if drop.value > 0 else min(drop.value + self.sureness * drop.error(), 0.0)
+        return expected + self.sureness * drop.error(self.held_out)
 
     def allows(self, drop: Drop) -> bool:
         return self.bound(drop) <= self.max_drop

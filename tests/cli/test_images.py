@@ -93,6 +93,8 @@ COMMANDS_WITH_IMAGES = [
     ("finetune", "--epochs", "1", "--limit", "64"),
     ("magnitude", "--sparsity", "0.5", "--finetune-epochs", "1", "--limit", "64"),
     ("compare", "--limit", "32"),
+    ("sensitivity", "--levels", "0.5", "--limit", "32", "--jobs", "1"),
+    ("adaptive", "--max-drop", "20%", "--criterion", "l1", "--strategy", "feedback", "--limit", "200", "--jobs", "1"),
 ]
 
 
@@ -100,7 +102,7 @@ COMMANDS_WITH_IMAGES = [
 def test_commands_read_images(command: tuple[str, ...], digits: Path, tmp_path: Path, prune: Prune) -> None:
     name, *rest = command
     models = [CNN, CNN] if name == "compare" else [CNN]
-    output = () if name == "compare" else ("-o", tmp_path / "out.onnx", "--force")
+    output = () if name in ("compare", "sensitivity") else ("-o", tmp_path / "out.onnx", "--force")
     done = prune(name, *models, "--data", digits, "--scale", "1/240", *rest, *output, "--format", "json")
     assert done.code == 0, done.err
     assert done.json["command"] == name

@@ -144,6 +144,10 @@ RUNS = [
     ("magnitude", ["--pattern", "2:4", "--exclude", "*bias*", "--finetune-epochs", "1", "--data", "train.npz"]),
     ("gradient", ["--sparsity", "0.5", "--data", "train.npz", "--limit", "32", "--seed", "5"]),
     ("structured", ["--macs", "0.6", "--data", "train.npz", "--limit", "64", "--round-to", "4"]),
+    (
+        "adaptive",
+        ["--data", "train.npz", "--max-drop", "10%", "--strategy", "feedback", "--criterion", "l1", "--jobs", "1"],
+    ),
     ("finetune", ["--data", "train.npz", "--epochs", "1", "--teacher", "m.onnx", "--lr", "1e-2"]),
 ]
 

@@ -24,7 +24,7 @@ def test_a_model_is_pruned_without_data(command: str, model: Path, told: str, pr
     asked = (command, model, "--data", "synthetic", "--sparsity", "0.5", "--limit", "24", "-o", out, "--format", "json")
     done = prune(*asked, "--no-progress")
     assert done.code == 0, done.err
-    found = done.json()
+    found = done.json
     assert found["recipe"]["data"] == "synthetic" and found["recipe"]["samples"] == 24
     assert found["recipe"]["data_notes"] == found["notes"][-2:]
     assert any("synthetic, not real" in note for note in found["notes"])

@@ -111,7 +111,7 @@ SPECS: list[tuple[InputSpec, tuple[int, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "shape", "holds"), SPECS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("spec", "shape", "holds"), SPECS, ids=[f"{spec.name}-{spec.dtype}" for spec, _, _ in SPECS])
 def test_every_kind_of_input(spec: InputSpec, shape: tuple[int, ...], holds: Any) -> None:
     value = synthetic_feed([spec], {spec.name: shape}, 0, {"ids": 50})[spec.name]
     assert value.shape == shape and value.dtype == spec.dtype and holds(value)

@@ -61,6 +61,8 @@ def test_it_is_not_trained_on_what_judges_it(tmp_path: Path) -> None:
         found(tmp_path, data=TEST)
     with pytest.raises(PruneError, match="do not go together"):
         found(tmp_path, external_data="always")
+    with pytest.raises(PruneError, match="fit the same weights"):
+        found(tmp_path, recover="lstsq")
 
 
 def test_a_dry_run_trains_nothing_and_says_so(tmp_path: Path) -> None:

@@ -141,6 +141,26 @@ OUTPUTS: list[tuple[str, list[Any], dict[str, int]]] = [
 ]  # fmt: skip
 
 
+def test_a_plan_replays_its_own_way(tmp_path: Path) -> None:
+    outs, plan = [tmp_path / f"{i}.onnx" for i in range(2)], tmp_path / "plan.json"
+    way = {"method": "wanda", "recover": "none", "samples": 32, "allocate": "uniform"}
+    prunecli.oneshot(DIGITS, data=CALIB, output=outs[0], sparsity=0.7, save_plan=plan, **way)
+    prunecli.oneshot(DIGITS, data=CALIB, output=outs[1], plan=plan, samples=32)
+    one, two = map(weights_of, outs)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_inputs_that_do_not_move(tmp_path: Path) -> None:
+    """Constant inputs, as behind a layer that is empty: their gram is rounding alone. The output stays as it was."""
+    nodes = [N("MatMul", ["x", "u"], ["h"]), N("Add", ["h", "c"], ["y"])]
+    path = made(tmp_path / "m.onnx", nodes, {"u": f(40, 8), "c": f(8)}, ["n", 40])
+    x = np.repeat(3 + f(1, 40), 300, axis=0)
+    prunecli.oneshot(path, data=data(tmp_path / "d.npz", x), sparsity=0.5, output=tmp_path / "o.onnx")
+    wanted, found = (Session.open(p).run({"x": x})["y"] for p in (path, tmp_path / "o.onnx"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+    prunecli.oneshot(DIGITS, data=CALIB, samples=32, sparsity=1.0, output=tmp_path / "none.onnx")
+
+
 @pytest.mark.parametrize("case", OUTPUTS, ids=lambda case: case[0])
 def test_outputs_of_all_kinds(tmp_path: Path, case: tuple[Any, ...]) -> None:
     """Losses are measured at whatever there is; no layer is emptied because its effect could not be seen."""

@@ -119,6 +119,16 @@ def test_search_comes_close_to_the_best_there_is() -> None:
     assert best <= found.remains <= best + 0.02
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.01, 0.01), (0.0, 0.0), (-0.01, 0.0), (-0.05, -0.03)],  # the error of 1,000 samples of variance 0.1 is 0.01
+)
+def test_a_gain_that_noise_explains_counts_as_none(value: float, expected: float) -> None:
+    drop = Drop(value, 0.1, 1000)
+    margin = 2 * drop.error(1000)
+    assert Goal(0.02, "params", 1000).bound(drop) == pytest.approx(expected + margin)  # exact but for rounding
+
+
 @pytest.mark.parametrize("company", [0.0, 2.0])
 def test_search_beats_one_threshold_for_all(company: float) -> None:
     space = Formula(company=company)
