@@ -76,8 +76,7 @@ def dense(op: str = "MatMul") -> onnx.ModelProto:
 def repeated(op: str) -> onnx.ModelProto:
     """A branch of one value per image (or sentence) and channel, added to all positions of what it was made from."""
     conv, taps = op == "Conv", (1, 1) if op == "Conv" else ()
-    w, b = floats(8, 3, seed=1), floats(8, seed=2)
-    b[1] = 1  # an average is small: without it the channel would be dead, too
+    w, b = floats(8, 3, seed=1), 1 + np.abs(floats(8, seed=2))  # averages are small: nothing else is dead
     w[5], b[5], w[6], b[6] = w[1], b[1], 0, -1
     second = floats(3, 8, seed=3)
     weights = {"w1": (w if conv else w.T).reshape(*(w if conv else w.T).shape, *taps), "b1": b.reshape(-1, *taps),
