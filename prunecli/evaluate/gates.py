@@ -135,7 +135,7 @@ def _hint(failed: set[str]) -> str:
     if failed <= GAINS:
         return "prune more (for speed, structures: `prune structured`), or relax the limit"
     if failed & GAINS:
-        return "recover quality by fine-tuning, or relax a limit: quality asks for less pruning, speed and size for more"
+        return "recover quality by fine-tuning, or relax a limit: quality asks for less pruning, speed for more"
     return "prune less, recover the model by fine-tuning, or relax the limit"
 
 
