@@ -71,7 +71,7 @@ def oneshot(
             rich_help_panel=SELECT,
         ),
     ] = None,
-    recover: options.Recover = None,
+    recover: options.RecoverZeros = None,
     fallback: Annotated[
         bool,
         typer.Option("--fallback", help="zero weights that cannot be measured by magnitude", rich_help_panel=SELECT),

@@ -172,6 +172,16 @@ Recover = Annotated[
         rich_help_panel="Recovery",
     ),
 ]
+RecoverZeros = Annotated[
+    RecoverName | None,
+    typer.Option(
+        "--recover",
+        metavar="none|bias|bn|lstsq|auto",
+        help="fit what is left to what the original computes: bias (means), bn (means and variances), lstsq (least"
+        " squares); auto, the default, is lstsq",
+        rich_help_panel="Recovery",
+    ),
+]
 
 Data = Annotated[
     str | None,

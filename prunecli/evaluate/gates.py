@@ -123,7 +123,20 @@ def raise_if_failed(results: Sequence[GateResult]) -> None:
     if failed:
         listed = "; ".join(f"{r.gate.expr} ({r.gate.name} is {_number(r.value)})" for r in failed)
         raise GateFailed(f"{len(failed)} of {len(results)} gates failed: {listed}",
-                         "prune less, recover the model by fine-tuning, or relax the limit")  # fmt: skip
+                         _hint({r.gate.name.split(".")[0] for r in failed}))  # fmt: skip
+
+
+GAINS = frozenset({"latency", "params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes"})
+"""First parts of the names of figures that pruning more improves."""
+
+
+def _hint(failed: set[str]) -> str:
+    """What may help: less pruning for quality, more for speed and size."""
+    if failed <= GAINS:
+        return "prune more (for speed, structures: `prune structured`), or relax the limit"
+    if failed & GAINS:
+        return "recover quality by fine-tuning, or relax a limit: quality asks for less pruning, speed for more"
+    return "prune less, recover the model by fine-tuning, or relax the limit"
 
 
 def _number(value: float) -> str:

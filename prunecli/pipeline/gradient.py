@@ -76,6 +76,8 @@ def _with_defaults(recipe: Recipe | None) -> Recipe:
     if found.name in BY_EVIDENCE:
         raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
+    if recipe.sparsity is None and recipe.threshold is None and not windows:
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
     return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
 
 

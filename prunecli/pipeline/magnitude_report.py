@@ -128,13 +128,17 @@ def _layers(found: MagnitudeResult) -> Table:
     return Table("Layers", columns, rows, top=TOP, top_by="parameters")
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _left(found: MagnitudeResult) -> list[Section]:
     """What was not touched, and why."""
     sections: list[Section] = []
     if found.left:
-        parts = [f"{KINDS.get(kind, 'other weights')} ({tensors:,} tensors, {params:,} elements)"
+        parts = [f"{KINDS.get(kind, 'other weights')} ({_counted(tensors, 'tensor')}, {_counted(params, 'element')})"
                  for kind, (tensors, params) in found.left.items()]  # fmt: skip
-        sections.append(Text(f"left alone: {', '.join(parts)} (--also, --include and --exclude choose)"))
+        sections.append(Text(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
     others = [item for item in found.skipped if item.name not in _named(found)]
     if others:
         rows = [(item.name, item.reason) for item in others]

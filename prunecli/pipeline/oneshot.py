@@ -87,7 +87,8 @@ def oneshot(
     wanted = replace(wanted, **mine, seed=seed, exclude=options.exclude, dims=options.dims, execution=options.execution)
     if wanted.data is None:
         raise PruneError(
-            "one-shot pruning is measured on data", "give --data; a few hundred unlabelled samples will do"
+            "one-shot pruning is measured on data",
+            "give --data; a few hundred unlabelled samples will do, or --data synthetic where there are none",
         )
     if options.plan is None:
         options = replace(options, recipe=_checked(options.recipe, wanted))
@@ -102,6 +103,8 @@ def _checked(recipe: Recipe | None, wanted: OneshotOptions) -> Recipe:
     check(METHODS.get(wanted.method), pattern)
     if recipe.threshold is not None or recipe.criterion is not None:
         raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
+    if recipe.sparsity is None and not isinstance(pattern, Windows):
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
     if wanted.allocate not in (None, *ALLOCATIONS):
         raise PruneError(f"no allocation is called {wanted.allocate!r}", f"choose from {', '.join(ALLOCATIONS)}")
     if recipe.scope == "lamp":

@@ -48,6 +48,6 @@ def path_chart(found: AdaptiveResult, name: str) -> Chart:
     series += [Series("on held-out samples", [c.step.remains], [c.drop.value], "points", [c.low], [c.high])
                for c in found.confirmations if c.drop.value <= most]  # fmt: skip
     left_out = len(found.steps) - len(shown)
-    note = f"{left_out} steps that lost more than {most:g} are left out" if left_out else ""
+    note = f"steps that lost more than {most:g} are left out: {left_out}" if left_out else ""
     panel = Panel(series, marks=[Mark("y", limit, "limit")])
     return Chart("Steps", [panel], Axis(f"{name} left", "percent"), Axis(found.change), note, detail=True)

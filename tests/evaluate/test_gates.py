@@ -124,3 +124,19 @@ def test_a_figure_that_was_not_measured() -> None:
         check_gates([parse_gate("top5<0.5")], {"accuracy": 1}, "this evaluation has accuracy")
     assert caught.value.exit_code == 2
     assert caught.value.hint == "this evaluation has accuracy"
+
+
+# what failed -> a piece of the hint: less pruning helps no speed-up
+ADVICE = [
+    (["accuracy<0.95"], "prune less"),
+    (["latency.speedup<2"], "prune more"),
+    (["latency.speedup<2", "accuracy<0.95"], "quality asks for less pruning"),
+]
+
+
+@pytest.mark.parametrize(("texts", "hint"), ADVICE, ids=[hint for _, hint in ADVICE])
+def test_the_hint_fits_what_failed(texts: list[str], hint: str) -> None:
+    results = check_gates([parse_gate(text) for text in texts], {"accuracy": 0.9, "latency.speedup": 1.1}, "")
+    with pytest.raises(GateFailed) as caught:
+        raise_if_failed(results)
+    assert hint in str(caught.value.hint)

@@ -169,6 +169,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
     ({"threshold": 0.1}, "not taylor"),
     ({}, "how much to prune"),
+    ({"pattern": "4x1"}, "how much to prune"),
     ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
     ({"sparsity": 0.5, "output_name": "h2"}, "no floating-point output"),
     ({"sparsity": 0.5, "criterion": "grasp", "steps": 3}, "taken once"),
