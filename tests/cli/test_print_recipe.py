@@ -33,8 +33,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def texts_for(param: Any) -> list[str]:
     """Values that a parameter takes, by its type: an option that is added later gets some too."""
-    if "ORIGINAL" in str(param.metavar) or (param.metavar == "D" and param.type.name in ("str", "text")):
-        return ["d.npz"] if param.metavar == "D" else ["m.onnx", *param.metavar.split("|")[1:]]
+    given = str(param.metavar).split("|")[0]
+    if given == "ORIGINAL" or (given == "D" and param.type.name in ("str", "text")):
+        return ["d.npz", *param.metavar.split("|")[1:]] if given == "D" else ["m.onnx", *param.metavar.split("|")[1:]]
     if param.metavar == "'NAME OP NUMBER'":
         return ["accuracy<0.5", "f1.drop > 1%"]
     if param.type.name == "choice":

@@ -155,7 +155,7 @@ def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
         cut = found(tmp_path, "cut.onnx", state=tmp_path / "state")
     assert cut.interrupted and cut.reached == bool(cut.steps) == (tmp_path / "cut.onnx").exists()
     again = found(tmp_path, "again.onnx", state=tmp_path / "state")
-    assert again.reused == after and again.steps == whole.steps
+    assert again.reused >= after and again.steps == whole.steps  # what confirmed the best so far is not measured again
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
