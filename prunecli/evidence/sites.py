@@ -3,7 +3,8 @@ constant can be added.
 
 What is aimed at lies as far behind the layer as everything on the way is affine per channel: a BatchNormalization,
 added constants, and the residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up
-for what the other summand has lost.
+for what the other summand has lost. Whether the sum repeats the branch (one value per image or sentence, added to all
+positions) shows only when the model runs; such a branch has itself as its aim.
 
     target = scale * (W X + offset) + shift + carried
 """
@@ -11,7 +12,7 @@ for what the other summand has lost.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,12 @@ class Offset:
 @dataclass(frozen=True)
 class Site:
     """One layer: a weight and the one node that multiplies it with data. `target`: what is aimed at; `carried`: a value
-    that is added on the way there; `norm`: the BatchNormalization and `added` the constants on the way."""
+    that is added on the way there, to `branch`; `norm`: the BatchNormalization and `added` the constants on the way."""
 
     weight: Weight
     found: Contraction
     target: str
+    branch: str
     carried: str | None
     offset: Offset | None
     norm: ir.Node | None = None
@@ -128,6 +130,10 @@ class Site:
         for value in self.added:
             shift = shift + _vector(value, size)
         return scale.reshape(batch, rows), shift.reshape(batch, rows)
+
+    def alone(self) -> Site:
+        """The branch as its own aim."""
+        return replace(self, target=self.branch, carried=None)
 
     def put(self, graph: ir.Graph, matrices: Array, constant: Array) -> None:
         """Change the model: the weight, and the offset if there is a place for one."""
@@ -184,6 +190,7 @@ def _site(weight: Weight, weighted: set[ir.Node], order: dict[ir.Node, int]) -> 
     channel = 1 - len(use.shape) if use.op in ("Conv", "ConvTranspose") else -1 if use.index == 1 else -2
     value, offset, norm, carried = use.node.outputs[0], _own_offset(weight, found), None, None
     added: list[ir.Value] = []
+    total: ir.Value | None = None
     while (user := _only_reader(value)) is not None:
         others = [v for v in user.inputs if v is not value]
         if user.op_type == "BatchNormalization" and norm is None and not added and _is_plain_norm(user, value):
@@ -198,10 +205,11 @@ def _site(weight: Weight, weighted: set[ir.Node], order: dict[ir.Node, int]) -> 
                 added.append(others[0])
         else:
             if others[0].const_value is None and _is_settled(others[0], use.node, weighted, order):
-                value, carried = user.outputs[0], others[0].name
+                total, carried = user.outputs[0], others[0].name
             break
         value = user.outputs[0]
-    return Site(weight, found, value.name or "", carried, offset, norm, tuple(added))
+    branch = value.name or ""
+    return Site(weight, found, (total or value).name or "", branch, carried, offset, norm, tuple(added))
 
 
 def _own_offset(weight: Weight, found: Contraction) -> Offset | None:

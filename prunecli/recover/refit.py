@@ -109,14 +109,18 @@ class _Pair:
     graph: ir.Graph
 
     def reach(self, site: Site, before: Site) -> None:
-        self.original.reach([*_read(before), site.target])
+        self.original.reach([*_read(before), site.target, site.branch])
         self.cut.reach(_read(site))
 
     def leave(self, site: Site, before: Site) -> None:
-        for name in (*_read(before), site.target):
+        for name in (*_read(before), site.target, site.branch):
             self.original.release(name)
         for name in _read(site):
             self.cut.release(name)
+
+    def is_repeated(self, site: Site) -> bool:
+        """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
+        return self.original.read(site.target, 0).shape != self.original.read(site.branch, 0).shape
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original without the removed positions."""
@@ -150,7 +154,10 @@ class _UnlikeError(Exception):
 def _visit(site: Site, before: Site, pair: _Pair, method: str, out: Refit) -> None:
     """Fit one layer, unless it lost no inputs and nothing before it changed."""
     pair.reach(site, before)
+    held_by = site, before
     try:
+        if pair.is_repeated(site):
+            site, before = site.alone(), before.alone()
         if before.shape[3] == site.shape[3] and pair.is_same(site, before):
             return
         if site.shape[2] * site.shape[3] > WIDEST:
@@ -161,7 +168,7 @@ def _visit(site: Site, before: Site, pair: _Pair, method: str, out: Refit) -> No
         out.left.append(Skipped(site.weight.name, "its values do not correspond to the original's one by one"))
         return
     finally:
-        pair.leave(site, before)
+        pair.leave(*held_by)
     if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
         out.left.append(Skipped(site.weight.name, "what it reads or should yield is not finite"))
         return

@@ -47,6 +47,8 @@ class Elimination:
     snapshots: dict[int, list[Array]]
 
 
+_WORST = float(np.finfo(float).max)
+"""What cannot be told goes last, and yet before what is gone already."""
 DAMPING = 1e-4
 """Of the mean of G's diagonal, added to it: equal and dead inputs make G singular."""
 
@@ -95,7 +97,7 @@ def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Colle
     kept = {0: [state.matrix.copy() for state in states]} if 0 in snapshots else {}
     for gone in range(1, min(most, count) + 1):
         increase = np.sum([state.increases(alive) for state in states], axis=0)
-        increase = np.where(alive, np.nan_to_num(increase, nan=np.inf), np.inf)
+        increase = np.where(alive, np.nan_to_num(increase, nan=_WORST, posinf=_WORST), np.inf)
         unit = count - 1 - int(np.argmin(increase[::-1]))
         for state in states:
             state.remove(unit)

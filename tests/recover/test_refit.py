@@ -73,10 +73,28 @@ def dense(op: str = "MatMul") -> onnx.ModelProto:
     )
 
 
+def repeated(op: str) -> onnx.ModelProto:
+    """A branch of one value per image (or sentence) and channel, added to all positions of what it was made from."""
+    conv, taps = op == "Conv", (1, 1) if op == "Conv" else ()
+    w, b = floats(8, 3, seed=1), 1 + np.abs(floats(8, seed=2))  # averages are small: nothing else is dead
+    w[5], b[5], w[6], b[6] = w[1], b[1], 0, -1
+    second = floats(3, 8, seed=3)
+    weights = {"w1": (w if conv else w.T).reshape(*(w if conv else w.T).shape, *taps), "b1": b.reshape(-1, *taps),
+               "w2": (second if conv else second.T).reshape(*(second if conv else second.T).shape, *taps),
+               "b2": floats(3, seed=4).reshape(-1, *taps)}  # fmt: skip
+    nodes = [
+        node("GlobalAveragePool", ["x"], ["p"]) if conv else node("ReduceMean", ["x"], ["p"], axes=[1]),
+        node(op, ["p", "w1"], ["m"]), node("Add", ["m", "b1"], ["a"]), node("Relu", ["a"], ["r"]),
+        node(op, ["r", "w2"], ["c"]), node("Add", ["c", "b2"], ["d"]), node("Add", ["x", "d"], ["y"]),
+    ]  # fmt: skip
+    return proto(nodes, {"x": ("n", 3, 6, 6) if conv else ("n", 7, 3)}, weights=weights)
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "conv": convs, "conv without bias": lambda: convs(bias=False), "grouped": lambda: convs(groups=2),
     "transposed": lambda: convs(transposed=True), "batchnorm, residual": normed, "matmul": dense,
-    "gemm": lambda: dense("Gemm"),
+    "gemm": lambda: dense("Gemm"), "repeated over an image": lambda: repeated("Conv"),
+    "repeated over a sentence": lambda: repeated("MatMul"),
 }  # fmt: skip
 
 

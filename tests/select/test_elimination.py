@@ -99,3 +99,11 @@ def test_the_hull_is_convex_below_and_the_largest_such(values: list[float]) -> N
     corners = np.flatnonzero(np.abs(np.diff(hull, 2)) > 1e-6) + 1
     assert np.allclose(hull[corners], given_values[corners], atol=1e-5)
     assert hull[0] == values[0] and hull[-1] == values[-1]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_unit_goes_twice_where_errors_cannot_be_told() -> None:
+    broken = reader(inputs())
+    broken.matrix[:] = np.inf
+    order = eliminate([broken], UNITS, UNITS - 1).order
+    assert len(set(order)) == UNITS - 1
