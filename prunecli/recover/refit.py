@@ -120,7 +120,7 @@ class _Pair:
 
     def is_repeated(self, site: Site) -> bool:
         """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
-        return self.original.read(site.target, 0).shape != self.original.read(site.branch, 0).shape
+        return bool(self.original.read(site.target, 0).shape != self.original.read(site.branch, 0).shape)
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original without the removed positions."""
