@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from prunecli.data import Dataset
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
@@ -149,8 +151,8 @@ def adaptive(
     if not options.dry_run:
         check_target(file, target, options.force)
     tune, held = _split(options, session)
-    confirming = Judged.of(held, session, options.trials)
-    setup = set_up(file, session, tune, options.trials, progress, options.minimize)
+    choosing, confirming = _judged(tune, held, session, options)
+    setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
     with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
@@ -237,6 +239,35 @@ def _split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset
     if not len(confirming) or not len(choosing):
         raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
     return choosing, confirming
+
+
+def _judged(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> tuple[Judged, Judged]:
+    """Both parts, read alike.
+
+    Raises:
+        PruneError: the promise would be kept by any model.
+    """
+    parts = [part.labels for part in (tune, held)]
+    if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
+        raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
+    labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
+    both = tuple(Judged.of(part, session, options.trials, labels) for part in (tune, held))
+    for judged in both:
+        _check_promise(judged, options.max_drop)
+    return both[0], both[1]
+
+
+def _check_promise(judged: Judged, max_drop: float) -> None:
+    """Raises PruneError where a model that knows nothing would keep it."""
+    yardstick, output = judged.yardstick, judged.reference[0][judged.yardstick.output]
+    if yardstick.metric == "cosine" and np.size(output) <= judged.batches[0].count + judged.batches[0].padded:
+        raise PruneError(f"the output {yardstick.output} is one number per sample, whose cosine is only its sign",
+                         "give labels: the original's own outputs will do")  # fmt: skip
+    if yardstick.from_zero and max_drop >= yardstick.baseline:
+        raise PruneError(
+            f"any model keeps --max-drop {max_drop:g}: the original's {yardstick.metric} is {yardstick.baseline:.4g}",
+            f"did you mean {max_drop:g}%?" if 1 <= max_drop <= 100 else "allow less, and check the labels",
+        )
 
 
 def _minimised(pruner: Pruner, wanted: str | None) -> str:
