@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from prunecli.data import Dataset
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
+from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
@@ -28,7 +26,6 @@ from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
-from prunecli.runtime import Session
 from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
 from prunecli.search.trials import outcome_on
@@ -150,12 +147,13 @@ def adaptive(
     file, session = open_model(path, options.trials)
     if not options.dry_run:
         check_target(file, target, options.force)
-    tune, held = _split(options, session)
-    choosing, confirming = _judged(tune, held, session, options)
+    tune, held = split(options, session)
+    seen = check_apart(tune, held, session, options)
+    choosing, confirming = judge(tune, held, session, options)
     setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+    with closing(setup.bench), tempfile.TemporaryDirectory() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
         retrain = None if options.dry_run or interrupted else options.retrain
@@ -174,7 +172,7 @@ def adaptive(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
         (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
         front, run.closest(), done, setup.bench.measured, setup.bench.reused,
-        interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
+        interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -225,48 +223,9 @@ def _check(options: AdaptiveOptions) -> None:
         raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
     if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
         raise PruneError(f"--save-front {options.save_front} is not a folder", "name a folder")
-
-
-def _split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
-    """The samples to choose by, and those that only confirm."""
-    data = options.trials.data.open(session.inputs)
-    if options.confirm_data is not None:
-        held = options.confirm_data.open(session.inputs)
-        if held.has_labels != data.has_labels:
-            raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
-        return data, held
-    confirming, choosing = data.split(options.confirm_split, options.trials.seed)
-    if not len(confirming) or not len(choosing):
-        raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
-    return choosing, confirming
-
-
-def _judged(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> tuple[Judged, Judged]:
-    """Both parts, read alike.
-
-    Raises:
-        PruneError: the promise would be kept by any model.
-    """
-    parts = [part.labels for part in (tune, held)]
-    if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
-        raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
-    labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
-    both = tuple(Judged.of(part, session, options.trials, labels) for part in (tune, held))
-    for judged in both:
-        _check_promise(judged, options.max_drop)
-    return both[0], both[1]
-
-
-def _check_promise(judged: Judged, max_drop: float) -> None:
-    """Raises PruneError where a model that knows nothing would keep it."""
-    yardstick, output = judged.yardstick, judged.reference[0][judged.yardstick.output]
-    if yardstick.metric == "cosine" and np.size(output) <= judged.batches[0].count + judged.batches[0].padded:
-        raise PruneError(f"the output {yardstick.output} is one number per sample, whose cosine is only its sign",
-                         "give labels: the original's own outputs will do")  # fmt: skip
-    if yardstick.from_zero and max_drop >= yardstick.baseline:
+    if options.save_front is not None and not options.force and any(options.save_front.glob("step-*.onnx")):
         raise PruneError(
-            f"any model keeps --max-drop {max_drop:g}: the original's {yardstick.metric} is {yardstick.baseline:.4g}",
-            f"did you mean {max_drop:g}%?" if 1 <= max_drop <= 100 else "allow less, and check the labels",
+            f"--save-front {options.save_front} holds models already", "name another folder, or add --force"
         )
 
 

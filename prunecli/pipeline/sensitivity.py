@@ -113,7 +113,7 @@ def sensitivity(
     if options.trials.data.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.trials.seed).take(SAMPLES)
     setup = set_up(file, session, Judged.of(data, session, options.trials), options.trials, progress)
-    with closing(setup.bench.pool):
+    with closing(setup.bench):
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
     return SensitivityResult(

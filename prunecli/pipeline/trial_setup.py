@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli._version import __version__
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
@@ -17,7 +18,7 @@ from prunecli.pipeline.trial_elements import open_elements
 from prunecli.pipeline.trial_groups import open_units
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner
-from prunecli.runtime import Session
+from prunecli.runtime import Session, version
 from prunecli.search.bench import Bench
 from prunecli.search.journal import Journal
 from prunecli.search.space import digest
@@ -67,7 +68,12 @@ def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
 
 
 def set_up(
-    file: Model, session: Session, judged: Judged, options: TrialOptions, progress: Progress, minimize: str | None = None
+    file: Model,
+    session: Session,
+    judged: Judged,
+    options: TrialOptions,
+    progress: Progress,
+    minimize: str | None = None,
 ) -> Setup:
     """Measure what the criterion and the goal need on the data, and get ready to try settings on it.
 
@@ -79,6 +85,7 @@ def set_up(
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
         [judged.yardstick.metric, judged.yardstick.output, options.probes, options.execution.provider],
+        [__version__, version()],
     )  # fmt: skip
     workspace = Workspace(
         identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,

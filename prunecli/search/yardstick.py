@@ -287,7 +287,7 @@ def _some(p: Predictions, keep: Array) -> Predictions:
 
 def _scale(values: Sequence[Array]) -> float:
     """Mean square of an output, where it is finite."""
-    total = sum(float(np.square(v, dtype=np.float64, where=np.isfinite(v), out=np.zeros(v.shape)).sum()) for v in values)
+    total = sum(float(np.square(v[np.isfinite(v)], dtype=np.float64).sum()) for v in values)
     return max(total / max(sum(v.size for v in values), 1), float(np.finfo(np.float32).tiny))
 
 
@@ -299,8 +299,10 @@ def _damage(reference: Array, output: Array, scale: float, count: int) -> Array:
     if not is_float(output.dtype) or not reference.size:
         return np.zeros(count)
     if reference.shape != output.shape:
-        raise PruneError(f"an output of the model changes its size with the weights: {reference.shape} to {output.shape}",
-                         "export the model with what it is computed from as an output, one row per sample")  # fmt: skip
+        raise PruneError(
+            f"an output of the model changes its size with the weights: {reference.shape} to {output.shape}",
+            "export the model with what it is computed from as an output, one row per sample",
+        )
     known = np.isfinite(reference)  # of what is no number in the original, nothing can be told
     a, b = (np.where(known, x, 0).astype(np.float64) for x in (reference, output))
     if a.ndim == 0 or len(a) != count:  # no row per sample: what the run changed, for each of its samples
