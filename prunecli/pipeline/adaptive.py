@@ -156,12 +156,12 @@ def adaptive(
     with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
+        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
+        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         retrain = None if options.dry_run or interrupted else options.retrain
         if retrain is not None:
             further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
             interrupted = _interruptible(further)
-        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
-        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
@@ -209,9 +209,6 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 
 def _check(options: AdaptiveOptions) -> None:
     check_training(options.retrain, options.train_apart, options.external_data)
-    if options.retrain is not None and options.trials.recovers:
-        raise PruneError("--recover and --finetune-epochs fit the same weights one after another",
-                         "leave out --recover: training starts from what the search found")  # fmt: skip
     if not 0 < options.max_drop < math.inf:
         raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
     if options.strategy not in STRATEGIES:

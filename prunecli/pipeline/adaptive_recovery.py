@@ -14,7 +14,7 @@ from prunecli.pipeline.adaptive_training import at_remains
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
-from prunecli.search.adaptive import Search, Step
+from prunecli.search.adaptive import RECOVERED, Search, Step
 from prunecli.search.space import Setting, digest
 from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
@@ -46,7 +46,7 @@ class Recovered:
         workspace = self.setup.bench.workspace
         session = Session.open(self.file(setting), provider=workspace.provider, threads=1)
         outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-        return run.add(setting, outcome, f"recovered {number}")
+        return run.add(setting, outcome, f"{RECOVERED} {number}")
 
 
 def recover_further(run: Search, made: Recovered | None) -> None:

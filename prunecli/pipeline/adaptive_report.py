@@ -9,6 +9,7 @@ from prunecli.pipeline.shared_report import number
 from prunecli.pipeline.trial_charts import path_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.search.adaptive import STAGES
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -135,9 +136,10 @@ def _path(found: AdaptiveResult) -> Table:
     ]  # fmt: skip
     note = (
         f"on {found.samples[0]:,} samples; the margin is {found.goal.sureness:g} standard errors of the difference to"
-        f" {found.samples[1]:,} other samples"
+        f" {found.samples[1]:,} other samples. "
     )
-    return Table("Path", columns, rows, note, top=TOP)
+    seen = dict.fromkeys(step.stage.split()[0] for step in found.steps)
+    return Table("Path", columns, rows, note + "; ".join(f"{stage}: {STAGES[stage]}" for stage in seen), top=TOP)
 
 
 def _front(found: AdaptiveResult) -> Table:

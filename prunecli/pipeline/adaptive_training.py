@@ -20,7 +20,7 @@ from prunecli.pipeline.magnitude import MagnitudeResult
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
-from prunecli.search.adaptive import Search, Step
+from prunecli.search.adaptive import TRAINED, Search, Step
 from prunecli.search.space import Setting, snapped
 from prunecli.search.tradeoff import Path as Way
 from prunecli.search.trials import outcome_on
@@ -58,7 +58,10 @@ def train_further(
     """Go on from the best so far. Every step is added to the search's, and its model to `made` by its number."""
     way, last, pace = run.path, None, PACE
     remains = 1.0 if run.best is None else run.best.remains
+    least = run.remains(way.at(way.most))
     for number in range(1, MOST_STEPS + 1):
+        if pace < LEAST_PACE or remains * (1 - pace) < least:
+            return
         setting = at_remains(run, way, remains * (1 - pace))
         new = _round(setup, setting, last, retrain, folder / str(number), progress)
         step = _judged(run, setup, setting, new.path, number)
@@ -67,8 +70,6 @@ def train_further(
             last, remains = new, step.remains
         else:
             pace /= 2
-        if pace < LEAST_PACE or remains * (1 - pace) < run.remains(way.at(way.most)):
-            break
 
 
 def at_remains(run: Search, way: Way, wanted: float) -> dict[str, float]:
@@ -100,7 +101,7 @@ def _judged(run: Search, setup: Setup, setting: dict[str, float], path: Path, nu
     workspace = setup.bench.workspace
     session = Session.open(path, provider=workspace.provider, threads=1)
     outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-    return run.add(setting, outcome, f"trained {number}")
+    return run.add(setting, outcome, f"{TRAINED} {number}")
 
 
 def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -> Result:

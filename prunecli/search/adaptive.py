@@ -39,6 +39,15 @@ NEAR = 8.0
 ROUNDS = 4
 FIRST_STEP, LAST_STEP = 0.16, 0.005
 """Of the threshold's share of all units, in the feedback strategy."""
+THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
+STAGES = {
+    THRESHOLD: "the same for all layers",
+    CURVES: "each layer by what it costs when it is cut alone",
+    REFINED: "by what it costs beside all that was cut by then",
+    RECOVERED: "what is left is fitted to the original",
+    TRAINED: "what is left is trained",
+}
+"""What a step's `stage` begins with, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,7 @@ def search(run: Search) -> None:
     run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
     feedback(run)
     path = run.path = best_path(run.curves)
-    run.locate(path.at, path.least / 4, path.most, "each alone")
+    run.locate(path.at, path.least / 4, path.most, CURVES)
     for number in range(1, run.rounds):
         before = run.best
         if before is None or not path.segments:
@@ -184,7 +193,7 @@ def search(run: Search) -> None:
         path = run.path = best_path(in_company(run, before))
         here = path.position(before.setting)
         low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
-        run.locate(path.at, low, high, f"in company {number}")
+        run.locate(path.at, low, high, f"{REFINED} {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
             return
 
@@ -195,7 +204,7 @@ def feedback(run: Search) -> None:
     run.path = _straight(run)
     while step >= LAST_STEP:
         wanted = min(share + step, 1.0)
-        [tried] = run.try_all([run.space.by_threshold(wanted)], "threshold")
+        [tried] = run.try_all([run.space.by_threshold(wanted)], THRESHOLD)
         if tried.allowed and wanted < 1:
             share = wanted
         else:
