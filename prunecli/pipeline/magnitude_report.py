@@ -129,19 +129,18 @@ def _how(found: MagnitudeResult) -> list[Section]:
 
 
 def _layers(found: MagnitudeResult) -> Table:
+    errors = [layer.details.get("reconstruction_error") for layer in found.layers]
+    fitted = any(error is not None for error in errors)
     rows = [
         (layer.weight, layer.op, "×".join(map(str, layer.shape)), layer.params, layer.nonzero, layer.sparsity,
-         layer.macs, layer.details.get("reconstruction_error"), "; ".join(layer.notes))
-        for layer in found.layers
+         layer.macs, *((error,) if fitted else ()), "; ".join(layer.notes))
+        for layer, error in zip(found.layers, errors, strict=True)
     ]  # fmt: skip
-    fitted = any(row[-2] is not None for row in rows)
     columns = (
         Column("weight"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
         Column("not zero", "count"), Column("zeros", "percent"), Column("MACs", "count", drop=3),
-        Column("output error", "number", drop=1), Column("note", drop=4),
+        *((Column("output error", "number", drop=1),) if fitted else ()), Column("note", drop=4),
     )  # fmt: skip
-    if not fitted:
-        columns, rows = (*columns[:-2], columns[-1]), [(*row[:-2], row[-1]) for row in rows]
     note = "output error: mean squared change of the layer's outputs, as a share of their variance" if fitted else ""
     return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
 
