@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.shared_report import number
-from prunecli.pipeline.trial_charts import path_chart
+from prunecli.pipeline.trial_charts import curves_chart, path_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.search.adaptive import STAGES
@@ -73,8 +73,10 @@ def to_document(found: AdaptiveResult) -> Document:
         sections += found.result.to_document().sections
     if found.layers:
         sections.append(_thresholds(found))
+    if found.curves:
+        sections.append(curves_chart(found))
     if found.steps:
-        sections += [_path(found), path_chart(found, NAMES[found.goal.minimize]), _front(found)]
+        sections += [path_chart(found, NAMES[found.goal.minimize]), _path(found), _front(found)]
     if found.reused:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
