@@ -37,6 +37,8 @@ FINE_ENOUGH = 0.01
 NEAR = 8.0
 """How far, in damage, a refined path is followed to both sides of where the best so far lies."""
 ROUNDS = 4
+MOST_STEPS = 12
+"""Steps along a path beyond what the search found, see `Search.follow`."""
 FIRST_STEP, LAST_STEP = 0.16, 0.005
 """Of the threshold's share of all units, in the feedback strategy."""
 THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
@@ -166,6 +168,28 @@ class Search:
                     decision)  # fmt: skip
 
     # -- along a path --------------------------------------------------------------------------------
+
+    def at_remains(self, wanted: float) -> dict[str, float]:
+        """The gentlest setting on the path of which no more than that remains."""
+        low, high = 0.0, self.path.most
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.remains(self.path.at(middle)) <= wanted else (middle, high)
+        return snapped(self.space.knobs, self.path.at(high))
+
+    def follow(self, attempt: Callable[[dict[str, float], int], Step], pace: float, least_pace: float) -> None:
+        """Go on along the path from the best so far, where each step is made by `attempt` from a setting and a number.
+        `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
+        below `least_pace`."""
+        remains, least = 1.0 if self.best is None else self.best.remains, self.remains(self.path.at(self.path.most))
+        for number in range(1, MOST_STEPS + 1):
+            if pace < least_pace or remains * (1 - pace) < least:
+                return
+            step = attempt(self.at_remains(remains * (1 - pace)), number)
+            if step.allowed:
+                remains = step.remains
+            else:
+                pace /= 2
 
     def locate(self, at: Callable[[float], Setting], low: float, high: float, stage: str) -> None:
         """Try settings along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""

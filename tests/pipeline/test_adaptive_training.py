@@ -11,9 +11,9 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import find_weights, load
-from prunecli.pipeline import adaptive_training
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive
 from prunecli.pipeline.gradual import Retrain
+from prunecli.search import adaptive as search_module
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -28,7 +28,7 @@ def found(tmp_path: Path, data: Path = TRAIN, **options: Any) -> AdaptiveResult:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive_training, "MOST_STEPS", 3)
+    monkeypatch.setattr(search_module, "MOST_STEPS", 3)
 
 
 @pytest.mark.parametrize("granularity", ["element", "channel"])
