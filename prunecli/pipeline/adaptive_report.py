@@ -81,6 +81,8 @@ def to_document(found: AdaptiveResult) -> Document:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
+    if not found.options.trials.recovers and found.options.retrain is None:
+        sections.append(Text("Nothing was fitted or trained: --recover auto fits what is left, and usually allows more."))
     told = [] if found.result is None else found.result.notes
     sections += [Text(note, "warning") for note in found.notes if note not in told]
     return Document(f"{found.model.path}: adaptive", sections)
