@@ -18,6 +18,7 @@ import onnx_ir as ir
 from prunecli.apply.zero import target_of
 from prunecli.evidence.grams import Equations, Picker, collect
 from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.outputs import looked_at, relative_error
 from prunecli.evidence.store import Store
 from prunecli.evidence.walk import Walk, working_form
 from prunecli.model import Model, find_weights
@@ -37,10 +38,6 @@ ROUGHLY = 30
 """Positions per unknown for those losses, which need not be as exact as the fit."""
 PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
-
-_RUINED = 1e9
-"""The loss of outputs that are no longer finite, or have another shape."""
-_HIDING = ("Softmax", "Sigmoid", "Identity")
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class Study:
         way = self.way
         quick = replace(self, way=replace(way, method=way.method.stand_in(way.pattern)), per_unknown=ROUGHLY)
         walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        base = walk.outlook(looked_at(self.original))
+        base = _numbers(walk, looked_at(self.original.graph.outputs))
         found = []
         for layer in progress(self.layers, "measuring layers", len(self.layers)):
             sums = quick.sums(layer, walk, walk)
@@ -185,8 +182,12 @@ class Study:
 
     def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
         """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
-        found = walk.probe(layer.weight.holder.name, variants, list(base))
-        return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]
+        name = layer.weight.holder.name
+        moved = walk.moved(name, list(base))
+        if not moved:
+            return []
+        found = next(walk.ahead(moved, [{name: variant} for variant in variants], [0]))
+        return [sum(relative_error(base[output], one[output]) for output in moved) for one in found]
 
     def pruned(
         self, chosen: Mapping[str, int | Array], progress: Progress
@@ -283,23 +284,16 @@ def _plus(target: Array, off: Array, gain: Array) -> Array:
     return np.asarray(target + off * inverse.reshape(shape), np.float32)
 
 
+def _numbers(walk: Walk, names: Sequence[str]) -> dict[str, Array]:
+    """Those of the values that are numbers, on the first batch."""
+    [found] = next(walk.ahead(names, batches=[0]))
+    return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
+
+
 def _moved(task: Task, weights: Array) -> float:
     """The mean square of what changes in the output, its mean put right where that is possible."""
     change = weights - task.weights
     return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
-
-
-def _distance(found: Array, base: Array) -> float:
-    """Mean square of the difference, over that of the outputs about their mean, where the original's are finite."""
-    wanted = np.asarray(base, np.float64)
-    finite = np.isfinite(wanted)
-    wanted, got = wanted[finite], np.asarray(found, np.float64)[finite] if found.shape == base.shape else None
-    if got is None or not np.isfinite(got).all():
-        return _RUINED
-    if not wanted.size:
-        return 0.0
-    error, spread = float(np.mean(np.square(got - wanted))), float(np.var(wanted))
-    return min(error / spread if spread > 0 else error, _RUINED)
 
 
 def _scaled(
@@ -319,30 +313,6 @@ def _scaled(
 def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
     error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
     return {"reconstruction_error": error}
-
-
-def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
-    they are made from; before a Softmax or Sigmoid, which would hide a change."""
-    names: dict[str, None] = {}
-    stack, seen = list(reversed(work.graph.outputs)), set()
-    while stack:
-        value = stack.pop()
-        node = value.producer()
-        if node is None or value in seen:
-            continue
-        seen.add(value)
-        if node.op_type in _HIDING or not _is_float(value):
-            stack.extend(v for v in reversed(node.inputs) if v is not None)
-        elif value.name:
-            names[value.name] = None
-    return list(names)
-
-
-def _is_float(value: ir.Value) -> bool:
-    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-        return False
-    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def opener(provider: str, threads: int) -> Any:

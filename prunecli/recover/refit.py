@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
+from prunecli.evidence.outputs import looked_at, mean_error, outputs_ahead
 from prunecli.evidence.sites import Site, find_sites
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
@@ -202,16 +202,15 @@ def _equations(site: Site, pair: _Pair) -> tuple[Equations, Equations | None]:
 
 
 def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
-    """`relative_error` per model on the batches that judge, or all if none do, of the outputs or what a final Softmax
-    reads.
+    """`mean_error` per model on the batches that judge, or all if none do, of the values that are `looked_at`.
 
     Raises:
         PruneError: onnxruntime cannot run a model.
     """
     feeds = data.feeds[data.fitted :] if data.held else data.feeds
-    names = logits(original.graph.outputs)
+    names = looked_at(original.graph.outputs)
     found = []
     for model in (original, *others):
         with Store(data.memory) as store:
             found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
-    return [relative_error(found[0], outputs) for outputs in found[1:]]
+    return [mean_error(found[0], outputs) for outputs in found[1:]]

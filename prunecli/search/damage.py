@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.slices import WeightSlices
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
+from prunecli.evidence.outputs import looked_at, mean_error, outputs_ahead
 from prunecli.evidence.sites import Site, find_sites, reads
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
@@ -69,7 +69,7 @@ class Source:
     sites: dict[str, Site] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outputs = logits(self.model.graph.outputs)
+        self.outputs = looked_at(self.model.graph.outputs)
         self.sites = {site.weight.name: site for site in find_sites(self.model).found}
 
     def content(self, name: str) -> Array:
@@ -88,7 +88,7 @@ def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list
     wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
     with Store(source.memory) as store:
         _measure_inputs(source, wanted, store)
-        held = Walk(source.model, source.held, store, source.start)
+        held = Walk(source.model, source.held, store, source.start, keep=source.outputs)
         base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
         trials = [_Trial(source, group, slices, store) for group in groups]
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
@@ -182,7 +182,7 @@ class _Trial:
         mask = np.zeros(self.source.catalogue.count, bool)
         mask[self.group.first + np.array(found.order[:gone])] = True
         changed = self._zeroed(mask) | (self._refitted(found.snapshots[gone]) if found.snapshots else {})
-        return relative_error(base, outputs_ahead(held, self.source.outputs, changed))
+        return mean_error(base, outputs_ahead(held, self.source.outputs, changed))
 
     def _zeroed(self, mask: Array) -> dict[str, Array]:
         """The group's weights with zeros where the units are."""
