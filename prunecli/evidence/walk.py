@@ -19,7 +19,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, T
 
 from prunecli.errors import PruneError
 from prunecli.evidence.store import Store
-from prunecli.model.graphs import subgraphs
+from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
@@ -263,16 +263,4 @@ class _Piece:
 
 
 def _reads(node: ir.Node) -> list[str]:
-    """Names of the values the node needs, those that its sub-graphs take from outside included; each once."""
-    names = [v.name for v in node.inputs if v is not None and v.name]
-    for graph in subgraphs(node):
-        names += _captured(graph)
-    return list(dict.fromkeys(names))
-
-
-def _captured(graph: ir.Graph) -> list[str]:
-    own = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-    own |= {v.name for node in graph for v in node.outputs}
-    used = [name for node in graph for name in _reads(node)]
-    used += [v.name for v in graph.outputs if v.name]
-    return [name for name in used if name not in own]
+    return [value.name or "" for value in reads(node)]

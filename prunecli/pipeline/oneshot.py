@@ -212,8 +212,8 @@ class ByEvidence:
         for layer, matrix, vector, found in study.pruned(masks, progress):
             name = by_name[layer.weight.holder.name].name
             decisions[name], details[name] = matrix, found
-            if vector is not None and layer.intercept is not None:
-                moved.append((vectors[layer.intercept.weight.holder.name], vector))
+            if vector is not None and layer.offset is not None:
+                moved.append((vectors[layer.offset.name], vector))
         for number, weight in enumerate(choice.chosen):
             if weight.name not in decisions:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)

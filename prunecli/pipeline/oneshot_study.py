@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from prunecli.apply.zero import target_of
 from prunecli.evidence.grams import Equations, Picker, collect
-from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.layers import HIDDEN, Layer, layers_of
 from prunecli.evidence.outputs import looked_at, relative_error
 from prunecli.evidence.store import Store
 from prunecli.evidence.walk import Walk, working_form
@@ -75,22 +75,22 @@ class Study:
     ) -> Study:  # fmt: skip
         """A study of the stored tensors `names` of the main graph; vectors in `fixed` stay as they are."""
         original = working_form(file.ir)
-        layers, left = layers_of(original, find_weights(replace(file, ir=original)), names, fixed)
+        layers, left = _layers(file, original, names, fixed)
         return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
     def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
         with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
-        matrices = layer.matrices(layer.weight.array())
-        free, taps = layer.intercept is not None, layer.shape[2]
-        for batch, weights in enumerate(matrices):
-            found, offset = sums.problem(batch, free), layer.offset[batch]
+        free, taps = layer.offset is not None, layer.shape[2]
+        bias, worth = layer.bias(), _worth(layer)
+        for batch, weights in enumerate(layer.matrices()):
+            found, offset = sums.problem(batch, free), bias[batch]
             cross, variance = found.cross, found.squares
             if not free:  # what is added stays: the product alone is to be fitted
                 cross = cross - np.outer(offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
-            g = _worth(layer)[batch]
+            g = worth[batch]
             yield Task(
                 weights * g[:, None], found.gram, cross * g[:, None], found.x, found.y * g, variance * g**2,
                 found.count, offset * g, free, taps,
@@ -119,7 +119,7 @@ class Study:
                 target = wanted.read(use.output, number)
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
-                    target = _plus(target, off, layer.gain.reshape(-1))
+                    target = _plus(target, off, layer.affine()[0].reshape(-1))
                 collect(use, picker, total, given.read(use.data, number), target)
         return total
 
@@ -198,24 +198,19 @@ class Study:
             chosen: by layer, how many weights go, or which (a mask of the stored shape).
         """
         student = working_form(self.model.ir)
-        held = find_weights(replace(self.model, ir=student))
-        names = [layer.weight.holder.name for layer in self.layers]
-        mine, _ = layers_of(student, held, names, self.fixed)
+        mine, _ = _layers(self.model, student, [layer.weight.holder.name for layer in self.layers], self.fixed)
         wanted = Walk(self.original, self.feeds, self.store, self.open_session)
         given = Walk(student, self.feeds, self.store, self.open_session)
-        open_nodes = {use.node for layer in mine for use in layer.weight.uses}
         shared = self._shared(mine)
         for layer in progress(mine, "pruning layers", len(mine)):
-            others = layer.branch
-            if others is not None and ancestors(student, others) & open_nodes:
-                others = None  # that branch comes later, and makes up for this one
+            # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
+            others = layer.carried if layer.is_summed_plainly else None
             sums = shared.get(layer.name) or self.sums(layer, wanted, given, others)
             self.release(layer, wanted, given)
             tasks = list(self.tasks(layer, sums))
             picks = self._picked(layer, tasks, chosen[layer.name])
             best = self.fitted(tasks, picks, self.way.recover)
             yield layer, *self._put(layer, best), _report(tasks, best)
-            open_nodes -= {use.node for use in layer.weight.uses}
         wanted.close()
         given.close()
 
@@ -244,13 +239,25 @@ class Study:
         values, drop, shift = self.plain(layer, best)
         new = Rewritten.of(values, drop, array.dtype)
         layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
-        if layer.intercept is None or not shift.any():
+        offset, value = layer.offset, layer.offset.value if layer.offset is not None else None
+        if offset is None or value is None or value.const_value is None or not shift.any():
             return new, None
-        vector = layer.intercept.weight
-        old = vector.array()
-        moved = layer.intercept.moved(old, shift).astype(old.dtype)
-        vector.holder.put(ir.Tensor(moved, dtype=vector.dtype, name=vector.holder.name))
+        moved = offset.content(offset.read(shift.size) + shift)
+        value.const_value = ir.Tensor(moved, dtype=value.const_value.dtype, name=value.name)
         return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+
+
+def _layers(
+    file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
+) -> tuple[list[Layer], list[Skipped]]:
+    """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
+    may move."""
+    found = find_weights(replace(file, ir=work))
+    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
+    layers, left = layers_of(work, [held[name] for name in names if name in held])
+    vectors = {w.holder.name for w in found.others} - fixed
+    left += [Skipped(name, HIDDEN) for name in names if name not in held]
+    return [layer.moving_only(vectors) for layer in layers], left
 
 
 def _parts(gone: Sequence[Array], amount: int) -> list[int]:
@@ -264,7 +271,7 @@ def _parts(gone: Sequence[Array], amount: int) -> list[int]:
 
 def _worth(layer: Layer) -> Array:
     """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
-    size = np.abs(layer.gain)
+    size = np.abs(layer.affine()[0])
     largest = size.max(initial=0.0)
     return np.maximum(size, 1e-3 * largest) if largest > 0 else np.ones_like(size)
 
