@@ -1,8 +1,7 @@
-"""What `prune oneshot` measures and fits: two walks over a model on calibration data.
+"""What `prune oneshot` knows of a model on its data: the layers that can be fitted, and what they read and should give.
 
-The first walk, of the original alone, tells what each layer loses at several sparsities, and how much of that reaches
-the outputs. The second one runs original and pruned model side by side: each layer is fitted on what the layers before
-it, pruned by now, really give it, to what the original computes there.
+A walk of the original alone measures (`oneshot_measure.py`), one of original and pruned model side by side fits
+(`oneshot_fit.py`).
 """
 
 from __future__ import annotations
@@ -18,26 +17,17 @@ import onnx_ir as ir
 from prunecli.apply.zero import target_of
 from prunecli.evidence.grams import Equations, Picker, collect
 from prunecli.evidence.layers import HIDDEN, Layer, layers_of
-from prunecli.evidence.outputs import looked_at, relative_error
 from prunecli.evidence.store import Store
 from prunecli.evidence.walk import Walk, working_form
 from prunecli.model import Model, find_weights
 from prunecli.recover.fit import Fitted, Method, Recover, Task, fit, scores
 from prunecli.recover.sparsegpt import Quota
 from prunecli.runtime import Session
-from prunecli.search.allocate import Curve
 from prunecli.select import Recipe, decide
-from prunecli.select.decisions import Rewritten
 from prunecli.select.patterns import Pattern, Windows
-from prunecli.types import Progress, Skipped
+from prunecli.types import Skipped
 
 Array = np.ndarray[Any, Any]
-LEVELS = (2.5, 1.4, 0.6, 0.3)
-"""Densities at which a layer's loss is taken, in parts of the density that is asked for."""
-ROUGHLY = 30
-"""Positions per unknown for those losses, which need not be as exact as the fit."""
-PROBED = (1, 2)
-"""Of those, at which it is measured how much reaches the outputs."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class Study:
     ) -> Study:  # fmt: skip
         """A study of the stored tensors `names` of the main graph; vectors in `fixed` stay as they are."""
         original = working_form(file.ir)
-        layers, left = _layers(file, original, names, fixed)
+        layers, left = fittable(file, original, names, fixed)
         return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
     def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
@@ -152,102 +142,8 @@ class Study:
         pairs = zip(tasks, chosen, strict=True)
         return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
 
-    def curves(self, density: float, progress: Progress) -> list[Curve]:
-        """What the outputs lose when one layer alone is pruned, for each layer."""
-        levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
-        with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
-        way = self.way
-        quick = replace(self, way=replace(way, method=way.method.stand_in(way.pattern)), per_unknown=ROUGHLY)
-        walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        base = _numbers(walk, looked_at(self.original.graph.outputs))
-        found = []
-        for layer in progress(self.layers, "measuring layers", len(self.layers)):
-            sums = quick.sums(layer, walk, walk)
-            tasks = list(self.tasks(layer, sums))
-            own, variants = [], []
-            for level in levels:
-                amount = round((1 - level) * layer.weight.size)
-                best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
-                own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
-                if level in with_probe:
-                    variants.append(self.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
-            far = self._reaching(layer, walk, variants, base)
-            self.release(layer, walk)
-            if not far:  # of no output is it known how it moves: as if all of the relative error came through
-                total = sum(float(task.variance.sum()) for task in tasks)
-                far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-            found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
-        walk.close()
-        return found
 
-    def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
-        """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
-        name = layer.weight.holder.name
-        moved = walk.moved(name, list(base))
-        if not moved:
-            return []
-        found = next(walk.ahead(moved, [{name: variant} for variant in variants], [0]))
-        return [sum(relative_error(base[output], one[output]) for output in moved) for one in found]
-
-    def pruned(
-        self, chosen: Mapping[str, int | Array], progress: Progress
-    ) -> Iterator[tuple[Layer, Rewritten, Rewritten | None, dict[str, float]]]:
-        """Prune and fit layer after layer.
-
-        Args:
-            chosen: by layer, how many weights go, or which (a mask of the stored shape).
-        """
-        student = working_form(self.model.ir)
-        mine, _ = _layers(self.model, student, [layer.weight.holder.name for layer in self.layers], self.fixed)
-        wanted = Walk(self.original, self.feeds, self.store, self.open_session)
-        given = Walk(student, self.feeds, self.store, self.open_session)
-        shared = self._shared(mine)
-        for layer in progress(mine, "pruning layers", len(mine)):
-            # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
-            others = layer.carried if layer.is_summed_plainly else None
-            sums = shared.get(layer.name) or self.sums(layer, wanted, given, others)
-            self.release(layer, wanted, given)
-            tasks = list(self.tasks(layer, sums))
-            picks = self._picked(layer, tasks, chosen[layer.name])
-            best = self.fitted(tasks, picks, self.way.recover)
-            yield layer, *self._put(layer, best), _report(tasks, best)
-        wanted.close()
-        given.close()
-
-    def _picked(self, layer: Layer, tasks: Sequence[Task], amount: int | Array) -> list[Array | Quota]:
-        """What goes, by losses on what the pruned layers before give, from the best weights for that."""
-        if not isinstance(amount, int):
-            return list(layer.matrices(amount) > 0)
-        if self.way.method.updates and self.way.recover == "lstsq" and self.way.method.criterion:
-            self.found.pop(layer.name, None)
-            return self.choose(layer, [task.optimum() for task in tasks], amount)
-        return self.choose(layer, tasks, amount)
-
-    def _shared(self, layers: Sequence[Layer]) -> dict[str, Equations]:
-        """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
-        several = [layer for layer in layers if len(layer.uses) > 1]
-        if not several:
-            return {}
-        walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        found = {layer.name: self.sums(layer, walk, walk) for layer in several}
-        walk.close()
-        return found
-
-    def _put(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
-        """Store the weights in the pruned model, rounded as they will be saved."""
-        array = layer.weight.array()
-        values, drop, shift = self.plain(layer, best)
-        new = Rewritten.of(values, drop, array.dtype)
-        layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
-        offset, value = layer.offset, layer.offset.value if layer.offset is not None else None
-        if offset is None or value is None or value.const_value is None or not shift.any():
-            return new, None
-        moved = offset.content(offset.read(shift.size) + shift)
-        value.const_value = ir.Tensor(moved, dtype=value.const_value.dtype, name=value.name)
-        return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
-
-
-def _layers(
+def fittable(
     file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
 ) -> tuple[list[Layer], list[Skipped]]:
     """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
@@ -289,37 +185,6 @@ def _plus(target: Array, off: Array, gain: Array) -> Array:
     shape = [1] * target.ndim
     shape[axis] = gain.size
     return np.asarray(target + off * inverse.reshape(shape), np.float32)
-
-
-def _numbers(walk: Walk, names: Sequence[str]) -> dict[str, Array]:
-    """Those of the values that are numbers, on the first batch."""
-    [found] = next(walk.ahead(names, batches=[0]))
-    return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
-
-
-def _moved(task: Task, weights: Array) -> float:
-    """The mean square of what changes in the output, its mean put right where that is possible."""
-    change = weights - task.weights
-    return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
-
-
-def _scaled(
-    levels: Sequence[float], own: Sequence[float], probed: Sequence[float], far: Sequence[float]
-) -> list[float]:
-    """Losses of the layer's own output, times how much of them was seen to reach the outputs; between the probes the
-    factor follows a straight line in the logarithms, outside it stays."""
-    places = [list(levels).index(level) for level in probed]
-    ratios = [far[i] / own[place] if own[place] > 0 and far[i] > 0 else 0.0 for i, place in enumerate(places)]
-    if not all(ratios):
-        return [max(value, 0.0) * max(ratios) for value in own]
-    order = np.argsort(probed)
-    factor = np.interp(np.log(levels), np.log(probed)[order], np.log(ratios)[order])
-    return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
-
-
-def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
-    error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
-    return {"reconstruction_error": error}
 
 
 def opener(provider: str, threads: int) -> Any:
