@@ -29,6 +29,7 @@ from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
+from prunecli.search.tradeoff import Curve
 from prunecli.search.trials import outcome_on
 from prunecli.search.yardstick import Drop
 from prunecli.types import FileRef, Json, Progress, no_progress
@@ -43,7 +44,7 @@ LEVEL = 0.95
 class AdaptiveOptions:
     """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
     drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
-    `retrain`: train between steps, on data of its own."""
+    `retrain`: train between steps, on data of its own. `spreads`: measure the distributions that a report draws."""
 
     trials: TrialOptions
     max_drop: float
@@ -60,6 +61,7 @@ class AdaptiveOptions:
     save_plan: Path | None = None
     save_front: Path | None = None
     retrain: Retrain | None = None
+    spreads: bool = False
 
     @property
     def train_apart(self) -> bool:
@@ -95,7 +97,8 @@ class Layer:
 @dataclass(frozen=True)
 class AdaptiveResult:
     """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
-    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed."""
+    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
+    each knob alone, where the strategy measured it."""
 
     model: FileRef
     options: AdaptiveOptions
@@ -109,6 +112,7 @@ class AdaptiveResult:
     steps: Sequence[Step]
     confirmations: Sequence[Confirmation]
     layers: Sequence[Layer]
+    curves: Sequence[Curve]
     front: Sequence[FrontModel]
     closest: Step | None
     result: Result | None
@@ -156,12 +160,12 @@ def adaptive(
     with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
+        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
+        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         retrain = None if options.dry_run or interrupted else options.retrain
         if retrain is not None:
             further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
             interrupted = _interruptible(further)
-        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
-        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
@@ -171,7 +175,7 @@ def adaptive(
     return AdaptiveResult(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
         (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
-        front, run.closest(), done, setup.bench.measured, setup.bench.reused,
+        run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
         interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
 
@@ -209,9 +213,6 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 
 def _check(options: AdaptiveOptions) -> None:
     check_training(options.retrain, options.train_apart, options.external_data)
-    if options.retrain is not None and options.trials.recovers:
-        raise PruneError("--recover and --finetune-epochs fit the same weights one after another",
-                         "leave out --recover: training starts from what the search found")  # fmt: skip
     if not 0 < options.max_drop < math.inf:
         raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
     if options.strategy not in STRATEGIES:

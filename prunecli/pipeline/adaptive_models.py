@@ -58,7 +58,7 @@ class Models:
         o, made = self.options, self.trained.get(step.number)
         if made is not None and o.retrain is not None:
             return write_trained(made, self.setup, o.retrain, target)
-        saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan)
+        saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
         return self.setup.pruner.finish(step.setting, said, saving, progress)
 
     def front(self, steps: Sequence[Step], progress: Progress) -> list[FrontModel]:

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.shared_report import number
-from prunecli.pipeline.trial_charts import path_chart
+from prunecli.pipeline.trial_charts import curves_chart, path_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.search.adaptive import STAGES
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -72,12 +73,16 @@ def to_document(found: AdaptiveResult) -> Document:
         sections += found.result.to_document().sections
     if found.layers:
         sections.append(_thresholds(found))
+    if found.curves:
+        sections.append(curves_chart(found))
     if found.steps:
-        sections += [_path(found), path_chart(found, NAMES[found.goal.minimize]), _front(found)]
+        sections += [path_chart(found, NAMES[found.goal.minimize]), _path(found), _front(found)]
     if found.reused:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
+    if not found.options.trials.recovers and found.options.retrain is None:
+        sections.append(Text("Nothing was fitted or trained: --recover auto fits what is left, and usually allows more."))
     told = [] if found.result is None else found.result.notes
     sections += [Text(note, "warning") for note in found.notes if note not in told]
     return Document(f"{found.model.path}: adaptive", sections)
@@ -135,9 +140,10 @@ def _path(found: AdaptiveResult) -> Table:
     ]  # fmt: skip
     note = (
         f"on {found.samples[0]:,} samples; the margin is {found.goal.sureness:g} standard errors of the difference to"
-        f" {found.samples[1]:,} other samples"
+        f" {found.samples[1]:,} other samples. "
     )
-    return Table("Path", columns, rows, note, top=TOP)
+    seen = dict.fromkeys(step.stage.split()[0] for step in found.steps)
+    return Table("Path", columns, rows, note + "; ".join(f"{stage}: {STAGES[stage]}" for stage in seen), top=TOP)
 
 
 def _front(found: AdaptiveResult) -> Table:
