@@ -101,9 +101,10 @@ def evaluate(
     accuracy, accuracy.drop, f1.drop, latency.median, latency.speedup, cosine, snr_db, top1_agreement,
     file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
     """
+    from prunecli.data.options import DataOptions
     from prunecli.evaluate.gates import raise_if_failed
     from prunecli.evaluate.passes import Asked
-    from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions
+    from prunecli.pipeline.evaluate import EvaluateOptions
     from prunecli.pipeline.evaluate import evaluate as run
 
     wanted = EvaluateOptions(

@@ -12,8 +12,8 @@ from prunecli.cli.options import ExternalData, Format
 if TYPE_CHECKING:
     from prunecli.cli.output import Result
     from prunecli.data.images.options import ImageOptions
+    from prunecli.data.options import DataOptions
     from prunecli.model import Dims
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.types import Progress
 
@@ -30,7 +30,7 @@ class Samples:
     def source(
         self, images: ImageOptions, train_data: str | None = None, synthetic: bool = False
     ) -> DataOptions | None:
-        from prunecli.pipeline.evaluate import DataOptions
+        from prunecli.data.options import DataOptions
 
         return DataOptions.of(
             self.data, self.labels, self.label_column, self.limit, images, train_data, synthetic=synthetic

@@ -15,7 +15,7 @@ from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
     from prunecli.data import ImageOptions
-    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.data.options import DataOptions
     from prunecli.pipeline.gradual import Retrain
     from prunecli.pipeline.subject import Execution
 
@@ -161,7 +161,7 @@ class Given:
 
     def _source(self, data: DataOptions | None, images: ImageOptions | None) -> DataOptions:
         from prunecli.data import ImageOptions
-        from prunecli.pipeline.evaluate import DataOptions
+        from prunecli.data.options import DataOptions
 
         first = data or DataOptions("", images=images or ImageOptions())
         return first.like(str(self.train_data))

@@ -14,6 +14,7 @@ import numpy as np
 
 from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import LIMIT as MEMORY
@@ -21,7 +22,6 @@ from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
 from prunecli.pipeline.oneshot_fit import pruned
