@@ -36,7 +36,12 @@ GOAL = "Goal"
 
 
 def _amount(text: str) -> float:
-    return parse_quantity(text).value
+    from prunecli.errors import PruneError
+
+    found = parse_quantity(text)
+    if found.kind not in ("plain", "percent"):
+        raise PruneError(f"{text!r} is no amount of a metric", "write it as 0.01 or 1%")
+    return found.value
 
 
 class StrategyName(StrEnum):
