@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
@@ -19,7 +20,6 @@ from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
 from prunecli.pipeline.structured import default_output
 from prunecli.pipeline.trial_options import TrialOptions

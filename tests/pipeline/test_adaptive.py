@@ -13,9 +13,10 @@ import onnx
 import pytest
 
 import prunecli
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
-from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 from prunecli.pipeline.sensitivity import sensitivity
 from prunecli.runtime import Session
 from prunecli.search import pool
