@@ -31,7 +31,7 @@ from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
 from prunecli.search.tradeoff import Curve
 from prunecli.search.trials import outcome_on
-from prunecli.search.yardstick import Drop
+from prunecli.search.yardstick import Drop, Yardstick
 from prunecli.types import FileRef, Json, Progress, no_progress
 
 Strategy = Literal["search", "feedback"]
@@ -158,6 +158,7 @@ def adaptive(
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
     with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+        _check_limit(goal.max_drop, setup.bench.workspace.yardstick)
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
         recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
@@ -206,9 +207,26 @@ def raise_if_missed(found: AdaptiveResult) -> None:
     if not found.reached:
         raise GateFailed(
             f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
-            "allow more, give more data, or recover quality with --finetune-epochs" if not found.steps
-            else "allow more, or give more data: the margin for noise shrinks with it",
+            _remedy(found),
         )  # fmt: skip
+
+
+def _remedy(found: AdaptiveResult) -> str:
+    """What a user can do about a goal that was not reached."""
+    ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
+    if found.options.retrain is None:
+        recover = [] if found.options.trials.recovers else ["--recover auto"]
+        ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
+    return ", or ".join([", ".join(ways[:-1]), ways[-1]])
+
+
+def _check_limit(max_drop: float, yardstick: Yardstick) -> None:
+    """A fraction cannot fall by more than it is: such a limit allows a model that has lost everything."""
+    most = yardstick.baseline
+    if yardstick.counted and max_drop >= most:
+        meant = f"write {max_drop:g}% for {max_drop / 100:g}" if 1 <= max_drop <= 100 else "write for example 2%"
+        raise PruneError(f"--max-drop {max_drop:g} allows everything: {yardstick.metric} is {most:.4g} to begin with",
+                         meant)  # fmt: skip
 
 
 def _check(options: AdaptiveOptions) -> None:
