@@ -19,7 +19,9 @@ from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
 from prunecli.pipeline.adaptive_report import to_document
 from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
 from prunecli.pipeline.sensitivity import sensitivity
-from prunecli.report.document import Text
+from prunecli.pipeline.trial_charts import path_chart
+from prunecli.report.document import Document, Text
+from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
 from prunecli.search import pool
 from prunecli.search.trials import Job, Outcome, Workspace
@@ -148,6 +150,16 @@ def test_the_promise_says_whether_the_interval_keeps_it(tmp_path: Path, high: fl
     last = replace(done.confirmations[-1], high=high)
     promise = to_document(replace(done, confirmations=[last])).sections[0]
     assert isinstance(promise, Text) and told in promise.body
+
+
+@pytest.mark.parametrize("kept", [lambda s: s.allowed, lambda s: not s.allowed, lambda s: False], ids="ynx")
+def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(tmp_path: Path, kept: Any) -> None:
+    done = found(tmp_path, strategy="feedback")
+    done = replace(done, steps=[s for s in done.steps if kept(s)], front=[], confirmations=[])
+    chart = path_chart(done, "parameters")
+    assert [series.name for series in chart.panels[0].series][:2] == ["allowed", "not allowed"]
+    page = to_html(Document("t", [chart]))
+    assert page.count("<svg") == 1 or not done.steps  # without steps the chart may be left out, but not fail
 
 
 def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:
