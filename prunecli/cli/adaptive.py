@@ -36,7 +36,12 @@ GOAL = "Goal"
 
 
 def _amount(text: str) -> float:
-    return parse_quantity(text).value
+    from prunecli.errors import PruneError
+
+    found = parse_quantity(text)
+    if found.kind not in ("plain", "percent"):
+        raise PruneError(f"{text!r} is no amount of a metric", "write it as 0.01 or 1%")
+    return found.value
 
 
 class StrategyName(StrEnum):
@@ -170,10 +175,10 @@ def adaptive(
     from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.cli.trials import trial_options
+    from prunecli.data.options import DataOptions
     from prunecli.errors import PruneError
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.subject import Execution
 
     if max_drop is None:

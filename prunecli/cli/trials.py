@@ -129,9 +129,9 @@ def trial_options(
     Raises:
         PruneError: no data.
     """
+    from prunecli.data.options import DataOptions
     from prunecli.evaluate.passes import Asked
     from prunecli.model import Dims
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.pipeline.trial_options import TrialOptions
 

@@ -12,21 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
+from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
 from prunecli.pipeline.structured import default_output
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
-from prunecli.runtime import Session
 from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
 from prunecli.search.tradeoff import Curve
@@ -152,12 +151,13 @@ def adaptive(
     file, session = open_model(path, options.trials)
     if not options.dry_run:
         check_target(file, target, options.force)
-    tune, held = _split(options, session)
-    confirming = Judged.of(held, session, options.trials)
-    setup = set_up(file, session, tune, options.trials, progress, options.minimize)
+    tune, held = split(options, session)
+    seen = check_apart(tune, held, session, options)
+    choosing, confirming = judge(tune, held, session, options)
+    setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+    with closing(setup.bench), tempfile.TemporaryDirectory() as folder:
         _check_limit(goal.max_drop, setup.bench.workspace.yardstick)
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
@@ -177,7 +177,7 @@ def adaptive(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
         (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
         run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
-        interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
+        interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -242,20 +242,10 @@ def _check(options: AdaptiveOptions) -> None:
         raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
     if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
         raise PruneError(f"--save-front {options.save_front} is not a folder", "name a folder")
-
-
-def _split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
-    """The samples to choose by, and those that only confirm."""
-    data = options.trials.data.open(session.inputs)
-    if options.confirm_data is not None:
-        held = options.confirm_data.open(session.inputs)
-        if held.has_labels != data.has_labels:
-            raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
-        return data, held
-    confirming, choosing = data.split(options.confirm_split, options.trials.seed)
-    if not len(confirming) or not len(choosing):
-        raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
-    return choosing, confirming
+    if options.save_front is not None and not options.force and any(options.save_front.glob("step-*.onnx")):
+        raise PruneError(
+            f"--save-front {options.save_front} holds models already", "name another folder, or add --force"
+        )
 
 
 def _minimised(pruner: Pruner, wanted: str | None) -> str:

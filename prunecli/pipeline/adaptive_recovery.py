@@ -25,12 +25,13 @@ PACE, LEAST_PACE = 0.2, 0.02
 
 @dataclass
 class Recovered:
-    """Files of recovered settings in a folder, each made once."""
+    """Files of recovered settings in a folder, each made once. `judged`: the numbers of their steps."""
 
     setup: Setup
     folder: Path
     progress: Progress
     made: dict[str, Path] = field(default_factory=dict)
+    judged: set[int] = field(default_factory=set)
 
     def file(self, setting: Setting) -> Path:
         name = digest(setting)
@@ -45,7 +46,9 @@ class Recovered:
         workspace = self.setup.bench.workspace
         session = Session.open(self.file(setting), provider=workspace.provider, threads=1)
         outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-        return run.add(setting, outcome, f"{RECOVERED} {number}")
+        step = run.add(setting, outcome, f"{RECOVERED} {number}")
+        self.judged.add(step.number)
+        return step
 
 
 def recover_further(run: Search, made: Recovered | None) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TOP = 30
 NAMES = {"params": "parameters", "macs": "MACs", "file_bytes": "bytes", "latency": "time"}
+OF_ZEROS = {"params": "parameters", "macs": "MACs other than by zero", "file_bytes": "bytes once packed"}
+"""Of elements: the file's own MACs and bytes stay as they are."""
 
 
 def to_json(found: AdaptiveResult) -> Json:
@@ -50,6 +52,12 @@ def to_json(found: AdaptiveResult) -> Json:
     }  # fmt: skip
 
 
+def goal_name(found: AdaptiveResult) -> str:
+    """What became small."""
+    names = OF_ZEROS if found.options.trials.elements else NAMES
+    return names[found.goal.minimize]
+
+
 def _confirmation(c: Confirmation) -> Json:
     return {"step": c.step.number, "baseline": c.baseline, "metric": c.metric, "drop": c.drop.value, "low": c.low,
             "high": c.high, "level": c.level, "samples": c.drop.samples, "attempt": c.attempt,
@@ -76,7 +84,7 @@ def to_document(found: AdaptiveResult) -> Document:
     if found.curves:
         sections.append(curves_chart(found))
     if found.steps:
-        sections += [path_chart(found, NAMES[found.goal.minimize]), _path(found), _front(found)]
+        sections += [path_chart(found, goal_name(found)), _path(found), _front(found)]
     if found.reused:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
@@ -101,7 +109,7 @@ def _promise(found: AdaptiveResult) -> Text:
         if c.high > found.goal.max_drop
         else f" So, at this level, it is within {limit} in general."
     )
-    gone, name = 100 * (1 - c.step.remains), NAMES[found.goal.minimize]
+    gone, name = 100 * (1 - c.step.remains), goal_name(found)
     said = (
         f"{gone:.1f} % of the {name} went. Kept: {what}. On {c.drop.samples:,} samples that nothing was chosen by,"
         f" {found.metric} went from {number(c.baseline)} to {number(c.metric)}: a {found.change} of {c.drop.value:.4f}"
@@ -123,7 +131,7 @@ def _closest(found: AdaptiveResult) -> list[Section]:
         return [Text("nothing was tried", "warning")]
     noise = step.bound - step.drop.value
     said = (
-        f"The closest is step {step.number}: {100 * step.remains:.1f} % of the {NAMES[found.goal.minimize]} remain,"
+        f"The closest is step {step.number}: {100 * step.remains:.1f} % of the {goal_name(found)} remain,"
         f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
         f" margin for noise {step.bound:.4f}."
     )
@@ -136,7 +144,7 @@ def _closest(found: AdaptiveResult) -> list[Section]:
 
 def _path(found: AdaptiveResult) -> Table:
     columns = (
-        Column("step", "count"), Column("stage", drop=2), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+        Column("step", "count"), Column("stage", drop=2), Column(f"{goal_name(found)} left", "percent"),
         Column(found.metric.replace("_", " "), "number"), Column(found.change, "number"),
         Column("with margin", "number"), Column("damage", "number", drop=1), Column("decision"),
     )  # fmt: skip
@@ -155,7 +163,7 @@ def _path(found: AdaptiveResult) -> Table:
 
 def _front(found: AdaptiveResult) -> Table:
     kept = any(m.path for m in found.front)
-    columns = [Column("step", "count"), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+    columns = [Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
                Column(found.change, "number"), *[Column("file", drop=1)] * kept]  # fmt: skip
     rows = [(m.step.number, m.step.remains, number(m.step.drop.value), *[m.path] * kept) for m in found.front]
     return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)

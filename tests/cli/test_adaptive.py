@@ -70,6 +70,7 @@ REFUSED = [
     (["adaptive", MLP, "--data", TEST], "what may be lost"),
     (["adaptive", MLP, "--max-drop", "1%"], "judged on data"),
     (["adaptive", MLP, "--data", TEST, "--max-drop", "much"], "not a number"),
+    (["adaptive", MLP, "--data", TEST, "--max-drop", "5ms"], "no amount of a metric"),
     (["adaptive", MLP, "--data", TEST, "--max-drop", "1%", "--minimize", "latency"], "no latency"),
     (["sensitivity", MLP, "--data", TEST, "--levels", "2"], "outside 0 to 1"),
     (["sensitivity", MLP, "--data", TEST, "--backend", "dask"], "--address"),
