@@ -30,7 +30,7 @@ from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
 from prunecli.search.tradeoff import Curve
 from prunecli.search.trials import outcome_on
-from prunecli.search.yardstick import Drop, Yardstick
+from prunecli.search.yardstick import Drop
 from prunecli.types import FileRef, Json, Progress, no_progress
 
 Strategy = Literal["search", "feedback"]
@@ -158,7 +158,6 @@ def adaptive(
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
     with closing(setup.bench), tempfile.TemporaryDirectory() as folder:
-        _check_limit(goal.max_drop, setup.bench.workspace.yardstick)
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
         recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
@@ -218,15 +217,6 @@ def _remedy(found: AdaptiveResult) -> str:
         recover = [] if found.options.trials.recovers else ["--recover auto"]
         ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
     return ", or ".join([", ".join(ways[:-1]), ways[-1]])
-
-
-def _check_limit(max_drop: float, yardstick: Yardstick) -> None:
-    """A fraction cannot fall by more than it is: such a limit allows a model that has lost everything."""
-    most = yardstick.baseline
-    if yardstick.counted and max_drop >= most:
-        meant = f"write {max_drop:g}% for {max_drop / 100:g}" if 1 <= max_drop <= 100 else "write for example 2%"
-        raise PruneError(f"--max-drop {max_drop:g} allows everything: {yardstick.metric} is {most:.4g} to begin with",
-                         meant)  # fmt: skip
 
 
 def _check(options: AdaptiveOptions) -> None:
