@@ -206,9 +206,17 @@ def raise_if_missed(found: AdaptiveResult) -> None:
     if not found.reached:
         raise GateFailed(
             f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
-            "allow more, give more data, or recover quality with --finetune-epochs" if not found.steps
-            else "allow more, or give more data: the margin for noise shrinks with it",
+            _remedy(found),
         )  # fmt: skip
+
+
+def _remedy(found: AdaptiveResult) -> str:
+    """What a user can do about a goal that was not reached."""
+    ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
+    if found.options.retrain is None:
+        recover = [] if found.options.trials.recovers else ["--recover auto"]
+        ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
+    return ", or ".join([", ".join(ways[:-1]), ways[-1]])
 
 
 def _check(options: AdaptiveOptions) -> None:

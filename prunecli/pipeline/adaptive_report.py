@@ -99,12 +99,15 @@ def to_document(found: AdaptiveResult) -> Document:
 
 
 def _promise(found: AdaptiveResult) -> Text:
-    what = f"{found.metric} {found.change} of at most {found.goal.max_drop:g}"
+    what = f"a {found.change} in {found.metric} of at most {found.goal.max_drop:g}"
     if not found.reached:
-        return Text(f"Not reached: no model within a {what} was found.", "warning")
+        return Text(f"Not reached: no smaller model with {what} was found.", "warning")
     c = found.confirmations[-1]
+    limit = f"{found.goal.max_drop:g}"
     sure = (
-        "" if c.high > found.goal.max_drop else f" So, at this level, it is within {found.goal.max_drop:g} in general."
+        f" The interval reaches beyond {limit}: on other data it may be more; more --data narrow it."
+        if c.high > found.goal.max_drop
+        else f" So, at this level, it is within {limit} in general."
     )
     gone, name = 100 * (1 - c.step.remains), goal_name(found)
     said = (
@@ -132,7 +135,9 @@ def _closest(found: AdaptiveResult) -> list[Section]:
         f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
         f" margin for noise {step.bound:.4f}."
     )
-    if step.drop.value <= found.goal.max_drop:
+    if step.allowed:
+        said += " That is allowed, but nothing is gained or the held-out samples did not confirm it."
+    elif step.drop.value <= found.goal.max_drop:
         said += f" The margin, {noise:.4f}, is what so few samples cost: more of them make it smaller."
     return [Text(said)]
 
@@ -157,9 +162,10 @@ def _path(found: AdaptiveResult) -> Table:
 
 
 def _front(found: AdaptiveResult) -> Table:
-    columns = (Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
-               Column(found.change, "number"), Column("file", drop=1))  # fmt: skip
-    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), m.path) for m in found.front]
+    kept = any(m.path for m in found.front)
+    columns = [Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
+               Column(found.change, "number"), *[Column("file", drop=1)] * kept]  # fmt: skip
+    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), *[m.path] * kept) for m in found.front]
     return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)
 
 
