@@ -170,7 +170,8 @@ def adaptive(
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
         done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
-        front = models.front(run.steps, progress)
+        front: list[FrontModel] = []
+        interrupted = _interruptible(lambda: front.extend(models.front(run.steps, progress))) or interrupted
     yardstick = setup.bench.workspace.yardstick
     return AdaptiveResult(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,

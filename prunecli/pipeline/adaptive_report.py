@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.adaptive_models import FrontModel
 from prunecli.pipeline.shared_report import number
 from prunecli.pipeline.trial_charts import curves_chart, path_chart
 from prunecli.report.contract import envelope
@@ -162,11 +164,21 @@ def _path(found: AdaptiveResult) -> Table:
 
 
 def _front(found: AdaptiveResult) -> Table:
-    kept = any(m.path for m in found.front)
+    """With the step that was confirmed, which noise may keep off the front: steps beat it that were not allowed."""
+    held = [c.step for c in found.confirmations if c.holds]
+    beaten = [FrontModel(step) for step in held if step.number not in {m.step.number for m in found.front}]
+    models = sorted([*found.front, *beaten], key=lambda m: m.step.remains)
+    kept = any(m.path for m in models)
     columns = [Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
-               Column(found.change, "number"), *[Column("file", drop=1)] * kept]  # fmt: skip
-    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), *[m.path] * kept) for m in found.front]
-    return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)
+               Column(found.change, "number"), Column(""), *[Column("file", drop=1)] * kept]  # fmt: skip
+    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), _standing(m.step, held), *[m.path] * kept)
+            for m in models]  # fmt: skip
+    note = "what no other step beats in both" + (", and the one that was confirmed" if beaten else "")
+    return Table("Pareto front", columns, rows, note, top=TOP)
+
+
+def _standing(step: Step, held: Sequence[Step]) -> str:
+    return "confirmed" if step in held else "" if step.allowed else "not allowed"
 
 
 def _thresholds(found: AdaptiveResult) -> Table:
