@@ -9,24 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
-from prunecli.cli.magnitude import Also, Pattern
-from prunecli.cli.options import DATA, OUTPUT, ExternalData, Format, RecoverName, as_option
+from prunecli.cli.options import DATA, OUTPUT, RecoverName, as_option
+from prunecli.cli.shared import Reporting, Running, Samples, Saving, reports
 from prunecli.cli.training import Given, trains
-from prunecli.cli.trials import (
-    Address,
-    BackendOption,
-    Criterion,
-    Granularity,
-    Jobs,
-    MaxRatio,
-    Metric,
-    Probes,
-    Recover,
-    RoundTo,
-    State,
-    Where,
-)
+from prunecli.cli.trials import Recover, Trials
 from prunecli.quantity import parse_quantity
 
 if TYPE_CHECKING:
@@ -56,10 +44,13 @@ class Amount(StrEnum):
     file_bytes = "file_bytes"
 
 
+@takes(inputs=Samples, trials=Trials, saving=Saving)
+@reports
 @reads_images
 @trains
 def adaptive(
     model: options.ModelPath,
+    *,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -79,7 +70,6 @@ def adaptive(
             rich_help_panel=GOAL,
         ),
     ] = None,
-    metric: Metric = None,
     strategy: Annotated[
         StrategyName,
         typer.Option(
@@ -99,9 +89,7 @@ def adaptive(
             rich_help_panel=GOAL,
         ),
     ] = 4,
-    data: options.Data = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
+    inputs: Samples,
     confirm_data: Annotated[
         str | None,
         typer.Option(
@@ -122,29 +110,9 @@ def adaptive(
             rich_help_panel=DATA,
         ),
     ] = 0.5,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 32,
-    seed: options.Seed = 0,
-    output_name: options.OutputName = None,
-    probes: Probes = 256,
-    granularity: Granularity = "element",
-    criterion: Criterion = None,
     recover: Recover = RecoverName.none,
-    pattern: Pattern = "element",
-    max_ratio: MaxRatio = None,
-    round_to: RoundTo = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    also: Also = None,
-    jobs: Jobs = None,
-    backend: BackendOption = Where.local,
-    address: Address = None,
-    state: State = None,
-    output: options.OutputPath = None,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    external_data: options.ExternalDataOption = ExternalData.auto,
-    no_verify: options.NoVerify = False,
+    trials: Trials,
+    saving: Saving,
     save_plan: options.SavePlan = None,
     save_front: Annotated[
         Path | None,
@@ -152,14 +120,8 @@ def adaptive(
             "--save-front", metavar="DIR", help="keep the models of the Pareto front in DIR", rich_help_panel=OUTPUT
         ),
     ] = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
-    *,
+    reporting: Reporting,
+    running: Running,
     training: Given,
     images: ImageOptions,
 ) -> None:
@@ -172,34 +134,25 @@ def adaptive(
     With --finetune-epochs it goes on from there: a little is cut, trained on --train-data, judged, and backed out if it
     costs too much.
     """
-    from prunecli.cli.output import draws, emit
-    from prunecli.cli.progress import progress_for
-    from prunecli.cli.trials import trial_options
+    from prunecli.cli.output import draws
     from prunecli.data.options import DataOptions
     from prunecli.errors import PruneError
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
-    from prunecli.pipeline.subject import Execution
 
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
-    trials = trial_options(
-        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, recover=recover.value,
-        pattern=pattern, max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also,
-        metric=metric, output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim,
-        input_shape=input_shape, provider=provider, threads=threads, jobs=jobs, backend=backend,
-        address=address, state=state,
-    )  # fmt: skip
-    execution = Execution(provider or "cpu", threads)
-    retrain = training.retrain(trials.data, None, execution, seed, images=images, verify=not no_verify)
+    tried = trials.trial_options(inputs.source(images), running.dims(), running.execution(), recover.value)
+    confirming = DataOptions.of(confirm_data, None, inputs.label_column, None, images) if confirm_data else None
+    retrain = training.retrain(
+        tried.data, None, tried.execution, trials.seed, images=images, verify=not saving.no_verify
+    )
     wanted = AdaptiveOptions(
-        trials, max_drop,
-        DataOptions.of(confirm_data, None, label_column, None, images) if confirm_data else None, confirm_split,
-        minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
-        not no_verify, external_data.value, save_plan, save_front, retrain, draws(report),
+        tried, max_drop, confirming, confirm_split, minimize.value if minimize else None, strategy.value, rounds,
+        save_plan=save_plan, save_front=save_front, retrain=retrain, spreads=draws(reporting.report), **saving.fields(),
     )  # fmt: skip
-    result = run(model, wanted, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(model, wanted, reporting.progress())
+    reporting.emit(result)
     if result.interrupted:
         raise KeyboardInterrupt
     raise_if_missed(result)

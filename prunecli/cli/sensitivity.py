@@ -7,22 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
-from prunecli.cli.magnitude import Also, Pattern
-from prunecli.cli.options import SELECT, Format, as_option
-from prunecli.cli.trials import (
-    Address,
-    BackendOption,
-    Criterion,
-    Granularity,
-    Jobs,
-    MaxRatio,
-    Metric,
-    Probes,
-    RoundTo,
-    State,
-    Where,
-)
+from prunecli.cli.options import SELECT, as_option
+from prunecli.cli.shared import Reporting, Samples
+from prunecli.cli.trials import Trials
 from prunecli.quantity import parse_fraction
 
 if TYPE_CHECKING:
@@ -33,17 +22,13 @@ def _levels(text: str) -> list[float]:
     return [parse_fraction(part) for part in text.split(",")]
 
 
+@takes(inputs=Samples, trials=Trials, reporting=Reporting)
 @reads_images
 def sensitivity(
     model: options.ModelPath,
-    data: options.Data = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 32,
-    seed: options.Seed = 0,
-    metric: Metric = None,
-    output_name: options.OutputName = None,
+    *,
+    inputs: Samples,
+    trials: Trials,
     levels: Annotated[
         Any,
         typer.Option(
@@ -54,14 +39,6 @@ def sensitivity(
             rich_help_panel=SELECT,
         ),
     ] = None,
-    granularity: Granularity = "element",
-    criterion: Criterion = None,
-    pattern: Pattern = "element",
-    max_ratio: MaxRatio = None,
-    round_to: RoundTo = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    also: Also = None,
     fast: Annotated[
         bool,
         typer.Option(
@@ -70,18 +47,10 @@ def sensitivity(
             rich_help_panel=SELECT,
         ),
     ] = False,
-    probes: Probes = 256,
-    jobs: Jobs = None,
-    backend: BackendOption = Where.local,
-    address: Address = None,
-    state: State = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
+    reporting: Reporting,
     dim: options.Dim = None,
     input_shape: options.InputShape = None,
     provider: options.Provider = None,
-    *,
     images: ImageOptions,
 ) -> None:
     """What each layer costs when it alone is cut: quality, or fidelity without labels, by the fraction removed.
@@ -89,17 +58,11 @@ def sensitivity(
     What comes before a layer is computed once for all of its fractions. Without --limit 512 samples drawn from --data
     are used. With --state a second run continues where the first one stopped.
     """
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
-    from prunecli.cli.trials import trial_options
+    from prunecli.model import Dims
     from prunecli.pipeline.sensitivity import SensitivityOptions
     from prunecli.pipeline.sensitivity import sensitivity as run
+    from prunecli.pipeline.subject import Execution
 
-    wanted = trial_options(
-        data, labels, label_column, limit, images, granularity=granularity, criterion=criterion, pattern=pattern,
-        max_ratio=max_ratio, round_to=round_to, include=include, exclude=exclude, also=also, metric=metric,
-        output_name=output_name, probes=probes, batch_size=batch_size, seed=seed, dim=dim, input_shape=input_shape,
-        provider=provider, jobs=jobs, backend=backend, address=address, state=state,
-    )  # fmt: skip
-    result = run(model, SensitivityOptions(wanted, levels, fast), progress_for(no_progress))
-    emit(result, format, report)
+    dims, execution = Dims.parse(dim or (), input_shape or ()), Execution(provider or "cpu")
+    wanted = SensitivityOptions(trials.trial_options(inputs.source(images), dims, execution), levels, fast)
+    reporting.emit(run(model, wanted, reporting.progress()))

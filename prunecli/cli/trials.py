@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunecli.cli import options
+from prunecli.cli.magnitude import Also, Pattern
 from prunecli.cli.options import DATA, RUN, SELECT, RecoverName, as_option
 from prunecli.errors import PruneError
 from prunecli.quantity import parse_fraction
 
 if TYPE_CHECKING:
-    from prunecli.data.images.options import ImageOptions
+    from prunecli.data.options import DataOptions
+    from prunecli.model import Dims
+    from prunecli.pipeline.subject import Execution
     from prunecli.pipeline.trial_options import TrialOptions
 
 
@@ -117,29 +121,40 @@ State = Annotated[
 ]
 
 
-def trial_options(
-    data: str | None, labels: Path | None, label_column: str | None, limit: int | None,
-    images: ImageOptions, *,
-    include: Sequence[str] | None, exclude: Sequence[str] | None, also: Sequence[str] | None,
-    output_name: str | None, dim: Sequence[str] | None, input_shape: Sequence[str] | None, provider: str | None,
-    threads: int | None = None, backend: Where, round_to: int | None, **same: Any,
-) -> TrialOptions:  # fmt: skip
-    """From the command line.
+@dataclass(frozen=True)
+class Trials:
+    """What is tried, how it is judged, and where."""
 
-    Raises:
-        PruneError: no data.
-    """
-    from prunecli.data.options import DataOptions
-    from prunecli.evaluate.passes import Asked
-    from prunecli.model import Dims
-    from prunecli.pipeline.subject import Execution
-    from prunecli.pipeline.trial_options import TrialOptions
+    metric: Metric = None
+    output_name: options.OutputName = None
+    batch_size: options.BatchSize = 32
+    seed: options.Seed = 0
+    probes: Probes = 256
+    granularity: Granularity = "element"
+    criterion: Criterion = None
+    pattern: Pattern = "element"
+    max_ratio: MaxRatio = None
+    round_to: RoundTo = None
+    include: options.Include = None
+    exclude: options.Exclude = None
+    also: Also = None
+    jobs: Jobs = None
+    backend: BackendOption = Where.local
+    address: Address = None
+    state: State = None
 
-    source = DataOptions.of(data, labels, label_column, limit, images)
-    if source is None:
-        raise PruneError("trials are judged on data", "give --data")
-    return TrialOptions(
-        source, include=tuple(include or ()), exclude=tuple(exclude or ()), also=tuple(also or ()),
-        asked=Asked(output_name=output_name), dims=Dims.parse(dim or (), input_shape or ()),
-        execution=Execution(provider or "cpu", threads), backend=backend.value, round_to=round_to or 1, **same,
-    )  # fmt: skip
+    def trial_options(
+        self, source: DataOptions | None, dims: Dims, execution: Execution, recover: str = "none"
+    ) -> TrialOptions:
+        """Raises PruneError if there are no data."""
+        from prunecli.evaluate.passes import Asked
+        from prunecli.pipeline.trial_options import TrialOptions
+
+        if source is None:
+            raise PruneError("trials are judged on data", "give --data")
+        return TrialOptions(
+            source, self.granularity, self.criterion, recover, self.pattern, self.max_ratio, self.round_to or 1,
+            tuple(self.include or ()), tuple(self.exclude or ()), tuple(self.also or ()), self.metric,
+            Asked(output_name=self.output_name), self.probes, self.batch_size, self.seed, dims, execution, self.jobs,
+            self.backend.value, self.address, self.state,
+        )  # fmt: skip
