@@ -18,9 +18,10 @@ from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
-from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan, write
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan
 from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
 from prunecli.pipeline.pack_report import to_document, to_json
+from prunecli.pipeline.pack_write import write
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress

@@ -26,8 +26,9 @@ from prunecli.pipeline.pack_plan import Item
 from prunecli.pipeline.subject import Execution
 from prunecli.runtime import Session
 from prunecli.storage import Writer
+from prunecli.storage.pieces import PASSES, spread
 from prunecli.storage.values import widened
-from prunecli.storage.writing import MARK, Names, ranges
+from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
 from prunecli.types import Progress, Verification
 
 REPORT = "nothing was written; please report this"
@@ -112,7 +113,7 @@ class Proof:
             Session.open(staged, provider=self.execution.provider, optimised=place)
             left = set(_marked(onnx.load(str(place), load_external_data=False).graph))
         if left:
-            raise NotFolded(sorted(name.removeprefix(MARK) for name in left))
+            raise NotFolded(sorted(left))
 
     def _runs(self, staged: Path) -> None:
         first = self.execution.open(self.original)
@@ -200,10 +201,10 @@ def alone(items: Sequence[Item]) -> ir.Model:
         output.shape = ir.Shape([1, *item.row.shape[1:]])
     graph = ir.Graph([at], outputs, nodes=nodes, initializers=stored, opset_imports={"": 17}, name="alone")
     model = ir.Model(graph, ir_version=8)
-    writer = Writer(graph, Names([graph]), False, max(ranges(item.encoded.chain) for item in items if item.encoded))
-    for value, item in zip(stored, items, strict=True):
-        assert item.encoded is not None
-        writer.write(value, item.encoded, item.tensor, False)
+    chains = spread([(item.encoded.chain, 1) for item in items if item.encoded], PASSES)
+    writer = Writer(graph, Names([graph]), False, max(map(ranges, chains)), 17)
+    for value, item, chain in zip(stored, items, chains, strict=True):
+        writer.write(value, chain, Source(item.row.name, (item.tensor,), item.digest))
     writer.finish()
     return model
 
@@ -239,9 +240,10 @@ def _equal(source: ir.TensorProtocol, theirs: ir.TensorProtocol, values: str) ->
 
 
 def _marked(graph: onnx.GraphProto) -> Iterator[str]:
+    """Tensors whose last node is still there."""
     for node in graph.node:
-        if node.name.startswith(MARK):
-            yield node.name
+        if node.name.startswith((MARK, HELD)):
+            yield node.output[0]
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _marked(attribute.g)

@@ -73,11 +73,11 @@ def with_function() -> onnx.ModelProto:
 ODD: list[tuple[str, Callable[[], onnx.ModelProto], dict[str, str]]] = [
     ("initializers", lambda: model(two(), {"w": weight("50%"), "v": weight("95%")}), {"w": "mask", "v": "gaps"}),
     ("constants", lambda: model([const("w", weight("2:4")), const("v", weight("1x4")), *two()], {}),
-     {"w": "windows", "v": "blocks"}),
+     {"w": "mask", "v": "blocks"}),
     ("tied", lambda: model([node("MatMul", ["x", "w"], ["z0"]), node("Add", ["z0", "x"], ["z1"]),
                             node("MatMul", ["z1", "w"], ["y"])], {"w": weight("50%")}), {"w": "mask"}),
     ("branches", with_branches, {"a": "mask", "b": "gaps", "outer": "mask"}),
-    ("function", with_function, {"w": "gaps", "v": "gaps"}),
+    ("function", with_function, {"w": "mask", "v": "gaps"}),
 ]  # fmt: skip
 
 
