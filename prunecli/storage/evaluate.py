@@ -15,14 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.storage.pieces import PIECE
+from prunecli.storage.pieces import TOGETHER
 from prunecli.storage.stored import constant
 
 Array = np.ndarray[Any, Any]
 Rule = Callable[[ir.Node, list[Array], int], Array]
 RULES: dict[str, Rule] = {}
-MOST_TOGETHER = PIECE
-"""Elements of a vector of several tensors."""
 DAMAGED = "the file is damaged or was tampered with; pack the model again"
 
 
@@ -125,7 +123,7 @@ def split_sizes(node: ir.Node) -> list[int]:
         sizes = [int(size) for size in np.asarray(stated.numpy()).reshape(-1)]
     else:
         sizes = [int(size) for size in node.attributes["split"].as_ints()] if "split" in node.attributes else []
-    if len(sizes) != len(node.outputs) or min(sizes, default=-1) < 0 or sum(sizes) > MOST_TOGETHER:
+    if len(sizes) != len(node.outputs) or min(sizes, default=-1) < 0 or sum(sizes) > TOGETHER:
         raise Wrong("its parts have impossible sizes")
     return sizes
 

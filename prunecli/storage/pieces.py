@@ -22,8 +22,8 @@ PIECE = 1 << 20
 """Elements of a piece; tensors of twice that are cut."""
 ALIGN = 32
 """Rows of a piece are a multiple of this where they can be, so that windows and blocks stay whole."""
-SHARED_UP_TO = 1 << 18
-"""Elements of a tensor that may share a chain."""
+SHARED_UP_TO, TOGETHER = 1 << 16, 1 << 17
+"""Elements of a tensor that may share a chain, and of all that share one."""
 SHARED = ("mask", "gaps")
 """Encodings that know no shapes."""
 PASSES = 6
@@ -106,10 +106,10 @@ Group = Callable[[Any], object]
 
 
 def bundles(sizes: Sequence[int]) -> list[range]:
-    """Neighbours that are decoded together: at most a piece each."""
+    """Neighbours that are decoded together."""
     found, start, total = [], 0, 0
     for number, size in enumerate(sizes):
-        if total and total + size > PIECE:
+        if total and total + size > TOGETHER:
             found.append(range(start, number))
             start, total = number, 0
         total += size

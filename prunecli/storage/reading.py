@@ -186,7 +186,14 @@ def _replace(chain: _Chain, keep: bool, where: str, recent: Recent) -> None:
 def _clean(chains: list[_Chain]) -> None:
     """Take out of the graphs what only the chains read. Nodes keep their inputs: tensors may yet be computed."""
     gone = {node for chain in chains for node in chain.nodes}
-    kept = [node for node in gone if any(o.is_graph_output() or _read_outside(o, gone) for o in node.outputs)]
+    own = {
+        (node, output)
+        for chain in chains
+        for node in chain.nodes
+        if node.graph is chain.graph
+        for output in node.outputs
+    }  # not those inside branches, which go with their If
+    kept = [node for node, output in own if output.is_graph_output() or _read_outside(output, gone)]
     while kept:
         node = kept.pop()
         if node in gone:
