@@ -140,6 +140,7 @@ def adaptive(
     dry_run: options.DryRun = False,
     external_data: options.ExternalDataOption = ExternalData.auto,
     no_verify: options.NoVerify = False,
+    pack: options.Pack = False,
     save_plan: options.SavePlan = None,
     save_front: Annotated[
         Path | None,
@@ -174,6 +175,7 @@ def adaptive(
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
     from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
 
     if max_drop is None:
@@ -192,6 +194,7 @@ def adaptive(
         DataOptions.of(confirm_data, None, label_column, None, images) if confirm_data else None, confirm_split,
         minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
         not no_verify, external_data.value, save_plan, save_front, retrain,
+        Packing() if pack else None,
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)
