@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 PIECE = 1 << 20
 """Elements of a piece; tensors of twice that are cut."""
 ALIGN = 32
-"""Rows of a piece are a multiple of this where they can be, so that windows and blocks stay whole."""
+"""Rows of a piece are a multiple of this, or else a power of two, so that windows and blocks stay whole."""
 SHARED_UP_TO, TOGETHER = 1 << 16, 1 << 17
 """Elements of a tensor that may share a chain, and of all that share one."""
 SHARED = ("mask", "gaps")
@@ -61,7 +61,7 @@ def cuts(shape: Shape) -> tuple[int, list[int]]:
     if size < 2 * PIECE:
         return axis, [0, shape[axis] if shape else 1]
     rows = max(1, PIECE * shape[axis] // size)
-    rows -= rows % ALIGN if rows >= ALIGN else 0
+    rows = rows // ALIGN * ALIGN or 1 << rows.bit_length() - 1
     return axis, [*range(0, shape[axis], rows), shape[axis]]
 
 
