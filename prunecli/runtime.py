@@ -194,6 +194,11 @@ def _multiplier(threads: int) -> Any:
     return Session.open(model.SerializeToString(), threads=threads)._raw
 
 
+def version() -> str:
+    """Of onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
 def providers() -> list[str]:
     """The execution providers of the installed onnxruntime."""
     return list(_onnxruntime().get_available_providers())

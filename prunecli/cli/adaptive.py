@@ -36,7 +36,12 @@ GOAL = "Goal"
 
 
 def _amount(text: str) -> float:
-    return parse_quantity(text).value
+    from prunecli.errors import PruneError
+
+    found = parse_quantity(text)
+    if found.kind not in ("plain", "percent"):
+        raise PruneError(f"{text!r} is no amount of a metric", "write it as 0.01 or 1%")
+    return found.value
 
 
 class StrategyName(StrEnum):
@@ -168,7 +173,7 @@ def adaptive(
     With --finetune-epochs it goes on from there: a little is cut, trained on --train-data, judged, and backed out if it
     costs too much.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.cli.trials import trial_options
     from prunecli.errors import PruneError
@@ -193,7 +198,7 @@ def adaptive(
         trials, max_drop,
         DataOptions.of(confirm_data, None, label_column, None, images) if confirm_data else None, confirm_split,
         minimize.value if minimize else None, strategy.value, rounds, output, force, dry_run,
-        not no_verify, external_data.value, save_plan, save_front, retrain,
+        not no_verify, external_data.value, save_plan, save_front, retrain, draws(report),
         Packing() if pack else None,
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))

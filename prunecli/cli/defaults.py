@@ -145,6 +145,6 @@ class Used:
 
     def explain(self, error: PruneError) -> None:
         """Add to an error about options where the one it names comes from, if that is a default."""
-        place = blame(f"{error.message} {error.hint}", self.settings.values()) if error.exit_code == 2 else None
+        place = blame(error.message, error.hint, self.settings.values()) if error.exit_code == 2 else None
         if place is not None:
             error.hint = f"{error.hint}; a default is from {place}, and {_ISOLATED}".removeprefix("; ")

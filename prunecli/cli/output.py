@@ -137,6 +137,7 @@ def _print_table(document: Document) -> None:
         width=terminal_width,
         color=terminal.use_color(sys.stdout),
         complete=terminal.verbose or terminal_width is None,
+        details=terminal.verbose,
     )
     _print(text)
 

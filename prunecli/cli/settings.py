@@ -121,10 +121,11 @@ def runs_code(text: str, folder: Path) -> bool:
     return bool(sign and module) and function.isidentifier() and not (folder / text).exists()
 
 
-def blame(message: str, settings: Iterable[Setting]) -> Place | None:
-    """Where what an error speaks of was written: the first option it names as --option, or the value it quotes."""
+def blame(message: str, hint: str, settings: Iterable[Setting]) -> Place | None:
+    """Where what an error speaks of was written: the first option it names as --option, or the value it quotes. The
+    hint may name an option; what it proposes instead of a value is not what was written."""
     by_key = {setting.key: setting for setting in settings}
-    for key in re.findall(r"--([a-z][a-z0-9-]*)", message):
+    for key in re.findall(r"--([a-z][a-z0-9-]*)", f"{message} {hint}"):
         if key in by_key:
             return _item(message, by_key[key]) or by_key[key].place
     quoted = set(re.findall(r"'([^']+)'", message))

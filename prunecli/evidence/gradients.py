@@ -6,6 +6,7 @@ gradients. Only one sum per weight is held, however long the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -64,8 +65,13 @@ class OutputTask:
     @classmethod
     def of(cls, outputs: Mapping[str, Array], names: Sequence[str]) -> OutputTask:
         """Directions of the inverse root mean square of each output, taken from one run."""
-        sizes = {name: float(np.sqrt(np.mean(np.square(outputs[name], dtype=np.float64)))) for name in names}
+        sizes = {name: _root_mean_square(outputs[name]) for name in names}
         return cls({name: 1 / size if 1e-20 < size < 1e20 else 1.0 for name, size in sizes.items()})
+
+
+def _root_mean_square(output: Array) -> float:
+    """0 of an output that holds nothing, as of boxes where none was found."""
+    return math.sqrt(float(np.square(output, dtype=np.float64).sum()) / max(output.size, 1))
 
 
 @dataclass

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from prunecli.data import Dataset
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
+from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
@@ -27,9 +27,9 @@ from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
-from prunecli.runtime import Session
 from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
 from prunecli.search.space import Knob, Setting
+from prunecli.search.tradeoff import Curve
 from prunecli.search.trials import outcome_on
 from prunecli.search.yardstick import Drop
 from prunecli.types import FileRef, Json, Progress, no_progress
@@ -44,7 +44,8 @@ LEVEL = 0.95
 class AdaptiveOptions:
     """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
     drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
-    `retrain`: train between steps, on data of its own. `pack`: store the zeros of what is kept small."""
+    `retrain`: train between steps, on data of its own. `spreads`: measure the distributions that a report draws.
+    `pack`: store the zeros of what is kept small."""
 
     trials: TrialOptions
     max_drop: float
@@ -61,6 +62,7 @@ class AdaptiveOptions:
     save_plan: Path | None = None
     save_front: Path | None = None
     retrain: Retrain | None = None
+    spreads: bool = False
     pack: Packing | None = None
 
     @property
@@ -97,7 +99,8 @@ class Layer:
 @dataclass(frozen=True)
 class AdaptiveResult:
     """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
-    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed."""
+    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
+    each knob alone, where the strategy measured it."""
 
     model: FileRef
     options: AdaptiveOptions
@@ -111,6 +114,7 @@ class AdaptiveResult:
     steps: Sequence[Step]
     confirmations: Sequence[Confirmation]
     layers: Sequence[Layer]
+    curves: Sequence[Curve]
     front: Sequence[FrontModel]
     closest: Step | None
     result: Result | None
@@ -150,20 +154,21 @@ def adaptive(
     file, session = open_model(path, options.trials)
     if not options.dry_run:
         check_target(file, target, options.force)
-    tune, held = _split(options, session)
-    confirming = Judged.of(held, session, options.trials)
-    setup = set_up(file, session, tune, options.trials, progress, options.minimize)
+    tune, held = split(options, session)
+    seen = check_apart(tune, held, session, options)
+    choosing, confirming = judge(tune, held, session, options)
+    setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench.pool), tempfile.TemporaryDirectory() as folder:
+    with closing(setup.bench), tempfile.TemporaryDirectory() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
+        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
+        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         retrain = None if options.dry_run or interrupted else options.retrain
         if retrain is not None:
             further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
             interrupted = _interruptible(further)
-        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
-        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
         models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
@@ -173,8 +178,8 @@ def adaptive(
     return AdaptiveResult(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
         (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
-        front, run.closest(), done, setup.bench.measured, setup.bench.reused,
-        interrupted, [*file.notes, *setup.pruner.notes, *_notes(options)], time.perf_counter() - start,
+        run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
+        interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -211,9 +216,6 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 
 def _check(options: AdaptiveOptions) -> None:
     check_training(options.retrain, options.train_apart, options.external_data)
-    if options.retrain is not None and options.trials.recovers:
-        raise PruneError("--recover and --finetune-epochs fit the same weights one after another",
-                         "leave out --recover: training starts from what the search found")  # fmt: skip
     if not 0 < options.max_drop < math.inf:
         raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
     if options.strategy not in STRATEGIES:
@@ -225,20 +227,10 @@ def _check(options: AdaptiveOptions) -> None:
         raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
     if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
         raise PruneError(f"--save-front {options.save_front} is not a folder", "name a folder")
-
-
-def _split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
-    """The samples to choose by, and those that only confirm."""
-    data = options.trials.data.open(session.inputs)
-    if options.confirm_data is not None:
-        held = options.confirm_data.open(session.inputs)
-        if held.has_labels != data.has_labels:
-            raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
-        return data, held
-    confirming, choosing = data.split(options.confirm_split, options.trials.seed)
-    if not len(confirming) or not len(choosing):
-        raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
-    return choosing, confirming
+    if options.save_front is not None and not options.force and any(options.save_front.glob("step-*.onnx")):
+        raise PruneError(
+            f"--save-front {options.save_front} holds models already", "name another folder, or add --force"
+        )
 
 
 def _minimised(pruner: Pruner, wanted: str | None) -> str:

@@ -72,12 +72,13 @@ class Models:
         o, made = self.options, self.trained.get(step.number)
         if made is not None and o.retrain is not None:
             return write_trained(made, self.setup, o.retrain, target)
-        saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan)
+        saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
         return self.setup.pruner.finish(step.setting, said, saving, progress)
 
     def front(self, steps: Sequence[Step], progress: Progress) -> list[FrontModel]:
-        """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many."""
-        kept = pareto(steps)
+        """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.
+        With recovery, of those that were judged recovered, as they are saved."""
+        kept = pareto([s for s in steps if self._as_saved(s)])
         if self.options.save_front is None or self.options.dry_run:
             return [FrontModel(step) for step in kept]
         self.options.save_front.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,9 @@ class Models:
         return [
             self._kept(step, progress) if step.number in some and step.setting else FrontModel(step) for step in kept
         ]
+
+    def _as_saved(self, step: Step) -> bool:
+        return self.recovered is None or step.number in self.recovered.judged or step.number in self.trained
 
     def _kept(self, step: Step, progress: Progress) -> FrontModel:
         assert self.options.save_front is not None

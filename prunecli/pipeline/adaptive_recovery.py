@@ -8,30 +8,30 @@ fitted on the samples of the search, and judged as that file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from prunecli.pipeline.adaptive_training import at_remains
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
-from prunecli.search.adaptive import Search, Step
+from prunecli.search.adaptive import RECOVERED, Search, Step
 from prunecli.search.space import Setting, digest
 from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
 
 PACE, LEAST_PACE = 0.2, 0.02
 """The fraction of what remains that a step removes: at first, and when it is no longer worth trying."""
-MOST_STEPS = 12
 
 
 @dataclass
 class Recovered:
-    """Files of recovered settings in a folder, each made once."""
+    """Files of recovered settings in a folder, each made once. `judged`: the numbers of their steps."""
 
     setup: Setup
     folder: Path
     progress: Progress
     made: dict[str, Path] = field(default_factory=dict)
+    judged: set[int] = field(default_factory=set)
 
     def file(self, setting: Setting) -> Path:
         name = digest(setting)
@@ -46,20 +46,12 @@ class Recovered:
         workspace = self.setup.bench.workspace
         session = Session.open(self.file(setting), provider=workspace.provider, threads=1)
         outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-        return run.add(setting, outcome, f"recovered {number}")
+        step = run.add(setting, outcome, f"{RECOVERED} {number}")
+        self.judged.add(step.number)
+        return step
 
 
 def recover_further(run: Search, made: Recovered | None) -> None:
-    """Go on from the best so far, in steps that become smaller where one costs too much; `made` None: nothing."""
-    if made is None:
-        return
-    remains, pace = 1.0 if run.best is None else run.best.remains, PACE
-    least = run.remains(run.path.at(run.path.most))
-    for number in range(1, MOST_STEPS + 1):
-        if pace < LEAST_PACE or remains * (1 - pace) < least:
-            return
-        step = made.step(run, at_remains(run, run.path, remains * (1 - pace)), number)
-        if step.allowed:
-            remains = step.remains
-        else:
-            pace /= 2
+    """Go on from the best so far; `made` None: nothing."""
+    if made is not None:
+        run.follow(partial(made.step, run), PACE, LEAST_PACE)

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.shared_report import number
-from prunecli.pipeline.trial_charts import path_chart
+from prunecli.pipeline.trial_charts import curves_chart, path_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Column, Document, Section, Table, Text
+from prunecli.search.adaptive import STAGES
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 TOP = 30
 NAMES = {"params": "parameters", "macs": "MACs", "file_bytes": "bytes", "latency": "time"}
+OF_ZEROS = {"params": "parameters", "macs": "MACs other than by zero", "file_bytes": "bytes once packed"}
+"""Of elements: the file's own MACs and bytes stay as they are."""
 
 
 def to_json(found: AdaptiveResult) -> Json:
@@ -49,6 +52,12 @@ def to_json(found: AdaptiveResult) -> Json:
     }  # fmt: skip
 
 
+def goal_name(found: AdaptiveResult) -> str:
+    """What became small."""
+    names = OF_ZEROS if found.options.trials.elements else NAMES
+    return names[found.goal.minimize]
+
+
 def _confirmation(c: Confirmation) -> Json:
     return {"step": c.step.number, "baseline": c.baseline, "metric": c.metric, "drop": c.drop.value, "low": c.low,
             "high": c.high, "level": c.level, "samples": c.drop.samples, "attempt": c.attempt,
@@ -72,11 +81,17 @@ def to_document(found: AdaptiveResult) -> Document:
         sections += found.result.to_document().sections
     if found.layers:
         sections.append(_thresholds(found))
+    if found.curves:
+        sections.append(curves_chart(found))
     if found.steps:
-        sections += [_path(found), path_chart(found, NAMES[found.goal.minimize]), _front(found)]
+        sections += [path_chart(found, goal_name(found)), _path(found), _front(found)]
     if found.reused:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+        )
+    if not found.options.trials.recovers and found.options.retrain is None:
+        sections.append(
+            Text("Nothing was fitted or trained: --recover auto fits what is left, and usually allows more.")
         )
     told = [] if found.result is None else found.result.notes
     sections += [Text(note, "warning") for note in found.notes if note not in told]
@@ -91,7 +106,7 @@ def _promise(found: AdaptiveResult) -> Text:
     sure = (
         "" if c.high > found.goal.max_drop else f" So, at this level, it is within {found.goal.max_drop:g} in general."
     )
-    gone, name = 100 * (1 - c.step.remains), NAMES[found.goal.minimize]
+    gone, name = 100 * (1 - c.step.remains), goal_name(found)
     said = (
         f"{gone:.1f} % of the {name} went. Kept: {what}. On {c.drop.samples:,} samples that nothing was chosen by,"
         f" {found.metric} went from {number(c.baseline)} to {number(c.metric)}: a {found.change} of {c.drop.value:.4f}"
@@ -113,7 +128,7 @@ def _closest(found: AdaptiveResult) -> list[Section]:
         return [Text("nothing was tried", "warning")]
     noise = step.bound - step.drop.value
     said = (
-        f"The closest is step {step.number}: {100 * step.remains:.1f} % of the {NAMES[found.goal.minimize]} remain,"
+        f"The closest is step {step.number}: {100 * step.remains:.1f} % of the {goal_name(found)} remain,"
         f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
         f" margin for noise {step.bound:.4f}."
     )
@@ -124,7 +139,7 @@ def _closest(found: AdaptiveResult) -> list[Section]:
 
 def _path(found: AdaptiveResult) -> Table:
     columns = (
-        Column("step", "count"), Column("stage", drop=2), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+        Column("step", "count"), Column("stage", drop=2), Column(f"{goal_name(found)} left", "percent"),
         Column(found.metric.replace("_", " "), "number"), Column(found.change, "number"),
         Column("with margin", "number"), Column("damage", "number", drop=1), Column("decision"),
     )  # fmt: skip
@@ -135,13 +150,14 @@ def _path(found: AdaptiveResult) -> Table:
     ]  # fmt: skip
     note = (
         f"on {found.samples[0]:,} samples; the margin is {found.goal.sureness:g} standard errors of the difference to"
-        f" {found.samples[1]:,} other samples"
+        f" {found.samples[1]:,} other samples. "
     )
-    return Table("Path", columns, rows, note, top=TOP)
+    seen = dict.fromkeys(step.stage.split()[0] for step in found.steps)
+    return Table("Path", columns, rows, note + "; ".join(f"{stage}: {STAGES[stage]}" for stage in seen), top=TOP)
 
 
 def _front(found: AdaptiveResult) -> Table:
-    columns = (Column("step", "count"), Column(f"{NAMES[found.goal.minimize]} left", "percent"),
+    columns = (Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
                Column(found.change, "number"), Column("file", drop=1))  # fmt: skip
     rows = [(m.step.number, m.step.remains, number(m.step.drop.value), m.path) for m in found.front]
     return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)

@@ -20,15 +20,13 @@ from prunecli.pipeline.magnitude import MagnitudeResult
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
-from prunecli.search.adaptive import Search, Step
-from prunecli.search.space import Setting, snapped
-from prunecli.search.tradeoff import Path as Way
+from prunecli.search.adaptive import TRAINED, Search, Step
+from prunecli.search.space import Setting
 from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
 
 PACE, LEAST_PACE = 0.25, 0.05
 """The fraction of what remains that a step removes: at first, and when it is no longer worth training."""
-MOST_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -56,28 +54,17 @@ def train_further(
     run: Search, setup: Setup, retrain: Retrain, made: dict[int, Trained], folder: Path, progress: Progress
 ) -> None:
     """Go on from the best so far. Every step is added to the search's, and its model to `made` by its number."""
-    way, last, pace = run.path, None, PACE
-    remains = 1.0 if run.best is None else run.best.remains
-    for number in range(1, MOST_STEPS + 1):
-        setting = at_remains(run, way, remains * (1 - pace))
+    last: Trained | None = None
+
+    def attempt(setting: dict[str, float], number: int) -> Step:
+        nonlocal last
         new = _round(setup, setting, last, retrain, folder / str(number), progress)
         step = _judged(run, setup, setting, new.path, number)
         made[step.number] = new
-        if step.allowed:
-            last, remains = new, step.remains
-        else:
-            pace /= 2
-        if pace < LEAST_PACE or remains * (1 - pace) < run.remains(way.at(way.most)):
-            break
+        last = new if step.allowed else last
+        return step
 
-
-def at_remains(run: Search, way: Way, wanted: float) -> dict[str, float]:
-    """The gentlest setting on the way of which no more than that remains."""
-    low, high = 0.0, way.most
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if run.remains(way.at(middle)) <= wanted else (middle, high)
-    return snapped(run.space.knobs, way.at(high))
+    run.follow(attempt, PACE, LEAST_PACE)
 
 
 def _round(
@@ -100,7 +87,7 @@ def _judged(run: Search, setup: Setup, setting: dict[str, float], path: Path, nu
     workspace = setup.bench.workspace
     session = Session.open(path, provider=workspace.provider, threads=1)
     outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-    return run.add(setting, outcome, f"trained {number}")
+    return run.add(setting, outcome, f"{TRAINED} {number}")
 
 
 def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -> Result:

@@ -76,7 +76,7 @@ def to_document(found: FinetuneResult) -> Document:
         sections.append(Text(f"verified: {proof.detail} (largest difference {proof.max_abs_error:.2g})", "good"))
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))
-    return Document(found.model.path, sections)
+    return Document(f"{found.model.path}: finetune", sections)
 
 
 def _note(found: FinetuneResult) -> str:

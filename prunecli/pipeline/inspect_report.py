@@ -107,7 +107,7 @@ def to_document(found: Inspection) -> Document:
         rows = [(item.name, item.reason) for item in found.skipped]
         sections.append(Table("Not prunable", (Column("name"), Column("reason")), rows, top=TOP))
     sections += [Text(note, "warning") for note in found.notes]
-    return Document(f"{found.model.path}", sections)
+    return Document(f"{found.model.path}: inspect", sections)
 
 
 def _summary(found: Inspection) -> Table:

@@ -70,8 +70,8 @@ def _row(layer: Layer) -> LayerRow:
 
 def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
-    title = f"{found.model.path}: what would be zeroed" if found.dry_run else found.model.path
-    sections: list[Section] = [_summary(found), _proof(found.verification), _layers(found)]
+    title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
+    sections: list[Section] = [_summary(found), _proof(found.verification), *_how(found), _layers(found)]
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
@@ -114,18 +114,35 @@ def _proof(proof: Verification) -> Text:
     return Text(f"proved: {proof.detail}", "good")
 
 
+def _how(found: MagnitudeResult) -> list[Section]:
+    """What the weights were chosen by, where that was measured on data."""
+    recipe = found.recipe
+    if "samples" not in recipe:
+        return []
+    chosen = recipe.get("method") or recipe.get("criterion") or recipe.get("scope")
+    said = f"chosen by {chosen} on {recipe['samples']:,} samples of {recipe.get('data')}"
+    if recipe.get("allocate"):
+        said += f", layers given their share by {recipe['allocate']}"
+    if recipe.get("recover", "none") != "none":
+        said += f", what is left fitted to the original's outputs ({recipe['recover']})"
+    return [Text(said)]
+
+
 def _layers(found: MagnitudeResult) -> Table:
+    errors = [layer.details.get("reconstruction_error") for layer in found.layers]
+    fitted = any(error is not None for error in errors)
     rows = [
         (layer.weight, layer.op, "×".join(map(str, layer.shape)), layer.params, layer.nonzero, layer.sparsity,
-         layer.macs, "; ".join(layer.notes))
-        for layer in found.layers
+         layer.macs, *((error,) if fitted else ()), "; ".join(layer.notes))
+        for layer, error in zip(found.layers, errors, strict=True)
     ]  # fmt: skip
     columns = (
         Column("weight"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
         Column("not zero", "count"), Column("zeros", "percent"), Column("MACs", "count", drop=3),
-        Column("note", drop=4),
+        *((Column("output error", "number", drop=1),) if fitted else ()), Column("note", drop=4),
     )  # fmt: skip
-    return Table("Layers", columns, rows, top=TOP, top_by="parameters")
+    note = "output error: mean squared change of the layer's outputs, as a share of their variance" if fitted else ""
+    return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
 
 
 def _counted(number: int, noun: str) -> str:

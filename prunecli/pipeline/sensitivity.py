@@ -13,7 +13,7 @@ from prunecli.errors import PruneError
 from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.sensitivity_report import to_document, to_json
 from prunecli.pipeline.trial_options import TrialOptions
-from prunecli.pipeline.trial_setup import Setup, open_model, set_up
+from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
 from prunecli.search.adaptive import curve_jobs, levels_of
 from prunecli.search.proxy import Proxy, rank_correlation, sample_of
@@ -112,8 +112,8 @@ def sensitivity(
     data = options.trials.data.open(session.inputs)
     if options.trials.data.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.trials.seed).take(SAMPLES)
-    setup = set_up(file, session, data, options.trials, progress)
-    with closing(setup.bench.pool):
+    setup = set_up(file, session, Judged.of(data, session, options.trials), options.trials, progress)
+    with closing(setup.bench):
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
     return SensitivityResult(

@@ -84,7 +84,7 @@ def skipped(found: StructuredResult) -> list[Skipped]:
 
 def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
-    title = f"{found.model.path}: what would be cut" if found.dry_run else f"{found.model.path}"
+    title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
     sections: list[Section] = [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]

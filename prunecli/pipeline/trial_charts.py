@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from prunecli.report.document import Axis, Chart, Mark, Panel, Series
@@ -30,6 +31,21 @@ def _curve(row: Row) -> Series:
     pairs = [(p.drop or 0.0, p.error or 0.0) for p in row.points]
     return Series("", x, [0.0, *(d for d, _ in pairs)], low=[0.0, *(d - e for d, e in pairs)],
                   high=[0.0, *(d + e for d, e in pairs)])  # fmt: skip
+
+
+def curves_chart(found: AdaptiveResult) -> Chart:
+    """The damage by each layer cut alone, the most harmed first, and how much of it was removed in the end."""
+    chosen = {one.knob.name: one.fraction for one in found.layers}
+    finite = {c.knob: [(f, d) for f, d in zip(c.fractions.tolist(), c.damages.tolist(), strict=True) if isfinite(d)]
+              for c in found.curves}  # fmt: skip
+    order = sorted(finite, key=lambda name: -max(d for _, d in finite[name]))
+    panels = [
+        Panel([Series("", [f for f, _ in finite[name]], [d for _, d in finite[name]])], name,
+              [Mark("x", chosen[name], "removed")] if name in chosen else [])
+        for name in order
+    ]  # fmt: skip
+    note = "damage: how far the outputs move on average, with nothing else removed"
+    return Chart("Damage by each layer alone", panels, Axis("removed", "percent"), Axis("damage"), note, detail=True)
 
 
 def path_chart(found: AdaptiveResult, name: str) -> Chart:

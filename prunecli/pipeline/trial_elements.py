@@ -81,6 +81,7 @@ class Elements:
             o.include, o.exclude, o.also, o.dims, o.one_thread if o.recovers else o.execution,
             saving.target, saving.force, saving.dry_run,
             saving.verify, None, saving.save_plan, saving.external_data, None, self._judge(setting, said),
+            spreads=saving.spreads,
         )  # fmt: skip
         return magnitude(self.file.path, wanted, progress)
 

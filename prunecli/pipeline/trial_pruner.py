@@ -25,6 +25,7 @@ class Saving:
     verify: bool = True
     external_data: Literal["auto", "always", "never"] = "auto"
     save_plan: Path | None = None
+    spreads: bool = False
 
 
 class Pruner(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli._version import __version__
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
@@ -17,7 +18,7 @@ from prunecli.pipeline.trial_elements import open_elements
 from prunecli.pipeline.trial_groups import open_units
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner
-from prunecli.runtime import Session
+from prunecli.runtime import Session, version
 from prunecli.search.bench import Bench
 from prunecli.search.journal import Journal
 from prunecli.search.space import digest
@@ -25,6 +26,7 @@ from prunecli.search.trials import Workspace, outputs_of
 from prunecli.search.yardstick import Outputs, Yardstick, choose_yardstick
 from prunecli.types import Progress
 
+Array = np.ndarray[Any, Any]
 OUTPUT_LIMIT = 1 << 30
 """Bytes of the original's outputs that are held."""
 
@@ -39,10 +41,13 @@ class Judged:
     yardstick: Yardstick
 
     @classmethod
-    def of(cls, data: Dataset, session: Session, options: TrialOptions) -> Judged:
+    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> Judged:
+        """`labels`: all that there are, if `data` is a part; see `choose_yardstick`."""
         batches = list(data.batches(options.batch_size))
         reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
-        found = choose_yardstick(options.metric, options.asked, data.labels, batches, reference)
+        found = choose_yardstick(
+            options.metric, options.asked, data.labels if labels is None else labels, batches, reference, data.classes
+        )
         return cls(data, batches, reference, found)
 
 
@@ -63,19 +68,24 @@ def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
 
 
 def set_up(
-    file: Model, session: Session, data: Dataset, options: TrialOptions, progress: Progress, minimize: str | None = None
+    file: Model,
+    session: Session,
+    judged: Judged,
+    options: TrialOptions,
+    progress: Progress,
+    minimize: str | None = None,
 ) -> Setup:
-    """Measure what the criterion and the goal need on `data`, and get ready to try settings on it.
+    """Measure what the criterion and the goal need on the data, and get ready to try settings on it.
 
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
-    judged = Judged.of(data, session, options)
-    pruner = open_pruner(file.path, options, Part.of_data(options.data, data), progress, minimize)
+    pruner = open_pruner(file.path, options, Part.of_data(options.data, judged.data), progress, minimize)
     files = _files(file)
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
         [judged.yardstick.metric, judged.yardstick.output, options.probes, options.execution.provider],
+        [__version__, version()],
     )  # fmt: skip
     workspace = Workspace(
         identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,

@@ -90,7 +90,7 @@ def _text(path: Path) -> str:
     if len(content) > MAX_BYTES:
         raise PruneError(f"{path} is larger than {MAX_BYTES >> 10} KiB", "split it up")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")  # which some editors write
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PruneError(f"{path}:{line}: not UTF-8 text", "TOML files are UTF-8") from error

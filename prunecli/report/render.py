@@ -20,14 +20,17 @@ _GAP = 2
 _TONES = {"plain": "", "good": "green", "warning": "yellow"}
 
 
-def to_terminal(document: Document, width: int | None = None, color: bool = False, complete: bool = False) -> str:
+def to_terminal(
+    document: Document, width: int | None = None, color: bool = False, complete: bool = False, details: bool = False
+) -> str:
     """Render for reading on a terminal.
 
     Args:
         document: what to show.
         width: columns of the terminal; None (a pipe or a file): nothing is shortened or left out.
         color: whether to write escape sequences.
-        complete: show details, and all rows of what asks to be cut to its top.
+        complete: show all rows of what asks to be cut to its top.
+        details: show what is a detail, too.
     """
     from rich.console import Console
 
@@ -44,7 +47,7 @@ def to_terminal(document: Document, width: int | None = None, color: bool = Fals
     )
     console.print(one_line(document.title), style="bold")
     for section in document.sections:
-        if complete or not (isinstance(section, Bars | Chart) and section.detail):
+        if details or not (isinstance(section, Bars | Chart) and section.detail):
             console.print()
             _render(console, section, width, complete)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

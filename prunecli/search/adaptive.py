@@ -37,8 +37,19 @@ FINE_ENOUGH = 0.01
 NEAR = 8.0
 """How far, in damage, a refined path is followed to both sides of where the best so far lies."""
 ROUNDS = 4
+MOST_STEPS = 12
+"""Steps along a path beyond what the search found, see `Search.follow`."""
 FIRST_STEP, LAST_STEP = 0.16, 0.005
 """Of the threshold's share of all units, in the feedback strategy."""
+THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
+STAGES = {
+    THRESHOLD: "the same for all layers",
+    CURVES: "each layer by what it costs when it is cut alone",
+    REFINED: "by what it costs beside all that was cut by then",
+    RECOVERED: "what is left is fitted to the original",
+    TRAINED: "what is left is trained",
+}
+"""What a step's `stage` begins with, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,28 @@ class Search:
 
     # -- along a path --------------------------------------------------------------------------------
 
+    def at_remains(self, wanted: float) -> dict[str, float]:
+        """The gentlest setting on the path of which no more than that remains."""
+        low, high = 0.0, self.path.most
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.remains(self.path.at(middle)) <= wanted else (middle, high)
+        return snapped(self.space.knobs, self.path.at(high))
+
+    def follow(self, attempt: Callable[[dict[str, float], int], Step], pace: float, least_pace: float) -> None:
+        """Go on along the path from the best so far, where each step is made by `attempt` from a setting and a number.
+        `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
+        below `least_pace`."""
+        remains, least = 1.0 if self.best is None else self.best.remains, self.remains(self.path.at(self.path.most))
+        for number in range(1, MOST_STEPS + 1):
+            if pace < least_pace or remains * (1 - pace) < least:
+                return
+            step = attempt(self.at_remains(remains * (1 - pace)), number)
+            if step.allowed:
+                remains = step.remains
+            else:
+                pace /= 2
+
     def locate(self, at: Callable[[float], Setting], low: float, high: float, stage: str) -> None:
         """Try settings along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
         for _ in range(NARROWINGS):
@@ -176,7 +209,7 @@ def search(run: Search) -> None:
     run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
     feedback(run)
     path = run.path = best_path(run.curves)
-    run.locate(path.at, path.least / 4, path.most, "each alone")
+    run.locate(path.at, path.least / 4, path.most, CURVES)
     for number in range(1, run.rounds):
         before = run.best
         if before is None or not path.segments:
@@ -184,7 +217,7 @@ def search(run: Search) -> None:
         path = run.path = best_path(in_company(run, before))
         here = path.position(before.setting)
         low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
-        run.locate(path.at, low, high, f"in company {number}")
+        run.locate(path.at, low, high, f"{REFINED} {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
             return
 
@@ -195,7 +228,7 @@ def feedback(run: Search) -> None:
     run.path = _straight(run)
     while step >= LAST_STEP:
         wanted = min(share + step, 1.0)
-        [tried] = run.try_all([run.space.by_threshold(wanted)], "threshold")
+        [tried] = run.try_all([run.space.by_threshold(wanted)], THRESHOLD)
         if tried.allowed and wanted < 1:
             share = wanted
         else:

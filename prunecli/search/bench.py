@@ -41,3 +41,8 @@ class Bench:
     def try_all(self, settings: Sequence[Setting], label: str = "trying") -> list[Outcome]:
         """Each setting by itself, on all samples."""
         return [outcomes[0] for outcomes in self.measure([Job.of(setting) for setting in settings], label)]
+
+    def close(self) -> None:
+        """Let go of the pool and of the journal's file."""
+        self.pool.close()
+        self.journal.close()

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,33 +29,62 @@ class Journal:
     """Outcomes by the key of their job. Without a path they are only held in memory."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
-        self._path, self._found = path, dict[str, list[Outcome]]()
+        self._file: BinaryIO | None = None
+        self._found = dict[str, list[Outcome]]()
         self.earlier = frozenset[str]()
         """Keys of what was in the file."""
         if path is None:
             return
-        head = json.dumps({"schema": SCHEMA, "identity": identity})
+        if path.exists() and not path.is_file():
+            raise PruneError(f"the state file {path} is not a regular file", "name a writable file")
         try:
-            if path.exists():
+            self._file = path.open("ab")
+            _lock(self._file, path)
+            if self._file.tell():
                 self._read(path, identity)
             else:
-                path.write_text(head + "\n", encoding="utf-8")
+                self._append({"schema": SCHEMA, "identity": identity})
         except OSError as error:
             raise PruneError(f"cannot use the state file {path}: {error.strerror}", "name a writable file") from error
+        except PruneError:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._found)
 
     def get(self, job: Job) -> list[Outcome] | None:
-        return self._found.get(job.key)
+        """Raises PruneError if what is kept is not of such a job."""
+        found = self._found.get(job.key)
+        missing = not job.probe and any(outcome.records is None for outcome in found or ())
+        if found is not None and (len(found) != len(job.settings) or missing):
+            raise PruneError("the state file is damaged", ANEW)
+        return found
+
+    def close(self) -> None:
+        """Let others use the file."""
+        if self._file is not None:
+            self._file.close()
 
     def put(self, job: Job, outcomes: Sequence[Outcome]) -> None:
-        """Keep what was measured; on disk before this returns."""
+        """Keep what was measured; written before this returns.
+
+        Raises:
+            PruneError: the file cannot be written, as on a full disk.
+        """
         self._found[job.key] = list(outcomes)
-        if self._path is not None:
-            line = json.dumps({"job": job.key, "outcomes": [_to_json(o) for o in outcomes]})
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        if self._file is not None:
+            try:
+                self._append({"job": job.key, "outcomes": [_to_json(o) for o in outcomes]})
+            except OSError as error:
+                raise PruneError(
+                    f"cannot write the state file: {error.strerror}", "make room, and run it again"
+                ) from error
+
+    def _append(self, entry: Json) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
 
     def _read(self, path: Path, identity: str) -> None:
         if path.stat().st_size > MOST_BYTES:
@@ -74,8 +103,20 @@ class Journal:
             except (KeyError, TypeError, ValueError) as error:
                 raise PruneError(f"{path} is damaged", ANEW) from error
         self.earlier = frozenset(self._found)
-        if lines[-1]:
-            path.write_bytes(b"\n".join(whole) + b"\n")
+        if lines[-1] and self._file is not None:
+            self._file.truncate(self._file.tell() - len(lines[-1]))
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Refuse a file that another run is writing, where the system can tell."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PruneError(f"the state file {path} is in use by another run", "wait for it, or name another") from error
 
 
 def _parsed(line: bytes) -> Json:
@@ -106,7 +147,11 @@ def _unpacked(text: str) -> dict[str, Any]:
     import zipfile
 
     try:
-        with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as found:
+        packed = io.BytesIO(base64.b64decode(text, validate=True))
+        with zipfile.ZipFile(packed) as members:
+            if sum(member.file_size for member in members.infolist()) > MOST_BYTES:
+                raise ValueError("records that are too large")
+        with np.load(packed, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(str(error)) from error

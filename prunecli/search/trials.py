@@ -109,8 +109,7 @@ class _Run:
         self.seen: list[tuple[Batch, Outputs, Outputs]] = []
 
     def add(self, batch: Batch, outputs: Outputs, reference: Outputs) -> None:
-        mine = {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
-        theirs = {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference.items()}
+        mine, theirs = ({n: batch.trim(n, found[n]) for n in self.yardstick.scales} for found in (outputs, reference))
         self.damages.append(self.yardstick.damage(theirs, mine, batch.count))
         if not self.probe:
             wanted = self.yardstick.output

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunecli.data import Batch
+from prunecli.data import Batch, Classes
 from prunecli.data.casting import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import MEASURES
@@ -73,6 +73,11 @@ class Yardstick:
         return self.metric == "top1_agreement" or (self.metric in METRICS and METRICS[self.metric].fraction)
 
     @property
+    def from_zero(self) -> bool:
+        """Whether nothing is worse than 0."""
+        return self.metric in FIDELITY or METRICS[self.metric].fraction
+
+    @property
     def change(self) -> Literal["drop", "rise"]:
         return "drop" if self.higher else "rise"
 
@@ -125,15 +130,18 @@ class Yardstick:
 
 
 def choose_yardstick(
-    metric: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs]
-) -> Yardstick:
+    metric: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
+    classes: Classes | None = None,
+) -> Yardstick:  # fmt: skip
     """The yardstick for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
-    outputs are class scores, else cosine.
+    outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
+    they mean must not depend on which of them a part happens to have. `classes`: what their numbers stand for.
 
     Raises:
-        PruneError: the metric is unknown, needs labels, or says nothing about new data.
+        PruneError: the metric is unknown, needs labels, or says nothing about new data; or the labels are of other
+            classes, or the outputs of the original are not numbers.
     """
-    floats = float_outputs(reference[0])
+    floats = _per_sample(float_outputs(reference[0]), batches, reference)
     if not floats:
         raise PruneError("the model has no floating-point output", "export it with its scores as an output")
     scales = {name: _scale([r[name] for r in reference]) for name in floats}
@@ -142,13 +150,34 @@ def choose_yardstick(
         _check_output(output, floats)
         chosen = metric or ("top1_agreement" if _has_classes(reference[0][output]) else "cosine")
         _check_fidelity(chosen)
-        return Yardstick(chosen, output, scales=scales)
+        found = Yardstick(chosen, output, scales=scales)
+        _check_numbers(found, batches, reference)
+        return found
     trimmed = {n: batches[0].trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference[0].items()}
-    reading = choose_reading(labels, trimmed, asked.task, asked.output_name)
+    reading = choose_reading(labels, trimmed, asked.task, asked.output_name, classes)
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = metric or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
     return Yardstick(chosen, reading.output, reading, scales, base)
+
+
+def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
+    """Outputs of one row per sample: of others, such as boxes that were found, the size may follow the weights. All,
+    if there is none."""
+
+    def has_rows(batch: Batch, output: Array) -> bool:
+        return batch.unbatched or (output.ndim > 0 and len(output) == batch.count + batch.padded)
+
+    pairs = list(zip(batches, reference, strict=True))
+    return [n for n in names if all(has_rows(batch, outputs[n]) for batch, outputs in pairs)] or names
+
+
+def _check_numbers(found: Yardstick, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:
+    """The original must agree with itself."""
+    own = found.records(zip(batches, reference, reference, strict=True))["fidelity"]
+    if (own < 1).any():
+        raise PruneError(f"the output {found.output} of the original is not a number on {int((own < 1).sum()):,} of"
+                         f" {len(own):,} samples", "check the data, or choose another with --output-name")  # fmt: skip
 
 
 def _check_output(output: str, floats: Sequence[str]) -> None:
@@ -257,8 +286,8 @@ def _some(p: Predictions, keep: Array) -> Predictions:
 
 
 def _scale(values: Sequence[Array]) -> float:
-    """Mean square of an output."""
-    total = sum(float(np.square(v, dtype=np.float64).sum()) for v in values)
+    """Mean square of an output, where it is finite."""
+    total = sum(float(np.square(v[np.isfinite(v)], dtype=np.float64).sum()) for v in values)
     return max(total / max(sum(v.size for v in values), 1), float(np.finfo(np.float32).tiny))
 
 
@@ -269,11 +298,17 @@ def _has_classes(output: Array) -> bool:
 def _damage(reference: Array, output: Array, scale: float, count: int) -> Array:
     if not is_float(output.dtype) or not reference.size:
         return np.zeros(count)
-    a, b = reference.astype(np.float64), output.astype(np.float64)
+    if reference.shape != output.shape:
+        raise PruneError(
+            f"an output of the model changes its size with the weights: {reference.shape} to {output.shape}",
+            "export the model with what it is computed from as an output, one row per sample",
+        )
+    known = np.isfinite(reference)  # of what is no number in the original, nothing can be told
+    a, b = (np.where(known, x, 0).astype(np.float64) for x in (reference, output))
     if a.ndim == 0 or len(a) != count:  # no row per sample: what the run changed, for each of its samples
         a, b = np.broadcast_to(a.reshape(1, -1), (count, a.size)), np.broadcast_to(b.reshape(1, -1), (count, b.size))
         rows = np.square(a - b).mean(axis=1) / scale
-    elif (scores := log_scores(a, b)) is not None and np.isfinite(b).all():
+    elif known.all() and np.isfinite(b).all() and (scores := log_scores(a, b)) is not None:
         p, q = scores
         rows = (np.exp(p) * (p - q)).sum(axis=-1).reshape(count, -1).mean(axis=1)
     else:

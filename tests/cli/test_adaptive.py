@@ -56,10 +56,21 @@ def test_reports(prune: Prune, tmp_path: Path, suffix: str) -> None:
     assert "90%" in done.out and "fc1" in done.out and report.stat().st_size > 200
 
 
+def test_the_report_draws_the_search_and_what_went(prune: Prune, tmp_path: Path) -> None:
+    report = tmp_path / "r.md"
+    done = prune("adaptive", MLP, "--data", TEST, "--max-drop", "3%", "-j", 1, "--dry-run", "--report", report)
+    assert done.code == 0, done.err
+    text = report.read_text("utf-8")
+    for title in ("Damage by each layer alone", "Steps", "Path", "Pareto front", "Thresholds", "What was zeroed"):
+        assert f"# {title}" in text, title
+    assert "threshold: the same for all layers; curves: each layer by what it costs" in text
+
+
 REFUSED = [
     (["adaptive", MLP, "--data", TEST], "what may be lost"),
     (["adaptive", MLP, "--max-drop", "1%"], "judged on data"),
     (["adaptive", MLP, "--data", TEST, "--max-drop", "much"], "not a number"),
+    (["adaptive", MLP, "--data", TEST, "--max-drop", "5ms"], "no amount of a metric"),
     (["adaptive", MLP, "--data", TEST, "--max-drop", "1%", "--minimize", "latency"], "no latency"),
     (["sensitivity", MLP, "--data", TEST, "--levels", "2"], "outside 0 to 1"),
     (["sensitivity", MLP, "--data", TEST, "--backend", "dask"], "--address"),

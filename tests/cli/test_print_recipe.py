@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,25 @@ def test_it_is_written_for_people(folder: Path, prune: Prune) -> None:
     assert prune(*line, "--no-progress", "--print-recipe").out == (
         "# prune structured m.onnx --macs 50% --exclude 'a\\n[[x]]' --exclude 'b*' --force --seed 3 --no-progress\n"
         "# Run it with `prune run FILE`. Paths are relative to the folder that FILE is in: save it in this one.\n\n"
-        "no-progress = true\n\n"
-        '[[step]]\ncommand = "structured"\nmodel = "m.onnx"\nmacs = "50%"\nexclude = ["a\\n[[x]]", "b*"]\nseed = 3\n'
+        'model = "m.onnx"\nno-progress = true\n\n'
+        '[[step]]\ncommand = "structured"\nmacs = "50%"\nexclude = ["a\\n[[x]]", "b*"]\nseed = 3\n'
         "force = true\n"
     )
 
 
+def test_a_step_that_is_added_can_call_the_model_original(folder: Path, prune: Prune) -> None:
+    (folder / "m.onnx").touch()
+    text = prune("structured", "m.onnx", "--macs", "0.5", "--print-recipe").out
+    added = '\n[[step]]\ncommand = "evaluate"\nbaseline = "original"\ndata = "d.npz"\n'
+    (folder / "d.npz").touch()
+    (folder / "r.toml").write_text(text + added)
+    plan = json.loads(prune("run", "r.toml", "--dry-run", "--format", "json").out)
+    assert [step["name"] for step in plan["steps"]] == ["structured", "evaluate"]
+
+
 def test_a_file_called_like_a_reference_stays_a_file(folder: Path, prune: Prune) -> None:
     (folder / "previous").touch()
-    assert tomllib.loads(prune("inspect", "previous", "--print-recipe").out)["step"][0]["model"] == "./previous"
+    assert tomllib.loads(prune("inspect", "previous", "--print-recipe").out)["model"] == "./previous"
 
 
 def test_a_bad_command_line_prints_no_recipe(folder: Path, prune: Prune) -> None:

@@ -99,7 +99,13 @@ MISTAKES = [
     ("sparsity = 0.5", 'sparsity = 0.5\noutput = "r.toml"', "8:10", "r.toml exists", "force = true"),
     ("[data]", "[[data]]", "2:1", "data is a table", "[data]"),
     ("[[step]]", "[step]", "8:", "not valid TOML", ""),
+    ('"accuracy.drop>90%"', '"acuracy.drop>90%"', "15:3", "no figure named acuracy.drop", "accuracy.drop"),
 ]  # fmt: skip
+
+
+def test_a_byte_order_mark_is_no_mistake(folder: Path, prune: Prune) -> None:
+    Path("r.toml").write_text(GOOD, encoding="utf-8-sig")
+    assert prune("run", "r.toml", "--dry-run").code == 0
 
 
 @pytest.mark.parametrize(("old", "new", "place", "error", "hint"), MISTAKES, ids=[m[1][:40] for m in MISTAKES])

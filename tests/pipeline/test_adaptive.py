@@ -122,6 +122,38 @@ def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:
     assert len(list((tmp_path / "front").iterdir())) == len(files)
 
 
+@pytest.mark.parametrize("recover", ["none", "lstsq"])
+def test_the_models_of_the_front_are_what_its_table_says(recover: str, tmp_path: Path) -> None:
+    """Each file, evaluated on the half that was searched on."""
+    done = found(tmp_path, seed=5, strategy="feedback", recover=recover, save_front=tmp_path / "front", criterion="l1")
+    with np.load(TEST) as data:
+        order = np.sort(np.random.default_rng(5).permutation(547)[274:])
+        np.savez(tmp_path / "tuned.npz", **{name: data[name][order] for name in data.files})
+    tuned = EvaluateOptions(data=DataOptions(str(tmp_path / "tuned.npz")), latency=False)
+    saved = [model for model in done.front if model.path]
+    assert saved
+    for model in saved:
+        measured = evaluate(Path(str(model.path)), options=tuned).model.metrics["accuracy"]
+        assert measured == pytest.approx(model.step.metric)
+    with pytest.raises(PruneError, match="holds models already"):
+        adaptive(MLP, data=TEST, max_drop=0.03, save_front=tmp_path / "front", output=tmp_path / "more.onnx")
+
+
+def test_samples_that_were_searched_on_confirm_nothing(tmp_path: Path) -> None:
+    """The same samples under another name; a few of them are told."""
+    with np.load(TEST) as data:
+        np.savez(tmp_path / "copy.npz", **data)
+        with np.load(SAMPLES / "digits-calib.npz") as other:
+            few = {n: np.concatenate([other[n][:200], data[n][:9]]) for n in data.files if n != "labels"}
+        np.savez(tmp_path / "bare.npz", **{n: data[n] for n in few})
+    np.savez(tmp_path / "few.npz", **few)
+    with pytest.raises(PruneError, match="547 of the 547 samples that are to confirm are in --data too"):
+        found(tmp_path, confirm_data=tmp_path / "copy.npz")
+    kinds = {"strategy": "feedback", "criterion": "l1", "max_drop": 0.1}
+    done = found(tmp_path, data=tmp_path / "bare.npz", confirm_data=tmp_path / "few.npz", **kinds)
+    assert any("9 of the 209 samples" in note for note in done.to_json()["notes"])
+
+
 def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
     one, two = found(tmp_path, "one.onnx", jobs=1), found(tmp_path, "two.onnx", jobs=2)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
@@ -195,12 +227,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pattern": "2:4"}, "fixes how many"), ({"round_to": 8}, "of structures"),
     ({"granularity": "channel", "pattern": "4x1"}, "of single weights"), ({"criterion": "fun"}, "fun"),
     ({"metric": "snr_db"}, "no mean"), ({"confirm_split": 1.0}, "between 0 and 1"), ({"backend": "dask"}, "--address"),
+    ({"max_drop": 1.0}, "any model keeps"), ({"model": SAMPLES / "diabetes-mlp.onnx", "data": "DIABETES"}, "its sign"),
     ({"include": ["nothing"]}, "matches nothing"), ({"recover": "all"}, "is unknown"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[m for _, m in REFUSED])
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    if options.get("data") == "DIABETES":
+        options = {**options, "data": tmp_path / "x.npz"}
+        with np.load(SAMPLES / "diabetes-test.npz") as data:
+            np.savez(tmp_path / "x.npz", **{n: data[n] for n in data.files if n != "labels"})
     with pytest.raises(PruneError, match=message):
         found(tmp_path, **options)
     assert not (tmp_path / "out.onnx").exists()

@@ -11,9 +11,9 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import find_weights, load
-from prunecli.pipeline import adaptive_training
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive
 from prunecli.pipeline.gradual import Retrain
+from prunecli.search import adaptive as search_module
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -28,7 +28,7 @@ def found(tmp_path: Path, data: Path = TRAIN, **options: Any) -> AdaptiveResult:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive_training, "MOST_STEPS", 3)
+    monkeypatch.setattr(search_module, "MOST_STEPS", 3)
 
 
 @pytest.mark.parametrize("granularity", ["element", "channel"])
@@ -47,6 +47,16 @@ def test_it_goes_further_with_training(granularity: str, tmp_path: Path) -> None
     assert any("trained" in step.stage for step in (m.step for m in done.front)) and onnx.load(tmp_path / "o.onnx")
 
 
+@pytest.mark.parametrize(("granularity", "drop"), [("element", 0.04), ("channel", 0.02)])
+def test_training_goes_on_from_what_was_recovered(granularity: str, drop: float, tmp_path: Path) -> None:
+    done = found(tmp_path, granularity=granularity, recover="lstsq", max_drop=drop, save_front=tmp_path / "front")
+    fitted = [step for step in done.steps if step.stage.startswith("recovered")]
+    trained = [step for step in done.steps if step.stage.startswith("trained")]
+    assert done.reached and fitted and trained and fitted[-1].number < trained[0].number
+    assert trained[0].remains < min(step.remains for step in fitted if step.allowed)
+    assert onnx.load(tmp_path / "o.onnx")
+
+
 def test_what_went_stays_gone(tmp_path: Path) -> None:
     done = found(tmp_path)
     setting = done.confirmations[-1].step.setting
@@ -61,8 +71,6 @@ def test_it_is_not_trained_on_what_judges_it(tmp_path: Path) -> None:
         found(tmp_path, data=TEST)
     with pytest.raises(PruneError, match="do not go together"):
         found(tmp_path, external_data="always")
-    with pytest.raises(PruneError, match="fit the same weights"):
-        found(tmp_path, recover="lstsq")
 
 
 def test_a_dry_run_trains_nothing_and_says_so(tmp_path: Path) -> None:

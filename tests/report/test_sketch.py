@@ -95,7 +95,7 @@ def test_details_and_tops_are_for_files_and_verbose() -> None:
     assert "and 4 more; --verbose shows all" in short
     detail = Document("t", [small_multiples(detail=True), Bars("B", ["a"], [("", [1])], detail=True)])
     assert to_terminal(detail, 100) == "t\n"
-    for text in (to_terminal(detail, 100, complete=True), to_markdown(detail)):
+    for text in (to_terminal(detail, 100, details=True), to_markdown(detail)):
         assert "layer3" in text
         assert "B" in text
 

@@ -32,12 +32,13 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_rest_goes_on(tmp_path: Path)
     again = Journal(path, "me")
     assert again.get(JOB) is not None and path.read_bytes() == whole
     other = Job.of({"b": 0.5})
-    again.put(other, FOUND)
+    again.put(other, FOUND[1:])
+    again.close()
     assert Journal(path, "me").get(other) is not None
 
 
 BROKEN = [
-    (b"", "not a state file"), (b"{}\n", "not a state file"), (b"\x80\x04pickle\n", "not a state file"),
+    (b"{}\n", "not a state file"), (b"\x80\x04pickle\n", "not a state file"),
     (b'{"schema": "prunecli-state/1", "identity": "you"}\n', "another model"),
     (b'{"schema": "prunecli-state/1", "identity": "me"}\n{"job": 1}\n', "damaged"),
     (b'{"schema": "prunecli-state/1", "identity": "me"}\n{"job": "a", "outcomes": [{"damage": "1", "error": "0",'
@@ -58,3 +59,33 @@ def test_without_a_path_it_only_remembers() -> None:
     journal = Journal(None, "me")
     journal.put(JOB, FOUND)
     assert journal.get(JOB) == FOUND and not journal.earlier
+
+
+def test_a_file_of_nothing_is_a_new_one(tmp_path: Path) -> None:
+    """As `mktemp` makes it, or a run that was killed before it had written a line."""
+    (tmp_path / "s").touch()
+    Journal(tmp_path / "s", "me").put(JOB, FOUND)
+    assert Journal(tmp_path / "s", "me").get(JOB) is not None
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "s", "me")
+    with pytest.raises(PruneError, match="in use"):
+        Journal(tmp_path / "s", "me")
+    first.close()
+    assert len(Journal(tmp_path / "s", "me")) == 0
+
+
+def test_what_is_kept_under_another_job_is_damage() -> None:
+    whole = Job.of({"a": 0.5}, {"a": 0.25})
+    for job, outcomes in ((JOB, FOUND[:1]), (JOB, []), (whole, FOUND)):
+        journal = Journal(None, "me")
+        journal.put(job, outcomes)
+        with pytest.raises(PruneError, match="damaged"):
+            journal.get(job)
+
+
+def test_only_regular_files(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(PruneError, match="not a regular file"):
+            Journal(path, "me")

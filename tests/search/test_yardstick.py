@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.data import Batch
+from prunecli.data import Batch, Classes
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import MEASURES
 from prunecli.evaluate.passes import Asked
@@ -100,6 +100,46 @@ def test_damage_is_the_divergence_of_scores_and_relative_elsewhere() -> None:
     maps = RNG.normal(size=(400, 2, 3, 3)).astype(np.float32)
     other = choose_yardstick("cosine", Asked(), None, batches(None), pieces(maps))
     np.testing.assert_allclose(other.damage({"y": maps}, {"y": maps * 0.5}, 400).mean(), 0.25, rtol=1e-6)
+
+
+def test_what_labels_mean_does_not_depend_on_the_part() -> None:
+    """One output, targets that are counts: a part that happens to hold 0 and 1 alone is no yes-or-no question."""
+    counts, part = np.arange(400) % 3, np.arange(400) % 2
+    found = choose_yardstick(None, Asked(), np.concatenate([part, counts]), batches(part), pieces(NUMBERS))
+    assert found.metric == "r2"
+    assert choose_yardstick(None, Asked(), part, batches(part), pieces(NUMBERS)).metric == "accuracy"
+
+
+def test_folders_of_other_classes_are_refused() -> None:
+    """Three folders, numbered 0 to 2, and a model of seven classes."""
+    three = Classes({0: "a", 1: "b", 2: "c"}, complete=True)
+    with pytest.raises(PruneError, match="3 classes"):
+        choose_yardstick(None, Asked(), CLASSES % 3, batches(CLASSES % 3), pieces(LOGITS), three)
+
+
+def test_an_original_that_gives_no_numbers_is_refused() -> None:
+    broken = np.where(np.arange(400)[:, None] < 9, np.nan, LOGITS).astype(np.float32)
+    for metric in FIDELITY:
+        with pytest.raises(PruneError, match="not a number on 9 of 400"):
+            judged(metric, None, broken, broken)
+
+
+def test_damage_is_told_of_the_numbers_that_the_original_gives() -> None:
+    """Masked scores, minus infinity in both."""
+    masked = np.where(np.arange(7) == 2, -np.inf, LOGITS).astype(np.float32)
+    worse = np.where(np.arange(7) == 2, -np.inf, NOISY).astype(np.float32)
+    found, _ = judged(None, CLASSES, np.where(CLASSES[:, None] == 2, LOGITS, masked), LOGITS)
+    damage = found.damage({"y": masked}, {"y": worse}, 400)
+    assert np.isfinite(damage).all() and (damage > 0).all()
+
+
+def test_an_output_whose_size_follows_the_weights_is_no_measure() -> None:
+    parts = [{"y": LOGITS[i : i + 100], "found": LOGITS[: 10 + i // 100]} for i in range(0, 400, 100)]
+    assert set(choose_yardstick(None, Asked(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
+    alone = [{"found": part["found"]} for part in parts]
+    found = choose_yardstick("cosine", Asked(), None, batches(None), alone)
+    with pytest.raises(PruneError, match="changes its size"):
+        found.damage({"found": LOGITS[:10]}, {"found": LOGITS[:9]}, 100)
 
 
 REFUSED: list[tuple[str | None, Array | None, str]] = [

@@ -65,7 +65,7 @@ def placed(error: PruneError, planned: Planned) -> PruneError:
     settings: list[Setting] = list(planned.step.settings.values())
     if any(error.message.startswith(f"{setting.place}: ") for setting in settings):
         return error
-    place = blame(f"{error.message} {error.hint}", settings) or planned.step.place
+    place = blame(error.message, error.hint, settings) or planned.step.place
     error.args = (f"{place}: {planned.step.title}: {error.message}",)
     error.message = error.args[0]
     return error

@@ -48,8 +48,9 @@ def command_line_text(
         return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"]))
     schema = schema_of(command)
     lines = [line for slot in schema.values() if (line := _line(slot, raw, defaults)) is not None]
-    top = [line for line in lines if schema[line.key].display]
-    return _text(head, top, [], [(command, "", [line for line in lines if not schema[line.key].display])])
+    before = {line.key for line in lines if line.key == "model" or schema[line.key].display}
+    top, own = ([line for line in lines if (line.key in before) is first] for first in (True, False))
+    return _text(head, top, [], [(command, "", own)])
 
 
 def _line(slot: Slot, raw: Mapping[str, Any], defaults: Mapping[str, Setting]) -> Line | None:
