@@ -28,8 +28,8 @@ SHARED = ("mask", "gaps")
 """Encodings that know no shapes."""
 PASSES = 6
 """Folding passes that chains are spread over. onnxruntime makes at most ten, and other rewriting needs some."""
-SPREAD_FROM = 32 << 20
-"""Dense bytes from which chains are spread: below, the library itself takes as much memory."""
+SPREAD_FROM = 8 << 20
+"""Dense bytes from which chains are spread: below, the library itself takes as much memory, and passes take time."""
 
 
 def fit(subject: Subject, values: str = "exact") -> Encoded | None:
