@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from common import HERE, SHARED, parser, show
 
+from prunecli.data.options import DataOptions
 from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import open_model, set_up
 from prunecli.search.adaptive import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of

@@ -12,7 +12,8 @@ from pathlib import Path
 from common import SHARED, parser, show
 
 from prunecli import gradient, magnitude
-from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.data.options import DataOptions
+from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 from prunecli.pipeline.judge import BY_EVIDENCE
 from prunecli.select.criteria import CRITERIA
 

@@ -16,7 +16,8 @@ from common import SHARED, parser, peer, show
 from onnx import numpy_helper
 
 from prunecli import magnitude, oneshot
-from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.data.options import DataOptions
+from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")

@@ -14,8 +14,8 @@ import onnxruntime
 from common import SHARED, parser, peer, show
 
 from prunecli import structured
+from prunecli.data.options import DataOptions
 from prunecli.model import Dims, concrete_shapes, count_macs, load
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.search.normalise import NORMALISERS
 
 TRAIN, TEST = SHARED / "data" / "cifar10-train.npz", SHARED / "data" / "cifar10-test.npz"

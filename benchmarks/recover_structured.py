@@ -18,7 +18,7 @@ import onnxruntime
 from common import SHARED, parser, peer, show
 
 from prunecli import structured
-from prunecli.pipeline.evaluate import DataOptions
+from prunecli.data.options import DataOptions
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 SAMPLES, HALF = 512, 0.5

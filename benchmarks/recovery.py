@@ -18,7 +18,7 @@ from common import SHARED, parser, peer, show
 from quality import accuracy
 
 from prunecli import structured
-from prunecli.pipeline.evaluate import DataOptions
+from prunecli.data.options import DataOptions
 from prunecli.pipeline.gradual import Retrain
 
 TRAIN, MODELS = SHARED / "data" / "cifar10-train.npz", SHARED / "models" / "real"

@@ -14,7 +14,8 @@ import numpy as np
 from common import SHARED, parser, show
 
 from prunecli import oneshot
-from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.data.options import DataOptions
+from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 from prunecli.runtime import Session
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"

@@ -44,10 +44,6 @@ class InputSpec:
     def is_float(self) -> bool:
         return "float" in self.dtype and self.is_tensor
 
-    @property
-    def is_integer(self) -> bool:
-        return self.dtype.startswith(("int", "uint"))
-
     def describe(self) -> str:
         """`image: float32 (batch, 3, 32, 32)`, for error messages."""
         dims = ", ".join("?" if d is None else str(d) for d in self.shape)

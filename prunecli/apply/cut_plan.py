@@ -15,14 +15,13 @@ the listed positions follow from them.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunecli.apply.plans import written
 from prunecli.errors import PruneError
 from prunecli.model import Model
 from prunecli.model.loading import file_sha256
@@ -59,17 +58,8 @@ def save_cut_plan(path: Path, plan: Json) -> None:
     Raises:
         PruneError: it cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps({"schema": SCHEMA, **plan}, allow_nan=False) + "\n")
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise PruneError(f"cannot write the plan {path}: {error.strerror}", "name a writable file") from error
+    with written(path) as file:
+        file.write(json.dumps({"schema": SCHEMA, **plan}, allow_nan=False) + "\n")
 
 
 def load_cut_plan(path: Path, model: Model) -> Json:

@@ -15,7 +15,8 @@ import binascii
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -72,11 +73,22 @@ def save_plan(
         "units": [],
         "frozen": [],
     }
+    with written(path) as file:
+        _write(file, head, progress(found, "writing the plan", len(found)))
+
+
+@contextmanager
+def written(path: Path) -> Iterator[TextIO]:
+    """A plan's file, which appears complete or not at all.
+
+    Raises:
+        PruneError: it cannot be written.
+    """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                _write(file, head, progress(found, "writing the plan", len(found)))
+                yield file
             Path(name).chmod(0o644)
             Path(name).replace(path)
         finally:

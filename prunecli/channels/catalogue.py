@@ -100,16 +100,6 @@ class Catalogue:
         """What `cut.remove` takes: positions per value and axis, for a mask over units."""
         return removed_positions(self.analysis, self.removed_atoms(units))
 
-    def unit_positions(self, unit: int) -> Removed:
-        """The positions of one unit in the weights that its group lists."""
-        table, offset = self.analysis.components.table, self.analysis.components.offset
-        mine = self.atoms[self.start[unit] : self.start[unit + 1]]
-        out: Removed = {}
-        for name, axis in self.groups[int(self.group_of[unit])].weights:
-            root = table.find(table.axis(self.analysis.model.graph.initializers[name], axis, 0))
-            out.setdefault(name, {})[axis] = np.sort(mine[self.axis_of_atom[mine] == root] - offset[root])
-        return out
-
 
 def removed_positions(analysis: Analysis, atoms: np.ndarray) -> Removed:
     """Positions per value and axis, for a mask over atoms."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from prunecli.channels.registry import REWRITES
 from prunecli.channels.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant
+from prunecli.model.graphs import captured
 
 HINT = "exclude the layers around it with --exclude"
 
@@ -98,24 +99,13 @@ def _keep_contents(cut: Cut, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if (node, index) not in cut.settled and _changed(cut, value):
             cut.set_input(node, index, _original(cut, value))
-    for value in _captured_outside(node):
+    for value in captured(node):
         if _changed(cut, value):
             raise PruneError(
                 f"{value.name!r} is computed from a shape that the cut changes, and used inside the body of "
                 f"{node.op_type} {node.name!r}",
                 HINT,
             )
-
-
-def _captured_outside(node: ir.Node) -> Iterator[ir.Value]:
-    """Values of the main graph that the bodies of a node use."""
-    for attr in node.attributes.values():
-        graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
-        graphs = list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else graphs
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
-            yield from (v for v in graph.outputs if v.graph is node.graph)
 
 
 def _changed(cut: Cut, value: ir.Value | None) -> bool:

@@ -176,10 +176,10 @@ def adaptive(
     from prunecli.cli.output import draws, emit
     from prunecli.cli.progress import progress_for
     from prunecli.cli.trials import trial_options
+    from prunecli.data.options import DataOptions
     from prunecli.errors import PruneError
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
 

@@ -8,33 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
-from prunecli.cli.options import Format
+from prunecli.cli.shared import Reporting, Running, Samples, reports
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
 
 
+@takes(inputs=Samples)
+@reports
 @reads_images
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="the reference", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B", help="the other model", show_default=False)],
-    data: options.Data = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
+    *,
+    inputs: Samples,
     batch_size: options.BatchSize = 32,
-    limit: options.Limit = None,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="random inputs, without --data")] = 8,
     seed: options.Seed = 0,
     fail_if: options.FailIf = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
-    *,
+    reporting: Reporting,
+    running: Running,
     images: ImageOptions,
 ) -> None:
     """How far the outputs of two models lie apart on the same inputs.
@@ -43,24 +38,19 @@ def compare(
     names differ. Figures for --fail-if: max_abs, max_rel (largest difference over largest magnitude), cosine,
     snr_db, top1_agreement, each the worst over the outputs; OUTPUT.max_abs and so on for one output.
     """
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
     from prunecli.evaluate.gates import raise_if_failed
-    from prunecli.model import Dims
     from prunecli.pipeline.compare import CompareOptions
     from prunecli.pipeline.compare import compare as run
-    from prunecli.pipeline.evaluate import DataOptions
-    from prunecli.pipeline.subject import Execution
 
     wanted = CompareOptions(
-        data=DataOptions.of(data, labels, label_column, limit, images),
+        data=inputs.source(images),
         samples=samples,
         batch_size=batch_size,
         seed=seed,
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=Execution(provider or "cpu", threads),
+        dims=running.dims(),
+        execution=running.execution(),
         gates=fail_if or (),
     )
-    result = run(first, second, wanted, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(first, second, wanted, reporting.progress())
+    reporting.emit(result)
     raise_if_failed(result.gates)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
-from prunecli.cli.options import Format
+from prunecli.cli.shared import Reporting, Running, Samples, reports
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -30,19 +31,19 @@ class TaskOption(StrEnum):
     regression = "regression"
 
 
+@takes(inputs=Samples)
+@reports
 @reads_images
 def evaluate(
     model: options.ModelPath,
+    *,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", metavar="ORIGINAL", help="the model to compare with", rich_help_panel=QUALITY),
     ] = None,
-    data: options.Data = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
+    inputs: Samples,
     train_data: options.TrainData = None,
     batch_size: options.BatchSize = 32,
-    limit: options.Limit = None,
     seed: options.Seed = 0,
     task: Annotated[
         TaskOption,
@@ -89,14 +90,8 @@ def evaluate(
         typer.Option("--latency-batch", metavar="N", min=1, help="samples per timed run", rich_help_panel=QUALITY),
     ] = 1,
     fail_if: options.FailIf = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
-    *,
+    reporting: Reporting,
+    running: Running,
     images: ImageOptions,
 ) -> None:
     """Quality, size and latency of a model, alone or beside its original.
@@ -106,19 +101,16 @@ def evaluate(
     accuracy, accuracy.drop, f1.drop, latency.median, latency.speedup, cosine, snr_db, top1_agreement,
     file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
     """
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
+    from prunecli.data.options import DataOptions
     from prunecli.evaluate.gates import raise_if_failed
     from prunecli.evaluate.passes import Asked
-    from prunecli.model import Dims
-    from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions
+    from prunecli.pipeline.evaluate import EvaluateOptions
     from prunecli.pipeline.evaluate import evaluate as run
-    from prunecli.pipeline.subject import Execution
 
     wanted = EvaluateOptions(
-        data=DataOptions.of(data, labels, label_column, limit, images),
+        data=inputs.source(images),
         train_data=DataOptions.of(
-            train_data, None, label_column if train_data else None, limit, images if train_data else None
+            train_data, None, inputs.label_column if train_data else None, inputs.limit, images if train_data else None
         ),
         asked=Asked(task.value, output_name),
         average=average.value,
@@ -129,10 +121,10 @@ def evaluate(
         latency_batch=latency_batch,
         batch_size=batch_size,
         seed=seed,
-        dims=Dims.parse(dim or (), input_shape or ()),
-        execution=Execution(provider or "cpu", threads),
+        dims=running.dims(),
+        execution=running.execution(),
         gates=fail_if or (),
     )
-    result = run(model, baseline, wanted, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(model, baseline, wanted, reporting.progress())
+    reporting.emit(result)
     raise_if_failed(result.gates)

@@ -119,8 +119,8 @@ def finetune(
     """
     from prunecli.cli.output import emit
     from prunecli.cli.progress import progress_for
+    from prunecli.data.options import DataOptions
     from prunecli.errors import PruneError
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.finetune import finetune as run
     from prunecli.pipeline.finetune import raise_if_harmful
     from prunecli.pipeline.finetune_options import FinetuneOptions

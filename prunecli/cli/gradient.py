@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Also, Pattern, Scope
-from prunecli.cli.options import DATA, SELECT, ExternalData, Format
+from prunecli.cli.options import DATA, SELECT
+from prunecli.cli.shared import Calibration, Reporting, Running, reports
 from prunecli.cli.training import Given, Steps, trains
-from prunecli.cli.zeroing import zeroing
+from prunecli.cli.zeroing import Zeroed, zeroes
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -24,10 +26,14 @@ class LossName(StrEnum):
     labels = "labels"
 
 
+@takes(inputs=Calibration)
+@zeroes
+@reports
 @reads_images
 @trains
 def gradient(
     model: options.ModelPath,
+    *,
     sparsity: options.Sparsity = None,
     pattern: Pattern = "element",
     scope: Annotated[
@@ -52,10 +58,7 @@ def gradient(
     exclude: options.Exclude = None,
     also: Also = None,
     steps: Steps = None,
-    data: options.CalibrationData = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
-    limit: options.Limit = None,
+    inputs: Calibration,
     loss: Annotated[
         LossName,
         typer.Option(
@@ -68,22 +71,9 @@ def gradient(
     ] = LossName.auto,
     output_name: options.OutputName = None,
     seed: options.Seed = 0,
-    output: options.OutputPath = None,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    external_data: options.ExternalDataOption = ExternalData.auto,
-    no_verify: options.NoVerify = False,
-    pack: options.Pack = False,
-    plan: options.Plan = None,
-    save_plan: options.SavePlan = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
-    *,
+    saving: Zeroed,
+    reporting: Reporting,
+    running: Running,
     training: Given,
     images: ImageOptions,
 ) -> None:
@@ -95,31 +85,17 @@ def gradient(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    arguments = locals()
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
-    from prunecli.errors import PruneError
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradient import gradient as run
     from prunecli.pipeline.gradient_source import GradientOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
-    from prunecli.pipeline.subject import Execution
-    from prunecli.select import Recipe
 
-    recipe = None
-    if plan is None:
-        recipe = Recipe(pattern, scope.value if scope else None, criterion, sparsity, None, seed)
-    elif any(v is not None for v in (sparsity, scope, criterion)) or pattern != "element" or include or exclude or also:
-        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
-    execution, source = (
-        Execution(provider or "cpu", threads),
-        DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True),
+    recipe = saving.recipe(
+        pattern, scope.value if scope else None, criterion, sparsity, None, seed, include, exclude, also
     )
-    retrain = training.retrain(
-        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
-    )  # fmt: skip
-    wanted = zeroing(arguments, recipe, execution, retrain)
+    source = inputs.source(images, training.train_data)
+    retrain = training.retrain(source, steps, running.execution(), seed, images=images, **saving.rewriting())
+    wanted = saving.options(reporting, running, recipe, retrain, include, exclude, also)
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
-    result = run(model, wanted, measured, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(model, wanted, measured, reporting.progress())
+    reporting.emit(result)
     raise_if_all_harmful(result.training)

@@ -1,4 +1,5 @@
-"""Groups of options that several commands take: one function's parameters, added to a command's by a decorator."""
+"""Groups of options that several commands take: written once, as a data class or a function, and passed on as one
+value."""
 
 from __future__ import annotations
 
@@ -11,24 +12,26 @@ from typing import Any, get_type_hints
 Command = Callable[..., None]
 
 
-def option_group(template: Callable[..., Any], name: str) -> Callable[[Command], Command]:
-    """A decorator that appends the parameters of `template` to a command's; the command gets what `template` makes
-    of their values as its keyword argument `name`."""
-    group = inspect.signature(template)
+def takes(**templates: Callable[..., Any]) -> Callable[[Command], Command]:
+    """A decorator that puts the parameters of each template in place of the command's parameter of that name, which
+    gets what the template makes of their values."""
+    groups = {name: inspect.signature(template).parameters for name, template in templates.items()}
 
     def decorate(command: Command) -> Command:
-        own = inspect.signature(command)
+        own = inspect.signature(command).parameters
 
         @wraps(command)
         def wrapped(**given: Any) -> None:
-            mine = {parameter: given.pop(parameter) for parameter in group.parameters}
-            command(**given, **{name: template(**mine)})
+            made = {name: templates[name](**{p: given.pop(p) for p in group}) for name, group in groups.items()}
+            command(**given, **made)
 
-        kept = [parameter for key, parameter in own.parameters.items() if key != name]
-        hints = _hints(command) | _hints(template)
+        hints = _hints(command)
+        for template in templates.values():
+            hints |= _hints(template)
+        spread = [p for name, one in own.items() for p in (groups[name].values() if name in groups else [one])]
         parameters = [
             parameter.replace(annotation=hints.get(parameter.name, Any), kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in (*kept, *group.parameters.values())
+            for parameter in spread
         ]
         del wrapped.__wrapped__  # the signature is no longer the command's
         wrapped.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
@@ -38,11 +41,11 @@ def option_group(template: Callable[..., Any], name: str) -> Callable[[Command],
     return decorate
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations as objects, but for those of other groups, `*, name: Type`, whose types are costly to import."""
-    groups = {name for name, p in inspect.signature(function).parameters.items()
+def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations as objects, but for those of groups, `*, name: Type`, whose types are costly to import."""
+    if isinstance(made, type):
+        return get_type_hints(made, include_extras=True)
+    groups = {name for name, p in inspect.signature(made).parameters.items()
               if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty}  # fmt: skip
-    needed = {
-        n: h for n, h in function.__annotations__.items() if not (isinstance(h, str) and n in {"return", *groups})
-    }
-    return get_type_hints(SimpleNamespace(__annotations__=needed), function.__globals__, include_extras=True)
+    needed = {n: h for n, h in made.__annotations__.items() if not (isinstance(h, str) and n in {"return", *groups})}
+    return get_type_hints(SimpleNamespace(__annotations__=needed), made.__globals__, include_extras=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunecli.cli.groups import option_group
+from prunecli.cli.groups import takes
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -53,7 +53,7 @@ def _template(
         ),
     ] = None,
 ) -> ImageOptions:
-    """The group: its parameters are appended to a command's, and what was given is passed on as one value."""
+    """The group: its parameters are a command's, and what was given is passed on as one value."""
     from prunecli.data.images.options import ImageOptions
 
     return ImageOptions.parse(
@@ -62,5 +62,5 @@ def _template(
     )  # fmt: skip
 
 
-reads_images = option_group(_template, "images")
+reads_images = takes(images=_template)
 """Gives a command the options of image folders; it takes what was given as `images: ImageOptions`."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
 from prunecli.cli.magnitude import Pattern
-from prunecli.cli.options import RUN, SELECT, ExternalData, Format
+from prunecli.cli.options import RUN, SELECT
+from prunecli.cli.shared import Calibration, Reporting, Running, reports
 from prunecli.cli.training import Given, Steps, trains
-from prunecli.cli.zeroing import zeroing
+from prunecli.cli.zeroing import Zeroed, zeroes
 from prunecli.quantity import Quantity, parse_quantity
 
 if TYPE_CHECKING:
@@ -38,10 +40,14 @@ class Allocation(StrEnum):
     loss = "loss"
 
 
+@takes(inputs=Calibration)
+@zeroes
+@reports
 @reads_images
 @trains
 def oneshot(
     model: options.ModelPath,
+    *,
     sparsity: options.Sparsity = None,
     pattern: Pattern = "element",
     method: Annotated[
@@ -79,26 +85,11 @@ def oneshot(
     include: options.Include = None,
     exclude: options.Exclude = None,
     steps: Steps = None,
-    data: options.CalibrationData = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
-    limit: options.Limit = None,
+    inputs: Calibration,
     seed: options.Seed = 0,
-    output: options.OutputPath = None,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    external_data: options.ExternalDataOption = ExternalData.auto,
-    no_verify: options.NoVerify = False,
-    pack: options.Pack = False,
-    plan: options.Plan = None,
-    save_plan: options.SavePlan = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
+    saving: Zeroed,
+    reporting: Reporting,
+    running: Running,
     memory: Annotated[
         Quantity | None,
         typer.Option(
@@ -109,7 +100,6 @@ def oneshot(
             rich_help_panel=RUN,
         ),
     ] = None,
-    *,
     training: Given,
     images: ImageOptions,
 ) -> None:
@@ -121,32 +111,21 @@ def oneshot(
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
-    arguments = locals()
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
     from prunecli.errors import PruneError
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.oneshot import MEMORY, OneshotOptions
     from prunecli.pipeline.oneshot import oneshot as run
-    from prunecli.pipeline.subject import Execution
-    from prunecli.select import Recipe
 
-    recipe = None
-    if plan is None:
-        recipe = Recipe(pattern, scope.value if scope else None, None, sparsity, None, seed)
-    elif any(v is not None for v in (sparsity, scope, allocate)) or pattern != "element" or include or exclude:
-        raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+    recipe = saving.recipe(
+        pattern, scope.value if scope else None, None, sparsity, None, seed, include, exclude, allocate
+    )
     if memory is not None and memory.kind not in ("bytes", "plain"):
         raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
-    execution = Execution(provider or "cpu", threads)
-    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data, synthetic=True)
-    retrain = training.retrain(
-        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
-    )  # fmt: skip
+    source = inputs.source(images, training.train_data)
+    retrain = training.retrain(source, steps, running.execution(), seed, images=images, **saving.rewriting())
     if steps is not None and retrain is None:
         raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
-    wanted = zeroing(arguments, recipe, execution, retrain)
+    wanted = saving.options(reporting, running, recipe, retrain, include, exclude)
     measured = OneshotOptions(
         data=source,
         method=method.value,
@@ -155,6 +134,6 @@ def oneshot(
         fallback=fallback,
         memory=MEMORY if memory is None else int(memory.value),
     )
-    result = run(model, wanted, measured, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(model, wanted, measured, reporting.progress())
+    reporting.emit(result)
     raise_if_all_harmful(result.training)

@@ -29,17 +29,20 @@ class Result(Protocol):
 
 
 _collected: ContextVar[list[Result] | None] = ContextVar("collected", default=None)
+_drawn: ContextVar[bool] = ContextVar("drawn", default=False)
 
 
 @contextmanager
-def collected() -> Iterator[list[Result]]:
-    """Within it results are not printed but kept in the list: a step of a recipe reports through the recipe."""
+def collected(drawn: bool = False) -> Iterator[list[Result]]:
+    """Within it results are not printed but kept in the list: a step of a recipe reports through the recipe. `drawn`:
+    in a report with charts."""
     results: list[Result] = []
-    before = _collected.set(results)
+    before, drawn_before = _collected.set(results), _drawn.set(drawn)
     try:
         yield results
     finally:
         _collected.reset(before)
+        _drawn.reset(drawn_before)
 
 
 def emit(result: Result, format: Format = Format.table, report_path: Path | None = None) -> None:
@@ -80,7 +83,7 @@ def check_report_path(path: Path | None) -> None:
 
 def draws(report_path: Path | None) -> bool:
     """Whether a report will show charts, so that what they need is to be measured."""
-    return report_path is not None and report_path.suffix.lower() in (".md", ".html")
+    return _drawn.get() or (report_path is not None and report_path.suffix.lower() in (".md", ".html"))
 
 
 def to_json_text(result: Result) -> str:

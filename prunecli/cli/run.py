@@ -38,7 +38,7 @@ def run(
     line; --dry-run stops there. A gate (fail-if) that fails ends the run with exit code 1. Paths are relative to the
     recipe. `prune COMMAND ... --print-recipe` writes a recipe to start from.
     """
-    from prunecli.cli.output import emit
+    from prunecli.cli.output import draws, emit
     from prunecli.cli.recipes.carry_out import carry_out, planned_result, settled
     from prunecli.recipe.result import StepFailed
 
@@ -50,7 +50,7 @@ def run(
             emit(planned_result(plan), format, report)
             return
         try:
-            result = carry_out(plan, lambda text: say("note", text))
+            result = carry_out(plan, lambda text: say("note", text), draws(report))
         except StepFailed as failed:
             emit(failed.result, format, report)
             raise

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.cli import options
+from prunecli.cli.groups import takes
 from prunecli.cli.images import reads_images
-from prunecli.cli.options import SELECT, ExternalData, Format, as_option
+from prunecli.cli.options import SELECT, as_option
+from prunecli.cli.shared import Reporting, Running, Samples, Saving, reports
 from prunecli.cli.training import Given, Steps, trains
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
@@ -28,10 +30,13 @@ def _amount(name: str, text: str) -> typer.models.OptionInfo:
     )
 
 
+@takes(inputs=Samples, saving=Saving)
+@reports
 @reads_images
 @trains
 def structured(
     model: options.ModelPath,
+    *,
     ratio: Annotated[Quantity | None, _amount("--ratio", "fraction of the units to remove, as 0.5 or 50%")] = None,
     macs: Annotated[
         Quantity | None, _amount("--macs", "what remains of the multiply-accumulates: 0.5, 50% or 120M")
@@ -87,27 +92,14 @@ def structured(
     recover: options.Recover = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    data: options.Data = None,
-    labels: options.Labels = None,
-    label_column: options.LabelColumn = None,
+    inputs: Samples,
     batch_size: options.BatchSize = 32,
-    limit: options.Limit = None,
     seed: options.Seed = 0,
-    output: options.OutputPath = None,
-    force: options.Force = False,
-    dry_run: options.DryRun = False,
-    external_data: options.ExternalDataOption = ExternalData.auto,
-    no_verify: options.NoVerify = False,
+    saving: Saving,
     plan: options.Plan = None,
     save_plan: options.SavePlan = None,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-    dim: options.Dim = None,
-    input_shape: options.InputShape = None,
-    provider: options.Provider = None,
-    threads: options.Threads = None,
-    *,
+    reporting: Reporting,
+    running: Running,
     training: Given,
     images: ImageOptions,
 ) -> None:
@@ -122,20 +114,13 @@ def structured(
     With --finetune-epochs the result is trained, the uncut model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of what is to go is gone. Without it --steps only takes the scores anew.
     """
-    from prunecli.cli.output import emit
-    from prunecli.cli.progress import progress_for
-    from prunecli.model import Dims
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.gradual import raise_if_all_harmful
     from prunecli.pipeline.structured import options_for
     from prunecli.pipeline.structured import structured as run
-    from prunecli.pipeline.subject import Execution
 
-    source = DataOptions.of(data, labels, label_column, limit, images, training.train_data)
-    execution = Execution(provider or "cpu", threads)
-    retrain = training.retrain(
-        source, steps, execution, seed, images=images, verify=not no_verify, external_data=external_data.value
-    )  # fmt: skip
+    source = inputs.source(images, training.train_data)
+    execution = running.execution()
+    retrain = training.retrain(source, steps, execution, seed, images=images, **saving.rewriting())
     wanted = options_for(
         {"ratio": ratio, "macs": macs, "params": params, "latency": latency},
         plan=plan,
@@ -152,16 +137,12 @@ def structured(
         exclude=tuple(exclude or ()),
         data=source,
         batch_size=batch_size,
-        dims=Dims.parse(dim or (), input_shape or ()),
+        dims=running.dims(),
         execution=execution,
-        output=output,
-        force=force,
-        dry_run=dry_run,
-        verify=not no_verify,
         save_plan=save_plan,
-        external_data=external_data.value,
         retrain=retrain,
+        **saving.fields(),
     )
-    result = run(model, wanted, progress_for(no_progress))
-    emit(result, format, report)
+    result = run(model, wanted, reporting.progress())
+    reporting.emit(result)
     raise_if_all_harmful(result.training)

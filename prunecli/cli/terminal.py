@@ -49,8 +49,3 @@ def say(kind: str, text: str) -> None:
         return
     start, end = (_TONES[kind], "\x1b[0m") if terminal.use_color(sys.stderr) else ("", "")
     print(f"{start}{kind}:{end} {one_line(' '.join(text.split()))}", file=sys.stderr)
-
-
-def warn(text: str) -> None:
-    """Say something the user should know, without stopping."""
-    say("warning", text)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunecli.cli import options
-from prunecli.cli.groups import option_group
+from prunecli.cli.groups import takes
 from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
     from prunecli.data import ImageOptions
-    from prunecli.pipeline.evaluate import DataOptions
+    from prunecli.data.options import DataOptions
     from prunecli.pipeline.gradual import Retrain
     from prunecli.pipeline.subject import Execution
 
@@ -161,7 +161,7 @@ class Given:
 
     def _source(self, data: DataOptions | None, images: ImageOptions | None) -> DataOptions:
         from prunecli.data import ImageOptions
-        from prunecli.pipeline.evaluate import DataOptions
+        from prunecli.data.options import DataOptions
 
         first = data or DataOptions("", images=images or ImageOptions())
         return first.like(str(self.train_data))
@@ -193,7 +193,7 @@ def _template(
     temperature: Temperature = 4.0,
     alpha: Alpha = 0.9,
 ) -> Given:
-    """The group: its parameters are appended to a command's, and what was given is passed on as one value."""
+    """The group: its parameters are a command's, and what was given is passed on as one value."""
     chosen = {
         "validation": val_data, "val_split": val_split, "batch_size": train_batch_size, "optimizer": optimizer.value,
         "rate": lr, "weight_decay": weight_decay, "schedule": schedule.value, "warmup": warmup, "clip": clip,
@@ -205,5 +205,5 @@ def _template(
 DEFAULTS = _template().chosen
 
 
-trains = option_group(_template, "training")
+trains = takes(training=_template)
 """Gives a command the options of training; it takes what was given as `training: Given`."""

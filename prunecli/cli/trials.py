@@ -58,13 +58,19 @@ MaxRatio = Annotated[
         "--max-ratio",
         metavar="R",
         parser=as_option(parse_fraction),
-        help="the largest fraction removed from any layer; default 0.9",
+        help="of structures: the largest fraction removed from any group; default 0.9",
         rich_help_panel=SELECT,
     ),
 ]
 RoundTo = Annotated[
     int | None,
-    typer.Option("--round-to", metavar="N", min=1, help="keep widths that are multiples of N", rich_help_panel=SELECT),
+    typer.Option(
+        "--round-to",
+        metavar="N",
+        min=1,
+        help="of structures: keep widths that are multiples of N",
+        rich_help_panel=SELECT,
+    ),
 ]
 Metric = Annotated[
     str | None,
@@ -123,9 +129,9 @@ def trial_options(
     Raises:
         PruneError: no data.
     """
+    from prunecli.data.options import DataOptions
     from prunecli.evaluate.passes import Asked
     from prunecli.model import Dims
-    from prunecli.pipeline.evaluate import DataOptions
     from prunecli.pipeline.subject import Execution
     from prunecli.pipeline.trial_options import TrialOptions
 

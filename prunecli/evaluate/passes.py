@@ -68,8 +68,17 @@ def run_pass(
             collector.add(_labels(batch), outputs[role])
         _add_fidelity(fidelity, batch, outputs)
     name = BASELINE if BASELINE in runners else "the recorded outputs"
-    predictions = {role: c.result() for role, c in collectors.items()}
-    return Pass(predictions, fidelity.result(name, data.source), len(data))
+    return Pass(_results(collectors), fidelity.result(name, data.source), len(data))
+
+
+def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:
+    """Of every role; scores are what those of the baseline are."""
+    found: dict[str, Predictions] = {}
+    for role in sorted(collectors, key=lambda role: role != BASELINE):
+        if found:
+            collectors[role].reading = next(iter(found.values())).reading
+        found[role] = collectors[role].result()
+    return {role: found[role] for role in collectors}
 
 
 def predict(runner: Runner, batches: Iterable[Batch], reading: Reading) -> Predictions:

@@ -3,13 +3,13 @@ and the probability of the truth; never the scores of all classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.reading import IGNORED, Reading
+from prunecli.evaluate.reading import IGNORED, Reading, Scale
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +33,6 @@ class Predictions:
     in_top: Array | None = None
     log_prob: Array | None = None
     invalid: int = 0
-    scale: str = ""
 
     @property
     def samples(self) -> int:
@@ -97,34 +96,35 @@ class Collector:
             raise PruneError(f"every label is {IGNORED}, which says not to count it", "check the labels")
         if "score" in parts:
             return self._binary(parts)
-        plain = bool(parts["plain"].all()) if "plain" in parts else False
+        scale: Scale = "" if "plain" not in parts else self._scale(bool(parts["plain"].all()))
         return Predictions(
-            self.reading,
+            replace(self.reading, scale=scale),
             parts["truth"],
             parts["predicted"],
             parts["sample"],
             parts.get("in_top"),
-            _safe_log(parts["prob"]) if plain else parts.get("soft"),
+            _safe_log(parts["prob"]) if scale == "probabilities" else parts.get("soft"),
             self._invalid,
-            "" if "plain" not in parts else "probabilities" if plain else "logits",
         )
 
+    def _scale(self, plain: bool) -> Scale:
+        return self.reading.scale or ("probabilities" if plain else "logits")
+
     def _binary(self, parts: dict[str, Array]) -> Predictions:
-        """Scores that all lie in [0, 1] are probabilities, cut at 0.5; others are logits, cut at 0."""
+        """Scores that all lie in [0, 1] are probabilities, cut at 0.5; others are logits, cut at 0. Unless the reading
+        knows."""
         score, truth = parts["score"], parts["truth"]
         broken = ~np.isfinite(score)
         good = score[~broken]
-        plain = bool(((good >= 0) & (good <= 1)).all())
-        cut = 0.5 if plain else 0.0
+        scale = self._scale(bool(((good >= 0) & (good <= 1)).all()))
+        cut = 0.5 if scale == "probabilities" else 0.0
         predicted = np.where(broken, -1, score > cut)
-        if plain:
+        if scale == "probabilities":
             log_prob = _safe_log(np.where(truth == 1, score, 1 - score))
         else:
             log_prob = -np.logaddexp(0, np.where(truth == 1, -score, score))
-        return Predictions(
-            self.reading, truth, predicted, parts["sample"], None, log_prob, int(broken.sum()),
-            "probabilities" if plain else "logits",
-        )  # fmt: skip
+        reading = replace(self.reading, scale=scale)
+        return Predictions(reading, truth, predicted, parts["sample"], None, log_prob, int(broken.sum()))
 
 
 def _as_float(array: Array) -> Array:

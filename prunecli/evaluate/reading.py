@@ -15,6 +15,7 @@ from prunecli.errors import PruneError
 Array = np.ndarray[Any, Any]
 Task = Literal["auto", "classification", "regression"]
 Kind = Literal["scores", "classes", "binary", "numbers"]
+Scale = Literal["", "probabilities", "logits"]
 
 IGNORED = -100
 """A label per position that says "do not count this one" (padding), as PyTorch's losses use it."""
@@ -27,7 +28,8 @@ class Reading:
     kind: "scores": one score per class along `axis`; "classes": the predicted class itself; "binary": one
     score for class 1 of {0, 1}; "numbers": regression. `classes`: how many ("scores"). `names`: the sorted
     text labels that classes 0, 1, ... stand for. `one_hot`: the labels are indicator rows. `titles`: names of
-    integer labels, for reports.
+    integer labels, for reports. `scale`: what scores are; "": told from the scores themselves. A pruned model's are
+    what those of its original are, wherever they lie.
     """
 
     output: str
@@ -37,6 +39,7 @@ class Reading:
     names: tuple[str, ...] | None = None
     one_hot: bool = False
     titles: Mapping[int, str] = field(default_factory=dict)
+    scale: Scale = ""
 
     @property
     def regression(self) -> bool:

@@ -1,103 +1,187 @@
-"""Layers that can be fitted in closed form: a weight, how it is multiplied with data, and what may be added to it."""
+"""Layers that can be fitted in closed form: a weight, how it is multiplied with data, and what happens to the product.
+
+What follows a layer is looked at as far as it is affine per channel: a BatchNormalization, added constants, and the
+residual sum in which the layer's branch ends. With the sum as the aim the branch also makes up for what the other
+summand has lost. Whether the sum repeats the branch (one value per image or sentence, added to all positions) shows
+only when the model runs; such a branch has itself as its aim.
+
+    target = scale * (W X + offset) + shift + carried
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.evidence.contractions import Contraction, contraction
-from prunecli.model.weights import Use, Weight, Weights
+from prunecli.evidence.offsets import Offset, stored_array
+from prunecli.model import Model, Weight, find_weights
+from prunecli.model.graphs import reads
+from prunecli.model.weights import Use
 from prunecli.types import Skipped
 
 Array = np.ndarray[Any, Any]
-_HIDDEN = "what it reads cannot be measured: it lies in a sub-graph or a function"
-
-
-@dataclass(frozen=True)
-class Intercept:
-    """A stored vector whose change by `sign` times d changes the layer's output by d, a number per row."""
-
-    weight: Weight
-    sign: int
-
-    def moved(self, values: Array, change: Array) -> Array:
-        """The vector with the layer's output moved by `change` (all rows)."""
-        moved: Array = values + self.sign * change.reshape(values.shape).astype(np.float64)
-        return moved
+HIDDEN = "what it reads cannot be measured: it lies in a sub-graph or a function"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight of the working form.
+    """A weight of a model in working form.
 
     Attributes:
-        uses: each way it is multiplied, in graph order, all in the weight's layout.
-        intercept: what may be added to its output; None where nothing may, as with several uses.
-        offset: (batch, rows) what its operator adds already.
-        gain: (batch, rows) by which its output is multiplied next (a BatchNormalization; 1 without): what its errors
-            are worth.
-        branch: what the output, multiplied, is added to next, which has errors of its own to make up for.
+        node: that multiplies it first.
+        uses: each way it is multiplied, in graph order, all in the weight's layout. What follows is known of one only.
+        target: what is aimed at; carried: a value that is added on the way there, to `branch`.
+        offset: a constant on the way that may be changed; norm: the BatchNormalization, `added` the other constants.
     """
 
     weight: Weight
+    node: ir.Node
     uses: tuple[Contraction, ...]
-    intercept: Intercept | None
-    offset: Array
-    gain: Array
-    branch: str | None
+    target: str
+    branch: str
+    carried: str | None = None
+    offset: Offset | None = None
+    norm: ir.Node | None = None
+    added: tuple[ir.Value, ...] = ()
 
     @property
     def name(self) -> str:
         return self.weight.name
 
     @property
+    def found(self) -> Contraction:
+        return self.uses[0]
+
+    @property
+    def output(self) -> str:
+        return self.found.output or ""
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(batch, rows, taps, cols)."""
         return self.weight.layout.canonical_shape
 
-    def matrices(self, array: Array) -> Array:
-        """A stored array as (batch, rows, K), float64."""
+    def matrices(self, array: Array | None = None) -> Array:
+        """The weight, or an array of its shape, as (batch, rows, K), float64."""
         batch, rows, taps, cols = self.shape
-        found: Array = self.weight.layout.canonical(array).reshape(batch, rows, taps * cols).astype(np.float64)
-        return found
+        given = self.weight.array() if array is None else array
+        return self.weight.layout.canonical(np.asarray(given, np.float64)).reshape(batch, rows, taps * cols)
 
     def stored(self, matrices: Array) -> Array:
         """The inverse, of any dtype."""
         return self.weight.layout.restore(matrices.reshape(self.shape))
 
+    def cast(self, matrices: Array) -> Array:
+        """The inverse, in the weight's type."""
+        return np.ascontiguousarray(self.stored(matrices).astype(self.weight.dtype.numpy()))
 
-def layers_of(
-    work: ir.Model, found: Weights, names: Iterable[str], fixed: frozenset[str] = frozenset()
-) -> tuple[list[Layer], list[Skipped]]:
-    """The layers of those weights in the order in which they run, and why others cannot be measured.
+    def bias(self) -> Array:
+        """What its operator adds, (batch, rows)."""
+        return self._by_row(None if self.found.bias is None else self.node.inputs[self.found.bias])
 
-    Args:
-        work: in `working_form`; found: its weights; names: of the stored tensors that are wanted; fixed: vectors
-            that may not change.
-    """
+    def constant(self) -> Array:
+        """What the offset adds now, (batch, rows)."""
+        batch, rows = self.shape[:2]
+        added = np.zeros(batch * rows) if self.offset is None else self.offset.read(batch * rows)
+        return added.reshape(batch, rows)
+
+    def affine(self) -> tuple[Array, Array]:
+        """(scale, shift), (batch, rows) each, of the model as it is; the offset is no part of them."""
+        scale, shift = np.ones(self.shape[:2]), np.zeros(self.shape[:2])
+        moved = self.offset.node if self.offset is not None else None
+        if moved is not self.node:
+            shift = self.bias()
+        if self.norm is not None:
+            gamma, beta, mean, variance = (self._by_row(value) for value in self.norm.inputs[1:5])
+            epsilon = self.norm.attributes.get("epsilon")
+            scale = gamma / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+            shift = beta + scale * (shift - (0.0 if moved is self.norm else mean))
+        for value in self.added:
+            shift = shift + self._by_row(value)
+        return scale, shift
+
+    def _by_row(self, value: ir.Value | None) -> Array:
+        batch, rows = self.shape[:2]
+        stored = stored_array(value)
+        return np.broadcast_to(0.0 if stored is None else stored.reshape(-1), (batch * rows,)).reshape(batch, rows)
+
+    @property
+    def is_summed_plainly(self) -> bool:
+        """Whether nothing but a BatchNormalization lies between the operator and the sum."""
+        last = self.output if self.norm is None else self.norm.outputs[0].name
+        first = last if self.norm is None else self.norm.inputs[0].name  # type: ignore[union-attr]
+        return self.carried is not None and last == self.branch and first == self.output
+
+    def alone(self) -> Layer:
+        """The branch as its own aim."""
+        return replace(self, target=self.branch, carried=None)
+
+    def moving_only(self, vectors: Collection[str]) -> Layer:
+        """Without its offset, unless that is one of these stored vectors, serves this layer alone and has a number for
+        each row."""
+        value = self.offset.value if self.offset is not None else None
+        if value is None or value.name not in vectors or len(value.uses()) != 1 or value.const_value is None:
+            return replace(self, offset=None)
+        return self if value.const_value.size == self.shape[0] * self.shape[1] else replace(self, offset=None)
+
+    def put(self, graph: ir.Graph, matrices: Array, constant: Array) -> None:
+        """Change the model: the weight, and the offset if there is a place for one."""
+        value = self.weight.holder.value
+        value.const_value = ir.Tensor(self.cast(matrices), dtype=self.weight.dtype, name=value.name)
+        if self.offset is not None:
+            self.offset.write(graph, constant.reshape(-1), self.weight.dtype, f"{self.weight.name}.bias")
+
+
+def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[Layer], list[Skipped]]:
+    """The layers of those weights of a model in working form, in the order in which they run, and why others cannot be
+    measured. An error on a sum is made up for by the last of the layers that end in it."""
     order = {node: place for place, node in enumerate(work.graph)}
-    others = {w.holder.value: w for w in found.others if w.holder.name not in fixed}
-    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
-    layers, left = [], []
-    for name in names:
-        weight = held.get(name)
-        reason = _reason(weight, order) if weight is not None else _HIDDEN
-        if weight is None or reason:
-            left.append(Skipped(name, reason))
+    layers: list[Layer] = []
+    left: list[Skipped] = []
+    for weight in weights:
+        reason = _reason(weight, order)
+        if reason:
+            left.append(Skipped(weight.name, reason))
         else:
-            layers.append(_layer(weight, others, order))
-    layers.sort(key=lambda layer: min(order[use.node] for use in layer.weight.uses))
-    return layers, left
+            layers.append(_layer(weight, order))
+    layers.sort(key=lambda layer: order[layer.node])
+    makers = {value.name: node for node in work.graph for value in node.outputs}
+    still, out = set[ir.Node](), []
+    for layer in reversed(layers):
+        still.update(use.node for use in layer.weight.uses)
+        maker = makers.get(layer.carried)
+        settled = maker is None or not ancestors(maker) & still
+        out.append(layer if settled else layer.alone())
+    return out[::-1], left
 
 
-def _reason(weight: Weight, order: dict[ir.Node, int]) -> str:
+def refittable(work: ir.Model) -> tuple[list[Layer], list[Skipped]]:
+    """The layers of a whole model of which weight and offset can be written anew without touching another one."""
+    layers, left = layers_of(work, find_weights(Model(work, Path(), "")).prunable)
+    reasons = {layer.name: _tied(layer) for layer in layers}
+    left += [Skipped(name, reason) for name, reason in reasons.items() if reason]
+    return [layer for layer in layers if not reasons[layer.name]], left
+
+
+def _tied(layer: Layer) -> str:
+    (use, *others), value = layer.weight.uses, layer.weight.holder.value
+    if others or len(value.uses()) > 1:
+        return "it is shared by several layers"
+    if value.is_graph_output():
+        return "it is an output of the model too"
+    return "it reaches its layer through other operators" if use.shape != layer.weight.shape else ""
+
+
+def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
     """Why a weight has no evidence; empty if it has."""
     if any(use.node not in order for use in weight.uses):
-        return _HIDDEN
+        return HIDDEN
     if weight.holder.overridable:
         return "it is also a graph input, so that a caller may feed other values"
     for use in weight.uses:
@@ -108,7 +192,7 @@ def _reason(weight: Weight, order: dict[ir.Node, int]) -> str:
             return f"how {use.op} multiplies it with data is not known"
         if use.op == "Gemm" and not _adds_per_row(use, found):
             return "what Gemm adds to it is not one number for each of its outputs"
-        if found.bias is not None and _stored(use.node.inputs[found.bias]) is None:
+        if found.bias is not None and stored_array(use.node.inputs[found.bias]) is None:
             return f"what {use.op} adds to it is computed"
     if len(weight.uses) > 1 and any(contraction(use).bias is not None for use in weight.uses):  # type: ignore[union-attr]
         return "several operators with biases of their own share it"
@@ -123,101 +207,96 @@ def _adds_per_row(use: Use, found: Contraction) -> bool:
         return True
     if found.bias is None:
         return False
-    stored = _stored(added)
+    stored = stored_array(added)
     return stored is None or stored.size == 1 or stored.shape[-1] == stored.size == use.layout.canonical_shape[1]
 
 
-def _per_channel(use: Use) -> bool:
-    """Whether axis 1 of the operator's output, that of a BatchNormalization, counts the rows of the weight."""
-    shape = use.node.outputs[0].shape
-    flat = use.op == "Gemm" or (use.op == "MatMul" and shape is not None and len(shape) == 2)
-    return use.op in ("Conv", "ConvTranspose") or (flat and use.index == 1)
-
-
-def _layer(weight: Weight, others: dict[ir.Value, Weight], order: dict[ir.Node, int]) -> Layer:
+def _layer(weight: Weight, order: dict[ir.Node, int]) -> Layer:
     uses = sorted(weight.uses, key=lambda use: order[use.node])
     found = tuple(c for c in map(contraction, uses) if c is not None)
-    batch, rows = weight.layout.canonical_shape[:2]
-    added = None if found[0].bias is None else _stored(uses[0].node.inputs[found[0].bias])
-    offset = np.zeros((batch, rows)) if added is None else np.broadcast_to(added.reshape(-1), batch * rows)
-    offset = offset.reshape(batch, rows)
-    if len(found) > 1:
-        return Layer(weight, found, None, offset, np.ones((batch, rows)), None)
-    gain, branch = _after(uses[0], batch * rows)
-    own = _intercept(uses[0], found[0], others)
-    return Layer(weight, found, own, offset, gain.reshape(batch, rows), branch)
+    use, value = uses[0], uses[0].node.outputs[0]
+    if len(uses) > 1:
+        return Layer(weight, use.node, found, value.name or "", value.name or "")
+    size = weight.layout.canonical_shape[0] * weight.layout.canonical_shape[1]
+    offset, norm, carried, total = _own_offset(use, found[0], size), None, None, None
+    added: list[ir.Value] = []
+    while (user := _only_reader(value)) is not None:
+        others = [v for v in user.inputs if v is not value]
+        if norm is None and not added and _normalises(user, value, use, size):
+            norm = user
+            offset = Offset(user, 3, -1.0) if offset is None or offset.new else offset
+        elif user.op_type != "Add" or user.domain or len(others) != 1 or others[0] is None:
+            break
+        elif _is_vector(others[0], use, size):
+            if (offset is None or offset.new) and norm is None:
+                offset = Offset(user, list(user.inputs).index(others[0]))
+            else:
+                added.append(others[0])
+        else:
+            if others[0].const_value is None:
+                total, carried = user.outputs[0], others[0].name
+            break
+        value = user.outputs[0]
+    target, branch = (total or value).name or "", value.name or ""
+    return Layer(weight, use.node, found, target, branch, carried, offset, norm, tuple(added))
 
 
-def _intercept(use: Use, found: Contraction, others: dict[ir.Value, Weight]) -> Intercept | None:
-    if found.bias is not None:
-        return _own(use.node.inputs[found.bias], others, use, 1)
-    node, index = _only_reader(use.node.outputs[0])
-    if node is None:
+def _own_offset(use: Use, found: Contraction, size: int) -> Offset | None:
+    if use.op not in ("Conv", "ConvTranspose") and not (use.op == "Gemm" and use.index == 1):
         return None
-    if node.op_type == "BatchNormalization" and index == 0 and len(node.outputs) == 1:
-        return _own(node.inputs[3], others, use, -1) if _per_channel(use) else None
-    if node.op_type == "Add" and node.domain == "":
-        return _own(node.inputs[1 - index], others, use, 1)
-    return None
+    value = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    if value is None:
+        beta = use.node.attributes.get("beta")
+        return Offset(use.node, 2, new=True) if beta is None or beta.as_float() == 1 else None
+    fits = value.const_value is not None and value.const_value.size in (1, size)
+    return Offset(use.node, 2) if fits and found.bias is not None and _is_own(value) else None
 
 
-def _own(value: ir.Value | None, others: dict[ir.Value, Weight], use: Use, sign: int) -> Intercept | None:
-    """The vector that `value` stores, if it serves this layer alone and has one number per row of it."""
-    weight = others.get(value) if value is not None else None
-    if weight is None or value is None or len(value.uses()) != 1:
-        return None
-    if weight.holder.overridable or value.is_graph_output():
-        return None
-    batch, rows = use.layout.canonical_shape[:2]
-    shape = weight.shape
-    axis = next((i - len(shape) for i, size in enumerate(shape) if size > 1), -1)
-    per_channel = use.op in ("Conv", "ConvTranspose")
-    fits = weight.size == batch * rows and (per_channel or batch == 1)
-    if weight.uses[0].op == "Add":  # of the others the operator says that it is per row
-        row_axis = 1 - len(use.shape) if per_channel else -2 if use.index == 0 else -1
-        fits = fits and axis == row_axis
-    return Intercept(weight, sign) if fits else None
+def _is_own(value: ir.Value) -> bool:
+    return not value.is_graph_input() and not value.is_graph_output()
 
 
-def _only_reader(value: ir.Value) -> tuple[ir.Node | None, int]:
+def _only_reader(value: ir.Value) -> ir.Node | None:
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None, 0
-    return uses[0].node, uses[0].idx
+    producer = value.producer()
+    if len(uses) != 1 or value.is_graph_output() or producer is None:
+        return None
+    return uses[0].node if uses[0].node.graph is producer.graph else None
 
 
-def _after(use: Use, rows: int) -> tuple[Array, str | None]:
-    """The factor of a BatchNormalization that follows, ones without, and what is then added that is computed too."""
-    node, index = _only_reader(use.node.outputs[0])
-    gain: Array = np.ones(rows)
-    if node is not None and node.op_type == "BatchNormalization" and index == 0 and len(node.outputs) == 1:
-        scale, _, _, variance = (_stored(v) for v in node.inputs[1:5])
-        if scale is None or variance is None or scale.shape != gain.shape or not _per_channel(use):
-            return gain, None
-        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-        gain = scale / np.sqrt(variance + epsilon)
-        node, index = _only_reader(node.outputs[0])
-    if node is None or node.op_type != "Add" or node.domain != "":
-        return gain, None
-    other = node.inputs[1 - index]
-    if other is None or other.const_value is not None or other is node.inputs[index]:
-        return gain, None
-    return gain, other.name
+def _normalises(node: ir.Node, value: ir.Value, use: Use, size: int) -> bool:
+    """Whether a node is a BatchNormalization with stored statistics whose channels, axis 1, are the weight's rows."""
+    shape, training = use.node.outputs[0].shape, node.attributes.get("training_mode")
+    flat = use.op == "Gemm" or (use.op == "MatMul" and shape is not None and len(shape) == 2)
+    if node.op_type != "BatchNormalization" or node.inputs[0] is not value or len(node.outputs) != 1:
+        return False
+    if (training is not None and training.as_int()) or not (_is_spatial(use) or (flat and use.index == 1)):
+        return False
+    return all(v is not None and v.const_value is not None and v.const_value.size == size and _is_own(v)
+               for v in node.inputs[1:5])  # fmt: skip
 
 
-def _stored(value: ir.Value | None) -> Array | None:
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else np.asarray(tensor.numpy(), np.float64)
+def _is_spatial(use: Use) -> bool:
+    return use.op in ("Conv", "ConvTranspose")
 
 
-def ancestors(work: ir.Model, value: str) -> set[ir.Node]:
-    """The nodes that the value depends on."""
-    producer: dict[str, ir.Node] = {v.name or "": node for node in work.graph for v in node.outputs}
+def _is_vector(value: ir.Value, use: Use, size: int) -> bool:
+    """A stored array with one number per output channel."""
+    tensor = value.const_value
+    if tensor is None or not _is_own(value) or tensor.size != size:
+        return False
+    channel = 1 - len(use.shape) if _is_spatial(use) else -1 if use.index == 1 else -2  # axes from the end
+    sizes = tuple(int(d) for d in tensor.shape.numpy())
+    return all(length == 1 or axis - len(sizes) == channel for axis, length in enumerate(sizes))
+
+
+def ancestors(node: ir.Node) -> set[ir.Node]:
+    """The node and those of its graph that it depends on."""
     found: set[ir.Node] = set()
-    stack: list[str] = [value]
+    stack: list[ir.Node | None] = [node]
     while stack:
-        node = producer.get(stack.pop())
-        if node is not None and node not in found:
-            found.add(node)
-            stack.extend(v.name or "" for v in node.inputs if v is not None)
+        node_ = stack.pop()
+        if node_ is not None and node_ not in found:
+            found.add(node_)
+            stack.extend(value.producer() for value in reads(node_))
     return found

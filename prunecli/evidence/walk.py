@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, T
 
 from prunecli.errors import PruneError
 from prunecli.evidence.store import Store
-from prunecli.model.graphs import subgraphs
+from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
@@ -44,6 +45,7 @@ class Walk:
         feeds: the batches; each holds the model's inputs.
         store: where values are kept; walks may share one.
         open_session: as `Session.open`.
+        keep: values that stay held once they are reached, as the model's outputs do.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Walk:
         feeds: Iterable[Mapping[str, Any]],
         store: Store,
         open_session: Opener = Session.open,
+        keep: Iterable[str] = (),
     ) -> None:
         self._model = model
         self._store = store
@@ -62,7 +65,7 @@ class Walk:
         for node in self._nodes:
             for name in self._reads[node]:
                 self._pending[name] = self._pending.get(name, 0) + 1
-        self._pinned = {v.name or "" for v in model.graph.outputs}
+        self._pinned = {*keep, *(v.name or "" for v in model.graph.outputs)}
         self._producer = {v.name or "": node for node in self._nodes for v in node.outputs if v.name}
         self._done: set[ir.Node] = set()
         self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
@@ -112,10 +115,6 @@ class Walk:
         """The value on every batch."""
         return (self.read(name, batch) for batch in range(self.batches))
 
-    def finish(self) -> None:
-        """Reach the model's outputs."""
-        self.reach(sorted(self._pinned))
-
     def close(self) -> None:
         """Let go of everything."""
         self._pending, self._pinned = {}, set()
@@ -139,109 +138,56 @@ class Walk:
         return [node for node in self._nodes if node in found]
 
     def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str]) -> None:
-        inside = set(nodes)
         left = dict(self._pending)
         for node in nodes:
             for name in self._reads[node]:
                 left[name] -= 1
         made = [v.name for node in nodes for v in node.outputs if v.name]
         kept = [n for n in made if n in wanted or n in self._pinned or left.get(n)]
-        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
-        session = self._open(self._piece(inside, list(read), kept))
+        piece = self._piece(nodes, kept)
         for batch in range(self.batches):
-            found = session.run({name: np.asarray(self.read(name, batch)) for name in read}, kept)
-            for name, value in found.items():
+            for name, value in piece.run(batch).items():
                 self._store.put((id(self), name, batch), value)
         self._known.update(kept)
 
-    def _piece(
-        self, nodes: set[ir.Node], inputs: Sequence[str], outputs: Sequence[str], changed: str | None = None,
-        contents: Mapping[str, Array] | None = None,
-    ) -> bytes:  # fmt: skip
-        """A model of these nodes alone, serialised; the initializer `changed` becomes an input, those in `contents`
-        hold something else."""
-        initializers = self._model.graph.initializers
-        graph = onnx.GraphProto(name="piece")
-        for node in self._nodes:
-            if node in nodes:
-                graph.node.append(self._proto(node))
-        for name in dict.fromkeys(n for node in self._nodes if node in nodes for n in _reads(node)):  # as they are now
-            if name in initializers and name not in inputs:
-                tensor = initializers[name].const_value
-                assert tensor is not None
-                if name == changed:
-                    typed = onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy())
-                    graph.input.append(typed)
-                    continue
-                array = tensor.numpy() if contents is None or name not in contents else contents[name]
-                proto = ir.to_proto(ir.Tensor(array, dtype=tensor.dtype, name=name))
-                graph.initializer.append(proto)
-        graph.input.extend(self._typed(name) for name in inputs)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
-        for domain, version in self._model.opset_imports.items():
-            model.opset_import.append(onnx.helper.make_opsetid(domain, version))
-        try:
-            return bytes(model.SerializeToString())
-        except Exception as error:  # protobuf raises its own kinds, by implementation
-            raise PruneError("a layer is over 2 GB", "leave it out with --exclude") from error
+    def ahead(
+        self,
+        names: Sequence[str],
+        variants: Sequence[Mapping[str, Array]] = ({},),
+        batches: Iterable[int] | None = None,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """What values would be with other contents of some initializers, a dict per variant, batch by batch; the walk
+        stays where it is. What is still to run is run, and once more what depends on those initializers and whose
+        inputs are held.
 
-    def ahead(self, names: Sequence[str], contents: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
-        """Values on every batch, computed from those held with other contents of some initializers, which only nodes
-        that are still to run read; the walk stays where it is.
-
+        Args:
+            variants: contents by initializer; several that change the same ones share a session.
+            batches: all by default.
         Raises:
-            PruneError: a node that is needed has run already, or onnxruntime fails.
+            PruneError: a value can no longer be made (see `moved`), or onnxruntime fails.
         """
-        nodes = self._needed(names)
-        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
-        asked = [name for name in dict.fromkeys(names) if name not in self._known]
-        session = self._open(self._piece(set(nodes), list(read), asked, contents=contents)) if asked else None
-        for batch in range(self.batches):
-            feed = {name: np.asarray(self.read(name, batch)) for name in read}
-            found = session.run(feed, asked) if session is not None else {}
-            yield {name: found[name] if name in found else self.read(name, batch) for name in names}
+        hidden = self._behind(set().union(*variants))
+        asked = [name for name in dict.fromkeys(names) if name not in self._known or name in hidden]
+        nodes = self._needed(asked, hidden)
+        alone = variants[0] if len(variants) == 1 else {}  # a constant, which onnxruntime fuses
+        piece = self._piece(nodes, asked, hidden, alone, [] if alone else list(variants[0])) if asked else None
+        for batch in range(self.batches) if batches is None else batches:
+            held = {name: self.read(name, batch) for name in names if name not in asked}
+            yield [held | (piece.run(batch, {} if alone else one) if piece else {}) for one in variants]
 
-    def probe(
-        self, changed: str, variants: Sequence[Array], outputs: Sequence[str], batch: int = 0
-    ) -> list[dict[str, Any]]:
-        """What those of the values `outputs` that depend on the initializer `changed` would be on one batch with each
-        of `variants` in its place. What is still to run is run, and once more what depends on `changed` and whose
-        inputs are held; the walk stays where it is. A value that can no longer be made is left out."""
-        hidden = self._behind(changed)
-        outputs = self._moving(changed, hidden, outputs)
-        if not outputs:
-            return [{} for _ in variants]
-        nodes = self._needed(outputs, hidden)
-        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden)
-        session = self._open(self._piece(set(nodes), list(read), outputs, changed))
-        feed = {name: np.asarray(self.read(name, batch)) for name in read}
-        return [session.run({**feed, changed: variant}, outputs) for variant in variants]
-
-    def outlook(self, outputs: Sequence[str], batch: int = 0) -> dict[str, Array]:
-        """Those of the values `outputs`, none of them held, that are numbers, on one batch; the walk stays where it
-        is."""
-        if not outputs:
-            return {}
-        nodes = self._needed(outputs)
-        read = dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known)
-        session = self._open(self._piece(set(nodes), list(read), outputs))
-        found = session.run({name: np.asarray(self.read(name, batch)) for name in read}, outputs)
-        return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
-
-    def _moving(self, changed: str, hidden: AbstractSet[str], outputs: Sequence[str]) -> list[str]:
-        """Those of the outputs that depend on an initializer and are still to be made, or can be made again."""
-        moving = {changed}
+    def moved(self, changed: str, names: Sequence[str]) -> list[str]:
+        """Those of the values that depend on an initializer and are still to be made, or can be made again."""
+        hidden, moving = self._behind({changed}), {changed}
         for node in self._nodes:
             if (node not in self._done or self._held(node, hidden)) and moving.intersection(self._reads[node]):
                 moving.update(v.name for v in node.outputs if v.name)
-        return [name for name in outputs if name in moving and name in self._producer]
+        return [name for name in names if name in moving and name in self._producer]
 
-    def _behind(self, changed: str) -> set[str]:
-        """Values that have been run and can be run again, which depend on an initializer."""
+    def _behind(self, changed: AbstractSet[str]) -> set[str]:
+        """Values that have been run and can be run again, which depend on initializers."""
         hidden: set[str] = set()
-        for node in self._nodes:
-            touched = changed in self._reads[node] or hidden.intersection(self._reads[node])
+        for node in self._nodes if changed else ():
+            touched = not (changed | hidden).isdisjoint(self._reads[node])
             if node in self._done and touched and self._held(node, hidden):
                 hidden.update(v.name or "" for v in node.outputs)
         return hidden
@@ -249,6 +195,43 @@ class Walk:
     def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
         known = (self._known, hidden, self._model.graph.initializers)
         return all(any(name in some for some in known) for name in self._reads[node])
+
+    def _piece(
+        self,
+        nodes: Sequence[ir.Node],
+        outputs: Sequence[str],
+        hidden: AbstractSet[str] = frozenset(),
+        contents: Mapping[str, Array] | None = None,
+        free: Sequence[str] = (),
+    ) -> _Piece:
+        """These nodes as a model of their own, in a session. Initializers in `contents` hold something else, those in
+        `free` become inputs, and so does what is held and not hidden."""
+        read = list(dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden))
+        initializers, graph = self._model.graph.initializers, onnx.GraphProto(name="piece")
+        graph.node.extend(self._proto(node) for node in nodes)
+        for name in dict.fromkeys(n for node in nodes for n in _reads(node)):  # as they are now
+            if name not in initializers or name in read:
+                continue
+            tensor = initializers[name].const_value
+            assert tensor is not None
+            if name in free:
+                graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy()))
+                continue
+            array = (contents or {}).get(name)
+            held = ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name)
+            graph.initializer.append(ir.to_proto(held))
+        graph.input.extend(self._typed(name) for name in read)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return _Piece(self, read, list(outputs), self._open(self._serialised(graph)))
+
+    def _serialised(self, graph: onnx.GraphProto) -> bytes:
+        model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
+        for domain, version in self._model.opset_imports.items():
+            model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+        try:
+            return bytes(model.SerializeToString())
+        except Exception as error:  # protobuf raises its own kinds, by implementation
+            raise PruneError("a layer is over 2 GB", "leave it out with --exclude") from error
 
     def _proto(self, node: ir.Node) -> onnx.NodeProto:
         """A node in serialised form, made once unless its inputs have been replaced since."""
@@ -265,17 +248,19 @@ class Walk:
         return onnx.helper.make_tensor_value_info(name, dtype.value, [None] * value.ndim)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Some nodes of a walk in a session, which reads what the walk holds."""
+
+    walk: Walk
+    reads: list[str]
+    makes: list[str]
+    session: Session
+
+    def run(self, batch: int, given: Mapping[str, Array] | None = None) -> dict[str, Any]:
+        feed = {name: np.asarray(self.walk.read(name, batch)) for name in self.reads}
+        return self.session.run({**feed, **(given or {})}, self.makes)
+
+
 def _reads(node: ir.Node) -> list[str]:
-    """Names of the values the node needs, those that its sub-graphs take from outside included; each once."""
-    names = [v.name for v in node.inputs if v is not None and v.name]
-    for graph in subgraphs(node):
-        names += _captured(graph)
-    return list(dict.fromkeys(names))
-
-
-def _captured(graph: ir.Graph) -> list[str]:
-    own = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-    own |= {v.name for node in graph for v in node.outputs}
-    used = [name for node in graph for name in _reads(node)]
-    used += [v.name for v in graph.outputs if v.name]
-    return [name for name in used if name not in own]
+    return [value.name or "" for value in reads(node)]

@@ -48,6 +48,21 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def reads(node: ir.Node) -> list[ir.Value]:
+    """The values that a node reads, those that its sub-graphs take from outside included; each once."""
+    found = [*(value for value in node.inputs if value is not None), *captured(node)]
+    return [value for value in dict.fromkeys(found) if value.name]
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """What a node's sub-graphs take from outside."""
+    found = []
+    for graph in subgraphs(node):
+        inside = [*(value for inner in graph for value in reads(inner)), *graph.outputs]
+        found += [value for value in inside if value.graph is not graph]
+    return found
+
+
 Change = Callable[[ir.TensorProtocol], ir.TensorProtocol]
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
@@ -19,7 +20,6 @@ from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
 from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, left_out
 from prunecli.pipeline.pack import Packing
 from prunecli.pipeline.structured import default_output
@@ -173,7 +173,8 @@ def adaptive(
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
         done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
-        front = models.front(run.steps, progress)
+        front: list[FrontModel] = []
+        interrupted = _interruptible(lambda: front.extend(models.front(run.steps, progress))) or interrupted
     yardstick = setup.bench.workspace.yardstick
     return AdaptiveResult(
         file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
@@ -209,9 +210,17 @@ def raise_if_missed(found: AdaptiveResult) -> None:
     if not found.reached:
         raise GateFailed(
             f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
-            "allow more, give more data, or recover quality with --finetune-epochs" if not found.steps
-            else "allow more, or give more data: the margin for noise shrinks with it",
+            _remedy(found),
         )  # fmt: skip
+
+
+def _remedy(found: AdaptiveResult) -> str:
+    """What a user can do about a goal that was not reached."""
+    ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
+    if found.options.retrain is None:
+        recover = [] if found.options.trials.recovers else ["--recover auto"]
+        ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
+    return ", or ".join([", ".join(ways[:-1]), ways[-1]])
 
 
 def _check(options: AdaptiveOptions) -> None:

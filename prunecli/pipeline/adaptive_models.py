@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,18 +75,18 @@ class Models:
         saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
         return self.setup.pruner.finish(step.setting, said, saving, progress)
 
-    def front(self, steps: Sequence[Step], progress: Progress) -> list[FrontModel]:
+    def front(self, steps: Sequence[Step], progress: Progress) -> Iterator[FrontModel]:
         """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.
         With recovery, of those that were judged recovered, as they are saved."""
         kept = pareto([s for s in steps if self._as_saved(s)])
         if self.options.save_front is None or self.options.dry_run:
-            return [FrontModel(step) for step in kept]
+            yield from map(FrontModel, kept)
+            return
         self.options.save_front.mkdir(parents=True, exist_ok=True)
         count = min(FRONT, len(kept))
         some = {kept[round(i * (len(kept) - 1) / max(count - 1, 1))].number for i in range(count)}
-        return [
-            self._kept(step, progress) if step.number in some and step.setting else FrontModel(step) for step in kept
-        ]
+        for step in kept:
+            yield self._kept(step, progress) if step.number in some and step.setting else FrontModel(step)
 
     def _as_saved(self, step: Step) -> bool:
         return self.recovered is None or step.number in self.recovered.judged or step.number in self.trained

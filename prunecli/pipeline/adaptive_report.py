@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from prunecli.pipeline.adaptive_models import FrontModel
 from prunecli.pipeline.shared_report import number
 from prunecli.pipeline.trial_charts import curves_chart, path_chart
 from prunecli.report.contract import envelope
@@ -99,12 +101,15 @@ def to_document(found: AdaptiveResult) -> Document:
 
 
 def _promise(found: AdaptiveResult) -> Text:
-    what = f"{found.metric} {found.change} of at most {found.goal.max_drop:g}"
+    what = f"a {found.change} in {found.metric} of at most {found.goal.max_drop:g}"
     if not found.reached:
-        return Text(f"Not reached: no model within a {what} was found.", "warning")
+        return Text(f"Not reached: no smaller model with {what} was found.", "warning")
     c = found.confirmations[-1]
+    limit = f"{found.goal.max_drop:g}"
     sure = (
-        "" if c.high > found.goal.max_drop else f" So, at this level, it is within {found.goal.max_drop:g} in general."
+        f" The interval reaches beyond {limit}: on other data it may be more; more --data narrow it."
+        if c.high > found.goal.max_drop
+        else f" So, at this level, it is within {limit} in general."
     )
     gone, name = 100 * (1 - c.step.remains), goal_name(found)
     said = (
@@ -132,7 +137,9 @@ def _closest(found: AdaptiveResult) -> list[Section]:
         f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
         f" margin for noise {step.bound:.4f}."
     )
-    if step.drop.value <= found.goal.max_drop:
+    if step.allowed:
+        said += " That is allowed, but nothing is gained or the held-out samples did not confirm it."
+    elif step.drop.value <= found.goal.max_drop:
         said += f" The margin, {noise:.4f}, is what so few samples cost: more of them make it smaller."
     return [Text(said)]
 
@@ -157,10 +164,21 @@ def _path(found: AdaptiveResult) -> Table:
 
 
 def _front(found: AdaptiveResult) -> Table:
-    columns = (Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
-               Column(found.change, "number"), Column("file", drop=1))  # fmt: skip
-    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), m.path) for m in found.front]
-    return Table("Pareto front", columns, rows, "what no other step beats in both", top=TOP)
+    """With the step that was confirmed, which noise may keep off the front: steps beat it that were not allowed."""
+    held = [c.step for c in found.confirmations if c.holds]
+    beaten = [FrontModel(step) for step in held if step.number not in {m.step.number for m in found.front}]
+    models = sorted([*found.front, *beaten], key=lambda m: m.step.remains)
+    kept = any(m.path for m in models)
+    columns = [Column("step", "count"), Column(f"{goal_name(found)} left", "percent"),
+               Column(found.change, "number"), Column(""), *[Column("file", drop=1)] * kept]  # fmt: skip
+    rows = [(m.step.number, m.step.remains, number(m.step.drop.value), _standing(m.step, held), *[m.path] * kept)
+            for m in models]  # fmt: skip
+    note = "what no other step beats in both" + (", and the one that was confirmed" if beaten else "")
+    return Table("Pareto front", columns, rows, note, top=TOP)
+
+
+def _standing(step: Step, held: Sequence[Step]) -> str:
+    return "confirmed" if step in held else "" if step.allowed else "not allowed"
 
 
 def _thresholds(found: AdaptiveResult) -> Table:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import SYNTHETIC, check_synthetic
 from prunecli.model import Dims, Model, concrete_shapes
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.subject import Execution
 from prunecli.types import Json, Progress
 

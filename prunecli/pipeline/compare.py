@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from prunecli.data import Dataset, random_data
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluate.gates import GateResult, check_gates, check_name, parse_gate
 from prunecli.evaluate.pairing import Runner, common_specs, pair
 from prunecli.model import Dims, load
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.shared_report import fidelity_table, gate_sections
 from prunecli.pipeline.subject import Execution
 from prunecli.report.contract import envelope

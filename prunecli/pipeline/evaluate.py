@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prunecli.data import Classes, Dataset, ImageOptions, open_data, random_data
-from prunecli.data.synthetic import SYNTHETIC, check_synthetic
+from prunecli.data import Classes, Dataset, random_data
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
 from prunecli.evaluate.gates import Gate, GateResult, check_gates, parse_gate
@@ -28,54 +28,6 @@ from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Totals, no_progress
 
 RANDOM_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """What `prunecli.data.open_data` takes."""
-
-    text: str
-    labels: Path | None = None
-    label_column: str | None = None
-    limit: int | None = None
-    images: ImageOptions = field(default_factory=ImageOptions)
-
-    @classmethod
-    def of(
-        cls,
-        text: str | None,
-        labels: Path | None,
-        label_column: str | None,
-        limit: int | None,
-        images: ImageOptions | None = None,
-        other: str | None = None,
-        synthetic: bool = False,
-    ) -> DataOptions | None:
-        """From the command line; None without --data. `other`: data that options of images may be for instead;
-        `synthetic`: whether data may be made.
-
-        Raises:
-            PruneError: labels or options of images without data, or with data that is made.
-        """
-        if text == SYNTHETIC:
-            check_synthetic(synthetic, labels, label_column, images)
-        if text is not None:
-            return cls(text, labels, label_column, limit, images or ImageOptions())
-        if labels is not None or label_column is not None:
-            raise PruneError("labels were given without data", "add --data")
-        if images is not None and images.given and other is None:
-            raise PruneError(f"{images.given[0]} was given without data", "add --data with a folder of images")
-        return None
-
-    def like(self, text: str) -> DataOptions:
-        """Other data of the same kind: training or validation data beside the test data."""
-        return DataOptions(text, None, self.label_column, None, self.images)
-
-    def open(self, specs: Sequence[InputSpec]) -> Dataset:
-        check_synthetic(self.text != SYNTHETIC)
-        return open_data(
-            self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit, images=self.images
-        )
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _quality(found: Evaluation) -> Iterator[Section]:
             other = found.baseline.metrics.get(name)
             row += [number(other), changed(value, other)]
         rows.append(row)
-    scale = f", read as {predictions.scale}" if predictions.scale else ""
+    scale = f", read as {predictions.reading.scale}" if predictions.reading.scale else ""
     note = f"{found.samples:,} samples of {found.source}; output {predictions.reading.output}{scale}"
     if not predictions.reading.regression:
         note += f"; precision, recall and F1 are {found.average} averages"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.pack import Packing
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.augment import parse_augments

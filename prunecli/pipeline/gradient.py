@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from prunecli.apply.zero import target_of
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.model import Model, Weight
 from prunecli.pipeline.choice import Choice
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
 from prunecli.pipeline.gradual import at_share, share_after
 from prunecli.pipeline.judge import BY_EVIDENCE, Judged

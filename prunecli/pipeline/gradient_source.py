@@ -10,13 +10,13 @@ import numpy as np
 
 from prunecli.autodiff import Loss
 from prunecli.data import Batch, Dataset
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluate.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.runtime import Session

@@ -7,19 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from prunecli.apply.plans import check_plan_path, load_plan, save_plan
-from prunecli.apply.zero import Zeroed, zero
-from prunecli.apply.zero_proof import Proof, shapes_to_try
-from prunecli.errors import PruneError
-from prunecli.model import Dims, Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.apply.plans import save_plan
+from prunecli.apply.zero import zero
+from prunecli.model import Dims, Weight, count_macs
 from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, check_target, save
-from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
-from prunecli.pipeline.choice import Choice, choose
+from prunecli.model.saving import SaveOptions, save
+from prunecli.pipeline.choice import Choice
 from prunecli.pipeline.gradual import (
     Retrain,
     Retrained,
@@ -32,14 +28,14 @@ from prunecli.pipeline.gradual import (
     share_after,
 )
 from prunecli.pipeline.inspect import macs_by_weight
-from prunecli.pipeline.judge import ByValue, Fits, Judge, Judged
+from prunecli.pipeline.judge import Judge
+from prunecli.pipeline.magnitude_job import Inspector, Job, prepare
 from prunecli.pipeline.magnitude_pack import packed
 from prunecli.pipeline.magnitude_report import to_document, to_json
 from prunecli.pipeline.pack import Packing, PackResult
 from prunecli.pipeline.subject import Execution
 from prunecli.pipeline.zeroed_spread import ZeroedSpread, zeroed_spreads
 from prunecli.report.document import Document
-from prunecli.runtime import Session
 from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
@@ -150,9 +146,9 @@ def magnitude(
         return replace(packed(magnitude, path, target, options, progress), seconds=time.perf_counter() - start)
     if options.retrain is not None:
         return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
-    job = _prepare(path, target, options, progress)
+    job = prepare(path, target, options, progress)
     zero(job.changed)
-    inspector = _Inspector(job, options, progress)
+    inspector = Inspector(job, options, progress)
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
@@ -216,100 +212,7 @@ def magnitude_options(options: MagnitudeOptions | None = None, **changes: Any) -
     return replace(options, **changes)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is settled before a weight changes."""
-
-    file: Model
-    shapes: Shapes
-    before: Totals
-    choice: Choice
-    zeroed: list[Zeroed]
-    recipe: Json
-    command: str
-    notes: Sequence[str]
-    moved: list[Zeroed]
-    details: Mapping[str, Json]
-
-    @property
-    def changed(self) -> list[Zeroed]:
-        """Every tensor that the saved file has in another form: the pruned ones, and what moves with them."""
-        return [*self.zeroed, *self.moved]
-
-
-def _prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> _Job:
-    if (options.recipe is None) == (options.plan is None):
-        problem = "how much to prune is not given" if options.plan is None else "--plan fixes what is zeroed"
-        raise PruneError(problem, "give one of --sparsity, --threshold, --pattern N:M, or --plan")
-    if options.save_plan is not None:
-        check_plan_path(options.save_plan, options.force)
-    if options.verify:
-        options.execution.check()
-    file = load(path)
-    if not options.dry_run:
-        check_target(file, target, options.force)
-    shapes = concrete_shapes(file, options.dims)
-    judge = options.judge or ByValue()
-    found = _judged(file, options, judge, progress)
-    zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
-    counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
-    before = totals(file, shapes, counted)
-    moved = [Zeroed(w, one, w.tensor) for w, one in found.moved]
-    return _Job(
-        file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes, moved, found.details
-    )
-
-
-def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Progress) -> Judged:
-    """Which weights, what becomes of each, and the recipe as it is recorded."""
-    found = find_weights(file)
-    if options.plan is not None:
-        plan = load_plan(options.plan, file, found.all())
-        chosen = [weight for weight in found.all() if weight.name in plan.decisions]
-        left = [weight for weight in found.all() if weight.name not in plan.decisions]
-        choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        planned = Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
-        return judge.fitted(file, planned, progress) if isinstance(judge, Fits) else planned
-    assert options.recipe is not None
-    choice = choose(found, options.include, options.exclude, options.also)
-    said = judge(file, choice, options.recipe, progress)
-    patterns = {"include": options.include, "exclude": options.exclude, "also": options.also}
-    asked = {**options.recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
-    return replace(said, recipe=asked | said.recipe)
-
-
-@dataclass
-class _Inspector:
-    """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
-
-    job: _Job
-    options: MagnitudeOptions
-    progress: Progress
-    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
-    after: Totals | None = None
-
-    def __call__(self, staged: Path) -> None:
-        if self.options.verify:
-            self.verification = self._proof()(staged)
-        files = [staged, *load(staged).data_files]
-        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.job.changed)
-        self.after = replace(
-            self.job.before,
-            nonzero=self.job.before.nonzero - dropped,
-            file_bytes=sum(file.stat().st_size for file in files),
-            gzip_bytes=sum(gzip_bytes(file) for file in files),
-            gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
-        )
-
-    def _proof(self) -> Proof:
-        job, execution = self.job, self.options.execution
-        opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
-        return Proof(
-            job.file, job.changed, shapes_to_try(job.file, job.shapes, self.options.dims), opener, self.progress
-        )
-
-
-def _layers(job: _Job) -> list[Layer]:
+def _layers(job: Job) -> list[Layer]:
     work = macs_by_weight(job.choice.chosen, count_macs(job.file, job.shapes))
     return [
         Layer(

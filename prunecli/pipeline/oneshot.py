@@ -5,7 +5,7 @@ Everything else (proof, plan, report) is that of `prune magnitude`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,21 +14,21 @@ import numpy as np
 
 from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
-from prunecli.evidence.layers import Layer
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
-from prunecli.evidence.walk import Walk
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.choice import Choice, matches
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.pipeline.oneshot_fit import pruned
+from prunecli.pipeline.oneshot_measure import losses, scored
 from prunecli.pipeline.oneshot_study import Study, Way, opener
 from prunecli.pipeline.subject import Execution
-from prunecli.recover.fit import METHODS, Recover, check, scores
+from prunecli.recover.fit import METHODS, Recover, check
 from prunecli.search.allocate import ALLOCATIONS, allocate
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.patterns import Windows
@@ -193,7 +193,8 @@ class ByEvidence:
                 layer.name: round(layer.weight.size * (1 - pattern.keep / pattern.window)) for layer in study.layers
             }
         mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
-        curves = study.curves(1 - sparsity, progress) if mode == "loss" and 0 < sparsity < 1 and len(sizes) > 1 else []
+        is_measured = mode == "loss" and 0 < sparsity < 1 and len(sizes) > 1
+        curves = losses(study, 1 - sparsity, progress) if is_measured else []
         mode = "uniform" if mode == "loss" and not curves else mode
         amounts = allocate(mode, [layer.weight.shape for layer in study.layers], sizes, curves, sparsity)
         return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
@@ -209,11 +210,11 @@ class ByEvidence:
         details: dict[str, Json] = {}
         masks = {layer.name: amounts[by_name[layer.weight.holder.name].name] if planned else amounts[layer.name]
                  for layer in study.layers}  # fmt: skip
-        for layer, matrix, vector, found in study.pruned(masks, progress):
+        for layer, matrix, vector, found in pruned(study, masks, progress):
             name = by_name[layer.weight.holder.name].name
             decisions[name], details[name] = matrix, found
-            if vector is not None and layer.intercept is not None:
-                moved.append((vectors[layer.intercept.weight.holder.name], vector))
+            if vector is not None and layer.offset is not None:
+                moved.append((vectors[layer.offset.name], vector))
         for number, weight in enumerate(choice.chosen):
             if weight.name not in decisions:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
@@ -235,19 +236,9 @@ def measured_scores(
     way, names = Way(method, form, "none", False, 1), {w.holder.name: w.name for w in chosen}
     with Store(options.memory) as store:
         study, _ = ByEvidence(options)._study(file, chosen, way, store, progress)
-        found = {names[layer.weight.holder.name]: each for layer, each in _scored(study, progress)}
+        found = {names[layer.weight.holder.name]: each for layer, each in scored(study, progress)}
     choice = _measured(Choice(list(chosen), [], []), study, False)
     return found, list(choice.skipped)
-
-
-def _scored(study: Study, progress: Progress) -> Iterator[tuple[Layer, Array]]:
-    """Layer by layer, as the original model runs."""
-    walk, way = Walk(study.original, study.feeds, study.store, study.open_session), study.way
-    for layer in progress(study.layers, "measuring layers", len(study.layers)):
-        tasks = list(study.tasks(layer, study.sums(layer, walk, walk)))
-        study.release(layer, walk)
-        yield layer, layer.stored(scores(way.method, tasks, way.pattern, way.workers))
-    walk.close()
 
 
 def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:

@@ -1,8 +1,7 @@
-"""What `prune oneshot` measures and fits: two walks over a model on calibration data.
+"""What `prune oneshot` knows of a model on its data: the layers that can be fitted, and what they read and should give.
 
-The first walk, of the original alone, tells what each layer loses at several sparsities, and how much of that reaches
-the outputs. The second one runs original and pruned model side by side: each layer is fitted on what the layers before
-it, pruned by now, really give it, to what the original computes there.
+A walk of the original alone measures (`oneshot_measure.py`), one of original and pruned model side by side fits
+(`oneshot_fit.py`).
 """
 
 from __future__ import annotations
@@ -17,30 +16,18 @@ import onnx_ir as ir
 
 from prunecli.apply.zero import target_of
 from prunecli.evidence.grams import Equations, Picker, collect
-from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.layers import HIDDEN, Layer, layers_of
 from prunecli.evidence.store import Store
 from prunecli.evidence.walk import Walk, working_form
 from prunecli.model import Model, find_weights
 from prunecli.recover.fit import Fitted, Method, Recover, Task, fit, scores
 from prunecli.recover.sparsegpt import Quota
 from prunecli.runtime import Session
-from prunecli.search.allocate import Curve
 from prunecli.select import Recipe, decide
-from prunecli.select.decisions import Rewritten
 from prunecli.select.patterns import Pattern, Windows
-from prunecli.types import Progress, Skipped
+from prunecli.types import Skipped
 
 Array = np.ndarray[Any, Any]
-LEVELS = (2.5, 1.4, 0.6, 0.3)
-"""Densities at which a layer's loss is taken, in parts of the density that is asked for."""
-ROUGHLY = 30
-"""Positions per unknown for those losses, which need not be as exact as the fit."""
-PROBED = (1, 2)
-"""Of those, at which it is measured how much reaches the outputs."""
-
-_RUINED = 1e9
-"""The loss of outputs that are no longer finite, or have another shape."""
-_HIDING = ("Softmax", "Sigmoid", "Identity")
 
 
 @dataclass(frozen=True)
@@ -78,22 +65,22 @@ class Study:
     ) -> Study:  # fmt: skip
         """A study of the stored tensors `names` of the main graph; vectors in `fixed` stay as they are."""
         original = working_form(file.ir)
-        layers, left = layers_of(original, find_weights(replace(file, ir=original)), names, fixed)
+        layers, left = fittable(file, original, names, fixed)
         return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
     def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
         with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
-        matrices = layer.matrices(layer.weight.array())
-        free, taps = layer.intercept is not None, layer.shape[2]
-        for batch, weights in enumerate(matrices):
-            found, offset = sums.problem(batch, free), layer.offset[batch]
+        free, taps = layer.offset is not None, layer.shape[2]
+        bias, worth = layer.bias(), _worth(layer)
+        for batch, weights in enumerate(layer.matrices()):
+            found, offset = sums.problem(batch, free), bias[batch]
             cross, variance = found.cross, found.squares
             if not free:  # what is added stays: the product alone is to be fitted
                 cross = cross - np.outer(offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
-            g = _worth(layer)[batch]
+            g = worth[batch]
             yield Task(
                 weights * g[:, None], found.gram, cross * g[:, None], found.x, found.y * g, variance * g**2,
                 found.count, offset * g, free, taps,
@@ -122,7 +109,7 @@ class Study:
                 target = wanted.read(use.output, number)
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
-                    target = _plus(target, off, layer.gain.reshape(-1))
+                    target = _plus(target, off, layer.affine()[0].reshape(-1))
                 collect(use, picker, total, given.read(use.data, number), target)
         return total
 
@@ -155,101 +142,18 @@ class Study:
         pairs = zip(tasks, chosen, strict=True)
         return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
 
-    def curves(self, density: float, progress: Progress) -> list[Curve]:
-        """What the outputs lose when one layer alone is pruned, for each layer."""
-        levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
-        with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
-        way = self.way
-        quick = replace(self, way=replace(way, method=way.method.stand_in(way.pattern)), per_unknown=ROUGHLY)
-        walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        base = walk.outlook(looked_at(self.original))
-        found = []
-        for layer in progress(self.layers, "measuring layers", len(self.layers)):
-            sums = quick.sums(layer, walk, walk)
-            tasks = list(self.tasks(layer, sums))
-            own, variants = [], []
-            for level in levels:
-                amount = round((1 - level) * layer.weight.size)
-                best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
-                own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
-                if level in with_probe:
-                    variants.append(self.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
-            far = self._reaching(layer, walk, variants, base)
-            self.release(layer, walk)
-            if not far:  # of no output is it known how it moves: as if all of the relative error came through
-                total = sum(float(task.variance.sum()) for task in tasks)
-                far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-            found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
-        walk.close()
-        return found
 
-    def _reaching(self, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]) -> list[float]:
-        """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
-        found = walk.probe(layer.weight.holder.name, variants, list(base))
-        return [sum(_distance(one[name], base[name]) for name in one) for one in found if one]
-
-    def pruned(
-        self, chosen: Mapping[str, int | Array], progress: Progress
-    ) -> Iterator[tuple[Layer, Rewritten, Rewritten | None, dict[str, float]]]:
-        """Prune and fit layer after layer.
-
-        Args:
-            chosen: by layer, how many weights go, or which (a mask of the stored shape).
-        """
-        student = working_form(self.model.ir)
-        held = find_weights(replace(self.model, ir=student))
-        names = [layer.weight.holder.name for layer in self.layers]
-        mine, _ = layers_of(student, held, names, self.fixed)
-        wanted = Walk(self.original, self.feeds, self.store, self.open_session)
-        given = Walk(student, self.feeds, self.store, self.open_session)
-        open_nodes = {use.node for layer in mine for use in layer.weight.uses}
-        shared = self._shared(mine)
-        for layer in progress(mine, "pruning layers", len(mine)):
-            others = layer.branch
-            if others is not None and ancestors(student, others) & open_nodes:
-                others = None  # that branch comes later, and makes up for this one
-            sums = shared.get(layer.name) or self.sums(layer, wanted, given, others)
-            self.release(layer, wanted, given)
-            tasks = list(self.tasks(layer, sums))
-            picks = self._picked(layer, tasks, chosen[layer.name])
-            best = self.fitted(tasks, picks, self.way.recover)
-            yield layer, *self._put(layer, best), _report(tasks, best)
-            open_nodes -= {use.node for use in layer.weight.uses}
-        wanted.close()
-        given.close()
-
-    def _picked(self, layer: Layer, tasks: Sequence[Task], amount: int | Array) -> list[Array | Quota]:
-        """What goes, by losses on what the pruned layers before give, from the best weights for that."""
-        if not isinstance(amount, int):
-            return list(layer.matrices(amount) > 0)
-        if self.way.method.updates and self.way.recover == "lstsq" and self.way.method.criterion:
-            self.found.pop(layer.name, None)
-            return self.choose(layer, [task.optimum() for task in tasks], amount)
-        return self.choose(layer, tasks, amount)
-
-    def _shared(self, layers: Sequence[Layer]) -> dict[str, Equations]:
-        """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
-        several = [layer for layer in layers if len(layer.uses) > 1]
-        if not several:
-            return {}
-        walk = Walk(self.original, self.feeds, self.store, self.open_session)
-        found = {layer.name: self.sums(layer, walk, walk) for layer in several}
-        walk.close()
-        return found
-
-    def _put(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
-        """Store the weights in the pruned model, rounded as they will be saved."""
-        array = layer.weight.array()
-        values, drop, shift = self.plain(layer, best)
-        new = Rewritten.of(values, drop, array.dtype)
-        layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
-        if layer.intercept is None or not shift.any():
-            return new, None
-        vector = layer.intercept.weight
-        old = vector.array()
-        moved = layer.intercept.moved(old, shift).astype(old.dtype)
-        vector.holder.put(ir.Tensor(moved, dtype=vector.dtype, name=vector.holder.name))
-        return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+def fittable(
+    file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
+) -> tuple[list[Layer], list[Skipped]]:
+    """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
+    may move."""
+    found = find_weights(replace(file, ir=work))
+    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
+    layers, left = layers_of(work, [held[name] for name in names if name in held])
+    vectors = {w.holder.name for w in found.others} - fixed
+    left += [Skipped(name, HIDDEN) for name in names if name not in held]
+    return [layer.moving_only(vectors) for layer in layers], left
 
 
 def _parts(gone: Sequence[Array], amount: int) -> list[int]:
@@ -263,7 +167,7 @@ def _parts(gone: Sequence[Array], amount: int) -> list[int]:
 
 def _worth(layer: Layer) -> Array:
     """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
-    size = np.abs(layer.gain)
+    size = np.abs(layer.affine()[0])
     largest = size.max(initial=0.0)
     return np.maximum(size, 1e-3 * largest) if largest > 0 else np.ones_like(size)
 
@@ -281,68 +185,6 @@ def _plus(target: Array, off: Array, gain: Array) -> Array:
     shape = [1] * target.ndim
     shape[axis] = gain.size
     return np.asarray(target + off * inverse.reshape(shape), np.float32)
-
-
-def _moved(task: Task, weights: Array) -> float:
-    """The mean square of what changes in the output, its mean put right where that is possible."""
-    change = weights - task.weights
-    return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
-
-
-def _distance(found: Array, base: Array) -> float:
-    """Mean square of the difference, over that of the outputs about their mean, where the original's are finite."""
-    wanted = np.asarray(base, np.float64)
-    finite = np.isfinite(wanted)
-    wanted, got = wanted[finite], np.asarray(found, np.float64)[finite] if found.shape == base.shape else None
-    if got is None or not np.isfinite(got).all():
-        return _RUINED
-    if not wanted.size:
-        return 0.0
-    error, spread = float(np.mean(np.square(got - wanted))), float(np.var(wanted))
-    return min(error / spread if spread > 0 else error, _RUINED)
-
-
-def _scaled(
-    levels: Sequence[float], own: Sequence[float], probed: Sequence[float], far: Sequence[float]
-) -> list[float]:
-    """Losses of the layer's own output, times how much of them was seen to reach the outputs; between the probes the
-    factor follows a straight line in the logarithms, outside it stays."""
-    places = [list(levels).index(level) for level in probed]
-    ratios = [far[i] / own[place] if own[place] > 0 and far[i] > 0 else 0.0 for i, place in enumerate(places)]
-    if not all(ratios):
-        return [max(value, 0.0) * max(ratios) for value in own]
-    order = np.argsort(probed)
-    factor = np.interp(np.log(levels), np.log(probed)[order], np.log(ratios)[order])
-    return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
-
-
-def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
-    error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
-    return {"reconstruction_error": error}
-
-
-def looked_at(work: ir.Model) -> list[str]:
-    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
-    they are made from; before a Softmax or Sigmoid, which would hide a change."""
-    names: dict[str, None] = {}
-    stack, seen = list(reversed(work.graph.outputs)), set()
-    while stack:
-        value = stack.pop()
-        node = value.producer()
-        if node is None or value in seen:
-            continue
-        seen.add(value)
-        if node.op_type in _HIDING or not _is_float(value):
-            stack.extend(v for v in reversed(node.inputs) if v is not None)
-        elif value.name:
-            names[value.name] = None
-    return list(names)
-
-
-def _is_float(value: ir.Value) -> bool:
-    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-        return False
-    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def opener(provider: str, threads: int) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.sensitivity_report import to_document, to_json
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from prunecli.apply.cut_plan import save_cut_plan
 from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.channels.cut import Removed
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, Retrained
 from prunecli.pipeline.structured_blocks import BLOCK
 from prunecli.pipeline.structured_budget import KINDS as BUDGETS

@@ -12,11 +12,11 @@ import onnx
 
 from prunecli.apply.cut_proof import CutProof, Trial
 from prunecli.apply.cut_reference import Forced
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.facts import Shape
 from prunecli.model.plain import plain_path
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.structured_plan import layer_rows
 from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.pipeline.subject import Execution

@@ -54,10 +54,9 @@ def path_chart(found: AdaptiveResult, name: str) -> Chart:
     shown = [step for step in found.steps if step.drop.value <= most]
     series = []
     for title, allowed in (("allowed", True), ("not allowed", False)):
-        mine = [step for step in shown if step.allowed == allowed]
-        if mine:
-            series.append(Series(title, [s.remains for s in mine], [s.drop.value for s in mine], "points",
-                                 labels=[f"step {s.number}" for s in mine]))  # fmt: skip
+        mine = [step for step in shown if step.allowed == allowed]  # also if empty: colours keep their meaning
+        series.append(Series(title, [s.remains for s in mine], [s.drop.value for s in mine], "points",
+                             labels=[f"step {s.number}" for s in mine]))  # fmt: skip
     front = [m.step for m in found.front if m.step.drop.value <= most]
     if front:
         series.append(Series("Pareto front", [s.remains for s in front], [s.drop.value for s in front], "line"))

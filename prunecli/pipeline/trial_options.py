@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluate.passes import Asked
 from prunecli.inputs import InputSpec
 from prunecli.model import Dims
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.subject import Execution
 from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool
 

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
-from prunecli.evidence.sites import Site, find_sites
+from prunecli.evidence.layers import Layer, refittable
+from prunecli.evidence.outputs import looked_at, mean_error, outputs_ahead
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
 from prunecli.recover.fits import FORMERS, Fit, choose
@@ -86,17 +86,18 @@ def refit(
     """
     if method not in METHODS:
         raise PruneError(f"--recover {method!r} is unknown", f"choose from {', '.join(METHODS)}")
-    sites, out = find_sites(cut), Refit()
+    out = Refit()
     if method == "none":
         return out
-    before = {site.output: site for site in find_sites(original).found}
+    layers, left = refittable(cut)
+    before = {layer.output: layer for layer in refittable(original)[0]}
     with Store(data.memory) as store:
         walks = [Walk(model, data.feeds, store, data.start) for model in (original, cut)]
         pair = _Pair(walks[0], walks[1], removed, data, cut.graph)
-        for site in progress(sites.found, "refitting", len(sites.found)):
-            if site.output in before:
-                _visit(site, before[site.output], pair, method, out)
-    out.left += sites.left
+        for layer in progress(layers, "refitting", len(layers)):
+            if layer.output in before:
+                _visit(layer, before[layer.output], pair, method, out)
+    out.left += left
     return out
 
 
@@ -108,19 +109,19 @@ class _Pair:
     data: Calibration
     graph: ir.Graph
 
-    def reach(self, site: Site, before: Site) -> None:
-        self.original.reach([*_read(before), site.target, site.branch])
-        self.cut.reach(_read(site))
+    def reach(self, layer: Layer, before: Layer) -> None:
+        self.original.reach([*_read(before), layer.target, layer.branch])
+        self.cut.reach(_read(layer))
 
-    def leave(self, site: Site, before: Site) -> None:
-        for name in (*_read(before), site.target, site.branch):
+    def leave(self, layer: Layer, before: Layer) -> None:
+        for name in (*_read(before), layer.target, layer.branch):
             self.original.release(name)
-        for name in _read(site):
+        for name in _read(layer):
             self.cut.release(name)
 
-    def is_repeated(self, site: Site) -> bool:
+    def is_repeated(self, layer: Layer) -> bool:
         """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
-        return bool(self.original.read(site.target, 0).shape != self.original.read(site.branch, 0).shape)
+        return bool(self.original.read(layer.target, 0).shape != self.original.read(layer.branch, 0).shape)
 
     def kept(self, name: str, batch: int) -> Array:
         """A value of the original without the removed positions."""
@@ -131,10 +132,10 @@ class _Pair:
             array = np.delete(array, gone, axis)
         return array
 
-    def is_same(self, site: Site, before: Site) -> bool:
+    def is_same(self, layer: Layer, before: Layer) -> bool:
         """Whether what the layer reads, and what is added to it, is to rounding what the original has."""
-        pairs = list(zip(_read(before), _read(site), strict=False))
-        return len(_read(before)) == len(_read(site)) and all(self._are_same(a, b) for a, b in pairs)
+        pairs = list(zip(_read(before), _read(layer), strict=False))
+        return len(_read(before)) == len(_read(layer)) and all(self._are_same(a, b) for a, b in pairs)
 
     def _are_same(self, name: str, now_name: str) -> bool:
         kept, now = self.kept(name, 0).astype(np.float64), self.cut.read(now_name, 0)
@@ -143,75 +144,78 @@ class _Pair:
         return bool(np.abs(kept - now).max(initial=0.0) <= SAME * np.abs(kept).max(initial=0.0))
 
 
-def _read(site: Site) -> list[str]:
-    return [site.found.data, *([site.carried] if site.carried is not None else [])]
+def _read(layer: Layer) -> list[str]:
+    return [layer.found.data, *([layer.carried] if layer.carried is not None else [])]
 
 
 class _UnlikeError(Exception):
     """The two models' values do not correspond, position by position."""
 
 
-def _visit(site: Site, before: Site, pair: _Pair, method: str, out: Refit) -> None:
+def _visit(layer: Layer, before: Layer, pair: _Pair, method: str, out: Refit) -> None:
     """Fit one layer, unless it lost no inputs and nothing before it changed."""
-    pair.reach(site, before)
-    held_by = site, before
+    pair.reach(layer, before)
+    held_by = layer, before
     try:
-        if pair.is_repeated(site):
-            site, before = site.alone(), before.alone()
-        if before.shape[3] == site.shape[3] and pair.is_same(site, before):
+        if pair.is_repeated(layer):
+            layer, before = layer.alone(), before.alone()
+        if before.shape[3] == layer.shape[3] and pair.is_same(layer, before):
             return
-        if site.shape[2] * site.shape[3] > WIDEST:
-            out.left.append(Skipped(site.weight.name, f"it has more than {WIDEST} inputs"))
+        if layer.shape[2] * layer.shape[3] > WIDEST:
+            out.left.append(Skipped(layer.weight.name, f"it has more than {WIDEST} inputs"))
             return
-        fitted, held = _equations(site, pair)
+        fitted, held = _equations(layer, pair)
     except _UnlikeError:
-        out.left.append(Skipped(site.weight.name, "its values do not correspond to the original's one by one"))
+        out.left.append(Skipped(layer.weight.name, "its values do not correspond to the original's one by one"))
         return
     finally:
         pair.leave(*held_by)
     if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
-        out.left.append(Skipped(site.weight.name, "what it reads or should yield is not finite"))
+        out.left.append(Skipped(layer.weight.name, "what it reads or should yield is not finite"))
         return
-    present = Fit("none", site.matrices(), site.constant())
-    fit, after, error = choose(method, fitted, held, present, site.offset is not None)
+    present = Fit("none", layer.matrices(), layer.constant())
+    fit, after, error = choose(method, fitted, held, present, layer.offset is not None)
     judge = fitted if held is None else held
     spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
     scale = max(spread, _TINY)
-    out.layers.append(LayerFit(site.name, site.weight.name, fit.method, fit.ridge, error / scale, after / scale))
+    out.layers.append(LayerFit(_label(layer), layer.weight.name, fit.method, fit.ridge, error / scale, after / scale))
     if fit.method != "none":
-        site.put(pair.graph, fit.weights, fit.constant)
+        layer.put(pair.graph, fit.weights, fit.constant)
 
 
-def _equations(site: Site, pair: _Pair) -> tuple[Equations, Equations | None]:
+def _label(layer: Layer) -> str:
+    return layer.node.name or layer.output
+
+
+def _equations(layer: Layer, pair: _Pair) -> tuple[Equations, Equations | None]:
     """Sums over the fitting data, and over the held-out data if there are any."""
-    batch, rows, taps, cols = site.shape
-    scale, shift = site.affine()
+    batch, rows, taps, cols = layer.shape
+    scale, shift = layer.affine()
     scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
     count = len(pair.data.feeds)
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
     pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (pair.data.fitted, count - pair.data.fitted)]
     for number in range(count):
-        aim = pair.kept(site.target, number).astype(np.float32)
-        if site.carried is not None:
-            aim = aim - pair.cut.read(site.carried, number)
-        side, data = int(number >= pair.data.fitted), pair.cut.read(site.found.data, number)
-        for places in pickers[side].pick(site.found.positions(aim.shape)):
-            wanted = (site.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
-            sides[side].add(site.found.columns(data, aim.shape, places), wanted.astype(np.float32))
+        aim = pair.kept(layer.target, number).astype(np.float32)
+        if layer.carried is not None:
+            aim = aim - pair.cut.read(layer.carried, number)
+        side, data = int(number >= pair.data.fitted), pair.cut.read(layer.found.data, number)
+        for places in pickers[side].pick(layer.found.positions(aim.shape)):
+            wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+            sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
     return sides[0], sides[1] if pair.data.held else None
 
 
 def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
-    """`relative_error` per model on the batches that judge, or all if none do, of the outputs or what a final Softmax
-    reads.
+    """`mean_error` per model on the batches that judge, or all if none do, of the values that are `looked_at`.
 
     Raises:
         PruneError: onnxruntime cannot run a model.
     """
     feeds = data.feeds[data.fitted :] if data.held else data.feeds
-    names = logits(original.graph.outputs)
+    names = looked_at(original.graph.outputs)
     found = []
     for model in (original, *others):
         with Store(data.memory) as store:
             found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
-    return [relative_error(found[0], outputs) for outputs in found[1:]]
+    return [mean_error(found[0], outputs) for outputs in found[1:]]

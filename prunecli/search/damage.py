@@ -18,10 +18,11 @@ import onnx_ir as ir
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.slices import WeightSlices
 from prunecli.evidence.grams import Equations, Picker
-from prunecli.evidence.outputs import logits, outputs_ahead, relative_error
-from prunecli.evidence.sites import Site, find_sites, reads
+from prunecli.evidence.layers import Layer, refittable
+from prunecli.evidence.outputs import looked_at, mean_error, outputs_ahead
 from prunecli.evidence.store import LIMIT, Store
 from prunecli.evidence.walk import Opener, Walk
+from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 from prunecli.select.elimination import Elimination, Reader, convex, eliminate
 from prunecli.types import Progress, no_progress
@@ -66,11 +67,11 @@ class Source:
     memory: int = LIMIT
     progress: Progress = no_progress
     outputs: list[str] = field(init=False)
-    sites: dict[str, Site] = field(init=False)
+    sites: dict[str, Layer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outputs = logits(self.model.graph.outputs)
-        self.sites = {site.weight.name: site for site in find_sites(self.model).found}
+        self.outputs = looked_at(self.model.graph.outputs)
+        self.sites = {site.weight.name: site for site in refittable(self.model)[0]}
 
     def content(self, name: str) -> Array:
         tensor = self.model.graph.initializers[name].const_value
@@ -88,7 +89,7 @@ def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list
     wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
     with Store(source.memory) as store:
         _measure_inputs(source, wanted, store)
-        held = Walk(source.model, source.held, store, source.start)
+        held = Walk(source.model, source.held, store, source.start, keep=source.outputs)
         base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
         trials = [_Trial(source, group, slices, store) for group in groups]
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
@@ -121,7 +122,7 @@ def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
     walk.close()
 
 
-def _is_free(site: Site) -> bool:
+def _is_free(site: Layer) -> bool:
     """Whether there is a constant that a trial can change."""
     value = site.offset.value if site.offset is not None else None
     return value is not None and value.const_value is not None and len(value.uses()) == 1 and bool(value.name)
@@ -182,7 +183,7 @@ class _Trial:
         mask = np.zeros(self.source.catalogue.count, bool)
         mask[self.group.first + np.array(found.order[:gone])] = True
         changed = self._zeroed(mask) | (self._refitted(found.snapshots[gone]) if found.snapshots else {})
-        return relative_error(base, outputs_ahead(held, self.source.outputs, changed))
+        return mean_error(base, outputs_ahead(held, self.source.outputs, changed))
 
     def _zeroed(self, mask: Array) -> dict[str, Array]:
         """The group's weights with zeros where the units are."""
@@ -202,7 +203,7 @@ class _Trial:
             site = self.source.sites[piece.name]
             mine, rest = rest[: site.shape[0]], rest[site.shape[0] :]
             weights = np.stack([matrix.T for matrix in mine])
-            out[piece.name] = site.stored(weights)
+            out[piece.name] = site.cast(weights)
             if site.offset is not None and site.offset.value is not None and _is_free(site):
                 moved = np.einsum("gmk,gk->gm", site.matrices() - weights, self.store.get(("mean", piece.name)))
                 out[site.offset.value.name or ""] = site.offset.content((site.constant() + moved).reshape(-1))

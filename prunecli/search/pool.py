@@ -6,8 +6,9 @@ processes are started anew for those that are missing, a few times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from prunecli.errors import PruneError
@@ -47,6 +48,25 @@ def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
     return number, run_job(workspace, job)
 
 
+def _persistent(
+    once: Callable[[dict[int, Job]], Iterator[Result]], jobs: Sequence[Job],
+    losses: tuple[type[BaseException], ...], given_up: PruneError,
+) -> Iterator[Result]:  # fmt: skip
+    """What `once` yields of the jobs that are left, begun anew after a loss; `given_up` is raised after too many
+    of them without a result in between."""
+    left, failures = dict(enumerate(jobs)), 0
+    while left:
+        try:
+            for number, outcomes in once(left):
+                del left[number]
+                failures = 0
+                yield number, outcomes
+        except losses as error:
+            failures += 1
+            if failures > RESTARTS:
+                raise given_up from error
+
+
 @dataclass(frozen=True)
 class LocalProcesses:
     """joblib's processes on this machine. Large arrays of the workspace are mapped, not copied."""
@@ -56,19 +76,9 @@ class LocalProcesses:
     def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        left, failures = dict(enumerate(jobs)), 0
-        while left:
-            try:
-                for number, outcomes in self._once(workspace, left):
-                    del left[number]
-                    failures = 0
-                    yield number, outcomes
-            except TerminatedWorkerError as error:
-                failures += 1
-                if failures > RESTARTS:
-                    raise PruneError(
-                        "the processes that run trials die again and again", "use fewer --jobs: memory may be short"
-                    ) from error
+        given_up = PruneError("the processes that run trials die again and again",
+                              "use fewer --jobs: memory may be short")  # fmt: skip
+        yield from _persistent(partial(self._once, workspace), jobs, (TerminatedWorkerError,), given_up)
 
     def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
         from joblib import Parallel, delayed
@@ -101,18 +111,9 @@ class Dask:
     def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
         from distributed import CancelledError, KilledWorker
 
-        left, failures = dict(enumerate(jobs)), 0
-        while left:
-            try:
-                for number, outcomes in self._once(workspace, left):
-                    del left[number]
-                    failures = 0
-                    yield number, outcomes
-            except (CancelledError, KilledWorker, TimeoutError) as error:
-                failures += 1  # every worker that had the workspace is gone, or one job took several with it
-                self._sent = {}
-                if failures > RESTARTS:
-                    raise PruneError("the cluster's workers die again and again", "look into their logs") from error
+        lost = (CancelledError, KilledWorker, TimeoutError)
+        given_up = PruneError("the cluster's workers die again and again", "look into their logs")
+        yield from _persistent(partial(self._once, workspace), jobs, lost, given_up)
 
     def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
         from distributed import as_completed
@@ -125,6 +126,9 @@ class Dask:
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except Exception:  # every worker that had the workspace is gone, or one job took several with it
+            self._sent = {}
+            raise
         finally:
             self._client.cancel([f for f in futures if not f.done()])
 

@@ -158,7 +158,7 @@ def choose_yardstick(
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = metric or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
-    return Yardstick(chosen, reading.output, reading, scales, base)
+    return Yardstick(chosen, reading.output, base.reading, scales, base)
 
 
 def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:

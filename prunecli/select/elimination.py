@@ -1,13 +1,8 @@
 """Backward elimination of inputs from least-squares problems, the rest refitted each time (Optimal Brain Surgeon with
 units for weights; Hassibi and Stork 1993, Frantar and Alistarh 2022).
 
-A layer computes Y = X B0 from inputs with the Gram matrix G = X^T X. Without the inputs of unit u, the best B for the
-others errs by
-
-    sum over outputs of b_u^T ([G^-1]_uu)^-1 b_u
-
-more, b_u the unit's rows of the present B and [G^-1] the inverse over the inputs that are left. After each removal
-B and G^-1 are brought up to date, so of two equal inputs one goes for nothing and the other then counts for both.
+A layer computes Y = X B0 from inputs with the Gram matrix G = X^T X. After each removal B and G^-1 are brought up to
+date (`surgeon.py`), so of two equal inputs one goes for nothing and the other then counts for both.
 """
 
 from __future__ import annotations
@@ -17,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from prunecli.select.surgeon import Surgeon
 
 Array = np.ndarray[Any, Any]
 
@@ -54,47 +51,42 @@ DAMPING = 1e-4
 
 
 class _State:
-    """One reader on the way: B and the inverse of G over what is left."""
+    """One reader on the way."""
 
     def __init__(self, reader: Reader, count: int) -> None:
         size = len(reader.gram)
         mean = float(np.trace(reader.gram)) / max(size, 1)
         damped = reader.gram + np.eye(size) * (DAMPING * mean if mean > 0 else 1.0)
-        self.inverse, self.matrix, self.weight = np.linalg.inv(damped), reader.matrix.copy(), reader.weight
-        self.rows = np.full((count, reader.rows.shape[1]), -1)
-        self.rows[reader.units] = reader.rows
-        self.reads = self.rows[:, 0] >= 0
+        wide = reader.rows.shape[1] > 1
+        members = reader.rows if wide else None
+        self.surgeon = Surgeon(reader.matrix.T[None].copy(), np.linalg.inv(damped)[None], members)
+        self.weight, self.own = reader.weight, np.full(count, -1)
+        self.own[reader.units] = np.arange(len(reader.units)) if wide else reader.rows[:, 0]
+
+    @property
+    def matrix(self) -> Array:
+        """B as it is now."""
+        matrix: Array = self.surgeon.current()[0].T
+        return matrix
 
     def increases(self, alive: Array) -> Array:
         """The weighted error that each unit's removal adds; infinite for those gone."""
         out = np.where(alive, 0.0, np.inf)
-        mine = np.flatnonzero(alive & self.reads)
+        mine = np.flatnonzero(alive & (self.own >= 0))
         if len(mine):
-            rows = self.rows[mine]
-            blocks, own = self.inverse[rows[:, :, None], rows[:, None, :]], self.matrix[rows]
-            out[mine] = self.weight * (own * np.linalg.solve(blocks, own)).sum(axis=(1, 2))
+            out[mine] = self.weight * self.surgeon.losses_of(self.own[mine])[0]
         return out
 
     def remove(self, unit: int) -> None:
-        if not self.reads[unit]:
-            return
-        rows = self.rows[unit]
-        across = self.inverse[:, rows]
-        gain = np.linalg.solve(across[rows], np.concatenate([self.matrix[rows], across.T], axis=1))
-        width = self.matrix.shape[1]
-        self.matrix -= across @ gain[:, :width]
-        self.inverse -= across @ gain[:, width:]
-        self.matrix[rows] = 0
-        self.inverse[rows, :] = 0
-        self.inverse[:, rows] = 0
-        self.inverse[rows, rows] = 1.0
+        if self.own[unit] >= 0:
+            self.surgeon.remove(self.own[[unit]])
 
 
 def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
     """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first."""
     states = [_State(reader, count) for reader in readers]
     alive, order, errors = np.ones(count, bool), list[int](), [0.0]
-    kept = {0: [state.matrix.copy() for state in states]} if 0 in snapshots else {}
+    kept = {0: [state.matrix for state in states]} if 0 in snapshots else {}
     for gone in range(1, min(most, count) + 1):
         increase = np.sum([state.increases(alive) for state in states], axis=0)
         increase = np.where(alive, np.nan_to_num(increase, nan=_WORST, posinf=_WORST), np.inf)
@@ -105,7 +97,7 @@ def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Colle
         order.append(unit)
         errors.append(errors[-1] + max(float(increase[unit]), 0.0))
         if gone in snapshots:
-            kept[gone] = [state.matrix.copy() for state in states]
+            kept[gone] = [state.matrix for state in states]
     return Elimination(order, np.array(errors), kept)
 
 

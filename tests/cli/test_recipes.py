@@ -229,6 +229,7 @@ def test_steps_run_and_one_report_tells_of_all(folder: Path, prune: Prune) -> No
         ("evaluate", True, "r.toml:14:3"), ("evaluate", True, "r.toml:15:3")]  # fmt: skip
     page = Path("r.html").read_text()
     assert "zeros: Size" in page and "evaluate: Quality" in page and "Step zeros (magnitude)" in page
+    assert "zeros: What was zeroed: |w| in each weight" in page  # what only a report with charts makes steps measure
     assert {p.name for p in folder.iterdir()} == {"r.toml", "r.html"}  # the model was temporary
 
 

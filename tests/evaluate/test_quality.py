@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from prunecli.data import Batch
+from prunecli.data.columns import Column
+from prunecli.data.dataset import build
 from prunecli.errors import PruneError
+from prunecli.evaluate.passes import run_pass
 from prunecli.evaluate.predictions import Collector, Predictions
 from prunecli.evaluate.quality import METRICS, compute_metrics, confusion, per_class, primary
 from prunecli.evaluate.reading import choose_reading
+from tests.tiny import spec
 
 RNG = np.random.default_rng(7)
 COUNT, CLASSES = 500, 8
@@ -73,8 +78,8 @@ def test_averages(average: Any) -> None:
 
 def test_probabilities_and_logits_give_the_same_log_loss() -> None:
     plain = compute_metrics(collect(LABELS, PROBABILITIES))
-    assert collect(LABELS, PROBABILITIES).scale == "probabilities"
-    assert collect(LABELS, LOGITS).scale == "logits"
+    assert collect(LABELS, PROBABILITIES).reading.scale == "probabilities"
+    assert collect(LABELS, LOGITS).reading.scale == "logits"
     assert plain["log_loss"] == sk.log_loss(LABELS, PROBABILITIES.astype(float))
     soft = compute_metrics(collect(LABELS, LOGITS))
     assert soft["log_loss"] == pytest.approx(plain["log_loss"], rel=1e-6)
@@ -206,3 +211,34 @@ def test_confusion_of_very_many_classes_is_left_out() -> None:
 def test_the_one_figure() -> None:
     assert primary(collect(LABELS, LOGITS)) == "accuracy"
     assert primary(collect(TARGETS, VALUES)) == "rmse"
+
+
+class Picked:
+    """A model of one score: a column of its input."""
+
+    def __init__(self, column: int) -> None:
+        self.column = column
+
+    def run(self, batch: Batch) -> dict[str, Any]:
+        return {"y": batch.feed["x"][:, self.column]}
+
+
+@pytest.mark.parametrize(
+    ("original", "pruned", "classes"),
+    [
+        ([-3.0, 2.0, 4.0, -1.0], [0.2, 0.4, 0.9, 0.1], [1, 1, 1, 1]),  # logits: all above 0
+        ([0.1, 0.9, 0.8, 0.2], [-0.1, 0.6, 1.2, 0.4], [0, 1, 1, 0]),  # probabilities: cut at 0.5
+    ],
+)
+def test_scores_of_a_pruned_model_are_what_those_of_the_original_are(
+    original: list[float], pruned: list[float], classes: list[int]
+) -> None:
+    """However they lie by themselves."""
+    rows = np.stack([pruned, original], axis=1).astype(np.float32)
+    labels = Column.of("labels", np.array([0, 1, 1, 0]))
+    data = build([spec("x: float32 (N, 2)")], {"x": Column.of("x", rows)}, labels, "data")
+    runners: Any = {"model": Picked(0), "baseline": Picked(1)}
+    found = run_pass(runners, data, 4).predictions
+    assert found["model"].predicted.tolist() == classes
+    assert found["model"].reading.scale == found["baseline"].reading.scale
+    assert found["model"].log_prob is not None and np.isfinite(found["model"].log_prob).all()

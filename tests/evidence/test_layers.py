@@ -1,4 +1,4 @@
-"""What may be added to a layer's output, what follows it, and what cannot be measured."""
+"""What may be added to a layer's output, what it comes to, and what cannot be measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.evidence.layers import Layer, ancestors, layers_of
+from prunecli.evidence.layers import Layer, ancestors, layers_of, refittable
 from prunecli.evidence.walk import working_form
 from prunecli.model import find_weights, load
 from prunecli.runtime import Session
@@ -37,13 +37,14 @@ def found(path: Path, fixed: frozenset[str] = frozenset()) -> tuple[list[Layer],
     file = load(path)
     work = working_form(file.ir)
     weights = find_weights(replace(file, ir=work))
-    layers, left = layers_of(work, weights, [w.holder.name for w in weights.prunable], fixed)
-    return layers, {skip.name: skip.reason for skip in left}
+    layers, left = layers_of(work, weights.prunable)
+    vectors = {w.holder.name for w in weights.others} - fixed
+    return [layer.moving_only(vectors) for layer in layers], {skip.name: skip.reason for skip in left}
 
 
 N = helper.make_node
 BN = {"s": np.abs(f(4)) + 0.5, "b": f(4), "m": f(4), "v": np.abs(f(4)) + 0.5}
-INTERCEPTS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str | None]] = [
+OFFSETS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str | None]] = [
     # what it is, nodes, constants, shape of x, the vector that moves the output
     ("own bias", [N("Conv", ["x", "w", "c"], ["y"])], {"w": f(4, 3, 3, 3), "c": f(4)}, [2, 3, 5, 5], "c"),
     ("bias of a Gemm", [N("Gemm", ["x", "w", "c"], ["y"], transB=1)], {"w": f(4, 3), "c": f(4)}, [2, 3], "c"),
@@ -58,22 +59,62 @@ INTERCEPTS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str | N
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", INTERCEPTS, ids=lambda case: case[0])
-def test_intercepts_move_the_output(tmp_path: Path, case: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("case", OFFSETS, ids=lambda case: case[0])
+def test_offsets_move_the_output(tmp_path: Path, case: tuple[Any, ...]) -> None:
     _, nodes, constants, shape, name = case
     path = model(tmp_path, nodes, constants, shape)
     layer = found(path)[0][0]
-    assert (layer.intercept.weight.name if layer.intercept else None) == name
-    if layer.intercept is None or name is None:
+    assert (layer.offset.name if layer.offset else None) == name
+    if layer.offset is None or name is None:
         return
     change, x = f(4), f(*shape)
     before = Session.open(path).run({"x": x})["y"]
-    moved = layer.intercept.moved(constants[name], change).astype(np.float32)
+    moved = layer.offset.content(layer.offset.read(4) + change)
+    assert moved.shape == constants[name].shape
     after = Session.open(model(tmp_path, nodes, {**constants, name: moved}, shape)).run({"x": x})["y"]
     axis = 1 if len(shape) == 4 else -1
-    wanted = np.moveaxis(np.moveaxis(before, axis, -1) + change * layer.gain.reshape(-1), -1, axis)
+    wanted = np.moveaxis(np.moveaxis(before, axis, -1) + change * layer.affine()[0].reshape(-1), -1, axis)
     np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
-    assert found(path, frozenset({name}))[0][0].intercept is None  # what may not change does not
+    assert found(path, frozenset({name}))[0][0].offset is None  # what may not change does not
+
+
+CONV = N("Conv", ["x", "w"], ["h"])
+SQUARE = {"w": f(4, 4, 1, 1), **BN}
+FORMULAS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str, str | None]] = [
+    # what it is, nodes, constants, shape of x, the aim, what is carried
+    ("own bias", [N("Conv", ["x", "w", "c"], ["y"])], {"w": f(4, 4, 3, 3), "c": f(4)}, [2, 4, 5, 5], "y", None),
+    ("a bias that others read, normalised", [N("Conv", ["x", "w", "b"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], SQUARE, [2, 4, 5, 5], "y", None),
+    ("a bias that is given out, normalised", [N("Conv", ["x", "w", "c"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], {**SQUARE, "c": f(4)}, [2, 4, 5, 5], "y", None),
+    ("added, then normalised", [CONV, N("Add", ["h", "c"], ["k"]), N("BatchNormalization", ["k", *BN], ["y"])], {**SQUARE, "c": f(4, 1, 1)}, [2, 4, 5, 5], "y", None),
+    ("normalised, plainly summed", [CONV, N("BatchNormalization", ["h", *BN], ["n"]), N("Add", ["n", "x"], ["y"])], SQUARE, [2, 4, 5, 5], "y", "x"),
+    ("plainly summed", [CONV, N("Add", ["x", "h"], ["y"])], {"w": f(4, 4, 1, 1)}, [2, 4, 5, 5], "y", "x"),
+    ("added, normalised, summed", [CONV, N("Add", ["h", "c"], ["k"]), N("BatchNormalization", ["k", *BN], ["n"]), N("Add", ["n", "x"], ["y"])], {**SQUARE, "c": f(4, 1, 1)}, [2, 4, 5, 5], "y", "x"),
+    ("normalised, added, summed", [CONV, N("BatchNormalization", ["h", *BN], ["n"]), N("Add", ["n", "c"], ["k"]), N("Add", ["x", "k"], ["y"])], {**SQUARE, "c": f(4, 1, 1)}, [2, 4, 5, 5], "y", "x"),
+    ("a bias behind, and a sum", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["c", "h"], ["k"]), N("Add", ["k", "x"], ["y"])], {"w": f(4, 4), "c": f(4)}, [2, 5, 4], "y", "x"),
+    ("a weight on the left", [N("MatMul", ["w", "x"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(4, 3), "c": f(4, 1)}, [2, 3, 5], "y", None),
+    ("normalised along another axis", [N("MatMul", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], {"w": f(3, 4), **BN}, [2, 4, 3], "h", None),
+    ("normalised to another number of channels", [N("MatMul", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], {"w": f(3, 6), **BN}, [2, 4, 3], "h", None),
+    ("a sum that is settled later", [CONV, N("Conv", ["h", "u"], ["k"]), N("Add", ["h", "k"], ["y"])], {"w": f(4, 4, 1, 1), "u": f(4, 4, 1, 1)}, [2, 4, 5, 5], "h", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORMULAS, ids=lambda case: case[0])
+def test_what_a_layer_comes_to(tmp_path: Path, case: tuple[Any, ...]) -> None:
+    """target = scale * (W X + offset) + shift + carried, of the values that onnxruntime computes."""
+    name, nodes, constants, shape, target, carried = case
+    path = model(tmp_path, nodes, constants, shape, ("y", "c") if "given out" in name else ("y",))
+    layer = next(layer for layer in refittable(working_form(load(path).ir))[0] if layer.name == "w")
+    assert (layer.target, layer.carried) == (target, carried)
+    x = f(*shape)
+    values = {"x": x} | Session.open(path, outputs="all", optimise=False).run({"x": x})
+    out = values[layer.output].shape
+    product = np.matmul(layer.matrices(), layer.found.columns(values[layer.found.data], out, None))
+    scale, shift = (part[..., None] for part in layer.affine())
+    assert layer.is_summed_plainly is ("plainly" in name)
+    got = scale * (product + layer.constant()[..., None]) + shift
+    if carried is not None:
+        got = got + layer.found.targets(values[carried], None)
+    np.testing.assert_allclose(got, layer.found.targets(values[target], None), rtol=1e-4, atol=1e-4)
 
 
 def test_branches(tmp_path: Path) -> None:
@@ -85,10 +126,10 @@ def test_branches(tmp_path: Path) -> None:
     ]
     path = model(tmp_path, nodes, {"w": f(4, 3, 1, 1), "u": f(4, 3, 1, 1), **BN}, [2, 3, 5, 5])
     first, second = found(path)[0]
-    assert (first.branch, second.branch) == ("k", "n")
-    np.testing.assert_allclose(first.gain[0], BN["s"] / np.sqrt(BN["v"] + 1e-5), rtol=1e-6)
-    work = working_form(load(path).ir)
-    assert {node.op_type for node in ancestors(work, "n")} == {"Conv", "BatchNormalization"}
+    assert (first.carried, second.carried) == (None, "n")  # the later one makes up for both
+    np.testing.assert_allclose(first.affine()[0][0], BN["s"] / np.sqrt(BN["v"] + 1e-5), rtol=1e-6)
+    norm = working_form(load(path).ir).graph[1]
+    assert {node.op_type for node in ancestors(norm)} == {"Conv", "BatchNormalization"}
 
 
 LEFT: list[tuple[str, list[Any], dict[str, np.ndarray], str]] = [
@@ -125,4 +166,4 @@ def test_a_normalisation_along_another_axis_is_no_gain(tmp_path: Path) -> None:
     """Of (N, 4, 4) from a MatMul, rows of the weight are the last axis, channels the one before."""
     nodes = [N("MatMul", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])]
     layer = found(model(tmp_path, nodes, {"w": f(3, 4), **BN}, [2, 4, 3]))[0][0]
-    assert layer.intercept is None and (layer.gain == 1).all()
+    assert layer.offset is None and (layer.affine()[0] == 1).all()

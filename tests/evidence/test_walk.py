@@ -26,6 +26,10 @@ def everything(model: ir.Model, feed: dict[str, np.ndarray]) -> dict[str, np.nda
     return Session.open(proto.SerializeToString(), outputs="all", optimise=False).run(feed)
 
 
+def outputs_of(model: ir.Model) -> list[str]:
+    return [value.name or "" for value in model.graph.outputs]
+
+
 def feeds_of(path: Path, count: int) -> list[dict[str, np.ndarray]]:
     session = Session.open(path)
     return [session.random_inputs(seed=seed) for seed in range(count)]
@@ -43,7 +47,7 @@ def test_values_are_those_of_the_whole_model(limit: int) -> None:
             for batch, value in enumerate(walk.arrays(name)):  # fused operators round otherwise
                 np.testing.assert_allclose(value, wanted[batch][name], rtol=1e-4, atol=1e-4)
             walk.release(name)
-        walk.finish()
+        walk.reach(outputs_of(model))
         assert (store.spilled > 0) == (limit == 1000)
         walk.close()
         assert store.held == 0
@@ -55,15 +59,14 @@ def test_real_graphs(name: str) -> None:
     if not path.exists():
         pytest.skip("the shared models are not here")
     model, feeds = working_form(load(path).ir), feeds_of(path, 1)
-    outputs = [v.name or "" for v in model.graph.outputs]
     values = [v.name or "" for node in model.graph for v in node.outputs if node.op_type in ("MatMul", "Conv", "Add")]
     with Store() as store:
         walk = Walk(model, feeds, store)
         for value in values[:: max(len(values) // 8, 1)]:
             walk.reach([value])
-        walk.finish()
+        walk.reach(outputs_of(model))
         wanted = Session.open(path).run(feeds[0])
-        for output in outputs:  # pieces are fused otherwise than the whole
+        for output in outputs_of(model):  # pieces are fused otherwise than the whole
             np.testing.assert_allclose(walk.read(output, 0), wanted[output], rtol=1e-3, atol=1e-4)
 
 
@@ -108,14 +111,55 @@ def test_sub_graphs_see_what_they_capture(tmp_path: Path) -> None:
         walk = Walk(working_form(load(path).ir), feeds, store)
         walk.reach(["a"])
         walk.reach(["c"])
-        walk.finish()
+        walk.reach(["y"])
         np.testing.assert_array_equal(walk.read("y", 0), [1, 0, 2])
         np.testing.assert_array_equal(walk.read("y", 1), [-5, -5, -1])
 
 
 def test_what_is_gone_is_not_invented() -> None:
+    model = working_form(load(DIGITS).ir)
+    first = next(iter(model.graph)).outputs[0].name or ""
     with Store() as store:
-        walk = Walk(working_form(load(DIGITS).ir), feeds_of(DIGITS, 1), store)
-        walk.finish()
+        walk = Walk(model, feeds_of(DIGITS, 1), store)
+        walk.reach(outputs_of(model))
         with pytest.raises(PruneError, match="not held"):
-            walk.reach([next(iter(load(DIGITS).ir.graph)).outputs[0].name or ""])
+            walk.reach([first])
+        assert walk.moved(model.graph[0].inputs[1].name or "", outputs_of(model)) == []  # no longer to be made
+        with pytest.raises(PruneError, match="not held"):
+            next(walk.ahead([first]))
+        kept = Walk(model, feeds_of(DIGITS, 1), store, keep=[first])
+        kept.reach(outputs_of(model))
+        assert kept.read(first, 0).any()
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["a constant", "an input"])
+@pytest.mark.parametrize("stage", ["before the layer", "behind the layer"])
+def test_other_contents_are_looked_ahead_at(stage: str, count: int) -> None:
+    """The same as a model that holds them gives; the walk's own values stay."""
+    model, feeds = working_form(load(DIGITS).ir), feeds_of(DIGITS, 2)
+    conv = [node for node in model.graph if node.op_type == "Conv"][1]
+    kernel, outputs = conv.inputs[1], outputs_of(model)
+    assert kernel is not None and kernel.const_value is not None and kernel.name
+    contents = kernel.const_value.numpy()
+    data, made = conv.inputs[0].name or "", conv.outputs[0].name or ""  # type: ignore[union-attr]
+    with Store() as store:
+        walk = Walk(model, feeds, store)
+        walk.reach([data] if stage == "before the layer" else [data, made])
+        variants = [{kernel.name: contents * (2 + n)} for n in range(count)]
+        assert walk.moved(kernel.name, [*outputs, data, made]) == [*outputs, made]
+        found = list(walk.ahead([*outputs, made, data], variants))
+        plain = list(walk.ahead(outputs, batches=[1]))
+        walk.reach([*outputs, made])
+        now = [{name: walk.read(name, batch) for name in (*outputs, made)} for batch in range(2)]
+    for batch, runs in enumerate(found):
+        for number, run in enumerate(runs):
+            kernel.const_value = ir.tensor(contents * (2 + number))
+            wanted = everything(model, feeds[batch])
+            for name, value in run.items():  # fused operators round otherwise
+                np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-4)
+        kernel.const_value = ir.tensor(contents)
+        wanted = everything(model, feeds[batch])
+        for name, value in now[batch].items():
+            np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-4)
+    assert len(plain) == 1
+    np.testing.assert_allclose(plain[0][0][outputs[0]], wanted[outputs[0]], rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import onnx
 import pytest
 
 import prunecli
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
-from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+from prunecli.pipeline.adaptive_report import to_document
+from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 from prunecli.pipeline.sensitivity import sensitivity
+from prunecli.pipeline.trial_charts import path_chart
+from prunecli.report.document import Document, Text
+from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
 from prunecli.search import pool
 from prunecli.search.trials import Job, Outcome, Workspace
@@ -110,6 +116,41 @@ def test_what_cannot_be_kept_writes_nothing_and_tells_the_closest(tmp_path: Path
     with pytest.raises(GateFailed, match="no model within a drop"):
         raise_if_missed(done)
     assert done.to_json()["output"] is None and done.to_json()["closest"]["bound"] > 0.0001
+
+
+@pytest.mark.parametrize("changes, told, untold", [
+    ({}, ["--recover auto or --finetune-epochs"], []),
+    ({"recover": "bias"}, ["--finetune-epochs"], ["--recover"]),
+])  # fmt: skip
+def test_what_to_do_about_a_missed_goal_names_what_was_not_tried(
+    tmp_path: Path, changes: dict[str, Any], told: list[str], untold: list[str]
+) -> None:
+    with pytest.raises(GateFailed) as caught:
+        raise_if_missed(found(tmp_path, max_drop=0.0001, strategy="feedback", **changes))
+    hint = caught.value.hint or ""
+    assert all(t in hint for t in ["allow more", "more data", *told]) and not any(t in hint for t in untold)
+
+
+def test_a_limit_above_one_is_one_where_the_metric_is_no_fraction(tmp_path: Path) -> None:
+    assert found(tmp_path, metric="log_loss", max_drop=1.5, strategy="feedback").reached
+
+
+@pytest.mark.parametrize("high, told", [(0.05, "reaches beyond 0.03"), (0.02, "within 0.03 in general")])
+def test_the_promise_says_whether_the_interval_keeps_it(tmp_path: Path, high: float, told: str) -> None:
+    done = found(tmp_path, strategy="feedback")
+    last = replace(done.confirmations[-1], high=high)
+    promise = to_document(replace(done, confirmations=[last])).sections[0]
+    assert isinstance(promise, Text) and told in promise.body
+
+
+@pytest.mark.parametrize("kept", [lambda s: s.allowed, lambda s: not s.allowed, lambda s: False], ids="ynx")
+def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(tmp_path: Path, kept: Any) -> None:
+    done = found(tmp_path, strategy="feedback")
+    done = replace(done, steps=[s for s in done.steps if kept(s)], front=[], confirmations=[])
+    chart = path_chart(done, "parameters")
+    assert [series.name for series in chart.panels[0].series][:2] == ["allowed", "not allowed"]
+    page = to_html(Document("t", [chart]))
+    assert page.count("<svg") == 1 or not done.steps  # without steps the chart may be left out, but not fail
 
 
 def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 
 from prunecli.cli.output import to_json_text
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.pipeline.compare import CompareOptions, Comparison, compare
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 from tests.tiny import write

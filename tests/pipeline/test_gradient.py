@@ -214,7 +214,8 @@ def pruned_copy(model: Path, folder: Path, criterion: str) -> tuple[Path, Any]:
 
 
 def accuracy(path: Path, test: Path) -> float:
-    from prunecli.pipeline.evaluate import DataOptions, EvaluateOptions, evaluate
+    from prunecli.data.options import DataOptions
+    from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
 
     found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
     return float(found.to_json()["models"][0]["metrics"]["accuracy"])

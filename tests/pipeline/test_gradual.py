@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import prunecli
+from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model import Dims, load
 from prunecli.pipeline import gradual
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain, at_share, raise_if_all_harmful, share_after
 from prunecli.pipeline.gradual_structured import expand, scattered
 from prunecli.pipeline.structured_subject import open_cuttable

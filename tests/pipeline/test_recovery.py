@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.gradual import Retrain
 from prunecli.pipeline.structured import StructuredResult, structured
 from prunecli.recover.refit import METHODS

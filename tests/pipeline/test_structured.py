@@ -14,9 +14,9 @@ import onnx_ir as ir
 import pytest
 
 import prunecli
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.pipeline import structured_subject as module
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.quantity import Quantity, parse_quantity

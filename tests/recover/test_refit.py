@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from prunecli.evidence.sites import find_sites
+from prunecli.evidence.layers import refittable
 from prunecli.model import Dims
 from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
 from prunecli.recover import refit as module
@@ -141,8 +141,8 @@ def test_what_is_really_lost_is_made_up_for_in_part(name: str, tmp_path: Path) -
 
 def test_a_wrong_fit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(tmp_path, convs, [5, 6])
-    put = module.Site.put
-    monkeypatch.setattr(module.Site, "put", lambda self, graph, w, c: put(self, graph, w[:, ::-1], c))
+    put = module.Layer.put
+    monkeypatch.setattr(module.Layer, "put", lambda self, graph, w, c: put(self, graph, w[:, ::-1], c))
     before, after = case.errors(case.cut, case.refit()[0])
     assert after > 0.1 * before
 
@@ -182,11 +182,11 @@ def test_a_shared_weight_is_left_and_said_to_be(tmp_path: Path) -> None:
                  node("Relu", ["b"], ["c"]), node("MatMul", ["c", "w2"], ["y"])]  # fmt: skip
         return proto(nodes, {"x": ("n", 8)}, weights={"w1": floats(8, 8, seed=1), "w2": floats(8, 8, seed=2)})
 
-    left = find_sites(ir.from_proto(shared())).left
+    left = refittable(ir.from_proto(shared()))[1]
     assert [(skip.name, "shared" in skip.reason) for skip in left] == [("w2", True)]
 
 
-SITES = {
+AIMS = {
     "conv": ("w2", ("c2", None, "b2")),
     "conv without bias": ("w2", ("c2", None, "new")),
     "batchnorm, residual": ("w2", ("y", "x", "m")),
@@ -195,10 +195,10 @@ SITES = {
 }
 
 
-@pytest.mark.parametrize("name", SITES)
+@pytest.mark.parametrize("name", AIMS)
 def test_what_a_layer_aims_at(name: str) -> None:
-    weight, wanted = SITES[name]
-    site = next(s for s in find_sites(ir.from_proto(NETS[name]())).found if s.weight.name == weight)
-    place = site.offset
+    weight, wanted = AIMS[name]
+    layer = next(one for one in refittable(ir.from_proto(NETS[name]()))[0] if one.name == weight)
+    place = layer.offset
     stored = None if place is None else "new" if place.new else place.value.name if place.value is not None else ""
-    assert (site.target, site.carried, stored) == wanted
+    assert (layer.target, layer.carried, stored) == wanted

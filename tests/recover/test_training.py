@@ -19,8 +19,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli.pipeline.finetune_log as finetune_log
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.finetune import FinetuneOptions, FinetuneResult, finetune
 from prunecli.recover.checkpoint import NAME
 from prunecli.recover.objective import ObjectiveOptions

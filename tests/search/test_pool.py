@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluate.passes import Asked
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.runtime import Session
 from prunecli.search.elements import ElementRecipe, ElementSpace
 from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 import prunecli
 from prunecli.data import random_data
+from prunecli.data.options import DataOptions
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
-from prunecli.pipeline.evaluate import DataOptions
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Saving
 from prunecli.pipeline.trial_setup import open_pruner

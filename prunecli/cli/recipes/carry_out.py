@@ -74,14 +74,15 @@ def settled(path: Path, changes: tuple[Change, ...], isolated: bool) -> Iterator
         yield found
 
 
-def carry_out(found: Plan, tell: Tell = lambda text: None) -> RunResult:
-    """Run the steps in their order, up to the first that fails. `tell` is given a line before each."""
+def carry_out(found: Plan, tell: Tell = lambda text: None, drawn: bool = False) -> RunResult:
+    """Run the steps in their order, up to the first that fails. `tell` is given a line before each. `drawn`: for a
+    report with charts, so that steps measure what these need."""
     start = time.perf_counter()
     waiting = [replace(_planned(found.recipe, planned), status="not run") for planned in found.steps]
     done: list[StepRun] = []
     for at, planned in enumerate(found.steps):
         tell(f"step {at + 1} of {len(found.steps)}: {planned.step.title}")
-        run, error = _carry_out(planned, waiting[at])
+        run, error = _carry_out(planned, waiting[at], drawn)
         done.append(run)
         if error is not None:
             result = _result(found.recipe, [*done, *waiting[at + 1 :]], start)
@@ -99,9 +100,9 @@ def _result(recipe: Recipe, steps: list[StepRun], start: float) -> RunResult:
     return RunResult(str(recipe.path), recipe.sha256, steps, seconds=time.perf_counter() - start)
 
 
-def _carry_out(planned: Planned, waiting: StepRun) -> tuple[StepRun, PruneError | None]:
+def _carry_out(planned: Planned, waiting: StepRun, drawn: bool) -> tuple[StepRun, PruneError | None]:
     start, error = time.perf_counter(), None
-    with collected() as results:
+    with collected(drawn) as results:
         try:
             invoke(planned)
         except (Exception, KeyboardInterrupt) as raised:
