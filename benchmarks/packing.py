@@ -1,6 +1,6 @@
 """Packed files: size, loading and running, against the dense file, COO, gzip -9 and zstd -19.
 
-    python benchmarks/packing.py [--models 4096 resnet56 ocr minilm] [--sparsities 0.5 ... 2:4] [--folder F]
+    python benchmarks/packing.py [--models 4096 six4096 resnet56 ocr minilm] [--sparsities 0.5 ... 2:4] [--folder F]
                                  [--peer-python PYTHON]
 
 Each model is pruned layer by layer with `prune magnitude`, then packed, with everything that `prune pack` checks.
@@ -39,11 +39,12 @@ SAMPLE, PIECES = 1 << 19, 4
 RUNS, LIMIT = 41, 4.0
 
 
-def matmuls(path: Path, size: int = 4096) -> Path:
-    """y = x a b with float32 matrices of 4096 x 4096."""
-    rng = np.random.default_rng(0)
-    stored = [numpy_helper.from_array(rng.standard_normal((size, size), np.float32) / 64, name) for name in "ab"]
-    nodes = [helper.make_node("MatMul", ["x", "a"], ["z"]), helper.make_node("MatMul", ["z", "b"], ["y"])]
+def matmuls(path: Path, count: int, size: int = 4096) -> Path:
+    """y = x a b ... with float32 matrices of 4096 x 4096."""
+    rng, names = np.random.default_rng(0), [f"w{i}" for i in range(count)]
+    values = ["x", *(f"z{i}" for i in range(1, count)), "y"]
+    stored = [numpy_helper.from_array(rng.standard_normal((size, size), np.float32) / 64, name) for name in names]
+    nodes = [helper.make_node("MatMul", [values[i], names[i]], [values[i + 1]]) for i in range(count)]
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])] for name in "xy"]
     graph = helper.make_graph(nodes, "g", *ends, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -51,7 +52,8 @@ def matmuls(path: Path, size: int = 4096) -> Path:
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
-    "4096": lambda folder: matmuls(folder / "4096.onnx"),
+    "4096": lambda folder: matmuls(folder / "4096.onnx", 2),
+    "six4096": lambda folder: matmuls(folder / "six4096.onnx", 6),
     "resnet56": lambda _: SHARED / "models/real/resnet56-cifar10.onnx",
     "ocr": lambda _: SHARED / "models/real/ch_PP-OCRv4_rec_infer.onnx",
     "minilm": lambda folder: mini_lm(folder / "minilm.onnx"),

@@ -113,6 +113,7 @@ def adaptive(
     recover: Recover = RecoverName.none,
     trials: Trials,
     saving: Saving,
+    pack: options.Pack = False,
     save_plan: options.SavePlan = None,
     save_front: Annotated[
         Path | None,
@@ -139,6 +140,7 @@ def adaptive(
     from prunecli.errors import PruneError
     from prunecli.pipeline.adaptive import AdaptiveOptions, raise_if_missed
     from prunecli.pipeline.adaptive import adaptive as run
+    from prunecli.pipeline.pack import Packing
 
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
@@ -149,7 +151,8 @@ def adaptive(
     )
     wanted = AdaptiveOptions(
         tried, max_drop, confirming, confirm_split, minimize.value if minimize else None, strategy.value, rounds,
-        save_plan=save_plan, save_front=save_front, retrain=retrain, spreads=draws(reporting.report), **saving.fields(),
+        save_plan=save_plan, save_front=save_front, retrain=retrain, spreads=draws(reporting.report),
+        pack=Packing() if pack else None, **saving.fields(),
     )  # fmt: skip
     result = run(model, wanted, reporting.progress())
     reporting.emit(result)

@@ -99,6 +99,7 @@ def finetune(
             "--log", metavar="PATH", help="loss and score over time: .csv, or JSON lines", rich_help_panel=LONG
         ),
     ] = None,
+    pack: options.Pack = False,
     output: options.OutputPath = None,
     force: options.Force = False,
     external_data: options.ExternalDataOption = ExternalData.auto,
@@ -123,6 +124,7 @@ def finetune(
     from prunecli.pipeline.finetune import finetune as run
     from prunecli.pipeline.finetune import raise_if_harmful
     from prunecli.pipeline.finetune_options import FinetuneOptions
+    from prunecli.pipeline.pack import Packing
     from prunecli.pipeline.subject import Execution
     from prunecli.recover.augment import parse_augments
     from prunecli.recover.objective import ObjectiveOptions
@@ -148,6 +150,7 @@ def finetune(
         val_split=val_split, teacher=None if teacher in (None, NONE) else Path(str(teacher)), reset_head=reset_head,
         checkpoint=checkpoint, resume=resume, log=log,
         execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,
+        pack=Packing() if pack else None,
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

@@ -21,6 +21,7 @@ from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
 from prunecli.pipeline.gradual import Retrain, left_out
+from prunecli.pipeline.pack import Packing
 from prunecli.pipeline.structured import default_output
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Result
@@ -43,7 +44,8 @@ LEVEL = 0.95
 class AdaptiveOptions:
     """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
     drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
-    `retrain`: train between steps, on data of its own. `spreads`: measure the distributions that a report draws."""
+    `retrain`: train between steps, on data of its own. `spreads`: measure the distributions that a report draws.
+    `pack`: store the zeros of what is kept small."""
 
     trials: TrialOptions
     max_drop: float
@@ -61,6 +63,7 @@ class AdaptiveOptions:
     save_front: Path | None = None
     retrain: Retrain | None = None
     spreads: bool = False
+    pack: Packing | None = None
 
     @property
     def train_apart(self) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
+from prunecli.pipeline.pack import PackOptions
+from prunecli.pipeline.pack_after import packed_after
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
@@ -54,7 +56,19 @@ class Models:
         return Session.open(model, provider=self.setup.bench.workspace.provider, threads=1)
 
     def write(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
-        """Save the model of a step with proof; of a trained one, the proof is of each cut before its training."""
+        """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before
+        its training."""
+        o = self.options
+        if o.pack is None:
+            return self._written(step, target, said, progress)
+        wanted = PackOptions(o.pack, force=o.force, dry_run=o.dry_run, verify=o.verify, external_data=o.external_data,
+                             dims=o.trials.dims, execution=o.trials.execution)  # fmt: skip
+        plain = replace(self, options=replace(o, dry_run=False))
+        done, small = packed_after(target, wanted, lambda at: plain._written(step, at, said, progress), progress)
+        after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
+        return replace(done, output=small.output, after=after, notes=[*done.notes, *small.notes], dry_run=o.dry_run)
+
+    def _written(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         o, made = self.options, self.trained.get(step.number)
         if made is not None and o.retrain is not None:
             return write_trained(made, self.setup, o.retrain, target)

@@ -22,6 +22,8 @@ from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.pipeline.finetune_log import Keeper, Log
 from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.pipeline.finetune_report import to_document, to_json
+from prunecli.pipeline.pack import PackOptions, PackResult
+from prunecli.pipeline.pack_after import Small, packed_after
 from prunecli.recover.head import reset_head
 from prunecli.recover.optimizers import OPTIMIZERS
 from prunecli.recover.session import Training, prepare_training
@@ -56,6 +58,7 @@ class FinetuneResult:
     verification: Verification
     notes: list[str]
     seconds: float = 0.0
+    packed: PackResult | None = None
 
     @property
     def harmful(self) -> bool:
@@ -99,8 +102,7 @@ def finetune(
     diverged = _run(training, keeper, options, progress)
     training.store()
     proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
-    saving = SaveOptions(options.external_data, options.force, Provenance("finetune", _recipe(options)))
-    saved = save(file, target, saving, proof if options.verify else None)
+    saved, small = _saved(file, target, options, proof if options.verify else None, progress)
     if diverged is not None:
         raise type(diverged)(f"{diverged.message}; the best weights, of epoch {training.trainer.at.best_epoch}, "
                              f"are in {target}", diverged.hint)  # fmt: skip
@@ -123,9 +125,26 @@ def finetune(
         validation_samples=held,
         recipe=_recipe(options),
         verification=proof.verification,
-        notes=[*file.notes, *data.notes, *training.notes],
+        notes=[*file.notes, *data.notes, *training.notes, *small.notes],
+        packed=small.packed,
         seconds=time.perf_counter() - start,
     )
+
+
+def _saved(
+    file: Model, target: Path, options: FinetuneOptions, proof: _Proof | None, progress: Progress
+) -> tuple[FileRef | None, Small]:
+    made = Provenance("finetune", _recipe(options))
+    if options.pack is None:
+        return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()
+    wanted = PackOptions(options.pack, force=options.force, verify=options.verify,
+                         external_data=options.external_data, execution=options.execution)  # fmt: skip
+
+    def make(place: Path) -> FileRef:
+        return save(file, place, SaveOptions(options.external_data, provenance=made), proof)
+
+    _, small = packed_after(target, wanted, make, progress)
+    return small.output, small
 
 
 def raise_if_harmful(found: FinetuneResult) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
+from prunecli.pipeline.pack import Packing
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.augment import parse_augments
 from prunecli.recover.objective import ObjectiveOptions
@@ -24,7 +25,7 @@ class FinetuneOptions:
     `validation`: data that chooses the best weights; None: the fraction `val_split` of the training data, and
     with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
     `checkpoint`: a folder; `resume` continues from it. `salvage`: where training diverges after it improved, save
-    the best weights before the error is raised.
+    the best weights before the error is raised. `pack`: store the zeros small.
     """
 
     data: DataOptions
@@ -43,6 +44,7 @@ class FinetuneOptions:
     verify: bool = True
     external_data: Literal["auto", "always", "never"] = "auto"
     salvage: bool = True
+    pack: Packing | None = None
 
 
 def finetune_options(options: FinetuneOptions | None = None, **changes: Any) -> FinetuneOptions:

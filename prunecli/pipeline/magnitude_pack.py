@@ -1,4 +1,4 @@
-"""`--pack` of the commands that write zeros: what they make goes through `prune pack` before it appears."""
+"""`--pack` of commands that zero weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunecli.model import load
-from prunecli.model.loading import file_sha256
 from prunecli.model.saving import check_target
-from prunecli.pipeline.pack import PackOptions, packed_after
-from prunecli.types import FileRef, Progress
+from prunecli.pipeline.pack import PackOptions
+from prunecli.pipeline.pack_after import packed_after
+from prunecli.types import Progress
 
 if TYPE_CHECKING:
     from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult
@@ -36,9 +36,6 @@ def packed(
         return run(path, replace(once, output=place, dry_run=False), progress)
 
     found, small = packed_after(target, wanted, make, progress)
-    if small is None:
-        output = None if options.dry_run else FileRef(str(target), file_sha256(target))
-        note = f"nothing would become {options.pack.min_saving:.0%} smaller by packing: it is stored as it is"
-        return replace(found, output=output, notes=[*found.notes, note], dry_run=options.dry_run)
-    return replace(found, output=small.output, after=replace(small.after, macs=found.after.macs), packed=small,
-                   notes=[*found.notes, *small.notes], dry_run=options.dry_run)  # fmt: skip
+    after = found.after if small.packed is None else replace(small.packed.after, macs=found.after.macs)
+    return replace(found, output=small.output, after=after, packed=small.packed, notes=[*found.notes, *small.notes],
+                   dry_run=options.dry_run)  # fmt: skip

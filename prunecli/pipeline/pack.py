@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.evaluate.fidelity import Fidelity
@@ -18,9 +18,10 @@ from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
-from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan, write
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan
 from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
 from prunecli.pipeline.pack_report import to_document, to_json
+from prunecli.pipeline.pack_write import write
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
@@ -258,22 +259,3 @@ def unpack(
     return PackResult("unpack", file.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
                       zstd, rows, [], proof.verification, proof.loads, None, file.notes, options.dry_run,
                       time.perf_counter() - start)  # fmt: skip
-
-
-Made = TypeVar("Made")
-
-
-def packed_after(
-    target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
-) -> tuple[Made, PackResult | None]:
-    """What `make(place)` wrote, packed to `target`; None where nothing would become smaller: then it is stored as it
-    is. For commands that write zeros; `options.output` is not looked at."""
-    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
-        place = Path(folder) / target.name
-        made = make(place)
-        try:
-            return made, pack(place, replace(options, output=target), progress)
-        except NothingSmaller:
-            if not options.dry_run:
-                save(load(place), target, SaveOptions(options.external_data, options.force))
-            return made, None

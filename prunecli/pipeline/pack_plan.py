@@ -1,4 +1,4 @@
-"""Which tensor is packed how, and the rewriting of the graph."""
+"""Which tensor is packed how."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import Model
-from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
-from prunecli.model.preserve import is_described
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
-from prunecli.storage import Writer, choose, choose_narrow
-from prunecli.storage.encodings import Encoded, Subject
+from prunecli.storage import fit
+from prunecli.storage.encodings import FOLDED_UP_TO, Encoded, Subject
+from prunecli.storage.pieces import SHARED_UP_TO
 from prunecli.storage.positions import words
-from prunecli.storage.writing import Names, ranges
 from prunecli.types import Progress, Skipped
 
 Array = np.ndarray[Any, Any]
@@ -121,10 +119,8 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     encoded = None
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
     if not how.coo:
-        subject = Subject(array, tensor.dtype, inlined)
-        encoded = choose(subject)
-        if how.values != "exact":
-            encoded = choose_narrow(subject, how.values) or encoded
+        shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and how.values == "exact" and not inlined
+        encoded = fit(Subject(array, tensor.dtype, inlined, shares), how.values)
         packed = encoded.nbytes if encoded is not None else size
     digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
     if isinstance(tensor, ir.ExternalTensor):
@@ -151,6 +147,8 @@ def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
         return "not an initializer of the main graph"
     if how.include and not any(fnmatchcase(name, pattern) for pattern in how.include):
         return "not matched by --include"
+    if size > FOLDED_UP_TO and not how.coo:
+        return "onnxruntime folds nothing above 1 GiB"
     return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in how.exclude) else ""
 
 
@@ -162,27 +160,6 @@ def drop_signs(model: Model) -> None:
         if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
             shape = tuple(int(d) for d in tensor.shape.numpy())
             holder.put(pending(tensor, lambda array: array + array.dtype.type(0), shape, holder.name))
-
-
-def write(model: Model, items: Iterable[Item]) -> None:
-    """Put the chains in place of the tensors of `items` that have one."""
-    functions = {id(function.graph) for function in model.ir.functions.values()}
-    chosen = [item for item in items if item.encoded is not None]
-    names = Names(all_graphs(model.ir))
-    for graph in list(all_graphs(model.ir)):
-        mine = [item for item in chosen if item.holder.graph is graph]
-        if not mine:
-            continue
-        largest = max(ranges(item.encoded.chain) for item in mine if item.encoded is not None)
-        writer = Writer(graph, names, id(graph) in functions, largest)
-        for item in mine:
-            assert item.encoded is not None
-            value, constants = item.holder.value, item.holder.node is not None
-            made = writer.write(value, item.encoded, item.tensor, constants, item.digest)
-            if constants or is_described(graph, item.row.name):  # as the file had it
-                made.type, made.shape, made.doc_string = value.type, value.shape, value.doc_string
-                made.metadata_props.update(value.metadata_props)
-        writer.finish()
 
 
 def left(items: Iterable[Item]) -> list[Skipped]:

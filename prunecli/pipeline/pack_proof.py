@@ -26,8 +26,10 @@ from prunecli.pipeline.pack_plan import Item
 from prunecli.pipeline.subject import Execution
 from prunecli.runtime import Session
 from prunecli.storage import Writer
+from prunecli.storage.chain import Op, after
+from prunecli.storage.pieces import PASSES
 from prunecli.storage.values import widened
-from prunecli.storage.writing import MARK, Names, ranges
+from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
 from prunecli.types import Progress, Verification
 
 REPORT = "nothing was written; please report this"
@@ -68,9 +70,16 @@ class Proof:
         self._same_tensors(saved)
         size = sum(item.row.dense_bytes for item in self.items)
         if size > RUN_UP_TO:
-            self._large(staged)
+            Session.open(staged, provider=self.execution.provider, low_memory=True)
+            self._apart("it is too large to be run on both sides")
             return
-        self._folded(staged)
+        try:
+            self.execution.open(self.original)
+        except PruneError as error:  # nor will it open what is made of it
+            reason = error.message.removeprefix(f"onnxruntime cannot open {self.original}: ")
+            self._apart(f"onnxruntime does not open the model itself, packed or not: {reason}")
+            return
+        self._folded(staged, {item.row.name for item in self.items if item.encoded is not None})
         self._runs(staged)
         self.loads = (self._load(self.original), self._load(staged))
 
@@ -91,28 +100,32 @@ class Proof:
         if nodes_of(saved.ir) != self.before.nodes:
             raise PruneError("internal: packing changed more than weights", REPORT)
 
-    def _large(self, staged: Path) -> None:
-        """The file opens; the smallest tensor of each encoding is folded, alone in a model of its own."""
-        Session.open(staged, provider=self.execution.provider, low_memory=True)
-        kinds: dict[tuple[str, str], Item] = {}
-        for item in sorted((i for i in self.items if i.encoded), key=lambda i: i.row.dense_bytes, reverse=True):
-            kinds[item.row.encoding, item.row.dtype] = item
-        if kinds:
+    def _apart(self, why: str) -> None:
+        """The smallest tensor of each encoding is folded, alone in a model of its own, in the last of the passes."""
+        if self.max_error is not None:
+            raise PruneError(f"--max-error cannot be checked: {why}", "leave it out")
+        kinds: dict[tuple[str, str], list[Item]] = {}
+        for item in sorted((i for i in self.items if i.encoded), key=lambda i: i.row.dense_bytes):
+            kinds.setdefault((item.row.encoding, item.row.dtype), []).append(item)
+        for same in kinds.values():
             with tempfile.TemporaryDirectory(prefix="prune-") as folder:
                 place = Path(folder) / "alone.onnx"
-                save(Model(alone(list(kinds.values())), place, ""), place)
-                self._folded(place)
+                save(Model(alone(same[0]), place, ""), place)
+                try:
+                    self._folded(place, {"w"})
+                except NotFolded:
+                    raise NotFolded([item.row.name for item in same]) from None
         kind: Literal["exact", "approximate"] = "exact" if self.values == "exact" else "approximate"
-        self.verification = Verification(kind, detail=f"{_STORED}; it is too large to be run on both sides")
+        self.verification = Verification(kind, detail=f"{_STORED}; {why}")
 
-    def _folded(self, staged: Path) -> None:
-        """Raises NotFolded if the graph that onnxruntime runs still decodes something."""
+    def _folded(self, staged: Path, packed: set[str]) -> None:
+        """Raises NotFolded if the graph that onnxruntime runs still decodes one of these tensors."""
         with tempfile.TemporaryDirectory(prefix="prune-") as folder:
             place = Path(folder) / "optimised.onnx"
             Session.open(staged, provider=self.execution.provider, optimised=place)
             left = set(_marked(onnx.load(str(place), load_external_data=False).graph))
-        if left:
-            raise NotFolded(sorted(name.removeprefix(MARK) for name in left))
+        if left & packed:  # nodes of the model's own may be named so, too
+            raise NotFolded(sorted(left & packed))
 
     def _runs(self, staged: Path) -> None:
         first = self.execution.open(self.original)
@@ -185,27 +198,21 @@ class Before:
         return cls({key: holder.tensor for key, holder in found.items()}, packed, nodes_of(model.ir))
 
 
-def alone(items: Sequence[Item]) -> ir.Model:
-    """A model of these tensors only, each read by one operator."""
+def alone(item: Item) -> ir.Model:
+    """A model of this tensor only, read by one operator."""
+    assert item.encoded is not None
     at = ir.Value(name="at", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
-    stored, nodes = [], []
-    for number, item in enumerate(items):
-        shape, kind = ir.Shape(item.tensor.shape.numpy()), ir.TensorType(item.tensor.dtype)
-        value = ir.Value(name=f"w{number}", shape=shape, type=kind, const_value=item.tensor)
-        stored.append(value)
-        nodes.append(ir.Node("", "Gather", [value, at], outputs=[ir.Value(name=f"y{number}")]))
-    outputs = [node.outputs[0] for node in nodes]
-    for output, item in zip(outputs, items, strict=True):
-        output.type = ir.TensorType(item.tensor.dtype)
-        output.shape = ir.Shape([1, *item.row.shape[1:]])
-    graph = ir.Graph([at], outputs, nodes=nodes, initializers=stored, opset_imports={"": 17}, name="alone")
-    model = ir.Model(graph, ir_version=8)
-    writer = Writer(graph, Names([graph]), False, max(ranges(item.encoded.chain) for item in items if item.encoded))
-    for value, item in zip(stored, items, strict=True):
-        assert item.encoded is not None
-        writer.write(value, item.encoded, item.tensor, False)
+    shape, kind = ir.Shape(item.row.shape), ir.TensorType(item.tensor.dtype)
+    value = ir.Value(name="w", shape=shape, type=kind, const_value=item.tensor)
+    output = ir.Value(name="y", shape=ir.Shape([1, *item.row.shape[1:]]), type=kind)
+    node = ir.Node("", "Gather", [value, at], outputs=[output])
+    graph = ir.Graph([at], [output], nodes=[node], initializers=[value], opset_imports={"": 17}, name="alone")
+    chain = after(item.encoded.chain, PASSES - 1)
+    assert isinstance(chain, Op)
+    writer = Writer(graph, Names([graph]), False, ranges(chain), 17)
+    writer.write(value, chain, Source(item.row.name, (item.tensor,), item.digest))
     writer.finish()
-    return model
+    return ir.Model(graph, ir_version=8)
 
 
 def placed(model: ir.Model) -> Iterator[tuple[Place, Holder]]:
@@ -239,9 +246,10 @@ def _equal(source: ir.TensorProtocol, theirs: ir.TensorProtocol, values: str) ->
 
 
 def _marked(graph: onnx.GraphProto) -> Iterator[str]:
+    """Tensors whose last node is still there."""
     for node in graph.node:
-        if node.name.startswith(MARK):
-            yield node.name
+        if node.name.startswith((MARK, HELD)):
+            yield node.output[0]
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _marked(attribute.g)

@@ -1,14 +1,15 @@
 """Chains: trees of standard operators that compute one dense tensor from what is stored.
 
-onnxruntime folds a chain into a plain initializer while it loads the model. It folds a node only if the node's
-output shape is known beforehand and, until the whole pass is over, frees nothing: so every dense-sized value
-between the stored bytes and the result costs memory and time at load, and chains are built to have few.
+onnxruntime folds a chain into a plain initializer while it loads the model. It folds a node only if the size of the
+node's output is known beforehand and, until the whole pass is over, frees nothing: every value between the stored
+bytes and the result costs memory and time at load. So chains have few dense-sized values, large tensors are computed
+in pieces, and chains of large models wait for different passes (`Pass`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Stream:
-    """A stored leaf of a chain: `compute(dense)` gives it, of this type and shape, when it is written."""
+    """A stored leaf of a chain: `compute(dense)` gives it, of this type and shape, when it is written. `piece`: which
+    piece of the tensor it is for."""
 
     role: str
     dtype: ir.DataType
     shape: Shape
     compute: Callable[[Array], Array]
+    piece: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +53,13 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """An int64 1 in a vector, which onnxruntime does not know before its folding pass of this number, from 0."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Op:
     """An operator of the standard domain with one output. `shape` where onnxruntime cannot infer the output's."""
 
@@ -64,7 +74,9 @@ class Op:
         return all(isinstance(i, Fixed) or (isinstance(i, Op) and i.is_fixed) for i in self.inputs)
 
 
-Node = Op | Stream | Fixed
+Node = Op | Stream | Fixed | Pass
+POSITIONS = ("bits", "gaps", "codes")
+"""Roles of the streams that say where values lie: whatever a chain computes, it computes from one of them."""
 
 
 def streams(node: Node) -> list[Stream]:
@@ -72,6 +84,25 @@ def streams(node: Node) -> list[Stream]:
     if isinstance(node, Stream):
         return [node]
     return [found for i in node.inputs for found in streams(i)] if isinstance(node, Op) else []
+
+
+def with_streams(node: Node, change: Callable[[Stream], Node]) -> Node:
+    """The same tree with other leaves in place of its streams."""
+    if isinstance(node, Stream):
+        return change(node)
+    if isinstance(node, Op):
+        return replace(node, inputs=tuple(with_streams(i, change) for i in node.inputs))
+    return node
+
+
+def after(node: Node, number: int) -> Node:
+    """The same tree, which cannot be folded before that pass: its positions have to be broadcast to [1], which changes
+    nothing but cannot be done sooner."""
+
+    def wait(stream: Stream) -> Node:
+        return Op("Expand", (stream, Pass(number))) if stream.role in POSITIONS else stream
+
+    return with_streams(node, wait) if number else node
 
 
 def cast(node: Node, to: ir.DataType) -> Op:

@@ -27,8 +27,13 @@ from prunecli.storage.positions import Rows, words
 Array = np.ndarray[Any, Any]
 OVERHEAD = 450
 """Bytes of nodes, names and shapes that a chain adds to a file, about."""
+SHARED_OVERHEAD = 130
+"""The same for one of several tensors that share a chain."""
+FOLDED_UP_TO = 1 << 30
+"""Bytes of one value beyond which onnxruntime does not fold."""
 LARGEST = (1 << 31) - 1024
 """Positions are int32."""
+POSITION_BYTES = 4
 BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.bool_)
 WINDOWS = (4, 8, 16, 32)
 POSITION_BITS = {4: 2, 8: 4, 16: 4, 32: 8}
@@ -45,25 +50,32 @@ class Encoded:
     encoding: str
     chain: Op
     detail: str = ""
+    overhead: int = OVERHEAD
 
     @property
     def nbytes(self) -> int:
         """Of what is stored, and of the chain's own text."""
-        return sum(stream.nbytes for stream in streams(self.chain)) + OVERHEAD
+        return sum(stream.nbytes for stream in streams(self.chain)) + self.overhead
 
 
 @dataclass(frozen=True)
 class Subject:
     """A tensor as encodings see it. `inlined`: it lies in a function, whose values have no shapes of their own
-    once onnxruntime has put the function's nodes in place of its calls."""
+    once onnxruntime has put the function's nodes in place of its calls. `shares`: it may share a chain with others."""
 
     array: Array
     dtype: ir.DataType
     inlined: bool = False
+    shares: bool = False
 
     @property
     def shape(self) -> Shape:
         return tuple(self.array.shape)
+
+    @property
+    def overhead(self) -> int:
+        """Of encodings that know no shapes; others are each tensor's own."""
+        return SHARED_OVERHEAD if self.shares else OVERHEAD
 
     def values(self, shape: Shape, compute: Callable[[Array], Array]) -> Stream:
         return Stream("values", self.dtype, shape, compute)
@@ -87,7 +99,8 @@ def encoding(name: str) -> Callable[[Encoding], Encoding]:
 
 def choose(subject: Subject, names: tuple[str, ...] | None = None) -> Encoded | None:
     """The smallest of the named encodings (default: all), of equal ones the later; None if dense is smaller."""
-    if not 0 < subject.array.size <= LARGEST:
+    size = subject.array.size
+    if not 0 < size <= LARGEST or size * max(subject.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
         return None
     rows = Rows(np.ascontiguousarray(subject.array).reshape(-1))
     best: Encoded | None = None
@@ -100,10 +113,14 @@ def choose(subject: Subject, names: tuple[str, ...] | None = None) -> Encoded | 
 
 @encoding("mask")
 def mask(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
-    """bits -> positions of the set ones -> values scattered there."""
-    if subject.inlined or not rows.count:
+    """bits -> positions of the set ones -> values scattered there; where positions would have no shape, bits -> how
+    many are set up to each -> values looked up, which takes more memory."""
+    if not rows.count:
         return None
-    return Encoded("mask", _elements(subject, _by_bits(len(rows.values), rows.count, _bits), rows.count, _at_bits))
+    if subject.inlined:
+        return Encoded("mask", _looked_up(subject, rows.count))
+    places = _by_bits(len(rows.values), rows.count, _bits)
+    return Encoded("mask", _elements(subject, places, rows.count, _at_bits), overhead=subject.overhead)
 
 
 @encoding("gaps")
@@ -111,7 +128,8 @@ def gaps(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
     """distances -> their running sum is the positions -> values scattered there."""
     if rows.count * (1 + subject.array.itemsize) > limit:
         return None
-    return Encoded("gaps", _elements(subject, _by_gaps(rows.entries, _gaps), rows.entries, _at_gaps))
+    places = _by_gaps(rows.entries, _gaps)
+    return Encoded("gaps", _elements(subject, places, rows.entries, _at_gaps), overhead=subject.overhead)
 
 
 @encoding("blocks")
@@ -190,6 +208,21 @@ def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
     stored = Stream("bits", ir.DataType.UINT8, (-(-rows // 8),), compute)
     flags = reshape(Op("Gather", (Fixed.of(BITS, "bool"), cast(stored, ir.DataType.INT32))), (-1,))
     return Op("Compress", (numbers(), flags), shape=(count,))
+
+
+def _looked_up(subject: Subject, count: int) -> Op:
+    """w = values[flag * (flags so far)], with a zero as the first value."""
+    size = subject.array.size
+    stored = Stream("bits", ir.DataType.UINT8, (-(-size // 8),), _bits)
+    flags = reshape(Op("Gather", (Fixed.of(BITS, "int32"), cast(stored, ir.DataType.INT32))), (-1,))
+    if size % 8:
+        flags = Op("Slice", (flags, Fixed.of([0], "int64"), Fixed.of([size], "int64")))
+    index = Op("Mul", (Op("CumSum", (flags, Fixed.of(0, "int32"))), flags))
+    return Op("Gather", (subject.values((count + 1,), _led_by_zero), reshape(index, subject.shape)))
+
+
+def _led_by_zero(array: Array) -> Array:
+    return np.concatenate([np.zeros(1, array.dtype), _at_bits(array)])
 
 
 def numbers() -> Op:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
+from prunecli.storage.pieces import TOGETHER
+from prunecli.storage.stored import constant
 
 Array = np.ndarray[Any, Any]
 Rule = Callable[[ir.Node, list[Array], int], Array]
@@ -33,7 +36,7 @@ def rule(name: str) -> Callable[[Rule], Rule]:
     return add
 
 
-def dense(value: ir.Value, where: str) -> Array:
+def dense(value: ir.Value, where: str, recent: Recent | None = None) -> Array:
     """The tensor that the chain ending in `value` computes.
 
     Raises:
@@ -42,7 +45,7 @@ def dense(value: ir.Value, where: str) -> Array:
     try:
         shape, dtype = shape_of(value), dtype_of(value)
         with np.errstate(all="ignore"):
-            array = Evaluation(max(math.prod(shape), 1 << 16)).of(value)
+            array = Evaluation(max(math.prod(shape), 1 << 16), recent or Recent()).of(value)
         if array.shape != shape or array.dtype != dtype.numpy():
             raise Wrong(f"it comes out as {array.dtype} {array.shape}")
         return array
@@ -50,24 +53,20 @@ def dense(value: ir.Value, where: str) -> Array:
         raise PruneError(f"{where}: the packed tensor '{value.name}' makes no sense: {error}", DAMAGED) from error
 
 
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor that `value` stores, if it does: an initializer nobody can override, or a Constant's."""
-    if value is None:
-        return None
-    producer = value.producer()
-    if producer is None:
-        return None if value.is_graph_input() else value.const_value
-    if producer.op_type != "Constant" or producer.domain or "value" not in producer.attributes:
-        return None
-    attribute = producer.attributes["value"]
-    return None if attribute.is_ref() else attribute.as_tensor()
+@dataclass
+class Recent:
+    """The vector that was split last: the tensors it was split into are usually read one after the other."""
+
+    value: ir.Value | None = None
+    array: Array | None = None
 
 
 class Evaluation:
     """Evaluates each value once; no array may have more than a few times `size` elements."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, recent: Recent) -> None:
         self.limit = 8 * size + 64
+        self._recent = recent
         self._known: dict[ir.Value, Array] = {}
 
     def of(self, value: ir.Value | None) -> Array:
@@ -87,6 +86,10 @@ class Evaluation:
         assert node is not None
         if node.op_type == "Compress":
             return self._compress(node)
+        if node.op_type == "Split":
+            return self._split(node, value)
+        if node.op_type == "Expand":  # to [1], which whoever took the chain for one has made sure of
+            return self.of(node.inputs[0])
         return RULES[node.op_type](node, [self.of(i) for i in node.inputs], self.limit)
 
     def _compress(self, node: ir.Node) -> Array:
@@ -100,12 +103,43 @@ class Evaluation:
             raise Wrong("there are more bits than numbers to choose from")
         return np.flatnonzero(flags)
 
+    def _split(self, node: ir.Node, value: ir.Value) -> Array:
+        """One part of a vector, which may be a good deal larger."""
+        sizes, flat = split_sizes(node), node.inputs[0]
+        if flat is None or self._recent.value is not flat:
+            whole = Evaluation(max(sum(sizes), 1 << 16), self._recent).of(flat)
+            if whole.shape != (sum(sizes),):
+                raise Wrong(f"parts of {sum(sizes)} elements of {whole.size}")
+            self._recent.value, self._recent.array = flat, whole
+        assert self._recent.array is not None
+        start = sum(sizes[: value.index() or 0])
+        return self._recent.array[start : start + sizes[value.index() or 0]]
+
+
+def split_sizes(node: ir.Node) -> list[int]:
+    """The elements of each part."""
+    stated = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if stated is not None and stated.size <= len(node.outputs):
+        sizes = [int(size) for size in np.asarray(stated.numpy()).reshape(-1)]
+    else:
+        sizes = [int(size) for size in node.attributes["split"].as_ints()] if "split" in node.attributes else []
+    if len(sizes) != len(node.outputs) or min(sizes, default=-1) < 0 or sum(sizes) > TOGETHER:
+        raise Wrong("its parts have impossible sizes")
+    return sizes
+
 
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
     """The shape of the dense tensor, from the constants that state it: nothing of its size is made."""
     if (tensor := constant(value)) is not None:
         return tuple(int(d) for d in tensor.shape.numpy())
     node = _producer(value)
+    if node.op_type == "Concat":
+        axis, shapes = _number(node, "axis", 0), [shape_of(i) for i in node.inputs]
+        if len({(shape[:axis], shape[axis + 1 :]) for shape in shapes}) != 1 or not 0 <= axis < len(shapes[0]):
+            raise Wrong("its pieces do not fit each other")
+        return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+    if node.op_type == "Gather":  # looked up: one value for each of the places
+        return shape_of(node.inputs[1])
     if node.op_type in ("Reshape", "ConstantOfShape"):
         stated = constant(node.inputs[-1])
         dims = np.asarray(stated.numpy()) if stated is not None and stated.size <= 64 else np.array([-1])
@@ -191,7 +225,15 @@ def _gather(node: ir.Node, inputs: list[Array], limit: int) -> Array:
 
 @rule("CumSum")
 def _cumsum(node: ir.Node, inputs: list[Array], limit: int) -> Array:
-    return np.cumsum(inputs[0], axis=int(inputs[1].item()), dtype=np.int64)
+    return np.cumsum(inputs[0], axis=int(inputs[1].item()), dtype=inputs[0].dtype)
+
+
+@rule("Concat")
+def _concat(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    if len({array.dtype for array in inputs}) != 1:
+        raise Wrong("its pieces are of different types")
+    _fits(sum(array.size for array in inputs), limit)
+    return np.concatenate(inputs, axis=_number(node, "axis", 0))
 
 
 @rule("ConstantOfShape")

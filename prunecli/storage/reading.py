@@ -7,29 +7,35 @@ of its operators are of the kinds that chains have. Anything else stays in the g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.storage.evaluate import DAMAGED, Wrong, constant, dense, dtype_of, shape_of
-from prunecli.storage.writing import MARK
+from prunecli.storage import passes
+from prunecli.storage.evaluate import DAMAGED, Recent, Wrong, dense, dtype_of, shape_of
+from prunecli.storage.stored import constant
+from prunecli.storage.writing import HELD, MARK
 
-KINDS = {
-    "Cast": (1, {"to", "saturate"}), "Mul": (2, set()), "Reshape": (2, set()), "Transpose": (1, {"perm"}),
-    "Slice": (3, set()), "Gather": (2, set()), "CumSum": (2, set()), "ConstantOfShape": (1, {"value"}),
-    "ScatterElements": (3, {"axis"}), "ScatterND": (3, set()), "Compress": (2, set()), "Range": (3, set()),
+ANY = range(1, 1 << 16)
+KINDS: dict[str, tuple[Container[int], set[str]]] = {
+    "Cast": ({1}, {"to", "saturate"}), "Mul": ({2}, set()), "Reshape": ({2}, set()), "Transpose": ({1}, {"perm"}),
+    "Slice": ({3}, set()), "Gather": ({2}, set()), "CumSum": ({2}, set()), "ConstantOfShape": ({1}, {"value"}),
+    "ScatterElements": ({3}, {"axis"}), "ScatterND": ({3}, set()), "Compress": ({2}, set()), "Range": ({3}, set()),
+    "Concat": (ANY, {"axis"}), "Split": ({1, 2}, {"split"}), "Expand": ({2}, set()),
 }  # fmt: skip
-"""The operators of chains: how many inputs each has, and the attributes that may be stated."""
+"""The operators of chains: how many inputs each may have, and the attributes that may be stated."""
 ALWAYS_FINE = 64 << 20
 """Bytes a dense form may take whatever is stored."""
 MAX_GROWTH = 1000
 """Beyond that, dense bytes per stored byte: a few bytes must not allocate gigabytes."""
 KEEP_UP_TO = 1 << 30
 """Dense bytes up to which tensors stay in memory, as those of an ordinary file do; others are computed when read."""
-MAX_NODES = 64
+NODES_LOOKED_AT = 64
+"""On average of the nodes of a graph, while chains are traced: they share nodes, but not that many times."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class _Chain:
     nodes: tuple[ir.Node, ...]
     leaves: tuple[ir.Value, ...]
 
+    @property
+    def held(self) -> str | None:
+        """The name of the Constant node that held it, if one did."""
+        name, start = self.nodes[0].name or "", f"{HELD}{self.value.name}/"
+        return name.removeprefix(start) if name.startswith(start) else None
+
 
 def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
     """Put a dense tensor in place of every chain; what was found.
@@ -58,19 +70,31 @@ def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
     Raises:
         PruneError: a chain with positions out of range, or a size out of all proportion.
     """
-    chains = [chain for graph in graphs for chain in _chains(graph)]
-    keep = sum(_dense_bytes(chain, where) for chain in chains) <= KEEP_UP_TO
-    found = [Packed(c.value.name or "", _stored(c), c.graph, c.value.type is not None) for c in chains]
+    chains = [chain for graph in graphs for chain in _chains(graph, where)]
+    sizes = [_dense_bytes(chain, where) for chain in chains]
+    stored = _stored(chains, sizes)
+    found = [
+        Packed(c.value.name or "", nbytes, c.graph, c.value.type is not None)
+        for c, nbytes in zip(chains, stored, strict=True)
+    ]
+    recent = Recent()
     for chain in chains:
-        _replace(chain, keep, where)
+        _replace(chain, sum(sizes) <= KEEP_UP_TO, where, recent)
     _clean(chains)
     return found
 
 
-def _chains(graph: ir.Graph) -> Iterator[_Chain]:
+def _chains(graph: ir.Graph, where: str) -> Iterator[_Chain]:
+    left = NODES_LOOKED_AT * (len(graph) + NODES_LOOKED_AT)
     for node in graph:
-        if node.name == f"{MARK}{node.outputs[0].name}" and (chain := _trace(graph, node)):
+        name, made = node.name or "", node.outputs[0].name if node.outputs else ""
+        if name != f"{MARK}{made}" and not name.startswith(f"{HELD}{made}/"):
+            continue
+        if chain := _trace(graph, node):
             yield chain
+            left -= len(chain.nodes)
+        if left < 0:
+            raise PruneError(f"{where}: its packed tensors share too many nodes", DAMAGED)
 
 
 def _trace(graph: ir.Graph, last: ir.Node) -> _Chain | None:
@@ -80,10 +104,17 @@ def _trace(graph: ir.Graph, last: ir.Node) -> _Chain | None:
     waiting = [last]
     while waiting:
         node = waiting.pop()
-        if not _is_known(node) or node.graph is not graph or len(nodes) > MAX_NODES:
+        if not _is_known(node) or node.graph is not graph:
             return None
         nodes[node] = None
-        for value in node.inputs:
+        inputs = node.inputs
+        if node.op_type == "Expand":
+            turn, inputs = passes.found(node.inputs[1]), node.inputs[:1]
+            if turn is None or any(each.graph is not graph for each in turn.nodes if each.op_type != "Shape"):
+                return None
+            nodes |= dict.fromkeys(turn.nodes)
+            leaves |= dict.fromkeys(turn.leaves)
+        for value in inputs:
             producer = value.producer() if value is not None else None
             if value is None or (constant(value) is None and producer is None):
                 return None
@@ -95,17 +126,23 @@ def _trace(graph: ir.Graph, last: ir.Node) -> _Chain | None:
 
 
 def _is_known(node: ir.Node) -> bool:
-    if node.domain or node.op_type not in KINDS or len(node.outputs) != 1:
+    if node.domain or node.op_type not in KINDS or (len(node.outputs) != 1) != (node.op_type == "Split"):
         return False
     arity, stated = KINDS[node.op_type]
     plain = all(name in stated and not attribute.is_ref() for name, attribute in node.attributes.items())
-    return len(node.inputs) == arity and plain
+    return len(node.inputs) in arity and plain
 
 
-def _stored(chain: _Chain) -> int:
-    """Bytes of the leaves that only this chain reads."""
-    alone = (leaf for leaf in chain.leaves if all(use.node in chain.nodes for use in leaf.uses()))
-    return sum(tensor.nbytes for leaf in alone if (tensor := constant(leaf)) is not None)
+def _stored(chains: list[_Chain], sizes: list[int]) -> list[int]:
+    """Bytes of the leaves of each chain; those of several are shared out by the sizes of what they decode to."""
+    whole: Counter[ir.Value] = Counter()
+    for chain, size in zip(chains, sizes, strict=True):
+        whole.update(dict.fromkeys(chain.leaves, size))
+    return [
+        round(sum(tensor.nbytes * size / (whole[leaf] or 1)
+                  for leaf in chain.leaves if (tensor := constant(leaf)) is not None))
+        for chain, size in zip(chains, sizes, strict=True)
+    ]  # fmt: skip
 
 
 def _dense_bytes(chain: _Chain, where: str) -> int:
@@ -119,23 +156,23 @@ def _dense_bytes(chain: _Chain, where: str) -> int:
     return size
 
 
-def _replace(chain: _Chain, keep: bool, where: str) -> None:
+def _replace(chain: _Chain, keep: bool, where: str, recent: Recent) -> None:
     """A dense tensor of the same name: a Constant where the chain's values lie in one, else an initializer."""
     value = chain.value
-    array = dense(value, where)  # what is wrong is told now, not when somebody reads it
+    array = dense(value, where, recent)  # what is wrong is told now, not when somebody reads it
     dtype, shape = dtype_of(value), ir.Shape(array.shape)
 
     def compute() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(dense(value, where)), dtype=dtype, shape=shape)
+        return ir.Tensor(np.ascontiguousarray(dense(value, where, recent)), dtype=dtype, shape=shape)
 
     tensor: ir.TensorProtocol
     if keep:
         tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, shape=shape, name=value.name)
     else:
         tensor = ir.LazyTensor(compute, dtype=dtype, shape=shape, name=value.name)
-    if (held := _held(chain)) is not None:
-        made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=held.name)
-        chain.graph.insert_before(_last(chain), made)
+    if chain.held is not None:
+        made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=chain.held)
+        chain.graph.insert_before(chain.nodes[0], made)
         new = made.outputs[0]
         new.name, new.type, new.shape = value.name, value.type, value.shape
     else:
@@ -146,21 +183,17 @@ def _replace(chain: _Chain, keep: bool, where: str) -> None:
     ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
 
 
-def _last(chain: _Chain) -> ir.Node:
-    return chain.nodes[0]
-
-
-def _held(chain: _Chain) -> ir.Node | None:
-    """The Constant node that holds what the chain scatters or widens, if one does; in a function it always is."""
-    scattered = [node.inputs[2] for node in chain.nodes if node.op_type.startswith("Scatter")]
-    values = [value for value in scattered or chain.leaves if constant(value) is not None]
-    return next((node for value in values if value is not None and (node := value.producer()) is not None), None)
-
-
 def _clean(chains: list[_Chain]) -> None:
     """Take out of the graphs what only the chains read. Nodes keep their inputs: tensors may yet be computed."""
     gone = {node for chain in chains for node in chain.nodes}
-    kept = [node for node in gone if node.outputs[0].is_graph_output() or _read_outside(node.outputs[0], gone)]
+    own = {
+        (node, output)
+        for chain in chains
+        for node in chain.nodes
+        if node.graph is chain.graph
+        for output in node.outputs
+    }  # not those inside branches, which go with their If
+    kept = [node for node, output in own if output.is_graph_output() or _read_outside(output, gone)]
     while kept:
         node = kept.pop()
         if node in gone:

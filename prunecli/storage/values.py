@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import Node, Op, Stream, cast
+from prunecli.storage.chain import Node, Op, Stream, cast, with_streams
 from prunecli.storage.encodings import Encoded, Subject, choose
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ WIDE = {"float16": (ir.DataType.FLOAT, ir.DataType.DOUBLE),
 def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = None) -> Encoded | None:
     """The smallest encoding of the narrow values, with the operators that widen them; None where this does not
     apply: vectors, types as narrow already, NaN and infinity."""
-    if not _applies(subject.array, subject.dtype, name):
+    if not applies(subject.array, subject.dtype, name):
         return None
     how = VALUES[name]
     small = Subject(how.apply(subject.array), how.dtype, subject.inlined)
@@ -72,22 +72,23 @@ def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = N
 
 def _narrowed(node: Node, how: Narrow) -> Node:
     """The chain with every stream computed from the narrow array."""
-    if isinstance(node, Stream):
-        inner = node.compute
-        return replace(node, compute=lambda array: inner(how.apply(array)))
-    if isinstance(node, Op):
-        return replace(node, inputs=tuple(_narrowed(i, how) for i in node.inputs))
-    return node
+
+    def narrow(stream: Stream) -> Stream:
+        inner = stream.compute
+        return replace(stream, compute=lambda array: inner(how.apply(array)))
+
+    return with_streams(node, narrow)
 
 
 def widened(array: Array, dtype: ir.DataType, name: str) -> Array:
     """What the chain makes of the narrow values of `array`; the array itself where narrowing does not apply."""
-    if not _applies(array, dtype, name):
+    if not applies(array, dtype, name):
         return array
     how = VALUES[name]
     wide = how.apply(array).astype(array.dtype)
     return wide if how.scales is None else np.asarray(wide * how.scales(array))
 
 
-def _applies(array: Array, dtype: ir.DataType, name: str) -> bool:
+def applies(array: Array, dtype: ir.DataType, name: str) -> bool:
+    """Whether values can be stored so: not vectors, types as narrow already, NaN and infinity."""
     return array.ndim > 1 and dtype in WIDE[name] and bool(np.isfinite(array).all())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, streams
-from prunecli.storage.encodings import Encoded, numbers
+from prunecli.storage.chain import Fixed, Node, Op, Pass, Stream, streams
+from prunecli.storage.encodings import numbers
+from prunecli.storage.passes import Passes
+from prunecli.storage.stored import constant
 
+Array = np.ndarray[Any, Any]
 MARK = "prunecli.pack/"
-"""The last node of a chain is named by this and the tensor's name."""
+"""The last node of the chain of an initializer is named by this and the tensor's name."""
+HELD = "prunecli.constant/"
+"""That of a tensor that a Constant node held, by this, the tensor's name, a slash, and that node's name."""
 NUMBERS = numbers()
 
 
@@ -43,62 +48,63 @@ class Names:
 
 
 @dataclass(frozen=True)
-class _Owner:
-    """The tensor whose chain is being written. `node`: the name of the Constant node that held it."""
+class Source:
+    """What a chain decodes to: a tensor, or several as one vector. What is stored for equal digests is stored once."""
 
     name: str
-    node: str | None
-    source: ir.TensorProtocol
-    constants: bool
+    tensors: tuple[ir.TensorProtocol, ...]
     digest: str
 
+    def array(self) -> Array:
+        arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in self.tensors]
+        return arrays[0] if len(arrays) == 1 else np.concatenate([array.reshape(-1) for array in arrays])
+
     def lazy(self, stream: Stream) -> ir.LazyTensor:
-        """The stream, computed from the dense tensor whenever it is read."""
+        """The stream, computed from the dense tensors whenever it is read."""
 
         def compute() -> ir.TensorProtocol:
-            array = np.ascontiguousarray(stream.compute(np.ascontiguousarray(self.source.numpy())))
-            if isinstance(self.source, ir.ExternalTensor):
-                self.source.release()
+            array = np.ascontiguousarray(stream.compute(self.array()))
+            for tensor in self.tensors:
+                if isinstance(tensor, ir.ExternalTensor):
+                    tensor.release()
             return ir.Tensor(array, dtype=stream.dtype, shape=ir.Shape(array.shape))
 
         return ir.LazyTensor(compute, dtype=stream.dtype, shape=ir.Shape(stream.shape))
-
-
-Key = tuple[str, str, ir.DataType, Shape, bool]
 
 
 class Writer:
     """Writes chains into one graph. What they share is written once.
 
     `inside`: the graph is a function's, which has no initializers: everything stored is a Constant node.
-    `largest`: the most numbers that any chain of this graph needs (`ranges`).
+    `largest`: the most numbers that any chain of this graph needs (`ranges`). `opset`: the model's.
     """
 
-    def __init__(self, graph: ir.Graph, names: Names, inside: bool, largest: int) -> None:
-        self.graph, self.names, self.inside, self.largest = graph, names, inside, largest
+    def __init__(self, graph: ir.Graph, names: Names, inside: bool, largest: int, opset: int = 13) -> None:
+        self.graph, self.names, self.inside, self.largest, self.opset = graph, names, inside, largest, opset
         self._shared: dict[Fixed | Op, ir.Value] = {}
-        self._stored: dict[Key, ir.Value] = {}
+        self._streams: dict[tuple[object, ...], ir.Value] = {}
         self._nodes: list[ir.Node] = []
+        self._passes = Passes(self._node, lambda tensor: self._store("", tensor), names.new)
 
-    def write(
-        self, value: ir.Value, encoded: Encoded, source: ir.TensorProtocol, constants: bool, digest: str = ""
-    ) -> ir.Value:
-        """Let the chain compute `value`, which is an initializer or a Constant node's output, and whose values
-        `source` gives while the model is saved. `constants`: keep what it stores in Constant nodes, too. What is
-        stored for tensors of one `digest` is stored once. The new value has no type and shape of its own."""
-        name = value.name or ""
-        producer = value.producer()
-        held = producer.name if producer is not None else None
-        owner = _Owner(name, held, source, constants or self.inside, digest or name)
-        made = self._put(encoded.chain, owner)
-        ir.convenience.replace_all_uses_with(value, made)
-        if producer is None:
-            del self.graph.initializers[name]
-        else:
-            self.graph.remove(producer, safe=True)
-        made.name = name
-        self._nodes[-1].name = MARK + name
-        return made
+    def write(self, value: ir.Value, chain: Op, source: Source) -> ir.Value:
+        """Let the chain compute `value`, which is an initializer or a Constant node's output. The new value has no type
+        and shape of its own."""
+        return self._replace(value, self._put(chain, source))
+
+    def write_together(self, values: Sequence[Sequence[ir.Value]], chain: Op, source: Source) -> list[list[ir.Value]]:
+        """The same for tensors that one chain computes, laid end to end; `values`: those of each, all equal."""
+        sizes = [tensor.size for tensor in source.tensors]
+        inputs, attributes = [self._put(chain, source)], [ir.AttrInt64s("split", sizes)]
+        if self.opset >= 13:
+            inputs, attributes = [*inputs, self._fixed(Fixed.of(sizes, "int64"))], []
+        parts = self._nodes_outputs("Split", inputs, attributes, len(sizes))
+        return [[self._reshaped(value, part) for value in same] for same, part in zip(values, parts, strict=True)]
+
+    def _reshaped(self, value: ir.Value, part: ir.Value) -> ir.Value:
+        tensor = constant(value)
+        assert tensor is not None
+        shape = Fixed.of(tensor.shape.numpy(), "int64")
+        return self._replace(value, self._node("Reshape", [part, self._fixed(shape)], []))
 
     def finish(self) -> None:
         """Put the nodes before all others."""
@@ -108,52 +114,71 @@ class Writer:
         else:
             self.graph.insert_before(first, self._nodes)
 
-    def _put(self, node: Node, owner: _Owner) -> ir.Value:
+    def _replace(self, value: ir.Value, made: ir.Value) -> ir.Value:
+        name, producer, last = value.name or "", value.producer(), made.producer()
+        assert last is not None
+        ir.convenience.replace_all_uses_with(value, made)
+        if producer is None:
+            del self.graph.initializers[name]
+            last.name = MARK + name
+        else:
+            self.graph.remove(producer, safe=True)
+            last.name = f"{HELD}{name}/{producer.name or ''}"
+        made.name = name
+        return made
+
+    def _put(self, node: Node, source: Source) -> ir.Value:
         if isinstance(node, Stream):
-            key = (owner.digest, node.role, node.dtype, node.shape, owner.constants)
-            if key not in self._stored:
-                held = owner.node if node.role == "values" else None  # read back as the name of the dense Constant
-                label = f"{owner.name}/{node.role}"
-                self._stored[key] = self._store(label, owner.lazy(node), owner.constants, held)
-            return self._stored[key]
+            key = (source.digest, node.role, node.piece, node.dtype, node.shape)
+            if key not in self._streams:
+                self._streams[key] = self._store(f"{source.name}/{node.role}", source.lazy(node))
+            return self._streams[key]
+        if isinstance(node, Pass):
+            return self._passes.of(node.number)
         if isinstance(node, Fixed) or node.is_fixed:
             return self._fixed(node)
-        inputs = [self._put(i, owner) for i in node.inputs]
-        return self._op(node, inputs)
+        return self._op(node, [self._put(i, source) for i in node.inputs])
 
     def _fixed(self, node: Fixed | Op) -> ir.Value:
         if node not in self._shared:
             if isinstance(node, Fixed):
-                array = node.array()
-                self._shared[node] = self._store("", ir.tensor(array.copy()), self.inside)
+                self._shared[node] = self._store("", ir.tensor(node.array().copy()))
             else:
                 inputs = node.inputs
                 if node == NUMBERS:
                     inputs = (inputs[0], Fixed.of(self.largest, "int32"), inputs[2])
-                found = [self._fixed(i) for i in inputs if not isinstance(i, Stream)]
+                found = [self._fixed(i) for i in inputs if isinstance(i, Fixed | Op)]
                 self._shared[node] = self._op(node, found)
         return self._shared[node]
 
-    def _op(self, node: Op, inputs: list[ir.Value]) -> ir.Value:
-        attributes = {name: _attribute(name, value) for name, value in node.attributes}
-        made = ir.Node("", node.type, inputs, attributes, name="")  # onnx-ir would invent names, which take space
-        made.outputs[0].name = self.names.new()
-        if node.shape is not None:  # onnxruntime folds only what it knows the shape of
-            made.outputs[0].type, made.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ir.Shape(node.shape)
-        self._nodes.append(made)
-        return made.outputs[0]
+    def _op(self, node: Op, inputs: Sequence[ir.Value]) -> ir.Value:
+        made = self._node(node.type, inputs, [_attribute(name, value) for name, value in node.attributes])
+        if node.shape is not None:  # onnxruntime folds only what it knows the size of
+            made.type, made.shape = ir.TensorType(ir.DataType.INT32), ir.Shape(node.shape)
+        return made
 
-    def _store(self, label: str, tensor: ir.TensorProtocol, constant: bool, node_name: str | None = None) -> ir.Value:
+    def _node(self, kind: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
+        return self._nodes_outputs(kind, inputs, attributes, 1)[0]
+
+    def _nodes_outputs(
+        self, kind: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr], count: int
+    ) -> Sequence[ir.Value]:
+        """Nodes have no names: onnx-ir would invent some, which take space."""
+        made = ir.Node("", kind, inputs, attributes, num_outputs=count, name="")
+        for output in made.outputs:
+            output.name = self.names.new()
+        self._nodes.append(made)
+        return made.outputs
+
+    def _store(self, label: str, tensor: ir.TensorProtocol) -> ir.Value:
         name = self.names.new(label)
         tensor.name = name
-        if constant:
-            made = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", tensor)}, name=node_name or "")
-            made.outputs[0].name = name
-            self._nodes.append(made)
-            return made.outputs[0]
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        if self.inside:
+            value = self._node("Constant", [], [ir.AttrTensor("value", tensor)])
+            value.name = name
+            return value
+        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
         self.graph.initializers[name] = value
         return value
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from prunecli.model import load
 from tests.cli.conftest import SAMPLES, Prune
 from tests.cli.test_magnitude import KEYS, LAYER, SIZES, sha256
 from tests.model.build import save_proto
@@ -98,3 +99,39 @@ def test_pack_with_magnitude(prune: Prune, tmp_path: Path) -> None:
     assert done.json["output"] == {"path": str(out), "sha256": sha256(out)}
     assert done.json["after"]["file_bytes"] < 0.3 * done.json["before"]["file_bytes"]
     assert done.json["packing"]["load"]["after"]["seconds"] > 0
+
+
+PACKING = [
+    ("gradient", ["--data", SAMPLES / "digits-calib.npz", "--sparsity", "80%"]),
+    ("oneshot", ["--data", SAMPLES / "digits-calib.npz", "--sparsity", "80%"]),
+    ("adaptive", ["--data", SAMPLES / "digits-test.npz", "--max-drop", "5%", "-j", 1]),
+]
+
+
+@pytest.mark.parametrize(("command", "given"), PACKING, ids=[c[0] for c in PACKING])
+def test_commands_that_write_zeros_pack_them(
+    command: str, given: list[str | int | Path], prune: Prune, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.onnx"
+    done = prune(command, SAMPLES / "digits-mlp.onnx", *given, "--pack", "-o", out, "--format", "json")
+    assert done.code == 0, done.err
+    assert done.json["output"] == {"path": str(out), "sha256": sha256(out)}
+    assert done.json["after"]["file_bytes"] == out.stat().st_size < 0.7 * done.json["before"]["file_bytes"]
+    assert load(out).packed
+
+
+def test_pack_with_finetune(prune: Prune, tmp_path: Path) -> None:
+    zeros, out = tmp_path / "z.onnx", tmp_path / "o.onnx"
+    prune("magnitude", SAMPLES / "digits-mlp.onnx", "--sparsity", "80%", "-o", zeros)
+    given = ["--data", SAMPLES / "digits-train.npz", "--epochs", "1", "--limit", "200"]
+    done = prune("finetune", zeros, *given, "--pack", "-o", out, "--format", "json")
+    assert done.code == 0, done.err
+    assert done.json["output"] == {"path": str(out), "sha256": sha256(out)}
+    assert out.stat().st_size < 0.3 * zeros.stat().st_size
+    assert done.json["packing"]["tensors"]
+    dense = prune("finetune", out, *given, "--pack", "-o", tmp_path / "again.onnx", "--format", "json")
+    assert dense.code == 0, dense.err  # a packed file is trained like any other
+    dense = prune("finetune", SAMPLES / "digits-mlp.onnx", *given, "--pack", "-o", out, "--force")
+    assert dense.code == 0, dense.err
+    assert "it is stored as it is" in dense.out
+    assert not load(out).packed

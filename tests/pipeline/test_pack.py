@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -73,11 +74,11 @@ def with_function() -> onnx.ModelProto:
 ODD: list[tuple[str, Callable[[], onnx.ModelProto], dict[str, str]]] = [
     ("initializers", lambda: model(two(), {"w": weight("50%"), "v": weight("95%")}), {"w": "mask", "v": "gaps"}),
     ("constants", lambda: model([const("w", weight("2:4")), const("v", weight("1x4")), *two()], {}),
-     {"w": "windows", "v": "blocks"}),
+     {"w": "mask", "v": "blocks"}),
     ("tied", lambda: model([node("MatMul", ["x", "w"], ["z0"]), node("Add", ["z0", "x"], ["z1"]),
                             node("MatMul", ["z1", "w"], ["y"])], {"w": weight("50%")}), {"w": "mask"}),
     ("branches", with_branches, {"a": "mask", "b": "gaps", "outer": "mask"}),
-    ("function", with_function, {"w": "gaps", "v": "gaps"}),
+    ("function", with_function, {"w": "mask", "v": "gaps"}),
 ]  # fmt: skip
 
 
@@ -366,3 +367,30 @@ def test_shared_models(path: Path | None, options: dict[str, Any], tmp_path: Pat
     assert found.verification.kind == "exact"
     unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
     assert outline(tmp_path / "d.onnx") == outline(tmp_path / "z.onnx")
+
+
+def test_what_onnxruntime_does_not_open_is_proved_apart(tmp_path: Path) -> None:
+    """A bfloat16 product, which it has no kernel for on the CPU: it opens neither file, yet decodes the tensor."""
+    array = weight("50%").astype(ml_dtypes.bfloat16)
+    nodes = [node("Cast", ["x"], ["b"], to=onnx.TensorProto.BFLOAT16), node("MatMul", ["b", "w"], ["z"]),
+             node("Cast", ["z"], ["y"], to=onnx.TensorProto.FLOAT)]  # fmt: skip
+    path = save_proto(model(nodes, {"w": array}), tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx")
+    assert found.verification.kind == "exact"
+    assert "onnxruntime does not open the model itself, packed or not: Could not find" in found.verification.detail
+    assert found.loads is None
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert outline(tmp_path / "d.onnx") == outline(path)
+    assert find_weights(load(tmp_path / "d.onnx")).all()[0].array().tobytes() == array.tobytes()
+    with pytest.raises(PruneError, match="--max-error cannot be checked"):
+        pack(save_proto(model([*nodes[:2], nodes[2], node("MatMul", ["y", "v"], ["q"])], {"w": array, "v": weight("50%")}),
+                        tmp_path, "two.onnx"), output=tmp_path / "q.onnx", values="float16", max_error=0.1)  # fmt: skip
+
+
+def test_own_nodes_may_be_named_like_chains(tmp_path: Path) -> None:
+    nodes = two()
+    nodes[0].name, nodes[1].name = "prunecli.pack/z", "prunecli.constant/y/"
+    path = save_proto(model(nodes, {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    assert pack(path, output=tmp_path / "p.onnx").verification.samples == 4
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert compare(path, tmp_path / "d.onnx").identical

@@ -21,7 +21,7 @@ from prunecli.storage.evaluate import RULES
 from prunecli.storage.positions import Rows
 from prunecli.storage.reading import KINDS
 from prunecli.storage.values import widened
-from prunecli.storage.writing import Names, ranges
+from prunecli.storage.writing import Names, Source, ranges
 from tests.model.build import save_proto
 from tests.storage.sparse import DTYPES, Array, matmul, optimised, run, sparse
 
@@ -40,7 +40,7 @@ def packed(array: Array, encoded: Encoded, folder: Path) -> Path:
     model = load(save_proto(matmul(array), folder))
     holder = next(h for h in holders(model.ir) if h.tensor.size == array.size)
     writer = Writer(model.ir.graph, Names([model.ir.graph]), False, ranges(encoded.chain))
-    writer.write(holder.value, encoded, holder.tensor, False)
+    writer.write(holder.value, encoded.chain, Source("w", (holder.tensor,), ""))
     writer.finish()
     save(model, folder / "packed.onnx", SaveOptions(force=True))
     return folder / "packed.onnx"
@@ -85,7 +85,7 @@ def test_every_float_type(name: str, dtype: str, tmp_path: Path) -> None:
 
 def test_every_encoding_and_rule_is_tested() -> None:
     assert {case[0] for case in CASES} == set(ENCODINGS)
-    assert {*RULES, "Compress", "Range"} == set(KINDS)
+    assert {*RULES, "Compress", "Range", "Split", "Expand"} == set(KINDS)
 
 
 # the smallest wins: density n/8 + k b against k (1 + b), and patterns against both

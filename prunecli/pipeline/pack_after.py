@@ -1,0 +1,44 @@
+"""`--pack` of the commands that write zeros: what they make goes through `prune pack` before it appears."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from prunecli.model import load
+from prunecli.model.loading import file_sha256
+from prunecli.model.saving import SaveOptions, save
+from prunecli.pipeline.pack import NothingSmaller, PackOptions, PackResult, pack
+from prunecli.types import FileRef, Progress
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Small:
+    """What became of the file. `packed` None where nothing would be smaller: then it is stored as it is."""
+
+    packed: PackResult | None = None
+    output: FileRef | None = None
+    notes: Sequence[str] = ()
+
+
+def packed_after(
+    target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
+) -> tuple[Made, Small]:
+    """What `make(place)` wrote, packed to `target`. `options.output` is not looked at."""
+    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
+        place = Path(folder) / target.name
+        made = make(place)
+        try:
+            found = pack(place, replace(options, output=target), progress)
+            return made, Small(found, found.output, found.notes)
+        except NothingSmaller:
+            if not options.dry_run:
+                save(load(place), target, SaveOptions(options.external_data, options.force))
+    output = None if options.dry_run else FileRef(str(target), file_sha256(target))
+    note = f"nothing would become {options.packing.min_saving:.0%} smaller by packing: it is stored as it is"
+    return made, Small(None, output, (note,))
