@@ -67,7 +67,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     del data
     try:
         model, folder, notes = _build(proto, path, allow_outside_data)
-        packed = resolve(graphs.all_graphs(model), str(path))
+        packed = resolve(graphs.all_graphs(model), (f.graph for f in model.functions.values()), str(path))
         for each in packed:
             if each.described:
                 preserve.describe(each.graph, each.name)

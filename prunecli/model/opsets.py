@@ -37,6 +37,7 @@ def raised(model: Model, needed: int, why: str) -> Model:
     """
     present = opset(model.ir)
     if present >= needed:
+        model.ir.graph.opset_imports.setdefault("", present)  # the graph itself may do nothing but call functions
         return model
     if not present and not model.ir.functions:
         model.ir.graph.opset_imports[""] = needed

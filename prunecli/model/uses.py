@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,16 +114,27 @@ def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
 
 
 def _is_constant(value: ir.Value | None, depth: int) -> bool:
-    """Whether the value follows from stored constants by moving elements only."""
+    """Whether the value follows from stored constants by moving elements only, in at most so many steps."""
+    waiting, passed = {value}, set[ir.Value | None]()
+    for _ in range(depth + 1):
+        passed |= waiting
+        behind = [_moved_from(each) for each in waiting]
+        if any(inputs is None for inputs in behind):
+            return False
+        waiting = {each for inputs in behind for each in inputs or ()} - passed
+    return not waiting
+
+
+def _moved_from(value: ir.Value | None) -> Sequence[ir.Value | None] | None:
+    """What the elements of a value come from: nothing if it is stored, None if they are not only moved."""
     if value is None or value.const_value is not None:
-        return True
+        return ()
     node = value.producer()
-    if node is None or depth == 0:
-        return False
-    if node.op_type == "Constant" and node.domain == "":
-        return True
-    moves = node.domain == "" and node.op_type in TRANSPARENT
-    return moves and all(_is_constant(v, depth - 1) for v in node.inputs)
+    if node is None or node.domain != "":
+        return None
+    if node.op_type == "Constant":
+        return ()
+    return node.inputs if node.op_type in TRANSPARENT else None
 
 
 @through("Transpose")

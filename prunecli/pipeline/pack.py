@@ -150,7 +150,7 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     if not options.dry_run:
         check_target(original, target, options.force)
     file, items = _planned(original, how, options.packing.plain_zeros, progress)
-    chosen = [item for item in items if item.row.encoding != "dense"]
+    chosen = [item for item in items if item.is_packed]
     if not chosen:
         raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
     before = totals(load(plain_path(original)), concrete_shapes(file, options.dims))

@@ -35,8 +35,8 @@ Values = Literal["exact", "float16", "int8"]
 @dataclass(frozen=True)
 class Row:
     """One stored tensor. `packed_bytes`: predicted; `information`: entropy of the mask plus the values, in bytes.
-    `encoding`: "dense" where it stays as it is, `reason` says why. `nonzero` does not count negative zeros, which are
-    stored like values."""
+    `encoding`: "dense" where all values are stored; where it stays as it is, `reason` says why. `nonzero` does not
+    count negative zeros, which are stored like values."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,13 +67,19 @@ def information(size: int, nonzero: int, itemsize: int) -> float:
 
 @dataclass
 class Item:
-    """A stored float tensor, and how it will be stored. `digest`: equal for equal tensors."""
+    """A stored float tensor, and how it will be stored. `digest`: equal for equal tensors of
+    one type and shape."""
 
     holder: Holder
     tensor: ir.TensorProtocol
     row: Row
     encoded: Encoded | None = None
     digest: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is stored otherwise: by a chain (which may be of all values, narrower), or as COO."""
+        return self.encoded is not None or self.row.encoding == "coo"
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
         shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and how.values == "exact" and not inlined
         encoded = fit(Subject(array, tensor.dtype, inlined, shares), how.values)
         packed = encoded.nbytes if encoded is not None else size
-    digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+    digest = _digest(array, tensor.dtype)
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     if packed > (1 - how.min_saving) * size:
@@ -130,6 +136,13 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
     return Item(holder, tensor, row, encoded, digest)
+
+
+def _digest(array: Array, dtype: ir.DataType) -> str:
+    """Of the bytes, and of what else streams depend on: equal bytes of another type or shape are stored otherwise."""
+    digest = hashlib.sha256(f"{dtype.name} {array.shape} ".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
@@ -159,7 +172,12 @@ def drop_signs(model: Model) -> None:
         tensor = holder.tensor
         if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
             shape = tuple(int(d) for d in tensor.shape.numpy())
-            holder.put(pending(tensor, lambda array: array + array.dtype.type(0), shape, holder.name))
+            holder.put(pending(tensor, _without_signs, shape, holder.name))
+
+
+def _without_signs(array: Array) -> Array:
+    """Not by adding zero, which changes the bits of signalling NaN."""
+    return np.where(array == 0, array.dtype.type(0), array)
 
 
 def left(items: Iterable[Item]) -> list[Skipped]:

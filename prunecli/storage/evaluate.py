@@ -18,9 +18,14 @@ from prunecli.errors import PruneError
 from prunecli.storage.pieces import TOGETHER
 from prunecli.storage.stored import constant
 
+MOST_BYTES = 64
+"""Of all that is made on the way, per element of the result; chains of float64 need about 40."""
 Array = np.ndarray[Any, Any]
 Rule = Callable[[ir.Node, list[Array], int], Array]
 RULES: dict[str, Rule] = {}
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+TYPES = {*FLOATS, ir.DataType.INT32, ir.DataType.INT64}
+"""What chains cast to."""
 DAMAGED = "the file is damaged or was tampered with; pack the model again"
 
 
@@ -62,10 +67,11 @@ class Recent:
 
 
 class Evaluation:
-    """Evaluates each value once; no array may have more than a few times `size` elements."""
+    """Evaluates each value once; no array may have more than a few times `size` elements, nor all of them together
+    more than `MOST_BYTES` for each."""
 
     def __init__(self, size: int, recent: Recent) -> None:
-        self.limit = 8 * size + 64
+        self.limit, self._left = 8 * size + 64, MOST_BYTES * size
         self._recent = recent
         self._known: dict[ir.Value, Array] = {}
 
@@ -78,7 +84,10 @@ class Evaluation:
                 tensor.release()
             return array
         if value not in self._known:
-            self._known[value] = self._computed(value)
+            array = self._known[value] = self._computed(value)
+            self._left -= array.nbytes if array.base is None else 0
+            if self._left < 0:
+                raise Wrong("it takes far more memory than it has elements")
         return self._known[value]
 
     def _computed(self, value: ir.Value) -> Array:
@@ -190,7 +199,10 @@ def _inside(index: Array, size: int) -> None:
 
 @rule("Cast")
 def _cast(node: ir.Node, inputs: list[Array], limit: int) -> Array:
-    return inputs[0].astype(ir.DataType(_number(node, "to", 1)).numpy())
+    to = ir.DataType(_number(node, "to", 1))
+    if to not in TYPES or inputs[0].dtype.kind in "OUSc":
+        raise Wrong(f"a part of it is cast to {to.name}")
+    return inputs[0].astype(to.numpy())
 
 
 @rule("Mul")

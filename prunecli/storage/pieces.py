@@ -43,7 +43,7 @@ def fit(subject: Subject, values: str = "exact") -> Encoded | None:
         return choose_narrow(part, values) if narrow else choose(part)
 
     axis, edges = cuts(subject.shape)
-    if len(edges) == 2:
+    if len(edges) == 2 or (narrow and axis > 0):  # pieces of one slice would have scales of their own
         return best(subject)
     found = []
     for number, (start, stop) in enumerate(pairwise(edges)):

@@ -64,13 +64,14 @@ class _Chain:
         return name.removeprefix(start) if name.startswith(start) else None
 
 
-def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
-    """Put a dense tensor in place of every chain; what was found.
+def resolve(graphs: Iterable[ir.Graph], functions: Iterable[ir.Graph], where: str) -> list[Packed]:
+    """Put a dense tensor in place of every chain; what was found. `functions`: which of the graphs are functions'.
 
     Raises:
         PruneError: a chain with positions out of range, or a size out of all proportion.
     """
-    chains = [chain for graph in graphs for chain in _chains(graph, where)]
+    bodies = {id(graph) for graph in functions}
+    chains = [chain for graph in graphs for chain in _chains(graph, id(graph) in bodies, where)]
     sizes = [_dense_bytes(chain, where) for chain in chains]
     stored = _stored(chains, sizes)
     found = [
@@ -84,48 +85,55 @@ def resolve(graphs: Iterable[ir.Graph], where: str) -> list[Packed]:
     return found
 
 
-def _chains(graph: ir.Graph, where: str) -> Iterator[_Chain]:
+def _chains(graph: ir.Graph, function: bool, where: str) -> Iterator[_Chain]:
+    """Those of a graph; functions have no initializers."""
     left = NODES_LOOKED_AT * (len(graph) + NODES_LOOKED_AT)
     for node in graph:
         name, made = node.name or "", node.outputs[0].name if node.outputs else ""
-        if name != f"{MARK}{made}" and not name.startswith(f"{HELD}{made}/"):
+        if (function or name != f"{MARK}{made}") and not name.startswith(f"{HELD}{made}/"):
             continue
-        if chain := _trace(graph, node):
+        chain, looked_at = _trace(graph, node)
+        left -= looked_at
+        if chain is not None:
             yield chain
-            left -= len(chain.nodes)
         if left < 0:
             raise PruneError(f"{where}: its packed tensors share too many nodes", DAMAGED)
 
 
-def _trace(graph: ir.Graph, last: ir.Node) -> _Chain | None:
-    """Everything `last` is computed from; None if it is not all stored in this graph."""
+def _trace(graph: ir.Graph, last: ir.Node) -> tuple[_Chain | None, int]:
+    """Everything `last` is computed from, None if it is not all stored in this graph; and how many nodes it took."""
     nodes: dict[ir.Node, None] = {}
     leaves: dict[ir.Value, None] = {}
     waiting = [last]
     while waiting:
         node = waiting.pop()
-        if not _is_known(node) or node.graph is not graph:
-            return None
+        if not _is_known(node, last) or node.graph is not graph:
+            return None, len(nodes)
         nodes[node] = None
         inputs = node.inputs
         if node.op_type == "Expand":
             turn, inputs = passes.found(node.inputs[1]), node.inputs[:1]
             if turn is None or any(each.graph is not graph for each in turn.nodes if each.op_type != "Shape"):
-                return None
+                return None, len(nodes)
             nodes |= dict.fromkeys(turn.nodes)
             leaves |= dict.fromkeys(turn.leaves)
         for value in inputs:
             producer = value.producer() if value is not None else None
             if value is None or (constant(value) is None and producer is None):
-                return None
+                return None, len(nodes)
             if constant(value) is not None:
                 leaves[value] = None
             elif producer is not None and producer not in nodes:
                 waiting.append(producer)
-    return _Chain(graph, last.outputs[0], tuple(nodes), tuple(leaves))
+    return _Chain(graph, last.outputs[0], tuple(nodes), tuple(leaves)), len(nodes)
 
 
-def _is_known(node: ir.Node) -> bool:
+def _is_known(node: ir.Node, last: ir.Node) -> bool:
+    """Pieces are joined last, and parts are only reshaped: nested, they would cost exponential time."""
+    if node.op_type == "Concat" and node is not last:
+        return False
+    if node.op_type == "Split" and not (last.op_type == "Reshape" and last.inputs[0] in node.outputs):
+        return False
     if node.domain or node.op_type not in KINDS or (len(node.outputs) != 1) != (node.op_type == "Split"):
         return False
     arity, stated = KINDS[node.op_type]

@@ -34,11 +34,19 @@ def _to_float16(array: Array) -> Array:
     return np.clip(array, -limit, limit).astype(np.float16)
 
 
+def _scaled_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """onnxruntime has no float16 multiplication on the CPU, and folds nothing that needs one."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
 def _scales(array: Array) -> Array:
-    """max |w| / 127 per slice along the first axis."""
+    """max |w| / 127 per slice along the first axis, rounded down where 127 times the scale would be infinite."""
+    dtype = _scaled_in(array.dtype)
     peak = np.abs(array.astype(np.float64)).max(axis=tuple(range(1, array.ndim)), keepdims=True)
-    scales = (peak / 127).astype(array.dtype)
-    return np.where(scales > 0, scales, np.ones((), array.dtype))
+    scales = (peak / 127).astype(dtype)
+    with np.errstate(over="ignore"):
+        scales = np.where(np.isinf(scales * dtype.type(127)), np.nextafter(scales, dtype.type(0)), scales)
+    return np.where(scales > 0, scales, np.ones((), dtype))
 
 
 def _to_int8(array: Array) -> Array:
@@ -62,12 +70,17 @@ def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = N
     small = Subject(how.apply(subject.array), how.dtype, subject.inlined)
     found = choose(small, names)
     plain = Stream("values", how.dtype, subject.shape, lambda array: array)
-    chain = cast(_narrowed(plain if found is None else found.chain, how), subject.dtype)
-    if how.scales is not None:
-        scales = Stream("scales", subject.dtype, how.scales(subject.array).shape, how.scales)
-        chain = Op("Mul", (chain, scales))
+    narrow = _narrowed(plain if found is None else found.chain, how)
+    chain = cast(narrow, subject.dtype) if how.scales is None else _scaled(narrow, how.scales, subject)
     kind, detail = ("dense", "") if found is None else (found.encoding, found.detail)
     return Encoded(kind, chain, f"{detail} {name}".strip())
+
+
+def _scaled(narrow: Node, scales: Callable[[Array], Array], subject: Subject) -> Op:
+    made = scales(subject.array)
+    dtype = ir.DataType.from_numpy(made.dtype)
+    wide = Op("Mul", (cast(narrow, dtype), Stream("scales", dtype, made.shape, scales)))
+    return wide if dtype == subject.dtype else cast(wide, subject.dtype)
 
 
 def _narrowed(node: Node, how: Narrow) -> Node:
@@ -85,8 +98,10 @@ def widened(array: Array, dtype: ir.DataType, name: str) -> Array:
     if not applies(array, dtype, name):
         return array
     how = VALUES[name]
-    wide = how.apply(array).astype(array.dtype)
-    return wide if how.scales is None else np.asarray(wide * how.scales(array))
+    if how.scales is None:
+        return how.apply(array).astype(array.dtype)
+    scales = how.scales(array)
+    return np.asarray(how.apply(array).astype(scales.dtype) * scales).astype(array.dtype)
 
 
 def applies(array: Array, dtype: ir.DataType, name: str) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model import find_weights, load
 from prunecli.pipeline.pack import pack
-from tests.model.build import refused, save_proto
+from tests.model.build import proto, refused, save_proto
 from tests.storage.sparse import matmul, sparse
 
 SHAPE = (64, 96)
@@ -121,6 +121,46 @@ def test_doubling_costs_nothing(tmp_path: Path) -> None:
     assert find_weights(load(save_proto(model, tmp_path, "bad.onnx"))).prunable
 
 
+def chained(nodes: int, name: str, source: str) -> onnx.ModelProto:
+    """w is a stored vector multiplied with one so many times; every node is marked where `name` says how."""
+    made = [helper.make_node("Mul", [source if n == 0 else f"c{n}", "one"], [f"c{n + 1}"]) for n in range(nodes)]
+    for node in made:
+        node.name = name.format(node.output[0])
+    last = helper.make_node("Reshape", [f"c{nodes}", "shape"], ["w"], name="prunecli.pack/w")
+    stored = {"v": np.ones(1 << 20, np.float32), "one": np.ones(1, np.float32), "shape": np.array([1024, 1024])}
+    return proto([*made, last, helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": (1 << 20,), "z": (2, 1024)},
+                 weights=stored)  # fmt: skip
+
+
+def test_memory_on_the_way_is_bounded(tmp_path: Path) -> None:
+    """A hundred copies of the tensor would be 400 MB for 4 MB stored."""
+    refused(save_proto(chained(100, "", "v"), tmp_path), "far more memory")
+
+
+def test_marks_that_lead_nowhere_cost_no_quadratic_time(tmp_path: Path) -> None:
+    """Each is followed to the graph's input: the square of 4,000 steps, if nobody counts."""
+    refused(save_proto(chained(4000, "prunecli.pack/{}", "x"), tmp_path), "share too many nodes")
+
+
+def test_text_is_no_element_type(tmp_path: Path) -> None:
+    model = packed("97%", tmp_path)
+    attribute("Cast", "to", TensorProto.STRING)(model)
+    refused(save_proto(model, tmp_path, "bad.onnx"), "cast to STRING")
+
+
+def test_functions_are_given_no_initializers(tmp_path: Path) -> None:
+    """They can store none: the tensor would be lost when the model is saved."""
+    values = numpy_helper.from_array(sparse("90%", shape=(64 * 64,)), "v")
+    inner = [helper.make_node("Constant", [], ["v"], value=values),
+             helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([64, 64]), "s")),
+             helper.make_node("Reshape", ["v", "s"], ["w"], name="prunecli.pack/w"),
+             helper.make_node("MatMul", ["x", "w"], ["y"])]  # fmt: skip
+    function = helper.make_function("my", "F", ["x"], ["y"], inner, [helper.make_opsetid("", 17)])
+    model = proto([helper.make_node("F", ["x"], ["y"], domain="my")], {"x": (2, 64)}, functions=[function],
+                  domains=["my"])  # fmt: skip
+    assert not load(save_proto(model, tmp_path)).packed
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_files_that_were_cut_off(share: float, tmp_path: Path) -> None:
     packed("50%", tmp_path)
@@ -145,7 +185,29 @@ def unmarked(model: onnx.ModelProto) -> None:
         node.name = ""
 
 
+def nested(kind: str) -> Callable[[onnx.ModelProto], None]:
+    """Nodes before the last that would be evaluated again for each of their readers."""
+
+    def change(model: onnx.ModelProto) -> None:
+        root = next(node for node in model.graph.node if node.name.startswith("prunecli.pack/"))
+        source = root.input[0]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([3000, 3144]), "halves"))
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.float32), "nothing"))
+        made = [helper.make_node("Concat", [source, "nothing"], ["again"], axis=0)]
+        if kind == "Split":
+            made = [helper.make_node("Split", [source, "halves"], ["h0", "h1"]),
+                    helper.make_node("Mul", ["h0", "h0"], ["again"])]  # fmt: skip
+        root.input[0] = "again"
+        place = list(model.graph.node).index(root)
+        for n, node in enumerate(made):
+            model.graph.node.insert(place + n, node)
+
+    return change
+
+
 LEFT = [
+    ("pieces joined on the way", nested("Concat")),
+    ("parts used on the way", nested("Split")),
     ("an attribute of another form", attribute("CumSum", "reverse", 1)),
     ("values are an input", overridable),
     ("an operator of another kind", computed),
