@@ -225,12 +225,19 @@ def placed(model: ir.Model) -> Iterator[tuple[Place, Holder]]:
 def nodes_of(model: ir.Model) -> Counter[tuple[object, ...]]:
     """Every node but Constants, whatever the order."""
     return Counter(
-        (number, node.domain, node.op_type, node.name, tuple(v.name if v else None for v in node.inputs),
-         tuple(v.name for v in node.outputs))
+        (number, node.domain, node.op_type, node.name, _names(node.inputs), _names(node.outputs))
         for number, graph in enumerate(all_graphs(model))
         for node in graph
         if node.op_type != "Constant"
     )  # fmt: skip
+
+
+def _names(values: Sequence[ir.Value | None]) -> tuple[str, ...]:
+    """Those left out at the end may be written or not: it means the same."""
+    names = [(value.name if value is not None else None) or "" for value in values]
+    while names and not names[-1]:
+        del names[-1]
+    return tuple(names)
 
 
 def _equal(source: ir.TensorProtocol, theirs: ir.TensorProtocol, values: str) -> bool:

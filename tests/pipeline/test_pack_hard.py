@@ -133,3 +133,16 @@ LAST = [
 @pytest.mark.parametrize(("node_name", "tensor", "found"), LAST)
 def test_what_is_left_of_a_chain_is_known_by_name(node_name: str, tensor: str, found: bool) -> None:
     assert _ends_chain(node_name, tensor) is found
+
+
+def test_outputs_left_out_at_the_end(tmp_path: Path) -> None:
+    """An LSTM of which only the sequence is used; what is written of the others is an empty name, or nothing."""
+    weights = {"w": sparse("80%", shape=(1, 128, 64)), "r": sparse("80%", shape=(1, 128, 32))}
+    graph = helper.make_graph([node("LSTM", ["x", "w", "r", ""], ["y", "", ""], hidden_size=32)], "g",
+                              [info("x", ["s", "n", 64])], [info("y", ["s", 1, "n", 32])],
+                              [numpy_helper.from_array(w, name) for name, w in weights.items()])  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = save_proto(made, tmp_path)
+    assert pack(path, output=tmp_path / "p.onnx").verification.samples == 4
+    unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
+    assert stored(tmp_path / "d.onnx").keys() == stored(path).keys()
