@@ -35,6 +35,8 @@ def outline(path: Path) -> bytes:
     for graph in graphs(model):
         _plain_graph(graph)
     for node in nodes(model):
+        while node.output and not node.output[-1]:  # left out, and so are they when onnx-ir writes them
+            del node.output[-1]
         for attribute in node.attribute:
             _plain_attribute(node, attribute, path.parent)
     for body in reversed([*model.functions, *graphs(model)]):  # inner ones first: sorting copies them
