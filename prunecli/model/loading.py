@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from prunecli.errors import PruneError
 from prunecli.model import graphs, preserve, signatures
 from prunecli.model.outside import DataFolder
-from prunecli.model.sparse import densify
+from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.model.validate_graph import check_graph
 from prunecli.model.validate_tensors import DAMAGED, check_tensors
@@ -34,7 +35,8 @@ class Model:
 
     `sha256` is of the .onnx file; `data_files` are the external data files (real paths, in order of first
     use); `notes` are sentences for the report about what loading had to change. `packed`: tensors that the file
-    stores sparsely and that are dense here; `plain`: a dense copy of that file, once there is one.
+    stores as chains and that are dense here; `plain`: a dense copy of that file, once there is one. `sparse`: names
+    of what it stores as sparse tensors, dense here, too, and the bytes those take.
     """
 
     ir: ir.Model
@@ -44,6 +46,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     packed: tuple[Packed, ...] = ()
     plain: Path | None = None
+    sparse: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ref(self) -> FileRef:
@@ -66,7 +69,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     proto = parse(path, data)
     del data
     try:
-        model, folder, notes = _build(proto, path, allow_outside_data)
+        model, folder, sparse, notes = _build(proto, path, allow_outside_data)
         packed = resolve(graphs.all_graphs(model), (f.graph for f in model.functions.values()), str(path))
         for each in packed:
             if each.described:
@@ -77,18 +80,21 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
-    return Model(model, path, sha256, tuple(folder.sizes), notes, tuple(packed))
+    return Model(model, path, sha256, tuple(folder.sizes), notes, tuple(packed), sparse=sparse)
 
 
-def _build(proto: onnx.ModelProto, path: Path, allow_outside_data: bool) -> tuple[ir.Model, DataFolder, list[str]]:
+def _build(
+    proto: onnx.ModelProto, path: Path, allow_outside_data: bool
+) -> tuple[ir.Model, DataFolder, dict[str, int], list[str]]:
     folder = check_tensors(proto, path, allow_outside_data)
-    notes = [*densify(proto, path), *_tidy(proto, path)]
+    sparse = densify(proto, path)
+    notes = [*([note(sparse)] if sparse else []), *_tidy(proto, path)]
     check_graph(proto, path)
     lost = preserve.detach(proto)
     model = ir.from_proto(proto)
     preserve.pin(model, lost)
     graphs.replace_tensors(model, _mapped, _in_memory)
-    return model, folder, [*notes, *_sort(model, path)]
+    return model, folder, sparse, [*notes, *_sort(model, path)]
 
 
 def _tidy(proto: onnx.ModelProto, path: Path) -> list[str]:

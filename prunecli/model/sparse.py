@@ -24,32 +24,40 @@ MAX_GROWTH = 1000
 """Beyond that, dense bytes per stored byte: a few bytes must not allocate gigabytes."""
 
 
-def densify(model: onnx.ModelProto, path: Path) -> list[str]:
-    """Replace sparse initializers and the `sparse_value` of Constant nodes; notes on what was done.
+def densify(model: onnx.ModelProto, path: Path) -> dict[str, int]:
+    """Replace sparse initializers and the `sparse_value` of Constant nodes; their names, and the bytes each took.
 
     Raises:
         PruneError: inconsistent indices, or a dense form out of all proportion.
     """
-    names = []
+    found: dict[str, int] = {}
     for body in bodies(model):
         if isinstance(body, onnx.GraphProto) and body.sparse_initializer:
             for sparse in body.sparse_initializer:
                 body.initializer.append(_dense(sparse, path))
-                names.append(sparse.values.name)
+                found[sparse.values.name] = _stored(sparse)
             del body.sparse_initializer[:]
-        names += _constants(attributes_of(body), path)
-    return [f"sparse tensors were made dense: {_some(names)}"] if names else []
+        found |= _constants(attributes_of(body), path)
+    return found
 
 
-def _constants(attributes: Iterable[onnx.AttributeProto], path: Path) -> list[str]:
-    names = []
+def note(names: Iterable[str]) -> str:
+    return f"sparse tensors were made dense: {_some(list(names))}"
+
+
+def _stored(sparse: onnx.SparseTensorProto) -> int:
+    return len(sparse.values.SerializeToString()) + len(sparse.indices.SerializeToString())
+
+
+def _constants(attributes: Iterable[onnx.AttributeProto], path: Path) -> dict[str, int]:
+    found = {}
     for attribute in attributes:
         if attribute.name == "sparse_value" and attribute.HasField("sparse_tensor"):
             attribute.t.CopyFrom(_dense(attribute.sparse_tensor, path))
-            names.append(attribute.sparse_tensor.values.name or "a Constant")
+            found[attribute.sparse_tensor.values.name or "a Constant"] = _stored(attribute.sparse_tensor)
             attribute.ClearField("sparse_tensor")
             attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
-    return names
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -243,18 +243,20 @@ def unpack(
     if options.verify:
         options.execution.check()
     file = load(path)
-    if not file.packed:
-        raise PruneError(f"{path} holds no packed tensors", "only files of `prune pack` are unpacked")
+    if not file.packed and not file.sparse:
+        raise PruneError(
+            f"{path} holds no packed tensors", "only files of `prune pack` and sparse tensors are unpacked"
+        )
     if not options.dry_run:
         check_target(file, target, options.force)
-    names = {packed.name: packed for packed in file.packed}
+    names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
     items = plan(file, How(dense=dict.fromkeys(names, "unpacked")), progress)
     before = totals(file, concrete_shapes(file, options.dims))
     proof = Proof(file, path, items, Before.of(file, ()), options.dims, options.execution, "exact", None, progress)
     sizes = _Sizes(before, proof if options.verify else None)
     saved = _save(file, target, options, Provenance("unpack"), frozenset(), sizes)
     assert sizes.after is not None
-    rows = [replace(i.row, packed_bytes=names[i.row.name].nbytes) for i in items if i.row.name in names]
+    rows = [replace(i.row, packed_bytes=names[i.row.name]) for i in items if i.row.name in names]
     zstd = sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd
     return PackResult("unpack", file.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
                       zstd, rows, [], proof.verification, proof.loads, None, file.notes, options.dry_run,

@@ -185,6 +185,10 @@ def test_coo_is_written_and_read(tmp_path: Path) -> None:
     assert {row.name: row.encoding for row in found.rows} == {"w": "dense", "v": "coo"}
     assert found.after.file_bytes < path.stat().st_size
     assert compare(path, tmp_path / "c.onnx").identical
+    dense = unpack(tmp_path / "c.onnx", output=tmp_path / "d.onnx")
+    assert [(row.name, row.packed_bytes < row.dense_bytes) for row in dense.rows] == [("v", True)]
+    assert outline(tmp_path / "d.onnx") == outline(path)
+    assert not onnx.load(tmp_path / "d.onnx").graph.sparse_initializer
 
 
 @pytest.mark.parametrize("values", ["float16", "int8"])
