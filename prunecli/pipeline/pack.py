@@ -153,7 +153,8 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     chosen = [item for item in items if item.is_packed]
     if not chosen:
         raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
-    before = totals(load(plain_path(original)), concrete_shapes(file, options.dims))
+    dense = load(plain_path(original))
+    before = totals(dense, concrete_shapes(dense, options.dims))
     proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
                   how.values, options.packing.max_error, progress, not options.packing.plain_zeros)  # fmt: skip
     write(file, items)
@@ -161,10 +162,9 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     sizes = _Sizes(before, proof if options.verify else None)
     saved = _save(file, target, options, Provenance("pack", options.packing.to_json()), sparse, sizes)
     assert sizes.after is not None
-    dense = [plain_path(original), *load(plain_path(original)).data_files]
     return PackResult(
         "pack", original.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
-        (sum(map(zstd_bytes, dense)), sizes.zstd), [i.row for i in items if i.row.reason != "small"], left(items),
+        (sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd), [i.row for i in items if i.row.reason != "small"], left(items),
         proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
     )  # fmt: skip
 

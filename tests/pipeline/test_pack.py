@@ -90,6 +90,7 @@ def test_models_of_every_build(
     found = pack(path, output=tmp_path / "p.onnx")
     assert {row.name: row.encoding for row in found.rows} == encodings
     assert (found.verification.kind, found.verification.samples) == ("exact", 4)
+    assert found.before.macs == found.after.macs == inspect(path).totals.macs
     assert found.after.file_bytes == (tmp_path / "p.onnx").stat().st_size < 0.75 * path.stat().st_size
     assert not DECODING & {*optimised(tmp_path / "p.onnx", tmp_path)}
     for sign in (1, -1):
