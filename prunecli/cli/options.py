@@ -65,7 +65,7 @@ def _check_report(path: Path | None) -> Path | None:
 
 def _check_gates(texts: list[str] | None) -> list[str] | None:
     """Refuse what is not NAME OP NUMBER, before any work is done."""
-    from prunecli.evaluate.gates import parse_gate
+    from prunecli.evaluation.gates import parse_gate
 
     for text in texts or ():
         parse_gate(text)

@@ -147,7 +147,7 @@ class Trials:
         self, source: DataOptions | None, dims: Dims, execution: Execution, recover: str = "none"
     ) -> TrialOptions:
         """Raises PruneError if there are no data."""
-        from prunecli.evaluate.passes import Asked
+        from prunecli.evaluation.passes import Asked
         from prunecli.pipeline.trial_options import TrialOptions
 
         if source is None:

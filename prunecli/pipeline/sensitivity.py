@@ -127,8 +127,8 @@ def sensitivity(
 def sensitivity_options(options: SensitivityOptions | None = None, **changes: Any) -> SensitivityOptions:
     """Options with changes, which may also name fields of the trial options; `data` may be a path."""
     own = {name: changes.pop(name) for name in ("levels", "fast") if name in changes}
-    if isinstance(changes.get("data"), str | Path):
-        changes["data"] = DataOptions(str(changes["data"]))
+    if "data" in changes:
+        changes["data"] = DataOptions.given(changes["data"])
     if options is None:
         if "data" not in changes:
             raise PruneError("sensitivity is measured on data", "give --data")

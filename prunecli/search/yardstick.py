@@ -16,11 +16,11 @@ import numpy as np
 from prunecli.data import Batch, Classes
 from prunecli.data.casting import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import MEASURES
-from prunecli.evaluate.passes import Asked
-from prunecli.evaluate.predictions import Collector, Predictions
-from prunecli.evaluate.quality import METRICS, compute_metrics
-from prunecli.evaluate.reading import Reading, choose_reading, float_outputs
+from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.predictions import Collector, Predictions
+from prunecli.evaluation.quality import METRICS, compute_metrics
+from prunecli.evaluation.reading import Reading, choose_reading, float_outputs
 from prunecli.search.blocks_damage import log_scores
 
 Array = np.ndarray[Any, Any]

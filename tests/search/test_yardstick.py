@@ -9,9 +9,9 @@ import pytest
 
 from prunecli.data import Batch, Classes
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import MEASURES
-from prunecli.evaluate.passes import Asked
-from prunecli.evaluate.quality import METRICS, compute_metrics
+from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.quality import METRICS, compute_metrics
 from prunecli.search.yardstick import FIDELITY, Yardstick, agreement, choose_yardstick
 
 Array = np.ndarray[Any, Any]
