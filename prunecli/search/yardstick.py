@@ -30,6 +30,8 @@ Records = dict[str, Array]
 FIDELITY = ("top1_agreement", "cosine")
 """Measures of fidelity that are means over samples: of extremes nothing can be promised for new data."""
 PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
+SURE = 2.0
+"""Standard errors that a difference must exceed to be more than noise."""
 BLOCKS = 40
 """Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
 

@@ -19,12 +19,13 @@ from prunecli.errors import GateFailed, PruneError
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
 from prunecli.pipeline.adaptive_report import to_document
 from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
-from prunecli.pipeline.sensitivity import sensitivity
+from prunecli.pipeline.sensitivity import Point, Row, sensitivity
 from prunecli.pipeline.trial_charts import path_chart
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
 from prunecli.search import pool
+from prunecli.search.space import Knob
 from prunecli.search.trials import Job, Outcome, Workspace
 from prunecli.select import CRITERIA
 from tests.tiny import ROOT
@@ -296,6 +297,20 @@ def test_sensitivity_is_what_cutting_the_layer_alone_does(tmp_path: Path) -> Non
     assert row.points[1].drop == pytest.approx(whole, abs=0.05)  # 512 of 547 samples
     assert [r.mean_damage for r in done.rows] == sorted((r.mean_damage for r in done.rows), reverse=True)
     assert all(p.error and p.error > 0 for r in done.rows for p in r.points)
+
+
+@pytest.mark.parametrize(
+    ("drops", "spare"),
+    [
+        ((0.0, 0.019, 0.3), 0.8),  # two standard errors are 0.02
+        ((-0.1, 0.021, 0.0), 0.3),  # what passes after a loss is luck
+        ((0.05, 0.0, 0.0), 0.0),
+        ((0.0, None, 0.0), None),  # predicted
+    ],
+)
+def test_what_a_layer_can_spare_ends_at_the_first_loss(drops: tuple[float | None, ...], spare: float | None) -> None:
+    points = [Point(share, 0.0, None, drop, 0.01) for share, drop in zip((0.3, 0.8, 0.9), drops, strict=True)]
+    assert Row(Knob("w", "element", 10, 10, 10, ()), points).spare == spare
 
 
 def test_sensitivity_of_groups(tmp_path: Path) -> None:
