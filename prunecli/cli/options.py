@@ -299,3 +299,23 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="onnxruntime threads", rich_help_panel=RUN),
 ]
+MaxRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--max-ratio",
+        metavar="R",
+        parser=as_option(parse_fraction),
+        help="of structures: the largest fraction removed from any group; default 0.9",
+        rich_help_panel=SELECT,
+    ),
+]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        "--round-to",
+        metavar="N",
+        min=1,
+        help="keep widths of structures multiples of N",
+        rich_help_panel=SELECT,
+    ),
+]
