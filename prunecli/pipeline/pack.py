@@ -164,7 +164,8 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     assert sizes.after is not None
     return PackResult(
         "pack", original.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
-        (sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd), [i.row for i in items if i.row.reason != "small"], left(items),
+        (sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd),
+        [i.row for i in items if i.row.reason != "small"], left(items),
         proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
     )  # fmt: skip
 
