@@ -62,7 +62,8 @@ class Models:
         if not o.pack:
             return self._written(step, target, said, progress)
         wanted = PackOptions(packing(o.pack), force=o.force, dry_run=o.dry_run, verify=o.verify,
-                             external_data=o.external_data, dims=o.trials.dims, execution=o.trials.execution)  # fmt: skip
+                             external_data=o.external_data, dims=o.trials.dims,
+                             execution=o.trials.execution)  # fmt: skip
         plain = replace(self, options=replace(o, dry_run=False))
         done, small = packed_after(target, wanted, lambda at: plain._written(step, at, said, progress), progress)
         after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)

@@ -125,13 +125,13 @@ def _sizes_note(found: PackResult, rest: int) -> str:
         return ""
     each = per_nonzero(found)
     said = [f"{each:.3g} bytes per weight that is not zero"] if each is not None else []
-    said.append("their information: the entropy of zeros without a pattern, and the exact values;"
-                " patterns and narrower values take less")  # fmt: skip
     if rest > 0:
         said.append(
             f"about {cell_text(rest, 'bytes')} of the file are the graph, names, integers and tensors below 1 kB"
         )
-    return ". ".join(said)
+    said.append("their information: the entropy of zeros without a pattern, and the exact values"
+                " (patterns and narrower values take less)")  # fmt: skip
+    return "; ".join(said)
 
 
 def _loading(found: PackResult) -> Table:
