@@ -16,7 +16,7 @@ from generate import resnet50
 
 from prunecli import structured
 from prunecli.errors import PruneError
-from prunecli.evaluate.latency import measure, speedup
+from prunecli.evaluation.latency import measure, speedup
 from prunecli.model import Dims
 from prunecli.pipeline.subject import Execution
 from prunecli.runtime import Session

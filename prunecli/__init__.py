@@ -8,6 +8,7 @@ result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as m
 result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zeros, and the rest fitted to make up
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
+found = prunecli.evaluate("model.pruned.onnx", "model.onnx", data="test.npz")   # both, side by side
 result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
 """
@@ -22,8 +23,11 @@ from prunecli._version import __version__
 if TYPE_CHECKING:
     from prunecli.cli.recipes.carry_out import run
     from prunecli.pipeline.adaptive import adaptive
+    from prunecli.pipeline.compare import compare
+    from prunecli.pipeline.evaluate import evaluate
     from prunecli.pipeline.finetune import finetune
     from prunecli.pipeline.gradient import gradient
+    from prunecli.pipeline.inspect import inspect
     from prunecli.pipeline.magnitude import magnitude
     from prunecli.pipeline.oneshot import oneshot
     from prunecli.pipeline.pack import pack, unpack
@@ -35,8 +39,11 @@ __all__ = [
     "__version__",
     "adaptive",
     "analyse",
+    "compare",
+    "evaluate",
     "finetune",
     "gradient",
+    "inspect",
     "magnitude",
     "oneshot",
     "pack",
@@ -49,8 +56,11 @@ __all__ = [
 _WHERE = {
     "adaptive": "prunecli.pipeline.adaptive",
     "analyse": "prunecli.pipeline.structured_subject",
+    "compare": "prunecli.pipeline.compare",
+    "evaluate": "prunecli.pipeline.evaluate",
     "finetune": "prunecli.pipeline.finetune",
     "gradient": "prunecli.pipeline.gradient",
+    "inspect": "prunecli.pipeline.inspect",
     "magnitude": "prunecli.pipeline.magnitude",
     "pack": "prunecli.pipeline.pack",
     "unpack": "prunecli.pipeline.pack",

@@ -38,7 +38,7 @@ def compare(
     names differ. Figures for --fail-if: max_abs, max_rel (largest difference over largest magnitude), cosine,
     snr_db, top1_agreement, each the worst over the outputs; OUTPUT.max_abs and so on for one output.
     """
-    from prunecli.evaluate.gates import raise_if_failed
+    from prunecli.evaluation.gates import raise_if_failed
     from prunecli.pipeline.compare import CompareOptions
     from prunecli.pipeline.compare import compare as run
 

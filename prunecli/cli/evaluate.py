@@ -102,8 +102,8 @@ def evaluate(
     file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
     """
     from prunecli.data.options import DataOptions
-    from prunecli.evaluate.gates import raise_if_failed
-    from prunecli.evaluate.passes import Asked
+    from prunecli.evaluation.gates import raise_if_failed
+    from prunecli.evaluation.passes import Asked
     from prunecli.pipeline.evaluate import EvaluateOptions
     from prunecli.pipeline.evaluate import evaluate as run
 

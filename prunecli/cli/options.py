@@ -65,7 +65,7 @@ def _check_report(path: Path | None) -> Path | None:
 
 def _check_gates(texts: list[str] | None) -> list[str] | None:
     """Refuse what is not NAME OP NUMBER, before any work is done."""
-    from prunecli.evaluate.gates import parse_gate
+    from prunecli.evaluation.gates import parse_gate
 
     for text in texts or ():
         parse_gate(text)
@@ -298,4 +298,24 @@ Provider = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="onnxruntime threads", rich_help_panel=RUN),
+]
+MaxRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--max-ratio",
+        metavar="R",
+        parser=as_option(parse_fraction),
+        help="of structures: the largest fraction removed from any group; default 0.9",
+        rich_help_panel=SELECT,
+    ),
+]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        "--round-to",
+        metavar="N",
+        min=1,
+        help="keep widths of structures multiples of N",
+        rich_help_panel=SELECT,
+    ),
 ]

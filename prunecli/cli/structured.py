@@ -12,7 +12,7 @@ from prunecli.cli.images import reads_images
 from prunecli.cli.options import SELECT, as_option
 from prunecli.cli.shared import Reporting, Running, Samples, Saving, reports
 from prunecli.cli.training import Given, Steps, trains
-from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+from prunecli.quantity import Quantity, parse_quantity
 
 if TYPE_CHECKING:
     from prunecli.data.images.options import ImageOptions
@@ -72,22 +72,8 @@ def structured(
             "--scope", metavar="layer|global", help="who competes with whom; default global", rich_help_panel=SELECT
         ),
     ] = None,
-    max_ratio: Annotated[
-        float | None,
-        typer.Option(
-            "--max-ratio",
-            metavar="R",
-            parser=as_option(parse_fraction),
-            help="the largest fraction removed from any layer; default 0.9",
-            rich_help_panel=SELECT,
-        ),
-    ] = None,
-    round_to: Annotated[
-        int | None,
-        typer.Option(
-            "--round-to", metavar="N", min=1, help="keep widths that are multiples of N", rich_help_panel=SELECT
-        ),
-    ] = None,
+    max_ratio: options.MaxRatio = None,
+    round_to: options.RoundTo = None,
     steps: Steps = None,
     recover: options.Recover = None,
     include: options.Include = None,

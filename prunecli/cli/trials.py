@@ -11,9 +11,8 @@ import typer
 
 from prunecli.cli import options
 from prunecli.cli.magnitude import Also, Pattern
-from prunecli.cli.options import DATA, RUN, SELECT, RecoverName, as_option
+from prunecli.cli.options import DATA, RUN, SELECT, RecoverName
 from prunecli.errors import PruneError
-from prunecli.quantity import parse_fraction
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
@@ -53,26 +52,6 @@ Recover = Annotated[
         metavar="none|bias|bn|lstsq|auto",
         help="fit what is left to the original's outputs, without labels, on the samples of the search, and cut further"
         " for it; judged after that",
-        rich_help_panel=SELECT,
-    ),
-]
-MaxRatio = Annotated[
-    float | None,
-    typer.Option(
-        "--max-ratio",
-        metavar="R",
-        parser=as_option(parse_fraction),
-        help="of structures: the largest fraction removed from any group; default 0.9",
-        rich_help_panel=SELECT,
-    ),
-]
-RoundTo = Annotated[
-    int | None,
-    typer.Option(
-        "--round-to",
-        metavar="N",
-        min=1,
-        help="of structures: keep widths that are multiples of N",
         rich_help_panel=SELECT,
     ),
 ]
@@ -133,8 +112,8 @@ class Trials:
     granularity: Granularity = "element"
     criterion: Criterion = None
     pattern: Pattern = "element"
-    max_ratio: MaxRatio = None
-    round_to: RoundTo = None
+    max_ratio: options.MaxRatio = None
+    round_to: options.RoundTo = None
     include: options.Include = None
     exclude: options.Exclude = None
     also: Also = None
@@ -147,7 +126,7 @@ class Trials:
         self, source: DataOptions | None, dims: Dims, execution: Execution, recover: str = "none"
     ) -> TrialOptions:
         """Raises PruneError if there are no data."""
-        from prunecli.evaluate.passes import Asked
+        from prunecli.evaluation.passes import Asked
         from prunecli.pipeline.trial_options import TrialOptions
 
         if source is None:

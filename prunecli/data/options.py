@@ -23,6 +23,11 @@ class DataOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
 
     @classmethod
+    def given(cls, what: str | Path | DataOptions) -> DataOptions:
+        """From a caller's argument: a path, or all of it."""
+        return what if isinstance(what, DataOptions) else cls(str(what))
+
+    @classmethod
     def of(
         cls,
         text: str | None,

@@ -189,8 +189,8 @@ def adaptive_options(options: AdaptiveOptions | None = None, **changes: Any) -> 
     known = AdaptiveOptions.__dataclass_fields__
     own = {name: changes.pop(name) for name in list(changes) if name in known and name != "trials"}
     for group, name in ((changes, "data"), (own, "confirm_data")):
-        if isinstance(group.get(name), str | Path):
-            group[name] = DataOptions(str(group[name]))
+        if group.get(name) is not None:
+            group[name] = DataOptions.given(group[name])
     if own.get("output") is not None:
         own["output"] = Path(own["output"])
     if options is None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunecli.evaluate.quality import METRICS
+from prunecli.evaluation.quality import METRICS
 from prunecli.report.document import Axis, Bars, Chart, Mark, NumberForm, Panel, Section, Series
 
 if TYPE_CHECKING:
-    from prunecli.evaluate.stress import Stress
+    from prunecli.evaluation.stress import Stress
     from prunecli.pipeline.evaluate import Evaluation
 
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from prunecli.data import Dataset, random_data
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import MEASURES, Fidelity, FidelityCollector
-from prunecli.evaluate.gates import GateResult, check_gates, check_name, parse_gate
-from prunecli.evaluate.pairing import Runner, common_specs, pair
+from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
+from prunecli.evaluation.gates import GateResult, check_gates, check_name, parse_gate
+from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.model import Dims, load
 from prunecli.pipeline.shared_report import fidelity_table, gate_sections
 from prunecli.pipeline.subject import Execution
@@ -75,14 +76,19 @@ class Comparison:
 
 
 def compare(
-    first: Path, second: Path, options: CompareOptions | None = None, progress: Progress = no_progress
-) -> Comparison:
-    """Run both models on the same inputs. Gates are checked, not enforced.
+    first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
+    **changes: Any,
+) -> Comparison:  # fmt: skip
+    """Run both models on the same inputs. Gates are checked, not enforced. `changes` override fields of the options;
+    `data` may be a path.
 
     Raises:
         PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
     """
-    start, options = time.perf_counter(), options or CompareOptions()
+    if changes.get("data") is not None:
+        changes["data"] = DataOptions.given(changes["data"])
+    start, options = time.perf_counter(), replace(options or CompareOptions(), **changes)
+    first, second = Path(first), Path(second)
     gates = [parse_gate(text) for text in options.gates]
     files = load(first), load(second)
     one, two = (options.execution.open(path) for path in (first, second))

@@ -6,19 +6,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from prunecli.data import Classes, Dataset, random_data
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import Fidelity
-from prunecli.evaluate.gates import Gate, GateResult, check_gates, parse_gate
-from prunecli.evaluate.latency import Latency, Speedup, measure, speedup
-from prunecli.evaluate.pairing import Runner, common_specs, pair
-from prunecli.evaluate.passes import BASELINE, MODEL, Asked, Pass, run_pass
-from prunecli.evaluate.predictions import Predictions
-from prunecli.evaluate.quality import Average, compute_metrics, confusion, per_class
-from prunecli.evaluate.significance import Significance, compare_predictions
-from prunecli.evaluate.stress import Stress, measure_stress
+from prunecli.evaluation.fidelity import Fidelity
+from prunecli.evaluation.gates import Gate, GateResult, check_gates, parse_gate
+from prunecli.evaluation.latency import Latency, Speedup, measure, speedup
+from prunecli.evaluation.pairing import Runner, common_specs, pair
+from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Pass, run_pass
+from prunecli.evaluation.predictions import Predictions
+from prunecli.evaluation.quality import Average, compute_metrics, confusion, per_class
+from prunecli.evaluation.significance import Significance, compare_predictions
+from prunecli.evaluation.stress import Stress, measure_stress
 from prunecli.inputs import InputSpec
 from prunecli.model import Dims
 from prunecli.pipeline.evaluate_report import to_document, to_json
@@ -34,7 +35,7 @@ RANDOM_SAMPLES = 8
 class EvaluateOptions:
     """`data` None: seeded random inputs. `train_data`: measure the train-test gap. `average`: of precision,
     recall and F1 over the classes. `latency_runs` None: as many as fit a few seconds. `gates`: see
-    `prunecli.evaluate.gates`."""
+    `prunecli.evaluation.gates`."""
 
     data: DataOptions | None = None
     train_data: DataOptions | None = None
@@ -115,20 +116,32 @@ class Bench:
     specs: Sequence[InputSpec]
 
 
+def evaluate_options(options: EvaluateOptions | None = None, **changes: Any) -> EvaluateOptions:
+    """Options with changes, which may also name fields of `asked`."""
+    options = options or EvaluateOptions()
+    asked = {name: changes.pop(name) for name in list(changes) if name in Asked.__dataclass_fields__}
+    for name in {"data", "train_data"} & {name for name, value in changes.items() if value is not None}:
+        changes[name] = DataOptions.given(changes[name])
+    return replace(options, asked=replace(options.asked, **asked), **changes)
+
+
 def evaluate(
-    model: Path,
-    baseline: Path | None = None,
+    model: str | Path,
+    baseline: str | Path | None = None,
     options: EvaluateOptions | None = None,
     progress: Progress = no_progress,
+    **changes: Any,
 ) -> Evaluation:
-    """Measure a model, and its baseline on the same samples in the same rounds.
+    """Measure a model, and its baseline on the same samples in the same rounds. `changes` override fields of the
+    options; data may be paths: `evaluate("small.onnx", "model.onnx", data="test.npz", gates=["accuracy.drop>1%"])`.
 
-    Gates are checked but not enforced here: `prunecli.evaluate.gates.raise_if_failed(result.gates)`.
+    Gates are checked but not enforced here: `prunecli.evaluation.gates.raise_if_failed(result.gates)`.
 
     Raises:
         PruneError: a model or the data is unusable, they do not fit, or a gate names what was not measured.
     """
-    start, options = time.perf_counter(), options or EvaluateOptions()
+    start, options = time.perf_counter(), evaluate_options(options, **changes)
+    model, baseline = Path(model), None if baseline is None else Path(baseline)
     gates = [parse_gate(text, known_names()) for text in options.gates]
     bench = _open(model, baseline, options)
     data = _data(bench, options)

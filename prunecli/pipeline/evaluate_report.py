@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from prunecli.evaluate.quality import METRICS
+from prunecli.evaluation.quality import METRICS
 from prunecli.pipeline.charts_evaluate import class_bars, latency_chart, quality_bars, robustness_chart
 from prunecli.pipeline.figures import SIZES, delta, gaps, sizes
 from prunecli.pipeline.shared_report import changed, fidelity_json, fidelity_table, gate_sections, number
@@ -16,7 +16,7 @@ from prunecli.report.render_cells import cell_text
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.evaluate.stress import Stress
+    from prunecli.evaluation.stress import Stress
     from prunecli.pipeline.evaluate import Evaluation, Scored
 
 SIZE_TITLES = {

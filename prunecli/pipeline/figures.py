@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from prunecli.evaluate.fidelity import MEASURES
-from prunecli.evaluate.quality import METRICS
-from prunecli.evaluate.robustness import CORRUPTIONS
+from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.quality import METRICS
+from prunecli.evaluation.robustness import CORRUPTIONS
 from prunecli.types import Json
 
 if TYPE_CHECKING:

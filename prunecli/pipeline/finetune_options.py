@@ -79,15 +79,12 @@ def _taken(kind: Any, changes: dict[str, Any]) -> dict[str, Any]:
     return {name: changes.pop(name) for name in kind.__dataclass_fields__ if name in changes and name not in parts}
 
 
-def _data(given: str | Path | DataOptions) -> DataOptions:
-    return given if isinstance(given, DataOptions) else DataOptions(str(given))
-
-
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
-    "data": _data, "validation": _data, "teacher": Path, "output": Path, "checkpoint": Path, "log": Path,
+    "data": DataOptions.given, "validation": DataOptions.given,
+    "teacher": Path, "output": Path, "checkpoint": Path, "log": Path,
     "freeze": _names, "augment": lambda given: parse_augments(",".join(_names(given))),
 }  # fmt: skip

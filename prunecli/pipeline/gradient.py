@@ -52,7 +52,7 @@ def gradient(
     """
     wanted, given = measured or GradientOptions(), changes.pop("data", None)
     if given is not None:
-        wanted = replace(wanted, data=given if isinstance(given, DataOptions) else DataOptions(str(given)))
+        wanted = replace(wanted, data=DataOptions.given(given))
     mine = {name: changes.pop(name) for name in ("steps", "loss", "output_name", "samples") if name in changes}
     options = magnitude_options(options, **changes)
     if options.plan is None:

@@ -12,7 +12,7 @@ from prunecli.autodiff import Loss
 from prunecli.data import Batch, Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.reading import float_outputs
+from prunecli.evaluation.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -102,30 +103,32 @@ class Inspection:
         return to_document(self)
 
 
-def inspect(path: Path, options: InspectOptions | None = None, progress: Progress = no_progress) -> Inspection:
-    """Read a model and describe it. Nothing is written.
+def inspect(
+    model: str | Path, options: InspectOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> Inspection:
+    """Read a model and describe it. Nothing is written. `changes` override fields of the options.
 
     Raises:
         PruneError: the file is not a model, or the options name what it does not have.
     """
-    start, options = time.perf_counter(), options or InspectOptions()
-    model = load(path)
-    weights = find_weights(model)
-    shapes = concrete_shapes(model, options.dims)
-    macs = count_macs(model, shapes)
+    start, options = time.perf_counter(), replace(options or InspectOptions(), **changes)
+    file = load(Path(model))
+    weights = find_weights(file)
+    shapes = concrete_shapes(file, options.dims)
+    macs = count_macs(file, shapes)
     broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
     measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
     return Inspection(
-        model=model.ref,
-        about=_about(model),
+        model=file.ref,
+        about=_about(file),
         inputs=shapes.inputs,
         assumed=shapes.assumed,
-        totals=totals(model, shapes),
-        layers=_layers(model, weights, macs, progress),
+        totals=totals(file, shapes),
+        layers=_layers(file, weights, macs, progress),
         skipped=weights.skipped,
         notes=[
-            *model.notes,
+            *file.notes,
             *_problems(shapes),
             *(f"weight '{name}' holds NaN or infinity" for name in sorted(broken)),
         ],

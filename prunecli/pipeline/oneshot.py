@@ -80,7 +80,7 @@ def oneshot(
     """
     wanted, given = measured or OneshotOptions(), changes.pop("data", None)
     if given is not None:
-        wanted = replace(wanted, data=given if isinstance(given, DataOptions) else DataOptions(str(given)))
+        wanted = replace(wanted, data=DataOptions.given(given))
     mine = {name: changes.pop(name) for name in _MINE if name in changes}
     options = magnitude_options(options, **changes)
     seed = options.recipe.seed if options.recipe else 0

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import Fidelity
-from prunecli.evaluate.loading import Load
+from prunecli.evaluation.fidelity import Fidelity
+from prunecli.evaluation.loading import Load
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
 from prunecli.model.opsets import free_initializers, raised
 from prunecli.model.plain import plain_path

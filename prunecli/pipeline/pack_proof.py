@@ -16,8 +16,8 @@ import onnx_ir as ir
 from prunecli.apply.zero import release_tensor
 from prunecli.apply.zero_proof import RUN_UP_TO, same_bits, same_outputs, shapes_to_try
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluate.fidelity import Fidelity, FidelityCollector
-from prunecli.evaluate.loading import Load, measure_load
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.loading import Load, measure_load
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders

@@ -19,6 +19,7 @@ from prunecli.search.adaptive import curve_jobs, levels_of
 from prunecli.search.proxy import Proxy, rank_correlation, sample_of
 from prunecli.search.space import Knob
 from prunecli.search.trials import Job, Outcome
+from prunecli.search.yardstick import SURE
 from prunecli.types import FileRef, Json, Progress, Skipped, no_progress
 
 SAMPLES = 512
@@ -59,6 +60,18 @@ class Row:
     def mean_damage(self) -> float:
         """Rows are ranked by it."""
         return sum(p.damage for p in self.points) / max(len(self.points), 1)
+
+    @property
+    def spare(self) -> float | None:
+        """The largest fraction up to which no loss exceeds `SURE` standard errors; None where none was measured."""
+        found = 0.0
+        for point in self.points:
+            if point.drop is None or point.error is None:
+                return None
+            if point.drop > SURE * point.error:
+                break
+            found = point.fraction
+        return found
 
 
 @dataclass(frozen=True)
@@ -127,8 +140,8 @@ def sensitivity(
 def sensitivity_options(options: SensitivityOptions | None = None, **changes: Any) -> SensitivityOptions:
     """Options with changes, which may also name fields of the trial options; `data` may be a path."""
     own = {name: changes.pop(name) for name in ("levels", "fast") if name in changes}
-    if isinstance(changes.get("data"), str | Path):
-        changes["data"] = DataOptions(str(changes["data"]))
+    if "data" in changes:
+        changes["data"] = DataOptions.given(changes["data"])
     if options is None:
         if "data" not in changes:
             raise PruneError("sensitivity is measured on data", "give --data")

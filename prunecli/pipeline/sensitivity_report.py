@@ -9,6 +9,7 @@ from prunecli.pipeline.shared_report import number
 from prunecli.pipeline.trial_charts import sensitivity_chart
 from prunecli.report.contract import envelope
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.search.yardstick import SURE
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -40,12 +41,13 @@ def _row(row: Row) -> Json:
     knob = row.knob
     return {
         "name": knob.name, "kind": knob.kind, "count": knob.count, "params": knob.params, "macs": knob.macs,
-        "touches": list(knob.touches), "damage": row.mean_damage, "points": [asdict(point) for point in row.points],
+        "touches": list(knob.touches), "damage": row.mean_damage, "spare": row.spare,
+        "points": [asdict(point) for point in row.points],
     }  # fmt: skip
 
 
 def to_document(found: SensitivityResult) -> Document:
-    sections: list[Section] = [Text(_what(found)), _table(found), sensitivity_chart(found)]
+    sections: list[Section] = [Text(_what(found)), *_answer(found), _table(found), sensitivity_chart(found)]
     if found.ranking is not None:
         sections.append(_proxy(found))
     sections += [Text(note, "warning") for note in found.notes]
@@ -63,8 +65,22 @@ def _what(found: SensitivityResult) -> str:
         return f"Each {things} cut alone, {how}: damage as predicted from gradients, in no unit."
     return (
         f"Each {things} cut alone, {how}: by how much {found.metric} gets worse ({found.change} from"
-        f" {number(found.baseline)}), with damage, how far the outputs move on average."
+        f" {number(found.baseline)}). Damage says how far the outputs move, before anything is counted right or wrong."
     )
+
+
+def _answer(found: SensitivityResult) -> list[Section]:
+    """How many layers stand how much, and which stand least."""
+    spare = {row.knob.name: row.spare for row in found.rows if row.spare is not None}
+    if not spare:
+        return []
+    levels = sorted({share for share in spare.values() if share}, reverse=True)
+    counts = [f"{sum(share >= level for share in spare.values())} stand {100 * level:.3g} %" for level in levels]
+    none = sum(not share for share in spare.values())
+    said = ", ".join([*counts, *([f"{none} not even the least that was tried"] if none else [])])
+    least = ", ".join(row.knob.name for row in found.rows[:3])
+    return [Text(f"Cut alone, without a loss beyond {SURE:g} standard errors: of {len(spare)}, {said}."
+                 f" The most sensitive: {least}.", "good")]  # fmt: skip
 
 
 def _table(found: SensitivityResult) -> Table:

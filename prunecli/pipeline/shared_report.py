@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prunecli.evaluate.fidelity import MEASURES, Fidelity
-from prunecli.evaluate.gates import GateResult
+from prunecli.evaluation.fidelity import MEASURES, Fidelity
+from prunecli.evaluation.gates import GateResult
 from prunecli.report.document import Cell, Column, Section, Table, Text
 from prunecli.types import Json
 

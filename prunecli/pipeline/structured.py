@@ -117,7 +117,8 @@ def structured(
 ) -> StructuredResult:
     """Cut a model by structure and save it with proof. `changes` override fields of `options`.
 
-    A number, or a text such as `"50%"`, may be given as `ratio=`, `macs=`, `params=` or `latency=` instead of `budget`.
+    A number, or a text such as `"50%"`, may be given as `ratio=`, `macs=`, `params=` or `latency=` instead of `budget`,
+    and a path as `data=`.
 
     Raises:
         GateFailed: no model within the limits is as fast as asked.
@@ -225,4 +226,6 @@ def _with(options: StructuredOptions, changes: Mapping[str, Any]) -> StructuredO
         rest["budget"] = Budget.parse(given)
     if rest.get("output") is not None:
         rest["output"] = Path(rest["output"])
+    if rest.get("data") is not None:
+        rest["data"] = DataOptions.given(rest["data"])
     return replace(options, **rest)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluate.latency import QUARTILE, Speedup, measure, speedup
+from prunecli.evaluation.latency import QUARTILE, Speedup, measure, speedup
 from prunecli.model import concrete_shapes
 from prunecli.model.facts import Shape
 from prunecli.pipeline.structured_blocks import BlockCuttable, block_damage, check_block_options

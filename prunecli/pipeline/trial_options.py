@@ -10,7 +10,7 @@ from typing import Literal
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.passes import Asked
+from prunecli.evaluation.passes import Asked
 from prunecli.inputs import InputSpec
 from prunecli.model import Dims
 from prunecli.pipeline.subject import Execution

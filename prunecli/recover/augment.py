@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.robustness import channel_axis
+from prunecli.evaluation.robustness import channel_axis
 
 Array = np.ndarray[Any, Any]
 Augment = Callable[[Array, np.random.Generator], Array]

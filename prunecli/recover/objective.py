@@ -11,7 +11,7 @@ import numpy as np
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluate.reading import IGNORED, Reading, choose_reading, float_outputs
+from prunecli.evaluation.reading import IGNORED, Reading, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
 LABELS, TEACHER = "prune/labels", "prune/teacher"

@@ -14,8 +14,8 @@ from prunecli.autodiff import GradientModel, differentiate
 from prunecli.autodiff import Options as GradientOptions
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluate.pairing import Runner
-from prunecli.evaluate.passes import BASELINE, MODEL, Asked, run_pass
+from prunecli.evaluation.pairing import Runner
+from prunecli.evaluation.passes import BASELINE, MODEL, Asked, run_pass
 from prunecli.model import Model
 from prunecli.model.holders import Holder, holders
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective

@@ -175,7 +175,8 @@ class _Trial:
             units = np.flatnonzero((mine >= 0).all(axis=1))
             rows = (np.arange(taps)[None, :, None] * cols + mine[units][:, None, :]).reshape(len(units), -1)
             reader = Reader(np.asarray(gram), matrix.T.copy(), units, rows)
-            reader.weight = 1 / max(reader.energy(), _TINY)
+            energy = reader.energy()
+            reader.weight = 1 / energy if energy > _TINY else 0.0  # what does not vary has nothing to lose
             out.append(reader)
         return out
 

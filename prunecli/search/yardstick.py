@@ -16,11 +16,11 @@ import numpy as np
 from prunecli.data import Batch, Classes
 from prunecli.data.casting import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import MEASURES
-from prunecli.evaluate.passes import Asked
-from prunecli.evaluate.predictions import Collector, Predictions
-from prunecli.evaluate.quality import METRICS, compute_metrics
-from prunecli.evaluate.reading import Reading, choose_reading, float_outputs
+from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.predictions import Collector, Predictions
+from prunecli.evaluation.quality import METRICS, compute_metrics
+from prunecli.evaluation.reading import Reading, choose_reading, float_outputs
 from prunecli.search.blocks_damage import log_scores
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +30,8 @@ Records = dict[str, Array]
 FIDELITY = ("top1_agreement", "cosine")
 """Measures of fidelity that are means over samples: of extremes nothing can be promised for new data."""
 PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
+SURE = 2.0
+"""Standard errors that a difference must exceed to be more than noise."""
 BLOCKS = 40
 """Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
 

@@ -54,12 +54,9 @@ class _State:
     """One reader on the way."""
 
     def __init__(self, reader: Reader, count: int) -> None:
-        size = len(reader.gram)
-        mean = float(np.trace(reader.gram)) / max(size, 1)
-        damped = reader.gram + np.eye(size) * (DAMPING * mean if mean > 0 else 1.0)
         wide = reader.rows.shape[1] > 1
         members = reader.rows if wide else None
-        self.surgeon = Surgeon(reader.matrix.T[None].copy(), np.linalg.inv(damped)[None], members)
+        self.surgeon = Surgeon(reader.matrix.T[None].copy(), _inverse(reader.gram)[None], members)
         self.weight, self.own = reader.weight, np.full(count, -1)
         self.own[reader.units] = np.arange(len(reader.units)) if wide else reader.rows[:, 0]
 
@@ -80,6 +77,23 @@ class _State:
     def remove(self, unit: int) -> None:
         if self.own[unit] >= 0:
             self.surgeon.remove(self.own[[unit]])
+
+
+def _inverse(gram: Array) -> Array:
+    """Of G with what is added to its diagonal: more where G is so small that rounding has made it indefinite."""
+    if not np.isfinite(gram).all():
+        return np.full_like(gram, np.nan)
+    size = len(gram)
+    mean = float(np.trace(gram)) / max(size, 1)
+    added = DAMPING * mean if mean > 0 else 1.0
+    while True:
+        damped = gram + np.eye(size) * added
+        try:
+            np.linalg.cholesky(damped)
+        except np.linalg.LinAlgError:
+            added *= 10
+        else:
+            return np.linalg.inv(damped)
 
 
 def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:

@@ -84,7 +84,10 @@ def parsed(name: str, words: list[str]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key != "format" or isinstance(value, list | tuple)}
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("compare", "pack", "structured") else pytest.param(name, marks=pytest.mark.slow)
+             for name in STEPS],
+)  # fmt: skip
 def test_every_option_of_every_command_survives(name: str, folder: Path, prune: Prune) -> None:
     lines = command_lines(name)
     assert len(lines) > len(command_named(name).params) - len(GLOBAL)

@@ -488,6 +488,7 @@ def test_the_documentation_shows_the_worked_recipes(recipe: Path) -> None:
     assert f"```toml\n{recipe.read_text().rstrip()}\n```" in (ROOT / "docs" / "recipes.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", WORKED, ids=[path.stem for path in WORKED])
 def test_the_worked_recipes_keep_what_they_promise(recipe: Path, folder: Path, prune: Prune) -> None:
     (folder / "recipes").mkdir()

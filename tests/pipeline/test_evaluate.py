@@ -18,7 +18,7 @@ from sklearn import metrics
 from prunecli.cli.output import to_json_text
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.passes import Asked
+from prunecli.evaluation.passes import Asked
 from prunecli.pipeline.evaluate import EvaluateOptions, Evaluation, evaluate
 from prunecli.pipeline.figures import figures, known_names, needs
 from prunecli.report.render import to_terminal

@@ -154,7 +154,11 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
 # -- structures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [{"ratio": 0.5}, {"macs": 0.3}, {"params": 20_000}], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    [{"macs": 0.3}, *(pytest.param(b, marks=pytest.mark.slow) for b in ({"ratio": 0.5}, {"params": 20_000}))],
+    ids=str,
+)
 def test_cuts_in_steps_hold_against_the_original(budget: dict[str, float], tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     result = prunecli.structured(CNN, output=out, retrain=retrain(3), **budget)

@@ -326,6 +326,7 @@ def test_data_are_needed_and_must_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "o.onnx").exists()
 
 
+@pytest.mark.slow
 def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     outs = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for out, memory in zip(outs, (1 << 30, 1000), strict=True):

@@ -15,8 +15,8 @@ import onnx
 import pytest
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluate import latency
-from prunecli.evaluate.latency import Speedup
+from prunecli.evaluation import latency
+from prunecli.evaluation.latency import Speedup
 from prunecli.model import Dims
 from prunecli.pipeline import structured_latency as module
 from prunecli.pipeline.structured import StructuredOptions, structured

@@ -92,7 +92,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
-@pytest.mark.parametrize("source", [CNN, MLP], ids=["cnn", "mlp"])
+@pytest.mark.parametrize("source", [pytest.param(CNN, marks=pytest.mark.slow), MLP], ids=["cnn", "mlp"])
 def test_an_interrupted_run_resumes_to_the_same_result(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +203,7 @@ def size(path: Path, name: str) -> float:
     return float(sum(np.abs(a).sum() for a in arrays.values() if a.ndim > 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_penalties_shrink_what_they_are_for(name: str, tmp_path: Path) -> None:
     plain, pushed = tmp_path / "plain.onnx", tmp_path / "pushed.onnx"

@@ -99,13 +99,11 @@ def check(
             assert svg["drawn"] > 0 or svg["title"] not in charts, svg
 
 
-LIKE_OTHERS = {"gradient", "oneshot", "finetune", "compare"}
-"""Their sections are those of other commands."""
+LONG = {"gradient", "oneshot", "finetune", "compare", "structured", "evaluate"}
+"""They take long, and most of their sections are those of other commands."""
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=pytest.mark.slow if c in LIKE_OTHERS else ()) for c in REPORTS]
-)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow if c in LONG else ()) for c in REPORTS])
 def test_reports_open_and_read_well(command: str, tmp_path: Path) -> None:
     args, charts = REPORTS[command]
     page = tmp_path / "report.html"

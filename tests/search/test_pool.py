@@ -15,7 +15,7 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluate.passes import Asked
+from prunecli.evaluation.passes import Asked
 from prunecli.runtime import Session
 from prunecli.search.elements import ElementRecipe, ElementSpace
 from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool

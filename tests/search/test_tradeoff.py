@@ -26,7 +26,7 @@ def test_it_is_as_good_as_the_best_of_all_choices() -> None:
     """Where damages add up and are convex: no mixture of grid points is smaller at the same damage."""
     curves = [quadratic("a", 1.0, 10), quadratic("b", 5.0, 10), quadratic("c", 2.0, 40)]
     path = best_path(curves)
-    grid = [np.linspace(0, 1, 21)] * 3
+    grid = [np.linspace(0, 1, 15)] * 3
     for position in (0.05, 0.3, 1.0, 3.0):
         setting = path.at(position)
         mine = sum(c.cost(setting[c.knob]) for c in curves)

@@ -107,3 +107,20 @@ def test_no_unit_goes_twice_where_errors_cannot_be_told() -> None:
     broken.matrix[:] = np.inf
     order = eliminate([broken], UNITS, UNITS - 1).order
     assert len(set(order)) == UNITS - 1
+
+
+def test_a_gram_matrix_of_rounding_errors_is_survived() -> None:
+    """One sample, its mean taken off, leaves nothing but rounding, which need not be positive."""
+    noise = np.random.default_rng(0).standard_normal((2, UNITS * PER_UNIT, UNITS * PER_UNIT)) * 1e-8
+    given = reader(inputs())
+    given.gram = noise[0] + noise[0].T
+    assert np.linalg.eigvalsh(given.gram).min() < 0
+    found = eliminate([given], UNITS, UNITS - 1, [UNITS - 1])
+    assert np.isfinite(found.errors).all() and np.isfinite(found.snapshots[UNITS - 1][0]).all()
+    assert np.abs(found.snapshots[UNITS - 1][0]).max() < 1e3
+
+
+def test_what_is_not_finite_goes_nowhere() -> None:
+    given = reader(inputs())
+    given.gram[0, 0] = np.nan
+    assert len(eliminate([given], UNITS, UNITS - 1).order) == UNITS - 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunecli.evaluate.predictions import Predictions
+from prunecli.evaluation.predictions import Predictions
 from prunecli.types import Json
 
 Average = Literal["weighted", "macro", "micro"]

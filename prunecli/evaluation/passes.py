@@ -8,10 +8,10 @@ from typing import Any
 
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import Fidelity, FidelityCollector
-from prunecli.evaluate.pairing import Runner
-from prunecli.evaluate.predictions import Collector, Predictions
-from prunecli.evaluate.reading import Reading, Task, choose_reading
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.pairing import Runner
+from prunecli.evaluation.predictions import Collector, Predictions
+from prunecli.evaluation.reading import Reading, Task, choose_reading
 from prunecli.types import Progress, no_progress
 
 MODEL, BASELINE = "model", "baseline"

@@ -13,10 +13,10 @@ from prunecli.data import Batch
 from prunecli.data.columns import Column
 from prunecli.data.dataset import build
 from prunecli.errors import PruneError
-from prunecli.evaluate.passes import run_pass
-from prunecli.evaluate.predictions import Collector, Predictions
-from prunecli.evaluate.quality import METRICS, compute_metrics, confusion, per_class, primary
-from prunecli.evaluate.reading import choose_reading
+from prunecli.evaluation.passes import run_pass
+from prunecli.evaluation.predictions import Collector, Predictions
+from prunecli.evaluation.quality import METRICS, compute_metrics, confusion, per_class, primary
+from prunecli.evaluation.reading import choose_reading
 from tests.tiny import spec
 
 RNG = np.random.default_rng(7)

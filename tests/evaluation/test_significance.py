@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunecli.evaluate.predictions import Predictions
-from prunecli.evaluate.reading import Reading
-from prunecli.evaluate.significance import compare_predictions, mcnemar, paired_t
+from prunecli.evaluation.predictions import Predictions
+from prunecli.evaluation.reading import Reading
+from prunecli.evaluation.significance import compare_predictions, mcnemar, paired_t
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (5, 15), (182, 146), (30, 30), (2000, 2300)])

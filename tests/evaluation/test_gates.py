@@ -7,7 +7,7 @@ import math
 import pytest
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluate.gates import OPERATORS, check_gates, parse_gate, raise_if_failed
+from prunecli.evaluation.gates import OPERATORS, check_gates, parse_gate, raise_if_failed
 
 PARSED = {
     "accuracy<0.95": ("accuracy", "<", 0.95),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import BETTER_HIGH, MEASURES, FidelityCollector
+from prunecli.evaluation.fidelity import BETTER_HIGH, MEASURES, FidelityCollector
 
 RNG = np.random.default_rng(3)
 A = RNG.standard_normal((40, 6)).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.reading import choose_reading
+from prunecli.evaluation.reading import choose_reading
 
 F = np.float32
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.evaluate.reading import IGNORED, Reading, Scale
+from prunecli.evaluation.reading import IGNORED, Reading, Scale
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from prunecli.evaluate.latency import REPEATS, Latency, Speedup, measure, speedup
+from prunecli.evaluation.latency import REPEATS, Latency, Speedup, measure, speedup
 
 
 def times(scale: float, noise: float, seed: int, count: int = 100) -> np.ndarray:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluate.fidelity import FidelityCollector
-from prunecli.evaluate.pairing import Runner
-from prunecli.evaluate.passes import MODEL, predict
-from prunecli.evaluate.quality import METRICS, compute_metrics, primary
-from prunecli.evaluate.reading import Reading
-from prunecli.evaluate.robustness import SAMPLES, Spread, corrupted, settings, spreads
+from prunecli.evaluation.fidelity import FidelityCollector
+from prunecli.evaluation.pairing import Runner
+from prunecli.evaluation.passes import MODEL, predict
+from prunecli.evaluation.quality import METRICS, compute_metrics, primary
+from prunecli.evaluation.reading import Reading
+from prunecli.evaluation.robustness import SAMPLES, Spread, corrupted, settings, spreads
 from prunecli.types import Json, Progress, no_progress
 
 

@@ -1,0 +1,63 @@
+"""The functions of `prunecli`, called as the README calls them: with paths and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunecli
+from tests.tiny import ROOT
+
+SAMPLES = ROOT / "sample_models"
+MODEL, TEST, CALIB = (str(SAMPLES / name) for name in ("digits-mlp.onnx", "digits-test.npz", "digits-calib.npz"))
+RECIPE = """
+model = "{model}"
+[[step]]
+command = "inspect"
+"""
+
+
+def run(folder: Path) -> Any:
+    (folder / "r.toml").write_text(RECIPE.format(model=MODEL))
+    return prunecli.run(str(folder / "r.toml"))
+
+
+def packed(folder: Path) -> str:
+    prunecli.magnitude(MODEL, sparsity=0.8, output=str(folder / "z.onnx"))
+    prunecli.pack(str(folder / "z.onnx"), output=str(folder / "z.packed.onnx"))
+    return str(folder / "z.packed.onnx")
+
+
+CALLS: dict[str, Callable[[Path], Any]] = {
+    "adaptive": lambda at: prunecli.adaptive(
+        MODEL, data=TEST, max_drop=0.05, strategy="feedback", jobs=1, output=str(at / "o.onnx")
+    ),
+    "analyse": lambda at: prunecli.analyse(MODEL),
+    "compare": lambda at: prunecli.compare(MODEL, MODEL, data=TEST),
+    "evaluate": lambda at: prunecli.evaluate(
+        MODEL, MODEL, data=TEST, latency=False, gates=["accuracy.drop>1%"], output_name=None
+    ),
+    "finetune": lambda at: prunecli.finetune(MODEL, data=CALIB, teacher=MODEL, epochs=1, output=str(at / "o.onnx")),
+    "gradient": lambda at: prunecli.gradient(MODEL, data=CALIB, sparsity=0.5, output=str(at / "o.onnx")),
+    "inspect": lambda at: prunecli.inspect(MODEL, nm=(2, 4)),
+    "magnitude": lambda at: prunecli.magnitude(MODEL, sparsity=0.5, output=str(at / "o.onnx")),
+    "oneshot": lambda at: prunecli.oneshot(MODEL, data=CALIB, sparsity=0.5, output=str(at / "o.onnx")),
+    "pack": packed,
+    "run": run,
+    "sensitivity": lambda at: prunecli.sensitivity(MODEL, data=CALIB, levels=[0.5], jobs=1),
+    "structured": lambda at: prunecli.structured(MODEL, macs=0.5, data=CALIB, output=str(at / "o.onnx")),
+    "unpack": lambda at: prunecli.unpack(packed(at), output=str(at / "dense.onnx")),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in prunecli.__all__ if name != "__version__"])
+def test_a_function_takes_paths_and_values(name: str, tmp_path: Path) -> None:
+    assert CALLS[name](tmp_path) is not None
+
+
+def test_a_gate_is_told_not_raised() -> None:
+    found = prunecli.evaluate(MODEL, MODEL, data=TEST, latency=False, gates=["accuracy.drop>=0"])
+    assert [gate.passed for gate in found.gates] == [False]
