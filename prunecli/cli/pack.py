@@ -42,8 +42,8 @@ def pack(
             "--max-error",
             metavar="E",
             parser=options.as_option(parse_fraction),
-            help="with narrow values: exit 1, writing nothing, if an output differs by more, as a fraction of its "
-            "largest element",
+            help="with narrow values: exit 1, writing nothing, if an output on random inputs differs by more, as a "
+            "fraction of its largest element",
             rich_help_panel=PACK,
         ),
     ] = None,

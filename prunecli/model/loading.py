@@ -74,7 +74,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
         for each in packed:
             if each.described:
                 preserve.describe(each.graph, each.name)
-        notes += [f"{len(packed)} packed tensors were made dense"] if packed else []
+        notes += [f"{len(packed)} packed tensors were read as dense"] if packed else []
     except PruneError:
         raise
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense

@@ -63,7 +63,7 @@ class AdaptiveOptions:
     save_front: Path | None = None
     retrain: Retrain | None = None
     spreads: bool = False
-    pack: Packing | None = None
+    pack: Packing | bool | None = None
 
     @property
     def train_apart(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
 from prunecli.pipeline.pack import PackOptions
-from prunecli.pipeline.pack_after import packed_after
+from prunecli.pipeline.pack_after import packed_after, packing
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
@@ -59,14 +59,16 @@ class Models:
         """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before
         its training."""
         o = self.options
-        if o.pack is None:
+        if not o.pack:
             return self._written(step, target, said, progress)
-        wanted = PackOptions(o.pack, force=o.force, dry_run=o.dry_run, verify=o.verify, external_data=o.external_data,
-                             dims=o.trials.dims, execution=o.trials.execution)  # fmt: skip
+        wanted = PackOptions(packing(o.pack), force=o.force, dry_run=o.dry_run, verify=o.verify,
+                             external_data=o.external_data, dims=o.trials.dims,
+                             execution=o.trials.execution)  # fmt: skip
         plain = replace(self, options=replace(o, dry_run=False))
         done, small = packed_after(target, wanted, lambda at: plain._written(step, at, said, progress), progress)
         after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
-        return replace(done, output=small.output, after=after, notes=[*done.notes, *small.notes], dry_run=o.dry_run)
+        return replace(done, output=small.output, after=after, packed=small.packed, notes=[*done.notes, *small.notes],
+                       dry_run=o.dry_run)  # fmt: skip
 
     def _written(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         o, made = self.options, self.trained.get(step.number)

@@ -23,7 +23,7 @@ from prunecli.pipeline.finetune_log import Keeper, Log
 from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.pipeline.finetune_report import to_document, to_json
 from prunecli.pipeline.pack import PackOptions, PackResult
-from prunecli.pipeline.pack_after import Small, packed_after
+from prunecli.pipeline.pack_after import Small, packed_after, packing
 from prunecli.recover.head import reset_head
 from prunecli.recover.optimizers import OPTIMIZERS
 from prunecli.recover.session import Training, prepare_training
@@ -135,9 +135,9 @@ def _saved(
     file: Model, target: Path, options: FinetuneOptions, proof: _Proof | None, progress: Progress
 ) -> tuple[FileRef | None, Small]:
     made = Provenance("finetune", _recipe(options))
-    if options.pack is None:
+    if not options.pack:
         return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()
-    wanted = PackOptions(options.pack, force=options.force, verify=options.verify,
+    wanted = PackOptions(packing(options.pack), force=options.force, verify=options.verify,
                          external_data=options.external_data, execution=options.execution)  # fmt: skip
 
     def make(place: Path) -> FileRef:

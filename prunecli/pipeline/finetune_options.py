@@ -44,7 +44,7 @@ class FinetuneOptions:
     verify: bool = True
     external_data: Literal["auto", "always", "never"] = "auto"
     salvage: bool = True
-    pack: Packing | None = None
+    pack: Packing | bool | None = None
 
 
 def finetune_options(options: FinetuneOptions | None = None, **changes: Any) -> FinetuneOptions:

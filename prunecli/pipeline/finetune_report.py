@@ -6,8 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prunecli.pipeline.charts_training import training_charts
-from prunecli.pipeline.pack_report import packing_json, packing_sections
-from prunecli.pipeline.pack_report import tensors as packed_tensors
+from prunecli.pipeline.pack_report import packed_json, packed_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report
@@ -39,7 +38,7 @@ def to_json(found: FinetuneResult) -> Json:
             "best_epoch": found.best_epoch,
             "score": {"name": found.score_name, "before": found.score_before, "after": found.score_after},
             "epochs": [asdict(epoch) for epoch in found.epochs],
-            **({} if found.packed is None else {"packing": packing_json(found.packed)}),
+            **packed_json(found.packed),
         },
     )
     return report_json(report)
@@ -68,8 +67,7 @@ def to_document(found: FinetuneResult) -> Document:
     sections.append(_gain(found))
     zeros = found.after.params - found.after.nonzero
     sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))
-    if found.packed is not None:
-        sections += [*packing_sections(found.packed), packed_tensors(found.packed)]
+    sections += packed_sections(found.packed)
     sections += [Text(note, "warning") for note in found.notes]
     proof = found.verification
     if proof.kind == "exact":

@@ -64,7 +64,7 @@ class MagnitudeOptions:
     retrain: Retrain | None = None
     judge: Judge | None = None
     spreads: bool = False
-    pack: Packing | None = None
+    pack: Packing | bool | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def magnitude(
     start, options = time.perf_counter(), magnitude_options(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
-    if options.pack is not None:
+    if options.pack:
         return replace(packed(magnitude, path, target, options, progress), seconds=time.perf_counter() - start)
     if options.retrain is not None:
         return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)

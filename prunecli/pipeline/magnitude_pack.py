@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.pipeline.pack import PackOptions
-from prunecli.pipeline.pack_after import packed_after
+from prunecli.pipeline.pack_after import packed_after, packing
 from prunecli.types import Progress
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ def packed(
     run: Callable[..., MagnitudeResult], path: Path, target: Path, options: MagnitudeOptions, progress: Progress
 ) -> MagnitudeResult:
     """Prune, and train if asked, into a file elsewhere; what is written is that file packed."""
-    assert options.pack is not None
+    assert options.pack
     once = replace(options, pack=None)
     if options.dry_run and options.retrain is not None:
         found = run(path, once, progress)
         return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot pack"])
     if not options.dry_run:
         check_target(load(path), target, options.force)
-    wanted = PackOptions(options.pack, force=options.force, dry_run=options.dry_run, verify=options.verify,
+    wanted = PackOptions(packing(options.pack), force=options.force, dry_run=options.dry_run, verify=options.verify,
                          external_data=options.external_data, dims=options.dims,
                          execution=options.execution)  # fmt: skip
 

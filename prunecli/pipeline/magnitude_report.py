@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from prunecli.pipeline.charts_pruned import ZEROED, layer_bars, size_bars, spread_charts
 from prunecli.pipeline.choice import KINDS
 from prunecli.pipeline.gradual_report import training_json, training_sections
-from prunecli.pipeline.pack_report import packing_json, packing_sections
-from prunecli.pipeline.pack_report import tensors as packed_tensors
+from prunecli.pipeline.pack_report import packed_json, packed_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
@@ -49,7 +48,7 @@ def to_json(found: MagnitudeResult) -> Json:
             "left_alone": left,
             "plan": found.plan,
             **training_json(found.training),
-            **({} if found.packed is None else {"packing": packing_json(found.packed)}),
+            **packed_json(found.packed),
         },
     )
     return report_json(report)
@@ -75,8 +74,7 @@ def to_document(found: MagnitudeResult) -> Document:
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
-    if found.packed is not None:
-        sections += [*packing_sections(found.packed), packed_tensors(found.packed)]
+    sections += packed_sections(found.packed)
     sections += [Text(note, "warning") for note in found.notes]
     sections.append(Text(HONEST if found.packed is None else HONEST_PACKED))
     if found.output is not None:

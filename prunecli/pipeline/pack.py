@@ -137,10 +137,10 @@ def _check(options: PackOptions) -> None:
         raise PruneError(f"--max-error {packing.max_error} is negative", "give a fraction of the largest output")
     if packing.format == "coo" and packing.values != "exact":
         raise PruneError("--format coo stores values as they are", "leave --values out")
-    if packing.max_error is not None and (packing.values == "exact" or not options.verify):
-        raise PruneError(
-            "--max-error is of --values float16 or int8, verified", "leave it out: exact values change nothing"
-        )
+    if packing.max_error is not None and packing.values == "exact":
+        raise PruneError("--max-error is of --values float16 or int8", "leave it out: exact values change nothing")
+    if packing.max_error is not None and not options.verify:
+        raise PruneError("--max-error is judged by the proof that --no-verify skips", "leave one of them out")
     if options.verify:
         options.execution.check()
 

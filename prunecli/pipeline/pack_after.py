@@ -11,10 +11,15 @@ from typing import TypeVar
 from prunecli.model import load
 from prunecli.model.loading import file_sha256
 from prunecli.model.saving import SaveOptions, save
-from prunecli.pipeline.pack import NothingSmaller, PackOptions, PackResult, pack
+from prunecli.pipeline.pack import NothingSmaller, Packing, PackOptions, PackResult, pack
 from prunecli.types import FileRef, Progress
 
 Made = TypeVar("Made")
+
+
+def packing(asked: Packing | bool) -> Packing:
+    """The field `pack` of a command's options: True is as `--pack` does."""
+    return asked if isinstance(asked, Packing) else Packing()
 
 
 @dataclass(frozen=True)

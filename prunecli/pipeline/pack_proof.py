@@ -174,7 +174,8 @@ class Proof:
         self.verification = Verification("approximate", worst.get("max_abs"), error, runs, detail)
         if self.max_error is not None and (error is None or not error <= self.max_error):
             raise GateFailed(
-                f"outputs differ by {error} of the largest element, --max-error allows {self.max_error}",
+                f"outputs differ by {'an unknown part' if error is None else f'{error:.3g}'} of the largest element,"
+                f" --max-error allows {self.max_error:g}",
                 "store values exactly, as float16, or allow more; nothing was written",
             )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prunecli.pipeline.shared_report import fidelity_json, fidelity_table
 from prunecli.report.contract import report_json
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.render_cells import cell_text
 from prunecli.types import Json, LayerRow, Report
 
 if TYPE_CHECKING:
@@ -72,12 +73,22 @@ def _layer(row: Row) -> LayerRow:
 
 def to_document(found: PackResult) -> Document:
     """What people read: sizes, the proof, loading, the tensors."""
-    title = f"{found.model.path}: what would be {found.command}ed" if found.dry_run else found.model.path
+    title = f"{found.model.path}: {f'what would be {found.command}ed' if found.dry_run else found.command}"
     sections: list[Section] = [*packing_sections(found), tensors(found)]
     sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))
     return Document(title, sections)
+
+
+def packed_json(found: PackResult | None) -> Json:
+    """The key `packing` of a command with `--pack`; nothing where nothing was packed."""
+    return {} if found is None else {"packing": packing_json(found)}
+
+
+def packed_sections(found: PackResult | None) -> list[Section]:
+    """What a command with `--pack` tells of it; nothing where nothing was packed."""
+    return [] if found is None else [*packing_sections(found), tensors(found)]
 
 
 def packing_sections(found: PackResult) -> list[Section]:
@@ -103,10 +114,24 @@ def _sizes(found: PackResult) -> Table:
     if found.command == "pack" and dense:
         rows.append(["these tensors", dense, stored, stored / dense])
         rows.append(["their information", None, round(limit(found.rows)), limit(found.rows) / dense])
-    each = per_nonzero(found)
-    note = f"{each:.3g} bytes per weight that is not zero" if each is not None and found.command == "pack" else ""
     columns = (Column(""), Column("before", "bytes"), Column("after", "bytes"), Column("remains", "percent"))
+    note = _sizes_note(found, after.file_bytes - stored)
     return Table("Size, packed" if found.command == "pack" else "Size", columns, rows, note)
+
+
+def _sizes_note(found: PackResult, rest: int) -> str:
+    """`rest`: bytes of the packed file that are not of the tensors listed."""
+    if found.command != "pack" or not found.rows:
+        return ""
+    each = per_nonzero(found)
+    said = [f"{each:.3g} bytes per weight that is not zero"] if each is not None else []
+    if rest > 0:
+        said.append(
+            f"about {cell_text(rest, 'bytes')} of the file are the graph, names, integers and tensors below 1 kB"
+        )
+    said.append("their information: the entropy of zeros without a pattern, and the exact values"
+                " (patterns and narrower values take less)")  # fmt: skip
+    return "; ".join(said)
 
 
 def _loading(found: PackResult) -> Table:

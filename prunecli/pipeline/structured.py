@@ -20,6 +20,7 @@ from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual import Retrain, Retrained
+from prunecli.pipeline.pack import PackResult
 from prunecli.pipeline.structured_blocks import BLOCK
 from prunecli.pipeline.structured_budget import KINDS as BUDGETS
 from prunecli.pipeline.structured_budget import Budget
@@ -82,7 +83,8 @@ class StructuredOptions:
 @dataclass(frozen=True)
 class StructuredResult:
     """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
-    cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget."""
+    cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
+    `packed`: of adaptive pruning with `--pack`."""
 
     model: FileRef
     output: FileRef | None
@@ -100,6 +102,7 @@ class StructuredResult:
     dry_run: bool = False
     training: Retrained | None = None
     recovery: Recovery | None = None
+    packed: PackResult | None = None
     seconds: float = 0.0
 
     def to_json(self) -> Json:

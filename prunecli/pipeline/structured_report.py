@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.pipeline.charts_pruned import REMOVED, group_bars, layer_bars, score_charts, size_bars
 from prunecli.pipeline.gradual_report import training_json, training_sections
+from prunecli.pipeline.pack_report import packed_json, packed_sections
 from prunecli.pipeline.recovery import recovery_json, recovery_sections
 from prunecli.report.contract import report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
@@ -35,6 +36,7 @@ def to_json(found: StructuredResult) -> Json:
         **({"latency": found.latency} if found.latency else {}),
         **recovery_json(found.recovery),
         **training_json(found.training),
+        **packed_json(found.packed),
     }
     after = found.after
     report = Report(
@@ -89,6 +91,7 @@ def to_document(found: StructuredResult) -> Document:
     sections: list[Section] = [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)
+    sections += packed_sections(found.packed)
     sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))

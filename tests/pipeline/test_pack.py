@@ -20,8 +20,10 @@ from prunecli.model import find_weights, load
 from prunecli.pipeline import pack as module
 from prunecli.pipeline.compare import CompareOptions, compare
 from prunecli.pipeline.inspect import inspect
+from prunecli.pipeline.magnitude_report import HONEST_PACKED
 from prunecli.pipeline.pack import NothingSmaller, pack, unpack
 from prunecli.pipeline.pack_plan import information
+from prunecli.report.render_cells import cell_text
 from prunecli.report.render_text import to_markdown
 from tests.model.build import MODELS, info, node, proto, save_proto
 from tests.storage.sparse import matmul, optimised, run, sparse
@@ -216,7 +218,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("saving", {"min_saving": 1.0}, "no fraction below 1"),
     ("lossy coo", {"format": "coo", "values": "int8"}, "stores values as they are"),
     ("error of exact values", {"max_error": 0.1}, "--max-error is of"),
-    ("unproved error", {"max_error": 0.1, "values": "int8", "verify": False}, "--max-error is of"),
+    ("unproved error", {"max_error": 0.1, "values": "int8", "verify": False}, "--no-verify skips"),
 ]
 
 
@@ -335,12 +337,28 @@ def test_the_report(digits: tuple[Path, Path], tmp_path: Path) -> None:
     assert all(packing["load"][when]["seconds"] > 0 for when in ("before", "after"))
     page = to_markdown(found.to_document())
     assert all(text in page for text in ("their information", "memory while loading", "bit for bit", "block1.conv1"))
+    rest = told["after"]["file_bytes"] - sum(t["packed_bytes"] for t in packing["tensors"])
+    assert f"about {cell_text(rest, 'bytes')} of the file are the graph" in page
+    assert page.startswith(f"## {digits[0]}: what would be packed")
+
+
+def test_what_adaptive_packed_is_told(tmp_path: Path) -> None:
+    """The report has the sizes and the loading of `--pack`, and does not say that the file kept its size."""
+    found = prunecli.adaptive(SAMPLES / "digits-mlp.onnx", output=tmp_path / "small.onnx", pack=True, max_drop=0.3,
+                              data=str(SAMPLES / "digits-test.npz"), jobs=1)  # fmt: skip
+    told, page = found.to_json(), to_markdown(found.to_document())
+    assert told["packing"]["tensors"]
+    assert told["after"]["file_bytes"] == (tmp_path / "small.onnx").stat().st_size
+    assert "Size, packed" in page
+    assert "memory while loading" in page
+    assert HONEST_PACKED.split(".")[0] in page
+    assert "the file keeps its size" not in page
 
 
 def test_pack_with_magnitude(tmp_path: Path) -> None:
     model = SAMPLES / "digits-cnn.onnx"
     apart = prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "dense.onnx")
-    found = prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "packed.onnx", pack=module.Packing())
+    found = prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "packed.onnx", pack=True)
     assert compare(tmp_path / "dense.onnx", tmp_path / "packed.onnx").identical
     assert found.packed is not None
     assert found.after.file_bytes == (tmp_path / "packed.onnx").stat().st_size < 0.3 * apart.after.file_bytes
