@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
+import pytest
 from onnx import parser
 
 from prunecli.inputs import InputSpec
@@ -33,3 +36,8 @@ def spec(text: str) -> InputSpec:
     parts = [part.strip() for part in dims.strip("()").split(",") if part.strip()]
     shape = tuple(int(p) if p.isdigit() else None if p == "?" else p for p in parts)
     return InputSpec(name, dtype, shape)
+
+
+def few(cases: Sequence[Any], fast: Collection[int]) -> list[Any]:
+    """Parameters of which those at the given places are run by `make test`, the others by `make test-slow`."""
+    return [case if place in fast else pytest.param(case, marks=pytest.mark.slow) for place, case in enumerate(cases)]

@@ -40,6 +40,7 @@ def _other(case: Case, net: object) -> dict[str, tuple[int, ...]] | None:
     return None if case.options.get("static") else net.other  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_what_was_cut_can_be_cut_again(name: str) -> None:
     """The names of what the first cut put in are taken for the second."""

@@ -10,6 +10,7 @@ import typer
 
 from prunecli.cli.app import COMMANDS, app
 from tests.cli.conftest import SAMPLES, Prune
+from tests.tiny import few
 
 Images = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 CNN = SAMPLES / "digits-cnn.onnx"
@@ -98,7 +99,7 @@ COMMANDS_WITH_IMAGES = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS_WITH_IMAGES, ids=[c[0] for c in COMMANDS_WITH_IMAGES])
+@pytest.mark.parametrize("command", few(COMMANDS_WITH_IMAGES, (0, 5, 7)), ids=[c[0] for c in COMMANDS_WITH_IMAGES])
 def test_commands_read_images(command: tuple[str, ...], digits: Path, tmp_path: Path, prune: Prune) -> None:
     name, *rest = command
     models = [CNN, CNN] if name == "compare" else [CNN]

@@ -85,7 +85,7 @@ def parsed(name: str, words: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("compare", "pack", "structured") else pytest.param(name, marks=pytest.mark.slow)
+    "name", [name if name in ("compare", "pack") else pytest.param(name, marks=pytest.mark.slow)
              for name in STEPS],
 )  # fmt: skip
 def test_every_option_of_every_command_survives(name: str, folder: Path, prune: Prune) -> None:

@@ -195,7 +195,8 @@ def test_magnitude_sends_gradient_criteria_on(tmp_path: Path, criterion: str) ->
     assert f"prune gradient --criterion {criterion}" in refused.value.hint
 
 
-@pytest.mark.parametrize("criterion", ["taylor", pytest.param("fisher", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
 def test_it_beats_magnitude_on_a_trained_network(tmp_path: Path, criterion: str) -> None:
     """With 70 % zeros, the accuracy on images that neither has seen; magnitude at its better scope."""
     model, test = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-test.npz"

@@ -84,6 +84,7 @@ def test_each_method_lowers_the_error(method: str, tmp_path: Path) -> None:
     assert {layer.method for layer in found.layers} <= {method, "none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"macs": None, "ratio": 0.4}, {"macs": 0.7, "granularity": "block"}, {"steps": 2}])
 def test_other_ways_to_choose(changes: dict[str, Any], tmp_path: Path) -> None:
     given = {key: value for key, value in changes.items() if value is not None}
