@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import Model
+from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
@@ -21,6 +22,7 @@ from prunecli.storage import fit
 from prunecli.storage.encodings import FOLDED_UP_TO, Encoded, Subject
 from prunecli.storage.pieces import SHARED_UP_TO
 from prunecli.storage.positions import words
+from prunecli.storage.writing import HELD, MARK
 from prunecli.types import Progress, Skipped
 
 Array = np.ndarray[Any, Any]
@@ -98,10 +100,18 @@ def plan(model: Model, how: How, progress: Progress) -> list[Item]:
     """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time."""
     inlined = {id(graph) for graph in _inlined(model.ir)}
     stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS]
+    how = replace(how, dense=_taken(model.ir, stored) | how.dense)
     return [
         _item(holder, how, id(holder.graph) in inlined, model)
         for holder in progress(stored, "choosing encodings", len(stored))
     ]
+
+
+def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
+    """Tensors of whose chains the last node could not be called as it must be, and why: some node is called that."""
+    own = {n.name for graph in all_graphs(model) for n in graph if (n.name or "").startswith((MARK, HELD))}
+    return {h.name: "a node has the name that its chain would have" for h in stored
+            if any(name == MARK + h.name or name.startswith(f"{HELD}{h.name}/") for name in own if name)}  # fmt: skip
 
 
 def _inlined(model: ir.Model) -> Iterator[ir.Graph]:

@@ -146,3 +146,16 @@ def test_outputs_left_out_at_the_end(tmp_path: Path) -> None:
     assert pack(path, output=tmp_path / "p.onnx").verification.samples == 4
     unpack(tmp_path / "p.onnx", output=tmp_path / "d.onnx")
     assert stored(tmp_path / "d.onnx").keys() == stored(path).keys()
+
+
+def test_a_tensor_whose_chain_cannot_have_its_name_stays_dense(tmp_path: Path) -> None:
+    weights = {name: sparse("90%", shape=(64, 64), seed=seed) for seed, name in enumerate(("a", "b"))}
+    model = products(weights)
+    model.graph.node[1].name = "prunecli.pack/a"
+    path = save_proto(model, tmp_path)
+    found = pack(path, output=tmp_path / "p.onnx")
+    assert {row.name: row.reason for row in found.rows if row.reason} == {
+        "a": "a node has the name that its chain would have"
+    }
+    np.testing.assert_array_equal(run(path, feed(weights))[0], run(tmp_path / "p.onnx", feed(weights))[0])
+    assert np.array_equal(stored(tmp_path / "p.onnx")["a"], weights["a"])
