@@ -328,6 +328,7 @@ def test_the_proxy_ranks_nearly_as_the_measurement(granularity: str) -> None:
     assert fast.to_json()["proxy"]["correlation"] == fast.ranking.correlation
 
 
+@pytest.mark.slow
 def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"data": TEST, "levels": [0.5], "jobs": 1, "state": tmp_path / "state"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -191,6 +191,7 @@ def test_what_is_trained_is_ranked_by_weights_unless_told_otherwise(
     assert found.recipe["criterion"] == used
 
 
+@pytest.mark.slow
 def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunecli.pipeline import gradual_structured as module
 

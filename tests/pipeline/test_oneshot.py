@@ -108,6 +108,7 @@ def test_recipes(tmp_path: Path, recipe: dict[str, Any]) -> None:
     assert found.sparsity == pytest.approx(zeros / found.params)
 
 
+@pytest.mark.slow
 def test_it_keeps_far_more_than_magnitude(tmp_path: Path) -> None:
     out, plain = tmp_path / "out.onnx", tmp_path / "plain.onnx"
     found = prunecli.oneshot(DIGITS, data=CALIB, output=out, sparsity=0.8)
@@ -117,6 +118,7 @@ def test_it_keeps_far_more_than_magnitude(tmp_path: Path) -> None:
     assert any("refitted" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_twice_is_the_same_and_a_plan_replays(tmp_path: Path) -> None:
     outs = [tmp_path / f"{i}.onnx" for i in range(3)]
     plan = tmp_path / "plan.json"

@@ -303,6 +303,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "dense.onnx", folder / "packed.onnx"
 
 
+@pytest.mark.slow
 def test_every_command_reads_packed_files(digits: tuple[Path, Path], tmp_path: Path) -> None:
     dense, packed = digits
     data = SAMPLES / "digits-calib.npz"

@@ -122,6 +122,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert all((whole[name] == parts[name]).all() for name in whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     """A real signal to a real process, once its log shows that it trains; resumed it gives the bytes of a whole run."""
     log, state = tmp_path / "log.csv", tmp_path / "state"
