@@ -94,7 +94,7 @@ def gradient(
     )
     source = inputs.source(images, training.train_data)
     retrain = training.retrain(source, steps, running.execution(), seed, images=images, **saving.rewriting())
-    wanted = saving.options(reporting, running, recipe, retrain, include, exclude, also)
+    wanted = saving.magnitude_options(reporting, running, recipe, retrain, include, exclude, also)
     measured = GradientOptions(source, steps if retrain is None else None, loss.value, output_name)
     result = run(model, wanted, measured, reporting.progress())
     reporting.emit(result)

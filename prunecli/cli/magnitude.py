@@ -106,7 +106,7 @@ def magnitude(
     retrain = training.retrain(source, steps, running.execution(), seed, images=images, **saving.rewriting())
     if retrain is None and (inputs.data is not None or steps is not None):
         raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
-    wanted = saving.options(reporting, running, recipe, retrain, include, exclude, also)
+    wanted = saving.magnitude_options(reporting, running, recipe, retrain, include, exclude, also)
     result = run(model, wanted, reporting.progress())
     reporting.emit(result)
     raise_if_all_harmful(result.training)

@@ -125,7 +125,7 @@ def oneshot(
     retrain = training.retrain(source, steps, running.execution(), seed, images=images, **saving.rewriting())
     if steps is not None and retrain is None:
         raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
-    wanted = saving.options(reporting, running, recipe, retrain, include, exclude)
+    wanted = saving.magnitude_options(reporting, running, recipe, retrain, include, exclude)
     measured = OneshotOptions(
         data=source,
         method=method.value,

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from prunecli.errors import PruneError
-from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+from prunecli.quantity import parse_fraction
 
 T = TypeVar("T")
 
@@ -151,7 +151,6 @@ Sparsity = Annotated[
         rich_help_panel=SELECT,
     ),
 ]
-QuantityOption = Annotated[Quantity | None, typer.Option(metavar="Q", parser=as_option(parse_quantity))]
 
 
 class RecoverName(StrEnum):

@@ -42,7 +42,7 @@ class Zeroed(Saving):
             raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
         return None
 
-    def options(
+    def magnitude_options(
         self, reporting: Reporting, running: Running, recipe: Recipe | None, retrain: Retrain | None,
         include: Sequence[str] | None, exclude: Sequence[str] | None, also: Sequence[str] | None = None,
     ) -> MagnitudeOptions:  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prunecli.data import Dataset, ImageOptions, open_data
 from prunecli.data.synthetic import SYNTHETIC, check_synthetic
@@ -53,6 +54,13 @@ class DataOptions:
         if images is not None and images.given and other is None:
             raise PruneError(f"{images.given[0]} was given without data", "add --data with a folder of images")
         return None
+
+    @classmethod
+    def read(cls, changes: dict[str, Any], *names: str) -> None:
+        """Replace those of a caller's arguments that name data, where given."""
+        for name in names:
+            if changes.get(name) is not None:
+                changes[name] = cls.given(changes[name])
 
     def like(self, text: str) -> DataOptions:
         """Other data of the same kind: training or validation data beside the test data."""

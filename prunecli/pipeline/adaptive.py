@@ -16,7 +16,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
-from prunecli.pipeline.adaptive_recovery import Recovered, recover_further
+from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_samples import check_apart, judge, split
 from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
@@ -164,7 +164,8 @@ def adaptive(
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
         recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
-        interrupted = interrupted or _interruptible(partial(recover_further, run, recovered))
+        if recovered is not None and not interrupted:
+            interrupted = _interruptible(partial(recovered.further, run))
         retrain = None if options.dry_run or interrupted else options.retrain
         if retrain is not None:
             further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
@@ -188,9 +189,8 @@ def adaptive_options(options: AdaptiveOptions | None = None, **changes: Any) -> 
     """Options with changes, which may also name fields of the trial options; `data` may be a path."""
     known = AdaptiveOptions.__dataclass_fields__
     own = {name: changes.pop(name) for name in list(changes) if name in known and name != "trials"}
-    for group, name in ((changes, "data"), (own, "confirm_data")):
-        if group.get(name) is not None:
-            group[name] = DataOptions.given(group[name])
+    DataOptions.read(changes, "data")
+    DataOptions.read(own, "confirm_data")
     if own.get("output") is not None:
         own["output"] = Path(own["output"])
     if options is None:

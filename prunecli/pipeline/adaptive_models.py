@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
 from prunecli.pipeline.pack import PackOptions
-from prunecli.pipeline.pack_after import packed_after, packing
+from prunecli.pipeline.pack_after import packed_after, packing, told
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
@@ -45,15 +45,12 @@ class Models:
 
     def open(self, step: Step) -> Session:
         """The model of a step, as it will be written."""
-        made, model = self.trained.get(step.number), None
+        made = self.trained.get(step.number)
         if made is not None:
-            model = made.path
-        elif self.recovered is not None:
-            model = self.recovered.file(step.setting)
-        if model is None:
-            built = serialised(self.setup.pruner.space.build(step.setting))
-            return Session.open(built, provider=self.setup.bench.workspace.provider, threads=1)
-        return Session.open(model, provider=self.setup.bench.workspace.provider, threads=1)
+            return self.setup.open(made.path)
+        if self.recovered is not None:
+            return self.setup.open(self.recovered.file(step.setting))
+        return self.setup.open(serialised(self.setup.pruner.space.build(step.setting)))
 
     def write(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before
@@ -66,9 +63,7 @@ class Models:
                              execution=o.trials.execution)  # fmt: skip
         plain = replace(self, options=replace(o, dry_run=False))
         done, small = packed_after(target, wanted, lambda at: plain._written(step, at, said, progress), progress)
-        after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
-        return replace(done, output=small.output, after=after, packed=small.packed, notes=[*done.notes, *small.notes],
-                       dry_run=o.dry_run)  # fmt: skip
+        return told(done, small, o.dry_run)
 
     def _written(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         o, made = self.options, self.trained.get(step.number)

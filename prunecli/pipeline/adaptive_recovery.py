@@ -13,10 +13,8 @@ from pathlib import Path
 
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.pipeline.trial_setup import Setup
-from prunecli.runtime import Session
 from prunecli.search.adaptive import RECOVERED, Search, Step
 from prunecli.search.space import Setting, digest
-from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
 
 PACE, LEAST_PACE = 0.2, 0.02
@@ -43,15 +41,10 @@ class Recovered:
 
     def step(self, run: Search, setting: dict[str, float], number: int) -> Step:
         """Judged on the samples of the search, and added to its steps."""
-        workspace = self.setup.bench.workspace
-        session = Session.open(self.file(setting), provider=workspace.provider, threads=1)
-        outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-        step = run.add(setting, outcome, f"{RECOVERED} {number}")
+        step = run.add(setting, self.setup.outcome(self.file(setting)), f"{RECOVERED} {number}")
         self.judged.add(step.number)
         return step
 
-
-def recover_further(run: Search, made: Recovered | None) -> None:
-    """Go on from the best so far; `made` None: nothing."""
-    if made is not None:
-        run.follow(partial(made.step, run), PACE, LEAST_PACE)
+    def further(self, run: Search) -> None:
+        """Go on from the best so far."""
+        run.follow(partial(self.step, run), PACE, LEAST_PACE)

@@ -19,10 +19,8 @@ from prunecli.pipeline.gradual import Retrain, Round, proof_of, retrained
 from prunecli.pipeline.magnitude import MagnitudeResult
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
-from prunecli.runtime import Session
 from prunecli.search.adaptive import TRAINED, Search, Step
 from prunecli.search.space import Setting
-from prunecli.search.trials import outcome_on
 from prunecli.types import Progress
 
 PACE, LEAST_PACE = 0.25, 0.05
@@ -59,7 +57,7 @@ def train_further(
     def attempt(setting: dict[str, float], number: int) -> Step:
         nonlocal last
         new = _round(setup, setting, last, retrain, folder / str(number), progress)
-        step = _judged(run, setup, setting, new.path, number)
+        step = run.add(setting, setup.outcome(new.path), f"{TRAINED} {number}")
         made[step.number] = new
         last = new if step.allowed else last
         return step
@@ -81,13 +79,6 @@ def _round(
     options = replace(retrain.options, teacher=teacher, output=folder / "trained.onnx", salvage=False)
     done: FinetuneResult = finetune(folder / "cut.onnx", options, progress)
     return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
-
-
-def _judged(run: Search, setup: Setup, setting: dict[str, float], path: Path, number: int) -> Step:
-    workspace = setup.bench.workspace
-    session = Session.open(path, provider=workspace.provider, threads=1)
-    outcome = outcome_on(session, workspace.batches, workspace.reference, workspace.yardstick)
-    return run.add(setting, outcome, f"{TRAINED} {number}")
 
 
 def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -> Result:

@@ -85,8 +85,7 @@ def compare(
     Raises:
         PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
     """
-    if changes.get("data") is not None:
-        changes["data"] = DataOptions.given(changes["data"])
+    DataOptions.read(changes, "data")
     start, options = time.perf_counter(), replace(options or CompareOptions(), **changes)
     first, second = Path(first), Path(second)
     gates = [parse_gate(text) for text in options.gates]

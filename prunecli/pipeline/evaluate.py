@@ -120,8 +120,7 @@ def evaluate_options(options: EvaluateOptions | None = None, **changes: Any) -> 
     """Options with changes, which may also name fields of `asked`."""
     options = options or EvaluateOptions()
     asked = {name: changes.pop(name) for name in list(changes) if name in Asked.__dataclass_fields__}
-    for name in {"data", "train_data"} & {name for name, value in changes.items() if value is not None}:
-        changes[name] = DataOptions.given(changes[name])
+    DataOptions.read(changes, "data", "train_data")
     return replace(options, asked=replace(options.asked, **asked), **changes)
 
 

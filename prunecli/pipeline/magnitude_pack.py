@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.pipeline.pack import PackOptions
-from prunecli.pipeline.pack_after import packed_after, packing
+from prunecli.pipeline.pack_after import packed_after, packing, told
 from prunecli.types import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +36,4 @@ def packed(
         return run(path, replace(once, output=place, dry_run=False), progress)
 
     found, small = packed_after(target, wanted, make, progress)
-    after = found.after if small.packed is None else replace(small.packed.after, macs=found.after.macs)
-    return replace(found, output=small.output, after=after, packed=small.packed, notes=[*found.notes, *small.notes],
-                   dry_run=options.dry_run)  # fmt: skip
+    return told(found, small, options.dry_run)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from prunecli.model import load
 from prunecli.model.loading import file_sha256
@@ -14,7 +14,12 @@ from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.pack import NothingSmaller, Packing, PackOptions, PackResult, pack
 from prunecli.types import FileRef, Progress
 
+if TYPE_CHECKING:
+    from prunecli.pipeline.magnitude import MagnitudeResult
+    from prunecli.pipeline.structured import StructuredResult
+
 Made = TypeVar("Made")
+Pruned = TypeVar("Pruned", bound="MagnitudeResult | StructuredResult")
 
 
 def packing(asked: Packing | bool) -> Packing:
@@ -47,3 +52,10 @@ def packed_after(
     output = None if options.dry_run else FileRef(str(target), file_sha256(target))
     note = f"nothing would become {options.packing.min_saving:.0%} smaller by packing: it is stored as it is"
     return made, Small(None, output, (note,))
+
+
+def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:
+    """The result of a command that prunes, of the file that it became."""
+    after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
+    return replace(done, output=small.output, after=after, packed=small.packed, notes=[*done.notes, *small.notes],
+                   dry_run=dry_run)  # fmt: skip

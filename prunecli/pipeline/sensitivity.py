@@ -140,8 +140,7 @@ def sensitivity(
 def sensitivity_options(options: SensitivityOptions | None = None, **changes: Any) -> SensitivityOptions:
     """Options with changes, which may also name fields of the trial options; `data` may be a path."""
     own = {name: changes.pop(name) for name in ("levels", "fast") if name in changes}
-    if "data" in changes:
-        changes["data"] = DataOptions.given(changes["data"])
+    DataOptions.read(changes, "data")
     if options is None:
         if "data" not in changes:
             raise PruneError("sensitivity is measured on data", "give --data")

@@ -226,6 +226,5 @@ def _with(options: StructuredOptions, changes: Mapping[str, Any]) -> StructuredO
         rest["budget"] = Budget.parse(given)
     if rest.get("output") is not None:
         rest["output"] = Path(rest["output"])
-    if rest.get("data") is not None:
-        rest["data"] = DataOptions.given(rest["data"])
+    DataOptions.read(rest, "data")
     return replace(options, **rest)

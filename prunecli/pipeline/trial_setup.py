@@ -22,7 +22,7 @@ from prunecli.runtime import Session, version
 from prunecli.search.bench import Bench
 from prunecli.search.journal import Journal
 from prunecli.search.space import digest
-from prunecli.search.trials import Workspace, outputs_of
+from prunecli.search.trials import Outcome, Workspace, outcome_on, outputs_of
 from prunecli.search.yardstick import Outputs, Yardstick, choose_yardstick
 from prunecli.types import Progress
 
@@ -59,6 +59,15 @@ class Setup:
     session: Session
     pruner: Pruner
     bench: Bench
+
+    def open(self, model: Path | bytes) -> Session:
+        """A model as trials run it."""
+        return Session.open(model, provider=self.bench.workspace.provider, threads=1)
+
+    def outcome(self, model: Path) -> Outcome:
+        """Of a file, on all samples to choose by."""
+        workspace = self.bench.workspace
+        return outcome_on(self.open(model), workspace.batches, workspace.reference, workspace.yardstick)
 
 
 def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:

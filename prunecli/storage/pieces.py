@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -100,9 +100,6 @@ def spread(chains: Sequence[tuple[Op, int]], passes: int) -> list[Op]:
             done += size / len(parts)
         spread.append(replace(chain, inputs=tuple(turns)) if chain.type == "Concat" else turns[0])
     return [op for op in spread if isinstance(op, Op)]
-
-
-Group = Callable[[Any], object]
 
 
 def bundles(sizes: Sequence[int]) -> list[range]:

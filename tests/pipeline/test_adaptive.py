@@ -219,7 +219,7 @@ class Stops:
         pool.InProcess().close()
 
 
-@pytest.mark.parametrize("after", [pytest.param(2, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize("after", few([2, 9], [1]))
 def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

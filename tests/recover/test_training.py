@@ -28,6 +28,7 @@ from prunecli.recover.optimizers import Knobs
 from prunecli.recover.regularize import PENALTIES
 from prunecli.recover.session import Setup
 from prunecli.recover.trainer import DivergedError, TrainOptions
+from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 CNN, MLP = SAMPLES / "digits-cnn.onnx", SAMPLES / "digits-mlp.onnx"
@@ -92,7 +93,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
-@pytest.mark.parametrize("source", [pytest.param(CNN, marks=pytest.mark.slow), MLP], ids=["cnn", "mlp"])
+@pytest.mark.parametrize("source", few([CNN, MLP], [1]), ids=["cnn", "mlp"])
 def test_an_interrupted_run_resumes_to_the_same_result(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
