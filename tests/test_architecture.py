@@ -135,8 +135,7 @@ def test_the_checks_see_a_forbidden_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_readable(module: Path) -> None:
-    assert len(module.read_text(encoding="utf-8").splitlines()) <= 350
+def test_functions_stay_readable(module: Path) -> None:
     for node in ast.walk(parse(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node, clean=False) is not None
