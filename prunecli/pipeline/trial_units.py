@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,12 +81,6 @@ class UnitSpace:
         if not mask.any():
             return ir.to_proto(self.subject.work)
         return ir.to_proto(self.subject.without(mask, self.subject.units.removed(mask)))
-
-    def touched(self, knobs: Collection[str]) -> set[str]:
-        mask = np.zeros(self.subject.units.count, bool)
-        for name in knobs:
-            mask[self.groups[name].units] = True
-        return set(self.subject.units.removed(mask))
 
     def cost(self, setting: Setting) -> Mapping[str, float]:
         kept = self.subject.units.kept(self.mask(setting))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,9 +69,6 @@ class ElementSpace:
         finally:
             for name, weight in self.weights.items():
                 weight.holder.put(self.originals[name])
-
-    def touched(self, knobs: Collection[str]) -> set[str]:
-        return {self.weights[name].holder.name for name in knobs}
 
     def cost(self, setting: Setting) -> Mapping[str, float]:
         params = macs = bytes_ = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,11 +58,6 @@ class Space(Protocol):
         """The pruned model, complete, with the inputs and outputs of the original."""
         ...
 
-    def touched(self, knobs: Collection[str]) -> set[str]:
-        """Names of values whose content or shape follows those knobs directly: the weights and what is cut with them.
-        What is computed from them alone need not be named."""
-        ...
-
     def cost(self, setting: Setting) -> Mapping[str, float]:
         """What remains, exact to a unit: `params`, and by the kind of pruner `macs`, `file_bytes`."""
         ...
@@ -91,11 +86,6 @@ def normal(setting: Setting) -> dict[str, float]:
 def snapped(knobs: Sequence[Knob], setting: Setting) -> dict[str, float]:
     """The setting as whole units make it, normal: what it really does."""
     return normal({knob.name: knob.snapped(setting[knob.name]) for knob in knobs if knob.name in setting})
-
-
-def differing(one: Setting, other: Setting) -> set[str]:
-    """Knobs that are not the same in both."""
-    return {name for name in {*one, *other} if one.get(name, 0.0) != other.get(name, 0.0)}
 
 
 def digest(*parts: object) -> str:

@@ -1,12 +1,13 @@
-"""Cutting a graph where pruning begins: what comes before is run once, and only what follows for every trial.
+"""Splitting models that differ late: what they share is run once, and only what follows for each of them.
 
-With D the nodes that depend on a changed value, the prefix is all others that D needs, and the suffix is D alone. The
-values on the border become outputs of one and inputs of the other. That is exact: D holds every node that can differ.
+Shared are values that equal nodes compute from equal inputs; the prefix computes them, and a suffix is the rest of
+one model. The values on the border become outputs of one and inputs of the other. That is exact, whatever was cut
+or inserted: nothing is taken from one model for another that the other does not compute itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -37,24 +38,27 @@ def _captured(graph: Graph) -> set[str]:
     return used - own
 
 
-def _stored_inside(node: Node) -> set[str]:
-    names: set[str] = set()
-    for graph in _bodies(node):
-        names |= {tensor.name for tensor in graph.initializer}
-        names |= {name for inner in graph.node for name in inner.output}
-        names |= {name for inner in graph.node for name in _stored_inside(inner)}
-    return names
+def shared(models: Sequence[onnx.ModelProto]) -> set[str]:
+    """Computed values that are the same in all models, given the same feed. Nodes are in topological order."""
+    first, *others = (model.graph for model in models)
+    if any(list(model.functions) != list(models[0].functions) for model in models[1:]):
+        return set()
+    tables = [{tensor.name: tensor for tensor in graph.initializer} for graph in others]
+    stored = {tensor.name for tensor in first.initializer}.union(*tables)
+    same = {tensor.name for tensor in first.initializer if all(t.get(tensor.name) == tensor for t in tables)}
+    same |= {value.name for value in first.input if value.name not in stored}
+    nodes = [{tuple(node.output): node for node in graph.node} for graph in others]
+    made: set[str] = set()
+    for node in first.node:
+        if reads(node) <= same and all(table.get(tuple(node.output)) == node for table in nodes):
+            made.update(name for name in node.output if name)
+            same.update(node.output)
+    return made
 
 
-def dependent(graph: Graph, changed: Collection[str]) -> list[bool]:
-    """Per node, in order: whether it makes, holds or depends on a changed value. Nodes are in topological order."""
-    dirty, out = set(changed), []
-    for node in graph.node:
-        mine = bool(dirty & reads(node) or dirty.intersection(node.output) or dirty & _stored_inside(node))
-        out.append(mine)
-        if mine:
-            dirty.update(name for name in node.output if name)
-    return out
+def beyond(graph: Graph, early: Collection[str]) -> list[bool]:
+    """Per node, in order, whether it is late: it computes anything that is not among the early values."""
+    return [any(name and name not in early for name in node.output) for node in graph.node]
 
 
 def border(graph: Graph, late: list[bool]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,8 @@ import onnx
 from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
-from prunecli.search.space import Setting, Space, SpaceRecipe, differing, digest, normal
-from prunecli.search.suffix import border, dependent, prefix, suffix
+from prunecli.search.space import Setting, Space, SpaceRecipe, digest, normal
+from prunecli.search.suffix import beyond, border, prefix, shared, suffix
 from prunecli.search.yardstick import Outputs, Records, Yardstick
 
 Array = np.ndarray[Any, Any]
@@ -86,8 +86,7 @@ class Worker:
         """Measure each setting of a job."""
         with self._building:  # a space changes its model while it builds; a cluster's worker may have several threads
             models = [self.space.build(setting) for setting in job.settings]
-        moved = {name for setting in job.settings for name in differing(job.settings[0], setting)}
-        parts = _Parts.of(models, self.space.touched(moved), self._session) if len(models) > 1 else None
+        parts = _Parts.of(models, self._session) if len(models) > 1 else None
         runs = [_Run(job.probe, self.workspace.yardstick) for _ in models]
         count = self.workspace.probes if job.probe else len(self.workspace.batches)
         sessions = parts.sessions if parts else [self._session(model) for model in models]
@@ -130,15 +129,13 @@ class _Parts:
     sessions: list[Session]
 
     @classmethod
-    def of(cls, models: Sequence[onnx.ModelProto], touched: set[str], start: Any) -> _Parts | None:
+    def of(cls, models: Sequence[onnx.ModelProto], start: Callable[[onnx.ModelProto], Session]) -> _Parts | None:
         """None where there is nothing to share."""
-        late = [dependent(model.graph, touched) for model in models]
+        made = shared(models)
+        late = [beyond(model.graph, made) for model in models]
         borders = [border(model.graph, mine) for model, mine in zip(models, late, strict=True)]
         common = list(dict.fromkeys(name for names in borders for name in names))
-        made = {
-            name for node, mine in zip(models[0].graph.node, late[0], strict=True) if not mine for name in node.output
-        }
-        if not common or not all(any(mine) for mine in late) or not made.issuperset(common):
+        if not common or not all(any(mine) for mine in late):
             return None
         first = start(prefix(models[0], late[0], common))
         kinds = {s.name: kind for s in first.outputs if (kind := _element_type(s.dtype)) is not None}

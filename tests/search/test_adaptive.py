@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -49,9 +49,6 @@ class Formula:
 
     def build(self, setting: Setting) -> onnx.ModelProto:
         raise AssertionError("nothing is built")
-
-    def touched(self, knobs: Collection[str]) -> set[str]:
-        return set(knobs)
 
 
 @dataclass

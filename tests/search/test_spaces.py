@@ -19,8 +19,8 @@ from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Saving
 from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.runtime import Session
-from prunecli.search.space import Knob, Setting, differing, normal, snapped
-from prunecli.search.suffix import dependent
+from prunecli.search.space import Knob, Setting, normal, snapped
+from prunecli.search.suffix import shared
 from prunecli.types import no_progress
 from tests.tiny import ROOT
 
@@ -77,20 +77,16 @@ def test_building_leaves_no_trace(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_what_moves_with_a_knob_is_named(kind: dict[str, Any]) -> None:
-    """Nodes that do not depend on the named values are the same with the knob moved."""
-    pruner = opened(**kind)
-    for knob in pruner.space.knobs[1:3]:
-        one, other = pruner.space.build({}), pruner.space.build({knob.name: min(0.5, knob.limit)})
-        names = pruner.space.touched([knob.name])
-        late = dependent(one.graph, names)
-        early = [n for n, is_late in zip(one.graph.node, late, strict=True) if not is_late]
-        kept = {n.output[0]: n for n in other.graph.node}
-        assert early and all(kept[n.output[0]] == n for n in early)
-        used = {name for n in early for name in n.input}
+def test_what_comes_before_a_knob_is_shared(kind: dict[str, Any]) -> None:
+    """Equal nodes of equal inputs, up to the first that the knob changes."""
+    space = opened(**kind).space
+    for knob in space.knobs[1:3]:
+        one, other = space.build({}), space.build({knob.name: min(0.5, knob.limit)})
         before, after = stored(one), stored(other)
-        assert all(np.array_equal(before[n], after[n]) for n in used & before.keys())
-        assert any(not np.array_equal(before[n], after[n]) for n in before.keys() & after.keys())
+        moved = {n for n in before if n not in after or not np.array_equal(before[n], after[n])}
+        made = shared([one, other])
+        assert made and moved
+        assert all(moved.isdisjoint(n.input) for n in one.graph.node if n.output[0] in made)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -129,4 +125,3 @@ def test_whole_units_go(fraction: float, count: int, limit: float, multiple: int
 
 def test_settings_that_do_the_same_are_equal() -> None:
     assert normal({"b": 0.30000000001, "a": 0.0}) == {"b": 0.3}
-    assert differing({"a": 0.5}, {"a": 0.5, "b": 0.1}) == {"b"} and not differing({"a": 0.0}, {})
