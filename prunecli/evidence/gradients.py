@@ -158,22 +158,20 @@ def _single(feed: Feed) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Statistic:
-    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run; `damped`: an
-    estimate so noisy that each value is better moved towards the mean of its tensor (see `damp`)."""
+    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run."""
 
     take: Callable[[Study, Iterable[Batch]], Gradients]
     batch: int = 1
-    damped: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {}
 
 
-def statistic(name: str, batch: int = 1, damped: bool = False) -> Callable[[Any], Any]:
+def statistic(name: str, batch: int = 1) -> Callable[[Any], Any]:
     """Register a statistic by the name that criteria ask for it."""
 
     def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
-        STATISTICS[name] = Statistic(take, batch, damped)
+        STATISTICS[name] = Statistic(take, batch)
         return take
 
     return add
@@ -194,46 +192,22 @@ def _magnitude(gradient: Array) -> Array:
     return np.abs(gradient).astype(np.float64)
 
 
-@statistic("squared gradient", damped=True)
+@statistic("squared gradient")
 def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
     return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
 
 
-@statistic("absolute gradient", damped=True)
+@statistic("absolute gradient")
 def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of one sample."""
     return _mean(study, batches, _magnitude)
 
 
-@statistic("absolute batch gradient", batch=8, damped=True)
+@statistic("absolute batch gradient", batch=8)
 def absolute_batch(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of a batch of eight."""
     return _mean(study, batches, _magnitude)
-
-
-def signed(study: Study, batches: Iterable[Batch]) -> Gradients:
-    """E[g], the gradient of the mean loss."""
-    return _mean(study, batches, lambda g: g.astype(np.float64))
-
-
-@statistic("Hessian gradient", batch=32)
-def hessian_gradient(study: Study, batches: Iterable[Batch]) -> Gradients:
-    """H g, the Hessian of the mean loss times its gradient, by a central difference along g over a thousandth of the
-    weights' norm: float32 keeps about three digits of it."""
-    start = dict(study.values)
-    gradient = signed(study, batches)
-    length = np.sqrt(sum(float(np.square(g).sum()) for g in gradient.values()))
-    if length == 0:
-        raise PruneError("the loss has no gradient at these weights", "use --criterion taylor")
-    norm = np.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in start.values()))
-    step = 1e-3 * norm / length
-    sides = []
-    for sign in (1, -1):
-        study.values = {name: (v + sign * step * gradient[name]).astype(np.float32) for name, v in start.items()}
-        sides.append(signed(study, batches))
-    study.values = start
-    return {name: (sides[0][name] - sides[1][name]) / (2 * step) for name in gradient}
 
 
 def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
@@ -249,12 +223,3 @@ def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array
                 others = tuple(a for a in range(product.ndim) if a != axis)
                 rows.setdefault((name, axis), []).append(product.sum(axis=others, dtype=np.float32))
     return {key: np.stack(own) for key, own in rows.items()}
-
-
-def damp(values: Gradients, alive: Mapping[str, Array]) -> Gradients:
-    """Each value plus the mean over its tensor's weights that are not gone."""
-    return {name: value + _mean_alive(value, alive[name]) for name, value in values.items()}
-
-
-def _mean_alive(value: Array, alive: Array) -> float:
-    return float(value[alive].mean()) if alive.any() else 0.0

@@ -30,9 +30,8 @@ from prunecli.select.sources import not_finite
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
-STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
+STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "gradient": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
-ONCE = ("grasp",)
 
 
 def gradient(
@@ -90,7 +89,9 @@ class ByGradient:
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
         criterion = CRITERIA.get(recipe.criterion or "taylor")
-        steps = 1 if recipe.sparsity == 1 else self._steps(criterion)  # nothing is left to measure on the way
+        steps = (
+            1 if recipe.sparsity == 1 else self.options.steps or STEPS.get(criterion.name, 1)
+        )  # nothing is left to measure on the way
         _check_finite(choice.chosen)
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
         if not names:
@@ -99,12 +100,6 @@ class ByGradient:
         choice = _reachable(choice, names, source.study.unreached)
         decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
         return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes)
-
-    def _steps(self, criterion: Criterion) -> int:
-        steps = self.options.steps or STEPS.get(criterion.name, 1)
-        if steps > 1 and criterion.name in ONCE:
-            raise PruneError(f"--criterion {criterion.name} is taken once, at the given weights", "leave --steps out")
-        return steps
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:

@@ -14,7 +14,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
-from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, damp
+from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions
 from prunecli.pipeline.subject import Execution
@@ -25,8 +25,6 @@ from prunecli.types import Json, Progress, no_progress
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "output", "labels"]
 SAMPLES = 256
-BY_LABELS = ("Hessian gradient",)
-"""Statistics of criteria that are defined by a loss with a minimum: with `auto` they take the labels, if any."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class GradientOptions:
     """What is differentiated, and on what.
 
     data: None only for a criterion that needs none. steps: gradients are taken anew after each; None: as often as is
-    good for the criterion. loss: `output` the outputs in random directions, `labels` the loss that fits the labels,
-    `auto` labels for snip and grasp where there are any, else the outputs. output_name: None is every floating-point
+    good for the criterion. loss: `output` the outputs in random directions, `labels` the loss that fits the labels;
+    `auto` is `output`. output_name: None is every floating-point
     output. samples: drawn at random where there are more, unless the data has its own limit.
     """
 
@@ -57,7 +55,6 @@ class Source:
     study: Study
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
-    damped: bool = False
     notes: Sequence[str] = ()
 
     def measure(
@@ -65,10 +62,7 @@ class Source:
     ) -> dict[str, Array]:
         """By weight; zero for what is gone, so that it stays gone."""
         found = self.take(label, progress)
-        values = {w.name: found[w.holder.name] for w in weights}
-        if self.damped:
-            values = damp(values, alive)
-        return {name: np.where(alive[name], value, 0.0) for name, value in values.items()}
+        return {w.name: np.where(alive[w.name], found[w.holder.name], 0.0) for w in weights}
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def open_source(
     if statistic not in STATISTICS:
         return _flow_source(file, options.execution.open(file.path), weights, options)
     found = STATISTICS[statistic]
-    study, data = open_study(file, weights, options, found.batch, statistic in BY_LABELS, progress)
+    study, data = open_study(file, weights, options, found.batch, progress)
     asked = {
         "loss": "labels" if isinstance(study.task, LabelTask) else "output",
         **about(data),
@@ -126,7 +120,7 @@ def open_source(
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, found.damped, cautions(data))
+    return Source(study, take, asked, cautions(data))
 
 
 def open_study(
@@ -134,14 +128,12 @@ def open_study(
     weights: Sequence[str],
     options: GradientOptions,
     batch: int = 1,
-    by_labels: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Study, Dataset]:
     """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.
 
     Args:
         file: the model, whose `ir` may be a working form of what is at its path.
-        by_labels: whether `auto` means the labels, where there are any.
     Raises:
         PruneError: as `open_source`.
     """
@@ -152,15 +144,15 @@ def open_study(
         file, options.data, options.samples, options.seed, options.dims, options.execution, progress
     )
     first = next(data.batches(batch))
-    task = _task(session, data, first, by_labels, options)
+    task = _task(session, data, first, options)
     study = Study(file, weights, task, options.execution.thread_count, options.seed)
     study.open(first.feed)
     return study, data
 
 
-def _task(session: Session, data: Dataset, first: Batch, by_labels: bool, options: GradientOptions) -> Task:
+def _task(session: Session, data: Dataset, first: Batch, options: GradientOptions) -> Task:
     outputs = session.run(first.feed)
-    if by_labels and data.has_labels if options.loss == "auto" else options.loss == "labels":
+    if options.loss == "labels":
         if not data.has_labels:
             raise PruneError(f"--loss labels: {data.source} has no labels", "give labels, or --loss output")
         objective = choose_objective(data, outputs, None, ObjectiveOptions(output_name=options.output_name))

@@ -42,7 +42,6 @@ class Criterion:
     """A named score.
 
     needs: names of the evidence it reads.
-    signed: scores may be negative.
     by_magnitude: single elements rank as |w| does, which allows selecting on the stored bits.
     """
 
@@ -50,7 +49,6 @@ class Criterion:
     help: str
     score: Callable[[Block], Array]
     needs: tuple[str, ...] = ()
-    signed: bool = False
     by_magnitude: bool = False
 
 
@@ -58,12 +56,12 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def criterion(
-    name: str, help: str, needs: tuple[str, ...] = (), signed: bool = False, by_magnitude: bool = False
+    name: str, help: str, needs: tuple[str, ...] = (), by_magnitude: bool = False
 ) -> Callable[[Callable[[Block], Array]], Callable[[Block], Array]]:
-    """Register a scoring function: Block -> (units,) floats, finite and, unless `signed`, not negative."""
+    """Register a scoring function: Block -> (units,) floats, finite and not negative."""
 
     def register(score: Callable[[Block], Array]) -> Callable[[Block], Array]:
-        CRITERIA.add(Criterion(name, help, score, needs, signed, by_magnitude))
+        CRITERIA.add(Criterion(name, help, score, needs, by_magnitude))
         return score
 
     return register
@@ -104,10 +102,10 @@ def snip(block: Block) -> Array:
     return scores
 
 
-@criterion("grasp", "w (H g): what the gradient's norm loses without w", needs=("Hessian gradient",), signed=True)
-def grasp(block: Block) -> Array:
-    """mean(w (H g)) over the unit, H the Hessian of the mean loss (Wang et al. 2020); may be negative."""
-    scores: Array = np.mean(block.weights * block.evidence["Hessian gradient"], axis=1)
+@criterion("gradient", "E|g|: how fast the outputs move with w", needs=("absolute gradient",))
+def gradient(block: Block) -> Array:
+    """mean(E|g|) over the unit, g the gradient of one sample; 0 of a weight that is zero already."""
+    scores: Array = np.mean((block.weights != 0) * block.evidence["absolute gradient"], axis=1)
     return scores
 
 

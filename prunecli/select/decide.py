@@ -104,8 +104,6 @@ def _check_sparsity(recipe: Recipe, form: Tiles) -> None:
             f"--scope row makes no sense with the pattern {form.text}: no two of its units lie in one row",
             "use --scope layer or global",
         )
-    if recipe.scope == "lamp" and recipe.criterion is not None and CRITERIA.get(recipe.criterion).signed:
-        raise PruneError(f"LAMP squares scores, and those of {recipe.criterion} have a sign", "use --scope global")
 
 
 def decide(targets: Sequence[Target], recipe: Recipe, progress: Progress = no_progress) -> list[Decision]:

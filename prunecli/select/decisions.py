@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prunecli.select.keep import Mask, drop_within, keep_top
-from prunecli.select.keys import Array, key_chunks, key_format, magnitude_keys, ordered_keys, words
+from prunecli.select.keys import Array, key_chunks, key_format, magnitude_keys, words
 from prunecli.select.scopes import budget_of
 from prunecli.select.sources import Cut, not_finite
 from prunecli.select.tiles import Tiling, storage_axes
@@ -105,7 +105,6 @@ class InWindows:
             scores = self.target.canonical(array)
         else:
             scores = self.units.scores(self.target, array, self.units.tiling(self.target, array))
-            scores = ordered_keys(scores) if self.units.criterion.signed else scores
         return self.target.restore(window_drop(scores, self.keep, self.window))
 
     def apply(self, array: Array) -> Array:

@@ -37,15 +37,12 @@ _FORMATS = {
         KeyFormat("bfloat16", np.dtype(np.uint16), 0x7FFF, 0x7F80),
         KeyFormat("float32", np.dtype(np.uint32), 0x7FFF_FFFF, 0x7F80_0000),
         KeyFormat("float64", np.dtype(np.uint64), 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0 << 48),
-        # already keys, as `ordered_keys` makes them
-        KeyFormat("uint32", np.dtype(np.uint32), 0xFFFF_FFFF, 0xFF80_0000),
-        KeyFormat("uint64", np.dtype(np.uint64), 0xFFFF_FFFF_FFFF_FFFF, 0xFFF0 << 48),
     )
 }
 
 
 def key_format(dtype: Any) -> KeyFormat:
-    """The format of float16, bfloat16, float32, float64, or of keys (uint32, uint64). Raises TypeError."""
+    """The format of float16, bfloat16, float32 or float64. Raises TypeError."""
     name = np.dtype(dtype).name
     if name not in _FORMATS:
         raise TypeError(f"no order is defined for elements of type {name}")
@@ -63,19 +60,6 @@ def magnitude_keys(array: Array) -> Array:
     form = key_format(array.dtype)
     keys: Array = np.bitwise_and(array.view(form.word), form.word.type(form.mask))
     return keys
-
-
-def ordered_keys(scores: Array) -> Array:
-    """Keys that sort as signed float32 or float64 scores do: -inf < -1 < -0 = 0 < 1 < inf.
-
-    Positive floats get the top bit set, negative ones are inverted.
-    """
-    word = np.dtype(f"uint{scores.dtype.itemsize * 8}")
-    bits: Array = (scores + scores.dtype.type(0)).view(word)  # adding zero turns -0 into 0
-    sign = np.right_shift(bits.view(f"int{word.itemsize * 8}"), word.itemsize * 8 - 1).view(word)
-    sign |= word.type(1 << (word.itemsize * 8 - 1))
-    bits ^= sign
-    return bits
 
 
 def key_of(value: float, dtype: Any) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunecli.select.criteria import Block, Criterion
 from prunecli.select.keep import Mask
-from prunecli.select.keys import Array, ordered_keys
+from prunecli.select.keys import Array
 from prunecli.select.patterns import Tiles
 from prunecli.select.sources import Cut, Source, not_finite
 from prunecli.select.tiles import Shape4, Tiling, gather, storage_axes
@@ -66,7 +66,7 @@ class Units:
         return Source(
             target.name,
             tiling.units,
-            np.uint64 if self.criterion.signed else np.float64,
+            np.float64,
             lambda: self.keys(target, target.load()),
             target.release,
             width=tiling.width or 1,
@@ -83,8 +83,7 @@ class Units:
     def keys(self, target: Target, array: Array) -> Array:
         """Scores in unit order, as a Source loads them."""
         tiling = self.tiling(target, array)
-        scores = tiling.flat(self.scores(target, array, tiling))
-        return ordered_keys(scores) if self.criterion.signed else scores
+        return tiling.flat(self.scores(target, array, tiling))
 
     def scores(self, target: Target, array: Array, tiling: Tiling) -> Array:
         """One score per tile, in the shape of the grid.
@@ -103,8 +102,8 @@ class Units:
             if not (np.isfinite(scores).all() and np.isfinite(weights).all()):
                 raise not_finite(target.name, array)
             grid[piece.where] = scores.reshape(grid[piece.where].shape)
-        if not self.criterion.signed and (grid < 0).any():
-            raise ValueError(f"criterion {self.criterion.name} gave a negative score but is not `signed`")
+        if (grid < 0).any():
+            raise ValueError(f"criterion {self.criterion.name} gave a negative score")
         return grid
 
     def dropped(self, target: Target, array: Array, cut: Cut) -> Mask:

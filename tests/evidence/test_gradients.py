@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.evidence.flow import FlowTask, flow
-from prunecli.evidence.gradients import MOST_SHAPES, STATISTICS, OutputTask, Study, damp, gates
+from prunecli.evidence.gradients import MOST_SHAPES, STATISTICS, OutputTask, Study, gates
 from prunecli.model import Model, find_weights, load
 
 RNG = np.random.default_rng(0)
@@ -41,16 +41,6 @@ def linear(folder: Path, softmax: bool = False) -> Model:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["z"])]
     nodes += [helper.make_node("Softmax", ["z"], ["y"])] if softmax else []
     return saved(folder, nodes, "y" if softmax else "z", {"w": W, "spare": W})
-
-
-def quadratic(folder: Path) -> Model:
-    """z = sum_ij (x_i w_ij)^2 of one sample: dz / dW_ij = 2 x_i^2 W_ij, and its Hessian is diagonal, 2 x_i^2."""
-    nodes = [
-        helper.make_node("Mul", ["column", "w"], ["m"]),
-        helper.make_node("Mul", ["m", "m"], ["s"]),
-        helper.make_node("ReduceSum", ["s"], ["z"], keepdims=1),
-    ]
-    return saved(folder, [helper.make_node("Transpose", ["x"], ["column"]), *nodes], "z", {"w": W})
 
 
 def network(folder: Path) -> Model:
@@ -85,27 +75,13 @@ def test_of_a_matrix_they_are_moments_of_what_it_reads(
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_the_hessian_times_the_gradient(tmp_path: Path) -> None:
-    """Of a quadratic a central difference is exact; float32 leaves about 1e-7 / 1e-3 of the largest."""
-    one = X[:1]
-    worked = study(quadratic(tmp_path), scale=1.0)
-    worked.task = FlowTask(("z",))
-    before = 2 * np.square(one.T) * W
-    found = STATISTICS["Hessian gradient"].take(_opened(worked, one), batches(one))["w"]
-    wanted = 2 * np.square(one.T) * before
-    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
-    np.testing.assert_array_equal(worked.values["w"], W)  # as it was before
-
-
 def _opened(worked: Study, x: np.ndarray[Any, Any]) -> Study:
     worked.open({"x": x})
     return worked
 
 
 def test_every_statistic_is_tested() -> None:
-    assert set(STATISTICS) == {
-        "squared gradient", "absolute gradient", "absolute batch gradient", "Hessian gradient",
-    }  # fmt: skip
+    assert set(STATISTICS) == {"squared gradient", "absolute gradient", "absolute batch gradient"}
 
 
 def test_samples_of_one_feed_have_signs_of_their_own(tmp_path: Path) -> None:
@@ -140,12 +116,6 @@ def test_several_outputs_count_alike(tmp_path: Path) -> None:
     found = OutputTask.of(outputs, ["a", "b"]).scales
     assert found["a"] == pytest.approx(0.01) and found["b"] == pytest.approx(100)
     assert OutputTask.of({"a": np.zeros((1, 2), np.float32)}, ["a"]).scales == {"a": 1.0}
-
-
-def test_damping_moves_towards_the_mean_of_what_is_left() -> None:
-    values, alive = {"w": np.array([1.0, 3.0, 100.0])}, {"w": np.array([True, True, False])}
-    assert damp(values, alive)["w"][:2].tolist() == [3.0, 5.0]
-    assert damp({"w": np.ones(2)}, {"w": np.zeros(2, bool)})["w"].tolist() == [1.0, 1.0]
 
 
 def test_weights_without_a_way_to_the_output(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_lamp_of_random_scores_drops_the_asked_for() -> None:
 
 @pytest.fixture
 def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two criteria as a plug-in would add them: one with evidence, one with a sign."""
+    """Two criteria as a plug-in would add them: one with evidence, one that gives negative scores."""
     entries = {
         "wanda": Criterion(
             "wanda",
@@ -223,7 +223,6 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda block: np.mean(np.abs(block.weights) * block.evidence["norm"], axis=1),
             needs=("norm",),
         ),
-        "signed": Criterion("signed", "", lambda block: block.weights.mean(axis=1), signed=True),
         "wrong": Criterion("wrong", "", lambda block: block.weights.mean(axis=1)),
     }
     known = {entry.name: entry for entry in CRITERIA}
@@ -245,17 +244,7 @@ def test_a_criterion_with_evidence(plugged: None, pattern: str, scope: str | Non
     assert np.array_equal(by_evidence.drop(array), by_product.drop(scaled.load()))
 
 
-@pytest.mark.parametrize("pattern", ["element", "2:4"])
-def test_a_signed_criterion_drops_the_most_negative(plugged: None, pattern: str) -> None:
-    array = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
-    sparsity = None if ":" in pattern else 0.5
-    [decision] = decide([naive.dense_target(array)], Recipe(pattern, None, "signed", sparsity))
-    shifted = array - array.min()
-    [want] = decide([naive.dense_target(shifted)], Recipe(pattern, None, "l1", sparsity))
-    assert np.array_equal(decision.drop(array), want.drop(shifted))
-
-
-def test_an_undeclared_sign_is_an_error(plugged: None) -> None:
+def test_a_negative_score_is_an_error(plugged: None) -> None:
     array = np.array([[1.0, -1.0]], np.float32)
     with pytest.raises(ValueError, match="negative"):
         decide([naive.dense_target(array)], Recipe(criterion="wrong", sparsity=0.5))

@@ -11,7 +11,6 @@ from prunecli.select.keys import (
     key_of,
     magnitude_keys,
     narrow,
-    ordered_keys,
     values_of,
     widen,
 )
@@ -63,17 +62,6 @@ def test_key_of_rounds_as_numpy_does(dtype: np.dtype) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             below = np.abs(array) < float(threshold)
         assert np.array_equal(magnitude_keys(array) < key_of(float(threshold), dtype), below)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_ordered_keys_sort_as_signed_scores(dtype: type) -> None:
-    array = samples(np.dtype(dtype))
-    keys = ordered_keys(array)
-    order = np.argsort(array, kind="stable")
-    assert np.array_equal(keys[order], np.sort(keys))
-    assert ordered_keys(np.array([-0.0], dtype)) == ordered_keys(np.array([0.0], dtype))
-    infinite = array == np.inf
-    assert np.array_equal(keys >= key_format(keys.dtype).limit, infinite)
 
 
 @by_name
