@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from prunecli.inputs import InputSpec, index_limits, random_inputs
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["InputSpec", "Session", "index_limits", "providers", "random_inputs"]
+__all__ = ["InputSpec", "Session", "TimedOutError", "index_limits", "providers", "random_inputs"]
 
 Feed = Mapping[str, Any]
 
@@ -33,6 +34,14 @@ _FOREIGN = {
     "bfloat16": (16, "uint16"), "float8_e4m3fn": (17, "uint8"), "float8_e4m3fnuz": (18, "uint8"),
     "float8_e5m2": (19, "uint8"), "float8_e5m2fnuz": (20, "uint8"),
 }  # fmt: skip
+
+
+RUN_LIMIT = 120.0
+"""Seconds that one run may take, unless the environment variable `PRUNE_RUN_TIMEOUT` has another number."""
+
+
+class TimedOutError(PruneError):
+    """A run took longer than the limit and was stopped: a loop that never ends, or too much work."""
 
 
 class Session:
@@ -107,11 +116,14 @@ class Session:
 
         Raises:
             PruneError: an input is missing or unknown, or onnxruntime refuses or fails.
+            TimedOutError: it takes longer than the limit.
         """
         self._check_names(feed)
         names = [s.name for s in self.outputs] if outputs is None else list(outputs)
-        with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
-            values = self._run_foreign(names, feed) if self._foreign else self._raw.run(names, dict(feed))
+        with self._limited() as limits:
+            values = (
+                self._run_foreign(names, feed, limits) if self._foreign else self._raw.run(names, dict(feed), limits)
+            )
         return dict(zip(names, values, strict=True))
 
     def end_profile(self) -> Path:
@@ -138,8 +150,8 @@ class Session:
             binding.bind_ortvalue_output(name, kept[name])
 
         def call() -> None:
-            with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
-                self._raw.run_with_iobinding(binding)
+            with self._limited() as limits:
+                self._raw.run_with_iobinding(binding, limits)
 
         call.kept = kept  # type: ignore[attr-defined]  # the binding does not own the memory
         return call
@@ -158,6 +170,26 @@ class Session:
         """`random_inputs` for this model, integers kept inside its vocabularies."""
         return random_inputs(self.inputs, dims, seed, limits=self.limits, shapes=shapes)
 
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[Any]:
+        """Run options that end a run at the limit, and its errors as ours."""
+        seconds, options = run_limit(), _onnxruntime().RunOptions()
+        watch = threading.Timer(seconds, setattr, (options, "terminate", True))
+        watch.daemon = True
+        watch.start()
+        try:
+            with _translated(f"onnxruntime cannot run {self._label}", _RUN_HINT):
+                yield options
+        except PruneError as error:
+            if options.terminate:
+                raise TimedOutError(
+                    f"a run of {self._label} took longer than {seconds:g} seconds and was stopped",
+                    "smaller inputs take less; PRUNE_RUN_TIMEOUT=SECONDS in the environment allows more",
+                ) from error
+            raise
+        finally:
+            watch.cancel()
+
     def _check_names(self, feed: Feed) -> None:
         wanted = [s.name for s in self.inputs]
         missing = [n for n in wanted if n not in feed]
@@ -166,11 +198,11 @@ class Session:
             what = f"the input {missing[0]} is missing" if missing else f"there is no input named {unknown[0]}"
             raise PruneError(f"{what} for {self._label}", f"its inputs are {', '.join(wanted) or 'none'}")
 
-    def _run_foreign(self, names: list[str], feed: Feed) -> list[Any]:
+    def _run_foreign(self, names: list[str], feed: Feed, limits: Any) -> list[Any]:
         """As `run`, for element types that numpy lacks: they pass as integers of the same width."""
         values = {name: _to_ort(array) for name, array in feed.items()}
         dtypes = {s.name: s.dtype for s in self.outputs}
-        results = self._raw.run_with_ort_values(names, values)
+        results = self._raw.run_with_ort_values(names, values, limits)
         return [_from_ort(v, dtypes[n]) for n, v in zip(names, results, strict=True)]
 
 
@@ -192,6 +224,22 @@ def _multiplier(threads: int) -> Any:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     return Session.open(model.SerializeToString(), threads=threads)._raw
+
+
+def run_limit() -> float:
+    """Seconds that one run may take.
+
+    Raises:
+        PruneError: `PRUNE_RUN_TIMEOUT` is no number of seconds.
+    """
+    text = os.environ.get("PRUNE_RUN_TIMEOUT", "")
+    try:
+        seconds = float(text) if text else RUN_LIMIT
+        if not 0 < seconds <= threading.TIMEOUT_MAX:
+            raise ValueError
+    except ValueError:
+        raise PruneError(f"PRUNE_RUN_TIMEOUT={text} is no number of seconds", "set it to one above 0") from None
+    return seconds
 
 
 def version() -> str:

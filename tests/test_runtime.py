@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.runtime import Session, providers
+from prunecli.pipeline.subject import MOST_THREADS, Execution
+from prunecli.runtime import Session, TimedOutError, providers
 from tests.tiny import model, write
 
 RELU = "g (float[N,2] x) => (float[N,2] y) { h = Neg(x)  y = Relu(h) }"
@@ -127,3 +128,38 @@ def test_errors_are_one_line_and_nothing_else_is_printed(
 def test_opens_paths(tmp_path: Path) -> None:
     session = Session.open(write(tmp_path / "m.onnx", RELU))
     assert session.random_inputs()["x"].shape == (1, 2)
+
+
+ENDLESS = """g (float[N,2] x) => (float[N,2] y) <bool go = {1}, float[2,2] w = {1,2,3,4}, float[2,2] v = {1,2,3,4}> {
+    h = MatMul(x, w)
+    r = Relu(h)
+    s = MatMul(r, v)
+    y = Loop ("", go, s) <body = b (int64 i, bool c, float[N,2] a) => (bool d, float[N,2] z) {
+        d = Identity(c)
+        z = Neg(a)
+    }>
+}"""
+
+
+def test_a_run_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a session, and in the proof of every command that runs the model."""
+    monkeypatch.setenv("PRUNE_RUN_TIMEOUT", "0.2")
+    path = write(tmp_path / "m.onnx", ENDLESS)
+    with pytest.raises(TimedOutError, match=r"longer than 0.2 seconds"):
+        Session.open(path).run({"x": X})
+    result = np.zeros_like(X)
+    with pytest.raises(TimedOutError):
+        Session.open(path).bind({"x": X}, {"y": result})()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_time_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNE_RUN_TIMEOUT", text)
+    with pytest.raises(PruneError, match="no number of seconds"):
+        Session.open(model(RELU)).run({"x": X})
+
+
+@pytest.mark.parametrize("threads", [0, -1, MOST_THREADS * 1000])
+def test_threads_are_bounded(threads: int) -> None:
+    with pytest.raises(PruneError, match="--threads"):
+        Execution(threads=threads)

@@ -13,6 +13,16 @@ from prunecli.model import Dims, Model, concrete_shapes, load, totals
 from prunecli.runtime import Session, providers
 from prunecli.types import FileRef, Totals
 
+MOST_THREADS = 64
+"""Where the machine has fewer cores: onnxruntime crashes when the system has no more threads to give."""
+
+
+def check_parallel(option: str, count: int | None) -> None:
+    """Raises PruneError if this machine cannot have so many threads or processes."""
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if count is not None and not 1 <= count <= most:
+        raise PruneError(f"{option} {count} is not between 1 and {most}", "leave it out for one per core")
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -20,6 +30,9 @@ class Execution:
 
     provider: str = "cpu"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_parallel("--threads", self.threads)
 
     @property
     def thread_count(self) -> int:

@@ -13,7 +13,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.passes import Asked
 from prunecli.inputs import InputSpec
 from prunecli.model import Dims
-from prunecli.pipeline.subject import Execution
+from prunecli.pipeline.subject import Execution, check_parallel
 from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool
 
 ELEMENT = "element"
@@ -75,6 +75,7 @@ class TrialOptions:
             raise PruneError("--round-to and --max-ratio are of structures", "add --granularity channel,head")
         if not self.elements and (self.pattern != "element" or self.also):
             raise PruneError("--pattern and --also are of single weights", "leave out --granularity")
+        check_parallel("--jobs", self.jobs)
         if (self.backend == "dask") != (self.address is not None):
             raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
 
