@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import prunecli
+from prunecli.errors import PruneError
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -61,3 +62,34 @@ def test_a_function_takes_paths_and_values(name: str, tmp_path: Path) -> None:
 def test_a_gate_is_told_not_raised() -> None:
     found = prunecli.evaluate(MODEL, MODEL, data=TEST, latency=False, gates=["accuracy.drop>=0"])
     assert [gate.passed for gate in found.gates] == [False]
+
+
+# keyword that no function has, in which call, a piece of the hint
+UNKNOWN = [
+    ("evaluate", "limit", "write data=DataOptions(..., limit=...)"),
+    ("structured", "ration", "did you mean ratio"),
+    ("structured", "mac", "did you mean macs"),
+    ("magnitude", "sparsty", "did you mean sparsity"),
+    ("gradient", "step", "did you mean steps"),
+    ("oneshot", "methd", "did you mean method"),
+    ("finetune", "epoch", "did you mean epochs"),
+    ("adaptive", "drop", "did you mean max_drop"),
+    ("sensitivity", "level", "did you mean levels"),
+    ("compare", "gate", "did you mean gates"),
+    ("inspect", "dim", "did you mean dims"),
+    ("pack", "minsaving", "did you mean min_saving"),
+    ("unpack", "dryrun", "did you mean dry_run"),
+    ("analyse", "granulrity", "did you mean granularity"),
+    ("run", "dryrun", "did you mean dry_run"),
+]
+
+
+@pytest.mark.parametrize(("name", "keyword", "hint"), UNKNOWN)
+def test_an_unknown_keyword_is_refused_with_the_nearest(name: str, keyword: str, hint: str) -> None:
+    with pytest.raises(PruneError, match=f"{name} has no option '{keyword}'") as caught:
+        getattr(prunecli, name)(MODEL, **{keyword: 5})
+    assert hint in caught.value.hint
+
+
+def test_every_function_refuses_unknown_keywords() -> None:
+    assert {name for name, _, _ in UNKNOWN} == set(prunecli.__all__) - {"__version__"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.schema import did_you_mean, schema_of
+from prunecli.cli.schema import schema_of
 from prunecli.cli.settings import (
     Setting,
     Settings,
@@ -24,7 +24,7 @@ from prunecli.cli.settings import (
     settings_in,
 )
 from prunecli.cli.terminal import say, terminal
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean
 from prunecli.recipe.toml import Toml, read_toml
 
 FILE = "pyproject.toml"

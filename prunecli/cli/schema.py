@@ -7,7 +7,6 @@ attributes that all of them have.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
@@ -88,9 +87,3 @@ def _role(param: Any, argument: bool, alternatives: list[str]) -> Role:
         return "model"
     told = [_ROLES[word] for word in alternatives if word in _ROLES] if is_path or kind in ("str", "text") else []
     return told[0] if told else "path" if is_path else "other"
-
-
-def did_you_mean(name: str, known: Any, otherwise: str) -> str:
-    """A hint: the names nearest to one that is unknown, or what to do else."""
-    close = get_close_matches(name.replace("_", "-").lstrip("-"), list(known), n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else otherwise

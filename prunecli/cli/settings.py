@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.schema import Role, Schema, Slot, did_you_mean
-from prunecli.errors import PruneError
+from prunecli.cli.schema import Role, Schema, Slot
+from prunecli.errors import PruneError, did_you_mean
 from prunecli.recipe.places import Place
 from prunecli.recipe.toml import Toml
 

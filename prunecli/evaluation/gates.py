@@ -7,9 +7,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed, PruneError, did_you_mean
 from prunecli.quantity import parse_quantity
 from prunecli.types import Json
 
@@ -96,8 +95,7 @@ def check_name(name: str, known: Sequence[str]) -> None:
     """Refuse a name that no report could have."""
     if name in known:
         return
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else f"names are {', '.join(sorted(known))}"
+    hint = did_you_mean(name, known, f"names are {', '.join(sorted(known))}")
     raise PruneError(f"--fail-if: there is no figure named {name}", hint)
 
 

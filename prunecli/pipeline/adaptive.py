@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.data.options import DataOptions
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed, PruneError, keywords
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered
@@ -135,6 +135,7 @@ class AdaptiveResult:
         return to_document(self)
 
 
+@keywords(AdaptiveOptions, TrialOptions, data=DataOptions)
 def adaptive(
     model: str | Path, options: AdaptiveOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> AdaptiveResult:

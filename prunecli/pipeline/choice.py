@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean
 from prunecli.model import Weight, Weights
 from prunecli.types import Skipped
 
@@ -92,12 +91,8 @@ def _check_exclude(pattern: str, weights: Weights) -> None:
 
 
 def _close(pattern: str, candidates: Sequence[Weight]) -> str:
-    names = list(dict.fromkeys(name for weight in candidates for name in names_of(weight)))
-    plain = pattern.strip("*?")
-    close = get_close_matches(plain, names, 3, 0.5) or [n for n in names if plain and plain in n][:3]
-    if not close:
-        return "`prune inspect` lists the names; quote patterns such as '*fc*'"
-    return f"did you mean {', '.join(close)}?"
+    names = [name for weight in candidates for name in names_of(weight)]
+    return did_you_mean(pattern.strip("*?"), names, "`prune inspect` lists the names; quote patterns such as '*fc*'")
 
 
 def _nothing(weights: Weights, candidates: Sequence[Weight]) -> PruneError:

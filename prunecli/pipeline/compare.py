@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.data import Dataset, random_data
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, check_name, parse_gate
 from prunecli.evaluation.pairing import Runner, common_specs, pair
@@ -75,6 +75,7 @@ class Comparison:
         return Document(title, [*sections, *gate_sections(self.gates)])
 
 
+@keywords(CompareOptions, data=DataOptions)
 def compare(
     first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
     **changes: Any,

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.data import Classes, Dataset, random_data
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.gates import Gate, GateResult, check_gates, parse_gate
 from prunecli.evaluation.latency import Latency, Speedup, measure, speedup
@@ -124,6 +124,7 @@ def evaluate_options(options: EvaluateOptions | None = None, **changes: Any) -> 
     return replace(options, asked=replace(options.asked, **asked), **changes)
 
 
+@keywords(EvaluateOptions, Asked, data=DataOptions)
 def evaluate(
     model: str | Path,
     baseline: str | Path | None = None,

@@ -14,7 +14,8 @@ import numpy as np
 from prunecli.autodiff import Options as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
-from prunecli.errors import GateFailed, PruneError
+from prunecli.data.options import DataOptions
+from prunecli.errors import GateFailed, PruneError, keywords
 from prunecli.evaluation.pairing import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.provenance import Provenance
@@ -25,9 +26,10 @@ from prunecli.pipeline.finetune_report import to_document, to_json
 from prunecli.pipeline.pack import PackOptions, PackResult
 from prunecli.pipeline.pack_after import Small, packed_after, packing
 from prunecli.recover.head import reset_head
-from prunecli.recover.optimizers import OPTIMIZERS
-from prunecli.recover.session import Training, prepare_training
-from prunecli.recover.trainer import DivergedError, Epoch
+from prunecli.recover.objective import ObjectiveOptions
+from prunecli.recover.optimizers import OPTIMIZERS, Knobs
+from prunecli.recover.session import Setup, Training, prepare_training
+from prunecli.recover.trainer import DivergedError, Epoch, TrainOptions
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
@@ -73,6 +75,7 @@ class FinetuneResult:
         return to_document(self)
 
 
+@keywords(FinetuneOptions, Setup, TrainOptions, ObjectiveOptions, Knobs, data=DataOptions)
 def finetune(
     model: str | Path, options: FinetuneOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> FinetuneResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.pipeline.pack import Packing
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.augment import parse_augments
@@ -47,13 +47,14 @@ class FinetuneOptions:
     pack: Packing | bool | None = None
 
 
+@keywords(FinetuneOptions, Setup, TrainOptions, ObjectiveOptions, Knobs, data=DataOptions)
 def finetune_options(options: FinetuneOptions | None = None, **changes: Any) -> FinetuneOptions:
     """`options` with fields replaced, its own or those of `Setup`, `TrainOptions`, `ObjectiveOptions` and `Knobs`.
 
     Paths and data may be given as text, `augment` and `freeze` as text or a sequence; `mixup` makes labels soft.
 
     Raises:
-        PruneError: no data, or a name that no part has.
+        PruneError: no data.
     """
     given = {name: value(changes.pop(name)) for name, value in _READ.items() if changes.get(name) is not None}
     changes |= given
@@ -61,22 +62,19 @@ def finetune_options(options: FinetuneOptions | None = None, **changes: Any) -> 
         if changes.get("data") is None:
             raise PruneError("training needs data", "give data")
         options = FinetuneOptions(changes["data"])
-    setup, train, objective = options.setup, options.setup.train, options.setup.objective
+    setup = changes.pop("setup", options.setup)
+    train, objective = changes.pop("train", setup.train), changes.pop("objective", setup.objective)
     if changes.get("mixup"):
         changes.setdefault("soft", True)
-    knobs = replace(train.knobs, **_taken(Knobs, changes))
+    knobs = replace(changes.pop("knobs", train.knobs), **_taken(Knobs, changes))
     train = replace(train, knobs=knobs, **_taken(TrainOptions, changes))
     objective = replace(objective, **_taken(ObjectiveOptions, changes))
     setup = replace(setup, train=train, objective=objective, **_taken(Setup, changes))
-    done = replace(options, setup=setup, **_taken(FinetuneOptions, changes))
-    if changes:
-        raise PruneError(f"training has no option {next(iter(changes))!r}", "see prunecli.pipeline.finetune")
-    return done
+    return replace(options, setup=setup, **_taken(FinetuneOptions, changes))
 
 
 def _taken(kind: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    parts = ("setup", "train", "objective", "knobs")
-    return {name: changes.pop(name) for name in kind.__dataclass_fields__ if name in changes and name not in parts}
+    return {name: changes.pop(name) for name in kind.__dataclass_fields__ if name in changes}
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

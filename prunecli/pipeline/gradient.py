@@ -16,7 +16,7 @@ import numpy as np
 
 from prunecli.apply.zero import target_of
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.model import Model, Weight
 from prunecli.pipeline.choice import Choice
 from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
@@ -32,8 +32,10 @@ from prunecli.types import Progress, Skipped, no_progress
 Array = np.ndarray[Any, Any]
 STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "gradient": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
+_MINE = ("steps", "loss", "output_name", "samples")
 
 
+@keywords(MagnitudeOptions, Recipe, *_MINE, "data", data=DataOptions)
 def gradient(
     model: str | Path,
     options: MagnitudeOptions | None = None,
@@ -52,7 +54,7 @@ def gradient(
     wanted, given = measured or GradientOptions(), changes.pop("data", None)
     if given is not None:
         wanted = replace(wanted, data=DataOptions.given(given))
-    mine = {name: changes.pop(name) for name in ("steps", "loss", "output_name", "samples") if name in changes}
+    mine = {name: changes.pop(name) for name in _MINE if name in changes}
     options = magnitude_options(options, **changes)
     if options.plan is None:
         options = replace(options, recipe=_with_defaults(options.recipe))

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from prunecli.errors import keywords
 from prunecli.model import (
     Dims,
     Macs,
@@ -103,6 +104,7 @@ class Inspection:
         return to_document(self)
 
 
+@keywords(InspectOptions)
 def inspect(
     model: str | Path, options: InspectOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> Inspection:

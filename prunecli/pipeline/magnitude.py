@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from prunecli.apply.plans import save_plan
 from prunecli.apply.zero import zero
+from prunecli.errors import keywords
 from prunecli.model import Dims, Weight, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
@@ -129,6 +130,7 @@ class MagnitudeResult:
         return to_document(self)
 
 
+@keywords(MagnitudeOptions, Recipe)
 def magnitude(
     model: str | Path, options: MagnitudeOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> MagnitudeResult:

@@ -15,7 +15,7 @@ import numpy as np
 from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
@@ -63,6 +63,7 @@ class OneshotOptions:
     execution: Execution = field(default_factory=Execution)
 
 
+@keywords(MagnitudeOptions, Recipe, *_MINE, "data", data=DataOptions)
 def oneshot(
     model: str | Path,
     options: MagnitudeOptions | None = None,

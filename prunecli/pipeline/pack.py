@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.loading import Load
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
@@ -95,6 +95,7 @@ class PackResult:
         return to_document(self)
 
 
+@keywords(PackOptions, Packing)
 def pack(
     model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> PackResult:
@@ -230,6 +231,7 @@ def _save(
         return save(file, place, SaveOptions(options.external_data, options.force, made, sparse), sizes)
 
 
+@keywords(PackOptions, Packing)
 def unpack(
     model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> PackResult:

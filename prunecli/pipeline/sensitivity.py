@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.pipeline.sensitivity_report import to_document, to_json
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
@@ -110,6 +110,7 @@ class SensitivityResult:
         return to_document(self)
 
 
+@keywords(SensitivityOptions, TrialOptions, data=DataOptions)
 def sensitivity(
     model: str | Path, options: SensitivityOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> SensitivityResult:

@@ -15,7 +15,7 @@ from prunecli.apply.cut_plan import save_cut_plan
 from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.channels.cut import Removed
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, keywords
 from prunecli.model import Dims, concrete_shapes, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
@@ -112,6 +112,7 @@ class StructuredResult:
         return to_document(self)
 
 
+@keywords(StructuredOptions, *BUDGETS, data=DataOptions)
 def structured(
     model: str | Path, options: StructuredOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> StructuredResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed, remove
 from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import plan_names, prepare
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.facts import Shape
 from prunecli.model.shapes import input_specs
@@ -141,6 +140,7 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
     return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity)
 
 
+@keywords()
 def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | None = None) -> Catalogue:
     """What can be cut from a model: groups of units that may go independently of each other.
 
@@ -217,7 +217,5 @@ def _first_match(names: Sequence[str], patterns: Sequence[str]) -> str:
 def _check_pattern(option: str, pattern: str, known: set[str]) -> None:
     if any(fnmatchcase(name, pattern) for name in known):
         return
-    plain = pattern.strip("*?")
-    close = get_close_matches(plain, sorted(known), 3, 0.5) or [n for n in sorted(known) if plain and plain in n][:3]
-    hint = f"did you mean {', '.join(close)}?" if close else "`prune inspect` lists names; quote patterns as in '*fc*'"
+    hint = did_you_mean(pattern.strip("*?"), sorted(known), "`prune inspect` lists names; quote patterns as in '*fc*'")
     raise PruneError(f"{option} {pattern!r} matches nothing", hint)

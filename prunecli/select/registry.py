@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Generic, Protocol, TypeVar
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean
 
 
 class Named(Protocol):
@@ -36,9 +35,8 @@ class Registry(Generic[Entry]):
     def get(self, name: str) -> Entry:
         """Raises PruneError, with what was probably meant, if there is none."""
         if name not in self._entries:
-            close = get_close_matches(name, self._entries, 1)
-            meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(self._entries)}"
-            raise PruneError(f"no {self.kind} is called {name!r}", meant)
+            hint = did_you_mean(name, self._entries, f"choose from {', '.join(self._entries)}")
+            raise PruneError(f"no {self.kind} is called {name!r}", hint)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[Entry]:

@@ -93,7 +93,7 @@ MISTAKES = [
     ("model = ", "sparsity = 1\nmodel = ", "1:1", "a recipe has no 'sparsity'", "[[step]]"),
     ("[data]", "format = 'xml'\n[data]", "2:10", "'xml' is not one of", "prune run"),
     ("[data]", "report = 'r.pdf'\n[data]", "2:10", "r.pdf", "prune run"),
-    ("[data]", "[defaults]\nepochs = 3\n[data]", "3:1", "no step here has an option 'epochs'", "evaluate, magnitude"),
+    ("[data]", "[defaults]\nmomentum = 3\n[data]", "3:1", "no step here has an option 'momentum'", "evaluate, magnitude"),
     ("[data]", "[defaults]\nsed = 3\n[data]", "3:1", "no step here has an option 'sed'", "did you mean seed"),
     ("sparsity = 0.5", 'sparsity = 0.5\noutput = "no/x.onnx"', "8:10", "there is no folder no", "make it"),
     ("sparsity = 0.5", 'sparsity = 0.5\noutput = "r.toml"', "8:10", "r.toml exists", "force = true"),

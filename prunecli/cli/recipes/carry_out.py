@@ -16,7 +16,7 @@ from prunecli.cli.output import collected
 from prunecli.cli.recipes.check import check, invoke, placed
 from prunecli.cli.recipes.plan import Plan, Planned, plan
 from prunecli.cli.recipes.read import Change, Recipe, read_recipe
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed, PruneError, keywords
 from prunecli.recipe.result import (
     GateLine,
     RunResult,
@@ -39,6 +39,7 @@ class Interrupted(PruneError):  # noqa: N818 - the user's wish
     exit_code = 130
 
 
+@keywords()
 def run(
     recipe: str | os.PathLike[str],
     *,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from prunecli.cli.recipes.read import RESERVED, Recipe, Step
-from prunecli.cli.schema import Slot, did_you_mean, schema_of
+from prunecli.cli.schema import Slot, schema_of
 from prunecli.cli.settings import Setting, resolve, resolved
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean
 
 _RELATIVE = "paths are relative to the recipe"
 Fate = Literal["kept", "default", "temporary", "none"]

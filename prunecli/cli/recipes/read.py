@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.defaults import Defaults
-from prunecli.cli.schema import Schema, Slot, did_you_mean, schema_of
+from prunecli.cli.schema import Schema, Slot, schema_of
 from prunecli.cli.settings import Setting, Settings, check_key, check_shape, checked, given, settings_in
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, did_you_mean
 from prunecli.recipe.places import Place
 from prunecli.recipe.toml import Toml, read_toml
 
