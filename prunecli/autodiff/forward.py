@@ -17,7 +17,10 @@ from prunecli.autodiff.registry import RULES, describe
 from prunecli.autodiff.rewrites import find_rewrite
 from prunecli.autodiff.sweep import STEPS
 from prunecli.errors import PruneError
-from prunecli.model.facts import Shape, constant_tensor
+from prunecli.model.constants import behind
+from prunecli.model.facts import Shape
+from prunecli.model.holders import holders
+from prunecli.storage.stored import constant_tensor
 
 OLDEST, LOWEST = 7, 18  # opsets: the oldest accepted, and the one whose operator forms the rules emit
 _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -33,6 +36,7 @@ class Forward:
     inputs: list[str] = field(default_factory=list)
     weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
     statistics: dict[str, ir.Value] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,13 @@ def copy_forward(model: ir.Model, shapes: Mapping[str, Shape], options: CopyOpti
             f"the model uses opset {opset}; gradients need {OLDEST} or newer",
             "export it again with a newer opset",
         )
+    places = frozenset(h.name for h in holders(model) if h.graph is model.graph)
     if model.functions:
         model = model.clone()
         InlinePass()(model)
     opsets = {**model.opset_imports, "": max(opset, LOWEST)}
     prefix = _unused_prefix(model)
-    copy = _Copy(Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix)), opset, options)
+    copy = _Copy(Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix)), opset, options, places)
     copy.graph_inputs(model.graph, shapes)
     copy.nodes(model.graph)
     copy.forward.outputs = [str(v.name) for v in model.graph.outputs]
@@ -78,11 +83,12 @@ def _unused_prefix(model: ir.Model) -> str:
 
 
 class _Copy:
-    def __init__(self, forward: Forward, opset: int, options: CopyOptions) -> None:
+    def __init__(self, forward: Forward, opset: int, options: CopyOptions, places: frozenset[str]) -> None:
         self.forward = forward
         self.ops = forward.ops
         self.opset = opset
         self.options = options
+        self.places = places
         self.map: dict[ir.Value, ir.Value] = {}
 
     # ---- what is stored or fed
@@ -172,7 +178,7 @@ class _Copy:
             name=node.name,
         )
         if self.options.batch_statistics and node.op_type == "BatchNormalization":
-            copied = self._training_norm(node, inputs)
+            copied = self._training_norm(node, inputs) or copied
         for old, new in zip(node.outputs, copied.outputs, strict=False):
             new.name = old.name
         self.ops.add(copied)
@@ -189,8 +195,13 @@ class _Copy:
         new.name = old.name
         self._define(old, new)
 
-    def _training_norm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
-        """Batch statistics as the running outputs of training mode with momentum 0."""
+    def _training_norm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node | None:
+        """Batch statistics as the running outputs of training mode with momentum 0; None if new ones have no place."""
+        running = [behind(value) for value in node.inputs[3:5]]
+        if any(s is None or s.steps or not s.is_own or s.name not in self.places for s in running):
+            why = "they are computed, reshaped, read by others too, or inside a body"
+            self.forward.notes.append(f"{describe(node)} kept its statistics: {why}")
+            return None
         epsilon = node.attributes.get("epsilon")
         given = {
             "training_mode": 1,
@@ -200,9 +211,9 @@ class _Copy:
         copied = ir.node("BatchNormalization", list(inputs), given, num_outputs=3, name=node.name)
         for out in copied.outputs[1:]:
             out.name = self.ops.fresh_name()
-        for old, new in zip(node.inputs[3:5], copied.outputs[1:], strict=True):
-            assert old is not None
-            self.forward.statistics[str(old.name)] = new
+        for stored, new in zip(running, copied.outputs[1:], strict=True):
+            assert stored is not None
+            self.forward.statistics[stored.name] = new
         return copied
 
     def _attributes(self, node: ir.Node) -> list[ir.Attr]:

@@ -45,6 +45,7 @@ class GradientModel:
     statistics: stored running mean or variance -> output with that statistic of the batch (population variance).
     unreached: tensors of `wrt` the loss does not depend on: their gradient is zero and has no output.
     notes: sentences for the report.
+    before_end: the loss is taken of what a final Softmax or Sigmoid reads.
     """
 
     model: ir.Model
@@ -57,6 +58,7 @@ class GradientModel:
     statistics: Mapping[str, str]
     unreached: tuple[str, ...]
     notes: tuple[str, ...]
+    before_end: bool
 
     def to_bytes(self) -> bytes:
         """The serialised model, for an onnxruntime session.
@@ -134,7 +136,8 @@ def _assemble(
     block_convolutions(ops)
     return GradientModel(
         ops.model, tuple(forward.inputs), scope.extra_inputs, forward.weights, loss_name, names, kept, statistics,
-        tuple(n for n in targets if n not in reached), tuple(scope.notes),
+        tuple(n for n in targets if n not in reached), (*scope.notes, *forward.notes),
+        bool(scope.notes),
     )  # fmt: skip
 
 

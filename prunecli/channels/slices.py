@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
+from prunecli.model.constants import behind
 from prunecli.model.facts import Array
 from prunecli.model.layout import Layout
 from prunecli.model.weights import Weight
@@ -79,11 +80,8 @@ class WeightSlices:
     @cached_property
     def norm_scales(self) -> set[str]:
         """Names of the BatchNormalization scales, one per channel."""
-        return {
-            node.inputs[1].name or ""
-            for node in self.catalogue.analysis.model.graph
-            if node.op_type == "BatchNormalization" and node.inputs[1] is not None
-        }
+        norms = (n for n in self.catalogue.analysis.model.graph if n.op_type == "BatchNormalization")
+        return {scale.name for node in norms if (scale := behind(node.inputs[1])) is not None}
 
 
 def _role(weight: Weight | None, axis: int) -> Role:
@@ -116,23 +114,17 @@ def _norm_folds(model: ir.Model) -> Iterator[tuple[str, tuple[int, Array]]]:
         if node.op_type != "BatchNormalization" or node.inputs[0] is None:
             continue
         producer = node.inputs[0].producer()
-        scale, variance = (_content(node.inputs[i]) for i in (1, 4))
+        scale, variance = (behind(node.inputs[i]) for i in (1, 4))
         if producer is None or scale is None or variance is None or len(node.inputs[0].uses()) != 1:
             continue
         epsilon = node.attributes.get("epsilon")
-        factor = scale / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
-        weight = producer.inputs[1] if len(producer.inputs) > 1 else None
-        if weight is not None and weight.const_value is not None and len(weight.uses()) == 1:
-            axis = {"Conv": 0, "MatMul": -1, "Gemm": 0 if _transposed(producer) else 1}.get(producer.op_type)
-            if axis is not None:
-                yield weight.name or "", (axis % len(weight.const_value.shape), factor)
+        factor = scale.array() / np.sqrt(variance.array() + (1e-5 if epsilon is None else epsilon.as_float()))
+        weight = behind(producer.inputs[1]) if len(producer.inputs) > 1 else None
+        rows = {"Conv": 0, "MatMul": -1, "Gemm": 0 if _transposed(producer) else 1}.get(producer.op_type)
+        if weight is not None and weight.is_own and rows is not None and (axis := weight.axis(rows)) is not None:
+            yield weight.name, (axis, factor)
 
 
 def _transposed(node: ir.Node) -> bool:
     attr = node.attributes.get("transB")
     return attr is not None and bool(attr.as_int())
-
-
-def _content(value: ir.Value | None) -> Array | None:
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else np.asarray(tensor.numpy(), np.float64)

@@ -19,8 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.evidence.contractions import Contraction, contraction
-from prunecli.evidence.offsets import Offset, stored_array
+from prunecli.evidence.offsets import Offset
 from prunecli.model import Model, Weight, find_weights
+from prunecli.model.constants import behind
 from prunecli.model.graphs import reads
 from prunecli.model.weights import Use
 from prunecli.types import Skipped
@@ -108,8 +109,9 @@ class Layer:
 
     def _by_row(self, value: ir.Value | None) -> Array:
         batch, rows = self.shape[:2]
-        stored = stored_array(value)
-        return np.broadcast_to(0.0 if stored is None else stored.reshape(-1), (batch * rows,)).reshape(batch, rows)
+        found = behind(value)
+        array = np.zeros(1) if found is None else found.array().reshape(-1)
+        return np.broadcast_to(array, (batch * rows,)).reshape(batch, rows)
 
     @property
     def is_summed_plainly(self) -> bool:
@@ -125,17 +127,20 @@ class Layer:
     def moving_only(self, vectors: Collection[str]) -> Layer:
         """Without its offset, unless that is one of these stored vectors, serves this layer alone and has a number for
         each row."""
-        value = self.offset.value if self.offset is not None else None
-        if value is None or value.name not in vectors or len(value.uses()) != 1 or value.const_value is None:
+        source = self.offset.source if self.offset is not None else None
+        if source is None or source.name not in vectors or not source.is_own:
             return replace(self, offset=None)
-        return self if value.const_value.size == self.shape[0] * self.shape[1] else replace(self, offset=None)
+        return self if source.size == self.shape[0] * self.shape[1] else replace(self, offset=None)
 
     def put(self, graph: ir.Graph, matrices: Array, constant: Array) -> None:
         """Change the model: the weight, and the offset if there is a place for one."""
         value = self.weight.holder.value
         value.const_value = ir.Tensor(self.cast(matrices), dtype=self.weight.dtype, name=value.name)
         if self.offset is not None:
-            self.offset.write(graph, constant.reshape(-1), self.weight.dtype, f"{self.weight.name}.bias")
+            use = next(use for use in self.weight.uses if use.node is self.node)
+            read = behind(self.node.inputs[use.index])  # it may be cast on the way, and what is added is not
+            dtype = self.weight.dtype if read is None else read.dtype
+            self.offset.write(graph, constant.reshape(-1), dtype, f"{self.weight.name}.bias")
 
 
 def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[Layer], list[Skipped]]:
@@ -170,12 +175,10 @@ def refittable(work: ir.Model) -> tuple[list[Layer], list[Skipped]]:
 
 
 def _tied(layer: Layer) -> str:
-    (use, *others), value = layer.weight.uses, layer.weight.holder.value
-    if others or len(value.uses()) > 1:
+    value = layer.weight.holder.value
+    if len(layer.weight.uses) > 1 or len(value.uses()) > 1:
         return "it is shared by several layers"
-    if value.is_graph_output():
-        return "it is an output of the model too"
-    return "it reaches its layer through other operators" if use.shape != layer.weight.shape else ""
+    return "it is an output of the model too" if value.is_graph_output() else ""
 
 
 def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
@@ -187,12 +190,14 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
     for use in weight.uses:
         if use.kind != "weight" or use.layout != weight.layout:
             return "it is read in several ways that do not fit each other"
+        if behind(use.node.inputs[use.index]) is None:
+            return "it reaches its layer in parts"
         found = contraction(use)
         if found is None or found.output is None:
             return f"how {use.op} multiplies it with data is not known"
         if use.op == "Gemm" and not _adds_per_row(use, found):
             return "what Gemm adds to it is not one number for each of its outputs"
-        if found.bias is not None and stored_array(use.node.inputs[found.bias]) is None:
+        if found.bias is not None and behind(use.node.inputs[found.bias]) is None:
             return f"what {use.op} adds to it is computed"
     if len(weight.uses) > 1 and any(contraction(use).bias is not None for use in weight.uses):  # type: ignore[union-attr]
         return "several operators with biases of their own share it"
@@ -207,7 +212,7 @@ def _adds_per_row(use: Use, found: Contraction) -> bool:
         return True
     if found.bias is None:
         return False
-    stored = stored_array(added)
+    stored = behind(added)
     return stored is None or stored.size == 1 or stored.shape[-1] == stored.size == use.layout.canonical_shape[1]
 
 
@@ -233,7 +238,7 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> Layer:
             else:
                 added.append(others[0])
         else:
-            if others[0].const_value is None:
+            if behind(others[0]) is None:
                 total, carried = user.outputs[0], others[0].name
             break
         value = user.outputs[0]
@@ -248,12 +253,15 @@ def _own_offset(use: Use, found: Contraction, size: int) -> Offset | None:
     if value is None:
         beta = use.node.attributes.get("beta")
         return Offset(use.node, 2, new=True) if beta is None or beta.as_float() == 1 else None
-    fits = value.const_value is not None and value.const_value.size in (1, size)
-    return Offset(use.node, 2) if fits and found.bias is not None and _is_own(value) else None
+    return Offset(use.node, 2) if found.bias is not None and _is_vector_of(value, size, 1) else None
 
 
-def _is_own(value: ir.Value) -> bool:
-    return not value.is_graph_input() and not value.is_graph_output()
+def _is_vector_of(value: ir.Value | None, *sizes: int) -> bool:
+    """Whether it is a constant of so many elements, which is nothing that the model takes or gives."""
+    found = behind(value)
+    if found is None or found.size not in sizes or not found.tensor.dtype.is_floating_point():
+        return False
+    return not found.is_overridable and not any(each.is_graph_output() for each in found.way)
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
@@ -268,12 +276,11 @@ def _normalises(node: ir.Node, value: ir.Value, use: Use, size: int) -> bool:
     """Whether a node is a BatchNormalization with stored statistics whose channels, axis 1, are the weight's rows."""
     shape, training = use.node.outputs[0].shape, node.attributes.get("training_mode")
     flat = use.op == "Gemm" or (use.op == "MatMul" and shape is not None and len(shape) == 2)
-    if node.op_type != "BatchNormalization" or node.inputs[0] is not value or len(node.outputs) != 1:
+    if node.op_type != "BatchNormalization" or node.inputs[0] is not value or any(v.name for v in node.outputs[1:]):
         return False
     if (training is not None and training.as_int()) or not (_is_spatial(use) or (flat and use.index == 1)):
         return False
-    return all(v is not None and v.const_value is not None and v.const_value.size == size and _is_own(v)
-               for v in node.inputs[1:5])  # fmt: skip
+    return all(_is_vector_of(v, size) for v in node.inputs[1:5])
 
 
 def _is_spatial(use: Use) -> bool:
@@ -282,11 +289,11 @@ def _is_spatial(use: Use) -> bool:
 
 def _is_vector(value: ir.Value, use: Use, size: int) -> bool:
     """A stored array with one number per output channel."""
-    tensor = value.const_value
-    if tensor is None or not _is_own(value) or tensor.size != size:
+    found = behind(value)
+    if found is None or not _is_vector_of(value, size):
         return False
     channel = 1 - len(use.shape) if _is_spatial(use) else -1 if use.index == 1 else -2  # axes from the end
-    sizes = tuple(int(d) for d in tensor.shape.numpy())
+    sizes = found.shape
     return all(length == 1 or axis - len(sizes) == channel for axis, length in enumerate(sizes))
 
 

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from prunecli.model.constants import behind
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
@@ -89,9 +90,8 @@ def _recurrent(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _rank(node: ir.Node, index: int) -> int:
-    value = node.inputs[index]
-    tensor = value.const_value if value is not None else None
-    return len(tensor.shape) if tensor is not None else 0
+    found = behind(node.inputs[index])
+    return len(found.shape) if found is not None else 0
 
 
 def readings(model: ir.Model) -> list[Reading]:
@@ -100,11 +100,11 @@ def readings(model: ir.Model) -> list[Reading]:
     for node in model.graph:
         function = READERS.get(node.op_type)
         for weight, axis, data, data_axis, groups in function(node) if function else ():
-            stored, value = node.inputs[weight], node.inputs[data]
-            if stored is None or value is None or stored.const_value is None or value.const_value is not None:
+            stored, value = behind(node.inputs[weight]), node.inputs[data]
+            if stored is None or value is None or behind(value) is not None:
                 continue
-            rank = len(stored.const_value.shape)
-            found.append(Reading(stored.name or "", axis % rank, value.name or "", data_axis, groups))
+            if (place := stored.axis(axis)) is not None:
+                found.append(Reading(stored.name, place, value.name or "", data_axis, groups))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.model.constants import Constant, behind
 from prunecli.model.names import free_name, taken_names
 
 Array = np.ndarray[Any, Any]
@@ -24,52 +25,52 @@ class Offset:
     new: bool = False
 
     @property
-    def value(self) -> ir.Value | None:
-        return self.node.inputs[self.index] if self.index < len(self.node.inputs) else None
+    def source(self) -> Constant | None:
+        """What is stored; None if there is nothing yet."""
+        return behind(self.node.inputs[self.index]) if self.index < len(self.node.inputs) else None
 
     @property
     def name(self) -> str:
         """Of the stored vector; empty if there is none yet."""
-        return (self.value.name if self.value is not None else None) or ""
+        return self.source.name if self.source is not None else ""
 
     def read(self, size: int) -> Array:
         """What it adds, (size,), float64."""
-        stored = stored_array(self.value)
-        return np.zeros(size) if stored is None else self.sign * np.broadcast_to(stored.reshape(-1), (size,))
+        source = self.source
+        return np.zeros(size) if source is None else self.sign * np.broadcast_to(source.array().reshape(-1), (size,))
 
     def content(self, added: Array) -> Array:
         """The stored vector that adds so much, in the type and shape of the present one."""
-        value = self.value
-        assert value is not None and value.const_value is not None
-        tensor = value.const_value
-        shape = tuple(tensor.shape.numpy()) if tensor.size == len(added) else (len(added),)
-        return (self.sign * added).reshape(shape).astype(tensor.dtype.numpy())
+        assert self.source is not None
+        return self.source.stored(self._read_as(self.source, added))
+
+    def _read_as(self, source: Constant, added: Array) -> Array:
+        return (self.sign * added).reshape(source.shape if source.size == len(added) else (len(added),))
 
     def write(self, graph: ir.Graph, added: Array, dtype: ir.DataType, name: str) -> None:
-        """Let it add so much. A new one gets that type and name."""
-        value = self.value
-        if value is None or value.const_value is None:
-            _put(graph, self.node, self.index, (self.sign * added).astype(dtype.numpy()), dtype, name)
+        """Let it add so much: in the present initializer if nothing else reads that, else in a new one. One where there
+        was none gets that type and name."""
+        source = self.source
+        if source is None:
+            self._put(graph, self.sign * added, dtype, name)
+        elif source.is_own and source.name in graph.initializers and (source.size == len(added) or not source.steps):
+            put(source, source.stored(self._read_as(source, added)))
         else:
-            _put(graph, self.node, self.index, self.content(added), value.const_value.dtype, value.name or name)
+            self._put(graph, self._read_as(source, added), source.dtype, source.name)
+
+    def _put(self, graph: ir.Graph, array: Array, dtype: ir.DataType, name: str) -> None:
+        """Let the node read a new initializer."""
+        fresh = ir.Value(name=free_name(name, taken_names(graph)), type=ir.TensorType(dtype))
+        fresh.shape = ir.Shape(array.shape)
+        fresh.const_value = ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=fresh.name)
+        graph.register_initializer(fresh)
+        if self.index >= len(self.node.inputs):
+            self.node.resize_inputs(self.index + 1)
+        self.node.replace_input_with(self.index, fresh)
 
 
-def stored_array(value: ir.Value | None) -> Array | None:
-    """The constant that a value holds, float64."""
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else np.asarray(tensor.numpy(), np.float64)
-
-
-def _put(graph: ir.Graph, node: ir.Node, index: int, array: Array, dtype: ir.DataType, name: str) -> None:
-    """Let a node read `array`: in the present initializer if the node is its only reader, else in a new one."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is not None and value.name in graph.initializers and len(value.uses()) == 1:
-        value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=value.name)
-        value.shape = ir.Shape(array.shape)
-        return
-    fresh = ir.Value(name=free_name(name, taken_names(graph)), shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-    fresh.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=fresh.name)
-    graph.register_initializer(fresh)
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, fresh)
+def put(source: Constant, array: Array) -> None:
+    """Store `array`, of the stored type and shape, where a constant is."""
+    value = source.way[0]
+    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=source.tensor.dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)

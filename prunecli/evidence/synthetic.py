@@ -21,6 +21,7 @@ from prunecli.errors import PruneError
 from prunecli.evidence.walk import working_form
 from prunecli.inputs import InputSpec
 from prunecli.model import Model
+from prunecli.model.constants import behind
 from prunecli.runtime import Session
 from prunecli.types import Progress, no_progress
 
@@ -90,11 +91,11 @@ def stored_moments(work: ir.Model) -> list[Moments]:
     for node in work.graph:
         if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx") or len(node.inputs) < 5:
             continue
-        stored = [value.const_value if value is not None else None for value in node.inputs[3:5]]
+        stored = [behind(value) for value in node.inputs[3:5]]
         training, data = node.attributes.get("training_mode"), node.inputs[0]
         if None in stored or data is None or data.name is None or (training is not None and training.as_int()):
             continue
-        mean, variance = (np.asarray(t.numpy(), np.float32) for t in stored if t is not None)
+        mean, variance = (s.array().astype(np.float32) for s in stored if s is not None)
         if np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all() and variance.any():
             epsilon = node.attributes.get("epsilon")
             found.append(Moments(data.name, mean, variance, 1e-5 if epsilon is None else epsilon.as_float()))

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, T
 from prunecli.errors import PruneError
 from prunecli.evidence.store import Store
 from prunecli.model.graphs import reads
+from prunecli.model.uses import TRANSPARENT
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
@@ -61,6 +62,8 @@ class Walk:
         self._open = open_session
         self._nodes = list(model.graph)
         self._reads = {node: _reads(node) for node in self._nodes}
+        self._fixed = self._constants()
+        self._moving = set(self._fixed.values())
         self._pending: dict[str, int] = {}
         for node in self._nodes:
             for name in self._reads[node]:
@@ -71,6 +74,17 @@ class Walk:
         self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
         self._known: set[str] = set()
         self.batches = self._feed(feeds)
+
+    def _constants(self) -> dict[str, ir.Node]:
+        """Parameters on their way through Identity, Cast, Transpose and the like, and the nodes that move them. Nothing
+        to hold: like an initializer they are part of every piece that reads them."""
+        found: dict[str, ir.Node] = {}
+        stored = self._model.graph.initializers
+        for node in self._nodes:
+            fixed = all(name in found or name in stored for name in self._reads[node])
+            if fixed and node.op_type in TRANSPARENT and not node.domain:
+                found.update((v.name, node) for v in node.outputs if v.name)
+        return found
 
     def _feed(self, feeds: Iterable[Mapping[str, Any]]) -> int:
         count = 0
@@ -92,7 +106,7 @@ class Walk:
         if not nodes:
             return
         self._run(nodes, wanted)
-        self._done.update(nodes)
+        self._done.update(node for node in nodes if node not in self._moving)
         for name in {n for node in nodes for n in self._reads[node]}:
             self._pending[name] -= sum(name in self._reads[node] for node in nodes)
             if name not in names:
@@ -143,7 +157,7 @@ class Walk:
             for name in self._reads[node]:
                 left[name] -= 1
         made = [v.name for node in nodes for v in node.outputs if v.name]
-        kept = [n for n in made if n in wanted or n in self._pinned or left.get(n)]
+        kept = [n for n in made if n in wanted or n in self._pinned or (left.get(n) and n not in self._fixed)]
         piece = self._piece(nodes, kept)
         for batch in range(self.batches):
             for name, value in piece.run(batch).items():
@@ -188,12 +202,12 @@ class Walk:
         hidden: set[str] = set()
         for node in self._nodes if changed else ():
             touched = not (changed | hidden).isdisjoint(self._reads[node])
-            if node in self._done and touched and self._held(node, hidden):
+            if touched and (node in self._moving or (node in self._done and self._held(node, hidden))):
                 hidden.update(v.name or "" for v in node.outputs)
         return hidden
 
     def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
-        known = (self._known, hidden, self._model.graph.initializers)
+        known = (self._known, hidden, self._model.graph.initializers, self._fixed)
         return all(any(name in some for some in known) for name in self._reads[node])
 
     def _piece(

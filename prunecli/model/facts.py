@@ -19,6 +19,7 @@ from onnx import shape_inference
 
 from prunecli.model.contrib_shapes import CONTRIB_SHAPES, OUTPUT_TYPE_OF, SAME_AS
 from prunecli.model.folds import FOLDS, MAX_KNOWN, Array, attr_int, axes_of, slice_bounds, slice_index
+from prunecli.storage.stored import constant_tensor
 
 Shape = tuple[int, ...]
 UNKNOWN_INPUT = "the shape of an input is unknown"
@@ -133,20 +134,6 @@ def visit(node: ir.Node, facts: Facts, model: ir.Model) -> None:
             return
     if _infer(node, facts, model):
         _fold_values(node, facts)
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor a Constant node yields, whichever attribute spells it; None for sparse or string values."""
-    for name, attr in node.attributes.items():
-        if attr.is_ref():
-            return None
-        if name == "value":
-            return attr.as_tensor()
-        if name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attr.value, np.float32))
-        if name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attr.value, np.int64))
-    return None
 
 
 def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.graphs import all_graphs
+from prunecli.storage.stored import stored
 
 FLOAT_ATTRIBUTES = ("value_float", "value_floats")
 
@@ -27,12 +27,9 @@ class Holder:
 
     @property
     def tensor(self) -> ir.TensorProtocol:
-        if self.node is None:
-            assert self.value.const_value is not None
-            return self.value.const_value
-        if "value" in self.node.attributes:
-            return self.node.attributes["value"].as_tensor()
-        return _from_floats(self.node)
+        tensor = stored(self.value)
+        assert tensor is not None
+        return tensor
 
     def put(self, tensor: ir.TensorProtocol) -> None:
         """Store `tensor` in place of the present one."""
@@ -51,13 +48,6 @@ class Holder:
     def overridable(self) -> bool:
         """Whether a caller may feed another value: the initializer is also a graph input."""
         return self.node is None and self.value.is_graph_input()
-
-
-def _from_floats(node: ir.Node) -> ir.TensorProtocol:
-    for name in FLOAT_ATTRIBUTES:
-        if name in node.attributes:
-            return ir.tensor(np.asarray(node.attributes[name].value, np.float32), name=name)
-    raise KeyError("value")
 
 
 def holders(model: ir.Model) -> Iterator[Holder]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prunecli.model import attrs
 from prunecli.model.layout import Reshape, Shape, Step, Transpose
 from prunecli.model.roles import Answer, Refused, Role, role_of
+from prunecli.storage.stored import stored
 
 MAX_DEPTH = 64
 
@@ -74,16 +75,17 @@ def _readers(trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ..
         if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
             yield from _readers(trail, function.inputs[index], shape, steps, depth + 1)
             continue
-        moved = _moved(node, index, shape) if depth < MAX_DEPTH else None
-        if moved is None:
+        found = moved(node, index, shape) if depth < MAX_DEPTH else None
+        if found is None:
             yield Reader(node, index, shape, steps, role_of(node, index, shape))
             continue
-        after = moved[-1].apply(shape) if moved else shape
+        after = found[-1].apply(shape) if found else shape
         for out in node.outputs:
-            yield from _readers(trail, out, after, (*steps, *moved), depth + 1)
+            yield from _readers(trail, out, after, (*steps, *found), depth + 1)
 
 
-def _moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
+def moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
+    """How a node moves the elements of an input of that shape, changing none; None if it does something else."""
     movable = node.domain == "" and (index == 0 or node.op_type == "Concat")
     rule = TRANSPARENT.get(node.op_type) if movable else None
     try:
@@ -127,13 +129,11 @@ def _is_constant(value: ir.Value | None, depth: int) -> bool:
 
 def _moved_from(value: ir.Value | None) -> Sequence[ir.Value | None] | None:
     """What the elements of a value come from: nothing if it is stored, None if they are not only moved."""
-    if value is None or value.const_value is not None:
+    if value is None or stored(value) is not None:
         return ()
     node = value.producer()
     if node is None or node.domain != "":
         return None
-    if node.op_type == "Constant":
-        return ()
     return node.inputs if node.op_type in TRANSPARENT else None
 
 
@@ -191,26 +191,8 @@ def _to(before: Shape, after: Shape) -> tuple[Step, ...] | None:
 
 def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
     value = node.inputs[index] if index < len(node.inputs) else None
-    tensor = _stored(value) if value is not None else None
+    tensor = stored(value)
     return None if tensor is None or tensor.size > 64 else tuple(int(v) for v in tensor.numpy().reshape(-1))
 
 
-def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """What an initializer or Constant holds (onnx-ir's own function also renames the tensor)."""
-    if value.const_value is not None:
-        return value.const_value
-    node = value.producer()
-    if node is None or (node.domain, node.op_type) != ("", "Constant"):
-        return None
-    if "value" in node.attributes:
-        attribute = node.attributes["value"]
-        return None if attribute.is_ref() else attribute.as_tensor()
-    given = attrs.integers(node, "value_ints") or (attrs.integer(node, "value_int", 0),)
-    return (
-        ir.tensor(list(given), dtype=ir.DataType.INT64)
-        if node.attributes.keys() & {"value_int", "value_ints"}
-        else None
-    )
-
-
-__all__ = ["Answer", "Reader", "Refused", "Role", "readers"]
+__all__ = ["Answer", "Reader", "Refused", "Role", "moved", "readers"]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli.evidence.grams import Equations
 from prunecli.evidence.layers import Layer
+from prunecli.evidence.offsets import put
 from prunecli.evidence.walk import Walk, working_form
 from prunecli.pipeline.oneshot_study import Study, fittable
 from prunecli.recover.fit import Fitted, Task
@@ -74,11 +75,11 @@ def _put(study: Study, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten,
     values, drop, shift = study.plain(layer, best)
     new = Rewritten.of(values, drop, array.dtype)
     layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
-    offset, value = layer.offset, layer.offset.value if layer.offset is not None else None
-    if offset is None or value is None or value.const_value is None or not shift.any():
+    offset, source = layer.offset, layer.offset.source if layer.offset is not None else None
+    if offset is None or source is None or not shift.any():
         return new, None
     moved = offset.content(offset.read(shift.size) + shift)
-    value.const_value = ir.Tensor(moved, dtype=value.const_value.dtype, name=value.name)
+    put(source, moved)
     return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.model import Model, Weight, find_weights
+from prunecli.model.constants import behind
 
 _AFTER = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten", "Reshape", "Squeeze", "Add", "BiasGelu", "Cast")
 
@@ -58,9 +59,13 @@ def _last_linear(model: Model, output: ir.Value) -> ir.Node:
 
 def _classes_axis(node: ir.Node, matrix: Weight) -> int:
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    if matrix.holder.value is not node.inputs[1] or len(matrix.shape) != 2:
+    stored = behind(node.inputs[1])
+    if stored is None or stored.name != matrix.holder.name or len(matrix.shape) != 2:
         raise PruneError("the last layer's matrix is not its second operand", "train without --reset-head")
-    return 0 if transposed else 1
+    axis = stored.axis(0 if transposed else 1)
+    if axis is None:
+        raise PruneError("the last layer's matrix is reshaped before it is used", "train without --reset-head")
+    return axis
 
 
 def _biases(model: Model, node: ir.Node, weights: dict[int, list[Weight]], count: int) -> list[Weight]:

@@ -121,7 +121,7 @@ def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> 
     """A cross entropy of probabilities taken for logits hardly moves: refuse it."""
     from prunecli.recover.objective import is_distribution
 
-    if objective.needs_logits and not graph.notes and is_distribution(output, -1):
+    if objective.needs_logits and not graph.before_end and is_distribution(output, -1):
         raise PruneError(
             f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
             "name the logits with --output-name",

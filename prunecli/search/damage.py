@@ -124,8 +124,8 @@ def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
 
 def _is_free(site: Layer) -> bool:
     """Whether there is a constant that a trial can change."""
-    value = site.offset.value if site.offset is not None else None
-    return value is not None and value.const_value is not None and len(value.uses()) == 1 and bool(value.name)
+    source = site.offset.source if site.offset is not None else None
+    return source is not None and source.is_own
 
 
 class _Trial:
@@ -205,9 +205,9 @@ class _Trial:
             mine, rest = rest[: site.shape[0]], rest[site.shape[0] :]
             weights = np.stack([matrix.T for matrix in mine])
             out[piece.name] = site.cast(weights)
-            if site.offset is not None and site.offset.value is not None and _is_free(site):
+            if site.offset is not None and _is_free(site):
                 moved = np.einsum("gmk,gk->gm", site.matrices() - weights, self.store.get(("mean", piece.name)))
-                out[site.offset.value.name or ""] = site.offset.content((site.constant() + moved).reshape(-1))
+                out[site.offset.name] = site.offset.content((site.constant() + moved).reshape(-1))
         return out
 
 

@@ -51,6 +51,8 @@ OFFSETS: list[tuple[str, list[Any], dict[str, np.ndarray], list[int], str | None
     ("Add after MatMul", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(3, 4), "c": f(4)}, [2, 5, 3], "c"),
     ("Add before", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["c", "h"], ["y"])], {"w": f(3, 4), "c": f(1, 1, 4)}, [2, 5, 3], "c"),
     ("Add after Conv", [N("Conv", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(4, 3, 1, 1), "c": f(4, 1, 1)}, [2, 3, 5, 5], "c"),
+    ("bias through Identity and Cast", [N("Identity", ["c"], ["d"]), N("Cast", ["d"], ["e"], to=1), N("Conv", ["x", "w", "e"], ["y"])], {"w": f(4, 3, 3, 3), "c": f(4).astype(np.float64)}, [2, 3, 5, 5], "c"),
+    ("a bias through Identity that two share", [N("Identity", ["c"], ["d"]), N("Conv", ["x", "w", "d"], ["h"]), N("Conv", ["h", "u", "c"], ["y"])], {"w": f(4, 3, 1, 1), "u": f(4, 4, 1, 1), "c": f(4)}, [2, 3, 5, 5], None),
     ("mean of a BatchNormalization", [N("Conv", ["x", "w"], ["h"]), N("BatchNormalization", ["h", *BN], ["y"])], {"w": f(4, 3, 3, 3), **BN}, [2, 3, 5, 5], "m"),
     ("Add along another axis", [N("MatMul", ["x", "w"], ["h"]), N("Add", ["h", "c"], ["y"])], {"w": f(3, 4), "c": f(4, 1)}, [2, 4, 3], None),
     ("a bias that two share", [N("Conv", ["x", "w", "c"], ["h"]), N("Conv", ["h", "u", "c"], ["y"])], {"w": f(4, 3, 1, 1), "u": f(4, 4, 1, 1), "c": f(4)}, [2, 3, 5, 5], None),

@@ -47,6 +47,11 @@ CASES: dict[str, tuple[Callable[[Net], Any], tuple[int, ...], Callable[[np.ndarr
     "Gemm transB": (lambda n: n("Gemm", n.x("N", 4), n.w(3, 4), transB=1), X2, lambda x: mean_square(x, 1)),
     "Gemm transA": (lambda n: n("Gemm", n.x(6, "N"), n.w(6, 3), transA=1), X2, lambda x: mean_square(x, 0)),
     "Gemm weight first": (lambda n: n("Gemm", n.w(3, 6), n.x(6, "N")), X2, lambda x: mean_square(x, 0)),
+    "MatMul transposed before": (
+        lambda n: n("MatMul", n.x("N", 5, 4), n("Transpose", n.w(3, 4), perm=[1, 0])),
+        X3,
+        lambda x: mean_square(x, -1),
+    ),
     "LSTM": (
         lambda n: n("LSTM", n.x(6, "N", 4), n.w(1, 12, 4), n.w(1, 12, 3), hidden_size=3, outputs=3)[0],
         X3,

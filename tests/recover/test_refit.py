@@ -200,5 +200,5 @@ def test_what_a_layer_aims_at(name: str) -> None:
     weight, wanted = AIMS[name]
     layer = next(one for one in refittable(ir.from_proto(NETS[name]()))[0] if one.name == weight)
     place = layer.offset
-    stored = None if place is None else "new" if place.new else place.value.name if place.value is not None else ""
+    stored = None if place is None else "new" if place.new else place.name
     assert (layer.target, layer.carried, stored) == wanted

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import onnx_ir as ir
-
 from prunecli.channels.context import Context
 from prunecli.channels.registry import rule
+from prunecli.model.constants import behind
 
 
 @rule("Einsum")
@@ -49,7 +48,7 @@ def subscripts(equation: str, ranks: list[int]) -> list[list[str]]:
 
 def _mark_heads(ctx: Context, labels: list[list[str]], first: dict[str, int]) -> None:
     """A batch letter of a product of two computed operands is what attention calls heads."""
-    if any(isinstance(v, ir.Value) and v.const_value is not None for v in ctx.inputs):
+    if any(behind(v) is not None for v in ctx.inputs):
         return
     *terms, right = (set(term) for term in labels)
     for letter in right.intersection(*terms):

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from prunecli.channels.context import Context
 from prunecli.channels.edit import Cut
 from prunecli.channels.registry import rewrite, rule
+from prunecli.model.constants import behind
 
 
 @rule("Conv")
@@ -105,7 +106,7 @@ def matmul(ctx: Context) -> None:
 
 def _batch(ctx: Context, a: ir.Value, b: ir.Value, y: ir.Value) -> None:
     """Leading axes broadcast; where both operands are computed they are what attention calls heads."""
-    both = a.const_value is None and b.const_value is None
+    both = behind(a) is None and behind(b) is None
     for index in range(ctx.rank(y) - min(2, ctx.rank(a), ctx.rank(b)) if ctx.rank(y) else 0):
         size = ctx.shape(y)[index]
         for source in (a, b):
