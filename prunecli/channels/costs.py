@@ -33,7 +33,7 @@ class Costs:
     """Both costs of an analysed model. Axes are representatives of the atom table.
 
     `params` counts the elements of every floating-point initializer. `macs` counts the same operators as
-    `model.count_macs`, at the analysed dimensions.
+    `model.count_macs`, at the dimensions of the analysis' `work`.
     """
 
     sizes: Ints

@@ -34,20 +34,21 @@ EVALUATED = frozenset(
 )  # fmt: skip
 """Operators that mix positions, deterministic and cheap to evaluate."""
 MAX_ELEMENTS = 1 << 26
-FREE_BYTES = 1 << 16
-"""A result of this size may join the file beside the constants that it was computed from."""
 
 
 def fold_computed_weights(model: ir.Model) -> None:
-    """Replace, in place, every constant floating-point expression that mixes positions and does not grow the file."""
+    """Replace, in place, every constant floating-point expression that mixes positions and is closed: nothing else
+    reads what it is computed from. Else a cut of that (learned queries are added to what is computed from them) would
+    have to reach the result. Of nested expressions the outermost is taken; none may grow the file."""
     graph = model.graph
     cones: dict[ir.Value, frozenset[ir.Node]] = {}
     for node in graph:
         if _foldable(node) and all(v is None or v in cones or _stored(v) for v in node.inputs):
             inner = frozenset({node}).union(*(cones.get(v, frozenset()) for v in node.inputs if v is not None))
             cones.update(dict.fromkeys(node.outputs, inner))
-    for value, cone in cones.items():
-        if _is_root(value, cones, graph) and not all(node.op_type in FOLLOWED for node in cone):
+    for value, cone in reversed(cones.items()):
+        left = all(node.graph is graph for node in cone)
+        if left and any(node.op_type in EVALUATED for node in cone) and _closed(value, cone):
             _fold(model, value, [node for node in graph if node in cone])
 
 
@@ -59,11 +60,20 @@ def _stored(value: ir.Value) -> bool:
     return value.const_value is not None and not value.is_graph_input()
 
 
-def _is_root(value: ir.Value, cones: dict[ir.Value, frozenset[ir.Node]], graph: ir.Graph) -> bool:
-    """Whether something that is not constant reads the value."""
-    if value.is_graph_output():
+def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
+    """Whether only the cone reads its inner values and the constants that a cut could change."""
+    if result.is_graph_output():
         return False
-    return any(use.node.graph is not graph or use.node.outputs[0] not in cones for use in value.uses())
+    inner = [out for node in cone for out in node.outputs if out is not result]
+    sources = [
+        v for node in cone for v in node.inputs if v is not None and v.const_value is not None and _can_be_cut(v)
+    ]
+    return not any(v.is_graph_output() or any(use.node not in cone for use in v.uses()) for v in (*inner, *sources))
+
+
+def _can_be_cut(source: ir.Value) -> bool:
+    tensor = source.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
 
 
 def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
@@ -73,14 +83,11 @@ def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
     array = _evaluate(model, value, cone, sources)
     if array is None or not np.issubdtype(array.dtype, np.floating):
         return
-    inside = set(cone)
-    freed = sum(_bytes(v) for v in sources if all(use.node in inside for use in v.uses()))
-    if array.nbytes > max(freed, FREE_BYTES):
+    if array.nbytes > sum(_bytes(v) for v in sources if _can_be_cut(v)):
         return
     _replace(model.graph, value, array)
     for node in reversed(cone):
-        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            model.graph.remove(node, safe=True)
+        model.graph.remove(node, safe=True)
     _drop_unused(model.graph, sources)
 
 

@@ -18,7 +18,7 @@ from prunecli.channels.prepare import plan_names
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, count_macs, totals
 from prunecli.model.facts import Shape
-from prunecli.model.shapes import Shapes, input_specs
+from prunecli.model.shapes import input_specs
 from prunecli.pipeline.structured_plan import Decided
 from prunecli.pipeline.structured_subject import Cuttable, node_name, open_cuttable
 from prunecli.runtime import Session
@@ -80,9 +80,8 @@ class BlockCuttable(Cuttable):
 
     @cached_property
     def macs(self) -> dict[ir.Node, int | None]:
-        """Of every node that multiplies, at the analysed dimensions."""
-        shapes = Shapes(self.inputs, (), self.units.analysis.facts)
-        return count_macs(replace(self.file, ir=self.work), shapes).nodes
+        """Of every node that multiplies."""
+        return count_macs(replace(self.file, ir=self.work), self.counted).nodes
 
     @cached_property
     def prices(self) -> list[tuple[int, int]]:

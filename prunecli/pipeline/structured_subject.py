@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,16 +14,18 @@ import onnx_ir as ir
 
 from prunecli.apply.cut_listing import needed
 from prunecli.apply.cut_reference import FLOATS, Forced
+from prunecli.channels.analysis import Analysis
 from prunecli.channels.analysis import analyse as solve
 from prunecli.channels.catalogue import Catalogue, parse_granularity
+from prunecli.channels.context import Work
 from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed, remove
 from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import plan_names, prepare
 from prunecli.errors import PruneError, did_you_mean, keywords
-from prunecli.model import Dims, Model, concrete_shapes, load
+from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.facts import Shape
-from prunecli.model.shapes import input_specs
+from prunecli.model.shapes import Shapes, input_specs
 
 Array = np.ndarray[Any, Any]
 ANALYSED_BATCH = 2
@@ -32,13 +34,15 @@ ANALYSED_BATCH = 2
 
 @dataclass
 class Cuttable:
-    """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes."""
+    """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
+    `counted`, the shapes of `work` at the sizes that work is reported at."""
 
     file: Model
     work: ir.Model
     units: Catalogue
     inputs: dict[str, Shape]
     granularity: str
+    counted: Shapes
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:
@@ -128,6 +132,7 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
     """Load, prepare and analyse a model.
 
     Args:
+        dims: sizes of dynamic dimensions at which work is counted.
         inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
     Raises:
         PruneError: the file is not a valid model, or an option names what it does not have.
@@ -135,9 +140,19 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
     kinds = parse_granularity(granularity)
     file = load(path)
     work = prepare(file.ir)
-    shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims)
+    counted = concrete_shapes(replace(file, ir=work), dims)
+    shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
     analysis = solve(work, shapes)
-    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity)
+    analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
+    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted)
+
+
+def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
+    """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two)."""
+    here, there = (count_macs(model, shapes).nodes for shapes in (Shapes(analysis.inputs, (), analysis.facts), at))
+    for work in analysis.work:
+        before, after = here.get(work.node), there.get(work.node)
+        yield replace(work, macs=round(work.macs * after / before)) if before and after is not None else work
 
 
 @keywords()
@@ -153,9 +168,8 @@ def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | N
     return open_cuttable(Path(model), granularity, dims or Dims()).units
 
 
-def analysed_shapes(model: Model, dims: Dims) -> dict[str, Shape]:
-    """Input shapes with a batch of two where the batch is free and the model admits it."""
-    first = concrete_shapes(model, dims)
+def analysed_shapes(model: Model, dims: Dims, first: Shapes) -> dict[str, Shape]:
+    """Input shapes with a batch of two where the batch is free and the model admits it; `first`: those of `dims`."""
     sizes, shapes = dict(dims.sizes), dict(dims.shapes)
     specs = input_specs(model.ir)
     inner = {dim for spec in specs for dim in spec.shape[1:]}

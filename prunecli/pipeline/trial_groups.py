@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.model import Dims
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual_structured import expand
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out
@@ -73,7 +72,7 @@ class Units:
     ) -> StructuredResult:
         work, place = expand(self.subject, self.space.mask(gone), trained), saving.target.with_name("expanded.onnx")
         save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
-        subject = open_cuttable(place, self.options.granularity, Dims(), self.subject.inputs)
+        subject = open_cuttable(place, self.options.granularity, self.options.dims, self.subject.inputs)
         return replace(self, subject=subject).finish(setting, {}, saving, progress)
 
     def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> StructuredResult:

@@ -167,6 +167,36 @@ def _swiglu(n: Net, h: str, how: str) -> str:
     return str(n("Mul", n("Mul", gate, n("Sigmoid", gate)), value))
 
 
+def _attend(n: Net, q: str, k: str, v: str) -> str:
+    """One head: q (T, D), k and v (N, T, D)."""
+    return str(n("MatMul", n("Softmax", n("MatMul", q, n("Transpose", k, perm=[0, 2, 1])), axis=-1), v))
+
+
+def _learned_query(n: Net) -> Net:
+    """DETR, Perceiver: normalised queries that are constants are projected, and added to what they gather."""
+    q, h = n("LayerNormalization", n.w(5, 8), n.positive(8), n.w(8)), n.linear(n.x("N", "T", 4), 4, 8)
+    read = _attend(n, n.linear(q, 8, 6), n.linear(h, 8, 6), h)
+    return n.out(n.linear(n("Add", read, q), 8, 3))
+
+
+def _pooling_query(n: Net) -> Net:
+    """SigLIP: a learned probe meets the first rows of a packed projection, the tokens the others."""
+    h, packed, bias = n.linear(n.x("N", "T", 4), 4, 6), n.w(18, 6), n.w(18)
+    wq, wkv = n("Split", packed, n.c([6, 12]), axis=0, outputs=2)
+    bq, bkv = n("Split", bias, n.c([6, 12]), axis=0, outputs=2)
+    q = n("Add", n("MatMul", n.w(1, 6), n("Transpose", wq, perm=[1, 0])), bq)
+    k, v = n("Split", n("Add", n("MatMul", h, n("Transpose", wkv, perm=[1, 0])), bkv), n.c([6, 6]), axis=-1, outputs=2)
+    return n.out(n.linear(_attend(n, q, k, v), 6, 3))
+
+
+def _computed_and_split(n: Net) -> Net:
+    """One standardised matrix, of which two parts are read by different layers: the matrix itself becomes a constant."""
+    w = n.w(6, 8)
+    upper, lower = n("Split", n("Sub", w, n("ReduceMean", w, n.c([0]))), n.c([3, 3]), axis=0, outputs=2)
+    a, b = n("Split", n.linear(n.x("N", 4), 4, 6), n.c([3, 3]), axis=1, outputs=2)
+    return n.out(n("MatMul", n("Add", n("MatMul", a, upper), n("Relu", n("MatMul", b, lower))), n.w(8, 2)))
+
+
 def _moe(n: Net) -> Net:
     """A soft mixture of experts: batched weights, a gate."""
     x = n.x("N", 4)
@@ -217,6 +247,9 @@ WHOLE = {
     "sequence of single columns": Case(lambda n: n.out(n("MatMul", n("MatMul", n.x("N", 4), _parts(n, n.w(4, 8), "ones")), n.w(8, 3))), 0),
     "weight standardisation": Case(lambda n: image(n, _standardised, 8, 6), 8 + 6),
     "low-rank update": Case(lambda n: tokens(n, _low_rank, 8, 6), 8 + 6),
+    "learned query": Case(_learned_query, 8 + 6),
+    "learned probe": Case(_pooling_query, 6 + 6 + 6),
+    "computed weight in two parts": Case(_computed_and_split, 6 + 8),
     "weight norm": Case(lambda n: rows(n, _weight_norm, 8, 6), 8 + 6),
     "LSTM gates reordered": Case(_gates_reordered, 6),
     "shared bias": Case(_shared_bias, 16),

@@ -16,6 +16,7 @@ import pytest
 import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
+from prunecli.model import Dims
 from prunecli.pipeline import structured_subject as module
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
 from prunecli.pipeline.structured_budget import Budget
@@ -103,12 +104,32 @@ def test_the_report_and_the_plan_say_the_same_as_the_file(tmp_path: Path) -> Non
         assert {(u["params"], u["macs"]) for u in mine} == {(group.params, group.macs)}
 
 
-def test_the_cost_of_a_unit_is_what_its_removal_saves(tmp_path: Path) -> None:
-    """x (N,3) -> Conv to 8 (3x3) -> +Conv 8 to 8 (residual) -> Conv 1x1 to 4: one unit of 8, counted by hand."""
-    found = cut(tiny(tmp_path), tmp_path)
-    (group,) = [g for g in found.groups if g.before == 8]
-    rows_in, both, out = 3 * 9 + 1, (8 * 8 - 7 * 7) * 9 + 1, 4
-    assert group.params == rows_in + both + out
+def learned_queries(n: Net) -> Net:
+    """Six learned rows meet the rows of a batch: the layer that makes queries of them runs once, whatever the batch."""
+    keys = n("Transpose", n("MatMul", n.x("N", 5, 4), n.w(4, 8)), perm=[0, 2, 1])
+    return n.out(n("MatMul", n("MatMul", n.w(6, 3), n.w(3, 8)), keys))
+
+
+COSTS = {
+    # Conv 3 to 8 (3x3), plus Conv 8 to 8 (3x3) of it, then Conv 1x1 to 4, 64x64 where nothing is said
+    "convolutions": (cuts.conv_net, {}, "channel", 3 * 9 + 1 + 15 * 9 + 1 + 4, (27 + 15 * 9 + 4) * 64 * 64),
+    "a batch of 3": (cuts.conv_net, {"N": 3, "H": 8, "W": 5}, "channel", 168, 3 * (27 + 15 * 9 + 4) * 8 * 5),
+    "a whole block": (cuts.conv_net, {"H": 6, "W": 5}, "block", 8 * 8 * 9 + 8, 8 * 8 * 9 * 30),
+    "learned queries": (learned_queries, {"N": 2}, "channel", 3 + 4, 6 * 3 + 2 * (5 * 4 + 6 * 5)),
+}
+
+
+@pytest.mark.parametrize(("build", "sizes", "granularity", "params", "macs"), COSTS.values(), ids=COSTS)
+def test_the_cost_of_a_unit_is_what_its_removal_saves(
+    tmp_path: Path, build: Any, sizes: dict[str, int], granularity: str, params: int, macs: int
+) -> None:
+    """Counted by hand, at the sizes that the report's totals are counted at."""
+    one = {"ratio": 0.9, "max_ratio": 1.0} if granularity == "block" else {"ratio": 1 / 8}
+    found = cut(tiny(tmp_path, build), tmp_path, dims=Dims(sizes), granularity=granularity, **one)
+    (group,) = [g for g in found.groups if g.after < g.before]
+    assert (group.params, group.macs) == (params, macs)
+    assert found.before.params - found.after.params == params
+    assert found.before.macs - found.after.macs == macs  # type: ignore[operator]
 
 
 # -- forms of files ---------------------------------------------------------------------------------
