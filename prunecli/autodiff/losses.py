@@ -3,6 +3,8 @@
 z are logits, y outputs, t targets; every loss is a mean over samples (and positions), so its scale does not depend
 on the batch size. A Softmax or Sigmoid at the model's end is seen through, because the loss of its input is exact
 where the loss of its result would round to log(0).
+
+Losses with `masked` take NaN in their targets for "not counted": the mean is over the others.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from prunecli.errors import PruneError
 from prunecli.model.facts import Shape
 
 Value = ir.Value
-_PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+_PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
 
 
 class Loss(Protocol):
@@ -100,14 +102,28 @@ def _log_probabilities(ops: Ops, logits: Value) -> tuple[Value, int]:
     return ops.op("LogSoftmax", logits, axis=axis), axis
 
 
-def _mean_all(ops: Ops, value: Value) -> Value:
-    return ops.mean(value, list(range(ops.rank(value)))) if ops.rank(value) else value
+def _everywhere(ops: Ops, value: Value) -> list[int]:
+    return list(range(ops.rank(value)))
 
 
-def _mean_of_sums(ops: Ops, terms: Value, axis: int) -> Value:
-    """Sum over the class axis, mean over all others."""
-    count = ops.size(terms) // ops.shape(terms)[axis]
-    return ops.mul(ops.sum(terms, list(range(ops.rank(terms)))), 1.0 / count)
+def _mean(ops: Ops, terms: Value, mask: Value | None = None) -> Value:
+    """The mean; with a mask of ones and zeros that of what it keeps, 0 where it keeps nothing."""
+    if mask is None:
+        return ops.mean(terms, _everywhere(ops, terms)) if ops.rank(terms) else terms
+    axes = _everywhere(ops, terms)
+    count = ops.op("Max", ops.sum(mask, axes), ops.scalar(1.0, mask))
+    return ops.div(ops.sum(ops.mul(terms, mask), axes), count)
+
+
+def _counted(ops: Ops, target: Value, masked: bool, axis: int | None = None) -> tuple[Value, Value | None]:
+    """The target with 0 in place of NaN, and a mask of what is not; along `axis` one NaN takes out the whole row."""
+    if not masked:
+        return target, None
+    absent = ops.op("IsNaN", target)
+    mask = ops.op("Cast", ops.op("Not", absent), to=int(ops.dtype(target)))
+    if axis is not None:
+        mask = ops.op("ReduceMin", mask, ops.ints([axis]), keepdims=1)
+    return ops.op("Where", absent, ops.scalar(0.0, target), target), mask
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,7 @@ class CrossEntropy:
     """-sum_c q_c log softmax(z)_c, q = (1 - smoothing) onehot(label) + smoothing / C (Szegedy et al. 2016).
 
     Labels are int64 of the logits' shape without the class axis (the second of image-like logits, else the last);
-    with `soft`, float32 distributions of the logits' shape. `ignore`: a label that counts for nothing.
+    with `soft`, float32 distributions of the logits' shape. `ignore`: an integer label that counts for nothing.
     """
 
     output: str | None = None
@@ -123,14 +139,16 @@ class CrossEntropy:
     smoothing: float = 0.0
     soft: bool = False
     ignore: int | None = None
+    masked: bool = False
 
     def build(self, scope: Scope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
         logp, axis = _log_probabilities(ops, logits)
         if self.soft:
-            target = self._smooth(ops, scope.target(self.labels, logits), ops.shape(logits)[axis])
-            return ops.neg(_mean_of_sums(ops, ops.mul(target, logp), axis))
+            target, mask = _counted(ops, scope.target(self.labels, logits), self.masked, axis)
+            target = self._smooth(ops, target, ops.shape(logits)[axis])
+            return ops.neg(_mean(ops, ops.sum(ops.mul(target, logp), [axis], keepdims=True), mask))
         return self._hard(scope, logp, axis)
 
     def _smooth(self, ops: Ops, target: Value, classes: int) -> Value:
@@ -152,25 +170,25 @@ class CrossEntropy:
         if self.smoothing:
             spread = ops.neg(ops.mean(logp, [axis], keepdims=True))
             losses = ops.op("Add", ops.mul(losses, 1.0 - self.smoothing), ops.mul(spread, self.smoothing))
-        if mask is None:
-            return _mean_all(ops, losses)
-        axes = list(range(ops.rank(mask)))
-        count = ops.op("Max", ops.sum(mask, axes), ops.scalar(1.0, mask))
-        return ops.div(ops.sum(ops.mul(losses, mask), axes), count)
+        return _mean(ops, losses, mask)
 
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """mean(softplus(z) - z t): -t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)). Targets: float32 in [0, 1]."""
+    """mean(softplus(z) - z t): -t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)). Targets: float32 in [0, 1], or with
+    `logits` what they are the sigmoids of."""
 
     output: str | None = None
     labels: str = "labels"
+    logits: bool = False
+    masked: bool = False
 
     def build(self, scope: Scope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Sigmoid")
-        target = scope.target(self.labels, logits)
-        return _mean_all(ops, ops.sub(ops.op("Softplus", logits), ops.mul(logits, target)))
+        target, mask = _counted(ops, scope.target(self.labels, logits), self.masked)
+        target = ops.op("Sigmoid", target) if self.logits else target
+        return _mean(ops, ops.sub(ops.op("Softplus", logits), ops.mul(logits, target)), mask)
 
 
 @dataclass(frozen=True)
@@ -179,15 +197,13 @@ class MeanSquaredError:
 
     output: str | None = None
     labels: str = "labels"
+    masked: bool = False
 
     def build(self, scope: Scope) -> Value:
-        y = scope.output(self.output)
-        return _squared_distance(scope.ops, y, scope.target(self.labels, y))
-
-
-def _squared_distance(ops: Ops, y: Value, target: Value) -> Value:
-    difference = ops.sub(y, target)
-    return _mean_all(ops, ops.mul(difference, difference))
+        ops, y = scope.ops, scope.output(self.output)
+        target, mask = _counted(ops, scope.target(self.labels, y), self.masked)
+        difference = ops.sub(y, target)
+        return _mean(ops, ops.mul(difference, difference), mask)
 
 
 @dataclass(frozen=True)
@@ -215,7 +231,7 @@ class MeanAbsoluteError:
 
     def build(self, scope: Scope) -> Value:
         y = scope.output(self.output)
-        return _mean_all(scope.ops, scope.ops.op("Abs", scope.ops.sub(y, scope.target(self.labels, y))))
+        return _mean(scope.ops, scope.ops.op("Abs", scope.ops.sub(y, scope.target(self.labels, y))))
 
 
 @dataclass(frozen=True)
@@ -230,17 +246,19 @@ class Distillation:
     teacher: str = "teacher"
     temperature: float = 1.0
     probabilities: bool = False
+    masked: bool = False
 
     def build(self, scope: Scope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
-        teacher = scope.target(self.teacher, logits)
+        axis = _class_axis(ops.rank(logits))
+        teacher, mask = _counted(ops, scope.target(self.teacher, logits), self.masked, axis)
         if self.probabilities:
             teacher = ops.op("Log", ops.op("Max", teacher, ops.scalar(1e-30, teacher)))
-        student, axis = _log_probabilities(ops, ops.mul(logits, 1.0 / self.temperature))
+        student, _ = _log_probabilities(ops, ops.mul(logits, 1.0 / self.temperature))
         wanted, _ = _log_probabilities(ops, ops.mul(teacher, 1.0 / self.temperature))
         terms = ops.mul(ops.op("Exp", wanted), ops.sub(wanted, student))
-        return ops.mul(_mean_of_sums(ops, terms, axis), self.temperature**2)
+        return ops.mul(_mean(ops, ops.sum(terms, [axis], keepdims=True), mask), self.temperature**2)
 
 
 @dataclass(frozen=True)
@@ -260,7 +278,7 @@ class CosineDistance:
             ops.op("ReduceL2", a, ops.ints([1]), keepdims=0), ops.op("ReduceL2", b, ops.ints([1]), keepdims=0)
         )
         cosine = ops.div(dot, ops.op("Max", lengths, ops.scalar(1e-12, dot)))
-        return ops.one_minus(_mean_all(ops, cosine))
+        return ops.one_minus(_mean(ops, cosine))
 
 
 @dataclass(frozen=True)
@@ -271,11 +289,7 @@ class FeatureMatching:
     prefix: str = "teacher/"
 
     def build(self, scope: Scope) -> Value:
-        parts = []
-        for name in self.values:
-            y = scope.output(name)
-            parts.append(_squared_distance(scope.ops, y, scope.target(self.prefix + name, y)))
-        return scope.ops.total(parts)
+        return scope.ops.total([MeanSquaredError(name, self.prefix + name).build(scope) for name in self.values])
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,12 @@ class Predictions:
         return len(np.unique(self.sample))
 
     def goodness(self) -> Array:
-        """Per sample, higher is better: the fraction of right classes, or minus the mean absolute error."""
+        """Per sample that counts, higher is better: the fraction of right classes, or minus the mean absolute error."""
         if self.reading.regression:
             return np.asarray(-np.abs(self.truth - self.predicted).mean(axis=1))
         right = np.bincount(self.sample, weights=self.truth == self.predicted)
-        return np.asarray(right / np.maximum(np.bincount(self.sample), 1))
+        count = np.bincount(self.sample)
+        return np.asarray(right[count > 0] / count[count > 0])
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Collector:
         truth = truth.reshape(len(labels), -1)
         sample = np.repeat(rows, truth.shape[1])
         truth = truth.reshape(-1)
-        keep = truth != IGNORED if labels.ndim > 1 and truth.dtype.kind != "U" else np.ones(len(truth), bool)
+        keep = np.ones(len(truth), bool) if truth.dtype.kind == "U" else truth != IGNORED
         part = self._read(out, truth, keep)
         self._parts.append({"truth": truth[keep], "sample": sample[keep], **part})
 

@@ -18,7 +18,7 @@ Kind = Literal["scores", "classes", "binary", "numbers"]
 Scale = Literal["", "probabilities", "logits"]
 
 IGNORED = -100
-"""A label per position that says "do not count this one" (padding), as PyTorch's losses use it."""
+"""A class label that says "do not count this one" (padding, unknown), as PyTorch's losses use it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _fit_classes(labels: Array, name: str, out: Array, spot: tuple[int, ...], sa
         return Reading(name, "scores", -1, out.shape[-1], names)
     if spot and out.ndim == len(spot) + 2 and out.shape[2:] == spot and out.shape[1] > 1:
         return Reading(name, "scores", 1, out.shape[1], names)
-    two = len(names) == 2 if names else bool(np.isin(labels, (0, 1, IGNORED) if spot else (0, 1)).all())
+    two = len(names) == 2 if names else bool(np.isin(labels, (0, 1, IGNORED)).all())
     return Reading(name, "binary", names=names) if same and two else None
 
 
@@ -149,7 +149,7 @@ def _check_range(labels: Array, reading: Reading) -> None:
                 "write the labels as class numbers, since the order of the names is not known",
             )
         return
-    counted = labels[labels != IGNORED] if labels.ndim > 1 else labels
+    counted = labels[labels != IGNORED]
     low, high = int(counted.min(initial=0)), int(counted.max(initial=0))
     if low < 0 or high > last:
         shifted = counted.min(initial=1) >= 1 and high == reading.classes

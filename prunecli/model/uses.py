@@ -112,13 +112,14 @@ def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
 
     Which axes are rows and columns does not change, so that the layout is that of the whole stored tensor.
     """
-    return () if all(_is_constant(value, MAX_DEPTH) for value in node.inputs) else None
+    return () if all(value is None or is_constant(value) for value in node.inputs) else None
 
 
-def _is_constant(value: ir.Value | None, depth: int) -> bool:
-    """Whether the value follows from stored constants by moving elements only, in at most so many steps."""
-    waiting, passed = {value}, set[ir.Value | None]()
-    for _ in range(depth + 1):
+def is_constant(value: ir.Value) -> bool:
+    """Whether the value follows from stored constants by moving elements only, in at most MAX_DEPTH steps."""
+    waiting: set[ir.Value | None] = {value}
+    passed: set[ir.Value | None] = set()
+    for _ in range(MAX_DEPTH + 1):
         passed |= waiting
         behind = [_moved_from(each) for each in waiting]
         if any(inputs is None for inputs in behind):

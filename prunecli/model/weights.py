@@ -15,9 +15,9 @@ from prunecli.model import skips
 from prunecli.model.holders import Holder, holders
 from prunecli.model.layout import Layout, Shape
 from prunecli.model.loading import Model
-from prunecli.model.roles import Kind, Refused, Role
+from prunecli.model.roles import Kind, Refused, Role, role_of
 from prunecli.model.tensors import FLOATS
-from prunecli.model.uses import Reader, readers
+from prunecli.model.uses import Reader, is_constant, readers
 from prunecli.types import Skipped
 
 Values = np.ndarray[Any, Any]
@@ -144,10 +144,12 @@ def _release(tensor: ir.TensorProtocol) -> None:
 
 @dataclass
 class Weights:
-    """`prunable`: matrices and kernels. `others`: biases, normalisation, embeddings. `skipped`: the rest."""
+    """`prunable`: matrices and kernels. `others`: biases, normalisation, embeddings. `single`: parameters of one
+    element, which are trained but not pruned. `skipped`: the rest."""
 
     prunable: list[Weight] = field(default_factory=list)
     others: list[Weight] = field(default_factory=list)
+    single: list[Weight] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     def all(self) -> list[Weight]:
@@ -165,10 +167,13 @@ def find_weights(model: Model) -> Weights:
             continue
         shape = tuple(int(d) for d in tensor.shape.numpy())
         reads = list(readers(model.ir, holder.value, shape))
-        weight = _weight(holder, shape, reads, names) if tensor.dtype in FLOATS and tensor.size > 1 else None
-        if weight is not None:
+        weight = _weight(holder, shape, reads, names) if tensor.dtype in FLOATS else None
+        if weight is not None and tensor.size > 1:
             (found.prunable if weight.kind == "weight" else found.others).append(weight)
-        elif reason := skips.reason(tensor, reads, counted):
+            continue
+        if weight is not None and all(_is_parameter(use) for use in weight.uses):
+            found.single.append(weight)
+        if reason := skips.reason(tensor, reads, counted):
             found.skipped.append(Skipped(_unique(holder, names), reason))
     found.skipped += skips.groups(counted) + skips.nodes(model.ir)
     return found
@@ -181,6 +186,23 @@ def _weight(holder: Holder, shape: Shape, reads: list[Reader], names: set[str]) 
     kind = min((use.kind for use in uses), key=PRIORITY.index)
     main = next(use for use in uses if use.kind == kind)
     return Weight(_unique(holder, names), kind, uses, holder, main.layout, _notes(holder, uses, reads))
+
+
+def _is_parameter(use: Use) -> bool:
+    """Whether one number is a parameter. Scales and offsets of elementwise operators are mostly constants of a formula
+    (1 / sqrt(d), an epsilon), but for the bias of a layer with one output."""
+    if use.op not in ("Add", "Sub", "Mul", "Div"):
+        return True
+    other = use.node.inputs[1 - use.index]
+    layer = other.producer() if other is not None else None
+    if use.op != "Add" or layer is None:
+        return False
+    stored = [(i, value) for i, value in enumerate(layer.inputs) if value is not None and is_constant(value)]
+    roles = [
+        role_of(layer, i, tuple(v.shape.numpy())) for i, v in stored if v.shape is not None and v.shape.is_static()
+    ]
+    layouts = [role.layout for role in roles if isinstance(role, Role) and role.kind == "weight"]
+    return any(layout.canonical_shape[0] * layout.canonical_shape[1] == 1 for layout in layouts)
 
 
 def _use(read: Reader, shape: Shape, role: Role) -> Use:

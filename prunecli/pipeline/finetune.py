@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -255,7 +254,8 @@ def _layers(file: Model) -> list[LayerRow]:
 
 def _skipped(file: Model, training: Training) -> list[Skipped]:
     trained = {item.name for item in training.parameters.items}
-    left = [w for w in find_weights(file).all() if w.name not in trained and w.name not in training.graph.statistics]
+    weights = find_weights(file)
+    left = [w for w in [*weights.all(), *weights.single] if w.name not in trained | training.graph.statistics.keys()]
     return [Skipped(w.name, "not trained: frozen, not reached by the loss, or inside a body") for w in left]
 
 
@@ -268,24 +268,26 @@ class _Proof:
         self.verification = Verification("none", detail="--no-verify")
 
     def __call__(self, path: Path) -> None:
-        name = self.training.objective.output
-        options = GradientOptions(weights_as_inputs=False, outputs=(name,))
+        names = self.training.objective.outputs
+        options = GradientOptions(weights_as_inputs=False, outputs=tuple(names))
         items = [item.name for item in self.training.parameters.items[:1]]
         graph = differentiate(self.training.model.ir, items, self.training.objective.loss,
                               shapes=self.training.shapes, options=options)  # fmt: skip
-        own = graph.outputs[name]
+        own = [graph.outputs[name] for name in names]
         session = Session.open(graph.to_bytes(), threads=self.options.execution.thread_count)
         targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
                    for s in session.inputs if s.name not in self.feed}  # fmt: skip
         single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}
-        wanted = session.run(single | targets, [own])[own]
-        got = np.asarray(self.options.execution.open(path).run(self.feed, [name])[name], np.float64)
-        error = float(np.abs(got - wanted).max(initial=0))
-        scale = float(np.abs(wanted).max(initial=0))
-        coarse = self.feed and any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
-        limit = (50 * TOLERANCE if coarse else TOLERANCE) * max(scale, 1e-6)
-        if not math.isfinite(error) or error > limit:
-            raise PruneError(f"the saved model differs from the trained one by {error:.3g}", "please report this")
-        relative = error / scale if scale else 0.0
-        self.verification = Verification("exact", error, relative, len(wanted) if wanted.ndim else 1,
+        wanted = list(session.run(single | targets, own).values())
+        got = list(self.options.execution.open(path).run(self.feed, names).values())
+        pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(got, wanted, strict=True)]
+        errors = [float(np.abs(a - b).max(initial=0)) for a, b in pairs]
+        relative = [
+            error / max(float(np.abs(b).max(initial=0)), 1e-6) for error, (_, b) in zip(errors, pairs, strict=True)
+        ]
+        coarse = any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
+        if not all(part <= (50 * TOLERANCE if coarse else TOLERANCE) for part in relative):  # NaN is not
+            raise PruneError(f"the saved model differs from the trained one by {max(errors):.3g}", "please report this")
+        samples = len(pairs[0][1]) if pairs[0][1].ndim else 1
+        self.verification = Verification("exact", max(errors), max(relative), samples,
                                          "the saved file computes what was trained")  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.reading import IGNORED, Reading, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
-LABELS, TEACHER = "prune/labels", "prune/teacher"
+LABELS, TEACHER = "prune/labels", "prune/teacher/"
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,20 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss` for the gradient model; `output` it judges; `reading` of the labels, None with a teacher alone."""
+    """`loss` for the gradient model; `output` it judges; `reading` of the labels, None with a teacher alone;
+    `imitated`: outputs that are compared with the teacher's. `ignoring`: some labels are IGNORED."""
 
     loss: Loss
     output: str
     reading: Reading | None
     soft: bool
-    needs_logits: bool
+    imitated: tuple[str, ...] = ()
+    ignoring: bool = False
+
+    @property
+    def outputs(self) -> list[str]:
+        """What the loss is of, without repetition."""
+        return list(dict.fromkeys([self.output, *self.imitated]))
 
     def targets(self, labels: Array | None, like: Array) -> dict[str, Array]:
         """The loss's own inputs for a batch of labels; `like`: an output of the model of that batch size."""
@@ -46,7 +53,22 @@ class Objective:
         truth = self.reading.truth(labels) if not self.reading.one_hot else labels
         if self.reading.kind == "scores":
             return {LABELS: self._classes(truth, like)}
-        return {LABELS: truth.astype(np.float32).reshape(like.shape)}
+        return {LABELS: self._uncounted(truth.astype(np.float32), truth).reshape(like.shape)}
+
+    def answers(self, told: Mapping[str, Array], labels: Array | None) -> dict[str, Array]:
+        """The teacher's outputs as the loss's inputs; NaN where the label says not to count."""
+        found = {TEACHER + name: np.asarray(told[name], np.float32) for name in self.imitated}
+        if self.ignoring and self.reading is not None and labels is not None:
+            answer, truth = found[TEACHER + self.output], self.reading.truth(labels)
+            spread = np.expand_dims(truth, self.reading.axis) if self.reading.kind == "scores" else truth
+            shape = [1 if self.reading.kind == "scores" and axis == self.reading.axis % answer.ndim else size
+                     for axis, size in enumerate(answer.shape)]  # fmt: skip
+            found[TEACHER + self.output] = self._uncounted(answer, spread.reshape(shape))
+        return found
+
+    def _uncounted(self, target: Array, truth: Array) -> Array:
+        """NaN, which the losses leave out and mixtures keep, where the label is IGNORED."""
+        return np.asarray(np.where(truth == IGNORED, np.float32("nan"), target)) if self.ignoring else target
 
     def _classes(self, truth: Array, like: Array) -> Array:
         assert self.reading is not None
@@ -58,7 +80,8 @@ class Objective:
         if not self.soft:
             return index
         classes = np.arange(like.shape[axis]).reshape([-1 if a == axis else 1 for a in range(like.ndim)])
-        return np.asarray(np.expand_dims(index, axis) == classes, np.float32)
+        index = np.expand_dims(index, axis)
+        return self._uncounted(np.asarray(index == classes, np.float32), index)
 
 
 def choose_objective(
@@ -78,15 +101,39 @@ def choose_objective(
     if labels is None and teacher is None:
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
-        return _from_teacher(outputs, options)
+        names = _imitated(outputs, options.output_name)
+        return Objective(_squares(names, teacher or {}), names[0], None, False, names)
     reading = _reading(data, labels, outputs, options.output_name)
-    hard = _hard_loss(reading, outputs[reading.output], options)
-    soft = options.soft or reading.one_hot
+    ignoring = reading.kind in ("scores", "binary") and labels.dtype.kind != "U" and bool((labels == IGNORED).any())
+    if ignoring and (labels == IGNORED).all():
+        raise PruneError(f"every label is {IGNORED}, which says not to count it", "check the labels")
+    hard = _hard_loss(reading, outputs[reading.output], options, ignoring)
+    made = Objective(hard, reading.output, reading, options.soft or reading.one_hot, (), ignoring)
     if teacher is None:
-        return Objective(hard, reading.output, reading, soft, reading.kind == "scores")
-    imitation = _imitation(reading, teacher[reading.output], options)
-    both = Weighted(((1 - options.alpha, hard), (options.alpha, imitation)))
-    return Objective(both, reading.output, reading, soft, reading.kind == "scores")
+        return made
+    main = _imitation(reading, teacher[reading.output], options, ignoring)
+    others = tuple(n for n in _imitated(outputs, options.output_name) if n != reading.output)
+    terms = [(1 - options.alpha, hard), (options.alpha, main)]
+    terms += [(options.alpha, _squares(others, teacher))] if others else []
+    return replace(made, loss=Weighted(tuple(terms)), imitated=(reading.output, *others))
+
+
+def _imitated(outputs: Mapping[str, Array], name: str | None) -> tuple[str, ...]:
+    """The floating-point outputs, or the one that was named."""
+    floats = float_outputs(outputs)
+    if not floats or name not in (None, *floats):
+        raise PruneError("the model has no floating-point output to imitate", "choose one with --output-name")
+    return tuple(floats) if name is None else (name,)
+
+
+def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
+    """The mean squared difference; of several outputs the sum, each over the teacher's mean square, so that all count
+    alike."""
+    losses = [MeanSquaredError(name, TEACHER + name) for name in names]
+    if len(names) == 1:
+        return losses[0]
+    sizes = [float(np.square(teacher[name], dtype=np.float64).mean()) for name in names]
+    return Weighted(tuple((1 / s if 1e-20 < s < 1e20 else 1.0, loss) for s, loss in zip(sizes, losses, strict=True)))
 
 
 def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
@@ -101,19 +148,11 @@ def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_
         raise PruneError(error.message, error.hint.split("; --task")[0]) from error
 
 
-def _from_teacher(outputs: Mapping[str, Array], options: ObjectiveOptions) -> Objective:
-    floats = float_outputs(outputs)
-    name = options.output_name or (floats[0] if floats else None)
-    if name is None or name not in floats:
-        raise PruneError("the model has no floating-point output to imitate", "choose one with --output-name")
-    return Objective(MeanSquaredError(name, TEACHER), name, None, False, False)
-
-
-def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions) -> Loss:
+def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignoring: bool) -> Loss:
     if reading.kind == "numbers":
         return MeanSquaredError(reading.output, LABELS)
     if reading.kind == "binary":
-        return BinaryCrossEntropy(reading.output, LABELS)
+        return BinaryCrossEntropy(reading.output, LABELS, masked=ignoring)
     if reading.kind == "classes":
         raise PruneError(
             f"the output {reading.output} names classes, which has no gradient",
@@ -121,8 +160,7 @@ def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions) -> Lo
         )
     _check_class_axis(reading, output)
     soft = options.soft or reading.one_hot
-    ignore = IGNORED if output.ndim > 2 and not soft else None
-    return CrossEntropy(reading.output, LABELS, options.smoothing, soft, ignore)
+    return CrossEntropy(reading.output, LABELS, options.smoothing, soft, IGNORED if ignoring else None, ignoring)
 
 
 def _check_class_axis(reading: Reading, output: Array) -> None:
@@ -134,12 +172,13 @@ def _check_class_axis(reading: Reading, output: Array) -> None:
         )
 
 
-def _imitation(reading: Reading, output: Array, options: ObjectiveOptions) -> Loss:
+def _imitation(reading: Reading, output: Array, options: ObjectiveOptions, ignoring: bool) -> Loss:
+    name, told = reading.output, TEACHER + reading.output
     if reading.kind == "numbers":
-        return MeanSquaredError(reading.output, TEACHER)
+        return MeanSquaredError(name, told)
     if reading.kind == "binary":
-        return BinaryCrossEntropy(reading.output, TEACHER)
-    return Distillation(reading.output, TEACHER, options.temperature, is_distribution(output, reading.axis))
+        return BinaryCrossEntropy(name, told, bool(((output < 0) | (output > 1)).any()), ignoring)
+    return Distillation(name, told, options.temperature, is_distribution(output, reading.axis), ignoring)
 
 
 def is_distribution(output: Array, axis: int) -> bool:

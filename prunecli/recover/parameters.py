@@ -102,7 +102,9 @@ def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
     Raises:
         PruneError: a pattern that matches nothing, or nothing is left.
     """
-    found = [w for w in find_weights(model).all() if w.holder.graph is model.ir.graph and not _is_statistic(w)]
+    weights = find_weights(model)
+    every = [*weights.all(), *weights.single]
+    found = [w for w in every if w.holder.graph is model.ir.graph and not _is_statistic(w)]
     for pattern in freeze:
         if not any(fnmatchcase(w.name, pattern) for w in found):
             raise PruneError(f"--freeze {pattern!r} matches nothing", "`prune inspect` lists the names")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from prunecli.evaluation.pairing import Runner
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, run_pass
 from prunecli.model import Model
 from prunecli.model.holders import Holder, holders
-from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
+from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective, is_distribution
 from prunecli.recover.parameters import Parameters, trainable
 from prunecli.recover.stepper import Stepper
 from prunecli.recover.supply import Supply, Teacher, check_trainable
@@ -87,7 +87,7 @@ def prepare_training(
     graph, parameters = _build(model, objective, shapes, setup, run_size)
     _check_logits(objective, outputs[objective.output], graph)
     stepper = Stepper(graph, parameters, setup.threads)
-    ask = _ask(teacher, objective.output) if teacher is not None else None
+    ask = _ask(teacher, objective.imitated) if teacher is not None else None
     o = setup.train
     like = outputs[objective.output]
     supply = Supply(data, objective, batch_size, like, o.seed, o.augment, o.mixup, ask)
@@ -119,9 +119,8 @@ def _build(
 
 def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> None:
     """A cross entropy of probabilities taken for logits hardly moves: refuse it."""
-    from prunecli.recover.objective import is_distribution
-
-    if objective.needs_logits and not graph.before_end and is_distribution(output, -1):
+    scores = objective.reading is not None and objective.reading.kind == "scores"
+    if scores and not graph.before_end and is_distribution(output, -1):
         raise PruneError(
             f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
             "name the logits with --output-name",
@@ -143,19 +142,20 @@ def _notes(graph: GradientModel, batch_size: int, setup: Setup) -> list[str]:
     return notes
 
 
-def _ask(teacher: Runner, output: str) -> Teacher:
-    own = teacher.outputs.get(output, output)
+def _ask(teacher: Runner, outputs: Sequence[str]) -> Teacher:
+    own = {name: teacher.outputs.get(name, name) for name in outputs}
 
-    def answer(feed: Mapping[str, Array]) -> Array:
-        return np.asarray(teacher.session.run(teacher.feed(dict(feed)), [own])[own], np.float32)
+    def answer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        told = teacher.session.run(teacher.feed(dict(feed)), list(own.values()))
+        return {name: told[its] for name, its in own.items()}
 
     return answer
 
 
 @dataclass
 class _Judge:
-    """Scores the present parameters on held-out data: mean goodness with labels, else minus the mean squared
-    difference to the teacher, both higher for better."""
+    """Scores the present parameters on held-out data, higher is better: mean goodness with labels, else the
+    signal-to-noise ratio to the teacher in dB, its mean over the outputs that are imitated."""
 
     model: Model
     parameters: Parameters
@@ -173,8 +173,9 @@ class _Judge:
         if self.objective.reading is None and self.teacher is not None:
             done = run_pass(runners | {BASELINE: self.teacher}, self.data, self.setup.train.batch_size, asked)
             assert done.fidelity is not None
-            snr = done.fidelity.outputs[self.objective.output]["snr_db"]
-            return snr if snr is not None and not math.isnan(snr) else -math.inf
+            ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
+            known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
+            return sum(known) / len(known) if known else -math.inf
         done = run_pass(runners, self.data, self.setup.train.batch_size, asked)
         return float(done.predictions[MODEL].goodness().mean())
 

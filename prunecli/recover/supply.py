@@ -11,10 +11,10 @@ import numpy as np
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.recover.augment import apply_augments, mixup
-from prunecli.recover.objective import TEACHER, Objective
+from prunecli.recover.objective import Objective
 
 Array = np.ndarray[Any, Any]
-Teacher = Callable[[Mapping[str, Array]], Array]
+Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Supply:
         if self.mixup:
             feed, targets = self._mixed(feed, targets, rng)
         if self.teacher is not None:
-            targets[TEACHER] = self.teacher(feed)
+            targets |= self.objective.answers(self.teacher(feed), batch.labels)
         return feed | targets
 
     def _mixed(

@@ -146,7 +146,8 @@ class Trainer:
         """Train until the epochs are over or patience ends; the best weights are left in place.
 
         Raises:
-            DivergedError: the loss is not finite or grew tenfold; names step and learning rate.
+            PruneError: the loss is not finite before anything was trained.
+            DivergedError: it is not finite later or grew tenfold; names step and learning rate.
         """
         while self.at.epoch < self.options.epochs and not self._out_of_patience():
             self._epoch(on_step)
@@ -201,18 +202,22 @@ class Trainer:
     def _check(self, loss: float) -> None:
         if self.at.first_loss is None and math.isfinite(loss):
             self.at.first_loss = loss
-        first = abs(self.at.first_loss or 0.0)
+        first = self.at.first_loss or 0.0
         settled = self.at.step >= min(_SETTLED, self.supply.steps)
-        grown = settled and self.at.loss_sum / self.at.step > _DIVERGED * (first + 1.0)
+        grown = settled and self.at.loss_sum / self.at.step > _DIVERGED * (abs(first) + 1.0)
         if math.isfinite(loss) and not grown:
             return
+        if self.at.first_loss is None:
+            raise PruneError(
+                f"the loss is {loss} before anything was trained",
+                "look for NaN, infinite or huge values in the data, or in what the model makes of them",
+            )
         step, o = self.total_steps, self.options
         rate = o.learning_rate * self.schedule(step - 1)
-        begun = "" if self.at.first_loss is None else f", which was {self.at.first_loss:.3g} at first,"
         self.use_best()
         raise DivergedError(
-            f"training diverged at step {step:,}: the loss{begun} is {loss:.3g} at a learning rate of {rate:.3g}"
-            f" (--lr {o.learning_rate:g})",
+            f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
+            f" at a learning rate of {rate:.3g} (--lr {o.learning_rate:g})",
             f"try --lr {o.lower_rate:.2g}, a longer --warmup, or --clip 1",
         )
 

@@ -24,7 +24,8 @@ def _nothing() -> None:
 class Source:
     """The scores of one tensor's units, loaded when needed.
 
-    `load` returns floats, whose magnitudes are the scores, in storage order of the units. A unit is `width` weights; units of unequal size give `sizes` instead, in the same order.
+    `load` returns floats, whose magnitudes are the scores, in storage order of the units. A unit is `width` weights;
+    units of unequal size give `sizes` instead, in the same order.
     """
 
     name: str

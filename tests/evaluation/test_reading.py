@@ -77,7 +77,6 @@ UNREADABLE: dict[str, tuple[Any, dict[str, Any], str, str | None, str]] = {
     "sequence": (INTS, {"y": [{0: 1.0}]}, "auto", None, "y: a list"),
     "class too high": (np.array([0, 3]), {"y": zeros(4, 3)}, "auto", None, "class 3, y has 0 to 2"),
     "class below zero": (np.array([0, -1]), {"y": zeros(4, 3)}, "auto", None, "class -1"),
-    "ignored only per position": (np.array([0, -100]), {"y": zeros(4, 3)}, "auto", None, "class -100"),
     "three names for four classes": (
         np.array(["a", "b", "c"]), {"y": zeros(3, 4)}, "auto", None, "3 names, y has 4 classes",
     ),
