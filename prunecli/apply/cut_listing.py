@@ -45,7 +45,7 @@ def _is_passed_on(value: ir.Value, listed: Collection[str]) -> bool:
 
 
 def _passes(node: ir.Node, listed: Collection[str]) -> bool:
-    return node.domain == "" and node.op_type in PASSING and all(out.name in listed for out in node.outputs)
+    return node.domain == "" and node.op_type in PASSING and all(o.name in listed for o in node.outputs if o.name)
 
 
 def _captured(graph: ir.Graph) -> set[ir.Value]:

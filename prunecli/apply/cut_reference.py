@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.apply.outline import graphs
+from prunecli.apply.outline import drop_unnamed, graphs
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
@@ -58,6 +58,7 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
     for tensor in model.graph.initializer:
         if forced.is_listed(tensor.name) and tensor.data_type in FLOATS:
             tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name]))
+    drop_unnamed(model)
     editor = _Editor(model, forced)
     nodes = list(model.graph.node)
     del model.graph.node[:]

@@ -34,9 +34,8 @@ def outline(path: Path) -> bytes:
     _arrange(model.metadata_props, lambda p: p.key, lambda p: not p.key.startswith(OWN))
     for graph in graphs(model):
         _plain_graph(graph)
+    drop_unnamed(model)
     for node in nodes(model):
-        while node.output and not node.output[-1]:  # left out, and so are they when onnx-ir writes them
-            del node.output[-1]
         for attribute in node.attribute:
             _plain_attribute(node, attribute, path.parent)
     for body in reversed([*model.functions, *graphs(model)]):  # inner ones first: sorting copies them
@@ -106,6 +105,14 @@ def _clear_empty(message: Message) -> None:
 
 
 _STANDARD = ("domain", "ai.onnx")
+
+
+def drop_unnamed(model: onnx.ModelProto) -> None:
+    """Leave out unnamed outputs at the end of a node, as onnx-ir does when it writes. onnxruntime, unless it fuses the
+    node, crashes on those of a BatchNormalization."""
+    for node in nodes(model):
+        while node.output and not node.output[-1]:
+            del node.output[-1]
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.edit import Removed
-from prunecli.channels.prepare import share_again
+from prunecli.channels.prepare import restore
 from prunecli.channels.views import Geometry
 from prunecli.model.facts import Facts
 
@@ -227,7 +227,7 @@ def drop_blocks(model: ir.Model, blocks: Sequence[Block]) -> Dead:
         if not any(_needed(out, set()) for out in join.outputs):  # a normalisation for dropped branches only
             rest = _closure(model, [(join, index) for index in range(len(join.inputs))])
             _delete(model.graph, Dead(rest.nodes | {join}, rest.initializers))
-    share_again(model)
+    restore(model)
     return dead
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from prunecli.channels.edit import Cut as Cut
 from prunecli.channels.edit import Removed as Removed
 from prunecli.channels.edit import View
-from prunecli.channels.prepare import share_again
+from prunecli.channels.prepare import restore
 from prunecli.channels.registry import REWRITES
 from prunecli.channels.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
@@ -56,7 +56,7 @@ def remove(
         _check_shapes(cut, node)
     _check_outputs(cut)
     _restate_shapes(cut)
-    share_again(model)
+    restore(model)
 
 
 def _slice_constants(cut: Cut) -> None:

@@ -2,7 +2,7 @@
 
 Small constants that several nodes share (one bias of two Convs, BatchNorm parameters that an exporter merged)
 would tie those nodes' channels together for no reason. They get one copy per use; `plan_names` restates a
-cut in the names of the user's file, and `share_again` merges copies that came out equal.
+cut in the names of the user's file, and `restore` merges copies that came out equal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prunecli.model.names import free_name, taken_names
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
+_UNNAMED = "prunecli.unnamed"  # key in the `meta` of an output that the user's file does not name
 _NAMES = "prunecli.names"  # key in the model's `meta`: value names of the user's file
 
 
@@ -38,10 +39,23 @@ def prepare(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     work.ir_version = max(work.ir_version or 4, 4)
     work.meta[_NAMES] = names
+    _name_outputs(work.graph)
     unpack_sequences(work)
     fold_computed_weights(work)
     _copy_shared(work)
     return work
+
+
+def _name_outputs(graph: ir.Graph) -> None:
+    """Outputs that nobody reads may be unnamed: those at the end go, the others get names, until `restore`."""
+    taken = taken_names(graph)
+    for node in graph:
+        named = [place for place, out in enumerate(node.outputs) if out.name]
+        node.resize_outputs(max(named, default=0) + 1)
+        for place in set(range(len(node.outputs))) - set(named):
+            out = node.outputs[place]
+            out.name = free_name(f"{node.name or node.op_type}.{place}", taken)
+            out.meta[_UNNAMED] = True
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -69,8 +83,12 @@ def _copy_shared(model: ir.Model) -> None:
             node.replace_input_with(index, copy)
 
 
-def share_again(model: ir.Model) -> None:
-    """Undo the copies that equal their original."""
+def restore(model: ir.Model) -> None:
+    """What need not stay of the working form: names of unread outputs, and copies that equal their original."""
+    for node in model.graph:
+        for out in node.outputs:
+            if _UNNAMED in out.meta:
+                out.name = ""
     initializers = model.graph.initializers
     for copy in list(initializers.values()):
         original = initializers.get(copy.meta.get(_ORIGINAL, ""))
