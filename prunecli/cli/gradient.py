@@ -49,7 +49,7 @@ def gradient(
         str | None,
         typer.Option(
             "--criterion",
-            metavar="taylor|fisher|snip|gradient|synflow",
+            metavar="taylor|fisher|snip|synflow",
             help="the score; default taylor; synflow needs no data",
             rich_help_panel=SELECT,
         ),
@@ -78,7 +78,7 @@ def gradient(
 ) -> None:
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
-    In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then.
+    In --steps (taylor, fisher and snip: 6, synflow: 30), gradients taken anew at the weights as they are by then.
     Without --limit 256 samples drawn from --data are used.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:

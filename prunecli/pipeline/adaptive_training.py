@@ -76,7 +76,7 @@ def _round(
         cut = setup.pruner.cut_further(last.path, last.setting, setting, saving, progress)
     original = setup.file.path
     teacher = retrain.options.teacher or (original if retrain.by_original else None)
-    options = replace(retrain.options, teacher=teacher, output=folder / "trained.onnx", salvage=False)
+    options = replace(retrain.options, teacher=teacher, output=folder / "trained.onnx", salvage=False, keep_start=True)
     done: FinetuneResult = finetune(folder / "cut.onnx", options, progress)
     return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
 

@@ -39,7 +39,8 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 @dataclass(frozen=True)
 class FinetuneResult:
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
-    the weights that were kept (`best_epoch`, 0: those it started from)."""
+    the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
+    start on held-out data."""
 
     model: FileRef
     output: FileRef | None
@@ -60,12 +61,7 @@ class FinetuneResult:
     notes: list[str]
     seconds: float = 0.0
     packed: PackResult | None = None
-
-    @property
-    def harmful(self) -> bool:
-        """Whether every epoch was worse than the start on held-out data; its weights were kept then."""
-        start = self.score_before
-        return start is not None and bool(self.epochs) and all(e.score is None or e.score < start for e in self.epochs)
+    harmful: bool = False
 
     def to_json(self) -> Json:
         return to_json(self)
@@ -81,7 +77,8 @@ def finetune(
     """Train a model on data and save it, with the same inputs and outputs; what is zero stays zero.
 
     `changes` override fields of `options`, and of the parts of its `setup` (see `finetune_options`):
-    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`.
+    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`. Where every epoch was worse than the
+    start on held-out data nothing is written (`output` is None, `harmful` true), unless `keep_start` asks for it.
 
     Raises:
         DivergedError: training diverged; where it had improved before, the message says where the best weights are.
@@ -104,12 +101,15 @@ def finetune(
     diverged = _run(training, keeper, options, progress)
     training.store()
     proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
-    saved, small = _saved(file, target, options, proof if options.verify else None, progress)
+    at, saved, small = training.trainer.at, None, Small()
+    if at.harmful and not options.keep_start:
+        proof.verification = Verification("none", detail="nothing was written")
+    else:
+        saved, small = _saved(file, target, options, proof if options.verify else None, progress)
     if diverged is not None:
         raise type(diverged)(f"{diverged.message}; the best weights, of epoch {training.trainer.at.best_epoch}, "
                              f"are in {target}", diverged.hint)  # fmt: skip
-    after_file = load(target)
-    at = training.trainer.at
+    after_file = file if saved is None else load(target)
     return FinetuneResult(
         model=file.ref,
         output=saved,
@@ -127,8 +127,9 @@ def finetune(
         validation_samples=held,
         recipe=_recipe(options),
         verification=proof.verification,
-        notes=[*file.notes, *data.notes, *training.notes, *small.notes],
+        notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *small.notes],
         packed=small.packed,
+        harmful=at.harmful,
         seconds=time.perf_counter() - start,
     )
 
@@ -153,17 +154,17 @@ def raise_if_harmful(found: FinetuneResult) -> None:
     """For command lines, once the result is out.
 
     Raises:
-        GateFailed: every epoch was worse than the start, so the model saved is the one that was given.
+        GateFailed: every epoch was worse than the start, so nothing was written.
     """
     if not found.harmful:
         return
-    rate = float(found.recipe["learning_rate"])
+    rate, given = float(found.recipe["learning_rate"]), found.recipe["rate"] is not None
     lower = min(rate / 10, OPTIMIZERS[found.recipe["optimizer"]].rate)
     best = max(epoch.score for epoch in found.epochs if epoch.score is not None)
     raise GateFailed(
-        f"training improved nothing: at a learning rate of {rate:.3g} the {found.score_name} fell from"
-        f" {found.score_before:.4f} to {best:.4f} at best; the weights are as they were",
-        f"try --lr {lower:.2g} or more epochs, or see whether data and labels are the model's",
+        f"training improved nothing: at a learning rate of {rate:.3g}{'' if given else ' and below'} the"
+        f" {found.score_name} fell from {found.score_before:.4f} to {best:.4f} at best; nothing was written",
+        f"{f'try --lr {lower:.2g}' if given else 'give more data'}, or see whether data and labels are the model's",
     )
 
 

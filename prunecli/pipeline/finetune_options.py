@@ -25,7 +25,8 @@ class FinetuneOptions:
     `validation`: data that chooses the best weights; None: the fraction `val_split` of the training data, and
     with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
     `checkpoint`: a folder; `resume` continues from it. `salvage`: where training diverges after it improved, save
-    the best weights before the error is raised. `pack`: store the zeros small.
+    the best weights before the error is raised. `keep_start`: where every epoch is worse than the start, save that.
+    `pack`: store the zeros small.
     """
 
     data: DataOptions
@@ -44,6 +45,7 @@ class FinetuneOptions:
     verify: bool = True
     external_data: Literal["auto", "always", "never"] = "auto"
     salvage: bool = True
+    keep_start: bool = False
     pack: Packing | bool | None = None
 
 

@@ -89,5 +89,6 @@ def _gain(found: FinetuneResult) -> Text:
         )
     body = f"{found.score_name} on held-out data: {found.score_before:.4f} before, {found.score_after:.4f} after"
     if found.best_epoch == 0:
-        return Text(f"{body}; no epoch improved on the start, whose weights were kept", "warning")
+        kept = "nothing was written" if found.output is None else "its weights were kept"
+        return Text(f"{body}; no epoch improved on the start: {kept}", "warning")
     return Text(body, "good" if found.score_after > found.score_before else "warning")

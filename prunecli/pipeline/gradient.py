@@ -30,7 +30,7 @@ from prunecli.select.sources import not_finite
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
-STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "gradient": 6, "synflow": 30}
+STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
 _MINE = ("steps", "loss", "output_name", "samples")
 

@@ -108,7 +108,8 @@ def at_share(recipe: Recipe, share: float) -> Recipe:
 def prune_and_train(
     path: Path, target: Path, retrain: Retrain, cut: Cut[R], force: bool = False, progress: Progress = no_progress
 ) -> list[Round[R]]:
-    """Cut and train in `retrain.steps` rounds; the last one's model is saved as `target`.
+    """Cut and train in `retrain.steps` rounds; the last one's model is saved as `target`, unless no round improved
+    on what it started from.
 
     Args:
         cut: called once per round with the file that the round before left (the first time `path`).
@@ -128,17 +129,18 @@ def prune_and_train(
             done = cut(source, place / "cut.onnx", share)
             final = step == retrain.steps
             source = target if final else place / "trained.onnx"
-            trained = finetune(place / "cut.onnx", _training(path, source, retrain, final, force), progress)
+            needed = not final or any(not one.trained.harmful for one in rounds)
+            trained = finetune(place / "cut.onnx", _training(path, source, retrain, final, force, needed), progress)
             rounds.append(Round(share, done, trained))
     return rounds
 
 
-def _training(path: Path, target: Path, retrain: Retrain, final: bool, force: bool) -> FinetuneOptions:
+def _training(path: Path, target: Path, retrain: Retrain, final: bool, force: bool, needed: bool) -> FinetuneOptions:
     options = retrain.options
     if options.reset_head is not None or options.checkpoint is not None:
         raise PruneError("training between cuts has no new head and no checkpoints", "cut first, then `prune finetune`")
     teacher = options.teacher or (path if retrain.by_original else None)
-    return replace(options, teacher=teacher, output=target, force=force and final, salvage=final)
+    return replace(options, teacher=teacher, output=target, force=force and final, salvage=final, keep_start=needed)
 
 
 def retrained(path: Path, retrain: Retrain, rounds: list[Round[Any]]) -> Retrained:

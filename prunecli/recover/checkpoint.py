@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from prunecli.types import Json
 
 Array = np.ndarray[Any, Any]
 NAME = "checkpoint.npz"
-_HEAD = "state"
+_HEAD, _DIGEST = "state", "digest"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{_HEAD: np.array(head)}, **checkpoint.arrays)
+            own = {_HEAD: np.array(head), _DIGEST: np.array(_digest(head, checkpoint.arrays))}
+            np.savez(file, allow_pickle=False, **own, **checkpoint.arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -50,6 +51,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             f"cannot write the checkpoint {path}: {error.strerror}", "choose another --checkpoint"
         ) from error
     return path
+
+
+def _digest(head: str, arrays: Mapping[str, Array]) -> str:
+    """SHA-256 of the state and of every array: its name, type, shape and content."""
+    found = hashlib.sha256(head.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def load_checkpoint(folder: Path, fingerprint: Json, like: Mapping[str, Array]) -> Checkpoint:
@@ -64,12 +75,14 @@ def load_checkpoint(folder: Path, fingerprint: Json, like: Mapping[str, Array]) 
     path = folder / NAME
     try:
         with np.load(path, allow_pickle=False) as file:
-            head = json.loads(str(file[_HEAD]))
-            arrays = {name: file[name] for name in file.files if name != _HEAD}
-        state, found = dict(head["state"]), dict(head["fingerprint"])
+            head = str(file[_HEAD])
+            arrays = {name: file[name] for name in file.files if name not in (_HEAD, _DIGEST)}
+            if str(file[_DIGEST]) != _digest(head, arrays):
+                raise ValueError("the content is not what was saved")
+        state, found = (dict(json.loads(head)[part]) for part in ("state", "fingerprint"))
     except FileNotFoundError as error:
         raise PruneError(f"there is no checkpoint in {folder}", "start without --resume") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # of numpy, zipfile, zlib and json: a damaged file may raise anything
         raise PruneError(f"{path} is not a checkpoint, or damaged", "start without --resume") from error
     for key in sorted(set(fingerprint) | set(found)):
         if fingerprint.get(key) != found.get(key):

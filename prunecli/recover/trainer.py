@@ -21,11 +21,13 @@ Array = np.ndarray[Any, Any]
 RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
 _SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
 _DIVERGED = 10.0  # times the loss it started from
+_MOST_LOWERED = 3  # tenths of the learning rate that are tried where it is not given
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """rate None: the optimizer's own. warmup: fraction of all steps. clip 0: none. patience 0: no early stop."""
+    """rate None: the optimizer's own, and a tenth of it each time an epoch ends worse than the start and none has been
+    better; what made it worse is undone. warmup: fraction of all steps. clip 0: none. patience 0: no early stop."""
 
     epochs: int = 5
     batch_size: int = 64
@@ -66,7 +68,8 @@ class Epoch:
 
 @dataclass
 class Progressed:
-    """Where a run is: what a checkpoint holds besides the arrays."""
+    """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
+    `since`: the step that the optimizer started at."""
 
     epoch: int = 0
     step: int = 0
@@ -76,7 +79,17 @@ class Progressed:
     best_score: float | None = None
     first_score: float | None = None
     stale: int = 0
+    lowered: int = 0
+    since: int = 0
     history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def harmful(self) -> bool:
+        """Whether every epoch was worse than the start on held-out data."""
+        start = self.first_score
+        return (
+            start is not None and bool(self.history) and all(e.score is None or e.score < start for e in self.history)
+        )
 
 
 class DivergedError(PruneError):
@@ -149,12 +162,30 @@ class Trainer:
             PruneError: the loss is not finite before anything was trained.
             DivergedError: it is not finite later or grew tenfold; names step and learning rate.
         """
-        while self.at.epoch < self.options.epochs and not self._out_of_patience():
+        while self.at.epoch < self.options.epochs and not self._stopped():
             self._epoch(on_step)
         self.use_best()
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.options.patience <= self.at.stale
+    def _stopped(self) -> str:
+        """Why training ends before its time, if it does."""
+        if self.at.lowered > _MOST_LOWERED:
+            return "no learning rate made it better"
+        if 0 < self.options.patience <= self.at.stale:
+            return f"no better score for {self.at.stale} epochs"
+        return ""
+
+    def notes(self) -> list[str]:
+        """What a report should say of how the run went."""
+        at, rate = self.at, self.options.learning_rate
+        tried = [f"{rate * 0.1**k:.2g}" for k in range(min(at.lowered, _MOST_LOWERED) + 1)]
+        lowered = [
+            f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
+        ]
+        stopped = [f"stopped after epoch {at.epoch} of {self.options.epochs}: {self._stopped()}"]
+        return [
+            *(lowered if at.lowered else []),
+            *(stopped if at.epoch < self.options.epochs and self._stopped() else []),
+        ]
 
     def _epoch(self, on_step: Callable[[Trainer], None]) -> None:
         started, first = time.perf_counter(), self.at.step
@@ -179,7 +210,7 @@ class Trainer:
         p.mask_gradients()
         if o.clip:
             clip_norm(p.gradients, o.clip)
-        self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1)
+        self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
         p.values *= p.keep
         self._update_statistics()
         return loss
@@ -192,7 +223,7 @@ class Trainer:
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return self.options.learning_rate * self.schedule(self.total_steps)
+        return self.options.learning_rate * 0.1**self.at.lowered * self.schedule(self.total_steps)
 
     def _update_statistics(self) -> None:
         for name, batch in self.stepper.statistics.items():
@@ -213,7 +244,7 @@ class Trainer:
                 "look for NaN, infinite or huge values in the data, or in what the model makes of them",
             )
         step, o = self.total_steps, self.options
-        rate = o.learning_rate * self.schedule(step - 1)
+        rate = o.learning_rate * 0.1**self.at.lowered * self.schedule(step - 1)
         self.use_best()
         raise DivergedError(
             f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
@@ -231,5 +262,14 @@ class Trainer:
         if at.best_score is None or score > at.best_score:
             at.best_score, at.best_epoch, at.stale = score, at.epoch, 0
             self._keep_best()
-        else:
-            at.stale += 1
+            return
+        at.stale += 1
+        if self.options.rate is None and at.best_epoch == 0 and at.first_score is not None and score < at.first_score:
+            self._lower()
+
+    def _lower(self) -> None:
+        """Undo what made it worse, and go on at a tenth of the rate."""
+        self.use_best()
+        for state in self.optimizer.state.values():
+            state[:] = 0
+        self.at.lowered, self.at.since = self.at.lowered + 1, self.total_steps

@@ -102,13 +102,6 @@ def snip(block: Block) -> Array:
     return scores
 
 
-@criterion("gradient", "E|g|: how fast the outputs move with w", needs=("absolute gradient",))
-def gradient(block: Block) -> Array:
-    """mean(E|g|) over the unit, g the gradient of one sample; 0 of a weight that is zero already."""
-    scores: Array = np.mean((block.weights != 0) * block.evidence["absolute gradient"], axis=1)
-    return scores
-
-
 @criterion("synflow", "|w dR/dw|, R what passes through all |w| from inputs of one; no data", needs=("flow",))
 def synflow(block: Block) -> Array:
     """mean(|w| |dR / d|w||) over the unit (Tanaka et al. 2020)."""

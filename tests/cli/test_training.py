@@ -105,4 +105,7 @@ def test_training_that_only_harms_exits_with_1(prune: Prune, tmp_path: Path) -> 
     options = ("--val-data", TRAIN, "--epochs", "2", "--optimizer", "adam", "--lr", "0.01")
     done = prune("finetune", MLP, "--data", tmp_path / "wrong.npz", *options, "-o", out)
     assert done.code == 1 and "training improved nothing" in done.err and "hint: try --lr" in done.err
-    assert "no epoch improved" in done.out and out.exists()
+    assert "no epoch improved" in done.out and not out.exists()
+    out.write_bytes(b"mine")
+    assert prune("finetune", MLP, "--data", tmp_path / "wrong.npz", *options, "-o", out, "--force").code == 1
+    assert out.read_bytes() == b"mine"

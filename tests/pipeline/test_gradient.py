@@ -19,7 +19,7 @@ from tests.model.build import floats, node, proto, save_proto
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 BY_GRADIENT = [entry.name for entry in CRITERIA if entry.needs and entry.name not in BY_EVIDENCE]
-DATA = ("taylor", "fisher", "snip", "gradient")
+DATA = ("taylor", "fisher", "snip")
 
 
 def net(folder: Path, **changes: Any) -> Path:
@@ -89,7 +89,6 @@ FORMULAS = {
     "taylor": lambda w, x: np.abs(w) * np.abs(x).mean(0)[:, None],
     "fisher": lambda w, x: w**2 * (x**2).mean(0)[:, None],
     "snip": lambda w, x: np.abs(w) * np.abs(x).mean(0)[:, None],  # of batches of one: see below
-    "gradient": lambda w, x: np.abs(x).mean(0)[:, None] + 0 * w,
 }
 
 
@@ -117,16 +116,6 @@ def test_what_moves_no_output_goes_first(tmp_path: Path, criterion: str) -> None
         net(tmp_path), data=data(tmp_path), criterion=criterion, sparsity=8 / 48, include=["w1"], steps=1
     )
     assert not arrays["w1"][0].any() and arrays["w1"][1:].all()
-
-
-def test_a_weight_that_is_zero_already_goes_before_others(tmp_path: Path) -> None:
-    """E|g| of it may be large."""
-    w1 = floats(6, 8, seed=1)
-    w1[3] = 0
-    _, arrays = pruned(
-        net(tmp_path, w1=w1), data=data(tmp_path), criterion="gradient", sparsity=0.5, scope="layer", steps=1
-    )
-    assert (arrays["w1"] == 0).sum() == 24 and not arrays["w1"][3].any()
 
 
 def test_it_is_the_same_every_time_and_for_every_order_of_the_data(tmp_path: Path) -> None:

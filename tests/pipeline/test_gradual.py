@@ -287,4 +287,5 @@ def test_training_that_improves_nothing_is_a_failed_gate(tmp_path: Path) -> None
     result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.1, retrain=asked)
     with pytest.raises(GateFailed, match=r"at a learning rate of 0.01 the accuracy fell from [\d.]+ to [\d.]+ at best"):
         raise_if_all_harmful(result.training)
+    assert result.output is None and not (tmp_path / "out.onnx").exists()
     raise_if_all_harmful(None)

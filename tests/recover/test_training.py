@@ -20,9 +20,10 @@ from onnx import helper, numpy_helper
 
 import prunecli.pipeline.finetune_log as finetune_log
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError
-from prunecli.pipeline.finetune import FinetuneOptions, FinetuneResult, finetune
-from prunecli.recover.checkpoint import NAME
+from prunecli.errors import GateFailed, PruneError
+from prunecli.pipeline.finetune import FinetuneOptions, FinetuneResult, finetune, raise_if_harmful
+from prunecli.recover import optimizers
+from prunecli.recover.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
 from prunecli.recover.objective import ObjectiveOptions
 from prunecli.recover.optimizers import Knobs
 from prunecli.recover.regularize import PENALTIES
@@ -153,6 +154,45 @@ def test_damaged_checkpoints_are_refused(content: bytes, tmp_path: Path) -> None
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(PruneError, match="not a checkpoint"):
         run(MLP, tmp_path / "out.onnx", 1, checkpoint=tmp_path, resume=True)
+
+
+ARRAYS = {"values": np.arange(40, dtype=np.float32), "optimizer/first": np.zeros((3, 4), np.float32)}
+STATE = {"epoch": 3, "history": [{"number": 1, "loss": 0.5}]}
+
+
+def test_no_damage_to_a_checkpoint_gets_further_than_its_reading(tmp_path: Path) -> None:
+    """Bytes changed, cut off or put in: it is read as it was saved, or refused in one way."""
+    whole = save_checkpoint(tmp_path, Checkpoint(ARRAYS, STATE, {"model": "m"})).read_bytes()
+    refused, rng = 0, np.random.default_rng(0)
+    for kind in range(300):
+        content = bytearray(whole)
+        at = int(rng.integers(len(content)))
+        if kind % 3 == 0:
+            del content[at:]
+        elif kind % 3 == 1:
+            content[at : at + 4] = rng.bytes(4)
+        else:
+            content[at:at] = rng.bytes(8)
+        (tmp_path / NAME).write_bytes(content)
+        try:
+            found = load_checkpoint(tmp_path, {"model": "m"}, ARRAYS)
+        except PruneError as error:
+            refused += 1
+            assert "is not a checkpoint, or damaged" in error.message and "without --resume" in error.hint
+        else:
+            assert found.state == STATE and all((found.arrays[n] == a).all() for n, a in ARRAYS.items())
+    assert refused > 150  # zip files hold bytes that nobody reads
+
+
+@pytest.mark.parametrize(
+    "change", [{"state": np.array("{}")}, {"values": np.zeros(40, np.float32)}, {"more": np.zeros(2)}]
+)
+def test_a_checkpoint_that_was_edited_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_checkpoint(tmp_path, Checkpoint(ARRAYS, STATE, {"model": "m"}))
+    with np.load(tmp_path / NAME) as file:
+        np.savez(tmp_path / NAME, **{**file, **change})
+    with pytest.raises(PruneError, match="or damaged"):
+        load_checkpoint(tmp_path, {"model": "m"}, ARRAYS)
 
 
 def test_a_teacher_replaces_labels(tmp_path: Path) -> None:
@@ -313,7 +353,40 @@ def test_the_log_has_a_row_per_epoch(suffix: str, tmp_path: Path) -> None:
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     result = run(MLP, tmp_path / "out.onnx", 10, rate=1e-12, patience=2)
-    assert len(result.epochs) == 2
+    assert len(result.epochs) == 2 and "stopped after epoch 2 of 10: no better score for 2 epochs" in result.notes
+
+
+def too_high(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", replace(optimizers.OPTIMIZERS["sgd"], rate=rate))
+
+
+def test_a_default_rate_that_harms_is_lowered_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth after each epoch that ends worse than the start, from the start again; a rate that was given stays."""
+    too_high(monkeypatch, 1.0)
+    start = pruned(MLP, tmp_path, 0.5)
+    result = run(start, tmp_path / "out.onnx", 4)
+    assert result.score_after is not None and result.score_before is not None
+    assert result.score_after > result.score_before and result.best_epoch > 1
+    assert result.epochs[0].score < result.score_before  # type: ignore[operator]
+    assert any("learning rate lowered: 1, 0.1" in note for note in result.notes)
+    given = run(start, tmp_path / "given.onnx", 4, rate=1.0)
+    assert given.epochs[1].rate > 5 * result.epochs[1].rate and not any("lowered" in note for note in given.notes)
+
+
+def test_training_that_nothing_helps_stops_early_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunecli.recover.session import _Judge
+
+    scores = iter([1.0, *([0.5] * 20)])
+    monkeypatch.setattr(_Judge, "score", lambda self: next(scores))
+    result = run(MLP, tmp_path / "out.onnx", 9)
+    assert len(result.epochs) == 4 and result.harmful and result.output is None and not (tmp_path / "out.onnx").exists()
+    assert any("stopped after epoch 4 of 9: no learning rate made it better" in note for note in result.notes)
+    with pytest.raises(
+        GateFailed, match=r"0.05 and below the accuracy fell from 1.0000 to 0.5000 .*nothing was written"
+    ):
+        raise_if_harmful(result)
 
 
 def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
