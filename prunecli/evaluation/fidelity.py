@@ -32,6 +32,8 @@ class Measure(ABC):
 
 M = TypeVar("M", bound=type[Measure])
 MEASURES: dict[str, type[Measure]] = {}
+BOXES = 8
+"""Rows of four numbers that must all look like boxes to be taken for such: scores of four classes may, by chance."""
 BETTER_HIGH = {"top1_agreement": True, "cosine": True, "max_abs": False, "max_rel": False, "snr_db": True}
 
 
@@ -43,49 +45,68 @@ def measure(name: str) -> Callable[[M], M]:
     return add
 
 
-@measure("top1_agreement")
-class Top1Agreement(Measure):
-    """Fraction of positions where both have their largest value at the same place, along the last axis (axis
-    1 for images, of rank 4 and more). Without a sample axis, or with one class, it has no meaning."""
+def same_place(reference: Array, other: Array) -> Array:
+    """Per position, whether both have their largest value at the same place, along the last axis (axis 1 for images, of
+    rank 4 and more). Without a sample axis, or with one class, there is no position."""
+    axis = 1 if reference.ndim >= 4 else reference.ndim - 1
+    if reference.ndim < 2 or reference.shape[axis] < 2:
+        return np.zeros(0, bool)
+    return np.asarray((reference.argmax(axis) == other.argmax(axis)) & ~np.isnan(other).any(axis))
+
+
+def cosines(reference: Array, other: Array) -> Array:
+    """Per sample <a, b> / (|a| |b|), each sample's output as one vector; equal vectors give exactly 1, two zero vectors
+    too, a zero vector and another 0."""
+    rows = len(reference) if reference.ndim else 1
+    a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = np.einsum("ij,ij->i", a, b)
+    equal = (a == b).all(axis=1)  # exactly 1, which rounding would miss, also for two zero vectors
+    return np.clip(np.where(equal, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0)), -1, 1)
+
+
+def are_boxes(output: Array) -> bool:
+    """Whether rows of four numbers are corners in order, or a centre and a size, throughout, and not probabilities."""
+    if output.ndim < 2 or output.shape[-1] != 4:
+        return False
+    corners = (output[..., 2:] >= output[..., :2]).all()
+    return bool((corners or (output >= 0).all()) and (np.abs(output.sum(axis=-1) - 1) > 1e-3).all())
+
+
+def is_single(output: Array) -> bool:
+    """Whether an output is one number per sample."""
+    return output.ndim == 0 or output.size == len(output)
+
+
+class Mean(Measure):
+    """The mean of a measure over its parts; None for boxes, whose values are no directions and no scores."""
 
     def __init__(self) -> None:
-        self.same = self.count = 0
-        self.meaningful = True
+        self.total, self.count, self.boxes = 0.0, 0, 0.0
 
-    def add(self, reference: Array, other: Array) -> None:
-        axis = 1 if reference.ndim >= 4 else reference.ndim - 1
-        if reference.ndim < 2 or reference.shape[axis] < 2:
-            self.meaningful = False
-            return
-        right = reference.argmax(axis) == other.argmax(axis)
-        right &= ~np.isnan(other).any(axis)
-        self.same += int(right.sum())
-        self.count += right.size
+    def see(self, reference: Array, parts: Array) -> None:
+        self.total += float(parts.sum())
+        self.count += parts.size
+        self.boxes += reference.size / 4 if are_boxes(reference) else -math.inf  # one batch of none decides
 
     def value(self) -> float | None:
-        return self.same / self.count if self.meaningful and self.count else None
+        return self.total / self.count if self.count and self.boxes < BOXES else None
+
+
+@measure("top1_agreement")
+class Top1Agreement(Mean):
+    """Mean of `same_place`: no meaning without class scores."""
+
+    def add(self, reference: Array, other: Array) -> None:
+        self.see(reference, same_place(reference, other))
 
 
 @measure("cosine")
-class Cosine(Measure):
-    """Mean over the samples of <a, b> / (|a| |b|), each sample's output as one vector; equal vectors give
-    exactly 1, two zero vectors too, a zero vector and another 0."""
-
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
+class Cosine(Mean):
+    """Mean of `cosines`: of one number per sample that would be its sign, so it has no meaning there."""
 
     def add(self, reference: Array, other: Array) -> None:
-        rows = len(reference) if reference.ndim else 1
-        a, b = reference.reshape(rows, -1), other.reshape(rows, -1)
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        dots = np.einsum("ij,ij->i", a, b)
-        equal = (a == b).all(axis=1)  # exactly 1, which rounding would miss, also for two zero vectors
-        each = np.where(equal, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0))
-        self.total += float(np.clip(each, -1, 1).sum())
-        self.count += rows
-
-    def value(self) -> float | None:
-        return self.total / self.count if self.count else None
+        self.see(reference, np.zeros(0) if is_single(reference) else cosines(reference, other))
 
 
 @measure("max_abs")

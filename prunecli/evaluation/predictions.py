@@ -38,6 +38,15 @@ class Predictions:
     def samples(self) -> int:
         return len(np.unique(self.sample))
 
+    @property
+    def judged(self) -> tuple[Array, Array]:
+        """Truth and predictions as scikit-learn takes them: of several labels per sample, rows that say for each label
+        whether it is there. A score that is no number counts as wrong."""
+        if not self.reading.several:
+            return self.truth, self.predicted
+        predicted = np.where(self.predicted < 0, 1 - self.truth, self.predicted)
+        return self.truth.reshape(-1, self.reading.several), predicted.reshape(-1, self.reading.several)
+
     def goodness(self) -> Array:
         """Per sample that counts, higher is better: the fraction of right classes, or minus the mean absolute error."""
         if self.reading.regression:
@@ -123,7 +132,9 @@ class Collector:
         if scale == "probabilities":
             log_prob = _safe_log(np.where(truth == 1, score, 1 - score))
         else:
-            log_prob = -np.logaddexp(0, np.where(truth == 1, -score, score))
+            lost = np.isnan(score)
+            known = np.where(lost, 0.0, score)
+            log_prob = np.where(lost, np.nan, -np.logaddexp(0, np.where(truth == 1, -known, known)))
         reading = replace(self.reading, scale=scale)
         return Predictions(reading, truth, predicted, parts["sample"], None, log_prob, int(broken.sum()))
 

@@ -65,7 +65,7 @@ def primary(predictions: Predictions) -> str:
 
 @metric("accuracy")
 def accuracy(p: Predictions, average: Average) -> float | None:
-    """Fraction of right predictions."""
+    """Fraction of right predictions; of several labels per sample, of these."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(p.truth, p.predicted))
@@ -81,10 +81,11 @@ def balanced_accuracy(p: Predictions, average: Average) -> float | None:
 
 @metric("precision")
 def precision(p: Predictions, average: Average) -> float | None:
-    """Per class, the right fraction of its predictions; averaged. 0 for classes never predicted."""
+    """Per class, the right fraction of its predictions; averaged. 0 for classes never predicted. Here and below, of
+    several labels per sample these are the classes, and what is absent is none."""
     from sklearn.metrics import precision_score
 
-    return float(precision_score(p.truth, p.predicted, average=average, zero_division=0))
+    return float(precision_score(*p.judged, average=average, zero_division=0))
 
 
 @metric("recall")
@@ -92,7 +93,7 @@ def recall(p: Predictions, average: Average) -> float | None:
     """Per class, the fraction of its samples found; averaged."""
     from sklearn.metrics import recall_score
 
-    return float(recall_score(p.truth, p.predicted, average=average, zero_division=0))
+    return float(recall_score(*p.judged, average=average, zero_division=0))
 
 
 @metric("f1")
@@ -100,7 +101,7 @@ def f1(p: Predictions, average: Average) -> float | None:
     """Per class, the harmonic mean of precision and recall; averaged."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(p.truth, p.predicted, average=average, zero_division=0))
+    return float(f1_score(*p.judged, average=average, zero_division=0))
 
 
 @metric("top5")
@@ -144,13 +145,13 @@ def _finite(p: Predictions, compute: Callable[[], Any]) -> float:
 
 
 def per_class(p: Predictions) -> list[Json]:
-    """Precision, recall, F1 and support of every class that occurs, in order."""
+    """Precision, recall, F1 and support of every class that occurs, in order, or of each of several labels."""
     from sklearn.metrics import precision_recall_fscore_support
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classes = _classes(p)
-        columns = precision_recall_fscore_support(p.truth, p.predicted, labels=classes, zero_division=0)
+        classes = list(range(p.reading.several)) or _classes(p)
+        columns = precision_recall_fscore_support(*p.judged, labels=classes, zero_division=0)
     rows = zip(classes, *columns, strict=True)
     return [
         {"class": _name(p, c), "precision": float(a), "recall": float(b), "f1": float(f), "support": int(n)}

@@ -19,17 +19,20 @@ Scale = Literal["", "probabilities", "logits"]
 
 IGNORED = -100
 """A class label that says "do not count this one" (padding, unknown), as PyTorch's losses use it."""
+SIGNS = ("-1", "1")
+"""Two classes as margins write them."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """How to read `output`.
 
-    kind: "scores": one score per class along `axis`; "classes": the predicted class itself; "binary": one
-    score for class 1 of {0, 1}; "numbers": regression. `classes`: how many ("scores"). `names`: the sorted
-    text labels that classes 0, 1, ... stand for. `one_hot`: the labels are indicator rows. `titles`: names of
-    integer labels, for reports. `scale`: what scores are; "": told from the scores themselves. A pruned model's are
-    what those of its original are, wherever they lie.
+    kind: "scores": one score per class along `axis`; "classes": the predicted class itself, `text` or a number;
+    "binary": one score for class 1 of {0, 1}; "numbers": regression. `classes`: how many ("scores"). `names`: the
+    labels that classes 0, 1, ... stand for, where these are not the labels themselves. `one_hot`: the labels are
+    indicator rows. `several`: labels per sample, each present (1) or absent (0); 0: not of that kind, nor where some
+    are ignored: such are per position. `titles`: names of integer labels, for reports. `scale`: what scores are; "":
+    told from the scores themselves. A pruned model's are what those of its original are, wherever they lie.
     """
 
     output: str
@@ -38,6 +41,8 @@ class Reading:
     classes: int = 2
     names: tuple[str, ...] | None = None
     one_hot: bool = False
+    several: int = 0
+    text: bool = False
     titles: Mapping[int, str] = field(default_factory=dict)
     scale: Scale = ""
 
@@ -52,8 +57,11 @@ class Reading:
         if self.regression:
             return labels.astype(np.float64)
         if self.names is not None:
-            return np.searchsorted(np.array(self.names), labels)
-        return labels if labels.dtype.kind == "U" else labels.astype(np.int64)
+            number = {str(IGNORED): IGNORED, **{name: k for k, name in enumerate(self.names)}}
+            found, inverse = np.unique(_as_text(labels), return_inverse=True)
+            known = [number[name] if name in number else number[str(int(name))] for name in found.tolist()]
+            return np.array(known, np.int64)[inverse].reshape(labels.shape)
+        return _as_text(labels) if self.text else labels.astype(np.int64)
 
 
 def choose_reading(
@@ -102,7 +110,9 @@ def _fit(labels: Array, name: str, out: Array, task: Task) -> Reading | None:
     spot = labels.shape[1:] if labels.shape[1:] != (1,) else ()
     same = out.shape[1:] in (spot, (*spot, 1), (1, *spot), labels.shape[1:])
     if not is_float(out.dtype):
-        return Reading(name, "classes") if same and task != "regression" and _answers(labels, out) else None
+        text = out.dtype.kind in "OU"
+        answers = same and task != "regression" and _answers(labels, out, text)
+        return Reading(name, "classes", text=text) if answers else None
     if task != "regression":
         reading = _fit_classes(labels, name, out, spot, same)
         if reading is not None:
@@ -112,9 +122,37 @@ def _fit(labels: Array, name: str, out: Array, task: Task) -> Reading | None:
     return None
 
 
-def _answers(labels: Array, out: Array) -> bool:
-    """Whether an output that names classes does so in the labels' own terms."""
-    return bool((out.dtype.kind in "OU") == (labels.dtype.kind == "U"))
+def _answers(labels: Array, out: Array, text: bool) -> bool:
+    """Whether an output that names classes does so in the labels' own terms: numbers may be written as text."""
+    if text == (labels.dtype.kind == "U"):
+        return True
+    if not text:
+        return _whole_numbers(labels)
+    return labels.dtype.kind in "iu" and bool(np.isin(out.astype(np.str_), _as_text(labels)).any())
+
+
+def _whole_numbers(labels: Array) -> bool:
+    """Whether labels are text that is whole numbers throughout."""
+    try:
+        return labels.dtype.kind == "U" and bool(labels.size) and labels.astype(np.int64) is not None
+    except (ValueError, OverflowError):
+        return False
+
+
+def _as_text(labels: Array) -> Array:
+    return labels if labels.dtype.kind == "U" else labels.astype(np.int64).astype(np.str_)
+
+
+def _names(labels: Array, classes: int) -> tuple[str, ...] | None:
+    """What classes 0, 1, ... are called: text in the order of words, numbers in the order of numbers, -1 and 1 as the
+    two of two classes. None where the labels are the class numbers."""
+    numeric = labels.dtype.kind != "U" or _whole_numbers(labels)
+    if not numeric:
+        return tuple(np.unique(labels).tolist())
+    found = set(np.unique(labels).astype(np.int64).tolist()) - {IGNORED}
+    signs = classes == 2 and -1 in found and found <= {-1, 1}
+    ranked = labels.dtype.kind == "U" and len(found) == classes and not found <= set(range(classes))
+    return SIGNS if signs else tuple(map(str, sorted(found))) if ranked else None
 
 
 def _fit_classes(labels: Array, name: str, out: Array, spot: tuple[int, ...], same: bool) -> Reading | None:
@@ -122,13 +160,15 @@ def _fit_classes(labels: Array, name: str, out: Array, spot: tuple[int, ...], sa
         return Reading(name, "scores", -1, out.shape[-1], one_hot=True)
     if labels.dtype.kind == "f" and not (labels == np.trunc(labels)).all():
         return None
-    names = tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else None
     if out.ndim == len(spot) + 2 and out.shape[1:-1] == spot and out.shape[-1] > 1:
-        return Reading(name, "scores", -1, out.shape[-1], names)
+        return Reading(name, "scores", -1, out.shape[-1], _names(labels, out.shape[-1]))
     if spot and out.ndim == len(spot) + 2 and out.shape[2:] == spot and out.shape[1] > 1:
-        return Reading(name, "scores", 1, out.shape[1], names)
-    two = len(names) == 2 if names else bool(np.isin(labels, (0, 1, IGNORED)).all())
-    return Reading(name, "binary", names=names) if same and two else None
+        return Reading(name, "scores", 1, out.shape[1], _names(labels, out.shape[1]))
+    names = _names(labels, 2)
+    numbers = labels.astype(np.int64) if names is None else labels
+    two = len(names) == 2 if names else bool(np.isin(numbers, (0, 1, IGNORED)).all())
+    several = labels.shape[1] if len(spot) == 1 and names in (None, SIGNS) and not (labels == IGNORED).any() else 0
+    return Reading(name, "binary", names=names, several=several) if same and two else None
 
 
 def _is_one_hot(labels: Array) -> bool:
@@ -142,6 +182,7 @@ def _check_range(labels: Array, reading: Reading) -> None:
     if reading.kind != "scores" or reading.one_hot:
         return
     last = reading.classes - 1
+    labels = labels.astype(np.int64) if reading.names is None else labels
     if reading.names is not None:
         if len(reading.names) != reading.classes:
             raise PruneError(

@@ -12,8 +12,11 @@ from prunecli.evaluation.pairing import Runner
 from prunecli.evaluation.passes import MODEL, predict
 from prunecli.evaluation.quality import METRICS, compute_metrics, primary
 from prunecli.evaluation.reading import Reading
-from prunecli.evaluation.robustness import SAMPLES, Spread, corrupted, settings, spreads
+from prunecli.evaluation.robustness import SAMPLES, Corruption, Spread, corrupted, settings, spreads
 from prunecli.types import Json, Progress, no_progress
+
+AGREEMENT = ("top1_agreement", "cosine")
+"""Measured without labels: the first that has a meaning for the output."""
 
 
 @dataclass(frozen=True)
@@ -107,22 +110,26 @@ def _by_agreement(
     runners: Mapping[str, Runner], data: Dataset, batch_size: int,
     found: Mapping[str, Spread], seed: int, progress: Progress,
 ) -> Stress:  # fmt: skip
-    rows = []
-    name = "top1_agreement"
+    seen: list[tuple[Corruption, float, dict[str, dict[str, float | None]]]] = []
     for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found))):
         both: dict[str, dict[str, float | None]] = {}
         for role, runner in runners.items():
             batches = corrupted(data.batches(batch_size), chosen, severity, found, seed)
             both[role] = _agreement(runner, data.batches(batch_size), batches)
-        if any(values["top1_agreement"] is None for values in both.values()):
-            name = "cosine"
+        seen.append((chosen, severity, both))
+    defined = [n for n in AGREEMENT if all(each[n] is not None for *_, both in seen for each in both.values())]
+    if not defined:
+        raise PruneError("the output is one number per sample, or boxes: there is no agreement to measure",
+                         "give labels, or choose another output with --output-name")  # fmt: skip
+    name, rows = defined[0], []
+    for chosen, severity, both in seen:
         figures = {role: float(values[name] or 0.0) for role, values in both.items()}
         rows.append(StressRow(chosen.name, severity, chosen.unit, figures, {r: 1 - v for r, v in figures.items()}))
     return Stress(name, len(data), dict.fromkeys(runners, 1.0), rows)
 
 
 def _agreement(runner: Runner, clean: Iterator[Batch], noisy: Iterator[Batch]) -> dict[str, float | None]:
-    collector = FidelityCollector(("top1_agreement", "cosine"))
+    collector = FidelityCollector(AGREEMENT)
     for a, b in zip(clean, noisy, strict=True):
         collector.add(runner.run(a), runner.run(b), a.count)
     result = collector.result("clean")

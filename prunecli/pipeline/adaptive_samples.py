@@ -9,6 +9,7 @@ import numpy as np
 from prunecli.data import Dataset
 from prunecli.data.overlap import shared
 from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
 from prunecli.pipeline.trial_setup import Judged
 from prunecli.runtime import Session
 
@@ -69,9 +70,10 @@ def judge(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptio
 def _check_promise(judged: Judged, max_drop: float) -> None:
     """Raises PruneError where a model that knows nothing would keep it."""
     yardstick, output = judged.yardstick, judged.reference[0][judged.yardstick.output]
-    if yardstick.metric == "cosine" and np.size(output) <= judged.batches[0].count + judged.batches[0].padded:
-        raise PruneError(f"the output {yardstick.output} is one number per sample, whose cosine is only its sign",
-                         "give labels: the original's own outputs will do")  # fmt: skip
+    single = yardstick.metric == "cosine" and is_single(output)
+    if single or (yardstick.metric in MEASURES and are_boxes(output)):
+        what = "one number per sample, whose cosine is only its sign" if single else "boxes, which always agree so far"
+        raise PruneError(f"the output {yardstick.output} is {what}", "give labels: the original's own outputs will do")
     if yardstick.from_zero and max_drop >= yardstick.baseline:
         raise PruneError(
             f"any model keeps --max-drop {max_drop:g}: the original's {yardstick.metric} is {yardstick.baseline:.4g}",

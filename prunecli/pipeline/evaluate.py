@@ -292,6 +292,10 @@ def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
             notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
     if done.fidelity is not None:
         notes += [f"not compared: {reason}" for reason in done.fidelity.skipped]
-    if any(len(p.sample) > p.samples for p in done.predictions.values()):
+    if done.reading is not None and done.reading.several:
+        notes.append(
+            "several labels per sample: each is one prediction; precision, recall and F1 are averaged over them"
+        )
+    elif any(len(p.sample) > p.samples for p in done.predictions.values()):
         notes.append("labels are per position: every position counts as one prediction")
     return notes

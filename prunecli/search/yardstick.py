@@ -16,7 +16,7 @@ import numpy as np
 from prunecli.data import Batch, Classes
 from prunecli.data.casting import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.predictions import Collector, Predictions
 from prunecli.evaluation.quality import METRICS, compute_metrics
@@ -218,16 +218,13 @@ def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Pre
 
 def agreement(metric: str, reference: Array, other: Array) -> Array:
     """Per sample, the fidelity measure of that name."""
-    rows = []
+    a, b = reference.astype(np.float64), other.astype(np.float64)
     with np.errstate(all="ignore"):
-        for a, b in zip(reference.astype(np.float64), other.astype(np.float64), strict=True):
-            one = MEASURES[metric]()
-            one.add(a[None], b[None])
-            value = one.value()
-            if value is None:
-                raise PruneError(f"--metric {metric} has no meaning for this output", "use --metric cosine")
-            rows.append(-1.0 if math.isnan(value) else value)
-    return np.array(rows)
+        parts = cosines(a, b) if metric == "cosine" else same_place(a, b)
+    if not parts.size:
+        raise PruneError(f"--metric {metric} has no meaning for this output", "use --metric cosine")
+    rows = parts.reshape(len(a), -1).mean(axis=1)
+    return np.where(np.isnan(rows), -1.0, rows)
 
 
 def _metric(name: str, found: Predictions) -> float:

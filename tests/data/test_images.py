@@ -329,8 +329,8 @@ def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
 REFUSED: list[tuple[list[str], str, dict[str, str], str]] = [
     # files, input, options, message
     (["a/1.png", "2.png"], RGB, {}, "images beside folders, as 2.png beside a"),
-    (["10/1.png", "2/1.png"], RGB, {}, "sort differently as text"),
-    (["3/1.png"], RGB, {}, "sort differently as text"),
+    (["10/1.png", "2/1.png"], RGB, {}, "not those from 0 on"),
+    (["3/1.png"], RGB, {}, "not those from 0 on"),
     (["x/1.png"], RGB, {"classes": "numbers"}, "no class number"),
     (["1.png"], RGB, {"classes": "numbers"}, "no sub-folders"),
     (["a/1.png"], RGB, {"classes": "gone.txt"}, "no file of class names"),

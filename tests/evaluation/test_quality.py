@@ -242,3 +242,39 @@ def test_scores_of_a_pruned_model_are_what_those_of_the_original_are(
     assert found["model"].predicted.tolist() == classes
     assert found["model"].reading.scale == found["baseline"].reading.scale
     assert found["model"].log_prob is not None and np.isfinite(found["model"].log_prob).all()
+
+
+PRESENT = (RNG.random((COUNT, 5)) < [0.05, 0.1, 0.3, 0.5, 0.0]).astype(np.int64)
+MANY = (PRESENT - 0.5 + 0.6 * RNG.standard_normal(PRESENT.shape)).astype(np.float32)
+# labels, output, what scikit-learn is given
+KINDS: dict[str, tuple[Any, Any, Any, Any]] = {
+    "binary": (TRUTH, LOGIT, TRUTH, LOGIT > 0),
+    "margins": (2 * TRUTH - 1, LOGIT, TRUTH, LOGIT > 0),
+    "classes": (LABELS, LOGITS, LABELS, LOGITS.argmax(1)),
+    "several": (PRESENT, MANY, PRESENT, MANY > 0),
+    "several, as floats": (PRESENT.astype(np.float32), MANY, PRESENT, MANY > 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("average", ["weighted", "macro", "micro"])
+def test_precision_recall_and_f1_are_those_of_scikit_learn(kind: str, average: Any) -> None:
+    labels, output, truth, predicted = KINDS[kind]
+    found = compute_metrics(collect(labels, output), average)
+    for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+        assert found[name] == score(truth, predicted, average=average, zero_division=0), name
+
+
+def test_each_of_several_labels() -> None:
+    columns = sk.precision_recall_fscore_support(PRESENT, MANY > 0, zero_division=0)
+    rows = per_class(collect(PRESENT, MANY))
+    assert [row["class"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [[row[k] for row in rows] for k in ("precision", "recall", "f1", "support")] == [c.tolist() for c in columns]
+
+
+def test_a_score_that_is_no_number_is_wrong_for_its_label() -> None:
+    broken = MANY.copy()
+    broken[:7, 2] = np.nan
+    wrong = (MANY > 0).astype(np.int64)
+    wrong[:7, 2] = 1 - PRESENT[:7, 2]
+    assert compute_metrics(collect(PRESENT, broken), "macro")["f1"] == sk.f1_score(PRESENT, wrong, average="macro")

@@ -53,7 +53,15 @@ READ: dict[str, tuple[Any, dict[str, Any], str, tuple[Any, ...]]] = {
     "tokens": (zeros(4, 5, dtype=int), {"y": zeros(4, 5, 9)}, "auto", ("y", "scores", -1, 9)),
     "tokens, classes second": (zeros(4, 5, dtype=int), {"y": zeros(4, 9, 5)}, "auto", ("y", "scores", 1, 9)),
     "pixels": (zeros(4, 6, 6, dtype=int), {"y": zeros(4, 2, 6, 6)}, "auto", ("y", "scores", 1, 2)),
-    "a score per position": (zeros(4, 5, dtype=int), {"y": zeros(4, 5)}, "auto", ("y", "binary", -1, 2)),
+    "several labels": (zeros(4, 5, dtype=int), {"y": zeros(4, 5)}, "auto", ("y", "binary", -1, 2)),
+    "margins": (np.array([-1, 1, 1, -1]), {"y": zeros(4, 1)}, "auto", ("y", "binary", -1, 2)),
+    "margins as floats": (np.array([-1.0, 1, 1, -1]), {"y": zeros(4)}, "auto", ("y", "binary", -1, 2)),
+    "only the lower margin": (np.array([-1, -1, -1, -1]), {"y": zeros(4)}, "auto", ("y", "binary", -1, 2)),
+    "margins of two scores": (np.array([-1, 1, 1, -1]), {"y": zeros(4, 2)}, "auto", ("y", "scores", -1, 2)),
+    "margins asked as regression": (np.array([-1, 1, 1, -1]), {"y": zeros(4)}, "regression", ("y", "numbers", -1, 2)),
+    "numbers in a text answer": (
+        np.array([3, 5, 3, 5]), {"y": np.array(["3", "5"] * 2, object)}, "auto", ("y", "classes", -1, 2),
+    ),
     "pixel mask": (zeros(4, 6, 6, dtype=int), {"y": zeros(4, 1, 6, 6)}, "auto", ("y", "binary", -1, 2)),
 }  # fmt: skip
 
@@ -99,3 +107,33 @@ def test_labels_from_one_get_a_hint() -> None:
 def test_ignored_positions_are_no_class() -> None:
     labels = np.array([[0, 2, -100], [-100, 1, 0]])
     assert choose_reading(labels, {"y": zeros(2, 3, 3)}).kind == "scores"
+
+
+TWELVE = [str(k) for k in range(12)]
+# labels, output, how they are meant -> the class numbers
+TRUTH: dict[str, tuple[Any, Any, list[Any]]] = {
+    "text of class numbers": (np.array(TWELVE), zeros(12, 12), list(range(12))),
+    "some of them": (np.array(["10", "2", "0", "11"]), zeros(4, 12), [10, 2, 0, 11]),
+    "text of other numbers": (np.array([str(k) for k in range(1, 13)]), zeros(12, 12), list(range(12))),
+    "padded with zeros": (np.array(["03", "01", "02"]), zeros(3, 3), [2, 0, 1]),
+    "ignored": (np.array([-1, 1, -100]), zeros(3), [0, 1, -100]),
+    "words": (np.array(["c10", "c2", "c1"]), zeros(3, 3), [1, 2, 0]),
+    "text of two": (np.array(["1", "0"]), zeros(2, 1), [1, 0]),
+    "text of margins": (np.array(["-1", "1"]), zeros(2, 1), [0, 1]),
+    "margins": (np.array([-1.0, 1.0]), zeros(2), [0, 1]),
+    "several margins": (np.array([[-1, 1, 1]]), zeros(1, 3), [[0, 1, 1]]),
+    "numbers of a text answer": (np.array([3, 5]), np.array(["5", "3"], object), ["3", "5"]),
+    "text of numbers of a text answer": (np.array(["03", "5"]), np.array(["03", "5"], object), ["03", "5"]),
+    "text of an integer answer": (np.array(["3", "5"]), np.array([5, 3]), [3, 5]),
+}
+
+
+@pytest.mark.parametrize("case", TRUTH)
+def test_labels_become_class_numbers(case: str) -> None:
+    labels, output, numbers = TRUTH[case]
+    assert choose_reading(labels, {"y": output}).truth(labels).tolist() == numbers
+
+
+def test_numbers_are_no_answer_in_words() -> None:
+    with pytest.raises(PruneError, match="fit no output"):
+        choose_reading(np.array([0, 1]), {"y": np.array(["cat", "dog"], object)})

@@ -30,27 +30,26 @@ def number_folders(folders: Sequence[str], how: str | Path | None, source: str) 
 
     Args:
         folders: their names, sorted.
-        how: None or "sorted": 0, 1, ... in the order of names, as torchvision and Keras do; "numbers": the name is
-            the number; else a file.
+        how: "sorted": 0, 1, ... in the order of names, as torchvision and Keras do; "numbers": the name is the number;
+            None: "numbers" where the names are 0, 1, ... without a gap, else "sorted"; or a file.
 
     Raises:
-        PruneError: names are numbers whose order as text is another one, and `how` does not say which is meant;
-            a folder that the file does not name.
+        PruneError: names are other numbers, and `how` does not say what is meant; a folder that the file does not
+            name.
     """
-    if how in (None, "sorted"):
-        if how is None and _misordered(folders):
+    if how is None and all(name.isdecimal() for name in folders):
+        numbers = [int(name) for name in folders]
+        if sorted(numbers) != list(range(len(folders))):
             raise PruneError(
-                f"the folders of {source} are numbers, which sort differently as text ({', '.join(folders[:4])}, ...)",
+                f"the folders of {source} are numbers, but not those from 0 on ({', '.join(folders[:4])}, ...)",
                 "add --classes numbers if the names are class numbers, or --classes sorted as torchvision would",
             )
+        return Numbering(numbers, Classes(dict(zip(numbers, folders, strict=True)), complete=True))
+    if how in (None, "sorted"):
         return Numbering(list(range(len(folders))), Classes(dict(enumerate(folders)), complete=True))
     if how == "numbers":
         return _by_number(folders, source)
     return _by_file(folders, Path(str(how)))
-
-
-def _misordered(folders: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in folders) and [int(name) for name in folders] != list(range(len(folders)))
 
 
 def _by_number(folders: Sequence[str], source: str) -> Numbering:

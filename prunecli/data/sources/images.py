@@ -86,6 +86,9 @@ def _by_class(request: Request, folders: list[Path]) -> Found:
     turns = [pair for turn in zip_longest(*files) for pair in turn if pair is not None][: request.limit]
     empty = [_text(folder.name) for folder, own in zip(folders, files, strict=True) if not own]
     notes = (f"folders without images, which are classes all the same: {', '.join(empty)}",) if empty else ()
+    if request.images.classes is None and numbering.numbers != list(range(len(folders))):
+        notes = ("the folders are class numbers; --classes sorted takes them in the order of text, as torchvision does",
+                 *notes)  # fmt: skip
     labels = Column.of(f"{request.text} labels", np.array([number for _, number in turns], np.int64))
     return Found([file for file, _ in turns], labels, numbering.classes, notes)
 
