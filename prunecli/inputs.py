@@ -20,6 +20,7 @@ DEFAULT_BATCH = 1
 DEFAULT_SPATIAL = 64
 DEFAULT_LENGTH = 16
 _SPATIAL_NAMES = ("height", "width", "h", "w")
+TEXTS = ("a", "b", "c", "0", "1")
 _MAX_RANDOM_ELEMENTS = 1 << 28
 
 
@@ -100,7 +101,7 @@ def _dim(spec: InputSpec, axis: int, known: dict[str, int], batch: int) -> int:
     if dim is None:
         return _default(spec, axis, batch)
     if dim not in known:
-        value = _evaluate(dim, known)
+        value = evaluate(dim, known)
         known[dim] = _default(spec, axis, batch) if value is None else value
     return known[dim]
 
@@ -113,7 +114,7 @@ def _default(spec: InputSpec, axis: int, batch: int) -> int:
     return DEFAULT_SPATIAL if image_like or name in _SPATIAL_NAMES else DEFAULT_LENGTH
 
 
-def _evaluate(expression: str, known: Mapping[str, int]) -> int | None:
+def evaluate(expression: str, known: Mapping[str, int]) -> int | None:
     """The value of a sum, difference, product or floor quotient of known names and numbers, else None."""
     try:
         return _fold(ast.parse(expression.replace("/", "//").replace("////", "//"), mode="eval").body, known)
@@ -152,6 +153,7 @@ def random_inputs(
 
     Floats are standard normal. Integers are drawn from [0, limits[name]) (see `index_limits`), from the whole
     range for 8-bit ones, else from {0, 1}; anything named like a mask is all ones, so that nothing is hidden.
+    Text is of `TEXTS`.
     Each input has its own stream derived from `seed` and its name: adding an input changes no other.
 
     Raises:
@@ -166,7 +168,7 @@ def _random(spec: InputSpec, shape: tuple[int, ...], seed: int, limit: int | Non
 
     import numpy as np
 
-    if not spec.is_tensor or spec.dtype == "str":
+    if not spec.is_tensor:
         raise PruneError(f"cannot make random values for the input {spec.describe()}", "give real ones with --data")
     if math.prod(shape) > _MAX_RANDOM_ELEMENTS:
         raise PruneError(
@@ -174,6 +176,8 @@ def _random(spec: InputSpec, shape: tuple[int, ...], seed: int, limit: int | Non
             "choose smaller dimensions with --input-shape",
         )
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    if spec.dtype == "str":
+        return rng.choice(np.array(TEXTS, object), shape)
     if spec.is_float:
         return rng.standard_normal(shape, dtype=np.float32).astype(numpy_dtype(spec.dtype))
     dtype = np.dtype(spec.dtype)

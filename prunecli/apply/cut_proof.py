@@ -20,13 +20,19 @@ from onnx import TensorProto, numpy_helper
 from prunecli.apply.cut_reference import FLOATS, Forced, masked_original, stored_bytes
 from prunecli.apply.cut_trace import first_difference
 from prunecli.apply.outline import graphs
+from prunecli.apply.proof_inputs import UnprovedError, cannot_open, never_ran
 from prunecli.apply.tolerance import RELATIVE, Difference, differences
+from prunecli.data.columns import free_memory
 from prunecli.errors import PruneError
-from prunecli.runtime import Session
+from prunecli.runtime import Session, TimedOutError
 from prunecli.types import Progress, Verification, no_progress
 
 RUN_UP_TO = 1 << 30
-"""Bytes of weights up to which reference and sessions are held in memory."""
+"""Bytes of weights up to which reference and sessions are held in memory, however much is free."""
+LARGEST = (1 << 31) - (1 << 26)
+"""Bytes that a reference in one piece may have; protobuf ends at 2 GiB."""
+COPIES = 8
+"""How often a proof holds the weights: reference (serialised, two sessions), original, cut, copies on the way."""
 SMALL = 16
 """Vectors up to so many elements may be geometry rather than weights."""
 Outputs = Mapping[str, Any]
@@ -39,11 +45,11 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Inputs to compare on. `required`: the original must run on them (real data); `spare`: only used where it
-    ran on none before."""
+    """Inputs to compare on, or why there are none. `required`: the original must run on them (real data); `spare`: only
+    used where it ran on none before."""
 
     label: str
-    feed: Outputs
+    feed: Outputs | PruneError
     required: bool = False
     spare: bool = False
 
@@ -63,80 +69,78 @@ class CutProof:
     inside: bool = False
 
     def __call__(self, staged: Path) -> Verification:
-        """Compare. Raises PruneError naming the first tensor that differs."""
-        if stored_bytes(self.path) > RUN_UP_TO:
-            return Verification("none", detail="too large to be run beside its reference")
+        """Compare.
+
+        Raises:
+            UnprovedError: the original cannot be run, or not beside its reference.
+            PruneError: naming the first tensor that differs.
+        """
+        check_room(self.path)
         try:
             original = self.open(self.path)
-            trials = list(self.trials(original))
         except PruneError as error:
-            return self._unproved(staged, error)
+            raise cannot_open(error) from error
         sides = _Sides(self.path, staged, self.forced, self.open)
-        ran, refused = 0, ""
-        for trial in self.progress(trials, "proving", len(trials)):
+        ran, problem = 0, None
+        for trial in self.progress(self.trials(original), "proving"):
+            if trial.spare and ran:
+                break
             try:
-                ran += 0 if trial.spare and ran else self._agrees(sides, trial, original)
+                if isinstance(trial.feed, PruneError):
+                    raise _OriginalFailsError(trial.feed.message, trial.feed.hint)
+                ran += self._agrees(sides, trial, trial.feed, original)
             except _OriginalFailsError as error:
-                refused = refused or error.message
+                problem = problem or error
                 if trial.required:
                     raise PruneError(error.message, error.hint) from error
         if not ran:
-            return Verification("none", detail=f"not run: {refused or 'there are no inputs to run it on'}")
+            raise never_ran(problem)
         return self._verdict(sides, ran)
 
-    def _unproved(self, staged: Path, error: PruneError) -> Verification:
-        """onnxruntime does not open the original, or nobody can make up its inputs: the result must load alike."""
-        try:
-            self.open(self.path)
-        except PruneError:
-            return Verification("none", detail=f"the original cannot be run: {error.message}")
-        self.open(staged)
-        return Verification("none", detail=f"not run: {error.message}")
-
-    def _agrees(self, sides: _Sides, trial: Trial, original: Session) -> int:
-        wanted = _run_or(sides.reference, trial, original)
-        got = _run_cut(sides.cut, trial)
-        others = [sides.reference.run(trial.feed), sides.plain_reference.run(trial.feed)]
+    def _agrees(self, sides: _Sides, trial: Trial, feed: Outputs, original: Session) -> int:
+        wanted = _run_or(sides.reference, feed, original)
+        got = _run_cut(sides.cut, trial.label, feed)
+        others = [sides.reference.run(feed), sides.plain_reference.run(feed)]
         if any(d.hopeless for d in differences(wanted, wanted, others[:1], sides.relative)):
             raise _OriginalFailsError("its outputs are random and cannot be compared", "")
         found = differences(got, wanted, others, sides.relative)
         if not all(d.agrees for d in found):
-            others += [s.run(trial.feed) for s in sides.nudged]
+            others += [s.run(feed) for s in sides.nudged]
             found = differences(got, wanted, others, sides.relative)
         wrong = next((d for d in found if not d.agrees), None)
         if wrong is not None:
-            raise self._disagreement(sides, trial, wrong)
-        if all(d.hopeless for d in found) or not self._has_effect(original, trial, wanted, sides):
-            self._agrees_inside(sides, trial)
+            raise self._disagreement(sides, trial.label, feed, wrong)
+        if all(d.hopeless for d in found) or not self._has_effect(original, feed, wanted, sides):
+            self._agrees_inside(sides, trial.label, feed)
         self.worst += found
         if sides.restricted:
-            self.effects += differences(got, sides.zeroed.run(trial.feed))
+            self.effects += differences(got, sides.zeroed.run(feed))
         return 1
 
-    def _has_effect(self, original: Session, trial: Trial, masked: Outputs, sides: _Sides) -> bool:
+    def _has_effect(self, original: Session, feed: Outputs, masked: Outputs, sides: _Sides) -> bool:
         """Whether the outputs depend on what was removed; if not (a saturated Sigmoid), they cannot tell."""
         if not self.effective:
-            found = differences(masked, original.run(trial.feed), relative=sides.relative)
+            found = differences(masked, original.run(feed), relative=sides.relative)
             self.effective = not all(d.agrees for d in found)
         return self.effective
 
-    def _agrees_inside(self, sides: _Sides, trial: Trial) -> None:
+    def _agrees_inside(self, sides: _Sides, label: str, feed: Outputs) -> None:
         """Where outputs tell nothing, every value before them must agree; looked at once."""
         if self.inside:
             return
-        first = sides.first_difference(trial)
+        first = sides.first_difference(feed)
         if first is None:
             raise _OriginalFailsError("its outputs tell nothing, and its inner values cannot be compared", "")
         if first:
-            raise PruneError(f"the cut model does not compute what the masked original does ({trial.label}): "
+            raise PruneError(f"the cut model does not compute what the masked original does ({label}): "
                              f"the first tensor that differs is {first}", HINT)  # fmt: skip
         self.inside = True
 
-    def _disagreement(self, sides: _Sides, trial: Trial, wrong: Difference) -> PruneError:
-        first = sides.first_difference(trial)
+    def _disagreement(self, sides: _Sides, label: str, feed: Outputs, wrong: Difference) -> PruneError:
+        first = sides.first_difference(feed)
         where = f"the first tensor that differs is {first}" if first else f"the output {wrong.name!r} differs"
         amount = wrong.problem or f"by {wrong.error:.2g} at a scale of {wrong.scale:.2g}"
-        return PruneError(f"the cut model does not compute what the masked original does ({trial.label}): {where}; "
+        return PruneError(f"the cut model does not compute what the masked original does ({label}): {where}; "
                           f"output {wrong.name!r}: {amount}", HINT)  # fmt: skip
 
     def _verdict(self, sides: _Sides, ran: int) -> Verification:
@@ -197,9 +201,9 @@ class _Sides:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""
         return [self.open(_nudged(self.masked, seed), optimise=False) for seed in range(2)]
 
-    def first_difference(self, trial: Trial) -> str | None:
+    def first_difference(self, feed: Outputs) -> str | None:
         references = [self.masked, _nudged(self.masked, 0), _nudged(self.masked, 1)]
-        return first_difference(self.staged, references, self.forced, trial.feed, self.relative)
+        return first_difference(self.staged, references, self.forced, feed, self.relative)
 
     @cached_property
     def relative(self) -> float:
@@ -225,22 +229,37 @@ def _nudged(model: bytes, seed: int) -> bytes:
     return bytes(out.SerializeToString())
 
 
-def _run_or(reference: Session, trial: Trial, original: Session) -> Outputs:
+def _run_or(reference: Session, feed: Outputs, original: Session) -> Outputs:
     """The reference's outputs; where it fails, the original must fail, too."""
     try:
-        return reference.run(trial.feed)
+        return reference.run(feed)
+    except TimedOutError:
+        raise
     except PruneError as error:
         try:
-            original.run(trial.feed)
+            original.run(feed)
         except PruneError as cause:
             raise _OriginalFailsError(cause.message, cause.hint) from cause
         raise PruneError(f"internal: the reference cannot be run: {error.message}", HINT) from error
 
 
-def _run_cut(cut: Session, trial: Trial) -> Outputs:
+def _run_cut(cut: Session, label: str, feed: Outputs) -> Outputs:
     try:
-        return cut.run(trial.feed)
+        return cut.run(feed)
     except PruneError as error:
-        raise PruneError(
-            f"the original runs on {trial.label}, the cut model does not: {error.message}", HINT
-        ) from error
+        raise PruneError(f"the original runs on {label}, the cut model does not: {error.message}", HINT) from error
+
+
+def check_room(path: Path) -> None:
+    """Whether a model of that size can be run beside its reference.
+
+    Raises:
+        UnprovedError: protobuf holds no such reference in one piece, or memory may not suffice for it.
+    """
+    size = stored_bytes(path)
+    most = min(LARGEST, max(RUN_UP_TO, free_memory() // COPIES))
+    if size > most:
+        raise UnprovedError(
+            f"nothing is proved, since {size / 2**30:.1f} GiB of weights cannot be run beside their reference:"
+            f" {most / 2**30:.1f} GiB can, in the memory that is free"
+        )

@@ -8,7 +8,7 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.apply.outline import outline
+from prunecli.apply.proof_inputs import Feed, InputShapes, cannot_open, first_run
 from prunecli.apply.reference import masked_reference
 from prunecli.apply.zero import Zeroed, release_tensor
 from prunecli.errors import PruneError
-from prunecli.inputs import DEFAULT_LENGTH
-from prunecli.model import Dims, Model, Shapes, load
+from prunecli.model import Model, load
 from prunecli.model.holders import holders
 from prunecli.model.plain import plain_path
-from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
 from prunecli.select.decisions import Rewritten
 from prunecli.select.keys import CHUNK_BYTES, words
@@ -32,12 +31,9 @@ from prunecli.types import Progress, Verification, no_progress
 
 Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]
-InputShapes = Mapping[str, tuple[int, ...]]
 
 RUN_UP_TO = 512 << 20
 """Bytes of model files up to which two sessions and a reference are held in memory."""
-LONG = 512
-"""What a length is raised to if the model cannot run at the usual default, as with models of sound."""
 _STORED = "every stored tensor equals the original, {how} by numpy, and the graph is the same"
 _RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with {how} weights"
 _REPORT = "nothing was written; please report this"
@@ -49,17 +45,20 @@ class Proof:
 
     model: Model
     zeroed: Sequence[Zeroed]
-    shapes: Sequence[InputShapes]
-    """Concrete input shapes for the run, to be tried in this order."""
+    sizes: Iterable[InputShapes]
+    """Input shapes for the run, to be tried in this order."""
     open: Callable[..., Session] = Session.open
     """As `Session.open`, with a provider and threads."""
     progress: Progress = no_progress
+    given: Feed | None = None
+    """Inputs that are known to fit, to be tried first."""
 
     def __call__(self, staged: Path) -> Verification:
         """Check the file at `staged`.
 
         Raises:
             PruneError: it differs, or no longer opens or runs although the original does.
+            UnprovedError: nor does the original.
         """
         self._same_tensors(staged)
         if outline(plain_path(self.model)) != outline(staged):
@@ -91,61 +90,42 @@ class Proof:
 
     def _opens(self, staged: Path) -> Verification:
         """Open one session that maps the weights instead of copying them."""
-        try:
-            self.open(staged, low_memory=True)
-        except PruneError as error:
-            return self._as_before(error, "open")
+        self._session(staged, low_memory=True)
         return self._by_storage("onnxruntime opens it; it is too large to be run on both sides")
 
     def _runs(self, staged: Path) -> Verification:
-        """Run the saved file and the reference on the same random inputs."""
-        try:
-            session = self.open(staged)
-        except PruneError as error:
-            return self._as_before(error, "open")
-        failed: PruneError | None = None
-        for shapes in self.shapes:
-            try:
-                feed = session.random_inputs(shapes=shapes)
-                outputs = session.run(feed)
-            except PruneError as error:
-                failed = failed or error
-            else:
-                return self._compared(outputs, feed)
-        return self._as_before(failed or PruneError("it has no inputs"), "run")
-
-    def _compared(self, outputs: Outputs, feed: Outputs) -> Verification:
+        """Run the saved file and the reference on the same inputs."""
+        session = self._session(staged)
         reference = self.open(masked_reference(plain_path(self.model), self.zeroed))
-        wanted = reference.run(feed)
+        feed, wanted = first_run(reference, self.sizes, given=self.given)
+        try:
+            outputs = session.run(feed)
+        except PruneError as error:
+            raise PruneError(
+                f"onnxruntime runs the original, not the pruned model: {error.message}", _REPORT
+            ) from error
         if same_outputs(outputs, wanted):
             return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}".format(how=self.how))
         if same_outputs(wanted, reference.run(feed)):
             raise PruneError("internal: the pruned model does not compute what the masked one does", _REPORT)
         return self._by_storage("its outputs are random and were not compared")
 
-    def _as_before(self, error: PruneError, what: str) -> Verification:
-        """A file that onnxruntime cannot open or run is kept if that holds for the original, too."""
+    def _session(self, staged: Path, **options: Any) -> Session:
+        """The saved file, opened; if it cannot be, the original must."""
         try:
-            original = self.open(self.model.path, low_memory=True)
-            if what == "run":
-                original.run(original.random_inputs(shapes=self.shapes[0]))
-        except PruneError as own:
-            return self._by_storage(f"it was not run: {own.message}")
-        raise PruneError(f"onnxruntime can {what} the original, not the pruned model: {error.message}", _REPORT)
+            return self.open(staged, **options)
+        except PruneError as error:
+            try:
+                self.open(plain_path(self.model), low_memory=True)
+            except PruneError as own:
+                raise cannot_open(own) from own
+            raise PruneError(
+                f"onnxruntime opens the original, not the pruned model: {error.message}", _REPORT
+            ) from error
 
 
-def shapes_to_try(model: Model, shapes: Shapes, dims: Dims) -> list[InputShapes]:
-    """The shapes at hand, then with longer sequences where nobody stated a length."""
-    longer = dict(shapes.inputs)
-    for spec in input_specs(model.ir):
-        if spec.name in dims.shapes:
-            continue
-        sizes = zip(spec.shape, longer[spec.name], strict=True)
-        longer[spec.name] = tuple(
-            LONG if size == DEFAULT_LENGTH and not isinstance(dim, int) and dim not in dims.sizes else size
-            for dim, size in sizes
-        )
-    return [shapes.inputs] if longer == shapes.inputs else [shapes.inputs, longer]
+def _only_original(does: str, error: PruneError) -> PruneError:
+    return PruneError(f"onnxruntime {does} the original, not the pruned model: {error.message}", _REPORT)
 
 
 def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroed | None) -> bool:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ def memory_budget() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):
         return 4 << 30
+
+
+def free_memory() -> int:
+    """Bytes that this machine can still give without swapping; `memory_budget` where that is not told."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) << 10
+    except (OSError, StopIteration, ValueError, IndexError):
+        return memory_budget()
 
 
 def check_budget(name: str, shape: tuple[int, ...], dtype: Any) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import SYNTHETIC, check_synthetic
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.pipeline.subject import Execution
 from prunecli.types import Json, Progress
+
+FEW = 8
 
 
 def calibration_samples(
@@ -31,6 +36,11 @@ def calibration_samples(
     if wanted.limit is None and len(data) > samples:
         data = data.shuffled(seed).take(samples)
     return data
+
+
+def first_feed(data: Dataset) -> Mapping[str, Any]:
+    """A few samples, for a proof."""
+    return next(data.batches(FEW)).feed
 
 
 def about(data: Dataset) -> Json:

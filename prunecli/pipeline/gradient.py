@@ -101,7 +101,7 @@ class ByGradient:
         source = open_source(file, criterion.needs[0], list(names.values()), self.options, progress)
         choice = _reachable(choice, names, source.study.unreached)
         decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
-        return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes)
+        return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:

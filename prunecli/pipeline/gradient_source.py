@@ -16,7 +16,7 @@ from prunecli.evaluation.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
-from prunecli.pipeline.calibration import about, calibration_samples, cautions
+from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
 from prunecli.pipeline.subject import Execution
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.runtime import Session
@@ -50,12 +50,13 @@ class GradientOptions:
 @dataclass
 class Source:
     """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
-    its part of the recorded recipe."""
+    its part of the recorded recipe; `feed`: inputs that the model runs on."""
 
     study: Study
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     notes: Sequence[str] = ()
+    feed: Mapping[str, Array] | None = None
 
     def measure(
         self, weights: Sequence[Weight], alive: Mapping[str, Array], label: str, progress: Progress
@@ -120,7 +121,7 @@ def open_source(
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, cautions(data))
+    return Source(study, take, asked, cautions(data), first_feed(data))
 
 
 def open_study(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from prunecli.apply.zero import target_of
 from prunecli.errors import PruneError
@@ -21,7 +21,8 @@ BY_EVIDENCE = ("wanda", "obs")
 @dataclass(frozen=True)
 class Judged:
     """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell.
-    `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight."""
+    `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight. `feed`: inputs
+    that the model ran on."""
 
     choice: Choice
     decisions: Sequence[Decision]
@@ -29,6 +30,7 @@ class Judged:
     notes: Sequence[str] = ()
     moved: Sequence[tuple[Weight, Decision]] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
+    feed: Mapping[str, Any] | None = None
 
 
 class Judge(Protocol):

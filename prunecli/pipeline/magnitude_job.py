@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunecli.apply.plans import check_plan_path, load_plan
+from prunecli.apply.proof_inputs import sizes_to_try
 from prunecli.apply.zero import Zeroed
-from prunecli.apply.zero_proof import Proof, shapes_to_try
+from prunecli.apply.zero_proof import Proof
 from prunecli.errors import PruneError
 from prunecli.model import Model, Shapes, concrete_shapes, find_weights, load, totals
 from prunecli.model.saving import check_target
@@ -38,6 +39,7 @@ class Job:
     notes: Sequence[str]
     moved: list[Zeroed]
     details: Mapping[str, Json]
+    feed: Mapping[str, Any] | None = None
 
     @property
     def changed(self) -> list[Zeroed]:
@@ -65,8 +67,9 @@ def prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progr
     before = totals(file, shapes, counted)
     moved = [Zeroed(w, one, w.tensor) for w, one in found.moved]
     return Job(
-        file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes, moved, found.details
-    )
+        file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes, moved, found.details,
+        found.feed,
+    )  # fmt: skip
 
 
 def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Progress) -> Judged:
@@ -113,6 +116,5 @@ class Inspector:
     def _proof(self) -> Proof:
         job, execution = self.job, self.options.execution
         opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
-        return Proof(
-            job.file, job.changed, shapes_to_try(job.file, job.shapes, self.options.dims), opener, self.progress
-        )
+        sizes = sizes_to_try(job.file, job.shapes.inputs, self.options.dims)
+        return Proof(job.file, job.changed, sizes, opener, self.progress, job.feed)

@@ -20,7 +20,7 @@ from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
-from prunecli.pipeline.calibration import about, calibration_samples, cautions
+from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
 from prunecli.pipeline.choice import Choice, matches
 from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
@@ -138,8 +138,9 @@ class ByEvidence:
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
         return replace(
-            done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)]
-        )
+            done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)],
+            feed=first_feed(data),
+        )  # fmt: skip
 
     def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
         """Fit what a plan leaves, on this data."""
@@ -151,7 +152,7 @@ class ByEvidence:
             masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
         asked = about(data) | {"recover": study.way.recover}
-        return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)])
+        return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)], feed=first_feed(data))
 
     def _replayed(self, planned: Json, recipe: Recipe) -> Way:
         """The way of a plan: its own method, and its recovery unless another one is asked for."""

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.apply.proof_inputs import cannot_open, first_run, sizes_to_try
 from prunecli.apply.zero import release_tensor
-from prunecli.apply.zero_proof import RUN_UP_TO, same_bits, same_outputs, shapes_to_try
+from prunecli.apply.zero_proof import RUN_UP_TO, same_bits, same_outputs
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.loading import Load, measure_load
@@ -75,10 +76,8 @@ class Proof:
             return
         try:
             self.execution.open(self.original)
-        except PruneError as error:  # nor will it open what is made of it
-            reason = error.message.removeprefix(f"onnxruntime cannot open {self.original}: ")
-            self._apart(f"onnxruntime does not open the model itself, packed or not: {reason}")
-            return
+        except PruneError as error:
+            raise cannot_open(error) from error
         self._folded(staged, {item.row.name for item in self.items if item.encoded is not None})
         self._runs(staged)
         self.loads = (self._load(self.original), self._load(staged))
@@ -131,22 +130,19 @@ class Proof:
     def _runs(self, staged: Path) -> None:
         first = self.execution.open(self.original)
         second = self.execution.open(staged)
-        collector, same, runs = FidelityCollector(), True, 0
-        for shapes in shapes_to_try(self.model, concrete_shapes(self.model, self.dims), self.dims):
-            try:
-                for seed in range(SEEDS):
-                    feed = first.random_inputs(seed=seed, shapes=shapes)
-                    wanted, got = first.run(feed), second.run(feed)
-                    steady = same_outputs(wanted, first.run(feed))
-                    same, runs = same and (self._same(wanted, got) or not steady), runs + 1
-                    collector.add(wanted, got, 1)
-                break
-            except PruneError as error:
-                problem = error
-        if not runs:
-            self.verification = Verification("exact", 0.0, 0.0, 0, f"{_STORED}; it was not run: {problem.message}")
-            return
-        self._judge(same, runs, collector)
+        collector, same = FidelityCollector(), True
+        sizes = sizes_to_try(self.model, concrete_shapes(self.model, self.dims).inputs, self.dims)
+        feed, wanted = first_run(first, sizes)
+        shapes = {name: np.shape(value) for name, value in feed.items()}
+        for seed in range(SEEDS):
+            if seed:
+                feed = first.random_inputs(seed=seed, shapes=shapes)
+                wanted = first.run(feed)
+            got = second.run(feed)
+            steady = same_outputs(wanted, first.run(feed))
+            same = same and (self._same(wanted, got) or not steady)
+            collector.add(wanted, got, 1)
+        self._judge(same, SEEDS, collector)
 
     def _same(self, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
         if self.signs:

@@ -146,7 +146,7 @@ def carry_out(
     shapes = concrete_shapes(subject.file, options.dims)
     inspector = Inspector(
         subject, subject.forced(positions, decided.removed), shapes.inputs, options.data, options.batch_size,
-        options.seed, options.execution, options.verify, progress,
+        options.seed, options.execution, options.verify, options.dims, progress,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target

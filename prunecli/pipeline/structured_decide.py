@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
+from prunecli.apply.cut_proof import check_room
 from prunecli.errors import PruneError
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.saving import check_target
@@ -42,6 +43,8 @@ def decide(
     """
     if options.save_plan is not None:
         check_plan_path(options.save_plan, options.force)
+    if options.verify:
+        check_room(path)
     if options.plan is not None:
         return _replay(path, target, options.plan, options)
     options = replace(options, criterion=_criterion(options))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from prunecli.apply.cut_proof import CutProof, Trial
 from prunecli.apply.cut_reference import Forced
+from prunecli.apply.proof_inputs import InputShapes, sizes_to_try
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
@@ -25,9 +26,6 @@ from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
 
 REAL_BATCHES = 4
 REAL_BATCH = 8
-LONGER = (512, 1536, 4096)
-"""Tried where the original runs at none of the other sizes."""
-LARGEST_INPUT = 1 << 22
 
 
 @dataclass
@@ -46,6 +44,7 @@ class Inspector:
     seed: int = 0
     execution: Execution = field(default_factory=Execution)
     verify: bool = True
+    dims: Dims = field(default_factory=Dims)
     progress: Progress = no_progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     after: Totals | None = None
@@ -74,27 +73,25 @@ class Inspector:
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
                 yield Trial(f"batch {number} of {samples.source}", batch.feed, True)
-        sizes = [self.subject.inputs, self.subject.inputs, self.shapes, self.subject.other_inputs]
-        for number, shapes in enumerate(sizes):
-            if shapes is not None and (number < 2 or shapes not in sizes[:number]):
-                feed = original.random_inputs(seed=self.seed + number, shapes=shapes)
-                yield Trial(f"random inputs, seed {self.seed + number}", feed)
-        for length in LONGER:  # sound models pad by more than the default length
-            shapes = _at_length(original, self.subject.inputs, length)
-            if sum(map(math.prod, shapes.values())) <= LARGEST_INPUT:
-                feed = original.random_inputs(seed=self.seed, shapes=shapes)
-                yield Trial(f"random inputs of length {length}", feed, spare=True)
+        first = [self.subject.inputs, self.subject.inputs, self.shapes, self.subject.other_inputs]
+        wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
+        for number, shapes in enumerate(wanted):
+            seed = self.seed + number
+            yield Trial(f"random inputs, seed {seed}", _made(original, seed, shapes))
+        for sizes in sizes_to_try(self.subject.file, self.subject.inputs, self.dims):
+            yield Trial(f"random inputs {_told(sizes)}", _made(original, self.seed, sizes), spare=True)
 
 
-def _at_length(session: Session, shapes: Mapping[str, Shape], length: int) -> dict[str, Shape]:
-    """The shapes with every free size but the batch changed."""
-    specs = {spec.name: spec for spec in session.inputs}
-    return {
-        name: tuple(
-            size if axis == 0 or isinstance(specs[name].shape[axis], int) else length for axis, size in enumerate(shape)
-        )
-        for name, shape in shapes.items()
-    }
+def _made(session: Session, seed: int, shapes: InputShapes) -> Mapping[str, Any] | PruneError:
+    """Random inputs, or why there are none."""
+    try:
+        return session.random_inputs(seed=seed, shapes=shapes)
+    except PruneError as error:
+        return error
+
+
+def _told(shapes: InputShapes) -> str:
+    return ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def strict_check(original: Path, staged: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.apply import zero_proof
+from prunecli.apply.proof_inputs import UnprovedError, sizes_to_try
 from prunecli.apply.zero import Zeroed, target_of, zero
-from prunecli.apply.zero_proof import Proof, is_masked, same_outputs, shapes_to_try
+from prunecli.apply.zero_proof import Proof, is_masked, same_outputs
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, save
 from prunecli.runtime import Session
@@ -46,7 +47,7 @@ def pruned(model: onnx.ModelProto, folder: Path, sparsity: float = 0.5) -> tuple
 
 
 def prove(file: Model, zeroed: list[Zeroed], path: Path, **options: Any) -> Verification:
-    tries = shapes_to_try(file, concrete_shapes(file, Dims()), Dims())
+    tries = sizes_to_try(file, concrete_shapes(file, Dims()).inputs, Dims())
     return Proof(file, zeroed, tries, **options)(path)
 
 
@@ -132,26 +133,89 @@ def custom_net() -> onnx.ModelProto:
     return proto(nodes, {"x": ("batch", 3)}, ["z"], weights, domains=["custom"])
 
 
-def hungry_net() -> onnx.ModelProto:
-    """Runs on no length: the Reshape wants a multiple of seven, and neither default is one."""
-    weights = {"w1": floats(4, 8), "seven": np.array([-1, 7])}
-    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Reshape", ["h", "seven"], ["y"])]
+def hungry_net(width: int) -> onnx.ModelProto:
+    """Runs where length times 8 is a multiple of the width of a Reshape."""
+    weights = {"w1": floats(4, 8), "shape": np.array([-1, width])}
+    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Reshape", ["h", "shape"], ["y"])]
     return proto(nodes, {"x": (1, "time", 4)}, weights=weights)
 
 
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        (custom_net, "it was not run: onnxruntime cannot open"),
-        (hungry_net, "it was not run: onnxruntime cannot run"),
-    ],
-)
-def test_what_cannot_be_compared_is_said(model: Callable[[], onnx.ModelProto], told: str, tmp_path: Path) -> None:
-    found = prove(*pruned(model(), tmp_path))
-    assert (found.kind, found.samples) == ("exact", 0)
-    assert told in found.detail
-    assert "every stored tensor equals" in found.detail
-    assert "out.onnx" not in found.detail  # the user knows the original
+def table_net(rows: int) -> onnx.ModelProto:
+    """Adds a table of positions: it runs at that length only."""
+    weights = {"w1": floats(4, 8), "position": floats(1, rows, 8)}
+    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Add", ["h", "position"], ["y"])]
+    return proto(nodes, {"x": ("batch", "time", 4)}, weights=weights)
+
+
+def patch_net() -> onnx.ModelProto:
+    """Patches of 9 pixels and a table of 7 x 7 of them."""
+    weights = {"w1": floats(8, 3, 9, 9), "shape": np.array([0, 8, -1]), "position": floats(1, 8, 49)}
+    nodes = [node("Conv", ["x", "w1"], ["h"], strides=[9, 9]), node("Reshape", ["h", "shape"], ["r"]),
+             node("Add", ["r", "position"], ["y"])]  # fmt: skip
+    return proto(nodes, {"x": ("batch", 3, "height", "width")}, weights=weights)
+
+
+def sound_net() -> onnx.ModelProto:
+    """Reflects 100 samples at the ends: 64 are too few."""
+    nodes = [node("Pad", ["x", "pads"], ["p"], mode="reflect"), node("Conv", ["p", "w"], ["y"])]
+    weights = {"pads": np.array([0, 0, 100, 0, 0, 100]), "w": floats(2, 1, 5)}
+    return proto(nodes, {"x": (1, 1, "time")}, weights=weights)
+
+
+def oblong_net() -> onnx.ModelProto:
+    """4 x 32 pixels only."""
+    weights = {
+        "w1": floats(8, 3, 1, 1),
+        "a": floats(1, 8, 4, 1),
+        "b": floats(1, 1, 1, 32),
+        "shape": np.array([-1, 1024]),
+    }
+    nodes = [node("Conv", ["x", "w1"], ["h"]), node("Add", ["h", "a"], ["s"]), node("Add", ["s", "b"], ["t"]),
+             node("Reshape", ["t", "shape"], ["y"])]  # fmt: skip
+    return proto(nodes, {"x": (1, 3, "height", "width")}, weights=weights)
+
+
+def baked_batch_net() -> onnx.ModelProto:
+    """Exported with a batch of 4 in a Reshape."""
+    weights = {"w1": floats(6, 8), "shape": np.array([4, 4, 2])}
+    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Reshape", ["h", "shape"], ["y"])]
+    return proto(nodes, {"x": ("batch", 6)}, weights=weights)
+
+
+def text_net() -> onnx.ModelProto:
+    encode = node("LabelEncoder", ["x"], ["f"], domain="ai.onnx.ml", keys_strings=["a", "b"], values_floats=[1.0, 2.0])
+    model = proto([encode, node("MatMul", ["f", "w1"], ["y"])], {"x": ("batch", 3)}, weights={"w1": floats(3, 8)},
+                  domains=["ai.onnx.ml"])  # fmt: skip
+    model.opset_import[1].version = 3
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    return model
+
+
+OTHER_SIZES = [
+    partial(hungry_net, 7), partial(table_net, 77), partial(table_net, 10), patch_net, sound_net, oblong_net,
+    baked_batch_net, text_net,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", OTHER_SIZES, ids=range(len(OTHER_SIZES)))
+def test_sizes_are_tried_until_the_model_runs(build: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
+    found = prove(*pruned(build(), tmp_path))
+    assert (found.kind, found.samples) == ("exact", 1)
+
+
+UNPROVED = [
+    (custom_net, "the original itself cannot be opened: onnxruntime cannot open"),
+    (partial(hungry_net, 5003), "the original itself does not run: onnxruntime cannot run"),
+]
+
+
+@pytest.mark.parametrize(("build", "told"), UNPROVED, ids=range(len(UNPROVED)))
+def test_what_cannot_be_run_is_refused(build: Callable[[], onnx.ModelProto], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UnprovedError) as caught:
+        prove(*pruned(build(), tmp_path))
+    assert told in caught.value.message
+    assert "--no-verify" in caught.value.hint
+    assert "out.onnx" not in caught.value.message  # the user knows the original
 
 
 class Noisy(Session):
@@ -170,25 +234,30 @@ def test_random_outputs_are_not_compared(tmp_path: Path) -> None:
     assert "random and were not compared" in found.detail
 
 
-def test_a_longer_input_is_tried(tmp_path: Path) -> None:
-    """Sound models want a window of samples: 16 are too few, 512 will do."""
-    pads = np.array([0, 0, 100, 0, 0, 100])
-    nodes = [node("Pad", ["x", "pads"], ["p"], mode="reflect"), node("Conv", ["p", "w"], ["y"])]
-    weights = {"pads": pads, "w": floats(2, 1, 5)}
-    found = prove(*pruned(proto(nodes, {"x": (1, 1, "time")}, weights=weights), tmp_path))
-    assert (found.kind, found.samples) == ("exact", 1)
-
-
 def test_stated_sizes_are_not_changed(tmp_path: Path) -> None:
     model = proto([node("MatMul", ["x", "w"], ["y"])], {"x": ("time", "n", 3)}, weights={"w": floats(3, 4)})
     file = load(save_proto(model, tmp_path))
 
-    def tries(dims: Dims) -> list[dict[str, tuple[int, ...]]]:
-        return [dict(shapes) for shapes in shapes_to_try(file, concrete_shapes(file, dims), dims)]
+    def tries(dims: Dims) -> set[tuple[int, ...]]:
+        return {shapes["x"] for shapes in sizes_to_try(file, concrete_shapes(file, dims).inputs, dims)}
 
-    assert tries(Dims()) == [{"x": (1, 16, 3)}, {"x": (1, 512, 3)}]
-    assert tries(Dims(sizes={"n": 16})) == [{"x": (1, 16, 3)}]
-    assert tries(Dims(shapes={"x": (2, 16, 3)})) == [{"x": (2, 16, 3)}]
+    assert {(1, 16, 3), (1, 512, 3), (1, 8, 3), (2, 16, 3)} <= tries(Dims())
+    assert {n for _, n, _ in tries(Dims(sizes={"n": 16}))} == {16}
+    assert {t for t, _, _ in tries(Dims(sizes={"time": 5}))} == {5}
+    assert tries(Dims(shapes={"x": (2, 16, 3)})) == {(2, 16, 3)}
+
+
+def test_inputs_that_are_given_come_first(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watching(Session):
+        def run(self, feed: Any, outputs: Any = None) -> dict[str, Any]:
+            seen.append(feed["x"])
+            return super().run(feed, outputs)
+
+    given = {"x": floats(5, 3)}
+    prove(*pruned(net(), tmp_path), open=Watching.open, given=given)
+    assert all(each is given["x"] for each in seen)
 
 
 def test_sessions_are_opened_as_asked(tmp_path: Path) -> None:
@@ -252,7 +321,6 @@ def test_same_outputs(left: Any, right: Any, same: bool) -> None:
 def test_bfloat16_is_compared_too(tmp_path: Path) -> None:
     import ml_dtypes
 
-    model = proto([node("MatMul", ["c", "w"], ["h"]), node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
-                   node("Cast", ["x"], ["c"], to=TensorProto.BFLOAT16)], {"x": (2, 3)},
+    model = proto([node("Cast", ["w"], ["f"], to=TensorProto.FLOAT), node("MatMul", ["x", "f"], ["y"])], {"x": (2, 3)},
                   weights={"w": floats(3, 4).astype(ml_dtypes.bfloat16)})  # fmt: skip
     assert prove(*pruned(model, tmp_path)).kind == "exact"

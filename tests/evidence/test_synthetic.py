@@ -151,6 +151,6 @@ def test_runs_that_cannot_be_cut_stay_whole() -> None:
     assert [batch.feed["x"].shape for batch in as_dataset(specs, feeds, False, []).batches(2)] == [(5, 5)] * 3
 
 
-def test_text_cannot_be_made() -> None:
+def test_what_is_no_tensor_cannot_be_made() -> None:
     with pytest.raises(PruneError, match="cannot make random values"):
-        synthetic_feed([InputSpec("x", "str", ("n", 1))], {"x": (1, 1)}, 0, {})
+        synthetic_feed([InputSpec("x", "seq(tensor(float))", ())], {"x": ()}, 0, {})

@@ -74,7 +74,8 @@ def test_a_threshold_is_numpys_where_bit_for_bit(dtype: Any, threshold: float, t
     nodes = [node("Cast", ["x"], ["c"], to=element), node("MatMul", ["c", "w"], ["h"]),
              node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)]  # fmt: skip
     path = save_proto(proto(nodes, {"x": (2, 6)}, weights={"w": values}), tmp_path)
-    found, after = pruned(path, threshold=threshold)
+    runs = dtype != ml_dtypes.bfloat16  # for which onnxruntime has no MatMul
+    found, after = pruned(path, threshold=threshold, verify=runs)
     with np.errstate(over="ignore"):
         wanted = np.where(np.abs(values) < threshold, np.zeros((), dtype), values)
     assert after["w"].tobytes() == wanted.tobytes()
