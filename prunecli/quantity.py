@@ -11,6 +11,8 @@ from prunecli.errors import PruneError
 
 Kind = Literal["plain", "percent", "count", "bytes", "ms"]
 
+PERCENT = 100
+"""Above this a plain number is no percentage whose sign was forgotten."""
 # Decimal multiples for counts and bytes (as disks and networks are sold), KiB etc. for powers of two.
 _COUNT = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "bytes": 1.0}
@@ -48,6 +50,12 @@ def parse_quantity(text: str) -> Quantity:
     raise PruneError(f"{text!r} has an unknown suffix {match[2]!r}", "use %, K, M, G, KB, MB, GB, us, ms or s")
 
 
+def did_you_mean_percent(quantity: Quantity, otherwise: str) -> str:
+    """A hint where a fraction is wanted: plain numbers from 1 to 100 are often meant as percentages."""
+    plain = quantity.kind == "plain" and 1 <= quantity.value <= PERCENT
+    return f"did you mean {quantity.value:g}%?" if plain else otherwise
+
+
 def parse_fraction(text: str) -> float:
     """Read a fraction in [0, 1], as `0.5` or `50%`.
 
@@ -58,10 +66,5 @@ def parse_fraction(text: str) -> float:
     if quantity.kind not in ("plain", "percent"):
         raise PruneError(f"{text!r} is not a fraction", "write it as 0.5 or 50%")
     if not 0 <= quantity.value <= 1:
-        hint = (
-            f"did you mean {quantity.value:g}%?"
-            if quantity.kind == "plain" and 1 < quantity.value <= 100
-            else "write it as 0.5 or 50%"
-        )
-        raise PruneError(f"{text!r} is outside 0 to 1", hint)
+        raise PruneError(f"{text!r} is outside 0 to 1", did_you_mean_percent(quantity, "write it as 0.5 or 50%"))
     return quantity.value

@@ -35,6 +35,11 @@ MEASURES: dict[str, type[Measure]] = {}
 BOXES = 8
 """Rows of four numbers that must all look like boxes to be taken for such: scores of four classes may, by chance."""
 BETTER_HIGH = {"top1_agreement": True, "cosine": True, "max_abs": False, "max_rel": False, "snr_db": True}
+SPANS = {
+    "top1_agreement": (0, 1), "cosine": (-1, 1), "max_abs": (0, math.inf), "max_rel": (0, math.inf),
+    "snr_db": (-math.inf, math.inf),
+}  # fmt: skip
+"""The least and the most that each can be."""
 
 
 def measure(name: str) -> Callable[[M], M]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prunecli.errors import GateFailed, PruneError, did_you_mean
-from prunecli.quantity import parse_quantity
+from prunecli.evaluation.fidelity import MEASURES
+from prunecli.quantity import Quantity, did_you_mean_percent, parse_quantity
 from prunecli.types import Json
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -25,6 +26,7 @@ LONG_FORMS = {"delta.": "", "fidelity.": "", "metrics.": "", "latency_ms.": "lat
 ALIASES = {"top1": "accuracy"}
 """Other names of figures, as a whole part of a dotted name."""
 ROUNDING = 1e-12
+Span = tuple[float, float]
 _GATE = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 
 
@@ -59,29 +61,47 @@ class GateResult:
         return {"expr": self.gate.expr, "value": self.value, "passed": self.passed}
 
 
-def parse_gate(text: str, known: Iterable[str] | None = None) -> Gate:
+def parse_gate(text: str, known: Mapping[str, Span] | None = None) -> Gate:
     """Read one gate. Percentages are divided by 100, KB and MB are multiples of 1000.
 
     Args:
-        known: the names there can be; None: any.
+        known: the names there can be, with the least and the most that each can be; None: any.
 
     Raises:
-        PruneError: not NAME OP NUMBER, or an unknown name, with close ones in the hint.
+        PruneError: not NAME OP NUMBER, an unknown name, with close ones in the hint, or a gate that is decided before
+            anything is measured.
     """
     match = _GATE.fullmatch(text)
     if match is None:
         raise PruneError(f"--fail-if {text!r} is not NAME OP NUMBER", "write for example 'accuracy.drop>1%'")
     name, op, number = match[1], match[2], match[3]
     try:
-        limit = parse_quantity(number).value
+        limit = parse_quantity(number)
     except PruneError as error:
         raise PruneError(f"--fail-if {text!r}: {error.message}", error.hint) from error
     if known is not None:
-        known = list(known)
         name = name if name in known else _short(name)
         name = name if name in known else ".".join(ALIASES.get(part, part) for part in name.split("."))
-        check_name(name, known)
-    return Gate(text.strip(), name, op, limit)
+        if name not in known:
+            hint = did_you_mean(name, known, f"names are {', '.join(sorted(known))}")
+            raise PruneError(f"--fail-if: there is no figure named {name}", hint)
+    gate = Gate(text.strip(), name, op, limit.value)
+    if known is not None:
+        check_span(gate, known[name], limit)
+    return gate
+
+
+def check_span(gate: Gate, span: Span, limit: Quantity | None = None) -> None:
+    """Refuse a gate that cannot fail, or whose limit lies outside what its figure can be. `limit`: as it is written."""
+    low, high = span
+    if low <= gate.limit <= high and (gate.op, gate.limit) not in (("<", low), (">", high)):
+        return
+    lies = f"is at least {low:g}" if high == math.inf else f"is at most {high:g}" if low == -math.inf else ""
+    lies = lies or f"lies between {low:g} and {high:g}"
+    raise PruneError(
+        f"--fail-if {gate.expr!r} is decided before anything is measured: {gate.name} {lies}",
+        did_you_mean_percent(limit or Quantity(gate.limit), "a gate fails when its condition holds: give one that can"),
+    )
 
 
 def _short(name: str) -> str:
@@ -89,14 +109,6 @@ def _short(name: str) -> str:
         if name.startswith(long):
             return short + name.removeprefix(long)
     return name
-
-
-def check_name(name: str, known: Sequence[str]) -> None:
-    """Refuse a name that no report could have."""
-    if name in known:
-        return
-    hint = did_you_mean(name, known, f"names are {', '.join(sorted(known))}")
-    raise PruneError(f"--fail-if: there is no figure named {name}", hint)
 
 
 def check_gates(gates: Sequence[Gate], values: Mapping[str, float], why_missing: str) -> list[GateResult]:
@@ -107,7 +119,9 @@ def check_gates(gates: Sequence[Gate], values: Mapping[str, float], why_missing:
     """
     for gate in gates:
         if gate.name not in values:
-            raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} was not measured", why_missing)
+            undefined = gate.name.split(".")[-1] in MEASURES
+            what = "is not defined for this output" if undefined else "was not measured"
+            raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} {what}", why_missing)
     return [gate.check(values) for gate in gates]
 
 

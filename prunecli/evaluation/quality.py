@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,25 +22,31 @@ MAX_CONFUSION = 200
 @dataclass(frozen=True)
 class Metric:
     """`higher`: whether more is better; its delta is then `drop` (baseline minus model), else `rise`.
-    `fraction`: in [0, 1], shown in percent."""
+    `fraction`: in [0, 1], shown in percent. `span`: the least and the most that it can be."""
 
     name: str
     compute: Compute
     regression: bool
     higher: bool
     fraction: bool
+    span: tuple[float, float]
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, regression: bool = False, higher: bool = True, fraction: bool = True
+    name: str,
+    *,
+    regression: bool = False,
+    higher: bool = True,
+    fraction: bool = True,
+    span: tuple[float, float] = (0, 1),
 ) -> Callable[[Compute], Compute]:
     """Register a figure of merit; it may return None where it has no meaning."""
 
     def add(compute: Compute) -> Compute:
-        METRICS[name] = Metric(name, compute, regression, higher, fraction)
+        METRICS[name] = Metric(name, compute, regression, higher, fraction, span)
         return compute
 
     return add
@@ -110,13 +117,13 @@ def top5(p: Predictions, average: Average) -> float | None:
     return None if p.in_top is None else float(np.average(p.in_top))
 
 
-@metric("log_loss", higher=False, fraction=False)
+@metric("log_loss", higher=False, fraction=False, span=(0, math.inf))
 def log_loss(p: Predictions, average: Average) -> float | None:
     """Mean of -ln(probability of the true class), in nats; logits go through softmax or sigmoid first."""
     return None if p.log_prob is None else float(np.average(-p.log_prob))
 
 
-@metric("mae", regression=True, higher=False, fraction=False)
+@metric("mae", regression=True, higher=False, fraction=False, span=(0, math.inf))
 def mae(p: Predictions, average: Average) -> float | None:
     """Mean absolute error, in the labels' unit."""
     from sklearn.metrics import mean_absolute_error
@@ -124,7 +131,7 @@ def mae(p: Predictions, average: Average) -> float | None:
     return _finite(p, lambda: mean_absolute_error(p.truth, p.predicted))
 
 
-@metric("rmse", regression=True, higher=False, fraction=False)
+@metric("rmse", regression=True, higher=False, fraction=False, span=(0, math.inf))
 def rmse(p: Predictions, average: Average) -> float | None:
     """Root of the mean squared error, in the labels' unit; the mean of that over several targets."""
     from sklearn.metrics import root_mean_squared_error
@@ -132,7 +139,7 @@ def rmse(p: Predictions, average: Average) -> float | None:
     return _finite(p, lambda: root_mean_squared_error(p.truth, p.predicted))
 
 
-@metric("r2", regression=True, fraction=False)
+@metric("r2", regression=True, fraction=False, span=(-math.inf, 1))
 def r2(p: Predictions, average: Average) -> float | None:
     """1 - (squared error) / (squared deviation from the mean); 1 is perfect, 0 no better than the mean."""
     from sklearn.metrics import r2_score

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import FidelityCollector
+from prunecli.evaluation.fidelity import SPANS, FidelityCollector
 from prunecli.evaluation.pairing import Runner
 from prunecli.evaluation.passes import MODEL, predict
 from prunecli.evaluation.quality import METRICS, compute_metrics, primary
@@ -43,6 +43,11 @@ class Stress:
     def change(self) -> str:
         """What the contract calls a loss of this metric: drop, or rise for errors."""
         return "drop" if self.metric not in METRICS or METRICS[self.metric].higher else "rise"
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the most that the metric can be."""
+        return METRICS[self.metric].span if self.metric in METRICS else SPANS[self.metric]
 
     def to_json(self) -> Json:
         rows = [

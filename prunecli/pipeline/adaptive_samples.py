@@ -11,6 +11,7 @@ from prunecli.data.overlap import shared
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
 from prunecli.pipeline.trial_setup import Judged
+from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.runtime import Session
 
 if TYPE_CHECKING:
@@ -77,5 +78,5 @@ def _check_promise(judged: Judged, max_drop: float) -> None:
     if yardstick.from_zero and max_drop >= yardstick.baseline:
         raise PruneError(
             f"any model keeps --max-drop {max_drop:g}: the original's {yardstick.metric} is {yardstick.baseline:.4g}",
-            f"did you mean {max_drop:g}%?" if 1 <= max_drop <= 100 else "allow less, and check the labels",
+            did_you_mean_percent(Quantity(max_drop), "allow less, and check the labels"),
         )

@@ -11,8 +11,8 @@ from typing import Any
 from prunecli.data import Dataset, random_data
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, keywords
-from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
-from prunecli.evaluation.gates import GateResult, check_gates, check_name, parse_gate
+from prunecli.evaluation.fidelity import SPANS, Fidelity, FidelityCollector
+from prunecli.evaluation.gates import GateResult, check_gates, parse_gate
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.model import Dims, load
 from prunecli.pipeline.shared_report import fidelity_table, gate_sections
@@ -89,12 +89,10 @@ def compare(
     DataOptions.read(changes, "data")
     start, options = time.perf_counter(), replace(options or CompareOptions(), **changes)
     first, second = Path(first), Path(second)
-    gates = [parse_gate(text) for text in options.gates]
     files = load(first), load(second)
     one, two = (options.execution.open(path) for path in (first, second))
-    names = [f"{o.name}.{m}" for o in one.outputs for m in MEASURES]
-    for gate in gates:
-        check_name(gate.name, [*MEASURES, *names])
+    each = {f"{o.name}.{measure}": span for o in one.outputs for measure, span in SPANS.items()}
+    gates = [parse_gate(text, {**SPANS, **each}) for text in options.gates]
     runners = Runner(one), pair(one, two)
     specs = common_specs(one.inputs, runners[1])
     limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
@@ -105,7 +103,7 @@ def compare(
         data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes)
     fidelity = _run(runners, data, options.batch_size, progress)
     result = Comparison(files[0].ref, files[1].ref, fidelity, [*data.notes, *_notes(runners[1], fidelity)])
-    checked = check_gates(gates, figures(fidelity), "that measure has no meaning for this output")
+    checked = check_gates(gates, figures(fidelity), "the others of the table are")
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 

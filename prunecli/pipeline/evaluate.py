@@ -12,7 +12,7 @@ from prunecli.data import Classes, Dataset, random_data
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import Fidelity
-from prunecli.evaluation.gates import Gate, GateResult, check_gates, parse_gate
+from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate
 from prunecli.evaluation.latency import Latency, Speedup, measure, speedup
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Pass, run_pass
@@ -23,7 +23,7 @@ from prunecli.evaluation.stress import Stress, measure_stress
 from prunecli.inputs import InputSpec
 from prunecli.model import Dims
 from prunecli.pipeline.evaluate_report import to_document, to_json
-from prunecli.pipeline.figures import figures, known_names, needs
+from prunecli.pipeline.figures import difference, figures, known, needs
 from prunecli.pipeline.subject import Execution, Subject, data_dims, open_subject
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Totals, no_progress
@@ -54,7 +54,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         for text in self.gates:
-            parse_gate(text, known_names())
+            parse_gate(text, known())
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def evaluate(
     """
     start, options = time.perf_counter(), evaluate_options(options, **changes)
     model, baseline = Path(model), None if baseline is None else Path(baseline)
-    gates = [parse_gate(text, known_names()) for text in options.gates]
+    gates = [parse_gate(text, known()) for text in options.gates]
     bench = _open(model, baseline, options)
     data = _data(bench, options)
     _check_request(options, data, bench, gates)
@@ -151,6 +151,8 @@ def evaluate(
     stress = None
     if options.robustness:
         stress = measure_stress(bench.runners, data, options.batch_size, done.reading, options.seed, progress)
+        for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
+            check_span(gate, difference(stress.span))
     times = _latency(bench, data, options, progress) if options.latency else {}
     both = len(times) == 2
     result = Evaluation(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from prunecli.evaluation.fidelity import MEASURES
+from prunecli.evaluation.fidelity import MEASURES, SPANS
+from prunecli.evaluation.gates import Span
 from prunecli.evaluation.quality import METRICS
 from prunecli.evaluation.robustness import CORRUPTIONS
 from prunecli.types import Json
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 SIZES = ("params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes")
 LATENCY = ("median", "p10", "p90")
 SPEEDUP = ("speedup", "low", "high")
+ANY: Span = (-math.inf, math.inf)
 
 
 def change_of(metric: str) -> str:
@@ -88,22 +91,24 @@ def _own(scored: Scored) -> Iterator[tuple[str, float | None]]:
         yield from ((f"latency.{name}", found[name]) for name in LATENCY)
 
 
-def known_names() -> list[str]:
-    """Every name that some evaluation could have."""
-    own = [*METRICS, *SIZES, *(f"{name}.gap" for name in METRICS), *(f"latency.{name}" for name in LATENCY)]
-    changes = [f"{name}.{change_of(name)}" for name in METRICS]
-    remains = [f"{name}.ratio" for name in SIZES if name != "sparsity"] + ["sparsity.rise"]
-    robust = ["robustness.drop", *(f"robustness.{name}.drop" for name in CORRUPTIONS)]
-    return [
-        *own,
-        *(f"baseline.{name}" for name in own),
-        *changes,
-        *remains,
-        *(f"latency.{name}" for name in SPEEDUP),
-        *MEASURES,
-        "significance.p",
-        *robust,
-    ]
+def known() -> dict[str, Span]:
+    """Every name that some evaluation could have, with the least and the most that it can be."""
+    amount = (0.0, math.inf)
+    own = {name: each.span for name, each in METRICS.items()}
+    own |= {name: (0, 1) if name == "sparsity" else amount for name in SIZES}
+    own |= {f"{name}.gap": difference(each.span) for name, each in METRICS.items()}
+    own |= {f"latency.{name}": amount for name in LATENCY}
+    found = {**own, **{f"baseline.{name}": span for name, span in own.items()}}
+    found |= {f"{name}.{change_of(name)}": difference(each.span) for name, each in METRICS.items()}
+    found |= {f"{name}.ratio": amount for name in SIZES if name != "sparsity"}
+    found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1), **SPANS}
+    found |= {f"latency.{name}": amount for name in SPEEDUP}
+    return found | dict.fromkeys(["robustness.drop", *(f"robustness.{name}.drop" for name in CORRUPTIONS)], ANY)
+
+
+def difference(span: Span) -> Span:
+    """What two figures of that span can differ by."""
+    return span[0] - span[1], span[1] - span[0]
 
 
 def needs(name: str) -> list[str]:

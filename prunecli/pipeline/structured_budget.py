@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunecli.errors import PruneError
-from prunecli.quantity import Quantity, parse_quantity
+from prunecli.quantity import PERCENT, Quantity, did_you_mean_percent, parse_quantity
 from prunecli.types import Totals
 
 Kind = Literal["ratio", "macs", "params", "latency"]
@@ -55,14 +55,13 @@ class Budget:
             return cls._of_time(quantity)
         if quantity.kind in ("bytes", "ms"):
             raise PruneError(f"--{kind} takes a fraction or a count, not {quantity.kind}", f"write --{kind} 0.5")
-        absolute = quantity.kind == "count" or (quantity.kind == "plain" and value > 1 and kind != "ratio")
-        if absolute and kind == "ratio":
-            raise PruneError("--ratio is the fraction that is removed", "write --ratio 0.5 or --ratio 50%")
-        if absolute and value >= 1:
+        count = quantity.kind == "count" or (quantity.kind == "plain" and value > PERCENT)
+        if count and kind != "ratio" and value >= 1:
             return cls(kind, value, True)
-        if not 0 < value < 1:
+        if count or not 0 < value < 1:
             meaning = "removed" if kind == "ratio" else "that remains"
-            raise PruneError(f"--{kind} {value:g}: the fraction {meaning} lies between 0 and 1", f"write --{kind} 0.5")
+            hint = did_you_mean_percent(quantity, f"write --{kind} 0.5 or 50%")
+            raise PruneError(f"--{kind} {value:g}: the fraction {meaning} lies between 0 and 1", hint)
         return cls(kind, value)
 
     @classmethod
@@ -72,7 +71,7 @@ class Budget:
         if quantity.kind not in ("plain", "percent") or not 0 < quantity.value < 1:
             raise PruneError(
                 "--latency takes the fraction of the time that remains, or a time",
-                "write --latency 0.5, 50% or 3.5ms",
+                did_you_mean_percent(quantity, "write --latency 0.5, 50% or 3.5ms"),
             )
         return cls("latency", quantity.value)
 

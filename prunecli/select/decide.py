@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunecli.errors import PruneError
+from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.select.criteria import CRITERIA
 from prunecli.select.decisions import ByBits, ByUnits, Decision, InRows, InWindows
 from prunecli.select.keys import key_of
@@ -98,7 +99,8 @@ def _check_sparsity(recipe: Recipe, form: Tiles) -> None:
     if recipe.sparsity is None:
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, --threshold 0.01, or --pattern 2:4")
     if not 0 <= recipe.sparsity <= 1:
-        raise PruneError(f"a sparsity of {recipe.sparsity} is outside 0 to 1", "write 0.5 or 50%")
+        hint = did_you_mean_percent(Quantity(recipe.sparsity), "write 0.5 or 50%")
+        raise PruneError(f"a sparsity of {recipe.sparsity} is outside 0 to 1", hint)
     if recipe.scope == "row" and not form.rows_compete:
         raise PruneError(
             f"--scope row makes no sense with the pattern {form.text}: no two of its units lie in one row",

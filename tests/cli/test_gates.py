@@ -26,8 +26,10 @@ GATES = [
     (EVALUATE, "file_bytes.ratio<1", 1),
     (EVALUATE, "accuracy.drop>", 2),
     (EVALUATE, "acuracy<1", 2),
+    (EVALUATE, "accuracy.drop>1", 2),
     (COMPARE, "cosine<0.99", 1),
-    (COMPARE, "logits.max_abs<0", 0),
+    (COMPARE, "logits.max_abs<1e-9", 0),
+    (COMPARE, "logits.cosine<-1", 2),
     (COMPARE, "snr_db<x", 2),
 ]
 

@@ -8,6 +8,7 @@ import pytest
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.gates import OPERATORS, check_gates, parse_gate, raise_if_failed
+from prunecli.pipeline.figures import known
 
 PARSED = {
     "accuracy<0.95": ("accuracy", "<", 0.95),
@@ -45,7 +46,7 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_names_may_be_written_as_they_stand_in_the_json(name: str) -> None:
-    gate = parse_gate(f"{name}<1", set(LONG.values()))
+    gate = parse_gate(f"{name}<1", dict.fromkeys(LONG.values(), (0, 2)))
     assert (gate.name, gate.expr) == (LONG[name], f"{name}<1")
 
 
@@ -56,7 +57,7 @@ def test_nonsense_is_refused(text: str) -> None:
 
 
 def test_unknown_names_get_close_ones() -> None:
-    known = ["accuracy", "accuracy.drop", "f1", "latency.speedup"]
+    known = dict.fromkeys(["accuracy", "accuracy.drop", "f1", "latency.speedup"], (0, 1))
     with pytest.raises(PruneError, match="no figure named acuracy") as caught:
         parse_gate("acuracy<0.5", known)
     assert "did you mean accuracy" in caught.value.hint
@@ -100,6 +101,52 @@ def test_a_limit_reached_exactly_is_not_passed_by_rounding(limit: str, value: fl
     result = parse_gate(f"a>{limit}").check({"a": value})
     assert result.passed is equal
     assert result.value == value
+
+
+# gate -> a piece of the hint, where it is decided before anything is measured
+DECIDED = {
+    "accuracy.drop>1": "did you mean 1%?",
+    "accuracy.drop>5": "did you mean 5%?",
+    "accuracy.drop>100%": "give one that can",
+    "accuracy.drop<-1": "give one that can",
+    "accuracy<0": "give one that can",
+    "accuracy>1": "did you mean 1%?",
+    "accuracy<95": "did you mean 95%?",
+    "accuracy>=1.5": "did you mean 1.5%?",
+    "accuracy==2": "did you mean 2%?",
+    "baseline.top5<90": "did you mean 90%?",
+    "f1.gap>1": "did you mean 1%?",
+    "log_loss<0": "give one that can",
+    "r2>1": "did you mean 1%?",
+    "cosine<-1": "give one that can",
+    "cosine>1": "did you mean 1%?",
+    "top1_agreement>1": "did you mean 1%?",
+    "top1_agreement<99": "did you mean 99%?",
+    "max_abs<0": "give one that can",
+    "sparsity<50": "did you mean 50%?",
+    "sparsity.rise<-1": "give one that can",
+    "params<0": "give one that can",
+    "macs.ratio<0": "give one that can",
+    "significance.p<0": "give one that can",
+    "latency.speedup<0": "give one that can",
+}
+OPEN = ("accuracy.drop>1%", "accuracy.drop>=1", "accuracy<1", "accuracy>0", "accuracy.drop>-50%", "r2<-3", "r2.drop>2", "mae.rise>5",
+        "log_loss>2", "snr_db<-3", "macs.ratio>0.5", "params.ratio>1", "latency.speedup<1.5", "latency.median>50",
+        "cosine<1", "robustness.drop>3")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DECIDED)
+def test_a_gate_that_is_decided_beforehand_is_refused(text: str) -> None:
+    with pytest.raises(
+        PruneError, match=r"decided before anything is measured: .* (lies between|is at least|is at most)"
+    ) as caught:
+        parse_gate(text, known())
+    assert DECIDED[text] in caught.value.hint and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", OPEN)
+def test_a_gate_that_may_fail_or_not_is_taken(text: str) -> None:
+    assert parse_gate(text, known()).expr == text
 
 
 def test_every_operator_is_tested() -> None:

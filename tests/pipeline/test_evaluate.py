@@ -20,7 +20,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import Asked
 from prunecli.pipeline.evaluate import EvaluateOptions, Evaluation, evaluate
-from prunecli.pipeline.figures import figures, known_names, needs
+from prunecli.pipeline.figures import figures, known, needs
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 
@@ -259,12 +259,10 @@ def test_every_figure_has_a_name_and_every_name_a_figure() -> None:
         full = {"train_data": train, "robustness": True, "latency": True, "latency_runs": 3}
         values = figures(measured(model, f"{data}-test.npz", model, **full))
         seen |= set(values)
-    assert seen == set(known_names())
+    assert seen == set(known())
     alone = figures(measured("digits-mlp", "digits-test.npz"))
     assert all(needs(name) in ([], ["labels"]) for name in alone)
-    assert all(
-        needs(name) for name in known_names() if name not in alone and not name.startswith(("mae", "rmse", "r2"))
-    )
+    assert all(needs(name) for name in known() if name not in alone and not name.startswith(("mae", "rmse", "r2")))
 
 
 # gate -> what it lacks in an evaluation of a model alone, without data
@@ -293,6 +291,13 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], str]] = [
     ("digits-mlp", None, {"train_data": DataOptions(str(SAMPLES / "digits-train.npz"))}, "--train-data needs labelled"),
     ("digits-mlp", "digits-test.npz", {"gates": ["mae>1"]}, "mae was not measured"),
     ("digits-mlp", "digits-test.npz", {"gates": ["acc>1"]}, "no figure named acc"),
+    ("digits-mlp", "digits-test.npz", {"gates": ["accuracy<0"]}, "accuracy lies between 0 and 1"),
+    (
+        "digits-mlp",
+        "digits-test.npz",
+        {"gates": ["robustness.drop>1"], "robustness": True},
+        "robustness.drop lies between -1 and 1",
+    ),
     ("digits-mlp", "digits-test.npz", {"asked": Asked("regression")}, "fit no output of the model for regression"),
     ("digits-mlp", "digits-test.npz", {"asked": Asked("auto", "probs")}, "no output named probs"),
     ("digits-mlp", "cancer-test.npz", {}, "cancer-test.npz:features"),

@@ -420,7 +420,9 @@ def test_budgets_are_read(given: dict[str, Any], budget: Budget) -> None:
         ({}, "how much"),
         ({"ratio": 0.5, "macs": 0.5}, "only one"),
         ({"ratio": 2}, "between 0 and 1"),
-        ({"ratio": "120M"}, "fraction that is removed"),
+        ({"ratio": "120M"}, "between 0 and 1"),
+        ({"macs": "0.0001K"}, "between 0 and 1"),
+        ({"macs": "-5M"}, "between 0 and 1"),
         ({"ratio": 0}, "between 0 and 1"),
         ({"macs": 1}, "between 0 and 1"),
         ({"macs": -1}, "between 0 and 1"),
@@ -437,6 +439,14 @@ def test_budgets_are_read(given: dict[str, Any], budget: Budget) -> None:
 def test_budgets_that_mean_nothing_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneError, match=message):
         Budget.parse(given)
+
+
+@pytest.mark.parametrize("kind", ["ratio", "macs", "params", "latency"])
+@pytest.mark.parametrize("value", [1, 1.5, 50, "50", 90.0, 100])
+def test_a_percent_sign_that_was_forgotten(kind: str, value: float | str) -> None:
+    with pytest.raises(PruneError) as caught:
+        Budget.parse({kind: value})
+    assert caught.value.hint == f"did you mean {float(value):g}%?"
 
 
 def test_absolute_budgets_are_fractions_of_the_model() -> None:
