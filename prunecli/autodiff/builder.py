@@ -109,14 +109,26 @@ class Builder:
         known = None if value is None else self.facts.shapes.get(value)
         if known is None:
             name = "an absent input" if value is None else f"{value.name}"
-            node = None if value is None else value.producer()
-            why = self.facts.problems.get(node, "") if node is not None else ""
-            by = f" (made by {node.op_type} {node.name or ''}: {why})" if node is not None else ""
+            node = None if value is None else self._unknown_from(value)
+            why = self.facts.problems.get(node, "its output has no fixed shape") if node is not None else ""
+            by = f", because of {node.op_type} {node.name or node.outputs[0].name!r}: {why}" if node is not None else ""
             raise PruneError(
                 f"the shape of {name} is not known before running{by}",
                 "give every dynamic dimension a value; a shape that depends on data has no gradient here",
             )
         return known
+
+    def _unknown_from(self, value: ir.Value) -> ir.Node | None:
+        """The first node on the way to a value whose inputs have shapes and whose output has none."""
+        node = value.producer()
+        while node is not None:
+            behind = [
+                v for v in node.inputs if v is not None and v not in self.facts.shapes and v.producer() is not None
+            ]
+            if not behind:
+                break
+            node = behind[0].producer()
+        return node
 
     def rank(self, value: ir.Value | None) -> int:
         return len(self.shape(value))

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx import inliner
 from onnx_ir.passes.common import InlinePass
 
-import prunecli.autodiff.unfuse  # noqa: F401  (registers its rewrites)
+import prunecli.autodiff.sampling
+import prunecli.autodiff.unfuse  # noqa: F401  (both register their rewrites)
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, describe
 from prunecli.autodiff.rewrites import find_rewrite
@@ -232,8 +233,9 @@ class _Copy:
         """Control flow is copied as it is, its outer values replaced."""
         if self.opset < LOWEST:
             raise PruneError(
-                f"cannot differentiate a model of opset {self.opset} with {describe(node)}",
-                f"convert it to opset {LOWEST} first",
+                f"no gradient of a model of opset {self.opset} with {describe(node)}: control flow is copied as it"
+                f" is, and its body cannot be restated in opset {LOWEST}",
+                f"export it without (an EmbeddingBag becomes a Loop), or convert it to opset {LOWEST} first",
             )
         graph = attribute.as_graph().clone(allow_outer_scope_values=True)
         for inner in ir.traversal.RecursiveGraphIterator(graph):

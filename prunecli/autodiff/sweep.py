@@ -11,6 +11,7 @@ from prunecli.autodiff.registry import RULES, ZERO, Context, describe
 from prunecli.errors import PruneError
 
 _NO_PATH = {"If", "Loop", "Scan", "SequenceMap"}
+_LOOPS = "export it without (an EmbeddingBag becomes a Loop: as Gather and ReduceMean it is trained), "
 # piecewise constant or not numeric: their derivative is zero wherever it exists
 STEPS = frozenset(
     [
@@ -119,7 +120,8 @@ def _check_rules(nodes: list[ir.Node], active: set[ir.Value], wrt: Sequence[ir.V
     why = "control flow is not differentiated" if first.op_type in _NO_PATH else "there is no rule for it"
     raise PruneError(
         f"no gradient through {describe(first)}: {why}; it lies between {names} and the loss{others}",
-        "leave out the weights before it (--exclude), or use a criterion that needs no gradient",
+        f"{_LOOPS if first.op_type in _NO_PATH else ''}leave out the weights before it (--exclude, for training"
+        " --freeze), or use a criterion that needs no gradient",
     )
 
 

@@ -170,21 +170,117 @@ def _attend(
 ) -> Value:  # fmt: skip
     heads = int(given["num_heads"])
     q, k, v = (_heads(ops, value, heads) for value in qkv)
-    scale = float(given.get("scale", 0.0)) or float(ops.shape(q)[-1]) ** -0.5
-    scores = ops.mul(ops.op("MatMul", q, ops.swap_last(k)), scale)
-    for extra in (mask, bias):
-        if extra is not None:
-            scores = ops.op("Add", scores, extra)
+    rows, columns = ops.shape(q)[2], ops.shape(k)[2]
+    future = None
     if given.get("unidirectional"):
-        rows, columns = ops.shape(scores)[-2:]
-        future = np.triu(np.full((rows, columns), given.get("mask_filter_value", -10000.0), np.float32), 1)
-        scores = ops.op("Add", scores, ops.const(future))
-    mixed = ops.op("MatMul", ops.op("Softmax", scores, axis=-1), v)
-    n, _, rows, width = ops.shape(mixed)
-    return ops.reshape(ops.transpose(mixed, [0, 2, 1, 3]), (n, rows, heads * width))
+        hidden = given.get("mask_filter_value", -10000.0)
+        future = ops.const(np.triu(np.full((rows, columns), hidden, np.float32), 1))
+    return _joined(ops, _mixed(ops, (q, k, v), [mask, bias, future], given))
+
+
+def _mixed(ops: Ops, qkv: tuple[Value, Value, Value], added: list[Value | None], given: dict[str, Any]) -> Value:
+    """softmax(cap(q k^T scale) + added) v, all of shape (batch, heads, length, width)."""
+    q, k, v = qkv
+    scale, cap = float(given.get("scale", 0.0)) or float(ops.shape(q)[-1]) ** -0.5, float(given.get("softcap", 0.0))
+    scores = ops.mul(ops.op("MatMul", q, ops.swap_last(k)), scale)
+    if cap > 0:
+        scores = ops.mul(ops.op("Tanh", ops.mul(scores, 1 / cap)), cap)
+    for extra in added:
+        scores = scores if extra is None else ops.op("Add", scores, extra)
+    return ops.op("MatMul", ops.op("Softmax", scores, axis=-1), v)
 
 
 def _heads(ops: Ops, value: Value, heads: int) -> Value:
     """(batch, length, heads * width) -> (batch, heads, length, width)."""
     n, length, width = ops.shape(value)
     return ops.transpose(ops.reshape(value, (n, length, heads, width // heads)), [0, 2, 1, 3])
+
+
+def _joined(ops: Ops, value: Value) -> Value:
+    """The inverse."""
+    n, heads, length, width = ops.shape(value)
+    return ops.reshape(ops.transpose(value, [0, 2, 1, 3]), (n, length, heads * width))
+
+
+@rewrite("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """Causal attention in which several query heads share a key and value head. Padding is on the right, so that
+    no token that counts sees it."""
+    given = attributes(node)
+    heads, groups = int(given["num_heads"]), int(given["kv_num_heads"])
+    past, bias = _at(inputs, 3), _at(inputs, 10)
+    if past is not None and ops.shape(past)[2]:
+        raise refuse(node, "past states are not supported")
+    if given.get("smooth_softmax", 0) > 0 or any(_at(inputs, i) is not None for i in range(11, len(inputs))):
+        raise refuse(node, "attention sinks and quantised states are not supported")
+    q, k, v = _separate(ops, inputs, heads, groups)
+    if given.get("do_rotary"):
+        at = _at(inputs, 9)  # without a past onnxruntime reads the first position alone, and counts from there
+        at = None if at is None else ops.reshape(ops.slice(at, [0, 1], [0, 0], [1, 1]), (1,))
+        angles = [_angles(ops, _must(inputs, i), at, ops.shape(q)[2]) for i in (7, 8)]
+        q, k = (_rotated(ops, part, angles, bool(given.get("rotary_interleaved"))) for part in (q, k))
+    length, window = ops.shape(q)[2], int(given.get("local_window_size", -1))
+    seen = np.tril(np.ones((length, length), bool))
+    seen = seen if window < 0 else np.triu(seen, 1 - window)
+    hidden = ops.const(np.where(seen, 0, -1e30).astype(np.float32))
+    mixed = _mixed(ops, (q, _repeated(ops, k, heads), _repeated(ops, v, heads)), [bias, hidden], given)
+    return [_joined(ops, mixed), k, v][: len(node.outputs)]
+
+
+def _separate(ops: Ops, inputs: Inputs, heads: int, groups: int) -> tuple[Value, Value, Value]:
+    """Queries, keys and values by heads; with no keys given all three are in the first input."""
+    if _at(inputs, 1) is not None:
+        return tuple(_heads(ops, _must(inputs, i), n) for i, n in enumerate((heads, groups, groups)))  # type: ignore[return-value]
+    whole = _heads(ops, first(inputs), heads + 2 * groups)
+    return ops.many("Split", whole, ops.ints([heads, groups, groups]), outputs=3, axis=1)  # type: ignore[return-value]
+
+
+def _repeated(ops: Ops, value: Value, heads: int) -> Value:
+    """Each head as often as it takes to have so many."""
+    n, groups, length, width = ops.shape(value)
+    wide = ops.expand(ops.reshape(value, (n, groups, 1, length, width)), (n, groups, heads // groups, length, width))
+    return ops.reshape(wide, (n, heads, length, width))
+
+
+@rewrite("RotaryEmbedding", domain=MICROSOFT)
+def rotary_embedding(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """Pairs of features (a, b) turned by the angle of their position: (a cos - b sin, a sin + b cos)."""
+    given, x = attributes(node), first(inputs)
+    if given.get("is_packed_batching") or given.get("scale", 1.0) != 1.0:
+        raise refuse(node, "packed batches and a scale are not supported")
+    flat = ops.rank(x) == 3
+    heads = int(given.get("num_heads", 0)) or ops.shape(x)[-1] // (2 * ops.shape(inputs[2])[1])
+    split = _heads(ops, x, heads) if flat else x
+    angles = [_angles(ops, _must(inputs, i), _must(inputs, 1), ops.shape(split)[2]) for i in (2, 3)]
+    turned = _rotated(ops, split, angles, bool(given.get("interleaved")))
+    return [_joined(ops, turned) if flat else turned]
+
+
+def _angles(ops: Ops, table: Value, positions: Value | None, length: int) -> Value:
+    """Rows of the table of cosines or sines: at the positions (batch, length), at those from one number on, or from 0.
+    (batch or 1, 1, length, half)."""
+    steps = ops.const(np.arange(length, dtype=np.int64))
+    if positions is None:
+        positions = steps
+    elif ops.rank(positions) == 1:
+        positions = ops.op("Add", positions, steps)
+    rows = ops.op("Gather", table, positions)
+    batch = ops.shape(positions)[0] if ops.rank(positions) == 2 else 1
+    return ops.reshape(rows, (batch, 1, length, ops.shape(table)[1]))
+
+
+def _rotated(ops: Ops, x: Value, angles: list[Value], interleaved: bool) -> Value:
+    """x (batch, heads, length, width), whose first 2 half features are turned."""
+    (cos, sin), (*front, width) = angles, ops.shape(x)
+    half = ops.shape(cos)[-1]
+    part = ops.slice(x, [3], [0], [2 * half])
+    if interleaved:
+        pairs = ops.many("Split", ops.reshape(part, (*front, half, 2)), ops.ints([1, 1]), outputs=2, axis=4)
+        a, b = (ops.reshape(value, (*front, half)) for value in pairs)
+    else:
+        a, b = ops.many("Split", part, ops.ints([half, half]), outputs=2, axis=3)
+    turned = [ops.sub(ops.mul(a, cos), ops.mul(b, sin)), ops.op("Add", ops.mul(a, sin), ops.mul(b, cos))]
+    if interleaved:
+        turned = [ops.reshape(value, (*front, half, 1)) for value in turned]
+    whole = ops.reshape(ops.concat(turned, 4 if interleaved else 3), (*front, 2 * half))
+    return ops.concat([whole, ops.slice(x, [3], [2 * half], [width])], 3) if width > 2 * half else whole

@@ -185,7 +185,7 @@ def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
         schema, proto, types, data, opset_imports=imports, ir_version=max(model.ir_version or 8, 8)
     )
     for out in node.outputs:
-        _learn_type(facts, out, result.get(out.name or ""))
+        _learn_type(facts, out, result.get(out.name) if out.name else None)  # several may be left unnamed
     if all(out not in facts.shapes for out in node.outputs):
         _shape_by_value(node, facts)
 

@@ -101,14 +101,11 @@ def finetune(
     diverged = _run(training, keeper, options, progress)
     training.store()
     proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
-    at, saved, small = training.trainer.at, None, Small()
-    if at.harmful and not options.keep_start:
-        proof.verification = Verification("none", detail="nothing was written")
-    else:
-        saved, small = _saved(file, target, options, proof if options.verify else None, progress)
+    at = training.trainer.at
+    saved, small = _saved(file, target, options, proof, progress)
     if diverged is not None:
-        raise type(diverged)(f"{diverged.message}; the best weights, of epoch {training.trainer.at.best_epoch}, "
-                             f"are in {target}", diverged.hint)  # fmt: skip
+        raise type(diverged)(f"{diverged.message}; the best weights, of epoch {at.best_epoch}, are in {target}",
+                             diverged.hint)  # fmt: skip
     after_file = file if saved is None else load(target)
     return FinetuneResult(
         model=file.ref,
@@ -135,8 +132,12 @@ def finetune(
 
 
 def _saved(
-    file: Model, target: Path, options: FinetuneOptions, proof: _Proof | None, progress: Progress
+    file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress
 ) -> tuple[FileRef | None, Small]:
+    if proving.training.trainer.at.harmful and not options.keep_start:
+        proving.verification = Verification("none", detail="nothing was written")
+        return None, Small()
+    proof = proving if options.verify else None
     made = Provenance("finetune", _recipe(options))
     if not options.pack:
         return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()

@@ -226,6 +226,8 @@ INDEXING: list[Case] = [
     case("TopK", pool(3, 5), outputs=2, opset=7, k=2, axis=0, label="attributes"),
 ]  # fmt: skip
 
+LENGTHS = (np.array([3, 3], np.int32), np.array(4, np.int32))  # the last index of each sequence, and the longest length
+
 MICROSOFT: list[Case] = [
     case("Gelu", X, domain=MS, label="fused"), case("BiasGelu", (2, 5), (5,), domain=MS), case("FastGelu", (2, 5), (5,), domain=MS),
     case("FastGelu", X, domain=MS, label="no bias"), case("QuickGelu", X, domain=MS),
@@ -238,10 +240,38 @@ MICROSOFT: list[Case] = [
     case("SkipLayerNormalization", (2, 3, 8), (2, 3, 8), (8,), (8,), (8,), domain=MS, epsilon=1e-5),
     case("SkipSimplifiedLayerNormalization", (2, 3, 8), (2, 3, 8), (8,), domain=MS, epsilon=1e-5),
     case("EmbedLayerNormalization", index([[1, 0, 3]]).astype(np.int32), index([[0, 1, 1]]).astype(np.int32), (4, 8), (3, 8), (2, 8),
-         (8,), (8,), domain=MS, epsilon=1e-5),
+         (8,), (8,), domain=MS, epsilon=1e-5, outputs=2, skip_outputs=(1,)),
     case("Attention", (2, 3, 8), (8, 24), (24,), index([[1, 1, 1], [1, 1, 0]]).astype(np.int32), domain=MS, num_heads=2),
     case("Attention", (1, 3, 8), (8, 24), (24,), domain=MS, num_heads=2, unidirectional=1, label="causal"),
     case("MultiHeadAttention", (1, 3, 8), (1, 5, 8), (1, 5, 8), (24,), domain=MS, num_heads=2),
+    case("RotaryEmbedding", (2, 3, 4, 8), index([[0, 1, 2, 3], [1, 2, 3, 4]]), (5, 4), (5, 4), domain=MS),
+    case("RotaryEmbedding", (2, 4, 24), index([2]), (7, 4), (7, 4), domain=MS, interleaved=1, label="interleaved, offset"),
+    case("RotaryEmbedding", (2, 4, 24), index([[0, 1, 2, 3], [3, 2, 1, 0]]), (5, 2), (5, 2), domain=MS, num_heads=3, rotary_embedding_dim=4, label="part of a head"),
+    case("GroupQueryAttention", (2, 4, 32), (2, 4, 16), (2, 4, 16), None, None, *LENGTHS, domain=MS, num_heads=4, kv_num_heads=2, outputs=3),
+    case("GroupQueryAttention", (2, 4, 64), None, None, None, None, *LENGTHS, (6, 8), (6, 8), domain=MS, num_heads=2, kv_num_heads=1, do_rotary=1, outputs=3,
+         label="packed, rotary"),
+    case("GroupQueryAttention", (2, 4, 32), (2, 4, 8), (2, 4, 8), np.zeros((2, 1, 0, 8)), np.zeros((2, 1, 0, 8)), *LENGTHS, domain=MS, num_heads=4, kv_num_heads=1,
+         outputs=3, scale=0.3, softcap=1.5, local_window_size=2, label="empty past, window, cap"),
+    case("GroupQueryAttention", (2, 4, 32), (2, 4, 32), (2, 4, 32), None, None, *LENGTHS, (6, 8), (6, 8), index([[1, 2, 3, 4], [0, 1, 2, 3]]), (1, 2, 4, 4),
+         domain=MS, num_heads=2, kv_num_heads=2, do_rotary=1, rotary_interleaved=1, outputs=3, label="positions, bias"),
+]  # fmt: skip
+
+ATTENTION: list[Case] = [
+    case("RotaryEmbedding", (2, 3, 4, 8), (5, 4), (5, 4), index([[0, 1, 2, 3], [1, 2, 3, 4]]), opset=23, label="opset 23"),
+    case("RotaryEmbedding", (2, 4, 24), (2, 4, 4), (2, 4, 4), opset=23, num_heads=3, interleaved=1, label="opset 23, no positions"),
+    case("Attention", (2, 4, 4, 8), (2, 2, 5, 8), (2, 2, 5, 8), opset=23, is_causal=1, softcap=2.0, label="opset 23, causal"),
+    case("Attention", (2, 4, 24), (2, 5, 12), (2, 5, 12), (2, 1, 4, 5), opset=23, q_num_heads=4, kv_num_heads=2, scale=0.3, label="opset 23, grouped"),
+]  # fmt: skip
+
+G = Drawn((2, 3, 4, 2), lambda x: x * 0.9)  # some places lie outside
+SAMPLING: list[Case] = [
+    *(case("GridSample", (2, 3, 4, 5), G, opset=22, mode=mode, padding_mode=padding, align_corners=aligned, label=f"{mode} {padding} {aligned}")
+      for mode in ("linear", "cubic") for padding in ("zeros", "border", "reflection") for aligned in (0, 1)),
+    *(case("GridSample", (2, 3, 4, 5), Drawn(G.shape, G.map, fixed=True), opset=22, mode="nearest", padding_mode=padding, label=f"nearest {padding}")
+      for padding in ("zeros", "border", "reflection")),
+    case("GridSample", (1, 2, 3, 4, 3), Drawn((1, 2, 2, 3, 3), lambda x: x * 0.7), opset=22, label="3d"),
+    case("GridSample", (2, 1, 4, 5), G, opset=16, mode="bilinear", label="opset 16"),
+    case("GridSample", (1, 2, 1, 5), Drawn((1, 2, 3, 2), lambda x: x), opset=22, padding_mode="reflection", label="one row"),
 ]  # fmt: skip
 
 RECURRENT: list[Case] = [
@@ -256,5 +286,5 @@ RECURRENT: list[Case] = [
 ]  # fmt: skip
 
 CASES: list[Case] = [
-    *RECURRENT, *ELEMENTWISE, *ACTIVATIONS, *PRODUCTS, *CONVOLUTIONS, *NORMS, *POOLS, *RESIZES, *REDUCTIONS, *SHAPING, *INDEXING, *MICROSOFT,
+    *RECURRENT, *ELEMENTWISE, *ACTIVATIONS, *PRODUCTS, *CONVOLUTIONS, *NORMS, *POOLS, *RESIZES, *REDUCTIONS, *SHAPING, *INDEXING, *MICROSOFT, *ATTENTION, *SAMPLING,
 ]  # fmt: skip

@@ -31,7 +31,8 @@ LATEST = 20
 class Case:
     """One node. Inputs: a shape (random, differentiated), an array (constant), None (absent), or a `Drawn`.
 
-    `reference`: the operator in numpy, where the reference evaluator lacks it or leaves float64.
+    `skip_outputs`: no outputs of the graph; `unnamed`: left out by the node. `reference`: the operator in numpy, where
+    the reference evaluator lacks it or leaves float64.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Case:
     domain: str = ""
     label: str = ""
     skip_outputs: tuple[int, ...] = ()
+    unnamed: tuple[int, ...] = ()
     reference: Callable[..., Any] | None = None
 
     @property
@@ -67,9 +69,9 @@ def unit(*shape: int) -> Drawn:
 
 
 def case(op: str, *inputs: Any, label: str = "", opset: int = LATEST, outputs: int = 1, domain: str = "",
-         skip_outputs: tuple[int, ...] = (), reference: Callable[..., Any] | None = None,
-         **attributes: Any) -> Case:  # fmt: skip
-    return Case(op, inputs, attributes, opset, outputs, domain, label, skip_outputs, reference)
+         skip_outputs: tuple[int, ...] = (), unnamed: tuple[int, ...] = (),
+         reference: Callable[..., Any] | None = None, **attributes: Any) -> Case:  # fmt: skip
+    return Case(op, inputs, attributes, opset, outputs, domain, label, skip_outputs, unnamed, reference)
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,13 @@ def draw(c: Case, seed: int = 0) -> Drawing:
 
 def build(c: Case, drawing: Drawing, dtype: Any) -> onnx.ModelProto:
     """The one-node model with its inputs as initializers."""
-    outs = [f"out{i}" for i in range(c.outputs)]
+    outs = ["" if i in c.unnamed else f"out{i}" for i in range(c.outputs)]
     node = helper.make_node(c.op, list(drawing.names), outs, name="node", domain=c.domain, **c.attributes)
     tensors = [
         onnx.numpy_helper.from_array(np.asarray(v.astype(dtype) if v.dtype.kind == "f" else v, order="C"), k)
         for k, v in (*drawing.wrt.items(), *drawing.stored.items())
     ]
-    infos = [onnx.ValueInfoProto(name=o) for i, o in enumerate(outs) if i not in c.skip_outputs]
+    infos = [onnx.ValueInfoProto(name=o) for i, o in enumerate(outs) if o and i not in c.skip_outputs]
     graph = helper.make_graph([node], "case", [], infos, tensors)
     imports = [helper.make_opsetid("", c.opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)

@@ -92,3 +92,68 @@ def scatter_rows(data: Array, places: Array, updates: Array) -> Array:
     for (i, j), row in np.ndenumerate(places):
         result[row, j] = updates[i, j]
     return result
+
+
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "Sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "Tanh": np.tanh,
+    "Relu": lambda z: np.maximum(z, 0),
+    "HardSigmoid": lambda z: np.clip(0.2 * z + 0.5, 0, 1),
+    "HardSigmoid 0.3 0.4": lambda z: np.clip(0.3 * z + 0.4, 0, 1),
+}
+
+
+def recurrent(op: str, *names: str, clip: float = np.inf, after: bool = False) -> Callable[..., Array]:
+    """Y of an LSTM, GRU or RNN by the formulas of the ONNX operators; `names`: its activations, of one direction or of
+    two, the second of which runs backwards. What a gate reads is clipped, as onnxruntime does; the cell state is not."""
+
+    def run(x: Array, w: Array, r: Array, b: Array) -> Array:
+        count = len(names) // len(w)
+        ys = []
+        for k in range(len(w)):
+            own = [_FUNCTIONS[name] for name in names[k * count : (k + 1) * count]]
+            given = [*(_clipped(f, clip) for f in own[:2]), *own[2:]]
+            order = -1 if k else 1
+            ys.append(_CELLS[op](given, x[::order], w[k], r[k], b[k], after)[::order])
+        return np.stack(ys, 1)
+
+    return run
+
+
+def _clipped(function: Callable[[Array], Array], limit: float) -> Callable[[Array], Array]:
+    return lambda z: function(np.clip(z, -limit, limit))
+
+
+def _rnn(f: Any, x: Array, w: Array, r: Array, b: Array, after: bool) -> Array:
+    h, ys = np.zeros((x.shape[1], r.shape[1])), []
+    for step in x:
+        h = f[0](step @ w.T + h @ r.T + b[: len(w)] + b[len(w) :])
+        ys.append(h)
+    return np.stack(ys)
+
+
+def _gru(f: Any, x: Array, w: Array, r: Array, b: Array, after: bool) -> Array:
+    h, ys = np.zeros((x.shape[1], r.shape[1])), []
+    wb, rb = b[: len(w)], np.split(b[len(w) :], 3)
+    rz, rr, rn = np.split(r, 3)
+    for step in x:
+        xz, xr, xn = np.split(step @ w.T + wb, 3, 1)
+        z, reset = f[0](xz + h @ rz.T + rb[0]), f[0](xr + h @ rr.T + rb[1])
+        new = f[1](xn + (reset * (h @ rn.T + rb[2]) if after else (reset * h) @ rn.T + rb[2]))
+        h = (1 - z) * new + z * h
+        ys.append(h)
+    return np.stack(ys)
+
+
+def _lstm(f: Any, x: Array, w: Array, r: Array, b: Array, after: bool) -> Array:
+    h = c = np.zeros((x.shape[1], r.shape[1]))
+    ys = []
+    for step in x:
+        i, o, forget, g = np.split(step @ w.T + h @ r.T + b[: len(w)] + b[len(w) :], 4, 1)
+        c = f[0](forget) * c + f[0](i) * f[1](g)
+        h = f[0](o) * f[2](c)
+        ys.append(h)
+    return np.stack(ys)
+
+
+_CELLS = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tests.autodiff import numpy_reference as ref
 from tests.autodiff.cases import MS, X, Y, index, ints, pool
 from tests.autodiff.checker import Case, Drawn, case, positive
 
@@ -13,6 +14,10 @@ F32 = np.float32
 def apart(*shape: int) -> Drawn:
     """No element within 0.05 of 0, where a kink or a pole would be."""
     return Drawn(shape, lambda x: np.sign(x) * (np.abs(x) + 0.05))
+
+
+def wide(*shape: int) -> Drawn:
+    return Drawn(shape, lambda x: 2 * x)
 
 
 def negative(*shape: int) -> Drawn:
@@ -151,6 +156,22 @@ ODD_RECURRENT: list[Case] = [
     case("GRU", (3, 1, 2), (2, 9, 2), (2, 9, 3), (2, 18), hidden_size=3, direction="bidirectional", outputs=2, label="both ways, before reset"),
     case("GRU", (3, 2, 2), (1, 9, 2), (1, 9, 3), hidden_size=3, direction="reverse", linear_before_reset=1, label="reverse after"),
     case("RNN", (3, 2, 2), (2, 3, 2), (2, 3, 3), (2, 6), hidden_size=3, direction="bidirectional", outputs=2, label="both ways"),
+    case("LSTM", (4, 2, 3), (1, 12, 3), (1, 12, 3), (1, 24), hidden_size=3, outputs=3, unnamed=(0, 1), label="cell only, unnamed"),
+    case("LSTM", (4, 2, 3), (2, 12, 3), (2, 12, 3), (2, 24), hidden_size=3, direction="bidirectional", outputs=3, unnamed=(0, 1), label="both cells only, unnamed"),
+    case("GRU", (4, 2, 3), (1, 9, 3), (1, 9, 3), (1, 18), hidden_size=3, outputs=2, unnamed=(0,), label="last only, unnamed"),
+    case("RNN", (4, 2, 3), (1, 5, 3), (1, 5, 5), (1, 10), hidden_size=5, activations=["Relu"], label="relu", reference=ref.recurrent("RNN", "Relu")),
+    case("RNN", (3, 2, 3), (2, 4, 3), (2, 4, 4), (2, 8), hidden_size=4, direction="bidirectional", activations=["Sigmoid", "Relu"], label="sigmoid and relu",
+         reference=ref.recurrent("RNN", "Sigmoid", "Relu")),
+    case("RNN", (4, 2, 3), (1, 5, 3), (1, 5, 5), (1, 10), hidden_size=5, clip=0.8, label="clip", reference=ref.recurrent("RNN", "Tanh", clip=0.8)),
+    case("LSTM", wide(4, 2, 3), (1, 20, 3), (1, 20, 5), (1, 40), hidden_size=5, clip=0.6, label="clip", reference=ref.recurrent("LSTM", "Sigmoid", "Tanh", "Tanh", clip=0.6)),
+    case("LSTM", (4, 2, 3), (1, 20, 3), (1, 20, 5), (1, 40), hidden_size=5, activations=["HardSigmoid", "Tanh", "Relu"], label="hard sigmoid",
+         reference=ref.recurrent("LSTM", "HardSigmoid", "Tanh", "Relu")),
+    case("LSTM", (3, 2, 3), (2, 12, 3), (2, 12, 3), (2, 24), hidden_size=3, direction="bidirectional", label="hard sigmoid, alpha",
+         activations=["HardSigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"], activation_alpha=[0.3], activation_beta=[0.4],
+         reference=ref.recurrent("LSTM", "HardSigmoid 0.3 0.4", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh")),
+    case("GRU", (4, 2, 3), (1, 15, 3), (1, 15, 5), (1, 30), hidden_size=5, clip=0.7, label="clip", reference=ref.recurrent("GRU", "Sigmoid", "Tanh", clip=0.7)),
+    case("GRU", (4, 2, 3), (1, 15, 3), (1, 15, 5), (1, 30), hidden_size=5, activations=["HardSigmoid", "Relu"], linear_before_reset=1, label="hard sigmoid, reset after",
+         reference=ref.recurrent("GRU", "HardSigmoid", "Relu", after=True)),
 ]  # fmt: skip
 
 ODD_MICROSOFT: list[Case] = [

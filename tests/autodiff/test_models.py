@@ -157,3 +157,45 @@ def test_blocked_convolutions_share_their_reordered_input_and_keep_names() -> No
     for name in tensors:
         # sums of 60 products: both kernels are within 1e-5 of their size
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-3)
+
+
+def embedding_bag(opset: int) -> ir.Model:
+    """As PyTorch writes it: a Loop over the bags, each of which means a slice of the table's rows."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            node("Unsqueeze", ["i", "zero"], ["start"]), node("Add", ["start", "one"], ["end"]),
+            node("Slice", ["ids", "start", "end", "zero"], ["row"]), node("Gather", ["table", "row"], ["found"]),
+            node("ReduceSum", ["found", "zero"], ["bag"], keepdims=0), node("Identity", ["before"], ["after"]),
+        ],
+        "body",
+        [value("i", TensorProto.INT64, []), value("before", TensorProto.BOOL, [])],
+        [value("after", TensorProto.BOOL, []), value("bag", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        node("Loop", ["three", "true"], ["bags"], body=body, name="/bag/Loop"),
+        node("MatMul", ["bags", "w"], ["y"]),
+    ]
+    stored = {"table": RNG.standard_normal((5, 4)).astype(np.float32), "w": W.T.copy(), "zero": np.array([0]),
+              "one": np.array([1]), "three": np.array(3), "true": np.array(True)}  # fmt: skip
+    built = helper.make_graph(nodes, "g", [value("ids", TensorProto.INT64, [3])], [onnx.ValueInfoProto(name="y")],
+                              [numpy_helper.from_array(a, n) for n, a in stored.items()])  # fmt: skip
+    return ir.from_proto(helper.make_model(built, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+
+
+@pytest.mark.parametrize(
+    ("opset", "wrt", "reason"),
+    [
+        (
+            20,
+            "table",
+            r"no gradient through Loop '/bag/Loop': control flow is not differentiated; it lies between table",
+        ),
+        (20, "w", r"the shape of y is not known before running, because of Loop '/bag/Loop'"),
+        (17, "w", r"no gradient of a model of opset 17 with Loop '/bag/Loop': control flow"),
+    ],
+)
+def test_the_loop_of_an_embedding_bag_is_refused_by_name(opset: int, wrt: str, reason: str) -> None:
+    with pytest.raises(PruneError, match=reason) as refused:
+        differentiate(embedding_bag(opset), [wrt], SUM, shapes={"ids": (3,)})
+    assert (wrt == "w" and opset == 20) or "EmbeddingBag" in refused.value.hint

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
 from prunecli.autodiff import registry
 from prunecli.autodiff.rewrites import REWRITES
 from prunecli.autodiff.rules import load_rules
 from tests.autodiff.cases import CASES
-from tests.autodiff.checker import Case, case, check_case
+from tests.autodiff.checker import Case, build, case, check_case, draw, reference_forward
 from tests.autodiff.odd_cases import ODD_CASES
 
 
@@ -21,6 +23,23 @@ def test_every_rule_and_rewrite_has_a_case() -> None:
     load_rules()
     covered = {(c.domain, c.op) for c in CASES}
     assert {*registry.RULES, *REWRITES} - covered - {("", "Hardmax")} == set()
+
+
+RESTATED = [c for c in CASES if (c.domain, c.op) in REWRITES and REWRITES[c.domain, c.op].before is None]
+
+
+@pytest.mark.parametrize("c", RESTATED, ids=lambda c: c.id)
+def test_what_is_restated_is_what_onnxruntime_computes(c: Case) -> None:
+    """The reference of a fused operator is ours, so that it is held against the kernel."""
+    drawing = draw(c)
+    wanted = reference_forward(c, drawing)({})
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    opened = ort.InferenceSession(
+        build(c, drawing, np.float32).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    for name, got in zip((o.name for o in opened.get_outputs()), opened.run(None, {}), strict=True):
+        np.testing.assert_allclose(got, wanted[name], rtol=1e-4, atol=1e-5)  # float32 sums of some tens of terms
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.999, -1.0, 0.0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,13 +20,38 @@ from prunecli.autodiff.registry import Context, Gradient, rule
 Value = ir.Value
 MAX_STEPS = 512
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+_ARGUMENTS = {"HardSigmoid": (0.2, 0.5)}  # alpha and beta, by default
+Slope = Callable[[Ops, Value, tuple[float, ...]], Value]
+SLOPES: dict[str, Slope] = {
+    "Sigmoid": lambda ops, y, given: ops.mul(y, ops.one_minus(y)),
+    "Tanh": lambda ops, y, given: ops.one_minus(ops.mul(y, y)),
+    "Relu": lambda ops, y, given: ops.positive(y),
+    "HardSigmoid": lambda ops, y, given: ops.mul(ops.mul(ops.positive(y), ops.positive(ops.one_minus(y))), given[0]),
+}
+"""The derivative of each activation, from its result."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One of a cell's functions, by name, with its alpha and beta if it has them."""
+
+    name: str
+    given: tuple[float, ...] = ()
+
+    def value(self, ops: Ops, z: Value) -> Value:
+        named: dict[str, Any] = dict(zip(("alpha", "beta"), self.given, strict=False))
+        return ops.op(self.name, z, **named)
+
+    def slope(self, ops: Ops, y: Value) -> Value:
+        return SLOPES[self.name](ops, y, self.given)
 
 
 @dataclass
 class Direction:
     """One direction of the layer. Sequences have shape (T, B, ...), in the order of the input's time axis.
 
-    `order`: the steps as the layer took them. `h0`, `c0`: initial states (B, H). `dy`: gradient of each step's
+    `order`: the steps as the layer took them. `activations`: f, g and h of the ONNX operators; `clip`: of what gates
+    read, 0 for none. `h0`, `c0`: initial states (B, H). `dy`: gradient of each step's
     hidden state; `dh`, `dc`: gradients of the last states, None where unused.
     """
 
@@ -42,6 +68,8 @@ class Direction:
     dh: Value | None
     dc: Value | None
     order: list[int]
+    activations: list[Activation]
+    clip: float = 0.0
     before_reset: bool = False
 
     @property
@@ -88,9 +116,15 @@ class Direction:
         sizes = self.ops.ints([self.hidden] * count)
         return list(self.ops.many("Split", sequence, sizes, outputs=count, axis=2))
 
-    def slope(self, y: Value) -> Value:
-        """y (1 - y): the derivative of a sigmoid with result y."""
-        return self.ops.mul(y, self.ops.one_minus(y))
+    def activate(self, which: int, z: Value, clip: bool = True) -> tuple[Value, Value]:
+        """f(clip(z)) and its derivative, which is 0 outside the bounds. onnxruntime clips gates, not the cell state."""
+        ops, function = self.ops, self.activations[which]
+        if not (clip and self.clip):
+            y = function.value(ops, z)
+            return y, function.slope(ops, y)
+        y = function.value(ops, ops.op("Clip", z, ops.scalar(-self.clip, z), ops.scalar(self.clip, z)))
+        inside = ops.cast(ops.op("LessOrEqual", ops.op("Abs", z), ops.scalar(self.clip, z)), z)
+        return y, ops.mul(function.slope(ops, y), inside)
 
 
 @dataclass
@@ -127,19 +161,17 @@ def _weight_products(d: Direction, gates: Value, states: Value) -> tuple[Value, 
 
 
 def _lstm(d: Direction) -> Back:
-    """Gates i, o, f, g; c = f c' + i g; h = o tanh(c)."""
+    """Gates i, o, f, g; c = f c' + i g; h = o h(c)."""
     ops = d.ops
     assert d.c0 is not None
     hp = d.previous(d.y, d.h0)
     z = ops.op("Add", d.input_part(), d.affine(hp, d.r, d.rb))
     zi, zo, zf, zg = d.gates(z, 4)
-    i, o, f = (ops.op("Sigmoid", v) for v in (zi, zo, zf))
-    g = ops.op("Tanh", zg)
+    (i, di), (o, do), (f, df), (g, dg) = d.activate(0, zi), d.activate(0, zo), d.activate(0, zf), d.activate(1, zg)
     cells = _cell_states(d, f, ops.mul(i, g))
-    tc, cp = ops.op("Tanh", cells), d.previous(cells, d.c0)
-    into_c = d.steps(ops.mul(o, ops.one_minus(ops.mul(tc, tc))))
-    factors = [ops.mul(g, d.slope(i)), ops.mul(tc, d.slope(o)), ops.mul(cp, d.slope(f)),
-               ops.mul(i, ops.one_minus(ops.mul(g, g)))]  # fmt: skip
+    (tc, dtc), cp = d.activate(2, cells, clip=False), d.previous(cells, d.c0)
+    into_c = d.steps(ops.mul(o, dtc))
+    factors = [ops.mul(g, di), ops.mul(tc, do), ops.mul(cp, df), ops.mul(i, dg)]
     wide = d.steps(ops.concat(factors, 2))
     keep = d.steps(f)
     gates: dict[int, Value] = {}
@@ -177,15 +209,14 @@ def _gru(d: Direction) -> Back:
     rz, rn = ops.slice(d.r, [0], [0], [2 * n]), ops.slice(d.r, [0], [2 * n], [3 * n])
     bz, bn = ops.slice(d.rb, [0], [0], [2 * n]), ops.slice(d.rb, [0], [2 * n], [3 * n])
     hz, hr = d.gates(d.affine(hp, rz, bz), 2)
-    z, r = ops.op("Sigmoid", ops.op("Add", xz, hz)), ops.op("Sigmoid", ops.op("Add", xr, hr))
+    (z, dz), (r, dr) = d.activate(0, ops.op("Add", xz, hz)), d.activate(0, ops.op("Add", xr, hr))
     source = hp if d.before_reset else ops.mul(r, hp)
     q = d.affine(source, rn, bn)
-    new = ops.op("Tanh", ops.op("Add", xn, ops.mul(r, q) if d.before_reset else q))
-    kn = ops.mul(ops.one_minus(z), ops.one_minus(ops.mul(new, new)))
-    kz = ops.mul(ops.sub(hp, new), d.slope(z))
+    new, dnew = d.activate(1, ops.op("Add", xn, ops.mul(r, q) if d.before_reset else q))
+    kn, kz = ops.mul(ops.one_minus(z), dnew), ops.mul(ops.sub(hp, new), dz)
     if d.before_reset:
-        return _gru_after(d, (kz, ops.mul(ops.mul(kn, q), d.slope(r)), kn), r, z, hp)
-    return _gru_before(d, (kz, kn), (rz, rn), (r, z, hp), source)
+        return _gru_after(d, (kz, ops.mul(ops.mul(kn, q), dr), kn), r, z, hp)
+    return _gru_before(d, (kz, kn, ops.mul(hp, dr)), (rz, rn), (r, z, hp), source)
 
 
 def _gru_after(d: Direction, factors: tuple[Value, Value, Value], r: Value, z: Value, hp: Value) -> Back:
@@ -209,13 +240,12 @@ def _gru_after(d: Direction, factors: tuple[Value, Value, Value], r: Value, z: V
 
 
 def _gru_before(
-    d: Direction, factors: tuple[Value, Value], weights: tuple[Value, Value], states: tuple[Value, Value, Value],
+    d: Direction, factors: tuple[Value, Value, Value], weights: tuple[Value, Value], states: tuple[Value, Value, Value],
     source: Value,
 ) -> Back:  # fmt: skip
     ops = d.ops
     r, z, hp = states
-    kz, kn, resets, keep = (d.steps(v) for v in (*factors, r, z))
-    kr = d.steps(ops.mul(hp, d.slope(r)))
+    kz, kn, kr, resets, keep = (d.steps(v) for v in (*factors, r, z))
     gates: dict[int, Value] = {}
 
     def step(t: int, dh: Value) -> Value:
@@ -234,9 +264,13 @@ def _gru_before(
 
 
 def _rnn(d: Direction) -> Back:
-    """h = tanh(x W' + h' R' + b)."""
-    ops = d.ops
-    slopes = d.steps(ops.one_minus(ops.mul(d.y, d.y)))
+    """h = f(x W' + h' R' + b)."""
+    ops, hp = d.ops, d.previous(d.y, d.h0)
+    if d.clip:
+        slope = d.activate(0, ops.op("Add", d.input_part(), d.affine(hp, d.r, d.rb)))[1]
+    else:
+        slope = d.activations[0].slope(ops, d.y)
+    slopes = d.steps(slope)
     gates: dict[int, Value] = {}
 
     def step(t: int, dh: Value) -> Value:
@@ -245,7 +279,7 @@ def _rnn(d: Direction) -> Back:
 
     dh0 = _walk(d, step)
     stacked = d.stack([gates[t] for t in sorted(gates)])
-    return Back(stacked, *_weight_products(d, stacked, d.previous(d.y, d.h0)), dh0)
+    return Back(stacked, *_weight_products(d, stacked, hp), dh0)
 
 
 CELLS: dict[str, Cell] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
@@ -280,11 +314,10 @@ def _input(d: Direction, back: Back) -> Value:
 def _check(g: Context) -> None:
     """What is outside the standard cell is refused by name."""
     node, steps = g.node, g.shape()[0]
-    plain = _DEFAULTS[node.op_type] * g.shape(1)[0]
-    given = node.attributes.get("activations")
-    if given is not None and list(given.as_strings()) != plain:
-        raise g.refuse(f"its activations are not {', '.join(plain)}")
-    for name in ("clip", "layout", "input_forget"):
+    unknown = [a.name for a in _activations(g) if a.name not in SLOPES]
+    if unknown:
+        raise g.refuse(f"its activation {unknown[0]} has no rule")
+    for name in ("layout", "input_forget"):
         if name in node.attributes and node.attributes[name].value:
             raise g.refuse(f"the attribute {name} is not supported")
     if g.input(7) is not None:
@@ -293,6 +326,18 @@ def _check(g: Context) -> None:
         raise g.refuse("sequences of different lengths are not supported")
     if steps > MAX_STEPS:
         raise g.refuse(f"{steps} steps are more than the {MAX_STEPS} that are written out")
+
+
+def _activations(g: Context) -> list[Activation]:
+    """Of every direction in turn; alphas and betas go to those that take them, in order."""
+    given = g.node.attributes
+    names = list(given["activations"].as_strings()) if "activations" in given else []
+    lists = [iter(given[n].as_floats() if n in given else ()) for n in ("activation_alpha", "activation_beta")]
+    found = []
+    for name in names or _DEFAULTS[g.node.op_type] * g.shape(1)[0]:
+        usual = _ARGUMENTS.get(name, ())
+        found.append(Activation(name, tuple(next(own, default) for own, default in zip(lists, usual, strict=False))))
+    return found
 
 
 def _direction(g: Context, k: int, dys: list[Value | None]) -> Direction:
@@ -314,11 +359,13 @@ def _direction(g: Context, k: int, dys: list[Value | None]) -> Direction:
     bias = pick(g.input(3)) or ops.const(np.zeros(2 * size, np.float32))
     backwards = g.text("direction", "forward") == "reverse" or k == 1
     order = list(reversed(range(steps))) if backwards else list(range(steps))
+    count = len(_DEFAULTS[g.node.op_type])
     return Direction(
         ops, g.x(0), w, r, ops.slice(bias, [0], [0], [size]), ops.slice(bias, [0], [size], [2 * size]),
         must(pick(_sequence(g), 1)), pick(g.input(5)) or zeros,
         (pick(g.input(6)) or zeros) if g.node.op_type == "LSTM" else None,
-        pick(dys[0], 1), pick(dys[1]), pick(dys[2]), order, bool(g.integer("linear_before_reset")),
+        pick(dys[0], 1), pick(dys[1]), pick(dys[2]), order, _activations(g)[k * count : (k + 1) * count],
+        g.real("clip", 0.0), bool(g.integer("linear_before_reset")),
     )  # fmt: skip
 
 
