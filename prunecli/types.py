@@ -32,7 +32,7 @@ class FileRef:
 @dataclass(frozen=True)
 class Totals:
     """Size of one model. `params` and `nonzero` count elements of all prunable-kind weights and their
-    biases and normalisation parameters (every floating-point initializer); `macs` are multiply-accumulates
+    biases and normalisation parameters (every floating-point tensor of rank 1 or more); `macs` are multiply-accumulates
     of one inference at the stated dimensions, None where a shape is unknown; bytes include external data.
     `gzip_estimated`: the files are large and only samples of them were compressed."""
 

@@ -19,6 +19,7 @@ from prunecli.channels.edit import Removed
 from prunecli.channels.prepare import restore
 from prunecli.channels.views import Geometry
 from prunecli.model.facts import Facts
+from prunecli.model.sizes import counts
 
 _PASS = ("Identity", "Dropout", "Cast")
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
@@ -65,9 +66,9 @@ class Dead:
 
     @property
     def params(self) -> int:
-        """Elements of the floating-point initializers."""
+        """Elements of the initializers that count."""
         tensors = (v.const_value for v in self.initializers)
-        return sum(int(t.size) for t in tensors if t is not None and t.dtype.is_floating_point())
+        return sum(int(t.size) for t in tensors if t is not None and counts(t))
 
 
 def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:

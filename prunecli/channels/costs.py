@@ -9,6 +9,7 @@ import numpy as np
 
 from prunecli.channels.analysis import Analysis
 from prunecli.channels.atoms import Ints
+from prunecli.model.sizes import parameters
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Terms:
 class Costs:
     """Both costs of an analysed model. Axes are representatives of the atom table.
 
-    `params` counts the elements of every floating-point initializer. `macs` counts the same operators as
-    `model.count_macs`, at the dimensions of the analysis' `work`.
+    `params` counts the elements of every floating-point tensor that is stored, as `model.sizes.totals` does, `macs` the
+    same operators as `model.count_macs`, at the dimensions of the analysis' `work`.
     """
 
     sizes: Ints
@@ -58,15 +59,15 @@ def costs(analysis: Analysis) -> Costs:
 
 
 def _tensors(analysis: Analysis) -> list[tuple[int, list[int]]]:
-    table, out = analysis.components.table, []
+    table, out = analysis.components.table, list[tuple[int, list[int]]]()
     axes: dict[str, list[int]] = {}
     for number, axis in enumerate(table.axes):
         if axis.value is not None and axis.value.const_value is not None:
             axes.setdefault(axis.value.name or "", []).append(table.find(number))
-    for name, value in analysis.model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point():
-            out.append((int(tensor.size), axes.get(name, [])))
+    main = analysis.model.graph
+    out.extend(
+        (int(h.tensor.size), axes.get(h.name, []) if h.graph is main else []) for h in parameters(analysis.model)
+    )
     return out
 
 

@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model.graphs import all_graphs
+from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.macs import count_macs
 from prunecli.model.shapes import Shapes
-from prunecli.model.weights import find_weights
 from prunecli.types import Totals
 
 EXACT_UP_TO = 16 << 20
@@ -30,12 +29,13 @@ FRAME = 18
 def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int] | None = None) -> Totals:
     """Sizes of a loaded model and of the files it was loaded from.
 
-    `params` and `nonzero` count every floating-point initializer, and the weights that Constant nodes hold.
+    `params` and `nonzero` count every floating-point tensor that is stored, as initializer or in a Constant node, but
+    for single numbers.
     Without `shapes`, or where one is unknown, `macs` is None. `counted`: by `id` of a tensor, how many of its
     elements are not zero, where that is known already.
     """
     params, nonzero, known = 0, 0, counted or {}
-    for tensor in _parameters(model):
+    for tensor in (holder.tensor for holder in parameters(model.ir)):
         params += tensor.size
         nonzero += known[id(tensor)] if id(tensor) in known else count_nonzero(tensor)
     files = [model.path, *model.data_files]
@@ -49,14 +49,14 @@ def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int
     )
 
 
-def _parameters(model: Model) -> Iterator[ir.TensorProtocol]:
-    for graph in all_graphs(model.ir):
-        for value in graph.initializers.values():
-            if value.const_value is not None and value.const_value.dtype.is_floating_point():
-                yield value.const_value
-    for weight in find_weights(model).all():
-        if weight.holder.node is not None:
-            yield weight.tensor
+def counts(tensor: ir.TensorProtocol) -> bool:
+    """Whether the elements of a stored tensor are parameters: floating point, and no single number of rank 0."""
+    return tensor.dtype.is_floating_point() and len(tensor.shape) > 0
+
+
+def parameters(model: ir.Model) -> Iterator[Holder]:
+    """Every tensor that counts, wherever it lies."""
+    return (holder for holder in holders(model) if counts(holder.tensor))
 
 
 def count_nonzero(tensor: ir.TensorProtocol) -> int:

@@ -62,11 +62,13 @@ def structured_and_trained(
               if row.weight in late else row for row in last.layers]  # fmt: skip
     groups = [replace(row, lowest=intact.lowest, highest=intact.highest)
               for row, intact in zip(last.groups, first.groups, strict=True)]  # fmt: skip
+    budget = options.budget
+    asked = {str(budget.kind): budget.target} if budget is not None and budget.kind != "latency" else {}
     return replace(
         last,
         model=first.model,
         output=training.output,
-        recipe=last.recipe | {"steps": retrain.steps},
+        recipe=last.recipe | {"steps": retrain.steps} | asked,
         before=first.before,
         after=training.totals(),
         groups=groups,
@@ -127,14 +129,16 @@ class _Cutter:
 
 
 def _at_share(budget: Budget | None, share: float, path: Path, dims: Dims) -> Budget | None:
-    """So much of what is to go: of the fraction that `ratio` removes, or that the others do not keep."""
-    if budget is None or share >= 1:
+    """So much of what is to go: of the fraction that `ratio` removes, or of the original's amount that the others do
+    not keep."""
+    if budget is None or budget.kind == "latency":
         return budget
     if budget.kind == "ratio":
         return replace(budget, target=budget.target * share)
     file = load(path)
-    fraction = budget.fraction(totals(file, concrete_shapes(file, dims)))
-    return replace(budget, target=1 - (1 - fraction) * share, absolute=False)
+    before = totals(file, concrete_shapes(file, dims))
+    fraction, whole = 1 - (1 - budget.fraction(before)) * share, getattr(before, budget.kind)
+    return replace(budget, target=fraction * whole, absolute=True) if whole else replace(budget, target=fraction)
 
 
 def expand(subject: Cuttable, removed: Array, trained: Path) -> ir.Model:

@@ -16,7 +16,7 @@ from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.channels.cut import Removed
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, keywords
-from prunecli.model import Dims, concrete_shapes, totals
+from prunecli.model import Dims
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual import Retrain, Retrained
@@ -143,11 +143,7 @@ def carry_out(
     """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
-    shapes = concrete_shapes(subject.file, options.dims)
-    inspector = Inspector(
-        subject, subject.forced(positions, decided.removed), shapes.inputs, options.data, options.batch_size,
-        options.seed, options.execution, options.verify, options.dims, progress,
-    )  # fmt: skip
+    inspector = Inspector(subject, subject.forced(positions, decided.removed), options, progress)
     with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
         place = Path(elsewhere) / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
@@ -156,8 +152,8 @@ def carry_out(
         saved = save(replace(subject.file, ir=cut), place, saving, check)
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions))
-    return _result(subject, decided, inspector, totals(subject.file, shapes), None if options.dry_run else saved,
-                   options, recovery, time.perf_counter() - start)  # fmt: skip
+    return _result(subject, decided, inspector, None if options.dry_run else saved, options, recovery,
+                   time.perf_counter() - start)  # fmt: skip
 
 
 def _recovered(
@@ -177,7 +173,7 @@ def _recovered(
 
 
 def _result(
-    subject: Cuttable, decided: Decided, inspector: Inspector, before: Totals, output: FileRef | None,
+    subject: Cuttable, decided: Decided, inspector: Inspector, output: FileRef | None,
     options: StructuredOptions, recovery: Recovery | None, seconds: float,
 ) -> StructuredResult:  # fmt: skip
     assert inspector.after is not None
@@ -185,14 +181,14 @@ def _result(
         model=subject.file.ref,
         output=output,
         recipe=decided.recipe,
-        before=before,
+        before=subject.before,
         after=inspector.after,
         groups=group_rows(subject, decided),
         layers=inspector.layers,
         frozen=subject.units.frozen,
         left=[Skipped(name, reason) for name, reason in decided.left.items()],
         verification=inspector.verification,
-        notes=[*subject.file.notes, *decided.notes],
+        notes=[*inspector.warnings, *subject.file.notes, *decided.notes],
         latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,

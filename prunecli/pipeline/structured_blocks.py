@@ -16,7 +16,7 @@ from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.cut import Removed
 from prunecli.channels.prepare import plan_names
 from prunecli.errors import PruneError
-from prunecli.model import Dims, concrete_shapes, count_macs, totals
+from prunecli.model import Dims, count_macs
 from prunecli.model.facts import Shape
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.structured_plan import Decided
@@ -128,10 +128,11 @@ def choose_blocks(
     """
     assert isinstance(subject, BlockCuttable) and options.budget is not None
     check_block_options(options)
-    target = options.budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
     damage, notes = block_damage(subject, options)
     costs = BlockCosts(subject.work, subject.blocks, {"macs": {node: n or 0 for node, n in subject.macs.items()}})
-    wanted = BlockRecipe(options.budget.kind, target, options.max_ratio)
+    kind = options.budget.kind
+    target = subject.fraction(options.budget, 0 if kind == "ratio" else costs.whole(kind))
+    wanted = BlockRecipe(kind, target, options.max_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
     if not found.removed.any():
         raise PruneError("at this budget no block is dropped", "ask for more, or raise --max-ratio")

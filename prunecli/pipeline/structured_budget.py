@@ -11,6 +11,8 @@ from prunecli.quantity import PERCENT, Quantity, did_you_mean_percent, parse_qua
 from prunecli.types import Totals
 
 Kind = Literal["ratio", "macs", "params", "latency"]
+NEAR = 0.01
+"""How much more than was asked for may remain, told as a warning."""
 KINDS: tuple[Kind, ...] = ("ratio", "macs", "params", "latency")
 
 
@@ -90,3 +92,20 @@ class Budget:
         if self.target >= whole:
             raise PruneError(f"the model has {whole:,} {self.kind} already", f"ask for fewer than {whole:,}")
         return self.target / whole
+
+    def missed(self, before: Totals, after: Totals) -> str:
+        """What to say of a file that has more than was asked for; "" if it has not.
+
+        Raises:
+            PruneError: it has over a hundredth more.
+        """
+        if self.kind not in ("macs", "params"):
+            return ""
+        whole, left = (getattr(side, self.kind) for side in (before, after))
+        wanted = self.target if self.absolute else self.target * (whole or 0)
+        if not whole or left is None or left <= wanted + 0.5:
+            return ""
+        told = f"--{self.kind} {wanted / whole:.4g} is missed: {left / whole:.4g} remains, {left:,} of {whole:,}"
+        if left > wanted * (1 + NEAR):
+            raise PruneError(told, "ask for less, so that this is what remains, or widen --include and --max-ratio")
+        return told

@@ -12,8 +12,9 @@ import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.apply.cut_proof import check_room
+from prunecli.channels.costs import costs
 from prunecli.errors import PruneError
-from prunecli.model import concrete_shapes, load, totals
+from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.recovery import recovery_method
@@ -61,7 +62,8 @@ def decide(
         return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
     if options.granularity == BLOCK:
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
-    recipe = unit_recipe(options, _target(options.budget, subject, options))
+    whole = costs(subject.units.analysis).of(subject.units.sizes).get(options.budget.kind, 0)
+    recipe = unit_recipe(options, subject.fraction(options.budget, whole))
     evidence = measure(subject, options, progress) if options.data is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
@@ -73,13 +75,6 @@ def _criterion(options: StructuredOptions) -> str:
     """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it."""
     refits = options.granularity != BLOCK and recovery_method(options) in ("lstsq", "auto")
     return "obs" if options.criterion == "auto" and refits else options.criterion
-
-
-def _target(budget: Budget, subject: Cuttable, options: StructuredOptions) -> float:
-    """As a fraction."""
-    if not budget.absolute:
-        return budget.target
-    return budget.fraction(totals(subject.file, concrete_shapes(subject.file, options.dims)))
 
 
 def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:

@@ -6,23 +6,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from prunecli.apply.cut_proof import CutProof, Trial
 from prunecli.apply.cut_reference import Forced
 from prunecli.apply.proof_inputs import InputShapes, sizes_to_try
-from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
-from prunecli.model.facts import Shape
 from prunecli.model.plain import plain_path
 from prunecli.pipeline.structured_plan import layer_rows
 from prunecli.pipeline.structured_subject import Cuttable
-from prunecli.pipeline.subject import Execution
 from prunecli.runtime import Session
 from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
+
+if TYPE_CHECKING:
+    from prunecli.pipeline.structured import StructuredOptions
 
 REAL_BATCHES = 4
 REAL_BATCH = 8
@@ -32,54 +32,57 @@ REAL_BATCH = 8
 class Inspector:
     """Takes the staged file of a cut: `save` calls it before the file appears.
 
-    `shapes`: the input shapes that the report counts work at. Afterwards `after` are the sizes of the file,
-    and `layers` its weights beside the original's.
+    Afterwards `after` are the sizes of the file, `layers` its weights beside the original's, and `warnings` what has to
+    be said first: a budget missed by little, a larger file.
     """
 
     subject: Cuttable
     forced: Forced
-    shapes: dict[str, Shape]
-    data: DataOptions | None = None
-    batch_size: int = REAL_BATCH
-    seed: int = 0
-    execution: Execution = field(default_factory=Execution)
-    verify: bool = True
-    dims: Dims = field(default_factory=Dims)
+    options: StructuredOptions
     progress: Progress = no_progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     after: Totals | None = None
     layers: list[LayerRow] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __call__(self, staged: Path) -> None:
         original = plain_path(self.subject.file)
-        if self.verify:
-            start = partial(Session.open, provider=self.execution.provider, threads=self.execution.thread_count)
+        if self.options.verify:
+            start = partial(
+                Session.open, provider=self.options.execution.provider, threads=self.options.execution.thread_count
+            )
             proof = CutProof(original, self.forced, self.trials, start, self.progress)
             self.verification = proof(staged)
         self.measure(staged)
 
     def measure(self, staged: Path) -> None:
-        """What is not the proof: the file is valid, and how large it is."""
+        """What is not the proof: the file is valid, and how large it is.
+
+        Raises:
+            PruneError: it is invalid, or misses the budget.
+        """
         strict_check(plain_path(self.subject.file), staged)
         saved = load(staged)
-        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.shapes)))
+        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.subject.counted.inputs)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)
+        missed = "" if self.options.budget is None else self.options.budget.missed(self.subject.before, self.after)
+        self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
 
     def trials(self, original: Session) -> Iterator[Trial]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
-        if self.data is not None:
-            size = min(self.batch_size, REAL_BATCH)
-            samples = self.data.open(original.inputs)
+        if self.options.data is not None:
+            size = min(self.options.batch_size, REAL_BATCH)
+            samples = self.options.data.open(original.inputs)
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
                 yield Trial(f"batch {number} of {samples.source}", batch.feed, True)
-        first = [self.subject.inputs, self.subject.inputs, self.shapes, self.subject.other_inputs]
+        first = [self.subject.inputs, self.subject.inputs, self.subject.counted.inputs, self.subject.other_inputs]
         wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
         for number, shapes in enumerate(wanted):
-            seed = self.seed + number
+            seed = self.options.seed + number
             yield Trial(f"random inputs, seed {seed}", _made(original, seed, shapes))
-        for sizes in sizes_to_try(self.subject.file, self.subject.inputs, self.dims):
-            yield Trial(f"random inputs {_told(sizes)}", _made(original, self.seed, sizes), spare=True)
+        for sizes in sizes_to_try(self.subject.file, self.subject.inputs, self.options.dims):
+            yield Trial(f"random inputs {_told(sizes)}", _made(original, self.options.seed, sizes), spare=True)
 
 
 def _made(session: Session, seed: int, shapes: InputShapes) -> Mapping[str, Any] | PruneError:
@@ -92,6 +95,18 @@ def _made(session: Session, seed: int, shapes: InputShapes) -> Mapping[str, Any]
 
 def _told(shapes: InputShapes) -> str:
     return ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def larger(before: Totals, after: Totals) -> Iterator[str]:
+    """What has grown."""
+    for name, title in (
+        ("params", "parameters"),
+        ("macs", "multiply-accumulates"),
+        ("file_bytes", "bytes of the file"),
+    ):
+        old, new = getattr(before, name), getattr(after, name)
+        if old is not None and new is not None and new > old:
+            yield f"the result is larger than its input: {old:,} {title} became {new:,}"
 
 
 def strict_check(original: Path, staged: Path) -> None:

@@ -88,11 +88,11 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
-    sections: list[Section] = [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
+    sections: list[Section] = [Text(note, "warning") for note in found.notes]
+    sections += [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)
     sections += packed_sections(found.packed)
-    sections += [Text(note, "warning") for note in found.notes]
     if found.output is not None:
         sections.append(Text(f"written: {found.output.path}", "good"))
     if found.plan is not None:

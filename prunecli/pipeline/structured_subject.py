@@ -26,6 +26,9 @@ from prunecli.errors import PruneError, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.facts import Shape
 from prunecli.model.shapes import Shapes, input_specs
+from prunecli.model.sizes import totals
+from prunecli.pipeline.structured_budget import Budget
+from prunecli.types import Totals
 
 Array = np.ndarray[Any, Any]
 ANALYSED_BATCH = 2
@@ -72,6 +75,26 @@ class Cuttable:
         cut = self.work.clone()
         remove(cut, positions, self.inputs, self.other_inputs)
         return cut
+
+    @cached_property
+    def before(self) -> Totals:
+        """Sizes of the file as given, work at the sizes that are reported."""
+        return totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
+
+    def fraction(self, budget: Budget, whole: float) -> float:
+        """What a budget leaves of the working form, which has `whole` of it: constants computed in it are stored there.
+
+        Raises:
+            PruneError: the working form has no more than the budget allows, or its whole is not known.
+        """
+        fraction, given = budget.fraction(self.before), getattr(self.before, budget.kind, None)
+        if not given or not whole:
+            return fraction
+        left = float(fraction * given / whole)
+        if left >= 1:
+            raise PruneError(f"with its constants computed the model has only {whole:,.0f} {budget.kind} of {given:,}",
+                             f"ask for less than {whole / given:.3g}")  # fmt: skip
+        return left
 
     @cached_property
     def prices(self) -> list[tuple[int, int]]:
@@ -148,11 +171,14 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
 
 
 def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
-    """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two)."""
+    """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two), and the
+    work that no cut changes: of operators without a rule, and inside bodies."""
     here, there = (count_macs(model, shapes).nodes for shapes in (Shapes(analysis.inputs, (), analysis.facts), at))
     for work in analysis.work:
         before, after = here.get(work.node), there.get(work.node)
         yield replace(work, macs=round(work.macs * after / before)) if before and after is not None else work
+    spoken = {work.node for work in analysis.work}
+    yield from (Work(node, macs, ()) for node, macs in there.items() if node not in spoken and macs)
 
 
 @keywords()

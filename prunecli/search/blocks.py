@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli.channels.blocks import Block, Dead, dead_without
 from prunecli.errors import PruneError
+from prunecli.model.sizes import parameters
 from prunecli.search.blocks_damage import Mask, Measure
 from prunecli.search.units import OutOfReachError
 from prunecli.types import Progress, no_progress
@@ -45,8 +46,7 @@ class BlockCosts:
 
     def whole(self, kind: str) -> float:
         if kind == "params":
-            tensors = (v.const_value for v in self.model.graph.initializers.values())
-            return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+            return float(sum(holder.tensor.size for holder in parameters(self.model)))
         return sum(self.work[kind].values())
 
     def saved(self, kind: str, removed: Mask) -> float:

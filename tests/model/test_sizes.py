@@ -25,18 +25,25 @@ def test_totals_of_a_small_model(tmp_path: Path) -> None:
 
 
 def test_what_counts_as_a_parameter(tmp_path: Path) -> None:
-    """Floating-point initializers, and weights in Constant nodes; not indices, not scalars in Constants."""
+    """Floating-point tensors, initializers or in Constant nodes, weights or tables; not indices, not single numbers."""
     nodes = [
         node("Constant", [], ["w"], value=numpy_helper.from_array(floats(3, 4))),
         node("Constant", [], ["s"], value_float=2.0),
         node("MatMul", ["x", "w"], ["h"]),
         node("Mul", ["h", "s"], ["i"]),
         node("Mul", ["i", "t"], ["j"]),
-        node("Gather", ["j", "index"], ["y"]),
+        node("Constant", [], ["table"], value=numpy_helper.from_array(floats(2, 4))),
+        node("Add", ["j", "table"], ["k"]),
+        node("Mul", ["k", "u"], ["l"]),
+        node("Gather", ["l", "index"], ["y"]),
     ]
-    weights = {"t": np.array([0.0, -0.0, np.nan, 1.0], np.float32), "index": np.array([0])}
+    weights = {
+        "u": np.array(3.0, np.float32),
+        "t": np.array([0.0, -0.0, np.nan, 1.0], np.float32),
+        "index": np.array([0]),
+    }
     result = totals(loaded(proto(nodes, weights=weights), tmp_path))
-    assert (result.params, result.nonzero) == (16, 14)
+    assert (result.params, result.nonzero) == (24, 22)
 
 
 def test_zeros_are_counted_after_replacement(tmp_path: Path) -> None:
