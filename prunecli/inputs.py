@@ -31,11 +31,13 @@ class InputSpec:
     `dtype` is numpy's name of the element type ("float32", "bfloat16", "str" for strings), or
     onnxruntime's type text for what is not a tensor ("seq(map(int64,tensor(float)))"). `shape` has an int
     for a fixed dimension, a str for a named one, None for an unnamed one; () also when the rank is unknown.
+    `asked` has what operators need the size of an open dimension to be, None where nothing is known.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    asked: tuple[int | None, ...] = ()
 
     @property
     def is_tensor(self) -> bool:
@@ -59,9 +61,9 @@ def resolve_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """A concrete shape for every spec.
 
-    `shapes[input]` wins over `dims[name]`, which wins over the defaults: `batch` for the first axis, 64 for
-    the other axes of a floating-point input of rank 4 or 5, 16 for any other. One name means one size
-    everywhere; a name that is an expression of known names ("past + sequence") is computed.
+    `shapes[input]` wins over `dims[name]`, which wins over what operators ask for, and that over the defaults: `batch`
+    for the first axis, 64 for the other axes of a floating-point input of rank 4 or 5, 16 for any other. One name means
+    one size everywhere; a name that is an expression of known names ("past + sequence") is computed.
     """
     known = dict(dims or {})
     given = dict(shapes or {})
@@ -69,6 +71,10 @@ def resolve_shapes(
     for spec in specs:
         if spec.name in given:
             _learn(spec, given[spec.name], known)
+    for spec in specs:
+        for dim, size in zip(spec.shape, spec.asked, strict=False):
+            if isinstance(dim, str) and size is not None:
+                known.setdefault(dim, size)
     return {
         s.name: tuple(
             _dim(s, axis, known, batch) if s.name not in given else int(given[s.name][axis])
@@ -108,6 +114,9 @@ def _dim(spec: InputSpec, axis: int, known: dict[str, int], batch: int) -> int:
 
 def _default(spec: InputSpec, axis: int, batch: int) -> int:
     name = str(spec.shape[axis]).lower()
+    asked = spec.asked[axis] if axis < len(spec.asked) else None
+    if asked is not None:
+        return asked
     if axis == 0 or "batch" in name:
         return batch
     image_like = spec.is_float and len(spec.shape) in (4, 5)

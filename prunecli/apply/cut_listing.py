@@ -23,7 +23,8 @@ PASSING = frozenset({
 
 
 def needed(graph: ir.Graph, listed: Removed) -> Removed:
-    """Leave out computed values that are only read by passing operators whose results are listed.
+    """Leave out computed values that are only read by passing operators whose results are listed, and what Flatten
+    makes of listed ones.
 
     Args:
         graph: of the user's file.
@@ -36,7 +37,15 @@ def needed(graph: ir.Graph, listed: Removed) -> Removed:
         for value in node.outputs
         if node.op_type != "Constant" and value not in inner and _is_passed_on(value, listed)
     }
-    return {name: axes for name, axes in listed.items() if name not in passing}
+    # onnxruntime's own inference of flattened lengths is wrong for pools with ceil_mode: a mask there cannot be opened
+    moved = {
+        n.outputs[0].name for n in graph if n.op_type == "Flatten" and _name(n.inputs[0]) in listed.keys() - passing
+    }
+    return {name: axes for name, axes in listed.items() if name not in passing | moved}
+
+
+def _name(value: ir.Value | None) -> str | None:
+    return None if value is None else value.name
 
 
 def _is_passed_on(value: ir.Value, listed: Collection[str]) -> bool:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 import prunecli.channels.rules  # noqa: F401 - fills the registry
-from prunecli.channels.atoms import AtomTable, Components, solve
+from prunecli.channels.atoms import AtomTable, Components, LengthError, solve
 from prunecli.channels.context import Context, Work, is_shape_computation
 from prunecli.channels.registry import BARRIERS, RULES
 from prunecli.channels.units import Family, find_families
 from prunecli.channels.views import Geometry, view_geometry
+from prunecli.errors import PruneError
 from prunecli.model.facts import Facts, Shape
 
 
@@ -100,7 +101,11 @@ def _apply_rule(ctx: Context) -> None:
     if problem:
         ctx.freeze_node(problem)
     else:
-        RULES[node.domain, node.op_type](ctx)
+        try:
+            RULES[node.domain, node.op_type](ctx)
+        except LengthError as error:
+            hint = "state the sizes of the inputs with --input-shape or --dim"
+            raise PruneError(f"{node.op_type} {node.name!r} does not fit what it reads: {error}", hint) from error
         ctx.freeze_unspoken()
 
 

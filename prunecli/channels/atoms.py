@@ -26,6 +26,10 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
+class LengthError(Exception):
+    """Two axes that are said to be tied have different lengths."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis in the table. `value` is None for a virtual axis (a factor that no tensor shows)."""
@@ -83,7 +87,7 @@ class AtomTable:
     def tie(self, a: int, b: int) -> None:
         """Position i of a is position i of b. Sizes must be equal."""
         if self.size(a) != self.size(b):
-            raise ValueError(f"axes of {self.size(a)} and {self.size(b)} positions cannot be tied")
+            raise LengthError(f"axes of {self.size(a)} and {self.size(b)} positions meet")
         a, b = sorted((self.find(a), self.find(b)))
         self._parent[b] = a
 

@@ -145,12 +145,16 @@ def _check_outputs(cut: Cut) -> None:
 
 
 def _restate_shapes(cut: Cut) -> None:
-    """Value infos: static sizes that were cut are restated, dynamic dimensions keep their names unless cut."""
+    """Value infos: static sizes that were cut are restated, dynamic dimensions keep their names unless cut. One of
+    another rank was wrong before and goes."""
     for node in cut.model.graph:
         for out in node.outputs:
             if out.shape is None or out.name not in cut.removed or out not in cut.views[0].before.shapes:
                 continue
             new, before = cut.shape(out), cut.before(out)
+            if len(out.shape) != len(new):
+                out.shape = None
+                continue
             dims = [
                 dim if now == old else (now if isinstance(dim, int) else None)
                 for dim, now, old in zip(out.shape, new, before, strict=True)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from prunecli.channels.atoms import Ints
 from prunecli.channels.vectors import Affine, Dimensions, Entry, Wanted, agrees, as_affine, as_constant, as_dimensions
-from prunecli.channels.views import is_fixed, name_of
+from prunecli.channels.views import is_fixed, name_of, open_shape
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
 from prunecli.model.names import free_name, taken_names
@@ -141,8 +141,9 @@ class Cut:
         """(graph input, axis) -> (its name, its length per view), for dynamic dimensions."""
         out: Dimensions = {}
         for value in self.model.graph.inputs:
-            for axis, dim in enumerate(value.shape or ()):
-                if not is_fixed(dim) and value in self.views[0].before.shapes:
+            known = self.views[0].before.shapes.get(value, ())
+            for axis, dim in enumerate(value.shape or open_shape(len(known)) if known else ()):
+                if not is_fixed(dim):
                     lengths = [view.before.shapes[value][axis] for view in self.views]
                     out[value.name or "", axis] = (name_of(dim) or f"{value.name}.{axis}", lengths)
         return out

@@ -33,8 +33,9 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     work = model.clone()
     names = frozenset(v.name for v in _values(work.graph) if v.name)
-    if work.functions:
-        InlinePass()(work)
+    for function in work.functions.values():  # onnxruntime runs a body at the opset of the model, whatever its own
+        function.opset_imports.update((k, v) for k, v in work.opset_imports.items() if k in function.opset_imports)
+    InlinePass()(work)
     TopologicalSortPass()(work)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     work.ir_version = max(work.ir_version or 4, 4)

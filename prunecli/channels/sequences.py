@@ -11,12 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.channels.views import Geometry, view_geometry
+from prunecli.inputs import resolve_shapes
+from prunecli.model.facts import Facts
+from prunecli.model.shapes import input_specs
+
 MAX_ELEMENTS = 4096
 
 
 def unpack_sequences(model: ir.Model) -> None:
     """Rewrite, in place, every reader of a sequence whose elements are known; sequences nobody reads go."""
     graph = model.graph
+    lengths = _Lengths(model)
     elements: dict[ir.Value, list[ir.Value]] = {}
     for node in list(graph):
         if node.domain != "":
@@ -24,7 +30,7 @@ def unpack_sequences(model: ir.Model) -> None:
         if node.op_type == "SequenceConstruct" and all(v is not None for v in node.inputs):
             elements[node.outputs[0]] = [v for v in node.inputs if v is not None]
         elif node.op_type == "SplitToSequence" and _only_read_by_place(node.outputs[0]):
-            parts = _split(model, node)
+            parts = _split(node, lengths)
             if parts:
                 elements[node.outputs[0]] = parts
         elif node.inputs and node.inputs[0] in elements:
@@ -61,16 +67,17 @@ def _unsqueezed(graph: ir.Graph, before: ir.Node, part: ir.Value, axis: int) -> 
     return step.outputs[0]
 
 
-def _split(model: ir.Model, node: ir.Node) -> list[ir.Value]:
+def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
     """The parts that SplitToSequence makes, by a Split put before it; none where their number is not known."""
-    graph, source = model.graph, node.inputs[0]
+    model, source = lengths.model, node.inputs[0]
+    graph = model.graph
     attr = node.attributes.get("axis")
     axis = 0 if attr is None else attr.as_int()
-    sizes = _sizes(node, _length(source, axis))
+    sizes = _sizes(node, lengths.of(source, axis))
     if sizes is None or (model.opset_imports.get("") or 0) < 13 or len(sizes) > MAX_ELEMENTS:
         return []
-    lengths = _vector(graph, f"{node.name or node.outputs[0].name}.lengths", sizes)
-    step = ir.Node("", "Split", [source, lengths], [ir.AttrInt64("axis", axis)], num_outputs=len(sizes))
+    parts = _vector(graph, f"{node.name or node.outputs[0].name}.lengths", sizes)
+    step = ir.Node("", "Split", [source, parts], [ir.AttrInt64("axis", axis)], num_outputs=len(sizes))
     graph.insert_before(node, step)
     kept = node.attributes.get("keepdims")
     if (len(node.inputs) > 1 and node.inputs[1] is not None) or kept is None or kept.as_int():
@@ -95,11 +102,20 @@ def _sizes(node: ir.Node, length: int | None) -> list[int] | None:
     return [int(given)] * whole + ([rest] if rest else [])
 
 
-def _length(value: ir.Value | None, axis: int) -> int | None:
-    if value is None or value.shape is None:
-        return None
-    dim = value.shape[axis]
-    return dim if isinstance(dim, int) else None
+class _Lengths:
+    """Lengths of axes that no dynamic dimension has a part in; what the file itself says of shapes may be stale."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model, self.geometry = model, Geometry(Facts())
+
+    def of(self, value: ir.Value | None, axis: int) -> int | None:
+        if value is not None and value not in self.geometry.facts.shapes:  # a result of what was rewritten since
+            inputs = resolve_shapes(input_specs(self.model))
+            self.geometry, _ = view_geometry(self.model, inputs)
+        shape = self.geometry.facts.shape(value)
+        if value is None or shape is None or not -len(shape) <= axis < len(shape):
+            return None
+        return None if self.geometry.is_dynamic(value, axis) else shape[axis]
 
 
 def _constant(node: ir.Node, index: int) -> np.ndarray | None:

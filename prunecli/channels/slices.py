@@ -81,7 +81,7 @@ class WeightSlices:
     def norm_scales(self) -> set[str]:
         """Names of the BatchNormalization scales, one per channel."""
         norms = (n for n in self.catalogue.analysis.model.graph if n.op_type == "BatchNormalization")
-        return {scale.name for node in norms if (scale := behind(node.inputs[1])) is not None}
+        return {scale.name for node in norms if (scale := behind(node.inputs[1])) is not None and len(scale.shape) == 1}
 
 
 def _role(weight: Weight | None, axis: int) -> Role:
@@ -116,6 +116,8 @@ def _norm_folds(model: ir.Model) -> Iterator[tuple[str, tuple[int, Array]]]:
         producer = node.inputs[0].producer()
         scale, variance = (behind(node.inputs[i]) for i in (1, 4))
         if producer is None or scale is None or variance is None or len(node.inputs[0].uses()) != 1:
+            continue
+        if len(scale.shape) != 1:  # a factor per element: opset 7 with spatial=0
             continue
         epsilon = node.attributes.get("epsilon")
         factor = scale.array() / np.sqrt(variance.array() + (1e-5 if epsilon is None else epsilon.as_float()))

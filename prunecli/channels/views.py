@@ -107,14 +107,19 @@ def name_of(dim: int | ir.SymbolicDim) -> str | None:
     return None if isinstance(dim, int) else dim.value
 
 
+def open_shape(rank: int) -> ir.Shape:
+    """Of an input whose rank the file leaves open: no dimension is fixed."""
+    return ir.Shape([None] * rank)
+
+
 def _names(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, list[str | None]]:
     """Per graph input the name of each dimension, None where it is fixed; nameless leading ones are one batch."""
     out: dict[str, list[str | None]] = {}
     for value in model.graph.inputs:
-        if value.name in inputs and value.shape is not None:
+        if value.name in inputs:
             out[value.name or ""] = [
                 None if is_fixed(dim) else name_of(dim) or (f"{value.name}.{axis}" if axis else "batch")
-                for axis, dim in enumerate(value.shape)
+                for axis, dim in enumerate(value.shape or open_shape(len(inputs[value.name or ""])))
             ]
     return out
 

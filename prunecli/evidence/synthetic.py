@@ -96,7 +96,13 @@ def stored_moments(work: ir.Model) -> list[Moments]:
         if None in stored or data is None or data.name is None or (training is not None and training.as_int()):
             continue
         mean, variance = (s.array().astype(np.float32) for s in stored if s is not None)
-        if np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all() and variance.any():
+        if (
+            mean.ndim == 1
+            and np.isfinite(mean).all()
+            and np.isfinite(variance).all()
+            and (variance >= 0).all()
+            and variance.any()
+        ):
             epsilon = node.attributes.get("epsilon")
             found.append(Moments(data.name, mean, variance, 1e-5 if epsilon is None else epsilon.as_float()))
     return found

@@ -67,6 +67,9 @@ class Facts:
             self.shapes[value] = shape
 
 
+INFERRED_AS = {("", "MaxPool"): 22, ("", "AveragePool"): 22, ("", "LpPool"): 22}
+"""Opsets from which ONNX infers what onnxruntime computes at any opset: `ceil_mode` adds no window that would begin
+beyond the input and the padding before it."""
 Scope = Callable[[ir.Node, Facts, ir.Model], bool]
 SCOPES: list[Scope] = []
 """Visitors for nodes that contain or call other graphs; each answers whether it took the node."""
@@ -171,6 +174,7 @@ def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     version = opsets.get(proto.domain)
     if version is None:
         raise ValueError(f"no opset import for domain {node.domain!r}")
+    version = max(version, INFERRED_AS.get((proto.domain, proto.op_type), version))
     schema = onnx.defs.get_schema(proto.op_type, version, proto.domain)
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}

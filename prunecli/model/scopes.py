@@ -60,7 +60,8 @@ def _pass(facts: Facts, value: ir.Value, source: Facts, origin: ir.Value | None)
 
 def _call(node: ir.Node, function: ir.Function, facts: Facts, model: ir.Model) -> None:
     body, originals = _instantiate(node, function)
-    inside = Facts(opsets=function.opset_imports, budget=facts.budget, problems=facts.problems)
+    opsets = {**function.opset_imports, **model.opset_imports}  # as onnxruntime does
+    inside = Facts(opsets=opsets, budget=facts.budget, problems=facts.problems)
     for value, origin in zip(body.inputs, node.inputs, strict=False):
         _pass(inside, value, facts, origin)
     _run(body, inside, model)

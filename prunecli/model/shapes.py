@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, resolve_shapes
+from prunecli.model.demands import NOTHING, Demand, demands
 from prunecli.model.facts import Facts, gather_facts
 from prunecli.model.layout import Shape
 from prunecli.model.loading import Model
@@ -73,9 +74,10 @@ def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
     dims = dims or Dims()
     specs = input_specs(model.ir)
     _refuse_unknown(dims, specs)
+    unknown = set(_without_rank(model.ir, specs, dims))
     best: Shapes | None = None
     for size in SPATIAL_TRIES:
-        inputs = _inputs(specs, dims, size)
+        inputs = {name: shape for name, shape in _inputs(specs, dims, size).items() if name not in unknown}
         shapes = Shapes(inputs, _assumed(specs, dims, inputs), gather_facts(model.ir, inputs))
         if best is None or len(shapes.facts.problems) < len(best.facts.problems):
             best = shapes
@@ -85,14 +87,39 @@ def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
     return best
 
 
+def require_ranks(model: Model, dims: Dims) -> None:
+    """
+    Raises:
+        PruneError: neither the file nor its operators nor `dims` say how many dimensions an input has.
+    """
+    for name in _without_rank(model.ir, input_specs(model.ir), dims):
+        raise PruneError(
+            f"the model does not say how many dimensions the input {name} has", f"give --input-shape {name}:1,3,224,224"
+        )
+
+
+def _without_rank(model: ir.Model, specs: list[InputSpec], dims: Dims) -> list[str]:
+    unstated = {value.name for value in model.graph.inputs if value.shape is None}
+    return [s.name for s in specs if s.name in unstated and not s.shape and s.name not in dims.shapes]
+
+
 def input_specs(model: ir.Model) -> list[InputSpec]:
-    """The inputs a caller must feed: graph inputs that are no initializers."""
+    """The inputs a caller must feed: graph inputs that are no initializers.
+
+    Where the file leaves the rank open it is the one that operators ask for, () if none does.
+    """
     graph = model.graph
-    return [
-        InputSpec(value.name or "", _dtype(value), _dims(value))
-        for value in graph.inputs
-        if value.name not in graph.initializers
-    ]
+    values = [value for value in graph.inputs if value.name not in graph.initializers]
+    specs = [InputSpec(value.name or "", _dtype(value), _dims(value)) for value in values]
+    if all(s.shape and all(isinstance(dim, int) for dim in s.shape[1:]) for s in specs):
+        return specs
+    asked = demands(model)
+    for place, (spec, value) in enumerate(zip(specs, values, strict=True)):
+        demand = asked.get(spec.name, NOTHING)
+        rank = len(demand.sizes) if value.shape is None and demand.whole else len(spec.shape)
+        sizes = (Demand((None,) * rank, True) | demand).sizes if not demand.whole or len(demand.sizes) == rank else ()
+        specs[place] = replace(spec, shape=spec.shape or (None,) * rank, asked=sizes)
+    return specs
 
 
 def _dtype(value: ir.Value) -> str:
@@ -117,9 +144,16 @@ def _is_open(spec: InputSpec, axis: int, dims: Dims) -> bool:
 
 
 def _open_image_axes(spec: InputSpec, dims: Dims) -> list[int]:
+    """Height and width: the axes from 2 on, from 1 where the channels come last."""
     if not spec.is_float or len(spec.shape) not in (4, 5):
         return []
-    return [axis for axis in range(2, len(spec.shape)) if _is_open(spec, axis, dims)]
+    settled = [not _is_open(spec, axis, dims) or _asked(spec, axis) is not None for axis in range(len(spec.shape))]
+    first = 1 if settled[-1] and not settled[1] else 2
+    return [axis for axis in range(first, len(spec.shape)) if not settled[axis]]
+
+
+def _asked(spec: InputSpec, axis: int) -> int | None:
+    return spec.asked[axis] if axis < len(spec.asked) else None
 
 
 def _has_open_image(specs: list[InputSpec], dims: Dims) -> bool:

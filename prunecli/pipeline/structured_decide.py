@@ -121,6 +121,13 @@ def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
         )
     reasons = Counter(axis.reason for axis in subject.units.frozen)
     told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
+    facts, assumed = subject.units.analysis.facts, subject.counted.assumed
+    failed = next((f"{n.op_type}: {why}" for n, why in facts.problems.items() if "ShapeInferenceError" in why), "")
+    if failed and assumed:
+        return PruneError(
+            f"nothing can be cut from {subject.file.path}: {failed}",
+            f"--input-shape and --dim state the sizes; assumed were {', '.join(assumed)}",
+        )
     return PruneError(
         f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
         "`prune inspect` lists what is in it; --granularity all also cuts what is approximate",

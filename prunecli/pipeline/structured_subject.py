@@ -25,7 +25,7 @@ from prunecli.channels.prepare import plan_names, prepare
 from prunecli.errors import PruneError, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.facts import Shape
-from prunecli.model.shapes import Shapes, input_specs
+from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.types import Totals
@@ -163,6 +163,8 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
     kinds = parse_granularity(granularity)
     file = load(path)
     work = prepare(file.ir)
+    if not inputs:
+        require_ranks(file, dims)
     counted = concrete_shapes(replace(file, ir=work), dims)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
     analysis = solve(work, shapes)
