@@ -39,6 +39,9 @@ class InputSpec:
     shape: tuple[Dim, ...]
     asked: tuple[int | None, ...] = ()
 
+    def asked_of(self, axis: int) -> int | None:
+        return self.asked[axis] if axis < len(self.asked) else None
+
     @property
     def is_tensor(self) -> bool:
         return "(" not in self.dtype
@@ -114,8 +117,7 @@ def _dim(spec: InputSpec, axis: int, known: dict[str, int], batch: int) -> int:
 
 def _default(spec: InputSpec, axis: int, batch: int) -> int:
     name = str(spec.shape[axis]).lower()
-    asked = spec.asked[axis] if axis < len(spec.asked) else None
-    if asked is not None:
+    if (asked := spec.asked_of(axis)) is not None:
         return asked
     if axis == 0 or "batch" in name:
         return batch

@@ -93,7 +93,7 @@ def _distinct(tries: Iterable[InputShapes]) -> Iterator[InputShapes]:
 
 
 def _variants(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:
-    specs = input_specs(model.ir)
+    specs = [spec for spec in input_specs(model.ir) if spec.name in shapes]  # not those of unknown rank
     batch, free = _free(specs, dims)
     yield shapes
     lengths = list(dict.fromkeys([*COMMON, *_fitting(model)])) if free else []
@@ -112,7 +112,7 @@ def _free(specs: Sequence[InputSpec], dims: Dims) -> tuple[list[Key], list[Key]]
     for spec in specs:
         for axis, dim in enumerate(spec.shape):
             stated = spec.name in dims.shapes or isinstance(dim, int) or dim in dims.sizes or dim in computed
-            if not stated:
+            if not stated and spec.asked_of(axis) is None:
                 found.setdefault(
                     (spec.name, axis) if dim is None else str(dim), axis == 0 or "batch" in str(dim).lower()
                 )

@@ -147,13 +147,9 @@ def _open_image_axes(spec: InputSpec, dims: Dims) -> list[int]:
     """Height and width: the axes from 2 on, from 1 where the channels come last."""
     if not spec.is_float or len(spec.shape) not in (4, 5):
         return []
-    settled = [not _is_open(spec, axis, dims) or _asked(spec, axis) is not None for axis in range(len(spec.shape))]
+    settled = [not _is_open(spec, axis, dims) or spec.asked_of(axis) is not None for axis in range(len(spec.shape))]
     first = 1 if settled[-1] and not settled[1] else 2
     return [axis for axis in range(first, len(spec.shape)) if not settled[axis]]
-
-
-def _asked(spec: InputSpec, axis: int) -> int | None:
-    return spec.asked[axis] if axis < len(spec.asked) else None
 
 
 def _has_open_image(specs: list[InputSpec], dims: Dims) -> bool:
