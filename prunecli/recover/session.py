@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff import GradientModel, differentiate
 from prunecli.autodiff import Options as GradientOptions
+from prunecli.autodiff.losses import MeanSquaredError
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.pairing import Runner
@@ -84,7 +85,16 @@ def prepare_training(
     named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
     objective = choose_objective(data, outputs, named, setup.objective)
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
-    graph, parameters = _build(model, objective, shapes, setup, run_size)
+    left: dict[str, str] = {}
+    try:
+        graph, parameters = _build(model, objective, shapes, setup, run_size)
+    except PruneError:
+        left = _without_gradient(model, objective.imitated, shapes, setup)
+        if len(left) in (0, len(objective.imitated)):
+            raise
+        kept = {name: value for name, value in outputs.items() if name not in left}
+        objective = choose_objective(data, kept, named, setup.objective)
+        graph, parameters = _build(model, objective, shapes, setup, run_size)
     _check_logits(objective, outputs[objective.output], graph)
     stepper = Stepper(graph, parameters, setup.threads)
     ask = _ask(teacher, objective.imitated) if teacher is not None else None
@@ -96,8 +106,22 @@ def prepare_training(
     if judge is not None:
         judge.trainer = trainer
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
-    return Training(model, trainer, parameters, objective, graph, shapes, _notes(graph, batch_size, setup),
+    notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
+    return Training(model, trainer, parameters, objective, graph, shapes, [*_notes(graph, batch_size, setup), *notes],
                     batch_size, _score_name(objective))  # fmt: skip
+
+
+def _without_gradient(
+    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], setup: Setup
+) -> dict[str, str]:
+    """Which of several outputs cannot be imitated, and why."""
+    names, found = [w.name for w in trainable(model, setup.freeze)], {}
+    for name in outputs if len(outputs) > 1 else ():
+        try:
+            differentiate(model.ir, names, MeanSquaredError(name), shapes=shapes)
+        except PruneError as error:
+            found[name] = error.message
+    return found
 
 
 def _build(
@@ -171,7 +195,10 @@ class _Judge:
         runners = {MODEL: Runner(Session.open(model_bytes(self.model), threads=self.setup.threads))}
         asked = Asked(output_name=self.setup.objective.output_name)
         if self.objective.reading is None and self.teacher is not None:
-            done = run_pass(runners | {BASELINE: self.teacher}, self.data, self.setup.train.batch_size, asked)
+            own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
+            pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),
+                    BASELINE: replace(self.teacher, outputs=own)}  # fmt: skip
+            done = run_pass(pair, self.data, self.setup.train.batch_size, asked)
             assert done.fidelity is not None
             ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]

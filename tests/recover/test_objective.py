@@ -147,6 +147,20 @@ def test_every_output_of_the_teacher_is_imitated(tmp_path: Path, labelled: bool)
     assert (stored(tmp_path / "one.onnx")["v"] == before["v"]).all()
 
 
+def test_an_output_that_has_no_gradient_is_left_out_and_named(tmp_path: Path) -> None:
+    """Its shape depends on the data, as that of detections does."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("Greater", ["a", "zero"], ["high"]), node("NonZero", ["high"], ["at"]),
+        node("Transpose", ["at"], ["rows"]), node("GatherND", ["a", "rows"], ["found"]),
+    ]  # fmt: skip
+    zero = np.array(0, np.float32)
+    teacher = model(tmp_path, *nodes, outputs=("found", "a"), name="t.onnx", w=W, zero=zero)
+    student = model(tmp_path, *nodes, outputs=("found", "a"), name="s.onnx", w=W + floats(6, 4, seed=5), zero=zero)
+    found = finetune(student, data=data(tmp_path), teacher=teacher, output=tmp_path / "o.onnx", **QUICK)
+    np.testing.assert_allclose(stored(tmp_path / "o.onnx")["w"], W, atol=0.3)
+    assert any("the output found is not imitated: the shape of found is not known" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("end", ["", "Sigmoid"])
 def test_a_teacher_of_two_classes_is_learned_as_logits_or_probabilities(tmp_path: Path, end: str) -> None:
     """Logits taken for probabilities have no lowest loss."""
