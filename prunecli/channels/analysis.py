@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -43,17 +44,29 @@ class Analysis:
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 
 
-def analyse(model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None) -> Analysis:
+Whole = Mapping[tuple[str, int], str]
+"""(value, axis) -> why no position of it may go."""
+NONE: Whole = MappingProxyType({})
+
+
+def analyse(
+    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
+) -> Analysis:
     """State the relations of every operator and find all units.
 
     Args:
         model: nodes in topological order, local functions inlined (`prepare`). Not changed.
         inputs: concrete shape of every graph input (`gather_facts`). A batch of at least 2 sees more.
         other_inputs: the same at other sizes of the dynamic dimensions; chosen where it is not given.
+        whole: axes that stay whole, apart from what the rules say (`cut.UnfollowedError`).
     """
     geometry, other = view_geometry(model, inputs, other_inputs)
     table, work = AtomTable(), list[Work]()
     _freeze_interface(model, geometry.facts, table)
+    for value, shape in geometry.facts.shapes.items():
+        for index, size in enumerate(shape):
+            if (value.name or "", index) in whole:
+                table.freeze(table.axis(value, index, size), whole[value.name or "", index])
     for node in model.graph:
         imported = model.opset_imports.get(node.domain)
         _apply_rule(Context(node, geometry, table, work, node.version or imported or 0))

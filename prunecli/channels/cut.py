@@ -7,17 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.channels.context import is_shape_computation
+from prunecli.channels.edit import HINT, View
 from prunecli.channels.edit import Cut as Cut
 from prunecli.channels.edit import Removed as Removed
-from prunecli.channels.edit import View
 from prunecli.channels.prepare import restore
 from prunecli.channels.registry import REWRITES
 from prunecli.channels.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant
-from prunecli.model.graphs import captured
-
-HINT = "exclude the layers around it with --exclude"
+from prunecli.model.graphs import captured, reads
 
 
 def remove(
@@ -35,7 +34,8 @@ def remove(
         other_inputs: input shapes at a second choice of the dynamic dimensions, by which entries that
             depend on them are told from constants; chosen where it is not given.
     Raises:
-        PruneError: a computed shape cannot follow, or a node's shape does not come out as planned.
+        UnfollowedError: a computed shape cannot follow, or a node's shape does not come out as planned; it says which
+            axes have to stay, of all such nodes. The model is then of no use.
     """
     geometry, other = view_geometry(model, inputs, other_inputs)
     shapes = [dict(inputs)] + ([other] if other else [])
@@ -47,16 +47,94 @@ def remove(
             if value.name in at and value not in view.after.shapes:
                 view.after.shapes[value] = tuple(at[value.name])
                 view.after.dtypes[value] = view.before.dtypes[value]
+    refusals: dict[tuple[str, int], str] = {}
     for node in list(model.graph):
-        function = REWRITES.get((node.domain, node.op_type))
-        if function is not None and cut.touched(node):
-            function(cut, node)
-        _keep_contents(cut, node)
-        cut.visit(node)
-        _check_shapes(cut, node)
-    _check_outputs(cut)
+        try:
+            _follow(cut, node)
+        except PruneError as error:
+            refusals.update(_behind(cut, node, error))
+            _assume(cut, node)
+    for out in model.graph.outputs:
+        if _changed(cut, out):
+            reason = f"the output {out.name!r} is computed from this length"
+            refusals.update(dict.fromkeys(_lengths_of(cut, out), reason))
+    if refusals:
+        raise UnfollowedError(refusals)
     _restate_shapes(cut)
     restore(model)
+
+
+class UnfollowedError(PruneError):
+    """Something cannot follow a cut. `axes`: (value, axis) -> why it has to stay whole."""
+
+    def __init__(self, axes: Mapping[tuple[str, int], str]) -> None:
+        super().__init__("; ".join(dict.fromkeys(axes.values())), HINT)
+        self.axes = dict(axes)
+
+
+def _behind(cut: Cut, node: ir.Node, error: PruneError) -> dict[tuple[str, int], str]:
+    """The cut axes by whose lengths a node cannot follow, or else its own.
+
+    Raises:
+        PruneError: the error itself, where there are none.
+    """
+    own = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    axes = [pair for value in reads(node) if _changed(cut, value) for pair in _lengths_of(cut, value)]
+    axes = axes or [pair for value in own for pair in _cut_axes(cut, value)]
+    if not axes:
+        raise error
+    return dict.fromkeys(axes, error.message)
+
+
+def _cut_axes(cut: Cut, value: ir.Value) -> list[tuple[str, int]]:
+    return [(value.name or "", axis) for axis in cut.removed.get(value.name or "", ())]
+
+
+def _lengths_of(cut: Cut, value: ir.Value) -> list[tuple[str, int]]:
+    """The cut axes whose lengths a value that changed is computed from."""
+    found, queue = list[tuple[str, int]](), [value]
+    seen = set(queue)
+    while queue:
+        node = queue.pop().producer()
+        for source in node.inputs if node is not None else ():
+            if source is None or source in seen:
+                continue
+            seen.add(source)
+            if node is not None and node.op_type in ("Shape", "Size"):
+                found += _cut_axes(cut, source)
+            elif _changed(cut, source):
+                queue.append(source)
+    return found
+
+
+def _assume(cut: Cut, node: ir.Node) -> None:
+    """Go on as if the node had followed, so that all refusals of a cut are found at once."""
+    for number, view in enumerate(cut.views):
+        for out in node.outputs:
+            if out in view.before.shapes:
+                view.after.learn(out, cut.shape(out, number), view.before.dtypes[out])
+            if (content := _wanted(cut, out, view.before.value(out))) is not None:
+                view.after.values[out] = content
+
+
+def _follow(cut: Cut, node: ir.Node) -> None:
+    """Rewrite one node. What it computes of shapes alone is compared where it ends."""
+    function = REWRITES.get((node.domain, node.op_type))
+    facts = cut.views[0].before
+    moved = any(_changed(cut, value) for value in node.inputs)
+    if function is not None and (
+        cut.touched(node) or (moved and not all(is_shape_computation(out, facts) for out in node.outputs))
+    ):
+        function(cut, node)
+    geometry = bool(node.outputs) and all(facts.value(out) is not None for out in node.outputs)
+    if not geometry:
+        _keep_contents(cut, node)
+    cut.visit(node)
+    if geometry and _unplanned(cut, node):  # a fill, rows of a table: data, though its content is known
+        _keep_contents(cut, node)
+        cut.visit(node)
+    if problem := _unplanned(cut, node):
+        raise PruneError(problem, f"{HINT}, and report the model")
 
 
 def _slice_constants(cut: Cut) -> None:
@@ -73,19 +151,19 @@ def _slice_constants(cut: Cut) -> None:
             know_constant(view.after, value)
 
 
-def _check_shapes(cut: Cut, node: ir.Node) -> None:
+def _unplanned(cut: Cut, node: ir.Node) -> str:
+    """How a node's results differ in shape from what is planned."""
     for number, view in enumerate(cut.views):
         for out in node.outputs:
-            if out not in view.before.shapes:
+            if out not in view.before.shapes or (out in cut.shape_derived and is_shape_computation(out, view.before)):
                 continue
             want, got = cut.shape(out, number), view.after.shapes.get(out)
             if want != got:
                 problem = view.after.problems.get(node, "")
-                raise PruneError(
-                    f"after the cut {node.op_type} {node.name or out.name!r} yields {got}, planned was {want}"
-                    + (f" ({problem})" if problem else ""),
-                    f"{HINT}, and report the model",
+                return f"after the cut {node.op_type} {node.name or out.name!r} yields {got}, planned was {want}" + (
+                    f" ({problem})" if problem else ""
                 )
+    return ""
 
 
 def _keep_contents(cut: Cut, node: ir.Node) -> None:
@@ -94,11 +172,9 @@ def _keep_contents(cut: Cut, node: ir.Node) -> None:
     Vectors that a rewrite has settled are geometry and follow the cut; shape computations are checked where
     they end.
     """
-    if node.outputs and all(cut.views[0].before.value(out) is not None for out in node.outputs):
-        return
     for index, value in enumerate(node.inputs):
-        if (node, index) not in cut.settled and _changed(cut, value):
-            cut.set_input(node, index, _original(cut, value))
+        if value is not None and (node, index) not in cut.settled and _changed(cut, value):
+            cut.set_contents(node, index, [_wanted(cut, value, view.before.value(value)) for view in cut.views])
     for value in captured(node):
         if _changed(cut, value):
             raise PruneError(
@@ -124,24 +200,18 @@ def _changed(cut: Cut, value: ir.Value | None) -> bool:
     return False
 
 
-def _original(cut: Cut, value: ir.Value | None) -> Array:
-    assert value is not None
-    contents = [_less(cut, value, old) for old in (view.before.value(value) for view in cut.views) if old is not None]
-    if len(contents) < len(cut.views) or not all(same_content(c, contents[0]) for c in contents):
-        raise PruneError(f"{value.name!r} is computed from dimensions of which one is cut and another is dynamic", HINT)
-    return contents[0]
+def _wanted(cut: Cut, value: ir.Value, content: Array | None) -> Array | None:
+    """What a value was, less the removed positions; None where they are not those of this view."""
+    gone = cut.removed.get(value.name or "", {})
+    if content is None or any(content.shape[axis] != cut.before(value)[axis] for axis in gone):
+        return None
+    return _less(cut, value, content)
 
 
 def _less(cut: Cut, value: ir.Value, content: Array) -> Array:
     for axis, gone in cut.removed.get(value.name or "", {}).items():
         content = np.delete(content, gone, axis)
     return content
-
-
-def _check_outputs(cut: Cut) -> None:
-    for out in cut.model.graph.outputs:
-        if _changed(cut, out):
-            raise PruneError(f"the output {out.name!r} is computed from a shape that the cut changes", HINT)
 
 
 def _restate_shapes(cut: Cut) -> None:

@@ -10,12 +10,23 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.atoms import Ints
-from prunecli.channels.vectors import Affine, Dimensions, Entry, Wanted, agrees, as_affine, as_constant, as_dimensions
-from prunecli.channels.views import is_fixed, name_of, open_shape
+from prunecli.channels.vectors import (
+    Affine,
+    Dimensions,
+    Entry,
+    Wanted,
+    agrees,
+    as_affine,
+    as_constant,
+    as_dimensions,
+    as_factor,
+)
+from prunecli.channels.views import is_fixed, name_of, open_shape, same_content
 from prunecli.errors import PruneError
 from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
 from prunecli.model.names import free_name, taken_names
 
+HINT = "exclude the layers around it with --exclude"
 Removed = dict[str, dict[int, Ints]]  # value name -> axis -> removed positions of the original tensor
 
 
@@ -108,6 +119,26 @@ class Cut:
         node.replace_input_with(index, constant)
         self.settled.add((node, index))
 
+    def set_contents(self, node: ir.Node, index: int, wanted: Sequence[Array | None]) -> None:
+        """Make an input hold `wanted[view]`, whatever is computed for it now.
+
+        Raises:
+            PruneError: that depends on dynamic dimensions in a way that cannot follow.
+        """
+        value, known = node.inputs[index], [array for array in wanted if array is not None]
+        assert value is not None
+        alike = len(known) == len(wanted) and len({array.shape for array in known}) == 1
+        if alike and all(same_content(array, known[0]) for array in known):
+            self.set_input(node, index, known[0])
+        elif alike and known[0].ndim == 1 and np.issubdtype(known[0].dtype, np.integer):
+            self.set_vector(node, index, [array.tolist() for array in known])
+        elif (factor := as_factor([view.after.value(value) for view in self.views], wanted)) is not None:
+            node.replace_input_with(index, self.insert(node, "Mul", value, factor))
+        else:
+            raise PruneError(
+                f"{value.name!r} is computed from dimensions of which one is cut and another is dynamic", HINT
+            )
+
     def set_vector(self, node: ir.Node, index: int, wanted: Wanted, wildcard: bool = False) -> None:
         """Make an integer vector input (a shape, sizes, repeats) hold `wanted[view]`.
 
@@ -134,7 +165,7 @@ class Cut:
         else:
             raise PruneError(
                 f"the vector given to {node.op_type} {node.name!r} is computed in a way that cannot follow the cut",
-                "exclude the layers around it with --exclude",
+                HINT,
             )
 
     def _input_dimensions(self) -> Dimensions:

@@ -64,6 +64,19 @@ def as_affine(current: list[Array | None], wanted: Wanted, wildcard: bool = Fals
     return Affine(list(factor), list(divisor), list(constant))
 
 
+def as_factor(current: Sequence[Array | None], wanted: Sequence[Array | None]) -> Array | None:
+    """The constant that makes what is computed of what is wanted, by multiplication of floating-point numbers, or None.
+
+    A count of elements that lost a part of them is too small by the same factor at all dimensions.
+    """
+    pairs = [(c, w) for c, w in zip(current, wanted, strict=True) if c is not None and w is not None]
+    if len(pairs) < len(wanted) or any(c.shape != w.shape or w.dtype.kind != "f" or not c.all() for c, w in pairs):
+        return None
+    factors = [w.astype(np.float64) / c for c, w in pairs]
+    same = all(f.shape == factors[0].shape and np.allclose(f, factors[0], rtol=1e-5, atol=0) for f in factors)
+    return factors[0].astype(pairs[0][1].dtype) if same else None
+
+
 def as_dimensions(
     dimensions: Dimensions, current: list[Array | None], wanted: Wanted, wildcard: bool = False
 ) -> list[Entry] | None:

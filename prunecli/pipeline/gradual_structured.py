@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.channels.analysis import Whole
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.holders import holders
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual import Retrain, check_plans, left_out, proof_of, prune_and_train, retrained
-from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out
+from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out, decided_and_cut
 from prunecli.pipeline.structured_blocks import BLOCK
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_decide import decide
-from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.pipeline.structured_subject import Cuttable, following
 from prunecli.search.units import UnitRecipe
 from prunecli.types import Progress
 
@@ -50,8 +51,7 @@ def structured_and_trained(
         options, retrain=None, steps=1 if retrain.steps > 1 else options.steps, criterion=_criterion(options)
     )
     if options.dry_run:
-        subject, decided = decide(path, target, once, progress)
-        found = carry_out(subject, decided, target, once, progress, start)
+        found = decided_and_cut(path, target, once, progress, start)
         return replace(found, notes=[*found.notes, left_out(retrain)])
     with tempfile.TemporaryDirectory() as folder:
         cutter = _Cutter(path, replace(once, force=True), Path(folder), progress)
@@ -113,12 +113,18 @@ class _Cutter:
         options = replace(
             self.options, budget=_at_share(self.options.budget, share, self.path, self.options.dims), output=place
         )
-        subject, decided = decide(base, place, options, self.progress, self.removed)
-        if self.subject is not None:
-            _same(self.subject, subject)
-        self.subject = subject if self.subject is None else self.subject
-        self.removed = decided.removed
-        return carry_out(subject, decided, place, options, self.progress, start)
+
+        def attempt(whole: Whole) -> StructuredResult:
+            known = {} if self.subject is None else self.subject.whole
+            subject, decided = decide(base, place, options, self.progress, self.removed, {**known, **whole})
+            if self.subject is not None:
+                _same(self.subject, subject)
+            found = carry_out(subject, decided, place, options, self.progress, start)
+            self.subject = subject if self.subject is None else self.subject
+            self.removed = decided.removed
+            return found
+
+        return following(attempt)
 
     def _expanded(self, trained: Path) -> Path:
         assert self.subject is not None and self.removed is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from prunecli.apply.cut_plan import save_cut_plan
+from prunecli.channels.analysis import Whole
 from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.channels.cut import Removed
 from prunecli.data.options import DataOptions
@@ -28,7 +29,7 @@ from prunecli.pipeline.structured_decide import decide
 from prunecli.pipeline.structured_plan import Decided, GroupRow, group_rows, plan_json
 from prunecli.pipeline.structured_proof import Inspector
 from prunecli.pipeline.structured_report import to_document, to_json
-from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.pipeline.structured_subject import Cuttable, following
 from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.search.units import UnitRecipe, check_choices
@@ -133,8 +134,19 @@ def structured(
         from prunecli.pipeline.gradual_structured import structured_and_trained
 
         return structured_and_trained(path, target, options, progress, start)
-    subject, decided = decide(path, target, options, progress)
-    return carry_out(subject, decided, target, options, progress, start)
+    return decided_and_cut(path, target, options, progress, start)
+
+
+def decided_and_cut(
+    path: Path, target: Path, options: StructuredOptions, progress: Progress, start: float
+) -> StructuredResult:
+    """Decide what goes and carry it out; anew where something cannot follow, which then stays whole."""
+
+    def attempt(whole: Whole) -> StructuredResult:
+        subject, decided = decide(path, target, options, progress, whole=whole)
+        return carry_out(subject, decided, target, options, progress, start)
+
+    return following(attempt)
 
 
 def carry_out(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.channels.analysis import NONE, Whole
 from prunecli.channels.blocks import Block, dead_without, drop_blocks, find_blocks
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.cut import Removed
@@ -97,7 +98,9 @@ class BlockCuttable(Cuttable):
         ]
 
 
-def open_blocks(path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None) -> BlockCuttable:
+def open_blocks(
+    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
+) -> BlockCuttable:
     """Load, prepare and analyse a model, and find its residual blocks.
 
     Blocks whose value the user's file does not name (those inside local functions) are no units: nobody could
@@ -106,7 +109,7 @@ def open_blocks(path: Path, granularity: str, dims: Dims, inputs: Mapping[str, S
     Raises:
         PruneError: the file is not a valid model, or has no residual blocks.
     """
-    base = open_cuttable(path, "channel", dims, inputs)
+    base = open_cuttable(path, "channel", dims, inputs, whole)
     geometry = base.units.analysis.geometry
     blocks = [b for b in find_blocks(base.work, geometry) if plan_names(base.work, b.positions, geometry)]
     if not blocks:

@@ -12,6 +12,7 @@ import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.apply.cut_proof import check_room
+from prunecli.channels.analysis import NONE, Whole
 from prunecli.channels.costs import costs
 from prunecli.errors import PruneError
 from prunecli.model import load
@@ -21,7 +22,7 @@ from prunecli.pipeline.recovery import recovery_method
 from prunecli.pipeline.structured_blocks import BLOCK, choose_blocks, open_blocks
 from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_latency import choose_for_latency
-from prunecli.pipeline.structured_plan import Decided, recipe_shapes
+from prunecli.pipeline.structured_plan import Decided, analysed_as, recipe_shapes, recipe_whole
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
 from prunecli.pipeline.structured_units import measure, unit_recipe
 from prunecli.search.units import decide_units
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 
 
 def decide(
-    path: Path, target: Path, options: StructuredOptions, progress: Progress, gone: Mask | None = None
+    path: Path,
+    target: Path,
+    options: StructuredOptions,
+    progress: Progress,
+    gone: Mask | None = None,
+    whole: Whole = NONE,
 ) -> tuple[Cuttable, Decided]:
     """Open the model and choose its units, or take them from a plan.
 
     Args:
         gone: units that count as removed already.
+        whole: axes that stay whole, and why; a plan has its own.
     Raises:
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
     """
@@ -52,7 +59,7 @@ def decide(
     if options.budget is None:
         raise Budget.missing()
     start = open_blocks if options.granularity == BLOCK else open_cuttable
-    subject = start(path, options.granularity, options.dims)
+    subject = start(path, options.granularity, options.dims, whole=whole)
     if not options.dry_run:
         check_target(subject.file, target, options.force)
     allowed, left = choose_groups(subject, options.include, options.exclude)
@@ -62,8 +69,8 @@ def decide(
         return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
     if options.granularity == BLOCK:
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
-    whole = costs(subject.units.analysis).of(subject.units.sizes).get(options.budget.kind, 0)
-    recipe = unit_recipe(options, subject.fraction(options.budget, whole))
+    stored = costs(subject.units.analysis).of(subject.units.sizes).get(options.budget.kind, 0)
+    recipe = unit_recipe(options, subject.fraction(options.budget, stored))
     evidence = measure(subject, options, progress) if options.data is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
@@ -88,7 +95,7 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
         "include": list(options.include),
         "exclude": list(options.exclude),
         **({"data": options.data.text} if options.data else {}),
-        "inputs": {name: list(shape) for name, shape in subject.inputs.items()},
+        **analysed_as(subject),
     }
 
 
@@ -100,7 +107,8 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     if not isinstance(granularity, str):
         raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
     start = open_blocks if granularity == BLOCK else open_cuttable
-    subject = start(path, granularity, options.dims, recipe_shapes(recipe, input_specs(file.ir)))
+    shapes = recipe_shapes(recipe, input_specs(file.ir))
+    subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe))
     if not options.dry_run:
         check_target(subject.file, target, options.force)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]

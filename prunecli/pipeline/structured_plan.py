@@ -136,6 +136,13 @@ def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[st
             yield name, axis, np.sort(mine, axis=1).tolist()
 
 
+def analysed_as(subject: Cuttable) -> Json:
+    """What a recipe says so that a replay finds the same units: `recipe_shapes` and `recipe_whole` read it."""
+    whole = [[name, axis, why] for (name, axis), why in subject.whole.items()]
+    inputs = {name: list(shape) for name, shape in subject.inputs.items()}
+    return {"inputs": inputs, **({"whole": whole} if whole else {})}
+
+
 def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
     """The input shapes a plan was made at, for a model with these inputs.
 
@@ -156,6 +163,20 @@ def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
         if len(shapes) != len(specs) or not fits or any(isinstance(d, int) and d != n for n, d in fixed):
             raise PruneError(f"the plan's input shapes do not fit the input {spec.describe()}", ANEW)
     return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def recipe_whole(recipe: Json) -> dict[tuple[str, int], str]:
+    """The axes that stayed whole because they could not follow a cut, and why.
+
+    Raises:
+        PruneError: they are malformed.
+    """
+    rows = recipe.get("whole", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(r, list) and list(map(type, r)) == [str, int, str] for r in rows
+    ):
+        raise PruneError("the plan's recipe does not say which axes stay whole", ANEW)
+    return {(name, axis): why for name, axis, why in rows}
 
 
 # -- layers -----------------------------------------------------------------------------------------

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.apply.cut_listing import needed
 from prunecli.apply.cut_reference import FLOATS, Forced
-from prunecli.channels.analysis import Analysis
+from prunecli.channels.analysis import NONE, Analysis, Whole
 from prunecli.channels.analysis import analyse as solve
 from prunecli.channels.catalogue import Catalogue, parse_granularity
 from prunecli.channels.context import Work
 from prunecli.channels.costs import costs
-from prunecli.channels.cut import Removed, remove
+from prunecli.channels.cut import Removed, UnfollowedError, remove
 from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import plan_names, prepare
 from prunecli.errors import PruneError, did_you_mean, keywords
@@ -31,6 +31,7 @@ from prunecli.pipeline.structured_budget import Budget
 from prunecli.types import Totals
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
 ANALYSED_BATCH = 2
 """A batch of one hides which axes are the batch."""
 
@@ -38,7 +39,7 @@ ANALYSED_BATCH = 2
 @dataclass
 class Cuttable:
     """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
-    `counted`, the shapes of `work` at the sizes that work is reported at."""
+    `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut."""
 
     file: Model
     work: ir.Model
@@ -46,6 +47,7 @@ class Cuttable:
     inputs: dict[str, Shape]
     granularity: str
     counted: Shapes
+    whole: Whole = field(default_factory=dict)
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:
@@ -151,12 +153,15 @@ class Cuttable:
         return {(axis.value.name or "", axis.index) for axis in axes if axis.value is not None}
 
 
-def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None) -> Cuttable:
+def open_cuttable(
+    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
+) -> Cuttable:
     """Load, prepare and analyse a model.
 
     Args:
         dims: sizes of dynamic dimensions at which work is counted.
         inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
+        whole: axes that stay whole, and why.
     Raises:
         PruneError: the file is not a valid model, or an option names what it does not have.
     """
@@ -167,9 +172,25 @@ def open_cuttable(path: Path, granularity: str, dims: Dims, inputs: Mapping[str,
         require_ranks(file, dims)
     counted = concrete_shapes(replace(file, ir=work), dims)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
-    analysis = solve(work, shapes)
+    analysis = solve(work, shapes, whole=whole)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
-    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted)
+    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole)
+
+
+def following(attempt: Callable[[Whole], Result]) -> Result:
+    """What an attempt to cut gives, repeated with the axes whole that could not follow, until all do.
+
+    Args:
+        attempt: opens the model with the given axes whole, decides, and cuts.
+    """
+    whole: dict[tuple[str, int], str] = {}
+    while True:
+        try:
+            return attempt(whole)
+        except UnfollowedError as error:
+            if error.axes.keys() <= whole.keys():
+                raise
+            whole = {**error.axes, **whole}
 
 
 def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:

@@ -6,26 +6,28 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunecli.channels.analysis import Whole
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual_structured import expand
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out
 from prunecli.pipeline.structured_decide import nothing_to_cut
 from prunecli.pipeline.structured_latency import Bench as Timing
 from prunecli.pipeline.structured_latency import layer_table
-from prunecli.pipeline.structured_plan import Decided
-from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
+from prunecli.pipeline.structured_plan import Decided, analysed_as
+from prunecli.pipeline.structured_subject import Cuttable, choose_groups, following, open_cuttable
 from prunecli.pipeline.structured_units import measure
 from prunecli.pipeline.trial_options import Part, TrialOptions
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.pipeline.trial_units import UnitSpace, UnitsRecipe
 from prunecli.search.proxy import Proxy
 from prunecli.search.space import Setting, digest, normal
-from prunecli.search.units import UnitRecipe, decide_units, group_multiple, resolve_criterion
+from prunecli.search.units import UnitRecipe, decide_units, group_limit, group_multiple, resolve_criterion
 from prunecli.types import Json, Progress, Skipped
 
 Array = np.ndarray[Any, Any]
@@ -72,7 +74,9 @@ class Units:
     ) -> StructuredResult:
         work, place = expand(self.subject, self.space.mask(gone), trained), saving.target.with_name("expanded.onnx")
         save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
-        subject = open_cuttable(place, self.options.granularity, self.options.dims, self.subject.inputs)
+        subject = open_cuttable(
+            place, self.options.granularity, self.options.dims, self.subject.inputs, self.subject.whole
+        )
         return replace(self, subject=subject).finish(setting, {}, saving, progress)
 
     def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> StructuredResult:
@@ -84,8 +88,7 @@ class Units:
             verify=saving.verify, save_plan=saving.save_plan, external_data=saving.external_data,
         )  # fmt: skip
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(setting),
-               "include": list(o.include), "exclude": list(o.exclude),
-               "inputs": {name: list(shape) for name, shape in self.subject.inputs.items()}}  # fmt: skip
+               "include": list(o.include), "exclude": list(o.exclude), **analysed_as(self.subject)}  # fmt: skip
         mask = self.space.mask(setting)
         notes, timed = self._timed(mask) if self.timing is not None else ((), None)
         decided = Decided(mask, self.recipe.scores, {**how, **said}, self.left, notes, timed)
@@ -101,17 +104,30 @@ class Units:
 
 
 def open_units(path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None) -> Units:
-    subject = open_cuttable(path, options.granularity, options.dims)
-    allowed, left = choose_groups(subject, options.include, options.exclude)
-    if not allowed.any():
-        raise nothing_to_cut(subject, left)
+    subject, allowed, left = following(partial(_opened, path, options))
     scores = _scores(subject, options, data, progress, allowed)
     timing = Timing(subject, _structured(options, data), progress) if minimize == "latency" else None
     table = None if timing is None else layer_table(timing, allowed)
     multiples = {g.name: group_multiple(g, options.round_to, table) for g in subject.units.groups}
     most = UnitRecipe.max_ratio if options.max_ratio is None else options.max_ratio
-    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, most, multiples)
+    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, most, multiples, subject.whole)
     return Units(subject, options, data, recipe, UnitSpace(subject, recipe, table), left, timing)
+
+
+def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
+    """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
+    trial that cannot follow would end the search."""
+    subject = open_cuttable(path, options.granularity, options.dims, whole=whole)
+    allowed, left = choose_groups(subject, options.include, options.exclude)
+    if not allowed.any():
+        raise nothing_to_cut(subject, left)
+    groups = [group for group, wanted in zip(subject.units.groups, allowed, strict=True) if wanted]
+    for some in (*([group] for group in groups), groups):
+        mask = np.zeros(subject.units.count, bool)
+        for group in some:
+            mask[group.first : group.first + group_limit(group, 0.5)] = True
+        subject.without(mask, subject.units.removed(mask))
+    return subject, allowed, left
 
 
 def _scores(

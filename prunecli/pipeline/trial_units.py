@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.channels.analysis import Whole
 from prunecli.channels.catalogue import Group
 from prunecli.channels.costs import costs
 from prunecli.errors import PruneError
@@ -27,16 +28,18 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class UnitsRecipe:
     """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
-    that it is analysed at. `max_ratio`: the largest fraction of a group; `multiples`: by group, units that stay."""
+    that it is analysed at. `max_ratio`: the largest fraction of a group; `multiples`: by group, units that stay.
+    `whole`: axes that stay whole, see `Cuttable`."""
 
     granularity: str
     shapes: Mapping[str, Shape]
     scores: Array
     max_ratio: float = 0.9
     multiples: Mapping[str, int] = field(default_factory=dict)
+    whole: Whole = field(default_factory=dict)
 
     def open(self, path: Path) -> UnitSpace:
-        return UnitSpace(open_cuttable(path, self.granularity, Dims(), self.shapes), self)
+        return UnitSpace(open_cuttable(path, self.granularity, Dims(), self.shapes, self.whole), self)
 
 
 class UnitSpace:

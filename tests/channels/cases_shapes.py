@@ -163,6 +163,42 @@ def _where_fill(n: Net, h: str) -> str:
     return str(n("Where", n("Greater", h, n.c(np.float32(0))), h, fill))
 
 
+def _by_another(n: Net, how: str) -> Net:
+    """`y` takes lengths from `x`, which has as many channels but not the same ones."""
+    x = n.conv(n.x("N", 3, "H", "W"), 3, 8, 3, pads=[1] * 4)
+    y, shape = n.conv(n("Relu", x), 8, 8), n("Shape", x)
+    entries = [n("Unsqueeze", n("Gather", shape, n.c(k)), n.c([0])) for k in range(4)]
+    if how == "Reshape":
+        y = n("Reshape", n("Reshape", y, n.c([0, 0, -1])), shape)
+    elif how == "Reshape by entries":
+        y = n("Reshape", n("Reshape", y, n.c([0, 0, -1])), n("Concat", *entries, axis=0))
+    elif how == "Reshape of heads":
+        heads = n("Reshape", y, n("Concat", entries[0], n.c([2, -1]), n("Mul", entries[2], entries[3]), axis=0))
+        y = n("Reshape", n("Softmax", heads, axis=-1), n("Concat", *entries, axis=0))
+    elif how == "Expand":
+        y = n("Expand", n("GlobalAveragePool", y), shape)
+    elif how == "fill":
+        y = n("Add", y, n("ConstantOfShape", shape, value=_tensor(np.float32([0.5]))))
+    elif how == "Resize":
+        y = n("Resize", n("MaxPool", y, kernel_shape=[2, 2]), "", "", shape, mode="nearest")
+    elif how == "Resize by both":
+        own, size = n("Slice", n("Shape", y), n.c([0]), n.c([2])), n("Slice", shape, n.c([2]), n.c([4]))
+        y = n("Resize", n("MaxPool", y, kernel_shape=[2, 2]), "", "", n("Concat", own, size, axis=0), mode="nearest")
+    elif how == "Slice":
+        y = n("Slice", y, n.c([0]), entries[1], n.c([1]))
+    elif how == "Tile":
+        y = n("Tile", n("GlobalAveragePool", y), n("Concat", n.c([1, 1]), entries[2], entries[3], axis=0))
+    elif how == "count":
+        y = n("Div", y, n("Cast", n("Size", x), to=1))
+    elif how == "root of a count":
+        y = n("Mul", y, n("Sqrt", n("Cast", n("Mul", n("Gather", shape, n.c(0)), n("Gather", shape, n.c(1))), to=1)))
+    return n.out(n.conv(y, 8, 4))
+
+
+BY_ANOTHER = ("Reshape", "Reshape by entries", "Expand", "fill", "Resize", "Resize by both", "Slice",
+              "Tile", "count", "root of a count")  # fmt: skip
+
+
 def _tensor(array: Any) -> Any:
     from onnx import numpy_helper
 
@@ -238,6 +274,8 @@ MOVES = {
     "ConstantOfShape": Case(lambda n: rows(n, lambda n, h: n("Mul", h, n("ConstantOfShape", n("Shape", h), value=_tensor(np.float32([3]))))), 8),
     "Range of floats": Case(lambda n: rows(n, lambda n, h: n("Mul", h, n("Range", n.c(np.float32(0)), n("Cast", n("Squeeze", n("Gather", n("Shape", h), n.c([1]))), to=1), n.c(np.float32(1))))), 0),
     "Size in the result": Case(lambda n: rows(n, lambda n, h: n("Mul", h, n("Cast", n("Size", n("Slice", h, n.c([0]), n.c([1]), n.c([0]))), to=1))), 8),
+    **{f"{how} by another": Case(lambda n, how=how: _by_another(n, how), 8 + 8) for how in BY_ANOTHER},
+    "Reshape of heads by another": Case(lambda n: _by_another(n, "Reshape of heads"), 8 + 2 + 4),
     "OneHot": Case(lambda n: n.out(n("MatMul", n("OneHot", n("ArgMax", n.linear(n.x("N", "T", 4), 4, 8), axis=1, keepdims=0), n.c(9), n.c(np.float32([0, 1]))), n.w(9, 3))), 0),
     "OneHot beside channels": Case(lambda n: n.out(n("MatMul", n("OneHot", n("ArgMax", n.linear(n.x("N", "T", 4), 4, 8), axis=1, keepdims=0), n.c(9), n.c(np.float32([0, 1])), axis=1), n.w(8, 3))), 8),
     "EyeLike": Case(lambda n: rows(n, lambda n, h: n("Add", h, n("EyeLike", h))), 0),

@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.channels.analysis import Analysis, analyse
+from prunecli.channels.catalogue import Catalogue
 from prunecli.channels.cut import Removed, remove
+from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import plan_names, prepare
 
 ort.set_default_logger_severity(4)
@@ -68,6 +70,13 @@ def choose(analysis: Analysis, seed: int, share: float = 0.4) -> Removed:
     return out
 
 
+def half_of(found: Catalogue, group: int) -> Removed:
+    """Every second unit of one group; the others stay whole."""
+    mask = np.zeros(found.count, bool)
+    mask[found.groups[group].first + 1 : found.groups[group].units.stop : 2] = True
+    return found.removed(mask)
+
+
 def _empties(solved: Any, gone: np.ndarray) -> bool:
     return any(len(solved.atoms(k)) and gone[solved.of_axis(k)].all() for k in range(len(solved.table.axes)))
 
@@ -80,15 +89,16 @@ def prove(
     feeds: Mapping[str, Any] | None = None,
     reference: bool = False,
     operators: Sequence[Any] = (),
+    group: int | None = None,
 ) -> Proof:
-    """Cut random units and compare with the masked original at both choices of dynamic dimensions.
+    """Cut random units (or every second one of a group alone) and compare with the masked original at both choices of dynamic dimensions.
 
     `reference`: run ONNX's reference implementation, for operators that onnxruntime has no kernel for;
     `operators`: implementations of operators that ONNX does not know.
     """
     work = prepare(ir.from_proto(model))
     analysis = analyse(work, shapes, other)
-    removed = choose(analysis, seed)
+    removed = choose(analysis, seed) if group is None else half_of(catalogue(analysis), group)
     plan = plan_names(work, removed, analysis.geometry)
     remove(work, removed, shapes, other)
     cut = ir.to_proto(work)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.channels.analysis import analyse
+from prunecli.channels.grouping import catalogue
 from prunecli.channels.prepare import prepare
 from tests.channels.cases import Case
 from tests.channels.proving import TOLERANCE, free_units, prove
@@ -34,6 +35,21 @@ def test_cut_agrees_with_the_masked_original(name: str) -> None:
         proof = prove(net.model(), net.shapes, _other(case, net), seed, reference=case.options.get("reference", False))
         assert case.options.get("random") or proof.error <= TOLERANCE[np.dtype(case.dtype).name], (seed, proof.removed)
         assert bool(proof.removed) == bool(case.units)
+
+
+BY_ANOTHER = [name for name in ALL if "by another" in name]
+
+
+@pytest.mark.parametrize("name", [n if n in BY_ANOTHER else pytest.param(n, marks=pytest.mark.slow) for n in ALL])
+def test_every_group_can_be_cut_alone(name: str) -> None:
+    """What takes its length from a tensor that is cut is not cut itself."""
+    case, net = ALL[name], ALL[name].net()
+    model, other, reference = net.model(), _other(case, net), case.options.get("reference", False)
+    if case.options.get("unproven") or case.options.get("random"):
+        return
+    for group in range(len(catalogue(analyse(prepare(ir.from_proto(model)), net.shapes, other)).groups)):
+        proof = prove(model, net.shapes, other, group=group, reference=reference)
+        assert proof.error <= TOLERANCE[np.dtype(case.dtype).name], (group, proof.removed)
 
 
 def _other(case: Case, net: object) -> dict[str, tuple[int, ...]] | None:

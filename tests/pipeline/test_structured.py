@@ -15,13 +15,17 @@ import pytest
 
 import prunecli
 from prunecli.data.options import DataOptions
+from prunecli.data.random import random_data
 from prunecli.errors import PruneError
-from prunecli.model import Dims
+from prunecli.model import Dims, load
+from prunecli.model.shapes import input_specs
 from prunecli.pipeline import structured_subject as module
 from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
 from prunecli.pipeline.structured_budget import Budget
+from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.quantity import Quantity, parse_quantity
-from prunecli.types import Totals
+from prunecli.types import Totals, no_progress
 from tests.apply import cuts
 from tests.apply.cuts import net_file
 from tests.apply.outside import TOLERANCE, compare
@@ -211,7 +215,41 @@ def test_a_plan_gives_the_same_file_again(tmp_path: Path, build: Any) -> None:
     assert again.groups == first.groups
 
 
+def rows_by_a_width(n: Net) -> Net:
+    """As many rows of a table as batch and width together: no vector of the graph can follow a cut of that width."""
+    h = n.linear(n.x("N", 4), 4, 8)
+    count = n("ReduceSum", n("Shape", h), keepdims=0)
+    rows = n("ReduceSum", n("Gather", n.w(99, 6), n("Range", n.c(0), count, n.c(1))), n.c([0]))
+    return n.out(n.linear(n("Relu", n("Add", n.linear(n("Relu", h), 8, 6), rows)), 6, 3))
+
+
+def test_what_cannot_follow_stays_whole_and_the_rest_is_cut(tmp_path: Path) -> None:
+    path = tiny(tmp_path, rows_by_a_width)
+    found = cut(path, tmp_path)
+    assert [(g.before, g.after) for g in found.groups] == [(6, 3)]
+    stuck = {(f.tensor, f.axis): f.reason for f in found.frozen if f.size == 8}
+    assert stuck.keys() == {("w0", 1), ("w1", 0), ("w6", 0)}
+    assert all("of which one is cut and another is dynamic" in reason for reason in stuck.values())
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
+    structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
+
+
+def test_what_cannot_follow_ends_no_search(tmp_path: Path) -> None:
+    path = tiny(tmp_path, rows_by_a_width)
+    options, data = (
+        TrialOptions(DataOptions("random"), granularity="channel"),
+        random_data(input_specs(load(path).ir), 8, 0),
+    )
+    pruner = open_pruner(path, options, Part.of_data(options.data, data), no_progress)
+    (knob,) = pruner.space.knobs
+    assert knob.count == 6
+    tried = pruner.recipe.open(path).build({knob.name: 0.5})
+    assert {tuple(t.dims) for t in tried.graph.initializer} >= {(4, 8), (8, 3), (99, 3), (3, 3)}
+
+
 HOSTILE = [
+    (lambda p: p["recipe"].update(whole=[["x", "0", "why"]]), "which axes stay whole"),
     (lambda p: p["recipe"].update(granularity=5), "the recipe has no granularity"),
     (lambda p: p["recipe"].update(granularity="row"), "no granularity 'row'"),
     (lambda p: p["recipe"].pop("inputs"), "at which input shapes"),

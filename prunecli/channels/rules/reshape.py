@@ -83,11 +83,3 @@ def tile(ctx: Context) -> None:
             ctx.table.product(ctx.axis(y, axis), (copies, ctx.axis(x, axis)))
         else:
             ctx.freeze_axes((x, y), [axis], "copies made by Tile")
-
-
-@rewrite("Tile")
-def tile_repeats(cut: Cut, node: ir.Node) -> None:
-    """As many copies as before, even where their number was computed from an axis that is cut."""
-    repeats = [view.before.value(node.inputs[1]) for view in cut.views]
-    if all(known is not None for known in repeats):
-        cut.set_vector(node, 1, [known.tolist() for known in repeats if known is not None])
