@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 import prunecli.channels.rules  # noqa: F401 - fills the registry
 from prunecli.channels.atoms import AtomTable, Components, LengthError, solve
-from prunecli.channels.context import Context, Work, is_shape_computation
+from prunecli.channels.context import Context, Work, is_named, is_shape_computation
 from prunecli.channels.registry import BARRIERS, RULES
 from prunecli.channels.units import Family, find_families
 from prunecli.channels.views import Geometry, view_geometry
@@ -132,7 +132,7 @@ def _obstacle(ctx: Context) -> str | None:
         return f"no rule for operator {name}"
     if node.domain == "" and ctx.opset < OLDEST_OPSET:
         return f"opset {ctx.opset} is too old to be analysed ({OLDEST_OPSET} is the oldest)"
-    for value in (*node.inputs, *node.outputs):
+    for value in (*node.inputs, *filter(is_named, node.outputs)):
         if value is not None and value.name and value not in ctx.facts.shapes:
             return f"shape of {value.name!r} depends on data or is unknown"
     return None

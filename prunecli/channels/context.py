@@ -55,7 +55,7 @@ class Context:
     def output(self, index: int) -> ir.Value | None:
         """Output `index`, or None where the node does not have it or nobody named it."""
         value = self.node.outputs[index] if index < len(self.node.outputs) else None
-        return value if value is not None and value.name else None
+        return value if value is not None and is_named(value) else None
 
     def shape(self, value: ir.Value) -> Shape:
         return self.facts.shapes[value]
@@ -185,6 +185,14 @@ class Context:
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
         """This node does `macs` multiply-accumulates, proportional to the kept part of each axis."""
         self.work.append(Work(self.node, round(macs), tuple(axes)))
+
+
+UNNAMED = "prunecli.unnamed"
+"""Key in the `meta` of an output that has a name in the working form only."""
+
+
+def is_named(value: ir.Value) -> bool:
+    return bool(value.name) and UNNAMED not in value.meta
 
 
 def is_shape_computation(value: ir.Value, facts: Facts) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
+from prunecli.channels.context import UNNAMED
 from prunecli.channels.edit import Removed
 from prunecli.channels.folding import fold_computed_weights
 from prunecli.channels.sequences import unpack_sequences
@@ -21,7 +22,6 @@ from prunecli.model.names import free_name, taken_names
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
-_UNNAMED = "prunecli.unnamed"  # key in the `meta` of an output that the user's file does not name
 _NAMES = "prunecli.names"  # key in the model's `meta`: value names of the user's file
 
 
@@ -56,7 +56,7 @@ def _name_outputs(graph: ir.Graph) -> None:
         for place in set(range(len(node.outputs))) - set(named):
             out = node.outputs[place]
             out.name = free_name(f"{node.name or node.op_type}.{place}", taken)
-            out.meta[_UNNAMED] = True
+            out.meta[UNNAMED] = True
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -88,7 +88,7 @@ def restore(model: ir.Model) -> None:
     """What need not stay of the working form: names of unread outputs, and copies that equal their original."""
     for node in model.graph:
         for out in node.outputs:
-            if _UNNAMED in out.meta:
+            if UNNAMED in out.meta:
                 out.name = ""
     initializers = model.graph.initializers
     for copy in list(initializers.values()):
