@@ -13,6 +13,7 @@ import onnx_ir as ir
 from prunecli.autodiff.builder import MICROSOFT
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.rewrites import Inputs, Value, attributes, first, refuse, rewrite
+from prunecli.model.attrs import matrix_axes
 
 
 def _at(inputs: Inputs, index: int) -> Value | None:
@@ -55,6 +56,18 @@ def fused_gemm(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
     plain = {k: v for k, v in given.items() if not k.startswith("activation")}
     numbers = [given.get(f"activation_{k}", 0.0) for k in ("alpha", "beta", "gamma")]
     return [_activate(ops, node, ops.op("Gemm", *inputs, **plain), given.get("activation", ""), numbers)]
+
+
+@rewrite("FusedMatMul", domain=MICROSOFT)
+def fused_matmul(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """Operands whose batch axes are transposed are so by a Transpose."""
+    given, operands = attributes(node), [_must(inputs, 0), _must(inputs, 1)]
+    for place, side in enumerate("AB"):
+        if given.pop(f"transBatch{side}", 0):
+            axes = matrix_axes(node, place, ops.rank(operands[place]))
+            operands[place] = ops.transpose(operands[place], axes)
+            given[f"trans{side}"] = 0
+    return [ops.op("FusedMatMul", *operands, domain=MICROSOFT, **given)]
 
 
 @rewrite("BiasGelu", domain=MICROSOFT)

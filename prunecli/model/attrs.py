@@ -30,6 +30,19 @@ def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
     return None if value is None else tuple(int(v) for v in value)  # type: ignore[attr-defined]
 
 
+def matrix_axes(node: ir.Node, operand: int, rank: int) -> tuple[int, ...]:
+    """The axes of an operand of MatMul or FusedMatMul in the order that is multiplied: batch, then M, K or K, N.
+
+    transBatchA moves the first axis behind the batch, then transA swaps the last two; B likewise.
+    """
+    side, axes = "AB"[operand], list(range(rank))
+    if rank > 2 and integer(node, f"transBatch{side}", 0):
+        axes.insert(-1, axes.pop(0))
+    if rank > 1 and integer(node, f"trans{side}", 0):
+        axes[-2:] = axes[:-3:-1]
+    return tuple(axes)
+
+
 def text(node: ir.Node, name: str, default: str) -> str:
     value = _value(node, name, ir.AttributeType.STRING)
     return value if isinstance(value, str) else default

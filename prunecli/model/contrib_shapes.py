@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.model.attrs import matrix_axes
+
 Shape = tuple[int, ...]
 ShapeRule = Callable[[ir.Node, list[Any]], list[Shape | None]]
 CONTRIB_SHAPES: dict[tuple[str, str], ShapeRule] = {}
@@ -120,16 +122,14 @@ def _matmul_nbits(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:-1], _int(node, "N"))]
 
 
-@shapes_of("FusedMatMul")
+@shapes_of("FusedMatMul", "TransposeMatMul")
 def _fused_matmul(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
-    a, b = list(shapes[0]), list(shapes[1])
-    if _int(node, "transA"):
-        a[-2:] = a[:-3:-1]
-    if _int(node, "transB"):
-        b[-2:] = b[:-3:-1]
-    if _int(node, "transBatchA") or _int(node, "transBatchB") or min(len(a), len(b)) < 2:
+    a, b = (tuple(shape[axis] for axis in matrix_axes(node, k, len(shape))) for k, shape in enumerate(shapes[:2]))
+    if min(len(a), len(b)) < 2:
         return [None]
-    return [(*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])]
+    if a[-1] != b[-2]:
+        raise ValueError(f"matrices of {a[-1]} columns and {b[-2]} rows are multiplied")
+    return [(*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])]
 
 
 @shapes_of("Attention")

@@ -140,8 +140,7 @@ def _gemm(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
 def _matmul(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
     """prod(Y) * K, whether the operands are weights or activations."""
     first = shape(0)
-    transposed = attrs.integer(node, "transA", 0) and len(first) > 1
-    return math.prod(out) * first[-2 if transposed else -1]
+    return math.prod(out) * first[attrs.matrix_axes(node, 0, len(first))[-1]]
 
 
 @counts("MatMulNBits", domain=MICROSOFT)

@@ -117,12 +117,11 @@ def matmul(node: ir.Node, index: int, shape: Shape) -> Answer:
     """A (..., M, K) times B (..., K, N); the contrib forms may transpose either operand."""
     if index > 1 or not shape:
         return None
-    if attrs.integer(node, "transBatchB" if index else "transBatchA", 0):
-        return Refused("its batch axes are transposed by the operator")
     if len(shape) == 1:
         return Role("weight", layout.arrange(shape, shape, cols=(0,)))
-    transposed = bool(attrs.integer(node, "transB" if index else "transA", 0))
-    return _operand(index, transposed, shape)
+    axes = attrs.matrix_axes(node, index, len(shape))[-2:]
+    rows, cols = reversed(axes) if index else axes
+    return Role("weight", layout.matrix(shape, rows, cols))
 
 
 def _operand(index: int, transposed: bool, shape: Shape) -> Role:

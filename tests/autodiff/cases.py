@@ -233,6 +233,8 @@ MICROSOFT: list[Case] = [
     case("FastGelu", X, domain=MS, label="no bias"), case("QuickGelu", X, domain=MS),
     case("FusedMatMul", (2, 4, 3), (2, 5, 4), domain=MS, transA=1, transB=1, alpha=0.5),
     case("FusedMatMul", (2, 3, 4), (5, 4), domain=MS, transB=1, label="matrix"),
+    case("FusedMatMul", (3, 2, 4), (4, 2, 5), domain=MS, transBatchA=1, transBatchB=1, alpha=0.5, label="batch"),
+    case("FusedMatMul", (4, 2, 3), (2, 5, 4), domain=MS, transBatchA=1, transA=1, transB=1, label="batch and matrix"),
     case("FusedGemm", (3, 4), (5, 4), (5,), domain=MS, transB=1, activation="LeakyRelu", activation_alpha=0.2),
     case("FusedConv", (2, 3, 4, 4), (5, 3, 1, 1), (5,), (2, 5, 4, 4), domain=MS, activation="Relu", kernel_shape=[1, 1]),
     case("FusedConv", (2, 3, 4, 4), (5, 3, 1, 1), domain=MS, activation="Clip", activation_params=[-0.5, 0.5], label="clip"),

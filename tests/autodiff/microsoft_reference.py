@@ -53,8 +53,8 @@ class QuickGelu(_Microsoft):
 
 class FusedMatMul(_Microsoft):
     def _run(self, a, b, alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0):  # type: ignore[no-untyped-def]  # noqa: N803
-        a = np.swapaxes(a, -1, -2) if transA else a
-        b = np.swapaxes(b, -1, -2) if transB else b
+        a, b = np.moveaxis(a, 0, -2) if transBatchA else a, np.moveaxis(b, 0, -2) if transBatchB else b
+        a, b = np.swapaxes(a, -1, -2) if transA else a, np.swapaxes(b, -1, -2) if transB else b
         return (alpha * (a @ b),)
 
 

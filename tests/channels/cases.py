@@ -52,6 +52,15 @@ def rows(n: Net, body: Callable[[Net, str], str], width: int = 8, after: int = 0
     return n.out(n("Gemm", h, n.w(3, after or width), n.w(3), transB=1))
 
 
+def _fused_attention(n: Net) -> Net:
+    """Heads (N, T, heads, size) are brought before T by the products themselves, as onnxruntime fuses Transpose."""
+    x = n.x("T", "N", 4)
+    q, k, v = (n("Reshape", n.linear(x, 4, 8), n.c([0, 0, 2, 4])) for _ in range(3))
+    scores = n("Softmax", n.ms("FusedMatMul", q, k, transBatchA=1, transBatchB=1, transB=1, alpha=0.5), axis=-1)
+    mixed = n("Transpose", n.ms("FusedMatMul", scores, v, transBatchB=1), perm=[2, 0, 1, 3])
+    return n.out(n.linear(n("Reshape", mixed, n.c([0, 0, 8])), 8, 3))
+
+
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf",
     "Exp", "Floor", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu",
@@ -179,7 +188,9 @@ LINEAR = {
     "MatMul vector on the right": Case(lambda n: n.out(n("MatMul", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(8))), 8),
     "MatMul vector on the left": Case(lambda n: n.out(n("MatMul", n("MatMul", n.x(4), n.w(4, 8)), n.w(8, 3))), 8),
     "ms.FusedMatMul": Case(lambda n: n.out(n.ms("FusedMatMul", n.ms("FusedMatMul", n.x("N", 4), n.w(8, 4), transB=1, alpha=0.3), n.w(8, 3))), 8),
-    "ms.FusedMatMul transposed batch": Case(lambda n: n.out(n.ms("FusedMatMul", n("Reshape", n("MatMul", n.x(2, 4), n.w(4, 8)), n.c([2, 4, 2])), n.w(4, 2, 3), transBatchA=1)), 0),
+    "ms.FusedMatMul transposed batch": Case(lambda n: n.out(n.ms("FusedMatMul", n("Reshape", n("MatMul", n.x(2, 4), n.w(4, 8)), n.c([2, 4, 2])), n.w(4, 2, 3), transBatchA=1)), 2),
+    "ms.FusedMatMul transposed batch of weights": Case(lambda n: n.out(n.ms("FusedMatMul", n("MatMul", n.x(3, "T", 4), n.w(3, 4, 8)), n.w(8, 3, 2), transBatchB=1)), 8),
+    "ms.FusedMatMul attention, batch transposed": Case(_fused_attention, 8 + 2),
     "Einsum linear": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 2, 3), equation="ntc,chd->nthd"), n.w(2, 3, 5), equation="nthd, hdo -> nto")), 2 + 3),
     "Einsum ellipsis": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 8), equation="...c,cd->...d"), n.w(8, 2), equation="...d,do->...o")), 8),
     "Einsum implicit": Case(lambda n: n.out(n("Einsum", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(8, 3), equation="ab,bc")), 8),

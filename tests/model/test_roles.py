@@ -56,7 +56,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any], list[tuple[str, tuple[int, ...
     ("MatMul", [None, F(3)], {}, [W(1, 1, 1, 3)]),
     (f"{MS}:FusedMatMul", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
     (f"{MS}:FusedMatMul", [F(3, 4), None], {"transA": 1}, [W(1, 4, 1, 3)]),
-    (f"{MS}:FusedMatMul", [None, F(2, 3, 4)], {"transBatchB": 1}, ["batch axes"]),
+    (f"{MS}:FusedMatMul", [None, F(2, 3, 4)], {"transBatchB": 1}, [W(3, 4, 1, 2)]),
+    (f"{MS}:FusedMatMul", [F(2, 3, 4), None], {"transBatchA": 1, "transA": 1}, [W(3, 4, 1, 2)]),
     (f"{MS}:TransposeMatMul", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
     (f"{MS}:FusedMatMulActivation", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
     (

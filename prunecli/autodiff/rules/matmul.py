@@ -34,8 +34,6 @@ def matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 @rule("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
-    if g.integer("transBatchA") or g.integer("transBatchB"):
-        raise g.refuse("transBatchA and transBatchB are not supported")
     return list(product_gradients(g, dy, bool(g.integer("transA")), bool(g.integer("transB")), g.real("alpha", 1.0)))
 
 

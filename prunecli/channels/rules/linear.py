@@ -9,6 +9,7 @@ import onnx_ir as ir
 from prunecli.channels.context import Context
 from prunecli.channels.edit import Cut
 from prunecli.channels.registry import rewrite, rule
+from prunecli.model.attrs import matrix_axes
 from prunecli.model.constants import behind
 
 
@@ -84,34 +85,32 @@ def gemm(ctx: Context) -> None:
 @rule("MatMul")
 @rule("FusedMatMul", domain="com.microsoft")
 def matmul(ctx: Context) -> None:
-    """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors."""
+    """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors. Fused: transposed before."""
     a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert a is not None and b is not None
-    if ctx.int("transBatchA") or ctx.int("transBatchB"):
-        ctx.freeze_node("FusedMatMul with transposed batch axes")
-        return
-    rank_a, rank_b = ctx.rank(a), ctx.rank(b)
-    m, k = (-1, -2) if ctx.int("transA") and rank_a > 1 else (-2, -1)
-    k2, n = (-1, -2) if ctx.int("transB") and rank_b > 1 else (-2, -1)
-    ctx.tie(a, k if rank_a > 1 else 0, b, k2 if rank_b > 1 else 0)
-    if rank_a > 1:
-        ctx.tie(a, m, y, -2 if rank_b > 1 else -1)
-    if rank_b > 1:
-        ctx.tie(b, n, y, -1)
-    _batch(ctx, a, b, y)
-    inner = ctx.shape(a)[k if rank_a > 1 else 0]
+    left, right = matrix_axes(ctx.node, 0, ctx.rank(a)), matrix_axes(ctx.node, 1, ctx.rank(b))
+    ctx.tie(a, left[-1], b, right[-2] if len(right) > 1 else 0)
+    if len(left) > 1:
+        ctx.tie(a, left[-2], y, -2 if len(right) > 1 else -1)
+    if len(right) > 1:
+        ctx.tie(b, right[-1], y, -1)
+    _batch(ctx, (a, left), (b, right), y)
     axes = [ctx.axis(y, i) for i in range(ctx.rank(y))]
-    ctx.count(math.prod(ctx.shape(y)) * inner, *axes, ctx.axis(a, k if rank_a > 1 else 0))
+    ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[left[-1]], *axes, ctx.axis(a, left[-1]))
 
 
-def _batch(ctx: Context, a: ir.Value, b: ir.Value, y: ir.Value) -> None:
+Operand = tuple[ir.Value, tuple[int, ...]]
+"""A value and its axes in the order that is multiplied."""
+
+
+def _batch(ctx: Context, a: Operand, b: Operand, y: ir.Value) -> None:
     """Leading axes broadcast; where both operands are computed they are what attention calls heads."""
-    both = behind(a) is None and behind(b) is None
-    for index in range(ctx.rank(y) - min(2, ctx.rank(a), ctx.rank(b)) if ctx.rank(y) else 0):
+    both = behind(a[0]) is None and behind(b[0]) is None
+    for index in range(ctx.rank(y) - min(2, len(a[1]), len(b[1])) if ctx.rank(y) else 0):
         size = ctx.shape(y)[index]
-        for source in (a, b):
-            own = index - ctx.rank(y) + ctx.rank(source)
-            if 0 <= own < ctx.rank(source) - 2 and ctx.shape(source)[own] == size and size != 1:
-                ctx.tie(source, own, y, index)
+        for source, axes in (a, b):
+            own = index - ctx.rank(y) + len(axes)
+            if 0 <= own < len(axes) - 2 and ctx.shape(source)[axes[own]] == size and size != 1:
+                ctx.tie(source, axes[own], y, index)
                 if both:
                     ctx.table.mark(ctx.axis(y, index), "head")
