@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.apply.outline import drop_unnamed, graphs
+from prunecli.apply.outline import drop_unnamed, free_initializers, graphs
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
@@ -54,7 +54,7 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
 
     With `restrict`, normalisations that average over cut positions see the kept ones only.
     """
-    model.ir_version = max(model.ir_version, 4)  # before it, every constant had to be a graph input
+    free_initializers(model)
     for tensor in model.graph.initializer:
         if forced.is_listed(tensor.name) and tensor.data_type in FLOATS:
             tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name]))

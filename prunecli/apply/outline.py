@@ -16,7 +16,7 @@ from onnx import numpy_helper
 OWN = "prunecli."
 """Prefix of the metadata that saving adds."""
 FREE_INITIALIZERS = 4
-"""Saving raises older IR versions to this one where an initializer is not an input, as they ask for."""
+"""The IR version since which an initializer need not be listed as an input; it changed nothing else."""
 _VALUES = {"value", "sparse_value", "value_float", "value_floats"}
 """Attributes in which a Constant may hold a tensor of floats: saving may turn one into another."""
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
@@ -30,7 +30,7 @@ def outline(path: Path) -> bytes:
     those, in metadata of this program, or in an order that has no meaning. Names, shapes, types remain."""
     model = onnx.load(str(path), load_external_data=False)
     model.DiscardUnknownFields()
-    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+    free_initializers(model)
     _arrange(model.metadata_props, lambda p: p.key, lambda p: not p.key.startswith(OWN))
     for graph in graphs(model):
         _plain_graph(graph)
@@ -105,6 +105,14 @@ def _clear_empty(message: Message) -> None:
 
 
 _STANDARD = ("domain", "ai.onnx")
+
+
+def free_initializers(model: onnx.ModelProto) -> None:
+    """List initializers as inputs no more where the IR version had them so: they were constants all the same."""
+    if model.ir_version < FREE_INITIALIZERS:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        _arrange(model.graph.input, lambda info: 0, lambda info: info.name not in stored)
+        model.ir_version = FREE_INITIALIZERS
 
 
 def drop_unnamed(model: onnx.ModelProto) -> None:

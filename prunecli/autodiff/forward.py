@@ -15,7 +15,7 @@ import prunecli.autodiff.sampling
 import prunecli.autodiff.unfuse  # noqa: F401  (both register their rewrites)
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, describe
-from prunecli.autodiff.rewrites import find_rewrite
+from prunecli.autodiff.rewrites import attributes, find_rewrite
 from prunecli.autodiff.sweep import STEPS
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind
@@ -162,15 +162,16 @@ class _Copy:
 
     def _node(self, node: ir.Node) -> None:
         inputs = [self._get(v) for v in node.inputs]
-        function = find_rewrite(node, self.opset)
+        norm = self._training_norm(node, inputs) if self.options.batch_statistics else None
+        function = find_rewrite(node, self.opset) if norm is None else None
         if function is not None:
             results = function(self.ops, node, inputs)
             for out, result in zip(node.outputs, results, strict=False):
                 self._name(out, result)
             return
-        if self._expand(node, inputs):
+        if norm is None and self._expand(node, inputs):
             return
-        copied = ir.Node(
+        copied = norm or ir.Node(
             node.domain,
             node.op_type,
             inputs,
@@ -178,8 +179,6 @@ class _Copy:
             num_outputs=len(node.outputs),
             name=node.name,
         )
-        if self.options.batch_statistics and node.op_type == "BatchNormalization":
-            copied = self._training_norm(node, inputs) or copied
         for old, new in zip(node.outputs, copied.outputs, strict=False):
             new.name = old.name
         self.ops.add(copied)
@@ -197,19 +196,19 @@ class _Copy:
         self._define(old, new)
 
     def _training_norm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node | None:
-        """Batch statistics as the running outputs of training mode with momentum 0; None if new ones have no place."""
+        """Batch statistics as the running outputs of training mode with momentum 0; None if that is no
+        BatchNormalization of channels in inference mode, or new ones have no place."""
+        given = attributes(node)
+        inference = given.get("spatial", 1) == 1 and not any(out.uses() for out in node.outputs[1:])
+        if (node.domain, node.op_type) != ("", "BatchNormalization") or not inference:
+            return None
         running = [behind(value) for value in node.inputs[3:5]]
         if any(s is None or s.steps or not s.is_own or s.name not in self.places for s in running):
             why = "they are computed, reshaped, read by others too, or inside a body"
             self.forward.notes.append(f"{describe(node)} kept its statistics: {why}")
             return None
-        epsilon = node.attributes.get("epsilon")
-        given = {
-            "training_mode": 1,
-            "momentum": 0.0,
-            "epsilon": 1e-5 if epsilon is None else epsilon.as_float(),
-        }
-        copied = ir.node("BatchNormalization", list(inputs), given, num_outputs=3, name=node.name)
+        wanted = {"training_mode": 1, "momentum": 0.0, "epsilon": given.get("epsilon", 1e-5)}
+        copied = ir.node("BatchNormalization", list(inputs), wanted, num_outputs=3, name=node.name)
         for out in copied.outputs[1:]:
             out.name = self.ops.fresh_name()
         for stored, new in zip(running, copied.outputs[1:], strict=True):

@@ -16,6 +16,7 @@ from prunecli.channels.units import Family, find_families
 from prunecli.channels.views import Geometry, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.facts import Facts, Shape
+from prunecli.model.holders import INTERFACE, overridable
 
 
 @dataclass
@@ -77,11 +78,11 @@ def analyse(
 
 
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
-    for values, reason in ((model.graph.inputs, "graph input"), (model.graph.outputs, "graph output")):
-        for value in values:
-            if value.const_value is None or reason == "graph output":
-                for index, size in enumerate(facts.shapes.get(value, ())):
-                    table.freeze(table.axis(value, index, size), reason)
+    inputs = [(value, INTERFACE if value.is_initializer() else "graph input")
+              for value in model.graph.inputs if not value.is_initializer() or overridable(value)]  # fmt: skip
+    for value, reason in [*inputs, *((value, "graph output") for value in model.graph.outputs)]:
+        for index, size in enumerate(facts.shapes.get(value, ())):
+            table.freeze(table.axis(value, index, size), reason)
 
 
 def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:

@@ -65,6 +65,15 @@ def finetune(
         list[str] | None,
         typer.Option("--freeze", metavar="GLOB", help="tensors to leave alone; repeatable", rich_help_panel=TRAIN),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="GLOB",
+            help="graph inputs that may be trained: initializers that are inputs too; repeatable",
+            rich_help_panel=TRAIN,
+        ),
+    ] = None,
     reset_head: Annotated[
         int | None,
         typer.Option("--reset-head", metavar="N", min=2, help="new last layer for N classes", rich_help_panel=TRAIN),
@@ -150,7 +159,7 @@ def finetune(
         val_split=val_split, teacher=None if teacher in (None, NONE) else Path(str(teacher)), reset_head=reset_head,
         checkpoint=checkpoint, resume=resume, log=log,
         execution=execution, output=output, force=force, verify=not no_verify, external_data=external_data.value,
-        pack=Packing() if pack else None,
+        pack=Packing() if pack else None, include=tuple(include or ()),
     )  # fmt: skip
     result = run(model, wanted, progress_for(no_progress))
     emit(result, format, report)

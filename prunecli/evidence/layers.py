@@ -23,6 +23,7 @@ from prunecli.evidence.offsets import Offset
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import behind
 from prunecli.model.graphs import reads
+from prunecli.model.holders import INTERFACE
 from prunecli.model.weights import Use
 from prunecli.types import Skipped
 
@@ -186,7 +187,7 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
     if any(use.node not in order for use in weight.uses):
         return HIDDEN
     if weight.holder.overridable:
-        return "it is also a graph input, so that a caller may feed other values"
+        return INTERFACE
     for use in weight.uses:
         if use.kind != "weight" or use.layout != weight.layout:
             return "it is read in several ways that do not fit each other"

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import attrs
+from prunecli.model.holders import overridable
 from prunecli.model.layout import Shape, Step, Transpose
 from prunecli.model.uses import MAX_DEPTH, moved
 from prunecli.storage.stored import stored
@@ -60,8 +61,8 @@ class Constant:
 
     @property
     def is_overridable(self) -> bool:
-        """Whether a caller may feed something else: it is a graph input too."""
-        return self.way[0].is_graph_input()
+        """Whether it is to be left alone, because a caller may feed something else."""
+        return overridable(self.way[0])
 
     def array(self) -> Array:
         """As it is read, float64."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from prunecli.model.graphs import all_graphs
 from prunecli.storage.stored import stored
 
+INTERFACE = "it is also a graph input, so that a caller may feed other values; --include with its name allows changes"
+_NAMED = "prunecli.named"
 FLOAT_ATTRIBUTES = ("value_float", "value_floats")
 
 
@@ -46,8 +49,26 @@ class Holder:
 
     @property
     def overridable(self) -> bool:
-        """Whether a caller may feed another value: the initializer is also a graph input."""
-        return self.node is None and self.value.is_graph_input()
+        """See `overridable`."""
+        return overridable(self.value)
+
+
+def overridable(value: ir.Value) -> bool:
+    """Whether a stored tensor is part of the model's interface and to be left alone: an initializer that is a graph
+    input too, so that a caller may feed other values of its shape, and that the user has not named (`name_inputs`)."""
+    return value.is_initializer() and value.is_graph_input() and _NAMED not in value.meta
+
+
+def name_inputs(model: ir.Model, patterns: Iterable[str]) -> None:
+    """Allow changes of the initializers that are graph inputs too and whose name matches one of the patterns."""
+    for value in model.graph.inputs:
+        if value.is_initializer() and any(fnmatchcase(value.name or "", pattern) for pattern in patterns):
+            release(value)
+
+
+def release(value: ir.Value) -> None:
+    """Allow changes, because the user named it."""
+    value.meta[_NAMED] = True
 
 
 def holders(model: ir.Model) -> Iterator[Holder]:

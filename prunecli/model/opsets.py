@@ -19,16 +19,6 @@ def opset(model: ir.Model) -> int:
     return min((imports[""] for imports in stated if "" in imports), default=0)
 
 
-def free_initializers(model: Model) -> None:
-    """Before IR version 4 every initializer is also listed as an input, and yet constant: list them no more."""
-    stored = [value for value in model.ir.graph.inputs if value.is_initializer()]
-    if model.ir.ir_version < 4 and stored:
-        for value in stored:
-            model.ir.graph.inputs.remove(value)
-        model.ir.ir_version = 4
-        model.notes.append("initializers are no longer listed as inputs, which IR version 3 asked for")
-
-
 def raised(model: Model, needed: int, why: str) -> Model:
     """`model` itself if its opset suffices, else a converted one, held in memory.
 
@@ -54,6 +44,5 @@ def raised(model: Model, needed: int, why: str) -> Model:
         except Exception as error:  # the converter raises whatever its C++ parts throw
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise PruneError(f"{what}, and ONNX cannot convert it: {reason}", "export it with a newer opset") from error
-    free_initializers(converted)
     note = f"the opset was raised from {present} to {needed}: {why} needs it"
     return Model(converted.ir, model.path, model.sha256, model.data_files, [*model.notes, note], model.packed)

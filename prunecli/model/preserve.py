@@ -19,6 +19,9 @@ from prunecli.model.graphs import subgraphs
 from prunecli.model.protos import Body, bodies
 
 KEY = "prunecli.kept"
+_OLD = "prunecli.listed"
+FREE_INITIALIZERS = 4
+"""The IR version since which an initializer need not be a graph input, and can be overridden if it is one."""
 Message = TypeVar("Message", onnx.ValueInfoProto, onnx.AttributeProto, onnx.TensorAnnotation)
 
 
@@ -40,11 +43,19 @@ class Lost:
 
     bodies: list[Kept]
     training: list[onnx.TrainingInfoProto]
+    version: int
+    inputs: list[onnx.ValueInfoProto]
 
 
 def detach(model: onnx.ModelProto) -> Lost:
     """Take out of `model` what onnx-ir cannot hold."""
-    lost = Lost([_detach(body) for body in bodies(model)], list(model.training_info))
+    version, inputs = model.ir_version, [_copy(info) for info in model.graph.input]
+    if version < FREE_INITIALIZERS:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        del model.graph.input[:]
+        model.graph.input.extend(info for info in inputs if info.name not in stored)
+        model.ir_version = FREE_INITIALIZERS
+    lost = Lost([_detach(body) for body in bodies(model)], list(model.training_info), version, inputs)
     del model.training_info[:]
     return lost
 
@@ -120,7 +131,7 @@ def _is_text(data: bytes) -> bool:
 
 def pin(model: ir.Model, lost: Lost) -> None:
     """Tie what was detached to the values, nodes and graphs of the freshly parsed `model`."""
-    model.meta[KEY] = lost.training
+    model.meta[KEY], model.meta[_OLD] = lost.training, (lost.version, lost.inputs)
     for body, kept in zip(ir_bodies(model), lost.bodies, strict=True):
         body.meta[KEY] = kept
         nodes = list(body)
@@ -176,6 +187,25 @@ def attach(proto: onnx.ModelProto, model: ir.Model) -> None:
         _attach_types(body, source)
         if isinstance(body, onnx.GraphProto):
             _attach_graph(body, kept)
+
+
+def list_initializers(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Make initializers graph inputs again in a file whose IR version asks for that, in the file's order."""
+    version, infos = model.meta.get(_OLD, (FREE_INITIALIZERS, []))
+    if version >= FREE_INITIALIZERS:
+        return
+    proto.ir_version = version
+    before = {info.name: info for info in infos}
+    now = {info.name: info for info in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        info, dims = before.get(tensor.name), list(tensor.dims)
+        if info is None or [dim.dim_value for dim in info.type.tensor_type.shape.dim] != dims:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, dims)
+        now[tensor.name] = info
+    order = [name for name in before if name in now] + [name for name in now if name not in before]
+    inputs = [_copy(now[name]) for name in order]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
 
 
 def _attach_types(body: Body, source: ir.Graph | ir.Function) -> None:

@@ -29,8 +29,6 @@ SMALL = 1024
 """Bytes below which a tensor stays inside the .onnx file."""
 STREAM_FROM = 1 << 20
 """Bytes from which an inline tensor is written without passing through a proto."""
-FREE_INITIALIZERS = 4
-"""The IR version since which an initializer need not be a graph input; it changed nothing else."""
 MARGIN = 64 << 20
 """Room left for everything that is not a tensor when deciding whether a model fits into one file."""
 
@@ -153,10 +151,9 @@ def _to_proto(model: Model, plan: Plan, sparse: frozenset[str]) -> onnx.ModelPro
                 _swap(Holder(value, model.ir.graph), _reference(Holder(value, model.ir.graph)), undo)
         _pull_in(model, undo)
         proto = _serialise(model)
-        inputs = {info.name for info in proto.graph.input}
-        if proto.ir_version < FREE_INITIALIZERS and any(t.name not in inputs for t in proto.graph.initializer):
-            proto.ir_version = FREE_INITIALIZERS
         preserve.attach(proto, model.ir)
+        if not sparse:  # which are no inputs
+            preserve.list_initializers(proto, model.ir)
     return proto
 
 

@@ -230,7 +230,7 @@ def _notes(holder: Holder, uses: tuple[Use, ...], reads: list[Reader]) -> tuple[
     if unknown:
         notes.append("also read by " + ", ".join(unknown))
     if holder.overridable:
-        notes.append("also a graph input: a caller may feed other values")
+        notes.append("also a graph input: left alone unless --include names it, for a caller may feed other values")
     if holder.value.is_graph_output():
         notes.append("also a graph output")
     return tuple(notes)

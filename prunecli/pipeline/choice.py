@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.model import Weight, Weights
+from prunecli.model.holders import INTERFACE, release
 from prunecli.types import Skipped
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
@@ -49,6 +50,9 @@ def choose(
         _check_include(pattern, candidates, weights)
     for pattern in exclude:
         _check_exclude(pattern, weights)
+    for weight in weights.all():
+        if weight.holder.overridable and any(fnmatchcase(weight.holder.name, pattern) for pattern in include):
+            release(weight.holder.value)
     reasons = {w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude) for w in weights.all()}
     chosen = [w for w in candidates if not reasons[w.name]]
     if not chosen:
@@ -59,6 +63,8 @@ def choose(
 
 def _reason(weight: Weight, candidate: bool, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Why a weight is left alone; empty if it is not."""
+    if weight.holder.overridable:
+        return INTERFACE
     if not candidate:
         return f"{KINDS[weight.kind]} are left alone unless --also {weight.kind} is given"
     if include and not matches(weight, include):
@@ -96,6 +102,11 @@ def _close(pattern: str, candidates: Sequence[Weight]) -> str:
 
 
 def _nothing(weights: Weights, candidates: Sequence[Weight]) -> PruneError:
+    if candidates and all(weight.holder.overridable for weight in candidates):
+        return PruneError(
+            "every prunable weight is also a graph input, so that a caller may feed other values",
+            "--include '*' prunes them all the same; or keep initializers out of the inputs when exporting",
+        )
     if candidates:
         return PruneError("--include and --exclude leave no weight to prune", "widen --include")
     if weights.skipped:

@@ -17,6 +17,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError, keywords
 from prunecli.evaluation.pairing import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
+from prunecli.model.holders import INTERFACE, name_inputs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.pipeline.finetune_log import Keeper, Log
@@ -90,6 +91,7 @@ def finetune(
     options.execution.check()
     file = load(path)
     check_target(file, target, options.force)
+    name_inputs(file.ir, options.include)
     before = totals(file, concrete_shapes(file, Dims()))
     if options.reset_head is not None:
         reset_head(file, options.reset_head, options.setup.train.seed)
@@ -258,7 +260,8 @@ def _skipped(file: Model, training: Training) -> list[Skipped]:
     trained = {item.name for item in training.parameters.items}
     weights = find_weights(file)
     left = [w for w in [*weights.all(), *weights.single] if w.name not in trained | training.graph.statistics.keys()]
-    return [Skipped(w.name, "not trained: frozen, not reached by the loss, or inside a body") for w in left]
+    why = "not trained: frozen, not reached by the loss, or inside a body"
+    return [Skipped(w.name, INTERFACE if w.holder.overridable else why) for w in left]
 
 
 class _Proof:

@@ -26,7 +26,8 @@ class FinetuneOptions:
     with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
     `checkpoint`: a folder; `resume` continues from it. `salvage`: where training diverges after it improved, save
     the best weights before the error is raised. `keep_start`: where every epoch is worse than the start, save that.
-    `pack`: store the zeros small.
+    `include`: patterns; initializers that are graph inputs too are trained only if one matches their name. `pack`: store
+    the zeros small.
     """
 
     data: DataOptions
@@ -35,6 +36,7 @@ class FinetuneOptions:
     val_split: float = 0.1
     teacher: Path | None = None
     reset_head: int | None = None
+    include: tuple[str, ...] = ()
     checkpoint: Path | None = None
     checkpoint_every: float = 60.0
     resume: bool = False
@@ -86,5 +88,5 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
 _READ: dict[str, Callable[[Any], Any]] = {
     "data": DataOptions.given, "validation": DataOptions.given,
     "teacher": Path, "output": Path, "checkpoint": Path, "log": Path,
-    "freeze": _names, "augment": lambda given: parse_augments(",".join(_names(given))),
+    "freeze": _names, "include": _names, "augment": lambda given: parse_augments(",".join(_names(given))),
 }  # fmt: skip

@@ -7,7 +7,7 @@ The share after step t of K is 1 - (1 - t/K)^3: much at first, little when littl
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -106,8 +106,9 @@ def at_share(recipe: Recipe, share: float) -> Recipe:
 
 
 def prune_and_train(
-    path: Path, target: Path, retrain: Retrain, cut: Cut[R], force: bool = False, progress: Progress = no_progress
-) -> list[Round[R]]:
+    path: Path, target: Path, retrain: Retrain, cut: Cut[R], force: bool = False, progress: Progress = no_progress,
+    include: Sequence[str] = (),
+) -> list[Round[R]]:  # fmt: skip
     """Cut and train in `retrain.steps` rounds; the last one's model is saved as `target`, unless no round improved
     on what it started from.
 
@@ -130,7 +131,8 @@ def prune_and_train(
             final = step == retrain.steps
             source = target if final else place / "trained.onnx"
             needed = not final or any(not one.trained.harmful for one in rounds)
-            trained = finetune(place / "cut.onnx", _training(path, source, retrain, final, force, needed), progress)
+            options = replace(_training(path, source, retrain, final, force, needed), include=tuple(include))
+            trained = finetune(place / "cut.onnx", options, progress)
             rounds.append(Round(share, done, trained))
     return rounds
 

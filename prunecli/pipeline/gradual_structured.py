@@ -55,7 +55,7 @@ def structured_and_trained(
         return replace(found, notes=[*found.notes, left_out(retrain)])
     with tempfile.TemporaryDirectory() as folder:
         cutter = _Cutter(path, replace(once, force=True), Path(folder), progress)
-        rounds = prune_and_train(path, target, retrain, cutter, options.force, progress)
+        rounds = prune_and_train(path, target, retrain, cutter, options.force, progress, options.include)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
     late = training.layers()
     layers = [replace(row, nonzero=late[row.weight].nonzero, sparsity=late[row.weight].sparsity)

@@ -192,7 +192,7 @@ def _retrained(path: Path, target: Path, options: MagnitudeOptions, progress: Pr
         recipe = None if options.recipe is None else at_share(options.recipe, share)
         return magnitude(source, replace(once, recipe=recipe, output=place), progress)
 
-    rounds = prune_and_train(path, target, retrain, cut, options.force, progress)
+    rounds = prune_and_train(path, target, retrain, cut, options.force, progress, options.include)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
     late, before = training.layers(), {layer.weight: layer.nonzero_before for layer in first.layers}
     layers = [replace(layer, nonzero_before=before[layer.weight],

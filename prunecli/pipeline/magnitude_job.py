@@ -14,6 +14,7 @@ from prunecli.apply.zero import Zeroed
 from prunecli.apply.zero_proof import Proof
 from prunecli.errors import PruneError
 from prunecli.model import Model, Shapes, concrete_shapes, find_weights, load, totals
+from prunecli.model.holders import release
 from prunecli.model.saving import check_target
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
 from prunecli.pipeline.choice import Choice, choose
@@ -78,6 +79,8 @@ def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Prog
     if options.plan is not None:
         plan = load_plan(options.plan, file, found.all())
         chosen = [weight for weight in found.all() if weight.name in plan.decisions]
+        for weight in chosen:
+            release(weight.holder.value)
         left = [weight for weight in found.all() if weight.name not in plan.decisions]
         choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
         planned = Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)

@@ -13,7 +13,7 @@ from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.loading import Load
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
-from prunecli.model.opsets import free_initializers, raised
+from prunecli.model.opsets import raised
 from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
@@ -173,7 +173,6 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
 
 def _planned(original: Model, how: How, plain_zeros: bool, progress: Progress) -> tuple[Model, list[Item]]:
     """The model, of a new enough opset, and what becomes of its tensors."""
-    free_initializers(original)
     if plain_zeros:
         drop_signs(original)
     items = plan(original, how, progress)

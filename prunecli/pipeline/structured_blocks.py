@@ -99,8 +99,9 @@ class BlockCuttable(Cuttable):
 
 
 def open_blocks(
-    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
-) -> BlockCuttable:
+    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
+    include: Sequence[str] = (),
+) -> BlockCuttable:  # fmt: skip
     """Load, prepare and analyse a model, and find its residual blocks.
 
     Blocks whose value the user's file does not name (those inside local functions) are no units: nobody could
@@ -109,7 +110,7 @@ def open_blocks(
     Raises:
         PruneError: the file is not a valid model, or has no residual blocks.
     """
-    base = open_cuttable(path, "channel", dims, inputs, whole)
+    base = open_cuttable(path, "channel", dims, inputs, whole, include)
     geometry = base.units.analysis.geometry
     blocks = [b for b in find_blocks(base.work, geometry) if plan_names(base.work, b.positions, geometry)]
     if not blocks:

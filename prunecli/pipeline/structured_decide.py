@@ -59,7 +59,7 @@ def decide(
     if options.budget is None:
         raise Budget.missing()
     start = open_blocks if options.granularity == BLOCK else open_cuttable
-    subject = start(path, options.granularity, options.dims, whole=whole)
+    subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
     if not options.dry_run:
         check_target(subject.file, target, options.force)
     allowed, left = choose_groups(subject, options.include, options.exclude)
@@ -108,7 +108,9 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
         raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
     start = open_blocks if granularity == BLOCK else open_cuttable
     shapes = recipe_shapes(recipe, input_specs(file.ir))
-    subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe))
+    given = recipe.get("include")
+    include = [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
+    subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe), include)
     if not options.dry_run:
         check_target(subject.file, target, options.force)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]

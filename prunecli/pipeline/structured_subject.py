@@ -25,6 +25,7 @@ from prunecli.channels.prepare import plan_names, prepare
 from prunecli.errors import PruneError, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.facts import Shape
+from prunecli.model.holders import name_inputs
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.pipeline.structured_budget import Budget
@@ -48,6 +49,7 @@ class Cuttable:
     granularity: str
     counted: Shapes
     whole: Whole = field(default_factory=dict)
+    include: tuple[str, ...] = ()
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:
@@ -154,19 +156,22 @@ class Cuttable:
 
 
 def open_cuttable(
-    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
-) -> Cuttable:
+    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
+    include: Sequence[str] = (),
+) -> Cuttable:  # fmt: skip
     """Load, prepare and analyse a model.
 
     Args:
         dims: sizes of dynamic dimensions at which work is counted.
         inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
         whole: axes that stay whole, and why.
+        include: patterns; initializers that are graph inputs too are cut only if one matches their name.
     Raises:
         PruneError: the file is not a valid model, or an option names what it does not have.
     """
     kinds = parse_granularity(granularity)
     file = load(path)
+    name_inputs(file.ir, include)
     work = prepare(file.ir)
     if not inputs:
         require_ranks(file, dims)
@@ -174,7 +179,7 @@ def open_cuttable(
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
     analysis = solve(work, shapes, whole=whole)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
-    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole)
+    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
 
 
 def following(attempt: Callable[[Whole], Result]) -> Result:

@@ -75,7 +75,8 @@ class Units:
         work, place = expand(self.subject, self.space.mask(gone), trained), saving.target.with_name("expanded.onnx")
         save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
         subject = open_cuttable(
-            place, self.options.granularity, self.options.dims, self.subject.inputs, self.subject.whole
+            place, self.options.granularity, self.options.dims, self.subject.inputs, self.subject.whole,
+            self.subject.include,
         )
         return replace(self, subject=subject).finish(setting, {}, saving, progress)
 
@@ -110,14 +111,15 @@ def open_units(path: Path, options: TrialOptions, data: Part, progress: Progress
     table = None if timing is None else layer_table(timing, allowed)
     multiples = {g.name: group_multiple(g, options.round_to, table) for g in subject.units.groups}
     most = UnitRecipe.max_ratio if options.max_ratio is None else options.max_ratio
-    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, most, multiples, subject.whole)
+    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, most, multiples, subject.whole,
+                          subject.include)  # fmt: skip
     return Units(subject, options, data, recipe, UnitSpace(subject, recipe, table), left, timing)
 
 
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
     """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
     trial that cannot follow would end the search."""
-    subject = open_cuttable(path, options.granularity, options.dims, whole=whole)
+    subject = open_cuttable(path, options.granularity, options.dims, whole=whole, include=options.include)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)

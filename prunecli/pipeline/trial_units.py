@@ -37,9 +37,10 @@ class UnitsRecipe:
     max_ratio: float = 0.9
     multiples: Mapping[str, int] = field(default_factory=dict)
     whole: Whole = field(default_factory=dict)
+    include: tuple[str, ...] = ()
 
     def open(self, path: Path) -> UnitSpace:
-        return UnitSpace(open_cuttable(path, self.granularity, Dims(), self.shapes, self.whole), self)
+        return UnitSpace(open_cuttable(path, self.granularity, Dims(), self.shapes, self.whole, self.include), self)
 
 
 class UnitSpace:

@@ -97,7 +97,8 @@ class Parameters:
 
 def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
     """Every stored floating-point parameter of the main graph that an operator uses as one, less what
-    `freeze` (patterns over tensor names) names, less BatchNormalization's running statistics.
+    `freeze` (patterns over tensor names) names, less BatchNormalization's running statistics and what a caller may
+    override.
 
     Raises:
         PruneError: a pattern that matches nothing, or nothing is left.
@@ -109,6 +110,12 @@ def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
         if not any(fnmatchcase(w.name, pattern) for w in found):
             raise PruneError(f"--freeze {pattern!r} matches nothing", "`prune inspect` lists the names")
     kept = [w for w in found if not any(fnmatchcase(w.name, pattern) for pattern in freeze)]
+    if kept and all(w.holder.overridable for w in kept):
+        raise PruneError(
+            "everything that could be trained is also a graph input, so that a caller may feed other values",
+            "--include '*' trains it all the same",
+        )
+    kept = [w for w in kept if not w.holder.overridable]
     if not kept:
         raise PruneError("the model has nothing to train", "`prune inspect` says what is in it")
     return kept

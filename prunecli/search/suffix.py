@@ -101,10 +101,9 @@ def _model(
 ) -> onnx.ModelProto:
     used = {name for node in nodes for name in reads(node)}
     stored = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    known = {value.name for value in inputs}
     graph = onnx.GraphProto(name=model.graph.name or "part")
     graph.node.extend(nodes)
-    graph.initializer.extend(tensor for tensor in stored if tensor.name not in known)
+    graph.initializer.extend(stored)
     graph.input.extend(value for value in inputs if value.name not in {tensor.name for tensor in stored})
     graph.output.extend(outputs)
     part = onnx.ModelProto(ir_version=model.ir_version)

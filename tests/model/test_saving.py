@@ -219,9 +219,12 @@ def test_new_initializers_of_an_old_model_are_valid(tmp_path: Path) -> None:
     model = loaded(old, tmp_path)
     save(model, tmp_path / "same.onnx")
     assert onnx.load(tmp_path / "same.onnx").ir_version == 3
-    model.ir.graph.inputs.pop()  # b is an initializer only
-    save(model, tmp_path / "free.onnx")
-    assert onnx.load(tmp_path / "free.onnx").ir_version == 4
+    assert [value.name for value in model.ir.graph.inputs] == ["x"]  # the others are constants
+    extra = ir.Value(name="extra", const_value=ir.tensor(np.ones(4, np.float32), name="extra"))
+    model.ir.graph.register_initializer(extra)
+    save(model, tmp_path / "more.onnx")
+    more = onnx.load(tmp_path / "more.onnx")
+    assert more.ir_version == 3 and [i.name for i in more.graph.input] == ["x", "w", "b", "extra"]
 
 
 def test_an_input_that_was_invalid_too_is_named(tmp_path: Path) -> None:
