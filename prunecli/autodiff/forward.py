@@ -171,15 +171,11 @@ class _Copy:
             return
         if norm is None and self._expand(node, inputs):
             return
+        count = 1 + max((place for place, out in enumerate(node.outputs) if out.name), default=0)
         copied = norm or ir.Node(
-            node.domain,
-            node.op_type,
-            inputs,
-            self._attributes(node),
-            num_outputs=len(node.outputs),
-            name=node.name,
+            node.domain, node.op_type, inputs, self._attributes(node), num_outputs=count, name=node.name
         )
-        for old, new in zip(node.outputs, copied.outputs, strict=False):
+        for old, new in zip(node.outputs[:count], copied.outputs, strict=False):
             new.name = old.name
         self.ops.add(copied)
         for old, new in zip(node.outputs, copied.outputs, strict=False):

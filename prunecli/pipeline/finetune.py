@@ -91,7 +91,6 @@ def finetune(
     options.execution.check()
     file = load(path)
     check_target(file, target, options.force)
-    name_inputs(file.ir, options.include)
     before = totals(file, concrete_shapes(file, Dims()))
     if options.reset_head is not None:
         reset_head(file, options.reset_head, options.setup.train.seed)
@@ -172,6 +171,7 @@ def raise_if_harmful(found: FinetuneResult) -> None:
 
 
 def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
+    name_inputs(file.ir, options.include)
     session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
     specs, teacher = session.inputs, None
     if options.teacher is not None:

@@ -26,8 +26,8 @@ class FinetuneOptions:
     with 0 none, then the last weights stay. `reset_head`: number of classes of a new last layer.
     `checkpoint`: a folder; `resume` continues from it. `salvage`: where training diverges after it improved, save
     the best weights before the error is raised. `keep_start`: where every epoch is worse than the start, save that.
-    `include`: patterns; initializers that are graph inputs too are trained only if one matches their name. `pack`: store
-    the zeros small.
+    `include`: patterns; initializers that are graph inputs too are trained only if one matches their name.
+    `pack`: store the zeros small.
     """
 
     data: DataOptions
