@@ -75,7 +75,11 @@ class Units:
         work, place = expand(self.subject, self.space.mask(gone), trained), saving.target.with_name("expanded.onnx")
         save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
         subject = open_cuttable(
-            place, self.options.granularity, self.options.dims, self.subject.inputs, self.subject.whole,
+            place,
+            self.options.granularity,
+            self.options.dims,
+            self.subject.inputs,
+            self.subject.whole,
             self.subject.include,
         )
         return replace(self, subject=subject).finish(setting, {}, saving, progress)
