@@ -192,7 +192,7 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
         if use.kind != "weight" or use.layout != weight.layout:
             return "it is read in several ways that do not fit each other"
         if behind(use.node.inputs[use.index]) is None:
-            return "it reaches its layer in parts"
+            return "it reaches its layer in parts, or quantised on the way"
         found = contraction(use)
         if found is None or found.output is None:
             return f"how {use.op} multiplies it with data is not known"

@@ -107,8 +107,8 @@ def _along(way: tuple[ir.Value, ...], tensor: ir.TensorProtocol) -> Constant | N
     for value in way[1:]:
         node = value.producer()
         found = moved(node, 0, shape) if node is not None else None
-        if node is None or found is None:
-            return None
+        if node is None or found is None or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return None  # what is read is the rounded value
         steps += found
         shape = found[-1].apply(shape) if found else shape
         if node.op_type == "Cast":

@@ -106,6 +106,33 @@ def _cast(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     return () if to.is_floating_point() else None
 
 
+@through("QuantizeLinear")
+def _quantise(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Rounded to whole steps and back, a zero stays a zero; the type between is read by nothing else."""
+    out = node.outputs[0]
+    back = all(use.idx == 0 and _undoes(use.node, node) for use in out.uses())
+    return () if back and out.uses() and not out.is_graph_output() else None
+
+
+@through("DequantizeLinear")
+def _dequantise(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return () if before is not None and _undoes(node, before) else None
+
+
+def _undoes(after: ir.Node, before: ir.Node) -> bool:
+    """Whether a DequantizeLinear makes zeros of what the QuantizeLinear before it made of zeros: one zero point."""
+    if after.op_type != "DequantizeLinear" or before.op_type != "QuantizeLinear":
+        return False
+    ours, theirs = (node.inputs[2] if len(node.inputs) > 2 else None for node in (after, before))
+    if ours is theirs:
+        return True
+    known = [stored(value) for value in (ours, theirs)]
+    held = [np.zeros((), np.int8) if value is None else tensor.numpy() if tensor is not None else None
+            for value, tensor in zip((ours, theirs), known, strict=True)]  # fmt: skip
+    return all(array is not None for array in held) and bool(np.all(held[0] == held[1]))
+
+
 @through("Slice", "Split", "Concat")
 def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     """Constants taken apart and put together again (gates of an LSTM, packed projections).

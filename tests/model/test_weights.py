@@ -180,13 +180,14 @@ def test_quantised_weights_are_reported(op: str, nodes: list[onnx.NodeProto], tm
 def test_other_reasons(tmp_path: Path) -> None:
     nodes = [
         node("QuantizeLinear", ["fake", "s"], ["q"]),
-        node("DequantizeLinear", ["q", "s"], ["w"]),
+        node("DequantizeLinear", ["q", "s", "one"], ["w"]),
         node("MatMul", ["x", "w"], ["y"]),
         node("LinearRegressor", ["x"], ["z"], "lr", domain="ai.onnx.ml", coefficients=[1.0, 2.0]),
     ]
     weights = {
         "fake": floats(3, 4),
         "s": np.array(0.1, np.float32),
+        "one": np.array(1, np.uint8),
         "spare": floats(5, 5),
         "index": np.arange(9),
     }
@@ -199,6 +200,37 @@ def test_other_reasons(tmp_path: Path) -> None:
     assert "float8e4m3fn" in reasons["f8"]
     assert "attributes" in reasons["lr"]
     assert "index" not in reasons
+
+
+QUANTISED_WHILE_RUNNING: list[tuple[list[str], list[str], bool, bool]] = [
+    (["w", "s", "z"], ["q", "s", "z"], False, True),
+    (["w", "s"], ["q", "s"], False, True),
+    (["w", "s", "z"], ["q", "s"], False, True),
+    (["w", "s", "m"], ["q", "s", "m2"], False, True),
+    (["w", "s", "z"], ["q", "s", "m"], False, False),
+    (["w", "s", "z"], ["q", "s", "z"], True, False),
+]
+
+
+@pytest.mark.parametrize(("there", "back", "read", "exact"), QUANTISED_WHILE_RUNNING)
+def test_float_weights_quantised_while_the_model_runs(
+    there: list[str], back: list[str], read: bool, exact: bool, tmp_path: Path
+) -> None:
+    """A zero stays a zero where both zero points are the same and nothing else reads the integers."""
+    nodes = [
+        node("QuantizeLinear", there, ["q"]),
+        node("DequantizeLinear", back, ["d"]),
+        node("MatMul", ["x", "d"], ["y"]),
+    ]
+    nodes += [node("Cast", ["q"], ["other"], to=TensorProto.FLOAT)] if read else []
+    points = {"z": np.array(0, np.uint8), "m": np.array(128, np.uint8), "m2": np.array(128, np.uint8)}
+    sparse = np.maximum(floats(3, 4), 0)
+    weights = {"w": sparse, "s": np.array(0.1, np.float32), **points}
+    model = loaded(proto(nodes, outputs=["y", "d"], weights=weights), tmp_path)
+    found = find_weights(model)
+    assert [(w.name, w.layout.canonical(w.array()).shape) for w in found.prunable] == [("w", (1, 4, 1, 3))] * exact
+    _, seen = run(model.path, {"x": floats(2, 3)})
+    assert not exact or (seen[sparse == 0] == 0).all()
 
 
 TYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
