@@ -145,7 +145,11 @@ def adaptive(
     if max_drop is None:
         raise PruneError("what may be lost is not given", "give --max-drop 1%")
     tried = trials.trial_options(inputs.source(images), running.dims(), running.execution(), recover.value)
-    confirming = DataOptions.of(confirm_data, None, inputs.label_column, None, images) if confirm_data else None
+    confirming = (
+        DataOptions.of(confirm_data, None, inputs.label_column, None, images, batch_axes=inputs.batch_axis)
+        if confirm_data
+        else None
+    )
     retrain = training.retrain(
         tried.data, None, tried.execution, trials.seed, images=images, verify=not saving.no_verify
     )

@@ -110,7 +110,12 @@ def evaluate(
     wanted = EvaluateOptions(
         data=inputs.source(images),
         train_data=DataOptions.of(
-            train_data, None, inputs.label_column if train_data else None, inputs.limit, images if train_data else None
+            train_data,
+            None,
+            inputs.label_column if train_data else None,
+            inputs.limit,
+            images if train_data else None,
+            batch_axes=inputs.batch_axis,
         ),
         asked=Asked(task.value, output_name),
         average=average.value,

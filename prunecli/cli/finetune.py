@@ -25,6 +25,7 @@ def finetune(
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     limit: options.Limit = None,
+    batch_axis: options.BatchAxis = None,
     val_data: training.ValData = None,
     val_split: training.ValSplit = 0.1,
     epochs: Annotated[
@@ -141,7 +142,7 @@ def finetune(
     from prunecli.recover.session import Setup
     from prunecli.recover.trainer import TrainOptions
 
-    source = DataOptions.of(data, labels, label_column, limit, images)
+    source = DataOptions.of(data, labels, label_column, limit, images, batch_axes=batch_axis)
     if source is None:
         raise PruneError("training needs data", "give --data")
     train = TrainOptions(

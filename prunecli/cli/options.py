@@ -225,6 +225,16 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", metavar="N", min=1, help="use only the first N samples", rich_help_panel=DATA),
 ]
+BatchAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch-axis",
+        metavar="NAME=N",
+        help="the axis of an input that counts the samples, where it is not the first and no dimension's name says so,"
+        " as state=1; repeatable",
+        rich_help_panel=DATA,
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="seed of every random choice", rich_help_panel=DATA)
 ]

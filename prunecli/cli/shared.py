@@ -26,6 +26,7 @@ class Samples:
     labels: options.Labels = None
     label_column: options.LabelColumn = None
     limit: options.Limit = None
+    batch_axis: options.BatchAxis = None
 
     def source(
         self, images: ImageOptions, train_data: str | None = None, synthetic: bool = False
@@ -33,7 +34,7 @@ class Samples:
         from prunecli.data.options import DataOptions
 
         return DataOptions.of(
-            self.data, self.labels, self.label_column, self.limit, images, train_data, synthetic=synthetic
+            self.data, self.labels, self.label_column, self.limit, images, train_data, synthetic, self.batch_axis
         )
 
 

@@ -37,8 +37,9 @@ def check_dtype(name: str, dtype: Any, spec: InputSpec) -> None:
         raise PruneError(f"{name} is {has}, the model's input {spec.name} wants {wants}", "convert it to that type")
 
 
-def check_sample_shape(name: str, shape: tuple[int, ...], spec: InputSpec) -> None:
-    """Refuse a sample (an array without its first axis) that does not fit `spec` without its first dimension.
+def check_sample_shape(name: str, shape: tuple[int, ...], spec: InputSpec, axis: int = 0) -> None:
+    """Refuse a sample (an array without its first axis) that does not fit `spec` without its first dimension; `axis`:
+    where the samples lie in the array that was given.
 
     Raises:
         PruneError: naming both shapes, with the transposition that would help, if one would.
@@ -48,7 +49,7 @@ def check_sample_shape(name: str, shape: tuple[int, ...], spec: InputSpec) -> No
         return
     raise PruneError(
         f"{name} holds samples of shape {shape}, the model's input is {spec.describe()}",
-        _shape_hint(shape, wanted),
+        f"the samples lie on axis {axis} of the array" if axis else _shape_hint(shape, wanted),
     )
 
 

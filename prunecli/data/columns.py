@@ -33,6 +33,13 @@ class Column:
     def of(cls, name: str, array: Array) -> Column:
         return cls(name, array.shape, array.dtype, lambda: array)
 
+    def samples_first(self, axis: int) -> Column:
+        """The same values with the samples, which lie on an axis, on the first one."""
+        if not axis:
+            return self
+        shape = (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
+        return Column(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0))
+
     @functools.cached_property
     def _array(self) -> Array:
         return self.read()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.data.axes import Axes, samples_first
 from prunecli.data.casting import cast, check_dtype, check_sample_shape
 from prunecli.data.columns import Column
 from prunecli.errors import PruneError
@@ -23,7 +24,8 @@ class Batch:
 
     `feed` is what a session takes. The first `count` samples are real, any after them repeat the last one (a
     model of fixed batch size); `trim` takes them off the outputs. `labels` and `reference` (recorded outputs
-    of a model-zoo test set) hold the real samples only.
+    of a model-zoo test set) hold the real samples only. `axes`: of inputs and outputs whose samples lie on another axis
+    than the first.
     """
 
     feed: dict[str, Array]
@@ -32,15 +34,18 @@ class Batch:
     reference: dict[str, Array] | None = None
     padded: int = 0
     unbatched: bool = False
+    axes: Axes = field(default_factory=dict)
 
     def trim(self, name: str, output: Array) -> Array:
-        """An output of the run with one row per real sample.
+        """An output (or input) of the run with one row per real sample, on the first axis.
 
         Raises:
             PruneError: rows were padded, but the output does not have one row per sample.
         """
         if self.unbatched:
             return output[None]
+        axis = self.axes.get(name, 0)
+        output = np.moveaxis(output, axis, 0) if axis < output.ndim else output
         if not self.padded:
             return output
         if not output.shape or output.shape[0] != self.count + self.padded:
@@ -82,8 +87,9 @@ class Classes:
 @dataclass(frozen=True)
 class Dataset:
     """Samples for the inputs `specs`. Immutable: `take`, `split`, `shuffled` and `select` return new ones
-    over the same columns. `source` is how the user named it; `classes` are those of integer labels, where known;
-    `notes` say how samples were made."""
+    over the same columns, which have the samples first. `source` is how the user named it; `classes` are those of
+    integer labels, where known; `notes` say how samples were made. `axes`: of inputs and outputs whose samples
+    lie on another axis than the first when the model runs."""
 
     specs: Sequence[InputSpec]
     chunks: Sequence[Chunk]
@@ -91,6 +97,7 @@ class Dataset:
     unbatched: bool = False
     classes: Classes | None = None
     notes: Sequence[str] = ()
+    axes: Axes = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)
@@ -116,12 +123,13 @@ class Dataset:
         """The batch size that the model insists on, None if any will do."""
         if self.unbatched:
             return 1
-        sizes = {s.shape[0] for s in self.specs if s.shape and s.name not in self._constants}
+        batched = [s for s in self.specs if s.shape and s.name not in self._constants]
+        sizes = {s.shape[self.axes.get(s.name, 0)] for s in batched}
         fixed = sorted(size for size in sizes if isinstance(size, int))
         if len(fixed) > 1:
             raise PruneError(
-                f"the model's inputs have different first dimensions: {', '.join(map(str, fixed))}",
-                "give one run per folder, as test_data_set_0/input_0.pb, ...",
+                f"the model's inputs have different batches: {', '.join(s.describe() for s in batched)}",
+                "say where the samples lie with --batch-axis NAME=N, or give runs as test_data_set_0/input_0.pb, ...",
             )
         return fixed[0] if fixed else None
 
@@ -156,10 +164,12 @@ class Dataset:
             if spec.name in chunk.columns:
                 column = chunk.columns[spec.name]
                 values = column.array() if chunk.whole else column.rows(padded)
+                axis = 0 if chunk.whole else self.axes.get(spec.name, 0)
+                values = np.ascontiguousarray(np.moveaxis(values, 0, axis)) if axis else values
                 feed[spec.name] = cast(column.name, values[0] if self.unbatched else values, spec)
         labels = None if chunk.labels is None else chunk.labels.rows(rows)
         reference = None if chunk.reference is None else dict(chunk.reference)
-        return Batch(feed, len(rows), labels, reference, missing, self.unbatched)
+        return Batch(feed, len(rows), labels, reference, missing, self.unbatched, self.axes)
 
     def select(self, positions: Array) -> Dataset:
         """The samples at those positions, chunk by chunk in the order given within each chunk."""
@@ -199,8 +209,11 @@ def build(
     columns: Mapping[str, Column],
     labels: Column | None,
     source: str,
+    axes: Axes | None = None,
 ) -> Dataset:
     """A data set of one chunk from columns already matched to inputs, after checking that they fit.
+
+    `axes`: of inputs and outputs; the first where none is named. Columns have the samples there, too.
 
     Raises:
         PruneError: wrong dtype, shape or count of an input, no samples, or a wrong number of labels.
@@ -209,22 +222,35 @@ def build(
                  for s in specs if not columns[s.name].shape and not s.shape}  # fmt: skip
     batched = [s for s in specs if s.name not in constants]
     unbatched = _is_unbatched(batched, columns)
+    axes = {} if unbatched else {name: axis for name, axis in (axes or {}).items() if axis}
+    columns = {s.name: _moved(columns[s.name], s, axes.get(s.name, 0)) for s in batched}
+    batched = [samples_first(spec, axes.get(spec.name, 0)) for spec in batched]
     for spec in batched:
         column = columns[spec.name]
         check_dtype(column.name, column.dtype, spec)
         shifted = replace(spec, shape=(None, *spec.shape)) if unbatched else spec
-        check_sample_shape(column.name, column.shape[1:], shifted)
+        check_sample_shape(column.name, column.shape[1:], shifted, axes.get(spec.name, 0))
     count = _common_count([columns[s.name] for s in batched], source)
     _check_named_dims(batched, columns, 0 if unbatched else 1)
     check_labels(labels, count)
     kept = {s.name: columns[s.name] for s in batched}
     chunk = Chunk(kept, np.arange(count), labels, constants=constants)
-    return Dataset(specs, [chunk], source, unbatched)
+    return Dataset(specs, [chunk], source, unbatched, axes=axes)
+
+
+def _moved(column: Column, spec: InputSpec, axis: int) -> Column:
+    if axis and len(column.shape) != len(spec.shape):
+        raise PruneError(f"{column.name} has the shape {column.shape}, the model's input is {spec.describe()}",
+                         f"give an array of {len(spec.shape)} axes, with the samples on axis {axis}")  # fmt: skip
+    return column.samples_first(axis)
 
 
 def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> bool:
     """Whether every input lacks a batch axis: its arrays have one axis more than the model declares."""
     return bool(specs) and all(s.shape and len(columns[s.name].shape) == len(s.shape) + 1 for s in specs)
+
+
+_WHERE = "the first axis counts samples; --batch-axis NAME=N names another for an input"
 
 
 def _common_count(columns: Sequence[Column], source: str) -> int:
@@ -233,10 +259,10 @@ def _common_count(columns: Sequence[Column], source: str) -> int:
     counts = {c.name: c.shape[0] if c.shape else 0 for c in columns}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise PruneError(f"the inputs differ in their number of samples: {listed}", "the first axis counts samples")
+        raise PruneError(f"the inputs differ in their number of samples: {listed}", _WHERE)
     count = next(iter(counts.values()))
     if count == 0:
-        raise PruneError(f"{columns[0].name} holds no samples", "the first axis counts samples")
+        raise PruneError(f"{columns[0].name} holds no samples", _WHERE)
     return count
 
 

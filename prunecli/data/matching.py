@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from prunecli.data.axes import Axes, samples_first
 from prunecli.data.casting import fits
 from prunecli.data.columns import Column
 from prunecli.errors import PruneError
@@ -13,7 +14,9 @@ from prunecli.inputs import InputSpec
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 
 
-def match(specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str) -> dict[str, Column]:
+def match(
+    specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str, axes: Axes | None = None
+) -> dict[str, Column]:
     """A column for every input.
 
     Exact names first; then names that agree without case, punctuation and a ":0" suffix; then, among what is
@@ -29,7 +32,7 @@ def match(specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str
             if len(close) == 1:
                 found[spec.name] = columns[close[0]]
     missing = [s for s in specs if s.name not in found]
-    found |= _by_elimination(missing, _left(columns, found))
+    found |= _by_elimination(missing, _left(columns, found), axes or {})
     missing = [s for s in specs if s.name not in found]
     if missing:
         raise PruneError(
@@ -48,19 +51,22 @@ def split_labels(columns: Mapping[str, Column], specs: Sequence[InputSpec]) -> t
     return {k: v for k, v in columns.items() if k != name}, columns[name]
 
 
-def _by_elimination(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> dict[str, Column]:
+def _by_elimination(specs: Sequence[InputSpec], columns: Mapping[str, Column], axes: Axes) -> dict[str, Column]:
     if len(specs) == len(columns) == 1:
         return {specs[0].name: next(iter(columns.values()))}
-    fitting = {s.name: [k for k, c in columns.items() if _could_feed(c, s)] for s in specs}
+    fitting = {s.name: [k for k, c in columns.items() if _could_feed(c, s, axes.get(s.name, 0))] for s in specs}
     single = {name: keys[0] for name, keys in fitting.items() if len(keys) == 1}
     taken = list(single.values())
     return {name: columns[key] for name, key in single.items() if taken.count(key) == 1}
 
 
-def _could_feed(column: Column, spec: InputSpec) -> bool:
+def _could_feed(column: Column, spec: InputSpec, axis: int) -> bool:
     if not column.shape or not spec.shape:
         return column.shape == spec.shape
-    return fits(column.shape[1:], spec.shape[1:]) and (column.dtype.kind in "UT") == (spec.dtype == "str")
+    if axis >= len(column.shape):
+        return False
+    shape, wanted = column.samples_first(axis).shape[1:], samples_first(spec, axis).shape[1:]
+    return fits(shape, wanted) and (column.dtype.kind in "UT") == (spec.dtype == "str")
 
 
 def _left(columns: Mapping[str, Column], found: Mapping[str, Column]) -> dict[str, Column]:

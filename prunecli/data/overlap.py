@@ -25,7 +25,9 @@ def _digests(data: Dataset) -> Iterator[bytes]:
 def _digest(batch: Batch, row: int) -> bytes:
     found, rows = hashlib.sha256(), batch.count + batch.padded
     for name, array in sorted(batch.feed.items()):
-        own = array[row] if not batch.unbatched and array.ndim and len(array) == rows else array
+        axis = batch.axes.get(name, 0)
+        counts = not batch.unbatched and array.ndim > axis and array.shape[axis] == rows
+        own = np.take(array, row, axis) if counts else array
         plain = np.asarray(own).dtype.kind in "biuf"
         found.update(f"{name} {np.shape(own)}".encode())
         found.update(np.ascontiguousarray(own).tobytes() if plain else repr(own).encode())

@@ -114,7 +114,9 @@ def _add_fidelity(collector: FidelityCollector, batch: Batch, outputs: Mapping[s
     if BASELINE in outputs:
         collector.add(outputs[BASELINE], outputs[MODEL], batch.count)
     elif batch.reference is not None:
-        collector.add(_by_position(batch.reference, outputs[MODEL]), outputs[MODEL], batch.count)
+        recorded = _by_position(batch.reference, outputs[MODEL])
+        recorded = {name: batch.trim(name, value) for name, value in recorded.items()}
+        collector.add(recorded, outputs[MODEL], batch.count)
 
 
 def _by_position(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,8 @@ def spreads(data: Dataset, batch_size: int) -> dict[str, Spread]:
     batches = list(data.take(STATISTICS_SAMPLES).batches(batch_size))
     found = {}
     for spec in data.specs:
+        if data.axes.get(spec.name):
+            continue  # a state, not what is observed
         values = [b.feed[spec.name][: b.count] for b in batches]
         if _can_corrupt(spec, values[0]) and len({v.shape[1:] for v in values}) == 1:
             found[spec.name] = _spread(np.concatenate(values).astype(np.float64))

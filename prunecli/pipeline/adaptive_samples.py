@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
     """The samples to choose by, and those that only confirm."""
-    data = options.trials.data.open(session.inputs)
+    data = options.trials.data.open(session.inputs, session.outputs)
     if options.confirm_data is not None:
-        held = options.confirm_data.open(session.inputs)
+        held = options.confirm_data.open(session.inputs, session.outputs)
         if held.has_labels != data.has_labels:
             raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
         return data, held
@@ -40,7 +40,7 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
     """
     others = {"--data": tune} if options.confirm_data is not None else {}
     if options.retrain is not None:
-        others["--train-data"] = options.retrain.options.data.open(session.inputs)
+        others["--train-data"] = options.retrain.options.data.open(session.inputs, session.outputs)
     notes = []
     for name, other in others.items():
         again = shared(held, other)

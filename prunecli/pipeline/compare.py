@@ -97,7 +97,7 @@ def compare(
     specs = common_specs(one.inputs, runners[1])
     limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
     if options.data is not None:
-        data = options.data.open(specs)
+        data = options.data.open(specs, one.outputs)
     else:
         dims = options.dims
         data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes)

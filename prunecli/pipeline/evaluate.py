@@ -188,7 +188,7 @@ def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> Bench
 
 def _data(bench: Bench, options: EvaluateOptions) -> Dataset:
     if options.data is not None:
-        return options.data.open(bench.specs)
+        return options.data.open(bench.specs, bench.subjects[MODEL].session.outputs)
     return _random(bench, options, RANDOM_SAMPLES, 1)
 
 
@@ -241,7 +241,7 @@ def _train_metrics(
 ) -> tuple[dict[str, dict[str, float]], int]:
     if options.train_data is None:
         return {}, 0
-    data = options.train_data.open(bench.specs)
+    data = options.train_data.open(bench.specs, bench.subjects[MODEL].session.outputs)
     if not data.has_labels:
         raise PruneError(f"{options.train_data.text} has no labels", "the train-test gap needs them")
     found = run_pass(bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data")

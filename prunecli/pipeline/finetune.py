@@ -179,7 +179,7 @@ def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, 
         other = options.execution.open(options.teacher)
         teacher = pair(session, other)
         specs = common_specs(specs, teacher)
-    data, held = _split(options.data.open(specs), options, specs)
+    data, held = _split(options.data.open(specs, session.outputs), options, specs)
     return prepare_training(file, data, held, options.setup, teacher), data, len(held) if held is not None else 0
 
 

@@ -123,7 +123,7 @@ def sensitivity(
     start, options = time.perf_counter(), sensitivity_options(options, **changes)
     _check_levels(options.levels)
     file, session = open_model(Path(model), options.trials)
-    data = options.trials.data.open(session.inputs)
+    data = options.trials.data.open(session.inputs, session.outputs)
     if options.trials.data.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.trials.seed).take(SAMPLES)
     setup = set_up(file, session, Judged.of(data, session, options.trials), options.trials, progress)

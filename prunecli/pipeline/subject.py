@@ -86,7 +86,10 @@ def data_dims(data: Dataset, names: Mapping[str, str], session: Session) -> Dims
         spec = specs[names.get(name, name)]
         shape = list(column.shape[1:] if data.unbatched else column.shape)
         if shape and spec.shape and not chunk.whole and not data.unbatched:
-            shape[0] = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+            axis = data.axes.get(spec.name, 0)
+            size = spec.shape[axis]
+            shape[:1] = []
+            shape.insert(axis, size if isinstance(size, int) else 1)
         if len(shape) == len(spec.shape):
             shapes[spec.name] = tuple(shape)
     return Dims(shapes={name: tuple(shape) for name, shape in shapes.items()})

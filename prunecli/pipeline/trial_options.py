@@ -99,8 +99,8 @@ class Part(DataOptions):
 
     @classmethod
     def of_data(cls, given: DataOptions, dataset: Dataset) -> Part:
-        return cls(given.text, given.labels, given.label_column, given.limit, given.images, dataset)
+        return cls(given.text, given.labels, given.label_column, given.limit, given.images, given.batch_axes, dataset)
 
-    def open(self, specs: Sequence[InputSpec]) -> Dataset:
+    def open(self, specs: Sequence[InputSpec], outputs: Sequence[InputSpec] = ()) -> Dataset:
         assert self.dataset is not None
         return self.dataset

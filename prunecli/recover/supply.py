@@ -63,9 +63,11 @@ class Supply:
     def _mixed(
         self, feed: dict[str, Array], targets: dict[str, Array], rng: np.random.Generator
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        floats = {n: a for n, a in feed.items() if np.issubdtype(a.dtype, np.floating)}
+        axes = self.data.axes
+        floats = {n: np.moveaxis(a, axes.get(n, 0), 0) for n, a in feed.items() if np.issubdtype(a.dtype, np.floating)}
         mixed = mixup(floats | targets, self.mixup, rng)
-        return feed | {n: mixed[n] for n in floats}, {n: mixed[n] for n in targets}
+        back = {n: np.ascontiguousarray(np.moveaxis(mixed[n], 0, axes.get(n, 0))) for n in floats}
+        return feed | back, {n: mixed[n] for n in targets}
 
 
 def check_trainable(data: Dataset, batch_size: int) -> int:

@@ -167,11 +167,12 @@ def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Seque
     """Outputs of one row per sample: of others, such as boxes that were found, the size may follow the weights. All,
     if there is none."""
 
-    def has_rows(batch: Batch, output: Array) -> bool:
-        return batch.unbatched or (output.ndim > 0 and len(output) == batch.count + batch.padded)
+    def has_rows(batch: Batch, name: str, output: Array) -> bool:
+        axis = batch.axes.get(name, 0)
+        return batch.unbatched or (output.ndim > axis and output.shape[axis] == batch.count + batch.padded)
 
     pairs = list(zip(batches, reference, strict=True))
-    return [n for n in names if all(has_rows(batch, outputs[n]) for batch, outputs in pairs)] or names
+    return [n for n in names if all(has_rows(batch, n, outputs[n]) for batch, outputs in pairs)] or names
 
 
 def _check_numbers(found: Yardstick, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunecli.data.axes import Axes
 from prunecli.data.dataset import Dataset
 from prunecli.data.images.options import ImageOptions
 from prunecli.errors import PruneError
@@ -22,6 +23,7 @@ class Request:
     label_column: str | None = None
     limit: int | None = None
     images: ImageOptions = field(default_factory=ImageOptions)
+    axes: Axes = field(default_factory=dict)
 
     @property
     def path(self) -> Path:

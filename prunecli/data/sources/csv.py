@@ -72,7 +72,7 @@ def read(request: Request) -> Dataset:
         columns = {numeric[0].name: _matrix(table, features, numeric[0])}
     else:
         columns = _by_column(table, features, request.specs)
-    return build(request.specs, columns, labels, request.text)
+    return build(request.specs, columns, labels, request.text, request.axes)
 
 
 def read_table(path: Path, limit: int | None = None) -> Table:

@@ -56,7 +56,7 @@ def read(request: Request) -> Dataset:
     if not found.files:
         raise PruneError(f"{request.text} holds no images", f"they end in {', '.join(sorted(SUFFIXES))}")
     column = image_column(request.text, found.files, how)
-    data = build(request.specs, {spec.name: column}, found.labels, request.text)
+    data = build(request.specs, {spec.name: column}, found.labels, request.text, request.axes)
     return replace(data, classes=found.classes, notes=(f"images: {how.describe()}", *found.notes))
 
 

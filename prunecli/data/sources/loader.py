@@ -116,13 +116,13 @@ def _piece(request: Request, item: Any) -> Piece:
     if not isinstance(feed, Mapping):
         raise PruneError(f"{request.text} yielded {type(feed).__name__}", "yield a dict, or (dict, labels)")
     columns = {str(n): Column.of(f"{request.text} {n}", _array(f"{request.text} {n}", v)) for n, v in feed.items()}
-    matched = match(request.specs, columns, request.text)
+    matched = match(request.specs, columns, request.text, request.axes)
     label_array = None if labels is None else _array(f"{request.text} labels", labels)
     if _is_sample(request.specs, matched):
-        matched = {n: Column.of(c.name, c.array()[None]) for n, c in matched.items()}
+        matched = {n: Column.of(c.name, np.expand_dims(c.array(), request.axes.get(n, 0))) for n, c in matched.items()}
         label_array = None if label_array is None else label_array[None]
     label_column = None if label_array is None else Column.of(f"{request.text} labels", label_array)
-    data = build(request.specs, matched, label_column, request.text)
+    data = build(request.specs, matched, label_column, request.text, request.axes)
     arrays = {n: c.array() for n, c in data.chunks[0].columns.items()}
     return Piece(data, arrays, label_array)
 

@@ -16,8 +16,8 @@ from prunecli.errors import PruneError
 def read(request: Request) -> Dataset:
     column = open_npy(request.path, request.path.name, request.limit)
     labels = None if request.labels is None else read_labels(request.labels, request.limit)
-    columns = match(request.specs, {request.path.stem: column}, request.path.name)
-    return build(request.specs, columns, labels, request.text)
+    columns = match(request.specs, {request.path.stem: column}, request.path.name, request.axes)
+    return build(request.specs, columns, labels, request.text, request.axes)
 
 
 def read_labels(path: Path, limit: int | None) -> Column:

@@ -15,4 +15,5 @@ def read(request: Request) -> Dataset:
     feeds, labels = split_labels(columns, request.specs)
     if request.labels is not None:
         labels = read_labels(request.labels, request.limit)
-    return build(request.specs, match(request.specs, feeds, request.path.name), labels, request.text)
+    matched = match(request.specs, feeds, request.path.name, request.axes)
+    return build(request.specs, matched, labels, request.text, request.axes)

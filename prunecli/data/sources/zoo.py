@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.data.axes import Axes
 from prunecli.data.casting import cast, check_dtype, fits
 from prunecli.data.columns import Column
 from prunecli.data.dataset import Chunk, Dataset
@@ -41,10 +42,11 @@ def _is_zoo(request: Request) -> bool:
 def read(request: Request) -> Dataset:
     """Each set is one run, as it is; its outputs become the reference."""
     sets = _sets(request.path)[: request.limit]
-    return Dataset(request.specs, [_chunk(path, request.specs) for path in sets], request.text)
+    return Dataset(request.specs, [_chunk(path, request) for path in sets], request.text, axes=request.axes)
 
 
-def _chunk(path: Path, specs: Sequence[InputSpec]) -> Chunk:
+def _chunk(path: Path, request: Request) -> Chunk:
+    specs = request.specs
     inputs = [read_tensor(file) for file in _numbered(path, "input")]
     if len(inputs) != len(specs):
         raise PruneError(
@@ -59,7 +61,7 @@ def _chunk(path: Path, specs: Sequence[InputSpec]) -> Chunk:
     outputs = [read_tensor(file) for file in _numbered(path, "output")]
     reference = {name or f"output_{k}": array for k, (name, array) in enumerate(outputs)}
     columns = {s.name: Column.of(f"{path.name}/{s.name}", a) for s, a in zip(specs, arrays, strict=True)}
-    return Chunk(columns, np.arange(_rows(arrays)), whole=True, reference=reference or None)
+    return Chunk(columns, np.arange(_rows(specs, arrays, request.axes)), whole=True, reference=reference or None)
 
 
 def _check(path: Path, array: Array, spec: InputSpec) -> None:
@@ -72,9 +74,9 @@ def _check(path: Path, array: Array, spec: InputSpec) -> None:
         cast(name, array, spec)
 
 
-def _rows(arrays: Sequence[Array]) -> int:
-    """How many samples one set holds: the inputs' common first dimension, else 1."""
-    sizes = {a.shape[0] for a in arrays if a.ndim}
+def _rows(specs: Sequence[InputSpec], arrays: Sequence[Array], axes: Axes) -> int:
+    """How many samples one set holds: the inputs' common batch, else 1."""
+    sizes = {a.shape[axes.get(s.name, 0)] for s, a in zip(specs, arrays, strict=True) if a.ndim}
     return max(sizes.pop(), 1) if len(sizes) == 1 else 1
 
 
