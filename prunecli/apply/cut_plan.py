@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.apply.plans import written
 from prunecli.errors import PruneError
+from prunecli.files import written
 from prunecli.model import Model
 from prunecli.model.loading import file_sha256
 from prunecli.types import Json
@@ -44,21 +44,13 @@ def positions_json(positions: Positions) -> Json:
     return {name: {str(a): np.asarray(gone).tolist() for a, gone in axes.items()} for name, axes in positions.items()}
 
 
-def check_plan_path(path: Path, force: bool) -> None:
-    """Refuse a plan that could not be written, before the work starts."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise PruneError(f"cannot write the plan {path}", "name a file in an existing folder")
-    if path.exists() and not force:
-        raise PruneError(f"{path} already exists", "choose another name with --save-plan, or pass --force")
-
-
-def save_cut_plan(path: Path, plan: Json) -> None:
+def save_cut_plan(path: Path, plan: Json, force: bool = False) -> None:
     """Write a plan; the file appears complete or not at all.
 
     Raises:
         PruneError: it cannot be written.
     """
-    with written(path) as file:
+    with written(path, "plan", force) as file:
         file.write(json.dumps({"schema": SCHEMA, **plan}, allow_nan=False) + "\n")
 
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +22,7 @@ import numpy as np
 
 from prunecli.apply.zero import Zeroed
 from prunecli.errors import PruneError
+from prunecli.files import written
 from prunecli.model import Model, Weight
 from prunecli.model.loading import file_sha256
 from prunecli.select import zeroed
@@ -57,7 +55,12 @@ class Plan:
 
 
 def save_plan(
-    path: Path, model: Model, recipe: Json, found: Sequence[Zeroed], progress: Progress = no_progress
+    path: Path,
+    model: Model,
+    recipe: Json,
+    found: Sequence[Zeroed],
+    progress: Progress = no_progress,
+    force: bool = False,
 ) -> None:
     """Write the plan, one mask in memory at a time; the file appears complete or not at all.
 
@@ -73,36 +76,8 @@ def save_plan(
         "units": [],
         "frozen": [],
     }
-    with written(path) as file:
+    with written(path, "plan", force) as file:
         _write(file, head, progress(found, "writing the plan", len(found)))
-
-
-@contextmanager
-def written(path: Path) -> Iterator[TextIO]:
-    """A plan's file, which appears complete or not at all.
-
-    Raises:
-        PruneError: it cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                yield file
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise PruneError(f"cannot write the plan {path}: {error.strerror}", "name a writable file") from error
-
-
-def check_plan_path(path: Path, force: bool) -> None:
-    """Refuse a plan that could not be written, before the work starts."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise PruneError(f"cannot write the plan {path}", "name a file in an existing folder")
-    if path.exists() and not force:
-        raise PruneError(f"{path} already exists", "choose another name with --save-plan, or pass --force")
 
 
 def _write(file: TextIO, head: Json, found: Any) -> None:

@@ -7,10 +7,12 @@ file and add its line to COMMANDS.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from prunecli._version import __version__
 from prunecli.cli.terminal import ColorMode, say, terminal
 from prunecli.errors import PruneError
+from prunecli.files import appeared
 
 if TYPE_CHECKING:
     from prunecli.cli.defaults import Used
@@ -74,11 +77,21 @@ class Command(TyperCommand):
             print(self.to_print, end="")
             return None
         try:
+            self._look_around(ctx.params)
             return super().invoke(ctx)
         except PruneError as error:
             if self.used is not None:
                 self.used.explain(error)
             raise
+
+    def _look_around(self, given: dict[str, Any]) -> None:
+        """Refuse paths that get in each other's way, and tidy up after killed runs where this one reads or writes."""
+        from prunecli.files import check_paths, named, remove_leftovers
+
+        written = {name: value for name, value in given.items() if name != "output" or not given.get("dry_run")}
+        check_paths(written, force=given.get("force", False))
+        for folder in {Path(), *(path.parent for _, path in named(written))}:
+            remove_leftovers(folder)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
@@ -109,6 +122,12 @@ class Commands(TyperGroup):
         command = command_named(cmd_name)
         self.invoked = f"prune {cmd_name}"
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # of which Typer would make an exit code and nothing else
+            raise typer.Abort from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -239,16 +258,27 @@ def explain(error: Exception, command: str) -> tuple[str, str, int]:
     return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
 
 
+def interrupted() -> tuple[str, str]:
+    """(what became of the files, what to do) after Ctrl-C or a signal to end."""
+    there = ", ".join(str(path) for path in dict.fromkeys(appeared) if path.exists())
+    left = f"complete and in place: {there}" if there else "nothing was written"
+    return f"interrupted; {left}", "unfinished files are removed; run the command again"
+
+
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code. Prints errors; raises nothing but SystemExit."""
     terminal.reset()
+    appeared.clear()
     group = typer.main.get_command(app)
     try:
         code = group.main(args=args, prog_name="prune", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        message, hint = interrupted()
+        say("error", message)
+        say("hint", hint)
+        return 128 + terminal.ended_by
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -272,4 +302,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show is not a reason to fail
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _end)
     sys.exit(run())
+
+
+def _end(number: int, frame: Any) -> None:
+    """End as by Ctrl-C. Once: what tidies up is not to be stopped by a second signal."""
+    signal.signal(number, signal.SIG_IGN)
+    terminal.ended_by = number
+    raise KeyboardInterrupt

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,10 +14,16 @@ from typing import Any, Protocol
 from prunecli.cli.options import Format
 from prunecli.cli.terminal import terminal
 from prunecli.errors import PruneError
+from prunecli.files import written
 from prunecli.report.document import Document
 from prunecli.types import Json
 
-_SUFFIXES = (".json", ".md", ".html")
+_MARKS = {
+    ".json": '{\n  "schema": "prunecli/1"',
+    ".md": "<!-- report of prunecli -->",
+    ".html": '<meta name="generator" content="prunecli">',
+}
+"""What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
 
 
 class Result(Protocol):
@@ -53,7 +58,8 @@ def emit(result: Result, format: Format = Format.table, report_path: Path | None
     """
     check_report_path(report_path)
     if report_path is not None:
-        _write_atomically(report_path, _report_text(result, report_path.suffix.lower()))
+        with written(report_path, "report") as file:
+            file.write(_report_text(result, report_path.suffix.lower()))
     if (results := _collected.get()) is not None:
         results.append(result)
         return
@@ -71,14 +77,18 @@ def check_report_path(path: Path | None) -> None:
     """Refuse a report that could not be written; called before the work starts.
 
     Raises:
-        PruneError: suffix not .json, .md or .html, or the folder does not exist.
+        PruneError: suffix not .json, .md or .html, the folder does not exist, or there is a file that is no report.
     """
     if path is None:
         return
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in _MARKS:
         raise PruneError(f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html")
     if path.is_dir() or not path.parent.is_dir():
         raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if _MARKS[path.suffix.lower()].encode() not in file.read(400):
+                raise PruneError(f"{path} exists and is no report of prune", "remove it, or name another file")
 
 
 def draws(report_path: Path | None) -> bool:
@@ -123,7 +133,7 @@ def _report_text(result: Result, suffix: str) -> str:
     if suffix == ".md":
         from prunecli.report.render_text import to_markdown
 
-        return to_markdown(result.to_document())
+        return f"{_MARKS[suffix]}\n{to_markdown(result.to_document())}"
     from prunecli.report.render_html import to_html
 
     return to_html(result.to_document())
@@ -151,25 +161,3 @@ def _print(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop_stdout()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old report or the whole new one."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise PruneError(f"cannot write the report {path}: {error.strerror}", "name a writable file") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +29,8 @@ class Terminal:
     verbose: bool = False
     isolated: bool = False
     """Whether defaults of pyproject.toml are ignored."""
+    ended_by: int = signal.SIGINT
+    """The signal, where one ended the command."""
 
     def reset(self) -> None:
         """Back to the defaults: a new command line."""

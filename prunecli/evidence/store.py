@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from prunecli.files import Scratch
 
 Array = np.ndarray[Any, Any]
 LIMIT = 4 << 30
@@ -27,7 +28,7 @@ class Store:
         self.spilled = 0
         self._arrays: dict[Hashable, Any] = {}
         self._files: dict[Hashable, Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._serial = 0
 
     def put(self, key: Hashable, value: Any) -> None:
@@ -42,9 +43,9 @@ class Store:
 
     def _write(self, value: Array) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="prune-")
+            self._folder = Scratch()
         self._serial += 1
-        path = Path(self._folder.name) / f"{self._serial}.npy"
+        path = self._folder.path / f"{self._serial}.npy"
         carrier = value if value.dtype.isbuiltin else value.view(f"u{value.dtype.itemsize}")  # bfloat16
         np.save(path, carrier, allow_pickle=False)
         self._arrays[path] = value.dtype
@@ -80,4 +81,4 @@ class Store:
         self._arrays.clear()
         self._files.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()

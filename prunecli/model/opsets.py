@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
+from prunecli.files import Scratch
 from prunecli.model.loading import Model, load
 from prunecli.model.plain import plain_path
 
@@ -35,8 +33,8 @@ def raised(model: Model, needed: int, why: str) -> Model:
     what = f"{model.path} uses opset {present}; {why} needs {needed}"
     if model.ir.functions:
         raise PruneError(f"{what}, and models with functions cannot be converted", "export it with a newer opset")
-    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
-        place = Path(folder) / model.path.name
+    with Scratch() as folder:
+        place = folder / model.path.name
         try:
             proto = onnx.load(str(plain_path(model)))
             onnx.save(onnx.version_converter.convert_version(proto, needed), str(place))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
+from prunecli.files import Scratch
 from prunecli.model.loading import Model, load
 from prunecli.model.saving import save
 
@@ -16,9 +15,9 @@ def plain_path(model: Model) -> Path:
     if not model.packed:
         return model.path
     if model.plain is None:
-        folder = Path(tempfile.mkdtemp(prefix="prune-"))
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-        place = folder / f"{model.path.stem}.onnx"
+        folder = Scratch()
+        weakref.finalize(model, folder.close)
+        place = folder.path / f"{model.path.stem}.onnx"
         save(load(model.path), place)
         model.plain = place
     return model.plain

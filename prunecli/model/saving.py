@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
+from prunecli.files import Staging, check_paths, data_name, staging, sync
 from prunecli.model import bulk, preserve, wire
 from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.provenance import Provenance, record
 from prunecli.model.sparse import sparsify
-from prunecli.model.staging import Staging, data_name, staging, sync
 from prunecli.model.tensors import MappedTensor
 from prunecli.types import FileRef
 
@@ -58,29 +57,20 @@ def save(model: Model, path: str | Path, options: SaveOptions | None = None, ver
     """
     target, options = Path(path), options or SaveOptions()
     check_target(model, target, options.force)
-    with _disk_errors(target), staging(target) as stage:
+    with _disk_errors(target), staging(target, options.force) as stage:
         data, sha256 = _write(model, stage, options)
-        _check(model, stage.model)
+        _check(model, stage.file)
         if verify is not None:
-            verify(stage.model)
+            verify(stage.file)
         stage.commit(data)
     return FileRef(str(target), sha256)
 
 
-def check_target(model: Model, target: Path, force: bool) -> None:
-    """Refuse a target that is the input itself, a folder, in no folder, or exists without `force`.
-
-    Commands call this before the work begins; `save` does so again.
+def check_target(model: Model, target: Path | None, force: bool, asked: object = None) -> None:
+    """Refuse what `check_paths` does of `target` (None: nothing is saved) and of the other paths in the options
+    `asked`, the model's own files being read. Commands call this before the work begins; `save` does so again.
     """
-    if not target.parent.is_dir():
-        raise PruneError(f"the folder {target.parent} does not exist", "create it first")
-    if target.is_dir():
-        raise PruneError(f"{target} is a folder", "give the output a file name")
-    inputs = [model.path, *model.data_files]
-    if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
-        raise PruneError(f"{target} is the input itself", "choose another name with --output")
-    if os.path.lexists(target) and not force:
-        raise PruneError(f"{target} already exists", "choose another name with --output, or pass --force")
+    check_paths({"output": target, "": asked}, [model.path, *model.data_files], force)
 
 
 @dataclass
@@ -108,8 +98,8 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
     sparsify(proto, options.sparse)
     if options.provenance is not None:
         record(proto, options.provenance, model.sha256)
-    sha256 = wire.write_model(proto, plan.streamed, stage.model)
-    sync(stage.model)
+    sha256 = wire.write_model(proto, plan.streamed, stage.file)
+    sync(stage.file)
     return plan.name or None, sha256
 
 

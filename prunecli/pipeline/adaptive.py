@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError, keywords
+from prunecli.files import Scratch
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered
@@ -153,23 +153,22 @@ def adaptive(
     path = Path(model)
     target = options.output or default_output(path)
     file, session = open_model(path, options.trials)
-    if not options.dry_run:
-        check_target(file, target, options.force)
+    check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options)
     choosing, confirming = judge(tune, held, session, options)
     setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
     goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench), tempfile.TemporaryDirectory() as folder:
+    with closing(setup.bench), Scratch() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
-        recovered = Recovered(setup, Path(folder), progress) if options.trials.recovers else None
+        recovered = Recovered(setup, folder, progress) if options.trials.recovers else None
         if recovered is not None and not interrupted:
             interrupted = _interruptible(partial(recovered.further, run))
         retrain = None if options.dry_run or interrupted else options.retrain
         if retrain is not None:
-            further = partial(train_further, run, setup, retrain, trained, Path(folder), progress)
+            further = partial(train_further, run, setup, retrain, trained, folder, progress)
             interrupted = _interruptible(further)
         models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunecli.files import copy
 from prunecli.pipeline.adaptive_recovery import Recovered
-from prunecli.pipeline.adaptive_training import Trained, copy, write_trained
+from prunecli.pipeline.adaptive_training import Trained, write_trained
 from prunecli.pipeline.pack import PackOptions
 from prunecli.pipeline.pack_after import packed_after, packing, told
 from prunecli.pipeline.trial_pruner import Result, Saving
@@ -68,7 +69,7 @@ class Models:
     def _written(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         o, made = self.options, self.trained.get(step.number)
         if made is not None and o.retrain is not None:
-            return write_trained(made, self.setup, o.retrain, target)
+            return write_trained(made, self.setup, o.retrain, target, o.force)
         saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
         return self.setup.pruner.finish(step.setting, said, saving, progress)
 
@@ -92,7 +93,7 @@ class Models:
         assert self.options.save_front is not None
         place, made = self.options.save_front / f"step-{step.number:03d}.onnx", self.trained.get(step.number)
         if made is not None:
-            copy(made.path, place)
+            copy(made.path, place, force=True)
         else:
             saving = Saving(place, True, False, self.options.verify, self.options.external_data)
             self.setup.pruner.finish(step.setting, {"front": step.number}, saving, progress)

@@ -6,14 +6,13 @@ setting, on samples that it was not trained on. A step that costs too much is ba
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunecli.errors import PruneError
+from prunecli.files import copy
 from prunecli.pipeline.finetune import FinetuneResult, finetune
 from prunecli.pipeline.gradual import Retrain, Round, proof_of, retrained
 from prunecli.pipeline.magnitude import MagnitudeResult
@@ -81,10 +80,10 @@ def _round(
     return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
 
 
-def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -> Result:
+def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path, force: bool) -> Result:
     """Put the trained file in its place, complete, and say what led to it."""
     rounds: Sequence[Round[Result]] = made.rounds
-    copy(made.path, target)
+    copy(made.path, target, force)
     training = retrained(setup.file.path, retrain, list(rounds))
     output = None if training.output is None else replace(training.output, path=str(target))
     first, last = rounds[0].cut, rounds[-1].cut
@@ -98,15 +97,3 @@ def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path) -
                   for layer in last.layers]  # fmt: skip
         return replace(last, layers=layers, **same)
     return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file so that it appears complete or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with open(handle, "wb") as out, source.open("rb") as data:  # noqa: PTH123 - a descriptor
-            shutil.copyfileobj(data, out)
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -90,7 +90,7 @@ def finetune(
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     options.execution.check()
     file = load(path)
-    check_target(file, target, options.force)
+    check_target(file, target, options.force, options)
     before = totals(file, concrete_shapes(file, Dims()))
     if options.reset_head is not None:
         reset_head(file, options.reset_head, options.setup.train.seed)

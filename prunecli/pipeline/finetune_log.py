@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from prunecli.errors import PruneError
+from prunecli.files import appeared
 from prunecli.recover.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
 from prunecli.recover.trainer import Epoch, Progressed, Trainer
 from prunecli.types import Json
@@ -82,9 +83,11 @@ class Log:
         if path is None:
             return
         try:
+            self._check(path)
             self.file = path.open("a", newline="", encoding="utf-8")
         except OSError as error:
             raise PruneError(f"cannot write the log {path}: {error.strerror}", "choose another --log") from error
+        appeared.append(path)
         if path.suffix == ".csv":
             self.writer = csv.DictWriter(self.file, COLUMNS)
             if path.stat().st_size == 0:
@@ -92,6 +95,17 @@ class Log:
 
     file: IO[str] | None
     writer: Any
+
+    @staticmethod
+    def _check(path: Path) -> None:
+        """Only a log is continued: what else is there stays as it is."""
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            first = file.readline(1000)
+        starts = (",".join(COLUMNS).encode(),) if path.suffix == ".csv" else (b'{"epoch":',)
+        if first and not first.startswith(starts):
+            raise PruneError(f"{path} exists and is no log of training", "remove it, or choose another --log")
 
     def write(self, trainer: Trainer) -> None:
         """After a step; also writes the epochs that ended since."""

@@ -6,13 +6,13 @@ The share after step t of K is 1 - (1 - t/K)^3: much at first, little when littl
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from prunecli.errors import PruneError
+from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.pipeline.finetune import FinetuneResult, finetune, raise_if_harmful
@@ -120,12 +120,12 @@ def prune_and_train(
     """
     if retrain.steps < 1:
         raise PruneError(f"--steps {retrain.steps}: at least one step is needed", "leave it out, or give 1 or more")
-    check_target(load(path), target, force)
+    check_target(load(path), target, force, retrain)
     rounds: list[Round[R]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         source = path
         for step in range(1, retrain.steps + 1):
-            share, place = share_after(step, retrain.steps), Path(folder) / str(step)
+            share, place = share_after(step, retrain.steps), folder / str(step)
             place.mkdir()
             done = cut(source, place / "cut.onnx", share)
             final = step == retrain.steps

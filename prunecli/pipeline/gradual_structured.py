@@ -6,7 +6,6 @@ was cut. So all steps count, cost and name the same units, limits hold against t
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import onnx_ir as ir
 
 from prunecli.channels.analysis import Whole
 from prunecli.errors import PruneError
+from prunecli.files import Scratch
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.holders import holders
 from prunecli.model.saving import SaveOptions, save
@@ -53,8 +53,8 @@ def structured_and_trained(
     if options.dry_run:
         found = decided_and_cut(path, target, once, progress, start)
         return replace(found, notes=[*found.notes, left_out(retrain)])
-    with tempfile.TemporaryDirectory() as folder:
-        cutter = _Cutter(path, replace(once, force=True), Path(folder), progress)
+    with Scratch() as folder:
+        cutter = _Cutter(path, replace(once, force=True), folder, progress)
         rounds = prune_and_train(path, target, retrain, cutter, options.force, progress, options.include)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
     late = training.layers()

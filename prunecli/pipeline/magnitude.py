@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from prunecli.apply.plans import save_plan
 from prunecli.apply.zero import zero
 from prunecli.errors import keywords
+from prunecli.files import Scratch
 from prunecli.model import Dims, Weight, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
@@ -151,12 +151,12 @@ def magnitude(
     job = prepare(path, target, options, progress)
     zero(job.changed)
     inspector = Inspector(job, options, progress)
-    with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
-        place = Path(elsewhere) / target.name if options.dry_run else target
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
         saved = save(job.file, place, saving, inspector)
     if options.save_plan is not None:
-        save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress)
+        save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress, options.force)
     assert inspector.after is not None
     return MagnitudeResult(
         model=job.file.ref,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecli.apply.plans import check_plan_path, load_plan
+from prunecli.apply.plans import load_plan
 from prunecli.apply.proof_inputs import sizes_to_try
 from prunecli.apply.zero import Zeroed
 from prunecli.apply.zero_proof import Proof
@@ -53,13 +53,10 @@ def prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progr
     if (options.recipe is None) == (options.plan is None):
         problem = "how much to prune is not given" if options.plan is None else "--plan fixes what is zeroed"
         raise PruneError(problem, "give one of --sparsity, --threshold, --pattern N:M, or --plan")
-    if options.save_plan is not None:
-        check_plan_path(options.save_plan, options.force)
     if options.verify:
         options.execution.check()
     file = load(path)
-    if not options.dry_run:
-        check_target(file, target, options.force)
+    check_target(file, None if options.dry_run else target, options.force, options)
     shapes = concrete_shapes(file, options.dims)
     judge = options.judge or ByValue()
     found = _judged(file, options, judge, progress)

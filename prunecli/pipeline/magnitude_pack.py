@@ -26,8 +26,7 @@ def packed(
     if options.dry_run and options.retrain is not None:
         found = run(path, once, progress)
         return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot pack"])
-    if not options.dry_run:
-        check_target(load(path), target, options.force)
+    check_target(load(path), None if options.dry_run else target, options.force, options)
     wanted = PackOptions(packing(options.pack), force=options.force, dry_run=options.dry_run, verify=options.verify,
                          external_data=options.external_data, dims=options.dims,
                          execution=options.execution)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from prunecli.errors import PruneError, keywords
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.loading import Load
+from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
 from prunecli.model.opsets import raised
 from prunecli.model.plain import plain_path
@@ -148,8 +148,7 @@ def _check(options: PackOptions) -> None:
 
 def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: Progress) -> PackResult:
     original = load(path)
-    if not options.dry_run:
-        check_target(original, target, options.force)
+    check_target(original, None if options.dry_run else target, options.force, options)
     file, items = _planned(original, how, options.packing.plain_zeros, progress)
     chosen = [item for item in items if item.is_packed]
     if not chosen:
@@ -225,8 +224,8 @@ class _Sizes:
 def _save(
     file: Model, target: Path, options: PackOptions, made: Provenance, sparse: frozenset[str], sizes: _Sizes
 ) -> FileRef:
-    with tempfile.TemporaryDirectory(prefix="prune-") as elsewhere:  # a dry run does everything, but there
-        place = Path(elsewhere) / target.name if options.dry_run else target
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
         return save(file, place, SaveOptions(options.external_data, options.force, made, sparse), sizes)
 
 
@@ -249,8 +248,7 @@ def unpack(
         raise PruneError(
             f"{path} holds no packed tensors", "only files of `prune pack` and sparse tensors are unpacked"
         )
-    if not options.dry_run:
-        check_target(file, target, options.force)
+    check_target(file, None if options.dry_run else target, options.force, options)
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
     items = plan(file, How(dense=dict.fromkeys(names, "unpacked")), progress)
     before = totals(file, concrete_shapes(file, options.dims))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.loading import file_sha256
 from prunecli.model.saving import SaveOptions, save
@@ -40,8 +40,8 @@ def packed_after(
     target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, Small]:
     """What `make(place)` wrote, packed to `target`. `options.output` is not looked at."""
-    with tempfile.TemporaryDirectory(prefix="prune-") as folder:
-        place = Path(folder) / target.name
+    with Scratch() as folder:
+        place = folder / target.name
         made = make(place)
         try:
             found = pack(place, replace(options, output=target), progress)

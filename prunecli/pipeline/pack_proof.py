@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from prunecli.apply.zero_proof import RUN_UP_TO, same_bits, same_outputs
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.loading import Load, measure_load
+from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
@@ -107,8 +107,8 @@ class Proof:
         for item in sorted((i for i in self.items if i.encoded), key=lambda i: i.row.dense_bytes):
             kinds.setdefault((item.row.encoding, item.row.dtype), []).append(item)
         for same in kinds.values():
-            with tempfile.TemporaryDirectory(prefix="prune-") as folder:
-                place = Path(folder) / "alone.onnx"
+            with Scratch() as folder:
+                place = folder / "alone.onnx"
                 save(Model(alone(same[0]), place, ""), place)
                 try:
                     self._folded(place, {"w"})
@@ -119,8 +119,8 @@ class Proof:
 
     def _folded(self, staged: Path, packed: set[str]) -> None:
         """Raises NotFolded if the graph that onnxruntime runs still decodes one of these tensors."""
-        with tempfile.TemporaryDirectory(prefix="prune-") as folder:
-            place = Path(folder) / "optimised.onnx"
+        with Scratch() as folder:
+            place = folder / "optimised.onnx"
             Session.open(staged, provider=self.execution.provider, optimised=place)
             left = list(_marked(onnx.load(str(place), load_external_data=False).graph))
         found = [name for name in sorted(packed) if any(_ends_chain(node, name) for node in left)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, keywords
+from prunecli.model.saving import check_target
 from prunecli.pipeline.sensitivity_report import to_document, to_json
 from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
@@ -123,6 +124,7 @@ def sensitivity(
     start, options = time.perf_counter(), sensitivity_options(options, **changes)
     _check_levels(options.levels)
     file, session = open_model(Path(model), options.trials)
+    check_target(file, None, False, options)
     data = options.trials.data.open(session.inputs, session.outputs)
     if options.trials.data.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.trials.seed).take(SAMPLES)

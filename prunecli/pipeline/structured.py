@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from prunecli.channels.catalogue import Frozen, parse_granularity
 from prunecli.channels.cut import Removed
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, keywords
+from prunecli.files import Scratch
 from prunecli.model import Dims
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
@@ -156,14 +156,14 @@ def carry_out(
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
     inspector = Inspector(subject, subject.forced(positions, decided.removed), options, progress)
-    with tempfile.TemporaryDirectory() as elsewhere:  # a dry run does everything, but there
-        place = Path(elsewhere) / target.name if options.dry_run else target
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
-        cut, recovery = _recovered(subject, cut, positions, inspector, options, Path(elsewhere), progress)
+        cut, recovery = _recovered(subject, cut, positions, inspector, options, elsewhere, progress)
         check = inspector if recovery is None else inspector.measure
         saved = save(replace(subject.file, ir=cut), place, saving, check)
     if options.save_plan is not None:
-        save_cut_plan(options.save_plan, plan_json(subject, decided, positions))
+        save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
     return _result(subject, decided, inspector, None if options.dry_run else saved, options, recovery,
                    time.perf_counter() - start)  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunecli.apply.cut_plan import ANEW, check_plan_path, check_positions, chosen_units, load_cut_plan, read_positions
+from prunecli.apply.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.apply.cut_proof import check_room
 from prunecli.channels.analysis import NONE, Whole
 from prunecli.channels.costs import costs
@@ -49,8 +49,6 @@ def decide(
     Raises:
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
     """
-    if options.save_plan is not None:
-        check_plan_path(options.save_plan, options.force)
     if options.verify:
         check_room(path)
     if options.plan is not None:
@@ -60,8 +58,7 @@ def decide(
         raise Budget.missing()
     start = open_blocks if options.granularity == BLOCK else open_cuttable
     subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
-    if not options.dry_run:
-        check_target(subject.file, target, options.force)
+    check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
@@ -111,8 +108,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     given = recipe.get("include")
     include = [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
     subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe), include)
-    if not options.dry_run:
-        check_target(subject.file, target, options.force)
+    check_target(subject.file, None if options.dry_run else target, options.force, options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
     emptied = subject.units.kept(removed) < np.minimum(subject.units.sizes, 1)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from prunecli.errors import PruneError
+from prunecli.files import appeared
 from prunecli.search.trials import Job, Outcome
 from prunecli.types import Json
 
@@ -44,6 +45,7 @@ class Journal:
                 self._read(path, identity)
             else:
                 self._append({"schema": SCHEMA, "identity": identity})
+            appeared.append(path)
         except OSError as error:
             raise PruneError(f"cannot use the state file {path}: {error.strerror}", "name a writable file") from error
         except PruneError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from prunecli.files import Scratch
 from prunecli.runtime import Session
 from prunecli.types import Progress, no_progress
 
@@ -63,8 +63,8 @@ def profiles(
     Raises:
         PruneError: a model does not run on the feed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        opened = [start(model, profile=Path(folder) / f"trace{n}") for n, model in enumerate(models)]
+    with Scratch() as folder:
+        opened = [start(model, profile=folder / f"trace{n}") for n, model in enumerate(models)]
         runs = [session.prepared(feed) for session in opened]
         once = sum(_warm_up(run) for run in runs)
         turns = int(np.clip(SECONDS * len(runs) / max(IN_A_ROW * once, 1e-9), MIN_TURNS, MAX_TURNS))
@@ -187,8 +187,8 @@ def channel_block() -> int:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with Scratch() as folder:
+        path = folder / "optimised.onnx"
         Session.open(model.SerializeToString(), optimised=path)
         stored = [tensor.dims[0] for tensor in onnx.load(path).graph.initializer]
     return max(stored) if stored and max(stored) > 4 else 1

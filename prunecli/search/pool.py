@@ -6,9 +6,13 @@ processes are started anew for those that are missing, a few times.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any, Protocol
 
 from prunecli.errors import PruneError
@@ -48,6 +52,25 @@ def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
     return number, run_job(workspace, job)
 
 
+def _in_child(workspace: Workspace, number: int, job: Job) -> Result:
+    _end_with_parent()
+    return _numbered(workspace, number, job)
+
+
+@cache
+def _end_with_parent() -> None:
+    """From now on this process ends within a second of its parent, however that ends."""
+    parent = parent_process()
+
+    def watch() -> None:
+        while parent is not None and os.getppid() == parent.pid:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":
+        Thread(target=watch, daemon=True).start()
+
+
 def _persistent(
     once: Callable[[dict[int, Job]], Iterator[Result]], jobs: Sequence[Job],
     losses: tuple[type[BaseException], ...], given_up: PruneError,
@@ -83,7 +106,7 @@ class LocalProcesses:
     def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
         from joblib import Parallel, delayed
 
-        tasks = [delayed(_numbered)(workspace, number, job) for number, job in left.items()]
+        tasks = [delayed(_in_child)(workspace, number, job) for number, job in left.items()]
         parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
                             max_nbytes=MAPPED)  # fmt: skip
         yield from parallel(tasks)

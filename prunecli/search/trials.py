@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -15,6 +13,7 @@ import onnx
 
 from prunecli.data import Batch
 from prunecli.errors import PruneError
+from prunecli.files import Scratch
 from prunecli.runtime import Session
 from prunecli.search.space import Setting, Space, SpaceRecipe, digest, normal
 from prunecli.search.suffix import beyond, border, prefix, shared, suffix
@@ -76,11 +75,11 @@ class Worker:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self._building = workspace, Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="prune-trials-")
+        self._folder = Scratch()
         names = list(workspace.files)
         for name in names:
-            (Path(self._folder.name) / name).write_bytes(workspace.files[name].tobytes())
-        self.space: Space = workspace.recipe.open(Path(self._folder.name) / names[0])
+            (self._folder.path / name).write_bytes(workspace.files[name].tobytes())
+        self.space: Space = workspace.recipe.open(self._folder.path / names[0])
 
     def run(self, job: Job) -> list[Outcome]:
         """Measure each setting of a job."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.apply.plans import check_plan_path, load_plan, save_plan
+from prunecli.apply.plans import load_plan, save_plan
 from prunecli.apply.zero import Zeroed, target_of
 from prunecli.errors import PruneError
 from prunecli.model import Model, SaveOptions, find_weights, load, save
@@ -122,21 +122,12 @@ def test_a_plan_that_does_not_fit_is_refused(change: Callable[[str], str], words
     assert "\n" not in caught.value.message
 
 
-def test_where_a_plan_may_go(tmp_path: Path) -> None:
-    check_plan_path(tmp_path / "new.json", force=False)
-    (tmp_path / "old.json").write_text("")
-    check_plan_path(tmp_path / "old.json", force=True)
-    for path in (tmp_path / "old.json", tmp_path, tmp_path / "no" / "plan.json"):
-        with pytest.raises(PruneError):
-            check_plan_path(path, force=False)
-
-
 def test_a_plan_appears_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, found, path = written(tmp_path)
     before = path.read_text()
     monkeypatch.setattr(Zeroed, "release", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_plan(path, file, {}, found)
+        save_plan(path, file, {}, found, force=True)
     assert path.read_text() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "plan.json"]
     with pytest.raises(PruneError, match="cannot write the plan"):

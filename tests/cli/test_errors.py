@@ -89,9 +89,11 @@ def test_what_a_command_raises(
     assert hint in second
 
 
-def test_interrupt_is_quiet(prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_says_what_became_of_the_files(prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
     _raise(monkeypatch, KeyboardInterrupt())
-    assert prune("inspect") == type(prune("--version"))(130, "", "")
+    done = prune("inspect")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[0] == "error: interrupted; nothing was written"
 
 
 def test_traceback_only_with_prune_debug(prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,4 +159,4 @@ def test_sigint_ends_a_real_run_without_a_traceback(tmp_path: Path) -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, len(err.splitlines())) == (130, 2)

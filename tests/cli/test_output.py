@@ -97,7 +97,7 @@ def test_report_file_by_suffix(
 
 def test_report_replaces_an_old_one_with_ordinary_permissions(tmp_path: Path) -> None:
     path, other = tmp_path / "r.json", tmp_path / "other"
-    path.write_text("old")
+    path.write_text('{\n  "schema": "prunecli/1"}')
     other.write_text("")
     output.emit(Result(2), Format.json, path)
     assert json.loads(path.read_text()) == {"value": 2}
@@ -113,7 +113,8 @@ def test_bad_report_paths_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.json"
-    path.write_text("old")
+    path.write_text('{\n  "schema": "prunecli/1"}')
+    before = path.read_text()
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
@@ -121,5 +122,5 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(PruneError, match="No space left"):
         output.emit(Result(1), Format.json, path)
-    assert path.read_text() == "old"
+    assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

@@ -13,8 +13,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from prunecli import files
 from prunecli.errors import PruneError
-from prunecli.model import Model, SaveOptions, find_weights, load, save, staging, wire
+from prunecli.model import Model, SaveOptions, find_weights, load, save, wire
 from tests.model.build import big, external, floats, info, linear, loaded, node, proto, run, save_proto
 
 ALWAYS = SaveOptions(external_data="always", force=True)
@@ -84,7 +85,7 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(errno.EACCES, "Permission denied")
 
     model = loaded(linear(), tmp_path)
-    monkeypatch.setattr(staging.tempfile, "mkdtemp", denied)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", denied)
     refused(model, tmp_path / "out.onnx", "Permission denied")
 
 

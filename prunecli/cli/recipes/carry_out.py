@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from prunecli.cli.recipes.check import check, invoke, placed
 from prunecli.cli.recipes.plan import Plan, Planned, plan
 from prunecli.cli.recipes.read import Change, Recipe, read_recipe
 from prunecli.errors import GateFailed, PruneError, keywords
+from prunecli.files import Scratch
 from prunecli.recipe.result import (
     GateLine,
     RunResult,
@@ -69,8 +69,8 @@ def run(
 def settled(path: Path, changes: tuple[Change, ...], isolated: bool) -> Iterator[Plan]:
     """A recipe read, planned and checked, with a folder for what is temporary, which goes at the end."""
     recipe = read_recipe(path, Defaults() if isolated else find_defaults(path.parent), changes)
-    with tempfile.TemporaryDirectory(prefix="prune-run-") as scratch:
-        found = plan(recipe, Path(scratch))
+    with Scratch() as scratch:
+        found = plan(recipe, scratch)
         check(found)
         yield found
 
@@ -120,10 +120,10 @@ def _carry_out(planned: Planned, waiting: StepRun, drawn: bool) -> tuple[StepRun
 
 
 def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> PruneError:
-    from prunecli.cli.app import explain
+    from prunecli.cli.app import explain, interrupted
 
     if isinstance(raised, KeyboardInterrupt):
-        return Interrupted("interrupted", "the report has what was done until then")
+        return Interrupted(*interrupted())
     if isinstance(raised, PruneError):
         return raised
     message, hint, _ = explain(raised, f"prune {planned.step.command}")
