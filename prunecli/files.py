@@ -28,6 +28,8 @@ except ImportError:  # no advisory locks on this platform: leftovers are then on
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".prune-tmp"
+OWNER = ".owner"
+"""In each such folder; locked as long as its process lives. Not the folder itself: that is locked by who moves files."""
 _OURS = re.compile(r"(?:\.(?P<target>.+)\.|prune-)[^.]+" + re.escape(SUFFIX))
 WRITTEN = ("output", "save_plan", "report", "log", "state", "checkpoint", "save_front")
 """Options that name what a command writes; every other path is one that it reads."""
@@ -133,7 +135,7 @@ class Scratch:
         remove_leftovers(home)
         while True:
             self.path = Path(tempfile.mkdtemp(SUFFIX, prefix, home))
-            handle = _lock(self.path, wait=True)
+            handle = _lock(self.path / OWNER, wait=True)
             if self.path.exists():  # else another process took it for a leftover before it was locked
                 break
             if handle is not None:
@@ -162,7 +164,7 @@ def remove_leftovers(home: Path) -> None:
     except OSError:
         return
     for folder, ours in found:
-        handle = None if ours is None else _lock(folder, wait=False)
+        handle = None if ours is None else _lock(folder / OWNER, wait=False)
         if handle is not None:
             _discard(folder, handle)
             if ours and ours["target"]:
@@ -250,12 +252,13 @@ def copy(source: Path, target: Path, force: bool) -> None:
         stage.commit()
 
 
-def _lock(folder: Path, wait: bool) -> int | None:
-    """An open descriptor that holds the lock of `folder`; None if it is taken or there are no locks."""
+def _lock(path: Path, wait: bool) -> int | None:
+    """An open descriptor that holds the lock of a folder, or of a file, which is made; None if it is taken or there are
+    no locks."""
     if fcntl is None:
         return None
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None
     try:

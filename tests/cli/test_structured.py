@@ -89,7 +89,7 @@ def test_the_default_output_is_beside_the_model_and_never_overwritten(prune: Pru
         (["--ratio", "0.5", "--dim", "Z=3"], "no dimension of that name"),
         (["--ratio", "0.5", "--labels", "y.npy"], "without data"),
         (["--ratio", "0.5", "-o", "absent/cut.onnx"], "does not exist"),
-        (["--ratio", "0.5", "--save-plan", "absent/plan.json"], "cannot write the plan"),
+        (["--ratio", "0.5", "--save-plan", "absent/plan.json"], "does not exist"),
     ],
 )
 def test_usage_errors_are_one_line_and_write_nothing(prune: Prune, path: Path, arguments: list[Any], told: str) -> None:
