@@ -37,7 +37,7 @@ class Ran:
 
     @property
     def fault(self) -> str:
-        """An internal error by type and place, another exit code than the contract's, an error without its two lines."""
+        """An internal error by type and place, another exit code than the contract's, an error not told in one line."""
         if self.code not in (0, 1, 2):
             return f"exit code {self.code}"
         errors = [line for line in self.err.splitlines() if line.startswith("error: ")]

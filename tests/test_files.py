@@ -123,9 +123,10 @@ def test_command_lines_that_are_refused(
 
 
 def test_reports_replace_reports(tmp_path: Path, prune: Prune) -> None:  # noqa: F811
+    model, data = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-calib.npz"
     for name in ("r.json", "r.md", "r.html"):
-        for _ in range(2):
-            assert prune("inspect", SAMPLES / "digits-mlp.onnx", "--report", tmp_path / name).code == 0
+        for line in (["inspect", model], ["sensitivity", model, "--data", data, "--fast", "--limit", 16, "-j", 1]):
+            assert prune(*line, "--report", tmp_path / name).code == 0
 
 
 def _commit(target: Path, start: float) -> None:

@@ -98,7 +98,9 @@ def draws(report_path: Path | None) -> bool:
 
 def to_json_text(result: Result) -> str:
     """The contract JSON: numbers stay numbers (numpy's too), NaN and infinity become null."""
-    return json.dumps(plain(result.to_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    found = result.to_json()
+    first = {key: found[key] for key in ("schema",) if key in found}  # by which a report is known
+    return json.dumps(plain(first | found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
