@@ -1,4 +1,5 @@
-"""Output shapes of the common onnxruntime (`com.microsoft`) operators, which ONNX itself does not know.
+"""Output shapes of operators of which ONNX itself infers none: the common ones of onnxruntime (`com.microsoft`), some
+of scikit-learn's (`ai.onnx.ml`).
 
 Source: onnxruntime's ContribOperators.md. Each function maps (node, input shapes) to output shapes;
 None for an output whose shape is not known.
@@ -21,10 +22,10 @@ CONTRIB_SHAPES: dict[tuple[str, str], ShapeRule] = {}
 DOMAIN = "com.microsoft"
 
 
-def shapes_of(*ops: str) -> Callable[[ShapeRule], ShapeRule]:
+def shapes_of(*ops: str, domain: str = DOMAIN) -> Callable[[ShapeRule], ShapeRule]:
     def add(function: ShapeRule) -> ShapeRule:
         for op in ops:
-            CONTRIB_SHAPES[DOMAIN, op] = function
+            CONTRIB_SHAPES[domain, op] = function
         return function
 
     return add
@@ -47,6 +48,23 @@ def _like_first(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
 # operators of ONNX that are defined by a function body, for which it infers no shapes
 CONTRIB_SHAPES["", "GroupNormalization"] = _like_first
 CONTRIB_SHAPES["", "MeanVarianceNormalization"] = _like_first
+
+
+# of ai.onnx.ml those for which ONNX infers no shapes
+FLOAT_RESULTS = frozenset({"FeatureVectorizer", "LinearRegressor", "Normalizer", "SVMRegressor", "Scaler"})
+"""Operators that yield float32 whatever they read."""
+shapes_of("Scaler", "Imputer", "Normalizer", domain="ai.onnx.ml")(_like_first)
+
+
+@shapes_of("FeatureVectorizer", domain="ai.onnx.ml")
+def _feature_vectorizer(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    """Rows (C) or (N, C) side by side, each as long as `inputdimensions` says."""
+    return [(shapes[0][0] if len(shapes[0]) > 1 else 1, sum(node.attributes["inputdimensions"].as_ints()))]
+
+
+@shapes_of("LinearRegressor", "SVMRegressor", domain="ai.onnx.ml")
+def _regressor(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    return [(shapes[0][0] if len(shapes[0]) > 1 else 1, _int(node, "targets", 1))]
 
 
 @shapes_of("BiasSplitGelu")

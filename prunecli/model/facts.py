@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from prunecli.model.contrib_shapes import CONTRIB_SHAPES, OUTPUT_TYPE_OF, SAME_AS
+from prunecli.model.contrib_shapes import CONTRIB_SHAPES, FLOAT_RESULTS, OUTPUT_TYPE_OF, SAME_AS
 from prunecli.model.folds import FOLDS, MAX_KNOWN, Array, attr_int, axes_of, slice_bounds, slice_index
 from prunecli.storage.stored import constant_tensor
 
@@ -147,7 +147,7 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     try:
         if contrib is not None:
             shapes = contrib(node, [facts.shape(v) for v in node.inputs])
-            dtype = facts.dtypes[_typed_like(node)]
+            dtype = int(ir.DataType.FLOAT) if node.op_type in FLOAT_RESULTS else facts.dtypes[_typed_like(node)]
             for out, shape in zip(node.outputs, shapes, strict=False):
                 facts.learn(out, shape, dtype if shape is not None else None)
         else:

@@ -220,3 +220,28 @@ def computed(path: Path, names: list[str], feed: dict[str, Any], folder: Path) -
     data = whole.SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return dict(zip(names, session.run(names, feed), strict=True))
+
+
+LEARNT: dict[str, dict[str, Any]] = {
+    "Scaler": {"offset": [0.1] * 3, "scale": [2.0] * 3},
+    "Imputer": {"imputed_value_floats": [0.5], "replaced_value_float": 0.0},
+    "Normalizer": {"norm": "L2"},
+    "Binarizer": {"threshold": 0.5},
+    "FeatureVectorizer": {"inputdimensions": [3]},
+    "LinearRegressor": {"coefficients": [1.0] * 6, "intercepts": [0.0, 0.0], "targets": 2},
+    "SVMRegressor": {"coefficients": [1.0, 2.0], "kernel_params": [1.0, 0.0, 3.0], "kernel_type": "LINEAR",
+                     "n_supports": 2, "rho": [0.1], "support_vectors": [1.0] * 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", LEARNT)
+def test_classical_operators(op: str, tmp_path: Path) -> None:
+    """Shape and type as onnxruntime computes them."""
+    import onnxruntime
+
+    model = proto([node(op, ["x"], ["y"], domain="ai.onnx.ml", **LEARNT[op])], {"x": ("n", 3)}, domains=["ai.onnx.ml"])
+    file = loaded(model, tmp_path)
+    found = concrete_shapes(file, Dims({"n": 5}))
+    ran = onnxruntime.InferenceSession(str(file.path)).run(None, {"x": np.ones((5, 3), np.float32)})[0]
+    assert found.of(file.ir.graph.outputs[0]) == ran.shape and not found.facts.problems
+    assert found.facts.dtypes[file.ir.graph.outputs[0]] == helper.np_dtype_to_tensor_dtype(ran.dtype)

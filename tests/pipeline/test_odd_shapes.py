@@ -35,7 +35,7 @@ def saved(n: Net, path: Path, stale: dict[str, Any] | None = None, functions: An
     outputs = [helper.make_tensor_value_info(name, FLOAT, None) for name in n.outputs]
     infos = [helper.make_tensor_value_info(name, FLOAT, dims) for name, dims in (stale or {}).items()]
     graph = helper.make_graph(n.nodes, "g", n.inputs, outputs, n.initializers, value_info=infos)
-    domains = [helper.make_opsetid(d, 1) for d in {node.domain for node in n.nodes} if d]
+    domains = [helper.make_opsetid(d, n.domains.get(d, 1)) for d in {node.domain for node in n.nodes} if d]
     imports = [helper.make_opsetid("", n.opset), *domains]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8, functions=list(functions)), path)
     return path
@@ -104,6 +104,20 @@ def function(own: int, opset: int) -> Callable[[Path], Path]:
     return build
 
 
+def scaled(kind: int) -> Callable[[Path], Path]:
+    """What scikit-learn puts before a net, of float32, float64 or int64 features."""
+
+    def build(path: Path) -> Path:
+        n = Net(17, **{"ai.onnx.ml": 3})
+        n.ir_version = 8
+        n.inputs.append(helper.make_tensor_value_info("x", kind, ("N", 16)))
+        h = n("Scaler", "x", domain="ai.onnx.ml", offset=[0.1] * 16, scale=[2.0] * 16)
+        h = n("Relu", n("Gemm", n("Normalizer", h, domain="ai.onnx.ml", norm="L2"), n.w(16, 8), n.w(8)))
+        return saved(n.out(n("Gemm", h, n.w(8, 3), n.w(3))), path)
+
+    return build
+
+
 def empty(n: Net, h: str) -> str:
     return str(n("Concat", h, n.c(np.zeros((0, 8), np.float32)), axis=0))
 
@@ -131,6 +145,7 @@ CASES: dict[str, Callable[[Path], Path]] = {
     "function of opset 9": function(9, 21),
     "function of opset 18": function(18, 17),
     "axis of length 0": of_nothing,
+    **{f"Scaler of {k}": scaled(helper.np_dtype_to_tensor_dtype(np.dtype(k))) for k in ("float32", "float64", "int64")},
 }
 
 
