@@ -100,7 +100,8 @@ def compare(
         data = options.data.open(specs, one.outputs)
     else:
         dims = options.dims
-        data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes)
+        data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes,
+                           outputs=one.outputs)  # fmt: skip
     fidelity = _run(runners, data, options.batch_size, progress)
     result = Comparison(files[0].ref, files[1].ref, fidelity, [*data.notes, *_notes(runners[1], fidelity)])
     checked = check_gates(gates, figures(fidelity), "the others of the table are")

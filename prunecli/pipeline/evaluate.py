@@ -200,8 +200,9 @@ def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> D
         limits = {n: min(v, others.get(names.get(n, n), v)) for n, v in limits.items()}
     dims = options.dims
     return random_data(
-        bench.specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch
-    )
+        bench.specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
+        outputs=bench.subjects[MODEL].session.outputs,
+    )  # fmt: skip
 
 
 def _check_request(options: EvaluateOptions, data: Dataset, bench: Bench, gates: Sequence[Gate]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
-from prunecli.data import open_data
+from prunecli.data import open_data, random_data
 from prunecli.data.axes import batch_axes, parse_axes
 from prunecli.data.overlap import shared
 from prunecli.errors import PruneError
@@ -148,6 +148,15 @@ def test_a_loader_yields_batches_or_samples(tmp_path: Path, monkeypatch: pytest.
     for name in ("batches", "singles"):
         feed = next(open_data(f"one.py:{name}", session.inputs).batches(6)).feed
         assert np.array_equal(feed["state"], whole["state"][:, :6]), name
+
+
+def test_random_samples_lie_on_their_axes(tmp_path: Path) -> None:
+    session = Session.open(save_proto(detector(), tmp_path))
+    data = random_data(session.inputs, 2, batch=4, outputs=session.outputs)
+    assert len(data) == 8
+    each = next(data.batches())
+    assert each.feed["state"].shape == (2, 4, HIDDEN)
+    assert each.trim("moved", session.run(each.feed)["moved"]).shape == (4, 2, HIDDEN)
 
 
 @pytest.mark.slow
