@@ -18,9 +18,9 @@ from common import HERE, SHARED, parser, show
 
 from prunecli.data.options import DataOptions
 from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import open_model, set_up
 from prunecli.search.adaptive import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of
+from prunecli.search.options import TrialOptions
 from prunecli.search.trials import Job
 from prunecli.types import no_progress
 
@@ -95,7 +95,8 @@ def promises(strategy: str) -> None:
 
 
 def _drop(original: Path, pruned: Path, data: Path) -> float:
-    from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
+    from prunecli.evaluation.options import EvaluateOptions
+    from prunecli.pipeline.evaluate import evaluate
 
     found = evaluate(pruned, original, EvaluateOptions(data=DataOptions(str(data)), latency=False))
     assert found.baseline is not None
@@ -106,7 +107,7 @@ def prefix(names: list[str]) -> None:
     rows: list[list[object]] = []
     for name in names:
         model, data, _ = CASES[name]
-        options = TrialOptions(DataOptions(str(data), limit=256), jobs=1)
+        options = TrialOptions(data=DataOptions(str(data), limit=256), jobs=1)
         file, session = open_model(model, options)
         setup = set_up(file, session, options.data.open(session.inputs), options, no_progress)
         knobs = list(setup.pruner.space.knobs)

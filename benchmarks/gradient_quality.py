@@ -13,7 +13,8 @@ from common import SHARED, parser, show
 
 from prunecli import gradient, magnitude
 from prunecli.data.options import DataOptions
-from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
+from prunecli.evaluation.options import EvaluateOptions
+from prunecli.pipeline.evaluate import evaluate
 from prunecli.pipeline.judge import BY_EVIDENCE
 from prunecli.select.criteria import CRITERIA
 

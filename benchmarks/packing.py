@@ -30,7 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.pipeline.pack import PackResult, pack
-from prunecli.pipeline.subject import Execution
+from prunecli.runtime import Execution
 
 ONE = Execution(threads=1)
 SPARSITIES = ("0.5", "0.7", "0.8", "0.9", "0.95", "2:4")

@@ -19,7 +19,6 @@ from quality import accuracy
 
 from prunecli import structured
 from prunecli.data.options import DataOptions
-from prunecli.pipeline.gradual import Retrain
 
 TRAIN, MODELS = SHARED / "data" / "cifar10-train.npz", SHARED / "models" / "real"
 PEERS: dict[str, tuple[str, ...]] = {"taylor": ("taylor",), "l2-local": ("l2", "--local")}
@@ -29,9 +28,10 @@ FORMS = {"folded": "", "BatchNorm": "-bn"}
 def ours(model: str, epochs: int, teacher: bool, folder: Path, steps: int, args: Namespace) -> tuple[float, float]:
     """(accuracy, seconds of an epoch)."""
     out = folder / "ours.onnx"
-    retrain = Retrain.of(steps, teacher, data=TRAIN, epochs=epochs // steps, augment="flip", threads=args.threads)
+    retrain = {"steps": steps, "teacher": None if teacher else "none", "train_data": TRAIN, "augment": "flip",
+               "finetune_epochs": epochs // steps, "threads": args.threads}  # fmt: skip
     found = structured(MODELS / f"{model}.onnx", macs=0.5, data=DataOptions(str(TRAIN), limit=512), output=out,
-                       retrain=retrain, force=True, criterion=args.criterion)  # fmt: skip
+                       **retrain, force=True, criterion=args.criterion)  # fmt: skip
     assert found.training is not None
     seconds = [epoch.seconds for one in found.training.rounds for epoch in one.trained.epochs]
     return accuracy(out), sum(seconds) / len(seconds)

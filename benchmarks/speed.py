@@ -18,8 +18,7 @@ from prunecli import structured
 from prunecli.errors import PruneError
 from prunecli.evaluation.latency import measure, speedup
 from prunecli.model import Dims
-from prunecli.pipeline.subject import Execution
-from prunecli.runtime import Session
+from prunecli.runtime import Execution, Session
 
 SHAPES = {"resnet56-cifar10": (1, 3, 32, 32), "ch_PP-OCRv4_det_infer": (1, 3, 320, 320), "resnet50": (1, 3, 224, 224)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from functools import wraps
-from inspect import Parameter, signature
-from typing import Any, ParamSpec, TypeVar
+from inspect import signature
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,30 +42,22 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     return f"did you mean {' or '.join(plain[each] for each in close)}?" if close else otherwise
 
 
-def keywords(*known: type | str, **parts: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function that users call: a keyword that is no parameter of it, and neither a field of the dataclasses nor
-    one of the names in `known`, is a PruneError. `parts`: parameters that are dataclasses, given as a whole."""
+def keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a keyword that a function of the library does not have a PruneError with the nearest name."""
+    names = list(signature(function).parameters)
 
-    def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        own = [p.name for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        names = {*own, *(name for kind in known for name in ([kind] if isinstance(kind, str) else fields_of(kind)))}
-        inside = {name: f"{part}={kind.__name__}(..., {name}=...)" for part, kind in parts.items()
-                  for name in fields_of(kind)}  # fmt: skip
+    @wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> R:
+        for name in given:
+            check_keyword(name, names, function.__name__)
+        return function(*args, **given)
 
-        @wraps(function)
-        def call(*args: P.args, **given: P.kwargs) -> R:
-            for name in given:
-                if name not in names:
-                    hint = did_you_mean(name, sorted(names), f"it has {', '.join(sorted(names))}")
-                    hint = f"write {inside[name]}" if name in inside else hint
-                    raise PruneError(f"{function.__name__} has no option {name!r}", hint)
-            return function(*args, **given)
-
-        return call
-
-    return wrap
+    return call
 
 
-def fields_of(kind: Any) -> Collection[str]:
-    """Names of a dataclass's fields."""
-    return tuple(kind.__dataclass_fields__)
+def check_keyword(name: str, known: Collection[str], owner: str) -> None:
+    """Raises PruneError, with the nearest name, for a keyword that is not known."""
+    if name not in known:
+        raise PruneError(
+            f"{owner} has no option {name!r}", did_you_mean(name, known, f"it has {', '.join(sorted(known))}")
+        )

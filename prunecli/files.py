@@ -29,7 +29,7 @@ except ImportError:  # no advisory locks on this platform: leftovers are then on
 
 SUFFIX = ".prune-tmp"
 OWNER = ".owner"
-"""In each such folder; locked as long as its process lives. Not the folder itself: that is locked by who moves files."""
+"""In each such folder; locked while its process lives. Not the folder itself: that is locked by who moves files."""
 _OURS = re.compile(r"(?:\.(?P<target>.+)\.|prune-)[^.]+" + re.escape(SUFFIX))
 WRITTEN = ("output", "save_plan", "report", "log", "state", "checkpoint", "save_front")
 """Options that name what a command writes; every other path is one that it reads."""

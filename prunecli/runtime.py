@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from prunecli.inputs import InputSpec, index_limits, random_inputs
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["InputSpec", "Session", "TimedOutError", "index_limits", "providers", "random_inputs"]
+__all__ = ["Execution", "InputSpec", "Session", "TimedOutError", "index_limits", "providers", "random_inputs"]
 
 Feed = Mapping[str, Any]
 
@@ -390,3 +391,41 @@ def _from_ort(value: Any, dtype: str) -> Any:
     count = int(np.prod(shape)) * carrier.itemsize
     raw = ctypes.string_at(value.data_ptr(), count) if count else b""  # numpy() refuses bfloat16
     return np.frombuffer(raw, carrier).reshape(shape).view(getattr(ml_dtypes, dtype))
+
+
+MOST_THREADS = 64
+"""Where the machine has fewer cores: onnxruntime crashes when the system has no more threads to give."""
+
+
+def check_parallel(option: str, count: int | None) -> None:
+    """Raises PruneError if this machine cannot have so many threads or processes."""
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if count is not None and not 1 <= count <= most:
+        raise PruneError(f"{option} {count} is not between 1 and {most}", "leave it out for one per core")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How sessions run. `threads` None: one per core that this process may use."""
+
+    provider: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_parallel("--threads", self.threads)
+
+    @property
+    def thread_count(self) -> int:
+        if self.threads is not None:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def check(self) -> None:
+        """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""
+        known = [name.lower().removesuffix("executionprovider") for name in providers()]
+        if self.provider.lower().removesuffix("executionprovider") not in known:
+            problem = f"the execution provider {self.provider} is not available"
+            raise PruneError(problem, f"available: {', '.join(known)}")
+
+    def open(self, path: Path) -> Session:
+        return Session.open(path, provider=self.provider, threads=self.thread_count)

@@ -18,6 +18,7 @@ BASE = {"types", "errors", "files", "quantity", "_version"}
 MODEL = BASE | {"model", "inputs", "storage"}
 MIDDLE = MODEL | {"runtime", "select"}
 WORK = MIDDLE | {"channels", "autodiff", "data"}
+ROOMS = {"options", "zeros", "structures", "packing", "inspection"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -28,19 +29,25 @@ ALLOWED = {
     "model": MODEL,
     "storage": BASE,
     "report": BASE,
-    "recipe": BASE | {"report"},
+    "recipe": BASE | {"report", "options"},
+    "options": BASE | {"report", "data", "model", "runtime", "evaluation"},
+    "zeros": BASE | {"options", "select", "pipeline"},
+    "structures": BASE | {"options", "channels", "search"},
+    "packing": BASE | {"options"},
+    "inspection": BASE | {"options"},
     "select": BASE,
     "runtime": BASE | {"inputs"},
     "data": BASE | {"inputs", "runtime"},
     "channels": MODEL,
     "autodiff": MODEL | {"runtime"},
     "apply": WORK,
-    "evaluation": WORK,
+    "evaluation": WORK | {"options", "pipeline"},
     "evidence": WORK | {"apply"},
     "recover": WORK | {"apply", "evaluation", "evidence"},
-    "search": WORK | {"apply", "evaluation", "evidence"},
-    "pipeline": WORK | {"apply", "evaluation", "evidence", "recover", "search", "report"},
-    "cli": BASE | {"pipeline", "report", "model", "runtime", "data", "evaluation", "select", "recover", "recipe"},
+    "search": WORK | {"apply", "evaluation", "evidence", "options", "zeros", "structures"},
+    "pipeline": WORK | {"apply", "evaluation", "evidence", "recover", "search", "report"} | ROOMS,
+    "cli": BASE
+    | {"pipeline", "report", "model", "runtime", "data", "evaluation", "select", "recover", "recipe", "options"},
     "__init__": {"_version", "pipeline", "cli"},
     "__main__": {"cli"},
 }

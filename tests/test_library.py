@@ -66,17 +66,17 @@ def test_a_gate_is_told_not_raised() -> None:
 
 # keyword that no function has, in which call, a piece of the hint
 UNKNOWN = [
-    ("evaluate", "limit", "write data=DataOptions(..., limit=...)"),
+    ("evaluate", "limt", "did you mean limit"),
     ("structured", "ration", "did you mean ratio"),
     ("structured", "mac", "did you mean macs"),
     ("magnitude", "sparsty", "did you mean sparsity"),
     ("gradient", "step", "did you mean steps"),
     ("oneshot", "methd", "did you mean method"),
     ("finetune", "epoch", "did you mean epochs"),
-    ("adaptive", "drop", "did you mean max_drop"),
+    ("adaptive", "max_dop", "did you mean max_drop"),
     ("sensitivity", "level", "did you mean levels"),
     ("compare", "gate", "did you mean gates"),
-    ("inspect", "dim", "did you mean dims"),
+    ("inspect", "dims", "did you mean dim"),
     ("pack", "minsaving", "did you mean min_saving"),
     ("unpack", "dryrun", "did you mean dry_run"),
     ("analyse", "granulrity", "did you mean granularity"),
@@ -87,7 +87,7 @@ UNKNOWN = [
 @pytest.mark.parametrize(("name", "keyword", "hint"), UNKNOWN)
 def test_an_unknown_keyword_is_refused_with_the_nearest(name: str, keyword: str, hint: str) -> None:
     with pytest.raises(PruneError, match=f"{name} has no option '{keyword}'") as caught:
-        getattr(prunecli, name)(MODEL, **{keyword: 5})
+        getattr(prunecli, name)(MODEL, *([MODEL] if name == "compare" else []), **{keyword: 5})
     assert hint in caught.value.hint
 
 

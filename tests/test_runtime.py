@@ -10,8 +10,7 @@ import onnx
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.pipeline.subject import MOST_THREADS, Execution
-from prunecli.runtime import Session, TimedOutError, providers
+from prunecli.runtime import MOST_THREADS, Execution, Session, TimedOutError, providers
 from tests.tiny import model, write
 
 RELU = "g (float[N,2] x) => (float[N,2] y) { h = Neg(x)  y = Relu(h) }"

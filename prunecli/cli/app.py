@@ -1,7 +1,6 @@
 """The `prune` program: a table of commands, each imported only when it is invoked, and one error form.
 
-A command `x` is the function `x` in `prunecli/cli/x.py`; its docstring is its help. To add one, write that
-file and add its line to COMMANDS.
+The table is in `commands.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,28 +17,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from prunecli._version import __version__
+from prunecli.cli.commands import COMMANDS, function_of
 from prunecli.cli.terminal import ColorMode, say, terminal
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 
 if TYPE_CHECKING:
     from prunecli.cli.defaults import Used
-
-COMMANDS = {
-    "inspect": "what is in a model, what can be pruned, what cannot and why",
-    "magnitude": "zero the smallest weights, by threshold or to an exact sparsity",
-    "gradient": "zero the weights that the outputs would miss least, by gradients on data",
-    "oneshot": "zero weights and fit the others on a few unlabelled samples, without training",
-    "structured": "remove channels, neurons and attention heads, and rewrite the graph",
-    "adaptive": "the smallest model that loses no more than is allowed, confirmed on held-out data",
-    "finetune": "train a pruned model, keeping its zeros and structure",
-    "sensitivity": "what each layer costs when it alone is cut",
-    "evaluate": "quality, size and latency, alone or against the original",
-    "compare": "the outputs of two models on the same inputs",
-    "run": "a whole experiment in one file: steps, data, gates",
-    "pack": "store sparse weights small, in a file that any onnxruntime opens",
-    "unpack": "store the weights of a packed file densely again",
-}
 
 
 class Command(TyperCommand):
@@ -131,7 +114,7 @@ class Commands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 def build(name: str, function: Callable[..., None]) -> Any:
@@ -151,7 +134,7 @@ def command_named(name: str) -> Any:
         close = get_close_matches(name, COMMANDS)
         meant = f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
         raise PruneError(f"no such command: {name}", meant)
-    command = build(name, getattr(import_module(f"prunecli.cli.{name}"), name))
+    command = build(name, function_of(name))
     command.params += [param for param in typer.main.get_command(app).params if param.name in ON_BOTH_SIDES]
     command.params += build("every", _of_every_command).params[:1]
     return command

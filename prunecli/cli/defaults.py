@@ -81,7 +81,7 @@ def _read(folder: Path) -> Defaults:
 
 
 def _own(toml: Toml, name: str, table: dict[str, Any], folder: Path) -> Settings:
-    from prunecli.cli.app import COMMANDS
+    from prunecli.cli.commands import COMMANDS
 
     if name not in COMMANDS:
         place = toml.place("tool", "prune", name)
@@ -94,7 +94,7 @@ def _own(toml: Toml, name: str, table: dict[str, Any], folder: Path) -> Settings
 
 
 def _check_general(toml: Toml, setting: Setting) -> None:
-    from prunecli.cli.app import COMMANDS
+    from prunecli.cli.commands import COMMANDS
 
     slots = [schema_of(name)[setting.key] for name in COMMANDS if setting.key in schema_of(name)]
     if not slots:

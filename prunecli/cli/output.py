@@ -11,19 +11,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunecli.cli.options import Format
 from prunecli.cli.terminal import terminal
-from prunecli.errors import PruneError
 from prunecli.files import written
-from prunecli.report.document import Document
+from prunecli.report.document import MARKS, Document
 from prunecli.types import Json
-
-_MARKS = {
-    ".json": '{\n  "schema": "prunecli/1"',
-    ".md": "<!-- report of prunecli -->",
-    ".html": '<meta name="generator" content="prunecli">',
-}
-"""What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
 
 
 class Result(Protocol):
@@ -50,45 +41,26 @@ def collected(drawn: bool = False) -> Iterator[list[Result]]:
         _drawn.reset(drawn_before)
 
 
-def emit(result: Result, format: Format = Format.table, report_path: Path | None = None) -> None:
+def emit(result: Result, format: str = "table", report_path: Path | None = None) -> None:
     """Print the result on stdout in the chosen format, and write the report file if one was asked for.
 
     Raises:
         PruneError: the report's suffix is unknown, or it cannot be written.
     """
-    check_report_path(report_path)
     if report_path is not None:
         with written(report_path, "report") as file:
             file.write(_report_text(result, report_path.suffix.lower()))
     if (results := _collected.get()) is not None:
         results.append(result)
         return
-    if format is Format.table:
+    if format == "table":
         _print_table(result.to_document())
-    elif format is Format.json:
+    elif format == "json":
         _print(to_json_text(result))
     else:
         from prunecli.report.render_text import to_markdown
 
         _print(to_markdown(result.to_document()))
-
-
-def check_report_path(path: Path | None) -> None:
-    """Refuse a report that could not be written; called before the work starts.
-
-    Raises:
-        PruneError: suffix not .json, .md or .html, the folder does not exist, or there is a file that is no report.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() not in _MARKS:
-        raise PruneError(f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html")
-    if path.is_dir() or not path.parent.is_dir():
-        raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            if _MARKS[path.suffix.lower()].encode() not in file.read(400):
-                raise PruneError(f"{path} exists and is no report of prune", "remove it, or name another file")
 
 
 def draws(report_path: Path | None) -> bool:
@@ -135,7 +107,7 @@ def _report_text(result: Result, suffix: str) -> str:
     if suffix == ".md":
         from prunecli.report.render_text import to_markdown
 
-        return f"{_MARKS[suffix]}\n{to_markdown(result.to_document())}"
+        return f"{MARKS[suffix]}\n{to_markdown(result.to_document())}"
     from prunecli.report.render_html import to_html
 
     return to_html(result.to_document())

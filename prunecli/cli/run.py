@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from prunecli.cli import options
-from prunecli.cli.options import Format
 from prunecli.cli.terminal import say, terminal
 
 if TYPE_CHECKING:
     from prunecli.cli.recipes.plan import Plan
     from prunecli.cli.recipes.read import Change
+    from prunecli.recipe.options import RunOptions
 
 
-def run(
-    ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a .toml file", show_default=False)],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[STEP.]OPTION=VALUE",
-            help="override the recipe, for one step or all that have the option; repeatable",
-        ),
-    ] = None,
-    dry_run: options.DryRun = False,
-    format: options.FormatOption = Format.table,
-    report: options.ReportPath = None,
-    no_progress: options.NoProgress = False,
-) -> None:
-    """Run a whole experiment that is written down in one file: steps, data, gates.
+def run(ctx: typer.Context, recipe: Path, options: RunOptions) -> None:
+    """Run, or with --dry-run only check, the recipe, and report on it.
 
-    A step is any command with its options. It is all checked before anything runs, and a mistake is named with its
-    line; --dry-run stops there. A gate (fail-if) that fails ends the run with exit code 1. Paths are relative to the
-    recipe. `prune COMMAND ... --print-recipe` writes a recipe to start from.
+    Raises:
+        StepFailed: a step failed; the report is out by then.
+        PruneError: the recipe has a mistake.
     """
     from prunecli.cli.output import draws, emit
     from prunecli.cli.recipes.carry_out import carry_out, planned_result, settled
     from prunecli.recipe.result import StepFailed
 
-    with settled(recipe, changes_of(set_ or []), terminal.isolated) as plan:
+    with settled(recipe, changes_of(options.changes), terminal.isolated) as plan:
         shown = _from_recipe(ctx, plan)
-        format = Format(shown.get("format", format))
-        report = Path(shown["report"]) if "report" in shown else report
-        if dry_run:
+        format = str(shown.get("format", options.format))
+        report = Path(shown["report"]) if "report" in shown else options.report
+        if options.dry_run:
             emit(planned_result(plan), format, report)
             return
         try:
@@ -57,7 +42,7 @@ def run(
     emit(result, format, report)
 
 
-def changes_of(texts: list[str]) -> tuple[Change, ...]:
+def changes_of(texts: Sequence[str]) -> tuple[Change, ...]:
     """What --set says.
 
     Raises:

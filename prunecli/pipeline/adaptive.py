@@ -2,73 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from prunecli.data.options import DataOptions
-from prunecli.errors import GateFailed, PruneError, keywords
+from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
 from prunecli.model.saving import check_target
 from prunecli.pipeline.adaptive_models import FrontModel, Models
 from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_report import to_document, to_json
 from prunecli.pipeline.adaptive_samples import check_apart, judge, split
-from prunecli.pipeline.adaptive_training import Trained, check_training, train_further
-from prunecli.pipeline.gradual import Retrain, left_out
-from prunecli.pipeline.pack import Packing
+from prunecli.pipeline.adaptive_training import Trained, train_further
+from prunecli.pipeline.gradual import left_out
 from prunecli.pipeline.structured import default_output
-from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_pruner import Pruner, Result
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
-from prunecli.search.adaptive import STRATEGIES, Goal, Search, Step
+from prunecli.search.adaptive import Goal, Search, Step
+from prunecli.search.options import AdaptiveOptions
 from prunecli.search.space import Knob, Setting
 from prunecli.search.tradeoff import Curve
 from prunecli.search.trials import outcome_on
 from prunecli.search.yardstick import Drop
 from prunecli.types import FileRef, Json, Progress, no_progress
 
-Strategy = Literal["search", "feedback"]
 ATTEMPTS = 5
 """Settings that may be confirmed; each one after the first is held to a stricter bound, and its interval is wider."""
 LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class AdaptiveOptions:
-    """`max_drop`: of the metric, on held-out data. `confirm_data`: those; None: the share `confirm_split` of the data,
-    drawn at random. `minimize` None: params of elements, macs of structures. `rounds`: of the search.
-    `retrain`: train between steps, on data of its own. `spreads`: measure the distributions that a report draws.
-    `pack`: store the zeros of what is kept small."""
-
-    trials: TrialOptions
-    max_drop: float
-    confirm_data: DataOptions | None = None
-    confirm_split: float = 0.5
-    minimize: str | None = None
-    strategy: Strategy = "search"
-    rounds: int = 4
-    output: Path | None = None
-    force: bool = False
-    dry_run: bool = False
-    verify: bool = True
-    external_data: Literal["auto", "always", "never"] = "auto"
-    save_plan: Path | None = None
-    save_front: Path | None = None
-    retrain: Retrain | None = None
-    spreads: bool = False
-    pack: Packing | bool | None = None
-
-    @property
-    def train_apart(self) -> bool:
-        """Whether training has data of its own."""
-        return self.retrain is not None and self.retrain.options.data.text != self.trials.data.text
 
 
 @dataclass(frozen=True)
@@ -128,6 +93,12 @@ class AdaptiveResult:
     def reached(self) -> bool:
         return self.result is not None
 
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where the goal was not reached."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        raise_if_missed(self)
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -135,12 +106,11 @@ class AdaptiveResult:
         return to_document(self)
 
 
-@keywords(AdaptiveOptions, TrialOptions, data=DataOptions)
 def adaptive(
     model: str | Path, options: AdaptiveOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> AdaptiveResult:
     """Find the smallest model within `max_drop`, and save it with proof once held-out data confirm it. `changes`
-    override fields of the options and of `options.trials`: `adaptive("m.onnx", data="d.npz", max_drop=0.01)`.
+    override fields of the options: `adaptive("m.onnx", data="d.npz", max_drop=0.01)`.
 
     Where the goal cannot be reached nothing is written and `result` is None. Interrupting the search (Ctrl-C) ends it
     with the best so far.
@@ -148,27 +118,25 @@ def adaptive(
     Raises:
         PruneError: the model, the data or an option is unusable, or the saved file is not what it should be.
     """
-    start, options = time.perf_counter(), adaptive_options(options, **changes)
-    _check(options)
+    start, options = time.perf_counter(), AdaptiveOptions.of(options, **changes)
     path = Path(model)
     target = options.output or default_output(path)
-    file, session = open_model(path, options.trials)
+    file, session = open_model(path, options)
     check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options)
     choosing, confirming = judge(tune, held, session, options)
-    setup = set_up(file, session, choosing, options.trials, progress, options.minimize)
-    goal = Goal(options.max_drop, _minimised(setup.pruner, options.minimize), len(held))
+    setup = set_up(file, session, choosing, options, progress, options.minimize)
+    goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
     with closing(setup.bench), Scratch() as folder:
         trained: dict[int, Trained] = {}
         interrupted = _interruptible(lambda: run.run(options.strategy))
-        recovered = Recovered(setup, folder, progress) if options.trials.recovers else None
+        recovered = Recovered(setup, folder, progress) if options.recovers else None
         if recovered is not None and not interrupted:
             interrupted = _interruptible(partial(recovered.further, run))
-        retrain = None if options.dry_run or interrupted else options.retrain
-        if retrain is not None:
-            further = partial(train_further, run, setup, retrain, trained, folder, progress)
+        if options.trains and not options.dry_run and not interrupted:
+            further = partial(train_further, run, setup, options, trained, folder, progress)
             interrupted = _interruptible(further)
         models = Models(setup, trained, options, recovered)
         confirmations = list(_confirm(run, confirming, models))
@@ -183,22 +151,6 @@ def adaptive(
         run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
         interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
     )  # fmt: skip
-
-
-def adaptive_options(options: AdaptiveOptions | None = None, **changes: Any) -> AdaptiveOptions:
-    """Options with changes, which may also name fields of the trial options; `data` may be a path."""
-    known = AdaptiveOptions.__dataclass_fields__
-    own = {name: changes.pop(name) for name in list(changes) if name in known and name != "trials"}
-    DataOptions.read(changes, "data")
-    DataOptions.read(own, "confirm_data")
-    if own.get("output") is not None:
-        own["output"] = Path(own["output"])
-    if options is None:
-        if "data" not in changes or "max_drop" not in own:
-            raise PruneError("what may be lost, and the data to measure it on, are not given",
-                             "give --data and --max-drop 1%")  # fmt: skip
-        options = AdaptiveOptions(TrialOptions(changes["data"]), own["max_drop"])
-    return replace(options, trials=replace(options.trials, **changes), **own)
 
 
 def raise_if_missed(found: AdaptiveResult) -> None:
@@ -217,29 +169,10 @@ def raise_if_missed(found: AdaptiveResult) -> None:
 def _remedy(found: AdaptiveResult) -> str:
     """What a user can do about a goal that was not reached."""
     ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
-    if found.options.retrain is None:
-        recover = [] if found.options.trials.recovers else ["--recover auto"]
+    if not found.options.trains:
+        recover = [] if found.options.recovers else ["--recover auto"]
         ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
     return ", or ".join([", ".join(ways[:-1]), ways[-1]])
-
-
-def _check(options: AdaptiveOptions) -> None:
-    check_training(options.retrain, options.train_apart, options.external_data)
-    if not 0 < options.max_drop < math.inf:
-        raise PruneError(f"--max-drop {options.max_drop:g} allows nothing", "write for example --max-drop 1%")
-    if options.strategy not in STRATEGIES:
-        raise PruneError(f"there is no strategy {options.strategy}", f"choose from {', '.join(STRATEGIES)}")
-    if options.minimize == "latency" and options.trials.elements:
-        raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
-                         "add --granularity channel,head")  # fmt: skip
-    if not 0 < options.confirm_split < 1:
-        raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
-    if options.save_front is not None and options.save_front.exists() and not options.save_front.is_dir():
-        raise PruneError(f"--save-front {options.save_front} is not a folder", "name a folder")
-    if options.save_front is not None and not options.force and any(options.save_front.glob("step-*.onnx")):
-        raise PruneError(
-            f"--save-front {options.save_front} holds models already", "name another folder, or add --force"
-        )
 
 
 def _minimised(pruner: Pruner, wanted: str | None) -> str:
@@ -261,7 +194,7 @@ def _interruptible(work: Callable[[], object]) -> bool:
 
 
 def _notes(options: AdaptiveOptions) -> list[str]:
-    return [left_out(options.retrain)] if options.retrain is not None and options.dry_run else []
+    return [left_out(options)] if options.trains and options.dry_run else []
 
 
 def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation]:
@@ -297,7 +230,7 @@ def _said(setup: Setup, options: AdaptiveOptions, goal: Goal) -> Json:
     """What the saved model records of how it was chosen."""
     yardstick = setup.bench.workspace.yardstick
     return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": yardstick.metric,
-            "minimize": goal.minimize, "data": options.trials.data.text, "seed": options.trials.seed}  # fmt: skip
+            "minimize": goal.minimize, "data": options.tried.text, "seed": options.seed}  # fmt: skip
 
 
 def _layers(setup: Setup, confirmations: Sequence[Confirmation]) -> list[Layer]:

@@ -6,22 +6,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prunecli.files import copy
 from prunecli.pipeline.adaptive_recovery import Recovered
 from prunecli.pipeline.adaptive_training import Trained, write_trained
-from prunecli.pipeline.pack import PackOptions
-from prunecli.pipeline.pack_after import packed_after, packing, told
+from prunecli.pipeline.pack_after import pack_options, packed_after, told
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
 from prunecli.search.adaptive import Step
+from prunecli.search.options import AdaptiveOptions
 from prunecli.search.trials import serialised
 from prunecli.types import Json, Progress
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.adaptive import AdaptiveOptions
 
 FRONT = 12
 """Models that --save-front keeps, at most."""
@@ -59,17 +55,18 @@ class Models:
         o = self.options
         if not o.pack:
             return self._written(step, target, said, progress)
-        wanted = PackOptions(packing(o.pack), force=o.force, dry_run=o.dry_run, verify=o.verify,
-                             external_data=o.external_data, dims=o.trials.dims,
-                             execution=o.trials.execution)  # fmt: skip
         plain = replace(self, options=replace(o, dry_run=False))
-        done, small = packed_after(target, wanted, lambda at: plain._written(step, at, said, progress), progress)
+
+        def make(place: Path) -> Result:
+            return plain._written(step, place, said, progress)
+
+        done, small = packed_after(target, pack_options(o), make, progress)
         return told(done, small, o.dry_run)
 
     def _written(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         o, made = self.options, self.trained.get(step.number)
-        if made is not None and o.retrain is not None:
-            return write_trained(made, self.setup, o.retrain, target, o.force)
+        if made is not None:
+            return write_trained(made, self.setup, o, target, o.force)
         saving = Saving(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
         return self.setup.pruner.finish(step.setting, said, saving, progress)
 

@@ -39,7 +39,7 @@ def to_json(found: AdaptiveResult) -> Json:
         "goal": {
             "metric": found.metric, "change": found.change, "output": found.output_name,
             "max_drop": found.goal.max_drop, "minimize": found.goal.minimize, "strategy": options.strategy,
-            "recover": options.trials.recover, "baseline": found.baseline,
+            "recover": options.recover, "baseline": found.baseline,
             "sureness": found.goal.sureness, "samples": found.samples[0], "held_out": found.samples[1],
         },
         "confirmation": [_confirmation(c) for c in found.confirmations],
@@ -56,7 +56,7 @@ def to_json(found: AdaptiveResult) -> Json:
 
 def goal_name(found: AdaptiveResult) -> str:
     """What became small."""
-    names = OF_ZEROS if found.options.trials.elements else NAMES
+    names = OF_ZEROS if found.options.elements else NAMES
     return names[found.goal.minimize]
 
 
@@ -91,7 +91,7 @@ def to_document(found: AdaptiveResult) -> Document:
         sections.append(
             Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
-    if not found.options.trials.recovers and found.options.retrain is None:
+    if not found.options.recovers and not found.options.trains:
         sections.append(
             Text("Nothing was fitted or trained: --recover auto fits what is left, and usually allows more.")
         )
@@ -182,7 +182,7 @@ def _standing(step: Step, held: Sequence[Step]) -> str:
 
 
 def _thresholds(found: AdaptiveResult) -> Table:
-    elements = found.options.trials.elements
+    elements = found.options.elements
     columns = (Column("layer" if elements else "group"), Column("elements" if elements else "units", "count"),
                Column("removed", "percent"), Column("threshold", "number"))  # fmt: skip
     rows = [(one.knob.name, one.knob.count, one.fraction, number(one.threshold)) for one in found.layers]

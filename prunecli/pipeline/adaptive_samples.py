@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from prunecli.data import Dataset
@@ -13,20 +11,18 @@ from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
 from prunecli.pipeline.trial_setup import Judged
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.runtime import Session
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.adaptive import AdaptiveOptions
+from prunecli.search.options import AdaptiveOptions
 
 
 def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
     """The samples to choose by, and those that only confirm."""
-    data = options.trials.data.open(session.inputs, session.outputs)
-    if options.confirm_data is not None:
-        held = options.confirm_data.open(session.inputs, session.outputs)
+    data = options.tried.open(session.inputs, session.outputs)
+    if options.confirming is not None:
+        held = options.confirming.open(session.inputs, session.outputs)
         if held.has_labels != data.has_labels:
             raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
         return data, held
-    confirming, choosing = data.split(options.confirm_split, options.trials.seed)
+    confirming, choosing = data.split(options.confirm_split, options.seed)
     if not len(confirming) or not len(choosing):
         raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
     return choosing, confirming
@@ -39,8 +35,8 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
         PruneError: most of them are: nothing would be confirmed.
     """
     others = {"--data": tune} if options.confirm_data is not None else {}
-    if options.retrain is not None:
-        others["--train-data"] = options.retrain.options.data.open(session.inputs, session.outputs)
+    if options.trains and options.training_data is not None:
+        others["--train-data"] = options.training_data.open(session.inputs, session.outputs)
     notes = []
     for name, other in others.items():
         again = shared(held, other)
@@ -62,9 +58,9 @@ def judge(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptio
     if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
         raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
     labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
-    both = tuple(Judged.of(part, session, options.trials, labels) for part in (tune, held))
+    both = tuple(Judged.of(part, session, options, labels) for part in (tune, held))
     for judged in both:
-        _check_promise(judged, options.max_drop)
+        _check_promise(judged, options.limit_of_drop)
     return both[0], both[1]
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import PruneError
 from prunecli.files import copy
+from prunecli.options.training import Retraining
 from prunecli.pipeline.finetune import FinetuneResult, finetune
-from prunecli.pipeline.gradual import Retrain, Round, proof_of, retrained
+from prunecli.pipeline.gradual import Round, proof_of, retrained, training_of
 from prunecli.pipeline.magnitude import MagnitudeResult
 from prunecli.pipeline.trial_pruner import Result, Saving
 from prunecli.pipeline.trial_setup import Setup
@@ -35,27 +35,15 @@ class Trained:
     rounds: tuple[Round[Result], ...]
 
 
-def check_training(retrain: Retrain | None, separate: bool, external_data: str) -> None:
-    """Raises PruneError where training would make the judgement worthless, or is not possible."""
-    if retrain is None:
-        return
-    if not separate:
-        raise PruneError("what is trained on the samples that judge it learns them by heart",
-                         "give other samples to train on with --train-data")  # fmt: skip
-    if external_data == "always":
-        raise PruneError("--external-data always and --finetune-epochs do not go together",
-                         "prune first, then `prune finetune`")  # fmt: skip
-
-
 def train_further(
-    run: Search, setup: Setup, retrain: Retrain, made: dict[int, Trained], folder: Path, progress: Progress
+    run: Search, setup: Setup, options: Retraining, made: dict[int, Trained], folder: Path, progress: Progress
 ) -> None:
     """Go on from the best so far. Every step is added to the search's, and its model to `made` by its number."""
     last: Trained | None = None
 
     def attempt(setting: dict[str, float], number: int) -> Step:
         nonlocal last
-        new = _round(setup, setting, last, retrain, folder / str(number), progress)
+        new = _round(setup, setting, last, options, folder / str(number), progress)
         step = run.add(setting, setup.outcome(new.path), f"{TRAINED} {number}")
         made[step.number] = new
         last = new if step.allowed else last
@@ -65,7 +53,7 @@ def train_further(
 
 
 def _round(
-    setup: Setup, setting: Setting, last: Trained | None, retrain: Retrain, folder: Path, progress: Progress
+    setup: Setup, setting: Setting, last: Trained | None, options: Retraining, folder: Path, progress: Progress
 ) -> Trained:
     folder.mkdir()
     rounds, saving = () if last is None else last.rounds, Saving(folder / "cut.onnx")
@@ -73,18 +61,16 @@ def _round(
         cut = setup.pruner.finish(setting, {}, saving, progress)
     else:
         cut = setup.pruner.cut_further(last.path, last.setting, setting, saving, progress)
-    original = setup.file.path
-    teacher = retrain.options.teacher or (original if retrain.by_original else None)
-    options = replace(retrain.options, teacher=teacher, output=folder / "trained.onnx", salvage=False, keep_start=True)
-    done: FinetuneResult = finetune(folder / "cut.onnx", options, progress)
+    training = training_of(options, setup.file.path, folder / "trained.onnx", keep_start=True)
+    done: FinetuneResult = finetune(folder / "cut.onnx", training, progress)
     return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
 
 
-def write_trained(made: Trained, setup: Setup, retrain: Retrain, target: Path, force: bool) -> Result:
+def write_trained(made: Trained, setup: Setup, options: Retraining, target: Path, force: bool) -> Result:
     """Put the trained file in its place, complete, and say what led to it."""
     rounds: Sequence[Round[Result]] = made.rounds
     copy(made.path, target, force)
-    training = retrained(setup.file.path, retrain, list(rounds))
+    training = retrained(setup.file.path, options, list(rounds))
     output = None if training.output is None else replace(training.output, path=str(target))
     first, last = rounds[0].cut, rounds[-1].cut
     same: dict[str, Any] = {"model": setup.file.ref, "output": output, "before": first.before,

@@ -9,7 +9,7 @@ from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import SYNTHETIC, check_synthetic
 from prunecli.model import Dims, Model, concrete_shapes
-from prunecli.pipeline.subject import Execution
+from prunecli.runtime import Execution
 from prunecli.types import Json, Progress
 
 FEW = 8

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunecli.data import Dataset, random_data
-from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
+from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import SPANS, Fidelity, FidelityCollector
-from prunecli.evaluation.gates import GateResult, check_gates, parse_gate
+from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
+from prunecli.evaluation.options import CompareOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
-from prunecli.model import Dims, load
+from prunecli.model import load
 from prunecli.pipeline.shared_report import fidelity_table, gate_sections
-from prunecli.pipeline.subject import Execution
 from prunecli.report.contract import envelope
 from prunecli.report.document import Document, Section, Text
 from prunecli.types import FileRef, Json, Progress, no_progress
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """`data` None: `samples` seeded random inputs."""
-
-    data: DataOptions | None = None
-    samples: int = 8
-    batch_size: int = 32
-    seed: int = 0
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
-    gates: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +31,10 @@ class Comparison:
     notes: Sequence[str]
     gates: Sequence[GateResult] = ()
     seconds: float = 0.0
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where a gate failed."""
+        raise_if_failed(self.gates)
 
     def to_json(self) -> Json:
         return {
@@ -75,7 +65,6 @@ class Comparison:
         return Document(title, [*sections, *gate_sections(self.gates)])
 
 
-@keywords(CompareOptions, data=DataOptions)
 def compare(
     first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
     **changes: Any,
@@ -86,8 +75,7 @@ def compare(
     Raises:
         PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
     """
-    DataOptions.read(changes, "data")
-    start, options = time.perf_counter(), replace(options or CompareOptions(), **changes)
+    start, options = time.perf_counter(), CompareOptions.of(options, **changes)
     first, second = Path(first), Path(second)
     files = load(first), load(second)
     one, two = (options.execution.open(path) for path in (first, second))
@@ -96,8 +84,8 @@ def compare(
     runners = Runner(one), pair(one, two)
     specs = common_specs(one.inputs, runners[1])
     limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
-    if options.data is not None:
-        data = options.data.open(specs, one.outputs)
+    if options.source is not None:
+        data = options.source.open(specs, one.outputs)
     else:
         dims = options.dims
         data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes,

@@ -149,18 +149,6 @@ def _below(weights: Sequence[Weight], thresholds: Sequence[float], progress: Pro
     return counts
 
 
-def parse_nm(text: str) -> tuple[int, int]:
-    """`2:4` -> (2, 4): at most N of M consecutive weights are not zero.
-
-    Raises:
-        PruneError: not N:M with 0 < N < M.
-    """
-    n, colon, m = text.partition(":")
-    if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
-        raise PruneError(f"{text!r} is not an N:M pattern", "write N:M with N smaller than M, for example 2:4")
-    return int(n), int(m)
-
-
 @dataclass(frozen=True)
 class PatternFit:
     """Whether a weight follows N:M along its reduction axis. `windows` is the fraction of windows that do;

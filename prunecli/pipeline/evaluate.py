@@ -9,52 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.data import Classes, Dataset, random_data
-from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
+from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
-from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate
+from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate, raise_if_failed
 from prunecli.evaluation.latency import Latency, Speedup, measure, speedup
+from prunecli.evaluation.options import EvaluateOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
-from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Pass, run_pass
+from prunecli.evaluation.passes import BASELINE, MODEL, Pass, run_pass
 from prunecli.evaluation.predictions import Predictions
 from prunecli.evaluation.quality import Average, compute_metrics, confusion, per_class
 from prunecli.evaluation.significance import Significance, compare_predictions
 from prunecli.evaluation.stress import Stress, measure_stress
 from prunecli.inputs import InputSpec
-from prunecli.model import Dims
 from prunecli.pipeline.evaluate_report import to_document, to_json
 from prunecli.pipeline.figures import difference, figures, known, needs
-from prunecli.pipeline.subject import Execution, Subject, data_dims, open_subject
+from prunecli.pipeline.subject import Subject, data_dims, open_subject
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Totals, no_progress
 
 RANDOM_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """`data` None: seeded random inputs. `train_data`: measure the train-test gap. `average`: of precision,
-    recall and F1 over the classes. `latency_runs` None: as many as fit a few seconds. `gates`: see
-    `prunecli.evaluation.gates`."""
-
-    data: DataOptions | None = None
-    train_data: DataOptions | None = None
-    asked: Asked = field(default_factory=Asked)
-    average: Average = "weighted"
-    per_class: bool = False
-    robustness: bool = False
-    latency: bool = True
-    latency_runs: int | None = None
-    latency_batch: int = 1
-    batch_size: int = 32
-    seed: int = 0
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
-    gates: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for text in self.gates:
-            parse_gate(text, known())
 
 
 @dataclass(frozen=True)
@@ -100,6 +73,10 @@ class Evaluation:
     def baseline(self) -> Scored | None:
         return self.models[1] if len(self.models) > 1 else None
 
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where a gate failed."""
+        raise_if_failed(self.gates)
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -116,15 +93,6 @@ class Bench:
     specs: Sequence[InputSpec]
 
 
-def evaluate_options(options: EvaluateOptions | None = None, **changes: Any) -> EvaluateOptions:
-    """Options with changes, which may also name fields of `asked`."""
-    options = options or EvaluateOptions()
-    asked = {name: changes.pop(name) for name in list(changes) if name in Asked.__dataclass_fields__}
-    DataOptions.read(changes, "data", "train_data")
-    return replace(options, asked=replace(options.asked, **asked), **changes)
-
-
-@keywords(EvaluateOptions, Asked, data=DataOptions)
 def evaluate(
     model: str | Path,
     baseline: str | Path | None = None,
@@ -140,8 +108,10 @@ def evaluate(
     Raises:
         PruneError: a model or the data is unusable, they do not fit, or a gate names what was not measured.
     """
-    start, options = time.perf_counter(), evaluate_options(options, **changes)
-    model, baseline = Path(model), None if baseline is None else Path(baseline)
+    if baseline is not None:
+        changes["baseline"] = baseline
+    start, options = time.perf_counter(), EvaluateOptions.of(options, **changes)
+    model, baseline = Path(model), options.baseline
     gates = [parse_gate(text, known()) for text in options.gates]
     bench = _open(model, baseline, options)
     data = _data(bench, options)
@@ -187,8 +157,8 @@ def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> Bench
 
 
 def _data(bench: Bench, options: EvaluateOptions) -> Dataset:
-    if options.data is not None:
-        return options.data.open(bench.specs, bench.subjects[MODEL].session.outputs)
+    if options.source is not None:
+        return options.source.open(bench.specs, bench.subjects[MODEL].session.outputs)
     return _random(bench, options, RANDOM_SAMPLES, 1)
 
 
@@ -240,11 +210,11 @@ def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: Bench) -
 def _train_metrics(
     bench: Bench, options: EvaluateOptions, done: Pass, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], int]:
-    if options.train_data is None:
+    if options.train_samples is None:
         return {}, 0
-    data = options.train_data.open(bench.specs, bench.subjects[MODEL].session.outputs)
+    data = options.train_samples.open(bench.specs, bench.subjects[MODEL].session.outputs)
     if not data.has_labels:
-        raise PruneError(f"{options.train_data.text} has no labels", "the train-test gap needs them")
+        raise PruneError(f"{options.train_samples.text} has no labels", "the train-test gap needs them")
     found = run_pass(bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data")
     return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
 

@@ -14,22 +14,22 @@ from prunecli.autodiff import Options as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
-from prunecli.errors import GateFailed, PruneError, keywords
+from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.pairing import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.holders import INTERFACE, name_inputs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.options.training import FinetuneOptions
 from prunecli.pipeline.finetune_log import Keeper, Log
-from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
+from prunecli.pipeline.finetune_options import setup_of
 from prunecli.pipeline.finetune_report import to_document, to_json
-from prunecli.pipeline.pack import PackOptions, PackResult
-from prunecli.pipeline.pack_after import Small, packed_after, packing
+from prunecli.pipeline.pack import PackResult
+from prunecli.pipeline.pack_after import Small, pack_options, packed_after
 from prunecli.recover.head import reset_head
-from prunecli.recover.objective import ObjectiveOptions
-from prunecli.recover.optimizers import OPTIMIZERS, Knobs
-from prunecli.recover.session import Setup, Training, prepare_training
-from prunecli.recover.trainer import DivergedError, Epoch, TrainOptions
+from prunecli.recover.optimizers import OPTIMIZERS
+from prunecli.recover.session import Training, prepare_training
+from prunecli.recover.trainer import DivergedError, Epoch
 from prunecli.report.document import Document
 from prunecli.runtime import Session
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
@@ -64,6 +64,10 @@ class FinetuneResult:
     packed: PackResult | None = None
     harmful: bool = False
 
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_harmful(self)
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -71,13 +75,12 @@ class FinetuneResult:
         return to_document(self)
 
 
-@keywords(FinetuneOptions, Setup, TrainOptions, ObjectiveOptions, Knobs, data=DataOptions)
 def finetune(
     model: str | Path, options: FinetuneOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> FinetuneResult:
     """Train a model on data and save it, with the same inputs and outputs; what is zero stays zero.
 
-    `changes` override fields of `options`, and of the parts of its `setup` (see `finetune_options`):
+    `changes` override fields of `options`:
     `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`. Where every epoch was worse than the
     start on held-out data nothing is written (`output` is None, `harmful` true), unless `keep_start` asks for it.
 
@@ -86,14 +89,14 @@ def finetune(
         PruneError: the model, the data or an option is unusable; an operator without a gradient.
     """
     start, path = time.perf_counter(), Path(model)
-    options = finetune_options(options, **changes)
+    options = FinetuneOptions.of(options, **changes)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     options.execution.check()
     file = load(path)
     check_target(file, target, options.force, options)
     before = totals(file, concrete_shapes(file, Dims()))
     if options.reset_head is not None:
-        reset_head(file, options.reset_head, options.setup.train.seed)
+        reset_head(file, options.reset_head, options.seed)
     training, data, held = _prepare(file, options)
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
     if options.resume:
@@ -142,13 +145,11 @@ def _saved(
     made = Provenance("finetune", _recipe(options))
     if not options.pack:
         return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()
-    wanted = PackOptions(packing(options.pack), force=options.force, verify=options.verify,
-                         external_data=options.external_data, execution=options.execution)  # fmt: skip
 
     def make(place: Path) -> FileRef:
         return save(file, place, SaveOptions(options.external_data, provenance=made), proof)
 
-    _, small = packed_after(target, wanted, make, progress)
+    _, small = packed_after(target, pack_options(options), make, progress)
     return small.output, small
 
 
@@ -174,13 +175,19 @@ def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, 
     name_inputs(file.ir, options.include)
     session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
     specs, teacher = session.inputs, None
-    if options.teacher is not None:
-        load(options.teacher)
-        other = options.execution.open(options.teacher)
+    if options.teacher_path is not None:
+        load(options.teacher_path)
+        other = options.execution.open(options.teacher_path)
         teacher = pair(session, other)
         specs = common_specs(specs, teacher)
-    data, held = _split(options.data.open(specs, session.outputs), options, specs)
-    return prepare_training(file, data, held, options.setup, teacher), data, len(held) if held is not None else 0
+    data, held = _split(_data(options).open(specs, session.outputs), options, specs)
+    return prepare_training(file, data, held, setup_of(options), teacher), data, len(held) if held is not None else 0
+
+
+def _data(options: FinetuneOptions) -> DataOptions:
+    found = options.source
+    assert found is not None
+    return found
 
 
 def _session(file: Model, options: FinetuneOptions) -> Session:
@@ -191,10 +198,10 @@ def _session(file: Model, options: FinetuneOptions) -> Session:
 
 def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
     if options.validation is not None:
-        return data, options.validation.open(specs)
+        return data, options.like(options.validation).open(specs)
     if options.val_split <= 0 or len(data) < 20:
         return data, None
-    return data.split(1 - options.val_split, options.setup.train.seed)
+    return data.split(1 - options.val_split, options.seed)
 
 
 def _run(training: Training, keeper: Keeper, options: FinetuneOptions, progress: Progress) -> DivergedError | None:
@@ -231,19 +238,20 @@ def _fingerprint(file: Model, options: FinetuneOptions, data: Dataset) -> Json:
 
 def _recipe(options: FinetuneOptions) -> Json:
     """The options that decide the result."""
-    setup = asdict(options.setup)
+    parts = setup_of(options)
+    setup = asdict(parts)
     setup.pop("threads")
     return {
         **{key: value for part in ("train", "objective") for key, value in setup.pop(part).items()},
-        "learning_rate": options.setup.train.learning_rate,
+        "learning_rate": parts.train.learning_rate,
         "freeze": list(setup["freeze"]),
         "bn": setup["bn"],
-        "data": options.data.text,
+        "data": _data(options).text,
         "val_split": options.val_split,
-        "teacher": None if options.teacher is None else str(options.teacher),
+        "teacher": None if options.teacher_path is None else options.teacher,
         "reset_head": options.reset_head,
-        "augment": list(options.setup.train.augment),
-        **({"images": options.data.images.to_json()} if options.data.images.given else {}),
+        "augment": list(options.augment),
+        **({"images": _data(options).images.to_json()} if _data(options).images.given else {}),
     }
 
 

@@ -16,7 +16,7 @@ from prunecli.recover.trainer import Epoch, Progressed, Trainer
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.finetune_options import FinetuneOptions
+    from prunecli.options.training import FinetuneOptions
 
 COLUMNS = ("epoch", "step", "loss", "score", "rate", "samples_per_second", "seconds")
 

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from prunecli.apply.zero import target_of
-from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
+from prunecli.errors import PruneError
 from prunecli.model import Model, Weight
 from prunecli.pipeline.choice import Choice
-from prunecli.pipeline.gradient_source import GradientOptions, Source, open_source
+from prunecli.pipeline.gradient_source import GradientSamples, Source, open_source
 from prunecli.pipeline.gradual import at_share, share_after
 from prunecli.pipeline.judge import BY_EVIDENCE, Judged
-from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.pipeline.magnitude import MagnitudeResult, zeroed
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.criteria import CRITERIA, Criterion
 from prunecli.select.patterns import Windows
 from prunecli.select.sources import not_finite
 from prunecli.types import Progress, Skipped, no_progress
+from prunecli.zeros.options import GradientOptions
 
 Array = np.ndarray[Any, Any]
 STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
@@ -35,39 +35,27 @@ STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 _MINE = ("steps", "loss", "output_name", "samples")
 
 
-@keywords(MagnitudeOptions, Recipe, *_MINE, "data", data=DataOptions)
 def gradient(
-    model: str | Path,
-    options: MagnitudeOptions | None = None,
-    measured: GradientOptions | None = None,
-    progress: Progress = no_progress,
-    **changes: Any,
+    model: str | Path, options: GradientOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> MagnitudeResult:
     """Zero the weights with the lowest gradient scores and save the model with proof.
 
-    `changes` override fields of `measured`, of `options`, and of its recipe:
-    `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default criterion is `taylor`, scope `global`.
+    `changes` override fields of `options`: `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default
+    criterion is `taylor`, scope `global`.
 
     Raises:
         PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
     """
-    wanted, given = measured or GradientOptions(), changes.pop("data", None)
-    if given is not None:
-        wanted = replace(wanted, data=DataOptions.given(given))
-    mine = {name: changes.pop(name) for name in _MINE if name in changes}
-    options = magnitude_options(options, **changes)
-    if options.plan is None:
-        options = replace(options, recipe=_with_defaults(options.recipe))
-    seed = options.recipe.seed if options.recipe else 0
-    wanted = replace(wanted, **mine, seed=seed, dims=options.dims, execution=options.execution)
-    if options.retrain is not None and options.retrain.steps > 1 and wanted.steps is None:
-        wanted = replace(wanted, steps=1)  # training between the cuts already lets each be measured anew
-    return magnitude(model, replace(options, judge=ByGradient(wanted)), progress)
+    options = GradientOptions.of(options, **changes)
+    return zeroed(Path(model), options, ByGradient(GradientSamples.of(options), options.measured_steps), progress)
 
 
-def _with_defaults(recipe: Recipe | None) -> Recipe:
-    if recipe is None:
-        raise PruneError("how much to prune is not given", "give one of --sparsity, --pattern N:M, or --plan")
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with what gradient pruning does unless told otherwise.
+
+    Raises:
+        PruneError: a criterion of another command, or nothing says how much goes.
+    """
     recipe = replace(recipe, criterion=recipe.criterion or "taylor")
     found = CRITERIA.get(recipe.criterion or "")
     if not found.needs:
@@ -86,13 +74,14 @@ def _with_defaults(recipe: Recipe | None) -> Recipe:
 class ByGradient:
     """The judge of `prune gradient`."""
 
-    options: GradientOptions
+    options: GradientSamples
+    asked_steps: int | None = None
     command = "gradient"
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
         criterion = CRITERIA.get(recipe.criterion or "taylor")
         steps = (
-            1 if recipe.sparsity == 1 else self.options.steps or STEPS.get(criterion.name, 1)
+            1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
         )  # nothing is left to measure on the way
         _check_finite(choice.chosen)
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}

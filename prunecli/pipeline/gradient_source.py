@@ -17,10 +17,10 @@ from prunecli.evidence.flow import FlowTask, flow
 from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
-from prunecli.pipeline.subject import Execution
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
-from prunecli.runtime import Session
+from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
+from prunecli.zeros.options import GradientOptions
 
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "output", "labels"]
@@ -28,23 +28,27 @@ SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class GradientOptions:
+class GradientSamples:
     """What is differentiated, and on what.
 
-    data: None only for a criterion that needs none. steps: gradients are taken anew after each; None: as often as is
-    good for the criterion. loss: `output` the outputs in random directions, `labels` the loss that fits the labels;
-    `auto` is `output`. output_name: None is every floating-point
+    data: None only for a criterion that needs none. loss: `output` the outputs in random directions, `labels` the loss
+    that fits the labels; `auto` is `output`. output_name: None is every floating-point
     output. samples: drawn at random where there are more, unless the data has its own limit.
     """
 
     data: DataOptions | None = None
-    steps: int | None = None
     loss: LossName = "auto"
     output_name: str | None = None
     samples: int = SAMPLES
     seed: int = 0
     dims: Dims = field(default_factory=Dims)
     execution: Execution = field(default_factory=Execution)
+
+    @classmethod
+    def of(cls, options: GradientOptions) -> GradientSamples:
+        """As `prune gradient` is told."""
+        return cls(options.source, options.loss, options.output_name, SAMPLES, options.seed, options.dims,
+                   options.execution)  # fmt: skip
 
 
 @dataclass
@@ -101,7 +105,7 @@ class Batches:
 
 
 def open_source(
-    file: Model, statistic: str, weights: Sequence[str], options: GradientOptions, progress: Progress = no_progress
+    file: Model, statistic: str, weights: Sequence[str], options: GradientSamples, progress: Progress = no_progress
 ) -> Source:
     """A source for the weights, which are names of stored tensors of the main graph.
 
@@ -127,7 +131,7 @@ def open_source(
 def open_study(
     file: Model,
     weights: Sequence[str],
-    options: GradientOptions,
+    options: GradientSamples,
     batch: int = 1,
     progress: Progress = no_progress,
 ) -> tuple[Study, Dataset]:
@@ -151,7 +155,7 @@ def open_study(
     return study, data
 
 
-def _task(session: Session, data: Dataset, first: Batch, options: GradientOptions) -> Task:
+def _task(session: Session, data: Dataset, first: Batch, options: GradientSamples) -> Task:
     outputs = session.run(first.feed)
     if options.loss == "labels":
         if not data.has_labels:
@@ -170,7 +174,7 @@ def _looked_at(outputs: Mapping[str, Array], name: str | None) -> Sequence[str]:
     return [name] if name is not None else floats
 
 
-def _flow_source(file: Model, session: Session, weights: Sequence[str], options: GradientOptions) -> Source:
+def _flow_source(file: Model, session: Session, weights: Sequence[str], options: GradientSamples) -> Source:
     shapes = concrete_shapes(file, options.dims)
     feed = session.random_inputs(shapes=shapes.inputs)
     outputs = _looked_at(session.run(feed), options.output_name)

@@ -6,7 +6,7 @@ The share after step t of K is 1 - (1 - t/K)^3: much at first, little when littl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,11 +15,14 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.saving import check_target
+from prunecli.options.groups import Written
+from prunecli.options.training import NONE, FinetuneOptions, Retraining, Stepwise
 from prunecli.pipeline.finetune import FinetuneResult, finetune, raise_if_harmful
-from prunecli.pipeline.finetune_options import FinetuneOptions, finetune_options
 from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
+from prunecli.structures.options import StructuredOptions
 from prunecli.types import FileRef, LayerRow, Progress, Totals, Verification, no_progress
+from prunecli.zeros.options import ZeroingOptions
 
 
 class Pruned(Protocol):
@@ -32,21 +35,6 @@ class Pruned(Protocol):
 R = TypeVar("R", bound=Pruned)
 Cut = Callable[[Path, Path, float], R]
 """cut(source, target, share): prune the file `source` to `share` of what was asked, save it with proof."""
-
-
-@dataclass(frozen=True)
-class Retrain:
-    """Training after each cut. `options`: as `finetune` takes them; its epochs follow every step. `by_original`:
-    where it names no teacher, the unpruned model is one."""
-
-    options: FinetuneOptions
-    steps: int = 1
-    by_original: bool = True
-
-    @classmethod
-    def of(cls, steps: int = 1, by_original: bool = True, **chosen: Any) -> Retrain:
-        """`Retrain.of(data="train.npz", epochs=5)`; `chosen` as the keywords of `prunecli.finetune`."""
-        return cls(finetune_options(**chosen), steps, by_original)
 
 
 @dataclass(frozen=True)
@@ -106,11 +94,10 @@ def at_share(recipe: Recipe, share: float) -> Recipe:
 
 
 def prune_and_train(
-    path: Path, target: Path, retrain: Retrain, cut: Cut[R], force: bool = False, progress: Progress = no_progress,
-    include: Sequence[str] = (),
-) -> list[Round[R]]:  # fmt: skip
-    """Cut and train in `retrain.steps` rounds; the last one's model is saved as `target`, unless no round improved
-    on what it started from.
+    path: Path, target: Path, options: Retraining, cut: Cut[R], progress: Progress = no_progress
+) -> list[Round[R]]:
+    """Cut and train in as many rounds as the options have steps; the last one's model is saved as `target`, unless no
+    round improved on what it started from.
 
     Args:
         cut: called once per round with the file that the round before left (the first time `path`).
@@ -118,37 +105,47 @@ def prune_and_train(
         PruneError: the target cannot be written, a cut is refused, or training cannot be done or diverges; then
             nothing is written.
     """
-    if retrain.steps < 1:
-        raise PruneError(f"--steps {retrain.steps}: at least one step is needed", "leave it out, or give 1 or more")
-    check_target(load(path), target, force, retrain)
+    steps = step_count(options)
+    check_target(load(path), target, forced(options), options)
     rounds: list[Round[R]] = []
     with Scratch() as folder:
         source = path
-        for step in range(1, retrain.steps + 1):
-            share, place = share_after(step, retrain.steps), folder / str(step)
+        for step in range(1, steps + 1):
+            share, place = share_after(step, steps), folder / str(step)
             place.mkdir()
             done = cut(source, place / "cut.onnx", share)
-            final = step == retrain.steps
+            final = step == steps
             source = target if final else place / "trained.onnx"
             needed = not final or any(not one.trained.harmful for one in rounds)
-            options = replace(_training(path, source, retrain, final, force, needed), include=tuple(include))
-            trained = finetune(place / "cut.onnx", options, progress)
+            training = training_of(
+                options, path, source, force=final and forced(options), salvage=final, keep_start=needed
+            )
+            trained = finetune(place / "cut.onnx", training, progress)
             rounds.append(Round(share, done, trained))
     return rounds
 
 
-def _training(path: Path, target: Path, retrain: Retrain, final: bool, force: bool, needed: bool) -> FinetuneOptions:
-    options = retrain.options
-    if options.reset_head is not None or options.checkpoint is not None:
-        raise PruneError("training between cuts has no new head and no checkpoints", "cut first, then `prune finetune`")
-    teacher = options.teacher or (path if retrain.by_original else None)
-    return replace(options, teacher=teacher, output=target, force=force and final, salvage=final, keep_start=needed)
+def step_count(options: Retraining) -> int:
+    return options.step_count if isinstance(options, Stepwise) else 1
 
 
-def retrained(path: Path, retrain: Retrain, rounds: list[Round[Any]]) -> Retrained:
+def forced(options: Retraining) -> bool:
+    return isinstance(options, Written) and options.force
+
+
+def training_of(
+    options: Retraining, original: Path, output: Path, *, force: bool = False, salvage: bool = False, keep_start: bool
+) -> FinetuneOptions:
+    """The training that the options of a pruning command ask for; where they name no teacher, the original is one."""
+    teacher = str(original) if options.teacher is None else options.teacher
+    return replace(
+        options.retraining, teacher=teacher, output=output, force=force, salvage=salvage, keep_start=keep_start
+    )
+
+
+def retrained(path: Path, options: Retraining, rounds: list[Round[Any]]) -> Retrained:
     """The rounds as a part of a result."""
-    given = retrain.options.teacher
-    teacher = str(given) if given is not None else str(path) if retrain.by_original else None
+    teacher = str(path) if options.teacher is None else None if options.teacher == NONE else options.teacher
     return Retrained(list(rounds), teacher)
 
 
@@ -174,19 +171,18 @@ def _largest(values: Any) -> float | None:
     return max(known) if known else None
 
 
-def check_plans(retrain: Retrain, plan: Path | None, save_plan: Path | None) -> None:
+def check_plans(options: ZeroingOptions | StructuredOptions) -> None:
     """Raises PruneError: a plan is one cut of one model, and each of several steps cuts a model trained by then."""
-    if retrain.steps > 1 and (plan is not None or save_plan is not None):
+    if options.step_count > 1 and (options.plan is not None or options.save_plan is not None):
         raise PruneError(
             "a plan holds one cut, and --steps with training makes several", "leave --steps or the plan out"
         )
 
 
-def left_out(retrain: Retrain) -> str:
+def left_out(options: Retraining) -> str:
     """What a dry run says of training."""
-    epochs = retrain.options.setup.train.epochs
-    told = f"a dry run trains nothing: {epochs} epochs are left out"
-    return told if retrain.steps == 1 else f"{told}, and the {retrain.steps} cuts between them are shown as one"
+    steps, told = step_count(options), f"a dry run trains nothing: {options.finetune_epochs} epochs are left out"
+    return told if steps == 1 else f"{told}, and the {steps} cuts between them are shown as one"
 
 
 def raise_if_all_harmful(found: Retrained | None) -> None:

@@ -18,16 +18,14 @@ import onnx_ir as ir
 from prunecli.channels.analysis import Whole
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
-from prunecli.model import Dims, concrete_shapes, load, totals
+from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.holders import holders
 from prunecli.model.saving import SaveOptions, save
-from prunecli.pipeline.gradual import Retrain, check_plans, left_out, proof_of, prune_and_train, retrained
-from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out, decided_and_cut
-from prunecli.pipeline.structured_blocks import BLOCK
-from prunecli.pipeline.structured_budget import Budget
+from prunecli.pipeline.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
+from prunecli.pipeline.structured import StructuredResult, carry_out, decided_and_cut
 from prunecli.pipeline.structured_decide import decide
 from prunecli.pipeline.structured_subject import Cuttable, following
-from prunecli.search.units import UnitRecipe
+from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]
@@ -44,19 +42,15 @@ def structured_and_trained(
         PruneError: several steps with a budget of time or with blocks, which are measured in one go; a cut or
             training that cannot be done.
     """
-    retrain = options.retrain
-    assert retrain is not None
-    _check(options, retrain)
-    once = replace(
-        options, retrain=None, steps=1 if retrain.steps > 1 else options.steps, criterion=_criterion(options)
-    )
+    _check(options)
+    once = replace(options, steps=1, criterion=_criterion(options))
     if options.dry_run:
         found = decided_and_cut(path, target, once, progress, start)
-        return replace(found, notes=[*found.notes, left_out(retrain)])
+        return replace(found, notes=[*found.notes, left_out(options)])
     with Scratch() as folder:
         cutter = _Cutter(path, replace(once, force=True), folder, progress)
-        rounds = prune_and_train(path, target, retrain, cutter, options.force, progress, options.include)
-    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
+        rounds = prune_and_train(path, target, options, cutter, progress)
+    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late = training.layers()
     layers = [replace(row, nonzero=late[row.weight].nonzero, sparsity=late[row.weight].sparsity)
               if row.weight in late else row for row in last.layers]  # fmt: skip
@@ -68,7 +62,7 @@ def structured_and_trained(
         last,
         model=first.model,
         output=training.output,
-        recipe=last.recipe | {"steps": retrain.steps} | asked,
+        recipe=last.recipe | {"steps": options.step_count} | asked,
         before=first.before,
         after=training.totals(),
         groups=groups,
@@ -82,14 +76,14 @@ def structured_and_trained(
 def _criterion(options: StructuredOptions) -> str:
     """Where training follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is left after a
     cut by the norm of the weights learns better."""
-    automatic = options.criterion == UnitRecipe.criterion and options.granularity != BLOCK
+    automatic = options.criterion == "auto" and options.granularity != BLOCK
     return TRAINED if automatic else options.criterion
 
 
-def _check(options: StructuredOptions, retrain: Retrain) -> None:
-    check_plans(retrain, options.plan, options.save_plan)
+def _check(options: StructuredOptions) -> None:
+    check_plans(options)
     timed = options.budget is not None and options.budget.kind == "latency"
-    if retrain.steps > 1 and (timed or options.granularity == BLOCK):
+    if options.step_count > 1 and (timed or options.granularity == BLOCK):
         what = "--latency" if timed else "--granularity block"
         raise PruneError(f"{what} is decided by measuring in one go, not in --steps with training",
                          "leave --steps out, or use --macs")  # fmt: skip
@@ -110,9 +104,7 @@ class _Cutter:
     def __call__(self, source: Path, place: Path, share: float) -> StructuredResult:
         start, self.calls = time.perf_counter(), self.calls + 1
         base = self.path if self.subject is None else self._expanded(source)
-        options = replace(
-            self.options, budget=_at_share(self.options.budget, share, self.path, self.options.dims), output=place
-        )
+        options = replace(_at_share(self.options, share, self.path), output=place)
 
         def attempt(whole: Whole) -> StructuredResult:
             known = {} if self.subject is None else self.subject.whole
@@ -134,17 +126,20 @@ class _Cutter:
         return place
 
 
-def _at_share(budget: Budget | None, share: float, path: Path, dims: Dims) -> Budget | None:
+def _at_share(options: StructuredOptions, share: float, path: Path) -> StructuredOptions:
     """So much of what is to go: of the fraction that `ratio` removes, or of the original's amount that the others do
     not keep."""
+    budget = options.budget
     if budget is None or budget.kind == "latency":
-        return budget
+        return options
     if budget.kind == "ratio":
-        return replace(budget, target=budget.target * share)
+        return options.with_budget(replace(budget, target=budget.target * share))
     file = load(path)
-    before = totals(file, concrete_shapes(file, dims))
+    before = totals(file, concrete_shapes(file, options.dims))
     fraction, whole = 1 - (1 - budget.fraction(before)) * share, getattr(before, budget.kind)
-    return replace(budget, target=fraction * whole, absolute=True) if whole else replace(budget, target=fraction)
+    if not whole:
+        return options.with_budget(replace(budget, target=fraction))
+    return options.with_budget(replace(budget, target=fraction * whole, absolute=True))
 
 
 def expand(subject: Cuttable, removed: Array, trained: Path) -> ir.Model:

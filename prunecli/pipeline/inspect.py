@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from prunecli.errors import keywords
+from prunecli.inspection.options import InspectOptions
 from prunecli.model import (
-    Dims,
     Macs,
     Model,
     Shapes,
@@ -33,15 +32,6 @@ from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
 
 PROBLEMS = 5
 """How many operators without a shape are listed."""
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """`dims`: sizes of dynamic dimensions; `histogram`: measure |w|; `nm`: the pattern to look for."""
-
-    dims: Dims = field(default_factory=Dims)
-    histogram: bool = False
-    nm: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,6 @@ class Inspection:
         return to_document(self)
 
 
-@keywords(InspectOptions)
 def inspect(
     model: str | Path, options: InspectOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> Inspection:
@@ -113,7 +102,7 @@ def inspect(
     Raises:
         PruneError: the file is not a model, or the options name what it does not have.
     """
-    start, options = time.perf_counter(), replace(options or InspectOptions(), **changes)
+    start, options = time.perf_counter(), InspectOptions.of(options, **changes)
     file = load(Path(model))
     weights = find_weights(file)
     shapes = concrete_shapes(file, options.dims)

@@ -4,68 +4,41 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prunecli.apply.plans import save_plan
 from prunecli.apply.zero import zero
-from prunecli.errors import keywords
 from prunecli.files import Scratch
-from prunecli.model import Dims, Weight, count_macs
+from prunecli.model import Weight, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.choice import Choice
 from prunecli.pipeline.gradual import (
-    Retrain,
     Retrained,
     at_share,
     check_plans,
     left_out,
     proof_of,
     prune_and_train,
+    raise_if_all_harmful,
     retrained,
     share_after,
 )
 from prunecli.pipeline.inspect import macs_by_weight
-from prunecli.pipeline.judge import Judge
+from prunecli.pipeline.judge import ByValue, Judge
 from prunecli.pipeline.magnitude_job import Inspector, Job, prepare
 from prunecli.pipeline.magnitude_pack import packed
 from prunecli.pipeline.magnitude_report import to_document, to_json
-from prunecli.pipeline.pack import Packing, PackResult
-from prunecli.pipeline.subject import Execution
+from prunecli.pipeline.pack import PackResult
 from prunecli.pipeline.zeroed_spread import ZeroedSpread, zeroed_spreads
 from prunecli.report.document import Document
 from prunecli.select import Recipe, parse_pattern
 from prunecli.select.patterns import Windows
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
-
-
-@dataclass(frozen=True)
-class MagnitudeOptions:
-    """`recipe` None only with `plan`. `also`: kinds of tensors besides matrices and kernels (bias, norm,
-    embedding). `output` None: STEM.pruned.onnx beside the model. `verify`: the proof after saving. `retrain`: train
-    after each of its steps. `judge`: decides in place of the weights' own values. `pack`: store the zeros small.
-    `spreads`: measure the distributions that a report draws."""
-
-    recipe: Recipe | None = None
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    also: Sequence[str] = ()
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
-    output: Path | None = None
-    force: bool = False
-    dry_run: bool = False
-    verify: bool = True
-    plan: Path | None = None
-    save_plan: Path | None = None
-    external_data: Literal["auto", "always", "never"] = "auto"
-    retrain: Retrain | None = None
-    judge: Judge | None = None
-    spreads: bool = False
-    pack: Packing | bool | None = None
+from prunecli.zeros.options import MagnitudeOptions, ZeroingOptions
 
 
 @dataclass(frozen=True)
@@ -123,6 +96,10 @@ class MagnitudeResult:
         """The fraction of zeros among the weights that were pruned."""
         return 1 - sum(layer.nonzero for layer in self.layers) / self.params if self.params else 0.0
 
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_all_harmful(self.training)
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -130,25 +107,40 @@ class MagnitudeResult:
         return to_document(self)
 
 
-@keywords(MagnitudeOptions, Recipe)
 def magnitude(
     model: str | Path, options: MagnitudeOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> MagnitudeResult:
-    """Zero the smallest weights of a model and save it with proof. `changes` override fields of `options`, and
-    `threshold=`, `sparsity=`, `pattern=`, `scope=`, `criterion=`, `seed=` those of its recipe.
+    """Zero the smallest weights of a model and save it with proof. `changes` override fields of `options`:
+    `magnitude("model.onnx", sparsity=0.5)`.
 
     Raises:
         PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
             the original with masked weights; then nothing is written.
     """
-    start, options = time.perf_counter(), magnitude_options(options, **changes)
-    path = Path(model)
+    return zeroed(Path(model), MagnitudeOptions.of(options, **changes), ByValue(), progress)
+
+
+def zeroed(path: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
+    """Zero what `judge` decides, train and pack as `options` say, and save the model with proof.
+
+    Raises:
+        PruneError: as `magnitude`.
+    """
+    start = time.perf_counter()
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.pack:
-        return replace(packed(magnitude, path, target, options, progress), seconds=time.perf_counter() - start)
-    if options.retrain is not None:
-        return replace(_retrained(path, target, options, progress), seconds=time.perf_counter() - start)
-    job = prepare(path, target, options, progress)
+        found = packed(lambda at, once: zeroed(at, once, judge, progress), path, target, options, progress)
+    elif options.trains:
+        found = _retrained(path, target, options, judge, progress)
+    else:
+        found = _pruned(path, target, options, options.recipe, judge, progress)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _pruned(
+    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress
+) -> MagnitudeResult:
+    job = prepare(path, target, options, recipe, judge, progress)
     zero(job.changed)
     inspector = Inspector(job, options, progress)
     with Scratch() as elsewhere:  # a dry run does everything, but there
@@ -171,47 +163,34 @@ def magnitude(
         notes=[*job.file.notes, *job.notes],
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
-        seconds=time.perf_counter() - start,
         command=job.command,
         spreads=zeroed_spreads(job.zeroed, progress) if options.spreads else {},
     )
 
 
-def _retrained(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> MagnitudeResult:
+def _retrained(path: Path, target: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
     """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
-    retrain, once = options.retrain, replace(options, retrain=None)
-    assert retrain is not None
-    check_plans(retrain, options.plan, options.save_plan)
-    if options.recipe is not None:
-        at_share(options.recipe, share_after(1, retrain.steps))
+    check_plans(options)
+    whole = options.recipe
+    if whole is not None:
+        at_share(whole, share_after(1, options.step_count))
     if options.dry_run:
-        found = magnitude(path, once, progress)
-        return replace(found, notes=[*found.notes, left_out(retrain)])
+        found = _pruned(path, target, options, whole, judge, progress)
+        return replace(found, notes=[*found.notes, left_out(options)])
 
     def cut(source: Path, place: Path, share: float) -> MagnitudeResult:
-        recipe = None if options.recipe is None else at_share(options.recipe, share)
-        return magnitude(source, replace(once, recipe=recipe, output=place), progress)
+        recipe = None if whole is None else at_share(whole, share)
+        return _pruned(source, place, options, recipe, judge, progress)
 
-    rounds = prune_and_train(path, target, retrain, cut, options.force, progress, options.include)
-    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, retrain, rounds)
+    rounds = prune_and_train(path, target, options, cut, progress)
+    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late, before = training.layers(), {layer.weight: layer.nonzero_before for layer in first.layers}
     layers = [replace(layer, nonzero_before=before[layer.weight],
                       nonzero=late[layer.weight].nonzero if layer.weight in late else layer.nonzero)
               for layer in last.layers]  # fmt: skip
-    return replace(last, model=first.model, output=training.output, recipe=last.recipe | {"steps": retrain.steps},
+    return replace(last, model=first.model, output=training.output, recipe=last.recipe | {"steps": options.step_count},
                    before=first.before, after=training.totals(), layers=layers, verification=proof_of(rounds),
                    training=training)  # fmt: skip
-
-
-def magnitude_options(options: MagnitudeOptions | None = None, **changes: Any) -> MagnitudeOptions:
-    """Options with changes, which may also name fields of the recipe."""
-    options = options or MagnitudeOptions()
-    asked = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
-    if asked:
-        changes["recipe"] = Recipe(**asked) if options.recipe is None else replace(options.recipe, **asked)
-    if changes.get("output") is not None:
-        changes["output"] = Path(changes["output"])
-    return replace(options, **changes)
 
 
 def _layers(job: Job) -> list[Layer]:

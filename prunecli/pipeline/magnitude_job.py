@@ -6,24 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunecli.apply.plans import load_plan
 from prunecli.apply.proof_inputs import sizes_to_try
 from prunecli.apply.zero import Zeroed
 from prunecli.apply.zero_proof import Proof
-from prunecli.errors import PruneError
 from prunecli.model import Model, Shapes, concrete_shapes, find_weights, load, totals
 from prunecli.model.holders import release
 from prunecli.model.saving import check_target
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
 from prunecli.pipeline.choice import Choice, choose
-from prunecli.pipeline.judge import ByValue, Fits, Judge, Judged
+from prunecli.pipeline.judge import Fits, Judge, Judged
 from prunecli.runtime import Session
+from prunecli.select import Recipe
 from prunecli.types import Json, Progress, Skipped, Totals, Verification
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.magnitude import MagnitudeOptions
+from prunecli.zeros.options import OtherKinds, ZeroingOptions
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,16 @@ class Job:
         return [*self.zeroed, *self.moved]
 
 
-def prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progress) -> Job:
+def prepare(
+    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress
+) -> Job:
     """Raises PruneError: what `magnitude` refuses before it writes."""
-    if (options.recipe is None) == (options.plan is None):
-        problem = "how much to prune is not given" if options.plan is None else "--plan fixes what is zeroed"
-        raise PruneError(problem, "give one of --sparsity, --threshold, --pattern N:M, or --plan")
     if options.verify:
         options.execution.check()
     file = load(path)
     check_target(file, None if options.dry_run else target, options.force, options)
     shapes = concrete_shapes(file, options.dims)
-    judge = options.judge or ByValue()
-    found = _judged(file, options, judge, progress)
+    found = _judged(file, options, recipe, judge, progress)
     zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     before = totals(file, shapes, counted)
@@ -70,7 +66,7 @@ def prepare(path: Path, target: Path, options: MagnitudeOptions, progress: Progr
     )  # fmt: skip
 
 
-def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Progress) -> Judged:
+def _judged(file: Model, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress) -> Judged:
     """Which weights, what becomes of each, and the recipe as it is recorded."""
     found = find_weights(file)
     if options.plan is not None:
@@ -82,11 +78,12 @@ def _judged(file: Model, options: MagnitudeOptions, judge: Judge, progress: Prog
         choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
         planned = Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
         return judge.fitted(file, planned, progress) if isinstance(judge, Fits) else planned
-    assert options.recipe is not None
-    choice = choose(found, options.include, options.exclude, options.also)
-    said = judge(file, choice, options.recipe, progress)
-    patterns = {"include": options.include, "exclude": options.exclude, "also": options.also}
-    asked = {**options.recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
+    assert recipe is not None
+    also = options.also if isinstance(options, OtherKinds) else ()
+    choice = choose(found, options.include, options.exclude, also)
+    said = judge(file, choice, recipe, progress)
+    patterns = {"include": options.include, "exclude": options.exclude, "also": also}
+    asked = {**recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
     return replace(said, recipe=asked | said.recipe)
 
 
@@ -95,7 +92,7 @@ class Inspector:
     """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
 
     job: Job
-    options: MagnitudeOptions
+    options: ZeroingOptions
     progress: Progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     after: Totals | None = None

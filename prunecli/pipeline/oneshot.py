@@ -15,33 +15,32 @@ import numpy as np
 from prunecli.apply.zero import target_of
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
+from prunecli.errors import PruneError
 from prunecli.evidence.grams import PER_UNKNOWN
-from prunecli.evidence.store import LIMIT as MEMORY
 from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
 from prunecli.pipeline.choice import Choice, matches
 from prunecli.pipeline.judge import Judged
-from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude, magnitude_options
+from prunecli.pipeline.magnitude import MagnitudeResult, zeroed
 from prunecli.pipeline.oneshot_fit import pruned
 from prunecli.pipeline.oneshot_measure import losses, scored
 from prunecli.pipeline.oneshot_study import Study, Way, opener
-from prunecli.pipeline.subject import Execution
 from prunecli.recover.fit import METHODS, Recover, check
+from prunecli.runtime import Execution
 from prunecli.search.allocate import ALLOCATIONS, allocate
 from prunecli.select import Decision, Recipe, decide, parse_pattern
 from prunecli.select.patterns import Windows
 from prunecli.types import Json, Progress, Skipped, no_progress
+from prunecli.zeros.options import MEMORY, OneshotOptions
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 512
 BATCH = 64
-_MINE = ("method", "allocate", "recover", "samples", "fallback", "memory")
 
 
 @dataclass(frozen=True)
-class OneshotOptions:
+class Fitting:
     """How weights are chosen and fitted.
 
     data: calibration samples; labels are not read. method: see `recover.fit.METHODS`. allocate: None is `loss`, of
@@ -63,59 +62,47 @@ class OneshotOptions:
     execution: Execution = field(default_factory=Execution)
 
 
-@keywords(MagnitudeOptions, Recipe, *_MINE, "data", data=DataOptions)
 def oneshot(
-    model: str | Path,
-    options: MagnitudeOptions | None = None,
-    measured: OneshotOptions | None = None,
-    progress: Progress = no_progress,
-    **changes: Any,
+    model: str | Path, options: OneshotOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> MagnitudeResult:
     """Prune weights and refit the others layer by layer on unlabelled data, and save the model with proof.
 
-    `changes` override fields of `measured`, of `options`, and of its recipe:
-    `oneshot("model.onnx", data="calib.npz", sparsity=0.8)`.
+    `changes` override fields of `options`: `oneshot("model.onnx", data="calib.npz", sparsity=0.8)`.
 
     Raises:
         PruneError: as `magnitude`; no data, or an option that does not fit the method.
     """
-    wanted, given = measured or OneshotOptions(), changes.pop("data", None)
-    if given is not None:
-        wanted = replace(wanted, data=DataOptions.given(given))
-    mine = {name: changes.pop(name) for name in _MINE if name in changes}
-    options = magnitude_options(options, **changes)
-    seed = options.recipe.seed if options.recipe else 0
-    wanted = replace(wanted, **mine, seed=seed, exclude=options.exclude, dims=options.dims, execution=options.execution)
-    if wanted.data is None:
-        raise PruneError(
-            "one-shot pruning is measured on data",
-            "give --data; a few hundred unlabelled samples will do, or --data synthetic where there are none",
-        )
-    if options.plan is None:
-        options = replace(options, recipe=_checked(options.recipe, wanted))
-    return magnitude(model, replace(options, judge=ByEvidence(wanted)), progress)
+    options = OneshotOptions.of(options, **changes)
+    how = Fitting(
+        options.source, options.method, options.allocate, options.recover, SAMPLES, options.fallback,
+        options.memory_bytes, options.seed, options.exclude, options.dims, options.execution,
+    )  # fmt: skip
+    return zeroed(Path(model), options, ByEvidence(how), progress)
 
 
-def _checked(recipe: Recipe | None, wanted: OneshotOptions) -> Recipe:
-    """The recipe with its scope in terms of what competes inside a layer; how layers compete is `allocate`."""
-    if recipe is None:
-        raise PruneError("how much to prune is not given", "give one of --sparsity, --pattern N:M, or --plan")
+def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
+    """The recipe, if it is one of one-shot pruning. Its scope is what competes inside a layer; how
+    layers compete is the allocation.
+
+    Raises:
+        PruneError: it is not.
+    """
     pattern = parse_pattern(recipe.pattern)
-    check(METHODS.get(wanted.method), pattern)
+    check(METHODS.get(method), pattern)
     if recipe.threshold is not None or recipe.criterion is not None:
         raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
     if recipe.sparsity is None and not isinstance(pattern, Windows):
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
-    if wanted.allocate not in (None, *ALLOCATIONS):
-        raise PruneError(f"no allocation is called {wanted.allocate!r}", f"choose from {', '.join(ALLOCATIONS)}")
+    if allocation not in (None, *ALLOCATIONS):
+        raise PruneError(f"no allocation is called {allocation!r}", f"choose from {', '.join(ALLOCATIONS)}")
     if recipe.scope == "lamp":
         raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
     implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")
-    if implied and wanted.allocate not in (None, implied):
+    if implied and allocation not in (None, implied):
         raise PruneError(
-            f"--scope {recipe.scope} and --allocate {wanted.allocate} contradict each other", "leave one of them out"
+            f"--scope {recipe.scope} and --allocate {allocation} contradict each other", "leave one of them out"
         )
-    if isinstance(pattern, Windows) and wanted.allocate not in (None, "uniform"):
+    if isinstance(pattern, Windows) and allocation not in (None, "uniform"):
         raise PruneError(f"the pattern {pattern.text} says how much of each layer goes", "leave --allocate out")
     return recipe
 
@@ -124,7 +111,7 @@ def _checked(recipe: Recipe | None, wanted: OneshotOptions) -> Recipe:
 class ByEvidence:
     """The judge of `prune oneshot`."""
 
-    options: OneshotOptions
+    options: Fitting
     command = "oneshot"
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
@@ -225,7 +212,7 @@ class ByEvidence:
 
 
 def measured_scores(
-    file: Model, chosen: Sequence[Weight], pattern: str, options: OneshotOptions, progress: Progress
+    file: Model, chosen: Sequence[Weight], pattern: str, options: Fitting, progress: Progress
 ) -> tuple[dict[str, Array], list[Skipped]]:
     """What the method's criterion needs of each weight that can be measured, of the stored shape, on what the original
     model gives its layer; and why others cannot.
@@ -273,6 +260,3 @@ def _notes(study: Study, fallback: bool) -> list[str]:
 
 def _feeds(data: Dataset) -> list[Mapping[str, Array]]:
     return [batch.feed for batch in data.batches(BATCH)]
-
-
-__all__ = ["MEMORY", "ByEvidence", "OneshotOptions", "oneshot"]

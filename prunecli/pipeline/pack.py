@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from prunecli.errors import PruneError, keywords
+from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.loading import Load
 from prunecli.files import Scratch
-from prunecli.model import Dims, Model, concrete_shapes, load, totals
+from prunecli.model import Model, concrete_shapes, load, totals
 from prunecli.model.opsets import raised
 from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
-from prunecli.pipeline.pack_plan import FEW, How, Item, Row, Values, drop_signs, left, plan
+from prunecli.packing.options import PackOptions, UnpackOptions
+from prunecli.pipeline.pack_plan import FEW, How, Item, Row, drop_signs, left, plan
 from prunecli.pipeline.pack_proof import Before, NotFolded, Proof
 from prunecli.pipeline.pack_report import to_document, to_json
 from prunecli.pipeline.pack_write import write
-from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -35,39 +35,6 @@ class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with -
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How to pack. `format`: chains of operators, or sparse_initializer. `values`: narrower ones are lossy.
-    `max_error`: largest difference of an output, as a fraction of its largest element, that is accepted.
-    `min_saving`: a tensor that would save less stays dense. `plain_zeros`: negative zeros become zeros."""
-
-    format: Literal["auto", "coo"] = "auto"
-    values: Values = "exact"
-    max_error: float | None = None
-    min_saving: float = 0.1
-    plain_zeros: bool = False
-
-    def to_json(self) -> Json:
-        return {"format": self.format, "values": self.values, "max_error": self.max_error,
-                "min_saving": self.min_saving, "plain_zeros": self.plain_zeros}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """`output` None: STEM.packed.onnx (for `unpack` STEM.dense.onnx) beside the model."""
-
-    packing: Packing = field(default_factory=Packing)
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    output: Path | None = None
-    force: bool = False
-    dry_run: bool = False
-    verify: bool = True
-    external_data: Literal["auto", "always", "never"] = "auto"
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
-
-
-@dataclass(frozen=True)
 class PackResult:
     """What was packed. `rows`: every float tensor of 1 kB or more. `zstd`: bytes before and after. `loads`: of the
     dense file and of the packed one. `fidelity`: only for lossy values."""
@@ -75,7 +42,7 @@ class PackResult:
     command: str
     model: FileRef
     output: FileRef | None
-    packing: Packing
+    packing: Json
     before: Totals
     after: Totals
     zstd: tuple[int, int]
@@ -95,23 +62,22 @@ class PackResult:
         return to_document(self)
 
 
-@keywords(PackOptions, Packing)
 def pack(
     model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> PackResult:
-    """Store the sparse tensors of a model small. `changes` override fields of `options` and of its packing.
+    """Store the sparse tensors of a model small. `changes` override fields of `options`.
 
     Raises:
         PruneError: the file or an option is unusable, nothing in it would become smaller, its opset is too old and
             cannot be raised, or onnxruntime does not run the packed file as it runs the model.
         GateFailed: `max_error` is exceeded; nothing is written.
     """
-    start, options = time.perf_counter(), _options(options, changes)
+    start, options = time.perf_counter(), PackOptions.of(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.packed.onnx")
-    how = How(options.packing.values, options.packing.min_saving, options.packing.format == "coo",
-              options.include, options.exclude)  # fmt: skip
-    _check(options)
+    how = How(options.values, options.min_saving, options.coo, options.include, options.exclude)
+    if options.verify:
+        options.execution.check()
     while True:
         try:
             return replace(_packed(path, target, options, how, progress), seconds=time.perf_counter() - start)
@@ -122,48 +88,24 @@ def pack(
             how = replace(how, dense={**how.dense, **reasons})
 
 
-def _options(options: PackOptions | None, changes: dict[str, Any]) -> PackOptions:
-    options = options or PackOptions()
-    asked = {name: changes.pop(name) for name in list(changes) if name in Packing.__dataclass_fields__}
-    if changes.get("output") is not None:
-        changes["output"] = Path(changes["output"])
-    return replace(options, packing=replace(options.packing, **asked), **changes)
-
-
-def _check(options: PackOptions) -> None:
-    packing = options.packing
-    if not 0 <= packing.min_saving < 1:
-        raise PruneError(f"--min-saving {packing.min_saving} is no fraction below 1", "give one, as 10%")
-    if packing.max_error is not None and not packing.max_error >= 0:
-        raise PruneError(f"--max-error {packing.max_error} is negative", "give a fraction of the largest output")
-    if packing.format == "coo" and packing.values != "exact":
-        raise PruneError("--format coo stores values as they are", "leave --values out")
-    if packing.max_error is not None and packing.values == "exact":
-        raise PruneError("--max-error is of --values float16 or int8", "leave it out: exact values change nothing")
-    if packing.max_error is not None and not options.verify:
-        raise PruneError("--max-error is judged by the proof that --no-verify skips", "leave one of them out")
-    if options.verify:
-        options.execution.check()
-
-
 def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: Progress) -> PackResult:
     original = load(path)
     check_target(original, None if options.dry_run else target, options.force, options)
-    file, items = _planned(original, how, options.packing.plain_zeros, progress)
+    file, items = _planned(original, how, options.plain_zeros, progress)
     chosen = [item for item in items if item.is_packed]
     if not chosen:
         raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
     dense = load(plain_path(original))
     before = totals(dense, concrete_shapes(dense, options.dims))
     proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
-                  how.values, options.packing.max_error, progress, not options.packing.plain_zeros)  # fmt: skip
+                  how.values, options.max_error, progress, not options.plain_zeros)  # fmt: skip
     write(file, items)
     sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
     sizes = _Sizes(before, proof if options.verify else None)
-    saved = _save(file, target, options, Provenance("pack", options.packing.to_json()), sparse, sizes)
+    saved = _save(file, target, options, Provenance("pack", options.packing_json()), sparse, sizes)
     assert sizes.after is not None
     return PackResult(
-        "pack", original.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
+        "pack", original.ref, None if options.dry_run else saved, options.packing_json(), before, sizes.after,
         (sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd),
         [i.row for i in items if i.row.reason != "small"], left(items),
         proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
@@ -222,23 +164,22 @@ class _Sizes:
 
 
 def _save(
-    file: Model, target: Path, options: PackOptions, made: Provenance, sparse: frozenset[str], sizes: _Sizes
+    file: Model, target: Path, options: UnpackOptions, made: Provenance, sparse: frozenset[str], sizes: _Sizes
 ) -> FileRef:
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
         return save(file, place, SaveOptions(options.external_data, options.force, made, sparse), sizes)
 
 
-@keywords(PackOptions, Packing)
 def unpack(
-    model: str | Path, options: PackOptions | None = None, progress: Progress = no_progress, **changes: Any
+    model: str | Path, options: UnpackOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> PackResult:
     """Store every tensor of a packed model densely again.
 
     Raises:
         PruneError: the file is unusable or holds nothing packed.
     """
-    start, options = time.perf_counter(), _options(options, changes)
+    start, options = time.perf_counter(), UnpackOptions.of(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem.removesuffix('.packed')}.dense.onnx")
     if options.verify:
@@ -258,6 +199,7 @@ def unpack(
     assert sizes.after is not None
     rows = [replace(i.row, packed_bytes=names[i.row.name]) for i in items if i.row.name in names]
     zstd = sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd
-    return PackResult("unpack", file.ref, None if options.dry_run else saved, options.packing, before, sizes.after,
-                      zstd, rows, [], proof.verification, proof.loads, None, file.notes, options.dry_run,
+    packing, output = PackOptions().packing_json(), None if options.dry_run else saved
+    return PackResult("unpack", file.ref, output, packing, before, sizes.after, zstd, rows, [],
+                      proof.verification, proof.loads, None, file.notes, options.dry_run,
                       time.perf_counter() - start)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +11,9 @@ from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.loading import file_sha256
 from prunecli.model.saving import SaveOptions, save
-from prunecli.pipeline.pack import NothingSmaller, Packing, PackOptions, PackResult, pack
+from prunecli.options.groups import Written
+from prunecli.packing.options import PackOptions
+from prunecli.pipeline.pack import NothingSmaller, PackResult, pack
 from prunecli.types import FileRef, Progress
 
 if TYPE_CHECKING:
@@ -22,9 +24,11 @@ Made = TypeVar("Made")
 Pruned = TypeVar("Pruned", bound="MagnitudeResult | StructuredResult")
 
 
-def packing(asked: Packing | bool) -> Packing:
-    """The field `pack` of a command's options: True is as `--pack` does."""
-    return asked if isinstance(asked, Packing) else Packing()
+def pack_options(options: Written) -> PackOptions:
+    """How `--pack` of a command stores its file: as `prune pack` does by default."""
+    own = {one.name for one in fields(options)} - {"format", "include", "exclude", "report"}
+    known = {one.name for one in fields(PackOptions)} & own
+    return PackOptions(**{name: getattr(options, name) for name in known})
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def packed_after(
             if not options.dry_run:
                 save(load(place), target, SaveOptions(options.external_data, options.force))
     output = None if options.dry_run else FileRef(str(target), file_sha256(target))
-    note = f"nothing would become {options.packing.min_saving:.0%} smaller by packing: it is stored as it is"
+    note = f"nothing would become {options.min_saving:.0%} smaller by packing: it is stored as it is"
     return made, Small(None, output, (note,))
 
 

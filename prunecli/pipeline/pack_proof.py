@@ -24,8 +24,7 @@ from prunecli.model.graphs import all_graphs
 from prunecli.model.holders import Holder, holders
 from prunecli.model.saving import save
 from prunecli.pipeline.pack_plan import Item
-from prunecli.pipeline.subject import Execution
-from prunecli.runtime import Session
+from prunecli.runtime import Execution, Session
 from prunecli.storage import Writer
 from prunecli.storage.chain import Op, after
 from prunecli.storage.pieces import PASSES

@@ -25,7 +25,7 @@ def packing_json(found: PackResult) -> Json:
     if found.loads is not None:
         loads = {name: asdict(load) for name, load in zip(("before", "after"), found.loads, strict=True)}
     return {
-        **found.packing.to_json(),
+        **found.packing,
         "zstd_bytes": {"before": found.zstd[0], "after": found.zstd[1]},
         "information_bytes": round(limit(found.rows)),
         "bytes_per_nonzero": per_nonzero(found),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +17,8 @@ from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.recover.refit import METHODS, Calibration, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
+from prunecli.structures.options import CutOptions
 from prunecli.types import Json, Progress, Skipped
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
 
 Array = np.ndarray[Any, Any]
 HELD = 8
@@ -46,7 +44,7 @@ class Recovery:
     left: list[Skipped] = field(default_factory=list)
 
 
-def recovery_method(options: StructuredOptions) -> str:
+def recovery_method(options: CutOptions) -> str:
     """What `--recover` stands for: `auto` with data, unless named.
 
     Raises:
@@ -54,16 +52,16 @@ def recovery_method(options: StructuredOptions) -> str:
     """
     asked = options.recover
     if asked is None:
-        return "auto" if options.data is not None else "none"
+        return "auto" if options.source is not None else "none"
     if asked not in METHODS:
         raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join(METHODS)}")
-    if asked != "none" and options.data is None:
+    if asked != "none" and options.source is None:
         raise PruneError(f"--recover {asked} needs data", "give --data; labels are not needed")
     return asked
 
 
 def recover(
-    subject: Cuttable, cut: ir.Model, removed: Removed, options: StructuredOptions, progress: Progress
+    subject: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
 ) -> tuple[ir.Model, Recovery | None]:
     """The cut model refitted, and what was done; both as they were with `none`.
 
@@ -71,9 +69,9 @@ def recover(
         PruneError: the data cannot be read, or a piece of the model does not run.
     """
     method = recovery_method(options)
-    if method == "none" or options.data is None:
+    if method == "none" or options.source is None:
         return cut, None
-    samples = options.data.open(input_specs(subject.file.ir))
+    samples = options.source.open(input_specs(subject.file.ir))
     data, held = calibration(samples, options)
     fitted = cut.clone()
     done = refit(subject.work, fitted, removed, data, method, progress)
@@ -86,9 +84,7 @@ def recover(
     return (fitted if better else cut), found
 
 
-def calibration(
-    samples: Dataset, options: StructuredOptions, share: int = HELD, most: int = MOST
-) -> tuple[Calibration, int]:
+def calibration(samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST) -> tuple[Calibration, int]:
     """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
 
     Of more than MOST samples so many are drawn by the seed.

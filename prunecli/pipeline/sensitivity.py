@@ -9,14 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
 from prunecli.model.saving import check_target
 from prunecli.pipeline.sensitivity_report import to_document, to_json
-from prunecli.pipeline.trial_options import TrialOptions
 from prunecli.pipeline.trial_setup import Judged, Setup, open_model, set_up
 from prunecli.report.document import Document
 from prunecli.search.adaptive import curve_jobs, levels_of
+from prunecli.search.options import SensitivityOptions
 from prunecli.search.proxy import Proxy, rank_correlation, sample_of
 from prunecli.search.space import Knob
 from prunecli.search.trials import Job, Outcome
@@ -27,15 +25,6 @@ SAMPLES = 512
 """Drawn where there are more and no limit was set."""
 CHECKED = 12
 """Settings that are measured to see how well the proxy ranks."""
-
-
-@dataclass(frozen=True)
-class SensitivityOptions:
-    """`levels`: fractions removed; None: chosen by granularity. `fast`: a proxy in place of trials."""
-
-    trials: TrialOptions
-    levels: Sequence[float] | None = None
-    fast: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,49 +100,31 @@ class SensitivityResult:
         return to_document(self)
 
 
-@keywords(SensitivityOptions, TrialOptions, data=DataOptions)
 def sensitivity(
     model: str | Path, options: SensitivityOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> SensitivityResult:
-    """Measure how much each layer can lose. `changes` override fields of the options and of `options.trials`:
+    """Measure how much each layer can lose. `changes` override fields of the options:
     `sensitivity("model.onnx", data="calib.npz", levels=[0.5, 0.9])`.
 
     Raises:
         PruneError: the model, the data or an option is unusable.
     """
-    start, options = time.perf_counter(), sensitivity_options(options, **changes)
-    _check_levels(options.levels)
-    file, session = open_model(Path(model), options.trials)
+    start, options = time.perf_counter(), SensitivityOptions.of(options, **changes)
+    file, session = open_model(Path(model), options)
     check_target(file, None, False, options)
-    data = options.trials.data.open(session.inputs, session.outputs)
-    if options.trials.data.limit is None and len(data) > SAMPLES:
-        data = data.shuffled(options.trials.seed).take(SAMPLES)
-    setup = set_up(file, session, Judged.of(data, session, options.trials), options.trials, progress)
+    data = options.tried.open(session.inputs, session.outputs)
+    if options.tried.limit is None and len(data) > SAMPLES:
+        data = data.shuffled(options.seed).take(SAMPLES)
+    setup = set_up(file, session, Judged.of(data, session, options), options, progress)
     with closing(setup.bench):
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
     return SensitivityResult(
-        file.ref, options.trials.granularity, setup.pruner.criterion,
+        file.ref, options.granularity, setup.pruner.criterion,
         yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline, len(data), data.source,
         sorted(rows, key=lambda row: (-row.mean_damage, row.knob.name)), setup.pruner.skipped, ranking,
         bench.measured, bench.reused, [*file.notes, *setup.pruner.notes], time.perf_counter() - start,
     )  # fmt: skip
-
-
-def sensitivity_options(options: SensitivityOptions | None = None, **changes: Any) -> SensitivityOptions:
-    """Options with changes, which may also name fields of the trial options; `data` may be a path."""
-    own = {name: changes.pop(name) for name in ("levels", "fast") if name in changes}
-    DataOptions.read(changes, "data")
-    if options is None:
-        if "data" not in changes:
-            raise PruneError("sensitivity is measured on data", "give --data")
-        options = SensitivityOptions(TrialOptions(changes["data"]))
-    return replace(options, trials=replace(options.trials, **changes), **own)
-
-
-def _check_levels(levels: Sequence[float] | None) -> None:
-    if levels is not None and (not levels or not all(0 < level <= 1 for level in levels)):
-        raise PruneError("--levels are fractions above 0, up to 1", "write --levels 0.5,0.9")
 
 
 def _by_trials(setup: Setup, options: SensitivityOptions, progress: Progress) -> tuple[list[Row], Ranking | None]:
@@ -182,7 +153,7 @@ def _by_proxy(setup: Setup, options: SensitivityOptions, progress: Progress) -> 
     knobs, proxy = _knobs(setup, options), setup.pruner.proxy(progress)
     rows = [_predicted(knob, levels_of(knob, options.levels), proxy) for knob in knobs]
     every = [(row.knob.name, point) for row in rows for point in row.points]
-    some = sample_of(every, CHECKED, options.trials.seed)
+    some = sample_of(every, CHECKED, options.seed)
     jobs = [Job.of({name: point.fraction}, probe=True) for name, point in some]
     measured = [outcomes[0].damage for outcomes in setup.bench.measure(jobs, "checking the proxy")]
     return rows, Ranking(rank_correlation([point.damage for _, point in some], measured), len(some))

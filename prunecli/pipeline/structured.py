@@ -3,82 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from prunecli.apply.cut_plan import save_cut_plan
 from prunecli.channels.analysis import Whole
-from prunecli.channels.catalogue import Frozen, parse_granularity
+from prunecli.channels.catalogue import Frozen
 from prunecli.channels.cut import Removed
-from prunecli.data.options import DataOptions
-from prunecli.errors import PruneError, keywords
 from prunecli.files import Scratch
-from prunecli.model import Dims
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
-from prunecli.pipeline.gradual import Retrain, Retrained
+from prunecli.pipeline.gradual import Retrained, raise_if_all_harmful
 from prunecli.pipeline.pack import PackResult
-from prunecli.pipeline.structured_blocks import BLOCK
-from prunecli.pipeline.structured_budget import KINDS as BUDGETS
-from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_decide import decide
 from prunecli.pipeline.structured_plan import Decided, GroupRow, group_rows, plan_json
 from prunecli.pipeline.structured_proof import Inspector
 from prunecli.pipeline.structured_report import to_document, to_json
 from prunecli.pipeline.structured_subject import Cuttable, following
-from prunecli.pipeline.subject import Execution
 from prunecli.report.document import Document
-from prunecli.search.units import UnitRecipe, check_choices
+from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 
 if TYPE_CHECKING:
     from prunecli.pipeline.recovery import Recovery
-
-
-@dataclass(frozen=True)
-class StructuredOptions:
-    """What to cut, and how to choose it.
-
-    `budget`: see `Budget`; None only with `plan`. `granularity`: `channel,head`, `block`, or `all`. `criterion`,
-    `normalize`, `scope`, `max_ratio`, `round_to`, `steps`: see `prunecli.search.units`. `output` None:
-    STEM.pruned.onnx beside the model. `verify`: the proof in onnxruntime. `recover`: `none`, `bias`, `bn`, `lstsq` or
-    `auto`, see `prunecli.recover.fits`; None: `auto` where there are data. `retrain`: train after each of its steps,
-    which then take the place of `steps`.
-    """
-
-    budget: Budget | None = None
-    recover: str | None = None
-    granularity: str = "channel,head"
-    criterion: str = UnitRecipe.criterion
-    normalize: str = UnitRecipe.normalize
-    scope: Literal["auto", "layer", "global"] = UnitRecipe.scope
-    max_ratio: float = UnitRecipe.max_ratio
-    round_to: int = UnitRecipe.round_to
-    steps: int = UnitRecipe.steps
-    seed: int = 0
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    data: DataOptions | None = None
-    batch_size: int = 32
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
-    output: Path | None = None
-    force: bool = False
-    dry_run: bool = False
-    verify: bool = True
-    plan: Path | None = None
-    save_plan: Path | None = None
-    external_data: Literal["auto", "always", "never"] = "auto"
-    retrain: Retrain | None = None
-
-    def __post_init__(self) -> None:
-        check_choices(self.criterion, self.normalize, self.scope)
-        if self.granularity != BLOCK:
-            parse_granularity(self.granularity)
 
 
 @dataclass(frozen=True)
@@ -106,6 +56,10 @@ class StructuredResult:
     packed: PackResult | None = None
     seconds: float = 0.0
 
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_all_harmful(self.training)
+
     def to_json(self) -> Json:
         return to_json(self)
 
@@ -113,24 +67,21 @@ class StructuredResult:
         return to_document(self)
 
 
-@keywords(StructuredOptions, *BUDGETS, data=DataOptions)
 def structured(
     model: str | Path, options: StructuredOptions | None = None, progress: Progress = no_progress, **changes: Any
 ) -> StructuredResult:
-    """Cut a model by structure and save it with proof. `changes` override fields of `options`.
-
-    A number, or a text such as `"50%"`, may be given as `ratio=`, `macs=`, `params=` or `latency=` instead of `budget`,
-    and a path as `data=`.
+    """Cut a model by structure and save it with proof. `changes` override fields of `options`:
+    `structured("model.onnx", macs="50%", data="calib.npz")`.
 
     Raises:
         GateFailed: no model within the limits is as fast as asked.
         PruneError: the file or an option is unusable, nothing can be cut, or the cut cannot be proved; then
             nothing is written.
     """
-    start, options = time.perf_counter(), _with(options or StructuredOptions(), changes)
+    start, options = time.perf_counter(), StructuredOptions.of(options, **changes)
     path = Path(model)
     target = options.output or default_output(path)
-    if options.retrain is not None:
+    if options.trains:
         from prunecli.pipeline.gradual_structured import structured_and_trained
 
         return structured_and_trained(path, target, options, progress, start)
@@ -150,7 +101,7 @@ def decided_and_cut(
 
 
 def carry_out(
-    subject: Cuttable, decided: Decided, target: Path, options: StructuredOptions, progress: Progress, start: float
+    subject: Cuttable, decided: Decided, target: Path, options: CutOptions, progress: Progress, start: float
 ) -> StructuredResult:
     """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
     positions = subject.units.removed(decided.removed)
@@ -169,7 +120,7 @@ def carry_out(
 
 
 def _recovered(
-    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: Inspector, options: StructuredOptions,
+    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: Inspector, options: CutOptions,
     folder: Path, progress: Progress,
 ) -> tuple[ir.Model, Recovery | None]:  # fmt: skip
     """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
@@ -186,7 +137,7 @@ def _recovered(
 
 def _result(
     subject: Cuttable, decided: Decided, inspector: Inspector, output: FileRef | None,
-    options: StructuredOptions, recovery: Recovery | None, seconds: float,
+    options: CutOptions, recovery: Recovery | None, seconds: float,
 ) -> StructuredResult:  # fmt: skip
     assert inspector.after is not None
     return StructuredResult(
@@ -212,28 +163,3 @@ def _result(
 def default_output(path: Path) -> Path:
     """STEM.pruned.onnx beside the model."""
     return path.with_name(f"{path.stem}.pruned.onnx")
-
-
-def options_for(amounts: Mapping[str, Any], **chosen: Any) -> StructuredOptions:
-    """Options as a command line gives them: what is None keeps its default.
-
-    Raises:
-        PruneError: no budget and no plan, or both.
-    """
-    budget = None
-    if chosen.get("plan") is None:
-        budget = Budget.parse(amounts)
-    elif any(value is not None for value in amounts.values()):
-        raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
-    return StructuredOptions(budget=budget, **{name: value for name, value in chosen.items() if value is not None})
-
-
-def _with(options: StructuredOptions, changes: Mapping[str, Any]) -> StructuredOptions:
-    given = {str(kind): changes[kind] for kind in BUDGETS if kind in changes}
-    rest = {name: value for name, value in changes.items() if name not in given}
-    if given:
-        rest["budget"] = Budget.parse(given)
-    if rest.get("output") is not None:
-        rest["output"] = Path(rest["output"])
-    DataOptions.read(rest, "data")
-    return replace(options, **rest)

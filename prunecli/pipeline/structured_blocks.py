@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,13 +25,10 @@ from prunecli.pipeline.structured_subject import Cuttable, node_name, open_cutta
 from prunecli.runtime import Session
 from prunecli.search.blocks import BlockCosts, BlockRecipe, decide_blocks
 from prunecli.search.blocks_damage import Damage, gated
+from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.types import Json, Progress
 
-if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
-
 Array = np.ndarray[Any, Any]
-BLOCK = "block"
 SAMPLES = 256
 """Of the data: enough to rank blocks by, and few enough to run once per block and step."""
 RANDOM_BATCHES = 2
@@ -130,13 +127,13 @@ def choose_blocks(
     Raises:
         PruneError: an option that means nothing for blocks, a model that does not run, or a budget out of reach.
     """
-    assert isinstance(subject, BlockCuttable) and options.budget is not None
+    budget = options.budget
+    assert isinstance(subject, BlockCuttable) and budget is not None
     check_block_options(options)
     damage, notes = block_damage(subject, options)
     costs = BlockCosts(subject.work, subject.blocks, {"macs": {node: n or 0 for node, n in subject.macs.items()}})
-    kind = options.budget.kind
-    target = subject.fraction(options.budget, 0 if kind == "ratio" else costs.whole(kind))
-    wanted = BlockRecipe(kind, target, options.max_ratio)
+    target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
+    wanted = BlockRecipe(budget.kind, target, options.largest_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
     if not found.removed.any():
         raise PruneError("at this budget no block is dropped", "ask for more, or raise --max-ratio")
@@ -144,27 +141,27 @@ def choose_blocks(
     return Decided(found.removed, found.scores, {**recipe, "criterion": "divergence"}, left, notes)
 
 
-def check_block_options(options: StructuredOptions) -> None:
+def check_block_options(options: CutOptions) -> None:
     """Refuse what says nothing of blocks."""
     for name in _FOREIGN:
-        if getattr(options, name) != getattr(type(options), name):
+        if getattr(options, name, None) != getattr(type(options), name, None):
             raise PruneError(
                 f"--{name.replace('_', '-')} means nothing for blocks",
                 "leave it out: blocks are chosen by how far the outputs change without them",
             )
 
 
-def block_damage(subject: BlockCuttable, options: StructuredOptions) -> tuple[Damage, list[str]]:
+def block_damage(subject: BlockCuttable, options: CutOptions) -> tuple[Damage, list[str]]:
     """How blocks are measured, and what is to be said of it."""
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
     session = start(gated(subject.work, subject.blocks, subject.units.analysis.facts))
-    if options.data is None:
+    if options.source is None:
         seeds = range(options.seed, options.seed + RANDOM_BATCHES)
         plain = start(subject.file.path)
         feeds = [plain.random_inputs(seed=seed, shapes=subject.inputs) for seed in seeds]
         said = "the blocks were measured on random inputs, which tell less than real ones: give --data"
         return Damage(session, feeds, len(subject.blocks)), [said]
-    data = options.data.open(input_specs(subject.file.ir))
+    data = options.source.open(input_specs(subject.file.ir))
     samples = data.shuffled(options.seed).take(SAMPLES) if len(data) > SAMPLES else data
     feeds = [batch.feed for batch in samples.batches(options.batch_size)]
     return Damage(session, feeds, len(subject.blocks)), [f"the blocks were measured on {len(samples)} samples"]

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,18 +18,15 @@ from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.recovery import recovery_method
-from prunecli.pipeline.structured_blocks import BLOCK, choose_blocks, open_blocks
-from prunecli.pipeline.structured_budget import Budget
+from prunecli.pipeline.structured_blocks import choose_blocks, open_blocks
 from prunecli.pipeline.structured_latency import choose_for_latency
 from prunecli.pipeline.structured_plan import Decided, analysed_as, recipe_shapes, recipe_whole
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, open_cuttable
 from prunecli.pipeline.structured_units import measure, unit_recipe
 from prunecli.search.units import decide_units
 from prunecli.select.budget import Mask
+from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.types import Json, Progress
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
 
 
 def decide(
@@ -54,21 +50,21 @@ def decide(
     if options.plan is not None:
         return _replay(path, target, options.plan, options)
     options = replace(options, criterion=_criterion(options))
-    if options.budget is None:
-        raise Budget.missing()
+    budget = options.budget
+    assert budget is not None
     start = open_blocks if options.granularity == BLOCK else open_cuttable
     subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
-    if options.budget.kind == "latency":
+    if budget.kind == "latency":
         return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
     if options.granularity == BLOCK:
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
-    stored = costs(subject.units.analysis).of(subject.units.sizes).get(options.budget.kind, 0)
-    recipe = unit_recipe(options, subject.fraction(options.budget, stored))
-    evidence = measure(subject, options, progress) if options.data is not None else None
+    stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
+    recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored))
+    evidence = measure(subject, options, progress) if options.source is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
         raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
@@ -83,15 +79,20 @@ def _criterion(options: StructuredOptions) -> str:
 
 def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
     """The choice in full, as provenance and plans record it."""
-    assert options.budget is not None
-    names = ("granularity", "criterion", "normalize", "scope", "max_ratio", "round_to", "steps", "seed")
-    unit = "_ms" if options.budget.kind == "latency" and options.budget.absolute else ""
+    budget = options.budget
+    assert budget is not None
+    names = ("granularity", "criterion", "normalize", "scope")
+    unit = "_ms" if budget.kind == "latency" and budget.absolute else ""
     return {
-        options.budget.kind + unit: options.budget.target,
+        budget.kind + unit: budget.target,
         **{name: getattr(options, name) for name in names},
+        "max_ratio": options.largest_ratio,
+        "round_to": options.multiple,
+        "steps": options.step_count,
+        "seed": options.seed,
         "include": list(options.include),
         "exclude": list(options.exclude),
-        **({"data": options.data.text} if options.data else {}),
+        **({"data": options.source.text} if options.source else {}),
         **analysed_as(subject),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,6 @@ from prunecli.evaluation.latency import QUARTILE, Speedup, measure, speedup
 from prunecli.model import concrete_shapes
 from prunecli.model.facts import Shape
 from prunecli.pipeline.structured_blocks import BlockCuttable, block_damage, check_block_options
-from prunecli.pipeline.structured_budget import Budget
 from prunecli.pipeline.structured_plan import Decided
 from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.pipeline.structured_units import measure as measure_evidence
@@ -25,10 +24,9 @@ from prunecli.search.blocks import BlockCosts, BlockRecipe, decide_blocks
 from prunecli.search.latency import NANOSECONDS, WIDTHS, LatencyTable, even_cut
 from prunecli.search.latency_profile import Attribution, channel_block, key, net_of_timing, profiles
 from prunecli.search.units import OutOfReachError, decide_units
+from prunecli.structures.options import CutOptions, StructuredOptions
+from prunecli.structures.target import Budget
 from prunecli.types import Json, Progress
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
 
 Array = np.ndarray[Any, Any]
 ROUNDS = 5
@@ -79,7 +77,7 @@ class Bench:
     """The original and the inputs to time it on; `start` opens sessions as they will run."""
 
     subject: Cuttable
-    options: StructuredOptions
+    options: CutOptions
     progress: Progress
 
     @cached_property
@@ -162,7 +160,7 @@ class UnitChooser:
         self.table = layer_table(self.bench, self.allowed)
 
     def choose(self, aim: float) -> Choice:
-        recipe = unit_recipe(self.bench.options, aim)
+        recipe = unit_recipe(self.bench.options, "latency", aim)
         units = self.bench.subject.units
         found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, self.table)
         return Choice(found.removed, found.scores, self._predict(found.removed), found.notes)
@@ -196,7 +194,7 @@ class BlockChooser:
         self.costs = BlockCosts(self.subject.work, self.subject.blocks, {"latency": work})
 
     def choose(self, aim: float) -> Choice:
-        recipe = BlockRecipe("latency", aim, self.bench.options.max_ratio)
+        recipe = BlockRecipe("latency", aim, self.bench.options.largest_ratio)
         found = decide_blocks(self.costs, self.damage, recipe, self.allowed, self.bench.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
@@ -216,9 +214,10 @@ def choose_for_latency(
         GateFailed: there is none within the limits.
         PruneError: the model cannot be run or timed, or an option is unusable.
     """
-    assert options.budget is not None
+    budget = options.budget
+    assert budget is not None
     bench = Bench(subject, options, progress)
-    target = bench.fraction(options.budget)
+    target = bench.fraction(budget)
     chooser: Chooser
     if isinstance(subject, BlockCuttable):
         chooser, recipe = BlockChooser(bench, subject, allowed), {**recipe, "criterion": "divergence"}

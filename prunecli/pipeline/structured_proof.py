@@ -22,7 +22,7 @@ from prunecli.runtime import Session
 from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
 
 if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
+    from prunecli.structures.options import CutOptions
 
 REAL_BATCHES = 4
 REAL_BATCH = 8
@@ -38,7 +38,7 @@ class Inspector:
 
     subject: Cuttable
     forced: Forced
-    options: StructuredOptions
+    options: CutOptions
     progress: Progress = no_progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     after: Totals | None = None
@@ -70,9 +70,9 @@ class Inspector:
 
     def trials(self, original: Session) -> Iterator[Trial]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
-        if self.options.data is not None:
+        if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)
-            samples = self.options.data.open(original.inputs)
+            samples = self.options.source.open(original.inputs)
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
                 yield Trial(f"batch {number} of {samples.source}", batch.feed, True)

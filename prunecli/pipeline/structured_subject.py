@@ -28,7 +28,7 @@ from prunecli.model.facts import Shape
 from prunecli.model.holders import name_inputs
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
-from prunecli.pipeline.structured_budget import Budget
+from prunecli.structures.target import Budget
 from prunecli.types import Totals
 
 Array = np.ndarray[Any, Any]
@@ -209,7 +209,7 @@ def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
     yield from (Work(node, macs, ()) for node, macs in there.items() if node not in spoken and macs)
 
 
-@keywords()
+@keywords
 def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | None = None) -> Catalogue:
     """What can be cut from a model: groups of units that may go independently of each other.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,30 +13,29 @@ from prunecli.evidence.gradients import gates
 from prunecli.evidence.moments import second_moments
 from prunecli.model import find_weights
 from prunecli.model.shapes import input_specs
-from prunecli.pipeline.gradient_source import Batches, GradientOptions, open_study
+from prunecli.pipeline.gradient_source import Batches, GradientSamples, open_study
 from prunecli.pipeline.structured_subject import Cuttable
 from prunecli.runtime import Session
 from prunecli.search.units import Evidence, Measure, UnitRecipe, resolve_criterion
 from prunecli.select.structures import UNIT_CRITERIA
+from prunecli.structures.options import CutOptions
+from prunecli.structures.target import Kind
 from prunecli.types import Progress
-
-if TYPE_CHECKING:
-    from prunecli.pipeline.structured import StructuredOptions
 
 Array = np.ndarray[Any, Any]
 
 
-def measure(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure | None:
+def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
-    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.data is not None))
-    if criterion is None or criterion.evidence is None or options.data is None:
+    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.source is not None))
+    if criterion is None or criterion.evidence is None or options.source is None:
         return None
     return _MEASURES[criterion.evidence](subject, options, progress)
 
 
-def _moments(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
-    assert options.data is not None
-    data = options.data.open(input_specs(subject.file.ir))
+def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    assert options.source is not None
+    data = options.source.open(input_specs(subject.file.ir))
     feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
@@ -44,12 +43,12 @@ def _moments(subject: Cuttable, options: StructuredOptions, progress: Progress) 
     return lambda _: found
 
 
-def _gates(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
+def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """Of every weight that a group touches, with what is gone at zero."""
     file = replace(subject.file, ir=subject.work)
     floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
     names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
-    wanted = GradientOptions(options.data, seed=options.seed, dims=options.dims, execution=options.execution)
+    wanted = GradientSamples(options.source, seed=options.seed, dims=options.dims, execution=options.execution)
     study, data = open_study(file, names, wanted, progress=progress)
     given = dict(study.values)
 
@@ -70,16 +69,16 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
     return array
 
 
-def _damage(subject: Cuttable, options: StructuredOptions, progress: Progress) -> Measure:
+def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
     from prunecli.pipeline.recovery import calibration
     from prunecli.search.damage import Source, curves
 
-    assert options.data is not None
-    data, _ = calibration(options.data.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
+    assert options.source is not None
+    data, _ = calibration(options.source.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = subject.units.groups
-    most = [min(g.count - 1, int(np.floor(options.max_ratio * g.count + 1e-9))) for g in groups]
+    most = [min(g.count - 1, int(np.floor(options.largest_ratio * g.count + 1e-9))) for g in groups]
     usable = [n for n, m in enumerate(most) if m > 0]
     source = Source(subject.work, subject.units, fit, judge, data.start, progress=progress)
     found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
@@ -91,18 +90,17 @@ HELD_SHARE = 4
 MOST_HELD = 96
 """Samples on which the damage is measured, some hundred runs of the model on each."""
 
-_MEASURES: dict[str, Callable[[Cuttable, StructuredOptions, Progress], Measure]] = {
+_MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,
     "gates": _gates,
     "damage": _damage,
 }
 
 
-def unit_recipe(options: StructuredOptions, target: float) -> UnitRecipe:
+def unit_recipe(options: CutOptions, kind: Kind, target: float) -> UnitRecipe:
     """The options with a target that is a fraction."""
-    assert options.budget is not None
     return UnitRecipe(
-        budget=options.budget.kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
-        normalize=options.normalize, max_ratio=options.max_ratio, round_to=options.round_to, steps=options.steps,
-        seed=options.seed,
+        budget=kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
+        normalize=options.normalize, max_ratio=options.largest_ratio, round_to=options.multiple,
+        steps=options.step_count, seed=options.seed,
     )  # fmt: skip

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunecli.data import Dataset
-from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes, load, totals
-from prunecli.runtime import Session, providers
+from prunecli.runtime import Execution, Session
 from prunecli.types import FileRef, Totals
-
-MOST_THREADS = 64
-"""Where the machine has fewer cores: onnxruntime crashes when the system has no more threads to give."""
-
-
-def check_parallel(option: str, count: int | None) -> None:
-    """Raises PruneError if this machine cannot have so many threads or processes."""
-    most = max(MOST_THREADS, os.cpu_count() or 1)
-    if count is not None and not 1 <= count <= most:
-        raise PruneError(f"{option} {count} is not between 1 and {most}", "leave it out for one per core")
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How sessions run. `threads` None: one per core that this process may use."""
-
-    provider: str = "cpu"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        check_parallel("--threads", self.threads)
-
-    @property
-    def thread_count(self) -> int:
-        if self.threads is not None:
-            return self.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    def check(self) -> None:
-        """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""
-        known = [name.lower().removesuffix("executionprovider") for name in providers()]
-        if self.provider.lower().removesuffix("executionprovider") not in known:
-            problem = f"the execution provider {self.provider} is not available"
-            raise PruneError(problem, f"available: {', '.join(known)}")
-
-    def open(self, path: Path) -> Session:
-        return Session.open(path, provider=self.provider, threads=self.thread_count)
 
 
 @dataclass(frozen=True)

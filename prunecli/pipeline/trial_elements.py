@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -14,19 +14,21 @@ from prunecli.errors import PruneError
 from prunecli.evidence.gradients import STATISTICS
 from prunecli.model import Model, concrete_shapes, count_macs, find_weights, load
 from prunecli.pipeline.choice import Choice, choose
-from prunecli.pipeline.gradient_source import GradientOptions, open_source
+from prunecli.pipeline.gradient_source import GradientSamples, open_source
 from prunecli.pipeline.inspect import macs_by_weight
 from prunecli.pipeline.judge import BY_EVIDENCE, Judge, Judged
-from prunecli.pipeline.magnitude import MagnitudeOptions, MagnitudeResult, magnitude
-from prunecli.pipeline.oneshot import ByEvidence, OneshotOptions, measured_scores
-from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.magnitude import MagnitudeResult, zeroed
+from prunecli.pipeline.oneshot import ByEvidence, Fitting, measured_scores
+from prunecli.pipeline.trial_options import Part
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.search.elements import ElementRecipe, ElementSpace, decisions, target
+from prunecli.search.options import TrialOptions
 from prunecli.search.proxy import Proxy
 from prunecli.search.space import Setting, digest, normal
 from prunecli.select import CRITERIA, Criterion, Recipe, decide, parse_pattern
 from prunecli.select.patterns import Windows
 from prunecli.types import Json, Progress, Skipped
+from prunecli.zeros.options import MagnitudeOptions
 
 Array = np.ndarray[Any, Any]
 AUTO = "auto"
@@ -77,21 +79,22 @@ class Elements:
         o, total = self.options, sum(knob.count for knob in self.space.knobs)
         share = sum(setting.get(knob.name, 0.0) * knob.count for knob in self.space.knobs) / max(total, 1)
         wanted = MagnitudeOptions(
-            Recipe(self.recipe.pattern, "layer", self.recipe.criterion, round(share, 6), None, self.recipe.seed),
-            o.include, o.exclude, o.also, o.dims, o.one_thread if o.recovers else o.execution,
-            saving.target, saving.force, saving.dry_run,
-            saving.verify, None, saving.save_plan, saving.external_data, None, self._judge(setting, said),
-            spreads=saving.spreads,
+            pattern=self.recipe.pattern, scope="layer", criterion=self.recipe.criterion, sparsity=round(share, 6),
+            seed=self.recipe.seed, include=o.include, exclude=o.exclude, also=o.also, dim=o.dim,
+            input_shape=o.input_shape, provider=o.provider, threads=1 if o.recovers else o.execution.threads,
+            output=saving.target, force=saving.force, dry_run=saving.dry_run, verify=saving.verify,
+            save_plan=saving.save_plan, external_data=saving.external_data, spreads=saving.spreads,
         )  # fmt: skip
-        return magnitude(self.file.path, wanted, progress)
+        return zeroed(self.file.path, wanted, self._judge(setting, said), progress)
 
     def _judge(self, setting: Setting, said: Json) -> Judge:
         o, plain = self.options, BySetting(setting, self.recipe, said)
         if not o.recovers:
             return plain
-        measured = OneshotOptions(
-            self.data, recover=cast(Any, o.recover), seed=o.seed, exclude=o.exclude, dims=o.dims, execution=o.one_thread
-        )
+        measured = Fitting(
+            self.data, recover=o.recovery, seed=o.seed, exclude=o.exclude, dims=o.dims,
+            execution=o.one_thread,
+        )  # fmt: skip
         return BySettingFitted(plain, ByEvidence(measured))
 
 
@@ -153,7 +156,7 @@ def _ranked(
     if not criterion.needs:
         return criterion, {}, ()
     if criterion.name in BY_EVIDENCE:
-        how = OneshotOptions(data, criterion.name, seed=options.seed, exclude=options.exclude, dims=options.dims,
+        how = Fitting(data, criterion.name, seed=options.seed, exclude=options.exclude, dims=options.dims,
                              execution=options.one_thread)  # fmt: skip
         found, left = measured_scores(file, choice.chosen, options.pattern, how, progress)
         return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
@@ -172,7 +175,7 @@ def _evidence(
     file: Model, choice: Choice, needs: tuple[str, ...], options: TrialOptions, data: Part, progress: Progress
 ) -> dict[str, Array]:
     names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
-    wanted = GradientOptions(data, seed=options.seed, dims=options.dims, execution=options.one_thread)
+    wanted = GradientSamples(data, seed=options.seed, dims=options.dims, execution=options.one_thread)
     source = open_source(file, needs[0], list(names.values()), wanted)
     reached = [w for w in choice.chosen if names.get(w.name) and names[w.name] not in source.study.unreached]
     alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}

@@ -15,19 +15,21 @@ import numpy as np
 from prunecli.channels.analysis import Whole
 from prunecli.model.saving import SaveOptions, save
 from prunecli.pipeline.gradual_structured import expand
-from prunecli.pipeline.structured import StructuredOptions, StructuredResult, carry_out
+from prunecli.pipeline.structured import StructuredResult, carry_out
 from prunecli.pipeline.structured_decide import nothing_to_cut
 from prunecli.pipeline.structured_latency import Bench as Timing
 from prunecli.pipeline.structured_latency import layer_table
 from prunecli.pipeline.structured_plan import Decided, analysed_as
 from prunecli.pipeline.structured_subject import Cuttable, choose_groups, following, open_cuttable
 from prunecli.pipeline.structured_units import measure
-from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_options import Part
 from prunecli.pipeline.trial_pruner import Saving
 from prunecli.pipeline.trial_units import UnitSpace, UnitsRecipe
+from prunecli.search.options import TrialOptions
 from prunecli.search.proxy import Proxy
 from prunecli.search.space import Setting, digest, normal
 from prunecli.search.units import UnitRecipe, decide_units, group_limit, group_multiple, resolve_criterion
+from prunecli.structures.options import CutOptions
 from prunecli.types import Json, Progress, Skipped
 
 Array = np.ndarray[Any, Any]
@@ -86,10 +88,8 @@ class Units:
 
     def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> StructuredResult:
         o, start = self.options, time.perf_counter()
-        wanted = StructuredOptions(
-            granularity=o.granularity, seed=o.seed, include=o.include, exclude=o.exclude, data=self.data,
-            batch_size=o.batch_size, dims=o.dims, execution=o.one_thread, recover=o.recover,
-            force=saving.force, dry_run=saving.dry_run,
+        wanted = replace(
+            _cut_options(o, self.data), threads=1, recover=o.recovery, force=saving.force, dry_run=saving.dry_run,
             verify=saving.verify, save_plan=saving.save_plan, external_data=saving.external_data,
         )  # fmt: skip
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(setting),
@@ -111,12 +111,11 @@ class Units:
 def open_units(path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None) -> Units:
     subject, allowed, left = following(partial(_opened, path, options))
     scores = _scores(subject, options, data, progress, allowed)
-    timing = Timing(subject, _structured(options, data), progress) if minimize == "latency" else None
+    timing = Timing(subject, _cut_options(options, data), progress) if minimize == "latency" else None
     table = None if timing is None else layer_table(timing, allowed)
-    multiples = {g.name: group_multiple(g, options.round_to, table) for g in subject.units.groups}
-    most = UnitRecipe.max_ratio if options.max_ratio is None else options.max_ratio
-    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, most, multiples, subject.whole,
-                          subject.include)  # fmt: skip
+    multiples = {g.name: group_multiple(g, options.multiple, table) for g in subject.units.groups}
+    recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, options.largest_ratio, multiples,
+                          subject.whole, subject.include)  # fmt: skip
     return Units(subject, options, data, recipe, UnitSpace(subject, recipe, table), left, timing)
 
 
@@ -139,13 +138,10 @@ def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, 
 def _scores(
     subject: Cuttable, options: TrialOptions, data: Part, progress: Progress, allowed: Array | None = None
 ) -> Array:
-    asked = replace(_structured(options, data), execution=options.one_thread)
+    asked = replace(_cut_options(options, data), threads=1)
     how = UnitRecipe("ratio", 0.5, criterion=asked.criterion, seed=options.seed)
     return decide_units(subject.units, how, allowed, measure(subject, asked, progress), progress).scores
 
 
-def _structured(options: TrialOptions, data: Part) -> StructuredOptions:
-    return StructuredOptions(
-        criterion=options.criterion or "auto", data=data, batch_size=options.batch_size, dims=options.dims,
-        execution=options.execution, seed=options.seed, granularity=options.granularity,
-    )  # fmt: skip
+def _cut_options(options: TrialOptions, data: Part) -> CutOptions:
+    return options.part(CutOptions, data=data, criterion=options.criterion or "auto", threads=options.execution.threads)

@@ -16,11 +16,12 @@ from prunecli.errors import PruneError
 from prunecli.model import Model, load
 from prunecli.pipeline.trial_elements import open_elements
 from prunecli.pipeline.trial_groups import open_units
-from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_options import Part, pool_of
 from prunecli.pipeline.trial_pruner import Pruner
 from prunecli.runtime import Session, version
 from prunecli.search.bench import Bench
 from prunecli.search.journal import Journal
+from prunecli.search.options import TrialOptions
 from prunecli.search.space import digest
 from prunecli.search.trials import Outcome, Workspace, outcome_on, outputs_of
 from prunecli.search.yardstick import Outputs, Yardstick, choose_yardstick
@@ -72,7 +73,6 @@ class Setup:
 
 def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
     """The model as it is, on one thread, as trials run it."""
-    options.check()
     return load(path), Session.open(path, provider=options.execution.provider, threads=1)
 
 
@@ -89,7 +89,7 @@ def set_up(
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
-    pruner = open_pruner(file.path, options, Part.of_data(options.data, judged.data), progress, minimize)
+    pruner = open_pruner(file.path, options, Part.of_data(options.tried, judged.data), progress, minimize)
     files = _files(file)
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
@@ -100,7 +100,7 @@ def set_up(
         identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,
         _probes(judged.batches, options.probes), options.execution.provider,
     )  # fmt: skip
-    return Setup(file, session, pruner, Bench(workspace, options.pool(), Journal(options.state, identity), progress))
+    return Setup(file, session, pruner, Bench(workspace, pool_of(options), Journal(options.state, identity), progress))
 
 
 def open_pruner(

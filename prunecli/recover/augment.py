@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis
 
 Array = np.ndarray[Any, Any]
@@ -56,19 +55,6 @@ def cutout(images: Array, rng: np.random.Generator) -> Array:
         np.abs(np.arange(width)[None, None, :] - columns[:, None, None]) <= side // 2
     )
     return np.where(inside[:, None], np.zeros((), images.dtype), images)
-
-
-def parse_augments(text: str) -> tuple[str, ...]:
-    """`flip,shift` or `none`.
-
-    Raises:
-        PruneError: an unknown name.
-    """
-    names = tuple(part.strip() for part in text.split(",") if part.strip() and part.strip() != "none")
-    for name in names:
-        if name not in AUGMENTS:
-            raise PruneError(f"no augmentation {name!r}", f"choose from none, {', '.join(AUGMENTS)}")
-    return names
 
 
 def apply_augments(feed: dict[str, Array], names: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:

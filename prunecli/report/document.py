@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+MARKS = {
+    ".json": '{\n  "schema": "prunecli/1"',
+    ".md": "<!-- report of prunecli -->",
+    ".html": '<meta name="generator" content="prunecli">',
+}
+"""What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
 Cell = str | int | float | None
 NumberForm = Literal["count", "bytes", "percent", "number", "ms"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from prunecli.cli import output
-from prunecli.cli.options import Format
 from prunecli.errors import PruneError
+from prunecli.options.groups import check_report_path
 from prunecli.report.document import Column, Document, Table
 from prunecli.types import Json
 
@@ -66,28 +66,28 @@ def test_what_json_cannot_hold_is_an_error() -> None:
 
 
 def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    output.emit(Result(1), Format.json)
+    output.emit(Result(1), "json")
     assert json.loads(capsys.readouterr().out) == {"value": 1}
 
 
 def test_a_pipe_gets_every_row(capsys: pytest.CaptureFixture[str]) -> None:
-    output.emit(Result(), Format.table)
+    output.emit(Result(), "table")
     out = capsys.readouterr().out
     assert [row for row in range(40) if f"layer{row} " not in out] == []
     assert "more" not in out
 
 
 REPORTS = [
-    ("r.json", Format.table, '"value": 1'),
-    ("r.JSON", Format.markdown, '"value": 1'),
-    ("r.md", Format.json, "| layer39 | 39 |"),
-    ("r.html", Format.table, "<td"),
+    ("r.json", "table", '"value": 1'),
+    ("r.JSON", "markdown", '"value": 1'),
+    ("r.md", "json", "| layer39 | 39 |"),
+    ("r.html", "table", "<td"),
 ]
 
 
 @pytest.mark.parametrize(("name", "form", "text"), REPORTS)
 def test_report_file_by_suffix(
-    name: str, form: Format, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, form: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output.emit(Result(1), form, tmp_path / name)
     assert text in (tmp_path / name).read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_report_replaces_an_old_one_with_ordinary_permissions(tmp_path: Path) ->
     path, other = tmp_path / "r.json", tmp_path / "other"
     path.write_text('{\n  "schema": "prunecli/1"}')
     other.write_text("")
-    output.emit(Result(2), Format.json, path)
+    output.emit(Result(2), "json", path)
     assert json.loads(path.read_text()) == {"value": 2}
     assert path.stat().st_mode == other.stat().st_mode
 
@@ -108,7 +108,7 @@ def test_report_replaces_an_old_one_with_ordinary_permissions(tmp_path: Path) ->
 def test_bad_report_paths_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(PruneError):
-        output.check_report_path(tmp_path / name)
+        check_report_path(tmp_path / name)
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +121,6 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(PruneError, match="No space left"):
-        output.emit(Result(1), Format.json, path)
+        output.emit(Result(1), "json", path)
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,9 +16,13 @@ import pytest
 
 import prunecli
 from prunecli.cli.app import COMMANDS, command_named
+from prunecli.cli.commands import Entry
 from prunecli.cli.progress import WorkBegins, checking
 from prunecli.cli.schema import schema_of
+from prunecli.options import Option
+from prunecli.options.groups import Reporting, Written
 from prunecli.recipe.result import StepFailed, StepGateFailed
+from prunecli.report.document import Document
 from tests.cli.conftest import ROOT, SAMPLES, Prune
 
 MODEL, DATA = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-test.npz"
@@ -414,41 +420,43 @@ def test_nothing_temporary_is_left_behind(folder: Path, prune: Prune, monkeypatc
     assert list(scratch.iterdir()) == []
 
 
-NEW_COMMAND = """
-from pathlib import Path
-from typing import Annotated
-import typer
-from prunecli.cli import options
-from prunecli.cli.options import Format
+@dataclass(frozen=True, kw_only=True)
+class ShrinkOptions(Written, Reporting):
+    """Copy."""
 
-def shrink(
-    model: options.ModelPath,
-    by: Annotated[float, typer.Option("--by", metavar="F", min=0, max=1, help="how much")] = 0.5,
-    table: Annotated[Path | None, typer.Option("--table", metavar="PATH", help="where")] = None,
-    data: options.Data = None,
-    drop: Annotated[float, typer.Option("--drop", metavar="D", parser=float, help="a number, not data")] = 0.0,
-    names: Annotated[str, typer.Option("--names", metavar="sorted|FILE", help="a word or a file")] = "sorted",
-    format: Annotated[list[str] | None, typer.Option("--format", help="of its own, repeatable")] = None,
-    output: options.OutputPath = None,
-    no_progress: options.NoProgress = False,
-) -> None:
-    \"""Copy.\"""
-    from prunecli.cli.progress import progress_for
-    progress_for(no_progress)
-    output.write_bytes(model.read_bytes())
-    if names == "stop":
-        raise KeyboardInterrupt
-    table.write_text(f"{by} {data} {drop} {names} {format}")
-"""
+    by: Annotated[float, Option("how much", metavar="F", least=0, most=1)] = 0.5
+    table: Annotated[Path | None, Option("where", metavar="PATH")] = None
+    data: Annotated[str | None, Option("data", metavar="D")] = None
+    drop: Annotated[float, Option("a number, not data", metavar="D", read=float)] = 0.0
+    names: Annotated[str, Option("a word or a file", metavar="sorted|FILE")] = "sorted"
+    format: Annotated[tuple[str, ...], Option("of its own, repeatable")] = ()  # type: ignore[assignment]
+
+
+class Shrunk(NamedTuple):
+    """What the made-up command returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"models": []}
+
+    def to_document(self) -> Document:
+        return Document("shrunk", [])
+
+
+def shrink(model: Path, options: ShrinkOptions, progress: Any) -> Shrunk:
+    assert options.output is not None and options.table is not None
+    options.output.write_bytes(model.read_bytes())
+    options.table.write_text(f"{options.by} {options.data} {options.drop} {options.names} {list(options.format)}")
+    return Shrunk()
 
 
 def test_a_command_that_is_added_is_known_to_recipes_at_once(
     folder: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = ModuleType("prunecli.cli.shrink")
-    exec(NEW_COMMAND, vars(module))
-    monkeypatch.setitem(sys.modules, "prunecli.cli.shrink", module)
-    monkeypatch.setitem(COMMANDS, "shrink", "a test")
+    module = ModuleType("prunecli.shrinking.options")
+    module.ShrinkOptions = ShrinkOptions  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "prunecli.shrinking.options", module)
+    monkeypatch.setitem(COMMANDS, "shrink", Entry("a test", "shrinking:ShrinkOptions"))
+    monkeypatch.setattr(prunecli, "shrink", shrink, raising=False)
     (folder / "sub").mkdir()
     steps = '[[step]]\ncommand = "shrink"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n'
     steps += 'drop = 1\nformat = ["x"]\n[[step]]\ncommand = "evaluate"\n'
@@ -469,7 +477,7 @@ def test_a_command_that_is_added_is_known_to_recipes_at_once(
 def test_ctrl_c_ends_with_130_and_the_report_of_what_was_done(
     folder: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*args: object) -> None:
+    def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prunecli.pipeline.evaluate.evaluate", stop)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
+import prunecli
 from prunecli.cli.app import COMMANDS
 from tests.cli.conftest import in_new_process
 
@@ -46,4 +45,4 @@ def test_help_lists_every_command_without_importing_them() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_in_the_table_exists(name: str) -> None:
-    assert importlib.util.find_spec(f"prunecli.cli.{name}") is not None
+    assert COMMANDS[name].options_class.__doc__ and (name in prunecli.__all__)

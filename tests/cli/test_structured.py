@@ -118,10 +118,11 @@ def test_reports_are_written(prune: Prune, path: Path, suffix: str) -> None:
 
 def test_help_lists_what_there_is_and_what_is_default() -> None:
     """The help is written out, so that it needs no numpy; it must not lag behind the registries."""
-    from prunecli.cli.structured import CRITERIA, NORMALISERS
+
     from prunecli.search import normalise
     from prunecli.search.units import UnitRecipe
     from prunecli.select.structures import UNIT_CRITERIA
+    from prunecli.structures.options import CRITERIA, NORMALISERS
 
     for text, names, default in (
         (CRITERIA, UNIT_CRITERIA, UnitRecipe.criterion),

@@ -16,9 +16,10 @@ import pytest
 import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.options import EvaluateOptions
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
 from prunecli.pipeline.adaptive_report import to_document
-from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
+from prunecli.pipeline.evaluate import evaluate
 from prunecli.pipeline.sensitivity import Point, Row, sensitivity
 from prunecli.pipeline.trial_charts import path_chart
 from prunecli.report.document import Document, Text

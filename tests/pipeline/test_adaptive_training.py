@@ -12,7 +12,6 @@ import pytest
 from prunecli.errors import PruneError
 from prunecli.model import find_weights, load
 from prunecli.pipeline.adaptive import AdaptiveResult, adaptive
-from prunecli.pipeline.gradual import Retrain
 from prunecli.search import adaptive as search_module
 from tests.tiny import ROOT
 
@@ -21,9 +20,9 @@ MLP, TEST, TRAIN = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-test.npz", SAM
 
 
 def found(tmp_path: Path, data: Path = TRAIN, **options: Any) -> AdaptiveResult:
-    retrain = Retrain.of(data=str(data), epochs=2, seed=0, rate=0.02)
+    retrain = {"train_data": data, "finetune_epochs": 2, "rate": 0.02}
     given: dict[str, Any] = {"data": TEST, "max_drop": 0.04, "jobs": 1, "seed": 1, "rounds": 1, "criterion": "l1"}
-    return adaptive(MLP, output=tmp_path / "o.onnx", retrain=retrain, **(given | options))
+    return adaptive(MLP, output=tmp_path / "o.onnx", **(given | retrain | options))
 
 
 @pytest.fixture(autouse=True)

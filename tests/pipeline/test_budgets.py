@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from prunecli.pipeline.structured_budget import Budget
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.pipeline.structured_budget import Budget
 from prunecli.report.document import Text
 from prunecli.types import Totals
 from tests.model.build import floats, info, node, proto, save_proto

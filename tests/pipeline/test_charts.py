@@ -12,11 +12,13 @@ from onnx import numpy_helper
 
 from prunecli.apply.zero import Zeroed
 from prunecli.data.options import DataOptions
+from prunecli.evaluation.options import EvaluateOptions
+from prunecli.inspection.options import InspectOptions
 from prunecli.model import find_weights, load
 from prunecli.pipeline.charts_pruned import layer_bars, score_charts, size_bars
 from prunecli.pipeline.charts_training import training_charts
-from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
-from prunecli.pipeline.inspect import InspectOptions, inspect
+from prunecli.pipeline.evaluate import evaluate
+from prunecli.pipeline.inspect import inspect
 from prunecli.pipeline.magnitude import magnitude
 from prunecli.pipeline.structured import structured
 from prunecli.pipeline.structured_plan import GroupRow

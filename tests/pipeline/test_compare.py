@@ -31,7 +31,7 @@ def as_json(found: Comparison) -> Json:
 
 
 def test_measures_are_numpy_s() -> None:
-    found = as_json(compare(MLP, CNN, CompareOptions(DATA)))
+    found = as_json(compare(MLP, CNN, CompareOptions(data=DATA)))
     images = np.load(DATA.text)["image"].astype(np.float32)
     parts = [slice(i, i + 32) for i in range(0, len(images), 32)]
     a, b = (

@@ -18,7 +18,6 @@ from sklearn import metrics
 from prunecli.cli.output import to_json_text
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.evaluation.passes import Asked
 from prunecli.pipeline.evaluate import EvaluateOptions, Evaluation, evaluate
 from prunecli.pipeline.figures import figures, known, needs
 from prunecli.report.render import to_terminal
@@ -298,10 +297,10 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], str]] = [
         {"gates": ["robustness.drop>1"], "robustness": True},
         "robustness.drop lies between -1 and 1",
     ),
-    ("digits-mlp", "digits-test.npz", {"asked": Asked("regression")}, "fit no output of the model for regression"),
-    ("digits-mlp", "digits-test.npz", {"asked": Asked("auto", "probs")}, "no output named probs"),
+    ("digits-mlp", "digits-test.npz", {"task": "regression"}, "fit no output of the model for regression"),
+    ("digits-mlp", "digits-test.npz", {"output_name": "probs"}, "no output named probs"),
     ("digits-mlp", "cancer-test.npz", {}, "cancer-test.npz:features"),
-    ("diabetes-mlp", "diabetes-test.npz", {"asked": Asked("classification")}, "fit no output of the model for class"),
+    ("diabetes-mlp", "diabetes-test.npz", {"task": "classification"}, "fit no output of the model for class"),
 ]
 
 

@@ -189,7 +189,7 @@ def test_a_weight_that_holds_nan_is_named(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "data": None}, "measured on data"),
     ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
-    ({"threshold": 0.1}, "not taylor"),
+    ({"threshold": 0.1}, "no option 'threshold'"),
     ({}, "how much to prune"),
     ({"pattern": "4x1"}, "how much to prune"),
     ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
@@ -237,7 +237,8 @@ def pruned_copy(model: Path, folder: Path, criterion: str) -> tuple[Path, Any]:
 
 def accuracy(path: Path, test: Path) -> float:
     from prunecli.data.options import DataOptions
-    from prunecli.pipeline.evaluate import EvaluateOptions, evaluate
+    from prunecli.evaluation.options import EvaluateOptions
+    from prunecli.pipeline.evaluate import evaluate
 
     found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
     return float(found.to_json()["models"][0]["metrics"]["accuracy"])

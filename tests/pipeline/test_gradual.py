@@ -18,7 +18,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.model import Dims, load
 from prunecli.pipeline import gradual
-from prunecli.pipeline.gradual import Retrain, at_share, raise_if_all_harmful, share_after
+from prunecli.pipeline.gradual import at_share, raise_if_all_harmful, share_after
 from prunecli.pipeline.gradual_structured import expand, scattered
 from prunecli.pipeline.structured_subject import open_cuttable
 from prunecli.recover.trainer import DivergedError
@@ -34,8 +34,8 @@ def weights(path: str | Path) -> dict[str, Any]:
     return {name: array for name, array in found.items() if array.ndim > 1}
 
 
-def retrain(steps: int = 1, **changes: Any) -> Retrain:
-    return Retrain.of(steps, **{"data": TRAIN, "epochs": 1, "rate": 0.03, "threads": 1, **changes})
+def retrain(steps: int = 1, **changes: Any) -> dict[str, Any]:
+    return {"steps": steps, "train_data": TRAIN, "finetune_epochs": 1, "rate": 0.03, "threads": 1, **changes}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ ELEMENTWISE = [
 
 @pytest.mark.parametrize("asked", ELEMENTWISE, ids=str)
 def test_counts_are_exact_and_zeros_stay(asked: dict[str, Any], kept: list[Any], tmp_path: Path) -> None:
-    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", retrain=retrain(3), **asked)
+    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", **retrain(3), **asked)
     once = prunecli.magnitude(MLP, output=tmp_path / "once.onnx", **asked)
     assert sum(layer.nonzero for layer in result.layers) == sum(layer.nonzero for layer in once.layers)
     assert len(kept) == 3
@@ -123,7 +123,7 @@ def test_counts_are_exact_and_zeros_stay(asked: dict[str, Any], kept: list[Any],
 
 def test_both_parts_are_told(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    found = prunecli.magnitude(CNN, output=out, sparsity=0.9, retrain=retrain(2)).to_json()
+    found = prunecli.magnitude(CNN, output=out, sparsity=0.9, **retrain(2)).to_json()
     told = found["training"]
     assert [step["share"] for step in told["steps"]] == [0.875, 1.0]
     assert [len(step["epochs"]) for step in told["steps"]] == [1, 1]
@@ -136,8 +136,8 @@ def test_both_parts_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("teacher", [True, False])
 def test_the_unpruned_model_teaches_unless_told_otherwise(teacher: bool, tmp_path: Path) -> None:
-    wanted = retrain(by_original=teacher)
-    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.9, retrain=wanted)
+    wanted = retrain(teacher=None if teacher else "none")
+    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.9, **wanted)
     assert result.training is not None and result.training.teacher == (str(MLP) if teacher else None)
     assert ("distillation" in str(result.training.last.recipe)) is False
     assert result.training.last.recipe["teacher"] == result.training.teacher
@@ -145,8 +145,8 @@ def test_the_unpruned_model_teaches_unless_told_otherwise(teacher: bool, tmp_pat
 
 def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
     for found in (
-        prunecli.magnitude(MLP, output=tmp_path / "o.onnx", sparsity=0.9, dry_run=True, retrain=retrain(3)),
-        prunecli.structured(MLP, output=tmp_path / "o.onnx", ratio=0.5, dry_run=True, retrain=retrain(3)),
+        prunecli.magnitude(MLP, output=tmp_path / "o.onnx", sparsity=0.9, dry_run=True, **retrain(3)),
+        prunecli.structured(MLP, output=tmp_path / "o.onnx", ratio=0.5, dry_run=True, **retrain(3)),
     ):
         assert found.training is None and found.output is None and any("trains nothing" in n for n in found.notes)
     assert not list(tmp_path.iterdir())
@@ -158,7 +158,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", few([{"ratio": 0.5}, {"macs": 0.3}, {"params": 20_000}], [1]), ids=str)
 def test_cuts_in_steps_hold_against_the_original(budget: dict[str, float], tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    result = prunecli.structured(CNN, output=out, retrain=retrain(3), **budget)
+    result = prunecli.structured(CNN, output=out, **retrain(3), **budget)
     once = prunecli.structured(CNN, output=tmp_path / "once.onnx", **budget)
     assert result.training is not None
     kept = [{row.name: row.after for row in one.cut.groups} for one in result.training.rounds]
@@ -184,7 +184,7 @@ def test_what_is_trained_is_ranked_by_weights_unless_told_otherwise(
     named: dict[str, str], used: str, tmp_path: Path
 ) -> None:
     data = DataOptions(str(TRAIN), limit=64)
-    found = prunecli.structured(CNN, output=tmp_path / "o.onnx", ratio=0.5, data=data, retrain=retrain(), **named)
+    found = prunecli.structured(CNN, output=tmp_path / "o.onnx", ratio=0.5, data=data, **retrain(), **named)
     assert found.recipe["criterion"] == used
 
 
@@ -201,7 +201,7 @@ def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatc
         return subject, decided
 
     monkeypatch.setattr(module, "decide", watched)
-    prunecli.structured(CNN, output=tmp_path / "out.onnx", macs=0.3, criterion="fpgm", retrain=retrain(3))
+    prunecli.structured(CNN, output=tmp_path / "out.onnx", macs=0.3, criterion="fpgm", **retrain(3))
     assert len(seen) == 3
     assert all(after[before].all() and after.sum() > before.sum() for before, after in itertools.pairwise(seen))
 
@@ -261,20 +261,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("asked", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_what_has_no_steps_is_refused(asked: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PruneError, match=message):
-        prunecli.structured(CNN, output=tmp_path / "out.onnx", retrain=retrain(2), **asked)
+        prunecli.structured(CNN, output=tmp_path / "out.onnx", **retrain(2), **asked)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_output_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out.onnx").write_bytes(b"mine")
     with pytest.raises(PruneError, match="exists"):
-        prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.5, retrain=retrain())
+        prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.5, **retrain())
     assert (tmp_path / "out.onnx").read_bytes() == b"mine"
 
 
 def test_training_that_diverges_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="at a learning rate of"):
-        prunecli.structured(CNN, output=tmp_path / "out.onnx", ratio=0.5, retrain=retrain(2, rate=1e5))
+        prunecli.structured(CNN, output=tmp_path / "out.onnx", ratio=0.5, **retrain(2, rate=1e5))
     assert not list(tmp_path.iterdir())
 
 
@@ -283,8 +283,8 @@ def test_training_that_improves_nothing_is_a_failed_gate(tmp_path: Path) -> None
     with np.load(TRAIN) as file:
         wrong = {"image": file["image"], "labels": (file["labels"] + 1) % 10}
     np.savez(tmp_path / "wrong.npz", **wrong)
-    asked = retrain(data=tmp_path / "wrong.npz", validation=TRAIN, by_original=False, rate=0.01, optimizer="adam")
-    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.1, retrain=asked)
+    asked = retrain(train_data=tmp_path / "wrong.npz", validation=TRAIN, teacher="none", rate=0.01, optimizer="adam")
+    result = prunecli.magnitude(MLP, output=tmp_path / "out.onnx", sparsity=0.1, **asked)
     with pytest.raises(GateFailed, match=r"at a learning rate of 0.01 the accuracy fell from [\d.]+ to [\d.]+ at best"):
         raise_if_all_harmful(result.training)
     assert result.output is None and not (tmp_path / "out.onnx").exists()

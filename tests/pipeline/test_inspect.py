@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from prunecli.model import Dims
-from prunecli.pipeline.inspect import InspectOptions, inspect
+from prunecli.inspection.options import InspectOptions
+from prunecli.pipeline.inspect import inspect
 from prunecli.report.render import to_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -69,18 +70,18 @@ def test_zeros_are_counted(tmp_path: Path) -> None:
 
 
 DIMS = [
-    (Dims({"batch": 5}), (5, 1, 8, 8), 5),
-    (Dims({}, {"image": (3, 1, 8, 8)}), (3, 1, 8, 8), 3),
-    (Dims(), (1, 1, 8, 8), 1),
+    ({"dim": "batch=5"}, (5, 1, 8, 8), 5),
+    ({"input_shape": "image:3,1,8,8"}, (3, 1, 8, 8), 3),
+    ({}, (1, 1, 8, 8), 1),
 ]
 
 
 @pytest.mark.parametrize(("dims", "shape", "factor"), DIMS)
-def test_stated_dimensions(dims: Dims, shape: tuple[int, ...], factor: int) -> None:
-    found = inspect(SAMPLES / "digits-cnn.onnx", InspectOptions(dims))
+def test_stated_dimensions(dims: dict[str, Any], shape: tuple[int, ...], factor: int) -> None:
+    found = inspect(SAMPLES / "digits-cnn.onnx", InspectOptions(**dims))
     assert found.inputs == {"image": shape}
     assert found.totals.macs == factor * CNN_MACS
-    assert bool(found.assumed) is (dims == Dims())
+    assert bool(found.assumed) is (not dims)
 
 
 def test_json_has_the_contract_and_what_was_asked() -> None:

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.model import Dims, SaveOptions, load, save
+from prunecli.model import SaveOptions, load, save
 from prunecli.pipeline.magnitude import MagnitudeOptions, magnitude
 from prunecli.report.render import to_terminal
-from prunecli.select import PATTERNS, SCOPES, Recipe
+from prunecli.select import PATTERNS, SCOPES
 from tests.model.build import MODELS, SHARED, floats, node, proto, run, save_proto
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -330,7 +330,7 @@ def test_the_public_function_and_what_people_read(tmp_path: Path) -> None:
 
 def test_options_and_changes_combine(tmp_path: Path) -> None:
     path = save_proto(net(), tmp_path)
-    options = MagnitudeOptions(Recipe(sparsity=0.5), exclude=["out"], dims=Dims(), verify=False)
+    options = MagnitudeOptions(sparsity=0.5, exclude=("out",), verify=False)
     found = magnitude(path, options, scope="global", dry_run=True)
     assert found.recipe["scope"] == "global"
     assert found.recipe["sparsity"] == 0.5

@@ -13,7 +13,6 @@ from onnx import helper
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.model import Dims
 from tests.channels.net import Net
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -172,7 +171,7 @@ def test_what_cannot_be_told_is_asked_for(dims: Any, words: str, hint: str, tmp_
     with pytest.raises(PruneError) as caught:
         prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx")
     assert words in caught.value.message and hint in caught.value.hint
-    result = prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx", dims=Dims(shapes={"x": (1, 3, 4, 4)}))
+    result = prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx", input_shape="x:1,3,4,4")
     assert result.after.params < 0.6 * result.before.params
 
 
@@ -180,5 +179,5 @@ def test_sizes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     n = net(17, ("N", "c", "h", "w"))
     path = saved(classifier(n, n.conv("x", 3, 8, 3)), tmp_path / "m.onnx")
     with pytest.raises(PruneError) as caught:
-        prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx", dims=Dims({"c": 4}))
+        prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx", dim="c=4")
     assert "axes of 3 and 4 positions meet" in caught.value.message and "--dim" in caught.value.hint

@@ -12,7 +12,6 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.gradual import Retrain
 from prunecli.pipeline.structured import StructuredResult, structured
 from prunecli.recover.refit import METHODS
 from prunecli.runtime import Session
@@ -123,7 +122,7 @@ def test_a_dry_run_writes_nothing_and_tells_the_same(recovered: StructuredResult
 
 def test_training_follows(tmp_path: Path) -> None:
     data = DataOptions(str(SAMPLES / "digits-train.npz"), limit=200)
-    found = cut(tmp_path, data=data, recover="auto", retrain=Retrain.of(data=data.text, epochs=1))
+    found = cut(tmp_path, data=data, recover="auto", train_data=data.text, finetune_epochs=1)
     assert found.training is not None and found.recovery is not None and accuracy(tmp_path / "cut.onnx") > 0.9
 
 

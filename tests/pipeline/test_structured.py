@@ -17,14 +17,15 @@ import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.data.random import random_data
 from prunecli.errors import PruneError
-from prunecli.model import Dims, load
+from prunecli.model import load
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline import structured_subject as module
-from prunecli.pipeline.structured import StructuredOptions, StructuredResult, structured
-from prunecli.pipeline.structured_budget import Budget
-from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.structured import StructuredResult, structured
+from prunecli.pipeline.trial_options import Part
 from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.quantity import Quantity, parse_quantity
+from prunecli.search.options import TrialOptions
+from prunecli.structures.target import Budget
 from prunecli.types import Totals, no_progress
 from tests.apply import cuts
 from tests.apply.cuts import net_file
@@ -129,7 +130,13 @@ def test_the_cost_of_a_unit_is_what_its_removal_saves(
 ) -> None:
     """Counted by hand, at the sizes that the report's totals are counted at."""
     one = {"ratio": 0.9, "max_ratio": 1.0} if granularity == "block" else {"ratio": 1 / 8}
-    found = cut(tiny(tmp_path, build), tmp_path, dims=Dims(sizes), granularity=granularity, **one)
+    found = cut(
+        tiny(tmp_path, build),
+        tmp_path,
+        dim=[f"{name}={size}" for name, size in sizes.items()],
+        granularity=granularity,
+        **one,
+    )
     (group,) = [g for g in found.groups if g.after < g.before]
     assert (group.params, group.macs) == (params, macs)
     assert found.before.params - found.after.params == params
@@ -238,10 +245,10 @@ def test_what_cannot_follow_stays_whole_and_the_rest_is_cut(tmp_path: Path) -> N
 def test_what_cannot_follow_ends_no_search(tmp_path: Path) -> None:
     path = tiny(tmp_path, rows_by_a_width)
     options, data = (
-        TrialOptions(DataOptions("random"), granularity="channel"),
+        TrialOptions(data=DataOptions("random"), granularity="channel"),
         random_data(input_specs(load(path).ir), 8, 0),
     )
-    pruner = open_pruner(path, options, Part.of_data(options.data, data), no_progress)
+    pruner = open_pruner(path, options, Part.of_data(options.tried, data), no_progress)
     (knob,) = pruner.space.knobs
     assert knob.count == 6
     tried = pruner.recipe.open(path).build({knob.name: 0.5})
@@ -329,7 +336,7 @@ def test_include_and_exclude(tmp_path: Path, include: Any, exclude: Any, groups:
         ({"exclude": ("*",)}, "leave nothing to cut"),
         ({"granularity": "row"}, "no granularity 'row'"),
         ({"ratio": 1.0}, "between 0 and 1"),
-        ({"budget": None, "ratio": None}, "how much is to be cut"),
+        ({"ratio": None}, "how much is to be cut"),
         ({"output": "cut.txt/none.onnx"}, "does not exist"),
     ],
 )
@@ -505,7 +512,7 @@ def test_the_library_has_both(tmp_path: Path) -> None:
     found = prunecli.analyse(path)
     assert [(g.name, g.count) for g in found.groups] == [("w0", 8)]
     assert {axis.reason for axis in found.frozen} == {"graph input", "graph output"}
-    assert prunecli.structured(path, StructuredOptions(dry_run=True), macs=0.5).verification.kind == "exact"
+    assert prunecli.structured(path, dry_run=True, macs=0.5).verification.kind == "exact"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = prunecli.nothing
 

@@ -19,11 +19,12 @@ from prunecli.evaluation import latency
 from prunecli.evaluation.latency import Speedup
 from prunecli.model import Dims
 from prunecli.pipeline import structured_latency as module
-from prunecli.pipeline.structured import StructuredOptions, structured
+from prunecli.pipeline.structured import structured
 from prunecli.pipeline.structured_latency import ROUNDS, Bench, Choice, Measured, fastest_enough, search
 from prunecli.pipeline.structured_subject import open_cuttable
 from prunecli.search import latency_profile
 from prunecli.search.units import OutOfReachError
+from prunecli.structures.options import CutOptions
 from prunecli.types import no_progress
 from tests.apply.cuts import net_file
 from tests.apply.outside import TOLERANCE, compare
@@ -190,7 +191,7 @@ def test_the_real_clock_times_every_layer(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(latency, "BUDGET_SECONDS", 0.1)
     monkeypatch.setattr(latency_profile, "SECONDS", 0.1)
     subject = open_cuttable(net_file(tmp_path, wide), "channel,head", Dims())
-    bench = Bench(subject, StructuredOptions(), no_progress)
+    bench = Bench(subject, CutOptions(), no_progress)
     (times,) = bench.layer_times([np.zeros(subject.units.count, bool)])
     convs = [n.outputs[0].name for n in subject.work.graph if n.op_type == "Conv"]
     assert all(times.get(name or "", 0) > 0 for name in convs)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.recover.augment import AUGMENTS, apply_augments, mixup, parse_augments
+from prunecli.options.training import AUGMENTS as NAMES
+from prunecli.options.training import parse_augments
+from prunecli.recover.augment import AUGMENTS, apply_augments, mixup
 from prunecli.recover.optimizers import OPTIMIZERS, Knobs, clip_norm
 from prunecli.recover.schedules import SCHEDULES, warmed
 
@@ -119,6 +121,10 @@ def test_augmentations_only_move_or_hide(name: str) -> None:
     out = AUGMENTS[name](IMAGES, np.random.default_rng(1))
     assert out.shape == IMAGES.shape and out.dtype == IMAGES.dtype and (before == IMAGES).all()
     _rows_kept(name, out)
+
+
+def test_the_options_name_what_there_is() -> None:
+    assert set(NAMES) == set(AUGMENTS)
 
 
 def test_augmentation_leaves_other_inputs_alone() -> None:

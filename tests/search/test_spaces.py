@@ -15,10 +15,11 @@ from prunecli.data import random_data
 from prunecli.data.options import DataOptions
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
-from prunecli.pipeline.trial_options import Part, TrialOptions
+from prunecli.pipeline.trial_options import Part
 from prunecli.pipeline.trial_pruner import Pruner, Saving
 from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.runtime import Session
+from prunecli.search.options import TrialOptions
 from prunecli.search.space import Knob, Setting, normal, snapped
 from prunecli.search.suffix import shared
 from prunecli.types import no_progress
@@ -34,9 +35,9 @@ KINDS: list[dict[str, Any]] = [
 
 def opened(**changes: Any) -> Pruner:
     session = Session.open(SAMPLE)
-    options = TrialOptions(DataOptions("random"), **changes)
+    options = TrialOptions(data=DataOptions("random"), **changes)
     data = random_data(session.inputs, 32, 0)
-    return open_pruner(SAMPLE, options, Part.of_data(options.data, data), no_progress)
+    return open_pruner(SAMPLE, options, Part.of_data(options.tried, data), no_progress)
 
 
 def middle(pruner: Pruner) -> Setting:

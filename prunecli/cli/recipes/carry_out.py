@@ -39,7 +39,7 @@ class Interrupted(PruneError):  # noqa: N818 - the user's wish
     exit_code = 130
 
 
-@keywords()
+@keywords
 def run(
     recipe: str | os.PathLike[str],
     *,

@@ -140,7 +140,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
 
 def _head(toml: Toml, at: int, table: Mapping[str, Any]) -> tuple[str, str]:
     """(command, name or nothing) of a step."""
-    from prunecli.cli.app import COMMANDS
+    from prunecli.cli.commands import COMMANDS
 
     command, name = table.get("command"), table.get("name", "")
     place = toml.place("step", at, "command", value=True)

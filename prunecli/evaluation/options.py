@@ -1,0 +1,84 @@
+"""The options of `prune evaluate` and `prune compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from prunecli.options.declare import DATA, Option
+from prunecli.options.groups import Batched, Gated, Named, Reporting, Running, Samples, Seeded, Sized
+
+if TYPE_CHECKING:
+    from prunecli.data.options import DataOptions
+    from prunecli.evaluation.passes import Asked
+
+QUALITY = "Measurements"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Named, Samples, Batched, Seeded, Gated, Reporting, Sized, Running):
+    """Quality, size and latency of a model, alone or beside its original.
+
+    With labels: accuracy, precision, recall, F1, top-5, or MAE, RMSE and R2. With --baseline also fidelity,
+    what changed, and whether that is beyond chance; latency is measured in turns. Figures for --fail-if:
+    accuracy, accuracy.drop, f1.drop, latency.median, latency.speedup, cosine, snr_db, top1_agreement,
+    file_bytes, params, macs, sparsity, params.ratio, accuracy.gap, robustness.drop, baseline.accuracy, ...
+    """
+
+    baseline: Annotated[Path | None, Option("the model to compare with", QUALITY, "ORIGINAL")] = None
+    train_data: Annotated[
+        Any,
+        Option("the training data: to train on instead of --data, or for the train-test gap", DATA, "D"),
+    ] = None
+    task: Annotated[Literal["auto", "classification", "regression"], Option("what the labels mean", QUALITY)] = "auto"
+    average: Annotated[
+        Literal["weighted", "macro", "micro"], Option("of precision, recall and F1 over the classes", QUALITY)
+    ] = "weighted"
+    per_class: Annotated[bool, Option("precision, recall and F1 of each class", QUALITY)] = False
+    robustness: Annotated[bool, Option("quality under noise, outliers, blur, contrast", QUALITY)] = False
+    latency: Annotated[bool, Option("do not measure time", QUALITY, name="no-latency", off=True)] = True
+    latency_runs: Annotated[
+        int | None, Option("timed runs of each model; default a few seconds' worth", QUALITY, "N", least=2)
+    ] = None
+    latency_batch: Annotated[int, Option("samples per timed run", QUALITY, "N", least=1)] = 1
+
+    def check(self) -> None:
+        from prunecli.evaluation.gates import parse_gate
+        from prunecli.pipeline.figures import known
+
+        super().check()
+        for text in self.gates:
+            parse_gate(text, known())
+
+    @property
+    def other_data(self) -> bool:
+        return self.train_data is not None
+
+    @property
+    def train_samples(self) -> DataOptions | None:
+        """The training data; as many samples as of the others."""
+        from dataclasses import replace
+
+        if self.train_data is None:
+            return None
+        given = self.like(self.train_data)
+        return replace(given, limit=self.limit) if isinstance(self.train_data, str | Path) else given
+
+    @property
+    def asked(self) -> Asked:
+        from prunecli.evaluation.passes import Asked
+
+        return Asked(self.task, self.output_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Samples, Batched, Seeded, Gated, Reporting, Sized, Running):
+    """How far the outputs of two models lie apart on the same inputs.
+
+    Without --data, on seeded random inputs. Inputs and outputs are matched by name, or by position where the
+    names differ. Figures for --fail-if: max_abs, max_rel (largest difference over largest magnitude), cosine,
+    snr_db, top1_agreement, each the worst over the outputs; OUTPUT.max_abs and so on for one output.
+    """
+
+    samples: Annotated[int, Option("random inputs, without --data", metavar="N", least=1)] = 8

@@ -1,0 +1,189 @@
+"""One frozen data class per command declares its options; the command line, the library, recipes and defaults of
+`pyproject.toml` are read off it.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Example(Options):
+        '''Help of the command.'''
+        ratio: Annotated[float | None, Option("fraction to remove", SELECT, read=parse_fraction)] = None
+
+A field without an `Option` is for callers of the library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from prunecli.errors import PruneError, check_keyword
+
+OUTPUT, REPORT, SELECT, DATA, RUN = "Output", "Report", "Selection", "Data", "Execution"
+"""Sections of `--help` that several commands have."""
+Group = TypeVar("Group", bound="Options")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field appears on the command line.
+
+    `name`: without dashes, if it is not the field's own; `short`: as `-o`. `read`: makes the value of a text, and raises
+    PruneError. `least`, `most`: bounds of a number, both allowed. `off`: a switch that makes the field False. `metavar`:
+    by default the choices of a Literal; `D`, `PATH`, `DIR`, `FILE` and `ORIGINAL` say that a text names data, a path or a
+    model, which is relative to the file it is written in. `check`: raises PruneError for a value that cannot be used.
+    """
+
+    help: str
+    section: str = "Options"
+    metavar: str = ""
+    name: str = ""
+    short: str = ""
+    read: Callable[[str], Any] | None = None
+    least: float | None = None
+    most: float | None = None
+    off: bool = False
+    check: Callable[[Any], None] | None = None
+    show_default: bool = True
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A field with its option. `kind`: the type of one value; `many`: whether it is a tuple of them; `choices`: of a
+    Literal."""
+
+    field: str
+    option: Option
+    kind: type
+    many: bool
+    optional: bool
+    default: Any
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """On the command line, without dashes."""
+        return self.option.name or self.field.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        return self.option.metavar or "|".join(self.choices)
+
+    def value(self, given: Any) -> Any:
+        """What the field holds for what a caller gives: texts are read, paths made, choices and bounds checked.
+
+        Raises:
+            PruneError: the value cannot be used.
+        """
+        if given is None:
+            if self.optional or self.many:
+                return () if self.many else None
+            raise PruneError(f"--{self.name} has no value", "give one, or leave it out")
+        if self.many:
+            items = (given,) if isinstance(given, str | Path) else tuple(given)
+            return tuple(self._checked(item) for item in items)
+        return self._checked(given)
+
+    def _checked(self, given: Any) -> Any:
+        if isinstance(given, str) and self.option.read is not None:
+            given = self.option.read(given)
+        elif self.kind is Path:
+            given = Path(given)
+        elif self.kind is str and isinstance(given, Path):
+            given = str(given)
+        elif self.kind in (int, float) and not isinstance(given, str):
+            given = self.kind(given) if given == self.kind(given) else given
+        if self.choices and given not in self.choices:
+            raise PruneError(f"--{self.name} {given!r} is unknown", f"choose from {', '.join(self.choices)}")
+        self._check_bounds(given)
+        if self.option.check is not None:
+            self.option.check(given)
+        return given
+
+    def _check_bounds(self, given: Any) -> None:
+        least, most = self.option.least, self.option.most
+        if (least is None and most is None) or not isinstance(given, int | float):
+            return
+        if (least is not None and not given >= least) or (most is not None and not given <= most):
+            bounds = f"at least {least:g}" if most is None else f"at most {most:g}" if least is None else (
+                f"from {least:g} to {most:g}")  # fmt: skip
+            raise PruneError(f"--{self.name} {given:g} is out of its range", f"it is {bounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a command. Values are checked on construction; `check` judges them together.
+
+    Raises:
+        PruneError: a value cannot be used, or values do not go together.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in declared_of(type(self)):
+            object.__setattr__(self, declared.field, declared.value(getattr(self, declared.field)))
+        self.check()
+
+    def check(self) -> None:
+        """Raise PruneError where values do not go together."""
+
+    @classmethod
+    def of(cls, options: Self | None = None, /, **changes: Any) -> Self:
+        """`options`, or the defaults, with the fields that a caller names.
+
+        Raises:
+            PruneError: a name that the command does not have, or as the class.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in changes:
+            check_keyword(name, known, cls.__name__.removesuffix("Options").lower())
+        return cls(**changes) if options is None else replace(options, **changes)
+
+    def part(self, group: type[Group], **changes: Any) -> Group:
+        """The fields of a group that this class has, as that group alone."""
+        own = {one.name for one in fields(self)}
+        return group(**{one.name: getattr(self, one.name) for one in fields(group) if one.name in own} | changes)
+
+    @classmethod
+    def given(cls, values: Mapping[str, Any], *unless: str) -> list[str]:
+        """Names on the command line of the group's options that differ from their defaults."""
+        return [
+            f"--{declared.name}"
+            for declared in declared_of(cls)
+            if declared.field not in unless and values[declared.field] != declared.value(declared.default)
+        ]
+
+
+_DECLARED: dict[type[Options], tuple[Declared, ...]] = {}
+
+
+def declared_of(options: type[Options]) -> tuple[Declared, ...]:
+    """The options that a class declares: its own first, then those of its groups."""
+    if options not in _DECLARED:
+        _DECLARED[options] = tuple(_read(options))
+    return _DECLARED[options]
+
+
+def _read(options: type[Options]) -> list[Declared]:
+    hints = get_type_hints(options, include_extras=True)
+    order = dict.fromkeys(name for kind in options.__mro__ for name in vars(kind).get("__annotations__", ()))
+    by_name = {one.name: one for one in fields(options)}
+    found = []
+    for one in (by_name[name] for name in order if name in by_name):
+        hint = hints[one.name]
+        option = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Option)), None)
+        if get_origin(hint) is Annotated and option is not None:
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            found.append(_declared(one.name, option, get_args(hint)[0], default))
+    return found
+
+
+def _declared(field: str, option: Option, hint: Any, default: Any) -> Declared:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [part for part in parts if part is not NoneType]
+    kind, optional = kinds[0], len(kinds) < len(parts) or default is None
+    many = option.read is None and get_origin(kind) is tuple
+    if many:
+        kind = get_args(kind)[0]
+    choices = cast("tuple[str, ...]", get_args(kind)) if get_origin(kind) is Literal else ()
+    plain = kind if kind in (bool, int, float, Path) else str
+    return Declared(field, option, plain, many, optional, default, choices)

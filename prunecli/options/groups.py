@@ -1,0 +1,317 @@
+"""The options that several commands share, each group a base class of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from prunecli.errors import PruneError
+from prunecli.options.declare import DATA, OUTPUT, REPORT, RUN, SELECT, Option, Options
+
+if TYPE_CHECKING:
+    from prunecli.data import ImageOptions
+    from prunecli.data.options import DataOptions
+    from prunecli.model import Dims
+    from prunecli.runtime import Execution
+
+IMAGES = "Image folders"
+SYNTHETIC = "synthetic"
+"""What --data calls inputs that are made up. A file or folder of that name is `./synthetic`."""
+
+
+def check_report_path(path: Path) -> None:
+    """Refuse a report that could not be written, before any work is done."""
+    from prunecli.report.document import MARKS
+
+    if path.suffix.lower() not in MARKS:
+        raise PruneError(f"cannot tell the report's format from {path.name!r}", "end it in .json, .md or .html")
+    if path.is_dir() or not path.parent.is_dir():
+        raise PruneError(f"cannot write the report {path}", "name a file in an existing folder")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if MARKS[path.suffix.lower()].encode() not in file.read(400):
+                raise PruneError(f"{path} exists and is no report of prune", "remove it, or name another file")
+
+
+def _check_gate(text: str) -> None:
+    from prunecli.evaluation.gates import parse_gate
+
+    parse_gate(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting(Options):
+    """The report of a command."""
+
+    format: Annotated[
+        Literal["table", "json", "markdown"], Option("what stdout carries; messages go to stderr", REPORT)
+    ] = "table"
+    report: Annotated[
+        Path | None,
+        Option("the same report as a file: .json, .md or .html", REPORT, "PATH", check=check_report_path),
+    ] = None
+    progress: Annotated[
+        bool, Option("no progress bars; also implied off a terminal", REPORT, name="no-progress", off=True)
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(Options):
+    """Sizes of dynamic dimensions."""
+
+    dim: Annotated[
+        tuple[str, ...], Option("value of a dynamic dimension, e.g. batch=1; repeatable", RUN, "NAME=SIZE")
+    ] = ()
+    input_shape: Annotated[
+        tuple[str, ...], Option("shape of an input, e.g. x:1,3,224,224; repeatable", RUN, "NAME:SIZES")
+    ] = ()
+
+    def check(self) -> None:
+        super().check()
+        if self.dim or self.input_shape:
+            assert self.dims
+
+    @property
+    def dims(self) -> Dims:
+        from prunecli.model import Dims
+
+        return Dims.parse(self.dim, self.input_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provided(Options):
+    """The execution provider of onnxruntime."""
+
+    provider: Annotated[str | None, Option("onnxruntime execution provider", RUN, "NAME")] = None
+
+    @property
+    def execution(self) -> Execution:
+        from prunecli.runtime import Execution
+
+        return Execution(self.provider or "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Provided):
+    """How onnxruntime runs models."""
+
+    threads: Annotated[int | None, Option("onnxruntime threads", RUN, "N", least=1)] = None
+
+    def check(self) -> None:
+        super().check()
+        assert self.execution  # whose threads are checked
+
+    @property
+    def execution(self) -> Execution:
+        from prunecli.runtime import Execution
+
+        return Execution(self.provider or "cpu", self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Options):
+    """Random choices."""
+
+    seed: Annotated[int, Option("seed of every random choice", DATA, "N", least=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Options):
+    """How the images of a folder become inputs; None: as the preset says."""
+
+    preset: Annotated[
+        str | None,
+        Option("resize, centre crop, scale, mean, std and order of channels as in those models; options below override it",
+               IMAGES, "imagenet|inception|caffe|clip"),
+    ] = None  # fmt: skip
+    resize: Annotated[
+        str | None, Option("shorter side to N, or to HxW exactly; default: as the images are", IMAGES, "N|HxW")
+    ] = None
+    crop: Annotated[str | None, Option("the centre, after --resize", IMAGES, "N|HxW")] = None
+    interpolation: Annotated[
+        str | None, Option("of --resize; default bilinear", IMAGES, "nearest|bilinear|bicubic|lanczos")
+    ] = None
+    scale: Annotated[
+        str | None, Option("(F * x - mean) / std of pixels 0 to 255; default 1/255, of integers 1", IMAGES, "F")
+    ] = None
+    mean: Annotated[str | None, Option("one number or one per channel; default 0", IMAGES, "LIST")] = None
+    std: Annotated[str | None, Option("one number or one per channel; default 1", IMAGES, "LIST")] = None
+    channel_order: Annotated[str | None, Option("default rgb", IMAGES, "rgb|bgr")] = None
+    layout: Annotated[
+        str | None, Option("axes of the input; default: by the model's shape", IMAGES, "nchw|nhwc|chw|hwc|nhw")
+    ] = None
+    classes: Annotated[
+        str | None,
+        Option("class numbers of the sub-folders: by order of names (default), the names themselves, or from a .txt with"
+               " a name per line or a .json", IMAGES, "sorted|numbers|FILE"),
+    ] = None  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if Images.given(vars(self)):
+            assert self.images is not None
+
+    @property
+    def images(self) -> ImageOptions:
+        from prunecli.data import ImageOptions
+
+        return ImageOptions.parse(
+            preset=self.preset, resize=self.resize, crop=self.crop, interpolation=self.interpolation,
+            scale=self.scale, mean=self.mean, std=self.std, order=self.channel_order, layout=self.layout,
+            classes=self.classes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Images):
+    """Data: a text as on the command line, a path, or `DataOptions` with all that belongs to them."""
+
+    data: Annotated[
+        Any,
+        Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function", DATA, "D"),
+    ] = None
+    labels: Annotated[Path | None, Option("labels as .npy, for .npy and .npz data", DATA, "PATH")] = None
+    label_column: Annotated[str | None, Option("the label column of a .csv", DATA, "NAME")] = None
+    limit: Annotated[int | None, Option("use only the first N samples", DATA, "N", least=1)] = None
+    batch_axis: Annotated[
+        tuple[str, ...],
+        Option("the axis of an input that counts the samples, where it is not the first and no dimension's name says so,"
+               " as state=1; repeatable", DATA, "NAME=N"),
+    ] = ()  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.data is not None:
+            self._check_synthetic()
+        elif self.labels is not None or self.label_column is not None:
+            raise PruneError("labels were given without data", "add --data")
+        elif (named := Images.given(vars(self))) and not self.other_data:
+            raise PruneError(f"{named[0]} was given without data", "add --data with a folder of images")
+
+    @property
+    def other_data(self) -> bool:
+        """Whether there are data besides `data` that options of images may be for."""
+        return False
+
+    def _check_synthetic(self) -> None:
+        if self.data == SYNTHETIC:
+            from prunecli.data.synthetic import check_synthetic
+
+            check_synthetic(False)
+
+    @property
+    def source(self) -> DataOptions | None:
+        """Where the data are and how they are read; None without data."""
+        from prunecli.data.options import DataOptions
+
+        if self.data is None or isinstance(self.data, DataOptions):
+            return self.data
+        return DataOptions(str(self.data), self.labels, self.label_column, self.limit, self.images, self._axes())
+
+    def _axes(self) -> Mapping[str, int]:
+        from prunecli.data.axes import parse_axes
+
+        return parse_axes(self.batch_axis)
+
+    def like(self, other: Any) -> DataOptions:
+        """Other data, read as the data are: training or validation data beside them."""
+        from prunecli.data.options import DataOptions
+
+        if isinstance(other, DataOptions):
+            return other
+        own = self.source or DataOptions("", None, self.label_column, None, self.images, self._axes())
+        return own.like(str(other))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Samples):
+    """Data that may be made up."""
+
+    data: Annotated[
+        Any,
+        Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
+               " from the model alone, a stand-in where there is no data", DATA, "D|synthetic"),
+    ] = None  # fmt: skip
+
+    def _check_synthetic(self) -> None:
+        if self.data == SYNTHETIC:
+            from prunecli.data.synthetic import check_synthetic
+
+            check_synthetic(True, self.labels, self.label_column, self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batched(Options):
+    """How many samples are run together."""
+
+    batch_size: Annotated[int, Option("samples per run", DATA, "N", least=1)] = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(Options):
+    """Gates on figures of the report."""
+
+    gates: Annotated[
+        tuple[str, ...],
+        Option("exit 1 when it holds, e.g. 'accuracy.drop>1%'; repeatable", REPORT, "'NAME OP NUMBER'", name="fail-if", check=_check_gate),
+    ] = ()  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written(Options):
+    """The file that a command writes."""
+
+    output: Annotated[
+        Path | None,
+        Option("where to write; default STEM.pruned.onnx beside the model (pack: .packed, unpack: .dense)", OUTPUT,
+               "PATH", short="o"),
+    ] = None  # fmt: skip
+    force: Annotated[bool, Option("replace an existing output", OUTPUT)] = False
+    external_data: Annotated[
+        Literal["auto", "always", "never"],
+        Option("weights in a file beside; auto: as the input did, and always above 2 GB", OUTPUT),
+    ] = "auto"
+    verify: Annotated[
+        bool, Option("skip the onnxruntime proof that otherwise follows every write", OUTPUT, name="no-verify", off=True)
+    ] = True  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving(Written):
+    """The file that a command writes, or would write."""
+
+    dry_run: Annotated[bool, Option("the whole plan and report, nothing written", OUTPUT)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(Options):
+    """Zeros that are stored small."""
+
+    pack: Annotated[
+        bool, Option("store the zeros small, as `prune pack` does: any onnxruntime opens the file", OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Options):
+    """Which layers are pruned."""
+
+    include: Annotated[
+        tuple[str, ...], Option("only nodes or initializers whose name matches; repeatable", SELECT, "GLOB")
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Option("leave nodes or initializers whose name matches alone; repeatable", SELECT, "GLOB")
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Options):
+    """The output that is looked at."""
+
+    output_name: Annotated[
+        str | None,
+        Option("the output that counts; default the first that fits the labels, where labels matter, else all", DATA,
+               "NAME"),
+    ] = None  # fmt: skip

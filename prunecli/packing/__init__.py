@@ -1,0 +1,1 @@
+"""Storing sparse weights small."""

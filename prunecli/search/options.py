@@ -1,0 +1,227 @@
+"""The options of `prune sensitivity` and `prune adaptive`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from prunecli.errors import PruneError
+from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option
+from prunecli.options.groups import Batched, Chosen, Named, Packed, Provided, Reporting, Samples, Saving, Seeded, Sized
+from prunecli.options.training import Retraining
+from prunecli.quantity import parse_fraction, parse_quantity
+from prunecli.structures.options import Widths
+from prunecli.zeros.options import OtherKinds, Patterned
+
+if TYPE_CHECKING:
+    from prunecli.data.options import DataOptions
+    from prunecli.evaluation.passes import Asked
+    from prunecli.runtime import Execution
+
+ELEMENT = "element"
+GOAL = "Goal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions(Named, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Provided):
+    """What is tried, how it is judged, and where trials run."""
+
+    granularity: Annotated[
+        str,
+        Option("element: zeros in weights; else structures that leave the graph, as `prune structured` cuts them", SELECT,
+               "element|channel|head|all"),
+    ] = ELEMENT  # fmt: skip
+    criterion: Annotated[
+        str | None,
+        Option("the score: of elements those of magnitude and gradient, default taylor, or l1 without gradients,"
+               " and obs and wanda of oneshot; of structures those of structured", SELECT, "NAME"),
+    ] = None  # fmt: skip
+    metric: Annotated[
+        str | None,
+        Option(
+            "any of `prune evaluate`; default accuracy or r2, without labels top1_agreement or cosine", DATA, "NAME"
+        ),
+    ] = None
+    probes: Annotated[int, Option("samples on which the damage by each layer is measured", DATA, "N", least=1)] = 256
+    jobs: Annotated[
+        int | None, Option("processes that run trials; default one per core", RUN, "N", short="j", least=1)
+    ] = None
+    backend: Annotated[Literal["local", "dask"], Option("where trials run; dask: on the cluster at --address", RUN)] = (
+        "local"
+    )
+    address: Annotated[str | None, Option("the scheduler of a Dask cluster", RUN, "tcp://HOST:PORT")] = None
+    state: Annotated[
+        Path | None, Option("keep what was measured in PATH; a later run with the same PATH continues", RUN, "PATH")
+    ] = None
+
+    @property
+    def elements(self) -> bool:
+        return self.granularity == ELEMENT
+
+    @property
+    def recovery(self) -> Literal["none", "bias", "bn", "lstsq", "auto"]:
+        """Closed-form recovery of what is left."""
+        return "none"
+
+    @property
+    def recovers(self) -> bool:
+        return self.recovery != "none"
+
+    @property
+    def asked(self) -> Asked:
+        from prunecli.evaluation.passes import Asked
+
+        return Asked(output_name=self.output_name)
+
+    @property
+    def tried(self) -> DataOptions:
+        """The data that trials are judged on."""
+        found = self.source
+        assert found is not None
+        return found
+
+    @property
+    def one_thread(self) -> Execution:
+        """Sums in one order, so that what is decided does not depend on the machine's cores."""
+        return replace(self.execution, threads=1)
+
+    def check(self) -> None:
+        from prunecli.runtime import check_parallel
+
+        super().check()
+        if self.data is None:
+            raise PruneError("trials are judged on data", "give --data")
+        if "block" in self.granularity.split(","):
+            raise PruneError("blocks are chosen by `prune structured --granularity block`, not by trials",
+                             "use --granularity element, channel,head or all")  # fmt: skip
+        if self.elements and (self.multiple > 1 or self.max_ratio is not None):
+            raise PruneError("--round-to and --max-ratio are of structures", "add --granularity channel,head")
+        if not self.elements and (self.pattern != "element" or self.also):
+            raise PruneError("--pattern and --also are of single weights", "leave out --granularity")
+        check_parallel("--jobs", self.jobs)
+        if (self.backend == "dask") != (self.address is not None):
+            raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    return tuple(parse_fraction(part) for part in text.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityOptions(TrialOptions):
+    """What each layer costs when it alone is cut: quality, or fidelity without labels, by the fraction removed.
+
+    What comes before a layer is computed once for all of its fractions. Without --limit 512 samples drawn from --data
+    are used. With --state a second run continues where the first one stopped.
+    """
+
+    levels: Annotated[
+        tuple[float, ...] | None,
+        Option("fractions removed, as 0.5,0.9; default 30% to 98% of elements, 10% to 90% of units", SELECT, "LIST",
+               read=_levels),
+    ] = None  # fmt: skip
+    fast: Annotated[
+        bool,
+        Option(
+            "predict from gradients instead of measuring; the rank correlation with a few measurements is told", SELECT
+        ),
+    ] = False
+
+    def check(self) -> None:
+        super().check()
+        if self.levels is not None and (not self.levels or not all(0 < level <= 1 for level in self.levels)):
+            raise PruneError("--levels are fractions above 0, up to 1", "write --levels 0.5,0.9")
+
+
+def _drop(text: str) -> float:
+    found = parse_quantity(text)
+    if found.kind not in ("plain", "percent"):
+        raise PruneError(f"{text!r} is no amount of a metric", "write it as 0.01 or 1%")
+    return found.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions(TrialOptions, Retraining, Saving, Packed):
+    """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
+
+    How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half
+    only confirms. A margin for the noise of both is kept, so more data give a smaller model. Exit code 1 and no file if
+    the limit cannot be kept. Ctrl-C ends the search with the best so far.
+
+    With --finetune-epochs it goes on from there: a little is cut, trained on --train-data, judged, and backed out if it
+    costs too much.
+    """
+
+    max_drop: Annotated[
+        float | None,
+        Option(
+            "what may be lost of --metric on data that the search does not see, as 1% or 0.01", GOAL, "D", read=_drop
+        ),
+    ] = None
+    minimize: Annotated[
+        Literal["params", "macs", "latency", "file_bytes"] | None,
+        Option("what is to become small; default params of elements, macs of structures", GOAL),
+    ] = None
+    strategy: Annotated[
+        Literal["search", "feedback"],
+        Option(
+            "search: per layer, from measured sensitivity; feedback: one threshold, up while the error allows", GOAL
+        ),
+    ] = "search"
+    rounds: Annotated[int, Option("of the search, at most; each measures every layer anew", GOAL, "N", least=1)] = 4
+    confirm_data: Annotated[Any, Option("data that only confirm, instead of a part of --data", DATA, "D")] = None
+    confirm_split: Annotated[float, Option("fraction of --data that only confirms", DATA, "F", least=0, most=1)] = 0.5
+    recover: Annotated[
+        Literal["none", "bias", "bn", "lstsq", "auto"],
+        Option("fit what is left to the original's outputs, without labels, on the samples of the search, and cut further"
+               " for it; judged after that", SELECT),
+    ] = "none"  # fmt: skip
+    save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+    save_front: Annotated[Path | None, Option("keep the models of the Pareto front in DIR", OUTPUT, "DIR")] = None
+    # measure the distributions that a report draws
+    spreads: bool = False
+
+    @property
+    def recovery(self) -> Literal["none", "bias", "bn", "lstsq", "auto"]:
+        return self.recover
+
+    @property
+    def limit_of_drop(self) -> float:
+        assert self.max_drop is not None
+        return self.max_drop
+
+    @property
+    def confirming(self) -> DataOptions | None:
+        """The data that only confirm, where they are not a part of the others."""
+        return None if self.confirm_data is None else self.like(self.confirm_data)
+
+    def check(self) -> None:
+        super().check()
+        if self.max_drop is None:
+            raise PruneError("what may be lost is not given", "give --max-drop 1%")
+        if not 0 < self.max_drop < math.inf:
+            raise PruneError(f"--max-drop {self.max_drop:g} allows nothing", "write for example --max-drop 1%")
+        if self.minimize == "latency" and self.elements:
+            raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
+                             "add --granularity channel,head")  # fmt: skip
+        if not 0 < self.confirm_split < 1:
+            raise PruneError("--confirm-split is a fraction between 0 and 1", "leave it out: half is best")
+        self._check_training()
+        self._check_front()
+
+    def _check_training(self) -> None:
+        if self.trains and (self.train_data is None or self.like(self.train_data).text == self.tried.text):
+            raise PruneError("what is trained on the samples that judge it learns them by heart",
+                             "give other samples to train on with --train-data")  # fmt: skip
+        if self.trains and self.external_data == "always":
+            raise PruneError("--external-data always and --finetune-epochs do not go together",
+                             "prune first, then `prune finetune`")  # fmt: skip
+
+    def _check_front(self) -> None:
+        front = self.save_front
+        if front is not None and front.exists() and not front.is_dir():
+            raise PruneError(f"--save-front {front} is not a folder", "name a folder")
+        if front is not None and not self.force and any(front.glob("step-*.onnx")):
+            raise PruneError(f"--save-front {front} holds models already", "name another folder, or add --force")

@@ -1,0 +1,1 @@
+"""Cutting structures: channels, neurons, heads and residual blocks leave the graph."""

@@ -1,0 +1,138 @@
+"""The options of `prune structured`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prunecli.errors import PruneError
+from prunecli.options.declare import OUTPUT, SELECT, Option, Options
+from prunecli.options.groups import Batched, Chosen, Reporting, Running, Samples, Saving, Seeded, Sized
+from prunecli.options.training import Stepwise
+from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+from prunecli.structures.target import KINDS, Budget
+
+BLOCK = "block"
+MAX_RATIO = 0.9
+CRITERIA = (
+    "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
+    " activation), l1, l2, l2-in, lamp, fpgm, bn-scale, random, and on --data: obs, activation, taylor, fisher"
+)
+NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
+Amount = Quantity | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths(Options):
+    """What limits the widths that are left."""
+
+    max_ratio: Annotated[
+        float | None,
+        Option(
+            "of structures: the largest fraction removed from any group; default 0.9", SELECT, "R", read=parse_fraction
+        ),
+    ] = None
+    round_to: Annotated[int | None, Option("keep widths of structures multiples of N", SELECT, "N", least=1)] = None
+
+    @property
+    def largest_ratio(self) -> float:
+        return MAX_RATIO if self.max_ratio is None else self.max_ratio
+
+    @property
+    def multiple(self) -> int:
+        return self.round_to or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOptions(Chosen, Widths, Samples, Batched, Seeded, Saving, Reporting, Sized, Running):
+    """What a structural cut and its recovery need to know, besides how much is cut."""
+
+    granularity: Annotated[
+        str,
+        Option("which structures may be cut: channel,head; block: whole residual blocks; all: also inside heads and the"
+               " hidden size", SELECT, "channel|head|block|all"),
+    ] = "channel,head"  # fmt: skip
+    criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
+    normalize: Annotated[
+        str,
+        Option(f"how layers' scores compare: {NORMALISERS}", SELECT, "NAME"),
+    ] = "auto"  # fmt: skip
+    scope: Annotated[Literal["auto", "layer", "global"], Option("who competes with whom; default global", SELECT)] = (
+        "auto"
+    )
+    recover: Annotated[
+        Literal["none", "bias", "bn", "lstsq", "auto"] | None,
+        Option("fit what is left to what the original computes, without training or labels: bias (means), bn (means and"
+               " variances), lstsq (least squares), auto; default auto with --data, else none", "Recovery"),
+    ] = None  # fmt: skip
+    save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+
+    @property
+    def budget(self) -> Budget | None:
+        """How much is to go; None where that is decided elsewhere."""
+        return None
+
+    @property
+    def step_count(self) -> int:
+        """How often scores are taken anew."""
+        return 1
+
+    def check(self) -> None:
+        from prunecli.channels.catalogue import parse_granularity
+        from prunecli.search.units import check_choices
+
+        super().check()
+        check_choices(self.criterion, self.normalize, self.scope)
+        if self.granularity != BLOCK:
+            parse_granularity(self.granularity)
+
+
+def _amount(text: str) -> Option:
+    return Option(text, SELECT, "R", read=parse_quantity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOptions(Stepwise, CutOptions):
+    """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
+
+    Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime
+    against the original with the removed positions forced to zero; a cut that cannot be proved is not written.
+
+    With --data every layer that is left is then fitted, in closed form, to what the original computes (--recover); the
+    proof is of the cut before that.
+
+    With --finetune-epochs the result is trained, the uncut model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of what is to go is gone. Without it --steps only takes the scores anew.
+    """
+
+    ratio: Annotated[Amount, _amount("fraction of the units to remove, as 0.5 or 50%")] = None
+    macs: Annotated[Amount, _amount("what remains of the multiply-accumulates: 0.5, 50% or 120M")] = None
+    params: Annotated[Amount, _amount("what remains of the parameters: 0.5, 50% or 1.2M")] = None
+    latency: Annotated[Amount, _amount("what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms")] = None
+    plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.plan is not None and any(value is not None for value in self.amounts.values()):
+            raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
+        assert self.plan is not None or self.budget is not None
+
+    @property
+    def amounts(self) -> dict[str, Any]:
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    @property
+    def budget(self) -> Budget | None:
+        """How much is to go; None with `plan`.
+
+        Raises:
+            PruneError: nothing or several things are asked for.
+        """
+        return None if self.plan is not None else Budget.parse(self.amounts)
+
+    def with_budget(self, budget: Budget) -> StructuredOptions:
+        """The same with another amount: a fraction, or a count."""
+        nothing: dict[str, Any] = dict.fromkeys(KINDS)
+        amount = Quantity(budget.target, "count") if budget.absolute else budget.target
+        return replace(self, **{**nothing, budget.kind: amount})

@@ -1,0 +1,1 @@
+"""Zeroing weights: magnitude, gradient and one-shot pruning."""

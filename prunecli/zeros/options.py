@@ -1,0 +1,201 @@
+"""The options of the commands that write zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from prunecli.errors import PruneError
+from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
+from prunecli.options.groups import Calibration, Chosen, Named, Packed, Reporting, Saving, Sized
+from prunecli.options.training import Stepwise
+from prunecli.quantity import Quantity, parse_fraction, parse_quantity
+
+if TYPE_CHECKING:
+    from prunecli.select import Recipe
+
+MEMORY = 4 << 30
+"""Bytes of activations that `prune oneshot` holds in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patterned(Options):
+    """Which elements of a weight go together."""
+
+    pattern: Annotated[
+        str,
+        Option("what goes together; N:M keeps N of each M neighbours along the reduction axis (input channels), as"
+               " TensorRT and cuSPARSELt want", SELECT, "element|N:M|RxC|row|column"),
+    ] = "element"  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherKinds(Options):
+    """Kinds of tensors besides matrices and kernels."""
+
+    also: Annotated[
+        tuple[str, ...],
+        Option("prune these too, which are left alone by default; repeatable", SELECT, "bias|norm|embedding"),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Packed, Reporting, Sized):
+    """What magnitude, gradient and one-shot pruning take alike. `spreads`: measure the distributions that a report
+    draws."""
+
+    sparsity: Annotated[
+        float | None, Option("fraction of the weights to zero, as 0.5 or 50%", SELECT, "S", read=parse_fraction)
+    ] = None
+    plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
+    save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+    spreads: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.plan is not None and any(getattr(self, name, None) not in (None, (), "element") for name in FIXED):
+            raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+        assert self.recipe is not None or self.plan is not None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How much goes, chosen how; None with `plan`.
+
+        Raises:
+            PruneError: it is not said, or makes no sense.
+        """
+        from prunecli.select import Recipe
+
+        if self.plan is not None:
+            return None
+        named = {name: getattr(self, name, None) for name in ("scope", "criterion", "threshold")}
+        return Recipe(pattern=self.pattern, sparsity=self.sparsity, seed=self.seed, **named)
+
+
+FIXED = ("pattern", "scope", "criterion", "sparsity", "threshold", "include", "exclude", "also", "allocate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagnitudeOptions(OtherKinds, ZeroingOptions):
+    """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
+
+    round(S * n) of the n weights of each pool go, never more; of equal ones the later go first. Biases,
+    normalisation parameters and embeddings are left alone. Weights of any size stream through.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
+    """
+
+    threshold: Annotated[float | None, Option("zero every weight with |w| < T", SELECT, "T")] = None
+    scope: Annotated[
+        Literal["layer", "row", "global", "lamp", "erk"] | None,
+        Option("who competes with whom; default layer", SELECT),
+    ] = None
+    criterion: Annotated[str | None, Option("the score; default l1", SELECT, "l1|l2|random")] = None
+
+    def check(self) -> None:
+        super().check()
+        if not self.trains and (self.data is not None or self.steps is not None):
+            raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
+    """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
+
+    In --steps (taylor, fisher and snip: 6, synflow: 30), gradients taken anew at the weights as they are by then.
+    Without --limit 256 samples drawn from --data are used.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
+    """
+
+    scope: Annotated[
+        Literal["layer", "row", "global", "lamp", "erk"] | None,
+        Option("who competes with whom; default global", SELECT),
+    ] = None
+    criterion: Annotated[
+        str | None,
+        Option("the score; default taylor; synflow needs no data", SELECT, "taylor|fisher|snip|gradient|synflow"),
+    ] = None
+    loss: Annotated[
+        Literal["auto", "output", "labels"],
+        Option("what is differentiated: the outputs in random directions (auto), or the loss of the labels", DATA),
+    ] = "auto"  # fmt: skip
+
+    @property
+    def recipe(self) -> Recipe | None:
+        from prunecli.pipeline.gradient import with_defaults
+
+        recipe = super().recipe
+        return None if recipe is None else with_defaults(recipe)
+
+    @property
+    def measured_steps(self) -> int | None:
+        """How often gradients are taken anew; None: as often as is good for the criterion. Training between several
+        cuts already lets each be measured anew."""
+        if self.trains:
+            return 1 if self.step_count > 1 else None
+        return self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneshotOptions(ZeroingOptions, Calibration):
+    """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
+
+    Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
+    the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
+    """
+
+    method: Annotated[
+        Literal["obs", "sparsegpt", "wanda"],
+        Option(
+            "obs: exact, least loss; sparsegpt: one sweep, for wide layers; wanda: |w| times its input's norm", SELECT
+        ),
+    ] = "obs"
+    allocate: Annotated[
+        Literal["uniform", "erk", "loss"] | None,
+        Option("how sparsity spreads over the layers; loss, the default: where it is measured to hurt least", SELECT),
+    ] = None
+    scope: Annotated[
+        Literal["layer", "row", "global", "erk"] | None,
+        Option("who competes inside a layer; global and erk mean --allocate loss and erk", SELECT),
+    ] = None
+    recover: Annotated[
+        Literal["auto", "none", "bias", "bn", "lstsq"],
+        Option("fit what is left to what the original computes: bias (means), bn (means and variances), lstsq (least"
+               " squares); auto, the default, is lstsq", "Recovery", "none|bias|bn|lstsq|auto"),
+    ] = "auto"  # fmt: skip
+    fallback: Annotated[bool, Option("zero weights that cannot be measured by magnitude", SELECT)] = False
+    memory: Annotated[
+        Quantity | float,
+        Option("activations held in memory, the rest in temporary files; default 4GiB", RUN, "BYTES", read=parse_quantity,
+               show_default=False),
+    ] = MEMORY  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.memory, Quantity) and self.memory.kind not in ("bytes", "plain"):
+            raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
+        if self.steps is not None and not self.trains:
+            raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
+        if self.data is None:
+            raise PruneError(
+                "one-shot pruning is measured on data",
+                "give --data; a few hundred unlabelled samples will do, or --data synthetic where there are none",
+            )
+
+    @property
+    def recipe(self) -> Recipe | None:
+        from prunecli.pipeline.oneshot import checked
+
+        recipe = super().recipe
+        return None if recipe is None else checked(recipe, self.method, self.allocate)
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory.value if isinstance(self.memory, Quantity) else self.memory)
