@@ -55,7 +55,7 @@ class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Packed, Reporting, Siz
     def check(self) -> None:
         super().check()
         if self.plan is not None and any(getattr(self, name, None) not in (None, (), "element") for name in FIXED):
-            raise PruneError("--plan fixes what is zeroed", "leave out the options under Selection")
+            raise PruneError("--plan fixes what is zeroed", "leave out --sparsity and all else under Selection")
         assert self.recipe is not None or self.plan is not None
 
     @property
