@@ -4,12 +4,15 @@
      "weights": {"INITIALIZER": {"AXIS": [positions]}}, "tensors": {"VALUE": {"AXIS": [positions]}},
      "units": [{"id": 0, "group": "...", "kind": "channel", "score": 0.1, "removed": true, "params": n,
                 "macs": n, "weights": {"INITIALIZER": {"AXIS": [positions]}}}],
-     "frozen": [{"tensor", "axis", "reason", "positions", "size"}], "averaged": [["VALUE", AXIS]]}
+     "frozen": [{"tensor", "axis", "reason", "positions", "size"}], "averaged": [["VALUE", AXIS]],
+     "merged": {"VALUE": {"AXIS": {"split": [lengths], "positions": {"PLACE IN SPLIT": [positions]}}}}}
 
 `weights` and `tensors` list floating-point values only, in the names of the user's file: forcing them to zero
 in the original gives what the cut model computes. `averaged` are the axes where that is not so, because a
-normalisation averages over them (width). A replay takes the units with `removed` and requires that exactly
-the listed positions follow from them.
+normalisation averages over them (width): it has to see the kept positions only. `merged` are those of
+them whose length varies (channels x height x width): the axis, taken apart row-major into the lengths of `split`
+(-1 is the one that varies), loses the positions of some of these. A replay takes the units with `removed` and
+requires that exactly the listed positions follow from them.
 """
 
 from __future__ import annotations

@@ -173,8 +173,7 @@ class _Sides:
     @cached_property
     def restricted(self) -> bool:
         """Whether the cut runs through the axis of a normalisation."""
-        axes = ((name, axis) for name, axes in self.forced.positions.items() for axis in axes)
-        return any(pair in self.forced.averaged for pair in axes)
+        return self.forced.restricts
 
     @cached_property
     def masked(self) -> bytes:

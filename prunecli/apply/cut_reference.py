@@ -6,7 +6,7 @@ that agreement with it proves preparation, removal and saving at once, and anyon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,22 @@ _WHERE_SINCE = 9
 
 
 @dataclass(frozen=True)
+class Merged:
+    """What is removed of an axis whose length depends on dynamic dimensions: row-major it has the lengths `split`, of
+    which the dynamic one is -1, and loses the positions `gone[k]` of the k-th."""
+
+    split: tuple[int, ...]
+    gone: Mapping[int, Array]
+
+
+@dataclass(frozen=True)
 class Forced:
     """What to force to zero.
 
     `positions` are removed; zeros are forced at the values in `listed`, which is enough (`cut_listing`).
     `shapes` and `dtypes` (ONNX element types) are of all values. `averaged`: axes (value, axis) whose positions
-    normalisations average over: there only kept positions are to count.
+    normalisations average over: there only kept positions are to count. `merged`: the same of axes that `positions`
+    cannot list, because their lengths vary.
     """
 
     positions: Positions
@@ -44,6 +54,17 @@ class Forced:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, int]
     averaged: Collection[tuple[str, int]] = field(default_factory=frozenset)
+    merged: Mapping[str, Mapping[int, Merged]] = field(default_factory=dict)
+
+    @property
+    def restricts(self) -> bool:
+        """Whether a normalisation averages over an axis that is cut."""
+        return any(self.averages(name) for name, _ in self.averaged)
+
+    def averages(self, name: str) -> bool:
+        """Whether normalisations average over an axis of the value that is cut."""
+        lost = (*self.positions.get(name, ()), *self.merged.get(name, ()))
+        return any((name, axis) in self.averaged for axis in lost)
 
     def is_listed(self, name: str) -> bool:
         return name in self.listed and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
@@ -128,11 +149,7 @@ class _Editor:
 
     def averages(self, node: onnx.NodeProto) -> bool:
         """Whether a normalisation averages over an axis that is cut."""
-        return node.op_type in NORMS and any(
-            (name, axis) in self.forced.averaged
-            for name in (*node.input, *node.output)
-            for axis in self.forced.positions.get(name, ())
-        )
+        return node.op_type in NORMS and any(self.forced.averages(name) for name in (*node.input, *node.output))
 
     def restricted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Gather the kept positions of every input, normalise, and put the results back in their places."""
@@ -146,6 +163,11 @@ class _Editor:
                 step = self._gather(node.input[index], kept, axis)
                 node.input[index] = step.output[0]
                 yield step
+            for axis, merged in self.forced.merged.get(name, {}).items():
+                kept_of = {k: np.delete(np.arange(merged.split[k]), gone) for k, gone in merged.gone.items()}
+                steps = self._inside(node.input[index], axis, len(self.forced.shapes[name]), merged.split, kept_of)
+                node.input[index] = steps[-1].output[0]
+                yield from steps
         last = []
         for index, name in enumerate(node.output):
             if name in places:
@@ -154,6 +176,12 @@ class _Editor:
                     last.append(self._gather(current, _places(self.forced.shapes[name][axis], gone), axis))
                     current = last[-1].output[0]
                 last += self._masks(name, current)
+            for axis, merged in self.forced.merged.get(name, {}).items():
+                current = node.output[index] = self._name(name)
+                left = tuple(n - len(merged.gone.get(k, ())) for k, n in enumerate(merged.split))
+                back = {k: _places(merged.split[k], gone) for k, gone in merged.gone.items()}
+                last += self._inside(current, axis, len(self.forced.shapes[name]), left, back)
+                last[-1].output[0] = name
         yield node
         yield from last
 
@@ -185,6 +213,29 @@ class _Editor:
     def _gather(self, source: str, indices: Array, axis: int) -> onnx.NodeProto:
         target = self._name(source)
         return helper.make_node("Gather", [source, self._constant(indices.astype(np.int64))], [target], axis=axis)
+
+    def _inside(
+        self, source: str, axis: int, rank: int, split: Sequence[int], indices: Mapping[int, Array]
+    ) -> list[onnx.NodeProto]:
+        """Gather along parts of an axis that is merged of them: take it apart, gather, put it together."""
+        shape = helper.make_node("Shape", [source], [self._name(source)])
+        ends = [self._gather(shape.output[0], np.arange(a, b), 0) for a, b in ((0, axis), (axis + 1, rank)) if b > a]
+        steps = [shape, *ends]
+
+        def reshape(lengths: Sequence[int]) -> None:
+            middle = [self._constant(np.array(lengths, np.int64))]
+            before, after = ends[: axis > 0], ends[axis > 0 :]
+            parts = [*(e.output[0] for e in before), *middle, *(e.output[0] for e in after)]
+            steps.append(helper.make_node("Concat", parts, [self._name(source)], axis=0))
+            steps.append(helper.make_node("Reshape", [current, steps[-1].output[0]], [self._name(source)]))
+
+        current = source
+        reshape(split)
+        for place, picked in indices.items():
+            steps.append(self._gather(steps[-1].output[0], picked, axis + place))
+        current = steps[-1].output[0]
+        reshape([-1])
+        return steps
 
     def _constant(self, array: Array) -> str:
         name = self._name("constant")

@@ -113,6 +113,23 @@ def removed_positions(analysis: Analysis, atoms: np.ndarray) -> Removed:
     return out
 
 
+def split_of(analysis: Analysis, root: int) -> tuple[tuple[int, ...], dict[int, int]] | None:
+    """An axis that factors of dynamic length take part in (channels x height x width), row-major: lengths, of which the
+    dynamic one is -1, and which factor of the atom table the fixed ones are, by place. None if there are several -1."""
+    table, geometry = analysis.components.table, analysis.geometry
+    parts = next((parts for whole, parts in table.products if table.find(whole) == root), ())
+    shown = [axis for axis in range(len(table.axes)) if table.axes[axis].value is not None]
+    lengths, factors = list[int](), dict[int, int]()
+    for part in parts:
+        on = [table.axes[a] for a in shown if table.find(a) == table.find(part)]
+        if on and all(a.value is not None and geometry.is_dynamic(a.value, a.index) for a in on):
+            lengths += [] if lengths[-1:] == [-1] else [-1]
+        else:
+            factors[len(lengths)] = part
+            lengths.append(table.size(part))
+    return (tuple(lengths), factors) if lengths.count(-1) == 1 else None
+
+
 def axis_of_atoms(analysis: Analysis) -> Ints:
     """The representative axis of every atom."""
     solved = analysis.components

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.apply.cut_plan import ANEW, identity, positions_json
+from prunecli.apply.cut_reference import Forced
 from prunecli.channels.catalogue import Group
 from prunecli.channels.cut import Removed
 from prunecli.errors import PruneError
@@ -96,7 +97,20 @@ def plan_json(subject: Cuttable, decided: Decided, removed: Removed) -> Json:
         "tensors": positions_json({name: axes for name, axes in listed.items() if not subject.is_stored(name)}),
         "units": list(_units(subject, decided)),
         "frozen": [asdict(axis) for axis in subject.units.frozen],
-        "averaged": sorted([name, axis] for name, axis in forced.averaged if axis in forced.positions.get(name, ())),
+        "averaged": sorted(
+            [n, a] for n, a in forced.averaged for own in (forced.positions, forced.merged) if a in own.get(n, ())
+        ),
+        **({"merged": _merged_json(forced)} if forced.merged else {}),
+    }
+
+
+def _merged_json(forced: Forced) -> Json:
+    return {
+        name: {
+            str(axis): {"split": list(one.split), "positions": {str(k): gone.tolist() for k, gone in one.gone.items()}}
+            for axis, one in axes.items()
+        }
+        for name, axes in forced.merged.items()
     }
 
 

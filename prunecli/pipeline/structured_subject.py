@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.apply.cut_listing import needed
-from prunecli.apply.cut_reference import FLOATS, Forced
+from prunecli.apply.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.channels.analysis import NONE, Analysis, Whole
 from prunecli.channels.analysis import analyse as solve
-from prunecli.channels.catalogue import Catalogue, parse_granularity
+from prunecli.channels.catalogue import Catalogue, parse_granularity, split_of
 from prunecli.channels.context import Work
 from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed, UnfollowedError, remove
@@ -141,18 +141,43 @@ class Cuttable:
         """The reference of the proof; approximations matter only where the cut has any."""
         groups = {int(g) for g in np.unique(self.units.group_of[units])}
         width = any(self.units.groups[g].approximation for g in groups)
-        averaged = frozenset(self._averaged()) if width else frozenset[tuple[str, int]]()
         named = self.named(removed)
-        return Forced(named, frozenset(needed(self.file.ir.graph, named)), self.shapes, self.dtypes, averaged)
+        averaged, merged = (self._averaged, self._merged(units)) if width else (frozenset[tuple[str, int]](), {})
+        listed = frozenset(needed(self.file.ir.graph, named))
+        return Forced(named, listed, self.shapes, self.dtypes, averaged, merged)
 
-    def _averaged(self) -> set[tuple[str, int]]:
+    @cached_property
+    def _averaged(self) -> frozenset[tuple[str, int]]:
         """(value, axis) that normalisations average over; factors of an axis stand for the whole."""
         table = self.units.analysis.components.table
         noted = {axis for axis, _ in table.approximations}
         slots = {table.find(axis) for axis in noted if table.axes[axis].value is None}
         noted |= {whole for whole, parts in table.products if slots & {table.find(part) for part in parts}}
         axes = [table.axes[number] for number in noted]
-        return {(axis.value.name or "", axis.index) for axis in axes if axis.value is not None}
+        return frozenset((axis.value.name or "", axis.index) for axis in axes if axis.value is not None)
+
+    def _merged(self, units: Array) -> dict[str, dict[int, Merged]]:
+        """What normalisations lose of axes whose length varies."""
+        analysis, gone = self.units.analysis, self.units.removed_atoms(units)
+        solved, out = analysis.components, dict[str, dict[int, Merged]]()
+        norms = {name for node in analysis.model.graph if node.op_type in NORMS for name in _names(node)}
+        for number, axis in enumerate(solved.table.axes):
+            if axis.value is None or axis.value.name not in norms or not gone[solved.atoms(number)].any():
+                continue
+            split = (
+                split_of(analysis, solved.table.find(number))
+                if analysis.geometry.is_dynamic(axis.value, axis.index)
+                else None
+            )
+            if split is not None:
+                lost = {k: np.flatnonzero(gone[solved.atoms(part)]) for k, part in split[1].items()}
+                one = Merged(split[0], {k: positions for k, positions in lost.items() if len(positions)})
+                out.setdefault(axis.value.name, {})[axis.index] = one
+        return out
+
+
+def _names(node: ir.Node) -> set[str]:
+    return {v.name or "" for v in (*node.inputs, *node.outputs) if v is not None}
 
 
 def open_cuttable(

@@ -59,6 +59,39 @@ def group_norm(n: Net) -> Net:
     return n.out(n.conv(n("GroupNormalization", h, n.positive(8), n.w(8), num_groups=2), 8, 4))
 
 
+def _group_norm_written(n: Net, groups: int, mean: bool = False) -> Net:
+    """As exporters write it: channels, height and width of a group are one axis, as long as the image is large."""
+    h = n.conv(n.x("N", 3, "H", "W"), 3, 8, 3)
+    flat = n("Reshape", h, n.c([0, groups, -1]))
+    if mean:
+        centred = n("Sub", flat, n("ReduceMean", flat, n.c([2])))
+        deviation = n(
+            "Sqrt", n("Add", n("ReduceMean", n("Mul", centred, centred), n.c([2])), n.c(np.array(1e-5, n.dtype)))
+        )
+        unit = n("Div", centred, deviation)
+    else:
+        ones, zeros = (n.c(np.full(groups, k, n.dtype)) for k in (1, 0))
+        unit = n("InstanceNormalization", flat, ones, zeros)
+    scaled = n("Mul", n("Reshape", unit, n("Shape", h)), n.positive(8, 1, 1))
+    return n.out(n.conv(n("Relu", n("Add", scaled, n.w(8, 1, 1))), 8, 4))
+
+
+def one_group(n: Net) -> Net:
+    return _group_norm_written(n, 1)
+
+
+def two_groups(n: Net) -> Net:
+    return _group_norm_written(n, 2)
+
+
+def two_groups_by_means(n: Net) -> Net:
+    return _group_norm_written(n, 2, mean=True)
+
+
+WIDTH = (norm_net, written_norm, group_norm, one_group, two_groups, two_groups_by_means)
+"""Networks whose normalisations average over what `all` cuts."""
+
+
 def tiny_output(n: Net) -> Net:
     """Outputs of 1e-8: no absolute tolerance may hide a mistake."""
     conv_net(n)

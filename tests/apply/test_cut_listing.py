@@ -32,6 +32,14 @@ def batch_norm_in_parts(n: Net) -> Net:
     return n.out(n.conv(n("Mul", d, scale), 8, 4))
 
 
+def unit_length(n: Net) -> Net:
+    """A norm that is clipped and expanded is divided by, as `torch.nn.functional.normalize` is written."""
+    h = n("Transpose", n.linear(n.x("N", "T", 4), 4, 8), perm=[0, 2, 1])
+    norm = n("Clip", n("ReduceL2", h, n.c([2])), n.c(np.float32(1e-12)))
+    h = n("Transpose", n("Div", h, n("Expand", norm, n("Shape", h))), perm=[0, 2, 1])
+    return n.out(n.linear(h, 8, 3))
+
+
 def masked_attention(n: Net) -> Net:
     """Scores of minus infinity do not become zero by a multiplication."""
     x = n.x("N", 5, 8)
@@ -84,6 +92,7 @@ def constants(n: Net) -> Net:
 LISTED: list[tuple[Callable[[Net], Any], set[str] | None]] = [
     (chain, {"w0", "w1", "w2", "relu3"}),
     (batch_norm_in_parts, None),
+    (unit_length, None),
     (masked_attention, None),
     (captured, {"w0", "w1", "relu2"}),
     (functional, None),

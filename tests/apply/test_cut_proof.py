@@ -25,9 +25,7 @@ RIGHT = [
     (cuts.cancelling, np.float32, "channel", "exact"),
     (cuts.chooses, np.float32, "channel", "exact"),
     (cuts.saturated, np.float32, "channel", "exact"),
-    (cuts.norm_net, np.float32, "all", "approximate"),
-    (cuts.written_norm, np.float32, "all", "approximate"),
-    (cuts.group_norm, np.float32, "all", "approximate"),
+    *((build, np.float32, "all", "approximate") for build in cuts.WIDTH),
 ]
 
 
@@ -51,6 +49,7 @@ WRONG = [
     (cuts.norm_net, "all", edit("w2", shift_one), "layernormalization3"),
     (cuts.norm_net, "all", edit("w0", swap_rows), "matmul1"),
     (cuts.written_norm, "all", edit("w0", shift_one), "matmul1"),
+    (cuts.two_groups, "all", edit("w0", swap_rows), "conv1"),
 ]
 
 

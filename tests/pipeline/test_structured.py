@@ -432,10 +432,19 @@ def test_width_is_cut_only_where_asked_and_said_to_be_approximate(tmp_path: Path
     with pytest.raises(PruneError, match="nothing can be cut") as caught:
         cut(path, tmp_path)
     assert "--granularity all" in f"{caught.value.message} {caught.value.hint}"
-    found = cut(path, tmp_path, granularity="all")
+    assert cut(path, tmp_path, granularity="all").verification.kind == "approximate"
+
+
+@pytest.mark.parametrize("build", cuts.WIDTH)
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_a_plan_of_width_names_what_a_check_from_outside_needs(tmp_path: Path, build: Any, ratio: float) -> None:
+    path = net_file(tmp_path, build)
+    found = cut(path, tmp_path, granularity="all", ratio=ratio)
     assert found.verification.kind == "approximate"
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["averaged"]
+    forgotten = plan | {"averaged": [], "merged": {}}
+    assert compare(path, forgotten, tmp_path / "cut.onnx") > 100 * TOLERANCE
 
 
 # -- budgets ----------------------------------------------------------------------------------------
