@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from prunecli.pipeline.structured_budget import Budget
 
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.report.document import Text
+from prunecli.structures.target import Budget
 from prunecli.types import Totals
 from tests.model.build import floats, info, node, proto, save_proto
 
