@@ -104,22 +104,24 @@ def _without_rank(model: ir.Model, specs: list[InputSpec], dims: Dims) -> list[s
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
-    """The inputs a caller must feed: graph inputs that are no initializers.
+    """The inputs a caller must feed: graph inputs that are no initializers, with what operators ask of them."""
+    values = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return with_demands(model, [InputSpec(value.name or "", _dtype(value), _dims(value)) for value in values])
 
-    Where the file leaves the rank open it is the one that operators ask for, () if none does.
-    """
-    graph = model.graph
-    values = [value for value in graph.inputs if value.name not in graph.initializers]
-    specs = [InputSpec(value.name or "", _dtype(value), _dims(value)) for value in values]
+
+def with_demands(model: ir.Model, specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The model's inputs with the sizes that operators ask for; a rank that the file leaves open is theirs, too."""
     if all(s.shape and all(isinstance(dim, int) for dim in s.shape[1:]) for s in specs):
-        return specs
-    asked = demands(model)
-    for place, (spec, value) in enumerate(zip(specs, values, strict=True)):
+        return list(specs)
+    asked, unstated = demands(model), {value.name for value in model.graph.inputs if value.shape is None}
+    out = []
+    for spec in specs:
         demand = asked.get(spec.name, NOTHING)
-        rank = len(demand.sizes) if value.shape is None and demand.whole else len(spec.shape)
-        sizes = (Demand((None,) * rank, True) | demand).sizes if not demand.whole or len(demand.sizes) == rank else ()
-        specs[place] = replace(spec, shape=spec.shape or (None,) * rank, asked=sizes)
-    return specs
+        shape = (None,) * len(demand.sizes) if demand.whole and spec.name in unstated else spec.shape
+        fits = not demand.whole or len(demand.sizes) == len(shape)
+        sizes = (Demand((None,) * len(shape), True) | demand).sizes if fits else ()
+        out.append(replace(spec, shape=shape, asked=sizes))
+    return out
 
 
 def _dtype(value: ir.Value) -> str:

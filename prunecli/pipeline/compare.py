@@ -15,6 +15,7 @@ from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise
 from prunecli.evaluation.options import CompareOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.model import load
+from prunecli.model.shapes import with_demands
 from prunecli.pipeline.shared_report import fidelity_table, gate_sections
 from prunecli.report.contract import envelope
 from prunecli.report.document import Document, Section, Text
@@ -87,7 +88,7 @@ def compare(
     if options.source is not None:
         data = options.source.open(specs, one.outputs)
     else:
-        dims = options.dims
+        dims, specs = options.dims, with_demands(files[0].ir, specs)
         data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes,
                            outputs=one.outputs)  # fmt: skip
     fidelity = _run(runners, data, options.batch_size, progress)

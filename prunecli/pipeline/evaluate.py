@@ -21,6 +21,7 @@ from prunecli.evaluation.quality import Average, compute_metrics, confusion, per
 from prunecli.evaluation.significance import Significance, compare_predictions
 from prunecli.evaluation.stress import Stress, measure_stress
 from prunecli.inputs import InputSpec
+from prunecli.model.shapes import with_demands
 from prunecli.pipeline.evaluate_report import to_document, to_json
 from prunecli.pipeline.figures import difference, figures, known, needs
 from prunecli.pipeline.subject import Subject, data_dims, open_subject
@@ -168,9 +169,9 @@ def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> D
         others = bench.subjects[BASELINE].session.limits
         names = bench.runners[BASELINE].inputs
         limits = {n: min(v, others.get(names.get(n, n), v)) for n, v in limits.items()}
-    dims = options.dims
+    dims, specs = options.dims, with_demands(bench.subjects[MODEL].file.ir, bench.specs)
     return random_data(
-        bench.specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
+        specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
         outputs=bench.subjects[MODEL].session.outputs,
     )  # fmt: skip
 
