@@ -99,6 +99,8 @@ class CutProof:
 
     def _agrees(self, sides: _Sides, trial: Trial, feed: Outputs, original: Session) -> int:
         wanted = _run_or(sides.reference, feed, original)
+        if not any(np.size(value) for value in wanted.values()):
+            raise _OriginalFailsError("its outputs have no elements, which proves nothing", "")
         got = _run_cut(sides.cut, trial.label, feed)
         others = [sides.reference.run(feed), sides.plain_reference.run(feed)]
         if any(d.hopeless for d in differences(wanted, wanted, others[:1], sides.relative)):

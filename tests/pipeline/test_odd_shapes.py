@@ -181,3 +181,18 @@ def test_sizes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(PruneError) as caught:
         prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx", dim="c=4")
     assert "axes of 3 and 4 positions meet" in caught.value.message and "--dim" in caught.value.hint
+
+
+def test_outputs_without_elements_prove_nothing(tmp_path: Path) -> None:
+    n = net(17, (0, 16))
+    h = n("Relu", n("Gemm", "x", n.w(16, 8), n.w(8)))
+    path = saved(n.out(n("Gemm", h, n.w(8, 3), n.w(3))), tmp_path / "m.onnx")
+    with pytest.raises(PruneError, match=r"no elements"):
+        prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("dims", [None, [None] * 4, list("abcd")])
+def test_random_inputs_have_the_sizes_that_operators_ask_for(dims: Any, tmp_path: Path) -> None:
+    path = unstated(dims)(tmp_path / "m.onnx")
+    assert prunecli.compare(path, path, samples=2).fidelity.samples == 2
+    prunecli.magnitude(path, sparsity=0.5, output=tmp_path / "out.onnx")
