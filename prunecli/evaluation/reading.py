@@ -211,5 +211,5 @@ def _named(reading: Reading, classes: Classes) -> Reading:
 
 
 def float_outputs(outputs: Mapping[str, Any]) -> Sequence[str]:
-    """Names of the outputs that are floating-point tensors."""
-    return [n for n, v in outputs.items() if isinstance(v, np.ndarray) and is_float(v.dtype)]
+    """Names of the outputs that are floating-point tensors and hold anything."""
+    return [n for n, v in outputs.items() if isinstance(v, np.ndarray) and is_float(v.dtype) and v.size]

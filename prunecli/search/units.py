@@ -262,6 +262,8 @@ class _Chooser:
         amounts that fall in steps, its part of what all removable units of its group save."""
         out = np.ones(self.catalogue.count)
         whole = self.before[self.recipe.budget]
+        if not whole:
+            raise PruneError(f"the model has no {self.recipe.budget} at these sizes", "budget something else")
         for group, pool in zip(self.groups, self.pools, strict=True):
             several = 1 if self.costing is None else max(pool.limit, 1)
             kept = self.catalogue.sizes.copy()

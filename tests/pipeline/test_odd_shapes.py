@@ -189,6 +189,17 @@ def test_outputs_without_elements_prove_nothing(tmp_path: Path) -> None:
     path = saved(n.out(n("Gemm", h, n.w(8, 3), n.w(3))), tmp_path / "m.onnx")
     with pytest.raises(PruneError, match=r"no elements"):
         prunecli.structured(path, ratio=0.5, output=tmp_path / "out.onnx")
+    with pytest.raises(PruneError, match="no macs at these sizes"):
+        prunecli.structured(path, macs=0.5, output=tmp_path / "out.onnx")
+
+
+def test_an_output_without_elements_is_not_trained_on(tmp_path: Path) -> None:
+    n = net(17, ("N", 16))
+    h = n("Relu", n("Gemm", "x", n.w(16, 8), n.w(8)))
+    path = saved(n.out(n("Gemm", h, n.w(8, 0), n.w(0)), n("Gemm", h, n.w(8, 3), n.w(3))), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32))
+    result = prunecli.gradient(path, sparsity=0.5, data=tmp_path / "d.npz", output=tmp_path / "out.onnx")
+    assert result.verification.kind == "exact"
 
 
 @pytest.mark.parametrize("dims", [None, [None] * 4, list("abcd")])
