@@ -39,8 +39,8 @@ class Gate:
     op: str
     limit: float
 
-    def check(self, values: Mapping[str, float]) -> GateResult:
-        """The outcome for `values[name]`; a value that is not a number fails whatever the operator.
+    def check(self, values: Mapping[str, float], reason: str = "") -> GateResult:
+        """The outcome for `values[name]`; a value that is not a number, for a reason, fails whatever the operator.
 
         A value that misses the limit only by the rounding of a difference equals it: a drop from 0.95 to 0.94,
         in floating point a little over 0.01, is not more than 1 %.
@@ -48,17 +48,26 @@ class Gate:
         value = values[self.name]
         near = abs(value - self.limit) <= min(ROUNDING, 1e-9 * abs(self.limit))
         holds = math.isnan(value) or OPERATORS[self.op](self.limit if near else value, self.limit)
-        return GateResult(self, value, not holds)
+        return GateResult(self, value, not holds, reason if math.isnan(value) else "")
 
 
 @dataclass(frozen=True)
 class GateResult:
+    """`reason`: why there is no value."""
+
     gate: Gate
     value: float
     passed: bool
+    reason: str = ""
+
+    @property
+    def found(self) -> str:
+        """The value in words."""
+        return f"is not measurable now: {self.reason}" if self.reason else f"is {_number(self.value)}"
 
     def to_json(self) -> Json:
-        return {"expr": self.gate.expr, "value": self.value, "passed": self.passed}
+        told = {"expr": self.gate.expr, "value": self.value, "passed": self.passed}
+        return {**told, "reason": self.reason} if self.reason else told
 
 
 def parse_gate(text: str, known: Mapping[str, Span] | None = None) -> Gate:
@@ -111,8 +120,10 @@ def _short(name: str) -> str:
     return name
 
 
-def check_gates(gates: Sequence[Gate], values: Mapping[str, float], why_missing: str) -> list[GateResult]:
-    """Check every gate.
+def check_gates(
+    gates: Sequence[Gate], values: Mapping[str, float], why_missing: str, untold: Mapping[str, str] | None = None
+) -> list[GateResult]:
+    """Check every gate. `untold`: why figures are not numbers.
 
     Raises:
         PruneError: a figure was not measured; `why_missing` says what would have it measured.
@@ -122,7 +133,7 @@ def check_gates(gates: Sequence[Gate], values: Mapping[str, float], why_missing:
             undefined = gate.name.split(".")[-1] in MEASURES
             what = "is not defined for this output" if undefined else "was not measured"
             raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} {what}", why_missing)
-    return [gate.check(values) for gate in gates]
+    return [gate.check(values, (untold or {}).get(gate.name, "")) for gate in gates]
 
 
 def raise_if_failed(results: Sequence[GateResult]) -> None:
@@ -133,7 +144,7 @@ def raise_if_failed(results: Sequence[GateResult]) -> None:
     """
     failed = [r for r in results if not r.passed]
     if failed:
-        listed = "; ".join(f"{r.gate.expr} ({r.gate.name} is {_number(r.value)})" for r in failed)
+        listed = "; ".join(f"{r.gate.expr} ({r.gate.name} {r.found})" for r in failed)
         raise GateFailed(f"{len(failed)} of {len(results)} gates failed: {listed}",
                          _hint({r.gate.name.split(".")[0] for r in failed}))  # fmt: skip
 

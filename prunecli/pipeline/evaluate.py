@@ -12,7 +12,7 @@ from prunecli.data import Classes, Dataset, random_data
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate, raise_if_failed
-from prunecli.evaluation.latency import Latency, Speedup, measure, speedup
+from prunecli.evaluation.latency import Latency, Speedup, measure, on_cpu, speedup
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.evaluation.passes import BASELINE, MODEL, Pass, run_pass
@@ -23,7 +23,7 @@ from prunecli.evaluation.stress import Stress, measure_stress
 from prunecli.inputs import InputSpec
 from prunecli.model.shapes import with_demands
 from prunecli.pipeline.evaluate_report import to_document, to_json
-from prunecli.pipeline.figures import difference, figures, known, needs
+from prunecli.pipeline.figures import SPEEDUP, difference, figures, known, needs
 from prunecli.pipeline.subject import Subject, data_dims, open_subject
 from prunecli.report.document import Document
 from prunecli.types import FileRef, Json, Progress, Totals, no_progress
@@ -124,8 +124,7 @@ def evaluate(
         stress = measure_stress(bench.runners, data, options.batch_size, done.reading, options.seed, progress)
         for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
             check_span(gate, difference(stress.span))
-    times = _latency(bench, data, options, progress) if options.latency else {}
-    both = len(times) == 2
+    times, gain = _latency(bench, data, options, progress) if options.latency else ({}, None)
     result = Evaluation(
         models=[_scored(role, bench, data, options, done, train, times) for role in bench.runners],
         source=data.source,
@@ -133,7 +132,7 @@ def evaluate(
         batch_size=options.batch_size,
         average=options.average,
         fidelity=done.fidelity,
-        speedup=speedup(times[MODEL].times, times[BASELINE].times, options.seed) if both else None,
+        speedup=gain,
         significance=_significance(done),
         stress=stress,
         train_samples=train_samples,
@@ -143,7 +142,8 @@ def evaluate(
     )
     values = figures(result)
     short = ", ".join(sorted(name for name in values if "." not in name))
-    checked = check_gates(gates, values, f"this evaluation has {short}")
+    untold = {} if gain is None else dict.fromkeys((f"latency.{name}" for name in SPEEDUP), gain.reason)
+    checked = check_gates(gates, values, f"this evaluation has {short}", untold)
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
@@ -220,17 +220,20 @@ def _train_metrics(
     return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
 
 
-def _latency(bench: Bench, data: Dataset, options: EvaluateOptions, progress: Progress) -> dict[str, Latency]:
-    """All models on the same first samples, in the same rounds."""
+def _latency(
+    bench: Bench, data: Dataset, options: EvaluateOptions, progress: Progress
+) -> tuple[dict[str, Latency], Speedup | None]:
+    """All models on the same first samples, in turn."""
     size = options.latency_batch
     if options.data is None:
         data = _random(bench, options, 1, size)
     batch = next(data.take(data.fixed_batch or size).batches(size))
     runs = {role: runner.session.prepared(runner.feed(batch.feed)) for role, runner in bench.runners.items()}
-    times = measure(runs, options.latency_runs, progress)
-    threads = options.execution.thread_count
-    count = batch.count + batch.padded
-    return {role: Latency(times[role], count, threads, bench.runners[role].session.provider) for role in times}
+    threads, provider = options.execution.thread_count, bench.runners[MODEL].session.provider
+    timed = measure(runs, on_cpu(provider, threads), options.latency_runs, progress)
+    times = {role: Latency(each, batch.count + batch.padded, threads, provider, timed.clock, timed.crowd)
+             for role, each in timed.times.items()}  # fmt: skip
+    return times, speedup(timed, MODEL, BASELINE, options.seed) if BASELINE in times else None
 
 
 def _scored(

@@ -11,7 +11,7 @@ from prunecli.pipeline.charts_evaluate import class_bars, latency_chart, quality
 from prunecli.pipeline.figures import SIZES, delta, gaps, sizes
 from prunecli.pipeline.shared_report import changed, fidelity_json, fidelity_table, gate_sections, number
 from prunecli.report.contract import envelope
-from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.document import Cell, Column, Document, Section, Table, Text, Tone
 from prunecli.report.render_cells import cell_text
 from prunecli.types import Json
 
@@ -172,16 +172,18 @@ def _latency(found: Evaluation) -> Iterator[Section]:
     first = timed[0].latency
     assert first is not None
     threads = f"{first.threads} thread{'' if first.threads == 1 else 's'}"
-    note = f"batch {first.batch}, {threads}, {first.provider}"
+    clock = "CPU time of a run" if first.clock == "cpu" else "time of a run"
+    note = f"{clock}, batch {first.batch}, {threads}, {first.provider}"
     if len(timed) > 1:
-        note += "; both models in turn; a time is the fastest of three runs in a row"
+        note += "; both models in turn, the difference is the median over pairs"
     yield Table("Latency", columns, rows, note)
     if any(s.latency.disturbed for s in timed if s.latency is not None):
         yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
     if found.speedup is not None:
         sentence = found.speedup.words()
         faster = not found.speedup.within_noise and found.speedup.speedup > 1
-        yield Text(sentence[:1].upper() + sentence[1:] + ".", "good" if faster else "plain")
+        tone: Tone = "warning" if found.speedup.reason else "good" if faster else "plain"
+        yield Text(sentence[:1].upper() + sentence[1:] + ".", tone)
 
 
 def _size(found: Evaluation) -> Table:

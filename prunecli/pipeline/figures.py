@@ -44,7 +44,7 @@ def delta(found: Evaluation) -> Json:
             sign = 1 if METRICS[name].higher else -1
             result[name] = {change_of(name): sign * (found.baseline.metrics[name] - value)}
     if found.speedup is not None:
-        result["latency"] = {name: getattr(found.speedup, name) for name in SPEEDUP}
+        result["latency"] = found.speedup.to_json()
     new, old = sizes(found.model), sizes(found.baseline)
     for name in SIZES:
         if name == "sparsity":
@@ -71,6 +71,9 @@ def figures(found: Evaluation) -> dict[str, float]:
         values |= {f"{prefix}{name}": value for name, value in _own(scored)}
     for name, changes in delta(found).items():
         values |= {f"{name}.{key}": value for key, value in changes.items()}
+    if found.speedup is not None and found.speedup.reason:
+        values |= {f"latency.{name}": math.nan for name in SPEEDUP}
+        del values["latency.reason"]
     if found.fidelity is not None:
         values |= found.fidelity.short()
     if found.significance is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation.latency import QUARTILE, Speedup, measure, speedup
+from prunecli.evaluation.latency import QUARTILE, Speedup, Timed, measure, on_cpu, speedup
 from prunecli.model import concrete_shapes
 from prunecli.model.facts import Shape
 from prunecli.pipeline.structured_blocks import BlockCuttable, block_damage, check_block_options
@@ -109,8 +109,11 @@ class Bench:
         """The model beside the original, in turns."""
         session = self.start(model)
         runs = {"cut": session.prepared(self.feed), "whole": self.original.prepared(self.feed)}
-        times = measure(runs, progress=self.progress)
-        return speedup(times["cut"], times["whole"], self.options.seed)
+        return speedup(self.measure(runs), "cut", "whole", self.options.seed)
+
+    def measure(self, runs: Mapping[str, Callable[[], Any]]) -> Timed:
+        threads = on_cpu(self.original.provider, self.options.execution.thread_count)
+        return measure(runs, threads, progress=self.progress)
 
     def fraction(self, budget: Budget) -> float:
         """The target as what is to remain of the time.
@@ -120,7 +123,7 @@ class Bench:
         """
         if not budget.absolute:
             return budget.target
-        whole = float(np.median(measure({"whole": self.original.prepared(self.feed)})["whole"]))
+        whole = float(np.median(self.measure({"whole": self.original.prepared(self.feed)}).times["whole"]))
         if budget.target >= whole:
             raise PruneError(f"the model takes {whole:.3g} ms already", "ask for less")
         return budget.target / whole
@@ -132,7 +135,7 @@ class Bench:
         """
         models = [self.build(mask) for mask in removed]
         found = profiles(models, self.feed, self.start, self.progress)
-        plain = measure({"": self.start(models[0]).prepared(self.feed)}, progress=self.progress)[""]
+        plain = self.measure({"": self.start(models[0]).prepared(self.feed)}).times[""]
         layers = Attribution(self.subject.work.graph)
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 
@@ -232,7 +235,7 @@ def choose_for_latency(
         "target": target,
         "remains": best.share,
         "predicted": best.choice.predicted,
-        "speedup": {"speedup": best.gain.speedup, "low": best.gain.low, "high": best.gain.high},
+        "speedup": best.gain.to_json(),
         "threads": threads,
         "inputs": {name: list(shape) for name, shape in bench.shapes.items()},
     }
@@ -242,7 +245,11 @@ def choose_for_latency(
 def search(
     chooser: Chooser, build: Callable[[Array], bytes], compare: Callable[[bytes], Speedup], target: float
 ) -> list[Measured]:
-    """Choose, measure, correct: each round aims where the last one says that the target lies."""
+    """Choose, measure, correct: each round aims where the last one says that the target lies.
+
+    Raises:
+        GateFailed: the machine is too busy to tell how fast a model is.
+    """
     aim, tried = MARGIN * target, list[Measured]()
     for _ in range(ROUNDS):
         choice = _within_reach(chooser, aim)
@@ -250,6 +257,8 @@ def search(
             break
         model = build(choice.removed)
         tried.append(Measured(choice, compare(model)))
+        if tried[-1].gain.reason:
+            raise GateFailed(f"no latency can be promised: {tried[-1].gain.words()}", "nothing is written; try again")
         share = tried[-1].share
         if CLOSE * target <= share <= target:
             break

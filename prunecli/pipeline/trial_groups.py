@@ -103,8 +103,8 @@ class Units:
         """The model beside the original, where latency is the goal."""
         assert self.timing is not None
         gain, threads = self.timing.compare(self.timing.build(mask)), self.options.execution.thread_count
-        measured = {"remains": 1 / gain.speedup, "threads": threads,
-                    "speedup": {"speedup": gain.speedup, "low": gain.low, "high": gain.high}}  # fmt: skip
+        remains = None if gain.reason else 1 / gain.speedup
+        measured = {"remains": remains, "threads": threads, "speedup": gain.to_json()}
         return [f"measured on {threads} thread{'s' * (threads > 1)}: {gain.words()}"], measured
 
 

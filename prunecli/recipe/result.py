@@ -33,12 +33,13 @@ class Value:
 
 @dataclass(frozen=True)
 class GateLine:
-    """One gate of a step and where it is written."""
+    """One gate of a step and where it is written. `reason`: why there is no value."""
 
     expr: str
     value: float | None
     passed: bool
     place: Place
+    reason: str = ""
 
 
 @dataclass(frozen=True)

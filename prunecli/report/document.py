@@ -13,6 +13,7 @@ MARKS = {
 }
 """What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
 Cell = str | int | float | None
+Tone = Literal["plain", "good", "warning"]
 NumberForm = Literal["count", "bytes", "percent", "number", "ms"]
 
 
@@ -49,7 +50,7 @@ class Text:
     """A paragraph. `tone` colours it: a warning, a passed check, or plain."""
 
     body: str
-    tone: Literal["plain", "good", "warning"] = "plain"
+    tone: Tone = "plain"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from prunecli.evaluation.latency import Speedup
+from prunecli.pipeline import evaluate as pipeline_evaluate
 from tests.cli.conftest import SAMPLES, Prune
 
 MLP, CNN = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-cnn.onnx"
-EVALUATE = ["evaluate", MLP, "--baseline", CNN, "--data", SAMPLES / "digits-test.npz", "--latency-runs", "3"]
+EVALUATE = [
+    "evaluate",
+    MLP,
+    "--baseline",
+    CNN,
+    "--data",
+    SAMPLES / "digits-test.npz",
+    "--latency-runs",
+    "3",
+    "--threads",
+    "1",
+]
 COMPARE = ["compare", MLP, CNN]
 
 # command, gate -> exit code; the contract's own examples first (the MLP is less accurate, smaller and faster)
@@ -109,3 +122,15 @@ def test_bad_data_is_two_lines_and_exit_2(options: str, error: str, hint: str, p
     assert error in first
     assert second.startswith("hint: ")
     assert hint in second
+
+
+@pytest.mark.parametrize("gate", ["latency.speedup<1.5", "latency.low<0.001", "latency.speedup>99"])
+def test_what_is_not_measurable_now_fails_its_gate(gate: str, prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = "other processes took 70% of the CPU time"
+    monkeypatch.setattr(pipeline_evaluate, "speedup", lambda *_: Speedup(9.57, 9.0, 10.0, busy))
+    done = prune(*EVALUATE, "--fail-if", gate, "--format", "json")
+    assert done.code == 1
+    assert f"{gate} ({gate.split('<')[0].split('>')[0]} is not measurable now: {busy})" in done.err
+    assert done.json["delta"]["latency"] == {"speedup": None, "low": None, "high": None, "reason": busy}
+    assert done.json["gates"] == [{"expr": gate, "value": None, "passed": False, "reason": busy}]
+    assert prune(*EVALUATE, "--fail-if", "params<1").code == 0

@@ -16,7 +16,7 @@ import pytest
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation import latency
-from prunecli.evaluation.latency import Speedup
+from prunecli.evaluation.latency import Speedup, Timed
 from prunecli.model import Dims
 from prunecli.pipeline import structured_latency as module
 from prunecli.pipeline.structured import structured
@@ -115,6 +115,12 @@ def test_where_nothing_is_fast_enough_a_gate_fails(shares: tuple[float, ...], me
         fastest_enough(measured(*shares), 0.5)
 
 
+def test_nothing_is_promised_where_the_machine_is_too_busy() -> None:
+    busy = Speedup(9.6, 9.0, 10.0, "other processes took 70% of the CPU time")
+    with pytest.raises(GateFailed, match="not measurable now: other processes took 70%"):
+        search(Ideal(), lambda mask: mask.tobytes(), lambda _: busy, 0.5)
+
+
 # -- whole runs -------------------------------------------------------------------------------------
 
 
@@ -178,7 +184,7 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
     clock: Callable[[float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(0.05)
-    monkeypatch.setattr(module, "measure", lambda runs, **_: dict.fromkeys(runs, np.full(9, 8.0)))
+    monkeypatch.setattr(module, "measure", lambda runs, *_, **__: Timed(dict.fromkeys(runs, np.full(9, 8.0)), "cpu"))
     found = structured(net_file(tmp_path, wide), latency="4ms", output=tmp_path / "cut.onnx")
     assert found.latency is not None and found.latency["target"] == 0.5
     assert found.recipe["latency_ms"] == 4

@@ -140,14 +140,15 @@ def _gates(planned: Planned, result: StepResult) -> list[GateLine]:
         return []
     items = setting.items or (setting.place,) * len(setting.texts)
     places = dict(zip(map(str.strip, setting.texts), items, strict=True))
-    return [GateLine(g["expr"], g["value"], g["passed"], places.get(g["expr"], setting.place)) for g in found]
+    return [GateLine(g["expr"], g["value"], g["passed"], places.get(g["expr"], setting.place), g.get("reason", ""))
+            for g in found]  # fmt: skip
 
 
 def _named(error: PruneError, planned: Planned, gates: list[GateLine]) -> PruneError:
     failed = [gate for gate in gates if not gate.passed]
     if not isinstance(error, GateFailed) or not failed:
         return placed(error, planned)
-    first, *rest = [f"{gate.expr} (it is {gate.value:.6g})" for gate in failed]
+    first, *rest = [f"{gate.expr} ({gate.reason or f'it is {gate.value:.6g}'})" for gate in failed]
     others = "".join(f"; {gate.place}: {text}" for gate, text in zip(failed[1:], rest, strict=True))
     return GateFailed(f"{failed[0].place}: {planned.step.title}: gate failed: {first}{others}", error.hint)
 
