@@ -227,9 +227,8 @@ def speedup(timed: Timed, model: str, baseline: str, seed: int = 0) -> Speedup:
 
 def _reason(found: Speedup, timed: Timed) -> str:
     if timed.clock == "wall" and timed.crowd > CROWDED:
-        return (f"other processes took {timed.crowd:.0%} of the CPU time; repeat when the machine is idle,"
-                " or with --threads 1")  # fmt: skip
+        return f"other processes took {timed.crowd:.0%} of the CPU time"
     noise = math.sqrt(found.high / found.low)
     if noise > NOISY and found.within_noise:
-        return f"the noise of this machine is {noise - 1:.0%}, more than the difference; repeat when it is idle"
+        return f"the noise of this machine is {noise - 1:.0%}, more than the difference"
     return ""

@@ -177,7 +177,8 @@ def _latency(found: Evaluation) -> Iterator[Section]:
     if len(timed) > 1:
         note += "; both models in turn, the difference is the median over pairs"
     yield Table("Latency", columns, rows, note)
-    if any(s.latency.disturbed for s in timed if s.latency is not None):
+    told = found.speedup is None or not found.speedup.reason
+    if told and any(s.latency.disturbed for s in timed if s.latency is not None):
         yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
     if found.speedup is not None:
         sentence = found.speedup.words()

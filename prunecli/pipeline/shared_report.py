@@ -55,7 +55,10 @@ def gate_sections(gates: Sequence[GateResult]) -> list[Section]:
     """The gates as a table, and a sentence on them."""
     if not gates:
         return []
-    rows: list[list[Cell]] = [[g.gate.expr, number(g.value), "passed" if g.passed else "FAILED"] for g in gates]
+    rows: list[list[Cell]] = [
+        [g.gate.expr, "not measurable" if g.reason else number(g.value), "passed" if g.passed else "FAILED"]
+        for g in gates
+    ]
     failed = sum(not g.passed for g in gates)
     table = Table("Gates", [Column("fails if"), Column("value", "number"), Column("result")], rows)
     if failed:

@@ -218,17 +218,18 @@ def test_one_thread_is_the_calling_thread() -> None:
     assert time.thread_time() - mine > 0.9 * (time.process_time() - whole)
 
 
-def spin(stop: Any) -> None:
-    while not stop.is_set():
+def spin(stop: Any, parent: int) -> None:
+    while not stop.is_set() and os.getppid() == parent:
         np.random.default_rng(0).standard_normal(100_000).sum()
 
 
 @pytest.fixture
 def load() -> Iterator[None]:
-    """Three processes per CPU that compute, as a busy machine has."""
+    """Two processes per CPU that compute, as a busy machine has."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    others = [context.Process(target=spin, args=(stop,), daemon=True) for _ in range(3 * (os.cpu_count() or 1))]
+    count = 2 * (os.cpu_count() or 1)
+    others = [context.Process(target=spin, args=(stop, os.getpid()), daemon=True) for _ in range(count)]
     for other in others:
         other.start()
     try:
@@ -242,17 +243,22 @@ def load() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", [1.0, 2.0])
-@pytest.mark.parametrize("threads", [1, 2])
 def test_the_interval_covers_the_truth_beside_other_work(
-    truth: float, threads: int, load: None, monkeypatch: pytest.MonkeyPatch
+    truth: float, load: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model and itself, and one of exactly twice its layers: in 19 of 20 runs the truth is inside, or nothing is
-    claimed; with one thread something is claimed nearly always."""
-    monkeypatch.setattr(latency, "BUDGET_SECONDS", 1.0)
+    """A model and itself, and one of exactly twice its layers: in 19 of 20 runs the truth is inside the interval, and
+    it is told nearly always."""
+    monkeypatch.setattr(latency, "BUDGET_SECONDS", 0.3)
     found = []
     for _ in range(20):
-        runs = {"m": convolutions(8, threads), "b": convolutions(round(8 * truth), threads)}
-        found.append(speedup(measure(runs, threads), "m", "b"))
-    assert sum(bool(each.reason) or each.low <= truth <= each.high for each in found) >= 19
-    if threads == 1:
-        assert sum(not each.reason for each in found) >= 15
+        runs = {"m": convolutions(8, 1), "b": convolutions(round(8 * truth), 1)}
+        found.append(speedup(measure(runs, 1), "m", "b"))
+    assert sum(each.low <= truth <= each.high for each in found) >= 19, found
+    assert sum(not each.reason for each in found) >= 15, found
+
+
+@pytest.mark.slow
+def test_nothing_is_told_of_several_threads_beside_other_work(load: None) -> None:
+    threads = max(2, os.cpu_count() or 1)
+    runs = {"m": convolutions(8, threads), "b": convolutions(16, threads)}
+    assert all("other processes took" in speedup(measure(runs, threads, 50), "m", "b").reason for _ in range(3))
