@@ -113,7 +113,7 @@ class Session:
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Runs once. Returns the named outputs (default: all), as arrays; lists for sequences, None for an
-        absent optional.
+        absent optional. Maps of numbers, or one per sample (ZipMap), are arrays of their values.
 
         Raises:
             PruneError: an input is missing or unknown, or onnxruntime refuses or fails.
@@ -125,7 +125,7 @@ class Session:
             values = (
                 self._run_foreign(names, feed, limits) if self._foreign else self._raw.run(names, dict(feed), limits)
             )
-        return dict(zip(names, values, strict=True))
+        return {name: _without_maps(value) for name, value in zip(names, values, strict=True)}
 
     def end_profile(self) -> Path:
         """Stops timing operators and writes what was measured: a JSON list of trace events, microseconds."""
@@ -205,6 +205,20 @@ class Session:
         dtypes = {s.name: s.dtype for s in self.outputs}
         results = self._raw.run_with_ort_values(names, values, limits)
         return [_from_ort(v, dtypes[n]) for n, v in zip(names, results, strict=True)]
+
+
+def _without_maps(value: Any) -> Any:
+    """One map as the vector of its values, in its order; a sequence of maps with the same keys as a matrix."""
+    import numpy as np
+
+    rows = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+    if not rows or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        return value
+    found = np.array([[row[key] for key in rows[0]] for row in rows])
+    if found.ndim != 2 or found.dtype.kind not in "fiU":
+        return value
+    found = found.astype(np.float32) if found.dtype.kind == "f" else found  # what onnxruntime's maps hold
+    return found[0] if isinstance(value, dict) else found
 
 
 def products(left: Any, right: Any, threads: int = 0) -> Any:

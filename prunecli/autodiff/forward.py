@@ -129,10 +129,9 @@ class _Copy:
 
     def nodes(self, graph: ir.Graph) -> None:
         for node in graph:
-            if node.op_type == "Constant" and node.domain == "":
-                tensor = constant_tensor(node)
-                if tensor is None:
-                    raise PruneError(f"cannot read {describe(node)}", "sparse and string constants are unsupported")
+            is_constant = node.op_type == "Constant" and node.domain == ""
+            tensor = constant_tensor(node) if is_constant else None  # None too for text and sparse ones
+            if tensor is not None:
                 self.tensor(node.outputs[0], tensor)
             elif not self._inlined_branch(node):
                 self._node(node)

@@ -126,6 +126,12 @@ def dropout(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
     return [ops.op("Identity", x)]
 
 
+@rewrite("ZipMap", domain="ai.onnx.ml")
+def zip_map(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
+    """One map per sample, of its scores: as a matrix, which is how runs give it."""
+    return [ops.op("Identity", inputs[0])]
+
+
 @rewrite("Softmax", "LogSoftmax", "Hardmax", before=13)
 def softmax(ops: Ops, node: ir.Node, inputs: Inputs) -> list[Value]:
     """Before opset 13 all axes from `axis` on are normalised together."""

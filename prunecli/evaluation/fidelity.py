@@ -193,6 +193,8 @@ class Fidelity:
     reference: str
     inputs: str = ""
     skipped: Sequence[str] = ()
+    alike: bool = True
+    """Whether every output that is not of numbers is the same in both."""
 
     def short(self) -> dict[str, float | None]:
         return dict(self.outputs[self.main])
@@ -218,6 +220,8 @@ class FidelityCollector:
     _measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
     _samples: int = 0
+    _other: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _alike: bool = True
 
     def add(self, reference: Mapping[str, Any], other: Mapping[str, Any], count: int) -> None:
         """One batch of `count` samples.
@@ -226,10 +230,10 @@ class FidelityCollector:
             PruneError: an output has different shapes in the two models.
         """
         self._samples += count
-        for name, a in reference.items():
-            b = other.get(name)
-            if b is None or not (_numeric(a) and _numeric(b)):
-                self._skipped[name] = f"{name} is not a numeric tensor"
+        pairs = [pair for name, value in reference.items() for pair in _tensors(name, value, other.get(name))]
+        for name, a, b in pairs:
+            if not (_numeric(a) and _numeric(b)):
+                self._compare_other(name, a, b)
                 continue
             if a.shape != b.shape:
                 raise PruneError(
@@ -241,13 +245,31 @@ class FidelityCollector:
                 for each in measures.values():
                     each.add(a.astype(np.float64), b.astype(np.float64))
 
+    def _compare_other(self, name: str, a: Any, b: Any) -> None:
+        """Text is equal or not; of what is missing or of another kind nothing is known."""
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape):
+            self._skipped[name], self._alike = f"{name} is not a tensor of both models, in every batch", False
+            return
+        count, size = self._other.get(name, (0, 0))
+        self._other[name] = count, size = count + int((a.astype(np.str_) != b.astype(np.str_)).sum()), size + a.size
+        self._alike &= not count
+        self._skipped[name] = f"{name} is text: {count} of {size} values differ"
+
     def result(self, reference: str, inputs: str = "") -> Fidelity | None:
         """None if no output could be compared."""
         if not self._measures:
             return None
         outputs = {n: {k: m.value() for k, m in each.items()} for n, each in self._measures.items()}
         main = self.main if self.main in outputs else next(iter(outputs))
-        return Fidelity(outputs, main, self._samples, reference, inputs, list(self._skipped.values()))
+        return Fidelity(outputs, main, self._samples, reference, inputs, list(self._skipped.values()), self._alike)
+
+
+def _tensors(name: str, reference: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    """(name, tensor, tensor) of an output: of a sequence one for each place, if both are as long."""
+    if isinstance(reference, list) and isinstance(other, list) and len(reference) == len(other):
+        places = enumerate(zip(reference, other, strict=True))
+        return [pair for place, (a, b) in places for pair in _tensors(f"{name}[{place}]", a, b)]
+    return [(name, reference, other)]
 
 
 def _numeric(value: Any) -> bool:

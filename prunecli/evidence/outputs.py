@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.evidence.walk import Walk
+from prunecli.model.preserve import is_tensor
 
 Array = np.ndarray[Any, Any]
 RUINED = 1e9
@@ -36,9 +37,7 @@ def looked_at(outputs: Sequence[ir.Value]) -> list[str]:
 
 
 def _is_float(value: ir.Value) -> bool:
-    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-        return False
-    return value.dtype is None or value.dtype.is_floating_point()
+    return is_tensor(value) and (value.dtype is None or value.dtype.is_floating_point())
 
 
 def outputs_ahead(walk: Walk, names: Sequence[str], contents: Mapping[str, Array] | None = None) -> list[Array]:

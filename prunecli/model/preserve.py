@@ -142,6 +142,13 @@ def pin(model: ir.Model, lost: Lost) -> None:
                 value.meta[KEY] = kept.types[value.name]
 
 
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value may be a tensor: the file states no other type for it."""
+    if value.type is None and KEY in value.meta:
+        return bool(value.meta[KEY].type.WhichOneof("value") in (None, "tensor_type"))
+    return value.type is None or isinstance(value.type, ir.TensorType)
+
+
 def is_described(graph: ir.Graph, name: str) -> bool:
     """Whether the file has a value_info for this initializer."""
     kept = graph.meta.get(KEY)

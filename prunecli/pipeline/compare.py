@@ -54,8 +54,8 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether every output agreed to the bit (0 and -0 are equal)."""
-        return all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
+        """Whether every output agreed to the bit (0 and -0 are equal), text and sequences included."""
+        return self.fidelity.alike and all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
 
     def to_document(self) -> Document:
         verdict = "Every value is equal." if self.identical else ""

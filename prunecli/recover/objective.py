@@ -137,8 +137,9 @@ def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
 
 
 def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
+    scores = {} if output_name is not None else {name: outputs[name] for name in float_outputs(outputs)}
     try:
-        return choose_reading(labels, outputs, "auto", output_name, data.classes)
+        return choose_reading(labels, scores or outputs, "auto", output_name, data.classes)
     except PruneError as error:
         if labels.dtype.kind == "f" and (labels % 1 != 0).any():
             problem = error.message.replace("labels of", "labels with fractions, of", 1)
