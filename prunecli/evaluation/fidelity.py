@@ -248,12 +248,12 @@ class FidelityCollector:
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
         """Text is equal or not; of what is missing or of another kind nothing is known."""
         if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape):
-            self._skipped[name], self._alike = f"{name} is not a tensor of both models, in every batch", False
+            self._skipped[name], self._alike = f"not compared: {name} is not a tensor in both models", False
             return
         count, size = self._other.get(name, (0, 0))
         self._other[name] = count, size = count + int((a.astype(np.str_) != b.astype(np.str_)).sum()), size + a.size
         self._alike &= not count
-        self._skipped[name] = f"{name} is text: {count} of {size} values differ"
+        self._skipped[name] = f"{name} is text, of which {count} of {size} values differ"
 
     def result(self, reference: str, inputs: str = "") -> Fidelity | None:
         """None if no output could be compared."""

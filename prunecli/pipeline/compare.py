@@ -118,6 +118,6 @@ def _notes(runner: Runner, found: Fidelity) -> list[str]:
     own = {s.name for s in runner.session.outputs} - set(runner.outputs.values())
     return [
         *(f"matched by position: {pair}" for pair in runner.renamed),
-        *(f"not compared: {reason}" for reason in found.skipped),
+        *found.skipped,
         *(f"not compared: {name} is an output of the second model only" for name in sorted(own)),
     ]

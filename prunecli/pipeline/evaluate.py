@@ -268,7 +268,7 @@ def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
         if predictions.invalid:
             notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
     if done.fidelity is not None:
-        notes += [f"not compared: {reason}" for reason in done.fidelity.skipped]
+        notes += done.fidelity.skipped
     if done.reading is not None and done.reading.several:
         notes.append(
             "several labels per sample: each is one prediction; precision, recall and F1 are averaged over them"

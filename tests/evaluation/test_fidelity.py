@@ -113,14 +113,16 @@ def test_the_worst_output_speaks() -> None:
     assert math.isnan(worst.worst()["cosine"] or 0)
 
 
-def test_other_shapes_are_refused_and_text_is_left_out() -> None:
+def test_other_shapes_are_refused_and_text_is_equal_or_not() -> None:
     collector = FidelityCollector()
     with pytest.raises(PruneError, match=r"y is \(40, 6\) in one model"):
         collector.add({"y": A}, {"y": A[:, :3]}, 40)
     text = FidelityCollector()
-    text.add({"t": np.array(["a"], object), "y": A}, {"t": np.array(["a"], object), "y": A}, 40)
+    for other in ("a", "b"):
+        text.add({"t": np.array(["a"], object), "y": A}, {"t": np.array([other], object), "y": A}, 40)
+        assert (found := text.result("x")) is not None and found.alike == (other == "a")
     result = text.result("x")
     assert result is not None
     assert list(result.outputs) == ["y"]
-    assert result.skipped == ["t is not a numeric tensor"]
+    assert result.skipped == ["t is text, of which 1 of 2 values differ"]
     assert FidelityCollector().result("x") is None
