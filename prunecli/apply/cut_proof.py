@@ -20,8 +20,8 @@ from onnx import TensorProto, numpy_helper
 from prunecli.apply.cut_reference import FLOATS, Forced, masked_original, stored_bytes
 from prunecli.apply.cut_trace import first_difference
 from prunecli.apply.outline import graphs
-from prunecli.apply.proof_inputs import UnprovedError, cannot_open, never_ran
-from prunecli.apply.tolerance import RELATIVE, Difference, differences
+from prunecli.apply.proof_inputs import NoNumbersError, UnprovedError, cannot_open, never_ran
+from prunecli.apply.tolerance import RELATIVE, Difference, differences, tells
 from prunecli.data.columns import free_memory
 from prunecli.errors import PruneError
 from prunecli.runtime import Session, TimedOutError
@@ -89,7 +89,7 @@ class CutProof:
                 if isinstance(trial.feed, PruneError):
                     raise _OriginalFailsError(trial.feed.message, trial.feed.hint)
                 ran += self._agrees(sides, trial, trial.feed, original)
-            except _OriginalFailsError as error:
+            except (_OriginalFailsError, NoNumbersError) as error:
                 problem = problem or error
                 if trial.required:
                     raise PruneError(error.message, error.hint) from error
@@ -101,6 +101,8 @@ class CutProof:
         wanted = _run_or(sides.reference, feed, original)
         if not any(np.size(value) for value in wanted.values()):
             raise _OriginalFailsError("its outputs have no elements, which proves nothing", "")
+        if not tells(wanted):
+            raise NoNumbersError
         got = _run_cut(sides.cut, trial.label, feed)
         others = [sides.reference.run(feed), sides.plain_reference.run(feed)]
         if any(d.hopeless for d in differences(wanted, wanted, others[:1], sides.relative)):

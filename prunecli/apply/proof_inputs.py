@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.apply.tolerance import tells
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, evaluate, resolve_shapes
 from prunecli.model import Dims, Model
@@ -44,6 +45,13 @@ class UnprovedError(PruneError):
         super().__init__(reason, f"{hint}{'; ' if hint else ''}--no-verify writes without proof")
 
 
+class NoNumbersError(PruneError):
+    """All outputs are NaN or infinite: equal or not, they prove nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("all that it yields is NaN or infinite", "")
+
+
 def first_run(
     session: Session, sizes: Iterable[InputShapes], seed: int = 0, given: Feed | None = None
 ) -> tuple[Feed, dict[str, Any]]:
@@ -51,14 +59,17 @@ def first_run(
 
     Raises:
         TimedOutError: a run takes too long.
-        UnprovedError: it runs on none.
+        UnprovedError: it runs on none, or yields no finite number.
     """
     problem: PruneError | None = None
     for shapes in (None, *sizes) if given is not None else sizes:
         try:
             feed = given if shapes is None else session.random_inputs(seed=seed, shapes=shapes)
             assert feed is not None
-            return feed, session.run(feed)
+            outputs = session.run(feed)
+            if tells(outputs):
+                return feed, outputs
+            problem = problem or NoNumbersError()
         except TimedOutError:
             raise
         except PruneError as error:
@@ -68,6 +79,9 @@ def first_run(
 
 def never_ran(problem: PruneError | None) -> UnprovedError:
     """Of an original that ran on no inputs; `problem`: what it said to the first."""
+    if isinstance(problem, NoNumbersError):
+        return UnprovedError(f"nothing is proved, since the original itself makes no sense: {problem.message}",
+                             "look for its NaN or infinite weights with `prune inspect`")  # fmt: skip
     reason = "there are no inputs to run it on" if problem is None else problem.message
     return UnprovedError(f"nothing is proved, since the original itself does not run: {reason}",
                          "--dim and --input-shape say at which sizes it does")  # fmt: skip

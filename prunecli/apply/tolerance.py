@@ -59,6 +59,12 @@ def differences(
     return out
 
 
+def tells(outputs: Mapping[str, Any]) -> bool:
+    """Whether outputs can prove anything: of those that are floating-point, some element is a finite number."""
+    floats = [leaf for value in outputs.values() for leaf in _leaves(value) if is_float(leaf) and leaf.size]
+    return not floats or any(bool(np.isfinite(leaf.astype(np.float64)).any()) for leaf in floats)
+
+
 def _leaves(value: Any) -> Iterator[Array]:
     """The arrays in a result: tensors, sequences and maps of them."""
     if isinstance(value, Mapping):

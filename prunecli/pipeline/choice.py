@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from prunecli.errors import PruneError, did_you_mean
-from prunecli.model import Weight, Weights
+from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.holders import INTERFACE, release
+from prunecli.model.sizes import is_finite
+from prunecli.select.sources import not_finite
 from prunecli.types import Skipped
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
@@ -22,6 +26,18 @@ class Choice:
     chosen: list[Weight]
     left: list[Weight]
     skipped: list[Skipped]
+
+
+def check_numbers(file: Model) -> None:
+    """For what rests on running the model.
+
+    Raises:
+        PruneError: a weight holds NaN, or a matrix infinity. Masks, which may be among the biases, may be infinite.
+    """
+    for weight in find_weights(file).all():
+        if not is_finite(weight.tensor) and (weight.kind == "weight" or np.isnan(weight.array()).any()):
+            hint = "repair the model or export it again: what it computes are no numbers"
+            raise PruneError(not_finite(weight.name, weight.array()).message, hint)
 
 
 def names_of(weight: Weight) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.apply.tolerance import distance, magnitude, tells
 from prunecli.autodiff import Options as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
@@ -291,16 +292,17 @@ class _Proof:
         targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
                    for s in session.inputs if s.name not in self.feed}  # fmt: skip
         single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}
-        wanted = list(session.run(single | targets, own).values())
+        trained = session.run(single | targets, own)
+        if not tells(trained):
+            raise PruneError("nothing is proved: all that the trained model yields is NaN or infinite",
+                             "train from a model without NaN weights")  # fmt: skip
+        wanted = [np.asarray(value) for value in trained.values()]
         got = list(self.options.execution.open(path).run(self.feed, names).values())
-        pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(got, wanted, strict=True)]
-        errors = [float(np.abs(a - b).max(initial=0)) for a, b in pairs]
-        relative = [
-            error / max(float(np.abs(b).max(initial=0)), 1e-6) for error, (_, b) in zip(errors, pairs, strict=True)
-        ]
+        errors = [distance(np.asarray(a), b) for a, b in zip(got, wanted, strict=True)]
+        relative = [error / max(magnitude(b), 1e-6) for error, b in zip(errors, wanted, strict=True)]
         coarse = any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
         if not all(part <= (50 * TOLERANCE if coarse else TOLERANCE) for part in relative):  # NaN is not
             raise PruneError(f"the saved model differs from the trained one by {max(errors):.3g}", "please report this")
-        samples = len(pairs[0][1]) if pairs[0][1].ndim else 1
+        samples = len(wanted[0]) if wanted[0].ndim else 1
         self.verification = Verification("exact", max(errors), max(relative), samples,
                                          "the saved file computes what was trained")  # fmt: skip

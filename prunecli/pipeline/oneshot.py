@@ -20,7 +20,7 @@ from prunecli.evidence.grams import PER_UNKNOWN
 from prunecli.evidence.store import Store
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
-from prunecli.pipeline.choice import Choice, matches
+from prunecli.pipeline.choice import Choice, check_numbers, matches
 from prunecli.pipeline.judge import Judged
 from prunecli.pipeline.magnitude import MagnitudeResult, zeroed
 from prunecli.pipeline.oneshot_fit import pruned
@@ -161,6 +161,7 @@ class ByEvidence:
     ) -> tuple[Study, Dataset]:
         options = self.options
         assert options.data is not None
+        check_numbers(file)
         data = calibration_samples(
             file, options.data, options.samples, options.seed, options.dims, options.execution, progress
         )

@@ -28,6 +28,7 @@ from prunecli.model.facts import Shape
 from prunecli.model.holders import name_inputs
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
+from prunecli.pipeline.choice import check_numbers
 from prunecli.structures.target import Budget
 from prunecli.types import Totals
 
@@ -196,6 +197,7 @@ def open_cuttable(
     """
     kinds = parse_granularity(granularity)
     file = load(path)
+    check_numbers(file)
     name_inputs(file.ir, include)
     work = prepare(file.ir)
     if not inputs:

@@ -14,6 +14,7 @@ from prunecli._version import __version__
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
+from prunecli.pipeline.choice import check_numbers
 from prunecli.pipeline.trial_elements import open_elements
 from prunecli.pipeline.trial_groups import open_units
 from prunecli.pipeline.trial_options import Part, pool_of
@@ -73,7 +74,9 @@ class Setup:
 
 def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
     """The model as it is, on one thread, as trials run it."""
-    return load(path), Session.open(path, provider=options.execution.provider, threads=1)
+    file = load(path)
+    check_numbers(file)
+    return file, Session.open(path, provider=options.execution.provider, threads=1)
 
 
 def set_up(
