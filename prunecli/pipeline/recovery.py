@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ TOP = 24
 class Recovery:
     """What recovery did. Errors: of the outputs (what a final Softmax reads) on the samples that judge, sum of squared
     differences from the original over the spread. `method` is `none` where recovery was undone because it did not
-    lower the error."""
+    lower the error; `tried`: layers that a form was looked for, `left`: those that could not be measured."""
 
     asked: str
     method: str
@@ -42,6 +43,7 @@ class Recovery:
     error_after: float
     layers: list[LayerFit] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
+    tried: int = 0
 
 
 def recovery_method(options: CutOptions) -> str:
@@ -79,7 +81,7 @@ def recover(
     better = after < before
     found = Recovery(
         method, method if better else "none", min(len(samples), MOST), held, before, after if better else before,
-        done.layers if better else [], done.left,
+        done.layers if better else [], done.left, len(done.layers),
     )  # fmt: skip
     return (fitted if better else cut), found
 
@@ -112,8 +114,7 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
         return []
     judged = f"{found.held} held-out samples" if found.held else f"the {found.samples} samples it was fitted on"
     if found.method == "none":
-        text = f"not recovered: no closed form lowers the error of the outputs ({found.error_before:.3g} on {judged})"
-        return [Text(text, "warning"), *_left(found)]
+        return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
     text = (
         f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
         f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
@@ -122,6 +123,19 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     columns = (Column("weight"), Column("fit"), Column("ridge", "number", drop=1), Column("error before", "number"),
                Column("after", "number"))  # fmt: skip
     return [Text(text, "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
+
+
+def _why(found: Recovery, judged: str) -> str:
+    """Why nothing was recovered."""
+    if found.error_before == 0:
+        return f"there is nothing to make up for, the outputs are the original's on {judged}"
+    moved = f"the outputs differ by {found.error_before:.3g} on {judged}"
+    if found.tried:
+        return f"no closed form lowers the error of the outputs ({found.error_before:.3g} on {judged})"
+    if not found.left:
+        return f"no layer that could make up for the cut reads anything that it changed ({moved})"
+    reason, count = Counter(skip.reason for skip in found.left).most_common(1)[0]
+    return f"no layer could be measured, {count} of {len(found.left)} since {reason} ({moved})"
 
 
 def _left(found: Recovery) -> list[Section]:

@@ -201,7 +201,8 @@ def _equations(layer: Layer, pair: _Pair) -> tuple[Equations, Equations | None]:
             aim = aim - pair.cut.read(layer.carried, number)
         side, data = int(number >= pair.data.fitted), pair.cut.read(layer.found.data, number)
         for places in pickers[side].pick(layer.found.positions(aim.shape)):
-            wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+            with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
+                wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
             sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
     return sides[0], sides[1] if pair.data.held else None
 
