@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model import attrs
+import prunecli.model.attrs as attrs
 from prunecli.model.holders import overridable
 from prunecli.model.layout import Shape, Step, Transpose
 from prunecli.model.uses import MAX_DEPTH, moved

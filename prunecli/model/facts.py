@@ -85,7 +85,7 @@ def gather_facts(model: ir.Model, inputs: Mapping[str, Shape], patience: int | N
     Returns:
         Facts; a value whose shape cannot be inferred is absent, its node is in `problems`.
     """
-    from prunecli.model import scopes  # noqa: F401 - registers itself
+    import prunecli.model.scopes as scopes  # noqa: F401 - registers itself
 
     facts = Facts()
     for value in model.graph.initializers.values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from prunecli.model import attrs
+import prunecli.model.attrs as attrs
 from prunecli.model.facts import Facts, Inner
 from prunecli.model.layout import Shape
 from prunecli.model.loading import Model

@@ -13,7 +13,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from prunecli.model import attrs, layout
+import prunecli.model.attrs as attrs
+import prunecli.model.layout as layout
 from prunecli.model.layout import Layout, Shape
 
 Kind = Literal["weight", "bias", "norm", "embedding"]

@@ -14,9 +14,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+import prunecli.model.bulk as bulk
+import prunecli.model.preserve as preserve
+import prunecli.model.wire as wire
 from prunecli.errors import PruneError
 from prunecli.files import Staging, check_paths, data_name, staging, sync
-from prunecli.model import bulk, preserve, wire
 from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.provenance import Provenance, record

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from prunecli.model import attrs
+import prunecli.model.attrs as attrs
 from prunecli.model.facts import SCOPES, Facts, Inner, Shape, know_constant, visit
 
 Visitor = Callable[[ir.Node, Facts, ir.Model], None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model import attrs
+import prunecli.model.attrs as attrs
 from prunecli.model.layout import Reshape, Shape, Step, Transpose
 from prunecli.model.roles import Answer, Refused, Role, role_of
 from prunecli.storage.stored import stored

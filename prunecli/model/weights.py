@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+import prunecli.model.skips as skips
 from prunecli.errors import PruneError
-from prunecli.model import skips
 from prunecli.model.holders import Holder, holders
 from prunecli.model.layout import Layout, Shape
 from prunecli.model.loading import Model

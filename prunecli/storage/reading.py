@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+import prunecli.storage.passes as passes
 from prunecli.errors import PruneError
-from prunecli.storage import passes
 from prunecli.storage.evaluate import DAMAGED, Recent, Wrong, dense, dtype_of, shape_of
 from prunecli.storage.stored import constant
 from prunecli.storage.writing import HELD, MARK

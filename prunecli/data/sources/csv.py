@@ -14,7 +14,7 @@ import numpy as np
 
 from prunecli.data.columns import Column, check_budget
 from prunecli.data.dataset import Dataset, build
-from prunecli.data.sources import Request, has_suffix, source
+from prunecli.data.sources.registry import Request, has_suffix, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 

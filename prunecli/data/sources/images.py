@@ -17,8 +17,8 @@ from prunecli.data.images.classes import number_folders
 from prunecli.data.images.decode import SUFFIXES, need_pillow
 from prunecli.data.images.pixels import image_column
 from prunecli.data.images.prepare import choose_preparation
-from prunecli.data.sources import Request, source
 from prunecli.data.sources.npy import read_labels
+from prunecli.data.sources.registry import Request, source
 from prunecli.errors import PruneError
 
 Array = np.ndarray[Any, Any]

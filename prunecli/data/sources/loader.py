@@ -18,7 +18,7 @@ import numpy as np
 from prunecli.data.columns import Column, memory_budget
 from prunecli.data.dataset import Chunk, Dataset, build
 from prunecli.data.matching import match
-from prunecli.data.sources import Request, source
+from prunecli.data.sources.registry import Request, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 

@@ -8,7 +8,7 @@ from prunecli.data.columns import Column
 from prunecli.data.dataset import Dataset, build
 from prunecli.data.matching import match
 from prunecli.data.npy import open_npy
-from prunecli.data.sources import Request, has_suffix, source
+from prunecli.data.sources.registry import Request, has_suffix, source
 from prunecli.errors import PruneError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prunecli.data.dataset import Dataset, build
 from prunecli.data.matching import match, split_labels
 from prunecli.data.npy import open_npz
-from prunecli.data.sources import Request, has_suffix, source
 from prunecli.data.sources.npy import read_labels
+from prunecli.data.sources.registry import Request, has_suffix, source
 
 
 @source("npz", "data.npz with arrays named as the inputs and labels", has_suffix(".npz"), ("--labels",))

@@ -15,7 +15,7 @@ from prunecli.data.axes import Axes
 from prunecli.data.casting import cast, check_dtype, fits
 from prunecli.data.columns import Column
 from prunecli.data.dataset import Chunk, Dataset
-from prunecli.data.sources import Request, source
+from prunecli.data.sources.registry import Request, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
