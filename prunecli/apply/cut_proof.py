@@ -7,7 +7,7 @@ the distance to the original as it was is told as the cost of the approximation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,8 +114,8 @@ class CutProof:
         wrong = next((d for d in found if not d.agrees), None)
         if wrong is not None:
             raise self._disagreement(sides, trial.label, feed, wrong)
-        if all(d.hopeless for d in found) or not self._has_effect(original, feed, wanted, sides):
-            self._agrees_inside(sides, trial.label, feed)
+        telling = not all(d.hopeless for d in found) and self._has_effect(original, feed, wanted, sides)
+        self._agrees_inside(sides, trial.label, feed, telling)
         self.worst += found
         if sides.restricted:
             self.effects += differences(got, sides.zeroed.run(feed))
@@ -128,11 +128,14 @@ class CutProof:
             self.effective = not all(d.agrees for d in found)
         return self.effective
 
-    def _agrees_inside(self, sides: _Sides, label: str, feed: Outputs) -> None:
-        """Where outputs tell nothing, every value before them must agree; looked at once."""
+    def _agrees_inside(self, sides: _Sides, label: str, feed: Outputs, telling: bool) -> None:
+        """Every value before the outputs must agree, too: outputs may hardly depend on one. Looked at once, and always
+        where they depend on nothing of the cut (`telling`)."""
         if self.inside:
             return
         first = sides.first_difference(feed)
+        if first is None and telling:
+            return
         if first is None:
             raise _OriginalFailsError("its outputs tell nothing, and its inner values cannot be compared", "")
         if first:
@@ -205,8 +208,10 @@ class _Sides:
         return [self.open(_nudged(self.masked, seed), optimise=False) for seed in range(2)]
 
     def first_difference(self, feed: Outputs) -> str | None:
-        references = [self.masked, _nudged(self.masked, 0), _nudged(self.masked, 1)]
-        return first_difference(self.staged, references, self.forced, feed, self.relative)
+        def nudged() -> Iterator[bytes]:
+            yield from (_nudged(self.masked, seed) for seed in range(2))
+
+        return first_difference(self.staged, self.masked, nudged, self.forced, feed, self.relative)
 
     @cached_property
     def relative(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.channels.context import is_shape_computation
+from prunecli.channels.context import is_named, is_shape_computation
 from prunecli.channels.edit import HINT, View
 from prunecli.channels.edit import Cut as Cut
 from prunecli.channels.edit import Removed as Removed
@@ -154,7 +154,7 @@ def _slice_constants(cut: Cut) -> None:
 def _unplanned(cut: Cut, node: ir.Node) -> str:
     """How a node's results differ in shape from what is planned."""
     for number, view in enumerate(cut.views):
-        for out in node.outputs:
+        for out in filter(is_named, node.outputs):
             if out not in view.before.shapes or (out in cut.shape_derived and is_shape_computation(out, view.before)):
                 continue
             want, got = cut.shape(out, number), view.after.shapes.get(out)

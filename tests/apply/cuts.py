@@ -114,6 +114,13 @@ def saturated(n: Net) -> Net:
     return n
 
 
+def faint(n: Net) -> Net:
+    """Two branches, of which the first hardly reaches the output: what is wrong in it is less than rounding there."""
+    x = n.x("N", 4)
+    one, other = (n.linear(n("Relu", n.linear(x, 4, 8)), 8, 3) for _ in range(2))
+    return n.out(n("Add", n("Mul", one, n.c(np.array(1e-8, n.dtype))), other))
+
+
 def chooses(n: Net) -> Net:
     """An index as output."""
     conv_net(n)

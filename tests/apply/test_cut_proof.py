@@ -25,6 +25,7 @@ RIGHT = [
     (cuts.cancelling, np.float32, "channel", "exact"),
     (cuts.chooses, np.float32, "channel", "exact"),
     (cuts.saturated, np.float32, "channel", "exact"),
+    (cuts.faint, np.float32, "channel", "exact"),
     *((build, np.float32, "all", "approximate") for build in cuts.WIDTH),
 ]
 
@@ -46,6 +47,7 @@ WRONG = [
     (cuts.grouped, "channel", edit("w2", swap_rows), "conv3"),
     (cuts.tiny_output, "channel", edit("w2", shift_one), "conv3"),
     (cuts.saturated, "channel", edit("w2", swap_rows), "conv3"),
+    (cuts.faint, "channel", edit("w0", swap_rows), "matmul1"),
     (cuts.norm_net, "all", edit("w2", shift_one), "layernormalization3"),
     (cuts.norm_net, "all", edit("w0", swap_rows), "matmul1"),
     (cuts.written_norm, "all", edit("w0", shift_one), "matmul1"),
