@@ -34,6 +34,12 @@ class GateFailed(PruneError):  # noqa: N818 - a gate that fails is an outcome, n
     exit_code = 1
 
 
+def advice(*offers: tuple[str, bool]) -> str:
+    """A hint of what there is still to do: each offer with whether it is one, not what was given already."""
+    left = [text for text, is_open in offers if is_open]
+    return " or ".join([", ".join(left[:-1]), left[-1]] if len(left) > 1 else left)
+
+
 def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     """A hint: the names nearest to one that is unknown, or what to do else. Hyphens and underscores are alike."""
     plain = {each.replace("_", "-"): each for each in known}

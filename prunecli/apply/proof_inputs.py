@@ -84,7 +84,7 @@ def never_ran(problem: PruneError | None) -> UnprovedError:
                              "look for its NaN or infinite weights with `prune inspect`")  # fmt: skip
     reason = "there are no inputs to run it on" if problem is None else problem.message
     return UnprovedError(f"nothing is proved, since the original itself does not run: {reason}",
-                         "--dim and --input-shape say at which sizes it does")  # fmt: skip
+                         "try other sizes with --dim or --input-shape")  # fmt: skip
 
 
 def cannot_open(problem: PruneError) -> UnprovedError:

@@ -14,6 +14,7 @@ from prunecli.channels.atoms import Axis, Ints
 from prunecli.channels.catalogue import DEFAULT_KINDS, Catalogue, Frozen, Group, Kind, axis_of_atoms
 from prunecli.channels.units import Family
 
+ALL = "--granularity all"
 COUPLED = "all its positions are coupled: nothing would remain"
 
 
@@ -208,8 +209,8 @@ class _Builder:
         for batch in usable:
             free[self._components(batch)] = True
         for batch in batches:
-            other = {"width": f"{batch.approximation} (--granularity all cuts it)",
-                     "head_dim": "inside attention heads (--granularity all cuts it)"}  # fmt: skip
+            other = {"width": f"{batch.approximation} ({ALL} cuts it)",
+                     "head_dim": f"inside attention heads ({ALL} cuts it)"}  # fmt: skip
             why = COUPLED if len(batch.units) == 1 else other.get(batch.kind, f"{batch.kind}: not asked for")
             for component in self._components(batch)[~free[self._components(batch)]].tolist():
                 out[component] = why

@@ -10,7 +10,7 @@ import numpy as np
 
 from prunecli.data import Classes
 from prunecli.data.casting import is_float
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 
 Array = np.ndarray[Any, Any]
 Task = Literal["auto", "classification", "regression"]
@@ -96,7 +96,11 @@ def choose_reading(
     what = "" if task == "auto" else f" for {task}"
     raise PruneError(
         f"labels of shape {labels.shape} ({labels.dtype}) fit no output of the model{what} ({shapes})",
-        "choose one with --output-name; --task says what the labels mean",
+        advice(
+            ("choose one with --output-name", output_name is None and len(outputs) > 1),
+            ("say what the labels mean with --task", task == "auto"),
+            ("check the labels", True),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from prunecli.errors import PruneError, did_you_mean
+from prunecli.errors import PruneError, advice, did_you_mean
 from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.holders import INTERFACE, release
 from prunecli.model.sizes import is_finite
@@ -72,7 +72,7 @@ def choose(
     reasons = {w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude) for w in weights.all()}
     chosen = [w for w in candidates if not reasons[w.name]]
     if not chosen:
-        raise _nothing(weights, candidates)
+        raise _nothing(weights, candidates, include, exclude)
     left = [w for w in weights.all() if reasons[w.name]]
     return Choice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
 
@@ -117,14 +117,18 @@ def _close(pattern: str, candidates: Sequence[Weight]) -> str:
     return did_you_mean(pattern.strip("*?"), names, "`prune inspect` lists the names; quote patterns such as '*fc*'")
 
 
-def _nothing(weights: Weights, candidates: Sequence[Weight]) -> PruneError:
+def _nothing(
+    weights: Weights, candidates: Sequence[Weight], include: Sequence[str], exclude: Sequence[str]
+) -> PruneError:
     if candidates and all(weight.holder.overridable for weight in candidates):
         return PruneError(
             "every prunable weight is also a graph input, so that a caller may feed other values",
             "--include '*' prunes them all the same; or keep initializers out of the inputs when exporting",
         )
     if candidates:
-        return PruneError("--include and --exclude leave no weight to prune", "widen --include")
+        named = [option for option, given in (("--include", include), ("--exclude", exclude)) if given]
+        ways = advice(("widen --include", bool(include)), ("exclude less", bool(exclude)))
+        return PruneError(f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''} no weight to prune", ways)
     if weights.skipped:
         first = weights.skipped[0]
         return PruneError(

@@ -16,7 +16,7 @@ from prunecli.channels.blocks import Block, dead_without, drop_blocks, find_bloc
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.cut import Removed
 from prunecli.channels.prepare import plan_names
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 from prunecli.model import Dims, count_macs
 from prunecli.model.facts import Shape
 from prunecli.model.shapes import input_specs
@@ -136,7 +136,8 @@ def choose_blocks(
     wanted = BlockRecipe(budget.kind, target, options.largest_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
     if not found.removed.any():
-        raise PruneError("at this budget no block is dropped", "ask for more, or raise --max-ratio")
+        raise PruneError("at this budget no block is dropped",
+                         advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1)))  # fmt: skip
     notes.append(f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all")
     return Decided(found.removed, found.scores, {**recipe, "criterion": "divergence"}, left, notes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from prunecli.apply.cut_plan import ANEW, check_positions, chosen_units, load_cu
 from prunecli.apply.cut_proof import check_room
 from prunecli.channels.analysis import NONE, Whole
 from prunecli.channels.costs import costs
-from prunecli.errors import PruneError
+from prunecli.channels.grouping import ALL
+from prunecli.errors import PruneError, advice
 from prunecli.model import load
+from prunecli.model.holders import INTERFACE
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.pipeline.recovery import recovery_method
@@ -67,7 +69,8 @@ def decide(
     evidence = measure(subject, options, progress) if options.source is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
-        raise PruneError("at this budget nothing is removed", "ask for more, or raise --max-ratio")
+        more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
+        raise PruneError("at this budget nothing is removed", more)
     return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
 
 
@@ -123,9 +126,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
 def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
     """Why there is nothing: the most frequent reasons."""
     if left:
-        return PruneError(
-            "--include and --exclude leave nothing to cut", f"{len(left)} groups could be cut without them"
-        )
+        return PruneError(f"{_given(left.values())} nothing to cut", f"{len(left)} groups could be cut without that")
     reasons = Counter(axis.reason for axis in subject.units.frozen)
     told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
     facts, assumed = subject.units.analysis.facts, subject.counted.assumed
@@ -137,5 +138,16 @@ def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
         )
     return PruneError(
         f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
-        "`prune inspect` lists what is in it; --granularity all also cuts what is approximate",
+        advice(
+            ("see what `prune inspect` lists", True),
+            ("name the inputs with --include", INTERFACE in reasons),
+            ("use --granularity all", any(ALL in reason for reason in reasons)),
+        ),
     )
+
+
+def _given(reasons: Iterable[str]) -> str:
+    """Which of the two options left groups out."""
+    told = " ".join(reasons)
+    named = [option for option in ("--include", "--exclude") if option in told]
+    return f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''}"

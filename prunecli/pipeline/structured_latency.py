@@ -16,7 +16,7 @@ from prunecli.model import concrete_shapes
 from prunecli.model.facts import Shape
 from prunecli.pipeline.structured_blocks import BlockCuttable, block_damage, check_block_options
 from prunecli.pipeline.structured_plan import Decided
-from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.pipeline.structured_subject import Cuttable, less
 from prunecli.pipeline.structured_units import measure as measure_evidence
 from prunecli.pipeline.structured_units import unit_recipe
 from prunecli.runtime import Session
@@ -227,7 +227,7 @@ def choose_for_latency(
     else:
         chooser = UnitChooser(bench, allowed)
     tried = search(chooser, bench.build, bench.compare, target)
-    best = fastest_enough(tried, target)
+    best = fastest_enough(tried, target, less(options, subject))
     where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in bench.shapes.items())
     threads = options.execution.thread_count
     told = f"measured on {threads} thread{'s' * (threads > 1)} at {where}: {best.gain.words()}"
@@ -274,7 +274,7 @@ def _within_reach(chooser: Chooser, aim: float) -> Choice:
         return chooser.choose(min(error.least + 1e-6, 1 - 1e-6))
 
 
-def fastest_enough(tried: list[Measured], target: float) -> Measured:
+def fastest_enough(tried: list[Measured], target: float, hint: str = "ask for less") -> Measured:
     """Of those that meet the target the one that keeps most.
 
     Raises:
@@ -284,7 +284,6 @@ def fastest_enough(tried: list[Measured], target: float) -> Measured:
     if good:
         return max(good, key=lambda m: m.share)
     best = min(tried, key=lambda m: m.share, default=None)
-    hint = "raise --max-ratio, widen --include, or ask for less"
     if best is None or best.gain.low <= 1:
         raise GateFailed("no faster model exists within these limits", hint)
     low, high = 1 / best.gain.high, 1 / best.gain.low

@@ -17,7 +17,7 @@ from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.plain import plain_path
 from prunecli.pipeline.structured_plan import layer_rows
-from prunecli.pipeline.structured_subject import Cuttable
+from prunecli.pipeline.structured_subject import Cuttable, less
 from prunecli.runtime import Session
 from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
 
@@ -65,7 +65,11 @@ class Inspector:
         saved = load(staged)
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.subject.counted.inputs)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)
-        missed = "" if self.options.budget is None else self.options.budget.missed(self.subject.before, self.after)
+        missed = (
+            ""
+            if self.options.budget is None
+            else self.options.budget.missed(self.subject.before, self.after, less(self.options, self.subject))
+        )
         self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
 
     def trials(self, original: Session) -> Iterator[Trial]:

@@ -20,15 +20,16 @@ from prunecli.channels.catalogue import Catalogue, parse_granularity, split_of
 from prunecli.channels.context import Work
 from prunecli.channels.costs import costs
 from prunecli.channels.cut import Removed, UnfollowedError, remove
-from prunecli.channels.grouping import catalogue
+from prunecli.channels.grouping import ALL, catalogue
 from prunecli.channels.prepare import plan_names, prepare
-from prunecli.errors import PruneError, did_you_mean, keywords
+from prunecli.errors import PruneError, advice, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.facts import Shape
 from prunecli.model.holders import name_inputs
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.pipeline.choice import check_numbers
+from prunecli.structures.options import CutOptions
 from prunecli.structures.target import Budget
 from prunecli.types import Totals
 
@@ -207,6 +208,16 @@ def open_cuttable(
     analysis = solve(work, shapes, whole=whole)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
+
+
+def less(options: CutOptions, subject: Cuttable) -> str:
+    """What to do where a budget is out of reach."""
+    return advice(
+        ("raise --max-ratio", options.largest_ratio < 1),
+        ("leave fewer layers out", bool(options.include or options.exclude)),
+        ("use --granularity all", any(ALL in axis.reason for axis in subject.units.frozen)),
+        ("ask for less", True),
+    )
 
 
 def following(attempt: Callable[[Whole], Result]) -> Result:

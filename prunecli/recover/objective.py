@@ -10,7 +10,7 @@ import numpy as np
 
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 from prunecli.evaluation.reading import IGNORED, Reading, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
@@ -146,7 +146,8 @@ def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_
             raise PruneError(
                 problem, "classes are whole numbers from 0; other targets have an output's shape"
             ) from error
-        raise PruneError(error.message, error.hint.split("; --task")[0]) from error
+        another = ("choose one with --output-name", output_name is None and len(outputs) > 1)
+        raise PruneError(error.message, advice(another, ("check the labels", True))) from error
 
 
 def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignoring: bool) -> Loss:

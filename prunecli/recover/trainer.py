@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 from prunecli.recover.optimizers import OPTIMIZERS, Knobs, Optimizer, clip_norm
 from prunecli.recover.regularize import add_penalty
 from prunecli.recover.schedules import SCHEDULES, Schedule, warmed
@@ -249,7 +249,11 @@ class Trainer:
         raise DivergedError(
             f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
             f" at a learning rate of {rate:.3g} (--lr {o.learning_rate:g})",
-            f"try --lr {o.lower_rate:.2g}, a longer --warmup, or --clip 1",
+            advice(
+                (f"try --lr {o.lower_rate:.2g}", True),
+                ("a longer --warmup", o.warmup < 1),
+                ("--clip 1", not 0 < o.clip <= 1),
+            ),
         )
 
     def _end_epoch(self, seconds: float, speed: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.channels.blocks import Block, Dead, dead_without
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 from prunecli.model.sizes import parameters
 from prunecli.search.blocks_damage import Mask, Measure
 from prunecli.search.units import OutOfReachError
@@ -175,7 +175,11 @@ class _Greedy:
         left = 1 - self.costs.saved(self.recipe.budget, self.mask) / max(self.whole, 1e-12)
         raise OutOfReachError(
             f"--{self.recipe.budget} {self.recipe.target:.3g} cannot be reached with blocks: {left:.3g} must remain",
-            "raise --max-ratio, widen --include, or cut channels as well",
+            advice(
+                ("raise --max-ratio", self.recipe.max_ratio < 1),
+                ("leave fewer blocks out", not self.allowed.all()),
+                ("cut channels as well", True),
+            ),
             left,
         )
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from prunecli.channels.catalogue import Catalogue, Group
 from prunecli.channels.costs import Costs, costs
+from prunecli.channels.grouping import ALL
 from prunecli.channels.slices import Slice, WeightSlices
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, advice
 from prunecli.search.normalise import NORMALISERS
 from prunecli.select.budget import Bundles, Mask, Pool, bundle, by_cost, by_ratio, interleaved
 from prunecli.select.structures import UNIT_CRITERIA, Part, UnitGroup
@@ -281,7 +282,12 @@ class _Chooser:
         if least > wanted:
             raise OutOfReachError(
                 f"--{kind} {wanted / whole:.3g} cannot be reached: {least / whole:.3g} ({least:,.0f}) must remain",
-                "raise --max-ratio, widen --include, or use --granularity all",
+                advice(
+                    ("raise --max-ratio", self.recipe.max_ratio < 1),
+                    ("leave fewer layers out", len(self.groups) < len(self.catalogue.groups)),
+                    ("use --granularity all", any(ALL in axis.reason for axis in self.catalogue.frozen)),
+                    ("ask for less", True),
+                ),
                 least / whole,
             )
         everywhere = self.scope == "global"

@@ -93,7 +93,7 @@ class Budget:
             raise PruneError(f"the model has {whole:,} {self.kind} already", f"ask for fewer than {whole:,}")
         return self.target / whole
 
-    def missed(self, before: Totals, after: Totals) -> str:
+    def missed(self, before: Totals, after: Totals, hint: str = "ask for less") -> str:
         """What to say of a file that has more than was asked for; "" if it has not.
 
         Raises:
@@ -107,5 +107,5 @@ class Budget:
             return ""
         told = f"--{self.kind} {wanted / whole:.4g} is missed: {left / whole:.4g} remains, {left:,} of {whole:,}"
         if left > wanted * (1 + NEAR):
-            raise PruneError(told, "ask for less, so that this is what remains, or widen --include and --max-ratio")
+            raise PruneError(told, hint)
         return told
