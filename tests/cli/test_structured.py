@@ -80,7 +80,7 @@ def test_the_default_output_is_beside_the_model_and_never_overwritten(prune: Pru
         (["--ratio", "1.5"], "between 0 and 1"),
         (["--ratio", "0.5", "--granularity", "rows"], "granularity"),
         (["--ratio", "0.5", "--exclude", "nothing"], "matches nothing"),
-        (["--ratio", "0.5", "--exclude", "*"], "leave nothing to cut"),
+        (["--ratio", "0.5", "--exclude", "*"], "--exclude leaves nothing to cut"),
         (["--ratio", "0.5", "--criterion", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--scope", "nonsense"], "nonsense"),
         (["--ratio", "0.5", "--normalize", "nonsense"], "nonsense"),

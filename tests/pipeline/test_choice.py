@@ -83,8 +83,8 @@ REFUSED = [
     (["table"], [], [], "--include 'table' matches table, and embeddings are left alone", "--also embedding"),
     (["fc.b"], [], [], "biases are left alone", "--also bias"),
     ([], ["fc.v"], [], "--exclude 'fc.v' matches nothing", "did you mean fc.w"),
-    ([], ["*"], [], "leave no weight", "widen --include"),
-    (["fc"], ["fc"], [], "leave no weight", "widen --include"),
+    ([], ["*"], [], "--exclude leaves no weight", "exclude less"),
+    (["fc"], ["fc"], [], "--include and --exclude leave no weight", "widen --include"),
     ([], [], ["weights"], "--also 'weights' is not a kind", "bias, norm, embedding"),
 ]
 
