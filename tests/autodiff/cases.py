@@ -57,6 +57,7 @@ ELEMENTWISE: list[Case] = [
     case("Cast", X, to=1, label="to float", reference=lambda x: x),
     case("CastLike", X, np.array([1.0])),
     case("Identity", X),
+    case("ZipMap", X, domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2], reference=lambda x: x),
     case("Dropout", X), case("Dropout", X, label="old", opset=7, ratio=0.3),
     case("Dropout", X, np.array(0.0), np.array(True), outputs=2, label="training"),
 ]  # fmt: skip

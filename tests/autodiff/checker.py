@@ -110,7 +110,11 @@ def build(c: Case, drawing: Drawing, dtype: Any) -> onnx.ModelProto:
     ]
     infos = [onnx.ValueInfoProto(name=o) for i, o in enumerate(outs) if o and i not in c.skip_outputs]
     graph = helper.make_graph([node], "case", [], infos, tensors)
-    imports = [helper.make_opsetid("", c.opset), helper.make_opsetid("com.microsoft", 1)]
+    imports = [
+        helper.make_opsetid("", c.opset),
+        helper.make_opsetid("com.microsoft", 1),
+        helper.make_opsetid("ai.onnx.ml", 3),
+    ]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 

@@ -25,12 +25,14 @@ def test_every_rule_and_rewrite_has_a_case() -> None:
     assert {*registry.RULES, *REWRITES} - covered - {("", "Hardmax")} == set()
 
 
-RESTATED = [c for c in CASES if (c.domain, c.op) in REWRITES and REWRITES[c.domain, c.op].before is None]
+RESTATED = [
+    c for c in CASES if (c.domain, c.op) in REWRITES and REWRITES[c.domain, c.op].before is None and c.op != "ZipMap"
+]
 
 
 @pytest.mark.parametrize("c", RESTATED, ids=lambda c: c.id)
 def test_what_is_restated_is_what_onnxruntime_computes(c: Case) -> None:
-    """The reference of a fused operator is ours, so that it is held against the kernel."""
+    """The reference of a fused operator is ours, so that it is held against the kernel (ZipMap's yields no tensor)."""
     drawing = draw(c)
     wanted = reference_forward(c, drawing)({})
     options = ort.SessionOptions()
