@@ -8,14 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+SEED ?= 0
 
-.PHONY: help demo test test-slow lint format types bench clean
+.PHONY: help demo test test-slow lint format types bench campaigns clean
 
 help:
 	@echo "make demo       prune and evaluate a sample model"
 	@echo "make test       the test suite (minutes); make test-slow: the long tests"
 	@echo "make lint types formatting and lint rules; strict type checking"
 	@echo "make bench      the benchmarks (long)"
+	@echo "make campaigns  damaged files, kills, full disks, random cuts (long); SEED=1 for others"
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found" >&2; \
@@ -48,6 +50,11 @@ types: $(READY)
 
 bench: $(READY)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+campaigns: $(READY)
+	@status=0; for name in models texts kills disk networks; do \
+	  $(BIN)/python -m campaigns.$$name --seed $(SEED) || status=1; done; \
+	$(BIN)/python -m pytest tests/cli/test_layouts.py || status=1; exit $$status
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,6 +25,8 @@ MEMORY = 6 << 30
 """Bytes of address space of a worker."""
 SECONDS = 60
 """For one case."""
+SHOWN: list[bool] = []
+"""Not empty: what commands say is shown."""
 
 
 @dataclass
@@ -61,6 +63,8 @@ def command(*line: object) -> Ran:
             code = run([str(word) for word in line])
         except SystemExit as raised:
             code = raised.code if isinstance(raised.code, int) else 1
+    if SHOWN:
+        print("$ prune", *line, "\n" + err.getvalue())
     return Ran(code, out.getvalue(), err.getvalue())
 
 
@@ -100,6 +104,7 @@ class Campaign:
         parser.add_argument("--only", type=int)
         given = parser.parse_args()
         if given.only is not None:
+            SHOWN.append(True)
             with tempfile.TemporaryDirectory() as folder:
                 os.chdir(folder)
                 print(self.case(given.seed, given.only, Path(folder)) or "right")

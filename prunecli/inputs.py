@@ -225,7 +225,7 @@ def index_limits(model: onnx.ModelProto | str | Path | bytes) -> dict[str, int]:
     if isinstance(model, bytes):
         proto = onnx.load_from_string(model)
     elif isinstance(model, (str, Path)):
-        proto = onnx.load(str(model), load_external_data=False)
+        proto = onnx.load(str(model), load_external_data=False, format="protobuf")
     else:
         proto = model
     graph = proto.graph

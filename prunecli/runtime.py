@@ -331,7 +331,9 @@ def _with_outputs(source: str | bytes, wanted: Sequence[str] | Literal["all"]) -
 
     with _translated("the model cannot be read", _OPEN_HINT):
         proto = (
-            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+            onnx.load_from_string(source)
+            if isinstance(source, bytes)
+            else onnx.load(source, load_external_data=False, format="protobuf")
         )
     values = [name for node in proto.graph.node for name in node.output if name]
     names = values if wanted == "all" else list(wanted)

@@ -122,6 +122,15 @@ def test_command_lines_that_are_refused(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.textproto", "m"])
+def test_a_model_may_have_any_name(name: str, tmp_path: Path, prune: Prune) -> None:  # noqa: F811
+    """onnx itself takes the format of a file from its suffix, where it is not told."""
+    cut, zeros = tmp_path / name, tmp_path / f"zeros-{name}"
+    assert prune("structured", SAMPLES / "digits-mlp.onnx", "--ratio", ".5", "-o", cut).code == 0
+    assert prune("magnitude", cut, "--sparsity", ".9", "-o", zeros).code == 0
+    assert prune("pack", zeros, "-o", tmp_path / f"packed-{name}").code == 0
+
+
 def test_reports_replace_reports(tmp_path: Path, prune: Prune) -> None:  # noqa: F811
     model, data = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-calib.npz"
     for name in ("r.json", "r.md", "r.html"):

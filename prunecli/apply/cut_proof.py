@@ -184,7 +184,8 @@ class _Sides:
 
     @cached_property
     def masked(self) -> bytes:
-        return bytes(masked_original(onnx.load(str(self.path)), self.forced, self.restricted).SerializeToString())
+        original = onnx.load(str(self.path), format="protobuf")
+        return bytes(masked_original(original, self.forced, self.restricted).SerializeToString())
 
     @cached_property
     def reference(self) -> Session:
@@ -196,7 +197,7 @@ class _Sides:
 
     @cached_property
     def zeroed(self) -> Session:
-        return self.open(masked_original(onnx.load(str(self.path)), self.forced).SerializeToString())
+        return self.open(masked_original(onnx.load(str(self.path), format="protobuf"), self.forced).SerializeToString())
 
     @cached_property
     def cut(self) -> Session:
@@ -216,7 +217,7 @@ class _Sides:
     @cached_property
     def relative(self) -> float:
         """The allowance for the coarsest type that the model stores or takes."""
-        model = onnx.load(str(self.path), load_external_data=False)
+        model = onnx.load(str(self.path), load_external_data=False, format="protobuf")
         stored = {t.data_type for graph in graphs(model) for t in graph.initializer}
         stored |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
         stored |= {a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}

@@ -99,7 +99,7 @@ def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array]) -> onnx.TensorPr
 
 def stored_bytes(path: Path) -> int:
     """Size of all weights of a model file, external data included."""
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load(str(path), load_external_data=False, format="protobuf")
     return sum(_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer)
 
 

@@ -38,7 +38,7 @@ def first_difference(
     Args:
         reference: serialised, as are `nudged`, versions of it that differ by rounding, which show its noise.
     """
-    cut = onnx.load(str(staged), load_external_data=False)
+    cut = onnx.load(str(staged), load_external_data=False, format="protobuf")
     theirs = {name for node in onnx.load_from_string(reference).graph.node for name in node.output if name}
     shapes = _of_shapes(cut.graph)
     producers = {n: node for node in cut.graph.node for n in node.output if n in theirs and n not in shapes}

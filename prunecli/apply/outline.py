@@ -28,7 +28,7 @@ Part = TypeVar("Part", bound=Message)
 def outline(path: Path) -> bytes:
     """A digest of the model without the values of initializers and constants: equal for files that differ in
     those, in metadata of this program, or in an order that has no meaning. Names, shapes, types remain."""
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load(str(path), load_external_data=False, format="protobuf")
     model.DiscardUnknownFields()
     free_initializers(model)
     _arrange(model.metadata_props, lambda p: p.key, lambda p: not p.key.startswith(OWN))

@@ -35,7 +35,7 @@ def masked_reference(path: Path, found: Sequence[Zeroed]) -> bytes:
     Raises:
         PruneError: a weight is not found in the file.
     """
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), format="protobuf")
     slots = _slots(model)
     for one in found:
         slot, values = _take(slots, one)

@@ -120,6 +120,8 @@ def _apply_rule(ctx: Context) -> None:
         except LengthError as error:
             hint = "state the sizes of the inputs with --input-shape or --dim"
             raise PruneError(f"{node.op_type} {node.name!r} does not fit what it reads: {error}", hint) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # no such node can run
+            ctx.freeze_node(f"{node.op_type} makes no sense as it stands: {type(error).__name__}: {error}"[:160])
         ctx.freeze_unspoken()
 
 

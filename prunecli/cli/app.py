@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +68,25 @@ class Command(TyperCommand):
             if self.used is not None:
                 self.used.explain(error)
             raise
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+                ValueError) as error:  # fmt: skip
+            damage = self._damage(ctx.params)
+            if damage is None:
+                raise
+            raise damage from error
+
+    def _damage(self, given: dict[str, Any]) -> PruneError | None:
+        """What there is to say of a model that a mistake of this program may be due to: onnxruntime cannot open it."""
+        from prunecli.cli.schema import schema_of
+        from prunecli.runtime import Session
+
+        models = (given.get(slot.name) for slot in schema_of(str(self.name)).values() if slot.role == "model")
+        for path in filter(None, models):
+            try:
+                Session.open(path, optimise=False)
+            except PruneError as error:
+                return PruneError(f"the model is damaged: {error.message}", "export or download it again")
+        return None
 
     def _look_around(self, given: dict[str, Any]) -> None:
         """Refuse paths that get in each other's way, and tidy up after killed runs where this one reads or writes."""
@@ -73,7 +94,10 @@ class Command(TyperCommand):
 
         written = {name: value for name, value in given.items() if name != "output" or not given.get("dry_run")}
         check_paths(written, force=given.get("force", False))
-        for folder in {Path(), *(path.parent for _, path in named(written))}:
+        folders = {Path(), *(path.parent for _, path in named(written))}
+        with suppress(OSError):  # there is no folder for temporary files: whoever needs one says so
+            folders.add(Path(gettempdir()))
+        for folder in folders:
             remove_leftovers(folder)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -158,22 +158,20 @@ def _single(feed: Feed) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Statistic:
-    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run;
-    `smoothed`: the mean over the tensor's weights that are not gone is added to each (see `smooth`)."""
+    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run."""
 
     take: Callable[[Study, Iterable[Batch]], Gradients]
     batch: int = 1
-    smoothed: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {}
 
 
-def statistic(name: str, batch: int = 1, smoothed: bool = False) -> Callable[[Any], Any]:
+def statistic(name: str, batch: int = 1) -> Callable[[Any], Any]:
     """Register a statistic by the name that criteria ask for it."""
 
     def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
-        STATISTICS[name] = Statistic(take, batch, smoothed)
+        STATISTICS[name] = Statistic(take, batch)
         return take
 
     return add
@@ -200,7 +198,6 @@ def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
     return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
 
 
-@statistic("smoothed absolute gradient", smoothed=True)
 @statistic("absolute gradient")
 def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of one sample."""
@@ -226,9 +223,3 @@ def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array
                 others = tuple(a for a in range(product.ndim) if a != axis)
                 rows.setdefault((name, axis), []).append(product.sum(axis=others, dtype=np.float32))
     return {key: np.stack(own) for key, own in rows.items()}
-
-
-def smooth(values: Gradients, alive: Mapping[str, Array]) -> Gradients:
-    """Each value plus the mean over its tensor's weights that are not gone, which steadies estimates from few samples
-    and keeps small tensors from being emptied."""
-    return {name: value + (value[alive[name]].mean() if alive[name].any() else 0.0) for name, value in values.items()}

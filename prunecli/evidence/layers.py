@@ -196,6 +196,8 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
         found = contraction(use)
         if found is None or found.output is None:
             return f"how {use.op} multiplies it with data is not known"
+        if any(value is not None and value.name == found.data and behind(value) for value in use.node.inputs):
+            return f"{use.op} multiplies it with a constant, not with data"
         if use.op == "Gemm" and not _adds_per_row(use, found):
             return "what Gemm adds to it is not one number for each of its outputs"
         if found.bias is not None and behind(use.node.inputs[found.bias]) is None:

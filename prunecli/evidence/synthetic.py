@@ -129,6 +129,9 @@ def synthetic_data(
     specs = session.inputs
     if not specs:
         raise PruneError("the model has no inputs, so it takes no data", "leave out --data")
+    for spec in specs:
+        if spec.name not in shapes:
+            raise PruneError(f"the shape of the input {spec.name} is not known", "give it with --input-shape")
     rows, runs, by_sample = rows_and_runs(specs, count, BATCH)
     sizes = {s.name: (rows, *shapes[s.name][1:]) if by_sample else tuple(shapes[s.name]) for s in specs}
     check_size(specs, sizes, runs)

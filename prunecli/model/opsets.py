@@ -36,8 +36,8 @@ def raised(model: Model, needed: int, why: str) -> Model:
     with Scratch() as folder:
         place = folder / model.path.name
         try:
-            proto = onnx.load(str(plain_path(model)))
-            onnx.save(onnx.version_converter.convert_version(proto, needed), str(place))
+            proto = onnx.load(str(plain_path(model)), format="protobuf")
+            onnx.save(onnx.version_converter.convert_version(proto, needed), str(place), format="protobuf")
             converted = load(place)
         except Exception as error:  # the converter raises whatever its C++ parts throw
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

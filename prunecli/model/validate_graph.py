@@ -15,6 +15,8 @@ from prunecli.model.protos import Body, bodies
 BROKEN = "export the model again; onnxruntime would not open it either"
 MAX_EXPANDED = 10_000_000
 """Nodes after expanding all function calls: nested calls must not explode."""
+MAX_DEPTH = 100
+"""Functions that call each other and graphs in graphs: what walks them calls itself so often."""
 CONSTANTS = {
     "value": onnx.AttributeProto.TENSOR,
     "sparse_value": onnx.AttributeProto.SPARSE_TENSOR,
@@ -27,6 +29,8 @@ CONSTANTS = {
 }
 """Attributes of the Constant operator, and their types."""
 Function = tuple[str, str, str]
+MAIN: Function = ("", "", "")
+"""Stands for the graph itself: no operator has an empty name."""
 
 
 def check_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -127,18 +131,22 @@ def _label(node: onnx.NodeProto) -> str:
 
 
 def _check_functions(model: onnx.ModelProto, path: Path) -> None:
-    """Functions are unique, do not call themselves, and expand to a sane number of nodes."""
-    calls: dict[Function, Counter[Function]] = {}
+    """Functions are unique, do not call themselves, and expand to a sane number of nodes, not too deep."""
+    calls, below = {MAIN: Counter(_called(model.graph.node))}, {MAIN: _levels(model.graph.node)}
     for function in model.functions:
         key = (function.domain, function.name, function.overload)
         if key in calls:
             raise PruneError(f"{path}: the function '{function.name}' is defined twice", BROKEN)
-        calls[key] = Counter(_called(function.node))
+        calls[key], below[key] = Counter(_called(function.node)), _levels(function.node)
     sizes: dict[Function, int] = {}
     for key in calls:
         _expand(key, calls, sizes, path)
-    expanded = sum(sizes.get(key, 1) * n for key, n in Counter(_called(model.graph.node)).items())
-    if expanded > MAX_EXPANDED:
+    depths: dict[Function, int] = {}
+    for key in sizes:  # what is called comes before what calls it
+        depths[key] = 1 + below[key] + max((depths.get(called, 0) for called in calls[key]), default=0)
+    if max(depths.values()) > MAX_DEPTH:
+        raise PruneError(f"{path}: its functions and graphs are nested more than {MAX_DEPTH} deep", BROKEN)
+    if sizes[MAIN] > MAX_EXPANDED:
         raise PruneError(f"{path}: its functions expand to more than {MAX_EXPANDED} nodes", BROKEN)
 
 
@@ -157,6 +165,12 @@ def _expand(start: Function, calls: dict[Function, Counter[Function]], sizes: di
         if any(c in open_calls for c in waiting):
             raise PruneError(f"{path}: the function '{key[1]}' calls itself", BROKEN)
         stack += waiting
+
+
+def _levels(nodes: Iterable[onnx.NodeProto]) -> int:
+    """How deep graphs are nested in the attributes of these nodes."""
+    inner = (graph for node in nodes for attribute in node.attribute for graph in _graphs(attribute))
+    return max((1 + _levels(graph.node) for graph in inner), default=0)
 
 
 def _called(nodes: Iterable[onnx.NodeProto]) -> Iterator[Function]:

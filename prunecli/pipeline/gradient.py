@@ -30,7 +30,7 @@ from prunecli.types import Progress, Skipped, no_progress
 from prunecli.zeros.options import GradientOptions
 
 Array = np.ndarray[Any, Any]
-STEPS = {"smoothed": 6, "fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
+STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
 _MINE = ("steps", "loss", "output_name", "samples")
 
@@ -41,7 +41,7 @@ def gradient(
     """Zero the weights with the lowest gradient scores and save the model with proof.
 
     `changes` override fields of `options`: `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default
-    criterion is `smoothed`, scope `global`.
+    criterion is `taylor`, scope `global`.
 
     Raises:
         PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
@@ -56,7 +56,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
     Raises:
         PruneError: a criterion of another command, or nothing says how much goes.
     """
-    recipe = replace(recipe, criterion=recipe.criterion or "smoothed")
+    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
     found = CRITERIA.get(recipe.criterion or "")
     if not found.needs:
         raise PruneError(
@@ -79,7 +79,7 @@ class ByGradient:
     command = "gradient"
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
-        criterion = CRITERIA.get(recipe.criterion or "smoothed")
+        criterion = CRITERIA.get(recipe.criterion or "taylor")
         steps = (
             1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
         )  # nothing is left to measure on the way

@@ -14,7 +14,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.reading import float_outputs
 from prunecli.evidence.flow import FlowTask, flow
-from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task, smooth
+from prunecli.evidence.gradients import STATISTICS, OutputTask, Shapes, Study, Task
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.pipeline.calibration import about, calibration_samples, cautions, first_feed
 from prunecli.recover.objective import Objective, ObjectiveOptions, choose_objective
@@ -54,23 +54,20 @@ class GradientSamples:
 @dataclass
 class Source:
     """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
-    its part of the recorded recipe; `feed`: inputs that the model runs on; `smoothed`: see `smooth`."""
+    its part of the recorded recipe; `feed`: inputs that the model runs on."""
 
     study: Study
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     notes: Sequence[str] = ()
     feed: Mapping[str, Array] | None = None
-    smoothed: bool = False
 
     def measure(
         self, weights: Sequence[Weight], alive: Mapping[str, Array], label: str, progress: Progress
     ) -> dict[str, Array]:
         """By weight; zero for what is gone, so that it stays gone."""
         found = self.take(label, progress)
-        values = {w.name: found[w.holder.name] for w in weights}
-        values = smooth(values, alive) if self.smoothed else values
-        return {name: np.where(alive[name], value, 0.0) for name, value in values.items()}
+        return {w.name: np.where(alive[w.name], found[w.holder.name], 0.0) for w in weights}
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def open_source(
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, cautions(data), first_feed(data), found.smoothed)
+    return Source(study, take, asked, cautions(data), first_feed(data))
 
 
 def open_study(

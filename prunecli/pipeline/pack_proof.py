@@ -121,7 +121,7 @@ class Proof:
         with Scratch() as folder:
             place = folder / "optimised.onnx"
             Session.open(staged, provider=self.execution.provider, optimised=place)
-            left = list(_marked(onnx.load(str(place), load_external_data=False).graph))
+            left = list(_marked(onnx.load(str(place), load_external_data=False, format="protobuf").graph))
         found = [name for name in sorted(packed) if any(_ends_chain(node, name) for node in left)]
         if found:  # nodes of the model's own may be named so, too
             raise NotFolded(found)

@@ -190,5 +190,5 @@ def channel_block() -> int:
     with Scratch() as folder:
         path = folder / "optimised.onnx"
         Session.open(model.SerializeToString(), optimised=path)
-        stored = [tensor.dims[0] for tensor in onnx.load(path).graph.initializer]
+        stored = [tensor.dims[0] for tensor in onnx.load(path, format="protobuf").graph.initializer]
     return max(stored) if stored and max(stored) > 4 else 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import parent_process
+from pickle import PicklingError
 from threading import Thread
 from typing import Any, Protocol
 
@@ -109,7 +110,12 @@ class LocalProcesses:
         tasks = [delayed(_in_child)(workspace, number, job) for number, job in left.items()]
         parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
                             max_nbytes=MAPPED)  # fmt: skip
-        yield from parallel(tasks)
+        try:
+            yield from parallel(tasks)
+        except PicklingError as error:
+            why = error.__cause__ or error
+            raise PruneError(f"trials cannot be handed to their processes: {why}",
+                             "make room in the temporary folder, or use --jobs 1") from error  # fmt: skip
 
     def close(self) -> None:
         """joblib ends idle processes itself."""

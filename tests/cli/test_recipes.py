@@ -151,6 +151,9 @@ WHOLE = [
     (f"model='{MODEL}'\n[[step]]\ncommand='structured'\nmacs=0.5\ngranularity='chanel'", "5:13", "chanel"),
     (f"model='{MODEL}'\n[[step]]\ncommand='structured'\nmacs=0.5\nparams=0.5", "4:6", "give only one of"),
     (f"model='{MODEL}'\n[[step]]\ncommand='magnitude'\nsparsity=0.5\noutput='a.onnx'\n[[step]]\ncommand='magnitude'\nsparsity=0.6\noutput='./a.onnx'", "9:8", "writes a.onnx too"),
+    (f"model='{MODEL}'\n[[step]]\ncommand='magnitude'\nsparsity=0.5\noutput='a.onnx'\nreport='r.json'\n[[step]]\ncommand='inspect'\nmodel='magnitude'\nreport='./r.json'", "10:8", "the step magnitude writes r.json too"),
+    (f"model='{MODEL}'\n[[step]]\ncommand='magnitude'\nsparsity=0.5\noutput='r.toml'\nforce=true", "5:8", "is what the recipe reads"),
+    (f"model='{MODEL}'\n[data]\nd='r.toml'\n[[step]]\ncommand='sensitivity'\ndata='d'\nstate='s'\n[[step]]\ncommand='magnitude'\nsparsity=0.5\noutput='s'", "11:8", "the step sensitivity writes s too"),
     (f"model='{MODEL}'\n[[step]]\ncommand='finetune'", "2:1", "training needs data"),
 ]  # fmt: skip
 

@@ -136,6 +136,7 @@ def test_branches(tmp_path: Path) -> None:
 
 LEFT: list[tuple[str, list[Any], dict[str, np.ndarray], str]] = [
     ("computed bias", [N("Relu", ["x"], ["r"]), N("ReduceSum", ["r"], ["q"], keepdims=0), N("Expand", ["q", "four"], ["b"]), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "four": np.array([4])}, "computed"),
+    ("no data", [N("MatMul", ["w", "u"], ["h"]), N("Add", ["x", "h"], ["y"])], {"w": f(2, 4), "u": f(4, 3)}, "a constant, not with data"),
     ("recurrent", [N("LSTM", ["x", "w", "r"], ["y"], hidden_size=4)], {"w": f(1, 16, 3), "r": f(1, 16, 4)}, "LSTM"),
 ]  # fmt: skip
 

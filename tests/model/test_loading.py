@@ -126,6 +126,15 @@ def bomb(depth: int = 30) -> list[onnx.FunctionProto]:
     return [function(f"f{i}", [f"f{i + 1}"] * 10) for i in range(depth)] + [last]
 
 
+def chained(depth: int, in_loops: int = 0) -> list[onnx.FunctionProto]:
+    """Each function calls the next, the last one has so many graphs in each other."""
+    body = node("Relu", ["a"], ["o"])
+    for _ in range(in_loops):
+        body = node("Loop", ["", ""], ["o"], body=helper.make_graph([body], "g", [], []))
+    last = helper.make_function("local", f"f{depth - 1}", ["a"], ["o"], [body], [helper.make_opsetid("", 17)])
+    return [*(function(f"f{i}", [f"f{i + 1}"]) for i in range(depth - 1)), last]
+
+
 def nested(depth: int) -> Callable[[Path], object]:
     """Subgraphs in subgraphs; written as bytes, because the protobuf library refuses to build them."""
 
@@ -174,6 +183,8 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("cycle through a branch", cycle_through_branch, "in a circle"),
     ("recursive function", with_functions(function("f0", ["f1"]), function("f1", ["f0"])), "calls itself"),
     ("double function", with_functions(function("f0", ["f1"]), function("f0", ["f1"])), "is defined twice"),
+    ("deep functions", with_functions(*chained(101)), "nested more than 100 deep"),
+    ("deep graphs", with_functions(*chained(80, in_loops=21)), "nested more than 100 deep"),
     ("function bomb", with_functions(*bomb()), "expand to more than"),
     ("constant of another type", lambda m: m.graph.node.append(node("Constant", [], ["c"], value=[1.0])),
      "'value' of Constant node 'c' has another type"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -135,3 +137,24 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(distributed, "Client", nobody)
     with pytest.raises(PruneError, match="no Dask scheduler answers at tcp://nowhere:1"):
         Dask("tcp://nowhere:1")
+
+
+ORPHANS = """
+import os, time
+from joblib import Parallel, delayed
+from prunecli.search import pool
+def job(number):
+    pool._end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+Parallel(2)(delayed(job)(number) for number in range(2))
+"""
+
+
+def test_children_end_with_their_parent_however_it_dies() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout is not None
+    assert len({parent.stdout.readline() for _ in range(2)}) == 2
+    parent.kill()
+    assert parent.stdout.read() == "", "the pipe ends when the last of them has ended"
+    parent.wait()

@@ -11,6 +11,7 @@ from prunecli.cli.recipes.read import RESERVED, Recipe, Step
 from prunecli.cli.schema import Slot, schema_of
 from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.errors import PruneError, did_you_mean
+from prunecli.files import WRITTEN, named, same
 
 _RELATIVE = "paths are relative to the recipe"
 Fate = Literal["kept", "default", "temporary", "none"]
@@ -55,6 +56,7 @@ def plan(recipe: Recipe, scratch: Path) -> Plan:
         _check_reads(recipe, step, sources, planned)
         fate, output = _output(step, at, sources, at in used, planned, scratch)
         planned.append(_with_words(Planned(step, sources, fate, output), recipe, planned))
+    _check_apart(recipe, planned)
     return Plan(recipe, tuple(planned))
 
 
@@ -146,7 +148,7 @@ def _output(
     setting = step.settings.get("output")
     if setting is not None:
         path = Path(resolve(setting.texts[0], "path", setting.folder))
-        _check_target(setting, path, "force" in step.settings, before)
+        _check_target(setting, path, "force" in step.settings)
         return "kept", path
     if used:
         return "temporary", scratch / f"{at + 1}-{step.name}.onnx"
@@ -156,10 +158,36 @@ def _output(
     return "default", None
 
 
-def _check_target(setting: Setting, path: Path, force: bool, before: list[Planned]) -> None:
-    for planned in before:
-        if planned.output is not None and planned.output.absolute() == path.absolute():
-            raise setting.error(f"the step {planned.step.name} writes {path} too", "give each its own output")
+def _check_apart(recipe: Recipe, steps: list[Planned]) -> None:
+    """Whether what each step writes is apart from what the others write, and from what the recipe and its steps read
+    that none of them made. (Each command checks its own paths.)"""
+    written: list[tuple[Path, Setting, str]] = []
+    read = [recipe.path]
+    for at, planned in enumerate(steps):
+        made = [path for path, _, _ in written]
+        for name, path, setting in _paths(planned, recipe, steps[:at]):
+            if name in WRITTEN:
+                written.append((path, setting, planned.step.name))
+            elif not any(same(path, other) for other in made):
+                read.append(path)
+    for at, (path, setting, _) in enumerate(written):
+        for other, _, step in written[:at]:
+            if same(path, other):
+                raise setting.error(f"the step {step} writes {path} too", "give each its own file")
+        if any(same(path, other) for other in read):
+            raise setting.error(f"{path} is what the recipe reads", "choose another name")
+
+
+def _paths(planned: Planned, recipe: Recipe, before: list[Planned]) -> Iterator[tuple[str, Path, Setting]]:
+    """Every path of a step's settings, with the name of its parameter."""
+    for key, setting in planned.step.settings.items():
+        slot = schema_of(planned.step.command)[key]
+        for text in setting.texts if slot.role != "other" else ():
+            found = named(_text(planned, recipe, before, slot, setting, text), slot.name)
+            yield from ((name, path, setting) for name, path in found)
+
+
+def _check_target(setting: Setting, path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         raise setting.error(f"there is no folder {path.parent}", "make it first")
     if path.exists() and not force:
