@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from prunecli.cli.defaults import Used
 
 
+MISTAKES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What a model that makes no sense may lead to where nothing has found that out."""
+
+
 class Command(TyperCommand):
     """A command whose help lists its options under the headings that options.py gives them."""
 
@@ -68,9 +74,10 @@ class Command(TyperCommand):
             if self.used is not None:
                 self.used.explain(error)
             raise
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-                ValueError) as error:  # fmt: skip
-            damage = self._damage(ctx.params)
+        except Exception as error:
+            if _comes_of_interrupt(error):
+                raise KeyboardInterrupt from error
+            damage = self._damage(ctx.params) if isinstance(error, MISTAKES) else None
             if damage is None:
                 raise
             raise damage from error
@@ -115,6 +122,13 @@ class Command(TyperCommand):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt became this error on its way: modules in C that are imported make an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Commands(TyperGroup):

@@ -160,3 +160,10 @@ def test_sigint_ends_a_real_run_without_a_traceback(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, len(err.splitlines())) == (130, 2)
+
+
+def test_an_interrupt_that_became_another_error_is_one(prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    _raise(monkeypatch, error)
+    assert prune("inspect").code == 130
