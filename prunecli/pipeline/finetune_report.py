@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.pipeline.charts_training import training_charts
 from prunecli.pipeline.pack_report import packed_json, packed_sections
-from prunecli.report.contract import report_json
+from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report
 
@@ -62,7 +62,8 @@ def to_document(found: FinetuneResult) -> Document:
         Column("epoch"), Column("loss", "number"), Column(found.score_name, "number"), Column("rate", "number", 2),
         Column("seconds", "number", 3), Column("samples/s", "number", 1), Column(""),
     )  # fmt: skip
-    sections: list[Section] = [Table("Training", columns, rows, _note(found))]
+    sections: list[Section] = [Text(note, "warning") for note in grown(found.before, found.after)]
+    sections.append(Table("Training", columns, rows, _note(found)))
     sections += training_charts([found.epochs], found.score_name, [found.score_before])
     sections.append(_gain(found))
     zeros = found.after.params - found.after.nonzero

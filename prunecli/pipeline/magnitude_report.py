@@ -8,7 +8,7 @@ from prunecli.pipeline.charts_pruned import ZEROED, layer_bars, size_bars, sprea
 from prunecli.pipeline.choice import KINDS
 from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.pipeline.pack_report import packed_json, packed_sections
-from prunecli.report.contract import report_json
+from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
 
@@ -70,7 +70,8 @@ def _row(layer: Layer) -> LayerRow:
 def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
     title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
-    sections: list[Section] = [_summary(found), _proof(found.verification), *_how(found), _layers(found)]
+    sections: list[Section] = [Text(note, "warning") for note in grown(found.before, found.after)]
+    sections += [_summary(found), _proof(found.verification), *_how(found), _layers(found)]
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)

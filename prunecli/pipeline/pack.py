@@ -31,7 +31,7 @@ OPSET, OPSET_BFLOAT16 = 11, 13
 
 
 class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with --pack take as an answer
-    """No tensor would become smaller by as much as was asked for."""
+    """No tensor would become smaller by as much as was asked for, or the file would not."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
                   how.values, options.max_error, progress, not options.plain_zeros)  # fmt: skip
     write(file, items)
     sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
-    sizes = _Sizes(before, proof if options.verify else None)
+    given = sum(each.stat().st_size for each in (original.path, *original.data_files))
+    sizes = _Sizes(before, proof if options.verify else None, given)
     saved = _save(file, target, options, Provenance("pack", options.packing_json()), sparse, sizes)
     assert sizes.after is not None
     return PackResult(
@@ -147,18 +148,22 @@ def _negative(items: Sequence[Item]) -> list[str]:
 
 @dataclass
 class _Sizes:
-    """Takes the staged file: proves it, then reads off its sizes."""
+    """Takes the staged file: reads off its sizes, and proves it. `limit`: bytes that it may take."""
 
     before: Totals
     proof: Proof | None = None
+    limit: int | None = None
     after: Totals | None = None
     zstd: int = 0
 
     def __call__(self, staged: Path) -> None:
-        if self.proof is not None:
-            self.proof(staged)
         saved = load(staged)
         found = totals(saved)
+        if self.limit is not None and found.file_bytes > self.limit:
+            problem = f"packing would make it larger: {self.limit:,} bytes would become {found.file_bytes:,}"
+            raise NothingSmaller(problem, "the nodes that decode take more than they save; leave it as it is")
+        if self.proof is not None:
+            self.proof(staged)
         self.after = replace(found, macs=self.before.macs)
         self.zstd = sum(zstd_bytes(file) for file in (staged, *saved.data_files))
 

@@ -50,12 +50,12 @@ def packed_after(
         try:
             found = pack(place, replace(options, output=target), progress)
             return made, Small(found, found.output, found.notes)
-        except NothingSmaller:
+        except NothingSmaller as error:
+            why = error.message.replace(str(place), "it")
             if not options.dry_run:
                 save(load(place), target, SaveOptions(options.external_data, options.force))
     output = None if options.dry_run else FileRef(str(target), file_sha256(target))
-    note = f"nothing would become {options.min_saving:.0%} smaller by packing: it is stored as it is"
-    return made, Small(None, output, (note,))
+    return made, Small(None, output, (f"not packed, it is stored as it is: {why}",))
 
 
 def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:

@@ -11,7 +11,7 @@ from prunecli.pipeline.charts_pruned import REMOVED, group_bars, layer_bars, sco
 from prunecli.pipeline.gradual_report import training_json, training_sections
 from prunecli.pipeline.pack_report import packed_json, packed_sections
 from prunecli.pipeline.recovery import recovery_json, recovery_sections
-from prunecli.report.contract import report_json
+from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Column, Document, Section, Table, Text
 from prunecli.types import Json, Report, Skipped, Verification
 
@@ -88,7 +88,7 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
-    sections: list[Section] = [Text(note, "warning") for note in found.notes]
+    sections: list[Section] = [Text(note, "warning") for note in (*grown(found.before, found.after), *found.notes)]
     sections += [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)

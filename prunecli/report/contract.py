@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from prunecli._version import __version__
-from prunecli.types import Json, LayerRow, Report
+from prunecli.types import Json, LayerRow, Report, Totals
 
 SCHEMA = "prunecli/1"
+RECORD = 2048, 0.01
+"""Bytes, and a share of the file, that what is recorded of how a model was made may take."""
 
 
 def envelope(command: str) -> Json:
     """The keys that every command's JSON starts with."""
     return {"schema": SCHEMA, "command": command, "version": __version__}
+
+
+def grown(before: Totals, after: Totals) -> list[str]:
+    """That a result is larger than its input, by more than the record of how it was made."""
+    old, new = before.file_bytes, after.file_bytes
+    if new <= old + max(RECORD[0], RECORD[1] * old):
+        return []
+    return [f"the result is larger than the input: {old:,} bytes became {new:,}"]
 
 
 def report_json(report: Report) -> Json:
@@ -28,7 +38,7 @@ def report_json(report: Report) -> Json:
         "layers": [_layer(layer) for layer in report.layers],
         "skipped": [asdict(item) for item in report.skipped],
         "verification": asdict(report.verification),
-        "notes": list(report.notes),
+        "notes": [*grown(report.before, report.after), *report.notes],
         **report.extra,
     }
 

@@ -24,7 +24,7 @@ from prunecli.pipeline.pack import NothingSmaller, pack, unpack
 from prunecli.pipeline.pack_plan import information
 from prunecli.report.render_cells import cell_text
 from prunecli.report.render_text import to_markdown
-from tests.model.build import MODELS, info, node, proto, save_proto
+from tests.model.build import MODELS, floats, info, node, proto, save_proto
 from tests.storage.sparse import matmul, optimised, run, sparse
 
 Array = np.ndarray[Any, Any]
@@ -367,6 +367,36 @@ def test_pack_with_magnitude(tmp_path: Path) -> None:
     assert found.output.path == str(tmp_path / "packed.onnx")
     with pytest.raises(PruneError, match="already exists"):
         prunecli.magnitude(model, sparsity=0.8, output=tmp_path / "packed.onnx", pack=True)
+
+
+def many_small(folder: Path) -> Path:
+    """Some tensors, each smaller by its bits, whose decoding takes more than that."""
+    kept = {f"w{i}": floats(16, 16, seed=i) for i in range(3)}
+    for array in kept.values():
+        array[:, ::2] = 0
+    nodes = [node("MatMul", [f"h{i}" if i else "x", f"w{i}"], ["y" if i == 2 else f"h{i + 1}"]) for i in range(3)]
+    return save_proto(proto(nodes, {"x": (2, 16)}, ["y"], kept), folder, "small.onnx")
+
+
+def test_a_file_that_would_grow_is_refused(tmp_path: Path) -> None:
+    path = many_small(tmp_path)
+    with pytest.raises(PruneError, match=rf"larger: {path.stat().st_size:,} bytes would become \d,\d+$"):
+        pack(path, output=tmp_path / "p.onnx", min_saving=0)
+    assert list(tmp_path.iterdir()) == [path]
+    found = prunecli.magnitude(path, sparsity=0.5, output=tmp_path / "p.onnx", pack=True)
+    assert found.packed is None
+    assert any("stored as it is: packing would make it larger" in note for note in found.notes)
+
+
+def test_a_result_larger_than_its_input_says_so(tmp_path: Path) -> None:
+    packed = tmp_path / "p.onnx"
+    prunecli.magnitude(SAMPLES / "digits-mlp.onnx", sparsity=0.9, output=packed, pack=True)
+    found = prunecli.magnitude(packed, sparsity=0.95, output=tmp_path / "dense.onnx")
+    said = f"the result is larger than the input: {packed.stat().st_size:,} bytes became"
+    assert found.to_json()["notes"][0].startswith(said)
+    assert str(found.to_document().sections[0]).count(said) == 1
+    with pytest.raises(PruneError, match="packing would make it larger"):  # by its history
+        pack(packed, output=tmp_path / "q.onnx")
 
 
 def test_too_few_zeros_are_stored_as_they_are(tmp_path: Path) -> None:
