@@ -115,9 +115,11 @@ def _check_harmless(setting: Setting, argument: bool, role: str) -> None:
 
 @dataclass(frozen=True)
 class Used:
-    """The defaults that one command line falls back on, by the parameter's name."""
+    """The defaults that one command line falls back on, by the parameter's name. `files`: which of them decide what is
+    written where."""
 
     settings: dict[str, Setting]
+    files: frozenset[str] = frozenset()
 
     @classmethod
     def on(cls, command: str, raw: dict[str, Any]) -> Used:
@@ -125,7 +127,9 @@ class Used:
         if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
             return cls({})
         schema, found = schema_of(command), defaults.of(command)
-        return cls({schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw})
+        files = {slot.name for key, slot in schema.items() if key == "force" or slot.role == "path"}
+        settings = {schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw}
+        return cls(settings, frozenset(files & settings.keys()))
 
     def default_map(self, command: str) -> dict[str, Any]:
         """As Typer takes defaults from outside: flags as truth, all else as text."""
@@ -139,9 +143,11 @@ class Used:
         return setting.error(error.message, f"correct it there; {_ISOLATED}") if setting else None
 
     def tell(self) -> None:
-        """Say, with --verbose, which values are not the command line's."""
-        for setting in self.settings.values() if terminal.verbose else ():
-            say("note", f"{setting.key} = {', '.join(setting.texts)} (from {setting.place})")
+        """Say which values are not the command line's: with --verbose all; always where a file above the working
+        folder, which nobody may have in mind, decides what is written where, or over what."""
+        for name, setting in self.settings.items():
+            if terminal.verbose or (name in self.files and setting.folder != Path()):
+                say("note", f"{setting.key} = {', '.join(setting.texts)} (from {setting.place})")
 
     def explain(self, error: PruneError) -> None:
         """Add to an error about options where the one it names comes from, if that is a default."""

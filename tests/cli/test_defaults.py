@@ -88,6 +88,25 @@ def test_verbose_says_where_a_value_is_from(words: list[object], folder: Path, p
     assert "format" not in prune(*words, "--format", "table").err
 
 
+WRITES = [
+    ("force = true", "note: force = true (from ../pyproject.toml:2:9)"),
+    ("output = 'o.onnx'", "note: output = o.onnx (from ../pyproject.toml:2:10)"),
+    ("report = 'r.json'", "note: report = r.json (from ../pyproject.toml:2:10)"),
+    ("seed = 3", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), WRITES)
+def test_what_is_written_by_a_file_above_is_said(text: str, told: str, folder: Path, prune: Prune) -> None:
+    project(folder, f"[tool.prune]\n{text}\n")
+    line = ("magnitude", MODEL, "--sparsity", "0.5", *([] if "output" in text else ["-o", "m.onnx"]))
+    assert (done := prune(*line)).code == 0, done.err
+    assert done.err.splitlines()[:1] == ([told] if told else [])
+    assert prune("-q", *line, "--force").err == ""
+    project(folder / "sub", f"[tool.prune]\n{text}\n")
+    assert "pyproject" not in prune(*line, "--force").err
+
+
 @pytest.mark.parametrize("words", [["--isolated", "inspect", MODEL], ["inspect", MODEL, "--isolated"]])
 def test_isolated_ignores_the_file(words: list[object], folder: Path, prune: Prune) -> None:
     project(folder, "[tool.prune]\nformt = 'json'\n")
