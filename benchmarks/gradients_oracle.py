@@ -61,7 +61,8 @@ def ours(
     built = time.perf_counter() - started
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+    serialised = ir.to_proto(model.model).SerializeToString()
+    session = ort.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
     weights = {k: t.numpy() for k, t in model.weights.items()}
     shape = model.loss_inputs["vector"][1]
     vector = np.random.default_rng(vector_seed).random(shape).astype(np.float32)

@@ -18,6 +18,9 @@ from prunecli.inputs import InputSpec, index_limits, random_inputs
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
+
+    Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 __all__ = ["Execution", "InputSpec", "Session", "TimedOutError", "index_limits", "providers", "random_inputs"]
 
@@ -60,7 +63,7 @@ class Session:
     @classmethod
     def open(
         cls,
-        model: str | Path | bytes,
+        model: Source,
         *,
         provider: str = "cpu",
         threads: int = 0,
@@ -68,11 +71,13 @@ class Session:
         low_memory: bool = False,
         training: bool = False,
         outputs: Sequence[str] | Literal["all"] | None = None,
-        external_dir: str | Path | None = None,
         profile: Path | None = None,
         optimised: Path | None = None,
     ) -> Session:
-        """Opens a model file, or the serialised bytes of one.
+        """Opens a model file, or a model in memory: as an IR, as a proto, or as the bytes of one.
+
+        A file may have its data anywhere that `DataFolder` allows. What is in memory may refer to data by absolute
+        paths, as everything made from a loaded model does; bytes hold everything.
 
         Args:
             provider: an execution provider, in full or short ("cpu", "cuda").
@@ -81,21 +86,17 @@ class Session:
             low_memory: no weight pre-packing, no optimisation, no memory arena: for models of gigabytes.
             training: no memory pattern: the many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
-            external_dir: where the external data of a model given as bytes lies.
             profile: time every operator; the file that `end_profile` writes starts with this.
             optimised: a file that receives the graph as onnxruntime will run it.
 
         Raises:
-            PruneError: onnxruntime cannot open it; the message holds its cause in one line.
+            PruneError: onnxruntime cannot open it; the message holds its cause in one line. In memory,
+                2 GB is the limit.
         """
         ort = _onnxruntime()
-        label = "the model" if isinstance(model, bytes) else str(model)
-        source: str | bytes = model if isinstance(model, bytes) else str(model)
-        if outputs is not None:
-            if not isinstance(source, bytes) and external_dir is None:
-                external_dir = Path(source).resolve().parent
-            source = _with_outputs(source, outputs)
-        options = _options(ort, threads, optimise, low_memory, external_dir)
+        label = str(model) if isinstance(model, str | Path) else "the model"
+        source = _source(model, outputs)
+        options = _options(ort, threads, optimise, low_memory)
         if training:
             options.enable_mem_pattern = False
         if profile is not None:
@@ -268,6 +269,7 @@ def providers() -> list[str]:
 
 
 _OPEN_HINT = "check it with `prune inspect`; it may be damaged or use operators this onnxruntime lacks"
+_LARGE_HINT = "2 GB is the limit in memory; magnitude, oneshot and evaluate take larger models"
 _RUN_HINT = "check the inputs' shapes and values; --dim and --input-shape set dynamic dimensions"
 
 
@@ -298,7 +300,7 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _options(ort: Any, threads: int, optimise: bool, low_memory: bool, external_dir: str | Path | None) -> Any:
+def _options(ort: Any, threads: int, optimise: bool, low_memory: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
@@ -310,9 +312,6 @@ def _options(ort: Any, threads: int, optimise: bool, low_memory: bool, external_
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-    if external_dir is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(external_dir))
     return options
 
 
@@ -325,16 +324,37 @@ def _provider_list(ort: Any, name: str) -> list[str]:
     return [chosen] if chosen == "CPUExecutionProvider" else [chosen, "CPUExecutionProvider"]
 
 
-def _with_outputs(source: str | bytes, wanted: Sequence[str] | Literal["all"]) -> bytes:
-    """The serialised model with more graph outputs, typed by onnxruntime; external data is not read."""
+def _source(model: Source, outputs: Sequence[str] | Literal["all"] | None) -> str | bytes:
+    """What onnxruntime is given: a path, or bytes that hold everything, since it resolves no absolute paths."""
+    if isinstance(model, str | Path | bytes) and outputs is None:
+        return model if isinstance(model, bytes) else str(model)
     import onnx
+    import onnx_ir as ir
+
+    from prunecli.model.outside import external, pull_in, read_proto
 
     with _translated("the model cannot be read", _OPEN_HINT):
         proto = (
-            onnx.load_from_string(source)
-            if isinstance(source, bytes)
-            else onnx.load(source, load_external_data=False, format="protobuf")
-        )
+            onnx.load_from_string(model) if isinstance(model, bytes)
+            else read_proto(Path(model)) if isinstance(model, str | Path) else model
+        )  # fmt: skip
+    try:
+        proto = ir.to_proto(proto) if isinstance(proto, ir.Model) else proto
+        for tensor in external(proto):
+            pull_in(tensor)
+        if outputs is not None:
+            _add_outputs(proto, outputs)
+        return bytes(proto.SerializeToString())
+    except PruneError:
+        raise
+    except Exception as error:  # onnx-ir and protobuf raise their own kinds
+        raise PruneError(f"the model does not fit into one piece: {_cause(error)}", _LARGE_HINT) from error
+
+
+def _add_outputs(proto: onnx.ModelProto, wanted: Sequence[str] | Literal["all"]) -> None:
+    """More graph outputs, typed by onnxruntime."""
+    import onnx
+
     values = [name for node in proto.graph.node for name in node.output if name]
     names = values if wanted == "all" else list(wanted)
     present = {o.name for o in proto.graph.output}
@@ -343,14 +363,6 @@ def _with_outputs(source: str | bytes, wanted: Sequence[str] | Literal["all"]) -
         raise PruneError(f"the model computes no value named {unknown[0]}", "value names are the nodes' output names")
     new = [name for name in dict.fromkeys(names) if name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
-    return _serialise(proto)
-
-
-def _serialise(proto: onnx.ModelProto) -> bytes:
-    try:
-        return bytes(proto.SerializeToString())
-    except Exception as error:  # protobuf raises its own kinds, by implementation
-        raise PruneError("the model is over 2 GB in one piece", "save it with external data") from error
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ ALLOWED = {
     "packing": BASE | {"options"},
     "inspection": BASE | {"options"},
     "select": BASE,
-    "runtime": BASE | {"inputs"},
+    "runtime": BASE | {"inputs", "model"},
     "data": BASE | {"inputs", "runtime"},
     "channels": MODEL,
     "autodiff": MODEL | {"runtime"},

@@ -8,8 +8,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from prunecli.errors import PruneError
+from prunecli.model import load
+from prunecli.model.outside import read_proto
 from prunecli.runtime import MOST_THREADS, Execution, Session, TimedOutError, providers
 from tests.tiny import model, write
 
@@ -49,17 +52,24 @@ def test_element_types_that_numpy_lacks(dtype: str) -> None:
     assert np.array_equal(y.astype(np.float32), x.astype(np.float32))
 
 
-def test_external_data_of_bytes_and_files(tmp_path: Path) -> None:
+def test_external_data_of_files_and_of_models_in_memory(tmp_path: Path) -> None:
     proto = onnx.load_from_string(
         model("g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> { h = MatMul(x, w)  y = Relu(h) }")
     )
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([[1, 2], [3, 4]], np.float32), "w"))
     path = tmp_path / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     expected = np.maximum(X @ np.array([[1, 2], [3, 4]], np.float32), 0)
     assert np.array_equal(Session.open(path).run({"x": X})["y"], expected)
     assert np.array_equal(Session.open(path, outputs=["h"]).run({"x": X})["y"], expected)
-    raw = path.read_bytes()
-    assert np.array_equal(Session.open(raw, external_dir=tmp_path).run({"x": X})["y"], expected)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "w.bin").rename(tmp_path / "store" / "w.bin")
+    (tmp_path / "w.bin").symlink_to("store/w.bin")
+    for made in (load(path).ir, read_proto(path)):
+        assert np.array_equal(Session.open(made).run({"x": X})["y"], expected)
+    assert np.array_equal(Session.open(path, outputs=["h"]).run({"x": X})["y"], expected)
+    with pytest.raises(PruneError, match=r"'w\.bin' of w is not resolved"):
+        Session.open(onnx.load(path, load_external_data=False))
 
 
 def test_bound_arrays_are_read_and_written_in_place() -> None:

@@ -24,6 +24,7 @@ from prunecli.apply.proof_inputs import NoNumbersError, UnprovedError, cannot_op
 from prunecli.apply.tolerance import RELATIVE, Difference, differences, tells
 from prunecli.data.columns import free_memory
 from prunecli.errors import PruneError
+from prunecli.model.outside import read_whole
 from prunecli.runtime import Session, TimedOutError
 from prunecli.types import Progress, Verification, no_progress
 
@@ -184,8 +185,7 @@ class _Sides:
 
     @cached_property
     def masked(self) -> bytes:
-        original = onnx.load(str(self.path), format="protobuf")
-        return bytes(masked_original(original, self.forced, self.restricted).SerializeToString())
+        return bytes(masked_original(read_whole(self.path), self.forced, self.restricted).SerializeToString())
 
     @cached_property
     def reference(self) -> Session:
@@ -197,7 +197,7 @@ class _Sides:
 
     @cached_property
     def zeroed(self) -> Session:
-        return self.open(masked_original(onnx.load(str(self.path), format="protobuf"), self.forced).SerializeToString())
+        return self.open(masked_original(read_whole(self.path), self.forced))
 
     @cached_property
     def cut(self) -> Session:

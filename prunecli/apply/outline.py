@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from onnx import numpy_helper
+
+from prunecli.model.outside import pull_in, read_proto
+from prunecli.model.protos import normalise
 
 OWN = "prunecli."
 """Prefix of the metadata that saving adds."""
@@ -19,7 +21,6 @@ FREE_INITIALIZERS = 4
 """The IR version since which an initializer need not be listed as an input; it changed nothing else."""
 _VALUES = {"value", "sparse_value", "value_float", "value_floats"}
 """Attributes in which a Constant may hold a tensor of floats: saving may turn one into another."""
-_TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 _DATA = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _STORED = (*_DATA, "external_data", "data_location")
 Part = TypeVar("Part", bound=Message)
@@ -28,8 +29,9 @@ Part = TypeVar("Part", bound=Message)
 def outline(path: Path) -> bytes:
     """A digest of the model without the values of initializers and constants: equal for files that differ in
     those, in metadata of this program, or in an order that has no meaning. Names, shapes, types remain."""
-    model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    model = read_proto(path)
     model.DiscardUnknownFields()
+    normalise(model)
     free_initializers(model)
     _arrange(model.metadata_props, lambda p: p.key, lambda p: not p.key.startswith(OWN))
     for graph in graphs(model):
@@ -37,12 +39,13 @@ def outline(path: Path) -> bytes:
     drop_unnamed(model)
     for node in nodes(model):
         for attribute in node.attribute:
-            _plain_attribute(node, attribute, path.parent)
+            _plain_attribute(node, attribute)
     for body in reversed([*model.functions, *graphs(model)]):  # inner ones first: sorting copies them
+        for node in body.node:
+            _arrange(node.attribute, lambda attribute: attribute.name)
         _arrange(body.node, lambda node: (*node.output, node.name))
         _arrange(body.value_info, lambda info: info.name, lambda info: info.HasField("type"))
     _arrange(model.functions, lambda f: (f.domain, f.name, f.overload))
-    _clear_empty(model)
     _arrange(model.opset_import, lambda entry: entry.domain)
     return hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
 
@@ -80,31 +83,20 @@ def _without_values(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return plain
 
 
-def _plain_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, folder: Path) -> None:
+def _plain_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
     """The tensor of a Constant is a weight, perhaps; those of other operators stay, in one form."""
     if node.op_type == "Constant" and attribute.name in _VALUES and not attribute.ref_attr_name:
         attribute.Clear()
         attribute.name = "value"
         return
     for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors:
-        values = numpy_helper.to_array(tensor, str(folder))
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            pull_in(tensor)
+        values = numpy_helper.to_array(tensor)
         plain = values.tobytes() if values.dtype != object else repr(values.tolist()).encode()
         for name in _STORED:
             tensor.ClearField(name)
         tensor.raw_data = plain
-
-
-def _clear_empty(message: Message) -> None:
-    """Text that is empty means the same as text that is absent; so do the two names of the standard domain."""
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for part in value if field.is_repeated else (value,):
-                _clear_empty(part)
-        elif field.type in _TEXT and not field.is_repeated and (not value or (field.name, value) == _STANDARD):
-            message.ClearField(field.name)
-
-
-_STANDARD = ("domain", "ai.onnx")
 
 
 def free_initializers(model: onnx.ModelProto) -> None:

@@ -1,6 +1,7 @@
 """The original model with its weights masked, or replaced, by numpy, built by the plain onnx package alone.
 
-It shares no code with this program's loader and saver, so that agreement with it proves them too.
+It shares no code with this program's loader and saver but for where external data lies, so that agreement with it
+proves them too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 from prunecli.apply.outline import graphs, nodes
 from prunecli.apply.zero import Zeroed
 from prunecli.errors import PruneError
+from prunecli.model.outside import read_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -28,19 +30,18 @@ class Slot(NamedTuple):
     put: Callable[[onnx.TensorProto], object]
 
 
-def masked_reference(path: Path, found: Sequence[Zeroed]) -> bytes:
-    """The model at `path` with `numpy.where(drop, 0, w)` in place of every weight (of fitted ones the new w),
-    serialised.
+def masked_reference(path: Path, found: Sequence[Zeroed]) -> onnx.ModelProto:
+    """The model at `path` with `numpy.where(drop, 0, w)` in place of every weight (of fitted ones the new w).
 
     Raises:
         PruneError: a weight is not found in the file.
     """
-    model = onnx.load(str(path), format="protobuf")
+    model = read_whole(path)
     slots = _slots(model)
     for one in found:
         slot, values = _take(slots, one)
         slot.put(numpy_helper.from_array(one.expected(values), one.weight.holder.name))
-    return bytes(model.SerializeToString())
+    return model
 
 
 def _slots(model: onnx.ModelProto) -> dict[str, list[Slot]]:

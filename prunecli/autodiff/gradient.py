@@ -60,17 +60,6 @@ class GradientModel:
     notes: tuple[str, ...]
     before_end: bool
 
-    def to_bytes(self) -> bytes:
-        """The serialised model, for an onnxruntime session.
-
-        Raises:
-            PruneError: it is over 2 GB with the tensors that stay stored.
-        """
-        try:
-            return bytes(ir.to_proto(self.model).SerializeToString())
-        except Exception as error:  # protobuf raises its own kinds, by implementation
-            raise PruneError("the gradient model is over 2 GB", "make its weights inputs") from error
-
 
 def differentiate(
     model: ir.Model,

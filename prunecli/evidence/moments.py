@@ -127,7 +127,7 @@ def second_moments(
     places = {(r.data, r.data_axis): f"{_SUM}{number}" for number, r in enumerate(wanted)}
     if not wanted:
         return {}
-    session = open_session(_summing(ir.to_proto(model), places, ranks).SerializeToString())
+    session = open_session(_summing(ir.to_proto(model), places, ranks))
     sums: dict[tuple[str, int], Array] = {}
     counts: dict[tuple[str, int], float] = {}
     names = [n for name in places.values() for n in (name, f"{name}.size")]

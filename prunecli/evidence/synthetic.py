@@ -222,6 +222,6 @@ def _descent(
     moved = [name for name in names if name in graph.gradients]
     if not moved:
         return "no BatchNormalization depends on an input that can be fitted: inputs are smoothed noise"
-    session = Session.open(graph.to_bytes(), threads=threads, training=True)
+    session = Session.open(graph.model, threads=threads, training=True)
     tries = [_Descent(graph, session, moved, len(layers), steps, *pair) for pair in RANGES]
     return min(tries, key=lambda one: one.loss(one.start(feed)))

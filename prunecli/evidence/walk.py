@@ -236,16 +236,13 @@ class Walk:
             graph.initializer.append(ir.to_proto(held))
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return _Piece(self, read, list(outputs), self._open(self._serialised(graph)))
+        return _Piece(self, read, list(outputs), self._open(self._as_model(graph)))
 
-    def _serialised(self, graph: onnx.GraphProto) -> bytes:
+    def _as_model(self, graph: onnx.GraphProto) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
         for domain, version in self._model.opset_imports.items():
             model.opset_import.append(onnx.helper.make_opsetid(domain, version))
-        try:
-            return bytes(model.SerializeToString())
-        except Exception as error:  # protobuf raises its own kinds, by implementation
-            raise PruneError("a layer is over 2 GB", "leave it out with --exclude") from error
+        return model
 
     def _proto(self, node: ir.Node) -> onnx.NodeProto:
         """A node in serialised form, made once unless its inputs have been replaced since."""

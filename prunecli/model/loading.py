@@ -20,6 +20,7 @@ import prunecli.model.preserve as preserve
 import prunecli.model.signatures as signatures
 from prunecli.errors import PruneError
 from prunecli.model.outside import DataFolder
+from prunecli.model.protos import normalise
 from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.model.validate_graph import check_graph
@@ -88,6 +89,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
 def _build(
     proto: onnx.ModelProto, path: Path, allow_outside_data: bool
 ) -> tuple[ir.Model, DataFolder, dict[str, int], list[str]]:
+    normalise(proto)
     folder = check_tensors(proto, path, allow_outside_data)
     sparse = densify(proto, path)
     notes = [*([note(sparse)] if sparse else []), *_tidy(proto, path)]

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model.loading import Model, load
+from prunecli.model.outside import read_whole
 from prunecli.model.plain import plain_path
 
 
@@ -36,7 +37,7 @@ def raised(model: Model, needed: int, why: str) -> Model:
     with Scratch() as folder:
         place = folder / model.path.name
         try:
-            proto = onnx.load(str(plain_path(model)), format="protobuf")
+            proto = read_whole(plain_path(model))
             onnx.save(onnx.version_converter.convert_version(proto, needed), str(place), format="protobuf")
             converted = load(place)
         except Exception as error:  # the converter raises whatever its C++ parts throw

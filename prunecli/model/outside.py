@@ -1,9 +1,15 @@
-"""Where the external data of a model may lie, and that it is really there."""
+"""Where the external data of a model may lie, that it is really there, and model files read with it.
+
+onnx's own reader and checker refuse data reached through symbolic or hard links, as all of a model cache is, and
+onnxruntime refuses absolute paths. So a location is resolved here, once, by one rule (`DataFolder`), and replaced by
+the absolute path of the bytes; `Session.open` and the rest take them from there.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +17,10 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
+from prunecli.model.protos import tensors
 from prunecli.model.tensors import byte_count
 
-ALLOW_HINT = "move the file into the model's folder, or pass --allow-outside-data if you trust the model"
+ALLOW_HINT = "save the model again with its data in its own folder: a model must not make others read any file"
 
 
 @dataclass
@@ -89,6 +96,68 @@ class DataFolder:
             raise PruneError(
                 f"{self.model}: external data '{location}' is a hard link to another user's file", ALLOW_HINT
             )
+
+
+def locate(model: onnx.ModelProto, folder: DataFolder) -> None:
+    """Replace every reference to external data by the absolute path and the offset of its bytes, in place.
+
+    Raises:
+        PruneError: as `resolve`.
+    """
+    for tensor in external(model):
+        refer(tensor, *resolve(tensor, folder))
+
+
+def refer(tensor: onnx.TensorProto, place: Path | str, offset: int) -> None:
+    """Let the bytes of a tensor lie in a file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    tensor.external_data.add(key="location", value=str(place))
+    tensor.external_data.add(key="offset", value=str(offset))
+
+
+def external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The tensors whose bytes lie in other files."""
+    return (tensor for tensor in tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """A model file by the plain onnx package, with its references to external data as `locate` leaves them."""
+    model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    locate(model, DataFolder(path))
+    return model
+
+
+def read_whole(path: Path) -> onnx.ModelProto:
+    """A model file by the plain onnx package, external data included."""
+    model = read_proto(path)
+    for tensor in external(model):
+        pull_in(tensor)
+    return model
+
+
+def pull_in(tensor: onnx.TensorProto) -> None:
+    """Read the bytes of an external tensor that `locate` has seen."""
+    place, offset, length = located(tensor)
+    with Path(place).open("rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def located(tensor: onnx.TensorProto) -> tuple[str, int, int]:
+    """File, offset and length of the bytes of a tensor that `locate` has seen, or that is being edited in memory.
+
+    Raises:
+        PruneError: its location is relative: nothing has resolved it.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not Path(entries["location"]).is_absolute():
+        raise PruneError(f"internal: '{entries['location']}' of {tensor.name} is not resolved", "please report this")
+    needed = byte_count(ir.DataType(tensor.data_type), tuple(tensor.dims))
+    return entries["location"], int(entries.get("offset", 0)), needed
 
 
 def resolve(tensor: onnx.TensorProto, folder: DataFolder) -> tuple[Path, int]:

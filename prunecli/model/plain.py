@@ -16,7 +16,7 @@ def plain_path(model: Model) -> Path:
         return model.path
     if model.plain is None:
         folder = Scratch()
-        weakref.finalize(model, folder.close)
+        weakref.finalize(model, folder.__exit__)  # which keeps the folder until then
         place = folder.path / f"{model.path.stem}.onnx"
         save(load(model.path), place)
         model.plain = place

@@ -1,12 +1,106 @@
-"""Walking over everything in a ModelProto. Nesting is bounded: the parser stops at 100 nested messages."""
+"""Walking over everything in a ModelProto, and its normal form. Nesting is bounded: the parser stops at 100 nested
+messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 Body = onnx.GraphProto | onnx.FunctionProto
+VALUES = {
+    onnx.AttributeProto.FLOAT: "f", onnx.AttributeProto.INT: "i", onnx.AttributeProto.STRING: "s",
+    onnx.AttributeProto.TENSOR: "t", onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor", onnx.AttributeProto.TYPE_PROTO: "tp",
+    onnx.AttributeProto.FLOATS: "floats", onnx.AttributeProto.INTS: "ints", onnx.AttributeProto.STRINGS: "strings",
+    onnx.AttributeProto.TENSORS: "tensors", onnx.AttributeProto.GRAPHS: "graphs",
+    onnx.AttributeProto.SPARSE_TENSORS: "sparse_tensors", onnx.AttributeProto.TYPE_PROTOS: "type_protos",
+}  # fmt: skip
+"""The field that holds the value of an attribute, by its type."""
+KEYS = {
+    "metadata_props": "key", "opset_import": "domain", "value_info": "name", "attribute": "name",
+    "attribute_proto": "name", "quantization_annotation": "tensor_name", "quant_parameter_tensor_names": "key",
+}  # fmt: skip
+"""Repeated fields that are maps, and the field of an entry that is its key."""
+OPTIONAL = ("configuration", "device_configurations")
+"""Repeated fields of which an empty entry says nothing."""
+
+
+def normalise(message: Message) -> None:
+    """Say in one form, in place, what a model can say in several, all of which onnxruntime reads alike.
+
+    Absent is what equals its default; a map has each key once, of which the last entry counts; the standard domain
+    is ""; an attribute has the value of its type alone; a value_info of a stored tensor has the type of that tensor.
+    """
+    if isinstance(message, onnx.AttributeProto):
+        _keep_value(message)
+    for field, value in _present(message):
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            if not field.is_repeated and _says_nothing(message, field, value):
+                message.ClearField(field.name)
+            continue
+        for part in value if field.is_repeated else (value,):
+            normalise(part)
+        if field.name in KEYS:
+            _keep_last(value, KEYS[field.name])
+        elif field.name in OPTIONAL:
+            _keep(value, [bool(part.ListFields()) for part in value])
+    if isinstance(message, onnx.GraphProto):
+        _type_stored(message)
+
+
+def _present(message: Message) -> Iterator[tuple[FieldDescriptor, Any]]:
+    """The fields of a message and their values; of a tensor all but its bytes, which would be copied."""
+    if not isinstance(message, onnx.TensorProto):
+        yield from message.ListFields()
+        return
+    if message.HasField("segment") and not message.segment.ListFields():
+        message.ClearField("segment")
+    for name in ("name", "doc_string", "data_location", "metadata_props"):
+        field = message.DESCRIPTOR.fields_by_name[name]
+        if field.is_repeated or message.HasField(name):
+            yield field, getattr(message, name)
+
+
+def _says_nothing(message: Message, field: FieldDescriptor, value: Any) -> bool:
+    if isinstance(message, onnx.AttributeProto) and not message.type and field.name in VALUES.values():
+        return False  # which field is present says what the type is
+    if field.containing_oneof is not None:
+        return field.name == "dim_param" and not value
+    if field.name == "domain" and value == "ai.onnx" and not isinstance(message, onnx.ModelProto):
+        return True
+    return bool(value == field.default_value) and str(value) != "-0.0"
+
+
+def _keep_value(attribute: onnx.AttributeProto) -> None:
+    own = VALUES.get(attribute.type)
+    for field, _ in attribute.ListFields() if own else ():
+        if field.name != own and field.name in VALUES.values():
+            attribute.ClearField(field.name)
+
+
+def _keep_last(entries: Any, key: str) -> None:
+    last = {getattr(entry, key): index for index, entry in enumerate(entries)}
+    if len(last) < len(entries):
+        _keep(entries, [last[getattr(entry, key)] == index for index, entry in enumerate(entries)])
+
+
+def _keep(entries: Any, kept: list[bool]) -> None:
+    for index in reversed(range(len(kept))):
+        if not kept[index]:
+            del entries[index]
+
+
+def _type_stored(graph: onnx.GraphProto) -> None:
+    described = {info.name: info for info in graph.value_info}
+    stored = [(t.name, t.data_type, t.dims) for t in graph.initializer if described]
+    stored += [(s.values.name, s.values.data_type, s.dims) for s in graph.sparse_initializer if described]
+    for name, kind, dims in stored:
+        if name in described:
+            described[name].type.CopyFrom(onnx.helper.make_tensor_type_proto(kind, list(dims)))
 
 
 def bodies(model: onnx.ModelProto) -> Iterator[Body]:
@@ -50,6 +144,14 @@ def sparse_tensors(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every dense tensor: initializers, attributes, and both parts of sparse ones."""
+    yield from dense_tensors(model)
+    for sparse in sparse_tensors(model):
+        yield sparse.values
+        yield sparse.indices
+
+
+def dense_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and attributes."""
     for body in bodies(model):
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer
@@ -57,6 +159,3 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-    for sparse in sparse_tensors(model):
-        yield sparse.values
-        yield sparse.indices

@@ -44,9 +44,6 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_opsets(model: onnx.ModelProto, path: Path) -> None:
-    for entry in model.opset_import:
-        if entry.domain == "ai.onnx":
-            entry.domain = ""
     if not any(entry.domain == "" for entry in model.opset_import) and _uses_standard_operators(model.graph):
         raise PruneError(f"{path}: the model does not say which opset of ONNX it uses", BROKEN)
 
@@ -69,7 +66,7 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _uses_standard_operators(graph: onnx.GraphProto) -> bool:
-    return any(node.domain in ("", "ai.onnx") for node in graph.node)
+    return any(node.domain == "" for node in graph.node)
 
 
 def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:

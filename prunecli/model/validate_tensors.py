@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.outside import DataFolder, resolve
+from prunecli.model.outside import DataFolder, locate
 from prunecli.model.protos import tensors
 from prunecli.model.tensors import byte_count
 
@@ -43,11 +43,7 @@ def check_tensors(model: onnx.ModelProto, path: Path, allow_outside: bool) -> Da
     folder = DataFolder(path, allow_outside)
     for tensor in tensors(model):
         check_tensor(tensor, path)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            real, offset = resolve(tensor, folder)
-            del tensor.external_data[:]
-            tensor.external_data.add(key="location", value=str(real))
-            tensor.external_data.add(key="offset", value=str(offset))
+    locate(model, folder)
     return folder
 
 

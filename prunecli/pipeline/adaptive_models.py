@@ -16,7 +16,6 @@ from prunecli.pipeline.trial_setup import Setup
 from prunecli.runtime import Session
 from prunecli.search.adaptive import Step
 from prunecli.search.options import AdaptiveOptions
-from prunecli.search.trials import serialised
 from prunecli.types import Json, Progress
 
 FRONT = 12
@@ -47,7 +46,7 @@ class Models:
             return self.setup.open(made.path)
         if self.recovered is not None:
             return self.setup.open(self.recovered.file(step.setting))
-        return self.setup.open(serialised(self.setup.pruner.space.build(step.setting)))
+        return self.setup.open(self.setup.pruner.space.build(step.setting))
 
     def write(self, step: Step, target: Path, said: Json, progress: Progress) -> Result:
         """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before

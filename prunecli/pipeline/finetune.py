@@ -192,9 +192,7 @@ def _data(options: FinetuneOptions) -> DataOptions:
 
 
 def _session(file: Model, options: FinetuneOptions) -> Session:
-    from prunecli.recover.session import model_bytes
-
-    return Session.open(model_bytes(file), threads=options.execution.thread_count)
+    return Session.open(file.ir, threads=options.execution.thread_count)
 
 
 def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
@@ -288,7 +286,7 @@ class _Proof:
         graph = differentiate(self.training.model.ir, items, self.training.objective.loss,
                               shapes=self.training.shapes, options=options)  # fmt: skip
         own = [graph.outputs[name] for name in names]
-        session = Session.open(graph.to_bytes(), threads=self.options.execution.thread_count)
+        session = Session.open(graph.model, threads=self.options.execution.thread_count)
         targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
                    for s in session.inputs if s.name not in self.feed}  # fmt: skip
         single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}

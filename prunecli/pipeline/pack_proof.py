@@ -108,7 +108,7 @@ class Proof:
         for same in kinds.values():
             with Scratch() as folder:
                 place = folder / "alone.onnx"
-                save(Model(alone(same[0]), place, ""), place)
+                save(Model(alone(same[0]), folder / "tensor.onnx", ""), place)
                 try:
                     self._folded(place, {"w"})
                 except NotFolded:

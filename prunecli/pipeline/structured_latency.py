@@ -97,15 +97,11 @@ class Bench:
         execution = self.options.execution
         return partial(Session.open, provider=execution.provider, threads=execution.thread_count)
 
-    def build(self, removed: Array) -> bytes:
+    def build(self, removed: Array) -> ir.Model:
         """The model without the units."""
-        model = self.subject.without(removed, self.subject.units.removed(removed))
-        try:
-            return bytes(ir.to_proto(model).SerializeToString())
-        except Exception as error:  # protobuf raises its own kinds, by implementation
-            raise PruneError("the model is too large to be timed", "2 GB is the limit; use --macs") from error
+        return self.subject.without(removed, self.subject.units.removed(removed))
 
-    def compare(self, model: bytes) -> Speedup:
+    def compare(self, model: ir.Model) -> Speedup:
         """The model beside the original, in turns."""
         session = self.start(model)
         runs = {"cut": session.prepared(self.feed), "whole": self.original.prepared(self.feed)}
@@ -243,7 +239,7 @@ def choose_for_latency(
 
 
 def search(
-    chooser: Chooser, build: Callable[[Array], bytes], compare: Callable[[bytes], Speedup], target: float
+    chooser: Chooser, build: Callable[[Array], ir.Model], compare: Callable[[ir.Model], Speedup], target: float
 ) -> list[Measured]:
     """Choose, measure, correct: each round aims where the last one says that the target lies.
 

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from prunecli.apply.cut_proof import CutProof, Trial
 from prunecli.apply.cut_reference import Forced
 from prunecli.apply.proof_inputs import InputShapes, sizes_to_try
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.plain import plain_path
+from prunecli.model.saving import objection
 from prunecli.pipeline.structured_plan import layer_rows
 from prunecli.pipeline.structured_subject import Cuttable, less
 from prunecli.runtime import Session
@@ -119,15 +118,6 @@ def strict_check(original: Path, staged: Path) -> None:
     Raises:
         PruneError: it does not.
     """
-    problem = _objection(staged)
-    if problem and not _objection(original):
+    problem = objection(staged, strict=True)
+    if problem and not objection(original, strict=True):
         raise PruneError(f"the cut model is invalid: {problem}", "nothing was written; please report this")
-
-
-def _objection(path: Path) -> str:
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # the checker raises several unrelated types
-        lines = str(error).strip().splitlines()
-        return lines[0][:300] if lines else type(error).__name__
-    return ""

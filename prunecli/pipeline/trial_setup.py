@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from prunecli._version import __version__
 from prunecli.data import Batch, Dataset
-from prunecli.errors import PruneError
 from prunecli.model import Model, load
+from prunecli.model.outside import external, located, read_proto, refer
 from prunecli.pipeline.choice import check_numbers
 from prunecli.pipeline.trial_elements import open_elements
 from prunecli.pipeline.trial_groups import open_units
@@ -62,7 +63,7 @@ class Setup:
     pruner: Pruner
     bench: Bench
 
-    def open(self, model: Path | bytes) -> Session:
+    def open(self, model: Path | onnx.ModelProto) -> Session:
         """A model as trials run it."""
         return Session.open(model, provider=self.bench.workspace.provider, threads=1)
 
@@ -118,13 +119,15 @@ def open_pruner(
 
 
 def _files(file: Model) -> dict[str, Any]:
-    found = {file.path.name: np.frombuffer(file.path.read_bytes(), np.uint8)}
-    for path in file.data_files:
-        name = path.name
-        if name in found or (file.path.parent / name).resolve() != path:
-            raise PruneError(f"the external data {path} is not beside the model", "save the model in one folder")
-        found[name] = np.frombuffer(path.read_bytes(), np.uint8)
-    return found
+    """The model's file, which refers to its data by the names that those have here, and its data."""
+    names = {str(path): f"{file.path.name}.{number}" for number, path in enumerate(file.data_files)}
+    proto = read_proto(file.path)
+    for tensor in external(proto):
+        place, offset, _ = located(tensor)
+        refer(tensor, names[place], offset)
+    found = {file.path.name: proto.SerializeToString(deterministic=True)}
+    found |= {name: Path(path).read_bytes() for path, name in names.items()}
+    return {name: np.frombuffer(content, np.uint8) for name, content in found.items()}
 
 
 def _probes(batches: Sequence[Batch], samples: int) -> int:

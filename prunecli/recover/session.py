@@ -80,7 +80,7 @@ def prepare_training(
     batch_size = check_trainable(data, setup.train.batch_size)
     run_size = data.fixed_batch or batch_size
     first = next(data.take(run_size).batches(run_size))
-    outputs = Session.open(model_bytes(model), threads=setup.threads).run(first.feed)
+    outputs = Session.open(model.ir, threads=setup.threads).run(first.feed)
     told = teacher.session.run(teacher.feed(first.feed)) if teacher is not None else None
     named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
     objective = choose_objective(data, outputs, named, setup.objective)
@@ -192,7 +192,7 @@ class _Judge:
     def score(self) -> float:
         assert self.trainer is not None
         store(self.model, self.parameters, self.trainer.statistics)
-        runners = {MODEL: Runner(Session.open(model_bytes(self.model), threads=self.setup.threads))}
+        runners = {MODEL: Runner(Session.open(self.model.ir, threads=self.setup.threads))}
         asked = Asked(output_name=self.setup.objective.output_name)
         if self.objective.reading is None and self.teacher is not None:
             own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
@@ -224,15 +224,3 @@ def store(model: Model, parameters: Parameters, statistics: Mapping[str, Array])
 
 def _holder(model: Model, name: str) -> Holder:
     return next(h for h in holders(model.ir) if h.name == name and h.graph is model.ir.graph)
-
-
-def model_bytes(model: Model) -> bytes:
-    """The serialised model.
-
-    Raises:
-        PruneError: it is over 2 GB in one piece.
-    """
-    try:
-        return bytes(ir.to_proto(model.ir).SerializeToString())
-    except Exception as error:  # protobuf raises its own kinds, by implementation
-        raise PruneError("models over 2 GB cannot be trained", "prune it first") from error

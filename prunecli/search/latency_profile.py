@@ -52,7 +52,7 @@ class Kernel:
 
 
 def profiles(
-    models: Sequence[bytes], feed: Mapping[str, Any], start: Open = Session.open, progress: Progress = no_progress
+    models: Sequence[ir.Model], feed: Mapping[str, Any], start: Open = Session.open, progress: Progress = no_progress
 ) -> list[list[Kernel]]:
     """Time every operator of every model.
 

@@ -97,7 +97,7 @@ class Worker:
         return [run.outcome() for run in runs]
 
     def _session(self, model: onnx.ModelProto) -> Session:
-        return Session.open(serialised(model), provider=self.workspace.provider, threads=1)
+        return Session.open(model, provider=self.workspace.provider, threads=1)
 
 
 class _Run:
@@ -153,18 +153,6 @@ def _element_type(dtype: str) -> int | None:
         return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
     except (TypeError, ValueError, KeyError):  # what numpy has no type for, and sequences
         return None
-
-
-def serialised(model: onnx.ModelProto) -> bytes:
-    """The model in one piece.
-
-    Raises:
-        PruneError: it is larger than protobuf allows.
-    """
-    try:
-        return bytes(model.SerializeToString())
-    except Exception as error:  # protobuf raises its own kinds, by implementation
-        raise PruneError("the model is too large to be tried in memory", "2 GB is the limit of a search") from error
 
 
 def outcome_on(

@@ -31,7 +31,7 @@ def rich() -> onnx.ModelProto:
         node("ConstantOfShape", ["n"], ["z"], value=numpy_helper.from_array(np.ones(1, np.float32))),
         node("Constant", [], ["k"], value=numpy_helper.from_array(floats(3), "k")),
         node("Constant", [], ["axes"], value_ints=[0, 1]),
-        node("Flip", ["s", "z", "k", "axes"], ["y"], "", domain="custom", order="down"),
+        node("Flip", ["s", "z", "k", "axes"], ["y"], "", domain="custom", order="down", zero=0.0),
     ]
     weights = {"w": floats(3, 4), "b": floats(4), "n": np.array([4])}
     model = proto(nodes, {"x": ("batch", 3), "cond": ()}, ["y"], weights, 17, [function], ["local", "custom"])
@@ -88,6 +88,15 @@ SAME: dict[str, Change] = {
     "own metadata": lambda m: m.metadata_props.add(key="prunecli.version", value="1"),
     "outputs left out at the end": lambda m: m.graph.node[0].output.extend(["", ""]),
     "untyped info": lambda m: m.graph.value_info.add(name="s2"),
+    "order of attributes": lambda m: reverse(m.graph.node[1].attribute),
+    "metadata twice": lambda m: m.metadata_props.add(key="author", value="somebody"),
+    "info twice": lambda m: m.graph.value_info.append(info("h", [2, 4])),
+    "opset twice": lambda m: m.opset_import.add(domain="", version=17),
+    "opset under both names": lambda m: m.opset_import.add(domain="ai.onnx", version=17),
+    "opset that a later one replaces": lambda m: m.opset_import.insert(0, helper.make_opsetid("", 9)),
+    "opset of a function twice": lambda m: m.functions[0].opset_import.add(domain="ai.onnx", version=17),
+    "model version of 0": lambda m: setattr(m, "model_version", 0),
+    "value of another type": lambda m: setattr(m.graph.node[6].attribute[0], "i", 3),
 }
 # a change of meaning -> a difference
 OTHER: dict[str, Change] = {
@@ -115,6 +124,10 @@ OTHER: dict[str, Change] = {
     "opset": lambda m: setattr(m.opset_import[0], "version", 18),
     "producer": lambda m: setattr(m, "producer_name", "else"),
     "output": lambda m: setattr(m.graph.output[0], "name", "s"),
+    "opset that replaces one": lambda m: m.opset_import.add(domain="ai.onnx", version=18),
+    "metadata that replace some": lambda m: m.metadata_props.add(key="author", value="else"),
+    "dimension of 0": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 0),
+    "sign of a zero": lambda m: setattr(m.graph.node[6].attribute[1], "f", -0.0),
 }
 
 

@@ -29,7 +29,7 @@ def zeroed_of(path: Path) -> list[Zeroed]:
 
 
 def reference(path: Path) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(masked_reference(path, zeroed_of(path)))
+    return masked_reference(path, zeroed_of(path))
 
 
 def constants(graph: onnx.GraphProto | onnx.FunctionProto) -> list[np.ndarray[Any, Any]]:
@@ -86,7 +86,7 @@ def test_local_functions(tmp_path: Path) -> None:
     model = proto([node("Dense", ["x"], ["y"], domain="local")], functions=[function], domains=["local"])
     path = save_proto(model, tmp_path)
     found = zeroed_of(path)
-    masked = onnx.ModelProto.FromString(masked_reference(path, found))
+    masked = masked_reference(path, found)
     assert constants(masked.functions[0])[0].tobytes() == (MASKED if found else W).tobytes()
 
 

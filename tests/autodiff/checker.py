@@ -122,7 +122,9 @@ def session(model: GradientModel) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        ir.to_proto(model.model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def run_gradients(model: GradientModel, feed: Mapping[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:

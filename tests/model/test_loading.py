@@ -188,8 +188,6 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("function bomb", with_functions(*bomb()), "expand to more than"),
     ("constant of another type", lambda m: m.graph.node.append(node("Constant", [], ["c"], value=[1.0])),
      "'value' of Constant node 'c' has another type"),
-    ("graph attribute of another type", lambda m: m.graph.node[0].attribute.append(
-        onnx.AttributeProto(name="n", type=2, g=linear().graph)), "makes no sense"),
 ]  # fmt: skip
 
 

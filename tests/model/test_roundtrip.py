@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
+from prunecli.apply.outline import outline
 from prunecli.model import Provenance, SaveOptions, find_weights, load, save
+from prunecli.model.protos import KEYS
 from tests.model.build import MODELS, floats, info, linear, loaded, node, proto, save_proto
 
 
@@ -181,6 +185,67 @@ def test_odd_things_survive(change: Callable[[onnx.ModelProto], None], tmp_path:
     model = linear()
     change(model)
     assert_kept(model, tmp_path)
+
+
+def messages(message: Message) -> Iterator[Message]:
+    yield message
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in value if field.is_repeated else (value,):
+                yield from messages(part)
+
+
+def repeat_maps(model: onnx.ModelProto) -> None:
+    """Every entry of every map twice."""
+    for message in list(messages(model)):
+        for field, value in message.ListFields():
+            if field.name in KEYS and field.type == FieldDescriptor.TYPE_MESSAGE:
+                value.extend([type(part).FromString(part.SerializeToString()) for part in value])
+
+
+def spell_out(name: str) -> Callable[[onnx.ModelProto], None]:
+    """`Message.field` says its default wherever it is absent."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for message in messages(model):
+            field = message.DESCRIPTOR.fields_by_name.get(name.partition(".")[2])
+            if message.DESCRIPTOR.name == name.partition(".")[0] and not message.HasField(field.name):
+                if field.type == FieldDescriptor.TYPE_MESSAGE:
+                    getattr(message, field.name).SetInParent()
+                else:
+                    setattr(message, field.name, field.default_value)
+
+    return change
+
+
+def describe_weight(*shape: int | str) -> Callable[[onnx.ModelProto], None]:
+    """A value_info of a stored tensor, right or not: nothing reads it."""
+    return lambda model: model.graph.value_info.append(info("w", shape))
+
+
+DEFAULTS = sorted({
+    f"{message.DESCRIPTOR.name}.{field.name}"
+    for message in messages(everything())
+    for field in message.DESCRIPTOR.fields
+    if not field.is_repeated and field.containing_oneof is None
+    and (field.type != FieldDescriptor.TYPE_MESSAGE or message.DESCRIPTOR.name == "AttributeProto"
+         or field.name == "segment")
+})  # fmt: skip
+SPELLINGS: dict[str, Callable[[onnx.ModelProto], None]] = {
+    **{name: spell_out(name) for name in DEFAULTS}, "maps": repeat_maps, "weight": describe_weight(3, 4),
+    "weight of another shape": describe_weight("n", 2, 2),
+    "both names of the domain": lambda m: m.opset_import.add(domain="ai.onnx", version=17),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SPELLINGS.values(), ids=SPELLINGS)
+def test_spelling_is_no_matter(change: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
+    """The same model in other words is loaded as the same, and what is saved means what was given."""
+    model = everything()
+    change(model)
+    again(model, tmp_path)
+    assert outline(tmp_path / "out.onnx") == outline(tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").ir.graph.initializers["w"].shape == (3, 4)
 
 
 def test_the_notes_say_what_is_stale(tmp_path: Path) -> None:
