@@ -17,10 +17,10 @@ import numpy as np
 from common import HERE, SHARED, parser, show
 
 from prunecli.data.options import DataOptions
-from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.trial_setup import open_model, set_up
-from prunecli.search.adaptive import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of
+from prunecli.search.adaptive import adaptive
 from prunecli.search.options import TrialOptions
+from prunecli.search.setup import open_model, set_up
+from prunecli.search.strategy import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of
 from prunecli.search.trials import Job
 from prunecli.types import no_progress
 
@@ -95,8 +95,8 @@ def promises(strategy: str) -> None:
 
 
 def _drop(original: Path, pruned: Path, data: Path) -> float:
+    from prunecli.evaluation.evaluate import evaluate
     from prunecli.evaluation.options import EvaluateOptions
-    from prunecli.pipeline.evaluate import evaluate
 
     found = evaluate(pruned, original, EvaluateOptions(data=DataOptions(str(data)), latency=False))
     assert found.baseline is not None

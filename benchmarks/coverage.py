@@ -18,13 +18,13 @@ from generate import bert_base, resnet50
 from onnx import numpy_helper
 
 from prunecli import structured
-from prunecli.channels.analysis import analyse
-from prunecli.channels.catalogue import DEFAULT_KINDS
-from prunecli.channels.grouping import catalogue
-from prunecli.channels.prepare import prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.catalogue import DEFAULT_KINDS
+from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model import Dims, load
-from prunecli.pipeline.structured_subject import analysed_shapes, open_cuttable
+from prunecli.structures.prunable import analysed_shapes, open_cuttable
 
 
 def floats(path: Path) -> int:

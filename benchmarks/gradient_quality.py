@@ -13,10 +13,10 @@ from common import SHARED, parser, show
 
 from prunecli import gradient, magnitude
 from prunecli.data.options import DataOptions
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.pipeline.evaluate import evaluate
-from prunecli.pipeline.judge import BY_EVIDENCE
-from prunecli.select.criteria import CRITERIA
+from prunecli.masks.criteria import CRITERIA
+from prunecli.zeros.selector import BY_EVIDENCE
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")

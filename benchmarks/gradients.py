@@ -28,8 +28,8 @@ from prunecli.autodiff import GradientModel, Options, differentiate
 from prunecli.autodiff.losses import CrossEntropy, OutputProduct
 from prunecli.errors import PruneError
 from prunecli.model import load
-from prunecli.recover.parameters import trainable
 from prunecli.runtime import Session, random_inputs
+from prunecli.training.parameters import trainable
 
 sys.path.insert(0, str(HERE / "peers"))
 Array = np.ndarray[Any, Any]

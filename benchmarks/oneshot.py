@@ -17,8 +17,8 @@ from onnx import numpy_helper
 
 from prunecli import magnitude, oneshot
 from prunecli.data.options import DataOptions
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.pipeline.evaluate import evaluate
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")

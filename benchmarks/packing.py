@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.pipeline.pack import PackResult, pack
+from prunecli.packing.pack import PackResult, pack
 from prunecli.runtime import Execution
 
 ONE = Execution(threads=1)

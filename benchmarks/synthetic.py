@@ -15,8 +15,8 @@ from common import SHARED, parser, show
 
 from prunecli import oneshot
 from prunecli.data.options import DataOptions
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.pipeline.evaluate import evaluate
 from prunecli.runtime import Session
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"

@@ -22,18 +22,18 @@ from prunecli._version import __version__
 
 if TYPE_CHECKING:
     from prunecli.cli.recipes.carry_out import run
-    from prunecli.pipeline.adaptive import adaptive
-    from prunecli.pipeline.compare import compare
-    from prunecli.pipeline.evaluate import evaluate
-    from prunecli.pipeline.finetune import finetune
-    from prunecli.pipeline.gradient import gradient
-    from prunecli.pipeline.inspect import inspect
-    from prunecli.pipeline.magnitude import magnitude
-    from prunecli.pipeline.oneshot import oneshot
-    from prunecli.pipeline.pack import pack, unpack
-    from prunecli.pipeline.sensitivity import sensitivity
-    from prunecli.pipeline.structured import structured
-    from prunecli.pipeline.structured_subject import analyse
+    from prunecli.evaluation.compare import compare
+    from prunecli.evaluation.evaluate import evaluate
+    from prunecli.inspection.inspect import inspect
+    from prunecli.packing.pack import pack, unpack
+    from prunecli.search.adaptive import adaptive
+    from prunecli.search.sensitivity import sensitivity
+    from prunecli.structures.prunable import analyse
+    from prunecli.structures.structured import structured
+    from prunecli.training.finetune import finetune
+    from prunecli.zeros.gradient import gradient
+    from prunecli.zeros.magnitude import magnitude
+    from prunecli.zeros.oneshot import oneshot
 
 __all__ = [
     "__version__",
@@ -54,20 +54,20 @@ __all__ = [
 ]
 
 _WHERE = {
-    "adaptive": "prunecli.pipeline.adaptive",
-    "analyse": "prunecli.pipeline.structured_subject",
-    "compare": "prunecli.pipeline.compare",
-    "evaluate": "prunecli.pipeline.evaluate",
-    "finetune": "prunecli.pipeline.finetune",
-    "gradient": "prunecli.pipeline.gradient",
-    "inspect": "prunecli.pipeline.inspect",
-    "magnitude": "prunecli.pipeline.magnitude",
-    "pack": "prunecli.pipeline.pack",
-    "unpack": "prunecli.pipeline.pack",
-    "oneshot": "prunecli.pipeline.oneshot",
+    "adaptive": "prunecli.search.adaptive",
+    "analyse": "prunecli.structures.prunable",
+    "compare": "prunecli.evaluation.compare",
+    "evaluate": "prunecli.evaluation.evaluate",
+    "finetune": "prunecli.training.finetune",
+    "gradient": "prunecli.zeros.gradient",
+    "inspect": "prunecli.inspection.inspect",
+    "magnitude": "prunecli.zeros.magnitude",
+    "pack": "prunecli.packing.pack",
+    "unpack": "prunecli.packing.pack",
+    "oneshot": "prunecli.zeros.oneshot",
     "run": "prunecli.cli.recipes.carry_out",
-    "sensitivity": "prunecli.pipeline.sensitivity",
-    "structured": "prunecli.pipeline.structured",
+    "sensitivity": "prunecli.search.sensitivity",
+    "structured": "prunecli.structures.structured",
 }
 
 

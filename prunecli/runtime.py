@@ -331,7 +331,7 @@ def _source(model: Source, outputs: Sequence[str] | Literal["all"] | None) -> st
     import onnx
     import onnx_ir as ir
 
-    from prunecli.model.outside import external, pull_in, read_proto
+    from prunecli.model.external_data import external, pull_in, read_proto
 
     with _translated("the model cannot be read", _OPEN_HINT):
         proto = (

@@ -16,9 +16,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # part of the program -> the parts it may import from, besides itself
 BASE = {"types", "errors", "files", "quantity", "_version"}
 MODEL = BASE | {"model", "inputs", "storage"}
-MIDDLE = MODEL | {"runtime", "select"}
-WORK = MIDDLE | {"channels", "autodiff", "data"}
-ROOMS = {"options", "zeros", "structures", "packing", "inspection"}
+THEORY = MODEL | {"runtime", "data", "registry"}
+WORK = THEORY | {"autodiff", "calibration", "evaluation", "masks", "options", "report", "verify"}
+PRUNER = WORK | {"dependency", "inspection", "packing", "reconstruct", "training", "zeros", "structures"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -26,29 +26,29 @@ ALLOWED = {
     "_version": set(),
     "quantity": BASE,
     "inputs": BASE,
-    "model": MODEL,
+    "registry": BASE,
     "storage": BASE,
-    "report": BASE,
-    "recipe": BASE | {"report", "options"},
-    "options": BASE | {"report", "data", "model", "runtime", "evaluation"},
-    "zeros": BASE | {"options", "select", "pipeline"},
-    "structures": BASE | {"options", "channels", "search"},
-    "packing": BASE | {"options"},
-    "inspection": BASE | {"options"},
-    "select": BASE,
+    "model": MODEL,
     "runtime": BASE | {"inputs", "model"},
     "data": BASE | {"inputs", "runtime"},
-    "channels": MODEL,
+    "report": BASE,
+    "options": BASE | {"data", "evaluation", "model", "report", "runtime"},
+    "recipe": BASE | {"options", "report"},
+    "masks": BASE | {"registry"},
+    "dependency": MODEL,
     "autodiff": MODEL | {"runtime"},
-    "apply": WORK,
-    "evaluation": WORK | {"options", "pipeline"},
-    "evidence": WORK | {"apply"},
-    "recover": WORK | {"apply", "evaluation", "evidence"},
-    "search": WORK | {"apply", "evaluation", "evidence", "options", "zeros", "structures"},
-    "pipeline": WORK | {"apply", "evaluation", "evidence", "recover", "search", "report"} | ROOMS,
-    "cli": BASE
-    | {"pipeline", "report", "model", "runtime", "data", "evaluation", "select", "recover", "recipe", "options"},
-    "__init__": {"_version", "pipeline", "cli"},
+    "verify": MODEL | {"runtime"},
+    "evaluation": THEORY | {"options", "report"},
+    "inspection": MODEL | {"options", "report"},
+    "calibration": THEORY | {"autodiff", "evaluation", "zeros"},
+    "reconstruct": THEORY | {"calibration", "masks"},
+    "packing": WORK | {"zeros", "structures"},
+    "training": WORK | {"packing", "zeros", "structures"},
+    "zeros": PRUNER - {"structures"},
+    "structures": PRUNER,
+    "search": PRUNER,
+    "cli": BASE | {"data", "evaluation", "masks", "model", "options", "recipe", "report", "runtime"},
+    "__init__": {"_version", "cli", "evaluation", "inspection", "packing", "search", "structures", "training", "zeros"},
     "__main__": {"cli"},
 }
 # third-party package -> the only parts that may import it
@@ -105,11 +105,11 @@ def test_each_package_has_its_owners(package: str) -> None:
     assert users <= OWNERS[package]
 
 
-def test_select_needs_numpy_only() -> None:
+def test_masks_need_numpy_only() -> None:
     import sys
 
     for module in MODULES:
-        if part(module) == "select":
+        if part(module) == "masks":
             outside = {name.split(".")[0] for name in imports(parse(module), module)} - {"prunecli"}
             assert outside - set(sys.stdlib_module_names) <= {"numpy", "ml_dtypes"}, module
 

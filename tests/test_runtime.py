@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from prunecli.errors import PruneError
 from prunecli.model import load
-from prunecli.model.outside import read_proto
+from prunecli.model.external_data import read_proto
 from prunecli.runtime import MOST_THREADS, Execution, Session, TimedOutError, providers
 from tests.tiny import model, write
 

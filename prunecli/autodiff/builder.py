@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.facts import Array, Facts, Shape, know_constant, visit
+from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
 
 MICROSOFT = "com.microsoft"
 NCHWC = "com.microsoft.nchwc"

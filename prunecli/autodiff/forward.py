@@ -19,9 +19,9 @@ from prunecli.autodiff.rewrites import attributes, find_rewrite
 from prunecli.autodiff.sweep import STEPS
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind
-from prunecli.model.facts import Shape
-from prunecli.model.holders import holders
-from prunecli.storage.stored import constant_tensor
+from prunecli.model.shape_inference import Shape
+from prunecli.model.stored_tensors import holders
+from prunecli.storage.chain import constant_tensor
 
 OLDEST, LOWEST = 7, 18  # opsets: the oldest accepted, and the one whose operator forms the rules emit
 _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

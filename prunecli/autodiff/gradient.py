@@ -14,7 +14,7 @@ from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.rules import load_rules
 from prunecli.autodiff.sweep import check_ends, remove_unused, sweep
 from prunecli.errors import PruneError
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.autodiff.builder import NCHWC
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 LANES = 4  # channels that ReorderInput wants a multiple of

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from prunecli.autodiff.forward import Forward
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 _PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.builder import MICROSOFT, Builder
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 HUGE = 2.0**127  # HardSigmoid with this slope is a step: 1 where its argument is positive, else 0
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 
 class Zero:

@@ -18,7 +18,7 @@ from prunecli.types import Json
 
 
 class Result(Protocol):
-    """What a command in `pipeline/` returns."""
+    """What a command returns."""
 
     def to_json(self) -> Json: ...
     def to_document(self) -> Document: ...
@@ -58,7 +58,7 @@ def emit(result: Result, format: str = "table", report_path: Path | None = None)
     elif format == "json":
         _print(to_json_text(result))
     else:
-        from prunecli.report.render_text import to_markdown
+        from prunecli.report.render import to_markdown
 
         _print(to_markdown(result.to_document()))
 
@@ -105,7 +105,7 @@ def _report_text(result: Result, suffix: str) -> str:
     if suffix == ".json":
         return to_json_text(result)
     if suffix == ".md":
-        from prunecli.report.render_text import to_markdown
+        from prunecli.report.render import to_markdown
 
         return f"{MARKS[suffix]}\n{to_markdown(result.to_document())}"
     from prunecli.report.render_html import to_html

@@ -10,8 +10,8 @@ from prunecli.data.axes import Axes
 from prunecli.data.axes import batch_axes as axes_of
 from prunecli.data.dataset import Batch, Classes, Dataset
 from prunecli.data.images.options import ImageOptions
-from prunecli.data.random import random_data
 from prunecli.data.sources import Request, find_source
+from prunecli.data.synthetic import random_data
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 

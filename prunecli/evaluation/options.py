@@ -44,8 +44,8 @@ class EvaluateOptions(Named, Samples, Batched, Seeded, Gated, Reporting, Sized, 
     latency_batch: Annotated[int, Option("samples per timed run", QUALITY, "N", least=1)] = 1
 
     def check(self) -> None:
+        from prunecli.evaluation.figures import known
         from prunecli.evaluation.gates import parse_gate
-        from prunecli.pipeline.figures import known
 
         super().check()
         for text in self.gates:

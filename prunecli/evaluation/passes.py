@@ -10,8 +10,7 @@ from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.pairing import Runner
-from prunecli.evaluation.predictions import Collector, Predictions
-from prunecli.evaluation.reading import Reading, Task, choose_reading
+from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
 from prunecli.types import Progress, no_progress
 
 MODEL, BASELINE = "model", "baseline"

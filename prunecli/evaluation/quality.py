@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunecli.evaluation.predictions import Predictions
+from prunecli.evaluation.reading import Predictions
 from prunecli.types import Json
 
 Average = Literal["weighted", "macro", "micro"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.evaluation.predictions import Predictions
+from prunecli.evaluation.reading import Predictions
 from prunecli.types import Json
 
 Array = np.ndarray[Any, Any]

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 import prunecli.model.attrs as attrs
-from prunecli.model.holders import overridable
 from prunecli.model.layout import Shape, Step, Transpose
-from prunecli.model.uses import MAX_DEPTH, moved
-from prunecli.storage.stored import stored
+from prunecli.model.readers import MAX_DEPTH, moved
+from prunecli.model.stored_tensors import overridable
+from prunecli.storage.chain import stored
 
 Array = np.ndarray[Any, Any]
 

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 import prunecli.model.graphs as graphs
-import prunecli.model.preserve as preserve
+import prunecli.model.lossless as preserve
 import prunecli.model.signatures as signatures
 from prunecli.errors import PruneError
-from prunecli.model.outside import DataFolder
+from prunecli.model.external_data import DataFolder
 from prunecli.model.protos import normalise
 from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 import prunecli.model.attrs as attrs
-from prunecli.model.facts import Facts, Inner
 from prunecli.model.layout import Shape
 from prunecli.model.loading import Model
-from prunecli.model.roles import MICROSOFT
+from prunecli.model.parameter_roles import MICROSOFT
+from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
 
 ShapeOf = Callable[[int], Shape]

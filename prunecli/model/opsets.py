@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
+from prunecli.model.external_data import read_whole
 from prunecli.model.loading import Model, load
-from prunecli.model.outside import read_whole
 from prunecli.model.plain import plain_path
 
 

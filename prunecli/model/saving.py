@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import prunecli.model.bulk as bulk
-import prunecli.model.preserve as preserve
-import prunecli.model.wire as wire
+import prunecli.model.lossless as preserve
+import prunecli.model.proto_writer as wire
+import prunecli.model.tensor_io as bulk
 from prunecli.errors import PruneError
 from prunecli.files import Scratch, Staging, check_paths, data_name, staging, sync
-from prunecli.model.holders import Holder, holders
+from prunecli.model.external_data import pull_in, read_proto, refer
 from prunecli.model.loading import Model
-from prunecli.model.outside import pull_in, read_proto, refer
 from prunecli.model.protos import dense_tensors, normalise
 from prunecli.model.provenance import Provenance, record
 from prunecli.model.sparse import sparsify
+from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.tensors import MappedTensor, byte_count
 from prunecli.types import FileRef
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 import prunecli.model.attrs as attrs
-from prunecli.model.facts import SCOPES, Facts, Inner, Shape, know_constant, visit
+from prunecli.model.shape_inference import SCOPES, Facts, Inner, Shape, know_constant, visit
 
 Visitor = Callable[[ir.Node, Facts, ir.Model], None]
 VISITORS: dict[str, Visitor] = {}

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model.holders import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.macs import count_macs
 from prunecli.model.shapes import Shapes
+from prunecli.model.stored_tensors import Holder, holders
 from prunecli.types import Totals
 
 EXACT_UP_TO = 16 << 20

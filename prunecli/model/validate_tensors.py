@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.outside import DataFolder, locate
+from prunecli.model.external_data import DataFolder, locate
 from prunecli.model.protos import tensors
 from prunecli.model.tensors import byte_count
 

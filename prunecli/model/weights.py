@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-import prunecli.model.skips as skips
+import prunecli.model.unprunable as skips
 from prunecli.errors import PruneError
-from prunecli.model.holders import Holder, holders
 from prunecli.model.layout import Layout, Shape
 from prunecli.model.loading import Model
-from prunecli.model.roles import Kind, Refused, Role, role_of
+from prunecli.model.parameter_roles import Kind, Refused, Role, role_of
+from prunecli.model.readers import Reader, is_constant, readers
+from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.tensors import FLOATS
-from prunecli.model.uses import Reader, is_constant, readers
 from prunecli.types import Skipped
 
 Values = np.ndarray[Any, Any]

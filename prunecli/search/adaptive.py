@@ -1,300 +1,241 @@
-"""How far a model can be pruned for a given loss of quality: two strategies, and what they share.
-
-`search`: every knob's curve of damage is measured, the path of least damage per amount saved follows from the curves,
-and the metric says how far along it is allowed. Then each knob is moved a little around that setting, in the company of
-all that is pruned by now: what it does there, compared with what it did alone, scales its curve, and the path is drawn
-and followed anew, until that gains nothing. Knobs that hurt more than they save are loosened so, others tightened. What
-`feedback` finds is tried first: with scores that compare across layers it can be hard to beat.
-
-`feedback`: one threshold for everything, up while the error allows it, down by half of the step when it does not.
-"""
+"""`prune adaptive`: the smallest model that loses no more than is allowed, confirmed on data that chose nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import takewhile
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from prunecli.errors import GateFailed, PruneError
+from prunecli.files import Scratch
+from prunecli.model.saving import check_target
+from prunecli.report.document import Document
+from prunecli.search.adaptive_report import to_document, to_json
+from prunecli.search.metric import Drop
+from prunecli.search.models import FrontModel, Models
+from prunecli.search.options import AdaptiveOptions
+from prunecli.search.pruner import Pruner, Result
+from prunecli.search.samples import check_apart, judge, split
+from prunecli.search.setup import Judged, Setup, open_model, set_up
+from prunecli.search.space import Knob, Setting
+from prunecli.search.strategy import Goal, Search, Step
+from prunecli.search.tradeoff import Curve
+from prunecli.search.training import Recovered, Trained, train_further
+from prunecli.search.trials import outcome_on
+from prunecli.structures.structured import default_output
+from prunecli.training.gradual import left_out
+from prunecli.types import FileRef, Json, Progress, no_progress
 
-from prunecli.search.bench import Bench
-from prunecli.search.space import Knob, Setting, Space, digest, snapped
-from prunecli.search.tradeoff import Curve, Path, Segment, best_path, costs_of, spread
-from prunecli.search.trials import Job, Outcome
-from prunecli.search.yardstick import Drop
-
-LEVELS = {"element": (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
-UNIT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
-"""Fractions removed at which a knob's curve is measured."""
-AROUND = (1.5, 0.65, 0.4)
-"""What is left of a knob, as multiples of what is left now, when it is moved in the company of the others."""
-TRUSTED = 4.0
-"""By how much a knob in company may differ from the knob alone, relative to all others."""
-POINTS, NARROWINGS = 3, 4
-"""Settings tried together, and how often the interval between two of them is divided so."""
-FINE_ENOUGH = 0.01
-"""Two settings whose sizes differ by less than this share of what remains are not told apart."""
-NEAR = 8.0
-"""How far, in damage, a refined path is followed to both sides of where the best so far lies."""
-ROUNDS = 4
-MOST_STEPS = 12
-"""Steps along a path beyond what the search found, see `Search.follow`."""
-FIRST_STEP, LAST_STEP = 0.16, 0.005
-"""Of the threshold's share of all units, in the feedback strategy."""
-THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
-STAGES = {
-    THRESHOLD: "the same for all layers",
-    CURVES: "each layer by what it costs when it is cut alone",
-    REFINED: "by what it costs beside all that was cut by then",
-    RECOVERED: "what is left is fitted to the original",
-    TRAINED: "what is left is trained",
-}
-"""What a step's `stage` begins with, and what it means."""
+ATTEMPTS = 5
+"""Settings that may be confirmed; each one after the first is held to a stricter bound, and its interval is wider."""
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Goal:
-    """`max_drop`: of the metric, on data that nothing was chosen by. `minimize`: a key of the space's costs.
-    `held_out`: samples of those data. `sureness`: standard errors kept as a margin. 1.645 would make 19 of 20 promises
-    hold for a setting named beforehand; the best of many tried is luckier than it will be again (benchmarks.md)."""
+class Confirmation:
+    """One setting on the held-out samples: the metric of the original and of the model, the drop with its interval,
+    and whether the promise holds there. `level`: of the interval, after the correction for `attempt`."""
 
-    max_drop: float
-    minimize: str
-    held_out: int
-    sureness: float = 2.0
-
-    def bound(self, drop: Drop) -> float:
-        """What the drop on the held-out data will not exceed: its prediction, and a margin for the noise of both. A
-        gain that the noise explains is taken as none: among many settings the lucky ones would be chosen."""
-        expected = drop.value if drop.value > 0 else min(drop.value + self.sureness * drop.error(), 0.0)
-        return expected + self.sureness * drop.error(self.held_out)
-
-    def allows(self, drop: Drop) -> bool:
-        return self.bound(drop) <= self.max_drop
-
-
-@dataclass(frozen=True)
-class Step:
-    """A setting that was tried on all samples. `remains`: of the goal's amount, as a fraction; `bound`: see `Goal`."""
-
-    number: int
-    stage: str
-    setting: Mapping[str, float]
-    remains: float
-    damage: float
+    step: Step
+    baseline: float
     metric: float
     drop: Drop
-    bound: float
-    allowed: bool
-    decision: str = ""
+    low: float
+    high: float
+    level: float
+    attempt: int
+    holds: bool
 
 
-@dataclass
-class Search:
-    """A search under way: the steps so far, and the best of them. `curves`: of each knob alone, as measured first;
-    `path`: the last that was followed.
+@dataclass(frozen=True)
+class Layer:
+    """What became of a knob. `threshold`: the largest score that went."""
 
-    Interrupting it leaves the best so far in `best`."""
+    knob: Knob
+    fraction: float
+    threshold: float | None
 
-    bench: Bench
-    space: Space
+
+@dataclass(frozen=True)
+class AdaptiveResult:
+    """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
+    tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
+    each knob alone, where the strategy measured it."""
+
+    model: FileRef
+    options: AdaptiveOptions
     goal: Goal
-    rounds: int = ROUNDS
-    steps: list[Step] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    path: Path = field(default_factory=lambda: Path({}, ()))
-    best: Step | None = None
+    metric: str
+    change: str
+    output_name: str
+    baseline: float
+    samples: tuple[int, int]
+    source: str
+    steps: Sequence[Step]
+    confirmations: Sequence[Confirmation]
+    layers: Sequence[Layer]
+    curves: Sequence[Curve]
+    front: Sequence[FrontModel]
+    closest: Step | None
+    result: Result | None
+    measured: int
+    reused: int
+    interrupted: bool = False
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.whole = float(self.space.cost({})[self.goal.minimize])
+    @property
+    def reached(self) -> bool:
+        return self.result is not None
 
-    def remains(self, setting: Setting) -> float:
-        return float(self.space.cost(setting)[self.goal.minimize]) / max(self.whole, 1.0)
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where the goal was not reached."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        raise_if_missed(self)
 
-    def run(self, strategy: str) -> None:
-        STRATEGIES[strategy](self)
+    def to_json(self) -> Json:
+        return to_json(self)
 
-    def candidates(self, limit: float) -> list[Step]:
-        """Steps whose bound is at most `limit`, the smallest model first."""
-        mine = (step for step in self.steps if step.allowed and step.bound <= limit)
-        return sorted(mine, key=lambda step: (step.remains, step.number))
-
-    def closest(self) -> Step | None:
-        """The step that comes nearest to being allowed."""
-        return min(self.steps, key=lambda s: (s.bound, s.remains), default=None)
-
-    # -- trying ------------------------------------------------------------------------------------
-
-    def try_all(self, settings: Sequence[Setting], stage: str) -> list[Step]:
-        """Measure settings, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
-        none is: where a gentler one failed, passing is luck."""
-        wanted = [snapped(self.space.knobs, setting) for setting in settings]
-        outcomes = self.bench.try_all(list({digest(s): s for s in wanted}.values()), stage)
-        known = {digest(step.setting): step for step in self.steps}
-        trusted = True
-        for name, outcome in zip({digest(s): s for s in wanted}, outcomes, strict=True):
-            if name not in known:
-                setting = next(s for s in wanted if digest(s) == name)
-                known[name] = self._step(setting, outcome, stage, trusted)
-                self.steps.append(known[name])
-            trusted = trusted and known[name].allowed
-        found = [known[digest(setting)] for setting in wanted]
-        good = list(takewhile(lambda step: step.allowed, found))
-        if good and (self.best is None or good[-1].remains < self.best.remains):
-            self.best = good[-1]
-        return found
-
-    def add(self, setting: dict[str, float], outcome: Outcome, stage: str) -> Step:
-        """Keep a setting that was measured elsewhere."""
-        step = self._step(setting, outcome, stage, True)
-        self.steps.append(step)
-        if step.allowed and (self.best is None or step.remains < self.best.remains):
-            self.best = step
-        return step
-
-    def _step(self, setting: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> Step:
-        yardstick = self.bench.workspace.yardstick
-        assert outcome.records is not None
-        drop = yardstick.drop(outcome.records)
-        bound = self.goal.bound(drop)
-        if drop.value > self.goal.max_drop:
-            decision = "loosen"
-        elif bound > self.goal.max_drop:
-            decision = "loosen: within the noise of the limit"
-        else:
-            decision = "tighten" if trusted else "loosen: a gentler one failed"
-        return Step(len(self.steps) + 1, stage, setting, self.remains(setting), outcome.damage,
-                    yardstick.value(outcome.records), drop, bound, trusted and bound <= self.goal.max_drop,
-                    decision)  # fmt: skip
-
-    # -- along a path --------------------------------------------------------------------------------
-
-    def at_remains(self, wanted: float) -> dict[str, float]:
-        """The gentlest setting on the path of which no more than that remains."""
-        low, high = 0.0, self.path.most
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.remains(self.path.at(middle)) <= wanted else (middle, high)
-        return snapped(self.space.knobs, self.path.at(high))
-
-    def follow(self, attempt: Callable[[dict[str, float], int], Step], pace: float, least_pace: float) -> None:
-        """Go on along the path from the best so far, where each step is made by `attempt` from a setting and a number.
-        `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
-        below `least_pace`."""
-        remains, least = 1.0 if self.best is None else self.best.remains, self.remains(self.path.at(self.path.most))
-        for number in range(1, MOST_STEPS + 1):
-            if pace < least_pace or remains * (1 - pace) < least:
-                return
-            step = attempt(self.at_remains(remains * (1 - pace)), number)
-            if step.allowed:
-                remains = step.remains
-            else:
-                pace /= 2
-
-    def locate(self, at: Callable[[float], Setting], low: float, high: float, stage: str) -> None:
-        """Try settings along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
-        for _ in range(NARROWINGS):
-            positions, before = spread(low, high, POINTS), len(self.steps)
-            steps = self.try_all([at(p) for p in positions], stage)
-            allowed = next((i for i, step in enumerate(steps) if not step.allowed), len(steps))
-            low = positions[allowed - 1] if allowed else low
-            high = positions[allowed] if allowed < len(positions) else high
-            apart = self.remains(at(low)) - self.remains(at(high))
-            if len(self.steps) == before or apart < FINE_ENOUGH * self.remains(at(low)):
-                return
+    def to_document(self) -> Document:
+        return to_document(self)
 
 
-def search(run: Search) -> None:
-    """The default strategy."""
-    run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
-    feedback(run)
-    path = run.path = best_path(run.curves)
-    run.locate(path.at, path.least / 4, path.most, CURVES)
-    for number in range(1, run.rounds):
-        before = run.best
-        if before is None or not path.segments:
+def adaptive(
+    model: str | Path, options: AdaptiveOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> AdaptiveResult:
+    """Find the smallest model within `max_drop`, and save it with proof once held-out data confirm it. `changes`
+    override fields of the options: `adaptive("m.onnx", data="d.npz", max_drop=0.01)`.
+
+    Where the goal cannot be reached nothing is written and `result` is None. Interrupting the search (Ctrl-C) ends it
+    with the best so far.
+
+    Raises:
+        PruneError: the model, the data or an option is unusable, or the saved file is not what it should be.
+    """
+    start, options = time.perf_counter(), AdaptiveOptions.of(options, **changes)
+    path = Path(model)
+    target = options.output or default_output(path)
+    file, session = open_model(path, options)
+    check_target(file, None if options.dry_run else target, options.force, options)
+    tune, held = split(options, session)
+    seen = check_apart(tune, held, session, options)
+    choosing, confirming = judge(tune, held, session, options)
+    setup = set_up(file, session, choosing, options, progress, options.minimize)
+    goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
+    run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
+    with closing(setup.bench), Scratch() as folder:
+        trained: dict[int, Trained] = {}
+        interrupted = _interruptible(lambda: run.run(options.strategy))
+        recovered = Recovered(setup, folder, progress) if options.recovers else None
+        if recovered is not None and not interrupted:
+            interrupted = _interruptible(partial(recovered.further, run))
+        if options.trains and not options.dry_run and not interrupted:
+            further = partial(train_further, run, setup, options, trained, folder, progress)
+            interrupted = _interruptible(further)
+        models = Models(setup, trained, options, recovered)
+        confirmations = list(_confirm(run, confirming, models))
+        kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
+        done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
+        front: list[FrontModel] = []
+        interrupted = _interruptible(lambda: front.extend(models.front(run.steps, progress))) or interrupted
+    yardstick = setup.bench.workspace.yardstick
+    return AdaptiveResult(
+        file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
+        (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
+        run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
+        interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def raise_if_missed(found: AdaptiveResult) -> None:
+    """To be called after the report was printed.
+
+    Raises:
+        GateFailed: the goal was not reached.
+    """
+    if not found.reached:
+        raise GateFailed(
+            f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
+            _remedy(found),
+        )  # fmt: skip
+
+
+def _remedy(found: AdaptiveResult) -> str:
+    """What a user can do about a goal that was not reached."""
+    ways = ["allow more", "give more data (the margin for noise shrinks with it)"]
+    if not found.options.trains:
+        recover = [] if found.options.recovers else ["--recover auto"]
+        ways.append("make up for the cut with " + " or ".join([*recover, "--finetune-epochs"]))
+    return ", or ".join([", ".join(ways[:-1]), ways[-1]])
+
+
+def _minimised(pruner: Pruner, wanted: str | None) -> str:
+    if wanted is None:
+        return pruner.goals[0]
+    if wanted not in pruner.goals:
+        hint = f"choose from {', '.join(pruner.goals)}"
+        raise PruneError(f"--minimize {wanted} is not possible here", hint)
+    return wanted
+
+
+def _interruptible(work: Callable[[], object]) -> bool:
+    """Do it; whether it was cut short by Ctrl-C."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _notes(options: AdaptiveOptions) -> list[str]:
+    return [left_out(options)] if options.trains and options.dry_run else []
+
+
+def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation]:
+    """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
+    what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
+    limit, tried = run.goal.max_drop, set[int]()
+    for attempt in range(1, ATTEMPTS + 1):
+        left = [step for step in run.candidates(limit) if step.number not in tried]
+        if not left or not left[0].setting:
             return
-        path = run.path = best_path(in_company(run, before))
-        here = path.position(before.setting)
-        low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
-        run.locate(path.at, low, high, f"{REFINED} {number}")
-        if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
+        found = _confirmed(left[0], held, models, run.goal, attempt)
+        tried.add(left[0].number)
+        yield found
+        if found.holds:
             return
+        limit = left[0].bound - max(found.drop.value - run.goal.max_drop, found.drop.error() / 2)
 
 
-def feedback(run: Search) -> None:
-    """Threshold up while the error allows it, down when not."""
-    share, step = 0.0, FIRST_STEP
-    run.path = _straight(run)
-    while step >= LAST_STEP:
-        wanted = min(share + step, 1.0)
-        [tried] = run.try_all([run.space.by_threshold(wanted)], THRESHOLD)
-        if tried.allowed and wanted < 1:
-            share = wanted
-        else:
-            step /= 2
+def _confirmed(step: Step, held: Judged, models: Models, goal: Goal, attempt: int) -> Confirmation:
+    from scipy.special import ndtri
+
+    session = models.open(step)
+    outcome = outcome_on(session, held.batches, held.reference, held.yardstick)
+    assert outcome.records is not None
+    drop = held.yardstick.drop(outcome.records)
+    level = 1 - (1 - LEVEL) / attempt
+    half = float(ndtri((1 + level) / 2)) * drop.error()
+    return Confirmation(step, held.yardstick.baseline, held.yardstick.value(outcome.records), drop, drop.value - half,
+                        drop.value + half, level, attempt, drop.value <= goal.max_drop)  # fmt: skip
 
 
-def _straight(run: Search) -> Path:
-    """Settings by one threshold as a path, for what follows the search."""
-    grid, segments, before = [i / 50 for i in range(1, 46)], [], run.space.by_threshold(0.0)
-    for share in grid:
-        setting = run.space.by_threshold(share)
-        segments += [Segment(k, before.get(k, 0.0), f, 1.0, 1.0) for k, f in setting.items() if f > before.get(k, 0.0)]
-        before = setting
-    return Path({}, segments)
+def _said(setup: Setup, options: AdaptiveOptions, goal: Goal) -> Json:
+    """What the saved model records of how it was chosen."""
+    yardstick = setup.bench.workspace.yardstick
+    return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": yardstick.metric,
+            "minimize": goal.minimize, "data": options.tried.text, "seed": options.seed}  # fmt: skip
 
 
-STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "feedback": feedback}
-
-
-# -- curves ------------------------------------------------------------------------------------------
-
-
-def levels_of(knob: Knob, wanted: Sequence[float] | None = None) -> list[float]:
-    """Fractions at which a knob is measured: no two that cut the same number of units, none beyond its limit."""
-    levels = wanted or LEVELS.get(knob.kind, UNIT_LEVELS)
-    cut = {knob.gone(level): level for level in sorted(levels, reverse=True) if level <= knob.limit}
-    return sorted(level for count, level in cut.items() if count > 0)
-
-
-def curve_jobs(knobs: Iterable[Knob], levels: Sequence[float] | None = None) -> list[Job]:
-    """One job per knob: all of its levels, which share what comes before it in the network."""
-    return [Job.of(*({knob.name: level} for level in levels_of(knob, levels)), probe=True) for knob in knobs]
-
-
-def measured_curves(bench: Bench, space: Space, goal: str) -> Iterator[Curve]:
-    """The damage of each knob cut alone."""
-    knobs = [knob for knob in space.knobs if levels_of(knob)]
-    found = bench.measure(curve_jobs(knobs), "measuring each layer alone")
-    for knob, outcomes in zip(knobs, found, strict=True):
-        cost = costs_of(space.cost, {}, knob.name, goal)
-        yield Curve.of(knob.name, [0.0, *levels_of(knob)], [0.0, *(o.damage for o in outcomes)], cost)
-
-
-def in_company(run: Search, at: Step) -> list[Curve]:
-    """The curves, each scaled by what its knob does beside all that is pruned in a step: the least-squares factor
-    between the changes of damage measured there and those that its own curve has, kept near that of the others."""
-    base, curves = dict(at.setting), {curve.knob: curve for curve in run.curves}
-    around = {knob.name: _around(knob, base.get(knob.name, 0.0)) for knob in run.space.knobs if knob.name in curves}
-    moving = [name for name, fractions in around.items() if fractions]
-    jobs = [Job.of(base, probe=True)]
-    jobs += [Job.of(*({**base, name: f} for f in around[name]), probe=True) for name in moving]
-    first, *rest = run.bench.measure(jobs, "measuring around the best so far")
-    factors = {}
-    for name, outcomes in zip(moving, rest, strict=True):
-        alone = np.array([curves[name].at(f) - curves[name].at(base.get(name, 0.0)) for f in around[name]])
-        here = np.array([outcome.damage - first[0].damage for outcome in outcomes])
-        known = np.isfinite(here) & np.isfinite(alone)
-        if float(np.square(alone[known]).sum()) > 0:
-            factors[name] = float((here[known] * alone[known]).sum() / np.square(alone[known]).sum())
-    usual = float(np.median([f for f in factors.values() if f > 0] or [1.0]))
-    near = {name: min(max(f, usual / TRUSTED), usual * TRUSTED) for name, f in factors.items()}
-    return [curve.times(near.get(curve.knob, usual)) for curve in run.curves]
-
-
-def _around(knob: Knob, fraction: float) -> list[float]:
-    """Fractions near the present one that cut another number of units, rising."""
-    now, left = knob.gone(fraction), 1 - fraction
-    wanted = {knob.gone(max(1 - left * factor, 0.0)) for factor in AROUND}
-    return sorted(count / knob.count for count in wanted if count not in (0, now))
+def _layers(setup: Setup, confirmations: Sequence[Confirmation]) -> list[Layer]:
+    """The final thresholds, in the model's order."""
+    if not confirmations or not confirmations[-1].holds:
+        return []
+    setting: Setting = confirmations[-1].step.setting
+    found = setup.pruner.space.thresholds(setting)
+    return [Layer(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]

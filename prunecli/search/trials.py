@@ -15,9 +15,9 @@ from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.runtime import Session
+from prunecli.search.metric import Outputs, Records, Yardstick
 from prunecli.search.space import Setting, Space, SpaceRecipe, digest, normal
 from prunecli.search.suffix import beyond, border, prefix, shared, suffix
-from prunecli.search.yardstick import Outputs, Records, Yardstick
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]

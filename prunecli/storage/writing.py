@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import Fixed, Node, Op, Pass, Stream, streams
+from prunecli.storage.chain import Fixed, Node, Op, Pass, Stream, constant, streams
 from prunecli.storage.encodings import numbers
 from prunecli.storage.passes import Passes
-from prunecli.storage.stored import constant
 
 Array = np.ndarray[Any, Any]
 MARK = "prunecli.pack/"

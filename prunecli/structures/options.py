@@ -79,8 +79,8 @@ class CutOptions(Chosen, Widths, Samples, Batched, Seeded, Saving, Reporting, Si
         return 1
 
     def check(self) -> None:
-        from prunecli.channels.catalogue import parse_granularity
-        from prunecli.search.units import check_choices
+        from prunecli.dependency.catalogue import parse_granularity
+        from prunecli.structures.choose import check_choices
 
         super().check()
         check_choices(self.criterion, self.normalize, self.scope)

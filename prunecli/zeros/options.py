@@ -13,7 +13,7 @@ from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 if TYPE_CHECKING:
-    from prunecli.select import Recipe
+    from prunecli.masks import Recipe
 
 MEMORY = 4 << 30
 """Bytes of activations that `prune oneshot` holds in memory."""
@@ -65,7 +65,7 @@ class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Packed, Reporting, Siz
         Raises:
             PruneError: it is not said, or makes no sense.
         """
-        from prunecli.select import Recipe
+        from prunecli.masks import Recipe
 
         if self.plan is not None:
             return None
@@ -126,7 +126,7 @@ class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
 
     @property
     def recipe(self) -> Recipe | None:
-        from prunecli.pipeline.gradient import with_defaults
+        from prunecli.zeros.gradient import with_defaults
 
         recipe = super().recipe
         return None if recipe is None else with_defaults(recipe)
@@ -191,7 +191,7 @@ class OneshotOptions(ZeroingOptions, Calibration):
 
     @property
     def recipe(self) -> Recipe | None:
-        from prunecli.pipeline.oneshot import checked
+        from prunecli.zeros.oneshot import checked
 
         recipe = super().recipe
         return None if recipe is None else checked(recipe, self.method, self.allocate)

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from prunecli.apply.cut_proof import CutProof, Trial
-from prunecli.channels.cut import remove
+from prunecli.dependency.cut import remove
 from prunecli.model import Dims, save
-from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
 from prunecli.runtime import Session
+from prunecli.structures.cut_proof import CutProof, Trial
+from prunecli.structures.prunable import Cuttable, open_cuttable
 from prunecli.types import Verification
 from tests.channels.net import Net
 

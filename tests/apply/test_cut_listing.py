@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from prunecli.apply.cut_plan import positions_json
+from prunecli.structures.cut_plan import positions_json
 from tests.apply.cuts import carry_out, net_file
 from tests.apply.outside import TOLERANCE, compare
 from tests.channels.net import Net

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.apply.cut_plan import (
+from prunecli.errors import PruneError
+from prunecli.model import Model, load
+from prunecli.structures.cut_plan import (
     check_positions,
     chosen_units,
     identity,
@@ -20,8 +22,6 @@ from prunecli.apply.cut_plan import (
     read_positions,
     save_cut_plan,
 )
-from prunecli.errors import PruneError
-from prunecli.model import Model, load
 from tests.apply import cuts
 from tests.apply.cuts import net_file
 

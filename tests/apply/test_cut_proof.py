@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from prunecli.apply.cut_proof import Trial
-from prunecli.apply.proof_inputs import UnprovedError
 from prunecli.errors import PruneError
+from prunecli.structures.cut_proof import Trial
+from prunecli.verify.inputs import UnprovedError
 from tests.apply import cuts
 from tests.apply.cuts import carry_out, edit, net_file, shift_one, swap_rows
 

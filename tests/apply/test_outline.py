@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.apply.outline import outline
 from prunecli.model import find_weights, load, save
+from prunecli.verify.outline import outline
 from tests.model.build import MODELS, floats, info, node, proto, save_proto
 
 Change = Callable[[onnx.ModelProto], object]

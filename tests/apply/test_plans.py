@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.apply.plans import load_plan, save_plan
-from prunecli.apply.zero import Zeroed, target_of
 from prunecli.errors import PruneError
+from prunecli.masks import Recipe, decide
 from prunecli.model import Model, SaveOptions, find_weights, load, save
-from prunecli.select import Recipe, decide
+from prunecli.zeros.plans import load_plan, save_plan
+from prunecli.zeros.zero import Zeroed, target_of
 from tests.model.build import big, floats, node, proto, save_proto
 
 SHAPES = {"a": (3, 5), "b": (5, 7), "c": (7, 8)}

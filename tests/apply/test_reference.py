@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.apply.reference import masked_reference
-from prunecli.apply.zero import Zeroed, target_of
 from prunecli.errors import PruneError
+from prunecli.masks import Recipe, decide
 from prunecli.model import SaveOptions, find_weights, load, save
-from prunecli.select import Recipe, decide
+from prunecli.zeros.reference import masked_reference
+from prunecli.zeros.zero import Zeroed, target_of
 from tests.model.build import big, floats, info, linear, node, proto, save_proto
 
 W = floats(3, 4)

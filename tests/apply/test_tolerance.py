@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prunecli.apply.tolerance import differences, distance
+from prunecli.verify.tolerance import differences, distance
 
 X = np.array([1.0, -2.0, 3.0], np.float32)
 NAN, INF = np.nan, np.inf

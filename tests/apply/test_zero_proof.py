@@ -12,15 +12,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.apply import zero_proof
-from prunecli.apply.proof_inputs import UnprovedError, sizes_to_try
-from prunecli.apply.zero import Zeroed, target_of, zero
-from prunecli.apply.zero_proof import Proof, is_masked, same_outputs
 from prunecli.errors import PruneError
+from prunecli.masks import Recipe, decide
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, save
 from prunecli.runtime import Session
-from prunecli.select import Recipe, decide
 from prunecli.types import Verification
+from prunecli.verify.inputs import UnprovedError, sizes_to_try
+from prunecli.zeros import zero_proof
+from prunecli.zeros.zero import Zeroed, target_of, zero
+from prunecli.zeros.zero_proof import Proof, is_masked, same_outputs
 from tests.model.build import floats, node, proto, save_proto
 
 

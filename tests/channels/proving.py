@@ -17,11 +17,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from prunecli.channels.analysis import Analysis, analyse
-from prunecli.channels.catalogue import Catalogue
-from prunecli.channels.cut import Removed, remove
-from prunecli.channels.grouping import catalogue
-from prunecli.channels.prepare import plan_names, prepare
+from prunecli.dependency.analysis import Analysis, analyse
+from prunecli.dependency.catalogue import Catalogue
+from prunecli.dependency.cut import Removed, remove
+from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.prepare import plan_names, prepare
 
 ort.set_default_logger_severity(4)
 TOLERANCE = {"float32": 3e-5, "float64": 1e-10, "float16": 2e-2}

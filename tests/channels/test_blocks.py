@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.blocks import Block, dead_without, drop_blocks, find_blocks
-from prunecli.channels.prepare import plan_names, prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.blocks import Block, dead_without, drop_blocks, find_blocks
+from prunecli.dependency.prepare import plan_names, prepare
 from tests.channels.cases_whole import _if
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, distance, masked_original, problems_of, random_feeds, run

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.grouping import catalogue
-from prunecli.channels.prepare import prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.prepare import prepare
 from tests.channels.cases import Case
 from tests.channels.proving import TOLERANCE, free_units, prove
 from tests.channels.tables import ALL

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from onnx.reference.op_run import OpRun
 
-from prunecli.channels import registry
-from prunecli.channels.analysis import analyse
-from prunecli.channels.prepare import prepare
+from prunecli.dependency import registry
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.prepare import prepare
 from prunecli.model.contrib_shapes import CONTRIB_SHAPES
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, free_units, prove
@@ -84,9 +84,9 @@ def test_without_the_rule_everything_is_frozen() -> None:
 
 def test_every_statement_of_the_table_exists() -> None:
     """The document names no method that the program does not have."""
-    from prunecli.channels.atoms import AtomTable
-    from prunecli.channels.context import Context
-    from prunecli.channels.edit import Cut
+    from prunecli.dependency.atoms import AtomTable
+    from prunecli.dependency.context import Context
+    from prunecli.dependency.edit import Cut
 
     owners: dict[str, Any] = {"ctx.table": AtomTable, "ctx": Context, "cut": Cut}
     text = DOCUMENT.read_text()

@@ -7,8 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from prunecli.channels.cut import remove
-from prunecli.channels.prepare import plan_names, prepare
+from prunecli.dependency.cut import remove
+from prunecli.dependency.prepare import plan_names, prepare
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, distance, random_feeds, run
 from tests.channels.tables import ALL

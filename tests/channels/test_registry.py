@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.context import Context
-from prunecli.channels.prepare import prepare
-from prunecli.channels.registry import BARRIERS, REWRITES, RULES
-from prunecli.channels.rules.linear import conv
-from prunecli.channels.rules.reshape import depth_to_space
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.context import Context
+from prunecli.dependency.prepare import prepare
+from prunecli.dependency.registry import BARRIERS, REWRITES, RULES
+from prunecli.dependency.rules.linear import conv
+from prunecli.dependency.rules.reshape import depth_to_space
 from tests.channels.cases import Case
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, free_units, prove

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.channels.analysis import Analysis, analyse
-from prunecli.channels.atoms import AtomTable, connected_components, solve
-from prunecli.channels.context import reshape_groups
-from prunecli.channels.prepare import prepare
-from prunecli.channels.units import find_families
+from prunecli.dependency.analysis import Analysis, analyse
+from prunecli.dependency.atoms import AtomTable, connected_components, solve
+from prunecli.dependency.context import reshape_groups
+from prunecli.dependency.prepare import prepare
+from prunecli.dependency.units import find_families
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, prove
 from tests.channels.tables import ALL

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prunecli.evaluation import evaluate as pipeline_evaluate
 from prunecli.evaluation.latency import Speedup
-from prunecli.pipeline import evaluate as pipeline_evaluate
 from tests.cli.conftest import SAMPLES, Prune
 
 MLP, CNN = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-cnn.onnx"

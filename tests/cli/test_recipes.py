@@ -483,7 +483,7 @@ def test_ctrl_c_ends_with_130_and_the_report_of_what_was_done(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prunecli.pipeline.evaluate.evaluate", stop)
+    monkeypatch.setattr("prunecli.evaluation.evaluate.evaluate", stop)
     write(GOOD)
     done = prune("run", "r.toml", "--format", "json")
     assert done.code == 130

@@ -119,9 +119,9 @@ def test_reports_are_written(prune: Prune, path: Path, suffix: str) -> None:
 def test_help_lists_what_there_is_and_what_is_default() -> None:
     """The help is written out, so that it needs no numpy; it must not lag behind the registries."""
 
-    from prunecli.search import normalise
-    from prunecli.search.units import UnitRecipe
-    from prunecli.select.structures import UNIT_CRITERIA
+    from prunecli.structures import criteria as normalise
+    from prunecli.structures.choose import UnitRecipe
+    from prunecli.structures.criteria import UNIT_CRITERIA
     from prunecli.structures.options import CRITERIA, NORMALISERS
 
     for text, names, default in (
@@ -145,7 +145,7 @@ def test_help_is_complete(prune: Prune) -> None:
 def test_a_latency_out_of_reach_ends_with_one(prune: Prune, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A promised limit that is not met is a gate that fails; nothing is written."""
     from prunecli.evaluation.latency import Speedup
-    from prunecli.pipeline.structured_latency import Bench
+    from prunecli.structures.latency_budget import Bench
 
     monkeypatch.setattr(Bench, "compare", lambda self, model: Speedup(1.0, 0.97, 1.03))
     monkeypatch.setattr(Bench, "layer_times", lambda self, removed: [{"conv3": 2 - mask.mean()} for mask in removed])

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.data import open_data, random_data
 from prunecli.data.axes import batch_axes, parse_axes
-from prunecli.data.overlap import shared
+from prunecli.data.matching import shared
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
 from tests.model.build import floats, info, node, save_proto

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.figures import known
 from prunecli.evaluation.gates import OPERATORS, check_gates, parse_gate, raise_if_failed
-from prunecli.pipeline.figures import known
 
 PARSED = {
     "accuracy<0.95": ("accuracy", "<", 0.95),

@@ -14,9 +14,8 @@ from prunecli.data.columns import Column
 from prunecli.data.dataset import build
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import run_pass
-from prunecli.evaluation.predictions import Collector, Predictions
 from prunecli.evaluation.quality import METRICS, compute_metrics, confusion, per_class, primary
-from prunecli.evaluation.reading import choose_reading
+from prunecli.evaluation.reading import Collector, Predictions, choose_reading
 from tests.tiny import spec
 
 RNG = np.random.default_rng(7)

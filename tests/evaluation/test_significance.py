@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunecli.evaluation.predictions import Predictions
-from prunecli.evaluation.reading import Reading
+from prunecli.evaluation.reading import Predictions, Reading
 from prunecli.evaluation.significance import compare_predictions, mcnemar, paired_t
 
 

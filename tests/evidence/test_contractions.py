@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.evidence.contractions import CONTRACTIONS, contraction
-from prunecli.evidence.grams import Equations, Picker, collect
+from prunecli.calibration.contractions import CONTRACTIONS, contraction
+from prunecli.calibration.grams import Equations, Picker, collect
 from prunecli.model import find_weights, load
 from prunecli.runtime import Session
 

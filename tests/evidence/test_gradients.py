@@ -11,10 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from prunecli.calibration.gradients import MOST_SHAPES, STATISTICS, FlowTask, OutputTask, Study, flow, gates
 from prunecli.data import Batch
 from prunecli.errors import PruneError
-from prunecli.evidence.flow import FlowTask, flow
-from prunecli.evidence.gradients import MOST_SHAPES, STATISTICS, OutputTask, Study, gates
 from prunecli.model import Model, find_weights, load
 
 RNG = np.random.default_rng(0)

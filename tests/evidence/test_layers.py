@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.evidence.layers import Layer, ancestors, layers_of, refittable
-from prunecli.evidence.walk import working_form
+from prunecli.calibration.layers import Layer, ancestors, layers_of, refittable
+from prunecli.calibration.layerwise import working_form
 from prunecli.model import find_weights, load
 from prunecli.runtime import Session
 

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from prunecli.channels.prepare import prepare
-from prunecli.evidence.moments import READERS, second_moments
-from prunecli.model.facts import gather_facts
+from prunecli.calibration.moments import READERS, second_moments
+from prunecli.dependency.prepare import prepare
+from prunecli.model.shape_inference import gather_facts
 from tests.channels.net import Net
 
 X4, X3, X2 = (6, 4, 5, 5), (6, 5, 4), (6, 4)

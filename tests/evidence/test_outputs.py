@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from prunecli.evidence.outputs import RUINED, looked_at, mean_error, relative_error
+from prunecli.calibration.gradients import RUINED, looked_at, mean_error, relative_error
 from tests.model.build import node, proto
 
 N = node

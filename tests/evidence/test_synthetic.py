@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from prunecli.calibration.layerwise import working_form
+from prunecli.calibration.synthetic import WARNING, stored_moments, synthetic_data
 from prunecli.data.synthetic import as_dataset, image_noise, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
-from prunecli.evidence.synthetic import WARNING, stored_moments, synthetic_data
-from prunecli.evidence.walk import working_form
 from prunecli.inputs import InputSpec
 from prunecli.model import concrete_shapes, load
 from prunecli.runtime import Session

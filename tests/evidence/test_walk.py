@@ -10,9 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.errors import PruneError
-from prunecli.evidence.store import Store
-from prunecli.evidence.walk import Walk, working_form
 from prunecli.model import load
 from prunecli.runtime import Session
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model import concrete_shapes, count_macs, load, macs
-from prunecli.model.roles import MICROSOFT as MS
+from prunecli.model.parameter_roles import MICROSOFT as MS
 from tests.model.build import MODELS, SHARED, floats, info, loaded, node, proto
 
 # operator, shapes of its inputs (None: absent), attributes, multiply-accumulates

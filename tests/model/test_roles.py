@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from prunecli.model import find_weights, roles
+from prunecli.model import find_weights
+from prunecli.model import parameter_roles as roles
 from tests.model.build import floats, loaded, node, proto
 
 MS = roles.MICROSOFT

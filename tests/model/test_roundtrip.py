@@ -12,9 +12,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.apply.outline import outline
 from prunecli.model import Provenance, SaveOptions, find_weights, load, save
 from prunecli.model.protos import KEYS
+from prunecli.verify.outline import outline
 from tests.model.build import MODELS, floats, info, linear, loaded, node, proto, save_proto
 
 

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.model import Model, Weight, find_weights, load, roles, save
+from prunecli.model import Model, Weight, find_weights, load, save
+from prunecli.model import parameter_roles as roles
 from tests.model.build import external, floats, info, linear, loaded, node, proto, run
 
 MS = roles.MICROSOFT

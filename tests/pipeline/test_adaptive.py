@@ -16,19 +16,19 @@ import pytest
 import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.pipeline.adaptive import AdaptiveResult, adaptive, raise_if_missed
-from prunecli.pipeline.adaptive_report import to_document
-from prunecli.pipeline.evaluate import evaluate
-from prunecli.pipeline.sensitivity import Point, Row, sensitivity
-from prunecli.pipeline.trial_charts import path_chart
+from prunecli.masks import CRITERIA
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
-from prunecli.search import pool
+from prunecli.search import runner as pool
+from prunecli.search.adaptive import AdaptiveResult, adaptive, raise_if_missed
+from prunecli.search.adaptive_report import to_document
+from prunecli.search.charts import path_chart
+from prunecli.search.sensitivity import Point, Row, sensitivity
 from prunecli.search.space import Knob
 from prunecli.search.trials import Job, Outcome, Workspace
-from prunecli.select import CRITERIA
 from tests.tiny import ROOT, few
 
 SAMPLES = ROOT / "sample_models"
@@ -226,7 +226,7 @@ def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
 ) -> None:
     whole = found(tmp_path, "whole.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr("prunecli.pipeline.trial_options.InProcess", lambda: Stops(after))
+        patch.setattr("prunecli.search.pools.InProcess", lambda: Stops(after))
         cut = found(tmp_path, "cut.onnx", state=tmp_path / "state")
     assert cut.interrupted and cut.reached == bool(cut.steps) == (tmp_path / "cut.onnx").exists()
     again = found(tmp_path, "again.onnx", state=tmp_path / "state")
@@ -333,7 +333,7 @@ def test_the_proxy_ranks_nearly_as_the_measurement(granularity: str) -> None:
 def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"data": TEST, "levels": [0.5], "jobs": 1, "state": tmp_path / "state"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("prunecli.pipeline.trial_options.InProcess", lambda: Stops(3))
+        patch.setattr("prunecli.search.pools.InProcess", lambda: Stops(3))
         sensitivity(CNN, **options)
     again = sensitivity(CNN, **options)
     assert (again.reused, again.measured) == (3, 4)

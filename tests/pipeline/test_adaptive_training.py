@@ -11,8 +11,8 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import find_weights, load
-from prunecli.pipeline.adaptive import AdaptiveResult, adaptive
-from prunecli.search import adaptive as search_module
+from prunecli.search import strategy as search_module
+from prunecli.search.adaptive import AdaptiveResult, adaptive
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"

@@ -10,21 +10,22 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from prunecli.apply.zero import Zeroed
 from prunecli.data.options import DataOptions
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
+from prunecli.inspection.inspect import inspect
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import find_weights, load
-from prunecli.pipeline.charts_pruned import layer_bars, score_charts, size_bars
-from prunecli.pipeline.charts_training import training_charts
-from prunecli.pipeline.evaluate import evaluate
-from prunecli.pipeline.inspect import inspect
-from prunecli.pipeline.magnitude import magnitude
-from prunecli.pipeline.structured import structured
-from prunecli.pipeline.structured_plan import GroupRow
-from prunecli.recover.trainer import Epoch
 from prunecli.report.document import Bars, Chart, Document
+from prunecli.report.size_charts import layer_bars, size_bars
+from prunecli.structures.decision import GroupRow
+from prunecli.structures.report import score_charts
+from prunecli.structures.structured import structured
+from prunecli.training.report import training_charts
+from prunecli.training.trainer import Epoch
 from prunecli.types import Totals
+from prunecli.zeros.magnitude import magnitude
+from prunecli.zeros.zero import Zeroed
 from tests.cli.conftest import SAMPLES
 
 CNN = SAMPLES / "digits-cnn.onnx"
@@ -71,10 +72,10 @@ def test_nothing_is_measured_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_weight_of_zeros_has_no_spread(tmp_path: Path) -> None:
-    from prunecli.apply.zero import target_of
-    from prunecli.pipeline.zeroed_spread import zeroed_spreads
-    from prunecli.select import Recipe, decide
+    from prunecli.masks import Recipe, decide
     from prunecli.types import no_progress
+    from prunecli.zeros.spread import zeroed_spreads
+    from prunecli.zeros.zero import target_of
     from tests.tiny import write
 
     path = write(

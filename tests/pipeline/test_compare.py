@@ -15,7 +15,7 @@ import pytest
 from prunecli.cli.output import to_json_text
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.compare import CompareOptions, Comparison, compare
+from prunecli.evaluation.compare import CompareOptions, Comparison, compare
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 from tests.tiny import write

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.errors import PruneError
+from prunecli.inspection.distribution import FRACTIONS, PICTURE_BINS, distribution, pattern_fit
 from prunecli.inspection.options import parse_nm
 from prunecli.model import find_weights, load
-from prunecli.pipeline.distribution import FRACTIONS, PICTURE_BINS, distribution, pattern_fit
 
 Array = np.ndarray[Any, Any]
 SAMPLES = Path(__file__).parents[2] / "sample_models"

@@ -12,9 +12,9 @@ from onnx import helper, numpy_helper
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.pipeline.gradient import STEPS, gradient
-from prunecli.pipeline.judge import BY_EVIDENCE
-from prunecli.select.criteria import CRITERIA
+from prunecli.masks.criteria import CRITERIA
+from prunecli.zeros.gradient import STEPS, gradient
+from prunecli.zeros.selector import BY_EVIDENCE
 from tests.model.build import floats, node, proto, save_proto
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -237,8 +237,8 @@ def pruned_copy(model: Path, folder: Path, criterion: str) -> tuple[Path, Any]:
 
 def accuracy(path: Path, test: Path) -> float:
     from prunecli.data.options import DataOptions
+    from prunecli.evaluation.evaluate import evaluate
     from prunecli.evaluation.options import EvaluateOptions
-    from prunecli.pipeline.evaluate import evaluate
 
     found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
     return float(found.to_json()["models"][0]["metrics"]["accuracy"])

@@ -16,13 +16,13 @@ from onnx import numpy_helper
 import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
+from prunecli.masks import Recipe
 from prunecli.model import Dims, load
-from prunecli.pipeline import gradual
-from prunecli.pipeline.gradual import at_share, raise_if_all_harmful, share_after
-from prunecli.pipeline.gradual_structured import expand, scattered
-from prunecli.pipeline.structured_subject import open_cuttable
-from prunecli.recover.trainer import DivergedError
-from prunecli.select import Recipe
+from prunecli.structures.gradual import expand, scattered
+from prunecli.structures.prunable import open_cuttable
+from prunecli.training import gradual
+from prunecli.training.gradual import at_share, raise_if_all_harmful, share_after
+from prunecli.training.trainer import DivergedError
 from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -190,7 +190,7 @@ def test_what_is_trained_is_ranked_by_weights_unless_told_otherwise(
 
 @pytest.mark.slow
 def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunecli.pipeline import gradual_structured as module
+    from prunecli.structures import gradual as module
 
     seen: list[Any] = []
     original = module.decide
@@ -207,7 +207,7 @@ def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatc
 
 
 def test_units_that_are_gone_count_and_stay_gone() -> None:
-    from prunecli.search.units import UnitRecipe, decide_units
+    from prunecli.structures.choose import UnitRecipe, decide_units
 
     units = open_cuttable(CNN, "channel,head", Dims()).units
     scores = decide_units(units, UnitRecipe("ratio", 0.25)).scores

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from prunecli.inspection.inspect import inspect
 from prunecli.inspection.options import InspectOptions
-from prunecli.pipeline.inspect import inspect
 from prunecli.report.render import to_terminal
 
 ROOT = Path(__file__).parents[2]

@@ -11,16 +11,16 @@ import onnx
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.finetune import finetune
-from prunecli.pipeline.gradient import gradient
-from prunecli.pipeline.inspect import inspect
-from prunecli.pipeline.magnitude import magnitude
-from prunecli.pipeline.oneshot import oneshot
-from prunecli.pipeline.pack import pack
-from prunecli.pipeline.sensitivity import sensitivity
-from prunecli.pipeline.structured import structured
+from prunecli.inspection.inspect import inspect
+from prunecli.packing.pack import pack
 from prunecli.runtime import Session
+from prunecli.search.adaptive import adaptive
+from prunecli.search.sensitivity import sensitivity
+from prunecli.structures.structured import structured
+from prunecli.training.finetune import finetune
+from prunecli.zeros.gradient import gradient
+from prunecli.zeros.magnitude import magnitude
+from prunecli.zeros.oneshot import oneshot
 from tests.spellings import PARAMETERS, cnn, data
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import prunecli
 from prunecli.errors import PruneError
+from prunecli.masks import PATTERNS, SCOPES
 from prunecli.model import SaveOptions, load, save
-from prunecli.pipeline.magnitude import MagnitudeOptions, magnitude
 from prunecli.report.render import to_terminal
-from prunecli.select import PATTERNS, SCOPES
+from prunecli.zeros.magnitude import MagnitudeOptions, magnitude
 from tests.model.build import MODELS, SHARED, floats, node, proto, run, save_proto
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -312,7 +312,7 @@ def test_an_empty_weight_is_no_problem(tmp_path: Path) -> None:
 
 def test_nothing_is_written_when_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, plan = save_proto(net(), tmp_path), tmp_path / "plan.json"
-    monkeypatch.setattr("prunecli.apply.zero_proof.is_masked", lambda *_: False)
+    monkeypatch.setattr("prunecli.zeros.zero_proof.is_masked", lambda *_: False)
     with pytest.raises(PruneError, match="was not stored as it should be"):
         magnitude(path, sparsity=0.5, save_plan=plan)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

@@ -12,15 +12,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.data.options import DataOptions
-from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.compare import compare
-from prunecli.pipeline.evaluate import evaluate
-from prunecli.pipeline.finetune import finetune
-from prunecli.pipeline.gradient import gradient
-from prunecli.pipeline.magnitude import magnitude
-from prunecli.pipeline.oneshot import oneshot
-from prunecli.pipeline.structured import structured
+from prunecli.evaluation.compare import compare
+from prunecli.evaluation.evaluate import evaluate
 from prunecli.runtime import Session
+from prunecli.search.adaptive import adaptive
+from prunecli.structures.structured import structured
+from prunecli.training.finetune import finetune
+from prunecli.zeros.gradient import gradient
+from prunecli.zeros.magnitude import magnitude
+from prunecli.zeros.oneshot import oneshot
 
 N = helper.make_node
 NAMES = ("ant", "bee", "cow")

@@ -12,12 +12,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.errors import PruneError
-from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.finetune import finetune
-from prunecli.pipeline.magnitude import magnitude
-from prunecli.pipeline.oneshot import oneshot
-from prunecli.pipeline.pack import pack
-from prunecli.pipeline.structured import structured
+from prunecli.packing.pack import pack
+from prunecli.search.adaptive import adaptive
+from prunecli.structures.structured import structured
+from prunecli.training.finetune import finetune
+from prunecli.zeros.magnitude import magnitude
+from prunecli.zeros.oneshot import oneshot
 from tests.spellings import cnn, data
 
 

@@ -14,16 +14,16 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
-from prunecli.apply.outline import outline
 from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.compare import CompareOptions, compare
+from prunecli.inspection.inspect import inspect
 from prunecli.model import find_weights, load
-from prunecli.pipeline.compare import CompareOptions, compare
-from prunecli.pipeline.inspect import inspect
-from prunecli.pipeline.magnitude_report import HONEST_PACKED
-from prunecli.pipeline.pack import NothingSmaller, pack, unpack
-from prunecli.pipeline.pack_plan import information
+from prunecli.packing.pack import NothingSmaller, pack, unpack
+from prunecli.packing.plan import information
+from prunecli.report.render import to_markdown
 from prunecli.report.render_cells import cell_text
-from prunecli.report.render_text import to_markdown
+from prunecli.verify.outline import outline
+from prunecli.zeros.report import HONEST_PACKED
 from tests.model.build import MODELS, floats, info, node, proto, save_proto
 from tests.storage.sparse import matmul, optimised, run, sparse
 
@@ -127,7 +127,7 @@ def test_external_data_stays_outside(tmp_path: Path) -> None:
 def test_large_models_stream_and_their_folding_is_checked_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunecli.pipeline import pack_proof
+    from prunecli.packing import proof as pack_proof
     from prunecli.storage import reading
 
     monkeypatch.setattr(pack_proof, "RUN_UP_TO", 1000)

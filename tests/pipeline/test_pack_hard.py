@@ -12,8 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.model import find_weights, load
-from prunecli.pipeline.pack import pack, unpack
-from prunecli.pipeline.pack_proof import _ends_chain
+from prunecli.packing.pack import pack, unpack
+from prunecli.packing.proof import _ends_chain
 from prunecli.storage.pieces import PIECE
 from tests.model.build import info, node, save_proto
 from tests.storage.sparse import optimised, run, sparse

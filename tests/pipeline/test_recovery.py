@@ -12,9 +12,9 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.structured import StructuredResult, structured
-from prunecli.recover.refit import METHODS
+from prunecli.reconstruct.refit import METHODS
 from prunecli.runtime import Session
+from prunecli.structures.structured import StructuredResult, structured
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"

@@ -14,10 +14,10 @@ from onnx.numpy_helper import to_array
 from prunecli.data.options import DataOptions
 from prunecli.model import load
 from prunecli.model.constants import behind
-from prunecli.pipeline.finetune import finetune
-from prunecli.pipeline.oneshot import oneshot
-from prunecli.pipeline.structured import structured
 from prunecli.runtime import Session
+from prunecli.structures.structured import structured
+from prunecli.training.finetune import finetune
+from prunecli.zeros.oneshot import oneshot
 from tests.spellings import PARAMETERS, SPELLINGS, cnn, data
 
 SPELLED = [name for name in SPELLINGS if name != "plain"]

@@ -15,16 +15,16 @@ import pytest
 
 import prunecli
 from prunecli.data.options import DataOptions
-from prunecli.data.random import random_data
+from prunecli.data.synthetic import random_data
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.model.shapes import input_specs
-from prunecli.pipeline import structured_subject as module
-from prunecli.pipeline.structured import StructuredResult, structured
-from prunecli.pipeline.trial_options import Part
-from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.quantity import Quantity, parse_quantity
 from prunecli.search.options import TrialOptions
+from prunecli.search.pools import Part
+from prunecli.search.setup import open_pruner
+from prunecli.structures import prunable as module
+from prunecli.structures.structured import StructuredResult, structured
 from prunecli.structures.target import Budget
 from prunecli.types import Totals, no_progress
 from tests.apply import cuts
@@ -320,7 +320,7 @@ def two_groups(n: Net) -> Net:
 def test_include_and_exclude(tmp_path: Path, include: Any, exclude: Any, groups: set[str] | None) -> None:
     path = tiny(tmp_path, two_groups)
     if groups is None:
-        with pytest.raises(PruneError, match="leaves? nothing to cut"):
+        with pytest.raises(PruneError, match=r"leaves? nothing to cut"):
             cut(path, tmp_path, include=include, exclude=exclude)
         return
     found = cut(path, tmp_path, include=include, exclude=exclude)

@@ -12,7 +12,7 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.pipeline.structured import StructuredResult, structured
+from prunecli.structures.structured import StructuredResult, structured
 from tests.apply.cuts import dense, net_file
 from tests.apply.outside import TOLERANCE, compare
 from tests.channels.net import Net

@@ -18,13 +18,13 @@ from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation import latency
 from prunecli.evaluation.latency import Speedup, Timed
 from prunecli.model import Dims
-from prunecli.pipeline import structured_latency as module
-from prunecli.pipeline.structured import structured
-from prunecli.pipeline.structured_latency import ROUNDS, Bench, Choice, Measured, fastest_enough, search
-from prunecli.pipeline.structured_subject import open_cuttable
-from prunecli.search import latency_profile
-from prunecli.search.units import OutOfReachError
+from prunecli.structures import latency as latency_profile
+from prunecli.structures import latency_budget as module
+from prunecli.structures.choose import OutOfReachError
+from prunecli.structures.latency_budget import ROUNDS, Bench, Choice, Measured, fastest_enough, search
 from prunecli.structures.options import CutOptions
+from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.structured import structured
 from prunecli.types import no_progress
 from tests.apply.cuts import net_file
 from tests.apply.outside import TOLERANCE, compare

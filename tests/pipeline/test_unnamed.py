@@ -12,12 +12,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.model import load
-from prunecli.pipeline.adaptive import adaptive
-from prunecli.pipeline.finetune import finetune
-from prunecli.pipeline.gradient import gradient
-from prunecli.pipeline.oneshot import oneshot
-from prunecli.pipeline.structured import structured
 from prunecli.runtime import Session
+from prunecli.search.adaptive import adaptive
+from prunecli.structures.structured import structured
+from prunecli.training.finetune import finetune
+from prunecli.zeros.gradient import gradient
+from prunecli.zeros.oneshot import oneshot
 
 N = helper.make_node
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

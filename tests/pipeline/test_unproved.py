@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 import prunecli
-from prunecli.apply.proof_inputs import UnprovedError
 from prunecli.errors import PruneError
+from prunecli.verify.inputs import UnprovedError
 from tests.model.build import floats, node, proto, save_proto
 
 
@@ -67,7 +67,7 @@ def test_sizes_that_run_are_found(command: str, tmp_path: Path) -> None:
 
 
 def test_a_model_too_large_for_its_proof_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunecli.apply import cut_proof
+    from prunecli.structures import cut_proof
 
     monkeypatch.setattr(cut_proof, "RUN_UP_TO", 100)
     path, out = save_proto(shaped(6), tmp_path), tmp_path / "out.onnx"

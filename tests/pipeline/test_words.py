@@ -12,11 +12,11 @@ import pytest
 from onnx import helper
 
 from prunecli.errors import PruneError, advice
-from prunecli.pipeline.evaluate import evaluate
-from prunecli.pipeline.magnitude import magnitude
-from prunecli.pipeline.recovery import Recovery, recovery_sections
-from prunecli.pipeline.structured import structured
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.structures.recovery import Recovery, recovery_sections
+from prunecli.structures.structured import structured
 from prunecli.types import Skipped
+from prunecli.zeros.magnitude import magnitude
 from tests.spellings import cnn, data
 
 SHARED = [

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.errors import PruneError
-from prunecli.recover import lstsq, obs
-from prunecli.recover.columns import columns_of
-from prunecli.recover.fit import METHODS, Fitted, Task, check, fit, scores
-from prunecli.recover.lstsq import damping, masked_least_squares
-from prunecli.recover.obs import removal_losses
-from prunecli.recover.sparsegpt import Quota, factor, sparsegpt
-from prunecli.select import parse_pattern
+from prunecli.masks import parse_pattern
+from prunecli.reconstruct import lstsq, obs
+from prunecli.reconstruct.fit import METHODS, Fitted, Task, check, fit, scores
+from prunecli.reconstruct.lstsq import damping, masked_least_squares
+from prunecli.reconstruct.obs import columns_of, removal_losses
+from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
 
 Array = np.ndarray[Any, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.evidence.grams import Equations
-from prunecli.recover.fits import FORMERS, Fit, choose
+from prunecli.calibration.grams import Equations
+from prunecli.reconstruct.fits import FORMERS, Fit, choose
 
 Array = np.ndarray[Any, Any]
 INPUTS, OUTPUTS, ROWS = 5, 3, 400

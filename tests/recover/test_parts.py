@@ -11,9 +11,8 @@ import pytest
 from prunecli.errors import PruneError
 from prunecli.options.training import AUGMENTS as NAMES
 from prunecli.options.training import parse_augments
-from prunecli.recover.augment import AUGMENTS, apply_augments, mixup
-from prunecli.recover.optimizers import OPTIMIZERS, Knobs, clip_norm
-from prunecli.recover.schedules import SCHEDULES, warmed
+from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, clip_norm, warmed
+from prunecli.training.supply import AUGMENTS, apply_augments, mixup
 
 Array = np.ndarray[Any, Any]
 STEPS, RATE = 4, 0.1

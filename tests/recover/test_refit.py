@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from prunecli.evidence.layers import refittable
+from prunecli.calibration.layers import refittable
 from prunecli.model import Dims
-from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
-from prunecli.recover import refit as module
-from prunecli.recover.refit import METHODS, Calibration, Refit, output_error, refit
+from prunecli.reconstruct import refit as module
+from prunecli.reconstruct.refit import METHODS, Calibration, Refit, output_error, refit
+from prunecli.structures.prunable import Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
 Array = np.ndarray[Any, Any]

@@ -18,14 +18,13 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-import prunecli.pipeline.finetune_log as finetune_log
+import prunecli.training.log as finetune_log
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
-from prunecli.pipeline.finetune import FinetuneResult, finetune, raise_if_harmful
-from prunecli.recover import optimizers
-from prunecli.recover.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
-from prunecli.recover.regularize import PENALTIES
-from prunecli.recover.trainer import DivergedError, TrainOptions
+from prunecli.training import optimizers
+from prunecli.training.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
+from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmful
+from prunecli.training.trainer import PENALTIES, DivergedError, TrainOptions
 from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -368,7 +367,7 @@ def test_a_default_rate_that_harms_is_lowered_and_that_is_said(tmp_path: Path, m
 def test_training_that_nothing_helps_stops_early_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunecli.recover.session import _Judge
+    from prunecli.training.session import _Judge
 
     scores = iter([1.0, *([0.5] * 20)])
     monkeypatch.setattr(_Judge, "score", lambda self: next(scores))
@@ -383,7 +382,7 @@ def test_training_that_nothing_helps_stops_early_and_writes_nothing(
 
 def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recovery asserted above fails when gradients point the other way."""
-    from prunecli.recover import trainer
+    from prunecli.training import trainer
 
     original = trainer.clip_norm
 

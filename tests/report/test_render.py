@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunecli.report.document import Axis, Bars, Cell, Chart, Column, Document, Section, Table, Text
-from prunecli.report.render import fit, to_terminal, top_rows
+from prunecli.report.render import fit, to_markdown, to_terminal, top_rows
 from prunecli.report.render_cells import cell_text, one_line, shorten
 from prunecli.report.render_html import to_html
-from prunecli.report.render_text import to_markdown
 
 CELLS: list[tuple[Cell, str, str]] = [
     (None, "count", "–"),

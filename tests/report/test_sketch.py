@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunecli.report.document import Axis, Bars, Chart, Document, Mark, Panel, Series
-from prunecli.report.render import to_terminal
-from prunecli.report.render_text import to_markdown
+from prunecli.report.render import to_markdown, to_terminal
 from prunecli.report.sketch import WIDTH, as_table, bar
 
 LINE, PERCENT = Axis("x"), Axis("y", "percent")

@@ -11,12 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
-from prunecli.search.adaptive import STRATEGIES, Goal, Search
-from prunecli.search.bench import Bench
-from prunecli.search.journal import Journal
+from prunecli.search.metric import Drop
+from prunecli.search.runner import Bench, Journal
 from prunecli.search.space import Knob, Setting
+from prunecli.search.strategy import STRATEGIES, Goal, Search
 from prunecli.search.trials import Job, Outcome, Workspace
-from prunecli.search.yardstick import Drop
 from prunecli.types import no_progress
 
 SAMPLES = 4000

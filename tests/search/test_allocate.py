@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.search.allocate import ALLOCATIONS, Curve, allocate, by_loss
+from prunecli.zeros.allocate import ALLOCATIONS, Curve, allocate, by_loss
 
 SHAPES = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
 SIZES = [int(np.prod(shape)) for shape in SHAPES]

@@ -9,13 +9,12 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.blocks import find_blocks
-from prunecli.channels.prepare import prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.blocks import find_blocks
+from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
-from prunecli.search.blocks import BlockCosts, BlockRecipe, decide_blocks
-from prunecli.search.blocks_damage import Damage, divergence, gated
+from prunecli.structures.residual_blocks import BlockCosts, BlockRecipe, Damage, decide_blocks, divergence, gated
 from tests.channels.net import Net
 
 INNER = (4, 8, 16, 32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prunecli.model import Dims
-from prunecli.pipeline.structured_subject import Cuttable, open_cuttable
-from prunecli.search.damage import Curve, Source, curves
+from prunecli.structures.damage import Curve, Source, curves
+from prunecli.structures.prunable import Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
 SIZE = 8

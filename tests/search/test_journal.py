@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.search.journal import Journal
+from prunecli.search.runner import Journal
 from prunecli.search.trials import Job, Outcome
 
 JOB = Job.of({"a": 0.5, "b": 0.0}, {"a": 0.25}, probe=True)

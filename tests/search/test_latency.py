@@ -10,20 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.catalogue import Catalogue, parse_granularity
-from prunecli.channels.grouping import catalogue
-from prunecli.channels.prepare import prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.catalogue import Catalogue, parse_granularity
+from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.prepare import prepare
 from prunecli.runtime import Session
-from prunecli.search import latency_profile
-from prunecli.search.latency import WIDTHS, LatencyTable, even_cut
-from prunecli.search.latency_profile import (
+from prunecli.structures import latency as latency_profile
+from prunecli.structures.latency import (
     LEAST,
     REST,
+    WIDTHS,
     Attribution,
     Kernel,
+    LatencyTable,
     _summary,
     channel_block,
+    even_cut,
     key,
     net_of_timing,
     profiles,

@@ -19,10 +19,10 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import Asked
 from prunecli.runtime import Session
-from prunecli.search.elements import ElementRecipe, ElementSpace
-from prunecli.search.pool import Dask, InProcess, LocalProcesses, Pool
+from prunecli.search.metric import choose_yardstick
+from prunecli.search.runner import Dask, InProcess, LocalProcesses, Pool
 from prunecli.search.trials import Job, Outcome, Workspace, outputs_of
-from prunecli.search.yardstick import choose_yardstick
+from prunecli.search.weights import ElementRecipe, ElementSpace
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -120,7 +120,7 @@ def test_a_worker_of_the_cluster_is_killed(cluster: str, tmp_path: Path, expecte
 
 @pytest.mark.slow
 def test_the_same_file_from_the_cluster(cluster: str, tmp_path: Path) -> None:
-    from prunecli.pipeline.adaptive import adaptive
+    from prunecli.search.adaptive import adaptive
 
     given: dict[str, Any] = {"data": SAMPLES / "digits-test.npz", "max_drop": 0.03, "seed": 1}
     adaptive(MLP, output=tmp_path / "local.onnx", jobs=1, **given)

@@ -15,11 +15,11 @@ from prunecli.data import random_data
 from prunecli.data.options import DataOptions
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
-from prunecli.pipeline.trial_options import Part
-from prunecli.pipeline.trial_pruner import Pruner, Saving
-from prunecli.pipeline.trial_setup import open_pruner
 from prunecli.runtime import Session
 from prunecli.search.options import TrialOptions
+from prunecli.search.pools import Part
+from prunecli.search.pruner import Pruner, Saving
+from prunecli.search.setup import open_pruner
 from prunecli.search.space import Knob, Setting, normal, snapped
 from prunecli.search.suffix import shared
 from prunecli.types import no_progress

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from prunecli.model import Dims, find_weights, load
-from prunecli.pipeline.structured_subject import open_cuttable
-from prunecli.pipeline.trial_units import UnitsRecipe
 from prunecli.runtime import Session
+from prunecli.search.group_pruner import UnitsRecipe
 from prunecli.search.suffix import beyond, border, prefix, shared
 from prunecli.search.trials import _Parts
+from prunecli.structures.prunable import open_cuttable
 from tests.channels.net import Net
 from tests.tiny import ROOT, model
 

@@ -10,17 +10,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from prunecli.channels.analysis import analyse
-from prunecli.channels.catalogue import KINDS, Catalogue
-from prunecli.channels.costs import costs
-from prunecli.channels.cut import remove
-from prunecli.channels.grouping import catalogue
-from prunecli.channels.prepare import prepare
+from prunecli.dependency.analysis import analyse
+from prunecli.dependency.catalogue import KINDS, Catalogue
+from prunecli.dependency.costs import costs
+from prunecli.dependency.cut import remove
+from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
-from prunecli.model.facts import gather_facts
-from prunecli.search.normalise import NORMALISERS
-from prunecli.search.units import Evidence, UnitRecipe, decide_units
-from prunecli.select.structures import UNIT_CRITERIA
+from prunecli.model.shape_inference import gather_facts
+from prunecli.structures.choose import Evidence, UnitRecipe, decide_units
+from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA
 from tests.channels.net import Net
 
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, compute_metrics
-from prunecli.search.yardstick import FIDELITY, Yardstick, agreement, choose_yardstick
+from prunecli.search.metric import FIDELITY, Yardstick, agreement, choose_yardstick
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)

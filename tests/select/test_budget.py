@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.select.budget import Pool, bundle, by_cost, by_ratio, interleaved
+from prunecli.structures.budget import Pool, bundle, by_cost, by_ratio, interleaved
 
 Array = np.ndarray[Any, Any]
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=6)

@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.select import (
-    CRITERIA,
-    PATTERNS,
-    SCOPES,
-    Block,
-    Criterion,
-    Recipe,
-    Target,
-    decide,
-    parse_pattern,
-)
-from prunecli.select import criteria as criteria_module
-from prunecli.select.patterns import Tiles, Windows
+from prunecli.masks import CRITERIA, PATTERNS, SCOPES, Block, Criterion, Recipe, Target, decide, parse_pattern
+from prunecli.masks import criteria as criteria_module
+from prunecli.masks.patterns import Tiles, Windows
 from tests.select import naive
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -94,7 +84,7 @@ def naive_lamp(targets: list[Target], tables: list, sparsity: float) -> list[np.
 
 
 def naive_erk(targets: list[Target], tables: list, sparsity: float) -> list[np.ndarray]:
-    from prunecli.select.scopes import erk_budgets
+    from prunecli.masks.scopes import erk_budgets
 
     budgets = erk_budgets([(t.shape, t.size) for t in targets], sparsity)
     return [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.select.elimination import DAMPING, Reader, convex, eliminate
+from prunecli.structures.elimination import DAMPING, Reader, convex, eliminate
 
 Array = np.ndarray[Any, Any]
 UNITS, PER_UNIT = 6, 2

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prunecli.select.keep import drop_within, keep_slots, keep_top
+from prunecli.masks.patterns import drop_within, keep_slots, keep_top
 from tests.select.naive import drop_lowest
 
 FEW = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 1.0, 2.0])  # so that ties are common

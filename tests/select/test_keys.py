@@ -4,16 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.select.keys import (
-    common_format,
-    key_chunks,
-    key_format,
-    key_of,
-    magnitude_keys,
-    narrow,
-    values_of,
-    widen,
-)
+from prunecli.masks.keys import common_format, key_chunks, key_format, key_of, magnitude_keys, narrow, values_of, widen
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 by_name = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)

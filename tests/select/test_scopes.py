@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.select.scopes import budget_of, erk_budgets
+from prunecli.masks.scopes import budget_of, erk_budgets
 
 SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3)), max_size=8)
 

@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.errors import PruneError
-from prunecli.select import keys, stream
-from prunecli.select.lamp import lowest_lamp
-from prunecli.select.sources import Cut, Source
-from prunecli.select.stream import count_below, lowest
+from prunecli.masks import keys, stream
+from prunecli.masks.lamp import lowest_lamp
+from prunecli.masks.stream import Cut, Source, count_below, lowest
 from tests.select.naive import drop_lowest
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.select.structures import UNIT_CRITERIA, Part, UnitGroup
+from prunecli.structures.criteria import UNIT_CRITERIA, Part, UnitGroup
 
 Array = np.ndarray[Any, Any]
 UNITS = 5

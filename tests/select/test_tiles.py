@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.select import tiles
-from prunecli.select.tiles import Tiling, gather, storage_axes
-from prunecli.select.windows import window_drop
+from prunecli.masks import patterns as tiles
+from prunecli.masks.patterns import Tiling, gather, storage_axes, window_drop
 from tests.select import naive
 
 FOUR = st.tuples(*[st.integers(1, 5)] * 4)

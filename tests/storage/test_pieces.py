@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.model import load
-from prunecli.model.holders import holders
-from prunecli.pipeline import pack_write
-from prunecli.pipeline.pack import pack, unpack
+from prunecli.model.stored_tensors import holders
+from prunecli.packing import plan as pack_write
+from prunecli.packing.pack import pack, unpack
 from prunecli.storage import ENCODINGS, fit, pieces
 from prunecli.storage.chain import Op, streams
 from prunecli.storage.encodings import Subject
@@ -37,7 +37,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is large."""
     monkeypatch.setattr(pieces, "PIECE", 1024)
     monkeypatch.setattr(pieces, "SHARED_UP_TO", 0)
-    monkeypatch.setattr("prunecli.pipeline.pack_plan.SHARED_UP_TO", 0)
+    monkeypatch.setattr("prunecli.packing.plan.SHARED_UP_TO", 0)
     monkeypatch.setattr(pack_write, "SPREAD_FROM", 0)
 
 

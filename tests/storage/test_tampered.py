@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model import find_weights, load
-from prunecli.pipeline.pack import pack
+from prunecli.packing.pack import pack
 from tests.model.build import proto, refused, save_proto
 from tests.storage.sparse import matmul, sparse
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from prunecli.autodiff.builder import MICROSOFT
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import Context, Gradient, rule
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 

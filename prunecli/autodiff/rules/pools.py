@@ -10,7 +10,7 @@ import onnx_ir as ir
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import Context, Gradient, rule
 from prunecli.autodiff.rules.windows import Window, read_window
-from prunecli.model.facts import Array, Shape
+from prunecli.model.shape_inference import Array, Shape
 
 Value = ir.Value
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunecli.autodiff.registry import Context
-from prunecli.model.facts import Shape
+from prunecli.model.shape_inference import Shape
 
 
 @dataclass(frozen=True)

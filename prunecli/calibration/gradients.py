@@ -1,0 +1,352 @@
+"""Gradients of a model by its weights, over data: the figures that gradient criteria score with.
+
+A `Study` runs gradient models over batches at the present values of the weights; a statistic says what becomes of the
+gradients. Only one sum per weight is held, however long the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff import GradientModel, Loss, Options, differentiate
+from prunecli.autodiff.losses import Projection, Weighted
+from prunecli.calibration.layerwise import Walk
+from prunecli.data import Batch
+from prunecli.errors import PruneError
+from prunecli.model import Model, Weight
+from prunecli.model.lossless import is_tensor
+from prunecli.runtime import Session
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
+Gradients = dict[str, Array]
+MOST_SHAPES = 8
+"""Different shapes of batches for which a gradient model is built; each takes memory."""
+_DIRECTION = "prune/direction/"
+
+
+class Task(Protocol):
+    """What is differentiated."""
+
+    @property
+    def loss(self) -> Loss: ...
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        """What the loss wants besides the model's inputs, in the given shapes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OutputTask:
+    """The outputs in random directions: with r of random signs E[(r^T J)^2] = diag(J^T J), J = dz / dw (Hutchinson
+    1989), and w^2 diag / 2 is the damage that removing w alone does to the outputs (Optimal Brain Damage, LeCun et al.
+    1990). Needs no labels, and does not vanish where the model is sure of its answer.
+
+    scales: output -> factor of its direction, which makes outputs of different size comparable.
+    """
+
+    scales: Mapping[str, float]
+
+    @property
+    def loss(self) -> Loss:
+        return Weighted(tuple((1.0, Projection(name, _DIRECTION + name)) for name in self.scales))
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        out = {}
+        for name, scale in self.scales.items():
+            shape = shapes[_DIRECTION + name]
+            out[_DIRECTION + name] = rng.choice(np.array([-scale, scale], np.float32), shape)
+        return out
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, Array], names: Sequence[str]) -> OutputTask:
+        """Directions of the inverse root mean square of each output, taken from one run."""
+        sizes = {name: _root_mean_square(outputs[name]) for name in names}
+        return cls({name: 1 / size if 1e-20 < size < 1e20 else 1.0 for name, size in sizes.items()})
+
+
+def _root_mean_square(output: Array) -> float:
+    """0 of an output that holds nothing, as of boxes where none was found."""
+    return math.sqrt(float(np.square(output, dtype=np.float64).sum()) / max(output.size, 1))
+
+
+@dataclass
+class _Built:
+    """A gradient model at one choice of shapes."""
+
+    graph: GradientModel
+    session: Session
+
+
+@dataclass
+class Study:
+    """Gradients by `weights` of what `task` says, at the values in `values` (float32), which may be changed."""
+
+    model: Model
+    weights: Sequence[str]
+    task: Task
+    threads: int = 0
+    seed: int = 0
+    values: Gradients = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
+    _built: dict[tuple[Any, ...], _Built] = field(default_factory=dict)
+
+    def open(self, feed: Feed) -> None:
+        """Build the gradient model for one batch, which settles `unreached`: weights the loss does not depend on.
+
+        Raises:
+            PruneError: an operator on the way has no gradient, or the loss depends on none of the weights.
+        """
+        self._at(feed)
+
+    def runs(self, batches: Iterable[Batch]) -> Iterable[Gradients]:
+        """The gradients of each batch.
+
+        Raises:
+            PruneError: onnxruntime fails, a gradient is not finite, or there are too many shapes.
+        """
+        rng = np.random.default_rng(self.seed)
+        for batch in batches:
+            built = self._at(batch.feed)
+            shapes = {name: shape for name, (_, shape) in built.graph.loss_inputs.items()}
+            feed = {**_single(batch.feed), **self.values, **self.task.inputs(batch, shapes, rng)}
+            found = built.session.run(feed, list(built.graph.gradients.values()))
+            yield {name: self._checked(name, found[output]) for name, output in built.graph.gradients.items()}
+
+    def _checked(self, name: str, gradient: Array) -> Array:
+        if not np.isfinite(gradient).all():
+            raise PruneError(f"the gradient of {name} is not finite", "look for NaN or huge values in the data")
+        return gradient
+
+    def _at(self, feed: Feed) -> _Built:
+        key = tuple((name, array.shape) for name, array in sorted(feed.items()))
+        if key not in self._built:
+            if len(self._built) == MOST_SHAPES:
+                raise PruneError(
+                    f"the samples have more than {MOST_SHAPES} different shapes",
+                    "bring them to one shape, or use fewer with --limit",
+                )
+            self._built[key] = self._build({name: tuple(array.shape) for name, array in feed.items()})
+        return self._built[key]
+
+    def _build(self, shapes: Shapes) -> _Built:
+        wanted = [name for name in self.weights if name not in self.unreached]
+        graph = self._graph(wanted, shapes)
+        if graph.unreached:  # they would be inputs that nobody reads
+            self.unreached += graph.unreached
+            wanted = [name for name in wanted if name in graph.gradients]
+            if not wanted:
+                raise PruneError("the output depends on none of the chosen weights", "choose others with --include")
+            graph = self._graph(wanted, shapes)
+        for name, tensor in graph.weights.items():
+            self.values.setdefault(name, np.ascontiguousarray(tensor.numpy(), dtype=np.float32))
+        return _Built(graph, Session.open(graph.model, threads=self.threads, training=True))
+
+    def _graph(self, wanted: Sequence[str], shapes: Shapes) -> GradientModel:
+        return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=Options(True))
+
+
+def _single(feed: Feed) -> dict[str, Array]:
+    """Gradient models compute in float32 whatever the model's own precision."""
+    floats = {name for name, array in feed.items() if array.dtype.kind == "f" or array.dtype.name == "bfloat16"}
+    return {name: array.astype(np.float32) if name in floats else array for name, array in feed.items()}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run."""
+
+    take: Callable[[Study, Iterable[Batch]], Gradients]
+    batch: int = 1
+
+
+STATISTICS: dict[str, Statistic] = {}
+
+
+def statistic(name: str, batch: int = 1) -> Callable[[Any], Any]:
+    """Register a statistic by the name that criteria ask for it."""
+
+    def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
+        STATISTICS[name] = Statistic(take, batch)
+        return take
+
+    return add
+
+
+def _mean(study: Study, batches: Iterable[Batch], term: Callable[[Array], Array]) -> Gradients:
+    sums: Gradients = {}
+    count = 0
+    for found in study.runs(batches):
+        count += 1
+        for name, gradient in found.items():
+            value = term(gradient)
+            sums[name] = sums[name] + value if name in sums else value
+    return {name: total / count for name, total in sums.items()}
+
+
+def _magnitude(gradient: Array) -> Array:
+    return np.abs(gradient).astype(np.float64)
+
+
+@statistic("squared gradient")
+def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
+    return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
+
+
+@statistic("absolute gradient")
+def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E|g|, g of one sample."""
+    return _mean(study, batches, _magnitude)
+
+
+@statistic("absolute batch gradient", batch=8)
+def absolute_batch(study: Study, batches: Iterable[Batch]) -> Gradients:
+    """E|g|, g of a batch of eight."""
+    return _mean(study, batches, _magnitude)
+
+
+def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
+    """By weight and axis, one row per run: sum over the other axes of w g, w as it is in `study.values`.
+
+    Of the axis that a layer reads its input by, this is x dL/dx of each channel: the gradient by a gate on it.
+    """
+    rows: dict[tuple[str, int], list[Array]] = {}
+    for found in study.runs(batches):
+        for name, gradient in found.items():
+            product = study.values[name] * gradient
+            for axis in range(product.ndim):
+                others = tuple(a for a in range(product.ndim) if a != axis)
+                rows.setdefault((name, axis), []).append(product.sum(axis=others, dtype=np.float32))
+    return {key: np.stack(own) for key, own in rows.items()}
+
+
+_SUM = "prune/sum/"
+_SMALL = (1.0, 1e-6, 1e-10, 1e-14, 1e-18)
+"""Factors of input and outputs. Flow grows with depth beyond float32; for homogeneous networks a factor of R changes
+no order."""
+_MEANS = {("BatchNormalization", 2), ("BatchNormalization", 3), ("LayerNormalization", 2), ("GroupNormalization", 2),
+          ("InstanceNormalization", 2)}  # fmt: skip
+"""(operator, input) of normalisation parameters that are added, not multiplied."""
+
+
+@dataclass(frozen=True)
+class FlowTask:
+    """The sum of the outputs, times `scale`."""
+
+    outputs: tuple[str, ...]
+    scale: float = 1.0
+
+    @property
+    def loss(self) -> Loss:
+        return Weighted(tuple((1.0, Projection(name, _SUM + name)) for name in self.outputs))
+
+    def inputs(self, batch: Batch, shapes: Shapes, rng: np.random.Generator) -> dict[str, Array]:
+        return {_SUM + name: np.full(shapes[_SUM + name], self.scale, np.float32) for name in self.outputs}
+
+
+def flow(study: Study, feed: dict[str, Array], others: Sequence[Weight]) -> Gradients:
+    """|dR / d|w|| at the present values.
+
+    Args:
+        study: of a FlowTask, by the chosen weights and `others`; its values are used as they are, apart from signs.
+        feed: inputs of ones.
+        others: biases and normalisation parameters: what is added is taken as zero.
+    Raises:
+        PruneError: nothing flows, as through normalisation by statistics of the input itself, or float32 is too
+            narrow.
+    """
+    given, added = dict(study.values), {w.holder.name: _added(w) for w in others}
+    study.values = {n: np.zeros_like(v) if added.get(n) else np.abs(v) for n, v in given.items()}
+    try:
+        for scale in _SMALL:
+            found = _scaled(study, feed, scale)
+            if found is not None:
+                return {name: np.abs(g).astype(np.float64) for name, g in found.items() if name not in added}
+    finally:
+        study.values = given
+    raise PruneError(
+        "no synaptic flow reaches the outputs, or more than float32 holds",
+        "normalisation by the input's own statistics stops it; use --criterion taylor",
+    )
+
+
+def _scaled(study: Study, feed: dict[str, Array], scale: float) -> Gradients | None:
+    assert isinstance(study.task, FlowTask)
+    study.task = FlowTask(study.task.outputs, scale)
+    ones = {n: a * np.asarray(scale, a.dtype) if a.dtype.kind == "f" else a for n, a in feed.items()}
+    with np.errstate(all="ignore"):
+        try:
+            found = next(iter(study.runs([Batch(ones, 1)])))
+        except PruneError as error:
+            if "not finite" in error.message:
+                return None
+            raise
+    total = sum(float(np.abs(g).sum(dtype=np.float64)) for g in found.values())
+    return found if 0 < total < np.inf else None
+
+
+def _added(weight: Weight) -> bool:
+    return weight.kind == "bias" or any((use.op, use.index) in _MEANS for use in weight.uses)
+
+
+RUINED = 1e9
+"""The error of outputs that are no longer finite, or have another size."""
+_TINY = float(np.finfo(float).tiny)
+_HIDING = ("Softmax", "LogSoftmax", "Sigmoid", "Identity")
+
+
+def looked_at(outputs: Sequence[ir.Value]) -> list[str]:
+    """The values whose change counts: computed floats. Of outputs that are none (classes, indices, maps), the floats
+    they are made from; before a Softmax or Sigmoid, which would hide a change."""
+    names: dict[str, None] = {}
+    stack, seen = list(reversed(outputs)), set()
+    while stack:
+        value = stack.pop()
+        node = value.producer()
+        if node is None or value in seen:
+            continue
+        seen.add(value)
+        if node.op_type in _HIDING or not _is_float(value):
+            stack.extend(v for v in reversed(node.inputs) if v is not None)
+        elif value.name:
+            names[value.name] = None
+    return list(names)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return is_tensor(value) and (value.dtype is None or value.dtype.is_floating_point())
+
+
+def outputs_ahead(walk: Walk, names: Sequence[str], contents: Mapping[str, Array] | None = None) -> list[Array]:
+    """Each value over all batches as one float64 vector; see `Walk.ahead`."""
+    runs = [run for (run,) in walk.ahead(names, [contents or {}])]
+    return [np.concatenate([np.asarray(run[name], np.float64).reshape(-1) for run in runs]) for name in names]
+
+
+def relative_error(wanted: Array, found: Array) -> float:
+    """sum (y' - y)^2 / sum (y - mean y)^2 where the wanted y is finite, or / sum y^2 where it does not vary; `RUINED`
+    at most."""
+    if found.shape != wanted.shape:
+        return RUINED
+    y = np.asarray(wanted, np.float64)
+    finite = np.isfinite(y)
+    y, other = y[finite], np.asarray(found, np.float64)[finite]
+    if not y.size:
+        return 0.0
+    spread, energy = float(np.square(y - y.mean()).sum()), float(np.square(y).sum())
+    scale = spread if spread > 1e-9 * energy else energy
+    wrong = float(np.square(other - y).sum())
+    return min(wrong / scale, RUINED) if np.isfinite(wrong) and scale > _TINY else RUINED * (wrong != 0)
+
+
+def mean_error(wanted: Sequence[Array], found: Sequence[Array]) -> float:
+    """`relative_error` averaged over the outputs."""
+    return float(np.mean([relative_error(*pair) for pair in zip(wanted, found, strict=True)])) if wanted else 0.0

@@ -1,0 +1,128 @@
+"""Normal equations of a layer: what least squares needs to know of its inputs X and wanted outputs Y.
+
+With W (rows, K), X (K, R) and Y (rows, R), the error |W X + b - Y|^2 / R is a function of X X^T, Y X^T and means alone,
+so that data of any length is held in (K, K) numbers. Products are taken in float32 and added up in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunecli.calibration.contractions import Contraction
+from prunecli.errors import PruneError
+from prunecli.runtime import products
+
+Array = np.ndarray[Any, Any]
+PER_UNKNOWN = 100
+"""Positions per row of X that are looked at: more do not change the solution by more than about a percent of its
+error (K / R), and an image has far more."""
+_AT_LEAST = 10_000
+_CHUNK = 64 << 20  # bytes of X at a time
+
+
+@dataclass
+class Equations:
+    """Sums over positions, per batch of the weight: `gram` X X^T (batch, K, K), `cross` Y X^T (batch, rows, K), `x` and
+    `y` the sums of X and Y, `squares` of Y^2, all float64; `count` of positions."""
+
+    gram: Array
+    cross: Array
+    x: Array
+    y: Array
+    squares: Array
+    count: int = 0
+
+    @classmethod
+    def empty(cls, batch: int, rows: int, size: int) -> Equations:
+        gram, cross = np.zeros((batch, size, size)), np.zeros((batch, rows, size))
+        return cls(gram, cross, np.zeros((batch, size)), np.zeros((batch, rows)), np.zeros((batch, rows)))
+
+    def add(self, columns: Array, targets: Array) -> None:
+        """columns (batch, K, R), targets (batch, rows, R), float32."""
+        size = columns.shape[1]
+        for one in range(len(columns)):
+            left = np.concatenate([columns[one], np.ones((1, columns.shape[2]), np.float32)])
+            found = products(left, np.concatenate([left, targets[one]])).astype(np.float64)
+            self.gram[one] += found[:size, :size]
+            self.x[one] += found[size, :size]
+            self.cross[one] += found[:size, size + 1 :].T
+            self.y[one] += found[size, size + 1 :]
+            self.squares[one] += np.einsum("ij,ij->i", targets[one], targets[one], dtype=np.float64)
+        self.count += columns.shape[2]
+
+    def __iadd__(self, other: Equations) -> Equations:
+        for name in ("gram", "cross", "x", "y", "squares"):
+            getattr(self, name).__iadd__(getattr(other, name))
+        self.count += other.count
+        return self
+
+    def check(self, name: str) -> None:
+        """Raises PruneError if a sum is not finite, or there are none."""
+        if not self.count:
+            raise PruneError(f"nothing reaches {name} on this data", "exclude it, or give other data")
+        if not (np.isfinite(self.gram).all() and np.isfinite(self.cross).all()):
+            raise PruneError(f"what {name} reads is not finite", "look for NaN or huge values in the data")
+
+    def problem(self, batch: int, intercept: bool) -> Problem:
+        """The least-squares problem of one matrix of the weight; with an intercept, after taking it out."""
+        n = max(self.count, 1)
+        gram, cross = self.gram[batch] / n, self.cross[batch] / n
+        squares = self.squares[batch] / n
+        x, y = self.x[batch] / n, self.y[batch] / n
+        if intercept:
+            gram = gram - np.outer(x, x)
+            cross = cross - np.outer(y, x)
+            squares = squares - y * y
+        return Problem(gram, cross, np.maximum(squares, 0.0), x, y, n)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise |W X - Y|^2 / R over W (rows, K). `gram` (K, K), `cross` (rows, K); `squares` (rows,): the error of
+    W = 0; `x` (K,), `y` (rows,): means; `count`: R."""
+
+    gram: Array
+    cross: Array
+    squares: Array
+    x: Array
+    y: Array
+    count: int
+
+    def error(self, weights: Array) -> Array:
+        """|W X - Y|^2 / R per row."""
+        both = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights)
+        error: Array = np.maximum(both + self.squares, 0.0)
+        return error
+
+
+@dataclass
+class Picker:
+    """Which positions of each batch of data are looked at: all, or so many drawn by `seed`."""
+
+    batches: int
+    size: int
+    per_unknown: int = PER_UNKNOWN
+    seed: int = 0
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng([self.seed, self.size])
+
+    def pick(self, available: int) -> Iterator[Array]:
+        """Positions of one batch in ascending order, in chunks that fit into memory."""
+        most = -(-(self.per_unknown * self.size + _AT_LEAST) // max(self.batches, 1))
+        some = available > most
+        chosen = np.sort(self.rng.choice(available, most, replace=False)) if some else np.arange(available)
+        step = max(1, _CHUNK // (4 * max(self.size, 1)))
+        for start in range(0, len(chosen), step):
+            yield chosen[start : start + step]
+
+
+def collect(found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array) -> None:
+    """Add one batch: what the layer reads, and what it is to give."""
+    for positions in picker.pick(found.positions(wanted.shape)):
+        into.add(found.columns(data, wanted.shape, positions), found.targets(wanted, positions))

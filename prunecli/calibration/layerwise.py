@@ -1,0 +1,351 @@
+"""Running a model piece by piece over data, so that weights may change between the pieces.
+
+A layer is fitted on what the layers before it, already changed, really give it. So the model is run only as far as a
+value is asked for; what later nodes still need is kept, everything else is let go. A walk over a network of L layers
+runs every node once, however many values are asked for on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
+
+from prunecli.errors import PruneError
+from prunecli.files import Scratch
+from prunecli.model.graphs import reads
+from prunecli.model.readers import TRANSPARENT
+from prunecli.runtime import Session
+
+Array = np.ndarray[Any, Any]
+Opener = Callable[..., Session]
+
+
+def working_form(model: ir.Model) -> ir.Model:
+    """A copy that a walk can run: functions inlined, nodes in order, every constant an initializer of its old name."""
+    work = model.clone()
+    if work.functions:
+        InlinePass()(work)
+    TopologicalSortPass()(work)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
+    work.ir_version = max(work.ir_version or 4, 4)  # initializers that are no inputs
+    return work
+
+
+class Walk:
+    """One model on its way through its own graph, on all batches at once.
+
+    Args:
+        model: in `working_form`; its initializers are read when the nodes that use them run.
+        feeds: the batches; each holds the model's inputs.
+        store: where values are kept; walks may share one.
+        open_session: as `Session.open`.
+        keep: values that stay held once they are reached, as the model's outputs do.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        feeds: Iterable[Mapping[str, Any]],
+        store: Store,
+        open_session: Opener = Session.open,
+        keep: Iterable[str] = (),
+    ) -> None:
+        self._model = model
+        self._store = store
+        self._open = open_session
+        self._nodes = list(model.graph)
+        self._reads = {node: _reads(node) for node in self._nodes}
+        self._fixed = self._constants()
+        self._moving = set(self._fixed.values())
+        self._pending: dict[str, int] = {}
+        for node in self._nodes:
+            for name in self._reads[node]:
+                self._pending[name] = self._pending.get(name, 0) + 1
+        self._pinned = {*keep, *(v.name or "" for v in model.graph.outputs)}
+        self._producer = {v.name or "": node for node in self._nodes for v in node.outputs if v.name}
+        self._done: set[ir.Node] = set()
+        self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
+        self._known: set[str] = set()
+        self.batches = self._feed(feeds)
+
+    def _constants(self) -> dict[str, ir.Node]:
+        """Parameters on their way through Identity, Cast, Transpose and the like, and the nodes that move them. Nothing
+        to hold: like an initializer they are part of every piece that reads them."""
+        found: dict[str, ir.Node] = {}
+        stored = self._model.graph.initializers
+        for node in self._nodes:
+            fixed = all(name in found or name in stored for name in self._reads[node])
+            if fixed and node.op_type in TRANSPARENT and not node.domain:
+                found.update((v.name, node) for v in node.outputs if v.name)
+        return found
+
+    def _feed(self, feeds: Iterable[Mapping[str, Any]]) -> int:
+        count = 0
+        for count, feed in enumerate(feeds, 1):
+            for name, value in feed.items():
+                if self._pending.get(name) or name in self._pinned:
+                    self._store.put((id(self), name, count - 1), value)
+                    self._known.add(name)
+        return count
+
+    def reach(self, names: Sequence[str]) -> None:
+        """Run as far as these values need. They stay held until `release`, whoever reads them.
+
+        Raises:
+            PruneError: a value is unknown or no longer held, or onnxruntime fails.
+        """
+        wanted = [name for name in dict.fromkeys(names) if name not in self._known]
+        nodes = self._needed(wanted)
+        if not nodes:
+            return
+        self._run(nodes, wanted)
+        self._done.update(node for node in nodes if node not in self._moving)
+        for name in {n for node in nodes for n in self._reads[node]}:
+            self._pending[name] -= sum(name in self._reads[node] for node in nodes)
+            if name not in names:
+                self.release(name)
+
+    def release(self, name: str) -> None:
+        """Forget a value that no node that is still to run reads; of others, nothing."""
+        if self._pending.get(name) or name in self._pinned:
+            return
+        for batch in range(self.batches):
+            self._store.drop((id(self), name, batch))
+        self._known.discard(name)
+
+    def read(self, name: str, batch: int) -> Array:
+        """A value that has been reached."""
+        found: Array = self._store.get((id(self), name, batch))
+        return found
+
+    def arrays(self, name: str) -> Iterator[Array]:
+        """The value on every batch."""
+        return (self.read(name, batch) for batch in range(self.batches))
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._pending, self._pinned = {}, set()
+        for name in list(self._known):
+            self.release(name)
+
+    def _needed(self, names: Sequence[str], hidden: AbstractSet[str] = frozenset()) -> list[ir.Node]:
+        """Nodes to run for these values; `hidden` are held, but as if they were not."""
+        found: set[ir.Node] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name in self._model.graph.initializers or (name in self._known and name not in hidden):
+                continue
+            node = self._producer.get(name)
+            if node is None or (node in self._done and name not in hidden):
+                raise PruneError(f"internal: the value {name!r} is not held", "please report this")
+            if node not in found:
+                found.add(node)
+                stack.extend(self._reads[node])
+        return [node for node in self._nodes if node in found]
+
+    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str]) -> None:
+        left = dict(self._pending)
+        for node in nodes:
+            for name in self._reads[node]:
+                left[name] -= 1
+        made = [v.name for node in nodes for v in node.outputs if v.name]
+        kept = [n for n in made if n in wanted or n in self._pinned or (left.get(n) and n not in self._fixed)]
+        piece = self._piece(nodes, kept)
+        for batch in range(self.batches):
+            for name, value in piece.run(batch).items():
+                self._store.put((id(self), name, batch), value)
+        self._known.update(kept)
+
+    def ahead(
+        self,
+        names: Sequence[str],
+        variants: Sequence[Mapping[str, Array]] = ({},),
+        batches: Iterable[int] | None = None,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """What values would be with other contents of some initializers, a dict per variant, batch by batch; the walk
+        stays where it is. What is still to run is run, and once more what depends on those initializers and whose
+        inputs are held.
+
+        Args:
+            variants: contents by initializer; several that change the same ones share a session.
+            batches: all by default.
+        Raises:
+            PruneError: a value can no longer be made (see `moved`), or onnxruntime fails.
+        """
+        hidden = self._behind(set().union(*variants))
+        asked = [name for name in dict.fromkeys(names) if name not in self._known or name in hidden]
+        nodes = self._needed(asked, hidden)
+        alone = variants[0] if len(variants) == 1 else {}  # a constant, which onnxruntime fuses
+        piece = self._piece(nodes, asked, hidden, alone, [] if alone else list(variants[0])) if asked else None
+        for batch in range(self.batches) if batches is None else batches:
+            held = {name: self.read(name, batch) for name in names if name not in asked}
+            yield [held | (piece.run(batch, {} if alone else one) if piece else {}) for one in variants]
+
+    def moved(self, changed: str, names: Sequence[str]) -> list[str]:
+        """Those of the values that depend on an initializer and are still to be made, or can be made again."""
+        hidden, moving = self._behind({changed}), {changed}
+        for node in self._nodes:
+            if (node not in self._done or self._held(node, hidden)) and moving.intersection(self._reads[node]):
+                moving.update(v.name for v in node.outputs if v.name)
+        return [name for name in names if name in moving and name in self._producer]
+
+    def _behind(self, changed: AbstractSet[str]) -> set[str]:
+        """Values that have been run and can be run again, which depend on initializers."""
+        hidden: set[str] = set()
+        for node in self._nodes if changed else ():
+            touched = not (changed | hidden).isdisjoint(self._reads[node])
+            if touched and (node in self._moving or (node in self._done and self._held(node, hidden))):
+                hidden.update(v.name or "" for v in node.outputs)
+        return hidden
+
+    def _held(self, node: ir.Node, hidden: AbstractSet[str]) -> bool:
+        known = (self._known, hidden, self._model.graph.initializers, self._fixed)
+        return all(any(name in some for some in known) for name in self._reads[node])
+
+    def _piece(
+        self,
+        nodes: Sequence[ir.Node],
+        outputs: Sequence[str],
+        hidden: AbstractSet[str] = frozenset(),
+        contents: Mapping[str, Array] | None = None,
+        free: Sequence[str] = (),
+    ) -> _Piece:
+        """These nodes as a model of their own, in a session. Initializers in `contents` hold something else, those in
+        `free` become inputs, and so does what is held and not hidden."""
+        read = list(dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden))
+        initializers, graph = self._model.graph.initializers, onnx.GraphProto(name="piece")
+        graph.node.extend(self._proto(node) for node in nodes)
+        for name in dict.fromkeys(n for node in nodes for n in _reads(node)):  # as they are now
+            if name not in initializers or name in read:
+                continue
+            tensor = initializers[name].const_value
+            assert tensor is not None
+            if name in free:
+                graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy()))
+                continue
+            array = (contents or {}).get(name)
+            held = ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name)
+            graph.initializer.append(ir.to_proto(held))
+        graph.input.extend(self._typed(name) for name in read)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return _Piece(self, read, list(outputs), self._open(self._as_model(graph)))
+
+    def _as_model(self, graph: onnx.GraphProto) -> onnx.ModelProto:
+        model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
+        for domain, version in self._model.opset_imports.items():
+            model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+        return model
+
+    def _proto(self, node: ir.Node) -> onnx.NodeProto:
+        """A node in serialised form, made once unless its inputs have been replaced since."""
+        names = tuple(value.name if value is not None else "" for value in node.inputs)
+        if self._protos.get(node, (None, None))[0] != names:
+            self._protos[node] = names, ir.to_proto(node)
+        return self._protos[node][1]
+
+    def _typed(self, name: str) -> onnx.ValueInfoProto:
+        value = self.read(name, 0)
+        if not isinstance(value, np.ndarray):
+            raise PruneError(f"{name} is no tensor, and a layer behind it cannot be measured", "exclude that layer")
+        dtype = ir.DataType.STRING if value.dtype.kind in "OUS" else ir.DataType.from_numpy(value.dtype)
+        return onnx.helper.make_tensor_value_info(name, dtype.value, [None] * value.ndim)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some nodes of a walk in a session, which reads what the walk holds."""
+
+    walk: Walk
+    reads: list[str]
+    makes: list[str]
+    session: Session
+
+    def run(self, batch: int, given: Mapping[str, Array] | None = None) -> dict[str, Any]:
+        feed = {name: np.asarray(self.walk.read(name, batch)) for name in self.reads}
+        return self.session.run({**feed, **(given or {})}, self.makes)
+
+
+def _reads(node: ir.Node) -> list[str]:
+    return [value.name or "" for value in reads(node)]
+
+
+LIMIT = 4 << 30
+"""Bytes of arrays in memory, unless something else is asked for."""
+
+
+class Store:
+    """Arrays by key. What does not fit into `limit` bytes when it is put lies in a file and is mapped when read.
+
+    Use as a context manager: the files go with it. A thing that is no array (text, sequences) stays in memory.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self.held = 0
+        self.spilled = 0
+        self._arrays: dict[Hashable, Any] = {}
+        self._files: dict[Hashable, Path] = {}
+        self._folder: Scratch | None = None
+        self._serial = 0
+
+    def put(self, key: Hashable, value: Any) -> None:
+        self.drop(key)
+        size = value.nbytes if isinstance(value, np.ndarray) and value.dtype != object else 0
+        if size and self.held + size > self.limit:
+            self._files[key] = self._write(value)
+            self.spilled += size
+        else:
+            self._arrays[key] = value
+            self.held += size
+
+    def _write(self, value: Array) -> Path:
+        if self._folder is None:
+            self._folder = Scratch()
+        self._serial += 1
+        path = self._folder.path / f"{self._serial}.npy"
+        carrier = value if value.dtype.isbuiltin else value.view(f"u{value.dtype.itemsize}")  # bfloat16
+        np.save(path, carrier, allow_pickle=False)
+        self._arrays[path] = value.dtype
+        return path
+
+    def get(self, key: Hashable) -> Any:
+        """Raises KeyError if there is none."""
+        if key in self._files:
+            path = self._files[key]
+            return np.load(path, mmap_mode="r", allow_pickle=False).view(self._arrays[path])
+        return self._arrays[key]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._arrays or key in self._files
+
+    def drop(self, key: Hashable) -> None:
+        """Forget it, if it is there."""
+        if key in self._files:
+            path = self._files.pop(key)
+            del self._arrays[path]
+            path.unlink(missing_ok=True)
+        elif key in self._arrays:
+            value = self._arrays.pop(key)
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                self.held -= value.nbytes
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._arrays.clear()
+        self._files.clear()
+        if self._folder is not None:
+            self._folder.close()

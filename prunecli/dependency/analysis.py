@@ -1,0 +1,162 @@
+"""From a graph to its units: run every node's rule, solve the ties, follow the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+import prunecli.dependency.rules  # noqa: F401 - fills the registry
+from prunecli.dependency.atoms import AtomTable, Components, LengthError, solve
+from prunecli.dependency.context import Context, Work, is_named, is_shape_computation
+from prunecli.dependency.registry import BARRIERS, RULES
+from prunecli.dependency.units import Family, find_families
+from prunecli.dependency.views import Geometry, view_geometry
+from prunecli.errors import PruneError
+from prunecli.model.shape_inference import Facts, Shape
+from prunecli.model.stored_tensors import INTERFACE, overridable
+
+
+@dataclass
+class Analysis:
+    """Everything known about what can be cut from a model.
+
+    `families` hold the units (see `units.py`); `components` maps them to atoms; `work` lists the
+    multiply-accumulates and the axes they are proportional to. `other_inputs` are the shapes at which what
+    depends on dynamic dimensions was told from constants: give them to `remove`; None if all are static.
+    """
+
+    model: ir.Model
+    inputs: dict[str, Shape]
+    geometry: Geometry
+    components: Components
+    families: list[Family]
+    work: list[Work]
+    other_inputs: dict[str, Shape] | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """Shapes and known contents at the analysed dimensions."""
+        return self.geometry.facts
+
+
+OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
+
+
+Whole = Mapping[tuple[str, int], str]
+"""(value, axis) -> why no position of it may go."""
+NONE: Whole = MappingProxyType({})
+
+
+def analyse(
+    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
+) -> Analysis:
+    """State the relations of every operator and find all units.
+
+    Args:
+        model: nodes in topological order, local functions inlined (`prepare`). Not changed.
+        inputs: concrete shape of every graph input (`gather_facts`). A batch of at least 2 sees more.
+        other_inputs: the same at other sizes of the dynamic dimensions; chosen where it is not given.
+        whole: axes that stay whole, apart from what the rules say (`cut.UnfollowedError`).
+    """
+    geometry, other = view_geometry(model, inputs, other_inputs)
+    table, work = AtomTable(), list[Work]()
+    _freeze_interface(model, geometry.facts, table)
+    for value, shape in geometry.facts.shapes.items():
+        for index, size in enumerate(shape):
+            if (value.name or "", index) in whole:
+                table.freeze(table.axis(value, index, size), whole[value.name or "", index])
+    for node in model.graph:
+        imported = model.opset_imports.get(node.domain)
+        _apply_rule(Context(node, geometry, table, work, node.version or imported or 0))
+    _freeze_dynamic(table, geometry)
+    components = solve(table)
+    families = find_families(components)
+    return Analysis(model, dict(inputs), geometry, components, families, work, other)
+
+
+def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
+    inputs = [(value, INTERFACE if value.is_initializer() else "graph input")
+              for value in model.graph.inputs if not value.is_initializer() or overridable(value)]  # fmt: skip
+    for value, reason in [*inputs, *((value, "graph output") for value in model.graph.outputs)]:
+        for index, size in enumerate(facts.shapes.get(value, ())):
+            table.freeze(table.axis(value, index, size), reason)
+
+
+def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:
+    """Axes that are as long as a dynamic dimension have no fixed positions, unless fixed factors make them up."""
+    shown: dict[int, bool] = {}
+    for number, axis in enumerate(table.axes):
+        if axis.value is not None:
+            root = table.find(number)
+            shown[root] = shown.get(root, True) and geometry.is_dynamic(axis.value, axis.index)
+    wholes = {table.find(whole) for whole, _ in table.products}
+    for root, dynamic in shown.items():
+        if dynamic and root not in wholes:
+            table.freeze(root, "dynamic dimension")
+
+
+def _apply_rule(ctx: Context) -> None:
+    node = ctx.node
+    if node.op_type == "Constant" and node.domain == "":
+        return
+    captured = list(_captured(node))
+    if captured:
+        for value in captured:
+            ctx.freeze(value, f"used inside the body of {node.op_type}")
+        return
+    if node.outputs and all(is_shape_computation(v, ctx.facts) for v in node.outputs if v.name):
+        for read in node.inputs if node.op_type not in ("Shape", "Size") else ():
+            ctx.freeze(read, f"{node.op_type} computes shapes or indices from it")
+        return
+    problem = _obstacle(ctx)
+    if problem:
+        ctx.freeze_node(problem)
+    else:
+        try:
+            RULES[node.domain, node.op_type](ctx)
+        except LengthError as error:
+            hint = "state the sizes of the inputs with --input-shape or --dim"
+            raise PruneError(f"{node.op_type} {node.name!r} does not fit what it reads: {error}", hint) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # no such node can run
+            ctx.freeze_node(f"{node.op_type} makes no sense as it stands: {type(error).__name__}: {error}"[:160])
+        ctx.freeze_unspoken()
+
+
+def _obstacle(ctx: Context) -> str | None:
+    """Why the rule of a node cannot be asked."""
+    node = ctx.node
+    if (node.domain, node.op_type) in BARRIERS:
+        return f"{node.op_type}: {BARRIERS[node.domain, node.op_type]}"
+    if (node.domain, node.op_type) not in RULES:
+        name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+        return f"no rule for operator {name}"
+    if node.domain == "" and ctx.opset < OLDEST_OPSET:
+        return f"opset {ctx.opset} is too old to be analysed ({OLDEST_OPSET} is the oldest)"
+    for value in (*node.inputs, *filter(is_named, node.outputs)):
+        if value is not None and value.name and value not in ctx.facts.shapes:
+            return f"shape of {value.name!r} depends on data or is unknown"
+    return None
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """All values a node with bodies (If, Loop, Scan) uses or yields, those its bodies capture included."""
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    for attr in node.attributes.values():
+        if attr.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attr.as_graphs())
+    if not graphs:
+        return
+    yield from (v for v in (*node.inputs, *node.outputs) if v is not None)
+    while graphs:
+        graph = graphs.pop()
+        yield from graph.outputs
+        for inner in graph:
+            yield from (v for v in inner.inputs if v is not None)
+            for attr in inner.attributes.values():
+                if attr.type == ir.AttributeType.GRAPH:
+                    graphs.append(attr.as_graph())
+                elif attr.type == ir.AttributeType.GRAPHS:
+                    graphs.extend(attr.as_graphs())

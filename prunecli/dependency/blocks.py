@@ -1,0 +1,297 @@
+"""Residual blocks: where a graph computes y = x + f(x), f can be dropped whole and y becomes x.
+
+A block is an `Add` (or a `Sum`, or the addition inside `SkipLayerNormalization` and its RMS form) of which one
+operand, the branch f(x), is used nowhere else and is computed from the other, the stream x. Dropping is exact by
+construction: it is the original with the branch forced to zero, since x + 0 = x. Attention and MLP of a
+transformer layer are two blocks; a block inside another one's branch is a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.edit import Removed
+from prunecli.dependency.prepare import restore
+from prunecli.dependency.views import Geometry
+from prunecli.model.shape_inference import Facts
+from prunecli.model.sizes import counts
+
+_PASS = ("Identity", "Dropout", "Cast")
+_SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
+"""com.microsoft operators that add and normalise: (x, f, scale, ...) -> (y, mean, inverse deviation, x + f); the
+number of the input `bias`, which is added, too."""
+_SUM = 3
+_EPSILON = 1e-12
+"""Their default."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block of a prepared model.
+
+    `join` is the addition, `branch` the index of f(x) among its inputs; `stream` is x. `axis` of the branch's
+    value is static: all `size` positions along it stand for the whole value in a plan.
+    """
+
+    name: str
+    join: ir.Node
+    branch: int
+    axis: int
+    size: int
+
+    @property
+    def value(self) -> ir.Value:
+        """The branch's value, f(x)."""
+        value = self.join.inputs[self.branch]
+        assert value is not None
+        return value
+
+    @property
+    def positions(self) -> Removed:
+        """What a plan lists: every position of one axis of the branch's value."""
+        return {self.value.name or "": {self.axis: np.arange(self.size)}}
+
+
+@dataclass(frozen=True)
+class Dead:
+    """What nobody needs any more once some blocks are gone."""
+
+    nodes: frozenset[ir.Node]
+    initializers: frozenset[ir.Value]
+
+    @property
+    def params(self) -> int:
+        """Elements of the initializers that count."""
+        tensors = (v.const_value for v in self.initializers)
+        return sum(int(t.size) for t in tensors if t is not None and counts(t))
+
+
+def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:
+    """All residual blocks, in the order of the graph.
+
+    Args:
+        model: prepared (`prepare`): nodes in topological order, constants as initializers. Not changed.
+        geometry: facts at the analysed dimensions and at others (`view_geometry`): the shapes of stream,
+            branch and sum must agree at both.
+    """
+    blocks: list[Block] = []
+    for node in model.graph:
+        for branch, stream in _operands(node):
+            block = _block(model, node, branch, stream, geometry)
+            if block is not None:
+                blocks.append(block)
+                break
+    return _told_apart(blocks)
+
+
+def _told_apart(blocks: list[Block]) -> list[Block]:
+    """Nodes may share a name: then blocks go by the value they yield."""
+    counts = Counter(block.name for block in blocks)
+    return [b if counts[b.name] == 1 else replace(b, name=b.join.outputs[0].name or "") for b in blocks]
+
+
+def _operands(node: ir.Node) -> Iterable[tuple[int, int]]:
+    """(branch, stream) input indices to try."""
+    joins = node.op_type in ("Add", "Sum") and node.domain == ""
+    if joins and len(node.inputs) >= 2:
+        return [(i, j) for i in range(len(node.inputs)) for j in range(len(node.inputs)) if i != j]
+    plain = _is_skip_norm(node) and not any(out.uses() or out.is_graph_output() for out in node.outputs[1:_SUM])
+    return [(0, 1), (1, 0)] if plain else []
+
+
+def _is_skip_norm(node: ir.Node) -> bool:
+    return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
+
+
+def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Block | None:
+    value, x = node.inputs[branch], node.inputs[stream]
+    if value is None or x is None or value.is_graph_output() or len(list(value.uses())) != 1:
+        return None
+    if not _alike(geometry.facts, value, x, node) or not _alike(geometry.other, value, x, node):
+        return None
+    axis = _static_axis(value, geometry)
+    dead = _closure(model, [(node, branch)])
+    if axis is None or not _weighted(dead) or not _reads(dead, x, geometry.facts):
+        return None
+    name = node.name or node.outputs[0].name or ""
+    return Block(name, node, branch, axis, geometry.facts.shapes[value][axis])
+
+
+def _alike(facts: Facts | None, value: ir.Value, x: ir.Value, node: ir.Node) -> bool:
+    """Branch, stream and sum have one shape and are floating-point."""
+    if facts is None:
+        return True
+    shapes = {facts.shapes.get(v) for v in (value, x, node.outputs[0])}
+    kind = facts.dtypes.get(value)
+    floating = kind is not None and ir.DataType(kind).is_floating_point()
+    return len(shapes) == 1 and None not in shapes and floating
+
+
+def _static_axis(value: ir.Value, geometry: Geometry) -> int | None:
+    """The channel axis (1 of images, else the last), or the first other one that has a fixed length."""
+    rank = len(geometry.facts.shapes[value])
+    order = [1 if rank >= 4 else rank - 1, *range(rank - 1, -1, -1)]
+    return next((axis for axis in order if axis >= 0 and not _may_change(value, axis, geometry)), None)
+
+
+def _may_change(value: ir.Value, axis: int, geometry: Geometry) -> bool:
+    return axis >= len(geometry.facts.shapes[value]) or geometry.is_dynamic(value, axis)
+
+
+def _weighted(dead: Dead) -> bool:
+    """x + 0.04 x^3 inside a decomposed Gelu is no block: a block has weights (which others may share)."""
+    tensors = (v.const_value for n in dead.nodes for v in n.inputs if v is not None)
+    return any(
+        t is not None and t.dtype.is_floating_point() and sum(n > 1 for n in t.shape.numpy()) >= 2 for t in tensors
+    )
+
+
+def _reads(dead: Dead, x: ir.Value, facts: Facts) -> bool:
+    """Whether the branch is computed from the stream: some node of it takes x (or a copy of x) as data."""
+    source = _origin(x)
+    used = (v for n in dead.nodes if n.op_type not in ("Shape", "Size") for v in n.inputs if v is not None)
+    return any(_origin(v) is source for v in used)
+
+
+def _origin(value: ir.Value) -> ir.Value | ir.Node:
+    """The value that `value` is a plain copy of. Sum and result of one fused normalisation are one stream."""
+    while (node := value.producer()) is not None and node.op_type in _PASS and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return node if node is not None and _is_skip_norm(node) else value
+
+
+def dead_without(model: ir.Model, blocks: Sequence[Block]) -> Dead:
+    """What dropping these blocks together makes useless; the model is not changed."""
+    return _closure(model, [(b.join, b.branch) for b in blocks])
+
+
+def _closure(model: ir.Model, cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
+    """Follow uses backwards from the inputs that are cut off."""
+    gone: set[tuple[ir.Node, int]] = set(cuts)
+    nodes: set[ir.Node] = set()
+    initializers: set[ir.Value] = set()
+    queue = [node.inputs[index] for node, index in cuts]
+    while queue:
+        value = queue.pop()
+        if value is None or value.is_graph_output() or any(tuple(use) not in gone for use in value.uses()):
+            continue
+        node = value.producer()
+        if node is None:
+            if value.is_initializer() and not value.is_graph_input():
+                initializers.add(value)
+        elif node not in nodes and not any(_needed(out, gone) for out in node.outputs):
+            nodes.add(node)
+            queue.extend(_all_inputs(node, gone))
+    return Dead(frozenset(nodes), frozenset(initializers))
+
+
+def _needed(value: ir.Value, gone: set[tuple[ir.Node, int]]) -> bool:
+    return value.is_graph_output() or any(tuple(use) not in gone for use in value.uses())
+
+
+def _all_inputs(node: ir.Node, gone: set[tuple[ir.Node, int]]) -> list[ir.Value | None]:
+    """What a node reads, the values its bodies capture included."""
+    reads = list(_reads_of(node))
+    gone.update(reads)
+    return [reader.inputs[index] for reader, index in reads]
+
+
+def _reads_of(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
+    """(node, input) of a node and of all nodes inside its bodies."""
+    yield from ((node, index) for index in range(len(node.inputs)))
+    for attr in node.attributes.values():
+        graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
+        graphs += list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []
+        for inner in (inner for graph in graphs for inner in graph.all_nodes()):
+            yield from ((inner, index) for index in range(len(inner.inputs)))
+
+
+def drop_blocks(model: ir.Model, blocks: Sequence[Block]) -> Dead:
+    """Rewire y := x for each block and delete what nobody needs any more, in place.
+
+    Args:
+        model: the prepared model in which the blocks were found.
+    Returns:
+        what was deleted.
+    """
+    dead = dead_without(model, blocks)
+    bypassed = [block for block in blocks if block.join not in dead.nodes]
+    for block in bypassed:
+        _bypass(model, block)
+    _delete(model.graph, dead)
+    for join in (b.join for b in bypassed if b.join.graph is not None):
+        if not any(_needed(out, set()) for out in join.outputs):  # a normalisation for dropped branches only
+            rest = _closure(model, [(join, index) for index in range(len(join.inputs))])
+            _delete(model.graph, Dead(rest.nodes | {join}, rest.initializers))
+    restore(model)
+    return dead
+
+
+def _delete(graph: ir.Graph, dead: Dead) -> None:
+    for node in [n for n in graph if n in dead.nodes]:
+        graph.remove(node, safe=False)
+        for reader, index in _reads_of(node):
+            reader.replace_input_with(index, None)
+    for value in dead.initializers:
+        del graph.initializers[value.name or ""]
+
+
+def _bypass(model: ir.Model, block: Block) -> None:
+    """Make the sum what is left of it without the branch."""
+    join, graph = block.join, model.graph
+    rest = [v for index, v in enumerate(join.inputs) if index != block.branch]
+    if _is_skip_norm(join):
+        _normalise_only(graph, join, block.branch)
+    elif len(rest) > 1:
+        _replace(graph, join, ir.Node("", "Sum", rest, num_outputs=1, name=join.name))
+    elif join.outputs[0].is_graph_output():
+        _replace(graph, join, ir.Node("", "Identity", rest, num_outputs=1, name=join.name))
+    else:
+        assert rest[0] is not None
+        join.outputs[0].replace_all_uses_with(rest[0])
+        graph.remove(join, safe=True)
+
+
+def _normalise_only(graph: ir.Graph, join: ir.Node, branch: int) -> None:
+    """Without f, the same operator on x + x: a normalisation does not see the factor of two, if epsilon has its
+    square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
+    place = _SKIP_NORMS[join.op_type]
+    stream = join.inputs[1 - branch]
+    bias = join.inputs[place] if len(join.inputs) > place else None
+    total = join.outputs[_SUM] if len(join.outputs) > _SUM else None
+    if total is not None and (total.uses() or total.is_graph_output()):
+        left = _insert(graph, join, "sum", total, *(v for v in (stream, bias) if v is not None))
+        total.replace_all_uses_with(left, replace_graph_outputs=True)
+        total.name, left.name = None, total.name
+    if total is not None:
+        join.resize_outputs(_SUM)
+    if bias is not None:
+        join.replace_input_with(place, _insert(graph, join, "bias", bias, bias, bias))
+    join.replace_input_with(branch, stream)
+    epsilon = join.attributes.get("epsilon")
+    join.attributes["epsilon"] = ir.AttrFloat32("epsilon", 4 * (_EPSILON if epsilon is None else epsilon.as_float()))
+
+
+def _insert(graph: ir.Graph, join: ir.Node, what: str, like: ir.Value, *operands: ir.Value) -> ir.Value:
+    """The sum of one or two values, computed before a node."""
+    name = f"{join.outputs[0].name}.{what}"
+    node = ir.Node("", "Add" if len(operands) > 1 else "Identity", operands, num_outputs=1, name=name)
+    graph.insert_before(join, node)
+    out = node.outputs[0]
+    out.name, out.shape, out.type = name, like.shape, like.type
+    return out
+
+
+def _replace(graph: ir.Graph, join: ir.Node, new: ir.Node) -> None:
+    """Put a node in the place of another; its first output takes the name and the users of the old one."""
+    graph.insert_before(join, new)
+    old, out = join.outputs[0], new.outputs[0]
+    out.shape, out.type = old.shape, old.type
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    graph.remove(join, safe=True)
+    old.name, out.name = None, old.name

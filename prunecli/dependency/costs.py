@@ -1,0 +1,79 @@
+"""What a cut leaves, exactly: parameters and multiply-accumulates as functions of the kept axis lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunecli.dependency.analysis import Analysis
+from prunecli.dependency.atoms import Ints
+from prunecli.model.sizes import parameters
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Amounts proportional to the kept fraction of some axes: row i is `amount[i]` over `axes[i]`.
+
+    Rows are padded with a pseudo axis (the last) that is always kept whole.
+    """
+
+    amount: np.ndarray
+    axes: Ints
+
+    def total(self, fraction: np.ndarray) -> int:
+        """Sum of amount * prod(fraction of each axis)."""
+        if not len(self.amount):
+            return 0
+        return round(float((self.amount * fraction[self.axes].prod(axis=1)).sum()))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Both costs of an analysed model. Axes are representatives of the atom table.
+
+    `params` counts the elements of every floating-point tensor that is stored, as `model.sizes.totals` does, `macs` the
+    same operators as `model.count_macs`, at the dimensions of the analysis' `work`.
+    """
+
+    sizes: Ints
+    params: Terms
+    macs: Terms
+
+    def fraction(self, kept: Ints) -> np.ndarray:
+        return np.append(kept / np.maximum(self.sizes, 1), 1.0)
+
+    def of(self, kept: Ints) -> dict[str, int]:
+        """`{"params": ..., "macs": ...}` with `kept` positions left on each axis."""
+        fraction = self.fraction(kept)
+        return {"params": self.params.total(fraction), "macs": self.macs.total(fraction)}
+
+
+def costs(analysis: Analysis) -> Costs:
+    """Prepare the cost functions of a model."""
+    table = analysis.components.table
+    sizes = np.array([axis.size for axis in table.axes], np.int64)
+    macs = [(work.macs, [table.find(axis) for axis in work.axes]) for work in analysis.work]
+    return Costs(sizes, _terms(_tensors(analysis), len(sizes)), _terms(macs, len(sizes)))
+
+
+def _tensors(analysis: Analysis) -> list[tuple[int, list[int]]]:
+    table, out = analysis.components.table, list[tuple[int, list[int]]]()
+    axes: dict[str, list[int]] = {}
+    for number, axis in enumerate(table.axes):
+        if axis.value is not None and axis.value.const_value is not None:
+            axes.setdefault(axis.value.name or "", []).append(table.find(number))
+    main = analysis.model.graph
+    out.extend(
+        (int(h.tensor.size), axes.get(h.name, []) if h.graph is main else []) for h in parameters(analysis.model)
+    )
+    return out
+
+
+def _terms(rows: Sequence[tuple[int, list[int]]], pseudo: int) -> Terms:
+    width = max((len(axes) for _, axes in rows), default=0)
+    index = np.full((len(rows), max(width, 1)), pseudo, np.int64)
+    for number, (_, axes) in enumerate(rows):
+        index[number, : len(axes)] = axes
+    return Terms(np.array([amount for amount, _ in rows], np.float64), index)

@@ -1,0 +1,47 @@
+"""Operators that compute each position from the same position of their inputs."""
+
+from __future__ import annotations
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.registry import rule
+
+UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike",
+    "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "Identity", "IsInf",
+    "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
+    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
+)  # fmt: skip
+BROADCASTING = (
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "SwiGLU", "Where",
+    "Xor",
+)  # fmt: skip
+
+
+@rule(*UNARY)
+@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
+def unary(ctx: Context) -> None:
+    """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
+    sources = ctx.inputs[:2] if ctx.node.op_type in ("FastGelu", "BiasGelu") else ctx.inputs[:1]
+    ctx.elementwise(*sources, ctx.outputs[0])
+    if ctx.node.op_type == "Trilu":
+        for axis in (-1, -2):
+            ctx.freeze(ctx.outputs[0], "Trilu: a triangular mask has no removable rows", axis)
+
+
+@rule("Dropout")
+def dropout(ctx: Context) -> None:
+    """The identity, unless it trains: then the random numbers depend on the shape."""
+    if ctx.input(2) is not None and (ctx.known(2) is None or ctx.known(2).any()):  # type: ignore[union-attr]
+        ctx.freeze_node("Dropout in training mode")
+        return
+    for out in ctx.outputs:
+        if out.name:
+            ctx.elementwise(ctx.inputs[0], out)
+
+
+@rule(*BROADCASTING)
+def broadcasting(ctx: Context) -> None:
+    """numpy's broadcasting: axes are aligned from the right."""
+    ctx.elementwise(*ctx.inputs, ctx.outputs[0])

@@ -1,0 +1,118 @@
+"""Operators that put tensors side by side, take them apart, or pad them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.edit import Cut
+from prunecli.dependency.registry import rewrite, rule
+from prunecli.model.shape_inference import Facts
+
+
+@rule("Concat")
+def concat(ctx: Context) -> None:
+    """Position p of input k is position p + (lengths before k) of Y."""
+    y = ctx.outputs[0]
+    axis = ctx.int("axis", 1) % ctx.rank(y)
+    start = 0
+    for value in ctx.inputs:
+        assert value is not None
+        ctx.align(value, y, skip=[axis])
+        size = ctx.shape(value)[axis]
+        ctx.map_positions(value, axis, np.arange(size), y, axis, np.arange(size) + start)
+        start += size
+
+
+@rule("Split")
+def split(ctx: Context) -> None:
+    """Position p of output k is position p + (lengths before k) of X."""
+    x = ctx.inputs[0]
+    assert x is not None
+    axis = ctx.int("axis", 0) % ctx.rank(x)
+    start = 0
+    for out in ctx.outputs:
+        size = ctx.shape(out)[axis]
+        if out.name:
+            ctx.align(x, out, skip=[axis])
+            ctx.map_positions(x, axis, np.arange(size) + start, out, axis, np.arange(size))
+        else:
+            ctx.freeze(x, "part of a Split that nobody takes", axis)
+        start += size
+
+
+@rewrite("Split")
+def split_sizes(cut: Cut, node: ir.Node) -> None:
+    """Parts may have become unequal: name their sizes."""
+    attr = node.attributes.get("axis")
+    axis = 0 if attr is None else attr.as_int()
+    if not any(cut.removed_at(v, axis) is not None for v in (node.inputs[0], *node.outputs)):
+        return
+    sizes = [[cut.shape(o, view)[axis] for o in node.outputs] for view in range(len(cut.views))]
+    node.attributes.pop("num_outputs", None)
+    if cut.opset(node) < 13:
+        cut.set_ints(node, "split", sizes[0])
+    else:
+        cut.set_vector(node, 1, sizes)
+
+
+@rule("Pad")
+def pad(ctx: Context) -> None:
+    """Positions move by the padding before them; padded positions are new ones. Frozen where data is mirrored."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    amounts = pad_amounts(ctx.node, ctx.facts)
+    if amounts is None:
+        ctx.freeze_node("Pad amounts depend on data")
+        return
+    for axis, (low, high) in enumerate(amounts):
+        if low == 0 and high == 0 and ctx.dynamic(x, axis) == ctx.dynamic(y, axis):
+            ctx.tie(x, axis, y, axis)
+        elif ctx.string("mode", "constant") != "constant" or low < 0 or high < 0:
+            ctx.freeze_axes((x, y), [axis], "axis padded with its own data, or cropped")
+        else:
+            size = ctx.shape(x)[axis]
+            ctx.map_positions(x, axis, np.arange(size), y, axis, np.arange(size) + low)
+
+
+def pad_amounts(node: ir.Node, facts: Facts) -> list[tuple[int, int]] | None:
+    """(before, after) per axis of a Pad node of any opset, None where they depend on data."""
+    rank = len(facts.shapes[node.inputs[0]])  # type: ignore[index]
+    attr = node.attributes.get("pads")
+    pads = list(attr.as_ints()) if attr is not None else _ints(node, facts, 1)
+    picked = _ints(node, facts, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
+    if pads is None or picked is None:
+        return None
+    out = [(0, 0)] * rank
+    for k, axis in enumerate(picked):
+        out[axis % rank] = (pads[k], pads[k + len(pads) // 2])
+    return out
+
+
+def _ints(node: ir.Node, facts: Facts, index: int) -> list[int] | None:
+    known = facts.value(node.inputs[index]) if index < len(node.inputs) else None
+    return None if known is None else [int(n) for n in known]
+
+
+@rewrite("Pad")
+def pad_kept(cut: Cut, node: ir.Node) -> None:
+    """Padding on a cut axis: as many new positions as were kept before and after the data."""
+    wanted = [_kept_padding(cut, node, view) for view in range(len(cut.views))]
+    if "pads" in node.attributes:
+        cut.set_ints(node, "pads", wanted[0])
+    else:
+        cut.set_vector(node, 1, wanted)
+
+
+def _kept_padding(cut: Cut, node: ir.Node, view: int) -> list[int]:
+    y, facts = node.outputs[0], cut.views[view].before
+    amounts = pad_amounts(node, facts) or []
+    for axis, (low, high) in enumerate(amounts):
+        gone = cut.removed_at(y, axis)
+        if gone is not None and (low or high):
+            first_after = cut.before(y)[axis] - high
+            amounts[axis] = (low - int((gone < low).sum()), high - int((gone >= first_after).sum()))
+    named = len(node.inputs) > 3 and node.inputs[3] is not None
+    picked = (_ints(node, facts, 3) or []) if named else range(len(amounts))
+    return [amounts[a][0] for a in picked] + [amounts[a][1] for a in picked]

@@ -1,0 +1,116 @@
+"""Operators that contract an axis: a removed position of a contracted axis drops its term of the sum."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.edit import Cut
+from prunecli.dependency.registry import rewrite, rule
+from prunecli.model.attrs import matrix_axes
+from prunecli.model.constants import behind
+
+
+@rule("Conv")
+@rule("FusedConv", domain="com.microsoft")
+def conv(ctx: Context) -> None:
+    """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
+    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and w is not None
+    grouped(ctx, x, w, y, rows=0, cols=1)
+    addend = ctx.input(3)  # FusedConv: Y = activation(conv + Z)
+    if addend is not None:
+        ctx.elementwise(addend, y)
+    spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
+    ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
+
+
+@rule("ConvTranspose")
+def conv_transpose(ctx: Context) -> None:
+    """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
+    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and w is not None
+    grouped(ctx, x, w, y, rows=1, cols=0)
+    spatial = math.prod(ctx.shape(x)[2:]) * ctx.shape(x)[0]
+    ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
+
+
+def grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int, bias: int = 2) -> None:
+    """One axis of the weight spans all groups, the other one group: which is which is Conv / ConvTranspose."""
+    groups = ctx.int("group", 1)
+    channels, outputs = ctx.shape(x)[1], ctx.shape(y)[1]
+    group, slot_in, slot_out = (ctx.table.virtual(n) for n in (groups, channels // groups, outputs // groups))
+    ctx.table.product(ctx.axis(x, 1), (group, slot_in))
+    ctx.table.product(ctx.axis(y, 1), (group, slot_out))
+    for axis, whole, slot in ((rows, rows == 0, slot_out), (cols, cols == 0, slot_in)):
+        ctx.table.product(ctx.axis(w, axis), (group, slot) if whole else (slot,))
+    added = ctx.input(bias)
+    if added is not None:
+        ctx.tie(added, 0, y, 1)
+    ctx.tie(x, 0, y, 0)
+    ctx.freeze_axes([w], range(2, ctx.rank(w)), "kernel")
+    ctx.freeze_axes((x, y), range(2, ctx.rank(x)), "spatial axis of a convolution")
+
+
+@rewrite("Conv", "ConvTranspose", "DeformConv")
+@rewrite("FusedConv", domain="com.microsoft")
+def conv_group(cut: Cut, node: ir.Node) -> None:
+    """Whole groups may have gone: their number is a whole axis over what one group has of it."""
+    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert x is not None and w is not None
+    attr = node.attributes.get("group")
+    if attr is not None and attr.as_int() > 1:
+        whole = y if node.op_type == "ConvTranspose" else x
+        cut.set_int(node, "group", cut.size(whole, 1) // cut.size(w, 1))
+
+
+@rule("Gemm")
+@rule("FusedGemm", domain="com.microsoft")
+def gemm(ctx: Context) -> None:
+    """Y = alpha * A' B' + beta * C with A' (M, K), B' (K, N), C broadcast to (M, N)."""
+    a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert a is not None and b is not None
+    m, k = (1, 0) if ctx.int("transA") else (0, 1)
+    k2, n = (1, 0) if ctx.int("transB") else (0, 1)
+    ctx.tie(a, m, y, 0)
+    ctx.tie(a, k, b, k2)
+    ctx.tie(b, n, y, 1)
+    if ctx.input(2) is not None:
+        ctx.elementwise(ctx.input(2), y)
+    ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[k], ctx.axis(y, 0), ctx.axis(y, 1), ctx.axis(a, k))
+
+
+@rule("MatMul")
+@rule("FusedMatMul", domain="com.microsoft")
+def matmul(ctx: Context) -> None:
+    """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors. Fused: transposed before."""
+    a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert a is not None and b is not None
+    left, right = matrix_axes(ctx.node, 0, ctx.rank(a)), matrix_axes(ctx.node, 1, ctx.rank(b))
+    ctx.tie(a, left[-1], b, right[-2] if len(right) > 1 else 0)
+    if len(left) > 1:
+        ctx.tie(a, left[-2], y, -2 if len(right) > 1 else -1)
+    if len(right) > 1:
+        ctx.tie(b, right[-1], y, -1)
+    _batch(ctx, (a, left), (b, right), y)
+    axes = [ctx.axis(y, i) for i in range(ctx.rank(y))]
+    ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[left[-1]], *axes, ctx.axis(a, left[-1]))
+
+
+Operand = tuple[ir.Value, tuple[int, ...]]
+"""A value and its axes in the order that is multiplied."""
+
+
+def _batch(ctx: Context, a: Operand, b: Operand, y: ir.Value) -> None:
+    """Leading axes broadcast; where both operands are computed they are what attention calls heads."""
+    both = behind(a[0]) is None and behind(b[0]) is None
+    for index in range(ctx.rank(y) - min(2, len(a[1]), len(b[1])) if ctx.rank(y) else 0):
+        size = ctx.shape(y)[index]
+        for source, axes in (a, b):
+            own = index - ctx.rank(y) + len(axes)
+            if 0 <= own < len(axes) - 2 and ctx.shape(source)[axes[own]] == size and size != 1:
+                ctx.tie(source, axes[own], y, index)
+                if both:
+                    ctx.table.mark(ctx.axis(y, index), "head")

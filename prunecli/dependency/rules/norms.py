@@ -1,0 +1,148 @@
+"""Normalisation: per-channel parameters are tied, axes that statistics run over are frozen or approximate."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.edit import Cut
+from prunecli.dependency.registry import rewrite, rule
+
+
+@rule("BatchNormalization")
+def batch_norm(ctx: Context) -> None:
+    """X (N, C, ...); scale, bias, mean, variance (C), or (C, ...) where `spatial` is 0 (opset 7)."""
+    y = ctx.outputs[0]
+    ctx.elementwise(ctx.inputs[0], y)
+    for parameter in (*ctx.inputs[1:], *ctx.outputs[1:]):
+        if parameter is not None and parameter.name:
+            for axis in range(ctx.rank(parameter)):
+                ctx.tie(parameter, axis, y, axis + 1)
+    if ctx.int("training_mode"):
+        for axis in (a for a in range(ctx.rank(y)) if a != 1):
+            ctx.freeze(y, "batch statistics in training mode", axis)
+
+
+@rule("InstanceNormalization")
+def instance_norm(ctx: Context) -> None:
+    """X (N, C, ...); scale, bias (C); statistics run over the axes after C."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.elementwise(x, y)
+    for parameter in ctx.inputs[1:]:
+        assert parameter is not None
+        ctx.tie(parameter, 0, y, 1)
+    for axis in range(2, ctx.rank(x)):
+        ctx.table.approximate(ctx.axis(x, axis), "InstanceNormalization normalises over this axis")
+
+
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@rule("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
+def layer_norm(ctx: Context) -> None:
+    """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
+    x = ctx.inputs[0]
+    assert x is not None
+    ctx.elementwise(*ctx.inputs, ctx.outputs[0])
+    first = ctx.int("axis", -1) % ctx.rank(x)
+    for statistic in ctx.outputs[1:]:
+        if statistic.name:
+            ctx.elementwise(x, statistic)
+    _over(ctx, x, range(first, ctx.rank(x)))
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_layer_norm(ctx: Context) -> None:
+    """Y = LayerNorm(X + skip + bias); the fourth output is the sum."""
+    x = ctx.inputs[0]
+    assert x is not None
+    for index in (0, 3):
+        out = ctx.output(index)
+        if out is not None:
+            ctx.elementwise(*ctx.inputs, out)
+    for index in (1, 2):
+        statistic = ctx.output(index)
+        if statistic is not None:
+            ctx.elementwise(x, statistic)
+    _over(ctx, x, [ctx.rank(x) - 1])
+
+
+def _over(ctx: Context, x: ir.Value, axes: range | list[int]) -> None:
+    for axis in axes:
+        ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
+
+
+@rule("EmbedLayerNormalization", domain="com.microsoft")
+def embed_layer_norm(ctx: Context) -> None:
+    """LayerNorm of the sum of embedding tables (rows, hidden), looked up by ids."""
+    ids, y = ctx.inputs[0], ctx.outputs[0]
+    assert ids is not None
+    for index in (0, 1, 7, 8):
+        if ctx.input(index) is not None:
+            ctx.freeze(ctx.input(index), "token ids")
+    for table in ctx.inputs[2:5]:
+        if table is not None:
+            ctx.freeze(table, "looked up by computed indices", 0)
+            ctx.tie(table, 1, y, 2)
+    for parameter in ctx.inputs[5:7]:
+        assert parameter is not None
+        ctx.tie(parameter, 0, y, 2)
+    ctx.tie(ids, 0, y, 0)
+    ctx.tie(ids, 1, y, 1)
+    if ctx.output(1) is not None:
+        ctx.freeze(ctx.output(1), "mask index")
+    if ctx.output(2) is not None:
+        ctx.elementwise(ctx.output(2), y)
+    _over(ctx, y, [2])
+
+
+@rule("LpNormalization")
+def lp_norm(ctx: Context) -> None:
+    """Y = X / |X| along an axis: zeros add nothing to the norm, so removal is exact."""
+    x = ctx.inputs[0]
+    assert x is not None
+    ctx.align(x, ctx.outputs[0])
+
+
+@rule("MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax", "LRN")
+def frozen_axis(ctx: Context) -> None:
+    """A position's result depends on the others along the axis, and zero is not the same as absent."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.align(x, y)
+    ctx.freeze_axes([y], _axes(ctx, ctx.rank(x)), f"{ctx.node.op_type} runs over this axis")
+
+
+def _axes(ctx: Context, rank: int) -> list[int]:
+    op = ctx.node.op_type
+    if op == "MeanVarianceNormalization":
+        return list(ctx.ints("axes") or (0, 2, 3))
+    if op == "LRN":
+        return [1]
+    if ctx.opset < 13:  # the older Softmax flattens to two axes first
+        return list(range(ctx.int("axis", 1) % rank, rank))
+    return [ctx.int("axis", -1) % rank]
+
+
+@rule("GroupNormalization")
+def group_norm(ctx: Context) -> None:
+    """X (N, C, ...), C = groups x slots. Whole groups go exactly; a slot of every group only approximately."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.elementwise(x, y)
+    groups, channels = ctx.int("num_groups"), ctx.shape(x)[1]
+    group, slot = ctx.table.virtual(groups), ctx.table.virtual(channels // groups)
+    ctx.table.product(ctx.axis(x, 1), (group, slot))
+    if channels != groups:
+        ctx.table.approximate(slot, "GroupNormalization normalises over the slots of a group")
+    for parameter in ctx.inputs[1:3]:
+        assert parameter is not None
+        per_group = ctx.shape(parameter)[0] == groups and groups != channels  # opset 18 had one value a group
+        ctx.table.tie(ctx.axis(parameter, 0), group if per_group else ctx.axis(x, 1))
+    ctx.freeze_axes([x], range(2, ctx.rank(x)), "axis that GroupNormalization reduces over")
+
+
+@rewrite("GroupNormalization")
+def group_count(cut: Cut, node: ir.Node) -> None:
+    """Removed positions are whole groups, or the same slots of every group: count the groups that kept any."""
+    groups = node.attributes["num_groups"].as_int()
+    cut.set_int(node, "num_groups", cut.blocks(node.inputs[0], 1, groups))

@@ -1,0 +1,69 @@
+"""LSTM, GRU, RNN: a hidden unit is tied across its gates, its recurrent weights, its states and both directions."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.edit import Cut
+from prunecli.dependency.registry import rewrite, rule
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # inputs that hold an initial state
+
+
+@rule("LSTM", "GRU", "RNN")
+def recurrent(ctx: Context) -> None:
+    """X (T, B, I), W (D, gH, I), R (D, gH, H), bias (D, 2gH), states (D, B, H), P (D, 3H) -> Y (T, D, B, H).
+
+    The recurrent weights of a removed unit have no rows and no columns: no other unit sees it. With `layout` 1
+    the batch comes first: X (B, T, I), states (B, D, H), Y (B, T, D, H).
+    """
+    op = ctx.node.op_type
+    x, w, r = ctx.inputs[0], ctx.inputs[1], ctx.inputs[2]
+    assert x is not None and w is not None and r is not None
+    gates, batch_first = GATES[op], ctx.int("layout")
+    directions, hidden = ctx.shape(r)[0], ctx.axis(r, 2)
+    ctx.tie(x, 2, w, 2)
+    _stack(ctx, w, gates, hidden)
+    _stack(ctx, r, gates, hidden)
+    _stack(ctx, ctx.input(3), 2 * gates, hidden)
+    _stack(ctx, ctx.input(7), 3, hidden)
+    batch, time = (0, 1) if batch_first else (1, 0)
+    ctx.freeze(x, f"{op} runs over this axis", time)
+    if ctx.input(4) is not None:
+        ctx.tie(ctx.inputs[4], 0, x, batch)  # type: ignore[arg-type]
+    for state in (*(ctx.input(i) for i in STATES[op]), ctx.output(1), ctx.output(2)):
+        if state is not None:
+            ctx.table.tie(ctx.axis(state, 2), hidden)
+            ctx.tie(state, 0 if batch_first else 1, x, batch)
+            ctx.freeze(state, "directions", 1 if batch_first else 0)
+    y = ctx.output(0)
+    if y is not None:
+        ctx.table.tie(ctx.axis(y, 3), hidden)
+        ctx.tie(y, 0 if batch_first else 2, x, batch)
+        ctx.freeze_axes([y], [1, 2] if batch_first else [0, 1], f"{op}: time and directions")
+    _count(ctx, x, w, directions * gates, hidden)
+
+
+def _stack(ctx: Context, value: ir.Value | None, parts: int, hidden: int) -> None:
+    """Axis 1 holds one block of hidden units per gate; the gates stay."""
+    if value is None:
+        return
+    ctx.freeze(value, "directions", 0)
+    gate = ctx.table.virtual(parts)
+    ctx.table.freeze(gate, "gates")
+    ctx.table.product(ctx.axis(value, 1), (gate, hidden))
+
+
+def _count(ctx: Context, x: ir.Value, w: ir.Value, rows: int, hidden: int) -> None:
+    steps, units = ctx.shape(x)[0] * ctx.shape(x)[1], ctx.table.size(hidden)
+    ctx.count(steps * rows * units * ctx.shape(x)[2], hidden, ctx.axis(w, 2))
+    ctx.count(steps * rows * units * units, hidden, hidden)
+
+
+@rewrite("LSTM", "GRU", "RNN")
+def hidden_size(cut: Cut, node: ir.Node) -> None:
+    r = node.inputs[2]
+    assert r is not None
+    cut.set_int(node, "hidden_size", cut.size(r, 2))

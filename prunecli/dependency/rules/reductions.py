@@ -1,0 +1,136 @@
+"""Reductions: the axes that stay pass through; a reduced axis can be cut where a zero adds nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.context import Context
+from prunecli.dependency.edit import Cut
+from prunecli.dependency.registry import rewrite, rule
+from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
+from prunecli.model.shape_inference import Array, Facts, axes_of
+
+ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
+"""A zero adds nothing to these sums: removal is exact."""
+ORDERED = ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
+PASSED = {*BROADCASTING, *UNARY, "Unsqueeze", "Reshape", "Expand"}
+
+
+@rule(*ADDITIVE, *ORDERED, "ReduceMean", "ArgMax", "ArgMin")
+def reduce(ctx: Context) -> None:
+    """Y = f(X along axes). A mean of n positions of which m stay is that of the m times m / n.
+
+    Where it normalises what it was taken from (LayerNorm written out), the cut is the same normalisation of what
+    stays, as it is for LayerNormalization: an approximation.
+    """
+    x, y, op = ctx.inputs[0], ctx.outputs[0], ctx.node.op_type
+    assert x is not None
+    axes = reduced_axes(ctx.node, ctx.rank(x), ctx.known(1))
+    if axes is None:
+        ctx.freeze_node(f"{op}: the axes depend on data")
+        return
+    keepdims = ctx.int("keepdims", 1)
+    kept = [axis for axis in range(ctx.rank(x)) if axis not in axes]
+    for place, axis in enumerate(kept):
+        ctx.tie(x, axis, y, axis if keepdims else place)
+    for axis in axes:
+        if op == "ReduceMean" and normalises(ctx.node, ctx.facts):
+            ctx.table.approximate(ctx.axis(x, axis), "ReduceMean normalises over this axis")
+        elif op == "ReduceMean" or op in ADDITIVE:
+            ctx.zero_is_absent(x, axis)
+        else:
+            ctx.freeze(x, f"{op} runs over this axis", axis)
+
+
+def reduced_axes(node: ir.Node, rank: int, known: Array | None) -> list[int] | None:
+    """The axes, from the attribute or the content `known` of the input; None where they depend on data."""
+    if node.op_type in ("ArgMax", "ArgMin"):
+        attr = node.attributes.get("axis")
+        return [(0 if attr is None else attr.as_int()) % rank]
+    axes = axes_of(node, [None, known])
+    if axes is None or len(axes) == 0:
+        if len(node.inputs) > 1 and node.inputs[1] is not None and known is None:
+            return None
+        noop = node.attributes.get("noop_with_empty_axes")
+        return [] if noop is not None and noop.as_int() else list(range(rank))
+    return sorted({a % rank for a in axes})
+
+
+def normalises(node: ir.Node, facts: Facts) -> bool:
+    """Whether a mean goes back, position by position, onto a tensor of the shape that it was taken from.
+
+    Means of a pooled map (N, 1, 1, C), as in global response normalisation, weigh channels and are not meant.
+    """
+    shape = facts.shapes[node.inputs[0]]  # type: ignore[index]
+    size = math.prod(facts.shapes[node.outputs[0]])
+    if len(shape) > 2 and size == shape[0]:
+        return False
+    return any(facts.shapes.get(out) == shape for out in _readers(node, facts, size))
+
+
+def _readers(node: ir.Node, facts: Facts, size: int) -> Iterator[ir.Value]:
+    """Outputs of the element-wise nodes that a statistic of `size` elements passes through."""
+    queue, seen = [node.outputs[0]], set[ir.Value]()
+    while queue:
+        for use in queue.pop().uses():
+            if use.node.op_type not in PASSED:
+                continue
+            for out in use.node.outputs:
+                if out not in seen:
+                    seen.add(out)
+                    yield out
+                    if math.prod(facts.shapes.get(out, ())) == size:
+                        queue.append(out)
+
+
+@rewrite("ReduceMean")
+def mean_of_fewer(cut: Cut, node: ir.Node) -> None:
+    """The removed positions counted as zeros: scale what stays by its share, before the mean."""
+    x, facts = node.inputs[0], cut.views[0].before
+    assert x is not None
+    shape = cut.before(x)
+    axes = reduced_axes(node, len(shape), cut.known(node, 1)) or []
+    share = math.prod(cut.size(x, axis) / shape[axis] for axis in axes if shape[axis])
+    if share != 1 and not normalises(node, facts):
+        factor = np.array(share, ir.DataType(facts.dtypes[x]).numpy())
+        node.replace_input_with(0, cut.insert(node, "Mul", x, factor))
+
+
+@rule("CumSum", "CumProd")
+def cumulative(ctx: Context) -> None:
+    """Y[p] = sum of X up to p: a removed zero adds nothing to later sums. A product needs every factor."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.align(x, y)
+    if ctx.node.op_type == "CumSum":
+        return
+    axis = ctx.known(1)
+    axes = range(ctx.rank(x)) if axis is None else [int(axis.item())]
+    ctx.freeze_axes([y], axes, "CumProd runs over this axis")
+
+
+@rule("TopK")
+def top_k(ctx: Context) -> None:
+    """The k largest along an axis; the other axes pass through."""
+    x = ctx.inputs[0]
+    assert x is not None
+    axis = ctx.int("axis", -1) % ctx.rank(x)
+    ctx.freeze(x, "TopK ranks this axis", axis)
+    for out in ctx.outputs:
+        if out.name:
+            ctx.align(x, out, skip=[axis])
+            ctx.freeze(out, "TopK ranks this axis", axis)
+
+
+@rule("Det")
+def det(ctx: Context) -> None:
+    """X (*, M, M) -> Y (*)."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.freeze_axes([x], (-1, -2), "Det needs the whole matrix")
+    for axis in range(ctx.rank(y)):
+        ctx.tie(x, axis, y, axis)

@@ -1,0 +1,132 @@
+"""The weights of a group's units: one matrix (units, width) per slice of a weight that the units touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.model import Model, find_weights
+from prunecli.model.constants import behind
+from prunecli.model.layout import Layout
+from prunecli.model.shape_inference import Array
+from prunecli.model.weights import Weight
+
+_NOWHERE = Path()
+Role = Literal["out", "in", "bias", "norm", "other"]
+"""out: rows of the weight that computes the unit; in: columns that read it; bias and norm: its parameters."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Axis `axis` of initializer `name` as the units of a group see it: `index` is (units, positions)."""
+
+    name: str
+    axis: int
+    role: Role
+    index: Array
+
+    def take(self, array: Array) -> Array:
+        """The slices of an array of the weight's shape, as (units, width), float64."""
+        front = np.moveaxis(array, self.axis, 0)
+        picked = front[self.index]
+        return picked.reshape(len(self.index), -1).astype(np.float64)
+
+
+class WeightSlices:
+    """Reads the weights of a catalogue's groups."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        model = catalogue.analysis.model
+        self._values = model.graph.initializers
+        self._weights = {w.name: w for w in find_weights(Model(model, _NOWHERE, "")).all()}
+        self._folds = dict(_norm_folds(model))
+        self._roles: dict[tuple[str, int], Role] = {}
+
+    def of(self, group: Group) -> Iterator[Slice]:
+        """The slices of a group, in the order of `group.weights`."""
+        table, offset = self.catalogue.analysis.components.table, self.catalogue.analysis.components.offset
+        start, axis_of = self.catalogue.start, self.catalogue.axis_of_atom
+        atoms = self.catalogue.atoms[start[group.first] : start[group.units.stop]].reshape(group.count, -1)
+        where = axis_of[atoms]
+        for name, axis in group.weights:
+            root = table.find(table.axis(self._values[name], axis, 0))
+            index = atoms[where == root].reshape(group.count, -1) - offset[root]
+            yield Slice(name, axis, self.role(name, axis), index)
+
+    def array(self, name: str) -> Array:
+        """The weight; a convolution that feeds a BatchNormalization as it is after folding that in:
+        w * scale / sqrt(variance + epsilon)."""
+        tensor = self._values[name].const_value
+        assert tensor is not None
+        array: Array = np.asarray(tensor.numpy(), np.float64)
+        if name in self._folds:
+            axis, factor = self._folds[name]
+            array = array * factor.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        return array
+
+    def role(self, name: str, axis: int) -> Role:
+        if (name, axis) not in self._roles:
+            self._roles[name, axis] = _role(self._weights.get(name), axis)
+        return self._roles[name, axis]
+
+    @cached_property
+    def norm_scales(self) -> set[str]:
+        """Names of the BatchNormalization scales, one per channel."""
+        norms = (n for n in self.catalogue.analysis.model.graph if n.op_type == "BatchNormalization")
+        return {scale.name for node in norms if (scale := behind(node.inputs[1])) is not None and len(scale.shape) == 1}
+
+
+def _role(weight: Weight | None, axis: int) -> Role:
+    if weight is None:
+        return "other"
+    if weight.kind in ("bias", "norm"):
+        return "bias" if weight.kind == "bias" else "norm"
+    return "out" if weight.kind == "embedding" else _matrix_role(weight.layout, weight.shape, axis)
+
+
+def _matrix_role(layout: Layout, shape: tuple[int, ...], axis: int) -> Role:
+    """Number the positions of the stored axis and see along which canonical axis the numbers vary."""
+    labels = (np.arange(shape[axis]) % 251).astype(np.uint8)
+    stored = np.broadcast_to(labels.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
+    batch, rows, _, cols = (_varies(layout.canonical(stored), i) for i in range(4))
+    if cols and not (rows or batch):
+        return "in"
+    return "out" if rows or batch else "other"
+
+
+def _varies(array: Array, axis: int) -> bool:
+    if array.shape[axis] < 2:
+        return False
+    return bool((array.take(0, axis) != array.take(1, axis)).any())
+
+
+def _norm_folds(model: ir.Model) -> Iterator[tuple[str, tuple[int, Array]]]:
+    """(weight name, (output axis, factor)) of each weight whose only reader is a BatchNormalization."""
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.inputs[0] is None:
+            continue
+        producer = node.inputs[0].producer()
+        scale, variance = (behind(node.inputs[i]) for i in (1, 4))
+        if producer is None or scale is None or variance is None or len(node.inputs[0].uses()) != 1:
+            continue
+        if len(scale.shape) != 1:  # a factor per element: opset 7 with spatial=0
+            continue
+        epsilon = node.attributes.get("epsilon")
+        factor = scale.array() / np.sqrt(variance.array() + (1e-5 if epsilon is None else epsilon.as_float()))
+        weight = behind(producer.inputs[1]) if len(producer.inputs) > 1 else None
+        rows = {"Conv": 0, "MatMul": -1, "Gemm": 0 if _transposed(producer) else 1}.get(producer.op_type)
+        if weight is not None and weight.is_own and rows is not None and (axis := weight.axis(rows)) is not None:
+            yield weight.name, (axis, factor)
+
+
+def _transposed(node: ir.Node) -> bool:
+    attr = node.attributes.get("transB")
+    return attr is not None and bool(attr.as_int())

@@ -1,0 +1,123 @@
+"""`prune compare`: how far the outputs of two models lie apart on the same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.data import Dataset, random_data
+from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import SPANS, Fidelity, FidelityCollector
+from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
+from prunecli.evaluation.options import CompareOptions
+from prunecli.evaluation.pairing import Runner, common_specs, pair
+from prunecli.evaluation.report import fidelity_table, gate_sections
+from prunecli.model import load
+from prunecli.model.shapes import with_demands
+from prunecli.report.contract import envelope
+from prunecli.report.document import Document, Section, Text
+from prunecli.types import FileRef, Json, Progress, no_progress
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`fidelity` of the second model to the first. Short names speak of the worst output."""
+
+    first: FileRef
+    second: FileRef
+    fidelity: Fidelity
+    notes: Sequence[str]
+    gates: Sequence[GateResult] = ()
+    seconds: float = 0.0
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where a gate failed."""
+        raise_if_failed(self.gates)
+
+    def to_json(self) -> Json:
+        return {
+            **envelope("compare"),
+            "seconds": round(self.seconds, 3),
+            "model": asdict(self.first),
+            "output": None,
+            "models": [asdict(self.first), asdict(self.second)],
+            "data": {"source": self.fidelity.inputs, "samples": self.fidelity.samples},
+            "fidelity": self.fidelity.worst(),
+            "outputs": {name: dict(values) for name, values in self.fidelity.outputs.items()},
+            "identical": self.identical,
+            "gates": [gate.to_json() for gate in self.gates],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def identical(self) -> bool:
+        """Whether every output agreed to the bit (0 and -0 are equal), text and sequences included."""
+        return self.fidelity.alike and all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
+
+    def to_document(self) -> Document:
+        verdict = "Every value is equal." if self.identical else ""
+        sections: list[Section] = [fidelity_table(self.fidelity)]
+        sections += [Text(verdict, "good")] if verdict else []
+        sections += [Text(note, "warning") for note in self.notes]
+        title = f"Outputs of {self.second.path} against those of {self.first.path}"
+        return Document(title, [*sections, *gate_sections(self.gates)])
+
+
+def compare(
+    first: str | Path, second: str | Path, options: CompareOptions | None = None, progress: Progress = no_progress,
+    **changes: Any,
+) -> Comparison:  # fmt: skip
+    """Run both models on the same inputs. Gates are checked, not enforced. `changes` override fields of the options;
+    `data` may be a path.
+
+    Raises:
+        PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
+    """
+    start, options = time.perf_counter(), CompareOptions.of(options, **changes)
+    first, second = Path(first), Path(second)
+    files = load(first), load(second)
+    one, two = (options.execution.open(path) for path in (first, second))
+    each = {f"{o.name}.{measure}": span for o in one.outputs for measure, span in SPANS.items()}
+    gates = [parse_gate(text, {**SPANS, **each}) for text in options.gates]
+    runners = Runner(one), pair(one, two)
+    specs = common_specs(one.inputs, runners[1])
+    limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
+    if options.source is not None:
+        data = options.source.open(specs, one.outputs)
+    else:
+        dims, specs = options.dims, with_demands(files[0].ir, specs)
+        data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes,
+                           outputs=one.outputs)  # fmt: skip
+    fidelity = _run(runners, data, options.batch_size, progress)
+    result = Comparison(files[0].ref, files[1].ref, fidelity, [*data.notes, *_notes(runners[1], fidelity)])
+    checked = check_gates(gates, figures(fidelity), "the others of the table are")
+    return replace(result, gates=checked, seconds=time.perf_counter() - start)
+
+
+def _run(runners: tuple[Runner, Runner], data: Dataset, batch_size: int, progress: Progress) -> Fidelity:
+    collector = FidelityCollector()
+    for batch in progress(data.batches(batch_size), "comparing", data.batch_count(batch_size)):
+        collector.add(runners[0].run(batch), runners[1].run(batch), batch.count)
+    found = collector.result("the first model", data.source)
+    if found is None:
+        raise PruneError("the models have no numeric output in common", "nothing can be compared")
+    return found
+
+
+def figures(found: Fidelity) -> Mapping[str, float]:
+    """`cosine`: the worst over the outputs; `OUTPUT.cosine`: of that output."""
+    values = dict(found.worst())
+    values |= {f"{name}.{key}": v for name, each in found.outputs.items() for key, v in each.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _notes(runner: Runner, found: Fidelity) -> list[str]:
+    own = {s.name for s in runner.session.outputs} - set(runner.outputs.values())
+    return [
+        *(f"matched by position: {pair}" for pair in runner.renamed),
+        *found.skipped,
+        *(f"not compared: {name} is an output of the second model only" for name in sorted(own)),
+    ]

@@ -1,0 +1,278 @@
+"""`prune evaluate`: quality, fidelity, robustness, latency and size of a model, alone or beside another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.data import Classes, Dataset, random_data
+from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import Fidelity
+from prunecli.evaluation.figures import SPEEDUP, difference, figures, known, needs
+from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate, raise_if_failed
+from prunecli.evaluation.latency import Latency, Speedup, measure, on_cpu, speedup
+from prunecli.evaluation.options import EvaluateOptions
+from prunecli.evaluation.pairing import Runner, common_specs, pair
+from prunecli.evaluation.passes import BASELINE, MODEL, Pass, run_pass
+from prunecli.evaluation.quality import Average, compute_metrics, confusion, per_class
+from prunecli.evaluation.reading import Predictions
+from prunecli.evaluation.report import to_document, to_json
+from prunecli.evaluation.robustness import Stress, measure_stress
+from prunecli.evaluation.significance import Significance, compare_predictions
+from prunecli.evaluation.subject import Subject, data_dims, open_subject
+from prunecli.inputs import InputSpec
+from prunecli.model.shapes import with_demands
+from prunecli.report.document import Document
+from prunecli.types import FileRef, Json, Progress, Totals, no_progress
+
+RANDOM_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's figures. `train`: metrics on the training data, where asked for."""
+
+    role: str
+    ref: FileRef
+    totals: Totals
+    metrics: Mapping[str, float]
+    latency: Latency | None = None
+    train: Mapping[str, float] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    classes: Sequence[Json] = ()
+    confusion: Json | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one."""
+
+    models: Sequence[Scored]
+    source: str
+    samples: int
+    batch_size: int
+    average: Average
+    fidelity: Fidelity | None = None
+    speedup: Speedup | None = None
+    significance: Significance | None = None
+    stress: Stress | None = None
+    train_samples: int = 0
+    notes: Sequence[str] = ()
+    data_notes: Sequence[str] = ()
+    classes: Classes | None = None
+    gates: Sequence[GateResult] = ()
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> Scored:
+        return self.models[0]
+
+    @property
+    def baseline(self) -> Scored | None:
+        return self.models[1] if len(self.models) > 1 else None
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where a gate failed."""
+        raise_if_failed(self.gates)
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The models, opened and paired, by role."""
+
+    subjects: Mapping[str, Subject]
+    runners: Mapping[str, Runner]
+    specs: Sequence[InputSpec]
+
+
+def evaluate(
+    model: str | Path,
+    baseline: str | Path | None = None,
+    options: EvaluateOptions | None = None,
+    progress: Progress = no_progress,
+    **changes: Any,
+) -> Evaluation:
+    """Measure a model, and its baseline on the same samples in the same rounds. `changes` override fields of the
+    options; data may be paths: `evaluate("small.onnx", "model.onnx", data="test.npz", gates=["accuracy.drop>1%"])`.
+
+    Gates are checked but not enforced here: `prunecli.evaluation.gates.raise_if_failed(result.gates)`.
+
+    Raises:
+        PruneError: a model or the data is unusable, they do not fit, or a gate names what was not measured.
+    """
+    if baseline is not None:
+        changes["baseline"] = baseline
+    start, options = time.perf_counter(), EvaluateOptions.of(options, **changes)
+    model, baseline = Path(model), options.baseline
+    gates = [parse_gate(text, known()) for text in options.gates]
+    bench = _open(model, baseline, options)
+    data = _data(bench, options)
+    _check_request(options, data, bench, gates)
+    done = run_pass(bench.runners, data, options.batch_size, options.asked, progress)
+    train, train_samples = _train_metrics(bench, options, done, progress)
+    stress = None
+    if options.robustness:
+        stress = measure_stress(bench.runners, data, options.batch_size, done.reading, options.seed, progress)
+        for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
+            check_span(gate, difference(stress.span))
+    times, gain = _latency(bench, data, options, progress) if options.latency else ({}, None)
+    result = Evaluation(
+        models=[_scored(role, bench, data, options, done, train, times) for role in bench.runners],
+        source=data.source,
+        samples=len(data),
+        batch_size=options.batch_size,
+        average=options.average,
+        fidelity=done.fidelity,
+        speedup=gain,
+        significance=_significance(done),
+        stress=stress,
+        train_samples=train_samples,
+        notes=_notes(bench, data, done),
+        data_notes=data.notes,
+        classes=data.classes,
+    )
+    values = figures(result)
+    short = ", ".join(sorted(name for name in values if "." not in name))
+    untold = {} if gain is None else dict.fromkeys((f"latency.{name}" for name in SPEEDUP), gain.reason)
+    checked = check_gates(gates, values, f"this evaluation has {short}", untold)
+    return replace(result, gates=checked, seconds=time.perf_counter() - start)
+
+
+def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> Bench:
+    subject = open_subject(model, options.execution)
+    if baseline is None:
+        return Bench({MODEL: subject}, {MODEL: Runner(subject.session)}, subject.session.inputs)
+    other = open_subject(baseline, options.execution)
+    runner = pair(subject.session, other.session)
+    specs = common_specs(subject.session.inputs, runner)
+    return Bench({MODEL: subject, BASELINE: other}, {MODEL: Runner(subject.session), BASELINE: runner}, specs)
+
+
+def _data(bench: Bench, options: EvaluateOptions) -> Dataset:
+    if options.source is not None:
+        return options.source.open(bench.specs, bench.subjects[MODEL].session.outputs)
+    return _random(bench, options, RANDOM_SAMPLES, 1)
+
+
+def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> Dataset:
+    limits = bench.subjects[MODEL].session.limits
+    if BASELINE in bench.subjects:
+        others = bench.subjects[BASELINE].session.limits
+        names = bench.runners[BASELINE].inputs
+        limits = {n: min(v, others.get(names.get(n, n), v)) for n, v in limits.items()}
+    dims, specs = options.dims, with_demands(bench.subjects[MODEL].file.ir, bench.specs)
+    return random_data(
+        specs, count, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
+        outputs=bench.subjects[MODEL].session.outputs,
+    )  # fmt: skip
+
+
+def _check_request(options: EvaluateOptions, data: Dataset, bench: Bench, gates: Sequence[Gate]) -> None:
+    """Refuse at once what the measurements could not answer at the end."""
+    if options.train_data is not None and not data.has_labels:
+        raise PruneError("--train-data needs labelled test data", "give --data with labels")
+    if options.robustness and options.data is None:
+        raise PruneError("--robustness needs data", "give --data; random inputs have no quality to lose")
+    for gate in gates:
+        missing = _missing(gate.name, options, data, bench)
+        if missing:
+            raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
+
+
+def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: Bench) -> tuple[str, str] | None:
+    have = {
+        "baseline": BASELINE in bench.subjects,
+        "fidelity": BASELINE in bench.subjects or data.has_reference,
+        "labels": data.has_labels,
+        "latency": options.latency,
+        "train": options.train_data is not None,
+        "robustness": options.robustness,
+    }
+    hints = {
+        "baseline": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
+        "fidelity": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
+        "labels": ("labelled data", "give --data with labels"),
+        "latency": ("latency", "leave out --no-latency"),
+        "train": ("training data", "give --train-data"),
+        "robustness": ("robustness", "add --robustness"),
+    }
+    return next((hints[need] for need in needs(name) if not have[need]), None)
+
+
+def _train_metrics(
+    bench: Bench, options: EvaluateOptions, done: Pass, progress: Progress
+) -> tuple[dict[str, dict[str, float]], int]:
+    if options.train_samples is None:
+        return {}, 0
+    data = options.train_samples.open(bench.specs, bench.subjects[MODEL].session.outputs)
+    if not data.has_labels:
+        raise PruneError(f"{options.train_samples.text} has no labels", "the train-test gap needs them")
+    found = run_pass(bench.runners, data, options.batch_size, options.asked, progress, "evaluating the training data")
+    return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
+
+
+def _latency(
+    bench: Bench, data: Dataset, options: EvaluateOptions, progress: Progress
+) -> tuple[dict[str, Latency], Speedup | None]:
+    """All models on the same first samples, in turn."""
+    size = options.latency_batch
+    if options.data is None:
+        data = _random(bench, options, 1, size)
+    batch = next(data.take(data.fixed_batch or size).batches(size))
+    runs = {role: runner.session.prepared(runner.feed(batch.feed)) for role, runner in bench.runners.items()}
+    threads, provider = options.execution.thread_count, bench.runners[MODEL].session.provider
+    timed = measure(runs, on_cpu(provider, threads), options.latency_runs, progress)
+    times = {role: Latency(each, batch.count + batch.padded, threads, provider, timed.clock, timed.crowd)
+             for role, each in timed.times.items()}  # fmt: skip
+    return times, speedup(timed, MODEL, BASELINE, options.seed) if BASELINE in times else None
+
+
+def _scored(
+    role: str, bench: Bench, data: Dataset, options: EvaluateOptions, done: Pass,
+    train: Mapping[str, Mapping[str, float]], times: Mapping[str, Latency],
+) -> Scored:  # fmt: skip
+    subject, predictions = bench.subjects[role], done.predictions.get(role)
+    dims = data_dims(data, bench.runners[role].inputs, subject.session)
+    classes = predictions is not None and not predictions.reading.regression
+    return Scored(
+        role=role,
+        ref=subject.ref,
+        totals=subject.totals(dims),
+        metrics=compute_metrics(predictions, options.average) if predictions else {},
+        latency=times.get(role),
+        train=train.get(role, {}),
+        predictions=predictions,
+        classes=per_class(predictions) if predictions and classes and options.per_class else (),
+        confusion=confusion(predictions) if predictions and classes else None,
+    )
+
+
+def _significance(done: Pass) -> Significance | None:
+    if MODEL not in done.predictions or BASELINE not in done.predictions:
+        return None
+    return compare_predictions(done.predictions[MODEL], done.predictions[BASELINE])
+
+
+def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
+    notes = [f"matched by position: {name}" for r in bench.runners.values() for name in r.renamed]
+    for role, predictions in done.predictions.items():
+        if predictions.invalid:
+            notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
+    if done.fidelity is not None:
+        notes += done.fidelity.skipped
+    if done.reading is not None and done.reading.several:
+        notes.append(
+            "several labels per sample: each is one prediction; precision, recall and F1 are averaged over them"
+        )
+    elif any(len(p.sample) > p.samples for p in done.predictions.values()):
+        notes.append("labels are per position: every position counts as one prediction")
+    return notes

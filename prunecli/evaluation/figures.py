@@ -1,0 +1,131 @@
+"""The short dotted names that `--fail-if` uses, and their values in an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prunecli.evaluation.fidelity import MEASURES, SPANS
+from prunecli.evaluation.gates import Span
+from prunecli.evaluation.quality import METRICS
+from prunecli.evaluation.robustness import CORRUPTIONS
+from prunecli.types import Json
+
+if TYPE_CHECKING:
+    from prunecli.evaluation.evaluate import Evaluation, Scored
+
+SIZES = ("params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes")
+LATENCY = ("median", "p10", "p90")
+SPEEDUP = ("speedup", "low", "high")
+ANY: Span = (-math.inf, math.inf)
+
+
+def change_of(metric: str) -> str:
+    """drop (baseline minus model) where more is better, else rise (model minus baseline)."""
+    return "drop" if METRICS[metric].higher else "rise"
+
+
+def sizes(scored: Scored) -> Json:
+    """The size keys of the contract."""
+    found = asdict(scored.totals)
+    found["sparsity"] = 1 - scored.totals.nonzero / scored.totals.params if scored.totals.params else 0.0
+    return {name: found[name] for name in SIZES}
+
+
+def delta(found: Evaluation) -> Json:
+    """The contract's `delta`: metrics as drop or rise, latency as speedup, sizes as what remains."""
+    if found.baseline is None:
+        return {}
+    result: Json = {}
+    for name, value in found.model.metrics.items():
+        if name in found.baseline.metrics:
+            sign = 1 if METRICS[name].higher else -1
+            result[name] = {change_of(name): sign * (found.baseline.metrics[name] - value)}
+    if found.speedup is not None:
+        result["latency"] = found.speedup.to_json()
+    new, old = sizes(found.model), sizes(found.baseline)
+    for name in SIZES:
+        if name == "sparsity":
+            result[name] = {"rise": new[name] - old[name]}
+        elif new[name] is not None and old[name]:
+            result[name] = {"ratio": new[name] / old[name]}
+    return result
+
+
+def gaps(scored: Scored) -> dict[str, float]:
+    """How much better each metric is on the training data than on the test data."""
+    return {
+        name: (1 if METRICS[name].higher else -1) * (value - scored.metrics[name])
+        for name, value in scored.train.items()
+        if name in scored.metrics
+    }
+
+
+def figures(found: Evaluation) -> dict[str, float]:
+    """Every figure of the evaluation by its short name; what was not measured is absent."""
+    values: Json = {}
+    for scored in found.models:
+        prefix = "" if scored is found.model else "baseline."
+        values |= {f"{prefix}{name}": value for name, value in _own(scored)}
+    for name, changes in delta(found).items():
+        values |= {f"{name}.{key}": value for key, value in changes.items()}
+    if found.speedup is not None and found.speedup.reason:
+        values |= {f"latency.{name}": math.nan for name in SPEEDUP}
+        del values["latency.reason"]
+    if found.fidelity is not None:
+        values |= found.fidelity.short()
+    if found.significance is not None:
+        values["significance.p"] = found.significance.p
+    if found.stress is not None:
+        values["robustness.drop"] = found.stress.worst()
+        names = {row.corruption for row in found.stress.rows}
+        values |= {f"robustness.{name}.drop": found.stress.worst(name) for name in names}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _own(scored: Scored) -> Iterator[tuple[str, float | None]]:
+    yield from scored.metrics.items()
+    yield from sizes(scored).items()
+    yield from ((f"{name}.gap", value) for name, value in gaps(scored).items())
+    if scored.latency is not None:
+        found = scored.latency.to_json()
+        yield from ((f"latency.{name}", found[name]) for name in LATENCY)
+
+
+def known() -> dict[str, Span]:
+    """Every name that some evaluation could have, with the least and the most that it can be."""
+    amount = (0.0, math.inf)
+    own = {name: each.span for name, each in METRICS.items()}
+    own |= {name: (0, 1) if name == "sparsity" else amount for name in SIZES}
+    own |= {f"{name}.gap": difference(each.span) for name, each in METRICS.items()}
+    own |= {f"latency.{name}": amount for name in LATENCY}
+    found = {**own, **{f"baseline.{name}": span for name, span in own.items()}}
+    found |= {f"{name}.{change_of(name)}": difference(each.span) for name, each in METRICS.items()}
+    found |= {f"{name}.ratio": amount for name in SIZES if name != "sparsity"}
+    found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1), **SPANS}
+    found |= {f"latency.{name}": amount for name in SPEEDUP}
+    return found | dict.fromkeys(["robustness.drop", *(f"robustness.{name}.drop" for name in CORRUPTIONS)], ANY)
+
+
+def difference(span: Span) -> Span:
+    """What two figures of that span can differ by."""
+    return span[0] - span[1], span[1] - span[0]
+
+
+def needs(name: str) -> list[str]:
+    """What must be measured for a figure: baseline, fidelity, labels, latency, train, robustness."""
+    plain = name.removeprefix("baseline.")
+    first, _, last = plain.partition(".")
+    asked = {
+        "baseline": plain != name or last in ("drop", "rise", "ratio", *SPEEDUP) or first == "significance",
+        "fidelity": first in MEASURES,
+        "labels": first in METRICS or first == "significance",
+        "latency": first == "latency",
+        "train": last == "gap",
+        "robustness": first == "robustness",
+    }
+    if first == "robustness":
+        asked["baseline"] = False
+    return [need for need, yes in asked.items() if yes]

@@ -1,0 +1,189 @@
+"""`prune inspect`: what is in a model, what can be pruned, what cannot and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from prunecli.inspection.distribution import Distribution, PatternFit, distribution, pattern_fit
+from prunecli.inspection.options import InspectOptions
+from prunecli.inspection.report import to_document, to_json
+from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.model.shape_inference import UNKNOWN_INPUT
+from prunecli.model.sizes import count_nonzero, is_finite
+from prunecli.report.document import Document
+from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
+
+PROBLEMS = 5
+"""How many operators without a shape are listed."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight, or one operator that multiplies without a prunable one (`weight` is "").
+
+    `kind`: weight, bias, norm or embedding; "none" without a weight. `macs`: of all operators that read the
+    weight, None where a shape is unknown.
+    """
+
+    name: str
+    op: str
+    weight: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    params: int
+    nonzero: int
+    macs: int | None
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros."""
+        return (self.params - self.nonzero) / self.params if self.params else 0.0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `patterns` by weight name."""
+
+    model: FileRef
+    about: Mapping[str, str]
+    inputs: Mapping[str, tuple[int, ...]]
+    assumed: tuple[str, ...]
+    totals: Totals
+    layers: list[Layer]
+    skipped: list[Skipped]
+    notes: list[str]
+    nm: tuple[int, int] | None = None
+    patterns: Mapping[str, PatternFit] = field(default_factory=dict)
+    distribution: Distribution | None = None
+    seconds: float = 0.0
+
+    @property
+    def prunable(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.kind == "weight"]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros among the prunable weights."""
+        params = sum(layer.params for layer in self.prunable)
+        return sum(layer.params - layer.nonzero for layer in self.prunable) / params if params else 0.0
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def inspect(
+    model: str | Path, options: InspectOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> Inspection:
+    """Read a model and describe it. Nothing is written. `changes` override fields of the options.
+
+    Raises:
+        PruneError: the file is not a model, or the options name what it does not have.
+    """
+    start, options = time.perf_counter(), InspectOptions.of(options, **changes)
+    file = load(Path(model))
+    weights = find_weights(file)
+    shapes = concrete_shapes(file, options.dims)
+    macs = count_macs(file, shapes)
+    broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
+    measurable = [w for w in weights.prunable if w.name not in broken]
+    patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
+    return Inspection(
+        model=file.ref,
+        about=_about(file),
+        inputs=shapes.inputs,
+        assumed=shapes.assumed,
+        totals=totals(file, shapes),
+        layers=_layers(file, weights, macs, progress),
+        skipped=weights.skipped,
+        notes=[
+            *file.notes,
+            *_problems(shapes),
+            *(f"weight '{name}' holds NaN or infinity" for name in sorted(broken)),
+        ],
+        nm=options.nm,
+        patterns=patterns,
+        distribution=distribution(measurable, progress) if options.histogram else None,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _about(model: Model) -> dict[str, str]:
+    producer = f"{model.ir.producer_name or 'unknown'} {model.ir.producer_version or ''}".strip()
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.ir.opset_imports.items())
+    return {"producer": producer, "opsets": opsets}
+
+
+def _problems(shapes: Shapes) -> list[str]:
+    """Where shapes end, in the order of the graph; what follows from that is counted."""
+    all_of_them = shapes.facts.problems
+    listed = [
+        f"no shape after {n.op_type} '{_name(n)}': {why}" for n, why in all_of_them.items() if why != UNKNOWN_INPUT
+    ]
+    more = len(all_of_them) - len(listed[:PROBLEMS])
+    return [*listed[:PROBLEMS], f"nor after {more} other operators"] if more else listed
+
+
+def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[Layer]:
+    """Weights in the order of the operators that read them, then the operators that multiply without one."""
+    everything = weights.all()
+    work = macs_by_weight(weights.prunable, macs)
+    measured = progress(everything, "counting zeros", len(everything))
+    layers = [(weight.node, _layer(weight, work.get(weight.name))) for weight in measured]
+    owned = {use.node for weight in weights.prunable for use in weight.uses}
+    layers += [(node, _bare(node, count)) for node, count in macs.nodes.items() if node not in owned]
+    order = {node: place for place, node in enumerate(model.ir.graph.all_nodes())}
+    return [layer for _, layer in sorted(layers, key=lambda item: order.get(item[0], len(order)))]
+
+
+def _layer(weight: Weight, macs: int | None) -> Layer:
+    return Layer(
+        name=_name(weight.node),
+        op=weight.op,
+        weight=weight.name,
+        kind=weight.kind,
+        shape=weight.shape,
+        dtype=weight.dtype.name.lower(),
+        params=weight.size,
+        nonzero=count_nonzero(weight.tensor),
+        macs=macs if weight.kind == "weight" else 0,
+        bytes=weight.nbytes,
+        notes=weight.notes,
+    )
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or next((out.name for out in node.outputs if out.name), "")
+
+
+def _bare(node: ir.Node, macs: int | None) -> Layer:
+    return Layer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)
+
+
+def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:
+    """Each operator's work, divided among the weights it reads by their size (exact for recurrent layers)."""
+    readers: dict[ir.Node, list[Weight]] = {}
+    for weight in weights:
+        for node in dict.fromkeys(use.node for use in weight.uses):
+            readers.setdefault(node, []).append(weight)
+    work: dict[str, int | None] = {}
+    for node, group in readers.items():
+        left, size = macs.nodes.get(node, 0), sum(weight.size for weight in group)
+        for weight in group:
+            share = None if left is None else left * weight.size // size
+            size -= weight.size
+            left = None if left is None or share is None else left - share
+            before = work.get(weight.name, 0)
+            work[weight.name] = None if before is None or share is None else before + share
+    return work

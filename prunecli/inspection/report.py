@@ -1,0 +1,286 @@
+"""How an inspection reads: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunecli.report.contract import report_json
+from prunecli.report.document import Axis, Bars, Cell, Chart, Column, Document, Panel, Section, Series, Table, Text
+from prunecli.types import Json, LayerRow, Report, Verification
+
+if TYPE_CHECKING:
+    from prunecli.inspection.distribution import Distribution, Spread
+    from prunecli.inspection.inspect import Inspection, Layer
+
+TOP = 24
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 28
+
+
+def to_json(found: Inspection) -> Json:
+    """The contract's keys (before = after: nothing changes) with `totals`, `inputs` and what was asked."""
+    extra: Json = {
+        "totals": {**asdict(found.totals), "sparsity": found.sparsity},
+        "about": dict(found.about),
+        "inputs": {name: list(shape) for name, shape in found.inputs.items()},
+        "assumed": list(found.assumed),
+    }
+    if found.nm:
+        extra["nm"] = f"{found.nm[0]}:{found.nm[1]}"
+    if found.distribution:
+        extra["distribution"] = _distribution_json(found.distribution)
+    report = Report(
+        command="inspect",
+        model=found.model,
+        output=None,
+        before=found.totals,
+        after=found.totals,
+        sparsity=found.sparsity,
+        layers=[_row(found, layer) for layer in found.layers],
+        skipped=found.skipped,
+        verification=Verification("none", detail="nothing was changed"),
+        seconds=found.seconds,
+        notes=found.notes,
+        extra=extra,
+    )
+    return report_json(report)
+
+
+def _row(found: Inspection, layer: Layer) -> LayerRow:
+    extra: Json = {
+        "kind": layer.kind,
+        "dtype": layer.dtype,
+        "macs": layer.macs,
+        "bytes": layer.bytes,
+        "share": _share(layer.params, found.totals.params),
+        "share_macs": _share(layer.macs, found.totals.macs),
+        "notes": list(layer.notes),
+    }
+    if layer.weight in found.patterns:
+        extra["nm"] = asdict(found.patterns[layer.weight])
+    if found.distribution and layer.weight in found.distribution.spreads:
+        extra["abs_weight"] = _spread_json(found.distribution.spreads[layer.weight])
+    return LayerRow(
+        name=layer.name,
+        op=layer.op,
+        weight=layer.weight,
+        shape_before=layer.shape,
+        shape_after=layer.shape,
+        params_before=layer.params,
+        params_after=layer.params,
+        nonzero=layer.nonzero,
+        sparsity=layer.sparsity,
+        extra=extra,
+    )
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or whole is None else part / whole if whole else 0.0
+
+
+def _spread_json(spread: Spread) -> Json:
+    from prunecli.inspection.distribution import FRACTIONS
+
+    quantiles = [{"sparsity": f, "threshold": q} for f, q in zip(FRACTIONS, spread.quantiles, strict=True)]
+    return {"max": spread.largest, "quantiles": quantiles, "histogram": list(spread.picture)}
+
+
+def _distribution_json(found: Distribution) -> Json:
+    def one(threshold: float, below: int, sparsity: float) -> Json:
+        return {"threshold": threshold, "below": below, "sparsity": sparsity}
+
+    hints = [{"wanted": t.wanted, **one(t.value, t.below, t.sparsity)} for t in found.hints]
+    return {"hints": hints, "steps": [one(t.value, t.below, t.sparsity) for t in found.steps]}
+
+
+def to_document(found: Inspection) -> Document:
+    """What people read: a summary, the layers, what was asked for, what cannot be pruned."""
+    sections: list[Section] = [_summary(found), _layer_table(found), *share_bars(found)]
+    sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
+    sections += _distribution_tables(found) if found.distribution else []
+    sections += [_pattern_table(found)] if found.nm else []
+    if found.skipped:
+        rows = [(item.name, item.reason) for item in found.skipped]
+        sections.append(Table("Not prunable", (Column("name"), Column("reason")), rows, top=TOP))
+    sections += [Text(note, "warning") for note in found.notes]
+    return Document(f"{found.model.path}: inspect", sections)
+
+
+def _summary(found: Inspection) -> Table:
+    from prunecli.report.render_cells import cell_text
+
+    sizes = found.totals
+    prunable = sum(layer.params for layer in found.prunable)
+    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in found.inputs.items())
+    about = "about " if sizes.gzip_estimated else ""
+    rows: list[tuple[str, str]] = [
+        ("made by", f"{found.about['producer']}; {found.about['opsets']}"),
+        ("inputs", inputs or "none"),
+        ("assumed", ", ".join(found.assumed) or "nothing"),
+        (
+            "parameters",
+            f"{cell_text(sizes.params, 'count')}, of which prunable {cell_text(prunable, 'count')}",
+        ),
+        ("zeros", f"{cell_text(found.sparsity, 'percent')} of the prunable weights"),
+        ("MACs", f"{cell_text(sizes.macs, 'count')} per inference at these inputs"),
+        (
+            "file",
+            f"{cell_text(sizes.file_bytes, 'bytes')}, gzip {about}{cell_text(sizes.gzip_bytes, 'bytes')}",
+        ),
+    ]
+    return Table("", (Column(""), Column("")), rows)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _layer_table(found: Inspection) -> Table:
+    columns = (
+        Column("weight"),
+        Column("layer", drop=5),
+        Column("op"),
+        Column("shape"),
+        Column("params", "count"),
+        Column("share", "percent"),
+        Column("MACs", "count"),
+        Column("bytes", "bytes", drop=3),
+        Column("zeros", "percent", drop=1),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            layer.weight or f"({layer.name})",
+            layer.name,
+            layer.op,
+            _shape(layer.shape) if layer.weight else None,
+            layer.params,
+            _share(layer.params, found.totals.params),
+            layer.macs,
+            layer.bytes,
+            layer.sparsity if layer.weight else None,
+        )
+        for layer in found.layers
+        if layer.kind in ("weight", "none")
+    ]
+    return Table("Prunable weights, and (operators) that multiply without one", columns, rows, top=TOP, top_by="params")
+
+
+def _others(found: Inspection) -> Table:
+    kinds = Counter(layer.kind for layer in found.layers if layer.kind not in ("weight", "none"))
+    columns = (
+        Column("kind"),
+        Column("tensors", "count"),
+        Column("params", "count"),
+        Column("bytes", "bytes"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for kind, tensors in kinds.items():
+        group = [layer for layer in found.layers if layer.kind == kind]
+        rows.append((kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group)))
+    return Table("Left alone unless --also names their kind", columns, rows)
+
+
+def _distribution_tables(found: Inspection) -> list[Section]:
+    measured = found.distribution
+    if measured is None or not measured.spreads:
+        return [Text("No prunable weights of finite values, so no distribution.")]
+    charts = distribution_charts(found, measured)
+    return [_spread_table(found, measured), _step_table(measured), _hint_table(measured), *charts]
+
+
+def _spread_table(found: Inspection, measured: Distribution) -> Table:
+    columns = (
+        Column("weight"),
+        Column("params", "count", drop=2),
+        Column("0 to the largest |w|", "graph"),
+        Column("largest", "number", drop=1),
+        Column("T for 50 %", "number"),
+        Column("70 %", "number"),
+        Column("90 %", "number"),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (layer.weight, layer.params, sparkline(spread.picture), spread.largest, *spread.quantiles)
+        for layer in found.prunable
+        if (spread := measured.spreads.get(layer.weight)) is not None
+    ]
+    return Table("|w| per weight", columns, rows, top=TOP, top_by="params")
+
+
+def sparkline(counts: tuple[int, ...]) -> str:
+    """One character per count, scaled to the largest; a count above zero is never blank."""
+    largest = max(counts, default=0) or 1
+    return "".join(_BLOCKS[-(-8 * count // largest)] for count in counts)
+
+
+def _step_table(measured: Distribution) -> Table:
+    columns = (
+        Column("--threshold", "number"),
+        Column("zeroes", "percent"),
+        Column("weights", "count"),
+        Column("in this step", "graph"),
+    )
+    below = [0, *(step.below for step in measured.steps)]
+    counts = [high - low for low, high in pairwise(below)]
+    largest = max(counts, default=0) or 1
+    rows = [
+        (step.value, step.sparsity, step.below, "█" * -(-_WIDTH * count // largest))
+        for step, count in zip(measured.steps, counts, strict=True)
+    ]
+    return Table("|w| over all prunable weights", columns, rows)
+
+
+def _hint_table(measured: Distribution) -> Table:
+    columns = (Column("to zero", "percent"), Column("use --threshold", "number"), Column("zeroes", "percent"))
+    rows = [(hint.wanted, hint.value, hint.sparsity) for hint in measured.hints]
+    note = "--sparsity S zeroes exactly that fraction without a threshold"
+    return Table("Choosing a threshold", columns, rows, note)
+
+
+def _pattern_table(found: Inspection) -> Table:
+    columns = (Column("weight"), Column("op"), Column("follows"), Column("windows", "percent"), Column("why"))
+    rows: list[tuple[Cell, ...]] = []
+    for layer in found.prunable:
+        fit = found.patterns[layer.weight]
+        rows.append((layer.weight, layer.op, "yes" if fit.satisfied else "no", fit.windows, fit.detail))
+    n, m = found.nm or (0, 0)
+    follow = sum(fit.satisfied for fit in found.patterns.values())
+    title = f"{n}:{m} along the inputs of each output: {follow} of {len(rows)} weights follow it"
+    return Table(title, columns, rows)
+
+
+MOST = 30
+
+
+def share_bars(found: Inspection) -> Iterator[Section]:
+    """Each layer's part of all parameters and of all work."""
+    layers = [layer for layer in found.layers if layer.kind in ("weight", "none")]
+    totals = found.totals
+    if layers:
+        names = [layer.weight or f"({layer.name})" for layer in layers]
+        series = [("parameters", [layer.params / totals.params if totals.params else None for layer in layers])]
+        if totals.macs:
+            series.append(("MACs", [None if layer.macs is None else layer.macs / totals.macs for layer in layers]))
+        yield Bars("Share of the model", names, series, "percent", detail=True)
+
+
+def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[Section]:
+    """Zeros over thresholds, and |w| of the largest weights."""
+    steps = [step for step in measured.steps if step.value > 0]
+    if steps:
+        curve = Series("", [0.0, *(s.value for s in steps)], [0.0, *(s.sparsity for s in steps)])
+        yield Chart("Zeros by threshold", [Panel([curve])], Axis("--threshold"), Axis("zeros", "percent"), detail=True)
+    layers = [layer for layer in found.prunable if layer.weight in measured.spreads]
+    largest = sorted(layers, key=lambda layer: -layer.params)[:MOST]
+    panels = []
+    for layer in (layer for layer in layers if layer in largest):
+        spread = measured.spreads[layer.weight]
+        edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
+        panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
+    note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
+    yield Chart("|w| in each weight", panels, Axis("|w|"), Axis("weights", "count"), note, False, detail=True)

@@ -1,0 +1,65 @@
+"""`--pack` of the commands that write zeros: what they make goes through `prune pack` before it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from prunecli.files import Scratch
+from prunecli.model import load
+from prunecli.model.loading import file_sha256
+from prunecli.model.saving import SaveOptions, save
+from prunecli.options.groups import Written
+from prunecli.packing.options import PackOptions
+from prunecli.packing.pack import NothingSmaller, PackResult, pack
+from prunecli.types import FileRef, Progress
+
+if TYPE_CHECKING:
+    from prunecli.structures.structured import StructuredResult
+    from prunecli.zeros.magnitude import MagnitudeResult
+
+Made = TypeVar("Made")
+Pruned = TypeVar("Pruned", bound="MagnitudeResult | StructuredResult")
+
+
+def pack_options(options: Written) -> PackOptions:
+    """How `--pack` of a command stores its file: as `prune pack` does by default."""
+    own = {one.name for one in fields(options)} - {"format", "include", "exclude", "report"}
+    known = {one.name for one in fields(PackOptions)} & own
+    return PackOptions(**{name: getattr(options, name) for name in known})
+
+
+@dataclass(frozen=True)
+class Small:
+    """What became of the file. `packed` None where nothing would be smaller: then it is stored as it is."""
+
+    packed: PackResult | None = None
+    output: FileRef | None = None
+    notes: Sequence[str] = ()
+
+
+def packed_after(
+    target: Path, options: PackOptions, make: Callable[[Path], Made], progress: Progress
+) -> tuple[Made, Small]:
+    """What `make(place)` wrote, packed to `target`. `options.output` is not looked at."""
+    with Scratch() as folder:
+        place = folder / target.name
+        made = make(place)
+        try:
+            found = pack(place, replace(options, output=target), progress)
+            return made, Small(found, found.output, found.notes)
+        except NothingSmaller as error:
+            why = error.message.replace(str(place), "it")
+            if not options.dry_run:
+                save(load(place), target, SaveOptions(options.external_data, options.force))
+    output = None if options.dry_run else FileRef(str(target), file_sha256(target))
+    return made, Small(None, output, (f"not packed, it is stored as it is: {why}",))
+
+
+def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:
+    """The result of a command that prunes, of the file that it became."""
+    after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
+    return replace(done, output=small.output, after=after, packed=small.packed, notes=[*done.notes, *small.notes],
+                   dry_run=dry_run)  # fmt: skip

@@ -1,0 +1,290 @@
+"""Which tensor is packed how."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model import Model
+from prunecli.model.graphs import all_graphs
+from prunecli.model.lossless import is_described
+from prunecli.model.sizes import count_nonzero
+from prunecli.model.stored_tensors import Holder, holders
+from prunecli.model.tensors import FLOATS
+from prunecli.model.weights import pending
+from prunecli.storage import Writer, choose, fit
+from prunecli.storage.chain import Op
+from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, Subject
+from prunecli.storage.pieces import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
+from prunecli.storage.positions import words
+from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
+from prunecli.types import Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+LEAST = 1024
+"""Bytes below which a tensor is not looked at: a chain takes more than half of that."""
+COO_ENTRY = 8
+"""Bytes of one int64 index."""
+FEW = "too few zeros to be smaller"
+Values = Literal["exact", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored tensor. `packed_bytes`: predicted; `information`: entropy of the mask plus the values, in bytes.
+    `encoding`: "dense" where all values are stored; where it stays as it is, `reason` says why. `nonzero` does not
+    count negative zeros, which are stored like values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nonzero: int
+    dense_bytes: int
+    packed_bytes: int
+    encoding: str = "dense"
+    detail: str = ""
+    reason: str = ""
+    negative_zeros: int = 0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def information(self) -> float:
+        return information(self.size, self.nonzero, self.dense_bytes // max(self.size, 1))
+
+
+def information(size: int, nonzero: int, itemsize: int) -> float:
+    """n H(k/n) / 8 + k b bytes: what a mask of independent elements and the values cannot go below."""
+    share = nonzero / size if size else 0.0
+    entropy = 0.0 if share in (0.0, 1.0) else -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return size * entropy / 8 + nonzero * itemsize
+
+
+@dataclass
+class Item:
+    """A stored float tensor, and how it will be stored. `digest`: equal for equal tensors of
+    one type and shape."""
+
+    holder: Holder
+    tensor: ir.TensorProtocol
+    row: Row
+    encoded: Encoded | None = None
+    digest: str = ""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is stored otherwise: by a chain (which may be of all values, narrower), or as COO."""
+        return self.encoded is not None or self.row.encoding == "coo"
+
+
+@dataclass(frozen=True)
+class How:
+    """`dense`: names that must stay dense, with the reason. `coo`: as sparse_initializer instead of chains."""
+
+    values: Values = "exact"
+    min_saving: float = 0.1
+    coo: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    dense: dict[str, str] = field(default_factory=dict)
+
+
+def plan(model: Model, how: How, progress: Progress) -> list[Item]:
+    """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time."""
+    inlined = {id(graph) for graph in _inlined(model.ir)}
+    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS]
+    how = replace(how, dense=_taken(model.ir, stored) | how.dense)
+    return [
+        _item(holder, how, id(holder.graph) in inlined, model)
+        for holder in progress(stored, "choosing encodings", len(stored))
+    ]
+
+
+def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
+    """Tensors of whose chains the last node could not be called as it must be, and why: some node is called that."""
+    own = {n.name for graph in all_graphs(model) for n in graph if (n.name or "").startswith((MARK, HELD))}
+    return {h.name: "a node has the name that its chain would have" for h in stored
+            if any(name == MARK + h.name or name.startswith(f"{HELD}{h.name}/") for name in own if name)}  # fmt: skip
+
+
+def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
+    tensor = holder.tensor
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    size = tensor.nbytes
+    row = Row(holder.name, shape, tensor.dtype.name.lower(), 0, size, size)
+    reason = _refusal(holder, how, size, model)
+    if reason:
+        nonzero = count_nonzero(tensor)
+        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason))
+    array = np.ascontiguousarray(tensor.numpy())
+    nonzero = int(np.count_nonzero(array))
+    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(array))) - nonzero)
+    encoded = None
+    packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
+    if not how.coo:
+        shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and how.values == "exact" and not inlined
+        encoded = fit(Subject(array, tensor.dtype, inlined, shares), how.values)
+        packed = encoded.nbytes if encoded is not None else size
+    digest = _digest(array, tensor.dtype)
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    if packed > (1 - how.min_saving) * size:
+        return Item(holder, tensor, replace(row, reason=FEW), None, digest)
+    kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
+    row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
+    return Item(holder, tensor, row, encoded, digest)
+
+
+def _digest(array: Array, dtype: ir.DataType) -> str:
+    """Of the bytes, and of what else streams depend on: equal bytes of another type or shape are stored otherwise."""
+    digest = hashlib.sha256(f"{dtype.name} {array.shape} ".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
+    """Why a tensor is not even tried; empty if it is."""
+    name = holder.name
+    if name in how.dense:
+        return how.dense[name]
+    if size < LEAST:
+        return "small"
+    if holder.overridable:
+        return "also a graph input: a caller may feed other values"
+    if holder.value.is_graph_output():
+        return "also a graph output"
+    if how.coo and (holder.node is not None or holder.graph is not model.ir.graph):
+        return "not an initializer of the main graph"
+    if how.include and not any(fnmatchcase(name, pattern) for pattern in how.include):
+        return "not matched by --include"
+    if size > FOLDED_UP_TO and not how.coo:
+        return "onnxruntime folds nothing above 1 GiB"
+    return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in how.exclude) else ""
+
+
+def drop_signs(model: Model) -> None:
+    """Turn negative zeros, which frameworks leave where they multiply with a mask, into zeros, in every float
+    tensor; computed while the model is saved."""
+    for holder in holders(model.ir):
+        tensor = holder.tensor
+        if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
+            shape = tuple(int(d) for d in tensor.shape.numpy())
+            holder.put(pending(tensor, _without_signs, shape, holder.name))
+
+
+def _without_signs(array: Array) -> Array:
+    """Not by adding zero, which changes the bits of signalling NaN."""
+    return np.where(array == 0, array.dtype.type(0), array)
+
+
+def left(items: Iterable[Item]) -> list[Skipped]:
+    """What stays dense and why; small tensors are not worth a line."""
+    return [Skipped(i.row.name, i.row.reason) for i in items if i.row.reason not in ("", "small")]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A chain and what it computes: a tensor, or several laid end to end; those of one entry are equal."""
+
+    chain: Op
+    source: Source
+    items: tuple[tuple[Item, ...], ...]
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(same[0].row.dense_bytes for same in self.items)
+
+
+def write(model: Model, items: Iterable[Item]) -> None:
+    """Put the chains in place of the tensors of `items` that have one."""
+    functions = {id(function.graph) for function in model.ir.functions.values()}
+    chosen = [item for item in items if item.encoded is not None]
+    names, opset = Names(all_graphs(model.ir)), model.ir.opset_imports.get("", 0)
+    for graph in list(all_graphs(model.ir)):
+        units = _units([item for item in chosen if item.holder.graph is graph])
+        if units:
+            passes = PASSES if graph is model.ir.graph else 1
+            _write(graph, units, passes, Writer(graph, names, id(graph) in functions, _numbers(units), opset))
+
+
+def _numbers(units: Sequence[_Unit]) -> int:
+    return max(ranges(unit.chain) for unit in units)
+
+
+def _write(graph: ir.Graph, units: Sequence[_Unit], passes: int, writer: Writer) -> None:
+    total = sum(unit.dense_bytes for unit in units)
+    chains = spread([(unit.chain, unit.dense_bytes) for unit in units], passes if total >= SPREAD_FROM else 1)
+    for unit, chain in zip(units, chains, strict=True):
+        values = [[item.holder.value for item in same] for same in unit.items]
+        if len(unit.source.tensors) == 1:
+            made = [[writer.write(values[0][0], chain, unit.source)]]
+        else:
+            made = writer.write_together(values, chain, unit.source)
+        for same, news in zip(unit.items, made, strict=True):
+            for item, new in zip(same, news, strict=True):
+                _describe(graph, item, new)
+    writer.finish()
+
+
+def _describe(graph: ir.Graph, item: Item, made: ir.Value) -> None:
+    """Say of the value what the file said."""
+    value = item.holder.value
+    if item.holder.node is not None or is_described(graph, item.row.name):
+        made.type, made.shape, made.doc_string = value.type, value.shape, value.doc_string
+        made.metadata_props.update(value.metadata_props)
+
+
+def _units(items: Sequence[Item]) -> list[_Unit]:
+    """The largest first: they need most on the way, and least is there yet."""
+    shared = [item for item in items if _shares(item)]
+    alone = [_alone(item) for item in items if not _shares(item)]
+
+    def kind(item: Item) -> tuple[str, str]:
+        return item.row.dtype, item.row.encoding
+
+    for _, found in groupby(sorted(shared, key=kind), kind):
+        alone += _together(list(found))
+    return sorted(alone, key=lambda unit: -unit.dense_bytes)
+
+
+def _shares(item: Item) -> bool:
+    return item.encoded is not None and item.encoded.overhead == SHARED_OVERHEAD
+
+
+def _alone(item: Item) -> _Unit:
+    assert item.encoded is not None
+    return _Unit(item.encoded.chain, Source(item.row.name, (item.tensor,), item.digest), ((item,),))
+
+
+def _together(items: Sequence[Item]) -> Iterator[_Unit]:
+    """Tensors of one type that are stored alike, equal ones once, in as few chains as there may be."""
+    equal: dict[str, list[Item]] = {}
+    for item in items:
+        equal.setdefault(item.digest, []).append(item)
+    entries = list(equal.values())
+    for found in bundles([same[0].row.size for same in entries]):
+        mine = [tuple(entries[n]) for n in found]
+        if len(mine) == 1:
+            yield from (_alone(item) for item in mine[0])
+            continue
+        first = mine[0][0]
+        source = Source(first.row.encoding, tuple(same[0].tensor for same in mine), first.digest)
+        encoded = choose(Subject(source.array(), first.tensor.dtype, shares=True), (first.row.encoding,))
+        assert encoded is not None  # each of them is smaller
+        yield _Unit(encoded.chain, source, tuple(mine))

@@ -1,1 +1,0 @@
-"""One module per command: analyse, measure, decide, apply, verify. Returns results; prints nothing."""

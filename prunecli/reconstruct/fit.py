@@ -1,0 +1,191 @@
+"""What becomes of one matrix: which weights go, and what the others become, by method and by kind of recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from scipy import linalg
+
+from prunecli.errors import PruneError
+from prunecli.masks.patterns import Pattern
+from prunecli.reconstruct.lstsq import affordable, damping, masked_least_squares
+from prunecli.reconstruct.obs import Columns, columns_of, removal_losses, suited
+from prunecli.reconstruct.sparsegpt import Quota, sparsegpt
+from prunecli.registry import Registry
+
+Array = np.ndarray[Any, Any]
+Recover = Literal["none", "bias", "bn", "lstsq"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One matrix W (rows, K) of a layer with taps x cols = K, and what it should compute.
+
+    Attributes:
+        weights: as they are; cross, gram: of X and the wanted Y (`Problem` of evidence), less their means where an
+            intercept may change; x, y: those means; variance: (rows,) of Y; count: of positions.
+        offset: (rows,) what is added to the output; free: whether that may change.
+    """
+
+    weights: Array
+    gram: Array
+    cross: Array
+    x: Array
+    y: Array
+    variance: Array
+    count: int
+    offset: Array
+    free: bool
+    taps: int
+
+    @cached_property
+    def damping(self) -> float:
+        """`damping`, and more where the Gram matrix is not positive even so: rounding is all that is left of it where
+        inputs hardly move about a large mean, as behind a layer that is empty."""
+        usual = damping(self.gram, self.count)
+        try:
+            linalg.cholesky(self.gram + usual / 2 * np.eye(len(self.gram)), check_finite=False)
+        except linalg.LinAlgError:
+            return usual + 10 * abs(float(linalg.eigvalsh(self.gram, check_finite=False)[0]))
+        return usual
+
+    @property
+    def damped(self) -> Array:
+        """The Gram matrix with `damping` on its diagonal."""
+        return self.gram + self.damping * np.eye(len(self.gram))
+
+    @property
+    def target(self) -> Array:
+        """(rows, K): the wanted Y times X^T, damped towards the weights as they are."""
+        wanted: Array = self.cross + self.weights * self.damping
+        return wanted
+
+    def optimum(self) -> Task:
+        """The same with the weights that, without more zeros, come nearest to the wanted output."""
+        with suited(len(self.gram)):
+            solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
+        return replace(self, weights=np.where(self.gone, 0.0, solved))
+
+    @property
+    def gone(self) -> Array:
+        return np.equal(self.weights, 0)
+
+    def columns(self, pattern: Pattern) -> Columns:
+        rows, size = self.weights.shape
+        return columns_of(pattern, rows, self.taps, size // self.taps)
+
+    def error(self, weights: Array, shift: Array) -> float:
+        """The mean square of what is wrong with the output, over that of the wanted output about its mean."""
+        wrong = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights) + self.variance
+        if self.free:
+            wrong = wrong + np.square(weights @ self.x + self.offset + shift - self.y)
+        total = float(self.variance.sum())
+        return float(np.maximum(wrong, 0).sum()) / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`weights` (rows, K), zero where `drop`; `shift` (rows,): by how much the output's constant changes."""
+
+    weights: Array
+    drop: Array
+    shift: Array
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are chosen. `criterion`: the score of `select` that ranks them, from `scores` below; None where they
+    are chosen on the way (`sparsegpt`). `updates`: whether the others change even without recovery. `estimate`: the
+    method whose losses, nearly the same and sooner had, tell layers apart."""
+
+    name: str
+    help: str
+    criterion: str | None
+    updates: bool
+    estimate: str | None = None
+
+    def stand_in(self, pattern: Pattern) -> Method:
+        """The method to estimate losses with."""
+        return METHODS.get(self.estimate) if self.estimate and pattern.text != "row" else self
+
+
+METHODS: Registry[Method] = Registry("method")
+for _method in (
+    Method(
+        "obs",
+        "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers",
+        "obs",
+        True,
+        "sparsegpt",
+    ),
+    Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, True),
+    Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", False),
+):
+    METHODS.add(_method)
+
+
+def check(method: Method, pattern: Pattern) -> None:
+    """Raises PruneError if the method cannot follow the pattern."""
+    if method.criterion is None and pattern.text == "row":
+        raise PruneError(
+            f"--method {method.name} makes up for what goes within a row, and the pattern row leaves nothing of it",
+            "use --method obs or wanda",
+        )
+
+
+def scores(method: Method, tasks: Sequence[Task], pattern: Pattern, workers: int) -> Array:
+    """(matrices, rows, K): the evidence that the method's criterion asks for, of all matrices of a layer."""
+    weights = np.stack([task.weights for task in tasks])
+    if method.name == "wanda":
+        raw = np.stack([task.gram.diagonal() + (np.square(task.x) if task.free else 0) for task in tasks])
+        return np.broadcast_to(np.sqrt(np.maximum(raw, 0))[:, None], weights.shape)
+    damped = np.stack([task.damped for task in tasks])
+    if pattern.text == "row":
+        whole = np.einsum("brk,brk->br", weights @ damped, weights) / weights.shape[2]
+        return np.broadcast_to(whole[..., None], weights.shape)
+    return removal_losses(weights, damped, tasks[0].columns(pattern), workers)
+
+
+def fit(
+    method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int = 1
+) -> Fitted:
+    """The matrix with what was `chosen` at zero (a mask, or how many `sparsegpt` may choose) and the rest fitted.
+
+    none: to what the matrix itself computes on these inputs, if the method updates at all. bias: also the constant, so
+    that the means are as wanted. bn: also a factor per row, so that the variances are, as re-estimating a
+    BatchNormalization does. lstsq: everything, to what is wanted.
+    """
+    with suited(task.weights.shape[1]):
+        return _fit(method, recover, task, pattern, chosen, workers)
+
+
+def _fit(method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int) -> Fitted:
+    gram = task.damped
+    target = task.target if recover == "lstsq" else task.weights @ gram
+    if isinstance(chosen, Quota):
+        best = task.optimum().weights if recover == "lstsq" else task.weights
+        weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
+        drop = drop | task.gone
+        update = affordable(~drop)
+    else:
+        weights, drop = task.weights, chosen | task.gone
+        update = method.updates or recover == "lstsq"
+    if update:
+        weights = masked_least_squares(gram, target, ~drop, weights, workers)
+    return _finished(task, recover, np.where(drop, 0.0, weights), drop)
+
+
+def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitted:
+    """The constant, and for bn the size, of every row's output."""
+    if recover == "bn":
+        has = np.einsum("ij,ij->i", weights @ task.gram, weights)
+        fine = (has > 1e-12 * task.variance) & (task.variance > 0)
+        weights = weights * np.sqrt(np.where(fine, task.variance / np.maximum(has, 1e-300), 1.0))[:, None]
+    shift = np.zeros(len(weights))
+    if task.free and recover != "none":
+        shift = task.y - weights @ task.x - task.offset
+    return Fitted(weights, drop, shift)

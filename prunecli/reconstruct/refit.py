@@ -1,0 +1,221 @@
+"""Recovery without training: every layer of a cut model is fitted, in order, to what the original computes.
+
+Both models run side by side, piece by piece. When a layer's turn comes, all before it are done: it is fitted on what it
+really receives, towards what the original has at the positions that are left, errors of the residual stream included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
+from prunecli.calibration.grams import Equations, Picker
+from prunecli.calibration.layers import Layer, refittable
+from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
+from prunecli.errors import PruneError
+from prunecli.reconstruct.fits import FORMERS, Fit, choose
+from prunecli.runtime import Session
+from prunecli.types import Progress, Skipped, no_progress
+
+Array = np.ndarray[Any, Any]
+Positions = Mapping[str, Mapping[int, Array]]
+METHODS = ("none", *FORMERS, "auto")
+WIDEST = 8192
+"""Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
+POSITIONS = 400
+"""Per input of a layer that are looked at: errors of many fits in a row add up."""
+SAME = 1e-4
+"""Of the largest element: values no further apart, as rounding leaves them, are those of the original."""
+_TINY = float(np.finfo(float).tiny)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `memory`: bytes of activations
+    held in memory, beyond which they lie on disk."""
+
+    feeds: Sequence[Mapping[str, Array]]
+    fitted: int
+    start: Opener = Session.open
+    memory: int = LIMIT
+
+    @property
+    def held(self) -> bool:
+        return self.fitted < len(self.feeds)
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What was done to one layer. Errors: squared differences from its aim over the spread of the aim, on held-out data
+    if there are any."""
+
+    name: str
+    weight: str
+    method: str
+    ridge: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass
+class Refit:
+    """`layers` that were visited; `left`, those that could not be fitted, with the reason."""
+
+    layers: list[LayerFit] = field(default_factory=list)
+    left: list[Skipped] = field(default_factory=list)
+
+
+def refit(
+    original: ir.Model, cut: ir.Model, removed: Positions, data: Calibration, method: str = "auto",
+    progress: Progress = no_progress,
+) -> Refit:  # fmt: skip
+    """Fit the layers of `cut`, in place. Layers whose inputs are the original's are left as they are.
+
+    Args:
+        original: in working form.
+        cut: a copy of it without the positions `removed` (of every value, by its name).
+        method: see `prunecli.reconstruct.fits`; `auto`: held-out data choose, layer by layer.
+    Raises:
+        PruneError: an unknown method, or onnxruntime cannot run a piece of the model.
+    """
+    if method not in METHODS:
+        raise PruneError(f"--recover {method!r} is unknown", f"choose from {', '.join(METHODS)}")
+    out = Refit()
+    if method == "none":
+        return out
+    layers, left = refittable(cut)
+    before = {layer.output: layer for layer in refittable(original)[0]}
+    with Store(data.memory) as store:
+        walks = [Walk(model, data.feeds, store, data.start) for model in (original, cut)]
+        pair = _Pair(walks[0], walks[1], removed, data, cut.graph)
+        for layer in progress(layers, "refitting", len(layers)):
+            if layer.output in before:
+                _visit(layer, before[layer.output], pair, method, out)
+    out.left += left
+    return out
+
+
+@dataclass
+class _Pair:
+    original: Walk
+    cut: Walk
+    removed: Positions
+    data: Calibration
+    graph: ir.Graph
+
+    def reach(self, layer: Layer, before: Layer) -> None:
+        self.original.reach([*_read(before), layer.target, layer.branch])
+        self.cut.reach(_read(layer))
+
+    def leave(self, layer: Layer, before: Layer) -> None:
+        for name in (*_read(before), layer.target, layer.branch):
+            self.original.release(name)
+        for name in _read(layer):
+            self.cut.release(name)
+
+    def is_repeated(self, layer: Layer) -> bool:
+        """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
+        return bool(self.original.read(layer.target, 0).shape != self.original.read(layer.branch, 0).shape)
+
+    def kept(self, name: str, batch: int) -> Array:
+        """A value of the original without the removed positions."""
+        array = self.original.read(name, batch)
+        for axis, gone in self.removed.get(name, {}).items():
+            if len(gone) and gone[-1] >= array.shape[axis]:
+                raise _UnlikeError
+            array = np.delete(array, gone, axis)
+        return array
+
+    def is_same(self, layer: Layer, before: Layer) -> bool:
+        """Whether what the layer reads, and what is added to it, is to rounding what the original has."""
+        pairs = list(zip(_read(before), _read(layer), strict=False))
+        return len(_read(before)) == len(_read(layer)) and all(self._are_same(a, b) for a, b in pairs)
+
+    def _are_same(self, name: str, now_name: str) -> bool:
+        kept, now = self.kept(name, 0).astype(np.float64), self.cut.read(now_name, 0)
+        if kept.shape != now.shape:
+            return False
+        return bool(np.abs(kept - now).max(initial=0.0) <= SAME * np.abs(kept).max(initial=0.0))
+
+
+def _read(layer: Layer) -> list[str]:
+    return [layer.found.data, *([layer.carried] if layer.carried is not None else [])]
+
+
+class _UnlikeError(Exception):
+    """The two models' values do not correspond, position by position."""
+
+
+def _visit(layer: Layer, before: Layer, pair: _Pair, method: str, out: Refit) -> None:
+    """Fit one layer, unless it lost no inputs and nothing before it changed."""
+    pair.reach(layer, before)
+    held_by = layer, before
+    try:
+        if pair.is_repeated(layer):
+            layer, before = layer.alone(), before.alone()
+        if before.shape[3] == layer.shape[3] and pair.is_same(layer, before):
+            return
+        if layer.shape[2] * layer.shape[3] > WIDEST:
+            out.left.append(Skipped(layer.weight.name, f"it has more than {WIDEST} inputs"))
+            return
+        fitted, held = _equations(layer, pair)
+    except _UnlikeError:
+        out.left.append(Skipped(layer.weight.name, "its values do not correspond to the original's one by one"))
+        return
+    finally:
+        pair.leave(*held_by)
+    if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
+        out.left.append(Skipped(layer.weight.name, "what it reads or should yield is not finite"))
+        return
+    present = Fit("none", layer.matrices(), layer.constant())
+    fit, after, error = choose(method, fitted, held, present, layer.offset is not None)
+    judge = fitted if held is None else held
+    spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
+    scale = max(spread, _TINY)
+    out.layers.append(LayerFit(_label(layer), layer.weight.name, fit.method, fit.ridge, error / scale, after / scale))
+    if fit.method != "none":
+        layer.put(pair.graph, fit.weights, fit.constant)
+
+
+def _label(layer: Layer) -> str:
+    return layer.node.name or layer.output
+
+
+def _equations(layer: Layer, pair: _Pair) -> tuple[Equations, Equations | None]:
+    """Sums over the fitting data, and over the held-out data if there are any."""
+    batch, rows, taps, cols = layer.shape
+    scale, shift = layer.affine()
+    scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
+    count = len(pair.data.feeds)
+    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
+    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (pair.data.fitted, count - pair.data.fitted)]
+    for number in range(count):
+        aim = pair.kept(layer.target, number).astype(np.float32)
+        if layer.carried is not None:
+            aim = aim - pair.cut.read(layer.carried, number)
+        side, data = int(number >= pair.data.fitted), pair.cut.read(layer.found.data, number)
+        for places in pickers[side].pick(layer.found.positions(aim.shape)):
+            with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
+                wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
+            sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
+    return sides[0], sides[1] if pair.data.held else None
+
+
+def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
+    """`mean_error` per model on the batches that judge, or all if none do, of the values that are `looked_at`.
+
+    Raises:
+        PruneError: onnxruntime cannot run a model.
+    """
+    feeds = data.feeds[data.fitted :] if data.held else data.feeds
+    names = looked_at(original.graph.outputs)
+    found = []
+    for model in (original, *others):
+        with Store(data.memory) as store:
+            found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
+    return [mean_error(found[0], outputs) for outputs in found[1:]]

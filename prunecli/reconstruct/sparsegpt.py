@@ -1,0 +1,152 @@
+"""SparseGPT (Frantar and Alistarh 2023): one sweep over the columns, in which what is still to come makes up for what
+went. All rows share one factor of the inverse of G, so that a layer of thousands of columns takes seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg
+
+from prunecli.masks.patterns import drop_within, keep_top
+from prunecli.reconstruct.obs import Columns
+
+Array = np.ndarray[Any, Any]
+_BLOCK = 128
+"""Columns within which the weights that go are chosen together."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many weights of (rows, K) go: `total`, of which each row has its even share if `by_row`. N:M windows say
+    it themselves."""
+
+    total: int
+    by_row: bool = False
+
+
+def sparsegpt(weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array) -> tuple[Array, Array]:
+    """Zero weights and change those that follow, so that the layer's output stays as near as it can.
+
+    Weight w_j of a row costs w_j^2 / U_jj^2, U the upper Cholesky factor of G^-1; its removal changes the later
+    weights of the row by -w_j / U_jj times row j of U.
+
+    Args:
+        weights: (rows, K), the optimum without zeros. gram: (K, K), positive definite. gone: (rows, K), True where a
+            weight is zero already: those go first and stay zero.
+
+    Returns:
+        The new weights, float64, and where they are zero. As many are zero as the quota says, short of it by less
+        than a unit.
+    """
+    order = columns.order
+    work = _Sweep(weights[:, order].astype(np.float64), factor(gram[np.ix_(order, order)]), columns, gone[:, order])
+    work.run(quota)
+    out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
+    out[:, order], drop[:, order] = work.weights, work.drop
+    return out, drop
+
+
+def factor(gram: Array) -> Array:
+    """U, upper, with U^T U = gram^-1: the inverse of the upper R with R R^T = gram, which is a Cholesky factor read
+    from the other end."""
+    lower = linalg.cholesky(gram[::-1, ::-1], lower=True, check_finite=False)
+    inverse, info = linalg.lapack.dtrtri(lower[::-1, ::-1].copy(order="F"), lower=0)
+    if info:
+        raise linalg.LinAlgError("a zero on the diagonal of a Cholesky factor")
+    upper: Array = np.triu(inverse)
+    return upper
+
+
+@dataclass
+class _Sweep:
+    weights: Array
+    upper: Array
+    columns: Columns
+    gone: Array
+
+    def __post_init__(self) -> None:
+        self.drop = np.zeros(self.weights.shape, np.bool_)
+
+    def run(self, quota: Quota) -> None:
+        windows = self.columns.windows
+        opening = set() if windows is None else set(np.flatnonzero(np.diff(windows, prepend=-1)).tolist())
+        for start, stop in self._blocks():
+            if self.columns.windows is None:
+                self._choose(start, stop, quota)
+            errors = np.zeros((len(self.weights), stop - start))
+            for j in range(start, stop):
+                if j in opening:
+                    self._choose_window(j)
+                errors[:, j - start] = np.where(self.drop[:, j], self.weights[:, j], 0) / self.upper[j, j]
+                self.weights[:, j:stop] -= errors[:, j - start, None] * self.upper[j, j:stop]
+            self.weights[:, stop:] -= errors @ self.upper[start:stop, stop:]
+        self.weights[self.drop] = 0
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Stretches of whole units, of about _BLOCK columns; all windows are whole, too."""
+        ends = self.columns.starts[1:]
+        if self.columns.windows is not None:
+            ends = np.append(np.flatnonzero(np.diff(self.columns.windows)) + 1, len(self.columns.windows))
+        blocks, start = [], 0
+        while start < ends[-1]:
+            fit = ends[(ends > start) & (ends <= start + _BLOCK)]
+            stop = int(fit[-1]) if fit.size else int(ends[ends > start][0])
+            blocks.append((start, stop))
+            start = stop
+        return blocks
+
+    def _scores(self, start: int, stop: int) -> Array:
+        """(rows, stop - start): the loss of each weight; of what is zero already, less than any."""
+        losses = np.square(self.weights[:, start:stop] / self.upper.diagonal()[start:stop])
+        return np.where(self.gone[:, start:stop], 0.0, losses + np.finfo(np.float64).tiny)
+
+    def _choose_window(self, start: int) -> None:
+        windows, drop = self.columns.windows, self.columns.drop
+        assert windows is not None and drop is not None
+        window = windows[start]
+        stop = start + int((windows == window).sum())
+        keep = stop - start - int(drop[window])
+        self.drop[:, start:stop] = ~keep_top(self._scores(start, stop), keep)
+
+    def _choose(self, start: int, stop: int, quota: Quota) -> None:
+        """Of these columns so many go that the share of all columns so far is what the quota says. What is zero already
+        counts where it stands; the rest of the quota is spread over what is not."""
+        rows = len(self.weights)
+        height = self.columns.rows or rows
+        losses, sizes = self._units(start, stop, height)
+        pools = len(losses) if quota.by_row else 1
+        if quota.by_row:
+            heights = np.minimum(height, rows - np.arange(len(losses)) * height)
+            edges = np.arange(0, rows, height)
+            counts = np.add.reduceat(self.drop.sum(axis=1), edges)
+            wanted = self._share(stop, quota.total * heights / rows, edges)
+            budgets = np.rint(wanted).astype(np.int64) - counts
+        else:
+            budgets = np.rint(self._share(stop, quota.total, np.zeros(1, int))).astype(np.int64) - int(self.drop.sum())
+        flat = drop_within(losses.reshape(pools, -1), sizes.reshape(pools, -1), np.maximum(budgets, 0))
+        chosen = np.repeat(flat.reshape(losses.shape), height, axis=0)[:rows]
+        units = self.columns.unit_of[start:stop]
+        self.drop[:, start:stop] = chosen[:, units - units[0]]
+
+    def _share(self, stop: int, total: Any, edges: Array) -> Array:
+        """How many weights of each group of rows, beginning at `edges`, are to be zero up to column `stop`, of `total`
+        in all columns."""
+        gone = np.add.reduceat(self.gone[:, :stop].sum(axis=1), edges)
+        ever = np.add.reduceat(self.gone.sum(axis=1), edges)
+        rows = np.diff(np.append(edges, len(self.gone)))
+        live, lives = rows * stop - gone, rows * self.gone.shape[1] - ever
+        share: Array = gone + np.maximum(total - ever, 0) * live / np.maximum(lives, 1)
+        return np.where(ever > total, total * gone / np.maximum(ever, 1), share)
+
+    def _units(self, start: int, stop: int, height: int) -> tuple[Array, Array]:
+        """(groups of rows, units): mean loss, and weights, of the units in these columns."""
+        scores = self._scores(start, stop)
+        units = self.columns.unit_of[start:stop]
+        edges = np.flatnonzero(np.diff(units, prepend=-1))
+        groups = np.arange(0, len(scores), height)
+        sums = np.add.reduceat(np.add.reduceat(scores, edges, axis=1), groups, axis=0)
+        heights = np.minimum(height, len(scores) - groups)
+        sizes = heights[:, None] * np.diff(np.append(edges, stop - start))[None]
+        return sums / sizes, sizes

@@ -1,0 +1,315 @@
+"""What a trial is judged by: the user's metric, with its noise, and a finer measure of damage that steers the search.
+
+Accuracy moves in steps of one sample and its differences are mostly noise; how far the outputs have moved is smooth and
+needs no labels. So damage decides where to cut, and the metric decides how far to go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from prunecli.data import Batch, Classes
+from prunecli.data.casting import is_float
+from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
+from prunecli.evaluation.passes import Asked
+from prunecli.evaluation.quality import METRICS, compute_metrics
+from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
+from prunecli.structures.residual_blocks import log_scores
+
+Array = np.ndarray[Any, Any]
+Outputs = Mapping[str, Any]
+Records = dict[str, Array]
+"""Per sample or prediction, what the metric is computed from."""
+FIDELITY = ("top1_agreement", "cosine")
+"""Measures of fidelity that are means over samples: of extremes nothing can be promised for new data."""
+PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
+SURE = 2.0
+"""Standard errors that a difference must exceed to be more than noise."""
+BLOCKS = 40
+"""Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse a model is than the original, positive is worse. `variance`: of one sample's difference, so that
+    the variance of the drop on n samples is variance / n."""
+
+    value: float
+    variance: float
+    samples: int
+
+    def error(self, *others: int) -> float:
+        """Standard error of the drop; with the sizes of other sets, of its difference from the drop on those."""
+        return math.sqrt(self.variance * sum(1 / n for n in (self.samples, *others)))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """`reading` None: fidelity of `output` to the original. `scales`: mean square of each output that is no class
+    score, over the data. `reference`: the original's predictions, of labelled data."""
+
+    metric: str
+    output: str
+    reading: Reading | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+    reference: Predictions | None = None
+
+    @property
+    def labelled(self) -> bool:
+        return self.reading is not None
+
+    @property
+    def higher(self) -> bool:
+        return self.metric in FIDELITY or METRICS[self.metric].higher
+
+    @property
+    def counted(self) -> bool:
+        """Whether the metric counts samples that are right, so that it moves in steps."""
+        return self.metric == "top1_agreement" or (self.metric in METRICS and METRICS[self.metric].fraction)
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether nothing is worse than 0."""
+        return self.metric in FIDELITY or METRICS[self.metric].fraction
+
+    @property
+    def change(self) -> Literal["drop", "rise"]:
+        return "drop" if self.higher else "rise"
+
+    def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
+        """Of batches with a trial's outputs and the original's on them."""
+        if self.reading is None:
+            rows = [agreement(self.metric, batch.trim(name, ref[name]), batch.trim(name, out[name]))
+                    for batch, out, ref in pairs for name in [self.output]]  # fmt: skip
+            return {"fidelity": np.concatenate(rows)}
+        found = predictions(self.reading, ((batch, out) for batch, out, _ in pairs))
+        kept = {"predicted": found.predicted, "in_top": found.in_top, "log_prob": found.log_prob}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def of(self, records: Records) -> Predictions:
+        """The predictions that records stand for."""
+        assert self.reference is not None
+        invalid = 0 if records["predicted"].dtype.kind != "f" else int((~np.isfinite(records["predicted"])).sum())
+        return replace(self.reference, predicted=records["predicted"], in_top=records.get("in_top"),
+                       log_prob=records.get("log_prob"), invalid=invalid)  # fmt: skip
+
+    def value(self, records: Records) -> float:
+        """The metric."""
+        if self.reading is None:
+            return float(records["fidelity"].mean())
+        return _metric(self.metric, self.of(records))
+
+    @property
+    def baseline(self) -> float:
+        """The metric of the original."""
+        return 1.0 if self.reference is None else _metric(self.metric, self.reference)
+
+    def drop(self, records: Records) -> Drop:
+        """Against the original on the same samples, infinite where the metric is not a number."""
+        if self.reading is None:
+            return _mean_drop(1 - records["fidelity"], self.counted)
+        assert self.reference is not None
+        trial, base = self.of(records), self.reference
+        sign = 1 if self.higher else -1
+        if self.metric in PER_SAMPLE:
+            return _mean_drop(sign * (_each(self.metric, base) - _each(self.metric, trial)), self.counted)
+        return _jackknife(
+            lambda p, q: sign * (_metric(self.metric, q) - _metric(self.metric, p)), trial, base, self.counted
+        )
+
+    def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
+        """Per sample, how far the outputs are from the original's: the mean over outputs of the Kullback-Leibler
+        divergence of class scores, elsewhere of |a - b|^2 over the mean |a|^2; infinite where not finite."""
+        rows = [_damage(reference[n], outputs[n], self.scales[n], count) for n in self.scales]
+        return np.asarray(np.mean(rows, axis=0))
+
+
+def choose_yardstick(
+    metric: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
+    classes: Classes | None = None,
+) -> Yardstick:  # fmt: skip
+    """The yardstick for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
+    outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
+    they mean must not depend on which of them a part happens to have. `classes`: what their numbers stand for.
+
+    Raises:
+        PruneError: the metric is unknown, needs labels, or says nothing about new data; or the labels are of other
+            classes, or the outputs of the original are not numbers.
+    """
+    floats = _per_sample(float_outputs(reference[0]), batches, reference)
+    if not floats:
+        raise PruneError("the model has no floating-point output", "export it with its scores as an output")
+    scales = {name: _scale([r[name] for r in reference]) for name in floats}
+    if labels is None or metric in MEASURES:
+        output = asked.output_name or floats[0]
+        _check_output(output, floats)
+        chosen = metric or ("top1_agreement" if _has_classes(reference[0][output]) else "cosine")
+        _check_fidelity(chosen)
+        found = Yardstick(chosen, output, scales=scales)
+        _check_numbers(found, batches, reference)
+        return found
+    trimmed = {n: batches[0].trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference[0].items()}
+    reading = choose_reading(labels, trimmed, asked.task, asked.output_name, classes)
+    base = predictions(reading, zip(batches, reference, strict=True))
+    chosen = metric or ("r2" if reading.regression else "accuracy")
+    _check_metric(chosen, base)
+    return Yardstick(chosen, reading.output, base.reading, scales, base)
+
+
+def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
+    """Outputs of one row per sample: of others, such as boxes that were found, the size may follow the weights. All,
+    if there is none."""
+
+    def has_rows(batch: Batch, name: str, output: Array) -> bool:
+        axis = batch.axes.get(name, 0)
+        return batch.unbatched or (output.ndim > axis and output.shape[axis] == batch.count + batch.padded)
+
+    pairs = list(zip(batches, reference, strict=True))
+    return [n for n in names if all(has_rows(batch, n, outputs[n]) for batch, outputs in pairs)] or names
+
+
+def _check_numbers(found: Yardstick, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:
+    """The original must agree with itself."""
+    own = found.records(zip(batches, reference, reference, strict=True))["fidelity"]
+    if (own < 1).any():
+        raise PruneError(f"the output {found.output} of the original is not a number on {int((own < 1).sum()):,} of"
+                         f" {len(own):,} samples", "check the data, or choose another with --output-name")  # fmt: skip
+
+
+def _check_output(output: str, floats: Sequence[str]) -> None:
+    if output not in floats:
+        raise PruneError(f"--output-name {output} is no floating-point output", f"choose from {', '.join(floats)}")
+
+
+def _check_fidelity(name: str) -> None:
+    if name in FIDELITY:
+        return
+    if name in MEASURES:
+        raise PruneError(f"--metric {name} is no mean over samples: nothing follows from it for new data",
+                         f"use {' or '.join(FIDELITY)}")  # fmt: skip
+    if name in METRICS:
+        raise PruneError(f"--metric {name} needs labels", f"give labels, or use {' or '.join(FIDELITY)}")
+    raise PruneError(f"there is no metric {name}", f"choose from {', '.join((*METRICS, *FIDELITY))}")
+
+
+def _check_metric(name: str, base: Predictions) -> None:
+    if name not in METRICS:
+        raise PruneError(f"there is no metric {name}", f"choose from {', '.join((*METRICS, *FIDELITY))}")
+    known = compute_metrics(base)
+    if name not in known or not math.isfinite(known[name]):
+        raise PruneError(f"--metric {name} has no meaning for this model and data", f"it has {', '.join(known)}")
+
+
+def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Predictions:
+    """Predictions of batches with their outputs as the session gave them."""
+    collector = Collector(reading)
+    for batch, outputs in pairs:
+        if batch.labels is None:
+            raise PruneError("the data has labels for some samples only", "give all of them labels, or none")
+        collector.add(batch.labels, {reading.output: batch.trim(reading.output, outputs[reading.output])})
+    return collector.result()
+
+
+def agreement(metric: str, reference: Array, other: Array) -> Array:
+    """Per sample, the fidelity measure of that name."""
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    with np.errstate(all="ignore"):
+        parts = cosines(a, b) if metric == "cosine" else same_place(a, b)
+    if not parts.size:
+        raise PruneError(f"--metric {metric} has no meaning for this output", "use --metric cosine")
+    rows = parts.reshape(len(a), -1).mean(axis=1)
+    return np.where(np.isnan(rows), -1.0, rows)
+
+
+def _metric(name: str, found: Predictions) -> float:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes without predictions
+        value = METRICS[name].compute(found, "weighted")
+    return math.nan if value is None else float(value)
+
+
+def _each(name: str, p: Predictions) -> Array:
+    """Per prediction, of which the metric is the mean."""
+    if name == "accuracy":
+        return np.asarray(p.truth == p.predicted, np.float64)
+    if name == "top5":
+        assert p.in_top is not None
+        return p.in_top.astype(np.float64)
+    if name == "log_loss":
+        assert p.log_prob is not None
+        return np.asarray(-p.log_prob)
+    return np.asarray(np.abs(p.truth - p.predicted).mean(axis=1))
+
+
+def _mean_drop(each: Array, counted: bool) -> Drop:
+    """Where samples are counted, with one more that changed than was seen: none seen does not mean none possible."""
+    count = len(each)
+    if not np.isfinite(each).all():
+        return Drop(math.inf, math.inf, count)
+    mean = float(each.mean())
+    return Drop(mean, max(float(np.square(each).sum() + counted) / count - mean * mean, 0.0), count)
+
+
+def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool) -> Drop:
+    """A drop that is no mean: its variance from what it is without each of some blocks of samples."""
+    whole, count = figure(trial, base), base.samples
+    if not math.isfinite(whole):
+        return Drop(math.inf, math.inf, count)
+    blocks = min(BLOCKS, count)
+    owner = np.random.default_rng(0).permutation(count) % blocks
+    ranks = np.unique(base.sample, return_inverse=True)[1]
+    pseudo = []
+    for block in range(blocks):
+        keep = owner[ranks] != block
+        value = figure(_some(trial, keep), _some(base, keep))
+        if math.isfinite(value):
+            pseudo.append(blocks * whole - (blocks - 1) * value)
+    spread = float(np.var(pseudo, ddof=1)) if len(pseudo) > 1 else 1.0
+    return Drop(whole, spread / blocks * count + counted / count, count)
+
+
+def _some(p: Predictions, keep: Array) -> Predictions:
+    def part(values: Array | None) -> Array | None:
+        return None if values is None else values[keep]
+
+    return replace(p, truth=p.truth[keep], predicted=p.predicted[keep], sample=p.sample[keep], in_top=part(p.in_top),
+                   log_prob=part(p.log_prob))  # fmt: skip
+
+
+def _scale(values: Sequence[Array]) -> float:
+    """Mean square of an output, where it is finite."""
+    total = sum(float(np.square(v[np.isfinite(v)], dtype=np.float64).sum()) for v in values)
+    return max(total / max(sum(v.size for v in values), 1), float(np.finfo(np.float32).tiny))
+
+
+def _has_classes(output: Array) -> bool:
+    return output.ndim >= 2 and output.shape[1 if output.ndim >= 4 else -1] > 1
+
+
+def _damage(reference: Array, output: Array, scale: float, count: int) -> Array:
+    if not is_float(output.dtype) or not reference.size:
+        return np.zeros(count)
+    if reference.shape != output.shape:
+        raise PruneError(
+            f"an output of the model changes its size with the weights: {reference.shape} to {output.shape}",
+            "export the model with what it is computed from as an output, one row per sample",
+        )
+    known = np.isfinite(reference)  # of what is no number in the original, nothing can be told
+    a, b = (np.where(known, x, 0).astype(np.float64) for x in (reference, output))
+    if a.ndim == 0 or len(a) != count:  # no row per sample: what the run changed, for each of its samples
+        a, b = np.broadcast_to(a.reshape(1, -1), (count, a.size)), np.broadcast_to(b.reshape(1, -1), (count, b.size))
+        rows = np.square(a - b).mean(axis=1) / scale
+    elif known.all() and np.isfinite(b).all() and (scores := log_scores(a, b)) is not None:
+        p, q = scores
+        rows = (np.exp(p) * (p - q)).sum(axis=-1).reshape(count, -1).mean(axis=1)
+    else:
+        rows = np.square(a - b).reshape(count, -1).mean(axis=1) / scale
+    return np.where(np.isfinite(rows), np.maximum(rows, 0.0), np.inf)

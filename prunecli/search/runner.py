@@ -1,0 +1,346 @@
+"""Measuring settings: what is known is not measured again, the rest runs wherever the pool has it run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import parent_process
+from pathlib import Path
+from pickle import PicklingError
+from threading import Thread
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.files import appeared
+from prunecli.search.space import Setting
+from prunecli.search.trials import Job, Outcome, Workspace, forget, run_job
+from prunecli.types import Json, Progress, no_progress
+
+
+@dataclass
+class Bench:
+    """`measured` counts jobs, `reused` those that the journal had from an earlier run."""
+
+    workspace: Workspace
+    pool: Pool
+    journal: Journal
+    progress: Progress = no_progress
+    measured: int = 0
+    reused: int = 0
+
+    def measure(self, jobs: Sequence[Job], label: str = "measuring") -> list[list[Outcome]]:
+        """The outcomes of every job, in order. Each result is in the journal before the next is waited for."""
+        found = {n: known for n, job in enumerate(jobs) if (known := self.journal.get(job)) is not None}
+        missing = [n for n in range(len(jobs)) if n not in found]
+        self.reused += sum(jobs[n].key in self.journal.earlier for n in found)
+        for number, outcomes in self.progress(self._run([jobs[n] for n in missing]), label, len(missing)):
+            self.measured += 1
+            self.journal.put(jobs[missing[number]], outcomes)
+            found[missing[number]] = outcomes
+        return [found[n] for n in range(len(jobs))]
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:
+        if jobs:
+            yield from self.pool.run(self.workspace, jobs)
+
+    def try_all(self, settings: Sequence[Setting], label: str = "trying") -> list[Outcome]:
+        """Each setting by itself, on all samples."""
+        return [outcomes[0] for outcomes in self.measure([Job.of(setting) for setting in settings], label)]
+
+    def close(self) -> None:
+        """Let go of the pool and of the journal's file."""
+        self.pool.close()
+        self.journal.close()
+
+
+SCHEMA = "prunecli-state/1"
+ANEW = "name another file, or remove this one"
+MOST_BYTES = 1 << 28
+"""Of one journal; it is read as a whole."""
+
+
+class Journal:
+    """Outcomes by the key of their job. Without a path they are only held in memory."""
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self._file: BinaryIO | None = None
+        self._found = dict[str, list[Outcome]]()
+        self.earlier = frozenset[str]()
+        """Keys of what was in the file."""
+        if path is None:
+            return
+        if path.exists() and not path.is_file():
+            raise PruneError(f"the state file {path} is not a regular file", "name a writable file")
+        try:
+            self._file = path.open("ab")
+            _lock(self._file, path)
+            if self._file.tell():
+                self._read(path, identity)
+            else:
+                self._append({"schema": SCHEMA, "identity": identity})
+            appeared.append(path)
+        except OSError as error:
+            raise PruneError(f"cannot use the state file {path}: {error.strerror}", "name a writable file") from error
+        except PruneError:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, job: Job) -> list[Outcome] | None:
+        """Raises PruneError if what is kept is not of such a job."""
+        found = self._found.get(job.key)
+        missing = not job.probe and any(outcome.records is None for outcome in found or ())
+        if found is not None and (len(found) != len(job.settings) or missing):
+            raise PruneError("the state file is damaged", ANEW)
+        return found
+
+    def close(self) -> None:
+        """Let others use the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def put(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Keep what was measured; written before this returns.
+
+        Raises:
+            PruneError: the file cannot be written, as on a full disk.
+        """
+        self._found[job.key] = list(outcomes)
+        if self._file is not None:
+            try:
+                self._append({"job": job.key, "outcomes": [_to_json(o) for o in outcomes]})
+            except OSError as error:
+                raise PruneError(
+                    f"cannot write the state file: {error.strerror}", "make room, and run it again"
+                ) from error
+
+    def _append(self, entry: Json) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def _read(self, path: Path, identity: str) -> None:
+        if path.stat().st_size > MOST_BYTES:
+            raise PruneError(f"{path} is too large for a state file", ANEW)
+        lines = path.read_bytes().split(b"\n")
+        head = _parsed(lines[0])
+        if head.get("schema") != SCHEMA:
+            raise PruneError(f"{path} is not a state file of this program", ANEW)
+        if head.get("identity") != identity:
+            raise PruneError(f"{path} is of another model, other data or other options", ANEW)
+        whole = lines[:-1]  # what follows the last line end was cut off
+        for line in whole[1:]:
+            try:
+                entry = _parsed(line)
+                self._found[str(entry["job"])] = [_from_json(o) for o in entry["outcomes"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise PruneError(f"{path} is damaged", ANEW) from error
+        self.earlier = frozenset(self._found)
+        if lines[-1] and self._file is not None:
+            self._file.truncate(self._file.tell() - len(lines[-1]))
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Refuse a file that another run is writing, where the system can tell."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PruneError(f"the state file {path} is in use by another run", "wait for it, or name another") from error
+
+
+def _parsed(line: bytes) -> Json:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _to_json(outcome: Outcome) -> Json:
+    records = outcome.records
+    return {"damage": repr(outcome.damage), "error": repr(outcome.error), "records": records and _packed(records)}
+
+
+def _from_json(found: Json) -> Outcome:
+    records = found["records"]
+    return Outcome(float(found["damage"]), float(found["error"]), None if records is None else _unpacked(records))
+
+
+def _packed(records: dict[str, Any]) -> str:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **records)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    import zipfile
+
+    try:
+        packed = io.BytesIO(base64.b64decode(text, validate=True))
+        with zipfile.ZipFile(packed) as members:
+            if sum(member.file_size for member in members.infolist()) > MOST_BYTES:
+                raise ValueError("records that are too large")
+        with np.load(packed, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+        raise ValueError(str(error)) from error
+
+
+Result = tuple[int, list[Outcome]]
+MAPPED = 10_000
+"""Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each job."""
+WAIT = 60
+"""Seconds that a cluster may be without workers."""
+RESTARTS = 3
+"""How often workers that died are replaced without a single result in between."""
+
+
+class Pool(Protocol):
+    """Runs jobs and yields (number, outcomes), in any order."""
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]: ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class InProcess:
+    """One job after another, here."""
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        for number, job in enumerate(jobs):
+            yield number, run_job(workspace, job)
+
+    def close(self) -> None:
+        forget()
+
+
+def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
+    return number, run_job(workspace, job)
+
+
+def _in_child(workspace: Workspace, number: int, job: Job) -> Result:
+    _end_with_parent()
+    return _numbered(workspace, number, job)
+
+
+@cache
+def _end_with_parent() -> None:
+    """From now on this process ends within a second of its parent, however that ends."""
+    parent = parent_process()
+
+    def watch() -> None:
+        while parent is not None and os.getppid() == parent.pid:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":
+        Thread(target=watch, daemon=True).start()
+
+
+def _persistent(
+    once: Callable[[dict[int, Job]], Iterator[Result]], jobs: Sequence[Job],
+    losses: tuple[type[BaseException], ...], given_up: PruneError,
+) -> Iterator[Result]:  # fmt: skip
+    """What `once` yields of the jobs that are left, begun anew after a loss; `given_up` is raised after too many
+    of them without a result in between."""
+    left, failures = dict(enumerate(jobs)), 0
+    while left:
+        try:
+            for number, outcomes in once(left):
+                del left[number]
+                failures = 0
+                yield number, outcomes
+        except losses as error:
+            failures += 1
+            if failures > RESTARTS:
+                raise given_up from error
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """joblib's processes on this machine. Large arrays of the workspace are mapped, not copied."""
+
+    workers: int
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        given_up = PruneError("the processes that run trials die again and again",
+                              "use fewer --jobs: memory may be short")  # fmt: skip
+        yield from _persistent(partial(self._once, workspace), jobs, (TerminatedWorkerError,), given_up)
+
+    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+        from joblib import Parallel, delayed
+
+        tasks = [delayed(_in_child)(workspace, number, job) for number, job in left.items()]
+        parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
+                            max_nbytes=MAPPED)  # fmt: skip
+        try:
+            yield from parallel(tasks)
+        except PicklingError as error:
+            why = error.__cause__ or error
+            raise PruneError(f"trials cannot be handed to their processes: {why}",
+                             "make room in the temporary folder, or use --jobs 1") from error  # fmt: skip
+
+    def close(self) -> None:
+        """joblib ends idle processes itself."""
+
+
+class Dask:
+    """A Dask cluster. The workspace is sent to every worker once. Not by joblib's backend, which hands over no result
+    before all are there."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import distributed
+        except ImportError as error:
+            problem = "--backend dask needs the package distributed"
+            raise PruneError(problem, "pip install 'prunecli[distributed]'") from error
+        try:
+            self._client = distributed.Client(address, timeout=20)
+        except (OSError, ValueError) as error:
+            raise PruneError(f"no Dask scheduler answers at {address}", "write --address tcp://HOST:8786") from error
+        self._sent: dict[str, Any] = {}
+
+    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+        from distributed import CancelledError, KilledWorker
+
+        lost = (CancelledError, KilledWorker, TimeoutError)
+        given_up = PruneError("the cluster's workers die again and again", "look into their logs")
+        yield from _persistent(partial(self._once, workspace), jobs, lost, given_up)
+
+    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+        from distributed import as_completed
+
+        if workspace.name not in self._sent:
+            self._client.wait_for_workers(1, timeout=WAIT)
+            self._sent = {workspace.name: self._client.scatter(workspace, broadcast=True, hash=False)}
+        sent = self._sent[workspace.name]
+        futures = [self._client.submit(_numbered, sent, number, job, pure=False) for number, job in left.items()]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except Exception:  # every worker that had the workspace is gone, or one job took several with it
+            self._sent = {}
+            raise
+        finally:
+            self._client.cancel([f for f in futures if not f.done()])
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,162 @@
+"""`prune sensitivity`: what each layer, or group of coupled units, costs when it alone is cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.model.saving import check_target
+from prunecli.report.document import Document
+from prunecli.search.metric import SURE
+from prunecli.search.options import SensitivityOptions
+from prunecli.search.sensitivity_report import to_document, to_json
+from prunecli.search.setup import Judged, Setup, open_model, set_up
+from prunecli.search.space import Knob, Proxy, rank_correlation, sample_of
+from prunecli.search.strategy import curve_jobs, levels_of
+from prunecli.search.trials import Job, Outcome
+from prunecli.types import FileRef, Json, Progress, Skipped, no_progress
+
+SAMPLES = 512
+"""Drawn where there are more and no limit was set."""
+CHECKED = 12
+"""Settings that are measured to see how well the proxy ranks."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One layer cut alone by `fraction`. `drop` of the metric (positive is worse) and its standard error; None where a
+    proxy stood in. `damage`: see `Yardstick.damage`; of a proxy, what it predicts."""
+
+    fraction: float
+    damage: float
+    metric: float | None = None
+    drop: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer with its points, fractions rising."""
+
+    knob: Knob
+    points: Sequence[Point]
+
+    @property
+    def mean_damage(self) -> float:
+        """Rows are ranked by it."""
+        return sum(p.damage for p in self.points) / max(len(self.points), 1)
+
+    @property
+    def spare(self) -> float | None:
+        """The largest fraction up to which no loss exceeds `SURE` standard errors; None where none was measured."""
+        found = 0.0
+        for point in self.points:
+            if point.drop is None or point.error is None:
+                return None
+            if point.drop > SURE * point.error:
+                break
+            found = point.fraction
+        return found
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How well the proxy ranks settings: Spearman's rank correlation with the damage measured on `checked` of them."""
+
+    correlation: float
+    checked: int
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """`rows`: the most sensitive first. `baseline`: the metric of the original."""
+
+    model: FileRef
+    granularity: str
+    criterion: str
+    metric: str
+    change: str
+    output: str
+    baseline: float
+    samples: int
+    source: str
+    rows: Sequence[Row]
+    skipped: Sequence[Skipped]
+    ranking: Ranking | None = None
+    measured: int = 0
+    reused: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def sensitivity(
+    model: str | Path, options: SensitivityOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> SensitivityResult:
+    """Measure how much each layer can lose. `changes` override fields of the options:
+    `sensitivity("model.onnx", data="calib.npz", levels=[0.5, 0.9])`.
+
+    Raises:
+        PruneError: the model, the data or an option is unusable.
+    """
+    start, options = time.perf_counter(), SensitivityOptions.of(options, **changes)
+    file, session = open_model(Path(model), options)
+    check_target(file, None, False, options)
+    data = options.tried.open(session.inputs, session.outputs)
+    if options.tried.limit is None and len(data) > SAMPLES:
+        data = data.shuffled(options.seed).take(SAMPLES)
+    setup = set_up(file, session, Judged.of(data, session, options), options, progress)
+    with closing(setup.bench):
+        rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
+    yardstick, bench = setup.bench.workspace.yardstick, setup.bench
+    return SensitivityResult(
+        file.ref, options.granularity, setup.pruner.criterion,
+        yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline, len(data), data.source,
+        sorted(rows, key=lambda row: (-row.mean_damage, row.knob.name)), setup.pruner.skipped, ranking,
+        bench.measured, bench.reused, [*file.notes, *setup.pruner.notes], time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _by_trials(setup: Setup, options: SensitivityOptions, progress: Progress) -> tuple[list[Row], Ranking | None]:
+    knobs = _knobs(setup, options)
+    jobs = [replace(job, probe=False) for job in curve_jobs(knobs, options.levels)]
+    found = setup.bench.measure(jobs, "cutting each layer alone")
+    return [_row(setup, k, levels_of(k, options.levels), own) for k, own in zip(knobs, found, strict=True)], None
+
+
+def _knobs(setup: Setup, options: SensitivityOptions) -> list[Knob]:
+    return [knob for knob in setup.pruner.space.knobs if levels_of(knob, options.levels)]
+
+
+def _row(setup: Setup, knob: Knob, levels: Sequence[float], outcomes: Sequence[Outcome]) -> Row:
+    yardstick, points = setup.bench.workspace.yardstick, []
+    for level, outcome in zip(levels, outcomes, strict=True):
+        assert outcome.records is not None
+        drop = yardstick.drop(outcome.records)
+        metric = yardstick.value(outcome.records)
+        points.append(Point(level, outcome.damage, metric, drop.value, drop.error()))
+    return Row(knob, points)
+
+
+def _by_proxy(setup: Setup, options: SensitivityOptions, progress: Progress) -> tuple[list[Row], Ranking | None]:
+    """Predicted, and checked on a few settings that are measured."""
+    knobs, proxy = _knobs(setup, options), setup.pruner.proxy(progress)
+    rows = [_predicted(knob, levels_of(knob, options.levels), proxy) for knob in knobs]
+    every = [(row.knob.name, point) for row in rows for point in row.points]
+    some = sample_of(every, CHECKED, options.seed)
+    jobs = [Job.of({name: point.fraction}, probe=True) for name, point in some]
+    measured = [outcomes[0].damage for outcomes in setup.bench.measure(jobs, "checking the proxy")]
+    return rows, Ranking(rank_correlation([point.damage for _, point in some], measured), len(some))
+
+
+def _predicted(knob: Knob, levels: Sequence[float], proxy: Proxy) -> Row:
+    return Row(knob, [Point(level, proxy(knob.name, level)) for level in levels])

@@ -1,0 +1,117 @@
+"""How sensitivity reads: as JSON, and as a table of the loss at each fraction, the most sensitive layer first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prunecli.evaluation.report import number
+from prunecli.report.contract import envelope
+from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.search.charts import sensitivity_chart
+from prunecli.search.metric import SURE
+from prunecli.types import Json
+
+if TYPE_CHECKING:
+    from prunecli.search.sensitivity import Row, SensitivityResult
+
+TOP = 40
+
+
+def to_json(found: SensitivityResult) -> Json:
+    """`layers`: the most sensitive first, each with its `points`."""
+    return {
+        **envelope("sensitivity"),
+        "seconds": round(found.seconds, 3),
+        "model": asdict(found.model),
+        "granularity": found.granularity,
+        "criterion": found.criterion,
+        "metric": {"name": found.metric, "output": found.output, "baseline": found.baseline, "change": found.change},
+        "samples": found.samples,
+        "data": found.source,
+        "proxy": None if found.ranking is None else asdict(found.ranking),
+        "jobs": {"measured": found.measured, "reused": found.reused},
+        "layers": [_row(row) for row in found.rows],
+        "skipped": [asdict(item) for item in found.skipped],
+        "notes": found.notes,
+    }
+
+
+def _row(row: Row) -> Json:
+    knob = row.knob
+    return {
+        "name": knob.name, "kind": knob.kind, "count": knob.count, "params": knob.params, "macs": knob.macs,
+        "touches": list(knob.touches), "damage": row.mean_damage, "spare": row.spare,
+        "points": [asdict(point) for point in row.points],
+    }  # fmt: skip
+
+
+def to_document(found: SensitivityResult) -> Document:
+    sections: list[Section] = [Text(_what(found)), *_answer(found), _table(found), sensitivity_chart(found)]
+    if found.ranking is not None:
+        sections.append(_proxy(found))
+    sections += [Text(note, "warning") for note in found.notes]
+    if found.reused:
+        sections.append(
+            Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+        )
+    return Document(f"{found.model.path}: sensitivity", sections)
+
+
+def _what(found: SensitivityResult) -> str:
+    things = "weight" if found.granularity == "element" else "group of coupled units"
+    how = f"ranked by {found.criterion}, on {found.samples:,} samples of {found.source}"
+    if found.ranking is not None:
+        return f"Each {things} cut alone, {how}: damage as predicted from gradients, in no unit."
+    return (
+        f"Each {things} cut alone, {how}: by how much {found.metric} gets worse ({found.change} from"
+        f" {number(found.baseline)}). Damage says how far the outputs move, before anything is counted right or wrong."
+    )
+
+
+def _answer(found: SensitivityResult) -> list[Section]:
+    """How many layers stand how much, and which stand least."""
+    spare = {row.knob.name: row.spare for row in found.rows if row.spare is not None}
+    if not spare:
+        return []
+    levels = sorted({share for share in spare.values() if share}, reverse=True)
+    counts = [f"{sum(share >= level for share in spare.values())} stand {100 * level:.3g} %" for level in levels]
+    none = sum(not share for share in spare.values())
+    said = ", ".join([*counts, *([f"{none} not even the least that was tried"] if none else [])])
+    least = ", ".join(row.knob.name for row in found.rows[:3])
+    return [Text(f"Cut alone, without a loss beyond {SURE:g} standard errors: of {len(spare)}, {said}."
+                 f" The most sensitive: {least}.", "good")]  # fmt: skip
+
+
+def _table(found: SensitivityResult) -> Table:
+    levels = sorted({round(p.fraction, 4) for row in found.rows for p in row.points})
+    columns = [Column("layer" if found.granularity == "element" else "group"), Column("parameters", "count", drop=1)]
+    columns += [Column(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}", "number") for level in levels]
+    columns.append(Column("mean damage", "number"))
+    rows = [[row.knob.name, row.knob.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
+    title = "Predicted damage" if found.ranking else f"{found.metric.replace('_', ' ')}: {found.change}"
+    return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP)
+
+
+def _cells(row: Row, levels: list[float]) -> list[Cell]:
+    known = {round(p.fraction, 4): p.damage if p.drop is None else p.drop for p in row.points}
+    return [number(known[level]) if level in known else None for level in levels]
+
+
+def _note(found: SensitivityResult) -> str:
+    errors = [p.error for row in found.rows for p in row.points if p.error is not None]
+    if not errors:
+        return "the most sensitive first"
+    return f"the most sensitive first; standard errors from {min(errors):.2g} to {max(errors):.2g}"
+
+
+def _proxy(found: SensitivityResult) -> Text:
+    ranking = found.ranking
+    assert ranking is not None
+    good = ranking.correlation >= 0.8
+    said = f"{ranking.correlation:.2f}" if ranking.correlation == ranking.correlation else "not defined"
+    return Text(
+        f"The prediction's rank correlation with the damage measured on {ranking.checked} of these settings is {said}"
+        f" (1 is the same order){'' if good else '; run without --fast for the truth'}.",
+        "good" if good else "warning",
+    )

@@ -1,0 +1,106 @@
+"""What choosing units needs: the recipe, and what the criterion must have been told of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from prunecli.calibration.gradient_source import Batches, GradientSamples, open_study
+from prunecli.calibration.gradients import gates
+from prunecli.calibration.moments import second_moments
+from prunecli.model import find_weights
+from prunecli.model.shapes import input_specs
+from prunecli.runtime import Session
+from prunecli.structures.choose import Evidence, Measure, UnitRecipe, resolve_criterion
+from prunecli.structures.criteria import UNIT_CRITERIA
+from prunecli.structures.options import CutOptions
+from prunecli.structures.prunable import Cuttable
+from prunecli.structures.target import Kind
+from prunecli.types import Progress
+
+Array = np.ndarray[Any, Any]
+
+
+def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
+    """What the criterion needs to know of the data; None where the weights suffice."""
+    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.source is not None))
+    if criterion is None or criterion.evidence is None or options.source is None:
+        return None
+    return _MEASURES[criterion.evidence](subject, options, progress)
+
+
+def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    assert options.source is not None
+    data = options.source.open(input_specs(subject.file.ir))
+    feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
+    ranks = {name: len(shape) for name, shape in subject.shapes.items()}
+    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    found = Evidence(moments=second_moments(subject.work, ranks, feeds, start))
+    return lambda _: found
+
+
+def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    """Of every weight that a group touches, with what is gone at zero."""
+    file = replace(subject.file, ir=subject.work)
+    floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
+    names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
+    wanted = GradientSamples(options.source, seed=options.seed, dims=options.dims, execution=options.execution)
+    study, data = open_study(file, names, wanted, progress=progress)
+    given = dict(study.values)
+
+    def measured(gone: Mapping[str, Mapping[int, Array]]) -> Evidence:
+        study.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
+        return Evidence(gates=gates(study, Batches(data, 1, progress, "measuring gradients")))
+
+    return measured
+
+
+def _without(array: Array, gone: Mapping[int, Array]) -> Array:
+    """The weight with zeros at the positions that are gone."""
+    if not gone:
+        return array
+    array = array.copy()
+    for axis, positions in gone.items():
+        np.moveaxis(array, axis, 0)[positions] = 0
+    return array
+
+
+def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
+    from prunecli.structures.damage import Source, curves
+    from prunecli.structures.recovery import calibration
+
+    assert options.source is not None
+    data, _ = calibration(options.source.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
+    fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
+    groups = subject.units.groups
+    most = [min(g.count - 1, int(np.floor(options.largest_ratio * g.count + 1e-9))) for g in groups]
+    usable = [n for n, m in enumerate(most) if m > 0]
+    source = Source(subject.work, subject.units, fit, judge, data.start, progress=progress)
+    found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
+    evidence = Evidence(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
+    return lambda _: evidence
+
+
+HELD_SHARE = 4
+MOST_HELD = 96
+"""Samples on which the damage is measured, some hundred runs of the model on each."""
+
+_MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
+    "moments": _moments,
+    "gates": _gates,
+    "damage": _damage,
+}
+
+
+def unit_recipe(options: CutOptions, kind: Kind, target: float) -> UnitRecipe:
+    """The options with a target that is a fraction."""
+    return UnitRecipe(
+        budget=kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
+        normalize=options.normalize, max_ratio=options.largest_ratio, round_to=options.multiple,
+        steps=options.step_count, seed=options.seed,
+    )  # fmt: skip

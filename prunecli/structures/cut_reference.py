@@ -1,0 +1,255 @@
+"""The reference of a structural cut: the original file with the removed positions forced to zero.
+
+It is built by the plain onnx package from the file as the user gave it and from what the plan file lists, so
+that agreement with it proves preparation, removal and saving at once, and anyone can build the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from prunecli.verify.outline import drop_unnamed, free_initializers, graphs
+
+Array = np.ndarray[Any, Any]
+Positions = Mapping[str, Mapping[int, Array]]
+"""Value name -> axis -> positions, in the names of the user's file."""
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+NORMS = (
+    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "InstanceNormalization", "GroupNormalization",
+    "ReduceMean",
+)  # fmt: skip
+"""Operators whose statistics depend on how many positions there are."""
+_WHERE_SINCE = 9
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is removed of an axis whose length depends on dynamic dimensions: row-major it has the lengths `split`, of
+    which the dynamic one is -1, and loses the positions `gone[k]` of the k-th."""
+
+    split: tuple[int, ...]
+    gone: Mapping[int, Array]
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What to force to zero.
+
+    `positions` are removed; zeros are forced at the values in `listed`, which is enough (`cut_listing`).
+    `shapes` and `dtypes` (ONNX element types) are of all values. `averaged`: axes (value, axis) whose positions
+    normalisations average over: there only kept positions are to count. `merged`: the same of axes that `positions`
+    cannot list, because their lengths vary.
+    """
+
+    positions: Positions
+    listed: Collection[str]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, int]
+    averaged: Collection[tuple[str, int]] = field(default_factory=frozenset)
+    merged: Mapping[str, Mapping[int, Merged]] = field(default_factory=dict)
+
+    @property
+    def restricts(self) -> bool:
+        """Whether a normalisation averages over an axis that is cut."""
+        return any(self.averages(name) for name, _ in self.averaged)
+
+    def averages(self, name: str) -> bool:
+        """Whether normalisations average over an axis of the value that is cut."""
+        lost = (*self.positions.get(name, ()), *self.merged.get(name, ()))
+        return any((name, axis) in self.averaged for axis in lost)
+
+    def is_listed(self, name: str) -> bool:
+        return name in self.listed and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
+
+
+def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = False) -> onnx.ModelProto:
+    """Make every listed value zero at the listed positions; changes `model` in place and returns it.
+
+    With `restrict`, normalisations that average over cut positions see the kept ones only.
+    """
+    free_initializers(model)
+    for tensor in model.graph.initializer:
+        if forced.is_listed(tensor.name) and tensor.data_type in FLOATS:
+            tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name]))
+    drop_unnamed(model)
+    editor = _Editor(model, forced)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        wanted = restrict and editor.averages(node)
+        model.graph.node.extend(editor.restricted(node) if wanted else editor.masked(node))
+    return model
+
+
+def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array]) -> onnx.TensorProto:
+    """The tensor with zeros at the positions of each axis."""
+    array = np.array(numpy_helper.to_array(tensor))
+    for axis, gone in axes.items():
+        array[(slice(None),) * axis + (gone,)] = 0
+    return numpy_helper.from_array(array, tensor.name)
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of all weights of a model file, external data included."""
+    model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    return sum(_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer)
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.float64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+@dataclass
+class _Editor:
+    model: onnx.ModelProto
+    forced: Forced
+    serial: int = 0
+
+    @property
+    def has_where(self) -> bool:
+        return all(o.version >= _WHERE_SINCE for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+
+    def masked(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The node, followed by one mask per listed output and axis."""
+        steps: list[onnx.NodeProto] = []
+        for index, name in enumerate(node.output):
+            if name and self.forced.is_listed(name):
+                node.output[index] = f"{name}.unmasked"
+                steps += self._masks(name, node.output[index])
+        yield node
+        yield from steps
+
+    def _masks(self, name: str, source: str) -> Iterator[onnx.NodeProto]:
+        shape, axes = self.forced.shapes[name], self.forced.positions[name]
+        code = self.forced.dtypes.get(name, TensorProto.FLOAT)
+        for number, (axis, gone) in enumerate(axes.items()):
+            keep = np.ones(shape[axis], bool)
+            keep[gone] = False
+            target = name if number == len(axes) - 1 else self._name(name)
+            yield self._mask(keep.reshape([-1 if i == axis else 1 for i in range(len(shape))]), source, target, code)
+            source = target
+
+    def _mask(self, keep: Array, source: str, target: str, code: int) -> onnx.NodeProto:
+        """Where(keep, x, 0); x * keep where Where does not exist or has no kernel."""
+        dtype = helper.tensor_dtype_to_np_dtype(code)
+        if self.has_where and code in (TensorProto.FLOAT, TensorProto.DOUBLE):
+            zero = self._constant(np.zeros((), dtype))
+            return helper.make_node("Where", [self._constant(keep), source, zero], [target])
+        return helper.make_node("Mul", [source, self._constant(keep.astype(dtype))], [target])
+
+    # -- statistics over the kept positions ---------------------------------------------------------
+
+    def averages(self, node: onnx.NodeProto) -> bool:
+        """Whether a normalisation averages over an axis that is cut."""
+        return node.op_type in NORMS and any(self.forced.averages(name) for name in (*node.input, *node.output))
+
+    def restricted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """Gather the kept positions of every input, normalise, and put the results back in their places."""
+        places = {name: self.forced.positions[name] for name in node.output if name in self.forced.positions}
+        if node.op_type == "GroupNormalization":
+            self._count_groups(node)
+        lost = [self._lost(node, name) for name in node.input]
+        for index, name in enumerate(node.input):
+            for axis, gone in lost[index].items():
+                kept = np.delete(np.arange(self.forced.shapes[name][axis]), gone)
+                step = self._gather(node.input[index], kept, axis)
+                node.input[index] = step.output[0]
+                yield step
+            for axis, merged in self.forced.merged.get(name, {}).items():
+                kept_of = {k: np.delete(np.arange(merged.split[k]), gone) for k, gone in merged.gone.items()}
+                steps = self._inside(node.input[index], axis, len(self.forced.shapes[name]), merged.split, kept_of)
+                node.input[index] = steps[-1].output[0]
+                yield from steps
+        last = []
+        for index, name in enumerate(node.output):
+            if name in places:
+                current = node.output[index] = self._name(name)
+                for axis, gone in places[name].items():
+                    last.append(self._gather(current, _places(self.forced.shapes[name][axis], gone), axis))
+                    current = last[-1].output[0]
+                last += self._masks(name, current)
+            for axis, merged in self.forced.merged.get(name, {}).items():
+                current = node.output[index] = self._name(name)
+                left = tuple(n - len(merged.gone.get(k, ())) for k, n in enumerate(merged.split))
+                back = {k: _places(merged.split[k], gone) for k, gone in merged.gone.items()}
+                last += self._inside(current, axis, len(self.forced.shapes[name]), left, back)
+                last[-1].output[0] = name
+        yield node
+        yield from last
+
+    def _lost(self, node: onnx.NodeProto, name: str) -> Mapping[int, Array]:
+        """Positions that an input loses here: parameters lose those of the data, even if other nodes share them."""
+        data = node.output[0] if node.op_type == "EmbedLayerNormalization" else node.input[0]
+        own = self.forced.positions.get(name, {})
+        if name in ("", data) or node.op_type == "ReduceMean":
+            return own
+        shape, whole = self.forced.shapes[name], self.forced.shapes[data]
+        first = 1 if node.op_type in ("InstanceNormalization", "GroupNormalization") else len(whole) - len(shape)
+        lost = self.forced.positions.get(data, {})
+        aligned = {axis: first + axis for axis in range(len(shape))}
+        return {
+            axis: lost[place] if place in lost and whole[place] == shape[axis] else own[axis]
+            for axis, place in aligned.items()
+            if axis in own or (place in lost and whole[place] == shape[axis])
+        }
+
+    def _count_groups(self, node: onnx.NodeProto) -> None:
+        """Groups that keep any channel."""
+        for attribute in node.attribute:
+            gone = self.forced.positions.get(node.input[0], {}).get(1)
+            if attribute.name == "num_groups" and gone is not None:
+                channels = self.forced.shapes[node.input[0]][1]
+                kept = np.delete(np.arange(channels), gone)
+                attribute.i = len(np.unique(kept // (channels // attribute.i)))
+
+    def _gather(self, source: str, indices: Array, axis: int) -> onnx.NodeProto:
+        target = self._name(source)
+        return helper.make_node("Gather", [source, self._constant(indices.astype(np.int64))], [target], axis=axis)
+
+    def _inside(
+        self, source: str, axis: int, rank: int, split: Sequence[int], indices: Mapping[int, Array]
+    ) -> list[onnx.NodeProto]:
+        """Gather along parts of an axis that is merged of them: take it apart, gather, put it together."""
+        shape = helper.make_node("Shape", [source], [self._name(source)])
+        ends = [self._gather(shape.output[0], np.arange(a, b), 0) for a, b in ((0, axis), (axis + 1, rank)) if b > a]
+        steps = [shape, *ends]
+
+        def reshape(lengths: Sequence[int]) -> None:
+            middle = [self._constant(np.array(lengths, np.int64))]
+            before, after = ends[: axis > 0], ends[axis > 0 :]
+            parts = [*(e.output[0] for e in before), *middle, *(e.output[0] for e in after)]
+            steps.append(helper.make_node("Concat", parts, [self._name(source)], axis=0))
+            steps.append(helper.make_node("Reshape", [current, steps[-1].output[0]], [self._name(source)]))
+
+        current = source
+        reshape(split)
+        for place, picked in indices.items():
+            steps.append(self._gather(steps[-1].output[0], picked, axis + place))
+        current = steps[-1].output[0]
+        reshape([-1])
+        return steps
+
+    def _constant(self, array: Array) -> str:
+        name = self._name("constant")
+        self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _name(self, stem: str) -> str:
+        self.serial += 1
+        return f"{stem}.reference.{self.serial}"
+
+
+def _places(size: int, gone: Array) -> Array:
+    """For every old position its place among the kept ones; a removed one has any."""
+    keep = np.ones(size, bool)
+    keep[gone] = False
+    found: Array = np.maximum(np.cumsum(keep) - 1, 0)
+    return found

@@ -1,0 +1,216 @@
+"""What each unit costs when the rest is refitted: curves of measured damage over the units that are gone.
+
+Within a group, units are eliminated one by one from the least-squares problems of the layers that read them
+(`elimination.py`). How much the model misses so many of a group is then measured: those units at zero, the
+readers refitted, everything else as it was, the outputs compared on held-out samples. A unit's score is its step on the
+curve's convex hull, so that ranking by score per cost solves the knapsack over groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
+from prunecli.calibration.grams import Equations, Picker
+from prunecli.calibration.layers import Layer, refittable
+from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
+from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.dependency.slices import WeightSlices
+from prunecli.model.graphs import reads
+from prunecli.runtime import Session
+from prunecli.structures.elimination import Elimination, Reader, convex, eliminate
+from prunecli.types import Progress, no_progress
+
+Array = np.ndarray[Any, Any]
+Feeds = Sequence[Mapping[str, Array]]
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+"""Of a group's units: where the damage is measured, besides the most that may go. In between it follows the error of
+the elimination."""
+POSITIONS = 400
+"""Per input of a layer, of which its Gram matrix is made."""
+WIDEST = 6144
+"""Inputs of a layer whose Gram matrix is inverted."""
+_TINY = float(np.finfo(float).tiny)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`order`: units of the group, the first to go first; `damage[k]`: of the outputs without the first k."""
+
+    count: int
+    order: list[int]
+    damage: Array
+
+    def scores(self) -> Array:
+        """One per unit, of which those that go later have larger ones; the units that stay are infinite."""
+        out = np.full(self.count, np.inf)
+        steps = np.maximum(np.diff(convex(self.damage)), 0)
+        out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(self.damage.max()), _TINY))
+        return out
+
+
+@dataclass
+class Source:
+    """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on."""
+
+    model: ir.Model
+    catalogue: Catalogue
+    feeds: Feeds
+    held: Feeds
+    start: Opener = Session.open
+    memory: int = LIMIT
+    progress: Progress = no_progress
+    outputs: list[str] = field(init=False)
+    sites: dict[str, Layer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = looked_at(self.model.graph.outputs)
+        self.sites = {site.weight.name: site for site in refittable(self.model)[0]}
+
+    def content(self, name: str) -> Array:
+        tensor = self.model.graph.initializers[name].const_value
+        assert tensor is not None
+        return np.asarray(tensor.numpy())
+
+
+def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list[Curve]:
+    """A curve per group, up to `most` units gone.
+
+    Raises:
+        PruneError: onnxruntime cannot run a piece of the model.
+    """
+    slices = WeightSlices(source.catalogue)
+    wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
+    with Store(source.memory) as store:
+        _measure_inputs(source, wanted, store)
+        held = Walk(source.model, source.held, store, source.start, keep=source.outputs)
+        base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
+        trials = [_Trial(source, group, slices, store) for group in groups]
+        order = sorted(range(len(groups)), key=lambda number: trials[number].first)
+        found: dict[int, Curve] = {}
+        for number in source.progress(order, "measuring groups", len(order)):
+            found[number] = trials[number].curve(held, base, most[number])
+    return [found[number] for number in range(len(groups))]
+
+
+def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
+    """Puts the centred (or, where there is no offset to refit, plain) X X^T of each layer into the store, by the
+    weight's name."""
+    walk = Walk(source.model, source.feeds, store, source.start)
+    sites = [site for name, site in source.sites.items() if name in wanted and site.shape[2] * site.shape[3] <= WIDEST]
+    for site in source.progress(sites, "measuring inputs", len(sites)):
+        batch, _, taps, cols = site.shape
+        sums, picker = Equations.empty(batch, 1, taps * cols), Picker(walk.batches, taps * cols, POSITIONS)
+        walk.reach([site.found.data, site.output])
+        for number in range(walk.batches):
+            data, output = walk.read(site.found.data, number), walk.read(site.output, number)
+            for places in picker.pick(site.found.positions(output.shape)):
+                columns = site.found.columns(data, output.shape, places)
+                sums.add(columns, np.zeros((batch, 1, columns.shape[2]), np.float32))
+        walk.release(site.found.data)
+        walk.release(site.output)
+        if np.isfinite(sums.gram).all():
+            problems = [sums.problem(one, intercept=_is_free(site)) for one in range(batch)]
+            store.put(("gram", site.weight.name), np.stack([problem.gram for problem in problems]))
+            store.put(("mean", site.weight.name), np.stack([problem.x for problem in problems]))
+    walk.close()
+
+
+def _is_free(site: Layer) -> bool:
+    """Whether there is a constant that a trial can change."""
+    source = site.offset.source if site.offset is not None else None
+    return source is not None and source.is_own
+
+
+class _Trial:
+    """One group: the layers that read it, and what the model does without some of its units."""
+
+    def __init__(self, source: Source, group: Group, slices: WeightSlices, store: Store) -> None:
+        self.source, self.group, self.store = source, group, store
+        self.pieces = list(slices.of(group))
+        self.readers = [p for p in self.pieces if p.role == "in" and ("gram", p.name) in store]
+        touched = {name for name, _ in group.weights}
+        nodes = [node for node in source.model.graph if any(v.name in touched for v in reads(node))]
+        places = {node: number for number, node in enumerate(source.model.graph)}
+        self.first = min((places[node] for node in nodes), default=0)
+        self.inputs = [v.name or "" for v in reads(nodes[0]) if v.producer() is not None] if nodes else []
+        self.norm = np.sum([_share(p.take(slices.array(p.name))) for p in self.pieces], axis=0)
+
+    def curve(self, held: Walk, base: Sequence[Array], most: int) -> Curve:
+        """Measured as far as memory of what was run before allows: groups come in the order of the graph."""
+        count = self.group.count
+        counts = sorted({min(max(round(share * count), 1), most) for share in SHARES} | {most})
+        found = self._eliminated(most, counts)
+        held.reach(self.inputs)
+        damage = np.maximum.accumulate([0.0, *(self._damage(held, base, found, gone) for gone in counts)])
+        along = found.errors + np.arange(most + 1) * max(float(found.errors[-1]), _TINY) * 1e-6
+        return Curve(count, found.order, np.interp(along, along[[0, *counts]], damage))
+
+    def _eliminated(self, most: int, counts: Sequence[int]) -> Elimination:
+        """Where no layer reads the units linearly, the smallest weights go first."""
+        readers = [reader for piece in self.readers for reader in self._reading(piece)]
+        if readers:
+            return eliminate(readers, self.group.count, most, counts)
+        order = np.argsort(self.norm, kind="stable")[:most].tolist()
+        return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
+
+    def _reading(self, piece: Any) -> list[Reader]:
+        """One per matrix of the layer; a unit's columns are its inputs at every tap."""
+        site = self.source.sites[piece.name]
+        shape, layout = site.weight.shape, site.weight.layout
+        label = np.arange(shape[piece.axis]).reshape([-1 if a == piece.axis else 1 for a in range(len(shape))])
+        inputs = layout.canonical(np.broadcast_to(label, shape).copy())[:, 0, 0, :]
+        _, _, taps, cols = site.shape
+        grams, out = self.store.get(("gram", piece.name)), []
+        for gram, matrix, own in zip(grams, site.matrices(), inputs, strict=True):
+            place = np.full(shape[piece.axis], -1)
+            place[own] = np.arange(cols)
+            mine = place[piece.index]
+            units = np.flatnonzero((mine >= 0).all(axis=1))
+            rows = (np.arange(taps)[None, :, None] * cols + mine[units][:, None, :]).reshape(len(units), -1)
+            reader = Reader(np.asarray(gram), matrix.T.copy(), units, rows)
+            energy = reader.energy()
+            reader.weight = 1 / energy if energy > _TINY else 0.0  # what does not vary has nothing to lose
+            out.append(reader)
+        return out
+
+    def _damage(self, held: Walk, base: Sequence[Array], found: Elimination, gone: int) -> float:
+        mask = np.zeros(self.source.catalogue.count, bool)
+        mask[self.group.first + np.array(found.order[:gone])] = True
+        changed = self._zeroed(mask) | (self._refitted(found.snapshots[gone]) if found.snapshots else {})
+        return mean_error(base, outputs_ahead(held, self.source.outputs, changed))
+
+    def _zeroed(self, mask: Array) -> dict[str, Array]:
+        """The group's weights with zeros where the units are."""
+        out: dict[str, Array] = {}
+        removed = self.source.catalogue.removed(mask)
+        for name in {name for name, _ in self.group.weights} & set(removed):
+            array = np.array(self.source.content(name))
+            for axis, positions in removed[name].items():
+                np.moveaxis(array, axis, 0)[positions] = 0
+            out[name] = array
+        return out
+
+    def _refitted(self, matrices: Sequence[Array]) -> dict[str, Array]:
+        """The readers' weights, and the offsets that keep their outputs' means."""
+        out, rest = {}, list(matrices)
+        for piece in self.readers:
+            site = self.source.sites[piece.name]
+            mine, rest = rest[: site.shape[0]], rest[site.shape[0] :]
+            weights = np.stack([matrix.T for matrix in mine])
+            out[piece.name] = site.cast(weights)
+            if site.offset is not None and _is_free(site):
+                moved = np.einsum("gmk,gk->gm", site.matrices() - weights, self.store.get(("mean", piece.name)))
+                out[site.offset.name] = site.offset.content((site.constant() + moved).reshape(-1))
+        return out
+
+
+def _share(slices: Array) -> Array:
+    """sum x^2 per unit, over that of all."""
+    squares = np.square(slices).sum(axis=1)
+    return np.asarray(squares / max(float(squares.sum()), _TINY))

@@ -1,0 +1,153 @@
+"""Deciding what a structural cut removes: units chosen under a budget, or taken from a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from prunecli.dependency.analysis import NONE, Whole
+from prunecli.dependency.costs import costs
+from prunecli.dependency.grouping import ALL
+from prunecli.errors import PruneError, advice
+from prunecli.model import load
+from prunecli.model.saving import check_target
+from prunecli.model.shapes import input_specs
+from prunecli.model.stored_tensors import INTERFACE
+from prunecli.structures.blocks import choose_blocks, open_blocks
+from prunecli.structures.budget import Mask
+from prunecli.structures.calibrate import measure, unit_recipe
+from prunecli.structures.choose import decide_units
+from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
+from prunecli.structures.cut_proof import check_room
+from prunecli.structures.decision import Decided, analysed_as, recipe_shapes, recipe_whole
+from prunecli.structures.latency_budget import choose_for_latency
+from prunecli.structures.options import BLOCK, StructuredOptions
+from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
+from prunecli.structures.recovery import recovery_method
+from prunecli.types import Json, Progress
+
+
+def decide(
+    path: Path,
+    target: Path,
+    options: StructuredOptions,
+    progress: Progress,
+    gone: Mask | None = None,
+    whole: Whole = NONE,
+) -> tuple[Cuttable, Decided]:
+    """Open the model and choose its units, or take them from a plan.
+
+    Args:
+        gone: units that count as removed already.
+        whole: axes that stay whole, and why; a plan has its own.
+    Raises:
+        PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
+    """
+    if options.verify:
+        check_room(path)
+    if options.plan is not None:
+        return _replay(path, target, options.plan, options)
+    options = replace(options, criterion=_criterion(options))
+    budget = options.budget
+    assert budget is not None
+    start = open_blocks if options.granularity == BLOCK else open_cuttable
+    subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
+    check_target(subject.file, None if options.dry_run else target, options.force, options)
+    allowed, left = choose_groups(subject, options.include, options.exclude)
+    if not allowed.any():
+        raise nothing_to_cut(subject, left)
+    if budget.kind == "latency":
+        return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
+    if options.granularity == BLOCK:
+        return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
+    stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
+    recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored))
+    evidence = measure(subject, options, progress) if options.source is not None else None
+    decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
+    if not decision.removed.any():
+        more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
+        raise PruneError("at this budget nothing is removed", more)
+    return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
+
+
+def _criterion(options: StructuredOptions) -> str:
+    """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it."""
+    refits = options.granularity != BLOCK and recovery_method(options) in ("lstsq", "auto")
+    return "obs" if options.criterion == "auto" and refits else options.criterion
+
+
+def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
+    """The choice in full, as provenance and plans record it."""
+    budget = options.budget
+    assert budget is not None
+    names = ("granularity", "criterion", "normalize", "scope")
+    unit = "_ms" if budget.kind == "latency" and budget.absolute else ""
+    return {
+        budget.kind + unit: budget.target,
+        **{name: getattr(options, name) for name in names},
+        "max_ratio": options.largest_ratio,
+        "round_to": options.multiple,
+        "steps": options.step_count,
+        "seed": options.seed,
+        "include": list(options.include),
+        "exclude": list(options.exclude),
+        **({"data": options.source.text} if options.source else {}),
+        **analysed_as(subject),
+    }
+
+
+def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOptions) -> tuple[Cuttable, Decided]:
+    file = load(path)
+    plan = load_cut_plan(plan_path, file)
+    recipe = plan["recipe"]
+    granularity = recipe.get("granularity")
+    if not isinstance(granularity, str):
+        raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
+    start = open_blocks if granularity == BLOCK else open_cuttable
+    shapes = recipe_shapes(recipe, input_specs(file.ir))
+    given = recipe.get("include")
+    include = [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
+    subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe), include)
+    check_target(subject.file, None if options.dry_run else target, options.force, options)
+    groups = [subject.units.groups[g].name for g in subject.units.group_of]
+    removed, scores = chosen_units(plan_path, plan, groups)
+    emptied = subject.units.kept(removed) < np.minimum(subject.units.sizes, 1)
+    if emptied.any():
+        raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
+    follows = subject.listed(subject.units.removed(removed))
+    check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)
+    return subject, Decided(removed, scores, recipe, {})
+
+
+def nothing_to_cut(subject: Cuttable, left: Mapping[str, str]) -> PruneError:
+    """Why there is nothing: the most frequent reasons."""
+    if left:
+        return PruneError(f"{_given(left.values())} nothing to cut", f"{len(left)} groups could be cut without that")
+    reasons = Counter(axis.reason for axis in subject.units.frozen)
+    told = "; ".join(f"{reason} ({count} axes)" for reason, count in reasons.most_common(3))
+    facts, assumed = subject.units.analysis.facts, subject.counted.assumed
+    failed = next((f"{n.op_type}: {why}" for n, why in facts.problems.items() if "ShapeInferenceError" in why), "")
+    if failed and assumed:
+        return PruneError(
+            f"nothing can be cut from {subject.file.path}: {failed}",
+            f"--input-shape and --dim state the sizes; assumed were {', '.join(assumed)}",
+        )
+    return PruneError(
+        f"nothing can be cut from {subject.file.path}: {told or 'it has no weights'}",
+        advice(
+            ("see what `prune inspect` lists", True),
+            ("name the inputs with --include", INTERFACE in reasons),
+            ("use --granularity all", any(ALL in reason for reason in reasons)),
+        ),
+    )
+
+
+def _given(reasons: Iterable[str]) -> str:
+    """Which of the two options left groups out."""
+    told = " ".join(reasons)
+    named = [option for option in ("--include", "--exclude") if option in told]
+    return f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''}"

@@ -1,0 +1,221 @@
+"""A decided cut as rows of a report and as a plan file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.dependency.catalogue import Group
+from prunecli.dependency.cut import Removed
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec
+from prunecli.model import Model, Weight, find_weights
+from prunecli.model.shape_inference import Shape
+from prunecli.model.sizes import count_nonzero
+from prunecli.structures.cut_plan import ANEW, identity, positions_json
+from prunecli.structures.cut_reference import Forced
+from prunecli.structures.prunable import Cuttable
+from prunecli.types import Json, LayerRow
+
+Array = np.ndarray[Any, Any]
+MAX_ELEMENTS = 1 << 28
+"""Of one input; the same as random inputs may have."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision, whoever took it: a mask over units, a score for each, the recipe that is recorded. `left`:
+    groups that may not be cut, and why. `latency`: what was measured, where that was the budget."""
+
+    removed: Array
+    scores: Array
+    recipe: Json
+    left: Mapping[str, str]
+    notes: Sequence[str] = ()
+    latency: Json | None = None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of units. `params` and `macs`: what removing a single unit saves, at the analysed dimensions.
+    Scores are None where there are none. `touches`: the weights' slices, as NAME[axis]. `kept`, `removed`: the scores
+    of the units that stayed and went."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    params: int
+    macs: int
+    lowest: float | None
+    highest: float | None
+    touches: tuple[str, ...]
+    note: str = ""
+    kept: Sequence[float] = ()
+    removed: Sequence[float] = ()
+
+
+def group_rows(subject: Cuttable, decided: Decided) -> list[GroupRow]:
+    """Every group, in the order of the catalogue."""
+    rows = []
+    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
+        mine = decided.scores[group.units]
+        finite, gone = mine[np.isfinite(mine)], decided.removed[group.units]
+        rows.append(
+            GroupRow(
+                name=group.name,
+                kind=group.kind,
+                before=group.count,
+                after=group.count - int(gone.sum()),
+                params=params,
+                macs=macs,
+                lowest=float(finite.min()) if finite.size else None,
+                highest=float(finite.max()) if finite.size else None,
+                touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
+                note=decided.left.get(group.name, group.approximation),
+                kept=mine[np.isfinite(mine) & ~gone].tolist(),
+                removed=mine[np.isfinite(mine) & gone].tolist(),
+            )
+        )
+    return rows
+
+
+# -- the plan file ----------------------------------------------------------------------------------
+
+
+def plan_json(subject: Cuttable, decided: Decided, removed: Removed) -> Json:
+    """The whole plan, without its schema."""
+    forced, listed = subject.forced(removed, decided.removed), subject.listed(removed)
+    return {
+        "model": identity(subject.file),
+        "recipe": decided.recipe,
+        "weights": positions_json({name: axes for name, axes in listed.items() if subject.is_stored(name)}),
+        "tensors": positions_json({name: axes for name, axes in listed.items() if not subject.is_stored(name)}),
+        "units": list(_units(subject, decided)),
+        "frozen": [asdict(axis) for axis in subject.units.frozen],
+        "averaged": sorted(
+            [n, a] for n, a in forced.averaged for own in (forced.positions, forced.merged) if a in own.get(n, ())
+        ),
+        **({"merged": _merged_json(forced)} if forced.merged else {}),
+    }
+
+
+def _merged_json(forced: Forced) -> Json:
+    return {
+        name: {
+            str(axis): {"split": list(one.split), "positions": {str(k): gone.tolist() for k, gone in one.gone.items()}}
+            for axis, one in axes.items()
+        }
+        for name, axes in forced.merged.items()
+    }
+
+
+def _units(subject: Cuttable, decided: Decided) -> Iterator[Json]:
+    everything = np.ones(subject.units.count, bool)
+    full = subject.listed(subject.units.removed(everything))
+    for group, (params, macs) in zip(subject.units.groups, subject.prices, strict=True):
+        slices = list(_slices(subject, group, full))
+        for place in range(group.count):
+            number = group.first + place
+            score = float(decided.scores[number])
+            weights: dict[str, dict[str, list[int]]] = {}
+            for name, axis, index in slices:
+                weights.setdefault(name, {})[str(axis)] = index[place]
+            yield {
+                "id": number,
+                "group": group.name,
+                "kind": group.kind,
+                "score": score if np.isfinite(score) else None,
+                "removed": bool(decided.removed[number]),
+                "params": params,
+                "macs": macs,
+                "weights": weights,
+            }
+
+
+def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[str, int, list[list[int]]]]:
+    """(weight, axis, positions of every unit) for the weights of a group that a plan can name."""
+    units, solved = subject.units, subject.units.analysis.components
+    atoms = units.atoms[units.start[group.first] : units.start[group.units.stop]].reshape(group.count, -1)
+    where = units.axis_of_atom[atoms]
+    for name, axis in group.weights:
+        if axis in full.get(name, {}):
+            value = subject.work.graph.initializers[name]
+            root = solved.table.find(solved.table.axis(value, axis, 0))
+            mine = atoms[where == root].reshape(group.count, -1) - solved.offset[root]
+            yield name, axis, np.sort(mine, axis=1).tolist()
+
+
+def analysed_as(subject: Cuttable) -> Json:
+    """What a recipe says so that a replay finds the same units: `recipe_shapes` and `recipe_whole` read it."""
+    whole = [[name, axis, why] for (name, axis), why in subject.whole.items()]
+    inputs = {name: list(shape) for name, shape in subject.inputs.items()}
+    return {"inputs": inputs, **({"whole": whole} if whole else {})}
+
+
+def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
+    """The input shapes a plan was made at, for a model with these inputs.
+
+    Raises:
+        PruneError: they are malformed, are not those of the model's inputs, or are absurdly large.
+    """
+    shapes = recipe.get("inputs")
+    good = isinstance(shapes, dict) and all(
+        isinstance(shape, list) and all(type(d) is int and 0 < d < MAX_ELEMENTS for d in shape)
+        for shape in shapes.values()
+    )
+    if not isinstance(shapes, dict) or not good:
+        raise PruneError("the plan's recipe does not say at which input shapes it was made", ANEW)
+    for spec in specs:
+        shape = shapes.get(spec.name, [])
+        fits = len(shape) == len(spec.shape) and math.prod(shape) < MAX_ELEMENTS
+        fixed = zip(shape, spec.shape, strict=False)
+        if len(shapes) != len(specs) or not fits or any(isinstance(d, int) and d != n for n, d in fixed):
+            raise PruneError(f"the plan's input shapes do not fit the input {spec.describe()}", ANEW)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def recipe_whole(recipe: Json) -> dict[tuple[str, int], str]:
+    """The axes that stayed whole because they could not follow a cut, and why.
+
+    Raises:
+        PruneError: they are malformed.
+    """
+    rows = recipe.get("whole", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(r, list) and list(map(type, r)) == [str, int, str] for r in rows
+    ):
+        raise PruneError("the plan's recipe does not say which axes stay whole", ANEW)
+    return {(name, axis): why for name, axis, why in rows}
+
+
+# -- layers -----------------------------------------------------------------------------------------
+
+
+def layer_rows(subject: Cuttable, removed: Collection[str], saved: Model) -> list[LayerRow]:
+    """Every weight that is prunable or was cut (named in `removed`), before and after."""
+    after = {weight.name: weight for weight in find_weights(saved).all()}
+    found = find_weights(subject.file)
+    prunable = {weight.name for weight in found.prunable}
+    shown = [w for w in found.all() if w.name in after and (w.name in prunable or w.name in removed)]
+    return [_row(weight, after[weight.name]) for weight in shown]
+
+
+def _row(weight: Weight, late: Weight) -> LayerRow:
+    params, nonzero = late.size, count_nonzero(late.tensor)
+    return LayerRow(
+        name=weight.node.name or weight.node.outputs[0].name or "",
+        op=weight.op,
+        weight=weight.name,
+        shape_before=weight.shape,
+        shape_after=late.shape,
+        params_before=weight.size,
+        params_after=params,
+        nonzero=nonzero,
+        sparsity=1 - nonzero / params if params else 0.0,
+        extra={"kind": weight.kind},
+    )

@@ -1,0 +1,129 @@
+"""Backward elimination of inputs from least-squares problems, the rest refitted each time (Optimal Brain Surgeon with
+units for weights; Hassibi and Stork 1993, Frantar and Alistarh 2022).
+
+A layer computes Y = X B0 from inputs with the Gram matrix G = X^T X. After each removal B and G^-1 are brought up to
+date (`surgeon.py`), so of two equal inputs one goes for nothing and the other then counts for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.reconstruct.surgeon import Surgeon
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Reader:
+    """A layer that reads the units. `gram` (d, d) and `matrix` B (d, m), float64. `rows` (n, p): the rows of the units
+    in `units` (n,), each of them once. `weight`: of its errors in the sum over readers."""
+
+    gram: Array
+    matrix: Array
+    units: Array
+    rows: Array
+    weight: float = 1.0
+
+    def energy(self) -> float:
+        """sum Y^2."""
+        return float((self.matrix * (self.gram @ self.matrix)).sum())
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """`order`: units, the first to go first (one stays). `errors[k]`: weighted error once k of them are gone.
+    `snapshots[k]`: B of each reader then, for the k asked for."""
+
+    order: list[int]
+    errors: Array
+    snapshots: dict[int, list[Array]]
+
+
+_WORST = float(np.finfo(float).max)
+"""What cannot be told goes last, and yet before what is gone already."""
+DAMPING = 1e-4
+"""Of the mean of G's diagonal, added to it: equal and dead inputs make G singular."""
+
+
+class _State:
+    """One reader on the way."""
+
+    def __init__(self, reader: Reader, count: int) -> None:
+        wide = reader.rows.shape[1] > 1
+        members = reader.rows if wide else None
+        self.surgeon = Surgeon(reader.matrix.T[None].copy(), _inverse(reader.gram)[None], members)
+        self.weight, self.own = reader.weight, np.full(count, -1)
+        self.own[reader.units] = np.arange(len(reader.units)) if wide else reader.rows[:, 0]
+
+    @property
+    def matrix(self) -> Array:
+        """B as it is now."""
+        matrix: Array = self.surgeon.current()[0].T
+        return matrix
+
+    def increases(self, alive: Array) -> Array:
+        """The weighted error that each unit's removal adds; infinite for those gone."""
+        out = np.where(alive, 0.0, np.inf)
+        mine = np.flatnonzero(alive & (self.own >= 0))
+        if len(mine):
+            out[mine] = self.weight * self.surgeon.losses_of(self.own[mine])[0]
+        return out
+
+    def remove(self, unit: int) -> None:
+        if self.own[unit] >= 0:
+            self.surgeon.remove(self.own[[unit]])
+
+
+def _inverse(gram: Array) -> Array:
+    """Of G with what is added to its diagonal: more where G is so small that rounding has made it indefinite."""
+    if not np.isfinite(gram).all():
+        return np.full_like(gram, np.nan)
+    size = len(gram)
+    mean = float(np.trace(gram)) / max(size, 1)
+    added = DAMPING * mean if mean > 0 else 1.0
+    while True:
+        damped = gram + np.eye(size) * added
+        try:
+            np.linalg.cholesky(damped)
+        except np.linalg.LinAlgError:
+            added *= 10
+        else:
+            return np.linalg.inv(damped)
+
+
+def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
+    """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first."""
+    states = [_State(reader, count) for reader in readers]
+    alive, order, errors = np.ones(count, bool), list[int](), [0.0]
+    kept = {0: [state.matrix for state in states]} if 0 in snapshots else {}
+    for gone in range(1, min(most, count) + 1):
+        increase = np.sum([state.increases(alive) for state in states], axis=0)
+        increase = np.where(alive, np.nan_to_num(increase, nan=_WORST, posinf=_WORST), np.inf)
+        unit = count - 1 - int(np.argmin(increase[::-1]))
+        for state in states:
+            state.remove(unit)
+        alive[unit] = False
+        order.append(unit)
+        errors.append(errors[-1] + max(float(increase[unit]), 0.0))
+        if gone in snapshots:
+            kept[gone] = [state.matrix for state in states]
+    return Elimination(order, np.array(errors), kept)
+
+
+def convex(values: Array) -> Array:
+    """The largest convex function of the position that is nowhere above `values` (its lower hull)."""
+    hull: list[int] = []
+    for x in range(len(values)):
+        while len(hull) > 1 and _above(values, hull[-2], hull[-1], x):
+            hull.pop()
+        hull.append(x)
+    return np.interp(np.arange(len(values)), hull, values[hull])
+
+
+def _above(values: Array, a: int, b: int, c: int) -> bool:
+    return bool((values[b] - values[a]) * (c - a) >= (values[c] - values[a]) * (b - a))

@@ -1,0 +1,123 @@
+"""What happens to a cut model between being written and appearing: checked, proved, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecli.errors import PruneError
+from prunecli.model import Dims, concrete_shapes, load, totals
+from prunecli.model.plain import plain_path
+from prunecli.model.saving import objection
+from prunecli.runtime import Session
+from prunecli.structures.cut_proof import CutProof, Trial
+from prunecli.structures.cut_reference import Forced
+from prunecli.structures.decision import layer_rows
+from prunecli.structures.prunable import Cuttable, less
+from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
+from prunecli.verify.inputs import InputShapes, sizes_to_try
+
+if TYPE_CHECKING:
+    from prunecli.structures.options import CutOptions
+
+REAL_BATCHES = 4
+REAL_BATCH = 8
+
+
+@dataclass
+class Inspector:
+    """Takes the staged file of a cut: `save` calls it before the file appears.
+
+    Afterwards `after` are the sizes of the file, `layers` its weights beside the original's, and `warnings` what has to
+    be said first: a budget missed by little, a larger file.
+    """
+
+    subject: Cuttable
+    forced: Forced
+    options: CutOptions
+    progress: Progress = no_progress
+    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    after: Totals | None = None
+    layers: list[LayerRow] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __call__(self, staged: Path) -> None:
+        original = plain_path(self.subject.file)
+        if self.options.verify:
+            start = partial(
+                Session.open, provider=self.options.execution.provider, threads=self.options.execution.thread_count
+            )
+            proof = CutProof(original, self.forced, self.trials, start, self.progress)
+            self.verification = proof(staged)
+        self.measure(staged)
+
+    def measure(self, staged: Path) -> None:
+        """What is not the proof: the file is valid, and how large it is.
+
+        Raises:
+            PruneError: it is invalid, or misses the budget.
+        """
+        strict_check(plain_path(self.subject.file), staged)
+        saved = load(staged)
+        self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.subject.counted.inputs)))
+        self.layers = layer_rows(self.subject, self.forced.positions, saved)
+        missed = (
+            ""
+            if self.options.budget is None
+            else self.options.budget.missed(self.subject.before, self.after, less(self.options, self.subject))
+        )
+        self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
+
+    def trials(self, original: Session) -> Iterator[Trial]:
+        """Real samples first, then random inputs at each choice of the dynamic dimensions."""
+        if self.options.source is not None:
+            size = min(self.options.batch_size, REAL_BATCH)
+            samples = self.options.source.open(original.inputs)
+            few = samples.take(REAL_BATCHES * size)
+            for number, batch in enumerate(few.batches(size)):
+                yield Trial(f"batch {number} of {samples.source}", batch.feed, True)
+        first = [self.subject.inputs, self.subject.inputs, self.subject.counted.inputs, self.subject.other_inputs]
+        wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
+        for number, shapes in enumerate(wanted):
+            seed = self.options.seed + number
+            yield Trial(f"random inputs, seed {seed}", _made(original, seed, shapes))
+        for sizes in sizes_to_try(self.subject.file, self.subject.inputs, self.options.dims):
+            yield Trial(f"random inputs {_told(sizes)}", _made(original, self.options.seed, sizes), spare=True)
+
+
+def _made(session: Session, seed: int, shapes: InputShapes) -> Mapping[str, Any] | PruneError:
+    """Random inputs, or why there are none."""
+    try:
+        return session.random_inputs(seed=seed, shapes=shapes)
+    except PruneError as error:
+        return error
+
+
+def _told(shapes: InputShapes) -> str:
+    return ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def larger(before: Totals, after: Totals) -> Iterator[str]:
+    """What has grown."""
+    for name, title in (
+        ("params", "parameters"),
+        ("macs", "multiply-accumulates"),
+        ("file_bytes", "bytes of the file"),
+    ):
+        old, new = getattr(before, name), getattr(after, name)
+        if old is not None and new is not None and new > old:
+            yield f"the result is larger than its input: {old:,} {title} became {new:,}"
+
+
+def strict_check(original: Path, staged: Path) -> None:
+    """Strict shape inference must accept the result where it accepts the original.
+
+    Raises:
+        PruneError: it does not.
+    """
+    problem = objection(staged, strict=True)
+    if problem and not objection(original, strict=True):
+        raise PruneError(f"the cut model is invalid: {problem}", "nothing was written; please report this")

@@ -1,0 +1,327 @@
+"""The model of a structural cut, analysed: its working form, its units, and which of them may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.analysis import NONE, Analysis, Whole
+from prunecli.dependency.analysis import analyse as solve
+from prunecli.dependency.catalogue import Catalogue, parse_granularity, split_of
+from prunecli.dependency.context import Work
+from prunecli.dependency.costs import costs
+from prunecli.dependency.cut import Removed, UnfollowedError, remove
+from prunecli.dependency.grouping import ALL, catalogue
+from prunecli.dependency.prepare import plan_names, prepare
+from prunecli.errors import PruneError, advice, did_you_mean, keywords
+from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
+from prunecli.model.shape_inference import Shape
+from prunecli.model.shapes import Shapes, input_specs, require_ranks
+from prunecli.model.sizes import totals
+from prunecli.model.stored_tensors import name_inputs
+from prunecli.structures.cut_plan import needed
+from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
+from prunecli.structures.options import CutOptions
+from prunecli.structures.target import Budget
+from prunecli.types import Totals
+from prunecli.zeros.selector import check_numbers
+
+Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
+ANALYSED_BATCH = 2
+"""A batch of one hides which axes are the batch."""
+
+
+@dataclass
+class Cuttable:
+    """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
+    `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut."""
+
+    file: Model
+    work: ir.Model
+    units: Catalogue
+    inputs: dict[str, Shape]
+    granularity: str
+    counted: Shapes
+    whole: Whole = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+
+    @property
+    def other_inputs(self) -> dict[str, Shape] | None:
+        """The second choice of dynamic dimensions, None if all are static."""
+        return self.units.analysis.other_inputs
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Of every value, at the analysed dimensions."""
+        return {v.name: s for v, s in self.units.analysis.facts.shapes.items() if v.name}
+
+    @cached_property
+    def dtypes(self) -> dict[str, int]:
+        return {v.name: code for v, code in self.units.analysis.facts.dtypes.items() if v.name}
+
+    def named(self, removed: Removed) -> Removed:
+        """A cut in the names of the user's file: its floating-point values."""
+        found = plan_names(self.work, removed, self.units.analysis.geometry)
+        return {name: axes for name, axes in found.items() if self.dtypes.get(name) in FLOATS}
+
+    def listed(self, removed: Removed) -> Removed:
+        """What a plan lists of a cut: weights, and the values at which zeros make a difference."""
+        return needed(self.file.ir.graph, self.named(removed))
+
+    def without(self, units: Array, positions: Removed) -> ir.Model:
+        """A copy of the working form without the masked units, whose positions are given."""
+        cut = self.work.clone()
+        remove(cut, positions, self.inputs, self.other_inputs)
+        return cut
+
+    @cached_property
+    def before(self) -> Totals:
+        """Sizes of the file as given, work at the sizes that are reported."""
+        return totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
+
+    def fraction(self, budget: Budget, whole: float) -> float:
+        """What a budget leaves of the working form, which has `whole` of it: constants computed in it are stored there.
+
+        Raises:
+            PruneError: the working form has no more than the budget allows, or its whole is not known.
+        """
+        fraction, given = budget.fraction(self.before), getattr(self.before, budget.kind, None)
+        if not given or not whole:
+            return fraction
+        left = float(fraction * given / whole)
+        if left >= 1:
+            raise PruneError(f"with its constants computed the model has only {whole:,.0f} {budget.kind} of {given:,}",
+                             f"ask for less than {whole / given:.3g}")  # fmt: skip
+        return left
+
+    @cached_property
+    def prices(self) -> list[tuple[int, int]]:
+        """(parameters, multiply-accumulates) that the removal of one unit of each group saves by itself."""
+        priced, sizes = costs(self.units.analysis), self.units.sizes
+        whole, out = priced.of(sizes), []
+        for group in self.units.groups:
+            kept = sizes.copy()
+            kept[list(group.axes)] -= np.array(group.per_unit)
+            left = priced.of(kept)
+            out.append((whole["params"] - left["params"], whole["macs"] - left["macs"]))
+        return out
+
+    def members(self) -> list[list[str]]:
+        """Per group: the initializers and nodes with a value on any axis that it cuts."""
+        table = self.units.analysis.components.table
+        values: dict[int, list[ir.Value]] = {}
+        for number, axis in enumerate(table.axes):
+            if axis.value is not None:
+                values.setdefault(table.find(number), []).append(axis.value)
+        initializers = self.work.graph.initializers
+        out = []
+        for group in self.units.groups:
+            mine = [v for axis in group.axes for v in values.get(axis, ())]
+            stored = [v.name or "" for v in mine if v.name in initializers]
+            nodes = [n for v in mine for n in (v.producer(), *(use.node for use in v.uses())) if n is not None]
+            out.append(list(dict.fromkeys([*stored, *(node_name(n) for n in nodes)])))
+        return out
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the user's file stores a value as an initializer or in a Constant node."""
+        graph = self.file.ir.graph
+        return name in graph.initializers or name in self._constants
+
+    @cached_property
+    def _constants(self) -> set[str]:
+        return {n.outputs[0].name or "" for n in self.file.ir.graph if n.op_type == "Constant" and n.domain == ""}
+
+    def forced(self, removed: Removed, units: Array) -> Forced:
+        """The reference of the proof; approximations matter only where the cut has any."""
+        groups = {int(g) for g in np.unique(self.units.group_of[units])}
+        width = any(self.units.groups[g].approximation for g in groups)
+        named = self.named(removed)
+        averaged, merged = (self._averaged, self._merged(units)) if width else (frozenset[tuple[str, int]](), {})
+        listed = frozenset(needed(self.file.ir.graph, named))
+        return Forced(named, listed, self.shapes, self.dtypes, averaged, merged)
+
+    @cached_property
+    def _averaged(self) -> frozenset[tuple[str, int]]:
+        """(value, axis) that normalisations average over; factors of an axis stand for the whole."""
+        table = self.units.analysis.components.table
+        noted = {axis for axis, _ in table.approximations}
+        slots = {table.find(axis) for axis in noted if table.axes[axis].value is None}
+        noted |= {whole for whole, parts in table.products if slots & {table.find(part) for part in parts}}
+        axes = [table.axes[number] for number in noted]
+        return frozenset((axis.value.name or "", axis.index) for axis in axes if axis.value is not None)
+
+    def _merged(self, units: Array) -> dict[str, dict[int, Merged]]:
+        """What normalisations lose of axes whose length varies."""
+        analysis, gone = self.units.analysis, self.units.removed_atoms(units)
+        solved, out = analysis.components, dict[str, dict[int, Merged]]()
+        norms = {name for node in analysis.model.graph if node.op_type in NORMS for name in _names(node)}
+        for number, axis in enumerate(solved.table.axes):
+            if axis.value is None or axis.value.name not in norms or not gone[solved.atoms(number)].any():
+                continue
+            split = (
+                split_of(analysis, solved.table.find(number))
+                if analysis.geometry.is_dynamic(axis.value, axis.index)
+                else None
+            )
+            if split is not None:
+                lost = {k: np.flatnonzero(gone[solved.atoms(part)]) for k, part in split[1].items()}
+                one = Merged(split[0], {k: positions for k, positions in lost.items() if len(positions)})
+                out.setdefault(axis.value.name, {})[axis.index] = one
+        return out
+
+
+def _names(node: ir.Node) -> set[str]:
+    return {v.name or "" for v in (*node.inputs, *node.outputs) if v is not None}
+
+
+def open_cuttable(
+    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
+    include: Sequence[str] = (),
+) -> Cuttable:  # fmt: skip
+    """Load, prepare and analyse a model.
+
+    Args:
+        dims: sizes of dynamic dimensions at which work is counted.
+        inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
+        whole: axes that stay whole, and why.
+        include: patterns; initializers that are graph inputs too are cut only if one matches their name.
+    Raises:
+        PruneError: the file is not a valid model, or an option names what it does not have.
+    """
+    kinds = parse_granularity(granularity)
+    file = load(path)
+    check_numbers(file)
+    name_inputs(file.ir, include)
+    work = prepare(file.ir)
+    if not inputs:
+        require_ranks(file, dims)
+    counted = concrete_shapes(replace(file, ir=work), dims)
+    shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
+    analysis = solve(work, shapes, whole=whole)
+    analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
+    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
+
+
+def less(options: CutOptions, subject: Cuttable) -> str:
+    """What to do where a budget is out of reach."""
+    return advice(
+        ("raise --max-ratio", options.largest_ratio < 1),
+        ("leave fewer layers out", bool(options.include or options.exclude)),
+        ("use --granularity all", any(ALL in axis.reason for axis in subject.units.frozen)),
+        ("ask for less", True),
+    )
+
+
+def following(attempt: Callable[[Whole], Result]) -> Result:
+    """What an attempt to cut gives, repeated with the axes whole that could not follow, until all do.
+
+    Args:
+        attempt: opens the model with the given axes whole, decides, and cuts.
+    """
+    whole: dict[tuple[str, int], str] = {}
+    while True:
+        try:
+            return attempt(whole)
+        except UnfollowedError as error:
+            if error.axes.keys() <= whole.keys():
+                raise
+            whole = {**error.axes, **whole}
+
+
+def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
+    """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two), and the
+    work that no cut changes: of operators without a rule, and inside bodies."""
+    here, there = (count_macs(model, shapes).nodes for shapes in (Shapes(analysis.inputs, (), analysis.facts), at))
+    for work in analysis.work:
+        before, after = here.get(work.node), there.get(work.node)
+        yield replace(work, macs=round(work.macs * after / before)) if before and after is not None else work
+    spoken = {work.node for work in analysis.work}
+    yield from (Work(node, macs, ()) for node, macs in there.items() if node not in spoken and macs)
+
+
+@keywords
+def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | None = None) -> Catalogue:
+    """What can be cut from a model: groups of units that may go independently of each other.
+
+    `found.groups` are the groups, `found.frozen` the axes of weights that stay and why, `found.removed(mask)`
+    the positions that a mask over units takes from every value, `found.kept(mask)` the lengths that are left.
+
+    Raises:
+        PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
+    """
+    return open_cuttable(Path(model), granularity, dims or Dims()).units
+
+
+def analysed_shapes(model: Model, dims: Dims, first: Shapes) -> dict[str, Shape]:
+    """Input shapes with a batch of two where the batch is free and the model admits it; `first`: those of `dims`."""
+    sizes, shapes = dict(dims.sizes), dict(dims.shapes)
+    specs = input_specs(model.ir)
+    inner = {dim for spec in specs for dim in spec.shape[1:]}
+    for spec in specs:
+        lead = spec.shape[0] if spec.shape else 0
+        if spec.name in dims.shapes or isinstance(lead, int) or lead in dims.sizes:
+            continue
+        if lead is None or lead in inner:
+            shapes[spec.name] = (ANALYSED_BATCH, *first.inputs[spec.name][1:])
+        elif not set(lead) & set("+-*/() "):  # an expression follows from its names
+            sizes[lead] = ANALYSED_BATCH
+    if (sizes, shapes) == (dict(dims.sizes), dict(dims.shapes)):
+        return first.inputs
+    second = concrete_shapes(model, Dims(sizes, shapes))
+    return second.inputs if len(second.facts.problems) <= len(first.facts.problems) else first.inputs
+
+
+def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, str]]:
+    """(mask over groups that may be cut, group name -> why it may not).
+
+    A pattern matches names of nodes and initializers; a group is left alone if any of its members is excluded,
+    or if `include` is given and none of them is included.
+
+    Raises:
+        PruneError: a pattern matches nothing in the model.
+    """
+    groups = found.units.groups
+    allowed = np.ones(len(groups), bool)
+    if not include and not exclude:
+        return allowed, {}
+    members = found.members()
+    known = {name for names in members for name in names} | _all_names(found.work)
+    for option, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns:
+            _check_pattern(option, pattern, known)
+    reasons: dict[str, str] = {}
+    for number, (group, names) in enumerate(zip(groups, members, strict=True)):
+        excluded = _first_match(names, exclude)
+        if excluded:
+            reasons[group.name] = f"{excluded} is left out by --exclude"
+        elif include and not _first_match(names, include):
+            reasons[group.name] = "not matched by --include"
+        allowed[number] = group.name not in reasons
+    return allowed, reasons
+
+
+def node_name(node: ir.Node) -> str:
+    return node.name or (node.outputs[0].name or "" if node.outputs else "")
+
+
+def _all_names(model: ir.Model) -> set[str]:
+    return {node_name(n) for n in model.graph} | {name or "" for name in model.graph.initializers}
+
+
+def _first_match(names: Sequence[str], patterns: Sequence[str]) -> str:
+    return next((name for pattern in patterns for name in names if fnmatchcase(name, pattern)), "")
+
+
+def _check_pattern(option: str, pattern: str, known: set[str]) -> None:
+    if any(fnmatchcase(name, pattern) for name in known):
+        return
+    hint = did_you_mean(pattern.strip("*?"), sorted(known), "`prune inspect` lists names; quote patterns as in '*fc*'")
+    raise PruneError(f"{option} {pattern!r} matches nothing", hint)

@@ -1,0 +1,143 @@
+"""Closed-form recovery as a step of `prune structured`: after the proof of the cut, before it is saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.data import Dataset
+from prunecli.dependency.cut import Removed
+from prunecli.errors import PruneError
+from prunecli.model.shapes import input_specs
+from prunecli.reconstruct.refit import METHODS, Calibration, LayerFit, output_error, refit
+from prunecli.report.document import Column, Section, Table, Text
+from prunecli.runtime import Session
+from prunecli.structures.options import CutOptions
+from prunecli.structures.prunable import Cuttable
+from prunecli.types import Json, Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+HELD = 8
+"""One sample in so many judges and is not fitted on; with fewer samples than this, all fit and judge."""
+MOST = 1024
+"""Samples that recovery looks at; more do not change a layer's fit."""
+TOP = 24
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What recovery did. Errors: of the outputs (what a final Softmax reads) on the samples that judge, sum of squared
+    differences from the original over the spread. `method` is `none` where recovery was undone because it did not
+    lower the error; `tried`: layers that a form was looked for, `left`: those that could not be measured."""
+
+    asked: str
+    method: str
+    samples: int
+    held: int
+    error_before: float
+    error_after: float
+    layers: list[LayerFit] = field(default_factory=list)
+    left: list[Skipped] = field(default_factory=list)
+    tried: int = 0
+
+
+def recovery_method(options: CutOptions) -> str:
+    """What `--recover` stands for: `auto` with data, unless named.
+
+    Raises:
+        PruneError: an unknown method, or one that needs data without any.
+    """
+    asked = options.recover
+    if asked is None:
+        return "auto" if options.source is not None else "none"
+    if asked not in METHODS:
+        raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join(METHODS)}")
+    if asked != "none" and options.source is None:
+        raise PruneError(f"--recover {asked} needs data", "give --data; labels are not needed")
+    return asked
+
+
+def recover(
+    subject: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
+) -> tuple[ir.Model, Recovery | None]:
+    """The cut model refitted, and what was done; both as they were with `none`.
+
+    Raises:
+        PruneError: the data cannot be read, or a piece of the model does not run.
+    """
+    method = recovery_method(options)
+    if method == "none" or options.source is None:
+        return cut, None
+    samples = options.source.open(input_specs(subject.file.ir))
+    data, held = calibration(samples, options)
+    fitted = cut.clone()
+    done = refit(subject.work, fitted, removed, data, method, progress)
+    before, after = output_error(subject.work, [cut, fitted], data)
+    better = after < before
+    found = Recovery(
+        method, method if better else "none", min(len(samples), MOST), held, before, after if better else before,
+        done.layers if better else [], done.left, len(done.layers),
+    )  # fmt: skip
+    return (fitted if better else cut), found
+
+
+def calibration(samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST) -> tuple[Calibration, int]:
+    """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
+
+    Of more than MOST samples so many are drawn by the seed.
+    """
+    order = np.random.default_rng(options.seed).permutation(len(samples))[:MOST]
+    held = min(len(order) // share, most)
+    parts = [np.sort(order[held:]), np.sort(order[:held])]
+    batches = [
+        [b.feed for b in samples.select(rows).batches(options.batch_size)] if len(rows) else [] for rows in parts
+    ]
+    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    return Calibration(batches[0] + batches[1], len(batches[0]), start), held
+
+
+# -- reports ------------------------------------------------------------------------------------------
+
+
+def recovery_json(found: Recovery | None) -> Json:
+    return {} if found is None else {"recovery": asdict(found)}
+
+
+def recovery_sections(found: Recovery | None) -> list[Section]:
+    """What it gained, and each layer."""
+    if found is None:
+        return []
+    judged = f"{found.held} held-out samples" if found.held else f"the {found.samples} samples it was fitted on"
+    if found.method == "none":
+        return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
+    text = (
+        f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
+        f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
+    )
+    rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
+    columns = (Column("weight"), Column("fit"), Column("ridge", "number", drop=1), Column("error before", "number"),
+               Column("after", "number"))  # fmt: skip
+    return [Text(text, "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
+
+
+def _why(found: Recovery, judged: str) -> str:
+    """Why nothing was recovered."""
+    if found.error_before == 0:
+        return f"there is nothing to make up for, the outputs are the original's on {judged}"
+    moved = f"the outputs differ by {found.error_before:.3g} on {judged}"
+    if found.tried:
+        return f"no closed form lowers the error of the outputs ({found.error_before:.3g} on {judged})"
+    if not found.left:
+        return f"no layer that could make up for the cut reads anything that it changed ({moved})"
+    reason, count = Counter(skip.reason for skip in found.left).most_common(1)[0]
+    return f"no layer could be measured, {count} of {len(found.left)} since {reason} ({moved})"
+
+
+def _left(found: Recovery) -> list[Section]:
+    rows = [(skip.name, skip.reason) for skip in found.left]
+    return [Table("Not refitted", (Column("weight"), Column("why")), rows, top=TOP)] if rows else []

@@ -1,0 +1,239 @@
+"""How a structural cut reads: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunecli.packing.report import packed_json, packed_sections
+from prunecli.report.contract import grown, report_json
+from prunecli.report.document import Axis, Bars, Chart, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars
+from prunecli.structures.recovery import recovery_json, recovery_sections
+from prunecli.training.report import training_json, training_sections
+from prunecli.types import Json, Report, Skipped, Verification
+
+if TYPE_CHECKING:
+    from prunecli.structures.decision import GroupRow
+    from prunecli.structures.structured import StructuredResult
+
+TOP = 24
+
+
+def to_json(found: StructuredResult) -> Json:
+    """The contract's keys, with `groups`, `frozen`, `recipe` and the fractions that remain."""
+    extra: Json = {
+        "dry_run": found.dry_run,
+        "recipe": found.recipe,
+        "remains": {
+            name: share(getattr(found.after, name), getattr(found.before, name)) for name in ("params", "macs")
+        },
+        "groups": [_group_json(group) for group in found.groups],
+        "frozen": [asdict(axis) for axis in found.frozen],
+        "plan": found.plan,
+        **({"latency": found.latency} if found.latency else {}),
+        **recovery_json(found.recovery),
+        **training_json(found.training),
+        **packed_json(found.packed),
+    }
+    after = found.after
+    report = Report(
+        command="structured",
+        model=found.model,
+        output=found.output,
+        before=found.before,
+        after=after,
+        sparsity=1 - after.nonzero / after.params if after.params else 0.0,
+        layers=found.layers,
+        skipped=skipped(found),
+        verification=found.verification,
+        seconds=found.seconds,
+        notes=found.notes,
+        extra=extra,
+    )
+    return report_json(report)
+
+
+def share(part: int | None, whole: int | None) -> float | None:
+    """What remains of a whole; None where one is unknown."""
+    return part / whole if part is not None and whole else None
+
+
+def _group_json(group: GroupRow) -> Json:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units_before": group.before,
+        "units_after": group.after,
+        "params_per_unit": group.params,
+        "macs_per_unit": group.macs,
+        "score": None if group.lowest is None else {"lowest": group.lowest, "highest": group.highest},
+        "touches": list(group.touches),
+        "note": group.note,
+    }
+
+
+def skipped(found: StructuredResult) -> list[Skipped]:
+    """Axes of weights that stay as they are, then groups that the user left out."""
+    frozen = [
+        Skipped(axis.tensor, f"axis {axis.axis}, {axis.positions} of {axis.size} positions: {axis.reason}")
+        for axis in found.frozen
+    ]
+    return [*frozen, *found.left]
+
+
+def to_document(found: StructuredResult) -> Document:
+    """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
+    title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
+    recovered = recovery_sections(found.recovery)
+    sections: list[Section] = [Text(note, "warning") for note in (*grown(found.before, found.after), *found.notes)]
+    sections += [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
+    sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
+    sections += training_sections(found.training)
+    sections += packed_sections(found.packed)
+    if found.output is not None:
+        sections.append(Text(f"written: {found.output.path}", "good"))
+    if found.plan is not None:
+        sections.append(Text(f"plan: {found.plan}", "good"))
+    return Document(title, sections)
+
+
+def _charts(found: StructuredResult) -> list[Section]:
+    rows = [(row.weight, row.params_before, row.params_after) for row in found.layers if len(row.shape_before) > 1]
+    return [
+        size_bars(found.before, found.after),
+        *layer_bars(rows, REMOVED),
+        *group_bars(found.groups),
+        *score_charts(found.groups),
+    ]
+
+
+def _summary(found: StructuredResult) -> Table:
+    """Before, after, and what remains."""
+    from prunecli.report.render_cells import cell_text
+
+    rows = []
+    names = {"params": "parameters", "macs": "multiply-accumulates", "file_bytes": "file", "gzip_bytes": "gzipped"}
+    for name, title in names.items():
+        before, after = getattr(found.before, name), getattr(found.after, name)
+        form = "bytes" if name.endswith("bytes") else "count"
+        rows.append((title, cell_text(before, form), cell_text(after, form), share(after, before)))
+    columns = (Column(""), Column("before"), Column("after"), Column("remains", "percent"))
+    return Table("Size", columns, rows)
+
+
+def _proof(proof: Verification) -> Text:
+    if proof.kind == "none":
+        return Text(f"not proved: {proof.detail}", "warning")
+    error = f"largest difference {proof.max_abs_error:.2g}, {proof.max_rel_error:.2g} of the largest element"
+    body = f"{'proved' if proof.kind == 'exact' else 'approximate'}: {proof.detail} ({error}, {proof.samples} runs)"
+    return Text(body, "good" if proof.kind == "exact" else "warning")
+
+
+def _groups(found: StructuredResult) -> Table:
+    rows = [
+        (
+            group.name, group.kind, group.before, group.after, share(group.after, group.before),
+            group.params, group.macs, group.lowest, group.highest, _some(group.touches), group.note,
+        )
+        for group in found.groups
+    ]  # fmt: skip
+    columns = (
+        Column("group"), Column("kind", drop=2), Column("units", "count"), Column("kept", "count"),
+        Column("remains", "percent"), Column("params each", "count", drop=3), Column("MACs each", "count", drop=4),
+        Column("lowest score", "number", drop=5), Column("highest", "number", drop=5),
+        Column("touches", drop=7), Column("note", drop=6),
+    )  # fmt: skip
+    note = "Positions that must go together are one unit; a unit's cost is what its removal alone saves."
+    return Table("Units", columns, rows, note=note, top=TOP)
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _layers(found: StructuredResult) -> Table:
+    rows = [
+        (
+            row.weight,
+            row.op,
+            _shape(row.shape_before),
+            _shape(row.shape_after),
+            share(row.params_after, row.params_before),
+        )
+        for row in found.layers
+        if len(row.shape_before) > 1
+    ]
+    columns = (
+        Column("weight"),
+        Column("operator", drop=2),
+        Column("before"),
+        Column("after"),
+        Column("remains", "percent"),
+    )
+    return Table("Layers", columns, rows, top=TOP)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _frozen(found: StructuredResult) -> list[Section]:
+    """Every axis of a weight that cannot be cut; before it the reasons, the most frequent first."""
+    counts = Counter(axis.reason for axis in found.frozen)
+    why = Table("What stays", (Column("why"), Column("axes", "count")), counts.most_common())
+    rows = [(axis.tensor, axis.axis, axis.positions, axis.size, axis.reason) for axis in found.frozen]
+    columns = (
+        Column("weight"),
+        Column("axis", "count"),
+        Column("positions", "count", drop=1),
+        Column("of", "count", drop=1),
+        Column("why"),
+    )
+    return [why, Table("Axes that stay", columns, rows, top=TOP)] if rows else []
+
+
+BINS = 24
+
+
+def score_charts(groups: Sequence[GroupRow]) -> Iterator[Section]:
+    """Scores of the units that stayed and went, group by group."""
+    scored = [group for group in groups if group.before > 1 and len(group.kept) + len(group.removed) > 0]
+    largest = sorted(scored, key=lambda group: -group.before * max(group.params, 1))[:MOST]
+    panels = [_score_panel(group) for group in scored if group in largest]
+    if panels:
+        more = "" if len(panels) == len(scored) else f" The {len(panels)} largest of {len(scored)} groups."
+        note = f"A unit is what must go together; which go is decided by score per cost.{more}"
+        x, y = Axis("score"), Axis("units", "count")
+        yield Chart("Scores of units, by group", panels, x, y, note, shared=False, detail=True)
+
+
+def _score_panel(group: GroupRow) -> Panel:
+    both = np.array([*group.kept, *group.removed])
+    log = bool(both.min() > 0 and both.max() > 100 * both.min())
+    low, high = (float(np.log(v)) if log else float(v) for v in (both.min(), both.max()))
+    edges = np.linspace(low, high if high > low else low + (abs(low) or 1.0) * 1e-3, BINS + 1)
+    edges = np.exp(edges) if log else edges
+    edges[0], edges[-1] = min(edges[0], both.min()), max(edges[-1], both.max())
+    series = [
+        Series(name, edges.tolist(), np.histogram(scores, edges)[0].tolist(), "histogram")
+        for name, scores in ((KEPT, group.kept), (REMOVED, group.removed))
+    ]
+    last = max(group.removed, default=math.inf)
+    clean = last <= min(group.kept, default=math.inf) and math.isfinite(last)
+    return Panel(series, group.name, [Mark("x", last, f"cut {last:.3g}")] if clean else [], x=Axis("score", log=log))
+
+
+def group_bars(groups: Sequence[GroupRow]) -> Iterator[Section]:
+    """Units kept and removed, by group."""
+    if groups:
+        names, after = [group.name for group in groups], [group.after for group in groups]
+        series = [(KEPT, after), (REMOVED, [group.before - group.after for group in groups])]
+        yield Bars("Units by coupled group", names, series, "count", stacked=True, detail=True)

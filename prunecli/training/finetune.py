@@ -1,0 +1,305 @@
+"""`prune finetune`: train a pruned model, its zeros and its structure kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.autodiff import Options as GradientOptions
+from prunecli.autodiff import differentiate
+from prunecli.data import Dataset
+from prunecli.data.options import DataOptions
+from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.pairing import common_specs, pair
+from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.stored_tensors import INTERFACE, name_inputs
+from prunecli.options.training import FinetuneOptions
+from prunecli.packing.after import Small, pack_options, packed_after
+from prunecli.packing.pack import PackResult
+from prunecli.report.document import Document
+from prunecli.runtime import Session
+from prunecli.training.log import Keeper, Log
+from prunecli.training.optimizers import OPTIMIZERS
+from prunecli.training.parameters import reset_head
+from prunecli.training.report import to_document, to_json
+from prunecli.training.session import Training, prepare_training, setup_of
+from prunecli.training.trainer import DivergedError, Epoch
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.verify.tolerance import distance, magnitude, tells
+
+TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently ordered graphs is some 1e-5
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
+    the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
+    start on held-out data."""
+
+    model: FileRef
+    output: FileRef | None
+    before: Totals
+    after: Totals
+    layers: list[LayerRow]
+    skipped: list[Skipped]
+    epochs: list[Epoch]
+    best_epoch: int
+    score_name: str
+    score_before: float | None
+    score_after: float | None
+    trained: int
+    samples: int
+    validation_samples: int
+    recipe: Json
+    verification: Verification
+    notes: list[str]
+    seconds: float = 0.0
+    packed: PackResult | None = None
+    harmful: bool = False
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_harmful(self)
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def finetune(
+    model: str | Path, options: FinetuneOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> FinetuneResult:
+    """Train a model on data and save it, with the same inputs and outputs; what is zero stays zero.
+
+    `changes` override fields of `options`:
+    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`. Where every epoch was worse than the
+    start on held-out data nothing is written (`output` is None, `harmful` true), unless `keep_start` asks for it.
+
+    Raises:
+        DivergedError: training diverged; where it had improved before, the message says where the best weights are.
+        PruneError: the model, the data or an option is unusable; an operator without a gradient.
+    """
+    start, path = time.perf_counter(), Path(model)
+    options = FinetuneOptions.of(options, **changes)
+    target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    options.execution.check()
+    file = load(path)
+    check_target(file, target, options.force, options)
+    before = totals(file, concrete_shapes(file, Dims()))
+    if options.reset_head is not None:
+        reset_head(file, options.reset_head, options.seed)
+    training, data, held = _prepare(file, options)
+    keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
+    if options.resume:
+        keeper.resume()
+    score_before = training.trainer.at.first_score
+    diverged = _run(training, keeper, options, progress)
+    training.store()
+    proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
+    at = training.trainer.at
+    saved, small = _saved(file, target, options, proof, progress)
+    if diverged is not None:
+        raise type(diverged)(f"{diverged.message}; the best weights, of epoch {at.best_epoch}, are in {target}",
+                             diverged.hint)  # fmt: skip
+    after_file = file if saved is None else load(target)
+    return FinetuneResult(
+        model=file.ref,
+        output=saved,
+        before=before,
+        after=totals(after_file, concrete_shapes(after_file, Dims())),
+        layers=_layers(after_file),
+        skipped=_skipped(file, training),
+        epochs=at.history,
+        best_epoch=at.best_epoch if held else len(at.history),
+        score_name=training.score_name,
+        score_before=score_before,
+        score_after=at.best_score,
+        trained=training.parameters.count,
+        samples=len(data),
+        validation_samples=held,
+        recipe=_recipe(options),
+        verification=proof.verification,
+        notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *small.notes],
+        packed=small.packed,
+        harmful=at.harmful,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _saved(
+    file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress
+) -> tuple[FileRef | None, Small]:
+    if proving.training.trainer.at.harmful and not options.keep_start:
+        proving.verification = Verification("none", detail="nothing was written")
+        return None, Small()
+    proof = proving if options.verify else None
+    made = Provenance("finetune", _recipe(options))
+    if not options.pack:
+        return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()
+
+    def make(place: Path) -> FileRef:
+        return save(file, place, SaveOptions(options.external_data, provenance=made), proof)
+
+    _, small = packed_after(target, pack_options(options), make, progress)
+    return small.output, small
+
+
+def raise_if_harmful(found: FinetuneResult) -> None:
+    """For command lines, once the result is out.
+
+    Raises:
+        GateFailed: every epoch was worse than the start, so nothing was written.
+    """
+    if not found.harmful:
+        return
+    rate, given = float(found.recipe["learning_rate"]), found.recipe["rate"] is not None
+    lower = min(rate / 10, OPTIMIZERS[found.recipe["optimizer"]].rate)
+    best = max(epoch.score for epoch in found.epochs if epoch.score is not None)
+    raise GateFailed(
+        f"training improved nothing: at a learning rate of {rate:.3g}{'' if given else ' and below'} the"
+        f" {found.score_name} fell from {found.score_before:.4f} to {best:.4f} at best; nothing was written",
+        f"{f'try --lr {lower:.2g}' if given else 'give more data'}, or see whether data and labels are the model's",
+    )
+
+
+def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
+    name_inputs(file.ir, options.include)
+    session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
+    specs, teacher = session.inputs, None
+    if options.teacher_path is not None:
+        load(options.teacher_path)
+        other = options.execution.open(options.teacher_path)
+        teacher = pair(session, other)
+        specs = common_specs(specs, teacher)
+    data, held = _split(_data(options).open(specs, session.outputs), options, specs)
+    return prepare_training(file, data, held, setup_of(options), teacher), data, len(held) if held is not None else 0
+
+
+def _data(options: FinetuneOptions) -> DataOptions:
+    found = options.source
+    assert found is not None
+    return found
+
+
+def _session(file: Model, options: FinetuneOptions) -> Session:
+    return Session.open(file.ir, threads=options.execution.thread_count)
+
+
+def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
+    if options.validation is not None:
+        return data, options.like(options.validation).open(specs)
+    if options.val_split <= 0 or len(data) < 20:
+        return data, None
+    return data.split(1 - options.val_split, options.seed)
+
+
+def _run(training: Training, keeper: Keeper, options: FinetuneOptions, progress: Progress) -> DivergedError | None:
+    """Train; on divergence return the error if an epoch improved on the start, else raise it."""
+    trainer = training.trainer
+    log = Log(options.log)
+    remaining = trainer.options.epochs * trainer.supply.steps - trainer.total_steps
+    bar: Iterator[int] = progress(iter(range(remaining)), "training", remaining)
+
+    def on_step(_: Any) -> None:
+        next(bar, None)
+        keeper.step()
+        log.write(trainer)
+
+    try:
+        trainer.run(on_step)
+    except KeyboardInterrupt:
+        keeper.interrupted()
+        raise
+    except DivergedError as error:
+        if trainer.at.best_epoch == 0 or not options.salvage:
+            raise
+        return error
+    finally:
+        for _ in bar:
+            pass
+        log.close(trainer)
+    return None
+
+
+def _fingerprint(file: Model, options: FinetuneOptions, data: Dataset) -> Json:
+    return {"model": file.sha256, "samples": len(data), **_recipe(options)}
+
+
+def _recipe(options: FinetuneOptions) -> Json:
+    """The options that decide the result."""
+    parts = setup_of(options)
+    setup = asdict(parts)
+    setup.pop("threads")
+    return {
+        **{key: value for part in ("train", "objective") for key, value in setup.pop(part).items()},
+        "learning_rate": parts.train.learning_rate,
+        "freeze": list(setup["freeze"]),
+        "bn": setup["bn"],
+        "data": _data(options).text,
+        "val_split": options.val_split,
+        "teacher": None if options.teacher_path is None else options.teacher,
+        "reset_head": options.reset_head,
+        "augment": list(options.augment),
+        **({"images": _data(options).images.to_json()} if _data(options).images.given else {}),
+    }
+
+
+def _layers(file: Model) -> list[LayerRow]:
+    rows = []
+    for weight in find_weights(file).prunable:
+        nonzero = int(np.count_nonzero(weight.array()))
+        rows.append(LayerRow(weight.node.name or weight.name, weight.op, weight.name, weight.shape, weight.shape,
+                             weight.size, weight.size, nonzero, 1 - nonzero / weight.size))  # fmt: skip
+    return rows
+
+
+def _skipped(file: Model, training: Training) -> list[Skipped]:
+    trained = {item.name for item in training.parameters.items}
+    weights = find_weights(file)
+    left = [w for w in [*weights.all(), *weights.single] if w.name not in trained | training.graph.statistics.keys()]
+    why = "not trained: frozen, not reached by the loss, or inside a body"
+    return [Skipped(w.name, INTERFACE if w.holder.overridable else why) for w in left]
+
+
+class _Proof:
+    """The saved file against the training graph's own forward pass on the same batch: what was trained is what
+    was saved."""
+
+    def __init__(self, training: Training, feed: Mapping[str, Any], options: FinetuneOptions) -> None:
+        self.training, self.feed, self.options = training, feed, options
+        self.verification = Verification("none", detail="--no-verify")
+
+    def __call__(self, path: Path) -> None:
+        names = self.training.objective.outputs
+        options = GradientOptions(weights_as_inputs=False, outputs=tuple(names))
+        items = [item.name for item in self.training.parameters.items[:1]]
+        graph = differentiate(self.training.model.ir, items, self.training.objective.loss,
+                              shapes=self.training.shapes, options=options)  # fmt: skip
+        own = [graph.outputs[name] for name in names]
+        session = Session.open(graph.model, threads=self.options.execution.thread_count)
+        targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
+                   for s in session.inputs if s.name not in self.feed}  # fmt: skip
+        single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}
+        trained = session.run(single | targets, own)
+        if not tells(trained):
+            raise PruneError("nothing is proved: all that the trained model yields is NaN or infinite",
+                             "train from a model without NaN weights")  # fmt: skip
+        wanted = [np.asarray(value) for value in trained.values()]
+        got = list(self.options.execution.open(path).run(self.feed, names).values())
+        errors = [distance(np.asarray(a), b) for a, b in zip(got, wanted, strict=True)]
+        relative = [error / max(magnitude(b), 1e-6) for error, b in zip(errors, wanted, strict=True)]
+        coarse = any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
+        if not all(part <= (50 * TOLERANCE if coarse else TOLERANCE) for part in relative):  # NaN is not
+            raise PruneError(f"the saved model differs from the trained one by {max(errors):.3g}", "please report this")
+        samples = len(wanted[0]) if wanted[0].ndim else 1
+        self.verification = Verification("exact", max(errors), max(relative), samples,
+                                         "the saved file computes what was trained")  # fmt: skip

@@ -1,0 +1,240 @@
+"""Setting up training for a model: gradient model, parameters, objective, batches, and a judge of the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff import GradientModel, differentiate
+from prunecli.autodiff import Options as GradientOptions
+from prunecli.autodiff.losses import MeanSquaredError
+from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective, is_distribution
+from prunecli.data import Dataset
+from prunecli.errors import PruneError
+from prunecli.evaluation.pairing import Runner
+from prunecli.evaluation.passes import BASELINE, MODEL, Asked, run_pass
+from prunecli.model import Model
+from prunecli.model.stored_tensors import Holder, holders
+from prunecli.options.training import FinetuneOptions
+from prunecli.runtime import Session
+from prunecli.training.optimizers import Knobs
+from prunecli.training.parameters import Parameters, trainable
+from prunecli.training.supply import Supply, Teacher, check_trainable
+from prunecli.training.trainer import Stepper, Trainer, TrainOptions
+
+Array = np.ndarray[Any, Any]
+SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
+
+
+@dataclass(frozen=True)
+class Setup:
+    """bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto`
+    updates where the model has BatchNormalization and batches are large enough."""
+
+    train: TrainOptions = field(default_factory=TrainOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    freeze: tuple[str, ...] = ()
+    bn: str = "auto"
+    threads: int = 0
+
+
+@dataclass
+class Training:
+    """A trainer ready to run, and how to put what it learned into the model."""
+
+    model: Model
+    trainer: Trainer
+    parameters: Parameters
+    objective: Objective
+    graph: GradientModel
+    shapes: Mapping[str, tuple[int, ...]]
+    notes: list[str]
+    batch_size: int
+    score_name: str
+
+    def store(self) -> None:
+        """Put weights and statistics into the model."""
+        store(self.model, self.parameters, self.trainer.statistics)
+
+
+def prepare_training(
+    model: Model,
+    data: Dataset,
+    validation: Dataset | None,
+    setup: Setup,
+    teacher: Runner | None = None,
+) -> Training:
+    """Everything for `Training.trainer.run()`.
+
+    Args:
+        model: its weights are read now and written by `store`.
+        data: of the model's inputs, for training; `validation` judges the weights after each epoch.
+        teacher: a session that answers in the model's names.
+    Raises:
+        PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
+    """
+    batch_size = check_trainable(data, setup.train.batch_size)
+    run_size = data.fixed_batch or batch_size
+    first = next(data.take(run_size).batches(run_size))
+    outputs = Session.open(model.ir, threads=setup.threads).run(first.feed)
+    told = teacher.session.run(teacher.feed(first.feed)) if teacher is not None else None
+    named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
+    objective = choose_objective(data, outputs, named, setup.objective)
+    shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
+    left: dict[str, str] = {}
+    try:
+        graph, parameters = _build(model, objective, shapes, setup, run_size)
+    except PruneError:
+        left = _without_gradient(model, objective.imitated, shapes, setup)
+        if len(left) in (0, len(objective.imitated)):
+            raise
+        kept = {name: value for name, value in outputs.items() if name not in left}
+        objective = choose_objective(data, kept, named, setup.objective)
+        graph, parameters = _build(model, objective, shapes, setup, run_size)
+    _check_logits(objective, outputs[objective.output], graph)
+    stepper = Stepper(graph, parameters, setup.threads)
+    ask = _ask(teacher, objective.imitated) if teacher is not None else None
+    o = setup.train
+    like = outputs[objective.output]
+    supply = Supply(data, objective, batch_size, like, o.seed, o.augment, o.mixup, ask)
+    judge = _judge(model, parameters, objective, validation, teacher, setup) if validation is not None else None
+    trainer = Trainer(stepper, supply, o, judge.score if judge is not None else None)
+    if judge is not None:
+        judge.trainer = trainer
+    trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
+    notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
+    return Training(model, trainer, parameters, objective, graph, shapes, [*_notes(graph, batch_size, setup), *notes],
+                    batch_size, _score_name(objective))  # fmt: skip
+
+
+def _without_gradient(
+    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], setup: Setup
+) -> dict[str, str]:
+    """Which of several outputs cannot be imitated, and why."""
+    names, found = [w.name for w in trainable(model, setup.freeze)], {}
+    for name in outputs if len(outputs) > 1 else ():
+        try:
+            differentiate(model.ir, names, MeanSquaredError(name), shapes=shapes)
+        except PruneError as error:
+            found[name] = error.message
+    return found
+
+
+def _build(
+    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], setup: Setup, run_size: int
+) -> tuple[GradientModel, Parameters]:
+    weights = trainable(model, setup.freeze)
+    norm = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
+    update = setup.bn == "update" or (setup.bn == "auto" and norm and run_size >= SMALLEST_STATISTICS)
+    options = GradientOptions(weights_as_inputs=True, batch_statistics=update)
+    graph = differentiate(model.ir, [w.name for w in weights], objective.loss, shapes=shapes, options=options)
+    reached = [w for w in weights if w.name in graph.gradients]
+    if not reached:
+        raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
+    if graph.unreached:  # they would be inputs nobody reads
+        names = [w.name for w in reached]
+        graph = differentiate(model.ir, names, objective.loss, shapes=shapes, options=options)
+    return graph, Parameters(reached)
+
+
+def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> None:
+    """A cross entropy of probabilities taken for logits hardly moves: refuse it."""
+    scores = objective.reading is not None and objective.reading.kind == "scores"
+    if scores and not graph.before_end and is_distribution(output, -1):
+        raise PruneError(
+            f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
+            "name the logits with --output-name",
+        )
+
+
+def _score_name(objective: Objective) -> str:
+    if objective.reading is None:
+        return "signal-to-noise ratio (dB)"
+    return "negative mean absolute error" if objective.reading.regression else "accuracy"
+
+
+def _notes(graph: GradientModel, batch_size: int, setup: Setup) -> list[str]:
+    notes = list(graph.notes)
+    if graph.statistics:
+        notes.append("BatchNormalization used each batch's statistics and updated the stored ones")
+    if batch_size != setup.train.batch_size:
+        notes.append(f"the batch size was {batch_size} (asked for {setup.train.batch_size})")
+    return notes
+
+
+def _ask(teacher: Runner, outputs: Sequence[str]) -> Teacher:
+    own = {name: teacher.outputs.get(name, name) for name in outputs}
+
+    def answer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        told = teacher.session.run(teacher.feed(dict(feed)), list(own.values()))
+        return {name: told[its] for name, its in own.items()}
+
+    return answer
+
+
+@dataclass
+class _Judge:
+    """Scores the present parameters on held-out data, higher is better: mean goodness with labels, else the
+    signal-to-noise ratio to the teacher in dB, its mean over the outputs that are imitated."""
+
+    model: Model
+    parameters: Parameters
+    objective: Objective
+    data: Dataset
+    teacher: Runner | None
+    setup: Setup
+    trainer: Trainer | None = None
+
+    def score(self) -> float:
+        assert self.trainer is not None
+        store(self.model, self.parameters, self.trainer.statistics)
+        runners = {MODEL: Runner(Session.open(self.model.ir, threads=self.setup.threads))}
+        asked = Asked(output_name=self.setup.objective.output_name)
+        if self.objective.reading is None and self.teacher is not None:
+            own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
+            pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),
+                    BASELINE: replace(self.teacher, outputs=own)}  # fmt: skip
+            done = run_pass(pair, self.data, self.setup.train.batch_size, asked)
+            assert done.fidelity is not None
+            ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
+            known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
+            return sum(known) / len(known) if known else -math.inf
+        done = run_pass(runners, self.data, self.setup.train.batch_size, asked)
+        return float(done.predictions[MODEL].goodness().mean())
+
+
+def _judge(
+    model: Model, parameters: Parameters, objective: Objective, data: Dataset, teacher: Runner | None, setup: Setup
+) -> _Judge:
+    return _Judge(model, parameters, objective, data, teacher, setup)
+
+
+def store(model: Model, parameters: Parameters, statistics: Mapping[str, Array]) -> None:
+    """Put trained values into the model's own tensors, in their types."""
+    parameters.store()
+    for name, array in statistics.items():
+        holder = _holder(model, name)
+        tensor = holder.tensor
+        holder.put(ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name))
+
+
+def _holder(model: Model, name: str) -> Holder:
+    return next(h for h in holders(model.ir) if h.name == name and h.graph is model.ir.graph)
+
+
+def setup_of(options: FinetuneOptions) -> Setup:
+    """The training loop, its objective and its sessions as the options say."""
+    o = options
+    train = TrainOptions(
+        epochs=o.epochs, batch_size=o.batch_size, optimizer=o.optimizer, rate=o.rate,
+        knobs=Knobs(o.momentum, weight_decay=o.weight_decay), schedule=o.schedule, warmup=o.warmup,
+        clip=o.clip, mixup=o.mixup, augment=o.augment, regularize=o.regularize, strength=o.strength,
+        patience=o.patience, seed=o.seed,
+    )  # fmt: skip
+    objective = ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, o.alpha, o.output_name)
+    return Setup(train, objective, o.freeze, o.bn, o.execution.thread_count)

@@ -1,0 +1,156 @@
+"""Batches for training: shuffled, augmented, with the loss's targets, and the same again after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.calibration.objective import Objective
+from prunecli.data import Batch, Dataset
+from prunecli.errors import PruneError
+from prunecli.evaluation.robustness import channel_axis
+
+Array = np.ndarray[Any, Any]
+Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape.
+
+    A model of fixed batch size gets several runs for one batch. Samples that do not fill a batch wait for the
+    next epoch's order.
+    """
+
+    data: Dataset
+    objective: Objective
+    batch_size: int
+    like: Array
+    seed: int = 0
+    augment: tuple[str, ...] = ()
+    mixup: float = 0.0
+    teacher: Teacher | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data) // self.batch_size
+
+    @property
+    def run_size(self) -> int:
+        """Samples in one run of the model."""
+        return self.data.fixed_batch or self.batch_size
+
+    def feeds(self, epoch: int, step: int, rng: np.random.Generator) -> list[Mapping[str, Array]]:
+        """The runs of a step: model inputs and the loss's inputs."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        parts = [rows[i : i + self.run_size] for i in range(0, len(rows), self.run_size)]
+        return [self._feed(next(self.data.select(part).batches(self.run_size)), rng) for part in parts]
+
+    def _feed(self, batch: Batch, rng: np.random.Generator) -> dict[str, Array]:
+        feed = apply_augments(dict(batch.feed), self.augment, rng)
+        targets = self.objective.targets(batch.labels, self.like)
+        if self.mixup:
+            feed, targets = self._mixed(feed, targets, rng)
+        if self.teacher is not None:
+            targets |= self.objective.answers(self.teacher(feed), batch.labels)
+        return feed | targets
+
+    def _mixed(
+        self, feed: dict[str, Array], targets: dict[str, Array], rng: np.random.Generator
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        axes = self.data.axes
+        floats = {n: np.moveaxis(a, axes.get(n, 0), 0) for n, a in feed.items() if np.issubdtype(a.dtype, np.floating)}
+        mixed = mixup(floats | targets, self.mixup, rng)
+        back = {n: np.ascontiguousarray(np.moveaxis(mixed[n], 0, axes.get(n, 0))) for n in floats}
+        return feed | back, {n: mixed[n] for n in targets}
+
+
+def check_trainable(data: Dataset, batch_size: int) -> int:
+    """The batch size to train with: at most the samples there are, a multiple of what the model insists on.
+
+    Raises:
+        PruneError: recorded test sets or several shapes (their batches cannot be drawn), too few samples.
+    """
+    if len(data.chunks) != 1 or data.chunks[0].whole or data.unbatched:
+        raise PruneError(f"{data.source} holds samples that cannot be drawn at random", "give arrays of one shape")
+    if len(data) < 2:
+        raise PruneError(f"{data.source} leaves {len(data)} sample to train on", "give more samples")
+    fixed = data.fixed_batch or 1
+    size = min(batch_size, len(data)) // fixed * fixed
+    if size == 0:
+        raise PruneError(f"{len(data)} samples do not fill the model's batch of {fixed}", "give more samples")
+    return size
+
+
+Augment = Callable[[Array, np.random.Generator], Array]
+AUGMENTS: dict[str, Augment] = {}
+
+
+def augment(name: str) -> Callable[[Augment], Augment]:
+    """Register a change: `change(images, rng)` returns images of the same shape and type."""
+
+    def add(function: Augment) -> Augment:
+        AUGMENTS[name] = function
+        return function
+
+    return add
+
+
+@augment("flip")
+def flip(images: Array, rng: np.random.Generator) -> Array:
+    """Mirror left and right, each image with probability one half."""
+    chosen = rng.random(len(images)) < 0.5
+    out = images.copy()
+    out[chosen] = images[chosen][..., ::-1]
+    return out
+
+
+@augment("shift")
+def shift(images: Array, rng: np.random.Generator) -> Array:
+    """Move each image by up to an eighth of its sides; what enters is zero (the mean of normalised images)."""
+    n, _, height, width = images.shape
+    reach = (max(height // 8, 1), max(width // 8, 1))
+    padded = np.pad(images, ((0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2))
+    top = rng.integers(0, 2 * reach[0] + 1, n)
+    left = rng.integers(0, 2 * reach[1] + 1, n)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    return np.ascontiguousarray(windows[np.arange(n), :, top, left])
+
+
+@augment("cutout")
+def cutout(images: Array, rng: np.random.Generator) -> Array:
+    """Zero one square of a quarter of the shorter side, at a random centre (DeVries and Taylor 2017)."""
+    n, _, height, width = images.shape
+    side = max(min(height, width) // 4, 1)
+    rows, columns = rng.integers(0, height, n), rng.integers(0, width, n)
+    inside = (np.abs(np.arange(height)[None, :, None] - rows[:, None, None]) <= side // 2) & (
+        np.abs(np.arange(width)[None, None, :] - columns[:, None, None]) <= side // 2
+    )
+    return np.where(inside[:, None], np.zeros((), images.dtype), images)
+
+
+def apply_augments(feed: dict[str, Array], names: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:
+    """The feed with its image-like inputs (floating-point, four axes) changed. Channels are the last axis where only
+    that has 1, 3 or 4 entries, else the first after the batch."""
+    out = dict(feed)
+    for name in names:
+        for key, value in feed.items():
+            if value.ndim == 4 and np.issubdtype(value.dtype, np.floating):
+                channels = channel_axis(value.shape) or 1
+                changed = AUGMENTS[name](np.moveaxis(out[key], channels, 1), rng)
+                out[key] = np.ascontiguousarray(np.moveaxis(changed, 1, channels))
+    return out
+
+
+def mixup(arrays: dict[str, Array], alpha: float, rng: np.random.Generator) -> dict[str, Array]:
+    """Each sample x_i becomes m x_i + (1 - m) x_j, m ~ Beta(alpha, alpha), j a permutation, the same for every
+    array, so labels given as distributions mix alike (Zhang et al. 2018)."""
+    count = len(next(iter(arrays.values())))
+    other = rng.permutation(count)
+    share = np.float32(rng.beta(alpha, alpha))
+    return {name: (share * a + (1 - share) * a[other]).astype(a.dtype) for name, a in arrays.items()}

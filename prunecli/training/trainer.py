@@ -1,0 +1,377 @@
+"""The training loop: fine-tuning and distillation of a pruned model, its zeros and its structure kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunecli.autodiff import GradientModel
+from prunecli.errors import PruneError, advice
+from prunecli.runtime import Session
+from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, Schedule, clip_norm, warmed
+from prunecli.training.parameters import Parameter, Parameters
+from prunecli.training.supply import Supply
+
+Array = np.ndarray[Any, Any]
+RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
+_SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
+_DIVERGED = 10.0  # times the loss it started from
+_MOST_LOWERED = 3  # tenths of the learning rate that are tried where it is not given
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """rate None: the optimizer's own, and a tenth of it each time an epoch ends worse than the start and none has been
+    better; what made it worse is undone. warmup: fraction of all steps. clip 0: none. patience 0: no early stop."""
+
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    rate: float | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    mixup: float = 0.0
+    augment: tuple[str, ...] = ()
+    regularize: str | None = None
+    strength: float = 1e-4
+    patience: int = 0
+    seed: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return OPTIMIZERS[self.optimizer].rate if self.rate is None else self.rate
+
+    @property
+    def lower_rate(self) -> float:
+        """What to try where this one was too high: a tenth, and no more than the optimizer's own."""
+        return min(self.learning_rate / 10, OPTIMIZERS[self.optimizer].rate)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """loss: mean over the steps. score: on the validation part, higher is better; None without one."""
+
+    number: int
+    loss: float
+    score: float | None
+    rate: float
+    seconds: float
+    samples_per_second: float
+
+
+@dataclass
+class Progressed:
+    """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
+    `since`: the step that the optimizer started at."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    first_loss: float | None = None
+    best_epoch: int = 0
+    best_score: float | None = None
+    first_score: float | None = None
+    stale: int = 0
+    lowered: int = 0
+    since: int = 0
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def harmful(self) -> bool:
+        """Whether every epoch was worse than the start on held-out data."""
+        start = self.first_score
+        return (
+            start is not None and bool(self.history) and all(e.score is None or e.score < start for e in self.history)
+        )
+
+
+class DivergedError(PruneError):
+    """Training diverged; the parameters are the best seen."""
+
+
+class Trainer:
+    """Trains `parameters` by `stepper` on `supply`.
+
+    score: judges the present parameters, higher is better; None: no validation, and the last weights stay.
+    on_step: called after each step with the trainer (checkpoints, progress, logs).
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        supply: Supply,
+        options: TrainOptions,
+        score: Callable[[], float] | None = None,
+    ) -> None:
+        if not 0 < options.learning_rate < math.inf:
+            raise PruneError(f"a learning rate of {options.learning_rate} is no positive number", "try --lr 0.01")
+        self.stepper, self.supply, self.options, self.score = stepper, supply, options, score
+        self.parameters = stepper.parameters
+        self.at = Progressed()
+        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), options.knobs)
+        self.statistics: dict[str, Array] = {}
+        self.best: dict[str, Array] = {}
+        steps = options.epochs * supply.steps
+        base = SCHEDULES[options.schedule](steps)
+        self.schedule: Schedule = warmed(base, round(options.warmup * steps)) if options.warmup else base
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def begin(self, statistics: Mapping[str, Array]) -> None:
+        """Start from the model as it is; `statistics`: BatchNormalization's stored ones, by name."""
+        self.statistics = {name: array.copy() for name, array in statistics.items()}
+        if self.score is not None:
+            self.at.first_score = self.at.best_score = self.score()
+        self._keep_best()
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything numeric that the rest of the run depends on."""
+        own = {"values": self.parameters.values}
+        own |= {f"optimizer/{k}": v for k, v in self.optimizer.state.items()}
+        own |= {f"statistics/{k}": v for k, v in self.statistics.items()}
+        return own | {f"best/{k}": v for k, v in self.best.items()}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        for name, array in self.arrays().items():
+            np.copyto(array, arrays[name])
+
+    def _keep_best(self) -> None:
+        self.best = {"values": self.parameters.values.copy()} | {n: a.copy() for n, a in self.statistics.items()}
+
+    def use_best(self) -> None:
+        """Go back to the best weights seen (the last ones without validation)."""
+        if self.score is None and self.at.history:
+            return
+        self.parameters.values[:] = self.best["values"]
+        for name, array in self.statistics.items():
+            array[...] = self.best[name]
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self, on_step: Callable[[Trainer], None] = lambda trainer: None) -> None:
+        """Train until the epochs are over or patience ends; the best weights are left in place.
+
+        Raises:
+            PruneError: the loss is not finite before anything was trained.
+            DivergedError: it is not finite later or grew tenfold; names step and learning rate.
+        """
+        while self.at.epoch < self.options.epochs and not self._stopped():
+            self._epoch(on_step)
+        self.use_best()
+
+    def _stopped(self) -> str:
+        """Why training ends before its time, if it does."""
+        if self.at.lowered > _MOST_LOWERED:
+            return "no learning rate made it better"
+        if 0 < self.options.patience <= self.at.stale:
+            return f"no better score for {self.at.stale} epochs"
+        return ""
+
+    def notes(self) -> list[str]:
+        """What a report should say of how the run went."""
+        at, rate = self.at, self.options.learning_rate
+        tried = [f"{rate * 0.1**k:.2g}" for k in range(min(at.lowered, _MOST_LOWERED) + 1)]
+        lowered = [
+            f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
+        ]
+        stopped = [f"stopped after epoch {at.epoch} of {self.options.epochs}: {self._stopped()}"]
+        return [
+            *(lowered if at.lowered else []),
+            *(stopped if at.epoch < self.options.epochs and self._stopped() else []),
+        ]
+
+    def _epoch(self, on_step: Callable[[Trainer], None]) -> None:
+        started, first = time.perf_counter(), self.at.step
+        for number in range(self.at.step, self.supply.steps):
+            loss = self._step(number)
+            self.at.loss_sum += loss
+            self.at.step = number + 1
+            self._check(loss)
+            on_step(self)
+        seconds = time.perf_counter() - started
+        done = (self.supply.steps - first) * self.supply.batch_size
+        self._end_epoch(seconds, done / max(seconds, 1e-9))
+
+    def _step(self, number: int) -> float:
+        o, p = self.options, self.parameters
+        rng = np.random.default_rng([o.seed, self.at.epoch, number])
+        loss = self.stepper.run_many(self.supply.feeds(self.at.epoch, number, rng))
+        if not math.isfinite(loss):
+            return loss
+        if o.regularize:
+            add_penalty(o.regularize, o.strength, p)
+        p.mask_gradients()
+        if o.clip:
+            clip_norm(p.gradients, o.clip)
+        self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
+        p.values *= p.keep
+        self._update_statistics()
+        return loss
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done since the start."""
+        return self.at.epoch * self.supply.steps + self.at.step
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.options.learning_rate * 0.1**self.at.lowered * self.schedule(self.total_steps)
+
+    def _update_statistics(self) -> None:
+        for name, batch in self.stepper.statistics.items():
+            self.statistics[name] *= RUNNING
+            self.statistics[name] += (1 - RUNNING) * batch
+
+    def _check(self, loss: float) -> None:
+        if self.at.first_loss is None and math.isfinite(loss):
+            self.at.first_loss = loss
+        first = self.at.first_loss or 0.0
+        settled = self.at.step >= min(_SETTLED, self.supply.steps)
+        grown = settled and self.at.loss_sum / self.at.step > _DIVERGED * (abs(first) + 1.0)
+        if math.isfinite(loss) and not grown:
+            return
+        if self.at.first_loss is None:
+            raise PruneError(
+                f"the loss is {loss} before anything was trained",
+                "look for NaN, infinite or huge values in the data, or in what the model makes of them",
+            )
+        step, o = self.total_steps, self.options
+        rate = o.learning_rate * 0.1**self.at.lowered * self.schedule(step - 1)
+        self.use_best()
+        raise DivergedError(
+            f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
+            f" at a learning rate of {rate:.3g} (--lr {o.learning_rate:g})",
+            advice(
+                (f"try --lr {o.lower_rate:.2g}", True),
+                ("a longer --warmup", o.warmup < 1),
+                ("--clip 1", not 0 < o.clip <= 1),
+            ),
+        )
+
+    def _end_epoch(self, seconds: float, speed: float) -> None:
+        at = self.at
+        score = self.score() if self.score is not None else None
+        at.history.append(Epoch(at.epoch + 1, at.loss_sum / self.supply.steps, score, self.rate, seconds, speed))
+        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        if score is None:
+            return
+        if at.best_score is None or score > at.best_score:
+            at.best_score, at.best_epoch, at.stale = score, at.epoch, 0
+            self._keep_best()
+            return
+        at.stale += 1
+        if self.options.rate is None and at.best_epoch == 0 and at.first_score is not None and score < at.first_score:
+            self._lower()
+
+    def _lower(self) -> None:
+        """Undo what made it worse, and go on at a tenth of the rate."""
+        self.use_best()
+        for state in self.optimizer.state.values():
+            state[:] = 0
+        self.at.lowered, self.at.since = self.at.lowered + 1, self.total_steps
+
+
+class Stepper:
+    """Runs a gradient model on bound buffers. After `run`, the gradients lie in `parameters.gradients`."""
+
+    def __init__(self, graph: GradientModel, parameters: Parameters, threads: int = 0) -> None:
+        self.parameters = parameters
+        self.session = Session.open(graph.model, threads=threads, training=True)
+        by_name = {item.name: item for item in parameters.items}
+        self.feed: dict[str, Array] = {}
+        for spec in self.session.inputs:
+            item = by_name.get(spec.name)
+            size = tuple(int(d) for d in spec.shape if isinstance(d, int))
+            self.feed[spec.name] = parameters.value(item) if item else np.zeros(size, spec.dtype)
+        self.loss = np.zeros((), np.float32)
+        results: dict[str, Array] = {graph.loss: self.loss}
+        for name, output in graph.gradients.items():
+            results[output] = parameters.gradient(by_name[name])
+        shapes = {s.name: tuple(int(d) for d in s.shape if isinstance(d, int)) for s in self.session.outputs}
+        self.statistics = {name: np.zeros(shapes[out], np.float32) for name, out in graph.statistics.items()}
+        results |= {out: self.statistics[name] for name, out in graph.statistics.items()}
+        self._call = self.session.bind(self.feed, results)
+
+    def run(self, feed: Mapping[str, Array]) -> float:
+        """The loss of a batch: the model's inputs and the loss's. Their shapes are those it was built for."""
+        for name, array in feed.items():
+            if name in self.feed:
+                np.copyto(self.feed[name], array, casting="same_kind")
+        self._call()
+        return float(self.loss)
+
+    def run_many(self, feeds: list[Mapping[str, Array]]) -> float:
+        """Mean loss and mean gradient over several equal batches (a model of fixed batch size)."""
+        if len(feeds) == 1:
+            return self.run(feeds[0])
+        total, loss = np.zeros_like(self.parameters.gradients), 0.0
+        for feed in feeds:
+            loss += self.run(feed)
+            total += self.parameters.gradients
+        np.divide(total, len(feeds), out=self.parameters.gradients)
+        return loss / len(feeds)
+
+
+Penalty = Callable[[Parameter, Array], "Array | None"]
+PENALTIES: dict[str, Penalty] = {}
+_TINY = 1e-12
+
+
+def penalty(name: str) -> Callable[[Penalty], Penalty]:
+    """Register dR/dw: `function(parameter, array)` returns an array of its shape, or None if it does not apply."""
+
+    def add(function: Penalty) -> Penalty:
+        PENALTIES[name] = function
+        return function
+
+    return add
+
+
+@penalty("l1")
+def l1(parameter: Parameter, w: Array) -> Array | None:
+    """R = sum |w| over matrices and kernels; dR/dw = sign(w) (Tibshirani 1996)."""
+    return np.sign(w) if parameter.kind == "weight" else None
+
+
+@penalty("group-lasso")
+def group_lasso(parameter: Parameter, w: Array) -> Array | None:
+    """R = sum over output rows of sqrt(d) |w_row|_2, d elements a row; dR/dw = sqrt(d) w / |w_row|
+    (Yuan and Lin 2006; Wen et al. 2016)."""
+    if parameter.kind != "weight":
+        return None
+    layout = parameter.weight.layout
+    rows = layout.canonical(w)  # (batch, rows, taps, columns)
+    norm = np.sqrt(np.square(rows).sum(axis=(2, 3), keepdims=True))
+    scaled = rows * (np.sqrt(rows.shape[2] * rows.shape[3]) / np.maximum(norm, _TINY))
+    return np.asarray(layout.restore(scaled))
+
+
+@penalty("bn-l1")
+def bn_l1(parameter: Parameter, w: Array) -> Array | None:
+    """R = sum |gamma| over the scales of BatchNormalization; dR/dw = sign(gamma) (Liu et al. 2017)."""
+    return np.sign(w) if parameter.is_batch_norm_scale else None
+
+
+def add_penalty(name: str, strength: float, parameters: Parameters) -> None:
+    """Add s dR/dw to the gradients.
+
+    Raises:
+        PruneError: the penalty applies to no trained tensor.
+    """
+    applied = False
+    for parameter in parameters.items:
+        slope = PENALTIES[name](parameter, parameters.value(parameter))
+        if slope is not None:
+            gradient = parameters.gradient(parameter)
+            gradient += np.float32(strength) * slope
+            applied = True
+    if not applied:
+        raise PruneError(f"--regularize {name} applies to no trained tensor", "bn-l1 needs BatchNormalization nodes")

@@ -1,0 +1,180 @@
+"""Inputs on which a model runs: what a proof compares two models on, whatever sizes were assumed before.
+
+Sizes that nobody stated are tried in turn: those assumed, common ones, and those that the model's own tables and shape
+constants allow (77 positions; 197, which is 14 x 14 patches of 16 pixels and one token more: 224 pixels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, product
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec, evaluate, resolve_shapes
+from prunecli.model import Dims, Model
+from prunecli.model.attrs import integers
+from prunecli.model.graphs import all_graphs
+from prunecli.model.shapes import input_specs
+from prunecli.model.stored_tensors import holders
+from prunecli.runtime import Session, TimedOutError
+from prunecli.verify.tolerance import tells
+
+InputShapes = Mapping[str, tuple[int, ...]]
+Feed = Mapping[str, Any]
+Key = str | tuple[str, int]
+"""A free size: the name of its dimension, or its input and axis."""
+
+COMMON = (64, 8, 224, 128, 32, 512, 4, 2, 1, 256, 384, 1024, 1536, 4096)
+BATCHES = (1, 2, 4, 8, 16, 32)
+LONGEST = 4096
+SHAPE_CONSTANT = 16
+"""Integer vectors up to so many elements may be target shapes."""
+MOST_TRIES = 200
+LARGEST_INPUT = 1 << 22
+"""Elements of all inputs together, for sizes that nobody asked for."""
+
+
+class UnprovedError(PruneError):
+    """A proof could not be carried out; nothing is written without one unless it is asked for."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason, f"{hint}{'; ' if hint else ''}--no-verify writes without proof")
+
+
+class NoNumbersError(PruneError):
+    """All outputs are NaN or infinite: equal or not, they prove nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("all that it yields is NaN or infinite", "")
+
+
+def first_run(
+    session: Session, sizes: Iterable[InputShapes], seed: int = 0, given: Feed | None = None
+) -> tuple[Feed, dict[str, Any]]:
+    """The first inputs that a session runs on, and its outputs: those given, then random ones of each of the sizes.
+
+    Raises:
+        TimedOutError: a run takes too long.
+        UnprovedError: it runs on none, or yields no finite number.
+    """
+    problem: PruneError | None = None
+    for shapes in (None, *sizes) if given is not None else sizes:
+        try:
+            feed = given if shapes is None else session.random_inputs(seed=seed, shapes=shapes)
+            assert feed is not None
+            outputs = session.run(feed)
+            if tells(outputs):
+                return feed, outputs
+            problem = problem or NoNumbersError()
+        except TimedOutError:
+            raise
+        except PruneError as error:
+            problem = problem or error
+    raise never_ran(problem)
+
+
+def never_ran(problem: PruneError | None) -> UnprovedError:
+    """Of an original that ran on no inputs; `problem`: what it said to the first."""
+    if isinstance(problem, NoNumbersError):
+        return UnprovedError(f"nothing is proved, since the original itself makes no sense: {problem.message}",
+                             "look for its NaN or infinite weights with `prune inspect`")  # fmt: skip
+    reason = "there are no inputs to run it on" if problem is None else problem.message
+    return UnprovedError(f"nothing is proved, since the original itself does not run: {reason}",
+                         "try other sizes with --dim or --input-shape")  # fmt: skip
+
+
+def cannot_open(problem: PruneError) -> UnprovedError:
+    """Of an original that onnxruntime refuses."""
+    return UnprovedError(f"nothing is proved, since the original itself cannot be opened: {problem.message}")
+
+
+def sizes_to_try(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:
+    """`shapes`, then others: every free size but the batch alike, other batches, each free size by itself. What `dims`
+    states stays."""
+    return islice(_distinct(_variants(model, shapes, dims)), MOST_TRIES)
+
+
+def _distinct(tries: Iterable[InputShapes]) -> Iterator[InputShapes]:
+    seen: list[InputShapes] = []
+    for number, shapes in enumerate(tries):
+        if shapes not in seen and (number == 0 or sum(map(math.prod, shapes.values())) <= LARGEST_INPUT):
+            seen.append(shapes)
+            yield shapes
+
+
+def _variants(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:
+    specs = [spec for spec in input_specs(model.ir) if spec.name in shapes]  # not those of unknown rank
+    batch, free = _free(specs, dims)
+    yield shapes
+    lengths = list(dict.fromkeys([*COMMON, *_fitting(model)])) if free else []
+    for length in lengths:
+        yield _at(specs, shapes, dims, dict.fromkeys(free, length))
+    for size in BATCHES if batch else ():
+        yield _at(specs, shapes, dims, dict.fromkeys(batch, size))
+    for chosen in product(lengths, repeat=len(free)) if len(free) > 1 else ():
+        yield _at(specs, shapes, dims, dict(zip(free, chosen, strict=True)))
+
+
+def _free(specs: Sequence[InputSpec], dims: Dims) -> tuple[list[Key], list[Key]]:
+    """Sizes that nobody stated: batches, and others."""
+    found: dict[Key, bool] = {}
+    computed = _computed(specs)
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape):
+            stated = spec.name in dims.shapes or isinstance(dim, int) or dim in dims.sizes or dim in computed
+            if not stated and spec.asked_of(axis) is None:
+                found.setdefault(
+                    (spec.name, axis) if dim is None else str(dim), axis == 0 or "batch" in str(dim).lower()
+                )
+    return [key for key, batch in found.items() if batch], [key for key, batch in found.items() if not batch]
+
+
+def _computed(specs: Iterable[InputSpec]) -> set[str]:
+    """Dimensions that are sums, products, ... of others, and so no sizes of their own."""
+    names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
+    return {name for name in names if evaluate(name, dict.fromkeys(names - {name}, 1)) is not None}
+
+
+def _at(specs: Sequence[InputSpec], base: InputShapes, dims: Dims, sizes: Mapping[Key, int]) -> InputShapes:
+    """`base` with some free sizes changed, and what is computed from them."""
+    computed = _computed(specs)
+    known = {
+        dim: size
+        for spec in specs
+        for dim, size in zip(spec.shape, base[spec.name], strict=False)
+        if isinstance(dim, str) and dim not in computed
+    }
+    known |= {key: size for key, size in sizes.items() if isinstance(key, str)} | dict(dims.sizes)
+    found = resolve_shapes(specs, known, {name: base[name] for name in dims.shapes})
+    return {
+        spec.name: tuple(
+            sizes.get((spec.name, axis), base[spec.name][axis]) if dim is None else found[spec.name][axis]
+            for axis, dim in enumerate(spec.shape)
+        )
+        if spec.shape and spec.name not in dims.shapes
+        else tuple(base[spec.name])
+        for spec in specs
+    }
+
+
+def _fitting(model: Model) -> Iterator[int]:
+    """Sizes that tables and target shapes suggest: their own, and the pixels whose patches, with or without a token
+    more, they count."""
+    strides = {max(integers(node, "strides") or (1,)) for graph in all_graphs(model.ir) for node in graph
+               if node.op_type == "Conv"}  # fmt: skip
+    sizes: dict[int, None] = {}
+    for holder in holders(model.ir):
+        shape = list(holder.tensor.shape.numpy())
+        if holder.tensor.dtype.is_integer() and len(shape) <= 1 and math.prod(shape) <= SHAPE_CONSTANT:
+            shape = [abs(int(value)) for value in np.ravel(holder.tensor.numpy())]
+        sizes |= dict.fromkeys(shape)
+    for size in sizes:
+        for tokens in (size, size - 1, size - 2):
+            side = math.isqrt(max(tokens, 0))
+            if side > 1 and side * side == tokens:
+                yield from (side * stride for stride in sorted(strides) if stride > 1 and side * stride <= LONGEST)
+    yield from (size for size in sizes if 1 < size <= LONGEST)

@@ -1,0 +1,142 @@
+"""`prune gradient`: zero the weights that the outputs, or a loss, would miss least.
+
+In steps: gradients are measured at the weights as they are by then, so that of two weights that stand in for each
+other one stays. Everything else (proof, plan, report) is that of `prune magnitude`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.calibration.gradient_source import GradientSamples, Source, open_source
+from prunecli.errors import PruneError
+from prunecli.masks import Decision, Recipe, decide, parse_pattern
+from prunecli.masks.criteria import CRITERIA, Criterion
+from prunecli.masks.patterns import Windows
+from prunecli.masks.stream import not_finite
+from prunecli.model import Model, Weight
+from prunecli.training.gradual import at_share, share_after
+from prunecli.types import Progress, Skipped, no_progress
+from prunecli.zeros.magnitude import MagnitudeResult, zeroed
+from prunecli.zeros.options import GradientOptions
+from prunecli.zeros.selector import BY_EVIDENCE, Choice, Judged
+from prunecli.zeros.zero import target_of
+
+Array = np.ndarray[Any, Any]
+STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
+"""How often gradients are taken anew if nothing else is asked for; others: once."""
+_MINE = ("steps", "loss", "output_name", "samples")
+
+
+def gradient(
+    model: str | Path, options: GradientOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> MagnitudeResult:
+    """Zero the weights with the lowest gradient scores and save the model with proof.
+
+    `changes` override fields of `options`: `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default
+    criterion is `taylor`, scope `global`.
+
+    Raises:
+        PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
+    """
+    options = GradientOptions.of(options, **changes)
+    return zeroed(Path(model), options, ByGradient(GradientSamples.of(options), options.measured_steps), progress)
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with what gradient pruning does unless told otherwise.
+
+    Raises:
+        PruneError: a criterion of another command, or nothing says how much goes.
+    """
+    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
+    found = CRITERIA.get(recipe.criterion or "")
+    if not found.needs:
+        raise PruneError(
+            f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
+        )
+    if found.name in BY_EVIDENCE:
+        raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
+    windows = isinstance(parse_pattern(recipe.pattern), Windows)
+    if recipe.sparsity is None and recipe.threshold is None and not windows:
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
+    return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
+
+
+@dataclass(frozen=True)
+class ByGradient:
+    """The judge of `prune gradient`."""
+
+    options: GradientSamples
+    asked_steps: int | None = None
+    command = "gradient"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        criterion = CRITERIA.get(recipe.criterion or "taylor")
+        steps = (
+            1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
+        )  # nothing is left to measure on the way
+        _check_finite(choice.chosen)
+        names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
+        if not names:
+            raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
+        source = open_source(file, criterion.needs[0], list(names.values()), self.options, progress)
+        choice = _reachable(choice, names, source.study.unreached)
+        decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
+        return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
+
+
+def _check_finite(weights: Sequence[Weight]) -> None:
+    for weight in weights:
+        array = np.asarray(weight.tensor.numpy())
+        if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize < 4 else array).all():
+            raise not_finite(weight.name, array)
+
+
+def _reachable(choice: Choice, names: Mapping[str, str], unreached: Sequence[str]) -> Choice:
+    """The choice without what has no gradient, which is told."""
+    reasons = {
+        w.name: "no output that is looked at depends on it" for w in choice.chosen if names.get(w.name) in unreached
+    }
+    reasons |= {w.name: "inside a sub-graph: it has no gradient" for w in choice.chosen if w.name not in names}
+    gone = [w for w in choice.chosen if w.name in reasons]
+    return Choice(
+        [w for w in choice.chosen if w.name not in reasons],
+        [*choice.left, *gone],
+        [*choice.skipped, *(Skipped(w.name, reasons[w.name]) for w in gone)],
+    )
+
+
+def _in_steps(
+    weights: Sequence[Weight], source: Source, recipe: Recipe, criterion: Criterion, steps: int, progress: Progress
+) -> Sequence[Decision]:
+    """Decide, `steps` times, each time on gradients of the model with the weights decided on so far at zero."""
+    originals = {w.name: np.asarray(w.tensor.numpy()) for w in weights}
+    alive = {w.name: np.ones(w.shape, np.bool_) for w in weights}
+    decisions: Sequence[Decision] = []
+    for step in range(1, steps + 1):
+        evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress)
+        targets = [target_of(w, _evidence(w, criterion, evidence[w.name])) for w in weights]
+        decisions = decide(targets, at_share(recipe, share_after(step, steps)))
+        if step < steps:
+            alive = {w.name: ~d.drop(originals[w.name]) for w, d in zip(weights, decisions, strict=True)}
+            _gone_to_zero(source, weights, originals, alive)
+    return decisions
+
+
+def _evidence(weight: Weight, criterion: Criterion, values: Array) -> Mapping[str, Any]:
+    return {criterion.needs[0]: partial(weight.layout.canonical, values)}
+
+
+def _gone_to_zero(
+    source: Source, weights: Sequence[Weight], originals: Mapping[str, Array], alive: Mapping[str, Array]
+) -> None:
+    for weight in weights:
+        values = np.where(alive[weight.name], originals[weight.name], 0).astype(np.float32)
+        source.study.values[weight.holder.name] = values

@@ -1,0 +1,229 @@
+"""`prune magnitude`: zero the smallest weights, by threshold, to an exact sparsity, or to a pattern."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.files import Scratch
+from prunecli.inspection.inspect import macs_by_weight
+from prunecli.masks import Recipe, parse_pattern
+from prunecli.masks.patterns import Windows
+from prunecli.model import Weight, count_macs
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, save
+from prunecli.packing.pack import PackResult
+from prunecli.report.document import Document
+from prunecli.training.gradual import (
+    Retrained,
+    at_share,
+    check_plans,
+    left_out,
+    proof_of,
+    prune_and_train,
+    raise_if_all_harmful,
+    retrained,
+    share_after,
+)
+from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.zeros.job import Inspector, Job, prepare
+from prunecli.zeros.options import MagnitudeOptions, ZeroingOptions
+from prunecli.zeros.packed import packed
+from prunecli.zeros.plans import save_plan
+from prunecli.zeros.report import to_document, to_json
+from prunecli.zeros.selector import ByValue, Choice, Judge
+from prunecli.zeros.spread import ZeroedSpread, zeroed_spreads
+from prunecli.zeros.zero import zero
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned weight. `macs`: of the operators that read it, None where a shape is unknown."""
+
+    name: str
+    op: str
+    weight: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    params: int
+    nonzero_before: int
+    nonzero: int
+    macs: int | None
+    notes: tuple[str, ...] = ()
+    details: Json = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros afterwards."""
+        return 1 - self.nonzero / self.params if self.params else 0.0
+
+
+@dataclass(frozen=True)
+class MagnitudeResult:
+    """What was pruned, and the proof. `left`: kinds of weights left alone, with tensors and parameters."""
+
+    model: FileRef
+    output: FileRef | None
+    recipe: Json
+    before: Totals
+    after: Totals
+    layers: list[Layer]
+    left: dict[str, tuple[int, int]]
+    skipped: list[Skipped]
+    verification: Verification
+    notes: list[str] = field(default_factory=list)
+    plan: str | None = None
+    dry_run: bool = False
+    training: Retrained | None = None
+    seconds: float = 0.0
+    command: str = "magnitude"
+    spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
+    packed: PackResult | None = None
+
+    @property
+    def params(self) -> int:
+        """Elements of the weights that were pruned."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros among the weights that were pruned."""
+        return 1 - sum(layer.nonzero for layer in self.layers) / self.params if self.params else 0.0
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_all_harmful(self.training)
+
+    def to_json(self) -> Json:
+        return to_json(self)
+
+    def to_document(self) -> Document:
+        return to_document(self)
+
+
+def magnitude(
+    model: str | Path, options: MagnitudeOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> MagnitudeResult:
+    """Zero the smallest weights of a model and save it with proof. `changes` override fields of `options`:
+    `magnitude("model.onnx", sparsity=0.5)`.
+
+    Raises:
+        PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
+            the original with masked weights; then nothing is written.
+    """
+    return zeroed(Path(model), MagnitudeOptions.of(options, **changes), ByValue(), progress)
+
+
+def zeroed(path: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
+    """Zero what `judge` decides, train and pack as `options` say, and save the model with proof.
+
+    Raises:
+        PruneError: as `magnitude`.
+    """
+    start = time.perf_counter()
+    target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    if options.pack:
+        found = packed(lambda at, once: zeroed(at, once, judge, progress), path, target, options, progress)
+    elif options.trains:
+        found = _retrained(path, target, options, judge, progress)
+    else:
+        found = _pruned(path, target, options, options.recipe, judge, progress)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _pruned(
+    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress
+) -> MagnitudeResult:
+    job = prepare(path, target, options, recipe, judge, progress)
+    zero(job.changed)
+    inspector = Inspector(job, options, progress)
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
+        saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
+        saved = save(job.file, place, saving, inspector)
+    if options.save_plan is not None:
+        save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress, options.force)
+    assert inspector.after is not None
+    return MagnitudeResult(
+        model=job.file.ref,
+        output=None if options.dry_run else saved,
+        recipe=job.recipe,
+        before=job.before,
+        after=inspector.after,
+        layers=_layers(job),
+        left=_left(job.choice),
+        skipped=job.choice.skipped,
+        verification=inspector.verification,
+        notes=[*job.file.notes, *job.notes],
+        plan=None if options.save_plan is None else str(options.save_plan),
+        dry_run=options.dry_run,
+        command=job.command,
+        spreads=zeroed_spreads(job.zeroed, progress) if options.spreads else {},
+    )
+
+
+def _retrained(path: Path, target: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
+    """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
+    check_plans(options)
+    whole = options.recipe
+    if whole is not None:
+        at_share(whole, share_after(1, options.step_count))
+    if options.dry_run:
+        found = _pruned(path, target, options, whole, judge, progress)
+        return replace(found, notes=[*found.notes, left_out(options)])
+
+    def cut(source: Path, place: Path, share: float) -> MagnitudeResult:
+        recipe = None if whole is None else at_share(whole, share)
+        return _pruned(source, place, options, recipe, judge, progress)
+
+    rounds = prune_and_train(path, target, options, cut, progress)
+    first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
+    late, before = training.layers(), {layer.weight: layer.nonzero_before for layer in first.layers}
+    layers = [replace(layer, nonzero_before=before[layer.weight],
+                      nonzero=late[layer.weight].nonzero if layer.weight in late else layer.nonzero)
+              for layer in last.layers]  # fmt: skip
+    return replace(last, model=first.model, output=training.output, recipe=last.recipe | {"steps": options.step_count},
+                   before=first.before, after=training.totals(), layers=layers, verification=proof_of(rounds),
+                   training=training)  # fmt: skip
+
+
+def _layers(job: Job) -> list[Layer]:
+    work = macs_by_weight(job.choice.chosen, count_macs(job.file, job.shapes))
+    return [
+        Layer(
+            name=one.weight.node.name or one.weight.node.outputs[0].name or "",
+            op=one.weight.op,
+            weight=one.weight.name,
+            kind=one.weight.kind,
+            shape=one.weight.shape,
+            dtype=one.weight.dtype.name.lower(),
+            params=one.size,
+            nonzero_before=one.nonzero_before,
+            nonzero=one.nonzero_after,
+            macs=work.get(one.weight.name),
+            notes=(*one.weight.notes, *_remainder(one.weight, job.recipe)),
+            details=job.details.get(one.weight.name, {}),
+        )
+        for one in job.zeroed
+    ]
+
+
+def _remainder(weight: Weight, recipe: Json) -> list[str]:
+    """Where an N:M pattern does not come out even, hardware that wants it cannot use the weight."""
+    form, cols = parse_pattern(str(recipe.get("pattern", "element"))), weight.layout.canonical_shape[3]
+    if not isinstance(form, Windows) or cols % form.window == 0:
+        return []
+    return [f"{cols} inputs do not divide by {form.window}: the rest keeps up to {form.keep}"]
+
+
+def _left(choice: Choice) -> dict[str, tuple[int, int]]:
+    tensors, params = Counter[str](), Counter[str]()
+    for weight in choice.left:
+        tensors[weight.kind] += 1
+        params[weight.kind] += weight.size
+    return {kind: (tensors[kind], params[kind]) for kind in tensors}

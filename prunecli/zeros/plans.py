@@ -1,0 +1,146 @@
+"""Plan files of element-wise pruning: the exact masks, to be replayed or checked by anyone.
+
+    {"schema": "prunecli-plan/1", "model": {"sha256": "...", "data_sha256": ["..."]}, "recipe": {...},
+     "weights": {}, "tensors": {}, "units": [], "frozen": [],
+     "masks": {"INITIALIZER": {"shape": [64, 32], "bits": "base64"}}}
+
+A mask has one bit per element in row-major order, packed from the most significant bit of each byte
+(`numpy.packbits`); 1 means that the element becomes zero. `data_sha256` are those of the external data files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.files import written
+from prunecli.masks import zeroed
+from prunecli.model import Model, Weight
+from prunecli.model.loading import file_sha256
+from prunecli.types import Json, Progress, no_progress
+from prunecli.zeros.zero import Zeroed
+
+Array = np.ndarray[Any, Any]
+SCHEMA = "prunecli-plan/1"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A decision read from a plan: packed bits."""
+
+    bits: Array
+    shape: tuple[int, ...]
+
+    def drop(self, array: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.unpackbits(self.bits, count=array.size).view(np.bool_).reshape(array.shape)
+
+    def apply(self, array: Array) -> Array:
+        return zeroed(array, self.drop(array))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that fits a model: its recipe, and a decision for each weight it names."""
+
+    recipe: Json
+    decisions: Mapping[str, Masked]
+
+
+def save_plan(
+    path: Path,
+    model: Model,
+    recipe: Json,
+    found: Sequence[Zeroed],
+    progress: Progress = no_progress,
+    force: bool = False,
+) -> None:
+    """Write the plan, one mask in memory at a time; the file appears complete or not at all.
+
+    Raises:
+        PruneError: it cannot be written.
+    """
+    head: Json = {
+        "schema": SCHEMA,
+        "model": _identity(model),
+        "recipe": recipe,
+        "weights": {},
+        "tensors": {},
+        "units": [],
+        "frozen": [],
+    }
+    with written(path, "plan", force) as file:
+        _write(file, head, progress(found, "writing the plan", len(found)))
+
+
+def _write(file: TextIO, head: Json, found: Any) -> None:
+    file.write(json.dumps(head)[:-1] + ', "masks": {')
+    separator = ""
+    for one in found:
+        bits = np.packbits(one.decision.drop(one.values()).reshape(-1))
+        one.release()
+        text = base64.b64encode(bits.tobytes()).decode("ascii")
+        entry = json.dumps({"shape": list(one.weight.shape), "bits": text})
+        file.write(f"{separator}\n{json.dumps(one.weight.name)}: {entry}")
+        separator = ","
+    file.write("}}\n")
+
+
+def _identity(model: Model) -> Json:
+    data = [file_sha256(path) for path in model.data_files]
+    return {"sha256": model.sha256, **({"data_sha256": data} if data else {})}
+
+
+def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> Plan:
+    """Read a plan and check that it belongs to this very model.
+
+    Raises:
+        PruneError: not a plan, of another command or another model, or its masks do not fit the weights.
+    """
+    plan = _read(path)
+    if plan.get("model") != _identity(model):
+        raise PruneError(f"{path} was made for another model than {model.path}", "give the model it was made for")
+    if plan.get("weights") or plan.get("tensors"):
+        raise PruneError(f"{path} cuts channels, it does not zero weights", "replay it with `prune structured`")
+    masks = plan.get("masks")
+    if not isinstance(masks, dict) or not masks:
+        raise PruneError(f"{path} holds no masks", "make a plan with --save-plan")
+    known = {weight.name: weight for weight in weights}
+    unknown = [name for name in masks if name not in known]
+    if unknown:
+        raise PruneError(f"{path} names {unknown[0]}, which is no weight here", "make the plan anew")
+    recipe = plan.get("recipe")
+    decisions = {name: _masked(path, known[name], entry) for name, entry in masks.items()}
+    return Plan(recipe if isinstance(recipe, dict) else {}, decisions)
+
+
+def _read(path: Path) -> Json:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PruneError(f"cannot read the plan {path}: {error.strerror}", "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise PruneError(f"{path} is not JSON", "give a file that --save-plan wrote") from error
+    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
+        raise PruneError(f"{path} is not a plan of this program", "give a file that --save-plan wrote")
+    return plan
+
+
+def _masked(path: Path, weight: Weight, entry: object) -> Masked:
+    broken = PruneError(f"{path}: the mask of {weight.name} does not fit it", "make the plan anew")
+    if not isinstance(entry, dict) or entry.get("shape") != list(weight.shape):
+        raise broken
+    try:
+        raw = base64.b64decode(entry.get("bits", ""), validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise broken from error
+    if len(raw) != -(-weight.size // 8):
+        raise broken
+    return Masked(np.frombuffer(raw, np.uint8), weight.shape)

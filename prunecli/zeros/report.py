@@ -1,0 +1,191 @@
+"""How zeroed weights read: as the contract's JSON, and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prunecli.packing.report import packed_json, packed_sections
+from prunecli.report.contract import grown, report_json
+from prunecli.report.document import Axis, Chart, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars
+from prunecli.training.report import training_json, training_sections
+from prunecli.types import Json, LayerRow, Report, Verification
+from prunecli.zeros.selector import KINDS
+
+if TYPE_CHECKING:
+    from prunecli.zeros.magnitude import Layer, MagnitudeResult
+    from prunecli.zeros.spread import ZeroedSpread
+
+TOP = 24
+HONEST = (
+    "Zeros do not make onnxruntime faster, and the file keeps its size until it is compressed or stored with --pack: "
+    "they help storage and transfer (see gzipped), and hardware that skips them (2:4 on recent NVIDIA GPUs). For a "
+    "model that is smaller and faster as it is, use `prune structured`."
+)
+HONEST_PACKED = (
+    "The file is small; once loaded, the model takes the memory and the time of the dense one. For a model that is "
+    "faster, use `prune structured`."
+)
+
+
+def to_json(found: MagnitudeResult) -> Json:
+    """The contract's keys, with `recipe`, `left_alone` and `plan`."""
+    left = {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()}
+    report = Report(
+        command=found.command,
+        model=found.model,
+        output=found.output,
+        before=found.before,
+        after=found.after,
+        sparsity=found.sparsity,
+        layers=[_row(layer) for layer in found.layers],
+        skipped=found.skipped,
+        verification=found.verification,
+        seconds=found.seconds,
+        notes=found.notes,
+        extra={
+            "dry_run": found.dry_run,
+            "recipe": found.recipe,
+            "left_alone": left,
+            "plan": found.plan,
+            **training_json(found.training),
+            **packed_json(found.packed),
+        },
+    )
+    return report_json(report)
+
+
+def _row(layer: Layer) -> LayerRow:
+    extra: Json = {
+        "kind": layer.kind,
+        "dtype": layer.dtype,
+        "nonzero_before": layer.nonzero_before,
+        "macs": layer.macs,
+        "notes": list(layer.notes),
+        **layer.details,
+    }
+    return LayerRow(layer.name, layer.op, layer.weight, layer.shape, layer.shape, layer.params, layer.params,
+                    layer.nonzero, layer.sparsity, extra)  # fmt: skip
+
+
+def to_document(found: MagnitudeResult) -> Document:
+    """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
+    title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
+    sections: list[Section] = [Text(note, "warning") for note in grown(found.before, found.after)]
+    sections += [_summary(found), _proof(found.verification), *_how(found), _layers(found)]
+    sections += _charts(found)
+    sections += _left(found)
+    sections += training_sections(found.training)
+    sections += packed_sections(found.packed)
+    sections += [Text(note, "warning") for note in found.notes]
+    sections.append(Text(HONEST if found.packed is None else HONEST_PACKED))
+    if found.output is not None:
+        sections.append(Text(f"written: {found.output.path}", "good"))
+    if found.plan is not None:
+        sections.append(Text(f"plan: {found.plan}", "good"))
+    return Document(title, sections)
+
+
+def _charts(found: MagnitudeResult) -> list[Section]:
+    sizes = {layer.weight: layer.params for layer in found.layers}
+    rows = [(layer.weight, layer.params, layer.nonzero) for layer in found.layers]
+    return [size_bars(found.before, found.after), *layer_bars(rows, ZEROED), *spread_charts(found.spreads, sizes)]
+
+
+def _summary(found: MagnitudeResult) -> Table:
+    from prunecli.report.render_cells import cell_text
+
+    before, after = found.before, found.after
+    zeros = sum(layer.params - layer.nonzero_before for layer in found.layers)
+    rows = [("zeros in the pruned weights", cell_text(zeros / found.params if found.params else None, "percent"),
+             cell_text(found.sparsity, "percent"))]  # fmt: skip
+    names = {"params": "parameters", "nonzero": "not zero", "macs": "multiply-accumulates", "file_bytes": "file"}
+    for name, title in {**names, "gzip_bytes": "gzipped"}.items():
+        form = "bytes" if name.endswith("bytes") else "count"
+        sign = "about " if name == "gzip_bytes" and after.gzip_estimated else ""
+        old, new = (sign + cell_text(getattr(size, name), form) for size in (before, after))
+        rows.append((title, old, new))
+    return Table("Size", (Column(""), Column("before"), Column("after")), rows)
+
+
+def _proof(proof: Verification) -> Text:
+    if proof.kind == "none":
+        return Text(f"not proved: {proof.detail}", "warning")
+    return Text(f"proved: {proof.detail}", "good")
+
+
+def _how(found: MagnitudeResult) -> list[Section]:
+    """What the weights were chosen by, where that was measured on data."""
+    recipe = found.recipe
+    if "samples" not in recipe:
+        return []
+    chosen = recipe.get("method") or recipe.get("criterion") or recipe.get("scope")
+    said = f"chosen by {chosen} on {recipe['samples']:,} samples of {recipe.get('data')}"
+    if recipe.get("allocate"):
+        said += f", layers given their share by {recipe['allocate']}"
+    if recipe.get("recover", "none") != "none":
+        said += f", what is left fitted to the original's outputs ({recipe['recover']})"
+    return [Text(said)]
+
+
+def _layers(found: MagnitudeResult) -> Table:
+    errors = [layer.details.get("reconstruction_error") for layer in found.layers]
+    fitted = any(error is not None for error in errors)
+    rows = [
+        (layer.weight, layer.op, "×".join(map(str, layer.shape)), layer.params, layer.nonzero, layer.sparsity,
+         layer.macs, *((error,) if fitted else ()), "; ".join(layer.notes))
+        for layer, error in zip(found.layers, errors, strict=True)
+    ]  # fmt: skip
+    columns = (
+        Column("weight"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
+        Column("not zero", "count"), Column("zeros", "percent"), Column("MACs", "count", drop=3),
+        *((Column("output error", "number", drop=1),) if fitted else ()), Column("note", drop=4),
+    )  # fmt: skip
+    note = "output error: mean squared change of the layer's outputs, as a share of their variance" if fitted else ""
+    return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _left(found: MagnitudeResult) -> list[Section]:
+    """What was not touched, and why."""
+    sections: list[Section] = []
+    if found.left:
+        parts = [f"{KINDS.get(kind, 'other weights')} ({_counted(tensors, 'tensor')}, {_counted(params, 'element')})"
+                 for kind, (tensors, params) in found.left.items()]  # fmt: skip
+        sections.append(Text(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
+    others = [item for item in found.skipped if item.name not in _named(found)]
+    if others:
+        rows = [(item.name, item.reason) for item in others]
+        sections.append(Table("Cannot be pruned", (Column("what"), Column("why")), rows, top=TOP))
+    return sections
+
+
+def _named(found: MagnitudeResult) -> set[str]:
+    """Names whose reason is that of their kind or of the user's patterns: told in one sentence."""
+    told = ("are left alone unless", "not matched by --include", "left out by --exclude", "not in the plan")
+    return {item.name for item in found.skipped if any(text in item.reason for text in told)}
+
+
+def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int]) -> Iterator[Section]:
+    """|w| of what was zeroed and kept, over all weights and in each; `sizes`: elements by weight."""
+    if not spreads:
+        return
+    x, y = Axis("|w|", log=True), Axis("weights", "count")
+    note = "The leftmost bar also holds what is smaller."
+    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note, detail=True)
+    largest = sorted((name for name in spreads if name), key=lambda name: -sizes[name])[:MOST]
+    panels = [_spread_panel(spreads[name], name) for name in spreads if name in largest]
+    if len(largest) < len(spreads) - 1:
+        note += f" The {len(largest)} largest of {len(spreads) - 1} weights."
+    yield Chart("What was zeroed: |w| in each weight", panels, x, y, note, shared="x", detail=True)
+
+
+def _spread_panel(spread: ZeroedSpread, title: str) -> Panel:
+    both = ((KEPT, spread.kept), (ZEROED, spread.zeroed))
+    series = [Series(name, spread.edges, counts, "histogram") for name, counts in both]
+    name = f"{'cut' if spread.sharp else 'largest zeroed'} {spread.cut:.3g}" if spread.cut else ""
+    return Panel(series, title, [Mark("x", spread.cut, name)] if spread.cut else [])

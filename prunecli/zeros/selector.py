@@ -1,0 +1,193 @@
+"""Who decides what becomes of each weight: the one thing that differs between commands that zero weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from prunecli.errors import PruneError, advice, did_you_mean
+from prunecli.masks import Decision, Recipe, decide
+from prunecli.masks.criteria import CRITERIA
+from prunecli.masks.stream import not_finite
+from prunecli.model import Model, Weight, Weights, find_weights
+from prunecli.model.sizes import is_finite
+from prunecli.model.stored_tensors import INTERFACE, release
+from prunecli.types import Json, Progress, Skipped
+from prunecli.zeros.zero import target_of
+
+BY_EVIDENCE = ("wanda", "obs")
+"""Criteria whose evidence `prune oneshot` takes; that of the others that need some is gradients."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell.
+    `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight. `feed`: inputs
+    that the model ran on."""
+
+    choice: Choice
+    decisions: Sequence[Decision]
+    recipe: Json
+    notes: Sequence[str] = ()
+    moved: Sequence[tuple[Weight, Decision]] = ()
+    details: Mapping[str, Json] = field(default_factory=dict)
+    feed: Mapping[str, Any] | None = None
+
+
+class Judge(Protocol):
+    """Decides which elements go from more than the weights' values. `command`: whose report it is."""
+
+    @property
+    def command(self) -> str: ...
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A judge that also fits what is left, to zeros that were decided on before."""
+
+    def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged: ...
+
+
+class ByValue:
+    """The judge of `prune magnitude`: the stored values alone."""
+
+    command = "magnitude"
+
+    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+        found = CRITERIA.get(recipe.criterion or "l1")
+        if found.needs:
+            command = "oneshot --method" if found.name in BY_EVIDENCE else "gradient --criterion"
+            raise PruneError(
+                f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
+                f"use `prune {command} {found.name}`",
+            )
+        return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
+
+
+KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`chosen`: to be worked on, in the model's order. `left`: weights that could be, and why they are not.
+    `skipped`: everything that is not worked on, as reports list it."""
+
+    chosen: list[Weight]
+    left: list[Weight]
+    skipped: list[Skipped]
+
+
+def check_numbers(file: Model) -> None:
+    """For what rests on running the model.
+
+    Raises:
+        PruneError: a weight holds NaN, or a matrix infinity. Masks, which may be among the biases, may be infinite.
+    """
+    for weight in find_weights(file).all():
+        if not is_finite(weight.tensor) and (weight.kind == "weight" or np.isnan(weight.array()).any()):
+            hint = "repair the model or export it again: what it computes are no numbers"
+            raise PruneError(not_finite(weight.name, weight.array()).message, hint)
+
+
+def names_of(weight: Weight) -> list[str]:
+    """What a pattern may match: the stored tensor, the nodes that read it, their outputs if unnamed."""
+    nodes = [use.node.name or (use.node.outputs[0].name or "") for use in weight.uses]
+    return [weight.name, *dict.fromkeys(nodes)]
+
+
+def matches(weight: Weight, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names_of(weight))
+
+
+def choose(
+    weights: Weights, include: Sequence[str] = (), exclude: Sequence[str] = (), also: Sequence[str] = ()
+) -> Choice:
+    """Weights of the prunable kind, and of the kinds in `also`, that match `include` and not `exclude`.
+
+    Raises:
+        PruneError: an unknown kind, a pattern that matches nothing, or nothing is left.
+    """
+    for kind in also:
+        if kind not in KINDS:
+            raise PruneError(f"--also {kind!r} is not a kind of tensor", f"choose from {', '.join(KINDS)}")
+    candidates = [*weights.prunable, *(weight for weight in weights.others if weight.kind in also)]
+    for pattern in include:
+        _check_include(pattern, candidates, weights)
+    for pattern in exclude:
+        _check_exclude(pattern, weights)
+    for weight in weights.all():
+        if weight.holder.overridable and any(fnmatchcase(weight.holder.name, pattern) for pattern in include):
+            release(weight.holder.value)
+    reasons = {w.name: _reason(w, w.kind == "weight" or w.kind in also, include, exclude) for w in weights.all()}
+    chosen = [w for w in candidates if not reasons[w.name]]
+    if not chosen:
+        raise _nothing(weights, candidates, include, exclude)
+    left = [w for w in weights.all() if reasons[w.name]]
+    return Choice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
+
+
+def _reason(weight: Weight, candidate: bool, include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Why a weight is left alone; empty if it is not."""
+    if weight.holder.overridable:
+        return INTERFACE
+    if not candidate:
+        return f"{KINDS[weight.kind]} are left alone unless --also {weight.kind} is given"
+    if include and not matches(weight, include):
+        return "not matched by --include"
+    return "left out by --exclude" if matches(weight, exclude) else ""
+
+
+def _check_include(pattern: str, candidates: Sequence[Weight], weights: Weights) -> None:
+    if any(matches(weight, [pattern]) for weight in candidates):
+        return
+    for weight in weights.others:
+        if matches(weight, [pattern]):
+            raise PruneError(
+                f"--include {pattern!r} matches {weight.name}, and {KINDS[weight.kind]} are left alone",
+                f"add --also {weight.kind}",
+            )
+    for skipped in weights.skipped:
+        if fnmatchcase(skipped.name, pattern):
+            raise PruneError(
+                f"--include {pattern!r} matches {skipped.name}, which cannot be pruned: {skipped.reason}",
+                "`prune inspect` lists what can be pruned",
+            )
+    raise PruneError(f"--include {pattern!r} matches nothing", _close(pattern, candidates))
+
+
+def _check_exclude(pattern: str, weights: Weights) -> None:
+    known = any(matches(weight, [pattern]) for weight in weights.all())
+    if not known and not any(fnmatchcase(skipped.name, pattern) for skipped in weights.skipped):
+        raise PruneError(f"--exclude {pattern!r} matches nothing", _close(pattern, weights.all()))
+
+
+def _close(pattern: str, candidates: Sequence[Weight]) -> str:
+    names = [name for weight in candidates for name in names_of(weight)]
+    return did_you_mean(pattern.strip("*?"), names, "`prune inspect` lists the names; quote patterns such as '*fc*'")
+
+
+def _nothing(
+    weights: Weights, candidates: Sequence[Weight], include: Sequence[str], exclude: Sequence[str]
+) -> PruneError:
+    if candidates and all(weight.holder.overridable for weight in candidates):
+        return PruneError(
+            "every prunable weight is also a graph input, so that a caller may feed other values",
+            "--include '*' prunes them all the same; or keep initializers out of the inputs when exporting",
+        )
+    if candidates:
+        named = [option for option, given in (("--include", include), ("--exclude", exclude)) if given]
+        ways = advice(("widen --include", bool(include)), ("exclude less", bool(exclude)))
+        return PruneError(f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''} no weight to prune", ways)
+    if weights.skipped:
+        first = weights.skipped[0]
+        return PruneError(
+            f"the model has no prunable weights: {first.name}: {first.reason}",
+            "`prune inspect` lists what is in it",
+        )
+    return PruneError("the model has no prunable weights", "`prune inspect` lists what is in it")
