@@ -323,11 +323,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show is not a reason to fail
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
-            signal.signal(number, _end)
-    sys.exit(run())
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    for number in numbers:
+        signal.signal(number, _end)
+    code = run()
+    for number in (signal.SIGINT, *numbers):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)  # nothing is left to tidy up: the end of processes may be cut short
+    sys.exit(code)
 
 
 def _end(number: int, frame: Any) -> None:

@@ -27,7 +27,7 @@ SMALLEST = 1e-2
 
 
 def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
-    """The original with a multiplication by zeros and ones behind every listed value."""
+    """The original with zeros in place of the listed positions, whatever it has there (infinity, too)."""
     listed = {**plan["weights"], **plan["tensors"]}
     model.ir_version = max(model.ir_version, 4)
     for tensor in model.graph.initializer:
@@ -45,13 +45,16 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
             if name in listed:
                 source = node.output[index] = f"{name}//raw"
                 dtype, sizes = kinds[name]
+                model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), f"{name}//zero"))
                 for number, (axis, positions) in enumerate(listed[name].items()):
-                    mask = np.ones(sizes[int(axis)], dtype)
-                    mask[positions] = 0
+                    mask = np.ones(sizes[int(axis)], np.bool_)
+                    mask[positions] = False
                     mask = mask.reshape([-1 if i == int(axis) else 1 for i in range(len(sizes))])
                     model.graph.initializer.append(numpy_helper.from_array(mask, f"{name}//mask{number}"))
                     target = name if number == len(listed[name]) - 1 else f"{name}//{number}"
-                    steps.append(helper.make_node("Mul", [source, f"{name}//mask{number}"], [target]))
+                    steps.append(
+                        helper.make_node("Where", [f"{name}//mask{number}", source, f"{name}//zero"], [target])
+                    )
                     source = target
         model.graph.node.extend([node, *steps])
     return model
