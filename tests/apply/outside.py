@@ -46,15 +46,16 @@ def masked(model: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
                 source = node.output[index] = f"{name}//raw"
                 dtype, sizes = kinds[name]
                 model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), f"{name}//zero"))
+                chooses = all(entry.version >= 9 for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
                 for number, (axis, positions) in enumerate(listed[name].items()):
-                    mask = np.ones(sizes[int(axis)], np.bool_)
-                    mask[positions] = False
+                    mask = np.ones(sizes[int(axis)], np.bool_ if chooses else dtype)
+                    mask[positions] = 0
                     mask = mask.reshape([-1 if i == int(axis) else 1 for i in range(len(sizes))])
                     model.graph.initializer.append(numpy_helper.from_array(mask, f"{name}//mask{number}"))
                     target = name if number == len(listed[name]) - 1 else f"{name}//{number}"
-                    steps.append(
-                        helper.make_node("Where", [f"{name}//mask{number}", source, f"{name}//zero"], [target])
-                    )
+                    kept = f"{name}//mask{number}"
+                    given = ("Where", [kept, source, f"{name}//zero"]) if chooses else ("Mul", [source, kept])
+                    steps.append(helper.make_node(*given, [target]))
                     source = target
         model.graph.node.extend([node, *steps])
     return model
