@@ -104,7 +104,15 @@ class Session:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
-            raw = ort.InferenceSession(source, options, providers=_provider_list(ort, provider))
+            start = functools.partial(
+                ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider)
+            )
+            try:
+                raw = start(source)
+            except Exception:  # it refuses links to data of attributes and of inner graphs, though not of others
+                if isinstance(source, bytes) or (whole := _in_memory(source)) is None:
+                    raise
+                raw = start(whole)
         return cls(raw, source, label)
 
     @property
@@ -324,26 +332,44 @@ def _provider_list(ort: Any, name: str) -> list[str]:
     return [chosen] if chosen == "CPUExecutionProvider" else [chosen, "CPUExecutionProvider"]
 
 
+def _in_memory(path: str) -> bytes | None:
+    """A model file and its data in one piece; None if it has no data in other files, or is too large for that."""
+    from prunecli.model.external_data import external, read_proto
+
+    try:
+        proto = read_proto(Path(path))
+        return _whole(proto, ()) if any(True for _ in external(proto)) else None
+    except Exception:  # what onnxruntime said of the file itself is what matters
+        return None
+
+
 def _source(model: Source, outputs: Sequence[str] | Literal["all"] | None) -> str | bytes:
     """What onnxruntime is given: a path, or bytes that hold everything, since it resolves no absolute paths."""
     if isinstance(model, str | Path | bytes) and outputs is None:
         return model if isinstance(model, bytes) else str(model)
     import onnx
-    import onnx_ir as ir
 
-    from prunecli.model.external_data import external, pull_in, read_proto
+    from prunecli.model.external_data import read_proto
 
     with _translated("the model cannot be read", _OPEN_HINT):
         proto = (
             onnx.load_from_string(model) if isinstance(model, bytes)
             else read_proto(Path(model)) if isinstance(model, str | Path) else model
         )  # fmt: skip
+    return _whole(proto, outputs or ())
+
+
+def _whole(model: onnx.ModelProto | ir.Model, outputs: Sequence[str] | Literal["all"]) -> bytes:
+    """A model in one piece, its data included, with more outputs."""
+    import onnx_ir as ir
+
+    from prunecli.model.external_data import external, pull_in
+
     try:
-        proto = ir.to_proto(proto) if isinstance(proto, ir.Model) else proto
+        proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
         for tensor in external(proto):
             pull_in(tensor)
-        if outputs is not None:
-            _add_outputs(proto, outputs)
+        _add_outputs(proto, outputs)
         return bytes(proto.SerializeToString())
     except PruneError:
         raise

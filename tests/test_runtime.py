@@ -68,6 +68,10 @@ def test_external_data_of_files_and_of_models_in_memory(tmp_path: Path) -> None:
     for made in (load(path).ir, read_proto(path)):
         assert np.array_equal(Session.open(made).run({"x": X})["y"], expected)
     assert np.array_equal(Session.open(path, outputs=["h"]).run({"x": X})["y"], expected)
+    inner = onnx.helper.make_node("Constant", [], ["w"], value=proto.graph.initializer.pop(), name="inner")
+    proto.graph.node.insert(0, inner)
+    path.write_bytes(proto.SerializeToString())
+    assert np.array_equal(Session.open(path).run({"x": X})["y"], expected)  # of an attribute, and behind a link
     with pytest.raises(PruneError, match=r"'w\.bin' of w is not resolved"):
         Session.open(onnx.load(path, load_external_data=False))
 
