@@ -241,11 +241,12 @@ def _in_child(workspace: Workspace, number: int, job: Job) -> Result:
 
 @cache
 def _end_with_parent() -> None:
-    """From now on this process ends within a second of its parent, however that ends."""
-    parent = parent_process()
+    """From now on a child ends within a second of its parent, however that ends; with one job there is no child."""
+    if (parent := parent_process()) is None:
+        return
 
     def watch() -> None:
-        while parent is not None and os.getppid() == parent.pid:
+        while os.getppid() == parent.pid:
             time.sleep(1)
         os._exit(1)
 
