@@ -122,9 +122,9 @@ def _follow(cut: Cut, node: ir.Node) -> None:
     function = REWRITES.get((node.domain, node.op_type))
     facts = cut.views[0].before
     moved = any(_changed(cut, value) for value in node.inputs)
-    if function is not None and (
-        cut.touched(node) or (moved and not all(is_shape_computation(out, facts) for out in node.outputs))
-    ):
+    data = all(out in view.before.shapes for view in cut.views for out in node.outputs)
+    data = data and not all(is_shape_computation(out, facts) for out in node.outputs)
+    if function is not None and (cut.touched(node) or (moved and data)):
         function(cut, node)
     geometry = bool(node.outputs) and all(facts.value(out) is not None for out in node.outputs)
     if not geometry:

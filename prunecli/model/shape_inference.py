@@ -190,8 +190,19 @@ def _infer_by_schema(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     )
     for out in node.outputs:
         _learn_type(facts, out, result.get(out.name) if out.name else None)  # several may be left unnamed
+    _check_reshape(node, facts)
     if all(out not in facts.shapes for out in node.outputs):
         _shape_by_value(node, facts)
+
+
+def _check_reshape(node: ir.Node, facts: Facts) -> None:
+    """ONNX's inference believes a target without -1, whatever it holds; onnxruntime does not."""
+    before, after = (
+        (facts.shape(v) for v in (node.inputs[0], node.outputs[0])) if node.op_type == "Reshape" else (None,) * 2
+    )
+    if before is not None and after is not None and math.prod(before) != math.prod(after):
+        del facts.shapes[node.outputs[0]]
+        raise ValueError(f"{before} does not fit into {after}")
 
 
 def _standalone(node: ir.Node) -> tuple[onnx.NodeProto, dict[ir.Value, str]]:
