@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import onnx_ir as ir
@@ -129,6 +130,9 @@ def _follow(cut: Cut, node: ir.Node) -> None:
     geometry = bool(node.outputs) and all(facts.value(out) is not None for out in node.outputs)
     if not geometry:
         _keep_contents(cut, node)
+    elif data:  # a number meets a stored table, perhaps; else it is kept where it ends
+        with suppress(PruneError):
+            _keep_contents(cut, node)
     cut.visit(node)
     if geometry and _unplanned(cut, node):  # a fill, rows of a table: data, though its content is known
         _keep_contents(cut, node)

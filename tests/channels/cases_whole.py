@@ -189,6 +189,18 @@ def _pooling_query(n: Net) -> Net:
     return n.out(n.linear(_attend(n, q, k, v), 6, 3))
 
 
+def _scaled_query(n: Net) -> Net:
+    """Learned queries, one set for every sample, times a number that is computed from the size of a head."""
+    x = n.x("N", "T", 4)
+    keys, values = (n("Reshape", n.linear(x, 4, 6), n.c([0, 0, 2, 3])) for _ in range(2))
+    keys, values = n("Transpose", keys, perm=[0, 2, 3, 1]), n("Transpose", values, perm=[0, 2, 1, 3])
+    shape = n("Shape", keys)
+    size = n("Sqrt", n("Cast", n("Gather", shape, n.c(2)), to=1))
+    q = n("Expand", n.w(1, 2, 5, 3), n("Concat", n("Gather", shape, n.c([0])), n.c([2, 5, 3]), axis=0))
+    read = n("MatMul", n("Softmax", n("MatMul", n("Div", q, size), keys), axis=-1), values)
+    return n.out(n.linear(n("Reshape", n("Transpose", read, perm=[0, 2, 1, 3]), n.c([0, 0, 6])), 6, 2))
+
+
 def _computed_and_split(n: Net) -> Net:
     """One standardised matrix, of which two parts are read by different layers: the matrix itself becomes a constant."""
     w = n.w(6, 8)
@@ -248,6 +260,7 @@ WHOLE = {
     "weight standardisation": Case(lambda n: image(n, _standardised, 8, 6), 8 + 6),
     "low-rank update": Case(lambda n: tokens(n, _low_rank, 8, 6), 8 + 6),
     "learned query": Case(_learned_query, 8 + 6),
+    "learned query, scaled": Case(_scaled_query, 2 + 3 + 3),
     "learned probe": Case(_pooling_query, 6 + 6 + 6),
     "computed weight in two parts": Case(_computed_and_split, 6 + 8),
     "weight norm": Case(lambda n: rows(n, _weight_norm, 8, 6), 8 + 6),
