@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -151,12 +152,7 @@ class Cuttable:
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:
         """(value, axis) that normalisations average over; factors of an axis stand for the whole."""
-        table = self.units.analysis.components.table
-        noted = {axis for axis, _ in table.approximations}
-        slots = {table.find(axis) for axis in noted if table.axes[axis].value is None}
-        noted |= {whole for whole, parts in table.products if slots & {table.find(part) for part in parts}}
-        axes = [table.axes[number] for number in noted]
-        return frozenset((axis.value.name or "", axis.index) for axis in axes if axis.value is not None)
+        return frozenset((value.name or "", index) for value, index, _ in averaged_axes(self.units.analysis))
 
     def _merged(self, units: Array) -> dict[str, dict[int, Merged]]:
         """What normalisations lose of axes whose length varies."""
@@ -176,6 +172,34 @@ class Cuttable:
                 one = Merged(split[0], {k: positions for k, positions in lost.items() if len(positions)})
                 out.setdefault(axis.value.name, {})[axis.index] = one
         return out
+
+
+def averaged_axes(analysis: Analysis) -> list[tuple[ir.Value, int, int]]:
+    """(value, axis, its root in the atom table) that normalisations average over; factors stand for the whole."""
+    table = analysis.components.table
+    noted = {axis for axis, _ in table.approximations}
+    slots = {table.find(axis) for axis in noted if table.axes[axis].value is None}
+    noted |= {whole for whole, parts in table.products if slots & {table.find(part) for part in parts}}
+    axes = [(table.axes[number], table.find(number)) for number in sorted(noted)]
+    return [(axis.value, axis.index, root) for axis, root in axes if axis.value is not None]
+
+
+def _unlisted(file: ir.Graph, analysis: Analysis) -> dict[tuple[str, int], str]:
+    """Averaged axes for which a plan could not say what the normalisation has to leave out."""
+    theirs, ours = (
+        Counter(name for node in graph if node.op_type in NORMS for name in _names(node))
+        for graph in (file, analysis.model.graph)
+    )
+    solved, out = analysis.components, dict[tuple[str, int], str]()
+    for value, index, root in averaged_axes(analysis):
+        name = value.name or ""
+        if (solved.frozen[solved.of_axis(root)] >= 0).all():
+            continue
+        if theirs[name] != ours[name]:
+            out[name, index] = "averaged over inside a local function, where a plan can name nothing"
+        elif analysis.geometry.is_dynamic(value, index) and split_of(analysis, root) is None:
+            out[name, index] = "averaged over with several dynamic dimensions, which a plan cannot tell apart"
+    return out
 
 
 def _names(node: ir.Node) -> set[str]:
@@ -206,6 +230,8 @@ def open_cuttable(
     counted = concrete_shapes(replace(file, ir=work), dims)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
     analysis = solve(work, shapes, whole=whole)
+    if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
+        analysis = solve(work, shapes, whole={**unlisted, **whole})
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 import prunecli
 from prunecli.data.options import DataOptions
@@ -445,6 +446,26 @@ def test_a_plan_of_width_names_what_a_check_from_outside_needs(tmp_path: Path, b
     plan = json.loads((tmp_path / "plan.json").read_text())
     forgotten = plan | {"averaged": [], "merged": {}}
     assert compare(path, forgotten, tmp_path / "cut.onnx") > 100 * TOLERANCE
+
+
+def norm_in_a_function(n: Net) -> Net:
+    """LayerNormalization inside a local function, with a layer behind it that it does not average over."""
+    body = [helper.make_node("LayerNormalization", ["x", "g", "b"], ["y"], axis=-1)]
+    imports = [helper.make_opsetid("", n.opset)]
+    n.functions.append(helper.make_function("local", "Norm", ["x", "g", "b"], ["y"], body, imports))
+    n.domains["local"] = 1
+    h = n("Norm", n.linear(n.x("N", "T", 4), 4, 8), n.positive(8), n.w(8), domain="local")
+    return n.out(n.linear(n("Relu", n.linear(h, 8, 6)), 6, 3))
+
+
+def test_width_that_a_plan_could_not_name_stays_whole(tmp_path: Path) -> None:
+    path = tiny(tmp_path, norm_in_a_function)
+    found = cut(path, tmp_path, granularity="all")
+    assert [(g.before, g.after) for g in found.groups] == [(6, 3)]
+    assert {f.reason for f in found.frozen if f.size == 8} == {
+        "averaged over inside a local function, where a plan can name nothing"
+    }
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
 
 
 # -- budgets ----------------------------------------------------------------------------------------
