@@ -47,16 +47,18 @@ class Equations:
         for one in range(len(columns)):
             left = np.concatenate([columns[one], np.ones((1, columns.shape[2]), np.float32)])
             found = products(left, np.concatenate([left, targets[one]])).astype(np.float64)
-            self.gram[one] += found[:size, :size]
-            self.x[one] += found[size, :size]
-            self.cross[one] += found[:size, size + 1 :].T
-            self.y[one] += found[size, size + 1 :]
-            self.squares[one] += np.einsum("ij,ij->i", targets[one], targets[one], dtype=np.float64)
+            with np.errstate(invalid="ignore"):  # infinities of both signs: `check` tells
+                self.gram[one] += found[:size, :size]
+                self.x[one] += found[size, :size]
+                self.cross[one] += found[:size, size + 1 :].T
+                self.y[one] += found[size, size + 1 :]
+                self.squares[one] += np.einsum("ij,ij->i", targets[one], targets[one], dtype=np.float64)
         self.count += columns.shape[2]
 
     def __iadd__(self, other: Equations) -> Equations:
-        for name in ("gram", "cross", "x", "y", "squares"):
-            getattr(self, name).__iadd__(getattr(other, name))
+        with np.errstate(invalid="ignore"):
+            for name in ("gram", "cross", "x", "y", "squares"):
+                getattr(self, name).__iadd__(getattr(other, name))
         self.count += other.count
         return self
 

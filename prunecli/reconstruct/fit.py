@@ -184,7 +184,7 @@ def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitt
     if recover == "bn":
         has = np.einsum("ij,ij->i", weights @ task.gram, weights)
         fine = (has > 1e-12 * task.variance) & (task.variance > 0)
-        weights = weights * np.sqrt(np.where(fine, task.variance / np.maximum(has, 1e-300), 1.0))[:, None]
+        weights = weights * np.sqrt(np.divide(task.variance, has, out=np.ones_like(has), where=fine))[:, None]
     shift = np.zeros(len(weights))
     if task.free and recover != "none":
         shift = task.y - weights @ task.x - task.offset

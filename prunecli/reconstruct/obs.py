@@ -44,11 +44,12 @@ def removal_losses(weights: Array, grams: Array, columns: Columns, workers: int 
     height = columns.rows or rows
     groups = -(-rows // height)
     kind = np.float64 if size <= _EXACT else np.float32
+    large, spread = _power(np.abs(weights).max(initial=0)), _power(np.trace(grams, axis1=1, axis2=2).max() / size)
     blocks = np.zeros((batch, groups * height, size), kind)
-    blocks[:, :rows] = weights[..., columns.order]
+    blocks[:, :rows] = weights[..., columns.order] / large
     blocks = blocks.reshape(batch * groups, height, size)
     with suited(size):
-        inverses = np.linalg.inv(grams[:, columns.order[:, None], columns.order]).astype(kind)
+        inverses = np.linalg.inv(grams[:, columns.order[:, None], columns.order] / spread).astype(kind)
     each = max(1, min(-(-len(blocks) // workers), _BYTES // (inverses[0].nbytes + 1)))
 
     def work(start: int) -> Array:
@@ -59,7 +60,12 @@ def removal_losses(weights: Array, grams: Array, columns: Columns, workers: int 
         losses = np.concatenate(list(pool.map(work, range(0, len(blocks), each))))
     out = np.empty((batch, rows, size))
     out[..., columns.order] = np.repeat(losses.reshape(batch, groups, size), height, axis=1)[:, :rows]
-    return out
+    return out * spread * large * large
+
+
+def _power(size: float) -> float:
+    """The power of two next to a positive number, by which values are scaled without rounding; 1 for others."""
+    return 2.0 ** round(np.log2(size)) if 0 < size < np.inf else 1.0
 
 
 def _removal(weights: Array, inverses: Array, columns: Columns) -> Array:

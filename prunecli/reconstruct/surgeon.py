@@ -16,6 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 _BLOCK = 32  # removals between two updates of the inverses
+_ROUNDING = 8.0  # times the precision, of a column's first pivot: below that the pivot is rounding, and may be negative
 
 
 class Surgeon:
@@ -33,6 +34,8 @@ class Surgeon:
     ) -> None:
         groups, _, size = weights.shape
         self.weights, self.inverses = weights, inverses
+        first = inverses.diagonal(axis1=1, axis2=2)
+        self.least = np.maximum(_ROUNDING * np.finfo(inverses.dtype).eps * first, np.finfo(inverses.dtype).tiny)
         self.all, self.size, self.single = np.arange(groups), size, members is None
         self.members = np.arange(size)[:, None] if members is None else members
         self.real = np.ones(self.members.shape, np.bool_) if real is None else real
@@ -75,7 +78,7 @@ class Surgeon:
         if self.waiting:
             seen = self.pending[:, : self.waiting]
             column = column - np.matmul(seen[self.all, :, at][:, None], seen)[:, 0]
-        pivot = np.maximum(column[self.all, at], np.finfo(column.dtype).tiny)
+        pivot = np.maximum(column[self.all, at], self.least[self.all, at])
         line = np.where(lives[:, None], column / np.sqrt(pivot)[:, None], 0)
         factor = self.weights[self.all, :, at] / pivot[:, None]
         self.weights -= np.where(lives[:, None], factor, 0)[..., None] * column[:, None]
@@ -99,6 +102,7 @@ class Surgeon:
         self.weights = np.take_along_axis(self.weights, kept[:, None], axis=2)
         self.pending = np.zeros((groups, _BLOCK, kept.shape[1]), self.pending.dtype)
         self.place = np.take_along_axis(self.place, kept, axis=1)
+        self.least = np.take_along_axis(self.least, kept, axis=1)
         self.removed = self.gone = np.take_along_axis(self.removed, kept, axis=1)
         self.at = np.zeros((groups, self.size), np.int64)
         np.put_along_axis(self.at, self.place, np.arange(kept.shape[1])[None], axis=1)

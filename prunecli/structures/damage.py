@@ -35,7 +35,8 @@ POSITIONS = 400
 """Per input of a layer, of which its Gram matrix is made."""
 WIDEST = 6144
 """Inputs of a layer whose Gram matrix is inverted."""
-_TINY = float(np.finfo(float).tiny)
+_TINY, _HUGE = float(np.finfo(float).tiny), 1e200
+"""Above the latter damage counts as that: what is infinite has no differences."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Curve:
 
     def scores(self) -> Array:
         """One per unit, of which those that go later have larger ones; the units that stay are infinite."""
-        out = np.full(self.count, np.inf)
-        steps = np.maximum(np.diff(convex(self.damage)), 0)
-        out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(self.damage.max()), _TINY))
+        out, damage = np.full(self.count, np.inf), np.minimum(self.damage, _HUGE)
+        steps = np.maximum(np.diff(convex(damage)), 0)
+        out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(damage.max()), _TINY))
         return out
 
 

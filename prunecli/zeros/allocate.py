@@ -18,6 +18,8 @@ from prunecli.masks.scopes import budget_of, erk_budgets
 Array = np.ndarray[Any, Any]
 DENSEST, SPAREST = 1.0, 0.01
 _GRID = 200
+_MOST = 700.0
+"""Of the logarithm of a loss: what is extrapolated further has no exponential."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Curve:
                 near = 1 if side == 0 else -2
                 slope = (y[near] - y[side]) / (x[near] - x[side])
                 found = np.where(outside, y[side] + slope * (wanted - x[side]), found)
-        loss: Array = np.where(densities >= DENSEST, 0.0, np.exp(found))
+        loss: Array = np.where(densities >= DENSEST, 0.0, np.exp(np.minimum(found, _MOST)))
         return loss
 
 

@@ -129,7 +129,8 @@ class Study:
             return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
         if layer.name not in self.found:
             each = scores(method, tasks, pattern, self.way.workers)
-            self.found[layer.name] = each.reshape(layer.shape).astype(np.float32)
+            scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
+            self.found[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
         found = self.found[layer.name]
         need = {"wanda": "input norm", "obs": "removal loss"}[method.criterion]
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size

@@ -16,6 +16,7 @@ from prunecli.reconstruct.fit import METHODS, Fitted, Task, check, fit, scores
 from prunecli.reconstruct.lstsq import damping, masked_least_squares
 from prunecli.reconstruct.obs import columns_of, removal_losses
 from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
+from prunecli.reconstruct.surgeon import Surgeon
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +82,30 @@ PATTERNS = [
     ("2x2", 5, 2, 5),
     ("column", 5, 3, 6),
 ]
+
+
+@pytest.mark.parametrize("size", [24, obs._EXACT + 2])
+@pytest.mark.parametrize(("large", "spread"), [(-70, -130), (60, 110), (0, 120), (40, -120)])
+@pytest.mark.parametrize("pattern", ["element", "2:4", "1x2"])
+def test_scale_is_not_rounded(size: int, large: int, spread: int, pattern: str) -> None:
+    """Powers of two come out of the losses as they go in, however far from 1: float32 alone would overflow."""
+    weights, gram = problem(5, 2, size)
+    columns = columns_of(parse_pattern(pattern), 2, 1, size)
+    plain = removal_losses(weights[None], gram[None], columns)
+    scaled = removal_losses(weights[None] * 2.0**large, gram[None] * 2.0**spread, columns)
+    np.testing.assert_array_equal(scaled, plain * 2.0 ** (2 * large + spread))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_stay_small_where_pivots_are_rounding(seed: int) -> None:
+    """64 columns of which all but 4 follow from the others: once those are gone, single precision has nothing left of a
+    pivot but rounding, of either sign; dividing by that, weights grew to infinity."""
+    x = np.random.default_rng(seed).standard_normal((4, 64))
+    inverse = np.linalg.inv(x.T @ x / 4 + 1e-7 * np.eye(64)).astype(np.float32)
+    surgeon = Surgeon(np.ones((1, 1, 64), np.float32), inverse[None], None, floor=1e-6)
+    for _ in range(62):
+        surgeon.remove(surgeon.units[[0], surgeon.losses().argmin(axis=1)])
+        assert np.abs(surgeon.current()).max() < 100
 
 
 @pytest.mark.parametrize("case", PATTERNS, ids=str)
