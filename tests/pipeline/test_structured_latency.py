@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from prunecli.errors import GateFailed, PruneError
@@ -134,12 +135,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Replace the clock of the comparison: `floor` is what a model without any work would take."""
 
     def start(floor: float) -> None:
-        def run(self: Bench, model: bytes) -> Speedup:
+        def run(self: Bench, model: ir.Model) -> Speedup:
             whole = work_of(onnx.load(self.subject.file.path))
-            return gain(floor + (1 - floor) * work_of(onnx.load_from_string(model)) / whole)
+            return gain(floor + (1 - floor) * work_of(ir.to_proto(model)) / whole)
 
         def layer_times(self: Bench, removed: Any) -> list[dict[str, float]]:
-            return [self_times(onnx.load_from_string(self.build(mask))) for mask in removed]
+            return [self_times(ir.to_proto(self.build(mask))) for mask in removed]
 
         monkeypatch.setattr(Bench, "compare", run)
         monkeypatch.setattr(Bench, "layer_times", layer_times)
