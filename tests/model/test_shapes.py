@@ -153,6 +153,15 @@ def test_open_dimensions_are_assumed_and_stated(tmp_path: Path) -> None:
     )
 
 
+def test_a_target_of_another_number_of_elements_is_a_problem(tmp_path: Path) -> None:
+    """Exporters bake a length into a Reshape and still call it dynamic: at another one there is no shape."""
+    model = loaded(proto([ints("t", 2, 5, 4), node("Reshape", ["x", "t"], ["y"])], {"x": ("n", 4)}), tmp_path)
+    right, wrong = (concrete_shapes(model, Dims({"n": n})) for n in (10, 16))
+    (y,) = model.ir.graph.outputs
+    assert (right.of(y), wrong.of(y)) == ((2, 5, 4), None)
+    assert list(wrong.facts.problems.values()) == ["(16, 4) does not fit into (2, 5, 4)"]
+
+
 def test_stated_dimensions_are_not_assumptions(tmp_path: Path) -> None:
     inputs = {"x": ("batch", 3, "h", "w"), "t": ("batch", "length")}
     shapes = dims_of(inputs, tmp_path, dim=["batch=2", "h=32", "w=32", "length=5"])
