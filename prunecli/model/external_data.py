@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.protos import tensors
+from prunecli.model.protos import drop_repeated, tensors
 from prunecli.model.tensors import byte_count
 
 ALLOW_HINT = "save the model again with its data in its own folder: a model must not make others read any file"
@@ -123,8 +123,10 @@ def external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """A model file by the plain onnx package, with its references to external data as `locate` leaves them."""
+    """A model file by the plain onnx package, with its references to external data as `locate` leaves them and each
+    initializer once."""
     model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    drop_repeated(model.graph)
     locate(model, DataFolder(path))
     return model
 

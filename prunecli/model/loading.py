@@ -20,7 +20,7 @@ import prunecli.model.lossless as preserve
 import prunecli.model.signatures as signatures
 from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder
-from prunecli.model.protos import normalise
+from prunecli.model.protos import drop_repeated, normalise
 from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.model.validate_graph import check_graph
@@ -110,21 +110,9 @@ def _tidy(proto: onnx.ModelProto, path: Path) -> list[str]:
     proto.DiscardUnknownFields()
     if proto.ByteSize() != before:
         notes.append("fields that this version of ONNX does not know were dropped; is the file newer?")
-    return notes + _drop_repeated(proto.graph, path)
-
-
-def _drop_repeated(graph: onnx.GraphProto, path: Path) -> list[str]:
-    """Initializers without a name, or stored twice with equal bytes."""
-    seen: dict[str, onnx.TensorProto] = {}
-    spare = []
-    for index, tensor in enumerate(graph.initializer):
-        if tensor.name and tensor.name not in seen:
-            seen[tensor.name] = tensor
-        elif not tensor.name or seen[tensor.name] == tensor:
-            spare.append(index)
-    for index in reversed(spare):
-        del graph.initializer[index]
-    return [f"{len(spare)} unnamed or repeated initializers were dropped"] if spare else []
+    if spare := drop_repeated(proto.graph):
+        notes.append(f"{spare} unnamed or repeated initializers were dropped")
+    return notes
 
 
 def _sort(model: ir.Model, path: Path) -> list[str]:

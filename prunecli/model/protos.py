@@ -33,7 +33,8 @@ def normalise(message: Message) -> None:
     """Say in one form, in place, what a model can say in several, all of which onnxruntime reads alike.
 
     Absent is what equals its default; a map has each key once, of which the last entry counts; the standard domain
-    is ""; an attribute has the value of its type alone; a value_info of a stored tensor has the type of that tensor.
+    is ""; an attribute has the value of its type alone; a value_info of a stored tensor has the type of that tensor, an
+    output that is an input the type of that input.
     """
     if isinstance(message, onnx.AttributeProto):
         _keep_value(message)
@@ -49,7 +50,7 @@ def normalise(message: Message) -> None:
         elif field.name in OPTIONAL:
             _keep(value, [bool(part.ListFields()) for part in value])
     if isinstance(message, onnx.GraphProto):
-        _type_stored(message)
+        _settle_types(message)
 
 
 def _present(message: Message) -> Iterator[tuple[FieldDescriptor, Any]]:
@@ -94,7 +95,25 @@ def _keep(entries: Any, kept: list[bool]) -> None:
             del entries[index]
 
 
-def _type_stored(graph: onnx.GraphProto) -> None:
+def drop_repeated(graph: onnx.GraphProto) -> int:
+    """Initializers without a name, or stored twice with equal bytes, go; how many."""
+    seen: dict[str, onnx.TensorProto] = {}
+    spare = []
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.name and tensor.name not in seen:
+            seen[tensor.name] = tensor
+        elif not tensor.name or seen[tensor.name] == tensor:
+            spare.append(index)
+    for index in reversed(spare):
+        del graph.initializer[index]
+    return len(spare)
+
+
+def _settle_types(graph: onnx.GraphProto) -> None:
+    inputs = {info.name: info for info in graph.input}
+    for info in graph.output:
+        if info.name in inputs:
+            info.type.CopyFrom(inputs[info.name].type)
     described = {info.name: info for info in graph.value_info}
     stored = [(t.name, t.data_type, t.dims) for t in graph.initializer if described]
     stored += [(s.values.name, s.values.data_type, s.dims) for s in graph.sparse_initializer if described]

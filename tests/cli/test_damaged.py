@@ -53,6 +53,25 @@ def _scalar(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.ClearField("shape")
 
 
+def _twice(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def _passes_input_on(model: onnx.ModelProto) -> None:
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = model.graph.input[0].name
+
+
+@pytest.mark.parametrize("change", [_twice, _passes_input_on])
+@pytest.mark.parametrize("line", ["magnitude --sparsity .5", "structured --ratio .5"])
+def test_what_onnxruntime_takes_is_taken(change: Callable[..., None], line: str, tmp_path: Path, prune: Prune) -> None:
+    model, (command, *options) = _layers(Net()).model(), line.split()
+    change(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    done = prune(command, tmp_path / "m.onnx", *options)
+    assert (done.code, done.err) == (0, "")
+
+
 STRUCTURED = ["structured", "--ratio", ".5", "--granularity", "all"]
 # network, what is wrong with it, the command, a piece of the error
 CASES: list[tuple[str, Callable[[Net], Net], Callable[[onnx.ModelProto], None], list[str], str]] = [
