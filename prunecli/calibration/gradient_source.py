@@ -19,7 +19,6 @@ from prunecli.evaluation.reading import float_outputs
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
-from prunecli.zeros.options import GradientOptions
 
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "output", "labels"]
@@ -42,12 +41,6 @@ class GradientSamples:
     seed: int = 0
     dims: Dims = field(default_factory=Dims)
     execution: Execution = field(default_factory=Execution)
-
-    @classmethod
-    def of(cls, options: GradientOptions) -> GradientSamples:
-        """As `prune gradient` is told."""
-        return cls(options.source, options.loss, options.output_name, SAMPLES, options.seed, options.dims,
-                   options.execution)  # fmt: skip
 
 
 @dataclass

@@ -4,85 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.data import Classes, Dataset, random_data
+from prunecli.data import Dataset, random_data
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import Fidelity
 from prunecli.evaluation.figures import SPEEDUP, difference, figures, known, needs
-from prunecli.evaluation.gates import Gate, GateResult, check_gates, check_span, parse_gate, raise_if_failed
+from prunecli.evaluation.gates import Gate, check_gates, check_span, parse_gate
 from prunecli.evaluation.latency import Latency, Speedup, measure, on_cpu, speedup
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.evaluation.passes import BASELINE, MODEL, Pass, run_pass
-from prunecli.evaluation.quality import Average, compute_metrics, confusion, per_class
-from prunecli.evaluation.reading import Predictions
-from prunecli.evaluation.report import to_document, to_json
-from prunecli.evaluation.robustness import Stress, measure_stress
+from prunecli.evaluation.quality import compute_metrics, confusion, per_class
+from prunecli.evaluation.result import Evaluation, Scored
+from prunecli.evaluation.robustness import measure_stress
 from prunecli.evaluation.significance import Significance, compare_predictions
 from prunecli.evaluation.subject import Subject, data_dims, open_subject
 from prunecli.inputs import InputSpec
 from prunecli.model.shapes import with_demands
-from prunecli.report.document import Document
-from prunecli.types import FileRef, Json, Progress, Totals, no_progress
+from prunecli.types import Progress, no_progress
 
 RANDOM_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One model's figures. `train`: metrics on the training data, where asked for."""
-
-    role: str
-    ref: FileRef
-    totals: Totals
-    metrics: Mapping[str, float]
-    latency: Latency | None = None
-    train: Mapping[str, float] = field(default_factory=dict)
-    predictions: Predictions | None = None
-    classes: Sequence[Json] = ()
-    confusion: Json | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one."""
-
-    models: Sequence[Scored]
-    source: str
-    samples: int
-    batch_size: int
-    average: Average
-    fidelity: Fidelity | None = None
-    speedup: Speedup | None = None
-    significance: Significance | None = None
-    stress: Stress | None = None
-    train_samples: int = 0
-    notes: Sequence[str] = ()
-    data_notes: Sequence[str] = ()
-    classes: Classes | None = None
-    gates: Sequence[GateResult] = ()
-    seconds: float = 0.0
-
-    @property
-    def model(self) -> Scored:
-        return self.models[0]
-
-    @property
-    def baseline(self) -> Scored | None:
-        return self.models[1] if len(self.models) > 1 else None
-
-    def raise_if_failed(self) -> None:
-        """Raise GateFailed where a gate failed."""
-        raise_if_failed(self.gates)
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from prunecli.evaluation.robustness import CORRUPTIONS
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.evaluation.evaluate import Evaluation, Scored
+    from prunecli.evaluation.result import Evaluation, Scored
 
 SIZES = ("params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes")
 LATENCY = ("median", "p10", "p90")

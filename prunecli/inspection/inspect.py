@@ -12,12 +12,11 @@ import onnx_ir as ir
 
 from prunecli.inspection.distribution import Distribution, PatternFit, distribution, pattern_fit
 from prunecli.inspection.options import InspectOptions
-from prunecli.inspection.report import to_document, to_json
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.shape_inference import UNKNOWN_INPUT
-from prunecli.model.sizes import count_nonzero, is_finite
-from prunecli.report.document import Document
-from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
+from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
+from prunecli.report.result import Reported
+from prunecli.types import FileRef, Progress, Skipped, Totals, no_progress
 
 PROBLEMS = 5
 """How many operators without a shape are listed."""
@@ -50,7 +49,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Reported):
     """What `inspect` found; `patterns` by weight name."""
 
     model: FileRef
@@ -75,12 +74,6 @@ class Inspection:
         """The fraction of zeros among the prunable weights."""
         params = sum(layer.params for layer in self.prunable)
         return sum(layer.params - layer.nonzero for layer in self.prunable) / params if params else 0.0
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def inspect(
@@ -169,21 +162,3 @@ def _name(node: ir.Node) -> str:
 
 def _bare(node: ir.Node, macs: int | None) -> Layer:
     return Layer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)
-
-
-def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:
-    """Each operator's work, divided among the weights it reads by their size (exact for recurrent layers)."""
-    readers: dict[ir.Node, list[Weight]] = {}
-    for weight in weights:
-        for node in dict.fromkeys(use.node for use in weight.uses):
-            readers.setdefault(node, []).append(weight)
-    work: dict[str, int | None] = {}
-    for node, group in readers.items():
-        left, size = macs.nodes.get(node, 0), sum(weight.size for weight in group)
-        for weight in group:
-            share = None if left is None else left * weight.size // size
-            size -= weight.size
-            left = None if left is None or share is None else left - share
-            before = work.get(weight.name, 0)
-            work[weight.name] = None if before is None or share is None else before + share
-    return work

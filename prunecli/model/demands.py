@@ -13,8 +13,9 @@ from itertools import zip_longest
 import onnx_ir as ir
 
 from prunecli.model.attrs import UnreadableAttributeError, integer, integers
+from prunecli.model.infer import gather_facts
 from prunecli.model.parameter_roles import MICROSOFT
-from prunecli.model.shape_inference import Array, Facts, Shape, axes_of, gather_facts
+from prunecli.model.shape_inference import Array, Facts, Shape, axes_of
 
 Sizes = tuple[int | None, ...]
 

@@ -75,31 +75,6 @@ SCOPES: list[Scope] = []
 """Visitors for nodes that contain or call other graphs; each answers whether it took the node."""
 
 
-def gather_facts(model: ir.Model, inputs: Mapping[str, Shape], patience: int | None = None) -> Facts:
-    """Walk the graph at the given input shapes, subgraphs and function calls included.
-
-    Args:
-        model: the graph; nodes in topological order.
-        inputs: concrete shape per graph input that is not an initializer.
-        patience: the walk ends early once more nodes than this have problems.
-    Returns:
-        Facts; a value whose shape cannot be inferred is absent, its node is in `problems`.
-    """
-    import prunecli.model.scopes as scopes  # noqa: F401 - registers itself
-
-    facts = Facts()
-    for value in model.graph.initializers.values():
-        know_constant(facts, value)
-    for value in model.graph.inputs:
-        if value not in facts.shapes and (value.name or "") in inputs:
-            facts.learn(value, tuple(inputs[value.name or ""]), int(value.dtype or ir.DataType.FLOAT))
-    for node in model.graph:
-        visit(node, facts, model)
-        if patience is not None and len(facts.problems) > patience:
-            break
-    return facts
-
-
 def know_constant(facts: Facts, value: ir.Value) -> None:
     """Add an initializer, or another value whose tensor is stored."""
     tensor = value.const_value
@@ -278,7 +253,6 @@ __all__ = [
     "Shape",
     "attr_int",
     "axes_of",
-    "gather_facts",
     "know_constant",
     "slice_bounds",
     "slice_index",

@@ -10,9 +10,10 @@ import onnx_ir as ir
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model.demands import NOTHING, Demand, demands
+from prunecli.model.infer import gather_facts
 from prunecli.model.layout import Shape
 from prunecli.model.loading import Model
-from prunecli.model.shape_inference import Facts, gather_facts
+from prunecli.model.shape_inference import Facts
 
 SPATIAL_TRIES = (64, 224, 32, 128)
 """Sizes tried for the unknown axes of image inputs: the first at which every shape can be inferred."""

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.loading import Model
-from prunecli.model.macs import count_macs
+from prunecli.model.macs import Macs, count_macs
 from prunecli.model.shapes import Shapes
 from prunecli.model.stored_tensors import Holder, holders
+from prunecli.model.weights import Weight
 from prunecli.types import Totals
 
 EXACT_UP_TO = 16 << 20
@@ -109,3 +110,21 @@ def _compressed(path: Path, start: Callable[[], _Packer]) -> int:
             packer = start()
             packed += len(packer.compress(file.read(SAMPLE_BYTES))) + len(packer.flush()) - FRAME
     return FRAME + packed * size // (SAMPLES * SAMPLE_BYTES)
+
+
+def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:
+    """Each operator's work, divided among the weights it reads by their size (exact for recurrent layers)."""
+    readers: dict[ir.Node, list[Weight]] = {}
+    for weight in weights:
+        for node in dict.fromkeys(use.node for use in weight.uses):
+            readers.setdefault(node, []).append(weight)
+    work: dict[str, int | None] = {}
+    for node, group in readers.items():
+        left, size = macs.nodes.get(node, 0), sum(weight.size for weight in group)
+        for weight in group:
+            share = None if left is None else left * weight.size // size
+            size -= weight.size
+            left = None if left is None or share is None else left - share
+            before = work.get(weight.name, 0)
+            work[weight.name] = None if before is None or share is None else before + share
+    return work

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar, cast
 
 from prunecli.files import Scratch
 from prunecli.model import load
@@ -16,12 +16,8 @@ from prunecli.packing.options import PackOptions
 from prunecli.packing.pack import NothingSmaller, PackResult, pack
 from prunecli.types import FileRef, Progress
 
-if TYPE_CHECKING:
-    from prunecli.structures.structured import StructuredResult
-    from prunecli.zeros.magnitude import MagnitudeResult
-
 Made = TypeVar("Made")
-Pruned = TypeVar("Pruned", bound="MagnitudeResult | StructuredResult")
+Pruned = TypeVar("Pruned")
 
 
 def pack_options(options: Written) -> PackOptions:
@@ -60,6 +56,8 @@ def packed_after(
 
 def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:
     """The result of a command that prunes, of the file that it became."""
-    after = done.after if small.packed is None else replace(small.packed.after, macs=done.after.macs)
-    return replace(done, output=small.output, after=after, packed=small.packed, notes=[*done.notes, *small.notes],
+    found: Any = done
+    after = found.after if small.packed is None else replace(small.packed.after, macs=found.after.macs)
+    told = replace(found, output=small.output, after=after, packed=small.packed, notes=[*found.notes, *small.notes],
                    dry_run=dry_run)  # fmt: skip
+    return cast("Pruned", told)

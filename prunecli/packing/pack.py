@@ -21,8 +21,7 @@ from prunecli.model.sizes import zstd_bytes
 from prunecli.packing.options import PackOptions, UnpackOptions
 from prunecli.packing.plan import FEW, How, Item, Row, drop_signs, left, plan, write
 from prunecli.packing.proof import Before, NotFolded, Proof
-from prunecli.packing.report import to_document, to_json
-from prunecli.report.document import Document
+from prunecli.report.result import Reported
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
 OPSET, OPSET_BFLOAT16 = 11, 13
@@ -34,7 +33,7 @@ class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with -
 
 
 @dataclass(frozen=True)
-class PackResult:
+class PackResult(Reported):
     """What was packed. `rows`: every float tensor of 1 kB or more. `zstd`: bytes before and after. `loads`: of the
     dense file and of the packed one. `fidelity`: only for lossy values."""
 
@@ -53,12 +52,6 @@ class PackResult:
     notes: Sequence[str] = ()
     dry_run: bool = False
     seconds: float = 0.0
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def pack(

@@ -28,9 +28,8 @@ from prunecli.storage.pieces import PASSES
 from prunecli.storage.values import widened
 from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
 from prunecli.types import Progress, Verification
+from prunecli.verify.compare import RUN_UP_TO, release_tensor, same_bits, same_outputs
 from prunecli.verify.inputs import cannot_open, first_run, sizes_to_try
-from prunecli.zeros.zero import release_tensor
-from prunecli.zeros.zero_proof import RUN_UP_TO, same_bits, same_outputs
 
 REPORT = "nothing was written; please report this"
 SEEDS = 4

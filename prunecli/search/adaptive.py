@@ -13,8 +13,7 @@ from typing import Any
 from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
 from prunecli.model.saving import check_target
-from prunecli.report.document import Document
-from prunecli.search.adaptive_report import to_document, to_json
+from prunecli.report.result import Reported
 from prunecli.search.metric import Drop
 from prunecli.search.models import FrontModel, Models
 from prunecli.search.options import AdaptiveOptions
@@ -26,7 +25,7 @@ from prunecli.search.strategy import Goal, Search, Step
 from prunecli.search.tradeoff import Curve
 from prunecli.search.training import Recovered, Trained, train_further
 from prunecli.search.trials import outcome_on
-from prunecli.structures.structured import default_output
+from prunecli.structures.carry_out import default_output
 from prunecli.training.gradual import left_out
 from prunecli.types import FileRef, Json, Progress, no_progress
 
@@ -61,10 +60,12 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class AdaptiveResult:
+class AdaptiveResult(Reported):
     """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
     tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
     each knob alone, where the strategy measured it."""
+
+    reporter = "adaptive_report"
 
     model: FileRef
     options: AdaptiveOptions
@@ -97,12 +98,6 @@ class AdaptiveResult:
         if self.interrupted:
             raise KeyboardInterrupt
         raise_if_missed(self)
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def adaptive(

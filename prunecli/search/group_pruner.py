@@ -26,6 +26,7 @@ from prunecli.search.pools import Part
 from prunecli.search.pruner import Saving
 from prunecli.search.space import Knob, Proxy, Setting, digest, normal
 from prunecli.structures.calibrate import measure
+from prunecli.structures.carry_out import StructuredResult, carry_out
 from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_limit, group_multiple, resolve_criterion
 from prunecli.structures.decide import nothing_to_cut
 from prunecli.structures.decision import Decided, analysed_as
@@ -34,7 +35,6 @@ from prunecli.structures.latency_budget import Bench as Timing
 from prunecli.structures.latency_budget import layer_table
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, following, open_cuttable
-from prunecli.structures.structured import StructuredResult, carry_out
 from prunecli.types import Json, Progress, Skipped
 
 Array = np.ndarray[Any, Any]

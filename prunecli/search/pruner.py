@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from prunecli.search.space import Proxy, Setting, Space, SpaceRecipe
-from prunecli.structures.structured import StructuredResult
+from prunecli.structures.carry_out import StructuredResult
 from prunecli.types import Json, Progress, Skipped
-from prunecli.zeros.magnitude import MagnitudeResult
+from prunecli.zeros.result import MagnitudeResult
 
 Result = MagnitudeResult | StructuredResult
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.model.saving import check_target
-from prunecli.report.document import Document
+from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
-from prunecli.search.sensitivity_report import to_document, to_json
 from prunecli.search.setup import Judged, Setup, open_model, set_up
 from prunecli.search.space import Knob, Proxy, rank_correlation, sample_of
 from prunecli.search.strategy import curve_jobs, levels_of
 from prunecli.search.trials import Job, Outcome
-from prunecli.types import FileRef, Json, Progress, Skipped, no_progress
+from prunecli.types import FileRef, Progress, Skipped, no_progress
 
 SAMPLES = 512
 """Drawn where there are more and no limit was set."""
@@ -72,8 +71,10 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class SensitivityResult:
+class SensitivityResult(Reported):
     """`rows`: the most sensitive first. `baseline`: the metric of the original."""
+
+    reporter = "sensitivity_report"
 
     model: FileRef
     granularity: str
@@ -91,12 +92,6 @@ class SensitivityResult:
     reused: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def sensitivity(

@@ -21,7 +21,7 @@ from prunecli.search.strategy import RECOVERED, TRAINED, Search, Step
 from prunecli.training.finetune import FinetuneResult, finetune
 from prunecli.training.gradual import Round, proof_of, retrained, training_of
 from prunecli.types import Progress
-from prunecli.zeros.magnitude import MagnitudeResult
+from prunecli.zeros.result import MagnitudeResult
 
 PACE, LEAST_PACE = 0.25, 0.05
 """The fraction of what remains that a step removes: at first, and when it is no longer worth training."""

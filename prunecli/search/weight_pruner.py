@@ -12,20 +12,22 @@ import numpy as np
 from prunecli.calibration.gradient_source import GradientSamples, open_source
 from prunecli.calibration.gradients import STATISTICS
 from prunecli.errors import PruneError
-from prunecli.inspection.inspect import macs_by_weight
 from prunecli.masks import CRITERIA, Criterion, Recipe, decide, parse_pattern
 from prunecli.masks.patterns import Windows
 from prunecli.model import Model, concrete_shapes, count_macs, find_weights, load
+from prunecli.model.sizes import macs_by_weight
 from prunecli.search.options import TrialOptions
 from prunecli.search.pools import Part
 from prunecli.search.pruner import Saving
 from prunecli.search.space import Proxy, Setting, digest, normal
 from prunecli.search.weights import ElementRecipe, ElementSpace, decisions, target
 from prunecli.types import Json, Progress, Skipped
-from prunecli.zeros.magnitude import MagnitudeResult, zeroed
+from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.oneshot import ByEvidence, Fitting, measured_scores
 from prunecli.zeros.options import MagnitudeOptions
-from prunecli.zeros.selector import BY_EVIDENCE, Choice, Judge, Judged, choose
+from prunecli.zeros.recipes import BY_EVIDENCE
+from prunecli.zeros.result import MagnitudeResult
+from prunecli.zeros.selector import Choice, Judge, Judged, choose
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]

@@ -21,10 +21,10 @@ from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.stored_tensors import holders
+from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut
 from prunecli.structures.decide import decide
 from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.structures.prunable import Cuttable, following
-from prunecli.structures.structured import StructuredResult, carry_out, decided_and_cut
 from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
 

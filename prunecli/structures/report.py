@@ -19,8 +19,8 @@ from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, Report, Skipped, Verification
 
 if TYPE_CHECKING:
+    from prunecli.structures.carry_out import StructuredResult
     from prunecli.structures.decision import GroupRow
-    from prunecli.structures.structured import StructuredResult
 
 TOP = 24
 

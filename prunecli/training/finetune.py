@@ -23,12 +23,11 @@ from prunecli.model.stored_tensors import INTERFACE, name_inputs
 from prunecli.options.training import FinetuneOptions
 from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult
-from prunecli.report.document import Document
+from prunecli.report.result import Reported
 from prunecli.runtime import Session
 from prunecli.training.log import Keeper, Log
 from prunecli.training.optimizers import OPTIMIZERS
 from prunecli.training.parameters import reset_head
-from prunecli.training.report import to_document, to_json
 from prunecli.training.session import Training, prepare_training, setup_of
 from prunecli.training.trainer import DivergedError, Epoch
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
@@ -38,7 +37,7 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(Reported):
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
     the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
     start on held-out data."""
@@ -67,12 +66,6 @@ class FinetuneResult:
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""
         raise_if_harmful(self)
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def finetune(

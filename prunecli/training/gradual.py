@@ -19,10 +19,19 @@ from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.options.groups import Written
 from prunecli.options.training import NONE, FinetuneOptions, Retraining, Stepwise
-from prunecli.structures.options import StructuredOptions
 from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmful
 from prunecli.types import FileRef, LayerRow, Progress, Totals, Verification, no_progress
-from prunecli.zeros.options import ZeroingOptions
+
+
+class Planned(Protocol):
+    """Options that may name plans."""
+
+    @property
+    def step_count(self) -> int: ...
+    @property
+    def plan(self) -> Path | None: ...
+    @property
+    def save_plan(self) -> Path | None: ...
 
 
 class Pruned(Protocol):
@@ -171,7 +180,7 @@ def _largest(values: Any) -> float | None:
     return max(known) if known else None
 
 
-def check_plans(options: ZeroingOptions | StructuredOptions) -> None:
+def check_plans(options: Planned) -> None:
     """Raises PruneError: a plan is one cut of one model, and each of several steps cuts a model trained by then."""
     if options.step_count > 1 and (options.plan is not None or options.save_plan is not None):
         raise PruneError(

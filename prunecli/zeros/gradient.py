@@ -7,7 +7,7 @@ other one stays. Everything else (proof, plan, report) is that of `prune magnitu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ import numpy as np
 
 from prunecli.calibration.gradient_source import GradientSamples, Source, open_source
 from prunecli.errors import PruneError
-from prunecli.masks import Decision, Recipe, decide, parse_pattern
+from prunecli.masks import Decision, Recipe, decide
 from prunecli.masks.criteria import CRITERIA, Criterion
-from prunecli.masks.patterns import Windows
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight
 from prunecli.training.gradual import at_share, share_after
 from prunecli.types import Progress, Skipped, no_progress
-from prunecli.zeros.magnitude import MagnitudeResult, zeroed
+from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import GradientOptions
-from prunecli.zeros.selector import BY_EVIDENCE, Choice, Judged
+from prunecli.zeros.result import MagnitudeResult
+from prunecli.zeros.selector import Choice, Judged
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -46,27 +46,11 @@ def gradient(
         PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
     """
     options = GradientOptions.of(options, **changes)
-    return zeroed(Path(model), options, ByGradient(GradientSamples.of(options), options.measured_steps), progress)
-
-
-def with_defaults(recipe: Recipe) -> Recipe:
-    """The recipe with what gradient pruning does unless told otherwise.
-
-    Raises:
-        PruneError: a criterion of another command, or nothing says how much goes.
-    """
-    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
-    found = CRITERIA.get(recipe.criterion or "")
-    if not found.needs:
-        raise PruneError(
-            f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
-        )
-    if found.name in BY_EVIDENCE:
-        raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
-    windows = isinstance(parse_pattern(recipe.pattern), Windows)
-    if recipe.sparsity is None and recipe.threshold is None and not windows:
-        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
-    return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
+    samples = GradientSamples(
+        options.source, options.loss, options.output_name, seed=options.seed, dims=options.dims,
+        execution=options.execution,
+    )  # fmt: skip
+    return zeroed(Path(model), options, ByGradient(samples, options.measured_steps), progress)
 
 
 @dataclass(frozen=True)

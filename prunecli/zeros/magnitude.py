@@ -4,106 +4,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunecli.files import Scratch
-from prunecli.inspection.inspect import macs_by_weight
 from prunecli.masks import Recipe, parse_pattern
 from prunecli.masks.patterns import Windows
 from prunecli.model import Weight, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
-from prunecli.packing.pack import PackResult
-from prunecli.report.document import Document
+from prunecli.model.sizes import macs_by_weight
 from prunecli.training.gradual import (
-    Retrained,
     at_share,
     check_plans,
     left_out,
     proof_of,
     prune_and_train,
-    raise_if_all_harmful,
     retrained,
     share_after,
 )
-from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.types import Json, Progress, no_progress
 from prunecli.zeros.job import Inspector, Job, prepare
 from prunecli.zeros.options import MagnitudeOptions, ZeroingOptions
 from prunecli.zeros.packed import packed
 from prunecli.zeros.plans import save_plan
-from prunecli.zeros.report import to_document, to_json
+from prunecli.zeros.result import Layer, MagnitudeResult
 from prunecli.zeros.selector import ByValue, Choice, Judge
-from prunecli.zeros.spread import ZeroedSpread, zeroed_spreads
+from prunecli.zeros.spread import zeroed_spreads
 from prunecli.zeros.zero import zero
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One pruned weight. `macs`: of the operators that read it, None where a shape is unknown."""
-
-    name: str
-    op: str
-    weight: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    params: int
-    nonzero_before: int
-    nonzero: int
-    macs: int | None
-    notes: tuple[str, ...] = ()
-    details: Json = field(default_factory=dict)
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of zeros afterwards."""
-        return 1 - self.nonzero / self.params if self.params else 0.0
-
-
-@dataclass(frozen=True)
-class MagnitudeResult:
-    """What was pruned, and the proof. `left`: kinds of weights left alone, with tensors and parameters."""
-
-    model: FileRef
-    output: FileRef | None
-    recipe: Json
-    before: Totals
-    after: Totals
-    layers: list[Layer]
-    left: dict[str, tuple[int, int]]
-    skipped: list[Skipped]
-    verification: Verification
-    notes: list[str] = field(default_factory=list)
-    plan: str | None = None
-    dry_run: bool = False
-    training: Retrained | None = None
-    seconds: float = 0.0
-    command: str = "magnitude"
-    spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
-    packed: PackResult | None = None
-
-    @property
-    def params(self) -> int:
-        """Elements of the weights that were pruned."""
-        return sum(layer.params for layer in self.layers)
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of zeros among the weights that were pruned."""
-        return 1 - sum(layer.nonzero for layer in self.layers) / self.params if self.params else 0.0
-
-    def raise_if_failed(self) -> None:
-        """Raise GateFailed where training improved nothing at any step."""
-        raise_if_all_harmful(self.training)
-
-    def to_json(self) -> Json:
-        return to_json(self)
-
-    def to_document(self) -> Document:
-        return to_document(self)
 
 
 def magnitude(

@@ -24,10 +24,11 @@ from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.reconstruct.fit import METHODS, Recover, check
 from prunecli.runtime import Execution
 from prunecli.types import Json, Progress, Skipped, no_progress
-from prunecli.zeros.allocate import ALLOCATIONS, allocate
-from prunecli.zeros.magnitude import MagnitudeResult, zeroed
+from prunecli.zeros.allocate import allocate
+from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.oneshot_layers import Study, Way, losses, opener, pruned, scored
 from prunecli.zeros.options import MEMORY, OneshotOptions
+from prunecli.zeros.result import MagnitudeResult
 from prunecli.zeros.selector import Choice, Judged, check_numbers, matches
 from prunecli.zeros.zero import target_of
 
@@ -75,33 +76,6 @@ def oneshot(
         options.memory_bytes, options.seed, options.exclude, options.dims, options.execution,
     )  # fmt: skip
     return zeroed(Path(model), options, ByEvidence(how), progress)
-
-
-def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
-    """The recipe, if it is one of one-shot pruning. Its scope is what competes inside a layer; how
-    layers compete is the allocation.
-
-    Raises:
-        PruneError: it is not.
-    """
-    pattern = parse_pattern(recipe.pattern)
-    check(METHODS.get(method), pattern)
-    if recipe.threshold is not None or recipe.criterion is not None:
-        raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
-    if recipe.sparsity is None and not isinstance(pattern, Windows):
-        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
-    if allocation not in (None, *ALLOCATIONS):
-        raise PruneError(f"no allocation is called {allocation!r}", f"choose from {', '.join(ALLOCATIONS)}")
-    if recipe.scope == "lamp":
-        raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
-    implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")
-    if implied and allocation not in (None, implied):
-        raise PruneError(
-            f"--scope {recipe.scope} and --allocate {allocation} contradict each other", "leave one of them out"
-        )
-    if isinstance(pattern, Windows) and allocation not in (None, "uniform"):
-        raise PruneError(f"the pattern {pattern.text} says how much of each layer goes", "leave --allocate out")
-    return recipe
 
 
 @dataclass(frozen=True)

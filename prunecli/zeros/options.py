@@ -126,7 +126,7 @@ class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
 
     @property
     def recipe(self) -> Recipe | None:
-        from prunecli.zeros.gradient import with_defaults
+        from prunecli.zeros.recipes import with_defaults
 
         recipe = super().recipe
         return None if recipe is None else with_defaults(recipe)
@@ -191,7 +191,7 @@ class OneshotOptions(ZeroingOptions, Calibration):
 
     @property
     def recipe(self) -> Recipe | None:
-        from prunecli.zeros.oneshot import checked
+        from prunecli.zeros.recipes import checked
 
         recipe = super().recipe
         return None if recipe is None else checked(recipe, self.method, self.allocate)

@@ -14,7 +14,7 @@ from prunecli.types import Progress
 from prunecli.zeros.options import ZeroingOptions
 
 if TYPE_CHECKING:
-    from prunecli.zeros.magnitude import MagnitudeResult
+    from prunecli.zeros.result import MagnitudeResult
 
 
 def packed(

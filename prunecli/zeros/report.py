@@ -14,7 +14,7 @@ from prunecli.types import Json, LayerRow, Report, Verification
 from prunecli.zeros.selector import KINDS
 
 if TYPE_CHECKING:
-    from prunecli.zeros.magnitude import Layer, MagnitudeResult
+    from prunecli.zeros.result import Layer, MagnitudeResult
     from prunecli.zeros.spread import ZeroedSpread
 
 TOP = 24

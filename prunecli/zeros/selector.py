@@ -17,10 +17,8 @@ from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.sizes import is_finite
 from prunecli.model.stored_tensors import INTERFACE, release
 from prunecli.types import Json, Progress, Skipped
+from prunecli.zeros.recipes import BY_EVIDENCE
 from prunecli.zeros.zero import target_of
-
-BY_EVIDENCE = ("wanda", "obs")
-"""Criteria whose evidence `prune oneshot` takes; that of the others that need some is gradients."""
 
 
 @dataclass(frozen=True)

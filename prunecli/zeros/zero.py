@@ -13,14 +13,9 @@ from prunecli.masks import Decision, Target
 from prunecli.masks.decisions import ByBits, Rewritten
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
+from prunecli.verify.compare import release_tensor
 
 Array = np.ndarray[Any, Any]
-
-
-def release_tensor(tensor: ir.TensorProtocol) -> None:
-    """Let go of mapped external data; views of it stay valid."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
 
 
 @dataclass

@@ -8,7 +8,7 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,21 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.masks.decisions import Rewritten
-from prunecli.masks.keys import CHUNK_BYTES, words
+from prunecli.masks.keys import words
 from prunecli.model import Model, load
 from prunecli.model.plain import plain_path
 from prunecli.model.stored_tensors import holders
 from prunecli.runtime import Session
 from prunecli.types import Progress, Verification, no_progress
+from prunecli.verify.compare import RUN_UP_TO, pieces_of, release_tensor, same_bits, same_outputs
 from prunecli.verify.inputs import Feed, InputShapes, cannot_open, first_run
 from prunecli.verify.outline import outline
 from prunecli.zeros.reference import masked_reference
-from prunecli.zeros.zero import Zeroed, release_tensor
+from prunecli.zeros.zero import Zeroed
 
 Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]
 
-RUN_UP_TO = 512 << 20
-"""Bytes of model files up to which two sessions and a reference are held in memory."""
 _STORED = "every stored tensor equals the original, {how} by numpy, and the graph is the same"
 _RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with {how} weights"
 _REPORT = "nothing was written; please report this"
@@ -149,36 +148,10 @@ def is_masked(source: Array, drop: Array, found: Array) -> bool:
 
     Without branches, and so several times as fast as `numpy.where` where the mask is random.
     """
-    pieces = zip(_pieces(words(source)), _pieces(drop, source.itemsize), _pieces(words(found)), strict=True)
+    pieces = zip(pieces_of(words(source)), pieces_of(drop, source.itemsize), pieces_of(words(found)), strict=True)
     for bits, gone, ours in pieces:
         right = (ours == bits) & ~gone
         right |= (ours == 0) & gone
         if not right.all():
             return False
     return True
-
-
-def _pieces(array: Array, itemsize: int = 0) -> Iterator[Array]:
-    """Cache-sized stretches, of as many elements as one of `itemsize` has."""
-    flat, step = array.reshape(-1), CHUNK_BYTES // (itemsize or array.itemsize)
-    return (flat[start : start + step] for start in range(0, flat.size, step))
-
-
-def same_bits(left: Array, right: Array) -> bool:
-    """Whether two arrays of one shape and type hold the same bytes; in pieces, so that nothing is copied."""
-    one, other = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (left, right))
-    return one.size == other.size and all(map(np.array_equal, _pieces(one), _pieces(other)))
-
-
-def same_outputs(left: Any, right: Any) -> bool:
-    """Whether two results of a run are the same to the bit: arrays, sequences or maps of them, or nothing."""
-    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        alike = left.dtype == right.dtype and left.shape == right.shape
-        if not alike or left.dtype == object:
-            return alike and bool(left.tolist() == right.tolist())
-        return same_bits(left, right)
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same_outputs(left[key], right[key]) for key in left)
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(same_outputs, left, right))
-    return type(left) is type(right) and bool(left == right)

@@ -17,10 +17,11 @@ from prunecli.masks import Recipe, decide
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, save
 from prunecli.runtime import Session
 from prunecli.types import Verification
+from prunecli.verify.compare import same_outputs
 from prunecli.verify.inputs import UnprovedError, sizes_to_try
 from prunecli.zeros import zero_proof
 from prunecli.zeros.zero import Zeroed, target_of, zero
-from prunecli.zeros.zero_proof import Proof, is_masked, same_outputs
+from prunecli.zeros.zero_proof import Proof, is_masked
 from tests.model.build import floats, node, proto, save_proto
 
 

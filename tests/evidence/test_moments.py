@@ -12,7 +12,7 @@ import pytest
 
 from prunecli.calibration.moments import READERS, second_moments
 from prunecli.dependency.prepare import prepare
-from prunecli.model.shape_inference import gather_facts
+from prunecli.model.infer import gather_facts
 from tests.channels.net import Net
 
 X4, X3, X2 = (6, 4, 5, 5), (6, 5, 4), (6, 4)

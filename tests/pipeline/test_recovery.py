@@ -14,7 +14,8 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.reconstruct.refit import METHODS
 from prunecli.runtime import Session
-from prunecli.structures.structured import StructuredResult, structured
+from prunecli.structures.carry_out import StructuredResult
+from prunecli.structures.structured import structured
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"

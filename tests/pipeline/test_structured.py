@@ -25,7 +25,8 @@ from prunecli.search.options import TrialOptions
 from prunecli.search.pools import Part
 from prunecli.search.setup import open_pruner
 from prunecli.structures import prunable as module
-from prunecli.structures.structured import StructuredResult, structured
+from prunecli.structures.carry_out import StructuredResult
+from prunecli.structures.structured import structured
 from prunecli.structures.target import Budget
 from prunecli.types import Totals, no_progress
 from tests.apply import cuts

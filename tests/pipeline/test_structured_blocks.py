@@ -12,7 +12,8 @@ import pytest
 
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.structures.structured import StructuredResult, structured
+from prunecli.structures.carry_out import StructuredResult
+from prunecli.structures.structured import structured
 from tests.apply.cuts import dense, net_file
 from tests.apply.outside import TOLERANCE, compare
 from tests.channels.net import Net

@@ -17,7 +17,7 @@ from prunecli.dependency.cut import remove
 from prunecli.dependency.grouping import catalogue
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
-from prunecli.model.shape_inference import gather_facts
+from prunecli.model.infer import gather_facts
 from prunecli.structures.choose import Evidence, UnitRecipe, decide_units
 from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA
 from tests.channels.net import Net

@@ -1,0 +1,28 @@
+"""What every command returns, as far as reports go."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, ClassVar, cast
+
+from prunecli.report.document import Document
+from prunecli.types import Json
+
+
+class Reported:
+    """A result is data. How it reads is said by `to_json` and `to_document` of a module beside its own, `reporter`."""
+
+    reporter: ClassVar[str] = "report"
+
+    def to_json(self) -> Json:
+        """The report's JSON, with the keys of the contract."""
+        return cast("Json", _module(self).to_json(self))
+
+    def to_document(self) -> Document:
+        """The report for people."""
+        return cast("Document", _module(self).to_document(self))
+
+
+def _module(result: Reported) -> Any:
+    package = type(result).__module__.rpartition(".")[0]
+    return import_module(f"{package}.{result.reporter}")

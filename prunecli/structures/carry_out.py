@@ -1,0 +1,137 @@
+"""Cutting what is decided, and saving it with proof; and what comes of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from prunecli.dependency.analysis import Whole
+from prunecli.dependency.catalogue import Frozen
+from prunecli.dependency.cut import Removed
+from prunecli.files import Scratch
+from prunecli.model.provenance import Provenance
+from prunecli.model.saving import SaveOptions, save
+from prunecli.packing.pack import PackResult
+from prunecli.report.result import Reported
+from prunecli.structures.cut_plan import save_cut_plan
+from prunecli.structures.decide import decide
+from prunecli.structures.decision import Decided, GroupRow, group_rows, plan_json
+from prunecli.structures.options import CutOptions, StructuredOptions
+from prunecli.structures.proof import Inspector
+from prunecli.structures.prunable import Cuttable, following
+from prunecli.training.gradual import Retrained, raise_if_all_harmful
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification
+
+if TYPE_CHECKING:
+    from prunecli.structures.recovery import Recovery
+
+
+@dataclass(frozen=True)
+class StructuredResult(Reported):
+    """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
+    cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
+    `packed`: of adaptive pruning with `--pack`."""
+
+    model: FileRef
+    output: FileRef | None
+    recipe: Json
+    before: Totals
+    after: Totals
+    groups: list[GroupRow]
+    layers: list[LayerRow]
+    frozen: list[Frozen]
+    left: list[Skipped]
+    verification: Verification
+    notes: list[str] = field(default_factory=list)
+    latency: Json | None = None
+    plan: str | None = None
+    dry_run: bool = False
+    training: Retrained | None = None
+    recovery: Recovery | None = None
+    packed: PackResult | None = None
+    seconds: float = 0.0
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_all_harmful(self.training)
+
+
+def decided_and_cut(
+    path: Path, target: Path, options: StructuredOptions, progress: Progress, start: float
+) -> StructuredResult:
+    """Decide what goes and carry it out; anew where something cannot follow, which then stays whole."""
+
+    def attempt(whole: Whole) -> StructuredResult:
+        subject, decided = decide(path, target, options, progress, whole=whole)
+        return carry_out(subject, decided, target, options, progress, start)
+
+    return following(attempt)
+
+
+def carry_out(
+    subject: Cuttable, decided: Decided, target: Path, options: CutOptions, progress: Progress, start: float
+) -> StructuredResult:
+    """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
+    positions = subject.units.removed(decided.removed)
+    cut = subject.without(decided.removed, positions)
+    inspector = Inspector(subject, subject.forced(positions, decided.removed), options, progress)
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
+        saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
+        cut, recovery = _recovered(subject, cut, positions, inspector, options, elsewhere, progress)
+        check = inspector if recovery is None else inspector.measure
+        saved = save(replace(subject.file, ir=cut), place, saving, check)
+    if options.save_plan is not None:
+        save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
+    return _result(subject, decided, inspector, None if options.dry_run else saved, options, recovery,
+                   time.perf_counter() - start)  # fmt: skip
+
+
+def _recovered(
+    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: Inspector, options: CutOptions,
+    folder: Path, progress: Progress,
+) -> tuple[ir.Model, Recovery | None]:  # fmt: skip
+    """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
+    from prunecli.structures.recovery import recover, recovery_method
+
+    if recovery_method(options) == "none":
+        return cut, None
+    save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
+    proof = inspector.verification
+    if proof.kind != "none":
+        inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")
+    return recover(subject, cut, positions, options, progress)
+
+
+def _result(
+    subject: Cuttable, decided: Decided, inspector: Inspector, output: FileRef | None,
+    options: CutOptions, recovery: Recovery | None, seconds: float,
+) -> StructuredResult:  # fmt: skip
+    assert inspector.after is not None
+    return StructuredResult(
+        model=subject.file.ref,
+        output=output,
+        recipe=decided.recipe,
+        before=subject.before,
+        after=inspector.after,
+        groups=group_rows(subject, decided),
+        layers=inspector.layers,
+        frozen=subject.units.frozen,
+        left=[Skipped(name, reason) for name, reason in decided.left.items()],
+        verification=inspector.verification,
+        notes=[*inspector.warnings, *subject.file.notes, *decided.notes],
+        latency=decided.latency,
+        plan=None if options.save_plan is None else str(options.save_plan),
+        dry_run=options.dry_run,
+        recovery=recovery,
+        seconds=seconds,
+    )
+
+
+def default_output(path: Path) -> Path:
+    """STEM.pruned.onnx beside the model."""
+    return path.with_name(f"{path.stem}.pruned.onnx")

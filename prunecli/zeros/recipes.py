@@ -1,0 +1,62 @@
+"""Which recipes are those of gradient pruning and of one-shot pruning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunecli.errors import PruneError
+from prunecli.masks import Recipe, parse_pattern
+from prunecli.masks.criteria import CRITERIA
+from prunecli.masks.patterns import Windows
+from prunecli.reconstruct.fit import METHODS, check
+from prunecli.zeros.allocate import ALLOCATIONS
+
+BY_EVIDENCE = ("wanda", "obs")
+"""Criteria whose evidence `prune oneshot` takes; that of the others that need some is gradients."""
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with what gradient pruning does unless told otherwise.
+
+    Raises:
+        PruneError: a criterion of another command, or nothing says how much goes.
+    """
+    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
+    found = CRITERIA.get(recipe.criterion or "")
+    if not found.needs:
+        raise PruneError(
+            f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
+        )
+    if found.name in BY_EVIDENCE:
+        raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
+    windows = isinstance(parse_pattern(recipe.pattern), Windows)
+    if recipe.sparsity is None and recipe.threshold is None and not windows:
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
+    return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
+
+
+def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
+    """The recipe, if it is one of one-shot pruning. Its scope is what competes inside a layer; how
+    layers compete is the allocation.
+
+    Raises:
+        PruneError: it is not.
+    """
+    pattern = parse_pattern(recipe.pattern)
+    check(METHODS.get(method), pattern)
+    if recipe.threshold is not None or recipe.criterion is not None:
+        raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
+    if recipe.sparsity is None and not isinstance(pattern, Windows):
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
+    if allocation not in (None, *ALLOCATIONS):
+        raise PruneError(f"no allocation is called {allocation!r}", f"choose from {', '.join(ALLOCATIONS)}")
+    if recipe.scope == "lamp":
+        raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
+    implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")
+    if implied and allocation not in (None, implied):
+        raise PruneError(
+            f"--scope {recipe.scope} and --allocate {allocation} contradict each other", "leave one of them out"
+        )
+    if isinstance(pattern, Windows) and allocation not in (None, "uniform"):
+        raise PruneError(f"the pattern {pattern.text} says how much of each layer goes", "leave --allocate out")
+    return recipe

@@ -1,0 +1,72 @@
+"""What the commands that zero weights return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prunecli.packing.pack import PackResult
+from prunecli.report.result import Reported
+from prunecli.training.gradual import Retrained, raise_if_all_harmful
+from prunecli.types import FileRef, Json, Skipped, Totals, Verification
+from prunecli.zeros.spread import ZeroedSpread
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned weight. `macs`: of the operators that read it, None where a shape is unknown."""
+
+    name: str
+    op: str
+    weight: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    params: int
+    nonzero_before: int
+    nonzero: int
+    macs: int | None
+    notes: tuple[str, ...] = ()
+    details: Json = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros afterwards."""
+        return 1 - self.nonzero / self.params if self.params else 0.0
+
+
+@dataclass(frozen=True)
+class MagnitudeResult(Reported):
+    """What was pruned, and the proof. `left`: kinds of weights left alone, with tensors and parameters."""
+
+    model: FileRef
+    output: FileRef | None
+    recipe: Json
+    before: Totals
+    after: Totals
+    layers: list[Layer]
+    left: dict[str, tuple[int, int]]
+    skipped: list[Skipped]
+    verification: Verification
+    notes: list[str] = field(default_factory=list)
+    plan: str | None = None
+    dry_run: bool = False
+    training: Retrained | None = None
+    seconds: float = 0.0
+    command: str = "magnitude"
+    spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
+    packed: PackResult | None = None
+
+    @property
+    def params(self) -> int:
+        """Elements of the weights that were pruned."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros among the weights that were pruned."""
+        return 1 - sum(layer.nonzero for layer in self.layers) / self.params if self.params else 0.0
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where training improved nothing at any step."""
+        raise_if_all_harmful(self.training)
