@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from prunecli._version import __version__
 
 if TYPE_CHECKING:
-    from prunecli.cli.recipes.carry_out import run
+    from prunecli.cli.library import run
     from prunecli.evaluation.compare import compare
     from prunecli.evaluation.evaluate import evaluate
     from prunecli.inspection.inspect import inspect
@@ -65,7 +65,7 @@ _WHERE = {
     "pack": "prunecli.packing.pack",
     "unpack": "prunecli.packing.pack",
     "oneshot": "prunecli.zeros.oneshot",
-    "run": "prunecli.cli.recipes.carry_out",
+    "run": "prunecli.cli.library",
     "sensitivity": "prunecli.search.sensitivity",
     "structured": "prunecli.structures.structured",
 }

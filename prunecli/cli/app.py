@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +18,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from prunecli._version import __version__
-from prunecli.cli.commands import COMMANDS, function_of
-from prunecli.cli.terminal import ColorMode, say, terminal
+from prunecli.cli.commands import COMMANDS, entry_of, function_of
+from prunecli.cli.terminal import ColorMode, explain, interrupted, say, terminal
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 
@@ -60,7 +59,7 @@ class Command(TyperCommand):
             from prunecli.cli.recipes.printing import command_line_text
 
             defaults = self.used.settings if self.used else {}
-            self.to_print = command_line_text(name, words, raw, defaults, ctx.params)
+            self.to_print = command_line_text(name, words, raw, defaults, ctx.params, command_named)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -168,11 +167,8 @@ def command_named(name: str) -> Any:
     Raises:
         PruneError: there is none of that name.
     """
-    if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS)
-        meant = f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
-        raise PruneError(f"no such command: {name}", meant)
-    command = build(name, function_of(name))
+    entry_of(name)
+    command = build(name, function_of(name, carry_out))
     command.params += [param for param in typer.main.get_command(app).params if param.name in ON_BOTH_SIDES]
     command.params += build("every", _of_every_command).params[:1]
     return command
@@ -261,29 +257,29 @@ def prune(
         raise PruneError("no command given", "`prune --help` lists the commands")
 
 
-def explain(error: Exception, command: str) -> tuple[str, str, int]:
-    """(what, what to do, exit code) for anything that was raised."""
-    if isinstance(error, PruneError):
-        return error.message, error.hint or f"`{command} --help` explains the options", error.exit_code
-    if hasattr(error, "format_message"):  # Typer's own usage errors
-        cause = error.__cause__
-        message = error.format_message().strip().rstrip(".")
-        own_hint = cause.hint if isinstance(cause, PruneError) else ""
-        return message[:1].lower() + message[1:], own_hint or f"see `{command} --help`", 2
-    if isinstance(error, MemoryError):
-        return "out of memory", "close other programs, or use a smaller --batch-size", 2
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
-    what = f"internal: {type(error).__name__}: {error}"
-    return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
+def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any) -> None:
+    """Run a command of the library and report its result.
 
+    Raises:
+        PruneError: the command's own, or once the result is out, that a gate failed.
+    """
+    import prunecli
+    from prunecli.cli.output import draws, emit
+    from prunecli.cli.progress import progress_for
 
-def interrupted() -> tuple[str, str]:
-    """(what became of the files, what to do) after Ctrl-C or a signal to end."""
-    there = ", ".join(str(path) for path in dict.fromkeys(appeared) if path.exists())
-    left = f"complete and in place: {there}" if there else "nothing was written"
-    return f"interrupted; {left}", "unfinished files are removed; run the command again"
+    if name == "run":
+        from prunecli.cli.run import run
+
+        run(ctx, arguments[0], options, command_named)
+        return
+    progress = progress_for(not options.progress)
+    if hasattr(options, "spreads"):
+        object.__setattr__(options, "spreads", draws(options.report))
+    result = getattr(prunecli, name)(*arguments, options=options, progress=progress)
+    emit(result, getattr(options, "shown", None) or options.format, options.report)
+    raise_if_failed = getattr(result, "raise_if_failed", None)
+    if raise_if_failed is not None:
+        raise_if_failed()
 
 
 def run(args: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -59,16 +60,36 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def function_of(name: str) -> Callable[..., None]:
-    """The command as a function whose signature Typer reads: its arguments, then an option per declared field."""
+def entry_of(name: str) -> Entry:
+    """The entry of a command.
+
+    Raises:
+        PruneError: there is none of that name.
+    """
+    if name not in COMMANDS:
+        raise PruneError(f"no such command: {name}", _meant(name))
+    return COMMANDS[name]
+
+
+def _meant(name: str) -> str:
+    close = get_close_matches(name, COMMANDS)
+    return f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
+
+
+Action = Callable[[str, typer.Context, list[Any], Any], None]
+
+
+def function_of(name: str, action: Action) -> Callable[..., None]:
+    """The command as a function whose signature Typer reads: its arguments, then an option per declared field. It calls
+    `action(name, context, arguments, options)`."""
     entry = COMMANDS[name]
     kind = entry.options_class
     declared = declared_of(kind)
 
     def command(ctx: typer.Context, **given: Any) -> None:
         arguments = [given[argument] for argument, _, _ in entry.arguments]
-        options = options_of(kind, {one.field: given[_parameter_name(one)] for one in declared})
-        carry_out(name, ctx, arguments, options)
+        options = options_of(kind, {one.field: given[parameter_name(one)] for one in declared})
+        action(name, ctx, arguments, options)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for argument, shown, text in entry.arguments:
@@ -96,7 +117,7 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _parameter_name(declared: Declared) -> str:
+def parameter_name(declared: Declared) -> str:
     return declared.name.replace("-", "_") + ("_" if declared.name in ("set",) else "")
 
 
@@ -124,7 +145,7 @@ def _parameter(declared: Declared) -> inspect.Parameter:
     if declared.choices and isinstance(default, str):
         default = hint(default) if isinstance(hint, type) else default
     return inspect.Parameter(
-        _parameter_name(declared), inspect.Parameter.KEYWORD_ONLY, default=default,
+        parameter_name(declared), inspect.Parameter.KEYWORD_ONLY, default=default,
         annotation=Annotated[hint, typer.Option(*names, **settings)],
     )  # fmt: skip
 
@@ -167,28 +188,3 @@ class _named_by_typer:  # noqa: N801 - a context manager
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, PruneError):
             raise typer.BadParameter(error.message) from error
-
-
-def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any) -> None:
-    """Run a command of the library and report its result.
-
-    Raises:
-        PruneError: the command's own, or once the result is out, that a gate failed.
-    """
-    import prunecli
-    from prunecli.cli.output import draws, emit
-    from prunecli.cli.progress import progress_for
-
-    if name == "run":
-        from prunecli.cli.run import run
-
-        run(ctx, arguments[0], options)
-        return
-    progress = progress_for(not options.progress)
-    if hasattr(options, "spreads"):
-        object.__setattr__(options, "spreads", draws(options.report))
-    result = getattr(prunecli, name)(*arguments, options=options, progress=progress)
-    emit(result, getattr(options, "shown", None) or options.format, options.report)
-    raise_if_failed = getattr(result, "raise_if_failed", None)
-    if raise_if_failed is not None:
-        raise_if_failed()

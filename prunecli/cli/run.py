@@ -11,12 +11,12 @@ import typer
 from prunecli.cli.terminal import say, terminal
 
 if TYPE_CHECKING:
-    from prunecli.cli.recipes.plan import Plan
+    from prunecli.cli.recipes.plan import CommandNamed, Plan
     from prunecli.cli.recipes.read import Change
     from prunecli.recipe.options import RunOptions
 
 
-def run(ctx: typer.Context, recipe: Path, options: RunOptions) -> None:
+def run(ctx: typer.Context, recipe: Path, options: RunOptions, command_named: CommandNamed) -> None:
     """Run, or with --dry-run only check, the recipe, and report on it.
 
     Raises:
@@ -27,7 +27,7 @@ def run(ctx: typer.Context, recipe: Path, options: RunOptions) -> None:
     from prunecli.cli.recipes.carry_out import carry_out, planned_result, settled
     from prunecli.recipe.result import StepFailed
 
-    with settled(recipe, changes_of(options.changes), terminal.isolated) as plan:
+    with settled(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
         shown = _from_recipe(ctx, plan)
         format = str(shown.get("format", options.format))
         report = Path(shown["report"]) if "report" in shown else options.report

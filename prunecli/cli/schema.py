@@ -1,14 +1,15 @@
-"""What a recipe and `[tool.prune]` may say of a command: read off the command itself, so there is nothing to keep up.
-
-Typer's own classes are not named here: releases differ in where they keep them. What is asked of a parameter are
-attributes that all of them have.
-"""
+"""What a recipe and `[tool.prune]` may say of a command: read off the class of its options."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
+
+from prunecli.cli.commands import entry_of, parameter_name
+from prunecli.options import Declared
+from prunecli.options.declare import declared_of
 
 GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
 """Options about the terminal and about this command line, which no file can set."""
@@ -57,33 +58,26 @@ def schema_of(command: str) -> Schema:
     Raises:
         PruneError: there is no such command.
     """
-    from prunecli.cli.app import command_named
-
-    slots = (_slot(param) for param in command_named(command).params if param.name not in GLOBAL)
+    entry = entry_of(command)
+    arguments = [
+        Slot(shown.lower(), name, "one", "model", True, False, frozenset(), False) for name, shown, _ in entry.arguments
+    ]
+    slots = [*arguments, *map(_slot, declared_of(entry.options_class))]
     return {slot.key: slot for slot in slots}
 
 
-def _slot(param: Any) -> Slot:
-    argument = param.param_type_name == "argument"
-    flag, many = bool(getattr(param, "is_flag", False)), bool(getattr(param, "multiple", False))
-    key = str(param.metavar).lower() if argument else max(param.opts, key=len).removeprefix("--")
-    alternatives = str(param.metavar).split("|")
+def _slot(declared: Declared) -> Slot:
+    flag, alternatives = declared.kind is bool, declared.metavar.split("|")
+    texts = declared.kind is str and declared.option.read is None and not declared.choices
+    told = [_ROLES[word] for word in alternatives if word in _ROLES] if texts or declared.kind is Path else []
+    key = declared.name
     return Slot(
         key=key,
-        name=param.name,
-        shape="flag" if flag else "many" if many else "one",
-        role=_role(param, argument, alternatives),
-        argument=argument,
-        numeric=str(param.type.name).startswith(("int", "float", "value")),
+        name=parameter_name(declared),
+        shape="flag" if flag else "many" if declared.many else "one",
+        role=told[0] if told else "path" if declared.kind is Path else "other",
+        argument=False,
+        numeric=declared.kind in (int, float) or declared.option.read is not None,
         literals=frozenset(word for word in alternatives if not word.isupper()),
-        display=key == "no-progress" or (key == "format" and not many),
+        display=key == "no-progress" or (key == "format" and not declared.many),
     )
-
-
-def _role(param: Any, argument: bool, alternatives: list[str]) -> Role:
-    kind = str(param.type.name)
-    is_path = kind in ("path", "file", "directory")
-    if argument and is_path:
-        return "model"
-    told = [_ROLES[word] for word in alternatives if word in _ROLES] if is_path or kind in ("str", "text") else []
-    return told[0] if told else "path" if is_path else "other"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import IO
 
+from prunecli.errors import PruneError
+from prunecli.files import appeared
 from prunecli.report.render_cells import one_line
 
 _TONES = {"error": "\x1b[31;1m", "warning": "\x1b[33;1m", "hint": "\x1b[36;1m", "note": "\x1b[2m"}
@@ -52,3 +54,28 @@ def say(kind: str, text: str) -> None:
         return
     start, end = (_TONES[kind], "\x1b[0m") if terminal.use_color(sys.stderr) else ("", "")
     print(f"{start}{kind}:{end} {one_line(' '.join(text.split()))}", file=sys.stderr)
+
+
+def explain(error: Exception, command: str) -> tuple[str, str, int]:
+    """(what, what to do, exit code) for anything that was raised."""
+    if isinstance(error, PruneError):
+        return error.message, error.hint or f"`{command} --help` explains the options", error.exit_code
+    if hasattr(error, "format_message"):  # Typer's own usage errors
+        cause = error.__cause__
+        message = error.format_message().strip().rstrip(".")
+        own_hint = cause.hint if isinstance(cause, PruneError) else ""
+        return message[:1].lower() + message[1:], own_hint or f"see `{command} --help`", 2
+    if isinstance(error, MemoryError):
+        return "out of memory", "close other programs, or use a smaller --batch-size", 2
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
+    what = f"internal: {type(error).__name__}: {error}"
+    return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
+
+
+def interrupted() -> tuple[str, str]:
+    """(what became of the files, what to do) after Ctrl-C or a signal to end."""
+    there = ", ".join(str(path) for path in dict.fromkeys(appeared) if path.exists())
+    left = f"complete and in place: {there}" if there else "nothing was written"
+    return f"interrupted; {left}", "unfinished files are removed; run the command again"

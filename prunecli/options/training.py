@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.options.declare import DATA, SELECT, Option, Options
-from prunecli.options.groups import SYNTHETIC, Batched, Named, Packed, Reporting, Running, Samples, Seeded, Written
+from prunecli.options.groups import INCLUDE, SYNTHETIC, Batched, Named, Packed, Reporting, Running, Samples, Seeded, Written
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
@@ -83,7 +83,7 @@ class FinetuneOptions(Named, Learning, Samples, Batched, Seeded, Written, Packed
     freeze: Annotated[tuple[str, ...], Option("tensors to leave alone; repeatable", TRAIN, "GLOB")] = ()
     include: Annotated[
         tuple[str, ...],
-        Option("graph inputs that may be trained: initializers that are inputs too; repeatable", TRAIN, "GLOB"),
+        Option(INCLUDE, TRAIN, "GLOB"),
     ] = ()
     reset_head: Annotated[int | None, Option("new last layer for N classes", TRAIN, "N", least=2)] = None
     patience: Annotated[int, Option("stop after N epochs without a better score; 0: never", TRAIN, "N", least=0)] = 0

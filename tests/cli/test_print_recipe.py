@@ -42,7 +42,7 @@ def texts_for(param: Any) -> list[str]:
     if param.type.name == "choice":
         return [str(choice) for choice in param.type.choices]
     if param.type.name in ("path", "file", "directory"):
-        return ["new.json"]
+        return [f"{param.name}.json"]  # files that are written must differ
     return [AWKWARD, "-x", "0.50", "true"] if param.type.name in ("str", "text") else taken(param)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunecli.cli.defaults import Defaults, find_defaults
 from prunecli.cli.output import collected
 from prunecli.cli.recipes.check import check, invoke, placed
-from prunecli.cli.recipes.plan import Plan, Planned, plan
+from prunecli.cli.recipes.plan import CommandNamed, Plan, Planned, plan
 from prunecli.cli.recipes.read import Change, Recipe, read_recipe
-from prunecli.errors import GateFailed, PruneError, keywords
+from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
 from prunecli.recipe.result import (
     GateLine,
@@ -39,38 +37,12 @@ class Interrupted(PruneError):  # noqa: N818 - the user's wish
     exit_code = 130
 
 
-@keywords
-def run(
-    recipe: str | os.PathLike[str],
-    *,
-    dry_run: bool = False,
-    changes: Mapping[str, Any] | None = None,
-    isolated: bool = False,
-) -> RunResult:
-    """Run a recipe file, as `prune run` does, and return what its steps reported.
-
-    Args:
-        dry_run: check it and return its plan; no model and no data is opened.
-        changes: `{"STEP.OPTION": value}` for one step, `{"OPTION": value}` for all that have it, or for `model`;
-            paths in them are relative to the current folder.
-        isolated: ignore `[tool.prune]` in pyproject.toml.
-
-    Raises:
-        StepGateFailed: a gate failed; its `result` has the steps that were done.
-        StepFailed: a step refused its input; likewise. StepInterrupted: by Ctrl-C.
-        PruneError: the recipe has a mistake, named with its line; nothing was run.
-    """
-    made = tuple(Change.of(name, value) for name, value in (changes or {}).items())
-    with settled(Path(recipe), made, isolated) as found:
-        return planned_result(found) if dry_run else carry_out(found)
-
-
 @contextmanager
-def settled(path: Path, changes: tuple[Change, ...], isolated: bool) -> Iterator[Plan]:
+def settled(path: Path, changes: tuple[Change, ...], isolated: bool, command_named: CommandNamed) -> Iterator[Plan]:
     """A recipe read, planned and checked, with a folder for what is temporary, which goes at the end."""
     recipe = read_recipe(path, Defaults() if isolated else find_defaults(path.parent), changes)
     with Scratch() as scratch:
-        found = plan(recipe, scratch)
+        found = plan(recipe, scratch, command_named)
         check(found)
         yield found
 
@@ -120,7 +92,7 @@ def _carry_out(planned: Planned, waiting: StepRun, drawn: bool) -> tuple[StepRun
 
 
 def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> PruneError:
-    from prunecli.cli.app import explain, interrupted
+    from prunecli.cli.terminal import explain, interrupted
 
     if isinstance(raised, KeyboardInterrupt):
         return Interrupted(*interrupted())

@@ -36,9 +36,7 @@ def invoke(planned: Planned) -> None:
     Raises:
         PruneError: its own, or that a value is not what the option takes, with its place.
     """
-    from prunecli.cli.app import command_named
-
-    command, isolated = command_named(planned.step.command), terminal.isolated
+    command, isolated = planned.command, terminal.isolated
     try:
         context = command.make_context(planned.step.command, list(planned.words))
     except typer.BadParameter as error:

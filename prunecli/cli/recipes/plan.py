@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prunecli.cli.recipes.read import RESERVED, Recipe, Step
 from prunecli.cli.schema import Slot, schema_of
@@ -16,6 +16,9 @@ from prunecli.files import WRITTEN, named, same
 _RELATIVE = "paths are relative to the recipe"
 Fate = Literal["kept", "default", "temporary", "none"]
 """Of what a step writes: under the name it gives, under the command's own default name, until the run ends, nothing."""
+
+
+CommandNamed = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Planned:
     fate: Fate
     output: Path | None
     words: tuple[str, ...] = ()
+    command: Any = None
 
     @property
     def writes(self) -> bool:
@@ -42,8 +46,9 @@ class Plan:
     steps: tuple[Planned, ...]
 
 
-def plan(recipe: Recipe, scratch: Path) -> Plan:
-    """Settle a recipe. `scratch`: the folder of temporary outputs.
+def plan(recipe: Recipe, scratch: Path, command_named: CommandNamed = lambda name: None) -> Plan:
+    """Settle a recipe. `scratch`: the folder of temporary outputs; `command_named`: gives the command that carries a
+    step out.
 
     Raises:
         PruneError: a reference to what is not there, a file that does not exist or would be replaced, a result
@@ -55,7 +60,9 @@ def plan(recipe: Recipe, scratch: Path) -> Plan:
     for at, (step, sources) in enumerate(referred):
         _check_reads(recipe, step, sources, planned)
         fate, output = _output(step, at, sources, at in used, planned, scratch)
-        planned.append(_with_words(Planned(step, sources, fate, output), recipe, planned))
+        planned.append(
+            _with_words(Planned(step, sources, fate, output, command=command_named(step.command)), recipe, planned)
+        )
     _check_apart(recipe, planned)
     return Plan(recipe, tuple(planned))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunecli.cli.recipes.plan import CommandNamed
 from prunecli.cli.recipes.read import RESERVED
 from prunecli.cli.schema import Role, Slot, schema_of
 from prunecli.cli.settings import Setting, resolve, resolved
@@ -37,7 +38,12 @@ Block = tuple[str, str, list[Line]]
 
 
 def command_line_text(
-    command: str, args: list[str], raw: Mapping[str, Any], defaults: Mapping[str, Setting], params: Mapping[str, Any]
+    command: str,
+    args: list[str],
+    raw: Mapping[str, Any],
+    defaults: Mapping[str, Setting],
+    params: Mapping[str, Any],
+    command_named: CommandNamed,
 ) -> str:
     """A command line as a recipe of one step; of `run`, the recipe it names with everything that bears on it.
 
@@ -45,7 +51,7 @@ def command_line_text(
     """
     head = [f"# prune {one_line(shlex.join([command, *(word for word in args if word != '--print-recipe')]))}", _WHERE]
     if command == "run":
-        return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"]))
+        return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"], command_named))
     schema = schema_of(command)
     lines = [line for slot in schema.values() if (line := _line(slot, raw, defaults)) is not None]
     before = {line.key for line in lines if line.key == "model" or schema[line.key].display}
@@ -72,13 +78,15 @@ def _value(slot: Slot, given: Any) -> Any:
     return number_or_text(given) if slot.numeric and isinstance(given, str) else given
 
 
-def _of_recipe(path: Path, texts: Iterable[str] | None) -> tuple[list[Line], list[Line], list[Block]]:
+def _of_recipe(
+    path: Path, texts: Iterable[str] | None, command_named: CommandNamed
+) -> tuple[list[Line], list[Line], list[Block]]:
     """(lines before the tables, of [data], and command, name and lines of every step)."""
     from prunecli.cli.recipes.carry_out import settled
     from prunecli.cli.run import changes_of
     from prunecli.cli.terminal import terminal
 
-    with settled(path, changes_of(list(texts or [])), terminal.isolated) as plan:
+    with settled(path, changes_of(list(texts or [])), terminal.isolated, command_named) as plan:
         recipe = plan.recipe
         model = [] if recipe.model is None else [Line("model", _resolve(recipe.model, "model"))]
         top = [*model, *(_moved(setting, schema_of("run")[key], []) for key, setting in recipe.shown.items())]
