@@ -127,7 +127,7 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--parts", nargs="+", default=["strategies", "promises", "prefix"])
     made.add_argument("--models", nargs="+", default=list(CASES))
-    ways = ["search:taylor", "feedback:taylor", "search:l1", "feedback:l1", "uniform:l1"]
+    ways = ["search:smoothed", "feedback:smoothed", "search:l1", "feedback:l1", "uniform:l1"]
     made.add_argument("--ways", nargs="+", default=ways, help="STRATEGY[:CRITERION[:GRANULARITY]]")
     made.add_argument("--seed", type=int, default=0)
     args = made.parse_args()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.autodiff import Loss
-from prunecli.calibration.gradients import STATISTICS, FlowTask, OutputTask, Shapes, Study, Task, flow
+from prunecli.calibration.gradients import STATISTICS, FlowTask, OutputTask, Shapes, Study, Task, flow, smooth
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Batch, Dataset
@@ -46,20 +46,23 @@ class GradientSamples:
 @dataclass
 class Source:
     """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
-    its part of the recorded recipe; `feed`: inputs that the model runs on."""
+    its part of the recorded recipe; `feed`: inputs that the model runs on; `smoothed`: see `smooth`."""
 
     study: Study
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     notes: Sequence[str] = ()
     feed: Mapping[str, Array] | None = None
+    smoothed: bool = False
 
     def measure(
         self, weights: Sequence[Weight], alive: Mapping[str, Array], label: str, progress: Progress
     ) -> dict[str, Array]:
         """By weight; zero for what is gone, so that it stays gone."""
         found = self.take(label, progress)
-        return {w.name: np.where(alive[w.name], found[w.holder.name], 0.0) for w in weights}
+        values = {w.name: found[w.holder.name] for w in weights}
+        values = smooth(values, alive) if self.smoothed else values
+        return {name: np.where(alive[name], value, 0.0) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def open_source(
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, cautions(data), first_feed(data))
+    return Source(study, take, asked, cautions(data), first_feed(data), found.smoothed)
 
 
 def open_study(

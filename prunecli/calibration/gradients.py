@@ -161,20 +161,22 @@ def _single(feed: Feed) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Statistic:
-    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run."""
+    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run;
+    `smoothed`: the mean over the tensor's weights that are not gone is added to each (see `smooth`)."""
 
     take: Callable[[Study, Iterable[Batch]], Gradients]
     batch: int = 1
+    smoothed: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {}
 
 
-def statistic(name: str, batch: int = 1) -> Callable[[Any], Any]:
+def statistic(name: str, batch: int = 1, smoothed: bool = False) -> Callable[[Any], Any]:
     """Register a statistic by the name that criteria ask for it."""
 
     def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
-        STATISTICS[name] = Statistic(take, batch)
+        STATISTICS[name] = Statistic(take, batch, smoothed)
         return take
 
     return add
@@ -201,6 +203,7 @@ def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
     return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
 
 
+@statistic("smoothed absolute gradient", smoothed=True)
 @statistic("absolute gradient")
 def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of one sample."""
@@ -350,3 +353,9 @@ def relative_error(wanted: Array, found: Array) -> float:
 def mean_error(wanted: Sequence[Array], found: Sequence[Array]) -> float:
     """`relative_error` averaged over the outputs."""
     return float(np.mean([relative_error(*pair) for pair in zip(wanted, found, strict=True)])) if wanted else 0.0
+
+
+def smooth(values: Gradients, alive: Mapping[str, Array]) -> Gradients:
+    """Each value plus the mean over its tensor's weights that are not gone, which steadies estimates from few samples
+    and keeps small tensors from being emptied."""
+    return {name: value + (value[alive[name]].mean() if alive[name].any() else 0.0) for name, value in values.items()}

@@ -95,6 +95,13 @@ def taylor(block: Block) -> Array:
     return scores
 
 
+@criterion("smoothed", "|w| (E|g| + its mean over the tensor): taylor, steadied", needs=("smoothed absolute gradient",))
+def smoothed(block: Block) -> Array:
+    """mean(|w| (E|g| + m)) over the unit, m the mean of E|g| over the tensor's weights that are not gone."""
+    scores: Array = np.mean(np.abs(block.weights) * block.evidence["smoothed absolute gradient"], axis=1)
+    return scores
+
+
 @criterion("snip", "|w| E|g|, g of a batch: connection sensitivity", needs=("absolute batch gradient",))
 def snip(block: Block) -> Array:
     """mean(|w| E|g|) over the unit, g the gradient of a batch (Lee et al. 2019)."""

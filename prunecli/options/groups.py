@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from prunecli.runtime import Execution
 
 IMAGES = "Image folders"
-INCLUDE = (
-    "only nodes or initializers whose name matches; initializers that are graph inputs too are changed only so; repeatable"
-)
+INCLUDE = "only nodes or initializers whose name matches; initializers that are graph inputs too are changed only so; repeatable"
 SYNTHETIC = "synthetic"
 """What --data calls inputs that are made up. A file or folder of that name is `./synthetic`."""
 
@@ -301,9 +299,7 @@ class Packed(Options):
 class Chosen(Options):
     """Which layers are pruned."""
 
-    include: Annotated[
-        tuple[str, ...], Option(INCLUDE, SELECT, "GLOB")
-    ] = ()
+    include: Annotated[tuple[str, ...], Option(INCLUDE, SELECT, "GLOB")] = ()
     exclude: Annotated[
         tuple[str, ...], Option("leave nodes or initializers whose name matches alone; repeatable", SELECT, "GLOB")
     ] = ()

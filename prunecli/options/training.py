@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.options.declare import DATA, SELECT, Option, Options
-from prunecli.options.groups import INCLUDE, SYNTHETIC, Batched, Named, Packed, Reporting, Running, Samples, Seeded, Written
+from prunecli.options.groups import (
+    INCLUDE,
+    SYNTHETIC,
+    Batched,
+    Named,
+    Packed,
+    Reporting,
+    Running,
+    Samples,
+    Seeded,
+    Written,
+)
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions

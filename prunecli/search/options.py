@@ -35,7 +35,7 @@ class TrialOptions(Named, Chosen, OtherKinds, Patterned, Widths, Samples, Batche
     ] = ELEMENT  # fmt: skip
     criterion: Annotated[
         str | None,
-        Option("the score: of elements those of magnitude and gradient, default taylor, or l1 without gradients,"
+        Option("the score: of elements those of magnitude and gradient, default smoothed, or l1 without gradients,"
                " and obs and wanda of oneshot; of structures those of structured", SELECT, "NAME"),
     ] = None  # fmt: skip
     metric: Annotated[

@@ -150,9 +150,9 @@ def open_elements(
 def _ranked(
     file: Model, choice: Choice, options: TrialOptions, data: Part, progress: Progress
 ) -> tuple[Criterion, dict[str, Array], tuple[str, ...]]:
-    """The criterion and its evidence. `auto` is taylor where the model has gradients, else l1, which is told."""
+    """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told."""
     automatic = options.criterion in (None, AUTO)
-    criterion = CRITERIA.get("taylor" if automatic else str(options.criterion))
+    criterion = CRITERIA.get("smoothed" if automatic else str(options.criterion))
     if not criterion.needs:
         return criterion, {}, ()
     if criterion.name in BY_EVIDENCE:
@@ -162,7 +162,7 @@ def _ranked(
         return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
     if criterion.needs[0] not in (*STATISTICS, "flow"):
         problem = f"--criterion {criterion.name} needs the {criterion.needs[0]}, which trials do not measure"
-        raise PruneError(problem, "use --criterion taylor, l1, obs or wanda")
+        raise PruneError(problem, "use --criterion smoothed, l1, obs or wanda")
     try:
         return criterion, _evidence(file, choice, criterion.needs, options, data, progress), ()
     except PruneError as error:

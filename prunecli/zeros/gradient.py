@@ -29,7 +29,7 @@ from prunecli.zeros.selector import Choice, Judged
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
-STEPS = {"fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
+STEPS = {"smoothed": 6, "fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
 _MINE = ("steps", "loss", "output_name", "samples")
 
@@ -40,7 +40,7 @@ def gradient(
     """Zero the weights with the lowest gradient scores and save the model with proof.
 
     `changes` override fields of `options`: `gradient("model.onnx", data="calib.npz", sparsity=0.8)`. The default
-    criterion is `taylor`, scope `global`.
+    criterion is `smoothed`, scope `global`.
 
     Raises:
         PruneError: as `magnitude`; no data, an operator without a gradient, labels that fit no output.
@@ -62,7 +62,7 @@ class ByGradient:
     command = "gradient"
 
     def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
-        criterion = CRITERIA.get(recipe.criterion or "taylor")
+        criterion = CRITERIA.get(recipe.criterion or "smoothed")
         steps = (
             1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
         )  # nothing is left to measure on the way

@@ -104,7 +104,7 @@ class MagnitudeOptions(OtherKinds, ZeroingOptions):
 class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
-    In --steps (taylor, fisher and snip: 6, synflow: 30), gradients taken anew at the weights as they are by then.
+    In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then.
     Without --limit 256 samples drawn from --data are used.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
@@ -117,7 +117,11 @@ class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
     ] = None
     criterion: Annotated[
         str | None,
-        Option("the score; default taylor; synflow needs no data", SELECT, "taylor|fisher|snip|gradient|synflow"),
+        Option(
+            "the score; default smoothed (taylor, steadied by the tensor's mean); synflow needs no data",
+            SELECT,
+            "smoothed|taylor|fisher|snip|synflow",
+        ),
     ] = None
     loss: Annotated[
         Literal["auto", "output", "labels"],

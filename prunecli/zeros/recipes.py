@@ -21,7 +21,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
     Raises:
         PruneError: a criterion of another command, or nothing says how much goes.
     """
-    recipe = replace(recipe, criterion=recipe.criterion or "taylor")
+    recipe = replace(recipe, criterion=recipe.criterion or "smoothed")
     found = CRITERIA.get(recipe.criterion or "")
     if not found.needs:
         raise PruneError(

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.calibration.gradients import MOST_SHAPES, STATISTICS, FlowTask, OutputTask, Study, flow, gates
+from prunecli.calibration.gradients import MOST_SHAPES, STATISTICS, FlowTask, OutputTask, Study, flow, gates, smooth
 from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.model import Model, find_weights, load
@@ -80,7 +80,9 @@ def _opened(worked: Study, x: np.ndarray[Any, Any]) -> Study:
 
 
 def test_every_statistic_is_tested() -> None:
-    assert set(STATISTICS) == {"squared gradient", "absolute gradient", "absolute batch gradient"}
+    assert set(STATISTICS) == {
+        "squared gradient", "absolute gradient", "smoothed absolute gradient", "absolute batch gradient",
+    }  # fmt: skip
 
 
 def test_samples_of_one_feed_have_signs_of_their_own(tmp_path: Path) -> None:
@@ -115,6 +117,12 @@ def test_several_outputs_count_alike(tmp_path: Path) -> None:
     found = OutputTask.of(outputs, ["a", "b"]).scales
     assert found["a"] == pytest.approx(0.01) and found["b"] == pytest.approx(100)
     assert OutputTask.of({"a": np.zeros((1, 2), np.float32)}, ["a"]).scales == {"a": 1.0}
+
+
+def test_smoothing_adds_the_mean_of_what_is_left() -> None:
+    values, alive = {"w": np.array([1.0, 3.0, 100.0])}, {"w": np.array([True, True, False])}
+    assert smooth(values, alive)["w"][:2].tolist() == [3.0, 5.0]
+    assert smooth({"w": np.ones(2)}, {"w": np.zeros(2, bool)})["w"].tolist() == [1.0, 1.0]
 
 
 def test_weights_without_a_way_to_the_output(tmp_path: Path) -> None:
