@@ -85,11 +85,11 @@ class Progressed:
 
     @property
     def harmful(self) -> bool:
-        """Whether every epoch was worse than the start on held-out data."""
+        """Whether every epoch was worse than the start on held-out data, which could have been bettered."""
         start = self.first_score
-        return (
-            start is not None and bool(self.history) and all(e.score is None or e.score < start for e in self.history)
-        )
+        if start is None or start == math.inf or not self.history:
+            return False
+        return all(e.score is None or e.score < start for e in self.history)
 
 
 class DivergedError(PruneError):
@@ -182,7 +182,9 @@ class Trainer:
             f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
         ]
         stopped = [f"stopped after epoch {at.epoch} of {self.options.epochs}: {self._stopped()}"]
+        perfect = ["the start answers as the teacher does: nothing was left to learn"]
         return [
+            *(perfect if at.first_score == math.inf else []),
             *(lowered if at.lowered else []),
             *(stopped if at.epoch < self.options.epochs and self._stopped() else []),
         ]

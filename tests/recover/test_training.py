@@ -401,3 +401,10 @@ def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_options_are_values() -> None:
     assert replace(TrainOptions(), rate=None).learning_rate == 0.05
+
+
+def test_a_model_that_is_its_own_teacher_is_kept(tmp_path: Path) -> None:
+    """Nothing can be bettered there, which is no failure."""
+    found = run(MLP, tmp_path / "o.onnx", 1, teacher=MLP)
+    assert not found.harmful and found.output is not None
+    assert any("nothing was left to learn" in note for note in found.notes)
