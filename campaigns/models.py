@@ -19,7 +19,7 @@ NUMBERS = (0, 1, -1, 2, 7, 255, 1 << 16, 1 << 31, -(1 << 31), 1 << 40, (1 << 63)
 FLOATS = (0.0, -1.0, 1e-30, 3e38, float("inf"), float("nan"))
 TEXTS = ("", "x0", "é", "a\0b", "n" * 70_000, "../../etc/passwd", "[red]", "%s", "batch")
 UNSEEN = ("is not UTF-8 text", " needs ")
-"""Of refusals: names that are no text, tensors of another size than their shape says, which neither onnx nor onnxruntime
+"""Of refusals: names that are no text, tensors of another size than their shape says, which onnx and onnxruntime do not
 look at where nothing reads them."""
 LINES = (
     ("magnitude", "--sparsity", ".5"),

@@ -54,7 +54,7 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
     entries: list[Iterable[str]] = [[e.domain for e in model.opset_import]]
     entries += [(e.key, e.value) for e in model.metadata_props]
     for body in bodies(model):
-        described = (info.name for info in body.value_info)
+        described = (text for info in _infos(body) for text in (info.name, *_dimensions(info)))
         entries += [(body.name, body.doc_string), described, _inputs(body), _outputs(body)]
         if isinstance(body, onnx.GraphProto):
             entries.append(t.name for t in body.initializer)
@@ -63,6 +63,14 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
     for text in chain(about, *entries):
         if not isinstance(text, str):
             raise PruneError(f"{path}: {text[:40]!r} is not UTF-8 text", BROKEN)
+
+
+def _infos(body: Body) -> Iterable[onnx.ValueInfoProto]:
+    return chain(body.value_info, *((body.input, body.output) if isinstance(body, onnx.GraphProto) else ()))
+
+
+def _dimensions(info: onnx.ValueInfoProto) -> Iterator[str]:
+    return (dim.dim_param for dim in info.type.tensor_type.shape.dim)
 
 
 def _uses_standard_operators(graph: onnx.GraphProto) -> bool:

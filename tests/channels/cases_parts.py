@@ -264,7 +264,7 @@ ATTENTION = {
     "ms.Attention bias": Case(lambda n: _ms_attention(n, bias=True), 6 + 2 + 4 + 4),
     "ms.Attention rotary": Case(lambda n: _ms_attention(n, (32, 32, 32), do_rotary=1), 6 + 2 + 16, options=UNPROVEN),
     "ms.Attention past": Case(lambda n: _ms_attention(n, past=True), 6 + 2 + 4),
-    **{f"ms.MultiHeadAttention {how}": Case(lambda n, how=how: _multi_head(n, how), 2 + (4 if "packed" in how else 8), options=UNPROVEN if "packed" in how else {"static": how == "table"}) for how in ("plain", "bias", "table", "cross", "packed", "packed keys")},
+    **{f"ms.MultiHeadAttention {how}": Case(lambda n, how=how: _multi_head(n, how), 2 + (4 if "packed" in how or how == "cross" else 8), options=UNPROVEN if "packed" in how else {"static": how == "table"}) for how in ("plain", "bias", "table", "cross", "packed", "packed keys")},
     "ms.GroupQueryAttention": Case(lambda n: _group_query(n, False), 2 + 2),
     "ms.GroupQueryAttention packed": Case(lambda n: _group_query(n, True), 2 + 2),
     "ms.GroupQueryAttention rotary": Case(lambda n: _group_query(n, False, rotary=True), 2 + 2),

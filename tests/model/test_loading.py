@@ -198,13 +198,14 @@ def test_damaged_models(name: str, change: Change, words: str, tmp_path: Path) -
     refused(save_proto(model, tmp_path), words)
 
 
-# bytes that are no UTF-8, in place of: a node's name, a value's, a document string, a metadata value
-@pytest.mark.parametrize("text", ["a node", "value one", "a comment", "metadata"])
+# bytes that are no UTF-8, in place of: a node's name, a value's, a document string, a metadata value, a dimension
+@pytest.mark.parametrize("text", ["a node", "value one", "a comment", "metadata", "dim one"])
 def test_text_that_is_no_text_is_refused(text: str, tmp_path: Path) -> None:
     model = linear()
     model.graph.node[0].name, model.graph.doc_string = "a node", "a comment"
     model.graph.node.append(node("Relu", ["x"], ["value one"]))
     model.metadata_props.add(key="k", value="metadata")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "dim one"
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString().replace(text.encode(), b"\xff" * len(text)))
     refused(path, "is not UTF-8 text")

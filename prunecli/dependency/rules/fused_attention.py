@@ -109,6 +109,8 @@ def multi_head(ctx: Context) -> None:
             ctx.freeze_axes([value], (0, 1, 3), "packed queries, keys and values")
         else:
             layout(ctx, value, [parts.groups], size)
+    if k is not None and ctx.rank(k) == 4:  # onnxruntime then wants keys and values of one shape
+        ctx.table.tie(parts.key, parts.value)
     packed(ctx, ctx.input(3), 0, qkv(parts))
     ctx.freeze(ctx.input(4), "attention mask")
     scores(ctx, ctx.input(5), [parts.groups])
