@@ -115,7 +115,7 @@ class Proof:
             return self.open(staged, **options)
         except PruneError as error:
             try:
-                self.open(plain_path(self.model), low_memory=True)
+                self.open(plain_path(self.model), **options)
             except PruneError as own:
                 raise cannot_open(own) from own
             raise PruneError(
