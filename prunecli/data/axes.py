@@ -32,7 +32,8 @@ def parse_axes(texts: Sequence[str]) -> dict[str, int]:
 def batch_axes(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], given: Axes) -> dict[str, int]:
     """The axis of every input and output that has axes.
 
-    What is given; else the axis whose name says batch, or is that of the batch of other inputs; else the first.
+    What is given; else the axis whose name says batch, or is that of the batch of other inputs; else the first, unless
+    that of another input is fixed, and all share a dimension of a name that batches often have: (S, N, 5), (1, N, 8).
 
     Raises:
         PruneError: an input or output that the model does not have, or an axis that it does not have.
@@ -43,7 +44,8 @@ def batch_axes(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], given:
         said = next((axis for axis, dim in enumerate(spec.shape) if "batch" in str(dim).lower()), None)
         if spec.name not in found and said is not None:
             found[spec.name] = said
-    names = _names(inputs, found) or _names(inputs, dict.fromkeys((spec.name for spec in inputs if spec.shape), 0))
+    first = dict.fromkeys((spec.name for spec in inputs if spec.shape), 0)
+    names = _names(inputs, found) or _shared(inputs) or _names(inputs, first)
     found |= {spec.name: _axis(spec, names) for spec in inputs if spec.shape and spec.name not in found}
     names = _names(inputs, found)
     found |= {spec.name: given.get(spec.name, _axis(spec, names)) for spec in outputs if spec.shape}
@@ -56,6 +58,15 @@ def _axis(spec: InputSpec, names: set[str]) -> int:
     if named is None and isinstance(spec.shape[0], int):
         named = next((axis for axis, dim in enumerate(spec.shape) if str(dim).lower() in _SHORT), None)
     return named or 0
+
+
+def _shared(specs: Sequence[InputSpec]) -> set[str]:
+    """Names that batches often have and all inputs with axes share, where the first axis of one is fixed: a state's."""
+    shapes = [spec.shape for spec in specs if spec.shape]
+    if not any(isinstance(shape[0], int) for shape in shapes):
+        return set()
+    shared = set(shapes[0]).intersection(*shapes[1:])
+    return {dim for dim in shared if isinstance(dim, str) and dim.lower() in _SHORT}
 
 
 def _names(specs: Sequence[InputSpec], axes: Axes) -> set[str]:

@@ -25,6 +25,8 @@ AXES = [
      {}, [0, 1, 0, 1]),
     (["x: float32 (k, 512)", "state: float32 (2, k, 128)"], ["n: float32 (2, k, 128)"], {}, [0, 1, 1]),
     (["x: float32 (seq, batch, 80)", "h: float32 (1, batch, 8)"], ["y: float32 (seq, batch, 4)"], {}, [1, 1, 1]),
+    (["x: float32 (S, N, 5)", "h: float32 (1, N, 8)"], ["y: float32 (S, N, 3)", "hn: float32 (1, N, 8)"], {}, [1, 1, 1, 1]),
+    (["x: float32 (N, S, 5)", "where: float32 (1, S, 5)"], ["y: float32 (N, S, 3)"], {}, [0, 0, 0]),
     (["x: float32 (?, 512)", "h: float32 (2, N, 64)"], ["y: float32 (?, 1)"], {}, [0, 1, 0]),
     (["x: float32 (B, N, 3)"], ["y: float32 (B, 10)"], {}, [0, 0]),  # a cloud of N points
     (["x: float32 (1, 512)", "state: float32 (2, 1, 128)"], ["y: float32 (1, 1)"], {"state": 1}, [0, 1, 0]),
