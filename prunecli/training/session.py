@@ -180,7 +180,7 @@ def _ask(teacher: Runner, outputs: Sequence[str]) -> Teacher:
 @dataclass
 class _Judge:
     """Scores the present parameters on held-out data, higher is better: mean goodness with labels, else the
-    signal-to-noise ratio to the teacher in dB, its mean over the outputs that are imitated."""
+    signal-to-noise ratio to the teacher in dB: that of the mean of noise over signal, of the outputs imitated."""
 
     model: Model
     parameters: Parameters
@@ -203,9 +203,16 @@ class _Judge:
             assert done.fidelity is not None
             ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
-            return sum(known) / len(known) if known else -math.inf
+            return mean_ratio(known)
         done = run_pass(runners, self.data, self.setup.train.batch_size, asked)
         return float(done.predictions[MODEL].goodness().mean())
+
+
+def mean_ratio(decibels: Sequence[float]) -> float:
+    """-10 log10 of the mean of noise over signal, from their signal-to-noise ratios in dB: one that is infinite leaves
+    the others their say."""
+    with np.errstate(over="ignore", divide="ignore"):
+        return float(-10 * np.log10(np.mean(10 ** (-np.asarray(decibels) / 10)))) if decibels else -math.inf
 
 
 def _judge(

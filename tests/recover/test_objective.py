@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.special import expit
 
 from prunecli import finetune
 from prunecli.errors import PruneError
+from prunecli.training.session import mean_ratio
 from tests.model.build import floats, node, proto, save_proto
 
 Array = np.ndarray[Any, Any]
@@ -145,6 +147,26 @@ def test_every_output_of_the_teacher_is_imitated(tmp_path: Path, labelled: bool)
     assert found.verification.kind == "exact"
     finetune(student, data=made, teacher=teacher, output=tmp_path / "one.onnx", output_name="a", **QUICK)
     assert (stored(tmp_path / "one.onnx")["v"] == before["v"]).all()
+
+
+def test_an_output_that_is_right_already_leaves_the_others_their_say(tmp_path: Path) -> None:
+    """Its signal-to-noise ratio is infinite, and falls as soon as anything is trained."""
+    nodes = [node("MatMul", ["x", "u"], ["h"]), node("MatMul", ["h", "w"], ["a"]), node("MatMul", ["h", "v"], ["b"])]
+    u, w, v = floats(6, 5, seed=1), floats(5, 4, seed=2), floats(5, 4, seed=3)
+    teacher = model(tmp_path, *nodes, outputs=("a", "b"), name="t.onnx", u=u, w=w, v=v)
+    student = model(tmp_path, *nodes, outputs=("a", "b"), name="s.onnx", u=u, w=w, v=v * 0.5)
+    finetune(student, data=data(tmp_path), teacher=teacher, output=tmp_path / "o.onnx", **QUICK | {"rate": 0.01})
+    after = stored(tmp_path / "o.onnx")
+    for name, wanted, most in (("w", u @ w, 0.1), ("v", u @ v, 0.1)):
+        assert np.abs(after["u"] @ after[name] - wanted).mean() < most * np.abs(wanted).mean()
+
+
+@pytest.mark.parametrize(("decibels", "wanted"), [
+    ((20.0, 20.0), 20.0), ((math.inf, 20.0), 23.0103), ((math.inf, math.inf), math.inf), ((), -math.inf),
+    ((-math.inf, 20.0), -math.inf),
+])  # fmt: skip
+def test_ratios_are_averaged_as_noise(decibels: tuple[float, ...], wanted: float) -> None:
+    assert mean_ratio(decibels) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_an_output_that_has_no_gradient_is_left_out_and_named(tmp_path: Path) -> None:
