@@ -23,7 +23,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from prunecli.errors import PruneError
+
 Ints = NDArray[np.int64]
+MOST_ATOMS = 1 << 27
+"""A gigabyte of indices; a few hundred times those of large models."""
 
 
 class LengthError(Exception):
@@ -177,6 +181,9 @@ def _offsets(table: AtomTable) -> tuple[Ints, int]:
         if table.find(axis) == axis:
             offset[axis] = total
             total += table.size(axis)
+            if total > MOST_ATOMS:
+                raise PruneError(f"the tensors of the model have more than {MOST_ATOMS:,} positions along their axes",
+                                 "--input-shape and --dim state smaller sizes")  # fmt: skip
     return offset, total
 
 

@@ -17,6 +17,8 @@ from prunecli.model.shape_inference import Facts
 
 SPATIAL_TRIES = (64, 224, 32, 128)
 """Sizes tried for the unknown axes of image inputs: the first at which every shape can be inferred."""
+LARGEST_SIZE = 2**31 - 1
+"""Of an axis of an input: sums and products of larger ones leave 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def concrete_shapes(model: Model, dims: Dims | None = None) -> Shapes:
     """Infer all shapes; sizes that `dims` leaves open are assumed and recorded.
 
     Raises:
-        PruneError: `dims` names an unknown input or dimension, or contradicts a fixed one.
+        PruneError: `dims` names an unknown input or dimension, or contradicts a fixed one; a size makes no sense.
     """
     dims = dims or Dims()
     specs = input_specs(model.ir)
@@ -166,6 +168,11 @@ def _inputs(specs: list[InputSpec], dims: Dims, size: int) -> dict[str, Shape]:
         for axis in _open_image_axes(spec, dims):
             shape[axis] = size
         inputs[spec.name] = tuple(shape)
+        if max(shape, default=0) > LARGEST_SIZE:
+            raise PruneError(
+                f"the input {spec.name} would be of shape {inputs[spec.name]}",
+                f"sizes up to {LARGEST_SIZE} are understood; --dim and --input-shape state them",
+            )
     return inputs
 
 

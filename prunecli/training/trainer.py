@@ -212,7 +212,8 @@ class Trainer:
         p.mask_gradients()
         if o.clip:
             clip_norm(p.gradients, o.clip)
-        self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
+        with np.errstate(over="ignore", invalid="ignore"):  # the loss of the next step, or the score, tells
+            self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
         p.values *= p.keep
         self._update_statistics()
         return loss

@@ -15,6 +15,7 @@ from prunecli.dependency.atoms import AtomTable, connected_components, solve
 from prunecli.dependency.context import reshape_groups
 from prunecli.dependency.prepare import prepare
 from prunecli.dependency.units import find_families
+from prunecli.errors import PruneError
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, prove
 from tests.channels.tables import ALL
@@ -80,6 +81,13 @@ def test_a_factor_is_followed_beside_one_that_is_frozen() -> None:
     solved = solve(table)
     free = [int((f.frozen < 0).sum()) for f in find_families(solved)]
     assert sorted(free)[-2:] == [3, 4]
+
+
+def test_more_positions_than_fit_are_refused() -> None:
+    table = AtomTable()
+    table.virtual(2**62)
+    with pytest.raises(PruneError, match="positions along their axes"):
+        solve(table)
 
 
 STEPS = (

@@ -187,6 +187,8 @@ BAD_DIMS = [
     ({"dim": ["batch=0"]}, "not understood"),
     ({"dim": ["=3"]}, "not understood"),
     ({"dim": ["batch=1,2"]}, "one number"),
+    ({"dim": ["batch=9223372036854775807"]}, "would be of shape (9223372036854775807, 3, "),
+    ({"shape": ["x:1,3,8,99999999999999999999"]}, "would be of shape"),
     ({"dim": ["bath=1"]}, "no dimension of that name"),
     ({"shape": ["x"]}, "not understood"),
     ({"shape": ["x:1,,2"]}, "not understood"),

@@ -272,9 +272,10 @@ def test_an_existing_output_is_refused_before_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "out.onnx").read_bytes() == b"mine"
 
 
-def test_training_that_diverges_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rate", [1e5, 1e300])
+def test_training_that_diverges_leaves_no_file(rate: float, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="at a learning rate of"):
-        prunecli.structured(CNN, output=tmp_path / "out.onnx", ratio=0.5, **retrain(2, rate=1e5))
+        prunecli.structured(CNN, output=tmp_path / "out.onnx", ratio=0.5, **retrain(2, rate=rate))
     assert not list(tmp_path.iterdir())
 
 
