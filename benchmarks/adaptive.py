@@ -21,7 +21,7 @@ from prunecli.search.adaptive import adaptive
 from prunecli.search.options import TrialOptions
 from prunecli.search.setup import open_model, set_up
 from prunecli.search.strategy import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of
-from prunecli.search.trials import Job
+from prunecli.search.trials import TrialJob
 from prunecli.types import no_progress
 
 DATA, MODELS, SAMPLES = SHARED / "data", SHARED / "models" / "real", HERE.parent / "sample_models"
@@ -111,7 +111,7 @@ def prefix(names: list[str]) -> None:
         file, session = open_model(model, options)
         setup = set_up(file, session, options.data.open(session.inputs), options, no_progress)
         knobs = list(setup.pruner.space.knobs)
-        whole = [Job.of({k.name: level}, probe=True) for k in knobs for level in levels_of(k)]
+        whole = [TrialJob.of({k.name: level}, probe=True) for k in knobs for level in levels_of(k)]
         seconds = []
         for jobs in (curve_jobs(knobs), whole):
             start = time.perf_counter()

@@ -24,7 +24,7 @@ import numpy as np
 from common import HERE, SHARED, show
 
 import prunecli.autodiff.rules  # noqa: F401  (the memory of imports is not the memory of a step)
-from prunecli.autodiff import GradientModel, Options, differentiate
+from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.autodiff.losses import CrossEntropy, OutputProduct
 from prunecli.errors import PruneError
 from prunecli.model import load
@@ -42,7 +42,7 @@ def gradient_model(path: Path, shape: Sequence[int]) -> GradientModel:
 
     model = ir.load(path)
     names = [n for n, v in model.graph.initializers.items() if is_weight(n, v)]
-    options = Options(batch_statistics=True)
+    options = DifferentiationOptions(batch_statistics=True)
     return differentiate(model, names, CrossEntropy(), shapes={"x": tuple(shape)}, options=options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -122,6 +123,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         sorter.prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_class_name_stands_twice() -> None:
+    names = Counter(node.name for m in MODULES for node in parse(m).body if isinstance(node, ast.ClassDef))
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 @pytest.mark.parametrize("package", OWNERS)

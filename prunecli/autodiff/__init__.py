@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.autodiff.gradient import GradientModel, Options, differentiate
+from prunecli.autodiff.gradient import DifferentiationOptions, GradientModel, differentiate
 from prunecli.autodiff.losses import Loss
 
-__all__ = ["GradientModel", "Loss", "Options", "differentiate"]
+__all__ = ["DifferentiationOptions", "GradientModel", "Loss", "differentiate"]

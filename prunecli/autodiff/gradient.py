@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff.forward import CopyOptions, Forward, copy_forward
 from prunecli.autodiff.layout import block_convolutions
-from prunecli.autodiff.losses import Loss, Scope
+from prunecli.autodiff.losses import Loss, LossScope
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.rules import load_rules
 from prunecli.autodiff.sweep import check_ends, remove_unused, sweep
@@ -18,7 +18,7 @@ from prunecli.model.shape_inference import Shape
 
 
 @dataclass(frozen=True)
-class Options:
+class DifferentiationOptions:
     """How to build a gradient model.
 
     weights_as_inputs: stored tensors of `wrt` become graph inputs of the same name (to be bound to memory that
@@ -67,7 +67,7 @@ def differentiate(
     loss: Loss,
     *,
     shapes: Mapping[str, Shape],
-    options: Options | None = None,
+    options: DifferentiationOptions | None = None,
 ) -> GradientModel:
     """Reverse-mode differentiation of an ONNX graph (Linnainmaa 1970; Griewank and Walther 2008).
 
@@ -80,12 +80,12 @@ def differentiate(
         PruneError: an unknown name, a tensor that is not floating-point, an operator or attribute on the way to
             the loss that has no rule (named, with what it blocks), or a shape that depends on data.
     """
-    options = options or Options()
+    options = options or DifferentiationOptions()
     load_rules()
     copying = CopyOptions(frozenset(wrt), options.weights_as_inputs, options.batch_statistics)
     forward = copy_forward(model, shapes, copying)
     targets = _targets(forward, wrt)
-    scope = Scope(forward, {}, [])
+    scope = LossScope(forward, {}, [])
     try:
         scalar = loss.build(scope)
     except PruneError:  # an unknown operator leaves the shapes behind it unknown: it is the cause to tell
@@ -109,11 +109,11 @@ def _targets(forward: Forward, wrt: Sequence[str]) -> dict[str, ir.Value]:
 
 def _assemble(
     forward: Forward,
-    scope: Scope,
+    scope: LossScope,
     scalar: ir.Value,
     targets: Mapping[str, ir.Value],
     gradients: Mapping[ir.Value, ir.Value],
-    options: Options,
+    options: DifferentiationOptions,
 ) -> GradientModel:
     ops = forward.ops
     reached = {name: gradients[value] for name, value in targets.items() if value in gradients}

@@ -28,13 +28,13 @@ _PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose
 class Loss(Protocol):
     """What `differentiate` needs of a loss."""
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         """Append the loss to the graph; returns its scalar."""
         ...
 
 
 @dataclass
-class Scope:
+class LossScope:
     """A loss's view of the model: its outputs, and a way to ask for further inputs (labels, teachers)."""
 
     forward: Forward
@@ -141,7 +141,7 @@ class CrossEntropy:
     ignore: int | None = None
     masked: bool = False
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
         logp, axis = _log_probabilities(ops, logits)
@@ -154,7 +154,7 @@ class CrossEntropy:
     def _smooth(self, ops: Ops, target: Value, classes: int) -> Value:
         return ops.add2(ops.mul(target, 1.0 - self.smoothing), self.smoothing / classes)
 
-    def _hard(self, scope: Scope, logp: Value, axis: int) -> Value:
+    def _hard(self, scope: LossScope, logp: Value, axis: int) -> Value:
         ops = scope.ops
         shape = ops.shape(logp)
         labels = scope.input(self.labels, ir.DataType.INT64, (*shape[:axis], *shape[axis + 1 :]))
@@ -183,7 +183,7 @@ class BinaryCrossEntropy:
     logits: bool = False
     masked: bool = False
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Sigmoid")
         target, mask = _counted(ops, scope.target(self.labels, logits), self.masked)
@@ -199,7 +199,7 @@ class MeanSquaredError:
     labels: str = "labels"
     masked: bool = False
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops, y = scope.ops, scope.output(self.output)
         target, mask = _counted(ops, scope.target(self.labels, y), self.masked)
         difference = ops.sub(y, target)
@@ -217,7 +217,7 @@ class Projection:
     output: str | None = None
     direction: str = "direction"
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         z = scope.logits(self.output, "Softmax", "LogSoftmax", "Sigmoid")
         return scope.ops.sum(scope.ops.mul(z, scope.target(self.direction, z)), list(range(scope.ops.rank(z))))
 
@@ -229,7 +229,7 @@ class MeanAbsoluteError:
     output: str | None = None
     labels: str = "labels"
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         y = scope.output(self.output)
         return _mean(scope.ops, scope.ops.op("Abs", scope.ops.sub(y, scope.target(self.labels, y))))
 
@@ -248,7 +248,7 @@ class Distillation:
     probabilities: bool = False
     masked: bool = False
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops = scope.ops
         logits = scope.logits(self.output, "Softmax", "LogSoftmax")
         axis = _class_axis(ops.rank(logits))
@@ -268,7 +268,7 @@ class CosineDistance:
     output: str | None = None
     teacher: str = "teacher"
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops, y = scope.ops, scope.output(self.output)
         target = scope.target(self.teacher, y)
         samples = ops.shape(y)[0] if ops.rank(y) > 1 else 1
@@ -288,7 +288,7 @@ class FeatureMatching:
     values: tuple[str, ...]
     prefix: str = "teacher/"
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         return scope.ops.total([MeanSquaredError(name, self.prefix + name).build(scope) for name in self.values])
 
 
@@ -299,7 +299,7 @@ class OutputProduct:
     output: str | None = None
     vector: str | None = "vector"
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         ops, y = scope.ops, scope.output(self.output)
         if self.vector is not None:
             y = ops.mul(y, scope.target(self.vector, y))
@@ -312,5 +312,5 @@ class Weighted:
 
     terms: tuple[tuple[float, Loss], ...]
 
-    def build(self, scope: Scope) -> Value:
+    def build(self, scope: LossScope) -> Value:
         return scope.ops.total([scope.ops.mul(loss.build(scope), weight) for weight, loss in self.terms])

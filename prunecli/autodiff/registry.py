@@ -39,7 +39,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     return add
 
 
-class Context:
+class GradientContext:
     """What a rule sees: the builder, the node, and which of its inputs need a gradient."""
 
     def __init__(self, ops: Ops, node: ir.Node, needed: Sequence[bool]) -> None:

@@ -23,20 +23,20 @@ Rewrite = Callable[[Ops, ir.Node, Inputs], Sequence[Value]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class RewriteEntry:
     """`before`: the opset from which the operator needs no rewriting; None: it always does."""
 
     function: Rewrite
     before: int | None
 
 
-REWRITES: dict[tuple[str, str], Entry] = {}
+REWRITES: dict[tuple[str, str], RewriteEntry] = {}
 
 
 def rewrite(*ops: str, before: int | None = None, domain: str = "") -> Callable[[Rewrite], Rewrite]:
     def add(function: Rewrite) -> Rewrite:
         for op in ops:
-            REWRITES[domain, op] = Entry(function, before)
+            REWRITES[domain, op] = RewriteEntry(function, before)
         return function
 
     return add

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import RULES, ZERO, Context, describe
+from prunecli.autodiff.registry import RULES, ZERO, GradientContext, describe
 from prunecli.errors import PruneError
 
 _NO_PATH = {"If", "Loop", "Scan", "SequenceMap"}
@@ -151,7 +151,7 @@ def _back(
     parts: dict[ir.Value, list[ir.Value]],
 ) -> None:
     needed = [v in active for v in node.inputs]
-    context = Context(ops, node, needed)
+    context = GradientContext(ops, node, needed)
     gradients = list(RULES[node.domain, node.op_type](context, node, *dys))
     for index, value in enumerate(node.inputs):
         if value is None or not needed[index]:

@@ -91,7 +91,7 @@ def conv(use: Use) -> Contraction | None:
     data, output = _name(node, 0), node.outputs[0].name
     if use.index != 1 or data is None or output is None:
         return None
-    window = Window.of(node, kernel)
+    window = SlidingWindow.of(node, kernel)
     group = attrs.integer(node, "group", 1)
 
     def columns(x: Array, shape: Shape, positions: Array | None) -> Array:
@@ -111,7 +111,7 @@ def conv_transpose(use: Use) -> Contraction | None:
     data, output = _name(node, 0), node.outputs[0].name
     if use.index != 1 or data is None or output is None:
         return None
-    window = Window.of(node, kernel)
+    window = SlidingWindow.of(node, kernel)
     group = attrs.integer(node, "group", 1)
 
     def columns(x: Array, shape: Shape, positions: Array | None) -> Array:
@@ -127,7 +127,7 @@ def conv_transpose(use: Use) -> Contraction | None:
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """The attributes of a convolution, one entry per spatial axis; `given` are its pads, befores first."""
 
     kernel: Shape
@@ -137,7 +137,7 @@ class Window:
     auto: str
 
     @classmethod
-    def of(cls, node: ir.Node, kernel: Shape) -> Window:
+    def of(cls, node: ir.Node, kernel: Shape) -> SlidingWindow:
         ones = (1,) * len(kernel)
         return cls(
             kernel,

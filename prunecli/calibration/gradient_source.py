@@ -9,7 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.autodiff import Loss
-from prunecli.calibration.gradients import STATISTICS, FlowTask, OutputTask, Shapes, Study, Task, flow, smooth
+from prunecli.calibration.gradients import (
+    STATISTICS,
+    FlowTask,
+    GradientStudy,
+    GradientTask,
+    OutputTask,
+    Shapes,
+    flow,
+    smooth,
+)
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Batch, Dataset
@@ -44,11 +53,11 @@ class GradientSamples:
 
 
 @dataclass
-class Source:
+class GradientSource:
     """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
     its part of the recorded recipe; `feed`: inputs that the model runs on; `smoothed`: see `smooth`."""
 
-    study: Study
+    study: GradientStudy
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     notes: Sequence[str] = ()
@@ -101,7 +110,7 @@ class Batches:
 
 def open_source(
     file: Model, statistic: str, weights: Sequence[str], options: GradientSamples, progress: Progress = no_progress
-) -> Source:
+) -> GradientSource:
     """A source for the weights, which are names of stored tensors of the main graph.
 
     Raises:
@@ -120,7 +129,7 @@ def open_source(
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return found.take(study, Batches(data, found.batch, progress, label))
 
-    return Source(study, take, asked, cautions(data), first_feed(data), found.smoothed)
+    return GradientSource(study, take, asked, cautions(data), first_feed(data), found.smoothed)
 
 
 def open_study(
@@ -129,7 +138,7 @@ def open_study(
     options: GradientSamples,
     batch: int = 1,
     progress: Progress = no_progress,
-) -> tuple[Study, Dataset]:
+) -> tuple[GradientStudy, Dataset]:
     """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.
 
     Args:
@@ -145,12 +154,12 @@ def open_study(
     )
     first = next(data.batches(batch))
     task = _task(session, data, first, options)
-    study = Study(file, weights, task, options.execution.thread_count, options.seed)
+    study = GradientStudy(file, weights, task, options.execution.thread_count, options.seed)
     study.open(first.feed)
     return study, data
 
 
-def _task(session: Session, data: Dataset, first: Batch, options: GradientSamples) -> Task:
+def _task(session: Session, data: Dataset, first: Batch, options: GradientSamples) -> GradientTask:
     outputs = session.run(first.feed)
     if options.loss == "labels":
         if not data.has_labels:
@@ -169,7 +178,7 @@ def _looked_at(outputs: Mapping[str, Array], name: str | None) -> Sequence[str]:
     return [name] if name is not None else floats
 
 
-def _flow_source(file: Model, session: Session, weights: Sequence[str], options: GradientSamples) -> Source:
+def _flow_source(file: Model, session: Session, weights: Sequence[str], options: GradientSamples) -> GradientSource:
     shapes = concrete_shapes(file, options.dims)
     feed = session.random_inputs(shapes=shapes.inputs)
     outputs = _looked_at(session.run(feed), options.output_name)
@@ -177,10 +186,10 @@ def _flow_source(file: Model, session: Session, weights: Sequence[str], options:
     main = [w for w in find_weights(file).others if w.holder.graph is file.ir.graph and w.kind in ("bias", "norm")]
     others = [w for w in main if w.holder.name not in weights]
     names = [*weights, *(w.holder.name for w in others)]
-    study = Study(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
+    study = GradientStudy(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
     study.open(ones)
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
         return flow(study, ones, others)
 
-    return Source(study, take, {"samples": 0})
+    return GradientSource(study, take, {"samples": 0})

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff import GradientModel, Loss, Options, differentiate
+from prunecli.autodiff import DifferentiationOptions, GradientModel, Loss, differentiate
 from prunecli.autodiff.losses import Projection, Weighted
 from prunecli.calibration.layerwise import Walk
 from prunecli.data import Batch
@@ -32,7 +32,7 @@ MOST_SHAPES = 8
 _DIRECTION = "prune/direction/"
 
 
-class Task(Protocol):
+class GradientTask(Protocol):
     """What is differentiated."""
 
     @property
@@ -86,12 +86,12 @@ class _Built:
 
 
 @dataclass
-class Study:
+class GradientStudy:
     """Gradients by `weights` of what `task` says, at the values in `values` (float32), which may be changed."""
 
     model: Model
     weights: Sequence[str]
-    task: Task
+    task: GradientTask
     threads: int = 0
     seed: int = 0
     values: Gradients = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Study:
         return _Built(graph, Session.open(graph.model, threads=self.threads, training=True))
 
     def _graph(self, wanted: Sequence[str], shapes: Shapes) -> GradientModel:
-        return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=Options(True))
+        return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=DifferentiationOptions(True))
 
 
 def _single(feed: Feed) -> dict[str, Array]:
@@ -164,7 +164,7 @@ class Statistic:
     """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run;
     `smoothed`: the mean over the tensor's weights that are not gone is added to each (see `smooth`)."""
 
-    take: Callable[[Study, Iterable[Batch]], Gradients]
+    take: Callable[[GradientStudy, Iterable[Batch]], Gradients]
     batch: int = 1
     smoothed: bool = False
 
@@ -175,14 +175,14 @@ STATISTICS: dict[str, Statistic] = {}
 def statistic(name: str, batch: int = 1, smoothed: bool = False) -> Callable[[Any], Any]:
     """Register a statistic by the name that criteria ask for it."""
 
-    def add(take: Callable[[Study, Iterable[Batch]], Gradients]) -> Any:
+    def add(take: Callable[[GradientStudy, Iterable[Batch]], Gradients]) -> Any:
         STATISTICS[name] = Statistic(take, batch, smoothed)
         return take
 
     return add
 
 
-def _mean(study: Study, batches: Iterable[Batch], term: Callable[[Array], Array]) -> Gradients:
+def _mean(study: GradientStudy, batches: Iterable[Batch], term: Callable[[Array], Array]) -> Gradients:
     sums: Gradients = {}
     count = 0
     for found in study.runs(batches):
@@ -198,25 +198,25 @@ def _magnitude(gradient: Array) -> Array:
 
 
 @statistic("squared gradient")
-def squared(study: Study, batches: Iterable[Batch]) -> Gradients:
+def squared(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
     """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
     return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
 
 
 @statistic("smoothed absolute gradient", smoothed=True)
 @statistic("absolute gradient")
-def absolute(study: Study, batches: Iterable[Batch]) -> Gradients:
+def absolute(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of one sample."""
     return _mean(study, batches, _magnitude)
 
 
 @statistic("absolute batch gradient", batch=8)
-def absolute_batch(study: Study, batches: Iterable[Batch]) -> Gradients:
+def absolute_batch(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
     """E|g|, g of a batch of eight."""
     return _mean(study, batches, _magnitude)
 
 
-def gates(study: Study, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
+def gates(study: GradientStudy, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
     """By weight and axis, one row per run: sum over the other axes of w g, w as it is in `study.values`.
 
     Of the axis that a layer reads its input by, this is x dL/dx of each channel: the gradient by a gate on it.
@@ -255,7 +255,7 @@ class FlowTask:
         return {_SUM + name: np.full(shapes[_SUM + name], self.scale, np.float32) for name in self.outputs}
 
 
-def flow(study: Study, feed: dict[str, Array], others: Sequence[Weight]) -> Gradients:
+def flow(study: GradientStudy, feed: dict[str, Array], others: Sequence[Weight]) -> Gradients:
     """|dR / d|w|| at the present values.
 
     Args:
@@ -281,7 +281,7 @@ def flow(study: Study, feed: dict[str, Array], others: Sequence[Weight]) -> Grad
     )
 
 
-def _scaled(study: Study, feed: dict[str, Array], scale: float) -> Gradients | None:
+def _scaled(study: GradientStudy, feed: dict[str, Array], scale: float) -> Gradients | None:
     assert isinstance(study.task, FlowTask)
     study.task = FlowTask(study.task.outputs, scale)
     ones = {n: a * np.asarray(scale, a.dtype) if a.dtype.kind == "f" else a for n, a in feed.items()}

@@ -32,7 +32,7 @@ HIDDEN = "what it reads cannot be measured: it lies in a sub-graph or a function
 
 
 @dataclass(frozen=True)
-class Layer:
+class LinearLayer:
     """A weight of a model in working form.
 
     Attributes:
@@ -121,11 +121,11 @@ class Layer:
         first = last if self.norm is None else self.norm.inputs[0].name  # type: ignore[union-attr]
         return self.carried is not None and last == self.branch and first == self.output
 
-    def alone(self) -> Layer:
+    def alone(self) -> LinearLayer:
         """The branch as its own aim."""
         return replace(self, target=self.branch, carried=None)
 
-    def moving_only(self, vectors: Collection[str]) -> Layer:
+    def moving_only(self, vectors: Collection[str]) -> LinearLayer:
         """Without its offset, unless that is one of these stored vectors, serves this layer alone and has a number for
         each row."""
         source = self.offset.source if self.offset is not None else None
@@ -144,11 +144,11 @@ class Layer:
             self.offset.write(graph, constant.reshape(-1), dtype, f"{self.weight.name}.bias")
 
 
-def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[Layer], list[Skipped]]:
+def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[LinearLayer], list[Skipped]]:
     """The layers of those weights of a model in working form, in the order in which they run, and why others cannot be
     measured. An error on a sum is made up for by the last of the layers that end in it."""
     order = {node: place for place, node in enumerate(work.graph)}
-    layers: list[Layer] = []
+    layers: list[LinearLayer] = []
     left: list[Skipped] = []
     for weight in weights:
         reason = _reason(weight, order)
@@ -167,7 +167,7 @@ def layers_of(work: ir.Model, weights: Iterable[Weight]) -> tuple[list[Layer], l
     return out[::-1], left
 
 
-def refittable(work: ir.Model) -> tuple[list[Layer], list[Skipped]]:
+def refittable(work: ir.Model) -> tuple[list[LinearLayer], list[Skipped]]:
     """The layers of a whole model of which weight and offset can be written anew without touching another one."""
     layers, left = layers_of(work, find_weights(Model(work, Path(), "")).prunable)
     reasons = {layer.name: _tied(layer) for layer in layers}
@@ -175,7 +175,7 @@ def refittable(work: ir.Model) -> tuple[list[Layer], list[Skipped]]:
     return [layer for layer in layers if not reasons[layer.name]], left
 
 
-def _tied(layer: Layer) -> str:
+def _tied(layer: LinearLayer) -> str:
     value = layer.weight.holder.value
     if len(layer.weight.uses) > 1 or len(value.uses()) > 1:
         return "it is shared by several layers"
@@ -219,12 +219,12 @@ def _adds_per_row(use: Use, found: Contraction) -> bool:
     return stored is None or stored.size == 1 or stored.shape[-1] == stored.size == use.layout.canonical_shape[1]
 
 
-def _layer(weight: Weight, order: dict[ir.Node, int]) -> Layer:
+def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
     uses = sorted(weight.uses, key=lambda use: order[use.node])
     found = tuple(c for c in map(contraction, uses) if c is not None)
     use, value = uses[0], uses[0].node.outputs[0]
     if len(uses) > 1:
-        return Layer(weight, use.node, found, value.name or "", value.name or "")
+        return LinearLayer(weight, use.node, found, value.name or "", value.name or "")
     size = weight.layout.canonical_shape[0] * weight.layout.canonical_shape[1]
     offset, norm, carried, total = _own_offset(use, found[0], size), None, None, None
     added: list[ir.Value] = []
@@ -246,7 +246,7 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> Layer:
             break
         value = user.outputs[0]
     target, branch = (total or value).name or "", value.name or ""
-    return Layer(weight, use.node, found, target, branch, carried, offset, norm, tuple(added))
+    return LinearLayer(weight, use.node, found, target, branch, carried, offset, norm, tuple(added))
 
 
 def _own_offset(use: Use, found: Contraction, size: int) -> Offset | None:

@@ -24,7 +24,7 @@ _SUM = "prunecli.moments."
 
 
 @dataclass(frozen=True)
-class Reading:
+class MomentReading:
     """Axis `axis` of `weight` is contracted with axis `data_axis` (from the end) of the value `data`. `groups`:
     the axis is read once per group, on consecutive stretches of the data."""
 
@@ -94,7 +94,7 @@ def _rank(node: ir.Node, index: int) -> int:
     return len(found.shape) if found is not None else 0
 
 
-def readings(model: ir.Model) -> list[Reading]:
+def readings(model: ir.Model) -> list[MomentReading]:
     """Every contraction of a stored weight with computed data, in the main graph."""
     found = []
     for node in model.graph:
@@ -104,7 +104,7 @@ def readings(model: ir.Model) -> list[Reading]:
             if stored is None or value is None or behind(value) is not None:
                 continue
             if (place := stored.axis(axis)) is not None:
-                found.append(Reading(stored.name, place, value.name or "", data_axis, groups))
+                found.append(MomentReading(stored.name, place, value.name or "", data_axis, groups))
     return found
 
 

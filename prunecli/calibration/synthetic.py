@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff import GradientModel, Options, differentiate
-from prunecli.autodiff.losses import Scope
+from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
+from prunecli.autodiff.losses import LossScope
 from prunecli.calibration.layerwise import working_form
 from prunecli.data import Dataset
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
@@ -63,12 +63,12 @@ class MomentLoss:
 
     layers: Sequence[Moments]
 
-    def build(self, scope: Scope) -> ir.Value:
+    def build(self, scope: LossScope) -> ir.Value:
         ops = scope.ops
         terms = [self._term(scope, layer) for layer in self.layers]
         return ops.mul(ops.total(terms), 0.5 / len(terms))
 
-    def _term(self, scope: Scope, layer: Moments) -> ir.Value:
+    def _term(self, scope: LossScope, layer: Moments) -> ir.Value:
         ops, x = scope.ops, scope.output(layer.value)
         rank = ops.rank(x)
         axes, wide = [0, *range(2, rank)], (1, -1, *[1] * (rank - 2))
@@ -216,7 +216,7 @@ def _descent(
     names = [spec.name for spec in specs if spec.is_float]
     shapes = {name: tuple(array.shape) for name, array in feed.items()}
     try:
-        graph = differentiate(work, names, MomentLoss(layers), shapes=shapes, options=Options(False))
+        graph = differentiate(work, names, MomentLoss(layers), shapes=shapes, options=DifferentiationOptions(False))
     except PruneError as error:
         return f"inputs are smoothed noise, not fitted to the statistics of BatchNormalization: {error.message}"
     moved = [name for name in names if name in graph.gradients]

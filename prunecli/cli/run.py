@@ -11,7 +11,7 @@ import typer
 from prunecli.cli.terminal import say, terminal
 
 if TYPE_CHECKING:
-    from prunecli.cli.recipes.plan import CommandNamed, Plan
+    from prunecli.cli.recipes.plan import CommandNamed, RecipePlan
     from prunecli.cli.recipes.read import Change
     from prunecli.recipe.options import RunOptions
 
@@ -61,7 +61,7 @@ def changes_of(texts: Sequence[str]) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def _from_recipe(ctx: typer.Context, plan: Plan) -> dict[str, Any]:
+def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
     """What the recipe says of the report, where this command line does not."""
     from prunecli.cli.schema import schema_of
     from prunecli.cli.settings import resolved

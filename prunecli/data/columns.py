@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Column:
+class InputColumn:
     """`shape` and `dtype` are known at once; `read()` is called when values are first needed, and may
     return a memory map. `name` is what the user calls it, for messages. `pick(index)`: the rows at `index`, for
     a source that reads them one by one; `read()` is then for who needs everything."""
@@ -30,15 +30,15 @@ class Column:
     pick: Callable[[Array], Array] | None = None
 
     @classmethod
-    def of(cls, name: str, array: Array) -> Column:
+    def of(cls, name: str, array: Array) -> InputColumn:
         return cls(name, array.shape, array.dtype, lambda: array)
 
-    def samples_first(self, axis: int) -> Column:
+    def samples_first(self, axis: int) -> InputColumn:
         """The same values with the samples, which lie on an axis, on the first one."""
         if not axis:
             return self
         shape = (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
-        return Column(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0))
+        return InputColumn(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0))
 
     @functools.cached_property
     def _array(self) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prunecli.data.axes import Axes, samples_first
 from prunecli.data.casting import cast, check_dtype, check_sample_shape
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -64,9 +64,9 @@ class Chunk:
     `whole` chunks run as they are, in one batch: recorded test sets, whose first axis may mean anything.
     """
 
-    columns: Mapping[str, Column]
+    columns: Mapping[str, InputColumn]
     index: Array
-    labels: Column | None = None
+    labels: InputColumn | None = None
     whole: bool = False
     constants: Mapping[str, Array] = field(default_factory=dict)
     reference: Mapping[str, Array] | None = None
@@ -206,8 +206,8 @@ class Dataset:
 
 def build(
     specs: Sequence[InputSpec],
-    columns: Mapping[str, Column],
-    labels: Column | None,
+    columns: Mapping[str, InputColumn],
+    labels: InputColumn | None,
     source: str,
     axes: Axes | None = None,
 ) -> Dataset:
@@ -238,14 +238,14 @@ def build(
     return Dataset(specs, [chunk], source, unbatched, axes=axes)
 
 
-def _moved(column: Column, spec: InputSpec, axis: int) -> Column:
+def _moved(column: InputColumn, spec: InputSpec, axis: int) -> InputColumn:
     if axis and len(column.shape) != len(spec.shape):
         raise PruneError(f"{column.name} has the shape {column.shape}, the model's input is {spec.describe()}",
                          f"give an array of {len(spec.shape)} axes, with the samples on axis {axis}")  # fmt: skip
     return column.samples_first(axis)
 
 
-def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> bool:
+def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, InputColumn]) -> bool:
     """Whether every input lacks a batch axis: its arrays have one axis more than the model declares."""
     return bool(specs) and all(s.shape and len(columns[s.name].shape) == len(s.shape) + 1 for s in specs)
 
@@ -253,7 +253,7 @@ def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> 
 _WHERE = "the first axis counts samples; --batch-axis NAME=N names another for an input"
 
 
-def _common_count(columns: Sequence[Column], source: str) -> int:
+def _common_count(columns: Sequence[InputColumn], source: str) -> int:
     if not columns:
         raise PruneError(f"{source} holds nothing that the model takes per sample", "check the array names")
     counts = {c.name: c.shape[0] if c.shape else 0 for c in columns}
@@ -266,7 +266,7 @@ def _common_count(columns: Sequence[Column], source: str) -> int:
     return count
 
 
-def _check_named_dims(specs: Sequence[InputSpec], columns: Mapping[str, Column], skip: int) -> None:
+def _check_named_dims(specs: Sequence[InputSpec], columns: Mapping[str, InputColumn], skip: int) -> None:
     """A dimension name means one size in all inputs."""
     seen: dict[str, tuple[int, str]] = {}
     for spec in specs:
@@ -279,7 +279,7 @@ def _check_named_dims(specs: Sequence[InputSpec], columns: Mapping[str, Column],
                 )
 
 
-def check_labels(labels: Column | None, count: int) -> None:
+def check_labels(labels: InputColumn | None, count: int) -> None:
     """Refuse labels that are not one per sample, not numbers or text, or not finite.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 
 from prunecli.data.axes import Axes, samples_first
 from prunecli.data.casting import fits
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
@@ -19,8 +19,8 @@ LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 
 
 def match(
-    specs: Sequence[InputSpec], columns: Mapping[str, Column], source: str, axes: Axes | None = None
-) -> dict[str, Column]:
+    specs: Sequence[InputSpec], columns: Mapping[str, InputColumn], source: str, axes: Axes | None = None
+) -> dict[str, InputColumn]:
     """A column for every input.
 
     Exact names first; then names that agree without case, punctuation and a ":0" suffix; then, among what is
@@ -46,7 +46,9 @@ def match(
     return {s.name: found[s.name] for s in specs}
 
 
-def split_labels(columns: Mapping[str, Column], specs: Sequence[InputSpec]) -> tuple[dict[str, Column], Column | None]:
+def split_labels(
+    columns: Mapping[str, InputColumn], specs: Sequence[InputSpec]
+) -> tuple[dict[str, InputColumn], InputColumn | None]:
     """The columns without the labels, and the labels: the first of LABEL_NAMES that is no input's name."""
     names = {s.name for s in specs}
     name = next((n for n in LABEL_NAMES if n in columns and n not in names), None)
@@ -55,7 +57,9 @@ def split_labels(columns: Mapping[str, Column], specs: Sequence[InputSpec]) -> t
     return {k: v for k, v in columns.items() if k != name}, columns[name]
 
 
-def _by_elimination(specs: Sequence[InputSpec], columns: Mapping[str, Column], axes: Axes) -> dict[str, Column]:
+def _by_elimination(
+    specs: Sequence[InputSpec], columns: Mapping[str, InputColumn], axes: Axes
+) -> dict[str, InputColumn]:
     if len(specs) == len(columns) == 1:
         return {specs[0].name: next(iter(columns.values()))}
     fitting = {s.name: [k for k, c in columns.items() if _could_feed(c, s, axes.get(s.name, 0))] for s in specs}
@@ -64,7 +68,7 @@ def _by_elimination(specs: Sequence[InputSpec], columns: Mapping[str, Column], a
     return {name: columns[key] for name, key in single.items() if taken.count(key) == 1}
 
 
-def _could_feed(column: Column, spec: InputSpec, axis: int) -> bool:
+def _could_feed(column: InputColumn, spec: InputSpec, axis: int) -> bool:
     if not column.shape or not spec.shape:
         return column.shape == spec.shape
     if axis >= len(column.shape):
@@ -73,7 +77,7 @@ def _could_feed(column: Column, spec: InputSpec, axis: int) -> bool:
     return fits(shape, wanted) and (column.dtype.kind in "UT") == (spec.dtype == "str")
 
 
-def _left(columns: Mapping[str, Column], found: Mapping[str, Column]) -> dict[str, Column]:
+def _left(columns: Mapping[str, InputColumn], found: Mapping[str, InputColumn]) -> dict[str, InputColumn]:
     used = {id(column) for column in found.values()}
     return {k: c for k, c in columns.items() if id(c) not in used}
 
@@ -82,7 +86,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", re.sub(r":\d+$", "", name.lower()))
 
 
-def _listed(columns: Mapping[str, Column]) -> str:
+def _listed(columns: Mapping[str, InputColumn]) -> str:
     return ", ".join(f"{k}: {c.dtype} {tuple(c.shape)}" for k, c in columns.items()) or "no arrays"
 
 

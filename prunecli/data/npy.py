@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from prunecli.data.columns import Column, check_budget
+from prunecli.data.columns import InputColumn, check_budget
 from prunecli.errors import PruneError
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +59,7 @@ def read_header(name: str, stream: IO[bytes], size: int) -> Header:
     return header
 
 
-def open_npy(path: Path, name: str, limit: int | None = None) -> Column:
+def open_npy(path: Path, name: str, limit: int | None = None) -> InputColumn:
     """A .npy file as a column; mapped when large. See `read_header` for errors."""
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -72,10 +72,10 @@ def open_npy(path: Path, name: str, limit: int | None = None) -> Column:
             stream.seek(header.length)
             return _read_rows(name, stream, header, header.shape[0] if header.shape else None)
 
-    return _limited(Column(name, header.shape, header.dtype, read), limit)
+    return _limited(InputColumn(name, header.shape, header.dtype, read), limit)
 
 
-def open_npz(path: Path, limit: int | None = None) -> dict[str, Column]:
+def open_npz(path: Path, limit: int | None = None) -> dict[str, InputColumn]:
     """The arrays of a .npz by name, none of them read yet. With `limit`, only that many rows ever are.
 
     Raises:
@@ -89,7 +89,7 @@ def open_npz(path: Path, limit: int | None = None) -> dict[str, Column]:
         raise PruneError(f"{path} is not a readable .npz archive: {error}", "write it with numpy.savez") from error
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None) -> Column:
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None) -> InputColumn:
     name = f"{path.name}:{info.filename[:-4]}"
     if info.file_size > _BOMB_SIZE and info.file_size > _BOMB_RATIO * max(info.compress_size, 1):
         raise PruneError(
@@ -108,7 +108,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: 
             return _map(path, header, _data_offset(path, info))
         return _read_member(path, info, name, header, rows)
 
-    return _limited(Column(name, header.shape, header.dtype, read), limit)
+    return _limited(InputColumn(name, header.shape, header.dtype, read), limit)
 
 
 def _read_member(path: Path, info: zipfile.ZipInfo, name: str, header: Header, rows: int | None) -> Array:
@@ -153,9 +153,9 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
     return start
 
 
-def _limited(column: Column, limit: int | None) -> Column:
+def _limited(column: InputColumn, limit: int | None) -> InputColumn:
     """The column cut to its first `limit` rows."""
     if limit is None or not column.shape or column.shape[0] <= limit:
         return column
     shape = (limit, *column.shape[1:])
-    return Column(column.name, shape, column.dtype, lambda: column.array()[:limit])
+    return InputColumn(column.name, shape, column.dtype, lambda: column.array()[:limit])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.data.axes import batch_axes
-from prunecli.data.columns import Column, check_budget
+from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Chunk, Dataset
 from prunecli.data.images.options import ImageOptions
 from prunecli.errors import PruneError
@@ -142,8 +142,8 @@ def check_size(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], 
             check_budget(f"synthetic {spec.name}", (runs, *shapes[spec.name]), numpy_dtype(spec.dtype))
 
 
-def _columns(feed: Feed) -> dict[str, Column]:
-    return {name: Column.of(f"synthetic {name}", value) for name, value in feed.items()}
+def _columns(feed: Feed) -> dict[str, InputColumn]:
+    return {name: InputColumn.of(f"synthetic {name}", value) for name, value in feed.items()}
 
 
 def random_data(
@@ -172,6 +172,6 @@ def random_data(
                 f"random inputs hold no samples: {', '.join(s.describe() for s in specs)}",
                 "the model's first dimension is fixed at 0; export it with another",
             )
-        columns = {name: Column.of(f"random {name}", value) for name, value in feed.items()}
+        columns = {name: InputColumn.of(f"random {name}", value) for name, value in feed.items()}
         chunks.append(Chunk(columns, np.arange(rows), whole=True))
     return Dataset(specs, chunks, "seeded random inputs", axes=axes)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 import prunecli.dependency.rules  # noqa: F401 - fills the registry
 from prunecli.dependency.atoms import AtomTable, Components, LengthError, solve
-from prunecli.dependency.context import Context, Work, is_named, is_shape_computation
+from prunecli.dependency.context import RuleContext, Work, is_named, is_shape_computation
 from prunecli.dependency.registry import BARRIERS, RULES
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
@@ -70,7 +70,7 @@ def analyse(
                 table.freeze(table.axis(value, index, size), whole[value.name or "", index])
     for node in model.graph:
         imported = model.opset_imports.get(node.domain)
-        _apply_rule(Context(node, geometry, table, work, node.version or imported or 0))
+        _apply_rule(RuleContext(node, geometry, table, work, node.version or imported or 0))
     _freeze_dynamic(table, geometry)
     components = solve(table)
     families = find_families(components)
@@ -98,7 +98,7 @@ def _freeze_dynamic(table: AtomTable, geometry: Geometry) -> None:
             table.freeze(root, "dynamic dimension")
 
 
-def _apply_rule(ctx: Context) -> None:
+def _apply_rule(ctx: RuleContext) -> None:
     node = ctx.node
     if node.op_type == "Constant" and node.domain == "":
         return
@@ -125,7 +125,7 @@ def _apply_rule(ctx: Context) -> None:
         ctx.freeze_unspoken()
 
 
-def _obstacle(ctx: Context) -> str | None:
+def _obstacle(ctx: RuleContext) -> str | None:
     """Why the rule of a node cannot be asked."""
     node = ctx.node
     if (node.domain, node.op_type) in BARRIERS:

@@ -31,7 +31,7 @@ _EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """One residual block of a prepared model.
 
     `join` is the addition, `branch` the index of f(x) among its inputs; `stream` is x. `axis` of the branch's
@@ -71,7 +71,7 @@ class Dead:
         return sum(int(t.size) for t in tensors if t is not None and counts(t))
 
 
-def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:
+def find_blocks(model: ir.Model, geometry: Geometry) -> list[ResidualBlock]:
     """All residual blocks, in the order of the graph.
 
     Args:
@@ -79,7 +79,7 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:
         geometry: facts at the analysed dimensions and at others (`view_geometry`): the shapes of stream,
             branch and sum must agree at both.
     """
-    blocks: list[Block] = []
+    blocks: list[ResidualBlock] = []
     for node in model.graph:
         for branch, stream in _operands(node):
             block = _block(model, node, branch, stream, geometry)
@@ -89,7 +89,7 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[Block]:
     return _told_apart(blocks)
 
 
-def _told_apart(blocks: list[Block]) -> list[Block]:
+def _told_apart(blocks: list[ResidualBlock]) -> list[ResidualBlock]:
     """Nodes may share a name: then blocks go by the value they yield."""
     counts = Counter(block.name for block in blocks)
     return [b if counts[b.name] == 1 else replace(b, name=b.join.outputs[0].name or "") for b in blocks]
@@ -108,7 +108,7 @@ def _is_skip_norm(node: ir.Node) -> bool:
     return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
 
 
-def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: Geometry) -> Block | None:
+def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: Geometry) -> ResidualBlock | None:
     value, x = node.inputs[branch], node.inputs[stream]
     if value is None or x is None or value.is_graph_output() or len(list(value.uses())) != 1:
         return None
@@ -119,7 +119,7 @@ def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: G
     if axis is None or not _weighted(dead) or not _reads(dead, x, geometry.facts):
         return None
     name = node.name or node.outputs[0].name or ""
-    return Block(name, node, branch, axis, geometry.facts.shapes[value][axis])
+    return ResidualBlock(name, node, branch, axis, geometry.facts.shapes[value][axis])
 
 
 def _alike(facts: Facts | None, value: ir.Value, x: ir.Value, node: ir.Node) -> bool:
@@ -165,7 +165,7 @@ def _origin(value: ir.Value) -> ir.Value | ir.Node:
     return node if node is not None and _is_skip_norm(node) else value
 
 
-def dead_without(model: ir.Model, blocks: Sequence[Block]) -> Dead:
+def dead_without(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
     """What dropping these blocks together makes useless; the model is not changed."""
     return _closure(model, [(b.join, b.branch) for b in blocks])
 
@@ -211,7 +211,7 @@ def _reads_of(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
             yield from ((inner, index) for index in range(len(inner.inputs)))
 
 
-def drop_blocks(model: ir.Model, blocks: Sequence[Block]) -> Dead:
+def drop_blocks(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
     """Rewire y := x for each block and delete what nobody needs any more, in place.
 
     Args:
@@ -241,7 +241,7 @@ def _delete(graph: ir.Graph, dead: Dead) -> None:
         del graph.initializers[value.name or ""]
 
 
-def _bypass(model: ir.Model, block: Block) -> None:
+def _bypass(model: ir.Model, block: ResidualBlock) -> None:
     """Make the sum what is left of it without the branch."""
     join, graph = block.join, model.graph
     rest = [v for index, v in enumerate(join.inputs) if index != block.branch]

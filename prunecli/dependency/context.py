@@ -24,7 +24,7 @@ class Work:
 
 
 @dataclass
-class Context:
+class RuleContext:
     """One node, as its rule sees it. Shapes are concrete; `axis` names an axis for the statements below."""
 
     node: ir.Node

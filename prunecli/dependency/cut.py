@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.context import is_named, is_shape_computation
 from prunecli.dependency.edit import HINT, View
-from prunecli.dependency.edit import Cut as Cut
+from prunecli.dependency.edit import NodeCut as NodeCut
 from prunecli.dependency.edit import Removed as Removed
 from prunecli.dependency.prepare import restore
 from prunecli.dependency.registry import REWRITES
@@ -41,7 +41,7 @@ def remove(
     geometry, other = view_geometry(model, inputs, other_inputs)
     shapes = [dict(inputs)] + ([other] if other else [])
     before = [geometry.facts] + ([geometry.other] if geometry.other is not None else [])
-    cut = Cut(model, removed, [View(b, Facts()) for b in before], shape_derived(model, before[0]))
+    cut = NodeCut(model, removed, [View(b, Facts()) for b in before], shape_derived(model, before[0]))
     _slice_constants(cut)
     for view, at in zip(cut.views, shapes, strict=True):
         for value in model.graph.inputs:
@@ -73,7 +73,7 @@ class UnfollowedError(PruneError):
         self.axes = dict(axes)
 
 
-def _behind(cut: Cut, node: ir.Node, error: PruneError) -> dict[tuple[str, int], str]:
+def _behind(cut: NodeCut, node: ir.Node, error: PruneError) -> dict[tuple[str, int], str]:
     """The cut axes by whose lengths a node cannot follow, or else its own.
 
     Raises:
@@ -87,11 +87,11 @@ def _behind(cut: Cut, node: ir.Node, error: PruneError) -> dict[tuple[str, int],
     return dict.fromkeys(axes, error.message)
 
 
-def _cut_axes(cut: Cut, value: ir.Value) -> list[tuple[str, int]]:
+def _cut_axes(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
     return [(value.name or "", axis) for axis in cut.removed.get(value.name or "", ())]
 
 
-def _lengths_of(cut: Cut, value: ir.Value) -> list[tuple[str, int]]:
+def _lengths_of(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
     """The cut axes whose lengths a value that changed is computed from."""
     found, queue = list[tuple[str, int]](), [value]
     seen = set(queue)
@@ -108,7 +108,7 @@ def _lengths_of(cut: Cut, value: ir.Value) -> list[tuple[str, int]]:
     return found
 
 
-def _assume(cut: Cut, node: ir.Node) -> None:
+def _assume(cut: NodeCut, node: ir.Node) -> None:
     """Go on as if the node had followed, so that all refusals of a cut are found at once."""
     for number, view in enumerate(cut.views):
         for out in node.outputs:
@@ -118,7 +118,7 @@ def _assume(cut: Cut, node: ir.Node) -> None:
                 view.after.values[out] = content
 
 
-def _follow(cut: Cut, node: ir.Node) -> None:
+def _follow(cut: NodeCut, node: ir.Node) -> None:
     """Rewrite one node. What it computes of shapes alone is compared where it ends."""
     function = REWRITES.get((node.domain, node.op_type))
     facts = cut.views[0].before
@@ -141,7 +141,7 @@ def _follow(cut: Cut, node: ir.Node) -> None:
         raise PruneError(problem, f"{HINT}, and report the model")
 
 
-def _slice_constants(cut: Cut) -> None:
+def _slice_constants(cut: NodeCut) -> None:
     for value in cut.model.graph.initializers.values():
         axes = cut.removed.get(value.name or "")
         tensor = value.const_value
@@ -155,7 +155,7 @@ def _slice_constants(cut: Cut) -> None:
             know_constant(view.after, value)
 
 
-def _unplanned(cut: Cut, node: ir.Node) -> str:
+def _unplanned(cut: NodeCut, node: ir.Node) -> str:
     """How a node's results differ in shape from what is planned."""
     for number, view in enumerate(cut.views):
         for out in filter(is_named, node.outputs):
@@ -170,7 +170,7 @@ def _unplanned(cut: Cut, node: ir.Node) -> str:
     return ""
 
 
-def _keep_contents(cut: Cut, node: ir.Node) -> None:
+def _keep_contents(cut: NodeCut, node: ir.Node) -> None:
     """A number computed from a shape (1 / sqrt(head size)) that meets data is part of the function: it stays.
 
     Vectors that a rewrite has settled are geometry and follow the cut; shape computations are checked where
@@ -188,7 +188,7 @@ def _keep_contents(cut: Cut, node: ir.Node) -> None:
             )
 
 
-def _changed(cut: Cut, value: ir.Value | None) -> bool:
+def _changed(cut: NodeCut, value: ir.Value | None) -> bool:
     """Whether what was computed from shapes is not what it was (less the removed positions)."""
     if value is None or value not in cut.shape_derived:
         return False
@@ -204,7 +204,7 @@ def _changed(cut: Cut, value: ir.Value | None) -> bool:
     return False
 
 
-def _wanted(cut: Cut, value: ir.Value, content: Array | None) -> Array | None:
+def _wanted(cut: NodeCut, value: ir.Value, content: Array | None) -> Array | None:
     """What a value was, less the removed positions; None where they are not those of this view."""
     gone = cut.removed.get(value.name or "", {})
     if content is None or any(content.shape[axis] != cut.before(value)[axis] for axis in gone):
@@ -212,13 +212,13 @@ def _wanted(cut: Cut, value: ir.Value, content: Array | None) -> Array | None:
     return _less(cut, value, content)
 
 
-def _less(cut: Cut, value: ir.Value, content: Array) -> Array:
+def _less(cut: NodeCut, value: ir.Value, content: Array) -> Array:
     for axis, gone in cut.removed.get(value.name or "", {}).items():
         content = np.delete(content, gone, axis)
     return content
 
 
-def _restate_shapes(cut: Cut) -> None:
+def _restate_shapes(cut: NodeCut) -> None:
     """Value infos: static sizes that were cut are restated, dynamic dimensions keep their names unless cut. One of
     another rank was wrong before and goes."""
     for node in cut.model.graph:

@@ -28,7 +28,7 @@ class View:
 
 
 @dataclass
-class Cut:
+class NodeCut:
     """A cut in progress. Rewrites ask it for sizes and kept positions and tell it what to change."""
 
     model: ir.Model

@@ -25,11 +25,11 @@ from prunecli.model.contrib_shapes import CONTRIB_SHAPES, ShapeRule
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from prunecli.dependency.context import Context
-    from prunecli.dependency.edit import Cut
+    from prunecli.dependency.context import RuleContext
+    from prunecli.dependency.edit import NodeCut
 
-Rule = Callable[["Context"], None]
-Rewrite = Callable[["Cut", "ir.Node"], None]
+Rule = Callable[["RuleContext"], None]
+Rewrite = Callable[["NodeCut", "ir.Node"], None]
 RULES: dict[tuple[str, str], Rule] = {}
 REWRITES: dict[tuple[str, str], Rewrite] = {}
 BARRIERS: dict[tuple[str, str], str] = {}

@@ -15,12 +15,12 @@ from prunecli.evaluation.gates import Gate, check_gates, check_span, parse_gate
 from prunecli.evaluation.latency import Latency, Speedup, measure, on_cpu, speedup
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
-from prunecli.evaluation.passes import BASELINE, MODEL, Pass, run_pass
+from prunecli.evaluation.passes import BASELINE, MODEL, EvaluationPass, run_pass
 from prunecli.evaluation.quality import compute_metrics, confusion, per_class
 from prunecli.evaluation.result import Evaluation, Scored
 from prunecli.evaluation.robustness import measure_stress
 from prunecli.evaluation.significance import Significance, compare_predictions
-from prunecli.evaluation.subject import Subject, data_dims, open_subject
+from prunecli.evaluation.subject import OpenedModel, data_dims, open_subject
 from prunecli.inputs import InputSpec
 from prunecli.model.shapes import with_demands
 from prunecli.types import Progress, no_progress
@@ -29,10 +29,10 @@ RANDOM_SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Bench:
+class PairedModels:
     """The models, opened and paired, by role."""
 
-    subjects: Mapping[str, Subject]
+    subjects: Mapping[str, OpenedModel]
     runners: Mapping[str, Runner]
     specs: Sequence[InputSpec]
 
@@ -90,23 +90,23 @@ def evaluate(
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
-def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> Bench:
+def _open(model: Path, baseline: Path | None, options: EvaluateOptions) -> PairedModels:
     subject = open_subject(model, options.execution)
     if baseline is None:
-        return Bench({MODEL: subject}, {MODEL: Runner(subject.session)}, subject.session.inputs)
+        return PairedModels({MODEL: subject}, {MODEL: Runner(subject.session)}, subject.session.inputs)
     other = open_subject(baseline, options.execution)
     runner = pair(subject.session, other.session)
     specs = common_specs(subject.session.inputs, runner)
-    return Bench({MODEL: subject, BASELINE: other}, {MODEL: Runner(subject.session), BASELINE: runner}, specs)
+    return PairedModels({MODEL: subject, BASELINE: other}, {MODEL: Runner(subject.session), BASELINE: runner}, specs)
 
 
-def _data(bench: Bench, options: EvaluateOptions) -> Dataset:
+def _data(bench: PairedModels, options: EvaluateOptions) -> Dataset:
     if options.source is not None:
         return options.source.open(bench.specs, bench.subjects[MODEL].session.outputs)
     return _random(bench, options, RANDOM_SAMPLES, 1)
 
 
-def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> Dataset:
+def _random(bench: PairedModels, options: EvaluateOptions, count: int, batch: int) -> Dataset:
     limits = bench.subjects[MODEL].session.limits
     if BASELINE in bench.subjects:
         others = bench.subjects[BASELINE].session.limits
@@ -119,7 +119,7 @@ def _random(bench: Bench, options: EvaluateOptions, count: int, batch: int) -> D
     )  # fmt: skip
 
 
-def _check_request(options: EvaluateOptions, data: Dataset, bench: Bench, gates: Sequence[Gate]) -> None:
+def _check_request(options: EvaluateOptions, data: Dataset, bench: PairedModels, gates: Sequence[Gate]) -> None:
     """Refuse at once what the measurements could not answer at the end."""
     if options.train_data is not None and not data.has_labels:
         raise PruneError("--train-data needs labelled test data", "give --data with labels")
@@ -131,7 +131,7 @@ def _check_request(options: EvaluateOptions, data: Dataset, bench: Bench, gates:
             raise PruneError(f"--fail-if {gate.expr!r} needs {missing[0]}", missing[1])
 
 
-def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: Bench) -> tuple[str, str] | None:
+def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: PairedModels) -> tuple[str, str] | None:
     have = {
         "baseline": BASELINE in bench.subjects,
         "fidelity": BASELINE in bench.subjects or data.has_reference,
@@ -152,7 +152,7 @@ def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: Bench) -
 
 
 def _train_metrics(
-    bench: Bench, options: EvaluateOptions, done: Pass, progress: Progress
+    bench: PairedModels, options: EvaluateOptions, done: EvaluationPass, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], int]:
     if options.train_samples is None:
         return {}, 0
@@ -164,7 +164,7 @@ def _train_metrics(
 
 
 def _latency(
-    bench: Bench, data: Dataset, options: EvaluateOptions, progress: Progress
+    bench: PairedModels, data: Dataset, options: EvaluateOptions, progress: Progress
 ) -> tuple[dict[str, Latency], Speedup | None]:
     """All models on the same first samples, in turn."""
     size = options.latency_batch
@@ -180,7 +180,7 @@ def _latency(
 
 
 def _scored(
-    role: str, bench: Bench, data: Dataset, options: EvaluateOptions, done: Pass,
+    role: str, bench: PairedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass,
     train: Mapping[str, Mapping[str, float]], times: Mapping[str, Latency],
 ) -> Scored:  # fmt: skip
     subject, predictions = bench.subjects[role], done.predictions.get(role)
@@ -199,13 +199,13 @@ def _scored(
     )
 
 
-def _significance(done: Pass) -> Significance | None:
+def _significance(done: EvaluationPass) -> Significance | None:
     if MODEL not in done.predictions or BASELINE not in done.predictions:
         return None
     return compare_predictions(done.predictions[MODEL], done.predictions[BASELINE])
 
 
-def _notes(bench: Bench, data: Dataset, done: Pass) -> list[str]:
+def _notes(bench: PairedModels, data: Dataset, done: EvaluationPass) -> list[str]:
     notes = [f"matched by position: {name}" for r in bench.runners.values() for name in r.renamed]
     for role, predictions in done.predictions.items():
         if predictions.invalid:

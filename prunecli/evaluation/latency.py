@@ -132,7 +132,7 @@ def measure(runs: Mapping[str, Run], threads: int, count: int | None = None, pro
     pair = sum((turns[name] + 1) * once[name] for name in names)
     pairs = count or int(np.clip(BUDGET_SECONDS / max(pair, 1e-9), MIN_PAIRS, MAX_PAIRS))
     times: dict[str, list[float]] = {name: [] for name in names}
-    was_enabled, before = gc.isenabled(), Load.now()
+    was_enabled, before = gc.isenabled(), MachineLoad.now()
     gc.disable()
     try:
         for turn in progress(range(pairs), "measuring latency", pairs):
@@ -144,7 +144,7 @@ def measure(runs: Mapping[str, Run], threads: int, count: int | None = None, pro
     found = {name: np.array(values) for name, values in times.items()}
     if clock is time.thread_time_ns:
         return Timed(found, "cpu")
-    return Timed(found, "wall", Load.now().crowd(before, threads))
+    return Timed(found, "wall", MachineLoad.now().crowd(before, threads))
 
 
 def on_cpu(provider: str, threads: int) -> int:
@@ -174,7 +174,7 @@ def _warm_up(run: Run) -> float:
 
 
 @dataclass(frozen=True)
-class Load:
+class MachineLoad:
     """The machine's CPUs: how many, and the seconds that they have been busy, in all and for this process, at a time.
     `cpus` 0: not known."""
 
@@ -184,7 +184,7 @@ class Load:
     cpus: int = 0
 
     @classmethod
-    def now(cls, stat: Path = Path("/proc/stat")) -> Load:
+    def now(cls, stat: Path = Path("/proc/stat")) -> MachineLoad:
         """As Linux counts: all time that is not idle, what a hypervisor took for others included."""
         at, own = time.perf_counter(), time.process_time()
         try:
@@ -194,7 +194,7 @@ class Load:
         except (OSError, ValueError, IndexError):
             return cls(at, own)
 
-    def crowd(self, before: Load, threads: int) -> float:
+    def crowd(self, before: MachineLoad, threads: int) -> float:
         """The share of the time of so many threads since then that other processes took: what they used beyond the CPUs
         that the threads leave. 0 where it is not known, or the threads are not on these CPUs."""
         seconds = self.at - before.at

@@ -17,7 +17,7 @@ QUICK = 0.5
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadCost:
     """`seconds` until the session is open; `cpu_seconds`: of the processor, which other programs on the machine change
     less; `peak_bytes`: most memory in use, less what was in use before (None
     where the system does not tell)."""
@@ -27,7 +27,7 @@ class Load:
     peak_bytes: int | None
 
 
-def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> Load:
+def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCost:
     """Load the model in a fresh process.
 
     Raises:
@@ -38,7 +38,7 @@ def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> Load:
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
         raise PruneError(f"loading {path} could not be measured: {why[0][:300]}", "pass --no-verify to leave it out")
-    return Load(**json.loads(done.stdout))
+    return LoadCost(**json.loads(done.stdout))
 
 
 def _memory(key: str) -> int | None:
@@ -50,13 +50,13 @@ def _memory(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
 
 
-def _measured(path: Path, provider: str, threads: int) -> Load:
+def _measured(path: Path, provider: str, threads: int) -> LoadCost:
     providers()  # the library itself is loaded before the clock starts
     before, first = _memory("VmRSS"), _timed(path, provider, threads)
     peak = _memory("VmHWM")
     times = [first, *(_timed(path, provider, threads) for _ in range(2))] if first[0] < QUICK else [first]
     seconds, cpu = (min(column) for column in zip(*times, strict=True))
-    return Load(seconds, cpu, None if before is None or peak is None else max(0, peak - before))
+    return LoadCost(seconds, cpu, None if before is None or peak is None else max(0, peak - before))
 
 
 def _timed(path: Path, provider: str, threads: int) -> tuple[float, float]:

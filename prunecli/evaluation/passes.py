@@ -25,7 +25,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Pass:
+class EvaluationPass:
     """`predictions` by role, empty without labels. `fidelity` to the baseline, or without one to the recorded
     outputs of a model-zoo test set, or None."""
 
@@ -45,7 +45,7 @@ def run_pass(
     asked: Asked | None = None,
     progress: Progress = no_progress,
     label: str = "evaluating",
-) -> Pass:
+) -> EvaluationPass:
     """Run every model on every batch once.
 
     Raises:
@@ -67,7 +67,7 @@ def run_pass(
             collector.add(_labels(batch), outputs[role])
         _add_fidelity(fidelity, batch, outputs)
     name = BASELINE if BASELINE in runners else "the recorded outputs"
-    return Pass(_results(collectors), fidelity.result(name, data.source), len(data))
+    return EvaluationPass(_results(collectors), fidelity.result(name, data.source), len(data))
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:

@@ -15,10 +15,10 @@ from prunecli.evaluation.gates import GateResult
 from prunecli.evaluation.quality import METRICS
 from prunecli.report.contract import envelope
 from prunecli.report.document import (
-    Axis,
     Bars,
     Cell,
     Chart,
+    ChartAxis,
     Column,
     Document,
     Mark,
@@ -270,7 +270,9 @@ def latency_chart(found: Evaluation) -> Iterator[Section]:
     marks = [Mark("x", float(np.median(times)), f"{role} {np.median(times):.3g} ms") for role, times in timed]
     panel = Panel(series, marks=marks)
     note = "The share of runs that took so long or less; a mark is at each median."
-    yield Chart("Latency of single runs", [panel], Axis("time", "ms"), Axis("runs", "percent"), note, detail=True)
+    yield Chart(
+        "Latency of single runs", [panel], ChartAxis("time", "ms"), ChartAxis("runs", "percent"), note, detail=True
+    )
 
 
 def robustness_chart(stress: Stress) -> Section:
@@ -282,9 +284,9 @@ def robustness_chart(stress: Stress) -> Section:
         x = [0.0, *(row.severity for row in rows)]
         series = [Series(role, x, [clean, *(row.values[role] for row in rows)])
                   for role, clean in reversed(list(stress.clean.items()))]  # fmt: skip
-        panels.append(Panel(series, name.replace("_", " "), x=Axis(f"severity, {rows[0].unit}")))
-    y = Axis(stress.metric.replace("_", " "), form)
-    return Chart("Robustness curves", panels, Axis("severity"), y, shared="y", detail=True)
+        panels.append(Panel(series, name.replace("_", " "), x=ChartAxis(f"severity, {rows[0].unit}")))
+    y = ChartAxis(stress.metric.replace("_", " "), form)
+    return Chart("Robustness curves", panels, ChartAxis("severity"), y, shared="y", detail=True)
 
 
 def class_bars(found: Evaluation) -> Iterator[Section]:

@@ -34,7 +34,7 @@ SAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Spread:
+class InputSpread:
     """Statistics of one input over the data, along `axis` (channels, or features): each broadcasts against a
     batch."""
 
@@ -46,7 +46,7 @@ class Spread:
     high: Array
 
 
-Corrupt = Callable[[Array, float, np.random.Generator, Spread], Array]
+Corrupt = Callable[[Array, float, np.random.Generator, InputSpread], Array]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def corruption(name: str, kind: Kind, severities: Sequence[float], unit: str) ->
 
 
 @corruption("gaussian_noise", "image", (0.1, 0.25, 0.5), "standard deviations")
-def gaussian_noise(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def gaussian_noise(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """x + severity * std * n, n standard normal, std per channel."""
     return np.asarray(x + severity * spread.std * rng.standard_normal(x.shape))
 
 
 @corruption("salt_and_pepper", "image", (0.01, 0.05, 0.1), "fraction of pixels")
-def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """That fraction of the pixels becomes the channel's lowest or highest value in the data; all channels of
     a pixel together."""
     shape = tuple(1 if axis == spread.axis else size for axis, size in enumerate(x.shape))
@@ -89,7 +89,7 @@ def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread:
 
 
 @corruption("blur", "image", (0.5, 1.0, 2.0), "pixels (sigma)")
-def blur(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def blur(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """Convolution with a Gaussian of that standard deviation; the border pixels repeat outwards."""
     radius = int(np.ceil(3 * severity))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / severity) ** 2)
@@ -99,7 +99,7 @@ def blur(x: Array, severity: float, rng: np.random.Generator, spread: Spread) ->
 
 
 @corruption("contrast", "image", (0.25, 0.5, 0.75), "fraction removed")
-def contrast(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def contrast(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """mean + (1 - severity) (x - mean), with the mean of each image and channel."""
     axes = tuple(a for a in range(1, x.ndim) if a != spread.axis)
     mean = x.mean(axis=axes, keepdims=True)
@@ -107,13 +107,13 @@ def contrast(x: Array, severity: float, rng: np.random.Generator, spread: Spread
 
 
 @corruption("feature_noise", "table", (0.1, 0.25, 0.5), "standard deviations")
-def feature_noise(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def feature_noise(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """x + severity * std * n, n standard normal, std per feature."""
     return gaussian_noise(x, severity, rng, spread)
 
 
 @corruption("feature_outliers", "table", (0.01, 0.05, 0.1), "fraction of values")
-def feature_outliers(x: Array, severity: float, rng: np.random.Generator, spread: Spread) -> Array:
+def feature_outliers(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
     """That fraction of the values becomes its feature's mean plus or minus five standard deviations."""
     hit, sign = rng.random(x.shape) < severity, np.where(rng.random(x.shape) < 0.5, -5.0, 5.0)
     return np.where(hit, spread.mean + sign * spread.std, x)
@@ -136,7 +136,7 @@ def channel_axis(shape: Sequence[int | str | None]) -> int | None:
     return next((axis for axis in (1, 3) if shape[axis] in (1, 3, 4)), None)
 
 
-def spreads(data: Dataset, batch_size: int) -> dict[str, Spread]:
+def spreads(data: Dataset, batch_size: int) -> dict[str, InputSpread]:
     """Statistics of every floating-point input with a feature axis, over the first samples."""
     batches = list(data.take(STATISTICS_SAMPLES).batches(batch_size))
     found = {}
@@ -153,22 +153,22 @@ def _can_corrupt(spec: InputSpec, value: Array) -> bool:
     return spec.is_float and is_float(value.dtype) and value.ndim >= 2
 
 
-def _spread(values: Array) -> Spread:
+def _spread(values: Array) -> InputSpread:
     image = channel_axis(values.shape)
     axis = values.ndim - 1 if image is None else image
     axes = tuple(a for a in range(values.ndim) if a != axis)
     figures = (f(values, axis=axes, keepdims=True) for f in (np.mean, np.std, np.min, np.max))
-    return Spread("table" if image is None else "image", axis, *figures)
+    return InputSpread("table" if image is None else "image", axis, *figures)
 
 
-def settings(found: Mapping[str, Spread]) -> list[tuple[Corruption, float]]:
+def settings(found: Mapping[str, InputSpread]) -> list[tuple[Corruption, float]]:
     """Every (corruption, severity) that applies to one of the inputs."""
     kinds = {spread.kind for spread in found.values()}
     return [(c, s) for c in CORRUPTIONS.values() if c.kind in kinds for s in c.severities]
 
 
 def corrupted(
-    batches: Iterator[Batch], chosen: Corruption, severity: float, found: Mapping[str, Spread], seed: int
+    batches: Iterator[Batch], chosen: Corruption, severity: float, found: Mapping[str, InputSpread], seed: int
 ) -> Iterator[Batch]:
     """The same batches with corrupted inputs; one seed means one noise, whichever model sees it."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{chosen.name}:{severity}".encode())])
@@ -258,7 +258,7 @@ def measure_stress(
 
 def _by_quality(
     runners: Mapping[str, Runner], data: Dataset, batch_size: int, reading: Reading,
-    found: Mapping[str, Spread], seed: int, progress: Progress,
+    found: Mapping[str, InputSpread], seed: int, progress: Progress,
 ) -> Stress:  # fmt: skip
     name = ""
     clean = {}
@@ -280,7 +280,7 @@ def _by_quality(
 
 def _by_agreement(
     runners: Mapping[str, Runner], data: Dataset, batch_size: int,
-    found: Mapping[str, Spread], seed: int, progress: Progress,
+    found: Mapping[str, InputSpread], seed: int, progress: Progress,
 ) -> Stress:  # fmt: skip
     seen: list[tuple[Corruption, float, dict[str, dict[str, float | None]]]] = []
     for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found))):

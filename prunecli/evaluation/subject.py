@@ -13,7 +13,7 @@ from prunecli.types import FileRef, Totals
 
 
 @dataclass(frozen=True)
-class Subject:
+class OpenedModel:
     """A validated model and its session."""
 
     file: Model
@@ -27,14 +27,14 @@ class Subject:
         return totals(self.file, concrete_shapes(self.file, dims))
 
 
-def open_subject(path: Path, execution: Execution) -> Subject:
+def open_subject(path: Path, execution: Execution) -> OpenedModel:
     """Load and open a model.
 
     Raises:
         PruneError: the file is not a valid model, or onnxruntime cannot open it.
     """
     file = load(path)
-    return Subject(file, execution.open(path))
+    return OpenedModel(file, execution.open(path))
 
 
 def data_dims(data: Dataset, names: Mapping[str, str], session: Session) -> Dims:

@@ -25,7 +25,7 @@ _CELLS = (0x7F800000 >> _SHIFT) + 1
 
 
 @dataclass(frozen=True)
-class Spread:
+class WeightSpread:
     """|w| of one weight, to 0.2 %: its largest value, the value below which each fraction of FRACTIONS lies,
     and the counts in PICTURE_BINS equal steps from 0 to `largest`."""
 
@@ -49,7 +49,7 @@ class Distribution:
     """|w| over all prunable weights. `spreads` by weight name; `hints` reach FRACTIONS; `steps` are the bins
     of a picture (threshold = upper edge)."""
 
-    spreads: dict[str, Spread] = field(default_factory=dict)
+    spreads: dict[str, WeightSpread] = field(default_factory=dict)
     hints: list[Threshold] = field(default_factory=list)
     steps: list[Threshold] = field(default_factory=list)
 
@@ -112,13 +112,13 @@ def _quantiles(cells: Array, fractions: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in _edges(np.searchsorted(cumulative, wanted)))
 
 
-def _spread(cells: Array) -> Spread:
+def _spread(cells: Array) -> WeightSpread:
     used = np.flatnonzero(cells)
     edges, largest = _edges(used), float(_edges(used[-1:])[0])
     width = largest / PICTURE_BINS or 1.0
     place = np.minimum((edges / width).astype(np.int64), PICTURE_BINS - 1)
     picture = np.bincount(place, weights=cells[used], minlength=PICTURE_BINS)
-    return Spread(largest, _quantiles(cells, FRACTIONS), tuple(int(n) for n in picture))
+    return WeightSpread(largest, _quantiles(cells, FRACTIONS), tuple(int(n) for n in picture))
 
 
 def _above(value: float) -> float:

@@ -23,7 +23,7 @@ PROBLEMS = 5
 
 
 @dataclass(frozen=True)
-class Layer:
+class InspectedLayer:
     """One weight, or one operator that multiplies without a prunable one (`weight` is "").
 
     `kind`: weight, bias, norm or embedding; "none" without a weight. `macs`: of all operators that read the
@@ -57,7 +57,7 @@ class Inspection(Reported):
     inputs: Mapping[str, tuple[int, ...]]
     assumed: tuple[str, ...]
     totals: Totals
-    layers: list[Layer]
+    layers: list[InspectedLayer]
     skipped: list[Skipped]
     notes: list[str]
     nm: tuple[int, int] | None = None
@@ -66,7 +66,7 @@ class Inspection(Reported):
     seconds: float = 0.0
 
     @property
-    def prunable(self) -> list[Layer]:
+    def prunable(self) -> list[InspectedLayer]:
         return [layer for layer in self.layers if layer.kind == "weight"]
 
     @property
@@ -128,7 +128,7 @@ def _problems(shapes: Shapes) -> list[str]:
     return [*listed[:PROBLEMS], f"nor after {more} other operators"] if more else listed
 
 
-def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[Layer]:
+def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[InspectedLayer]:
     """Weights in the order of the operators that read them, then the operators that multiply without one."""
     everything = weights.all()
     work = macs_by_weight(weights.prunable, macs)
@@ -140,8 +140,8 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
     return [layer for _, layer in sorted(layers, key=lambda item: order.get(item[0], len(order)))]
 
 
-def _layer(weight: Weight, macs: int | None) -> Layer:
-    return Layer(
+def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
+    return InspectedLayer(
         name=_name(weight.node),
         op=weight.op,
         weight=weight.name,
@@ -160,5 +160,5 @@ def _name(node: ir.Node) -> str:
     return node.name or next((out.name for out in node.outputs if out.name), "")
 
 
-def _bare(node: ir.Node, macs: int | None) -> Layer:
-    return Layer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)
+def _bare(node: ir.Node, macs: int | None) -> InspectedLayer:
+    return InspectedLayer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)

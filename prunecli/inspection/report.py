@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunecli.report.contract import report_json
-from prunecli.report.document import Axis, Bars, Cell, Chart, Column, Document, Panel, Section, Series, Table, Text
+from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Panel, Section, Series, Table, Text
 from prunecli.types import Json, LayerRow, Report, Verification
 
 if TYPE_CHECKING:
-    from prunecli.inspection.distribution import Distribution, Spread
-    from prunecli.inspection.inspect import Inspection, Layer
+    from prunecli.inspection.distribution import Distribution, WeightSpread
+    from prunecli.inspection.inspect import InspectedLayer, Inspection
 
 TOP = 24
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -52,7 +52,7 @@ def to_json(found: Inspection) -> Json:
     return report_json(report)
 
 
-def _row(found: Inspection, layer: Layer) -> LayerRow:
+def _row(found: Inspection, layer: InspectedLayer) -> LayerRow:
     extra: Json = {
         "kind": layer.kind,
         "dtype": layer.dtype,
@@ -84,7 +84,7 @@ def _share(part: int | None, whole: int | None) -> float | None:
     return None if part is None or whole is None else part / whole if whole else 0.0
 
 
-def _spread_json(spread: Spread) -> Json:
+def _spread_json(spread: WeightSpread) -> Json:
     from prunecli.inspection.distribution import FRACTIONS
 
     quantiles = [{"sparsity": f, "threshold": q} for f, q in zip(FRACTIONS, spread.quantiles, strict=True)]
@@ -274,7 +274,9 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
     steps = [step for step in measured.steps if step.value > 0]
     if steps:
         curve = Series("", [0.0, *(s.value for s in steps)], [0.0, *(s.sparsity for s in steps)])
-        yield Chart("Zeros by threshold", [Panel([curve])], Axis("--threshold"), Axis("zeros", "percent"), detail=True)
+        yield Chart(
+            "Zeros by threshold", [Panel([curve])], ChartAxis("--threshold"), ChartAxis("zeros", "percent"), detail=True
+        )
     layers = [layer for layer in found.prunable if layer.weight in measured.spreads]
     largest = sorted(layers, key=lambda layer: -layer.params)[:MOST]
     panels = []
@@ -283,4 +285,4 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
         edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
         panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
     note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
-    yield Chart("|w| in each weight", panels, Axis("|w|"), Axis("weights", "count"), note, False, detail=True)
+    yield Chart("|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, False, detail=True)

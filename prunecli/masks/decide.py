@@ -12,7 +12,7 @@ from prunecli.masks.decisions import ByBits, ByUnits, Decision, InRows, InWindow
 from prunecli.masks.keys import key_of
 from prunecli.masks.patterns import Tiles, Windows, element, parse_pattern
 from prunecli.masks.scopes import SCOPES
-from prunecli.masks.stream import Cut, count_below
+from prunecli.masks.stream import CutPoint, count_below
 from prunecli.masks.units import Target, Units
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.types import Json, Progress, no_progress
@@ -115,7 +115,7 @@ def decide(targets: Sequence[Target], recipe: Recipe, progress: Progress = no_pr
     """
     live = [target for target in targets if target.size]
     found = dict(zip((target.name for target in live), _decide(live, recipe, progress), strict=True))
-    return [found.get(target.name, ByBits(Cut(0))) for target in targets]  # an empty weight stays as it is
+    return [found.get(target.name, ByBits(CutPoint(0))) for target in targets]  # an empty weight stays as it is
 
 
 def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Sequence[Decision]:

@@ -15,7 +15,7 @@ import numpy as np
 from prunecli.masks.keys import Array, key_chunks, key_format, magnitude_keys, words
 from prunecli.masks.patterns import Mask, Tiling, drop_within, keep_top, storage_axes, window_drop
 from prunecli.masks.scopes import budget_of
-from prunecli.masks.stream import Cut, not_finite
+from prunecli.masks.stream import CutPoint, not_finite
 from prunecli.masks.units import Target, Units
 
 _SLAB = 1 << 18
@@ -54,7 +54,7 @@ def _times(bits: Array, keep: Mask, out: Array) -> None:
 class ByBits:
     """Single weights by magnitude: the cut is replayed on the stored bits."""
 
-    cut: Cut
+    cut: CutPoint
 
     def drop(self, array: Array) -> Mask:
         mask, start = np.empty(array.size, np.bool_), 0
@@ -79,7 +79,7 @@ class ByUnits:
 
     target: Target
     units: Units
-    cut: Cut
+    cut: CutPoint
 
     def drop(self, array: Array) -> Mask:
         return self.units.dropped(self.target, array, self.cut)

@@ -21,7 +21,7 @@ import numpy as np
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import Floats
 from prunecli.masks.keys import Array, values_of
-from prunecli.masks.stream import EVERY, Bracket, Census, Cut, Source, lowest, sampled, survey
+from prunecli.masks.stream import EVERY, Bracket, Census, CutPoint, ScoreSource, lowest, sampled, survey
 from prunecli.types import Progress, no_progress
 
 
@@ -36,7 +36,7 @@ class Ranked:
     sizes: Array
 
 
-def lowest_lamp(sources: Sequence[Source], budget: int, progress: Progress = no_progress) -> list[Cut]:
+def lowest_lamp(sources: Sequence[ScoreSource], budget: int, progress: Progress = no_progress) -> list[CutPoint]:
     """The cuts that drop the units of lowest LAMP, over all sources, while they fit the budget.
 
     Ties go as everywhere: the later source first, and in a source the later unit first.
@@ -69,7 +69,7 @@ def lowest_lamp(sources: Sequence[Source], budget: int, progress: Progress = no_
         widening *= 8
 
 
-def _brackets(sources: Sequence[Source], samples: list[Array], share: float, widening: int) -> list[Bracket]:
+def _brackets(sources: Sequence[ScoreSource], samples: list[Array], share: float, widening: int) -> list[Bracket]:
     """Where each source's cut must lie if the samples' LAMP quantile is right within its error."""
     scores, masses = [], []
     for source, sample in zip(sources, samples, strict=True):
@@ -89,7 +89,9 @@ def _brackets(sources: Sequence[Source], samples: list[Array], share: float, wid
     ]
 
 
-def _bracket_of(source: Source, sample: Array, lamp: Floats, bounds: tuple[float, float], widening: int) -> Bracket:
+def _bracket_of(
+    source: ScoreSource, sample: Array, lamp: Floats, bounds: tuple[float, float], widening: int
+) -> Bracket:
     """The sample's keys between two LAMP values, and room for the error of its own ranks."""
     if source.size == sample.size or not sample.size:
         return Bracket(1, source.form.limit)
@@ -142,10 +144,10 @@ def _covers(one: Ranked, edge: float) -> bool:
     return low and high
 
 
-def _cut(one: Ranked, gone: int) -> Cut:
+def _cut(one: Ranked, gone: int) -> CutPoint:
     dropped = one.census.below + int(one.sizes[:gone].sum())
     if not gone:
-        return Cut(one.bracket.first, EVERY, dropped, one.census.nonzero)
+        return CutPoint(one.bracket.first, EVERY, dropped, one.census.nonzero)
     key = one.keys[gone - 1]
     kept = int(np.count_nonzero(one.keys[gone:] == key))
-    return Cut(int(key), kept, dropped, one.census.nonzero)
+    return CutPoint(int(key), kept, dropped, one.census.nonzero)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prunecli.masks.lamp import lowest_lamp
-from prunecli.masks.stream import Cut, Source, lowest
+from prunecli.masks.stream import CutPoint, ScoreSource, lowest
 from prunecli.registry import Registry
 from prunecli.types import Progress, no_progress
 
-Cutter = Callable[[Sequence[Source], float, Progress], list[Cut]]
+Cutter = Callable[[Sequence[ScoreSource], float, Progress], list[CutPoint]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def budget_of(weights: int, sparsity: float) -> int:
     return round(sparsity * weights)
 
 
-def _total(sources: Sequence[Source]) -> int:
+def _total(sources: Sequence[ScoreSource]) -> int:
     return sum(source.weights for source in sources)
 
 
 @scope("layer", "every weight tensor loses the same fraction")
-def layer(sources: Sequence[Source], sparsity: float, progress: Progress = no_progress) -> list[Cut]:
+def layer(sources: Sequence[ScoreSource], sparsity: float, progress: Progress = no_progress) -> list[CutPoint]:
     """round(S * n) weights of each tensor go."""
     return [
         lowest([source], budget_of(source.weights, sparsity))[0]
@@ -58,19 +58,19 @@ SCOPES.add(Scope("row", "every row (neuron, filter) loses the same fraction", No
 
 
 @scope("global", "all weights of the model compete")
-def whole_model(sources: Sequence[Source], sparsity: float, progress: Progress = no_progress) -> list[Cut]:
+def whole_model(sources: Sequence[ScoreSource], sparsity: float, progress: Progress = no_progress) -> list[CutPoint]:
     """round(S * n) weights of the whole model go: the lowest scores, wherever they are."""
     return lowest(sources, budget_of(_total(sources), sparsity), progress)
 
 
 @scope("lamp", "all compete by LAMP: w^2 over the sum of the squares not below it in its tensor")
-def lamp(sources: Sequence[Source], sparsity: float, progress: Progress = no_progress) -> list[Cut]:
+def lamp(sources: Sequence[ScoreSource], sparsity: float, progress: Progress = no_progress) -> list[CutPoint]:
     """round(S * n) weights of the whole model go: the lowest LAMP scores (Lee et al., ICLR 2021)."""
     return lowest_lamp(sources, budget_of(_total(sources), sparsity), progress)
 
 
 @scope("erk", "layer densities follow sum(shape) / prod(shape), so that small layers stay denser")
-def erk(sources: Sequence[Source], sparsity: float, progress: Progress = no_progress) -> list[Cut]:
+def erk(sources: Sequence[ScoreSource], sparsity: float, progress: Progress = no_progress) -> list[CutPoint]:
     """Erdos-Renyi-kernel densities (Evci et al., Rigging the lottery, ICML 2020), round(S * n) in all."""
     budgets = erk_budgets([(source.shape, source.weights) for source in sources], sparsity)
     pairs = list(zip(sources, budgets, strict=True))

@@ -55,7 +55,7 @@ class Bracket:
 class Census:
     """What one pass over a source found, in weights. `inside` is in the source's own key format and order."""
 
-    source: Source
+    source: ScoreSource
     inside: Array
     inside_sizes: Array | None
     below: int = 0
@@ -73,7 +73,7 @@ class Census:
         return int(np.sum(np.broadcast_to(self.size, self.inside.shape)))
 
 
-def survey(source: Source, bracket: Bracket, common: KeyFormat, squares: bool = False) -> Census:
+def survey(source: ScoreSource, bracket: Bracket, common: KeyFormat, squares: bool = False) -> Census:
     """One pass: count below the bracket and at its atoms, collect inside it, and check for NaN.
 
     With `squares`, also add up the squared values beyond the bracket.
@@ -112,7 +112,7 @@ def survey(source: Source, bracket: Bracket, common: KeyFormat, squares: bool = 
     return census
 
 
-def _sized_chunks(source: Source, array: Array) -> Iterator[tuple[Array, int | Array]]:
+def _sized_chunks(source: ScoreSource, array: Array) -> Iterator[tuple[Array, int | Array]]:
     """Key chunks with the weights per unit: one number, or an array beside the keys."""
     seen = 0
     for keys in key_chunks(array):
@@ -136,13 +136,13 @@ def _exact(key: int, form: KeyFormat, common: KeyFormat) -> int | None:
     return own if int(widen(np.array([own], form.word), form, common)[0]) == key else None
 
 
-def count_below(source: Source, key: int = 0) -> Cut:
+def count_below(source: ScoreSource, key: int = 0) -> CutPoint:
     """The cut that drops every unit below `key` (by default none). Raises PruneError for NaN or infinity."""
     census = survey(source, Bracket(key, key), source.form)
-    return Cut(key, EVERY, census.below, census.nonzero)
+    return CutPoint(key, EVERY, census.below, census.nonzero)
 
 
-def lowest(sources: Sequence[Source], budget: int, progress: Progress = no_progress) -> list[Cut]:
+def lowest(sources: Sequence[ScoreSource], budget: int, progress: Progress = no_progress) -> list[CutPoint]:
     """The cuts that drop, over all sources together, the lowest units while they fit the budget.
 
     Units go in the order of ascending score; among equals the last unit of the last source goes first. The
@@ -174,7 +174,7 @@ def lowest(sources: Sequence[Source], budget: int, progress: Progress = no_progr
         widening *= 8
 
 
-def sampled(sources: Sequence[Source], progress: Progress = no_progress) -> list[Array]:
+def sampled(sources: Sequence[ScoreSource], progress: Progress = no_progress) -> list[Array]:
     """Sorted keys of a sample of each source: one from a random place in each of equal stretches."""
     total = sum(source.size for source in sources)
     samples = []
@@ -191,7 +191,7 @@ def sampled(sources: Sequence[Source], progress: Progress = no_progress) -> list
 
 
 def _bracket(
-    sources: Sequence[Source], samples: list[Array], share: float, widening: int, common: KeyFormat
+    sources: Sequence[ScoreSource], samples: list[Array], share: float, widening: int, common: KeyFormat
 ) -> Bracket:
     """Around the sample's quantile at `share`: four standard errors to each side, times `widening`."""
     live = [(source, sample) for source, sample in zip(sources, samples, strict=True) if sample.size]
@@ -238,7 +238,7 @@ def _kth(found: list[Census], bracket: Bracket, common: KeyFormat, budget: int) 
     return int(keys[order[np.searchsorted(np.cumsum(mass[order]), budget)]])
 
 
-def _cuts(found: list[Census], key: int, common: KeyFormat, bracket: Bracket, budget: int) -> list[Cut]:
+def _cuts(found: list[Census], key: int, common: KeyFormat, bracket: Bracket, budget: int) -> list[CutPoint]:
     """Everything below `key` goes; of its ties the last ones go, while they fit."""
     lower = [_weight_below(census, key, common, bracket) for census in found]
     room, cuts = budget - sum(lower), []
@@ -246,7 +246,7 @@ def _cuts(found: list[Census], key: int, common: KeyFormat, bracket: Bracket, bu
         ties, gone, spent = _fitting_ties(census, key, common, bracket, room)
         room = room - spent if gone == ties else 0  # the first unit that does not fit ends it
         own = narrow(key, census.source.form, common)
-        cuts.append(Cut(own, ties - gone if gone else EVERY, dropped + spent, census.nonzero))
+        cuts.append(CutPoint(own, ties - gone if gone else EVERY, dropped + spent, census.nonzero))
     return cuts[::-1]
 
 
@@ -280,7 +280,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Source:
+class ScoreSource:
     """The scores of one tensor's units, loaded when needed.
 
     `load` returns floats, whose magnitudes are the scores, in storage order of the units. A unit is `width` weights;
@@ -308,7 +308,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutPoint:
     """Which units of one source go: those with a key below `key`, and its ties but for the first `ties_kept`.
 
     `dropped` counts the weights (not units) that go; `nonzero` the units whose key was not zero before.

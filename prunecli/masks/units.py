@@ -12,7 +12,7 @@ import numpy as np
 from prunecli.masks.criteria import Block, Criterion
 from prunecli.masks.keys import Array
 from prunecli.masks.patterns import Mask, Shape4, Tiles, Tiling, gather, storage_axes
-from prunecli.masks.stream import Cut, Source, not_finite
+from prunecli.masks.stream import CutPoint, ScoreSource, not_finite
 
 
 def _nothing() -> None:
@@ -55,13 +55,13 @@ class Units:
         """Whether the stored bits are the scores: single weights ranked by magnitude."""
         return self.pattern.single and self.criterion.by_magnitude
 
-    def source(self, target: Target) -> Source:
+    def source(self, target: Target) -> ScoreSource:
         """The scores of one weight's units, for the search for a cut."""
         if self.by_bits:
-            return Source(target.name, target.size, target.dtype, target.load, target.release, shape=target.shape)
+            return ScoreSource(target.name, target.size, target.dtype, target.load, target.release, shape=target.shape)
         tiling = self.tiling(target, target.load())
         target.release()
-        return Source(
+        return ScoreSource(
             target.name,
             tiling.units,
             np.float64,
@@ -104,7 +104,7 @@ class Units:
             raise ValueError(f"criterion {self.criterion.name} gave a negative score")
         return grid
 
-    def dropped(self, target: Target, array: Array, cut: Cut) -> Mask:
+    def dropped(self, target: Target, array: Array, cut: CutPoint) -> Mask:
         """The cut as one flag per element of the stored array."""
         if self.by_bits:
             return _joined(cut, array).reshape(array.shape)
@@ -112,7 +112,7 @@ class Units:
         return target.restore(tiling.expand(_joined(cut, self.keys(target, array))))
 
 
-def _joined(cut: Cut, array: Array) -> Mask:
+def _joined(cut: CutPoint, array: Array) -> Mask:
     mask, start = np.empty(array.size, np.bool_), 0
     for piece in cut.masks(array):
         mask[start : start + piece.size] = piece

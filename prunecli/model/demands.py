@@ -35,13 +35,13 @@ class Demand:
         return Demand(tuple(reversed(sizes)), self.whole or other.whole)
 
 
-Rule = Callable[["Reading"], Demand]
+Rule = Callable[["DemandReading"], Demand]
 RULES: dict[tuple[str, str], Rule] = {}
 NOTHING = Demand()
 
 
 @dataclass(frozen=True)
-class Reading:
+class DemandReading:
     """One input of a node, with what is asked of the node's first output."""
 
     node: ir.Node
@@ -65,12 +65,12 @@ def demands(model: ir.Model) -> dict[str, Demand]:
         after = asked.get(node.outputs[0], NOTHING) if node.outputs else NOTHING
         for index, value in enumerate(node.inputs):
             if rule is not None and value is not None and value not in facts.shapes:
-                found = _ask(rule, Reading(node, index, after, facts))
+                found = _ask(rule, DemandReading(node, index, after, facts))
                 asked[value] = found | asked.get(value, NOTHING)
     return {value.name or "": asked.get(value, NOTHING) for value in model.graph.inputs}
 
 
-def _ask(rule: Rule, reading: Reading) -> Demand:
+def _ask(rule: Rule, reading: DemandReading) -> Demand:
     try:
         return rule(reading)
     except (UnreadableAttributeError, LookupError, TypeError, ValueError, AssertionError):
@@ -93,12 +93,12 @@ def asks(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
 )  # fmt: skip
 @asks("Gelu", "FastGelu", "QuickGelu", domain=MICROSOFT)
 @asks("Normalizer", "Binarizer", domain="ai.onnx.ml")
-def _same(r: Reading) -> Demand:
+def _same(r: DemandReading) -> Demand:
     return r.after if r.index == 0 else NOTHING
 
 
 @asks("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where")
-def _broadcast(r: Reading) -> Demand:
+def _broadcast(r: DemandReading) -> Demand:
     """What meets constants alone is as large as they are, and as the result."""
     constant = [r.shape(k) for k in range(len(r.node.inputs)) if k != r.index]
     if None in constant:
@@ -111,21 +111,21 @@ def _broadcast(r: Reading) -> Demand:
 
 @asks("Conv", "ConvInteger")
 @asks("FusedConv", domain=MICROSOFT)
-def _conv(r: Reading) -> Demand:
+def _conv(r: DemandReading) -> Demand:
     return _channels(r, 1, lambda w: w[1] * integer(r.node, "group", 1))
 
 
 @asks("QLinearConv")
-def _qlinear_conv(r: Reading) -> Demand:
+def _qlinear_conv(r: DemandReading) -> Demand:
     return _channels(r, 3, lambda w: w[1] * integer(r.node, "group", 1))
 
 
 @asks("ConvTranspose")
-def _conv_transpose(r: Reading) -> Demand:
+def _conv_transpose(r: DemandReading) -> Demand:
     return _channels(r, 1, lambda w: w[0])
 
 
-def _channels(r: Reading, weight: int, count: Callable[[Shape], int]) -> Demand:
+def _channels(r: DemandReading, weight: int, count: Callable[[Shape], int]) -> Demand:
     shape = r.shape(weight)
     if r.index != 0 or shape is None or len(shape) < 3:
         return NOTHING
@@ -134,7 +134,7 @@ def _channels(r: Reading, weight: int, count: Callable[[Shape], int]) -> Demand:
 
 @asks("Gemm")
 @asks("FusedGemm", domain=MICROSOFT)
-def _gemm(r: Reading) -> Demand:
+def _gemm(r: DemandReading) -> Demand:
     if r.index > 1:
         return NOTHING
     other, own = r.shape(1 - r.index), "transB" if r.index else "transA"
@@ -151,13 +151,13 @@ def _inner(index: int, transposed: bool) -> int:
 
 @asks("MatMul", "MatMulInteger")
 @asks("DynamicQuantizeMatMul", "MatMulIntegerToFloat", domain=MICROSOFT)
-def _matmul(r: Reading) -> Demand:
+def _matmul(r: DemandReading) -> Demand:
     weight = r.shape(1) if r.index == 0 else None
     return NOTHING if not weight else Demand((None, weight[0] if len(weight) == 1 else weight[-2]))
 
 
 @asks("LSTM", "GRU", "RNN")
-def _recurrent(r: Reading) -> Demand:
+def _recurrent(r: DemandReading) -> Demand:
     weight = r.shape(1)
     return (
         Demand((None, None, weight[2]), True) if r.index == 0 and weight is not None and len(weight) == 3 else NOTHING
@@ -165,7 +165,7 @@ def _recurrent(r: Reading) -> Demand:
 
 
 @asks("BatchNormalization", "InstanceNormalization")
-def _norm(r: Reading) -> Demand:
+def _norm(r: DemandReading) -> Demand:
     scale = r.shape(1)
     if r.index != 0 or scale is None or len(scale) != 1 or not r.after.whole:
         return r.after if r.index == 0 else NOTHING
@@ -174,20 +174,20 @@ def _norm(r: Reading) -> Demand:
 
 @asks("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 @asks("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-def _layer_norm(r: Reading) -> Demand:
+def _layer_norm(r: DemandReading) -> Demand:
     scale = r.shape(2 if r.node.domain == MICROSOFT else 1)
     return r.after | Demand(scale) if r.index == 0 and scale is not None else NOTHING
 
 
 @asks("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool")
-def _pool(r: Reading) -> Demand:
+def _pool(r: DemandReading) -> Demand:
     rank = len(r.after.sizes) if r.after.whole else 2 + len(integers(r.node, "kernel_shape") or ())
     sizes = (*r.after.sizes[:2], *(None,) * (rank - 2)) if r.after.whole else (None,) * rank
     return Demand(sizes, True) if rank > 2 else NOTHING
 
 
 @asks("Transpose")
-def _transpose(r: Reading) -> Demand:
+def _transpose(r: DemandReading) -> Demand:
     perm = integers(r.node, "perm") or (tuple(reversed(range(len(r.after.sizes)))) if r.after.whole else ())
     after = r.after.sizes if r.after.whole and len(r.after.sizes) == len(perm) else (None,) * len(perm)
     sizes = dict(zip(perm, after, strict=True))
@@ -195,7 +195,7 @@ def _transpose(r: Reading) -> Demand:
 
 
 @asks("Unsqueeze")
-def _unsqueeze(r: Reading) -> Demand:
+def _unsqueeze(r: DemandReading) -> Demand:
     axes = axes_of(r.node, r.arrays())
     if r.index or axes is None or not r.after.whole:
         return NOTHING
@@ -204,7 +204,7 @@ def _unsqueeze(r: Reading) -> Demand:
 
 
 @asks("Pad")
-def _pad(r: Reading) -> Demand:
+def _pad(r: DemandReading) -> Demand:
     given = r.arrays()[1] if len(r.node.inputs) > 1 else integers(r.node, "pads")
     if r.index or given is None or len(r.node.inputs) > 3 or len(given) != 2 * len(r.after.sizes):
         return NOTHING
@@ -213,27 +213,27 @@ def _pad(r: Reading) -> Demand:
 
 
 @asks("Resize", "Upsample")
-def _resize(r: Reading) -> Demand:
+def _resize(r: DemandReading) -> Demand:
     """Batch and channels are not resized."""
     sizes: Sequence[int | None] = r.after.sizes
     return Demand((*sizes[:2], *(None,) * (len(sizes) - 2)), True) if r.index == 0 and r.after.whole else NOTHING
 
 
 @asks("Scaler", domain="ai.onnx.ml")
-def _scaler(r: Reading) -> Demand:
+def _scaler(r: DemandReading) -> Demand:
     given = r.node.attributes.get("scale") or r.node.attributes.get("offset")
     count = len(given.as_floats()) if given is not None else 1
     return r.after | Demand((count,)) if count > 1 else r.after
 
 
 @asks("Imputer", domain="ai.onnx.ml")
-def _imputer(r: Reading) -> Demand:
+def _imputer(r: DemandReading) -> Demand:
     given = r.node.attributes.get("imputed_value_floats")
     count = len(given.as_floats()) if given is not None else 1
     return r.after | Demand((count,)) if count > 1 else r.after
 
 
 @asks("Attention", "QAttention", domain=MICROSOFT)
-def _attention(r: Reading) -> Demand:
+def _attention(r: DemandReading) -> Demand:
     weight = r.shape(1)
     return Demand((None, None, weight[0]), True) if r.index == 0 and weight is not None else NOTHING

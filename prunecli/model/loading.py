@@ -25,7 +25,7 @@ from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.model.validate_graph import check_graph
 from prunecli.model.validate_tensors import DAMAGED, check_tensors
-from prunecli.storage import Packed, resolve
+from prunecli.storage import PackedTensor, resolve
 from prunecli.types import FileRef
 
 # onnx-ir warns on stderr about models it repairs; what matters is checked here and reported properly.
@@ -47,7 +47,7 @@ class Model:
     sha256: str
     data_files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
-    packed: tuple[Packed, ...] = ()
+    packed: tuple[PackedTensor, ...] = ()
     plain: Path | None = None
     sparse: Mapping[str, int] = field(default_factory=dict)
 

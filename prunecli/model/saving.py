@@ -78,7 +78,7 @@ def check_target(model: Model, target: Path | None, force: bool, asked: object =
 
 
 @dataclass
-class Plan:
+class StoragePlan:
     """Which tensors leave the .onnx file, in order, and where they go in the data file."""
 
     outside: list[Holder]
@@ -90,7 +90,7 @@ class Plan:
 def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | None, str]:
     """Write data and model into the staging folder; the data file's name and the model's SHA-256."""
     outside = _outside(model, options)
-    plan = Plan(outside, bulk.spans([holder.tensor for holder in outside]))
+    plan = StoragePlan(outside, bulk.spans([holder.tensor for holder in outside]))
     _check_space(stage, model)
     if outside:
         draft = stage.folder / "data"
@@ -133,7 +133,7 @@ def _check_space(stage: Staging, model: Model) -> None:
         )
 
 
-def _to_proto(model: Model, plan: Plan, sparse: frozenset[str]) -> onnx.ModelProto:
+def _to_proto(model: Model, plan: StoragePlan, sparse: frozenset[str]) -> onnx.ModelProto:
     """The serialised model, with references in place of the tensors that are written separately."""
     with contextlib.ExitStack() as undo:
         for holder, place in zip(plan.outside, plan.places, strict=True):

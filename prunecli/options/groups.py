@@ -227,7 +227,7 @@ class Samples(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration(Samples):
+class CalibrationSamples(Samples):
     """Data that may be made up."""
 
     data: Annotated[
@@ -287,7 +287,7 @@ class Saving(Written):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed(Options):
+class StoredPacked(Options):
     """Zeros that are stored small."""
 
     pack: Annotated[
@@ -306,7 +306,7 @@ class Chosen(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named(Options):
+class OutputNamed(Options):
     """The output that is looked at."""
 
     output_name: Annotated[

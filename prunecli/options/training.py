@@ -12,12 +12,12 @@ from prunecli.options.groups import (
     INCLUDE,
     SYNTHETIC,
     Batched,
-    Named,
-    Packed,
+    OutputNamed,
     Reporting,
     Running,
     Samples,
     Seeded,
+    StoredPacked,
     Written,
 )
 
@@ -74,7 +74,7 @@ class Learning(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(Named, Learning, Samples, Batched, Seeded, Written, Packed, Reporting, Running):
+class FinetuneOptions(OutputNamed, Learning, Samples, Batched, Seeded, Written, StoredPacked, Reporting, Running):
     """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
 
     Gradients run in onnxruntime; the result is an ordinary model with the same inputs and outputs. Without

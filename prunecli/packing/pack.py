@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
-from prunecli.evaluation.loading import Load
+from prunecli.evaluation.loading import LoadCost
 from prunecli.files import Scratch
 from prunecli.model import Model, concrete_shapes, load, totals
 from prunecli.model.opsets import raised
@@ -19,8 +19,8 @@ from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
 from prunecli.packing.options import PackOptions, UnpackOptions
-from prunecli.packing.plan import FEW, How, Item, Row, drop_signs, left, plan, write
-from prunecli.packing.proof import Before, NotFolded, Proof
+from prunecli.packing.plan import FEW, How, Item, PackRow, drop_signs, left, plan, write
+from prunecli.packing.proof import Before, NotFolded, PackProof
 from prunecli.report.result import Reported
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -44,10 +44,10 @@ class PackResult(Reported):
     before: Totals
     after: Totals
     zstd: tuple[int, int]
-    rows: Sequence[Row]
+    rows: Sequence[PackRow]
     skipped: Sequence[Skipped]
     verification: Verification
-    loads: tuple[Load, Load] | None = None
+    loads: tuple[LoadCost, LoadCost] | None = None
     fidelity: Fidelity | None = None
     notes: Sequence[str] = ()
     dry_run: bool = False
@@ -89,7 +89,7 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
         raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
     dense = load(plain_path(original))
     before = totals(dense, concrete_shapes(dense, options.dims))
-    proof = Proof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
+    proof = PackProof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
                   how.values, options.max_error, progress, not options.plain_zeros)  # fmt: skip
     write(file, items)
     sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
@@ -143,7 +143,7 @@ class _Sizes:
     """Takes the staged file: reads off its sizes, and proves it. `limit`: bytes that it may take."""
 
     before: Totals
-    proof: Proof | None = None
+    proof: PackProof | None = None
     limit: int | None = None
     after: Totals | None = None
     zstd: int = 0
@@ -190,7 +190,7 @@ def unpack(
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
     items = plan(file, How(dense=dict.fromkeys(names, "unpacked")), progress)
     before = totals(file, concrete_shapes(file, options.dims))
-    proof = Proof(file, path, items, Before.of(file, ()), options.dims, options.execution, "exact", None, progress)
+    proof = PackProof(file, path, items, Before.of(file, ()), options.dims, options.execution, "exact", None, progress)
     sizes = _Sizes(before, proof if options.verify else None)
     saved = _save(file, target, options, Provenance("unpack"), frozenset(), sizes)
     assert sizes.after is not None

@@ -22,10 +22,10 @@ from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
 from prunecli.storage import Writer, choose, fit
 from prunecli.storage.chain import Op
-from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, Subject
+from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor
 from prunecli.storage.pieces import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
 from prunecli.storage.positions import words
-from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
+from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Skipped
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,7 @@ Values = Literal["exact", "float16", "int8"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PackRow:
     """One stored tensor. `packed_bytes`: predicted; `information`: entropy of the mask plus the values, in bytes.
     `encoding`: "dense" where all values are stored; where it stays as it is, `reason` says why. `nonzero` does not
     count negative zeros, which are stored like values."""
@@ -77,7 +77,7 @@ class Item:
 
     holder: Holder
     tensor: ir.TensorProtocol
-    row: Row
+    row: PackRow
     encoded: Encoded | None = None
     digest: str = ""
 
@@ -127,7 +127,7 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     tensor = holder.tensor
     shape = tuple(int(d) for d in tensor.shape.numpy())
     size = tensor.nbytes
-    row = Row(holder.name, shape, tensor.dtype.name.lower(), 0, size, size)
+    row = PackRow(holder.name, shape, tensor.dtype.name.lower(), 0, size, size)
     reason = _refusal(holder, how, size, model)
     if reason:
         nonzero = count_nonzero(tensor)
@@ -139,7 +139,7 @@ def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
     if not how.coo:
         shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and how.values == "exact" and not inlined
-        encoded = fit(Subject(array, tensor.dtype, inlined, shares), how.values)
+        encoded = fit(EncodedTensor(array, tensor.dtype, inlined, shares), how.values)
         packed = encoded.nbytes if encoded is not None else size
     digest = _digest(array, tensor.dtype)
     if isinstance(tensor, ir.ExternalTensor):
@@ -203,7 +203,7 @@ class _Unit:
     """A chain and what it computes: a tensor, or several laid end to end; those of one entry are equal."""
 
     chain: Op
-    source: Source
+    source: ChainSource
     items: tuple[tuple[Item, ...], ...]
 
     @property
@@ -269,7 +269,7 @@ def _shares(item: Item) -> bool:
 
 def _alone(item: Item) -> _Unit:
     assert item.encoded is not None
-    return _Unit(item.encoded.chain, Source(item.row.name, (item.tensor,), item.digest), ((item,),))
+    return _Unit(item.encoded.chain, ChainSource(item.row.name, (item.tensor,), item.digest), ((item,),))
 
 
 def _together(items: Sequence[Item]) -> Iterator[_Unit]:
@@ -284,7 +284,7 @@ def _together(items: Sequence[Item]) -> Iterator[_Unit]:
             yield from (_alone(item) for item in mine[0])
             continue
         first = mine[0][0]
-        source = Source(first.row.encoding, tuple(same[0].tensor for same in mine), first.digest)
-        encoded = choose(Subject(source.array(), first.tensor.dtype, shares=True), (first.row.encoding,))
+        source = ChainSource(first.row.encoding, tuple(same[0].tensor for same in mine), first.digest)
+        encoded = choose(EncodedTensor(source.array(), first.tensor.dtype, shares=True), (first.row.encoding,))
         assert encoded is not None  # each of them is smaller
         yield _Unit(encoded.chain, source, tuple(mine))

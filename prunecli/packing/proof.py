@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
-from prunecli.evaluation.loading import Load, measure_load
+from prunecli.evaluation.loading import LoadCost, measure_load
 from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
@@ -26,7 +26,7 @@ from prunecli.storage import Writer
 from prunecli.storage.chain import Op, after
 from prunecli.storage.pieces import PASSES
 from prunecli.storage.values import widened
-from prunecli.storage.writing import HELD, MARK, Names, Source, ranges
+from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Verification
 from prunecli.verify.compare import RUN_UP_TO, release_tensor, same_bits, same_outputs
 from prunecli.verify.inputs import cannot_open, first_run, sizes_to_try
@@ -45,7 +45,7 @@ class NotFolded(Exception):  # noqa: N818 - caught by `pack`, which leaves these
 
 
 @dataclass
-class Proof:
+class PackProof:
     """`save` calls it with the staged file. `original`: what the user gave, dense, as a file."""
 
     model: Model
@@ -61,7 +61,7 @@ class Proof:
     """Whether a zero must have the sign it had."""
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     fidelity: Fidelity | None = None
-    loads: tuple[Load, Load] | None = None
+    loads: tuple[LoadCost, LoadCost] | None = None
     """Of the dense file and of the packed one."""
 
     def __call__(self, staged: Path) -> None:
@@ -80,7 +80,7 @@ class Proof:
         self._runs(staged)
         self.loads = (self._load(self.original), self._load(staged))
 
-    def _load(self, path: Path) -> Load:
+    def _load(self, path: Path) -> LoadCost:
         return measure_load(path, self.execution.provider, self.execution.thread_count)
 
     def _same_tensors(self, saved: Model) -> None:
@@ -206,7 +206,7 @@ def alone(item: Item) -> ir.Model:
     chain = after(item.encoded.chain, PASSES - 1)
     assert isinstance(chain, Op)
     writer = Writer(graph, Names([graph]), False, ranges(chain), 17)
-    writer.write(value, chain, Source(item.row.name, (item.tensor,), item.digest))
+    writer.write(value, chain, ChainSource(item.row.name, (item.tensor,), item.digest))
     writer.finish()
     return ir.Model(graph, ir_version=8)
 

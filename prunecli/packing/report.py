@@ -14,7 +14,7 @@ from prunecli.types import Json, LayerRow, Report
 
 if TYPE_CHECKING:
     from prunecli.packing.pack import PackResult
-    from prunecli.packing.plan import Row
+    from prunecli.packing.plan import PackRow
 
 TOP = 24
 
@@ -34,7 +34,7 @@ def packing_json(found: PackResult) -> Json:
     }
 
 
-def limit(rows: Sequence[Row]) -> float:
+def limit(rows: Sequence[PackRow]) -> float:
     """Bytes that the entropy of the masks and the values ask for, over all tensors."""
     return sum(row.information for row in rows)
 
@@ -65,7 +65,7 @@ def to_json(found: PackResult) -> Json:
     return report_json(report)
 
 
-def _layer(row: Row) -> LayerRow:
+def _layer(row: PackRow) -> LayerRow:
     share = 1 - row.nonzero / row.size if row.size else 0.0
     return LayerRow(row.name, "", row.name, row.shape, row.shape, row.size, row.size, row.nonzero, share,
                     {"encoding": row.encoding, "detail": row.detail, "bytes": row.packed_bytes})  # fmt: skip

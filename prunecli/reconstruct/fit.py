@@ -22,7 +22,7 @@ Recover = Literal["none", "bias", "bn", "lstsq"]
 
 
 @dataclass(frozen=True)
-class Task:
+class FitTask:
     """One matrix W (rows, K) of a layer with taps x cols = K, and what it should compute.
 
     Attributes:
@@ -64,7 +64,7 @@ class Task:
         wanted: Array = self.cross + self.weights * self.damping
         return wanted
 
-    def optimum(self) -> Task:
+    def optimum(self) -> FitTask:
         """The same with the weights that, without more zeros, come nearest to the wanted output."""
         with suited(len(self.gram)):
             solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
@@ -137,7 +137,7 @@ def check(method: Method, pattern: Pattern) -> None:
         )
 
 
-def scores(method: Method, tasks: Sequence[Task], pattern: Pattern, workers: int) -> Array:
+def scores(method: Method, tasks: Sequence[FitTask], pattern: Pattern, workers: int) -> Array:
     """(matrices, rows, K): the evidence that the method's criterion asks for, of all matrices of a layer."""
     weights = np.stack([task.weights for task in tasks])
     if method.name == "wanda":
@@ -151,7 +151,7 @@ def scores(method: Method, tasks: Sequence[Task], pattern: Pattern, workers: int
 
 
 def fit(
-    method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int = 1
+    method: Method, recover: Recover, task: FitTask, pattern: Pattern, chosen: Array | Quota, workers: int = 1
 ) -> Fitted:
     """The matrix with what was `chosen` at zero (a mask, or how many `sparsegpt` may choose) and the rest fitted.
 
@@ -163,7 +163,9 @@ def fit(
         return _fit(method, recover, task, pattern, chosen, workers)
 
 
-def _fit(method: Method, recover: Recover, task: Task, pattern: Pattern, chosen: Array | Quota, workers: int) -> Fitted:
+def _fit(
+    method: Method, recover: Recover, task: FitTask, pattern: Pattern, chosen: Array | Quota, workers: int
+) -> Fitted:
     gram = task.damped
     target = task.target if recover == "lstsq" else task.weights @ gram
     if isinstance(chosen, Quota):
@@ -179,7 +181,7 @@ def _fit(method: Method, recover: Recover, task: Task, pattern: Pattern, chosen:
     return _finished(task, recover, np.where(drop, 0.0, weights), drop)
 
 
-def _finished(task: Task, recover: Recover, weights: Array, drop: Array) -> Fitted:
+def _finished(task: FitTask, recover: Recover, weights: Array, drop: Array) -> Fitted:
     """The constant, and for bn the size, of every row's output."""
     if recover == "bn":
         has = np.einsum("ij,ij->i", weights @ task.gram, weights)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker
-from prunecli.calibration.layers import Layer, refittable
+from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fits import FORMERS, Fit, choose
@@ -35,7 +35,7 @@ _TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationBatches:
     """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `memory`: bytes of activations
     held in memory, beyond which they lie on disk."""
 
@@ -71,7 +71,7 @@ class Refit:
 
 
 def refit(
-    original: ir.Model, cut: ir.Model, removed: Positions, data: Calibration, method: str = "auto",
+    original: ir.Model, cut: ir.Model, removed: Positions, data: CalibrationBatches, method: str = "auto",
     progress: Progress = no_progress,
 ) -> Refit:  # fmt: skip
     """Fit the layers of `cut`, in place. Layers whose inputs are the original's are left as they are.
@@ -105,20 +105,20 @@ class _Pair:
     original: Walk
     cut: Walk
     removed: Positions
-    data: Calibration
+    data: CalibrationBatches
     graph: ir.Graph
 
-    def reach(self, layer: Layer, before: Layer) -> None:
+    def reach(self, layer: LinearLayer, before: LinearLayer) -> None:
         self.original.reach([*_read(before), layer.target, layer.branch])
         self.cut.reach(_read(layer))
 
-    def leave(self, layer: Layer, before: Layer) -> None:
+    def leave(self, layer: LinearLayer, before: LinearLayer) -> None:
         for name in (*_read(before), layer.target, layer.branch):
             self.original.release(name)
         for name in _read(layer):
             self.cut.release(name)
 
-    def is_repeated(self, layer: Layer) -> bool:
+    def is_repeated(self, layer: LinearLayer) -> bool:
         """Whether the sum in which a branch ends is larger than the branch: no element of it is one of the layer's."""
         return bool(self.original.read(layer.target, 0).shape != self.original.read(layer.branch, 0).shape)
 
@@ -131,7 +131,7 @@ class _Pair:
             array = np.delete(array, gone, axis)
         return array
 
-    def is_same(self, layer: Layer, before: Layer) -> bool:
+    def is_same(self, layer: LinearLayer, before: LinearLayer) -> bool:
         """Whether what the layer reads, and what is added to it, is to rounding what the original has."""
         pairs = list(zip(_read(before), _read(layer), strict=False))
         return len(_read(before)) == len(_read(layer)) and all(self._are_same(a, b) for a, b in pairs)
@@ -143,7 +143,7 @@ class _Pair:
         return bool(np.abs(kept - now).max(initial=0.0) <= SAME * np.abs(kept).max(initial=0.0))
 
 
-def _read(layer: Layer) -> list[str]:
+def _read(layer: LinearLayer) -> list[str]:
     return [layer.found.data, *([layer.carried] if layer.carried is not None else [])]
 
 
@@ -151,7 +151,7 @@ class _UnlikeError(Exception):
     """The two models' values do not correspond, position by position."""
 
 
-def _visit(layer: Layer, before: Layer, pair: _Pair, method: str, out: Refit) -> None:
+def _visit(layer: LinearLayer, before: LinearLayer, pair: _Pair, method: str, out: Refit) -> None:
     """Fit one layer, unless it lost no inputs and nothing before it changed."""
     pair.reach(layer, before)
     held_by = layer, before
@@ -182,11 +182,11 @@ def _visit(layer: Layer, before: Layer, pair: _Pair, method: str, out: Refit) ->
         layer.put(pair.graph, fit.weights, fit.constant)
 
 
-def _label(layer: Layer) -> str:
+def _label(layer: LinearLayer) -> str:
     return layer.node.name or layer.output
 
 
-def _equations(layer: Layer, pair: _Pair) -> tuple[Equations, Equations | None]:
+def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None]:
     """Sums over the fitting data, and over the held-out data if there are any."""
     batch, rows, taps, cols = layer.shape
     scale, shift = layer.affine()
@@ -206,7 +206,7 @@ def _equations(layer: Layer, pair: _Pair) -> tuple[Equations, Equations | None]:
     return sides[0], sides[1] if pair.data.held else None
 
 
-def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibration) -> list[float]:
+def output_error(original: ir.Model, others: Sequence[ir.Model], data: CalibrationBatches) -> list[float]:
     """`mean_error` per model on the batches that judge, or all if none do, of the values that are `looked_at`.
 
     Raises:

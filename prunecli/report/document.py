@@ -89,7 +89,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """What is along one side of a chart. `form` says how its numbers are written, see Column."""
 
     title: str
@@ -146,8 +146,8 @@ class Panel:
     series: Sequence[Series]
     title: str = ""
     marks: Sequence[Mark] = ()
-    x: Axis | None = None
-    y: Axis | None = None
+    x: ChartAxis | None = None
+    y: ChartAxis | None = None
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,14 @@ class Chart:
 
     title: str
     panels: Sequence[Panel]
-    x: Axis
-    y: Axis
+    x: ChartAxis
+    y: ChartAxis
     note: str = ""
     shared: bool | Literal["x", "y"] = True
     detail: bool = False
     top: int | None = None
 
-    def axes(self, panel: Panel) -> tuple[Axis, Axis]:
+    def axes(self, panel: Panel) -> tuple[ChartAxis, ChartAxis]:
         """x and y of a panel."""
         return panel.x or self.x, panel.y or self.y
 

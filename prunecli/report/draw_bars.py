@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from prunecli.report.document import Axis, Bars
+from prunecli.report.document import Bars, ChartAxis
 from prunecli.report.figure import (
     LETTER,
     LINE_HEIGHT,
@@ -45,7 +45,7 @@ def draw_bars(bars: Bars) -> tuple[Figure, Tips]:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
     axes.set_xlim(0, max(axes.get_xlim()[1], (bars.full or 0) * 1.05) if _any(bars) else bars.full or 1)
-    label_axis(axes.xaxis, Axis("", bars.form))
+    label_axis(axes.xaxis, ChartAxis("", bars.form))
     style(axes, "x")
     add_legend(figure, [axes])
     return figure, tips

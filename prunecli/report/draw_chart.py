@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from prunecli.report.document import Axis, Chart, Mark, Panel, Series
+from prunecli.report.document import Chart, ChartAxis, Mark, Panel, Series
 from prunecli.report.figure import (
     LETTER,
     LINE_HEIGHT,
@@ -113,7 +113,7 @@ def _collect_tips(axes: Axes, chart: Chart, panel: Panel, number: int, tips: Tip
                 tips[f"points-{number}-{place}"] = texts
 
 
-def _tip(series: Series, i: int, across: Axis, up: Axis) -> str:
+def _tip(series: Series, i: int, across: ChartAxis, up: ChartAxis) -> str:
     """What a point says; empty if it is not drawn."""
     x, y = series.x[i], series.y[i]
     if y is None or not (_drawn(x, across) and _drawn(y, up)):
@@ -123,7 +123,7 @@ def _tip(series: Series, i: int, across: Axis, up: Axis) -> str:
     return one_line(": ".join([*filter(None, named), ", ".join(values)]))
 
 
-def _drawn(value: float, axis: Axis) -> bool:
+def _drawn(value: float, axis: ChartAxis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 

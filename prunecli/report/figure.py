@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunecli.report.document import Axis as AxisText
+from prunecli.report.document import ChartAxis as AxisText
 from prunecli.report.document import NumberForm
 from prunecli.report.render_cells import cell_text, one_line
 from prunecli.report.svg import DIM, FOREGROUND, LINE, SERIES

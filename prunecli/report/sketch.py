@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prunecli.report.document import Axis, Bars, Cell, Chart, Column, NumberForm, Panel, Series, Table
+from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, NumberForm, Panel, Series, Table
 from prunecli.report.render_cells import NOTHING, cell_text
 
 WIDTH = 24
@@ -88,7 +88,7 @@ class _Scale:
     log: bool
 
     @classmethod
-    def of(cls, values: Sequence[float | None], axis: Axis) -> _Scale:
+    def of(cls, values: Sequence[float | None], axis: ChartAxis) -> _Scale:
         usable = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not axis.log)]
         return cls(min(usable, default=1), max(usable, default=1), axis.log)
 
@@ -122,7 +122,7 @@ def _seen(chart: Chart, panel: Panel, axis: Literal["x", "y"]) -> list[Series]:
     return [s for p in (chart.panels if chart.shares(axis) else [panel]) for s in p.series]
 
 
-def _own(value: float | None, column: Axis, axis: Axis) -> Cell:
+def _own(value: float | None, column: ChartAxis, axis: ChartAxis) -> Cell:
     """A value of an axis of another form than the column's, written."""
     return value if value is None or axis.form == column.form else cell_text(value, axis.form)
 

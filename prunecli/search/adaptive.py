@@ -19,10 +19,10 @@ from prunecli.search.models import FrontModel, Models
 from prunecli.search.options import AdaptiveOptions
 from prunecli.search.pruner import Pruner, Result
 from prunecli.search.samples import check_apart, judge, split
-from prunecli.search.setup import Judged, Setup, open_model, set_up
+from prunecli.search.setup import JudgedSamples, TrialSetup, open_model, set_up
 from prunecli.search.space import Knob, Setting
-from prunecli.search.strategy import Goal, Search, Step
-from prunecli.search.tradeoff import Curve
+from prunecli.search.strategy import Goal, Search, SearchStep
+from prunecli.search.tradeoff import DamageCurve
 from prunecli.search.training import Recovered, Trained, train_further
 from prunecli.search.trials import outcome_on
 from prunecli.structures.carry_out import default_output
@@ -39,7 +39,7 @@ class Confirmation:
     """One setting on the held-out samples: the metric of the original and of the model, the drop with its interval,
     and whether the promise holds there. `level`: of the interval, after the correction for `attempt`."""
 
-    step: Step
+    step: SearchStep
     baseline: float
     metric: float
     drop: Drop
@@ -51,7 +51,7 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerThreshold:
     """What became of a knob. `threshold`: the largest score that went."""
 
     knob: Knob
@@ -76,12 +76,12 @@ class AdaptiveResult(Reported):
     baseline: float
     samples: tuple[int, int]
     source: str
-    steps: Sequence[Step]
+    steps: Sequence[SearchStep]
     confirmations: Sequence[Confirmation]
-    layers: Sequence[Layer]
-    curves: Sequence[Curve]
+    layers: Sequence[LayerThreshold]
+    curves: Sequence[DamageCurve]
     front: Sequence[FrontModel]
-    closest: Step | None
+    closest: SearchStep | None
     result: Result | None
     measured: int
     reused: int
@@ -191,7 +191,7 @@ def _notes(options: AdaptiveOptions) -> list[str]:
     return [left_out(options)] if options.trains and options.dry_run else []
 
 
-def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation]:
+def _confirm(run: Search, held: JudgedSamples, models: Models) -> Iterator[Confirmation]:
     """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
     what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
     limit, tried = run.goal.max_drop, set[int]()
@@ -207,7 +207,7 @@ def _confirm(run: Search, held: Judged, models: Models) -> Iterator[Confirmation
         limit = left[0].bound - max(found.drop.value - run.goal.max_drop, found.drop.error() / 2)
 
 
-def _confirmed(step: Step, held: Judged, models: Models, goal: Goal, attempt: int) -> Confirmation:
+def _confirmed(step: SearchStep, held: JudgedSamples, models: Models, goal: Goal, attempt: int) -> Confirmation:
     from scipy.special import ndtri
 
     session = models.open(step)
@@ -220,17 +220,17 @@ def _confirmed(step: Step, held: Judged, models: Models, goal: Goal, attempt: in
                         drop.value + half, level, attempt, drop.value <= goal.max_drop)  # fmt: skip
 
 
-def _said(setup: Setup, options: AdaptiveOptions, goal: Goal) -> Json:
+def _said(setup: TrialSetup, options: AdaptiveOptions, goal: Goal) -> Json:
     """What the saved model records of how it was chosen."""
     yardstick = setup.bench.workspace.yardstick
     return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": yardstick.metric,
             "minimize": goal.minimize, "data": options.tried.text, "seed": options.seed}  # fmt: skip
 
 
-def _layers(setup: Setup, confirmations: Sequence[Confirmation]) -> list[Layer]:
+def _layers(setup: TrialSetup, confirmations: Sequence[Confirmation]) -> list[LayerThreshold]:
     """The final thresholds, in the model's order."""
     if not confirmations or not confirmations[-1].holds:
         return []
     setting: Setting = confirmations[-1].step.setting
     found = setup.pruner.space.thresholds(setting)
-    return [Layer(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]
+    return [LayerThreshold(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]

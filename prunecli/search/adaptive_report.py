@@ -16,7 +16,7 @@ from prunecli.types import Json
 
 if TYPE_CHECKING:
     from prunecli.search.adaptive import AdaptiveResult, Confirmation
-    from prunecli.search.strategy import Step
+    from prunecli.search.strategy import SearchStep
 
 TOP = 30
 NAMES = {"params": "parameters", "macs": "MACs", "file_bytes": "bytes", "latency": "time"}
@@ -66,7 +66,7 @@ def _confirmation(c: Confirmation) -> Json:
             "holds": c.holds}  # fmt: skip
 
 
-def _step(step: Step) -> Json:
+def _step(step: SearchStep) -> Json:
     return {"step": step.number, "stage": step.stage, "remains": step.remains, "damage": step.damage,
             "metric": step.metric, "drop": step.drop.value, "bound": step.bound, "allowed": step.allowed,
             "decision": step.decision, "setting": dict(step.setting)}  # fmt: skip
@@ -177,7 +177,7 @@ def _front(found: AdaptiveResult) -> Table:
     return Table("Pareto front", columns, rows, note, top=TOP)
 
 
-def _standing(step: Step, held: Sequence[Step]) -> str:
+def _standing(step: SearchStep, held: Sequence[SearchStep]) -> str:
     return "confirmed" if step in held else "" if step.allowed else "not allowed"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from prunecli.report.document import Axis, Chart, Mark, Panel, Series
+from prunecli.report.document import Chart, ChartAxis, Mark, Panel, Series
 
 if TYPE_CHECKING:
     from prunecli.search.adaptive import AdaptiveResult
-    from prunecli.search.sensitivity import Row, SensitivityResult
+    from prunecli.search.sensitivity import SensitivityResult, SensitivityRow
 
 
 def sensitivity_chart(found: SensitivityResult) -> Chart:
@@ -17,14 +17,14 @@ def sensitivity_chart(found: SensitivityResult) -> Chart:
     fraction removed."""
     panels = [Panel([_curve(row)], row.knob.name) for row in found.rows]
     if found.ranking is not None:
-        y = Axis("predicted damage")
-        return Chart("Predicted damage by layer", panels, Axis("removed", "percent"), y, detail=True)
-    y = Axis(f"{found.metric.replace('_', ' ')} {found.change}")
+        y = ChartAxis("predicted damage")
+        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y, detail=True)
+    y = ChartAxis(f"{found.metric.replace('_', ' ')} {found.change}")
     note = "bands: one standard error to both sides"
-    return Chart("Loss by layer", panels, Axis("removed", "percent"), y, note, detail=True)
+    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note, detail=True)
 
 
-def _curve(row: Row) -> Series:
+def _curve(row: SensitivityRow) -> Series:
     x = [0.0, *(p.fraction for p in row.points)]
     if any(p.drop is None or p.error is None for p in row.points):
         return Series("", x, [0.0, *(p.damage for p in row.points)])
@@ -45,7 +45,9 @@ def curves_chart(found: AdaptiveResult) -> Chart:
         for name in order
     ]  # fmt: skip
     note = "damage: how far the outputs move on average, with nothing else removed"
-    return Chart("Damage by each layer alone", panels, Axis("removed", "percent"), Axis("damage"), note, detail=True)
+    return Chart(
+        "Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note, detail=True
+    )
 
 
 def path_chart(found: AdaptiveResult, name: str) -> Chart:
@@ -65,4 +67,4 @@ def path_chart(found: AdaptiveResult, name: str) -> Chart:
     left_out = len(found.steps) - len(shown)
     note = f"steps that lost more than {most:g} are left out: {left_out}" if left_out else ""
     panel = Panel(series, marks=[Mark("y", limit, "limit")])
-    return Chart("Steps", [panel], Axis(f"{name} left", "percent"), Axis(found.change), note, detail=True)
+    return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(found.change), note, detail=True)

@@ -22,8 +22,8 @@ from prunecli.model import Dims
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shape_inference import Shape
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import Part
-from prunecli.search.pruner import Saving
+from prunecli.search.pools import SampleSubset
+from prunecli.search.pruner import PrunerOutput
 from prunecli.search.space import Knob, Proxy, Setting, digest, normal
 from prunecli.structures.calibrate import measure
 from prunecli.structures.carry_out import StructuredResult, carry_out
@@ -31,7 +31,7 @@ from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_
 from prunecli.structures.decide import nothing_to_cut
 from prunecli.structures.decision import Decided, analysed_as
 from prunecli.structures.gradual import expand
-from prunecli.structures.latency_budget import Bench as Timing
+from prunecli.structures.latency_budget import LatencyBench as Timing
 from prunecli.structures.latency_budget import layer_table
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, following, open_cuttable
@@ -41,12 +41,12 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Units:
+class GroupPruner:
     """`left`: groups that --include and --exclude leave alone, and why."""
 
     subject: Cuttable
     options: TrialOptions
-    data: Part
+    data: SampleSubset
     recipe: UnitsRecipe
     space: UnitSpace
     left: Mapping[str, str]
@@ -77,7 +77,7 @@ class Units:
         return predicted
 
     def cut_further(
-        self, trained: Path, gone: Setting, setting: Setting, saving: Saving, progress: Progress
+        self, trained: Path, gone: Setting, setting: Setting, saving: PrunerOutput, progress: Progress
     ) -> StructuredResult:
         work, place = expand(self.subject, self.space.mask(gone), trained), saving.target.with_name("expanded.onnx")
         save(replace(self.subject.file, ir=work), place, SaveOptions(force=True))
@@ -91,7 +91,7 @@ class Units:
         )
         return replace(self, subject=subject).finish(setting, {}, saving, progress)
 
-    def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> StructuredResult:
+    def finish(self, setting: Setting, said: Json, saving: PrunerOutput, progress: Progress) -> StructuredResult:
         o, start = self.options, time.perf_counter()
         wanted = replace(
             _cut_options(o, self.data), threads=1, recover=o.recovery, force=saving.force, dry_run=saving.dry_run,
@@ -113,7 +113,9 @@ class Units:
         return [f"measured on {threads} thread{'s' * (threads > 1)}: {gain.words()}"], measured
 
 
-def open_units(path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None) -> Units:
+def open_units(
+    path: Path, options: TrialOptions, data: SampleSubset, progress: Progress, minimize: str | None = None
+) -> GroupPruner:
     subject, allowed, left = following(partial(_opened, path, options))
     scores = _scores(subject, options, data, progress, allowed)
     timing = Timing(subject, _cut_options(options, data), progress) if minimize == "latency" else None
@@ -121,7 +123,7 @@ def open_units(path: Path, options: TrialOptions, data: Part, progress: Progress
     multiples = {g.name: group_multiple(g, options.multiple, table) for g in subject.units.groups}
     recipe = UnitsRecipe(options.granularity, dict(subject.inputs), scores, options.largest_ratio, multiples,
                           subject.whole, subject.include)  # fmt: skip
-    return Units(subject, options, data, recipe, UnitSpace(subject, recipe, table), left, timing)
+    return GroupPruner(subject, options, data, recipe, UnitSpace(subject, recipe, table), left, timing)
 
 
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
@@ -141,14 +143,14 @@ def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, 
 
 
 def _scores(
-    subject: Cuttable, options: TrialOptions, data: Part, progress: Progress, allowed: Array | None = None
+    subject: Cuttable, options: TrialOptions, data: SampleSubset, progress: Progress, allowed: Array | None = None
 ) -> Array:
     asked = replace(_cut_options(options, data), threads=1)
     how = UnitRecipe("ratio", 0.5, criterion=asked.criterion, seed=options.seed)
     return decide_units(subject.units, how, allowed, measure(subject, asked, progress), progress).scores
 
 
-def _cut_options(options: TrialOptions, data: Part) -> CutOptions:
+def _cut_options(options: TrialOptions, data: SampleSubset) -> CutOptions:
     return options.part(CutOptions, data=data, criterion=options.criterion or "auto", threads=options.execution.threads)
 
 

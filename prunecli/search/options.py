@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option
-from prunecli.options.groups import Batched, Chosen, Named, Packed, Provided, Reporting, Samples, Saving, Seeded, Sized
+from prunecli.options.groups import (
+    Batched,
+    Chosen,
+    OutputNamed,
+    Provided,
+    Reporting,
+    Samples,
+    Saving,
+    Seeded,
+    Sized,
+    StoredPacked,
+)
 from prunecli.options.training import Retraining
 from prunecli.quantity import parse_fraction, parse_quantity
 from prunecli.structures.options import Widths
@@ -25,7 +36,9 @@ GOAL = "Goal"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOptions(Named, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Provided):
+class TrialOptions(
+    OutputNamed, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Provided
+):
     """What is tried, how it is judged, and where trials run."""
 
     granularity: Annotated[
@@ -143,7 +156,7 @@ def _drop(text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveOptions(TrialOptions, Retraining, Saving, Packed):
+class AdaptiveOptions(TrialOptions, Retraining, Saving, StoredPacked):
     """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
 
     How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half

@@ -10,10 +10,10 @@ from prunecli.data.options import DataOptions
 from prunecli.inputs import InputSpec
 from prunecli.runtime import Execution
 from prunecli.search.options import TrialOptions
-from prunecli.search.runner import Dask, InProcess, LocalProcesses, Pool
+from prunecli.search.runner import Dask, InProcess, LocalProcesses, WorkerPool
 
 
-def pool_of(options: TrialOptions) -> Pool:
+def pool_of(options: TrialOptions) -> WorkerPool:
     """Where trials run.
 
     Raises:
@@ -26,13 +26,13 @@ def pool_of(options: TrialOptions) -> Pool:
 
 
 @dataclass(frozen=True)
-class Part(DataOptions):
+class SampleSubset(DataOptions):
     """Some samples of the user's data, for what reads data itself."""
 
     dataset: Dataset | None = None
 
     @classmethod
-    def of_data(cls, given: DataOptions, dataset: Dataset) -> Part:
+    def of_data(cls, given: DataOptions, dataset: Dataset) -> SampleSubset:
         return cls(given.text, given.labels, given.label_column, given.limit, given.images, given.batch_axes, dataset)
 
     def open(self, specs: Sequence[InputSpec], outputs: Sequence[InputSpec] = ()) -> Dataset:

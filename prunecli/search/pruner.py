@@ -15,7 +15,7 @@ Result = MagnitudeResult | StructuredResult
 
 
 @dataclass(frozen=True)
-class Saving:
+class PrunerOutput:
     """How the final model is written; see `MagnitudeOptions`."""
 
     target: Path
@@ -54,10 +54,12 @@ class Pruner(Protocol):
         """
         ...
 
-    def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> Result:
+    def finish(self, setting: Setting, said: Json, saving: PrunerOutput, progress: Progress) -> Result:
         """Prune the user's file by a setting and save it with proof. `said`: recorded in it."""
         ...
 
-    def cut_further(self, trained: Path, gone: Setting, setting: Setting, saving: Saving, progress: Progress) -> Result:
+    def cut_further(
+        self, trained: Path, gone: Setting, setting: Setting, saving: PrunerOutput, progress: Progress
+    ) -> Result:
         """As `finish`, of what training made of a cut by the gentler setting `gone`, which stays gone."""
         ...

@@ -21,22 +21,22 @@ import numpy as np
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 from prunecli.search.space import Setting
-from prunecli.search.trials import Job, Outcome, Workspace, forget, run_job
+from prunecli.search.trials import Outcome, TrialJob, Workspace, forget, run_job
 from prunecli.types import Json, Progress, no_progress
 
 
 @dataclass
-class Bench:
+class TrialRunner:
     """`measured` counts jobs, `reused` those that the journal had from an earlier run."""
 
     workspace: Workspace
-    pool: Pool
+    pool: WorkerPool
     journal: Journal
     progress: Progress = no_progress
     measured: int = 0
     reused: int = 0
 
-    def measure(self, jobs: Sequence[Job], label: str = "measuring") -> list[list[Outcome]]:
+    def measure(self, jobs: Sequence[TrialJob], label: str = "measuring") -> list[list[Outcome]]:
         """The outcomes of every job, in order. Each result is in the journal before the next is waited for."""
         found = {n: known for n, job in enumerate(jobs) if (known := self.journal.get(job)) is not None}
         missing = [n for n in range(len(jobs)) if n not in found]
@@ -47,13 +47,13 @@ class Bench:
             found[missing[number]] = outcomes
         return [found[n] for n in range(len(jobs))]
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:
+    def _run(self, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
         if jobs:
             yield from self.pool.run(self.workspace, jobs)
 
     def try_all(self, settings: Sequence[Setting], label: str = "trying") -> list[Outcome]:
         """Each setting by itself, on all samples."""
-        return [outcomes[0] for outcomes in self.measure([Job.of(setting) for setting in settings], label)]
+        return [outcomes[0] for outcomes in self.measure([TrialJob.of(setting) for setting in settings], label)]
 
     def close(self) -> None:
         """Let go of the pool and of the journal's file."""
@@ -96,7 +96,7 @@ class Journal:
     def __len__(self) -> int:
         return len(self._found)
 
-    def get(self, job: Job) -> list[Outcome] | None:
+    def get(self, job: TrialJob) -> list[Outcome] | None:
         """Raises PruneError if what is kept is not of such a job."""
         found = self._found.get(job.key)
         missing = not job.probe and any(outcome.records is None for outcome in found or ())
@@ -109,7 +109,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def put(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+    def put(self, job: TrialJob, outcomes: Sequence[Outcome]) -> None:
         """Keep what was measured; written before this returns.
 
         Raises:
@@ -209,10 +209,10 @@ RESTARTS = 3
 """How often workers that died are replaced without a single result in between."""
 
 
-class Pool(Protocol):
+class WorkerPool(Protocol):
     """Runs jobs and yields (number, outcomes), in any order."""
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]: ...
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]: ...
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -222,7 +222,7 @@ class Pool(Protocol):
 class InProcess:
     """One job after another, here."""
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
         for number, job in enumerate(jobs):
             yield number, run_job(workspace, job)
 
@@ -230,11 +230,11 @@ class InProcess:
         forget()
 
 
-def _numbered(workspace: Workspace, number: int, job: Job) -> Result:
+def _numbered(workspace: Workspace, number: int, job: TrialJob) -> Result:
     return number, run_job(workspace, job)
 
 
-def _in_child(workspace: Workspace, number: int, job: Job) -> Result:
+def _in_child(workspace: Workspace, number: int, job: TrialJob) -> Result:
     _end_with_parent()
     return _numbered(workspace, number, job)
 
@@ -255,7 +255,7 @@ def _end_with_parent() -> None:
 
 
 def _persistent(
-    once: Callable[[dict[int, Job]], Iterator[Result]], jobs: Sequence[Job],
+    once: Callable[[dict[int, TrialJob]], Iterator[Result]], jobs: Sequence[TrialJob],
     losses: tuple[type[BaseException], ...], given_up: PruneError,
 ) -> Iterator[Result]:  # fmt: skip
     """What `once` yields of the jobs that are left, begun anew after a loss; `given_up` is raised after too many
@@ -279,14 +279,14 @@ class LocalProcesses:
 
     workers: int
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         given_up = PruneError("the processes that run trials die again and again",
                               "use fewer --jobs: memory may be short")  # fmt: skip
         yield from _persistent(partial(self._once, workspace), jobs, (TerminatedWorkerError,), given_up)
 
-    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+    def _once(self, workspace: Workspace, left: dict[int, TrialJob]) -> Iterator[Result]:
         from joblib import Parallel, delayed
 
         tasks = [delayed(_in_child)(workspace, number, job) for number, job in left.items()]
@@ -319,14 +319,14 @@ class Dask:
             raise PruneError(f"no Dask scheduler answers at {address}", "write --address tcp://HOST:8786") from error
         self._sent: dict[str, Any] = {}
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[Result]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
         from distributed import CancelledError, KilledWorker
 
         lost = (CancelledError, KilledWorker, TimeoutError)
         given_up = PruneError("the cluster's workers die again and again", "look into their logs")
         yield from _persistent(partial(self._once, workspace), jobs, lost, given_up)
 
-    def _once(self, workspace: Workspace, left: dict[int, Job]) -> Iterator[Result]:
+    def _once(self, workspace: Workspace, left: dict[int, TrialJob]) -> Iterator[Result]:
         from distributed import as_completed
 
         if workspace.name not in self._sent:

@@ -11,7 +11,7 @@ from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.runtime import Session
 from prunecli.search.options import AdaptiveOptions
-from prunecli.search.setup import Judged
+from prunecli.search.setup import JudgedSamples
 
 
 def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
@@ -48,7 +48,9 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
     return notes
 
 
-def judge(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> tuple[Judged, Judged]:
+def judge(
+    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions
+) -> tuple[JudgedSamples, JudgedSamples]:
     """Both parts, read alike.
 
     Raises:
@@ -58,13 +60,13 @@ def judge(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptio
     if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
         raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
     labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
-    both = tuple(Judged.of(part, session, options, labels) for part in (tune, held))
+    both = tuple(JudgedSamples.of(part, session, options, labels) for part in (tune, held))
     for judged in both:
         _check_promise(judged, options.limit_of_drop)
     return both[0], both[1]
 
 
-def _check_promise(judged: Judged, max_drop: float) -> None:
+def _check_promise(judged: JudgedSamples, max_drop: float) -> None:
     """Raises PruneError where a model that knows nothing would keep it."""
     yardstick, output = judged.yardstick, judged.reference[0][judged.yardstick.output]
     single = yardstick.metric == "cosine" and is_single(output)

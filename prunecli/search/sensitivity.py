@@ -13,10 +13,10 @@ from prunecli.model.saving import check_target
 from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
-from prunecli.search.setup import Judged, Setup, open_model, set_up
+from prunecli.search.setup import JudgedSamples, TrialSetup, open_model, set_up
 from prunecli.search.space import Knob, Proxy, rank_correlation, sample_of
 from prunecli.search.strategy import curve_jobs, levels_of
-from prunecli.search.trials import Job, Outcome
+from prunecli.search.trials import Outcome, TrialJob
 from prunecli.types import FileRef, Progress, Skipped, no_progress
 
 SAMPLES = 512
@@ -38,7 +38,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class SensitivityRow:
     """A layer with its points, fractions rising."""
 
     knob: Knob
@@ -85,7 +85,7 @@ class SensitivityResult(Reported):
     baseline: float
     samples: int
     source: str
-    rows: Sequence[Row]
+    rows: Sequence[SensitivityRow]
     skipped: Sequence[Skipped]
     ranking: Ranking | None = None
     measured: int = 0
@@ -109,7 +109,7 @@ def sensitivity(
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.seed).take(SAMPLES)
-    setup = set_up(file, session, Judged.of(data, session, options), options, progress)
+    setup = set_up(file, session, JudgedSamples.of(data, session, options), options, progress)
     with closing(setup.bench):
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
     yardstick, bench = setup.bench.workspace.yardstick, setup.bench
@@ -121,37 +121,41 @@ def sensitivity(
     )  # fmt: skip
 
 
-def _by_trials(setup: Setup, options: SensitivityOptions, progress: Progress) -> tuple[list[Row], Ranking | None]:
+def _by_trials(
+    setup: TrialSetup, options: SensitivityOptions, progress: Progress
+) -> tuple[list[SensitivityRow], Ranking | None]:
     knobs = _knobs(setup, options)
     jobs = [replace(job, probe=False) for job in curve_jobs(knobs, options.levels)]
     found = setup.bench.measure(jobs, "cutting each layer alone")
     return [_row(setup, k, levels_of(k, options.levels), own) for k, own in zip(knobs, found, strict=True)], None
 
 
-def _knobs(setup: Setup, options: SensitivityOptions) -> list[Knob]:
+def _knobs(setup: TrialSetup, options: SensitivityOptions) -> list[Knob]:
     return [knob for knob in setup.pruner.space.knobs if levels_of(knob, options.levels)]
 
 
-def _row(setup: Setup, knob: Knob, levels: Sequence[float], outcomes: Sequence[Outcome]) -> Row:
+def _row(setup: TrialSetup, knob: Knob, levels: Sequence[float], outcomes: Sequence[Outcome]) -> SensitivityRow:
     yardstick, points = setup.bench.workspace.yardstick, []
     for level, outcome in zip(levels, outcomes, strict=True):
         assert outcome.records is not None
         drop = yardstick.drop(outcome.records)
         metric = yardstick.value(outcome.records)
         points.append(Point(level, outcome.damage, metric, drop.value, drop.error()))
-    return Row(knob, points)
+    return SensitivityRow(knob, points)
 
 
-def _by_proxy(setup: Setup, options: SensitivityOptions, progress: Progress) -> tuple[list[Row], Ranking | None]:
+def _by_proxy(
+    setup: TrialSetup, options: SensitivityOptions, progress: Progress
+) -> tuple[list[SensitivityRow], Ranking | None]:
     """Predicted, and checked on a few settings that are measured."""
     knobs, proxy = _knobs(setup, options), setup.pruner.proxy(progress)
     rows = [_predicted(knob, levels_of(knob, options.levels), proxy) for knob in knobs]
     every = [(row.knob.name, point) for row in rows for point in row.points]
     some = sample_of(every, CHECKED, options.seed)
-    jobs = [Job.of({name: point.fraction}, probe=True) for name, point in some]
+    jobs = [TrialJob.of({name: point.fraction}, probe=True) for name, point in some]
     measured = [outcomes[0].damage for outcomes in setup.bench.measure(jobs, "checking the proxy")]
     return rows, Ranking(rank_correlation([point.damage for _, point in some], measured), len(some))
 
 
-def _predicted(knob: Knob, levels: Sequence[float], proxy: Proxy) -> Row:
-    return Row(knob, [Point(level, proxy(knob.name, level)) for level in levels])
+def _predicted(knob: Knob, levels: Sequence[float], proxy: Proxy) -> SensitivityRow:
+    return SensitivityRow(knob, [Point(level, proxy(knob.name, level)) for level in levels])

@@ -13,7 +13,7 @@ from prunecli.search.metric import SURE
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.search.sensitivity import Row, SensitivityResult
+    from prunecli.search.sensitivity import SensitivityResult, SensitivityRow
 
 TOP = 40
 
@@ -37,7 +37,7 @@ def to_json(found: SensitivityResult) -> Json:
     }
 
 
-def _row(row: Row) -> Json:
+def _row(row: SensitivityRow) -> Json:
     knob = row.knob
     return {
         "name": knob.name, "kind": knob.kind, "count": knob.count, "params": knob.params, "macs": knob.macs,
@@ -93,7 +93,7 @@ def _table(found: SensitivityResult) -> Table:
     return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP)
 
 
-def _cells(row: Row, levels: list[float]) -> list[Cell]:
+def _cells(row: SensitivityRow, levels: list[float]) -> list[Cell]:
     known = {round(p.fraction, 4): p.damage if p.drop is None else p.drop for p in row.points}
     return [number(known[level]) if level in known else None for level in levels]
 

@@ -19,9 +19,9 @@ from prunecli.runtime import Session, version
 from prunecli.search.group_pruner import open_units
 from prunecli.search.metric import Outputs, Yardstick, choose_yardstick
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import Part, pool_of
+from prunecli.search.pools import SampleSubset, pool_of
 from prunecli.search.pruner import Pruner
-from prunecli.search.runner import Bench, Journal
+from prunecli.search.runner import Journal, TrialRunner
 from prunecli.search.space import digest
 from prunecli.search.trials import Outcome, Workspace, outcome_on, outputs_of
 from prunecli.search.weight_pruner import open_elements
@@ -34,7 +34,7 @@ OUTPUT_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedSamples:
     """Samples with the original's outputs on them, and what trials are judged by there."""
 
     data: Dataset
@@ -43,7 +43,7 @@ class Judged:
     yardstick: Yardstick
 
     @classmethod
-    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> Judged:
+    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> JudgedSamples:
         """`labels`: all that there are, if `data` is a part; see `choose_yardstick`."""
         batches = list(data.batches(options.batch_size))
         reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
@@ -54,13 +54,13 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrialSetup:
     """A bench on the samples to choose by, and the pruner whose settings it measures."""
 
     file: Model
     session: Session
     pruner: Pruner
-    bench: Bench
+    bench: TrialRunner
 
     def open(self, model: Path | onnx.ModelProto) -> Session:
         """A model as trials run it."""
@@ -82,17 +82,17 @@ def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
 def set_up(
     file: Model,
     session: Session,
-    judged: Judged,
+    judged: JudgedSamples,
     options: TrialOptions,
     progress: Progress,
     minimize: str | None = None,
-) -> Setup:
+) -> TrialSetup:
     """Measure what the criterion and the goal need on the data, and get ready to try settings on it.
 
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
-    pruner = open_pruner(file.path, options, Part.of_data(options.tried, judged.data), progress, minimize)
+    pruner = open_pruner(file.path, options, SampleSubset.of_data(options.tried, judged.data), progress, minimize)
     files = _files(file)
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
@@ -103,11 +103,13 @@ def set_up(
         identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,
         _probes(judged.batches, options.probes), options.execution.provider,
     )  # fmt: skip
-    return Setup(file, session, pruner, Bench(workspace, pool_of(options), Journal(options.state, identity), progress))
+    return TrialSetup(
+        file, session, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress)
+    )
 
 
 def open_pruner(
-    path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None
+    path: Path, options: TrialOptions, data: SampleSubset, progress: Progress, minimize: str | None = None
 ) -> Pruner:
     """The pruner of the granularity; what its criterion needs is measured on `data`, and what the goal needs.
 

@@ -18,10 +18,10 @@ from itertools import takewhile
 import numpy as np
 
 from prunecli.search.metric import Drop
-from prunecli.search.runner import Bench
+from prunecli.search.runner import TrialRunner
 from prunecli.search.space import Knob, Setting, Space, digest, snapped
-from prunecli.search.tradeoff import Curve, Path, Segment, best_path, costs_of, spread
-from prunecli.search.trials import Job, Outcome
+from prunecli.search.tradeoff import DamageCurve, Path, Segment, best_path, costs_of, spread
+from prunecli.search.trials import Outcome, TrialJob
 
 LEVELS = {"element": (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
 UNIT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
@@ -74,7 +74,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """A setting that was tried on all samples. `remains`: of the goal's amount, as a fraction; `bound`: see `Goal`."""
 
     number: int
@@ -96,14 +96,14 @@ class Search:
 
     Interrupting it leaves the best so far in `best`."""
 
-    bench: Bench
+    bench: TrialRunner
     space: Space
     goal: Goal
     rounds: int = ROUNDS
-    steps: list[Step] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    steps: list[SearchStep] = field(default_factory=list)
+    curves: list[DamageCurve] = field(default_factory=list)
     path: Path = field(default_factory=lambda: Path({}, ()))
-    best: Step | None = None
+    best: SearchStep | None = None
 
     def __post_init__(self) -> None:
         self.whole = float(self.space.cost({})[self.goal.minimize])
@@ -114,18 +114,18 @@ class Search:
     def run(self, strategy: str) -> None:
         STRATEGIES[strategy](self)
 
-    def candidates(self, limit: float) -> list[Step]:
+    def candidates(self, limit: float) -> list[SearchStep]:
         """Steps whose bound is at most `limit`, the smallest model first."""
         mine = (step for step in self.steps if step.allowed and step.bound <= limit)
         return sorted(mine, key=lambda step: (step.remains, step.number))
 
-    def closest(self) -> Step | None:
+    def closest(self) -> SearchStep | None:
         """The step that comes nearest to being allowed."""
         return min(self.steps, key=lambda s: (s.bound, s.remains), default=None)
 
     # -- trying ------------------------------------------------------------------------------------
 
-    def try_all(self, settings: Sequence[Setting], stage: str) -> list[Step]:
+    def try_all(self, settings: Sequence[Setting], stage: str) -> list[SearchStep]:
         """Measure settings, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
         none is: where a gentler one failed, passing is luck."""
         wanted = [snapped(self.space.knobs, setting) for setting in settings]
@@ -144,7 +144,7 @@ class Search:
             self.best = good[-1]
         return found
 
-    def add(self, setting: dict[str, float], outcome: Outcome, stage: str) -> Step:
+    def add(self, setting: dict[str, float], outcome: Outcome, stage: str) -> SearchStep:
         """Keep a setting that was measured elsewhere."""
         step = self._step(setting, outcome, stage, True)
         self.steps.append(step)
@@ -152,7 +152,7 @@ class Search:
             self.best = step
         return step
 
-    def _step(self, setting: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> Step:
+    def _step(self, setting: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> SearchStep:
         yardstick = self.bench.workspace.yardstick
         assert outcome.records is not None
         drop = yardstick.drop(outcome.records)
@@ -163,7 +163,7 @@ class Search:
             decision = "loosen: within the noise of the limit"
         else:
             decision = "tighten" if trusted else "loosen: a gentler one failed"
-        return Step(len(self.steps) + 1, stage, setting, self.remains(setting), outcome.damage,
+        return SearchStep(len(self.steps) + 1, stage, setting, self.remains(setting), outcome.damage,
                     yardstick.value(outcome.records), drop, bound, trusted and bound <= self.goal.max_drop,
                     decision)  # fmt: skip
 
@@ -177,7 +177,7 @@ class Search:
             low, high = (low, middle) if self.remains(self.path.at(middle)) <= wanted else (middle, high)
         return snapped(self.space.knobs, self.path.at(high))
 
-    def follow(self, attempt: Callable[[dict[str, float], int], Step], pace: float, least_pace: float) -> None:
+    def follow(self, attempt: Callable[[dict[str, float], int], SearchStep], pace: float, least_pace: float) -> None:
         """Go on along the path from the best so far, where each step is made by `attempt` from a setting and a number.
         `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
         below `least_pace`."""
@@ -258,28 +258,28 @@ def levels_of(knob: Knob, wanted: Sequence[float] | None = None) -> list[float]:
     return sorted(level for count, level in cut.items() if count > 0)
 
 
-def curve_jobs(knobs: Iterable[Knob], levels: Sequence[float] | None = None) -> list[Job]:
+def curve_jobs(knobs: Iterable[Knob], levels: Sequence[float] | None = None) -> list[TrialJob]:
     """One job per knob: all of its levels, which share what comes before it in the network."""
-    return [Job.of(*({knob.name: level} for level in levels_of(knob, levels)), probe=True) for knob in knobs]
+    return [TrialJob.of(*({knob.name: level} for level in levels_of(knob, levels)), probe=True) for knob in knobs]
 
 
-def measured_curves(bench: Bench, space: Space, goal: str) -> Iterator[Curve]:
+def measured_curves(bench: TrialRunner, space: Space, goal: str) -> Iterator[DamageCurve]:
     """The damage of each knob cut alone."""
     knobs = [knob for knob in space.knobs if levels_of(knob)]
     found = bench.measure(curve_jobs(knobs), "measuring each layer alone")
     for knob, outcomes in zip(knobs, found, strict=True):
         cost = costs_of(space.cost, {}, knob.name, goal)
-        yield Curve.of(knob.name, [0.0, *levels_of(knob)], [0.0, *(o.damage for o in outcomes)], cost)
+        yield DamageCurve.of(knob.name, [0.0, *levels_of(knob)], [0.0, *(o.damage for o in outcomes)], cost)
 
 
-def in_company(run: Search, at: Step) -> list[Curve]:
+def in_company(run: Search, at: SearchStep) -> list[DamageCurve]:
     """The curves, each scaled by what its knob does beside all that is pruned in a step: the least-squares factor
     between the changes of damage measured there and those that its own curve has, kept near that of the others."""
     base, curves = dict(at.setting), {curve.knob: curve for curve in run.curves}
     around = {knob.name: _around(knob, base.get(knob.name, 0.0)) for knob in run.space.knobs if knob.name in curves}
     moving = [name for name, fractions in around.items() if fractions]
-    jobs = [Job.of(base, probe=True)]
-    jobs += [Job.of(*({**base, name: f} for f in around[name]), probe=True) for name in moving]
+    jobs = [TrialJob.of(base, probe=True)]
+    jobs += [TrialJob.of(*({**base, name: f} for f in around[name]), probe=True) for name in moving]
     first, *rest = run.bench.measure(jobs, "measuring around the best so far")
     factors = {}
     for name, outcomes in zip(moving, rest, strict=True):

@@ -25,7 +25,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Curve:
+class DamageCurve:
     """Damage of one knob moved alone: `fractions` rise, from the least that the knob may have; `damages` are above
     that at the first, and never fall. cost: what remains of the goal's amount at a fraction."""
 
@@ -37,7 +37,7 @@ class Curve:
     @classmethod
     def of(
         cls, knob: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
-    ) -> Curve:
+    ) -> DamageCurve:
         """From measurements in any order, made monotone: noise is not a gain."""
         order = np.argsort(fractions, kind="stable")
         rising = np.maximum.accumulate(np.asarray(damages, float)[order])
@@ -59,7 +59,7 @@ class Curve:
         """The damage at a fraction, as `fine` reads it."""
         return float(np.interp(fraction, *self.fine()))
 
-    def times(self, factor: float) -> Curve:
+    def times(self, factor: float) -> DamageCurve:
         return replace(self, damages=self.damages * factor)
 
 
@@ -112,14 +112,14 @@ class Path:
         return setting
 
 
-def best_path(curves: Sequence[Curve]) -> Path:
+def best_path(curves: Sequence[DamageCurve]) -> Path:
     """The path of least damage for what is saved. It starts where every curve does."""
     segments = [segment for curve in curves for segment in _hull(curve)]
     segments.sort(key=lambda s: (s.rate, s.knob, s.start))
     return Path({curve.knob: float(curve.fractions[0]) for curve in curves}, segments)
 
 
-def _hull(curve: Curve) -> list[Segment]:
+def _hull(curve: DamageCurve) -> list[Segment]:
     """The lower convex hull of damage over what is saved."""
     fractions, damages = curve.fine()
     saved = curve.cost(float(fractions[0])) - np.array([curve.cost(float(f)) for f in fractions])

@@ -14,10 +14,10 @@ from typing import Any
 
 from prunecli.files import copy
 from prunecli.options.training import Retraining
-from prunecli.search.pruner import Result, Saving
-from prunecli.search.setup import Setup
+from prunecli.search.pruner import PrunerOutput, Result
+from prunecli.search.setup import TrialSetup
 from prunecli.search.space import Setting, digest
-from prunecli.search.strategy import RECOVERED, TRAINED, Search, Step
+from prunecli.search.strategy import RECOVERED, TRAINED, Search, SearchStep
 from prunecli.training.finetune import FinetuneResult, finetune
 from prunecli.training.gradual import Round, proof_of, retrained, training_of
 from prunecli.types import Progress
@@ -37,12 +37,12 @@ class Trained:
 
 
 def train_further(
-    run: Search, setup: Setup, options: Retraining, made: dict[int, Trained], folder: Path, progress: Progress
+    run: Search, setup: TrialSetup, options: Retraining, made: dict[int, Trained], folder: Path, progress: Progress
 ) -> None:
     """Go on from the best so far. Every step is added to the search's, and its model to `made` by its number."""
     last: Trained | None = None
 
-    def attempt(setting: dict[str, float], number: int) -> Step:
+    def attempt(setting: dict[str, float], number: int) -> SearchStep:
         nonlocal last
         new = _round(setup, setting, last, options, folder / str(number), progress)
         step = run.add(setting, setup.outcome(new.path), f"{TRAINED} {number}")
@@ -54,10 +54,10 @@ def train_further(
 
 
 def _round(
-    setup: Setup, setting: Setting, last: Trained | None, options: Retraining, folder: Path, progress: Progress
+    setup: TrialSetup, setting: Setting, last: Trained | None, options: Retraining, folder: Path, progress: Progress
 ) -> Trained:
     folder.mkdir()
-    rounds, saving = () if last is None else last.rounds, Saving(folder / "cut.onnx")
+    rounds, saving = () if last is None else last.rounds, PrunerOutput(folder / "cut.onnx")
     if last is None:
         cut = setup.pruner.finish(setting, {}, saving, progress)
     else:
@@ -67,7 +67,7 @@ def _round(
     return Trained(folder / "trained.onnx", setting, (*rounds, Round(1.0, cut, done)))
 
 
-def write_trained(made: Trained, setup: Setup, options: Retraining, target: Path, force: bool) -> Result:
+def write_trained(made: Trained, setup: TrialSetup, options: Retraining, target: Path, force: bool) -> Result:
     """Put the trained file in its place, complete, and say what led to it."""
     rounds: Sequence[Round[Result]] = made.rounds
     copy(made.path, target, force)
@@ -94,7 +94,7 @@ PACE, LEAST_PACE = 0.2, 0.02
 class Recovered:
     """Files of recovered settings in a folder, each made once. `judged`: the numbers of their steps."""
 
-    setup: Setup
+    setup: TrialSetup
     folder: Path
     progress: Progress
     made: dict[str, Path] = field(default_factory=dict)
@@ -104,11 +104,11 @@ class Recovered:
         name = digest(setting)
         if name not in self.made:
             place = self.folder / f"recovered-{len(self.made)}.onnx"
-            self.setup.pruner.finish(setting, {}, Saving(place, verify=False), self.progress)
+            self.setup.pruner.finish(setting, {}, PrunerOutput(place, verify=False), self.progress)
             self.made[name] = place
         return self.made[name]
 
-    def step(self, run: Search, setting: dict[str, float], number: int) -> Step:
+    def step(self, run: Search, setting: dict[str, float], number: int) -> SearchStep:
         """Judged on the samples of the search, and added to its steps."""
         step = run.add(setting, self.setup.outcome(self.file(setting)), f"{RECOVERED} {number}")
         self.judged.add(step.number)

@@ -24,7 +24,7 @@ Feed = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """Settings that are measured together: where they differ late in the network, what comes before is run once.
 
     probe: on the first samples only, and only for damage.
@@ -34,7 +34,7 @@ class Job:
     probe: bool = False
 
     @classmethod
-    def of(cls, *settings: Setting, probe: bool = False) -> Job:
+    def of(cls, *settings: Setting, probe: bool = False) -> TrialJob:
         return cls(tuple(normal(setting) for setting in settings), probe)
 
     @cached_property
@@ -81,12 +81,12 @@ class Worker:
             (self._folder.path / name).write_bytes(workspace.files[name].tobytes())
         self.space: Space = workspace.recipe.open(self._folder.path / names[0])
 
-    def run(self, job: Job) -> list[Outcome]:
+    def run(self, job: TrialJob) -> list[Outcome]:
         """Measure each setting of a job."""
         with self._building:  # a space changes its model while it builds; a cluster's worker may have several threads
             models = [self.space.build(setting) for setting in job.settings]
         parts = _Parts.of(models, self._session) if len(models) > 1 else None
-        runs = [_Run(job.probe, self.workspace.yardstick) for _ in models]
+        runs = [_ModelRun(job.probe, self.workspace.yardstick) for _ in models]
         count = self.workspace.probes if job.probe else len(self.workspace.batches)
         sessions = parts.sessions if parts else [self._session(model) for model in models]
         for batch, reference in zip(self.workspace.batches[:count], self.workspace.reference[:count], strict=True):
@@ -100,7 +100,7 @@ class Worker:
         return Session.open(model, provider=self.workspace.provider, threads=1)
 
 
-class _Run:
+class _ModelRun:
     def __init__(self, probe: bool, yardstick: Yardstick) -> None:
         self.probe, self.yardstick = probe, yardstick
         self.damages: list[Array] = []
@@ -159,7 +159,7 @@ def outcome_on(
     session: Session, batches: Sequence[Batch], reference: Sequence[Outputs], yardstick: Yardstick
 ) -> Outcome:
     """A model's outcome on any samples."""
-    run = _Run(False, yardstick)
+    run = _ModelRun(False, yardstick)
     for batch, wanted in zip(batches, reference, strict=True):
         run.add(batch, session.run(batch.feed), wanted)
     return run.outcome()
@@ -175,7 +175,7 @@ def forget() -> None:
     _OPEN.clear()
 
 
-def run_job(workspace: Workspace, job: Job) -> list[Outcome]:
+def run_job(workspace: Workspace, job: TrialJob) -> list[Outcome]:
     """Run a job in whatever process this is; the workspace is opened the first time."""
     with _OPENING:
         if workspace.name not in _OPEN:

@@ -17,8 +17,8 @@ from prunecli.masks.patterns import Windows
 from prunecli.model import Model, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.sizes import macs_by_weight
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import Part
-from prunecli.search.pruner import Saving
+from prunecli.search.pools import SampleSubset
+from prunecli.search.pruner import PrunerOutput
 from prunecli.search.space import Proxy, Setting, digest, normal
 from prunecli.search.weights import ElementRecipe, ElementSpace, decisions, target
 from prunecli.types import Json, Progress, Skipped
@@ -27,7 +27,7 @@ from prunecli.zeros.oneshot import ByEvidence, Fitting, measured_scores
 from prunecli.zeros.options import MagnitudeOptions
 from prunecli.zeros.recipes import BY_EVIDENCE
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.selector import Choice, Judge, Judged, choose
+from prunecli.zeros.selector import Selection, Selector, WeightChoice, choose
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Elements:
+class WeightPruner:
     """`choice`: the weights of `file`, as `prune magnitude` chooses them."""
 
     file: Model
@@ -43,8 +43,8 @@ class Elements:
     recipe: ElementRecipe
     space: ElementSpace
     skipped: list[Skipped]
-    choice: Choice
-    data: Part
+    choice: WeightChoice
+    data: SampleSubset
     notes: tuple[str, ...] = ()
     goals = ("params", "file_bytes", "macs")
 
@@ -70,12 +70,12 @@ class Elements:
         return predicted
 
     def cut_further(
-        self, trained: Path, gone: Setting, setting: Setting, saving: Saving, progress: Progress
+        self, trained: Path, gone: Setting, setting: Setting, saving: PrunerOutput, progress: Progress
     ) -> MagnitudeResult:
         by_value = replace(self.recipe, criterion="l1", evidence={})  # zeros are the least there, and stay
         return replace(self, file=load(trained), recipe=by_value).finish(setting, {}, saving, progress)
 
-    def finish(self, setting: Setting, said: Json, saving: Saving, progress: Progress) -> MagnitudeResult:
+    def finish(self, setting: Setting, said: Json, saving: PrunerOutput, progress: Progress) -> MagnitudeResult:
         o, total = self.options, sum(knob.count for knob in self.space.knobs)
         share = sum(setting.get(knob.name, 0.0) * knob.count for knob in self.space.knobs) / max(total, 1)
         wanted = MagnitudeOptions(
@@ -87,7 +87,7 @@ class Elements:
         )  # fmt: skip
         return zeroed(self.file.path, wanted, self._judge(setting, said), progress)
 
-    def _judge(self, setting: Setting, said: Json) -> Judge:
+    def _judge(self, setting: Setting, said: Json) -> Selector:
         o, plain = self.options, BySetting(setting, self.recipe, said)
         if not o.recovers:
             return plain
@@ -106,7 +106,7 @@ class BySettingFitted:
     fits: ByEvidence
     command = "adaptive"
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         return self.fits.fitted(file, self.by(file, choice, recipe, progress), progress)
 
 
@@ -119,20 +119,20 @@ class BySetting:
     said: Json
     command = "adaptive"
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         known = [w for w in choice.chosen if w.name in self.how.weights]
         found = decisions({w.name: target(w, self.how) for w in known}, self.setting, self.how)
         whole = Recipe("element", "layer", "l1", 0.0)
         left = [found[w.name] if w.name in found else decide([target_of(w)], whole)[0] for w in known]
         gone = [w for w in choice.chosen if w.name not in self.how.weights]
         reasons = [Skipped(w.name, "no output that is looked at depends on it") for w in gone]
-        chosen = Choice(known, [*choice.left, *gone], [*choice.skipped, *reasons])
-        return Judged(chosen, left, {"scope": "adaptive", "sparsities": normal(self.setting), **self.said})
+        chosen = WeightChoice(known, [*choice.left, *gone], [*choice.skipped, *reasons])
+        return Selection(chosen, left, {"scope": "adaptive", "sparsities": normal(self.setting), **self.said})
 
 
 def open_elements(
-    path: Path, options: TrialOptions, data: Part, progress: Progress, minimize: str | None = None
-) -> Elements:
+    path: Path, options: TrialOptions, data: SampleSubset, progress: Progress, minimize: str | None = None
+) -> WeightPruner:
     file = load(path)
     form = parse_pattern(options.pattern)
     if isinstance(form, Windows):
@@ -144,11 +144,11 @@ def open_elements(
     recipe = ElementRecipe(
         {w.name: work.get(w.name) for w in chosen}, criterion.name, form.text, options.seed, evidence
     )
-    return Elements(file, options, recipe, ElementSpace(load(path), recipe), choice.skipped, choice, data, notes)
+    return WeightPruner(file, options, recipe, ElementSpace(load(path), recipe), choice.skipped, choice, data, notes)
 
 
 def _ranked(
-    file: Model, choice: Choice, options: TrialOptions, data: Part, progress: Progress
+    file: Model, choice: WeightChoice, options: TrialOptions, data: SampleSubset, progress: Progress
 ) -> tuple[Criterion, dict[str, Array], tuple[str, ...]]:
     """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told."""
     automatic = options.criterion in (None, AUTO)
@@ -172,7 +172,12 @@ def _ranked(
 
 
 def _evidence(
-    file: Model, choice: Choice, needs: tuple[str, ...], options: TrialOptions, data: Part, progress: Progress
+    file: Model,
+    choice: WeightChoice,
+    needs: tuple[str, ...],
+    options: TrialOptions,
+    data: SampleSubset,
+    progress: Progress,
 ) -> dict[str, Array]:
     names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
     wanted = GradientSamples(data, seed=options.seed, dims=options.dims, execution=options.one_thread)

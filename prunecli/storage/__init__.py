@@ -2,8 +2,8 @@
 
 from prunecli.storage.encodings import ENCODINGS, choose
 from prunecli.storage.pieces import fit
-from prunecli.storage.reading import Packed, resolve
+from prunecli.storage.reading import PackedTensor, resolve
 from prunecli.storage.values import VALUES, choose_narrow
 from prunecli.storage.writing import Writer
 
-__all__ = ["ENCODINGS", "VALUES", "Packed", "Writer", "choose", "choose_narrow", "fit", "resolve"]
+__all__ = ["ENCODINGS", "VALUES", "PackedTensor", "Writer", "choose", "choose_narrow", "fit", "resolve"]

@@ -53,7 +53,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ChainPass:
     """An int64 1 in a vector, which onnxruntime does not know before its folding pass of this number, from 0."""
 
     number: int
@@ -74,7 +74,7 @@ class Op:
         return all(isinstance(i, Fixed) or (isinstance(i, Op) and i.is_fixed) for i in self.inputs)
 
 
-Node = Op | Stream | Fixed | Pass
+Node = Op | Stream | Fixed | ChainPass
 POSITIONS = ("bits", "gaps", "codes")
 """Roles of the streams that say where values lie: whatever a chain computes, it computes from one of them."""
 
@@ -100,7 +100,7 @@ def after(node: Node, number: int) -> Node:
     nothing but cannot be done sooner."""
 
     def wait(stream: Stream) -> Node:
-        return Op("Expand", (stream, Pass(number))) if stream.role in POSITIONS else stream
+        return Op("Expand", (stream, ChainPass(number))) if stream.role in POSITIONS else stream
 
     return with_streams(node, wait) if number else node
 

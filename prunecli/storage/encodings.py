@@ -59,7 +59,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EncodedTensor:
     """A tensor as encodings see it. `inlined`: it lies in a function, whose values have no shapes of their own
     once onnxruntime has put the function's nodes in place of its calls. `shares`: it may share a chain with others."""
 
@@ -81,7 +81,7 @@ class Subject:
         return Stream("values", self.dtype, shape, compute)
 
 
-Encoding = Callable[[Subject, Rows, int], Encoded | None]
+Encoding = Callable[[EncodedTensor, Rows, int], Encoded | None]
 ENCODINGS: dict[str, Encoding] = {}
 """In order of the work at load: the later, the less."""
 
@@ -97,7 +97,7 @@ def encoding(name: str) -> Callable[[Encoding], Encoding]:
     return add
 
 
-def choose(subject: Subject, names: tuple[str, ...] | None = None) -> Encoded | None:
+def choose(subject: EncodedTensor, names: tuple[str, ...] | None = None) -> Encoded | None:
     """The smallest of the named encodings (default: all), of equal ones the later; None if dense is smaller."""
     size = subject.array.size
     if not 0 < size <= LARGEST or size * max(subject.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
@@ -112,7 +112,7 @@ def choose(subject: Subject, names: tuple[str, ...] | None = None) -> Encoded | 
 
 
 @encoding("mask")
-def mask(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+def mask(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """bits -> positions of the set ones -> values scattered there; where positions would have no shape, bits -> how
     many are set up to each -> values looked up, which takes more memory."""
     if not rows.count:
@@ -124,7 +124,7 @@ def mask(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
 
 
 @encoding("gaps")
-def gaps(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+def gaps(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """distances -> their running sum is the positions -> values scattered there."""
     if rows.count * (1 + subject.array.itemsize) > limit:
         return None
@@ -133,7 +133,7 @@ def gaps(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
 
 
 @encoding("blocks")
-def blocks(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+def blocks(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """positions of blocks -> rows of values scattered there -> blocks put in their places."""
     if len(subject.shape) < 2 or rows.count * subject.array.itemsize > limit:
         return None
@@ -156,7 +156,7 @@ def _kept(tiles: Array) -> int:
 
 
 @encoding("windows")
-def windows(subject: Subject, rows: Rows, limit: int) -> Encoded | None:
+def windows(subject: EncodedTensor, rows: Rows, limit: int) -> Encoded | None:
     """positions inside each window -> values scattered along the window's axis."""
     best: Encoded | None = None
     nonzero = words(subject.array) != 0
@@ -210,7 +210,7 @@ def _by_bits(rows: int, count: int, compute: Callable[[Array], Array]) -> Op:
     return Op("Compress", (numbers(), flags), shape=(count,))
 
 
-def _looked_up(subject: Subject, count: int) -> Op:
+def _looked_up(subject: EncodedTensor, count: int) -> Op:
     """w = values[flag * (flags so far)], with a zero as the first value."""
     size = subject.array.size
     stored = Stream("bits", ir.DataType.UINT8, (-(-size // 8),), _bits)
@@ -236,7 +236,7 @@ def _by_gaps(entries: int, compute: Callable[[Array], Array]) -> Op:
     return Op("CumSum", (cast(stored, ir.DataType.INT32), Fixed.of(0, "int32")))
 
 
-def _elements(subject: Subject, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
+def _elements(subject: EncodedTensor, places: Op, count: int, compute: Callable[[Array], Array]) -> Op:
     flat = zeros((subject.array.size,), subject.dtype)
     made = Op("ScatterElements", (flat, places, subject.values((count,), compute)))
     return made if len(subject.shape) == 1 else reshape(made, subject.shape)
@@ -254,7 +254,7 @@ def _chosen(array: Array, axis: int, width: int, keep: int) -> Array:
     return np.sort(np.argsort(zero, axis=1, kind="stable")[:, :keep], axis=1)
 
 
-def _windowed(subject: Subject, axis: int, width: int, keep: int, bits: int) -> Encoded:
+def _windowed(subject: EncodedTensor, axis: int, width: int, keep: int, bits: int) -> Encoded:
     view = _windows(subject.array, axis, width)
     shape, each = (view.shape[0], keep, view.shape[2]), 8 // bits
     size = math.prod(shape)
@@ -290,7 +290,7 @@ def _as_blocks(r: int, c: int, array: Array) -> Rows:
     return Rows(np.ascontiguousarray(tiles).reshape(-1, r * c))
 
 
-def _blocked(subject: Subject, r: int, c: int) -> Encoded:
+def _blocked(subject: EncodedTensor, r: int, c: int) -> Encoded:
     rows = _as_blocks(r, c, subject.array)
     few = subject.inlined or len(rows.values) >= 8 * (rows.entries + (rows.entries - rows.count) * rows.values.itemsize)
     count = rows.entries if few else rows.count

@@ -50,7 +50,7 @@ def dense(value: ir.Value, where: str, recent: Recent | None = None) -> Array:
     try:
         shape, dtype = shape_of(value), dtype_of(value)
         with np.errstate(all="ignore"):
-            array = Evaluation(max(math.prod(shape), 1 << 16), recent or Recent()).of(value)
+            array = ChainEvaluation(max(math.prod(shape), 1 << 16), recent or Recent()).of(value)
         if array.shape != shape or array.dtype != dtype.numpy():
             raise Wrong(f"it comes out as {array.dtype} {array.shape}")
         return array
@@ -66,7 +66,7 @@ class Recent:
     array: Array | None = None
 
 
-class Evaluation:
+class ChainEvaluation:
     """Evaluates each value once; no array may have more than a few times `size` elements, nor all of them together
     more than `MOST_BYTES` for each."""
 
@@ -116,7 +116,7 @@ class Evaluation:
         """One part of a vector, which may be a good deal larger."""
         sizes, flat = split_sizes(node), node.inputs[0]
         if flat is None or self._recent.value is not flat:
-            whole = Evaluation(max(sum(sizes), 1 << 16), self._recent).of(flat)
+            whole = ChainEvaluation(max(sum(sizes), 1 << 16), self._recent).of(flat)
             if whole.shape != (sum(sizes),):
                 raise Wrong(f"parts of {sum(sizes)} elements of {whole.size}")
             self._recent.value, self._recent.array = flat, whole

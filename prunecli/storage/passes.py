@@ -56,16 +56,16 @@ class Passes:
 
 
 @dataclass
-class Found:
+class FoundPasses:
     """What a value of a pass is computed with, the nodes of branches included."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     leaves: list[ir.Value] = field(default_factory=list)
 
 
-def found(value: ir.Value | None) -> Found | None:
+def found(value: ir.Value | None) -> FoundPasses | None:
     """How `value` is computed if it is p(i) of some i, else None. Nothing else is taken for it: it is always 1."""
-    got = Found()
+    got = FoundPasses()
     for _ in range(MOST):
         last = _producer(value, "Abs")
         if last is None:
@@ -78,7 +78,7 @@ def found(value: ir.Value | None) -> Found | None:
     return None
 
 
-def _previous(branching: ir.Node, got: Found) -> ir.Value | None:
+def _previous(branching: ir.Node, got: FoundPasses) -> ir.Value | None:
     """p(i) of the If of p(i + 1), if that is what it is."""
     condition = _producer(branching.inputs[0], "Cast")
     inner = [_shape_of(branching, name) for name in ("then_branch", "else_branch")]
@@ -113,7 +113,7 @@ def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
     return node if len(node.outputs) == 1 and len(node.inputs) == ARITY[kind] else None
 
 
-def _is_one(value: ir.Value | None, got: Found) -> bool:
+def _is_one(value: ir.Value | None, got: FoundPasses) -> bool:
     tensor = constant(value)
     if value is None or tensor is None or tensor.dtype != ir.DataType.INT64 or tuple(tensor.shape) != (1,):
         return False

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.storage.chain import Node, Op, Shape, Stream, after, with_streams
-from prunecli.storage.encodings import FOLDED_UP_TO, OVERHEAD, Encoded, Subject, choose
+from prunecli.storage.encodings import FOLDED_UP_TO, OVERHEAD, Encoded, EncodedTensor, choose
 from prunecli.storage.values import applies, choose_narrow
 
 Array = np.ndarray[Any, Any]
@@ -32,14 +32,14 @@ SPREAD_FROM = 8 << 20
 """Dense bytes from which chains are spread: below, the library itself takes as much memory, and passes take time."""
 
 
-def fit(subject: Subject, values: str = "exact") -> Encoded | None:
+def fit(subject: EncodedTensor, values: str = "exact") -> Encoded | None:
     """The smallest encoding of a tensor, of each piece if it is large; None where dense is smaller or where
     onnxruntime would not fold."""
     if subject.array.nbytes > FOLDED_UP_TO:
         return None
     narrow = values != "exact" and applies(subject.array, subject.dtype, values)
 
-    def best(part: Subject) -> Encoded | None:
+    def best(part: EncodedTensor) -> Encoded | None:
         return choose_narrow(part, values) if narrow else choose(part)
 
     axis, edges = cuts(subject.shape)
@@ -65,7 +65,7 @@ def cuts(shape: Shape) -> tuple[int, list[int]]:
     return axis, [*range(0, shape[axis], rows), shape[axis]]
 
 
-def _plain(part: Subject) -> Stream:
+def _plain(part: EncodedTensor) -> Stream:
     return part.values(part.shape, lambda array: array)
 
 

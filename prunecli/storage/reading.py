@@ -39,7 +39,7 @@ NODES_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedTensor:
     """A tensor that was packed: its name, the bytes stored for it alone, and whether the file describes it."""
 
     name: str
@@ -64,7 +64,7 @@ class _Chain:
         return name.removeprefix(start) if name.startswith(start) else None
 
 
-def resolve(graphs: Iterable[ir.Graph], functions: Iterable[ir.Graph], where: str) -> list[Packed]:
+def resolve(graphs: Iterable[ir.Graph], functions: Iterable[ir.Graph], where: str) -> list[PackedTensor]:
     """Put a dense tensor in place of every chain; what was found. `functions`: which of the graphs are functions'.
 
     Raises:
@@ -75,7 +75,7 @@ def resolve(graphs: Iterable[ir.Graph], functions: Iterable[ir.Graph], where: st
     sizes = [_dense_bytes(chain, where) for chain in chains]
     stored = _stored(chains, sizes)
     found = [
-        Packed(c.value.name or "", nbytes, c.graph, c.value.type is not None)
+        PackedTensor(c.value.name or "", nbytes, c.graph, c.value.type is not None)
         for c, nbytes in zip(chains, stored, strict=True)
     ]
     recent = Recent()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.storage.chain import Node, Op, Stream, cast, with_streams
-from prunecli.storage.encodings import Encoded, Subject, choose
+from prunecli.storage.encodings import Encoded, EncodedTensor, choose
 
 Array = np.ndarray[Any, Any]
 
@@ -61,13 +61,13 @@ WIDE = {"float16": (ir.DataType.FLOAT, ir.DataType.DOUBLE),
 """What each may stand in for: onnxruntime has no bfloat16 arithmetic on the CPU."""
 
 
-def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = None) -> Encoded | None:
+def choose_narrow(subject: EncodedTensor, name: str, names: tuple[str, ...] | None = None) -> Encoded | None:
     """The smallest encoding of the narrow values, with the operators that widen them; None where this does not
     apply: vectors, types as narrow already, NaN and infinity."""
     if not applies(subject.array, subject.dtype, name):
         return None
     how = VALUES[name]
-    small = Subject(how.apply(subject.array), how.dtype, subject.inlined)
+    small = EncodedTensor(how.apply(subject.array), how.dtype, subject.inlined)
     found = choose(small, names)
     plain = Stream("values", how.dtype, subject.shape, lambda array: array)
     narrow = _narrowed(plain if found is None else found.chain, how)
@@ -76,7 +76,7 @@ def choose_narrow(subject: Subject, name: str, names: tuple[str, ...] | None = N
     return Encoded(kind, chain, f"{detail} {name}".strip())
 
 
-def _scaled(narrow: Node, scales: Callable[[Array], Array], subject: Subject) -> Op:
+def _scaled(narrow: Node, scales: Callable[[Array], Array], subject: EncodedTensor) -> Op:
     made = scales(subject.array)
     dtype = ir.DataType.from_numpy(made.dtype)
     wide = Op("Mul", (cast(narrow, dtype), Stream("scales", dtype, made.shape, scales)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import Fixed, Node, Op, Pass, Stream, constant, streams
+from prunecli.storage.chain import ChainPass, Fixed, Node, Op, Stream, constant, streams
 from prunecli.storage.encodings import numbers
 from prunecli.storage.passes import Passes
 
@@ -47,7 +47,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Source:
+class ChainSource:
     """What a chain decodes to: a tensor, or several as one vector. What is stored for equal digests is stored once."""
 
     name: str
@@ -85,12 +85,14 @@ class Writer:
         self._nodes: list[ir.Node] = []
         self._passes = Passes(self._node, lambda tensor: self._store("", tensor), names.new)
 
-    def write(self, value: ir.Value, chain: Op, source: Source) -> ir.Value:
+    def write(self, value: ir.Value, chain: Op, source: ChainSource) -> ir.Value:
         """Let the chain compute `value`, which is an initializer or a Constant node's output. The new value has no type
         and shape of its own."""
         return self._replace(value, self._put(chain, source))
 
-    def write_together(self, values: Sequence[Sequence[ir.Value]], chain: Op, source: Source) -> list[list[ir.Value]]:
+    def write_together(
+        self, values: Sequence[Sequence[ir.Value]], chain: Op, source: ChainSource
+    ) -> list[list[ir.Value]]:
         """The same for tensors that one chain computes, laid end to end; `values`: those of each, all equal."""
         sizes = [tensor.size for tensor in source.tensors]
         inputs, attributes = [self._put(chain, source)], [ir.AttrInt64s("split", sizes)]
@@ -126,13 +128,13 @@ class Writer:
         made.name = name
         return made
 
-    def _put(self, node: Node, source: Source) -> ir.Value:
+    def _put(self, node: Node, source: ChainSource) -> ir.Value:
         if isinstance(node, Stream):
             key = (source.digest, node.role, node.piece, node.dtype, node.shape)
             if key not in self._streams:
                 self._streams[key] = self._store(f"{source.name}/{node.role}", source.lazy(node))
             return self._streams[key]
-        if isinstance(node, Pass):
+        if isinstance(node, ChainPass):
             return self._passes.of(node.number)
         if isinstance(node, Fixed) or node.is_fixed:
             return self._fixed(node)

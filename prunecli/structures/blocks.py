@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.analysis import NONE, Whole
-from prunecli.dependency.blocks import Block, dead_without, drop_blocks, find_blocks
+from prunecli.dependency.blocks import ResidualBlock, dead_without, drop_blocks, find_blocks
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.cut import Removed
 from prunecli.dependency.prepare import plan_names
@@ -37,7 +37,7 @@ _FOREIGN = ("criterion", "normalize", "scope", "round_to", "steps")
 class BlockCatalogue(Catalogue):
     """Blocks in the form of other units: each is a group of its own."""
 
-    def __init__(self, base: Catalogue, blocks: Sequence[Block]) -> None:
+    def __init__(self, base: Catalogue, blocks: Sequence[ResidualBlock]) -> None:
         work, empty = base.analysis.model, np.zeros(0, np.int64)
         groups = [
             Group(block.name, "block", number, 1, (), (), tuple((name, 0) for name in _stored(work, block)))
@@ -52,7 +52,7 @@ class BlockCatalogue(Catalogue):
         return {name: axes for block in chosen for name, axes in block.positions.items()}
 
 
-def _stored(work: ir.Model, block: Block) -> list[str]:
+def _stored(work: ir.Model, block: ResidualBlock) -> list[str]:
     """Weights that go with a block alone, in the order of the graph."""
     dead = dead_without(work, [block]).initializers
     return [name for name, value in work.graph.initializers.items() if value in dead]
@@ -63,7 +63,7 @@ class BlockCuttable(Cuttable):
     """A model whose units are its residual blocks."""
 
     @property
-    def blocks(self) -> Sequence[Block]:
+    def blocks(self) -> Sequence[ResidualBlock]:
         assert isinstance(self.units, BlockCatalogue)
         return self.units.blocks
 

@@ -15,7 +15,7 @@ Cost = Callable[[Mask], float]
 
 
 @dataclass(frozen=True)
-class Pool:
+class UnitPool:
     """Units `first .. first + count - 1`, which stay in the order of their scores.
 
     limit: most units that may go. multiple: the count that stays is a multiple of it (where that leaves more
@@ -53,7 +53,7 @@ class Bundles:
         return np.diff(self.start)
 
 
-def bundle(pools: Sequence[Pool], scores: Array) -> Bundles:
+def bundle(pools: Sequence[UnitPool], scores: Array) -> Bundles:
     """Bundles of every pool, by score; equal scores: the later unit goes first, as in all selection here."""
     units: list[Array] = []
     score: list[float] = []
@@ -74,13 +74,13 @@ def bundle(pools: Sequence[Pool], scores: Array) -> Bundles:
     return Bundles(flat, start, np.array(score, float), np.array(owner, np.int64))
 
 
-def _next(pool: Pool, gone: int) -> int:
+def _next(pool: UnitPool, gone: int) -> int:
     """Units of the next bundle: so many that a multiple stays."""
     left = pool.count - gone
     return left % pool.multiple or pool.multiple
 
 
-def by_ratio(pools: Sequence[Pool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
+def by_ratio(pools: Sequence[UnitPool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
     """Bundles for a fraction of the units: of each pool, or of all together, lowest scores first.
 
     Exactly round(ratio * units) go where bundles are single units and no limit stands against it; never more.
@@ -155,7 +155,7 @@ def _give_back(bundles: Bundles, chosen: list[int], left: Callable[[list[int]], 
     return kept
 
 
-def interleaved(pools: Sequence[Pool], bundles: Bundles) -> Array:
+def interleaved(pools: Sequence[UnitPool], bundles: Bundles) -> Array:
     """An order in which all pools shrink in step: by the fraction of the pool that is gone after each bundle."""
     gone = np.zeros(len(bundles))
     for number, pool in enumerate(pools):

@@ -71,7 +71,7 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 
 def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
-    from prunecli.structures.damage import Source, curves
+    from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration
 
     assert options.source is not None
@@ -80,7 +80,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     groups = subject.units.groups
     most = [min(g.count - 1, int(np.floor(options.largest_ratio * g.count + 1e-9))) for g in groups]
     usable = [n for n, m in enumerate(most) if m > 0]
-    source = Source(subject.work, subject.units, fit, judge, data.start, progress=progress)
+    source = DamageSource(subject.work, subject.units, fit, judge, data.start, progress=progress)
     found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
     evidence = Evidence(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
     return lambda _: evidence

@@ -21,7 +21,7 @@ from prunecli.structures.cut_plan import save_cut_plan
 from prunecli.structures.decide import decide
 from prunecli.structures.decision import Decided, GroupRow, group_rows, plan_json
 from prunecli.structures.options import CutOptions, StructuredOptions
-from prunecli.structures.proof import Inspector
+from prunecli.structures.proof import CutInspector
 from prunecli.structures.prunable import Cuttable, following
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification
@@ -78,7 +78,7 @@ def carry_out(
     """Cut what is decided, and save it with proof. `start`: when the work began, as `time.perf_counter` has it."""
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
-    inspector = Inspector(subject, subject.forced(positions, decided.removed), options, progress)
+    inspector = CutInspector(subject, subject.forced(positions, decided.removed), options, progress)
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
@@ -92,7 +92,7 @@ def carry_out(
 
 
 def _recovered(
-    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: Inspector, options: CutOptions,
+    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: CutInspector, options: CutOptions,
     folder: Path, progress: Progress,
 ) -> tuple[ir.Model, Recovery | None]:  # fmt: skip
     """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
@@ -108,7 +108,7 @@ def _recovered(
 
 
 def _result(
-    subject: Cuttable, decided: Decided, inspector: Inspector, output: FileRef | None,
+    subject: Cuttable, decided: Decided, inspector: CutInspector, output: FileRef | None,
     options: CutOptions, recovery: Recovery | None, seconds: float,
 ) -> StructuredResult:  # fmt: skip
     assert inspector.after is not None

@@ -14,8 +14,8 @@ from prunecli.dependency.costs import Costs, costs
 from prunecli.dependency.grouping import ALL
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
-from prunecli.structures.budget import Bundles, Mask, Pool, bundle, by_cost, by_ratio, interleaved
-from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA, Part, UnitGroup
+from prunecli.structures.budget import Bundles, Mask, UnitPool, bundle, by_cost, by_ratio, interleaved
+from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA, UnitGroup, WeightPart
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -179,14 +179,14 @@ class _Chooser:
         self.pools = [self._pool(group) for group in self.groups]
         self.before = self.costs.of(catalogue.sizes)
 
-    def _pool(self, group: Group) -> Pool:
+    def _pool(self, group: Group) -> UnitPool:
         r = self.recipe
         if group.count <= group_multiple(group, r.round_to) > 1:
             self.notes.append(
                 f"--round-to {r.round_to}: {group.name} has only {group.count} {group.kind}s and stays whole"
             )
         multiple = group_multiple(group, r.round_to, self.costing)
-        return Pool(group.first, group.count, group_limit(group, r.max_ratio), multiple)
+        return UnitPool(group.first, group.count, group_limit(group, r.max_ratio), multiple)
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
         total = self.catalogue.count
@@ -224,7 +224,7 @@ class _Chooser:
             out[group.units] = score
         return out
 
-    def _part(self, piece: Slice, gone: Mapping[str, Mapping[int, Array]]) -> Part:
+    def _part(self, piece: Slice, gone: Mapping[str, Mapping[int, Array]]) -> WeightPart:
         array = self.slices.array(piece.name)
         for axis, positions in gone.get(piece.name, {}).items():
             if axis != piece.axis:
@@ -239,7 +239,7 @@ class _Chooser:
             gates = self.evidence.gates[piece.name, piece.axis]
             evidence["gates"] = gates[:, piece.index].sum(axis=2, dtype=np.float64).T
         scale = piece.name in self.slices.norm_scales
-        return Part(piece.name, piece.role, piece.take(array), scale, evidence)
+        return WeightPart(piece.name, piece.role, piece.take(array), scale, evidence)
 
     # -- choice -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightPart:
     """One weight's slices: `matrix` is (units, width). `role`: out (rows that compute the unit), in (columns
     that read it), bias, norm, or other; `scale`: the factors of a BatchNormalization. `evidence`: by name, arrays of
     the matrix's shape, or (units, samples)."""
@@ -37,11 +37,11 @@ class UnitGroup:
 
     name: str
     count: int
-    parts: Sequence[Part]
+    parts: Sequence[WeightPart]
     rng: np.random.Generator
     damage: Array | None = None
 
-    def of(self, *roles: str) -> list[Part]:
+    def of(self, *roles: str) -> list[WeightPart]:
         return [part for part in self.parts if part.role in roles]
 
 
@@ -73,7 +73,7 @@ def unit_criterion(
     return add
 
 
-def matrices(group: UnitGroup) -> list[Part]:
+def matrices(group: UnitGroup) -> list[WeightPart]:
     """The matrices and kernels; where a unit has none, everything it has."""
     return group.of("out", "in") or list(group.parts)
 

@@ -17,13 +17,13 @@ import onnx_ir as ir
 
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker
-from prunecli.calibration.layers import Layer, refittable
+from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.slices import WeightSlices
 from prunecli.model.graphs import reads
 from prunecli.runtime import Session
-from prunecli.structures.elimination import Elimination, Reader, convex, eliminate
+from prunecli.structures.elimination import Elimination, UnitReader, convex, eliminate
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ _TINY, _HUGE = float(np.finfo(float).tiny), 1e200
 
 
 @dataclass(frozen=True)
-class Curve:
+class UnitCurve:
     """`order`: units of the group, the first to go first; `damage[k]`: of the outputs without the first k."""
 
     count: int
@@ -56,7 +56,7 @@ class Curve:
 
 
 @dataclass
-class Source:
+class DamageSource:
     """The prepared model, its units, and the data: `feeds` to fit on, `held` to measure on."""
 
     model: ir.Model
@@ -67,7 +67,7 @@ class Source:
     memory: int = LIMIT
     progress: Progress = no_progress
     outputs: list[str] = field(init=False)
-    sites: dict[str, Layer] = field(init=False)
+    sites: dict[str, LinearLayer] = field(init=False)
 
     def __post_init__(self) -> None:
         self.outputs = looked_at(self.model.graph.outputs)
@@ -79,7 +79,7 @@ class Source:
         return np.asarray(tensor.numpy())
 
 
-def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list[Curve]:
+def curves(source: DamageSource, groups: Sequence[Group], most: Sequence[int]) -> list[UnitCurve]:
     """A curve per group, up to `most` units gone.
 
     Raises:
@@ -93,13 +93,13 @@ def curves(source: Source, groups: Sequence[Group], most: Sequence[int]) -> list
         base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
         trials = [_Trial(source, group, slices, store) for group in groups]
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
-        found: dict[int, Curve] = {}
+        found: dict[int, UnitCurve] = {}
         for number in source.progress(order, "measuring groups", len(order)):
             found[number] = trials[number].curve(held, base, most[number])
     return [found[number] for number in range(len(groups))]
 
 
-def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
+def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> None:
     """Puts the centred (or, where there is no offset to refit, plain) X X^T of each layer into the store, by the
     weight's name."""
     walk = Walk(source.model, source.feeds, store, source.start)
@@ -122,7 +122,7 @@ def _measure_inputs(source: Source, wanted: set[str], store: Store) -> None:
     walk.close()
 
 
-def _is_free(site: Layer) -> bool:
+def _is_free(site: LinearLayer) -> bool:
     """Whether there is a constant that a trial can change."""
     source = site.offset.source if site.offset is not None else None
     return source is not None and source.is_own
@@ -131,7 +131,7 @@ def _is_free(site: Layer) -> bool:
 class _Trial:
     """One group: the layers that read it, and what the model does without some of its units."""
 
-    def __init__(self, source: Source, group: Group, slices: WeightSlices, store: Store) -> None:
+    def __init__(self, source: DamageSource, group: Group, slices: WeightSlices, store: Store) -> None:
         self.source, self.group, self.store = source, group, store
         self.pieces = list(slices.of(group))
         self.readers = [p for p in self.pieces if p.role == "in" and ("gram", p.name) in store]
@@ -142,7 +142,7 @@ class _Trial:
         self.inputs = [v.name or "" for v in reads(nodes[0]) if v.producer() is not None] if nodes else []
         self.norm = np.sum([_share(p.take(slices.array(p.name))) for p in self.pieces], axis=0)
 
-    def curve(self, held: Walk, base: Sequence[Array], most: int) -> Curve:
+    def curve(self, held: Walk, base: Sequence[Array], most: int) -> UnitCurve:
         """Measured as far as memory of what was run before allows: groups come in the order of the graph."""
         count = self.group.count
         counts = sorted({min(max(round(share * count), 1), most) for share in SHARES} | {most})
@@ -150,7 +150,7 @@ class _Trial:
         held.reach(self.inputs)
         damage = np.maximum.accumulate([0.0, *(self._damage(held, base, found, gone) for gone in counts)])
         along = found.errors + np.arange(most + 1) * max(float(found.errors[-1]), _TINY) * 1e-6
-        return Curve(count, found.order, np.interp(along, along[[0, *counts]], damage))
+        return UnitCurve(count, found.order, np.interp(along, along[[0, *counts]], damage))
 
     def _eliminated(self, most: int, counts: Sequence[int]) -> Elimination:
         """Where no layer reads the units linearly, the smallest weights go first."""
@@ -160,7 +160,7 @@ class _Trial:
         order = np.argsort(self.norm, kind="stable")[:most].tolist()
         return Elimination(order, np.concatenate([[0.0], np.cumsum(self.norm[order])]), {})
 
-    def _reading(self, piece: Any) -> list[Reader]:
+    def _reading(self, piece: Any) -> list[UnitReader]:
         """One per matrix of the layer; a unit's columns are its inputs at every tap."""
         site = self.source.sites[piece.name]
         shape, layout = site.weight.shape, site.weight.layout
@@ -174,7 +174,7 @@ class _Trial:
             mine = place[piece.index]
             units = np.flatnonzero((mine >= 0).all(axis=1))
             rows = (np.arange(taps)[None, :, None] * cols + mine[units][:, None, :]).reshape(len(units), -1)
-            reader = Reader(np.asarray(gram), matrix.T.copy(), units, rows)
+            reader = UnitReader(np.asarray(gram), matrix.T.copy(), units, rows)
             energy = reader.energy()
             reader.weight = 1 / energy if energy > _TINY else 0.0  # what does not vary has nothing to lose
             out.append(reader)

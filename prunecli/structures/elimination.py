@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Reader:
+class UnitReader:
     """A layer that reads the units. `gram` (d, d) and `matrix` B (d, m), float64. `rows` (n, p): the rows of the units
     in `units` (n,), each of them once. `weight`: of its errors in the sum over readers."""
 
@@ -53,7 +53,7 @@ DAMPING = 1e-4
 class _State:
     """One reader on the way."""
 
-    def __init__(self, reader: Reader, count: int) -> None:
+    def __init__(self, reader: UnitReader, count: int) -> None:
         wide = reader.rows.shape[1] > 1
         members = reader.rows if wide else None
         self.surgeon = Surgeon(reader.matrix.T[None].copy(), _inverse(reader.gram)[None], members)
@@ -96,7 +96,7 @@ def _inverse(gram: Array) -> Array:
             return np.linalg.inv(damped)
 
 
-def eliminate(readers: Sequence[Reader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
+def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
     """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first."""
     states = [_State(reader, count) for reader in readers]
     alive, order, errors = np.ones(count, bool), list[int](), [0.0]

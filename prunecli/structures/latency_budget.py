@@ -49,7 +49,7 @@ ABOVE = 1.02
 
 
 @dataclass(frozen=True)
-class Choice:
+class TimedChoice:
     """Units to remove, and what is predicted to remain of the latency."""
 
     removed: Array
@@ -62,7 +62,7 @@ class Choice:
 class Measured:
     """A choice carried out and run beside the original."""
 
-    choice: Choice
+    choice: TimedChoice
     gain: Speedup
 
     @property
@@ -74,15 +74,15 @@ class Measured:
 class Chooser(Protocol):
     """Chooses units for a predicted fraction of the latency, and learns from what was measured."""
 
-    def choose(self, aim: float) -> Choice: ...
+    def choose(self, aim: float) -> TimedChoice: ...
 
-    def learn(self, choice: Choice) -> float:
+    def learn(self, choice: TimedChoice) -> float:
         """What is predicted for the choice now."""
         ...
 
 
 @dataclass
-class Bench:
+class LatencyBench:
     """The original and the inputs to time it on; `start` opens sessions as they will run."""
 
     subject: Cuttable
@@ -145,7 +145,7 @@ class Bench:
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 
 
-def layer_table(bench: Bench, allowed: Array) -> LatencyTable:
+def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
     """Every layer timed at a few widths of the groups that may be cut."""
     units = bench.subject.units
     table = LatencyTable(units, channel_block())
@@ -159,7 +159,7 @@ def layer_table(bench: Bench, allowed: Array) -> LatencyTable:
 class UnitChooser:
     """Channels and heads, by a table of every layer at a few widths."""
 
-    bench: Bench
+    bench: LatencyBench
     allowed: Array
     table: LatencyTable = field(init=False)
 
@@ -167,17 +167,17 @@ class UnitChooser:
         self.evidence = measure_evidence(self.bench.subject, self.bench.options, self.bench.progress)
         self.table = layer_table(self.bench, self.allowed)
 
-    def choose(self, aim: float) -> Choice:
+    def choose(self, aim: float) -> TimedChoice:
         recipe = unit_recipe(self.bench.options, "latency", aim)
         units = self.bench.subject.units
         found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, self.table)
-        return Choice(found.removed, found.scores, self._predict(found.removed), found.notes)
+        return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
 
     def _predict(self, removed: Array) -> float:
         units = self.bench.subject.units
         return self.table.of(units.kept(removed))["latency"] / self.table.of(units.sizes)["latency"]
 
-    def learn(self, choice: Choice) -> float:
+    def learn(self, choice: TimedChoice) -> float:
         """The layers at the chosen widths, too, at the pace that the machine had when the table was made."""
         units = self.bench.subject.units
         whole, cut = self.bench.layer_times([np.zeros_like(choice.removed), choice.removed])
@@ -190,7 +190,7 @@ class UnitChooser:
 class BlockChooser:
     """Residual blocks, by the time of the layers that go with each."""
 
-    bench: Bench
+    bench: LatencyBench
     subject: BlockCuttable
     allowed: Array
 
@@ -201,14 +201,14 @@ class BlockChooser:
         work = {node: times.get(key(node), 0.0) for node in self.subject.work.graph}
         self.costs = BlockCosts(self.subject.work, self.subject.blocks, {"latency": work})
 
-    def choose(self, aim: float) -> Choice:
+    def choose(self, aim: float) -> TimedChoice:
         recipe = BlockRecipe("latency", aim, self.bench.options.largest_ratio)
         found = decide_blocks(self.costs, self.damage, recipe, self.allowed, self.bench.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
-        return Choice(found.removed, found.scores, left, [*self.notes, said])
+        return TimedChoice(found.removed, found.scores, left, [*self.notes, said])
 
-    def learn(self, choice: Choice) -> float:
+    def learn(self, choice: TimedChoice) -> float:
         return choice.predicted
 
 
@@ -224,7 +224,7 @@ def choose_for_latency(
     """
     budget = options.budget
     assert budget is not None
-    bench = Bench(subject, options, progress)
+    bench = LatencyBench(subject, options, progress)
     target = bench.fraction(budget)
     chooser: Chooser
     if isinstance(subject, BlockCuttable):
@@ -271,7 +271,7 @@ def search(
     return tried
 
 
-def _within_reach(chooser: Chooser, aim: float) -> Choice:
+def _within_reach(chooser: Chooser, aim: float) -> TimedChoice:
     """What is chosen for the aim, or for the least that is predicted to be possible."""
     try:
         return chooser.choose(aim)

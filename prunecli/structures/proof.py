@@ -28,7 +28,7 @@ REAL_BATCH = 8
 
 
 @dataclass
-class Inspector:
+class CutInspector:
     """Takes the staged file of a cut: `save` calls it before the file appears.
 
     Afterwards `after` are the sizes of the file, `layers` its weights beside the original's, and `warnings` what has to

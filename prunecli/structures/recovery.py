@@ -14,7 +14,7 @@ from prunecli.data import Dataset
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.model.shapes import input_specs
-from prunecli.reconstruct.refit import METHODS, Calibration, LayerFit, output_error, refit
+from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
 from prunecli.structures.options import CutOptions
@@ -86,7 +86,9 @@ def recover(
     return (fitted if better else cut), found
 
 
-def calibration(samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST) -> tuple[Calibration, int]:
+def calibration(
+    samples: Dataset, options: CutOptions, share: int = HELD, most: int = MOST
+) -> tuple[CalibrationBatches, int]:
     """Batches to fit on, then those that judge: one sample in `share`, at most `most`; and how many samples those are.
 
     Of more than MOST samples so many are drawn by the seed.
@@ -98,7 +100,7 @@ def calibration(samples: Dataset, options: CutOptions, share: int = HELD, most: 
         [b.feed for b in samples.select(rows).batches(options.batch_size)] if len(rows) else [] for rows in parts
     ]
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    return Calibration(batches[0] + batches[1], len(batches[0]), start), held
+    return CalibrationBatches(batches[0] + batches[1], len(batches[0]), start), held
 
 
 # -- reports ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
-from prunecli.report.document import Axis, Bars, Chart, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars
 from prunecli.structures.recovery import recovery_json, recovery_sections
 from prunecli.training.report import training_json, training_sections
@@ -211,7 +211,7 @@ def score_charts(groups: Sequence[GroupRow]) -> Iterator[Section]:
     if panels:
         more = "" if len(panels) == len(scored) else f" The {len(panels)} largest of {len(scored)} groups."
         note = f"A unit is what must go together; which go is decided by score per cost.{more}"
-        x, y = Axis("score"), Axis("units", "count")
+        x, y = ChartAxis("score"), ChartAxis("units", "count")
         yield Chart("Scores of units, by group", panels, x, y, note, shared=False, detail=True)
 
 
@@ -228,7 +228,9 @@ def _score_panel(group: GroupRow) -> Panel:
     ]
     last = max(group.removed, default=math.inf)
     clean = last <= min(group.kept, default=math.inf) and math.isfinite(last)
-    return Panel(series, group.name, [Mark("x", last, f"cut {last:.3g}")] if clean else [], x=Axis("score", log=log))
+    return Panel(
+        series, group.name, [Mark("x", last, f"cut {last:.3g}")] if clean else [], x=ChartAxis("score", log=log)
+    )
 
 
 def group_bars(groups: Sequence[GroupRow]) -> Iterator[Section]:

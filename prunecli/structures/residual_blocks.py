@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.data.casting import is_float
-from prunecli.dependency.blocks import Block, Dead, dead_without
+from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without
 from prunecli.errors import PruneError, advice
 from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import parameters
@@ -39,7 +39,7 @@ class BlockCosts:
     from the initializers that nobody reads any more."""
 
     model: ir.Model
-    blocks: Sequence[Block]
+    blocks: Sequence[ResidualBlock]
     work: Mapping[str, Mapping[ir.Node, float]] = field(default_factory=dict)
     _known: dict[tuple[str, bytes], float] = field(default_factory=dict)
 
@@ -203,7 +203,7 @@ _WITH_WHERE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _SUMS_TO_ONE = 1e-3
 
 
-def gated(model: ir.Model, blocks: Sequence[Block], facts: Facts) -> ir.Model:
+def gated(model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts) -> ir.Model:
     """The model with one boolean scalar input per block, by which the branch's value is kept or zero."""
     kinds = [ir.DataType(facts.dtypes[block.value]) for block in blocks]
     names = [block.value.name for block in blocks]

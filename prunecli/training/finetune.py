@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.autodiff import Options as GradientOptions
+from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions

@@ -35,21 +35,21 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
+class OptimizerEntry:
     """A registered optimizer: how to make one for n weights, and the learning rate it starts from by default."""
 
     make: Callable[[int, Knobs], Optimizer]
     rate: float
 
 
-OPTIMIZERS: dict[str, Entry] = {}
+OPTIMIZERS: dict[str, OptimizerEntry] = {}
 
 
 def optimizer(name: str, rate: float) -> Callable[[type], type]:
     """Register an optimizer class under a name."""
 
     def add(cls: type) -> type:
-        OPTIMIZERS[name] = Entry(cls, rate)
+        OPTIMIZERS[name] = OptimizerEntry(cls, rate)
         return cls
 
     return add

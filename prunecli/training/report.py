@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
-from prunecli.report.document import Axis, Chart, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.training.trainer import Epoch
 from prunecli.types import Json, Report
 
@@ -182,10 +182,10 @@ def training_charts(runs: Sequence[Sequence[Epoch]], score: str, before: Sequenc
     starts = [0, *accumulate(len(run) for run in runs)][: len(runs)]
     marks = [Mark("x", start + 0.5, f"cut {number}") for number, start in enumerate(starts[1:], 2)]
     over = list(range(1, len(epochs) + 1))
-    panels = [Panel([Series("loss", over, [epoch.loss for epoch in epochs])], "", marks, y=Axis("loss"))]
+    panels = [Panel([Series("loss", over, [epoch.loss for epoch in epochs])], "", marks, y=ChartAxis("loss"))]
     if any(epoch.score is not None for epoch in epochs):
         series = Series(score, over, [epoch.score for epoch in epochs])
         known = [(start + 0.5, value) for start, value in zip(starts, before, strict=True) if value is not None]
         first = Series(f"{score} before training", [x for x, _ in known], [y for _, y in known], "points")
-        panels.append(Panel([series, first], "", marks, y=Axis(f"{score}, held out")))
-    yield Chart("Training curves", panels, Axis("epoch", "count"), Axis("loss"), shared="x", detail=True)
+        panels.append(Panel([series, first], "", marks, y=ChartAxis(f"{score}, held out")))
+    yield Chart("Training curves", panels, ChartAxis("epoch", "count"), ChartAxis("loss"), shared="x", detail=True)

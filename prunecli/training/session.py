@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import GradientModel, differentiate
-from prunecli.autodiff import Options as GradientOptions
 from prunecli.autodiff.losses import MeanSquaredError
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective, is_distribution
 from prunecli.data import Dataset
@@ -32,7 +32,7 @@ SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingSetup:
     """bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto`
     updates where the model has BatchNormalization and batches are large enough."""
 
@@ -66,7 +66,7 @@ def prepare_training(
     model: Model,
     data: Dataset,
     validation: Dataset | None,
-    setup: Setup,
+    setup: TrainingSetup,
     teacher: Runner | None = None,
 ) -> Training:
     """Everything for `Training.trainer.run()`.
@@ -113,7 +113,7 @@ def prepare_training(
 
 
 def _without_gradient(
-    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], setup: Setup
+    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], setup: TrainingSetup
 ) -> dict[str, str]:
     """Which of several outputs cannot be imitated, and why."""
     names, found = [w.name for w in trainable(model, setup.freeze)], {}
@@ -126,7 +126,7 @@ def _without_gradient(
 
 
 def _build(
-    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], setup: Setup, run_size: int
+    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], setup: TrainingSetup, run_size: int
 ) -> tuple[GradientModel, Parameters]:
     weights = trainable(model, setup.freeze)
     norm = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
@@ -158,7 +158,7 @@ def _score_name(objective: Objective) -> str:
     return "negative mean absolute error" if objective.reading.regression else "accuracy"
 
 
-def _notes(graph: GradientModel, batch_size: int, setup: Setup) -> list[str]:
+def _notes(graph: GradientModel, batch_size: int, setup: TrainingSetup) -> list[str]:
     notes = list(graph.notes)
     if graph.statistics:
         notes.append("BatchNormalization used each batch's statistics and updated the stored ones")
@@ -187,7 +187,7 @@ class _Judge:
     objective: Objective
     data: Dataset
     teacher: Runner | None
-    setup: Setup
+    setup: TrainingSetup
     trainer: Trainer | None = None
 
     def score(self) -> float:
@@ -216,7 +216,12 @@ def mean_ratio(decibels: Sequence[float]) -> float:
 
 
 def _judge(
-    model: Model, parameters: Parameters, objective: Objective, data: Dataset, teacher: Runner | None, setup: Setup
+    model: Model,
+    parameters: Parameters,
+    objective: Objective,
+    data: Dataset,
+    teacher: Runner | None,
+    setup: TrainingSetup,
 ) -> _Judge:
     return _Judge(model, parameters, objective, data, teacher, setup)
 
@@ -234,7 +239,7 @@ def _holder(model: Model, name: str) -> Holder:
     return next(h for h in holders(model.ir) if h.name == name and h.graph is model.ir.graph)
 
 
-def setup_of(options: FinetuneOptions) -> Setup:
+def setup_of(options: FinetuneOptions) -> TrainingSetup:
     """The training loop, its objective and its sessions as the options say."""
     o = options
     train = TrainOptions(
@@ -244,4 +249,4 @@ def setup_of(options: FinetuneOptions) -> Setup:
         patience=o.patience, seed=o.seed,
     )  # fmt: skip
     objective = ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, o.alpha, o.output_name)
-    return Setup(train, objective, o.freeze, o.bn, o.execution.thread_count)
+    return TrainingSetup(train, objective, o.freeze, o.bn, o.execution.thread_count)

@@ -23,7 +23,7 @@ _MOST = 700.0
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """What a layer of `size` weights loses: at `densities` (fractions that remain, ascending or not) `losses`."""
 
     size: int
@@ -58,7 +58,7 @@ def erk(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], sparsity: float
     return erk_budgets(list(zip(shapes, sizes, strict=True)), sparsity)
 
 
-def by_loss(curves: Sequence[Curve], sparsity: float) -> list[int]:
+def by_loss(curves: Sequence[LossCurve], sparsity: float) -> list[int]:
     """Weights to drop per layer, round(S n) in all, with the least sum of losses."""
     sizes = np.array([curve.size for curve in curves])
     budget = budget_of(int(sizes.sum()), sparsity)
@@ -105,7 +105,7 @@ def _exactly(drops: list[int], sizes: Array, budget: int) -> list[int]:
 
 
 def allocate(
-    mode: str, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], curves: Sequence[Curve], sparsity: float
+    mode: str, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], curves: Sequence[LossCurve], sparsity: float
 ) -> list[int]:
     """Weights to drop per layer. `curves` are only read by `loss`."""
     if mode == "uniform":

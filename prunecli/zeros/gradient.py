@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.calibration.gradient_source import GradientSamples, Source, open_source
+from prunecli.calibration.gradient_source import GradientSamples, GradientSource, open_source
 from prunecli.errors import PruneError
 from prunecli.masks import Decision, Recipe, decide
 from prunecli.masks.criteria import CRITERIA, Criterion
@@ -25,7 +25,7 @@ from prunecli.types import Progress, Skipped, no_progress
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import GradientOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.selector import Choice, Judged
+from prunecli.zeros.selector import Selection, WeightChoice
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -61,7 +61,7 @@ class ByGradient:
     asked_steps: int | None = None
     command = "gradient"
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         criterion = CRITERIA.get(recipe.criterion or "smoothed")
         steps = (
             1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
@@ -73,7 +73,7 @@ class ByGradient:
         source = open_source(file, criterion.needs[0], list(names.values()), self.options, progress)
         choice = _reachable(choice, names, source.study.unreached)
         decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
-        return Judged(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
+        return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:
@@ -83,14 +83,14 @@ def _check_finite(weights: Sequence[Weight]) -> None:
             raise not_finite(weight.name, array)
 
 
-def _reachable(choice: Choice, names: Mapping[str, str], unreached: Sequence[str]) -> Choice:
+def _reachable(choice: WeightChoice, names: Mapping[str, str], unreached: Sequence[str]) -> WeightChoice:
     """The choice without what has no gradient, which is told."""
     reasons = {
         w.name: "no output that is looked at depends on it" for w in choice.chosen if names.get(w.name) in unreached
     }
     reasons |= {w.name: "inside a sub-graph: it has no gradient" for w in choice.chosen if w.name not in names}
     gone = [w for w in choice.chosen if w.name in reasons]
-    return Choice(
+    return WeightChoice(
         [w for w in choice.chosen if w.name not in reasons],
         [*choice.left, *gone],
         [*choice.skipped, *(Skipped(w.name, reasons[w.name]) for w in gone)],
@@ -98,7 +98,12 @@ def _reachable(choice: Choice, names: Mapping[str, str], unreached: Sequence[str
 
 
 def _in_steps(
-    weights: Sequence[Weight], source: Source, recipe: Recipe, criterion: Criterion, steps: int, progress: Progress
+    weights: Sequence[Weight],
+    source: GradientSource,
+    recipe: Recipe,
+    criterion: Criterion,
+    steps: int,
+    progress: Progress,
 ) -> Sequence[Decision]:
     """Decide, `steps` times, each time on gradients of the model with the weights decided on so far at zero."""
     originals = {w.name: np.asarray(w.tensor.numpy()) for w in weights}
@@ -119,7 +124,7 @@ def _evidence(weight: Weight, criterion: Criterion, values: Array) -> Mapping[st
 
 
 def _gone_to_zero(
-    source: Source, weights: Sequence[Weight], originals: Mapping[str, Array], alive: Mapping[str, Array]
+    source: GradientSource, weights: Sequence[Weight], originals: Mapping[str, Array], alive: Mapping[str, Array]
 ) -> None:
     for weight in weights:
         values = np.where(alive[weight.name], originals[weight.name], 0).astype(np.float32)

@@ -18,19 +18,19 @@ from prunecli.types import Json, Progress, Skipped, Totals, Verification
 from prunecli.verify.inputs import sizes_to_try
 from prunecli.zeros.options import OtherKinds, ZeroingOptions
 from prunecli.zeros.plans import load_plan
-from prunecli.zeros.selector import Choice, Fits, Judge, Judged, choose
+from prunecli.zeros.selector import Fits, Selection, Selector, WeightChoice, choose
 from prunecli.zeros.zero import Zeroed
-from prunecli.zeros.zero_proof import Proof
+from prunecli.zeros.zero_proof import ZeroProof
 
 
 @dataclass(frozen=True)
-class Job:
+class ZeroingJob:
     """Everything that is settled before a weight changes."""
 
     file: Model
     shapes: Shapes
     before: Totals
-    choice: Choice
+    choice: WeightChoice
     zeroed: list[Zeroed]
     recipe: Json
     command: str
@@ -46,8 +46,8 @@ class Job:
 
 
 def prepare(
-    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress
-) -> Job:
+    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Selector, progress: Progress
+) -> ZeroingJob:
     """Raises PruneError: what `magnitude` refuses before it writes."""
     if options.verify:
         options.execution.check()
@@ -59,13 +59,15 @@ def prepare(
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     before = totals(file, shapes, counted)
     moved = [Zeroed(w, one, w.tensor) for w, one in found.moved]
-    return Job(
+    return ZeroingJob(
         file, shapes, before, found.choice, zeroed, found.recipe, judge.command, found.notes, moved, found.details,
         found.feed,
     )  # fmt: skip
 
 
-def _judged(file: Model, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress) -> Judged:
+def _judged(
+    file: Model, options: ZeroingOptions, recipe: Recipe | None, judge: Selector, progress: Progress
+) -> Selection:
     """Which weights, what becomes of each, and the recipe as it is recorded."""
     found = find_weights(file)
     if options.plan is not None:
@@ -74,8 +76,8 @@ def _judged(file: Model, options: ZeroingOptions, recipe: Recipe | None, judge: 
         for weight in chosen:
             release(weight.holder.value)
         left = [weight for weight in found.all() if weight.name not in plan.decisions]
-        choice = Choice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        planned = Judged(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
+        choice = WeightChoice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
+        planned = Selection(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
         return judge.fitted(file, planned, progress) if isinstance(judge, Fits) else planned
     assert recipe is not None
     also = options.also if isinstance(options, OtherKinds) else ()
@@ -87,10 +89,10 @@ def _judged(file: Model, options: ZeroingOptions, recipe: Recipe | None, judge: 
 
 
 @dataclass
-class Inspector:
+class ZeroInspector:
     """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
 
-    job: Job
+    job: ZeroingJob
     options: ZeroingOptions
     progress: Progress
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
@@ -109,8 +111,8 @@ class Inspector:
             gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
         )
 
-    def _proof(self) -> Proof:
+    def _proof(self) -> ZeroProof:
         job, execution = self.job, self.options.execution
         opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
         sizes = sizes_to_try(job.file, job.shapes.inputs, self.options.dims)
-        return Proof(job.file, job.changed, sizes, opener, self.progress, job.feed)
+        return ZeroProof(job.file, job.changed, sizes, opener, self.progress, job.feed)

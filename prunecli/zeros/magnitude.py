@@ -25,12 +25,12 @@ from prunecli.training.gradual import (
     share_after,
 )
 from prunecli.types import Json, Progress, no_progress
-from prunecli.zeros.job import Inspector, Job, prepare
+from prunecli.zeros.job import ZeroingJob, ZeroInspector, prepare
 from prunecli.zeros.options import MagnitudeOptions, ZeroingOptions
 from prunecli.zeros.packed import packed
 from prunecli.zeros.plans import save_plan
-from prunecli.zeros.result import Layer, MagnitudeResult
-from prunecli.zeros.selector import ByValue, Choice, Judge
+from prunecli.zeros.result import MagnitudeResult, ZeroedLayer
+from prunecli.zeros.selector import ByValue, Selector, WeightChoice
 from prunecli.zeros.spread import zeroed_spreads
 from prunecli.zeros.zero import zero
 
@@ -48,7 +48,7 @@ def magnitude(
     return zeroed(Path(model), MagnitudeOptions.of(options, **changes), ByValue(), progress)
 
 
-def zeroed(path: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
+def zeroed(path: Path, options: ZeroingOptions, judge: Selector, progress: Progress) -> MagnitudeResult:
     """Zero what `judge` decides, train and pack as `options` say, and save the model with proof.
 
     Raises:
@@ -66,11 +66,11 @@ def zeroed(path: Path, options: ZeroingOptions, judge: Judge, progress: Progress
 
 
 def _pruned(
-    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Judge, progress: Progress
+    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Selector, progress: Progress
 ) -> MagnitudeResult:
     job = prepare(path, target, options, recipe, judge, progress)
     zero(job.changed)
-    inspector = Inspector(job, options, progress)
+    inspector = ZeroInspector(job, options, progress)
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
@@ -96,7 +96,9 @@ def _pruned(
     )
 
 
-def _retrained(path: Path, target: Path, options: ZeroingOptions, judge: Judge, progress: Progress) -> MagnitudeResult:
+def _retrained(
+    path: Path, target: Path, options: ZeroingOptions, judge: Selector, progress: Progress
+) -> MagnitudeResult:
     """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
     check_plans(options)
     whole = options.recipe
@@ -121,10 +123,10 @@ def _retrained(path: Path, target: Path, options: ZeroingOptions, judge: Judge, 
                    training=training)  # fmt: skip
 
 
-def _layers(job: Job) -> list[Layer]:
+def _layers(job: ZeroingJob) -> list[ZeroedLayer]:
     work = macs_by_weight(job.choice.chosen, count_macs(job.file, job.shapes))
     return [
-        Layer(
+        ZeroedLayer(
             name=one.weight.node.name or one.weight.node.outputs[0].name or "",
             op=one.weight.op,
             weight=one.weight.name,
@@ -150,7 +152,7 @@ def _remainder(weight: Weight, recipe: Json) -> list[str]:
     return [f"{cols} inputs do not divide by {form.window}: the rest keeps up to {form.keep}"]
 
 
-def _left(choice: Choice) -> dict[str, tuple[int, int]]:
+def _left(choice: WeightChoice) -> dict[str, tuple[int, int]]:
     tensors, params = Counter[str](), Counter[str]()
     for weight in choice.left:
         tensors[weight.kind] += 1

@@ -26,10 +26,10 @@ from prunecli.runtime import Execution
 from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.zeros.allocate import allocate
 from prunecli.zeros.magnitude import zeroed
-from prunecli.zeros.oneshot_layers import Study, Way, losses, opener, pruned, scored
+from prunecli.zeros.oneshot_layers import LayerStudy, Way, losses, opener, pruned, scored
 from prunecli.zeros.options import MEMORY, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.selector import Choice, Judged, check_numbers, matches
+from prunecli.zeros.selector import Selection, WeightChoice, check_numbers, matches
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +85,7 @@ class ByEvidence:
     options: Fitting
     command = "oneshot"
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         way = self._way(recipe)
         with Store(self.options.memory) as store:
             study, data = self._study(file, choice.chosen, way, store, progress)
@@ -100,7 +100,7 @@ class ByEvidence:
             feed=first_feed(data),
         )  # fmt: skip
 
-    def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged:
+    def fitted(self, file: Model, planned: Selection, progress: Progress) -> Selection:
         """Fit what a plan leaves, on this data."""
         recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
             planned.recipe.get("pattern", "")) else None)  # fmt: skip
@@ -129,7 +129,7 @@ class ByEvidence:
 
     def _study(
         self, file: Model, chosen: Sequence[Weight], way: Way, store: Store, progress: Progress
-    ) -> tuple[Study, Dataset]:
+    ) -> tuple[LayerStudy, Dataset]:
         options = self.options
         assert options.data is not None
         check_numbers(file)
@@ -140,13 +140,13 @@ class ByEvidence:
         feeds = _feeds(data)
         open_session = opener(options.execution.provider, options.execution.thread_count)
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, options.exclude))
-        study = Study.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed, fixed)
+        study = LayerStudy.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed, fixed)
         return study, data
 
     def _allocation(self, recipe: Recipe) -> str:
         return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
 
-    def _amounts(self, study: Study, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
+    def _amounts(self, study: LayerStudy, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
         """How many weights of each layer go."""
         pattern, sizes = parse_pattern(recipe.pattern), [layer.weight.size for layer in study.layers]
         if isinstance(pattern, Windows):
@@ -161,9 +161,9 @@ class ByEvidence:
         return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
 
     def _fitted(
-        self, file: Model, choice: Choice, study: Study, amounts: Mapping[str, int | Array], recipe: Recipe,
+        self, file: Model, choice: WeightChoice, study: LayerStudy, amounts: Mapping[str, int | Array], recipe: Recipe,
         progress: Progress, planned: Sequence[Decision] | None = None,
-    ) -> Judged:  # fmt: skip
+    ) -> Selection:  # fmt: skip
         by_name = {w.holder.name: w for w in choice.chosen if w.holder.graph is file.ir.graph}
         vectors = {w.holder.name: w for w in find_weights(file).others if w.holder.graph is file.ir.graph}
         decisions: dict[str, Decision] = {}
@@ -180,7 +180,7 @@ class ByEvidence:
             if weight.name not in decisions:
                 decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
-        return Judged(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
+        return Selection(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
 
 
 def measured_scores(
@@ -198,7 +198,7 @@ def measured_scores(
     with Store(options.memory) as store:
         study, _ = ByEvidence(options)._study(file, chosen, way, store, progress)
         found = {names[layer.weight.holder.name]: each for layer, each in scored(study, progress)}
-    choice = _measured(Choice(list(chosen), [], []), study, False)
+    choice = _measured(WeightChoice(list(chosen), [], []), study, False)
     return found, list(choice.skipped)
 
 
@@ -208,7 +208,7 @@ def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
     return decide([target_of(weight)], plain)[0]
 
 
-def _measured(choice: Choice, study: Study, fallback: bool) -> Choice:
+def _measured(choice: WeightChoice, study: LayerStudy, fallback: bool) -> WeightChoice:
     """The choice without what has no evidence, unless that may fall back."""
     fitted = {layer.weight.holder.name for layer in study.layers}
     reasons = {skip.name: skip.reason for skip in study.left}
@@ -220,10 +220,10 @@ def _measured(choice: Choice, study: Study, fallback: bool) -> Choice:
         return choice
     told = [Skipped(w.name, reasons.get(w.holder.name, "it lies in a sub-graph or a function")) for w in without]
     kept = [w for w in choice.chosen if w not in without]
-    return Choice(kept, [*choice.left, *without], [*choice.skipped, *told])
+    return WeightChoice(kept, [*choice.left, *without], [*choice.skipped, *told])
 
 
-def _notes(study: Study, fallback: bool) -> list[str]:
+def _notes(study: LayerStudy, fallback: bool) -> list[str]:
     if not (study.left and fallback):
         return []
     return [f"{len(study.left)} weights without evidence were zeroed by magnitude (--fallback): "

@@ -16,17 +16,17 @@ import onnx_ir as ir
 
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import Equations, Picker, collect
-from prunecli.calibration.layers import HIDDEN, Layer, layers_of, put
+from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of, put
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.masks import Recipe, decide
 from prunecli.masks.decisions import Rewritten
 from prunecli.masks.patterns import Pattern, Windows
 from prunecli.model import Model, find_weights
-from prunecli.reconstruct.fit import Fitted, Method, Recover, Task, fit, scores
+from prunecli.reconstruct.fit import FitTask, Fitted, Method, Recover, fit, scores
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped
-from prunecli.zeros.allocate import Curve
+from prunecli.zeros.allocate import LossCurve
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -44,14 +44,14 @@ class Way:
 
 
 @dataclass
-class Study:
+class LayerStudy:
     """One model on its data. `layers`: what can be fitted, in the order in which it runs; `left`: what cannot."""
 
     way: Way
     original: ir.Model
     feeds: Sequence[Mapping[str, Any]]
     store: Store
-    layers: list[Layer]
+    layers: list[LinearLayer]
     left: list[Skipped]
     model: Model
     open_session: Any
@@ -64,13 +64,13 @@ class Study:
     def of(
         cls, file: Model, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], way: Way, store: Store,
         open_session: Any, per_unknown: int, seed: int = 0, fixed: frozenset[str] = frozenset(),
-    ) -> Study:  # fmt: skip
+    ) -> LayerStudy:  # fmt: skip
         """A study of the stored tensors `names` of the main graph; vectors in `fixed` stay as they are."""
         original = working_form(file.ir)
         layers, left = fittable(file, original, names, fixed)
         return cls(way, original, feeds, store, layers, left, file, open_session, per_unknown, seed, fixed)
 
-    def tasks(self, layer: Layer, sums: Equations) -> Iterator[Task]:
+    def tasks(self, layer: LinearLayer, sums: Equations) -> Iterator[FitTask]:
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
         with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
@@ -83,12 +83,12 @@ class Study:
                 cross = cross - np.outer(offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
             g = worth[batch]
-            yield Task(
+            yield FitTask(
                 weights * g[:, None], found.gram, cross * g[:, None], found.x, found.y * g, variance * g**2,
                 found.count, offset * g, free, taps,
             )  # fmt: skip
 
-    def plain(self, layer: Layer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
+    def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
         """Weights and mask as stored, and the shift of all rows."""
         worth = _worth(layer)
         weights = np.stack([one.weights for one in best]) / worth[..., None]
@@ -96,7 +96,7 @@ class Study:
         shift = np.stack([one.shift for one in best]) / worth
         return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
 
-    def sums(self, layer: Layer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
+    def sums(self, layer: LinearLayer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
@@ -115,14 +115,14 @@ class Study:
                 collect(use, picker, total, given.read(use.data, number), target)
         return total
 
-    def release(self, layer: Layer, *walks: Walk) -> None:
+    def release(self, layer: LinearLayer, *walks: Walk) -> None:
         """Let the walks go of what `sums` asked for."""
         for walk in walks:
             for use in layer.uses:
                 walk.release(use.data)
                 walk.release(use.output or "")
 
-    def choose(self, layer: Layer, tasks: Sequence[Task], amount: int) -> list[Array | Quota]:
+    def choose(self, layer: LinearLayer, tasks: Sequence[FitTask], amount: int) -> list[Array | Quota]:
         """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
         method, pattern = self.way.method, self.way.pattern
         if method.criterion is None:
@@ -140,7 +140,7 @@ class Study:
         drop = decide([target_of(layer.weight, {need: lambda: found})], recipe)[0].drop(array)
         return list(layer.matrices(drop.astype(np.float32)) > 0)
 
-    def fitted(self, tasks: Sequence[Task], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
+    def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
         way = self.way
         pairs = zip(tasks, chosen, strict=True)
         return [fit(way.method, recover, task, way.pattern, one, way.workers) for task, one in pairs]
@@ -148,7 +148,7 @@ class Study:
 
 def fittable(
     file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
-) -> tuple[list[Layer], list[Skipped]]:
+) -> tuple[list[LinearLayer], list[Skipped]]:
     """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
     may move."""
     found = find_weights(replace(file, ir=work))
@@ -168,7 +168,7 @@ def _parts(gone: Sequence[Array], amount: int) -> list[int]:
     return [int(part) for part in np.diff(ends, prepend=0)]
 
 
-def _worth(layer: Layer) -> Array:
+def _worth(layer: LinearLayer) -> Array:
     """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
     size = np.abs(layer.affine()[0])
     largest = size.max(initial=0.0)
@@ -202,7 +202,7 @@ PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
 
 
-def scored(study: Study, progress: Progress) -> Iterator[tuple[Layer, Array]]:
+def scored(study: LayerStudy, progress: Progress) -> Iterator[tuple[LinearLayer, Array]]:
     """What the method's criterion needs of each weight, layer by layer, as the original model runs."""
     walk, way = Walk(study.original, study.feeds, study.store, study.open_session), study.way
     for layer in progress(study.layers, "measuring layers", len(study.layers)):
@@ -212,7 +212,7 @@ def scored(study: Study, progress: Progress) -> Iterator[tuple[Layer, Array]]:
     walk.close()
 
 
-def losses(study: Study, density: float, progress: Progress) -> list[Curve]:
+def losses(study: LayerStudy, density: float, progress: Progress) -> list[LossCurve]:
     """What the outputs lose when one layer alone is pruned, for each layer."""
     levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
     with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
@@ -236,13 +236,13 @@ def losses(study: Study, density: float, progress: Progress) -> list[Curve]:
         if not far:  # of no output is it known how it moves: as if all of the relative error came through
             total = sum(float(task.variance.sum()) for task in tasks)
             far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-        found.append(Curve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
+        found.append(LossCurve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
     walk.close()
     return found
 
 
 def _reaching(
-    study: Study, layer: Layer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
+    study: LayerStudy, layer: LinearLayer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
 ) -> list[float]:
     """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
     name = layer.weight.holder.name
@@ -259,7 +259,7 @@ def _numbers(walk: Walk, names: Sequence[str]) -> dict[str, Array]:
     return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
 
 
-def _moved(task: Task, weights: Array) -> float:
+def _moved(task: FitTask, weights: Array) -> float:
     """The mean square of what changes in the output, its mean put right where that is possible."""
     change = weights - task.weights
     return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
@@ -280,8 +280,8 @@ def _scaled(
 
 
 def pruned(
-    study: Study, chosen: Mapping[str, int | Array], progress: Progress
-) -> Iterator[tuple[Layer, Rewritten, Rewritten | None, dict[str, float]]]:
+    study: LayerStudy, chosen: Mapping[str, int | Array], progress: Progress
+) -> Iterator[tuple[LinearLayer, Rewritten, Rewritten | None, dict[str, float]]]:
     """Prune and fit layer after layer.
 
     Args:
@@ -305,7 +305,9 @@ def pruned(
     given.close()
 
 
-def _picked(study: Study, layer: Layer, tasks: Sequence[Task], amount: int | Array) -> list[Array | Quota]:
+def _picked(
+    study: LayerStudy, layer: LinearLayer, tasks: Sequence[FitTask], amount: int | Array
+) -> list[Array | Quota]:
     """What goes, by losses on what the pruned layers before give, from the best weights for that."""
     if not isinstance(amount, int):
         return list(layer.matrices(amount) > 0)
@@ -315,7 +317,7 @@ def _picked(study: Study, layer: Layer, tasks: Sequence[Task], amount: int | Arr
     return study.choose(layer, tasks, amount)
 
 
-def _shared(study: Study, layers: Sequence[Layer]) -> dict[str, Equations]:
+def _shared(study: LayerStudy, layers: Sequence[LinearLayer]) -> dict[str, Equations]:
     """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
     several = [layer for layer in layers if len(layer.uses) > 1]
     if not several:
@@ -326,7 +328,7 @@ def _shared(study: Study, layers: Sequence[Layer]) -> dict[str, Equations]:
     return found
 
 
-def _put(study: Study, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
+def _put(study: LayerStudy, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
     """Store the weights in the pruned model, rounded as they will be saved."""
     array = layer.weight.array()
     values, drop, shift = study.plain(layer, best)
@@ -340,6 +342,6 @@ def _put(study: Study, layer: Layer, best: Sequence[Fitted]) -> tuple[Rewritten,
     return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
 
 
-def _report(tasks: Sequence[Task], best: Sequence[Fitted]) -> dict[str, float]:
+def _report(tasks: Sequence[FitTask], best: Sequence[Fitted]) -> dict[str, float]:
     error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
     return {"reconstruction_error": error}

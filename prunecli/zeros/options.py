@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from prunecli.errors import PruneError
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
-from prunecli.options.groups import Calibration, Chosen, Named, Packed, Reporting, Saving, Sized
+from prunecli.options.groups import CalibrationSamples, Chosen, OutputNamed, Reporting, Saving, Sized, StoredPacked
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
@@ -41,7 +41,7 @@ class OtherKinds(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Packed, Reporting, Sized):
+class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, StoredPacked, Reporting, Sized):
     """What magnitude, gradient and one-shot pruning take alike. `spreads`: measure the distributions that a report
     draws."""
 
@@ -101,7 +101,7 @@ class MagnitudeOptions(OtherKinds, ZeroingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
+class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSamples):
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
     In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then.
@@ -145,7 +145,7 @@ class GradientOptions(Named, OtherKinds, ZeroingOptions, Calibration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneshotOptions(ZeroingOptions, Calibration):
+class OneshotOptions(ZeroingOptions, CalibrationSamples):
     """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
 
     Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what

@@ -47,7 +47,7 @@ class Masked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MaskPlan:
     """A plan that fits a model: its recipe, and a decision for each weight it names."""
 
     recipe: Json
@@ -98,7 +98,7 @@ def _identity(model: Model) -> Json:
     return {"sha256": model.sha256, **({"data_sha256": data} if data else {})}
 
 
-def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> Plan:
+def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> MaskPlan:
     """Read a plan and check that it belongs to this very model.
 
     Raises:
@@ -118,7 +118,7 @@ def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> Plan:
         raise PruneError(f"{path} names {unknown[0]}, which is no weight here", "make the plan anew")
     recipe = plan.get("recipe")
     decisions = {name: _masked(path, known[name], entry) for name, entry in masks.items()}
-    return Plan(recipe if isinstance(recipe, dict) else {}, decisions)
+    return MaskPlan(recipe if isinstance(recipe, dict) else {}, decisions)
 
 
 def _read(path: Path) -> Json:

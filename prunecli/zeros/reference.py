@@ -23,7 +23,7 @@ from prunecli.zeros.zero import Zeroed
 Array = np.ndarray[Any, Any]
 
 
-class Slot(NamedTuple):
+class TensorSlot(NamedTuple):
     """A stored tensor: how to read it, and how to put another in its place."""
 
     read: Callable[[], Array]
@@ -44,24 +44,24 @@ def masked_reference(path: Path, found: Sequence[Zeroed]) -> onnx.ModelProto:
     return model
 
 
-def _slots(model: onnx.ModelProto) -> dict[str, list[Slot]]:
+def _slots(model: onnx.ModelProto) -> dict[str, list[TensorSlot]]:
     """Every stored tensor, by name."""
-    slots: dict[str, list[Slot]] = {}
+    slots: dict[str, list[TensorSlot]] = {}
     for graph in graphs(model):
         for tensor in graph.initializer:
-            slot = Slot(partial(numpy_helper.to_array, tensor), tensor.CopyFrom)
+            slot = TensorSlot(partial(numpy_helper.to_array, tensor), tensor.CopyFrom)
             slots.setdefault(tensor.name, []).append(slot)
         for sparse in graph.sparse_initializer:
-            slot = Slot(partial(_densified, sparse), partial(_put_dense, graph, sparse))
+            slot = TensorSlot(partial(_densified, sparse), partial(_put_dense, graph, sparse))
             slots.setdefault(sparse.values.name, []).append(slot)
     for node in nodes(model):
         if node.op_type == "Constant" and node.output:
-            slot = Slot(partial(_constant_value, node), partial(_put_constant, node))
+            slot = TensorSlot(partial(_constant_value, node), partial(_put_constant, node))
             slots.setdefault(node.output[0], []).append(slot)
     return slots
 
 
-def _take(slots: dict[str, list[Slot]], one: Zeroed) -> tuple[Slot, Array]:
+def _take(slots: dict[str, list[TensorSlot]], one: Zeroed) -> tuple[TensorSlot, Array]:
     """The slot of that name which holds the weight's values; of equal ones, in two branches, each once."""
     name, wanted = one.weight.holder.name, one.values()
     for slot in slots.get(name, []):

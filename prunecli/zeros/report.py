@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
-from prunecli.report.document import Axis, Chart, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, LayerRow, Report, Verification
 from prunecli.zeros.selector import KINDS
 
 if TYPE_CHECKING:
-    from prunecli.zeros.result import Layer, MagnitudeResult
+    from prunecli.zeros.result import MagnitudeResult, ZeroedLayer
     from prunecli.zeros.spread import ZeroedSpread
 
 TOP = 24
@@ -56,7 +56,7 @@ def to_json(found: MagnitudeResult) -> Json:
     return report_json(report)
 
 
-def _row(layer: Layer) -> LayerRow:
+def _row(layer: ZeroedLayer) -> LayerRow:
     extra: Json = {
         "kind": layer.kind,
         "dtype": layer.dtype,
@@ -174,7 +174,7 @@ def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int])
     """|w| of what was zeroed and kept, over all weights and in each; `sizes`: elements by weight."""
     if not spreads:
         return
-    x, y = Axis("|w|", log=True), Axis("weights", "count")
+    x, y = ChartAxis("|w|", log=True), ChartAxis("weights", "count")
     note = "The leftmost bar also holds what is smaller."
     yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note, detail=True)
     largest = sorted((name for name in spreads if name), key=lambda name: -sizes[name])[:MOST]

@@ -13,7 +13,7 @@ from prunecli.zeros.spread import ZeroedSpread
 
 
 @dataclass(frozen=True)
-class Layer:
+class ZeroedLayer:
     """One pruned weight. `macs`: of the operators that read it, None where a shape is unknown."""
 
     name: str
@@ -44,7 +44,7 @@ class MagnitudeResult(Reported):
     recipe: Json
     before: Totals
     after: Totals
-    layers: list[Layer]
+    layers: list[ZeroedLayer]
     left: dict[str, tuple[int, int]]
     skipped: list[Skipped]
     verification: Verification

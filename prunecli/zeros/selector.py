@@ -22,12 +22,12 @@ from prunecli.zeros.zero import target_of
 
 
 @dataclass(frozen=True)
-class Judged:
+class Selection:
     """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell.
     `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight. `feed`: inputs
     that the model ran on."""
 
-    choice: Choice
+    choice: WeightChoice
     decisions: Sequence[Decision]
     recipe: Json
     notes: Sequence[str] = ()
@@ -36,20 +36,20 @@ class Judged:
     feed: Mapping[str, Any] | None = None
 
 
-class Judge(Protocol):
+class Selector(Protocol):
     """Decides which elements go from more than the weights' values. `command`: whose report it is."""
 
     @property
     def command(self) -> str: ...
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged: ...
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection: ...
 
 
 @runtime_checkable
 class Fits(Protocol):
     """A judge that also fits what is left, to zeros that were decided on before."""
 
-    def fitted(self, file: Model, planned: Judged, progress: Progress) -> Judged: ...
+    def fitted(self, file: Model, planned: Selection, progress: Progress) -> Selection: ...
 
 
 class ByValue:
@@ -57,7 +57,7 @@ class ByValue:
 
     command = "magnitude"
 
-    def __call__(self, file: Model, choice: Choice, recipe: Recipe, progress: Progress) -> Judged:
+    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         found = CRITERIA.get(recipe.criterion or "l1")
         if found.needs:
             command = "oneshot --method" if found.name in BY_EVIDENCE else "gradient --criterion"
@@ -65,14 +65,14 @@ class ByValue:
                 f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
                 f"use `prune {command} {found.name}`",
             )
-        return Judged(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
+        return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightChoice:
     """`chosen`: to be worked on, in the model's order. `left`: weights that could be, and why they are not.
     `skipped`: everything that is not worked on, as reports list it."""
 
@@ -105,7 +105,7 @@ def matches(weight: Weight, patterns: Iterable[str]) -> bool:
 
 def choose(
     weights: Weights, include: Sequence[str] = (), exclude: Sequence[str] = (), also: Sequence[str] = ()
-) -> Choice:
+) -> WeightChoice:
     """Weights of the prunable kind, and of the kinds in `also`, that match `include` and not `exclude`.
 
     Raises:
@@ -127,7 +127,7 @@ def choose(
     if not chosen:
         raise _nothing(weights, candidates, include, exclude)
     left = [w for w in weights.all() if reasons[w.name]]
-    return Choice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
+    return WeightChoice(chosen, left, [Skipped(w.name, reasons[w.name]) for w in left] + weights.skipped)
 
 
 def _reason(weight: Weight, candidate: bool, include: Sequence[str], exclude: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ _REPORT = "nothing was written; please report this"
 
 
 @dataclass(frozen=True)
-class Proof:
+class ZeroProof:
     """What to prove: that the file differs from `model` by `zeroed` alone: zeros, and what was fitted around them."""
 
     model: Model

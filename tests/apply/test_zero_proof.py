@@ -21,7 +21,7 @@ from prunecli.verify.compare import same_outputs
 from prunecli.verify.inputs import UnprovedError, sizes_to_try
 from prunecli.zeros import zero_proof
 from prunecli.zeros.zero import Zeroed, target_of, zero
-from prunecli.zeros.zero_proof import Proof, is_masked
+from prunecli.zeros.zero_proof import ZeroProof, is_masked
 from tests.model.build import floats, node, proto, save_proto
 
 
@@ -49,7 +49,7 @@ def pruned(model: onnx.ModelProto, folder: Path, sparsity: float = 0.5) -> tuple
 
 def prove(file: Model, zeroed: list[Zeroed], path: Path, **options: Any) -> Verification:
     tries = sizes_to_try(file, concrete_shapes(file, Dims()).inputs, Dims())
-    return Proof(file, zeroed, tries, **options)(path)
+    return ZeroProof(file, zeroed, tries, **options)(path)
 
 
 def test_the_masked_model_is_proved_by_running_it(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path: Path, monkeyp
     model = onnx.load(path)
     TAMPERED["a kept weight is zero"](model)
     path.write_bytes(model.SerializeToString())
-    monkeypatch.setattr(Proof, "_same_tensors", lambda self, staged: None)
+    monkeypatch.setattr(ZeroProof, "_same_tensors", lambda self, staged: None)
     with pytest.raises(PruneError, match="does not compute what the masked one does"):
         prove(file, zeroed, path)
 

@@ -137,7 +137,7 @@ def test_a_loop_beside_the_path_does_not_matter() -> None:
 
 def test_blocked_convolutions_share_their_reordered_input_and_keep_names() -> None:
     """Two convolutions of one image, one of them an output of the model; compared with stored weights."""
-    from prunecli.autodiff import Options
+    from prunecli.autodiff import DifferentiationOptions
 
     rng = np.random.default_rng(1)
     tensors = {k: rng.standard_normal((16, 16, 3, 3)).astype(np.float32) for k in ("a", "b")}
@@ -150,7 +150,7 @@ def test_blocked_convolutions_share_their_reordered_input_and_keep_names() -> No
     feed = {"x": rng.standard_normal((2, 16, 5, 6)).astype(np.float32), **tensors}
     found = []
     for fed in (True, False):
-        options = Options(weights_as_inputs=fed, outputs=("p", "y"))
+        options = DifferentiationOptions(weights_as_inputs=fed, outputs=("p", "y"))
         built = differentiate(model, ["a", "b"], SUM, shapes={"x": (2, 16, 5, 6)}, options=options)
         assert set(built.outputs) == {"p", "y"}
         found.append(run_gradients(built, feed)[1])

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.blocks import Block, dead_without, drop_blocks, find_blocks
+from prunecli.dependency.blocks import ResidualBlock, dead_without, drop_blocks, find_blocks
 from prunecli.dependency.prepare import plan_names, prepare
 from tests.channels.cases_whole import _if
 from tests.channels.net import Net
@@ -188,7 +188,7 @@ CASES = {
 }
 
 
-def _blocks(n: Net) -> tuple[ir.Model, Any, list[Block]]:
+def _blocks(n: Net) -> tuple[ir.Model, Any, list[ResidualBlock]]:
     work = prepare(ir.from_proto(n.model()))
     analysis = analyse(work, n.shapes, n.other)
     return work, analysis, find_blocks(work, analysis.geometry)

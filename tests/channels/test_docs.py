@@ -85,10 +85,10 @@ def test_without_the_rule_everything_is_frozen() -> None:
 def test_every_statement_of_the_table_exists() -> None:
     """The document names no method that the program does not have."""
     from prunecli.dependency.atoms import AtomTable
-    from prunecli.dependency.context import Context
-    from prunecli.dependency.edit import Cut
+    from prunecli.dependency.context import RuleContext
+    from prunecli.dependency.edit import NodeCut
 
-    owners: dict[str, Any] = {"ctx.table": AtomTable, "ctx": Context, "cut": Cut}
+    owners: dict[str, Any] = {"ctx.table": AtomTable, "ctx": RuleContext, "cut": NodeCut}
     text = DOCUMENT.read_text()
     for owner, name in re.findall(r"\b(ctx\.table|ctx|cut)\.([a-z_]+)\b(?=\()", text):
         assert hasattr(owners[owner], name), f"{owner}.{name}"

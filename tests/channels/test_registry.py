@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.prepare import prepare
 from prunecli.dependency.registry import BARRIERS, REWRITES, RULES
 from prunecli.dependency.rules.linear import conv
@@ -131,12 +131,12 @@ def test_an_unknown_operator_freezes_what_it_touches() -> None:
 # -- wrong rules must be caught by the proof --------------------------------------------------------
 
 
-def _elementwise(ctx: Context) -> None:
+def _elementwise(ctx: RuleContext) -> None:
     """What a careless tool assumes of any operator that keeps its shape."""
     ctx.elementwise(*ctx.inputs, ctx.outputs[0])
 
 
-def _ungrouped(ctx: Context) -> None:
+def _ungrouped(ctx: RuleContext) -> None:
     """A Conv rule that does not know groups: positions of one group only are free."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
@@ -149,7 +149,7 @@ def _ungrouped(ctx: Context) -> None:
     ctx.axis(x, 1)
 
 
-def _shifted(ctx: Context) -> None:
+def _shifted(ctx: RuleContext) -> None:
     """A Concat rule that is off by one."""
     y, start = ctx.outputs[0], 0
     axis = ctx.int("axis", 1) % ctx.rank(y)
@@ -161,7 +161,7 @@ def _shifted(ctx: Context) -> None:
         start += size
 
 
-def _transposed_blocks(ctx: Context) -> None:
+def _transposed_blocks(ctx: RuleContext) -> None:
     """A DepthToSpace rule with its two modes exchanged."""
     mode = "DCR" if ctx.string("mode", "DCR") == "CRD" else "CRD"
     ctx.node.attributes["mode"], before = ir.AttrString("mode", mode), ctx.node.attributes.get("mode")
@@ -169,7 +169,7 @@ def _transposed_blocks(ctx: Context) -> None:
     ctx.node.attributes["mode"] = before or ir.AttrString("mode", "DCR")
 
 
-def _ungated(ctx: Context) -> None:
+def _ungated(ctx: RuleContext) -> None:
     """An LSTM rule that forgets the recurrent weights' columns."""
     w, r, y = ctx.inputs[1], ctx.inputs[2], ctx.outputs[0]
     assert w is not None and r is not None
@@ -180,7 +180,7 @@ def _ungated(ctx: Context) -> None:
     ctx.axis(r, 2)
 
 
-WRONG: dict[str, tuple[Key, Callable[[Context], None], str]] = {
+WRONG: dict[str, tuple[Key, Callable[[RuleContext], None], str]] = {
     "flip as element-wise": (("", "Slice"), _elementwise, "moves/Slice flip"),
     "softmax as element-wise": (("", "Softmax"), _elementwise, "norms/Softmax"),
     "cumulative product as element-wise": (("", "CumProd"), _elementwise, "newest/CumProd"),

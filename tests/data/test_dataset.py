@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import Chunk, Dataset, build
 from prunecli.errors import PruneError
 from tests.tiny import spec
@@ -16,8 +16,8 @@ from tests.tiny import spec
 def dataset(text: str = "x: float32 (N, 2)", count: int = 10) -> Dataset:
     """Sample k is (k, -k) with the label k."""
     x = np.stack([np.arange(count), -np.arange(count)], axis=1).astype(np.float16)
-    labels = Column.of("labels", np.arange(count))
-    return build([spec(text)], {"x": Column.of("x", x)}, labels, "data")
+    labels = InputColumn.of("labels", np.arange(count))
+    return build([spec(text)], {"x": InputColumn.of("x", x)}, labels, "data")
 
 
 def seen(data: Dataset, batch_size: int) -> list[int]:
@@ -78,14 +78,16 @@ def test_split_is_a_partition(count: int, fraction: float, seed: int) -> None:
 
 
 def test_chunks_of_other_shapes_stay_apart() -> None:
-    chunks = [Chunk({"x": Column.of("x", np.full((n, w), n, np.float32))}, np.arange(n)) for n, w in ((3, 2), (4, 5))]
+    chunks = [
+        Chunk({"x": InputColumn.of("x", np.full((n, w), n, np.float32))}, np.arange(n)) for n, w in ((3, 2), (4, 5))
+    ]
     data = Dataset([spec("x: float32 (N, W)")], chunks)
     assert [b.feed["x"].shape for b in data.batches(2)] == [(2, 2), (1, 2), (2, 5), (2, 5)]
     assert [b.feed["x"].shape for b in data.take(5).batches(9)] == [(3, 2), (2, 5)]
 
 
 def test_whole_chunks_run_as_they_are() -> None:
-    chunk = Chunk({"x": Column.of("x", np.zeros((5, 2), np.float32))}, np.arange(5), whole=True)
+    chunk = Chunk({"x": InputColumn.of("x", np.zeros((5, 2), np.float32))}, np.arange(5), whole=True)
     data = Dataset([spec("x: float32 (N, 2)")], [chunk, chunk])
     assert [b.feed["x"].shape for b in data.batches(2)] == [(5, 2), (5, 2)]
     assert [b.feed["x"].shape for b in data.take(2).batches(2)] == [(5, 2)]
@@ -93,7 +95,7 @@ def test_whole_chunks_run_as_they_are() -> None:
 
 def test_inputs_without_a_batch_axis_run_one_by_one() -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    data = build([spec("x: float32 (2, 2)")], {"x": Column.of("x", x)}, None, "data")
+    data = build([spec("x: float32 (2, 2)")], {"x": InputColumn.of("x", x)}, None, "data")
     batches = list(data.batches(8))
     assert [b.feed["x"].shape for b in batches] == [(2, 2)] * 3
     assert np.array_equal(np.concatenate([b.trim("y", b.feed["x"]) for b in batches]), x)
@@ -101,8 +103,8 @@ def test_inputs_without_a_batch_axis_run_one_by_one() -> None:
 
 def test_scalars_go_with_every_batch() -> None:
     columns = {
-        "x": Column.of("x", np.zeros((5, 2), np.float32)),
-        "s": Column.of("s", np.array(0.5)),
+        "x": InputColumn.of("x", np.zeros((5, 2), np.float32)),
+        "s": InputColumn.of("s", np.array(0.5)),
     }
     data = build([spec("x: float32 (N, 2)"), spec("s: float32 ()")], columns, None, "data")
     assert [(b.feed["x"].shape, float(b.feed["s"])) for b in data.batches(3)] == [
@@ -132,8 +134,8 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(case: str) -> None:
     texts, shapes, label_shape, message = REFUSED[case]
     specs = [spec(t) for t in texts]
-    columns = {s.name: Column.of(s.name, np.zeros(shape)) for s, shape in zip(specs, shapes, strict=True)}
-    labels = None if label_shape is None else Column.of("labels", np.zeros(label_shape))
+    columns = {s.name: InputColumn.of(s.name, np.zeros(shape)) for s, shape in zip(specs, shapes, strict=True)}
+    labels = None if label_shape is None else InputColumn.of("labels", np.zeros(label_shape))
     with pytest.raises(PruneError, match=message):
         build(specs, columns, labels, "data")
 
@@ -143,15 +145,15 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
     [([0.0, np.nan], "NaN"), ([1j, 0], "complex128"), (np.array([None, 1], object), "object")],
 )
 def test_labels_must_be_finite_numbers_or_text(values: object, message: str) -> None:
-    columns = {"x": Column.of("x", np.zeros((2, 2)))}
+    columns = {"x": InputColumn.of("x", np.zeros((2, 2)))}
     with pytest.raises(PruneError, match=message):
-        build([spec("x: float32 (N, 2)")], columns, Column.of("labels", np.array(values)), "data")
+        build([spec("x: float32 (N, 2)")], columns, InputColumn.of("labels", np.array(values)), "data")
 
 
 def test_bad_values_are_found_in_their_batch() -> None:
     x = np.zeros((6, 2))
     x[4, 1] = np.nan
-    data = build([spec("x: float32 (N, 2)")], {"x": Column.of("d.npz:x", x)}, None, "data")
+    data = build([spec("x: float32 (N, 2)")], {"x": InputColumn.of("d.npz:x", x)}, None, "data")
     batches = data.batches(2)
     next(batches), next(batches)
     with pytest.raises(PruneError, match=r"d.npz:x has NaN"):
@@ -159,7 +161,7 @@ def test_bad_values_are_found_in_their_batch() -> None:
 
 
 def test_inputs_fixed_at_different_sizes() -> None:
-    columns = {n: Column.of(n, np.zeros((6, 2))) for n in "ab"}
+    columns = {n: InputColumn.of(n, np.zeros((6, 2))) for n in "ab"}
     data = build([spec("a: float32 (2, 2)"), spec("b: float32 (3, 2)")], columns, None, "data")
     with pytest.raises(PruneError, match="different batches: a: "):
         next(data.batches())

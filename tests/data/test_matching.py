@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.matching import match, split_labels
 from prunecli.errors import PruneError
 from tests.tiny import spec
 
 
-def columns(**shapes: tuple[int, ...]) -> dict[str, Column]:
-    return {name: Column.of(name, np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+def columns(**shapes: tuple[int, ...]) -> dict[str, InputColumn]:
+    return {name: InputColumn.of(name, np.zeros(shape, np.float32)) for name, shape in shapes.items()}
 
 
 # inputs, arrays -> input: array

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.evaluation import latency
-from prunecli.evaluation.latency import CROWDED, Clock, Latency, Load, Speedup, Timed, measure, on_cpu, speedup
+from prunecli.evaluation.latency import CROWDED, Clock, Latency, MachineLoad, Speedup, Timed, measure, on_cpu, speedup
 from prunecli.runtime import Session
 
 
@@ -167,7 +167,7 @@ CROWDS = [
 
 @pytest.mark.parametrize(("busy", "own", "threads", "share"), CROWDS)
 def test_what_others_took_is_beyond_the_cpus_that_are_left(busy: float, own: float, threads: int, share: float) -> None:
-    before, after = Load(100.0, 7.0, 500.0, 4), Load(110.0, 7.0 + own, 500.0 + busy, 4)
+    before, after = MachineLoad(100.0, 7.0, 500.0, 4), MachineLoad(110.0, 7.0 + own, 500.0 + busy, 4)
     assert after.crowd(before, threads) == pytest.approx(share)
 
 
@@ -175,11 +175,11 @@ def test_the_load_is_read_as_linux_counts(tmp_path: Path) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     stat = tmp_path / "stat"
     stat.write_text(f"cpu  {ticks} {ticks} {ticks} 999 999 {ticks} {ticks} {5 * ticks} 77 77\ncpu0 1\ncpu1 1\nintr 5\n")
-    found = Load.now(stat)
+    found = MachineLoad.now(stat)
     assert (found.busy, found.cpus) == (10.0, 2)  # user, nice, system, both interrupts, and 5 that were stolen
     stat.write_text("cpu\n")
-    assert Load.now(stat).cpus == Load.now(tmp_path / "none").cpus == 0
-    assert Load.now(tmp_path / "none").crowd(Load(0.0, 0.0), 4) == 0
+    assert MachineLoad.now(stat).cpus == MachineLoad.now(tmp_path / "none").cpus == 0
+    assert MachineLoad.now(tmp_path / "none").crowd(MachineLoad(0.0, 0.0), 4) == 0
 
 
 def test_the_figures() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from prunecli.data import Batch
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import build
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import run_pass
@@ -234,8 +234,8 @@ def test_scores_of_a_pruned_model_are_what_those_of_the_original_are(
 ) -> None:
     """However they lie by themselves."""
     rows = np.stack([pruned, original], axis=1).astype(np.float32)
-    labels = Column.of("labels", np.array([0, 1, 1, 0]))
-    data = build([spec("x: float32 (N, 2)")], {"x": Column.of("x", rows)}, labels, "data")
+    labels = InputColumn.of("labels", np.array([0, 1, 1, 0]))
+    data = build([spec("x: float32 (N, 2)")], {"x": InputColumn.of("x", rows)}, labels, "data")
     runners: Any = {"model": Picked(0), "baseline": Picked(1)}
     found = run_pass(runners, data, 4).predictions
     assert found["model"].predicted.tolist() == classes

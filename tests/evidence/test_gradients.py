@@ -11,7 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.calibration.gradients import MOST_SHAPES, STATISTICS, FlowTask, OutputTask, Study, flow, gates, smooth
+from prunecli.calibration.gradients import (
+    MOST_SHAPES,
+    STATISTICS,
+    FlowTask,
+    GradientStudy,
+    OutputTask,
+    flow,
+    gates,
+    smooth,
+)
 from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.model import Model, find_weights, load
@@ -56,8 +65,8 @@ def batches(x: np.ndarray[Any, Any], size: int = 1) -> list[Batch]:
     return [Batch({"x": x[i : i + size]}, size) for i in range(0, len(x), size)]
 
 
-def study(model: Model, *weights: str, output: str = "z", scale: float = 1.0) -> Study:
-    return Study(model, weights or ("w",), OutputTask({output: scale}))
+def study(model: Model, *weights: str, output: str = "z", scale: float = 1.0) -> GradientStudy:
+    return GradientStudy(model, weights or ("w",), OutputTask({output: scale}))
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -74,7 +83,7 @@ def test_of_a_matrix_they_are_moments_of_what_it_reads(
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def _opened(worked: Study, x: np.ndarray[Any, Any]) -> Study:
+def _opened(worked: GradientStudy, x: np.ndarray[Any, Any]) -> GradientStudy:
     worked.open({"x": x})
     return worked
 
@@ -151,7 +160,7 @@ def test_flow_is_the_product_of_all_magnitudes(tmp_path: Path) -> None:
     to R in both layers."""
     model = network(tmp_path)
     biases = [w for w in find_weights(model).others if w.kind == "bias"]
-    worked = Study(model, ["w", "v", *(b.holder.name for b in biases)], FlowTask(("z",)))
+    worked = GradientStudy(model, ["w", "v", *(b.holder.name for b in biases)], FlowTask(("z",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     found = flow(worked, ones, biases)
@@ -166,7 +175,7 @@ def test_flow_beyond_float32_is_scaled_down(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]) for i in range(3)]
     weights = {f"w{i}": np.full((5, 5), 1e15, np.float32) for i in range(3)}
     model = saved(tmp_path, nodes, "h3", weights)
-    worked = Study(model, list(weights), FlowTask(("h3",)))
+    worked = GradientStudy(model, list(weights), FlowTask(("h3",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     found = flow(worked, ones, [])
@@ -180,7 +189,7 @@ def test_flow_that_stops_is_refused(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["n", "w"], ["z"]),
     ]
     model = saved(tmp_path, nodes, "z", {"one": np.ones(5, np.float32), "w": W})
-    worked = Study(model, ["w"], FlowTask(("z",)))
+    worked = GradientStudy(model, ["w"], FlowTask(("z",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     with pytest.raises(PruneError, match="no synaptic flow"):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.calibration.layers import Layer, ancestors, layers_of, refittable
+from prunecli.calibration.layers import LinearLayer, ancestors, layers_of, refittable
 from prunecli.calibration.layerwise import working_form
 from prunecli.model import find_weights, load
 from prunecli.runtime import Session
@@ -33,7 +33,7 @@ def model(
     return path / "m.onnx"
 
 
-def found(path: Path, fixed: frozenset[str] = frozenset()) -> tuple[list[Layer], dict[str, str]]:
+def found(path: Path, fixed: frozenset[str] = frozenset()) -> tuple[list[LinearLayer], dict[str, str]]:
     file = load(path)
     work = working_form(file.ir)
     weights = find_weights(replace(file, ir=work))

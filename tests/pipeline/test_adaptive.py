@@ -26,9 +26,9 @@ from prunecli.search import runner as pool
 from prunecli.search.adaptive import AdaptiveResult, adaptive, raise_if_missed
 from prunecli.search.adaptive_report import to_document
 from prunecli.search.charts import path_chart
-from prunecli.search.sensitivity import Point, Row, sensitivity
+from prunecli.search.sensitivity import Point, SensitivityRow, sensitivity
 from prunecli.search.space import Knob
-from prunecli.search.trials import Job, Outcome, Workspace
+from prunecli.search.trials import Outcome, TrialJob, Workspace
 from tests.tiny import ROOT, few
 
 SAMPLES = ROOT / "sample_models"
@@ -209,7 +209,7 @@ class Stops:
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
         for result in pool.InProcess().run(workspace, jobs):
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -312,7 +312,7 @@ def test_sensitivity_is_what_cutting_the_layer_alone_does(tmp_path: Path) -> Non
 )
 def test_what_a_layer_can_spare_ends_at_the_first_loss(drops: tuple[float | None, ...], spare: float | None) -> None:
     points = [Point(share, 0.0, None, drop, 0.01) for share, drop in zip((0.3, 0.8, 0.9), drops, strict=True)]
-    assert Row(Knob("w", "element", 10, 10, 10, ()), points).spare == spare
+    assert SensitivityRow(Knob("w", "element", 10, 10, 10, ()), points).spare == spare
 
 
 def test_sensitivity_of_groups(tmp_path: Path) -> None:

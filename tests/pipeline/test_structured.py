@@ -22,7 +22,7 @@ from prunecli.model import load
 from prunecli.model.shapes import input_specs
 from prunecli.quantity import Quantity, parse_quantity
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import Part
+from prunecli.search.pools import SampleSubset
 from prunecli.search.setup import open_pruner
 from prunecli.structures import prunable as module
 from prunecli.structures.carry_out import StructuredResult
@@ -250,7 +250,7 @@ def test_what_cannot_follow_ends_no_search(tmp_path: Path) -> None:
         TrialOptions(data=DataOptions("random"), granularity="channel"),
         random_data(input_specs(load(path).ir), 8, 0),
     )
-    pruner = open_pruner(path, options, Part.of_data(options.tried, data), no_progress)
+    pruner = open_pruner(path, options, SampleSubset.of_data(options.tried, data), no_progress)
     (knob,) = pruner.space.knobs
     assert knob.count == 6
     tried = pruner.recipe.open(path).build({knob.name: 0.5})

@@ -22,7 +22,7 @@ from prunecli.model import Dims
 from prunecli.structures import latency as latency_profile
 from prunecli.structures import latency_budget as module
 from prunecli.structures.choose import OutOfReachError
-from prunecli.structures.latency_budget import ROUNDS, Bench, Choice, Measured, fastest_enough, search
+from prunecli.structures.latency_budget import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import open_cuttable
 from prunecli.structures.structured import structured
@@ -56,13 +56,13 @@ class Ideal:
     def __init__(self, slope: float = 1.0, least: float = 0.1) -> None:
         self.slope, self.least, self.learnt = slope, least, 0
 
-    def choose(self, aim: float) -> Choice:
+    def choose(self, aim: float) -> TimedChoice:
         if aim < self.least:
             raise OutOfReachError("out of reach", "", self.least)
         removed = np.arange(100) < round(100 * (1 - aim))
-        return Choice(removed, np.zeros(100), 1 - removed.mean(), [])
+        return TimedChoice(removed, np.zeros(100), 1 - removed.mean(), [])
 
-    def learn(self, choice: Choice) -> float:
+    def learn(self, choice: TimedChoice) -> float:
         self.learnt += 1
         return choice.predicted
 
@@ -95,7 +95,7 @@ def test_the_search_ends() -> None:
 
 
 def measured(*shares: float) -> list[Measured]:
-    return [Measured(Choice(np.zeros(1, bool), np.zeros(1), share, []), gain(share)) for share in shares]
+    return [Measured(TimedChoice(np.zeros(1, bool), np.zeros(1), share, []), gain(share)) for share in shares]
 
 
 @pytest.mark.parametrize(("shares", "chosen"), [((0.3, 0.45, 0.7), 0.45), ((0.505, 0.4), 0.4), ((0.505, 0.9), 0.505)])
@@ -135,15 +135,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Replace the clock of the comparison: `floor` is what a model without any work would take."""
 
     def start(floor: float) -> None:
-        def run(self: Bench, model: ir.Model) -> Speedup:
+        def run(self: LatencyBench, model: ir.Model) -> Speedup:
             whole = work_of(onnx.load(self.subject.file.path))
             return gain(floor + (1 - floor) * work_of(ir.to_proto(model)) / whole)
 
-        def layer_times(self: Bench, removed: Any) -> list[dict[str, float]]:
+        def layer_times(self: LatencyBench, removed: Any) -> list[dict[str, float]]:
             return [self_times(ir.to_proto(self.build(mask))) for mask in removed]
 
-        monkeypatch.setattr(Bench, "compare", run)
-        monkeypatch.setattr(Bench, "layer_times", layer_times)
+        monkeypatch.setattr(LatencyBench, "compare", run)
+        monkeypatch.setattr(LatencyBench, "layer_times", layer_times)
 
     return start
 
@@ -198,7 +198,7 @@ def test_the_real_clock_times_every_layer(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(latency, "BUDGET_SECONDS", 0.1)
     monkeypatch.setattr(latency_profile, "SECONDS", 0.1)
     subject = open_cuttable(net_file(tmp_path, wide), "channel,head", Dims())
-    bench = Bench(subject, CutOptions(), no_progress)
+    bench = LatencyBench(subject, CutOptions(), no_progress)
     (times,) = bench.layer_times([np.zeros(subject.units.count, bool)])
     convs = [n.outputs[0].name for n in subject.work.graph if n.op_type == "Conv"]
     assert all(times.get(name or "", 0) > 0 for name in convs)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prunecli.errors import PruneError
 from prunecli.masks import parse_pattern
 from prunecli.reconstruct import lstsq, obs
-from prunecli.reconstruct.fit import METHODS, Fitted, Task, check, fit, scores
+from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, check, fit, scores
 from prunecli.reconstruct.lstsq import damping, masked_least_squares
 from prunecli.reconstruct.obs import columns_of, removal_losses
 from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
@@ -223,16 +223,18 @@ def test_conjugate_gradients_agree_with_the_direct_solution(monkeypatch: pytest.
     np.testing.assert_allclose(masked_least_squares(gram, weights @ gram, keep, weights), direct, atol=1e-3)
 
 
-def task_of(weights: Array, x: Array, y: Array, offset: Array | None = None) -> Task:
+def task_of(weights: Array, x: Array, y: Array, offset: Array | None = None) -> FitTask:
     """As the pipeline makes it, with a constant that may change."""
     count = x.shape[1]
     mx, my = x.mean(axis=1), y.mean(axis=1)
     gram, cross = x @ x.T / count - np.outer(mx, mx), y @ x.T / count - np.outer(my, mx)
     variance = (y**2).mean(axis=1) - my**2
-    return Task(weights, gram, cross, mx, my, variance, count, np.zeros(len(y)) if offset is None else offset, True, 1)
+    return FitTask(
+        weights, gram, cross, mx, my, variance, count, np.zeros(len(y)) if offset is None else offset, True, 1
+    )
 
 
-def case(seed: int, samples: int = 500) -> tuple[Task, Array, Array]:
+def case(seed: int, samples: int = 500) -> tuple[FitTask, Array, Array]:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((16, samples)) + rng.standard_normal((1, samples)) + 2
     weights, offset = rng.standard_normal((5, 16)), rng.standard_normal(5)

@@ -14,7 +14,7 @@ import pytest
 from prunecli.calibration.layers import refittable
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
-from prunecli.reconstruct.refit import METHODS, Calibration, Refit, output_error, refit
+from prunecli.reconstruct.refit import METHODS, CalibrationBatches, Refit, output_error, refit
 from prunecli.structures.prunable import Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
@@ -112,7 +112,7 @@ class Case:
         self.cut = self.subject.without(mask, self.positions)
         shape = self.subject.inputs["x"][1:]
         feeds = [{"x": floats(min(count, 16), *shape, seed=10 + n)} for n in range(max(count // 16, 1))]
-        self.data = Calibration(feeds, max(len(feeds) - 1, 1))
+        self.data = CalibrationBatches(feeds, max(len(feeds) - 1, 1))
 
     def refit(self, method: str = "auto") -> tuple[ir.Model, Refit]:
         model = self.cut.clone()

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prunecli.report.document import Axis, Bars, Chart, Document, Mark, Panel, Section, Series
+from prunecli.report.document import Bars, Chart, ChartAxis, Document, Mark, Panel, Section, Series
 from prunecli.report.draw import draw
 from prunecli.report.render_html import to_html
 
@@ -20,7 +20,7 @@ NAMES = ["plain", "$x_1$ $\\frac{1}{2}$", "<b>&\"'", "\x1b[31m\x00", "日本", "
 def chart(draw: str = "line", count: int = 5, panels: int = 1, **options: object) -> Chart:
     x = list(range(count + (draw == "histogram")))
     series = Series("value", x, [1.0 + i for i in range(count)], draw)  # type: ignore[arg-type]
-    return Chart("C", [Panel([series], f"panel {k}") for k in range(panels)], Axis("x"), Axis("y"), **options)  # type: ignore[arg-type]
+    return Chart("C", [Panel([series], f"panel {k}") for k in range(panels)], ChartAxis("x"), ChartAxis("y"), **options)  # type: ignore[arg-type]
 
 
 def titles(svg: str) -> list[str]:
@@ -42,11 +42,11 @@ SECTIONS: list[tuple[str, Bars | Chart, list[str]]] = [
     ("histogram", chart("histogram"), []),
     ("panels", chart("line", 1, 2), ["value: y 1, x 0"] * 2),
     ("own ranges", chart("line", 1, 2, shared=False), ["value: y 1, x 0"] * 2),
-    ("gap", Chart("C", [Panel([Series("s", [1, 2, 3], [1, None, float("nan")])])], Axis("x"), Axis("y")), ["s: y 1, x 1"]),
-    ("log", Chart("C", [Panel([Series("s", [0, 1, 1], [1, 0, 2])])], Axis("x", log=True), Axis("y", log=True)), ["s: y 2, x 1"]),
-    ("nothing", Chart("C", [Panel([Series("s", [], []), Series("t", [1], [None])])], Axis("x"), Axis("y")), []),
-    ("whiskers", Chart("C", [Panel([Series("", [1], [2], "points", [1], [3], ["name"])])], Axis("x"), Axis("y")), ["name: y 2, x 1"]),
-    ("band", Chart("C", [Panel([Series("s", [1, 2], [2, 2], "line", [1, 1], [3, 3])])], Axis("x"), Axis("")), ["s: 2, x 1", "s: 2, x 2"]),
+    ("gap", Chart("C", [Panel([Series("s", [1, 2, 3], [1, None, float("nan")])])], ChartAxis("x"), ChartAxis("y")), ["s: y 1, x 1"]),
+    ("log", Chart("C", [Panel([Series("s", [0, 1, 1], [1, 0, 2])])], ChartAxis("x", log=True), ChartAxis("y", log=True)), ["s: y 2, x 1"]),
+    ("nothing", Chart("C", [Panel([Series("s", [], []), Series("t", [1], [None])])], ChartAxis("x"), ChartAxis("y")), []),
+    ("whiskers", Chart("C", [Panel([Series("", [1], [2], "points", [1], [3], ["name"])])], ChartAxis("x"), ChartAxis("y")), ["name: y 2, x 1"]),
+    ("band", Chart("C", [Panel([Series("s", [1, 2], [2, 2], "line", [1, 1], [3, 3])])], ChartAxis("x"), ChartAxis("")), ["s: 2, x 1", "s: 2, x 2"]),
     ("bars", Bars("B", ["a", "b"], [("", [1, None])], "percent"), ["a: 100.0 %", "b: –"]),
     ("two series", Bars("B", ["a"], [("before", [2]), ("after", [1])], "ms"), ["a: before: 2 ms", "a: after: 1 ms"]),
     ("stacked", Bars("B", ["a"], [("kept", [2]), ("gone", [1])], stacked=True), ["a: kept: 2", "a: gone: 1"]),
@@ -78,13 +78,13 @@ def test_bars_are_proportional_and_in_place() -> None:
 
 def test_a_mark_is_within_the_range_and_named() -> None:
     panel = Panel([Series("s", [0, 1], [0, 1])], marks=[Mark("x", 5, "the cut"), Mark("y", 3, "promise")])
-    said = texts(draw(Chart("C", [panel], Axis("x"), Axis("y"))))
+    said = texts(draw(Chart("C", [panel], ChartAxis("x"), ChartAxis("y"))))
     assert {"the cut", "promise", "4", "3"} <= set(said)
 
 
 def test_names_of_marks_do_not_cover_each_other() -> None:
     marks = [Mark("x", 0.5, "one of two"), Mark("x", 0.51, "the other")]
-    svg = draw(Chart("C", [Panel([Series("s", [0, 1], [0, 1])], marks=marks)], Axis("x"), Axis("y")))
+    svg = draw(Chart("C", [Panel([Series("s", [0, 1], [0, 1])], marks=marks)], ChartAxis("x"), ChartAxis("y")))
     heights = [
         float(e.attrib["y"]) for e in ElementTree.fromstring(svg).iter("text") if e.text in {m.name for m in marks}
     ]
@@ -92,7 +92,9 @@ def test_names_of_marks_do_not_cover_each_other() -> None:
 
 
 def test_ticks_are_short() -> None:
-    said = texts(draw(Chart("C", [Panel([Series("s", [0, 1], [0, 2e6])])], Axis("x", "percent"), Axis("y", "count"))))
+    said = texts(
+        draw(Chart("C", [Panel([Series("s", [0, 1], [0, 2e6])])], ChartAxis("x", "percent"), ChartAxis("y", "count")))
+    )
     assert {"0 %", "50 %", "100 %", "1.00 M"} <= set(said)
 
 
@@ -102,7 +104,7 @@ def test_any_name_is_text(name: str) -> None:
         [Series(name, [1], [1], "points", labels=[name]), Series("other", [1], [1])], name, [Mark("x", 1, name)]
     )
     sections: list[Section] = [
-        Chart(name, [panel], Axis(name), Axis(name)),
+        Chart(name, [panel], ChartAxis(name), ChartAxis(name)),
         Bars(name, [name], [(name, [1]), ("o", [1])]),
     ]
     html = to_html(Document("t", sections))

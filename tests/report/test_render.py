@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.report.document import Axis, Bars, Cell, Chart, Column, Document, Section, Table, Text
+from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Section, Table, Text
 from prunecli.report.render import fit, to_markdown, to_terminal, top_rows
 from prunecli.report.render_cells import cell_text, one_line, shorten
 from prunecli.report.render_html import to_html
@@ -130,7 +130,7 @@ def test_top_without_a_column_shows_the_first() -> None:
 
 
 def test_empty_tables_and_bars() -> None:
-    empty = Document("t", [Table("T", COLUMNS, []), Bars("B", [], []), Chart("C", [], Axis("x"), Axis("y"))])
+    empty = Document("t", [Table("T", COLUMNS, []), Bars("B", [], []), Chart("C", [], ChartAxis("x"), ChartAxis("y"))])
     for text in (to_terminal(empty), to_terminal(empty, width=40), to_markdown(empty), to_html(empty)):
         assert "T" in text
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from prunecli.report.document import Axis, Bars, Chart, Document, Mark, Panel, Series
+from prunecli.report.document import Bars, Chart, ChartAxis, Document, Mark, Panel, Series
 from prunecli.report.render import to_markdown, to_terminal
 from prunecli.report.sketch import WIDTH, as_table, bar
 
-LINE, PERCENT = Axis("x"), Axis("y", "percent")
+LINE, PERCENT = ChartAxis("x"), ChartAxis("y", "percent")
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,18 @@ def test_sparkline(draw: str, x: list[float], y: list[float | None], drawn: str)
 
 
 def test_log_axes() -> None:
-    chart = Chart("C", [Panel([Series("s", [1, 10, 100], [1, 10, 100])])], Axis("x", log=True), Axis("y", log=True))
+    chart = Chart(
+        "C", [Panel([Series("s", [1, 10, 100], [1, 10, 100])])], ChartAxis("x", log=True), ChartAxis("y", log=True)
+    )
     straight = as_table(Chart("C", [Panel([Series("s", [0, 1, 2], [0, 1, 2])])], LINE, PERCENT)).rows[0][2]
     assert as_table(chart).rows[0][2] == straight
-    negative = Chart("C", [Panel([Series("s", [1, 2], [-1, 0])])], LINE, Axis("y", log=True))
+    negative = Chart("C", [Panel([Series("s", [1, 2], [-1, 0])])], LINE, ChartAxis("y", log=True))
     assert as_table(negative).rows[0][2] == "·" * WIDTH
 
 
 def small_multiples(**options: object) -> Chart:
     panels = [Panel([Series("s", [0, 1], [0, k])], f"layer{k}", [Mark("x", 0.5, "cut")]) for k in (1, 2, 3)]
-    return Chart("Many", panels, Axis("share", "percent"), LINE, **options)  # type: ignore[arg-type]
+    return Chart("Many", panels, ChartAxis("share", "percent"), LINE, **options)  # type: ignore[arg-type]
 
 
 def test_panels_share_their_range_or_not() -> None:

@@ -12,10 +12,10 @@ import onnx
 import pytest
 
 from prunecli.search.metric import Drop
-from prunecli.search.runner import Bench, Journal
+from prunecli.search.runner import Journal, TrialRunner
 from prunecli.search.space import Knob, Setting
 from prunecli.search.strategy import STRATEGIES, Goal, Search
-from prunecli.search.trials import Job, Outcome, Workspace
+from prunecli.search.trials import Outcome, TrialJob, Workspace
 from prunecli.types import no_progress
 
 SAMPLES = 4000
@@ -69,10 +69,10 @@ class Calculated:
 
     space: Formula
     noise: float = 0.0
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[TrialJob] = field(default_factory=list)
     stop_after: int = 10**9
 
-    def run(self, workspace: Workspace, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
         for number, job in reversed(list(enumerate(jobs))):  # any order will do
             if len(self.jobs) == self.stop_after:
                 raise KeyboardInterrupt
@@ -89,7 +89,7 @@ class Calculated:
 def searched(strategy: str, space: Formula, noise: float = 0.0, limit: float = 0.02, stop: int = 10**9) -> Search:
     pool = Calculated(space, noise, stop_after=stop)
     workspace: Any = type("Fake", (), {"yardstick": Yard(noise)})()
-    run = Search(Bench(workspace, pool, Journal(None, ""), no_progress), space, Goal(limit, "params", SAMPLES))
+    run = Search(TrialRunner(workspace, pool, Journal(None, ""), no_progress), space, Goal(limit, "params", SAMPLES))
     run.run(strategy)
     return run
 
@@ -174,7 +174,7 @@ def test_an_interruption_leaves_the_best_so_far() -> None:
     space = Formula()
     pool = Calculated(space, stop_after=12)
     workspace: Any = type("Fake", (), {"yardstick": Yard()})()
-    run = Search(Bench(workspace, pool, Journal(None, "")), space, Goal(0.02, "params", SAMPLES))
+    run = Search(TrialRunner(workspace, pool, Journal(None, "")), space, Goal(0.02, "params", SAMPLES))
     with pytest.raises(KeyboardInterrupt):
         run.run("search")
     assert run.best is not None and run.best in run.steps
@@ -187,7 +187,7 @@ def test_what_was_measured_is_not_measured_again() -> None:
     found = []
     for _ in range(2):
         pool = Calculated(space)
-        run = Search(Bench(workspace, pool, journal), space, Goal(0.02, "params", SAMPLES))
+        run = Search(TrialRunner(workspace, pool, journal), space, Goal(0.02, "params", SAMPLES))
         run.run("search")
         found.append((run.best, len(pool.jobs)))
     assert found[0][0] == found[1][0] and found[0][1] > 0 == found[1][1]

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.zeros.allocate import ALLOCATIONS, Curve, allocate, by_loss
+from prunecli.zeros.allocate import ALLOCATIONS, LossCurve, allocate, by_loss
 
 SHAPES = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
 SIZES = [int(np.prod(shape)) for shape in SHAPES]
 DENSITIES = (0.5, 0.3, 0.1, 0.05)
 
 
-def curves(scales: tuple[float, ...]) -> list[Curve]:
+def curves(scales: tuple[float, ...]) -> list[LossCurve]:
     return [
-        Curve(n, DENSITIES, [scale * (1 / d - 1) ** 2 for d in DENSITIES])
+        LossCurve(n, DENSITIES, [scale * (1 / d - 1) ** 2 for d in DENSITIES])
         for n, scale in zip(SIZES, scales, strict=True)
     ]
 
@@ -58,15 +58,17 @@ def test_no_exchange_between_two_layers_helps(scales: list[float], sparsity: flo
 
 
 def test_the_layer_that_hurts_keeps_more() -> None:
-    low, high = by_loss([Curve(1000, DENSITIES, [0.1, 0.3, 1, 3]), Curve(1000, DENSITIES, [10, 30, 100, 300])], 0.5)
+    low, high = by_loss(
+        [LossCurve(1000, DENSITIES, [0.1, 0.3, 1, 3]), LossCurve(1000, DENSITIES, [10, 30, 100, 300])], 0.5
+    )
     assert low > high + 200
 
 
 def test_curves() -> None:
     """Straight in the logarithms, also beyond what was measured; nothing is lost where nothing goes; noise that says
     that less is better is smoothed away."""
-    curve = Curve(10, (0.4, 0.1), (1.0, 4.0))
+    curve = LossCurve(10, (0.4, 0.1), (1.0, 4.0))
     np.testing.assert_allclose(curve.at(np.array([1.0, 0.8, 0.4, 0.2, 0.1, 0.05])), [0, 0.5, 1, 2, 4, 8])
-    noisy = Curve(10, (0.4, 0.2, 0.1), (1.0, 0.5, 4.0)).at(np.array([0.4, 0.2, 0.1]))
+    noisy = LossCurve(10, (0.4, 0.2, 0.1), (1.0, 0.5, 4.0)).at(np.array([0.4, 0.2, 0.1]))
     assert (np.diff(noisy) >= 0).all()
-    assert (Curve(10, (0.4, 0.1), (0.0, 0.0)).at(np.array([0.4, 0.05])) < 1e-100).all()  # a dead layer
+    assert (LossCurve(10, (0.4, 0.1), (0.0, 0.0)).at(np.array([0.4, 0.05])) < 1e-100).all()  # a dead layer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunecli.model import Dims
-from prunecli.structures.damage import Curve, Source, curves
+from prunecli.structures.damage import DamageSource, UnitCurve, curves
 from prunecli.structures.prunable import Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
@@ -31,9 +31,9 @@ def mlp(folder: Path, reader: str = "MatMul") -> Cuttable:
     return open_cuttable(save_proto(proto(nodes, {"x": ("n", 4)}, weights=weights), folder), "channel,head", Dims())
 
 
-def measured(subject: Cuttable, most: int = SIZE - 1) -> Curve:
+def measured(subject: Cuttable, most: int = SIZE - 1) -> UnitCurve:
     fit, held = ([{"x": floats(64, 4, seed=seed)}] for seed in (5, 6))
-    source = Source(subject.work, subject.units, fit, held)
+    source = DamageSource(subject.work, subject.units, fit, held)
     (curve,) = curves(source, subject.units.groups, [most])
     return curve
 

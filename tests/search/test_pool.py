@@ -20,15 +20,15 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.passes import Asked
 from prunecli.runtime import Session
 from prunecli.search.metric import choose_yardstick
-from prunecli.search.runner import Dask, InProcess, LocalProcesses, Pool
-from prunecli.search.trials import Job, Outcome, Workspace, outputs_of
+from prunecli.search.runner import Dask, InProcess, LocalProcesses, WorkerPool
+from prunecli.search.trials import Outcome, TrialJob, Workspace, outputs_of
 from prunecli.search.weights import ElementRecipe, ElementSpace
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
 MLP = SAMPLES / "digits-mlp.onnx"
 WEIGHTS = {"fc1.weight": None, "fc2.weight": None, "fc3.weight": None}
-JOBS = [Job.of({"fc1.weight": 0.3 + 0.05 * i}, {"fc1.weight": 0.9}, probe=i % 2 == 0) for i in range(12)]
+JOBS = [TrialJob.of({"fc1.weight": 0.3 + 0.05 * i}, {"fc1.weight": 0.9}, probe=i % 2 == 0) for i in range(12)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def workspace(recipe: ElementRecipe) -> Workspace:
     return Workspace(os.urandom(8).hex(), {"m.onnx": content}, recipe, batches, reference, yardstick, 3)
 
 
-def results(pool: Pool, made: Workspace) -> list[list[Outcome]]:
+def results(pool: WorkerPool, made: Workspace) -> list[list[Outcome]]:
     found = dict(pool.run(made, JOBS))
     assert sorted(found) == list(range(len(JOBS)))
     return [found[n] for n in range(len(JOBS))]
@@ -93,7 +93,7 @@ def test_a_local_process_that_is_killed_is_replaced(tmp_path: Path, expected: li
 
 def test_what_goes_wrong_in_a_process_is_told(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="nothing"):
-        list(LocalProcesses(2).run(workspace(ElementRecipe(WEIGHTS)), [Job.of({"nothing": 0.5})]))
+        list(LocalProcesses(2).run(workspace(ElementRecipe(WEIGHTS)), [TrialJob.of({"nothing": 0.5})]))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
 from prunecli.runtime import Session
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import Part
-from prunecli.search.pruner import Pruner, Saving
+from prunecli.search.pools import SampleSubset
+from prunecli.search.pruner import Pruner, PrunerOutput
 from prunecli.search.setup import open_pruner
 from prunecli.search.space import Knob, Setting, normal, snapped
 from prunecli.search.suffix import shared
@@ -37,7 +37,7 @@ def opened(**changes: Any) -> Pruner:
     session = Session.open(SAMPLE)
     options = TrialOptions(data=DataOptions("random"), **changes)
     data = random_data(session.inputs, 32, 0)
-    return open_pruner(SAMPLE, options, Part.of_data(options.tried, data), no_progress)
+    return open_pruner(SAMPLE, options, SampleSubset.of_data(options.tried, data), no_progress)
 
 
 def middle(pruner: Pruner) -> Setting:
@@ -53,7 +53,7 @@ def test_what_is_tried_is_what_is_saved(kind: dict[str, Any], tmp_path: Path) ->
     pruner = opened(**kind)
     setting = middle(pruner)
     tried = pruner.space.build(setting)
-    done = pruner.finish(setting, {}, Saving(tmp_path / "out.onnx"), no_progress)
+    done = pruner.finish(setting, {}, PrunerOutput(tmp_path / "out.onnx"), no_progress)
     assert done.verification.kind == "exact"
     ours, saved = stored(tried), stored(onnx.load(tmp_path / "out.onnx"))
     assert ours.keys() == saved.keys() and all(np.array_equal(ours[n], saved[n]) for n in ours)

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.search.tradeoff import Curve, best_path, spread
+from prunecli.search.tradeoff import DamageCurve, best_path, spread
 
 FRACTIONS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def curve(name: str, damages: list[float], size: float) -> Curve:
-    return Curve.of(name, FRACTIONS[: len(damages)], damages, lambda f: size * (1 - f))
+def curve(name: str, damages: list[float], size: float) -> DamageCurve:
+    return DamageCurve.of(name, FRACTIONS[: len(damages)], damages, lambda f: size * (1 - f))
 
 
-def quadratic(name: str, weight: float, size: float) -> Curve:
+def quadratic(name: str, weight: float, size: float) -> DamageCurve:
     return curve(name, [weight * f * f for f in FRACTIONS], size)
 
 

@@ -8,18 +8,18 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.structures.budget import Pool, bundle, by_cost, by_ratio, interleaved
+from prunecli.structures.budget import UnitPool, bundle, by_cost, by_ratio, interleaved
 
 Array = np.ndarray[Any, Any]
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=6)
 
 
-def pools_of(sizes: list[int], limit: float = 1.0, multiple: int = 1) -> list[Pool]:
+def pools_of(sizes: list[int], limit: float = 1.0, multiple: int = 1) -> list[UnitPool]:
     starts = np.cumsum([0, *sizes])
-    return [Pool(int(a), n, min(n - 1, int(limit * n)), multiple) for a, n in zip(starts[:-1], sizes, strict=True)]
+    return [UnitPool(int(a), n, min(n - 1, int(limit * n)), multiple) for a, n in zip(starts[:-1], sizes, strict=True)]
 
 
-def gone(pools: list[Pool], mask: Array) -> list[int]:
+def gone(pools: list[UnitPool], mask: Array) -> list[int]:
     return [int(mask[p.first : p.first + p.count].sum()) for p in pools]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.structures.elimination import DAMPING, Reader, convex, eliminate
+from prunecli.structures.elimination import DAMPING, UnitReader, convex, eliminate
 
 Array = np.ndarray[Any, Any]
 UNITS, PER_UNIT = 6, 2
@@ -21,13 +21,13 @@ def inputs(seed: int = 0) -> Array:
     return rng.standard_normal((400, UNITS * PER_UNIT)) @ rng.standard_normal((UNITS * PER_UNIT, UNITS * PER_UNIT))
 
 
-def reader(x: Array, outputs: int = 3, weight: float = 1.0, seed: int = 1) -> Reader:
+def reader(x: Array, outputs: int = 3, weight: float = 1.0, seed: int = 1) -> UnitReader:
     matrix = np.random.default_rng(seed).standard_normal((x.shape[1], outputs))
     rows = np.arange(UNITS * PER_UNIT).reshape(PER_UNIT, UNITS).T  # a unit's rows lie apart
-    return Reader(x.T @ x, matrix, np.arange(UNITS), rows, weight)
+    return UnitReader(x.T @ x, matrix, np.arange(UNITS), rows, weight)
 
 
-def solved(given: Reader, gone: list[int]) -> tuple[Array, float]:
+def solved(given: UnitReader, gone: list[int]) -> tuple[Array, float]:
     """B without the rows of some units, and its error, from the damped problem as elimination sees it."""
     size = len(given.gram)
     damped = given.gram + np.eye(size) * DAMPING * np.trace(given.gram) / size
@@ -79,7 +79,7 @@ def test_dead_units_go_first() -> None:
 
 def test_units_that_nothing_reads_cost_nothing() -> None:
     given = reader(inputs())
-    some = Reader(given.gram, given.matrix, np.arange(UNITS), given.rows)
+    some = UnitReader(given.gram, given.matrix, np.arange(UNITS), given.rows)
     found = eliminate([some], UNITS + 2, 2)
     assert set(found.order) == {UNITS, UNITS + 1} and found.errors[-1] == 0
 

@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from prunecli.errors import PruneError
 from prunecli.masks import keys, stream
 from prunecli.masks.lamp import lowest_lamp
-from prunecli.masks.stream import Cut, Source, count_below, lowest
+from prunecli.masks.stream import CutPoint, ScoreSource, count_below, lowest
 from tests.select.naive import drop_lowest
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
 
-def source(array: np.ndarray, sizes: np.ndarray | int = 1, name: str = "w") -> Source:
+def source(array: np.ndarray, sizes: np.ndarray | int = 1, name: str = "w") -> ScoreSource:
     width = sizes if isinstance(sizes, int) else 1
     many = None if isinstance(sizes, int) else sizes
-    return Source(name, array.size, array.dtype, lambda: array, width=width, sizes=many, shape=array.shape)
+    return ScoreSource(name, array.size, array.dtype, lambda: array, width=width, sizes=many, shape=array.shape)
 
 
-def replay(cut: Cut, array: np.ndarray) -> np.ndarray:
+def replay(cut: CutPoint, array: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0, bool), *(mask.copy() for mask in cut.masks(array))])
 
 

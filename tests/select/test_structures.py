@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.structures.criteria import UNIT_CRITERIA, Part, UnitGroup
+from prunecli.structures.criteria import UNIT_CRITERIA, UnitGroup, WeightPart
 
 Array = np.ndarray[Any, Any]
 UNITS = 5
@@ -25,14 +25,14 @@ def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
         evidence = {"moments": rng.random(matrix.shape)} if moments and role == "in" else {}
         if moments and role != "norm":
             evidence["gates"] = rng.standard_normal((UNITS, 7))
-        parts.append(Part(f"w{number}", role, matrix, role == "norm", evidence))
+        parts.append(WeightPart(f"w{number}", role, matrix, role == "norm", evidence))
     return UnitGroup("g", UNITS, parts, np.random.default_rng(7), DAMAGE if moments else None)
 
 
 FULL = ("out", "in", "in", "bias", "norm")
 
 
-def plain(parts: list[Part], function: Callable[[list[float]], float]) -> list[list[float]]:
+def plain(parts: list[WeightPart], function: Callable[[list[float]], float]) -> list[list[float]]:
     return [[function(part.matrix[u].tolist()) for u in range(UNITS)] for part in parts]
 
 
@@ -40,16 +40,16 @@ def square(x: list[float]) -> float:
     return sum(v * v for v in x)
 
 
-def lamp(parts: list[Part]) -> list[list[float]]:
+def lamp(parts: list[WeightPart]) -> list[list[float]]:
     return [[s / sum(t for t in row if t >= s) for s in row] for row in plain(parts, square)]
 
 
-def fpgm(parts: list[Part]) -> list[list[float]]:
+def fpgm(parts: list[WeightPart]) -> list[list[float]]:
     x = next(part.matrix for part in parts if part.role == "out")
     return [[sum(math.dist(x[u], x[v]) for v in range(UNITS)) for u in range(UNITS)]]
 
 
-def activation(parts: list[Part]) -> list[list[float]]:
+def activation(parts: list[WeightPart]) -> list[list[float]]:
     reading = [p for p in parts if p.role == "in"]
     return [
         [sum(m * v * v for m, v in zip(p.evidence["moments"][u], p.matrix[u], strict=True)) for u in range(UNITS)]
@@ -57,17 +57,17 @@ def activation(parts: list[Part]) -> list[list[float]]:
     ]
 
 
-def gates(parts: list[Part], term: Callable[[float], float]) -> list[list[float]]:
+def gates(parts: list[WeightPart], term: Callable[[float], float]) -> list[list[float]]:
     """Readers are summed before the term, samples after."""
     reading = [p.evidence["gates"] for p in parts if p.role == "in"]
     return [[sum(term(sum(g[u][n] for g in reading)) for n in range(7)) / 7 for u in range(UNITS)]]
 
 
-def matrices(parts: list[Part], *roles: str) -> list[Part]:
+def matrices(parts: list[WeightPart], *roles: str) -> list[WeightPart]:
     return [part for part in parts if part.role in (roles or ("out", "in"))]
 
 
-FORMULAS: dict[str, Callable[[list[Part]], list[list[float]]]] = {
+FORMULAS: dict[str, Callable[[list[WeightPart]], list[list[float]]]] = {
     "l1": lambda parts: plain(matrices(parts), lambda x: sum(map(abs, x))),
     "l2": lambda parts: plain(matrices(parts), square),
     "l2-in": lambda parts: plain(matrices(parts, "in"), square),

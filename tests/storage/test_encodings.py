@@ -16,12 +16,12 @@ from prunecli.model import load, save
 from prunecli.model.saving import SaveOptions
 from prunecli.model.stored_tensors import holders
 from prunecli.storage import ENCODINGS, VALUES, Writer, choose, choose_narrow
-from prunecli.storage.encodings import Encoded, Subject
+from prunecli.storage.encodings import Encoded, EncodedTensor
 from prunecli.storage.evaluate import RULES
 from prunecli.storage.positions import Rows
 from prunecli.storage.reading import KINDS
 from prunecli.storage.values import widened
-from prunecli.storage.writing import Names, Source, ranges
+from prunecli.storage.writing import ChainSource, Names, ranges
 from tests.model.build import save_proto
 from tests.storage.sparse import DTYPES, Array, matmul, optimised, run, sparse
 
@@ -40,7 +40,7 @@ def packed(array: Array, encoded: Encoded, folder: Path) -> Path:
     model = load(save_proto(matmul(array), folder))
     holder = next(h for h in holders(model.ir) if h.tensor.size == array.size)
     writer = Writer(model.ir.graph, Names([model.ir.graph]), False, ranges(encoded.chain))
-    writer.write(holder.value, encoded.chain, Source("w", (holder.tensor,), ""))
+    writer.write(holder.value, encoded.chain, ChainSource("w", (holder.tensor,), ""))
     writer.finish()
     save(model, folder / "packed.onnx", SaveOptions(force=True))
     return folder / "packed.onnx"
@@ -53,7 +53,7 @@ def read(path: Path, size: int) -> Array:
 @pytest.mark.parametrize(("name", "zeros", "detail"), CASES, ids=[f"{c[0]} {c[1]}" for c in CASES])
 def test_what_is_stored_decodes_to_the_same_bits(name: str, zeros: str, detail: str, tmp_path: Path) -> None:
     array = sparse(zeros)
-    encoded = choose(Subject(array, ir.DataType.FLOAT), (name,))
+    encoded = choose(EncodedTensor(array, ir.DataType.FLOAT), (name,))
     assert encoded is not None
     assert (encoded.encoding, encoded.detail) == (name, detail)
     path = packed(array, encoded, tmp_path)
@@ -74,7 +74,9 @@ def test_what_is_stored_decodes_to_the_same_bits(name: str, zeros: str, detail: 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_every_float_type(name: str, dtype: str, tmp_path: Path) -> None:
     array = sparse("1:4", DTYPES[dtype])
-    encoded = choose(Subject(array, ir.DataType[dtype.upper().replace("32", "").replace("FLOAT64", "DOUBLE")]), (name,))
+    encoded = choose(
+        EncodedTensor(array, ir.DataType[dtype.upper().replace("32", "").replace("FLOAT64", "DOUBLE")]), (name,)
+    )
     assert encoded is not None
     path = packed(array, encoded, tmp_path)
     assert read(path, array.size).tobytes() == array.tobytes()
@@ -98,9 +100,9 @@ CHOICES = [
 @pytest.mark.parametrize(("zeros", "name"), CHOICES)
 def test_the_smallest_encoding_is_chosen(zeros: str, name: str | None) -> None:
     array = sparse(zeros, shape=(128, 96))
-    found = choose(Subject(array, ir.DataType.FLOAT))
+    found = choose(EncodedTensor(array, ir.DataType.FLOAT))
     assert (found.encoding if found else None) == name
-    others = [choose(Subject(array, ir.DataType.FLOAT), (each,)) for each in ENCODINGS]
+    others = [choose(EncodedTensor(array, ir.DataType.FLOAT), (each,)) for each in ENCODINGS]
     assert found is None or found.nbytes == min(each.nbytes for each in others if each is not None)
 
 
@@ -108,7 +110,7 @@ def test_the_smallest_encoding_is_chosen(zeros: str, name: str | None) -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_narrow_values(name: str, zeros: str, tmp_path: Path) -> None:
     array = sparse(zeros)
-    encoded = choose_narrow(Subject(array, ir.DataType.FLOAT), name)
+    encoded = choose_narrow(EncodedTensor(array, ir.DataType.FLOAT), name)
     assert encoded is not None
     path = packed(array, encoded, tmp_path)
     found = read(path, array.size)
@@ -127,7 +129,7 @@ NOT_NARROW = [("vector", sparse("50%").reshape(-1)), ("infinite", sparse("odd"))
 @pytest.mark.parametrize(("why", "array"), NOT_NARROW, ids=[c[0] for c in NOT_NARROW])
 @pytest.mark.parametrize("name", VALUES)
 def test_what_stays_exact(name: str, why: str, array: Array) -> None:
-    assert choose_narrow(Subject(array, ir.DataType.FLOAT), name) is None
+    assert choose_narrow(EncodedTensor(array, ir.DataType.FLOAT), name) is None
     assert widened(array, ir.DataType.FLOAT, name) is array
 
 

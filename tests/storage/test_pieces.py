@@ -25,7 +25,7 @@ from prunecli.packing import plan as pack_write
 from prunecli.packing.pack import pack, unpack
 from prunecli.storage import ENCODINGS, fit, pieces
 from prunecli.storage.chain import Op, streams
-from prunecli.storage.encodings import Subject
+from prunecli.storage.encodings import EncodedTensor
 from tests.model.build import refused, save_proto
 from tests.storage.sparse import Array, optimised, run, sparse
 
@@ -76,7 +76,7 @@ def check(weights: dict[str, Array], folder: Path, opset: int = 17, **options: A
 @pytest.mark.parametrize("kind", ["50%", "95%", "2:4", "1:8", "4x1", "1x*", "odd"])
 def test_pieces_decode_to_the_same_bits(kind: str, tmp_path: Path) -> None:
     array = square(kind)
-    encoded = fit(Subject(array, ir.DataType.FLOAT))
+    encoded = fit(EncodedTensor(array, ir.DataType.FLOAT))
     assert encoded is not None
     assert encoded.chain.type == "Concat"
     assert len(encoded.chain.inputs) == SIZE // 8  # 1024 elements are 10 rows; windows and blocks need a power of two
@@ -155,7 +155,7 @@ def test_passes_are_in_order_and_no_more_than_given(sizes: list[int], count: int
     def numbers(op: Op) -> list[int]:
         return [i.number for node in op.inputs if isinstance(node, Op) for i in node.inputs if hasattr(i, "number")]
 
-    chain = fit(Subject(square("50%", size=16), ir.DataType.FLOAT, shares=True))
+    chain = fit(EncodedTensor(square("50%", size=16), ir.DataType.FLOAT, shares=True))
     assert chain is not None
     spread = pieces.spread([(chain.chain, size) for size in sizes], count)
     assert len(spread) == len(sizes)
@@ -206,7 +206,7 @@ def test_impossible_parts_are_refused(tmp_path: Path) -> None:
 
 def test_what_folds_nowhere_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "FOLDED_UP_TO", SIZE * SIZE * 4 - 1)
-    assert fit(Subject(square("50%"), ir.DataType.FLOAT)) is None
+    assert fit(EncodedTensor(square("50%"), ir.DataType.FLOAT)) is None
 
 
 @pytest.mark.slow

@@ -11,14 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
-from prunecli.autodiff.rules.windows import Window, read_window
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.rules.windows import PoolWindow, read_window
 
 Value = ir.Value
 
 
 @rule("Conv")
-def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def conv(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
     groups = g.integer("group", 1)
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
@@ -28,7 +28,7 @@ def conv(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("ConvTranspose")
-def conv_transpose(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def conv_transpose(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
     ops, groups = g.ops, g.integer("group", 1)
     window = _transposed_window(g, ops.shape(dy)[2:])
@@ -37,15 +37,15 @@ def conv_transpose(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dx, dw, _bias_gradient(ops, dy) if g.needs(2) else None]
 
 
-def _transposed_window(g: Context, out: tuple[int, ...]) -> Window:
+def _transposed_window(g: GradientContext, out: tuple[int, ...]) -> PoolWindow:
     """Pads follow from the output's length when `output_shape` or `auto_pad` leaves them open."""
     kernel, small = g.shape(1)[2:], g.shape(0)[2:]
     n = len(kernel)
-    base = Window(kernel, g.ints("strides", [1] * n), g.ints("dilations", [1] * n), (0,) * n, (0,) * n)
+    base = PoolWindow(kernel, g.ints("strides", [1] * n), g.ints("dilations", [1] * n), (0,) * n, (0,) * n)
     mode = g.text("auto_pad", "NOTSET")
     if mode in ("NOTSET", "VALID") and not g.ints("output_shape"):
         pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
-        return Window(base.kernel, base.strides, base.dilations, pads[:n], pads[n:])
+        return PoolWindow(base.kernel, base.strides, base.dilations, pads[:n], pads[n:])
     extra = g.ints("output_padding", [0] * n)
     before, after = [], []
     for i in range(n):
@@ -53,25 +53,25 @@ def _transposed_window(g: Context, out: tuple[int, ...]) -> Window:
         less = total // 2
         before.append(less if mode == "SAME_UPPER" else total - less)
         after.append(total - before[-1])
-    return Window(base.kernel, base.strides, base.dilations, tuple(before), tuple(after))
+    return PoolWindow(base.kernel, base.strides, base.dilations, tuple(before), tuple(after))
 
 
 def _bias_gradient(ops: Ops, dy: Value) -> Value:
     return ops.sum(dy, [0, *range(2, ops.rank(dy))])
 
 
-def _conv(ops: Ops, x: Value, w: Value, window: Window, groups: int) -> Value:
+def _conv(ops: Ops, x: Value, w: Value, window: PoolWindow, groups: int) -> Value:
     return ops.op(
         "Conv", x, w, strides=window.strides, dilations=window.dilations, pads=window.pads,
         kernel_shape=window.kernel, group=groups,
     )  # fmt: skip
 
 
-def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: Window, groups: int) -> Value:
+def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow, groups: int) -> Value:
     """Stride 1: a Conv with flipped, transposed weights. Otherwise the transposed convolution."""
     pads = [[s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)]
     if set(window.strides) == {1} and min(map(min, pads)) >= 0:
-        back = Window(window.kernel, window.strides, window.dilations, tuple(pads[0]), tuple(pads[1]))
+        back = PoolWindow(window.kernel, window.strides, window.dilations, tuple(pads[0]), tuple(pads[1]))
         return _conv(ops, dy, _flipped(ops, w, groups), back, groups)
     if set(window.kernel) == {1} and not any(window.pads):
         return _pointwise_strided(ops, dy, w, x, window, groups)
@@ -97,10 +97,10 @@ def _flipped(ops: Ops, w: Value, groups: int) -> Value:
     return ops.reshape(swapped, (groups * c, m // groups, *kernel))
 
 
-def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: Window, groups: int) -> Value:
+def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow, groups: int) -> Value:
     """A 1x1 kernel reads every s-th position only: a stride-1 product, then zeros in between."""
     one = (1,) * len(window.kernel)
-    flat = Window(window.kernel, one, one, window.before, window.after)
+    flat = PoolWindow(window.kernel, one, one, window.before, window.after)
     return spread(ops, _conv(ops, dy, _flipped(ops, w, groups), flat, groups), window.strides, ops.shape(x)[2:])
 
 
@@ -131,7 +131,7 @@ def _spread_planes(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tupl
     return ops.pad(ops.mul(wide, ops.const(mask)), [0] * 4, rest)
 
 
-def weight_gradient(ops: Ops, x: Value, dy: Value, window: Window, groups: int) -> Value:
+def weight_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow, groups: int) -> Value:
     """dw[m, c, k] = sum over n, o of dy[n, m, o] x[n, c, o stride + k dilation - pad]."""
     channels = ops.shape(x)[1]
     if groups == channels and groups > 1:
@@ -149,20 +149,20 @@ def weight_gradient(ops: Ops, x: Value, dy: Value, window: Window, groups: int) 
     return ops.reshape(ops.transpose(stacked, [1, 2, 0]), (m, c, *window.kernel))
 
 
-def _channels_last(ops: Ops, x: Value, window: Window) -> Value:
+def _channels_last(ops: Ops, x: Value, window: PoolWindow) -> Value:
     """(N, *I, C), padded: what one tap saw is copied in long pieces, and is a matrix that needs no transposition."""
     last = ops.transpose(x, [0, *range(2, ops.rank(x)), 1])
     return ops.pad(last, [0, *window.before, 0], [0, *window.after, 0])
 
 
-def _by_image(ops: Ops, x: Value, dy: Value, window: Window, groups: int) -> bool:
+def _by_image(ops: Ops, x: Value, dy: Value, window: PoolWindow, groups: int) -> bool:
     """A product per image needs no transposed copies, but a sum of the images' results: for 1x1 kernels, if small."""
     (_, m, *out), c = ops.shape(dy), ops.shape(x)[1]
     positions = int(np.prod(out, dtype=np.int64))
     return groups == 1 and set(window.kernel) == {1} and positions * (m + c) >= 4 * m * c
 
 
-def _image_products(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
+def _image_products(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """dw = sum over n of dy[n] x[n]', both (channels, positions)."""
     (n, m, *out), c = ops.shape(dy), ops.shape(x)[1]
     x = ops.pad(x, [0, 0, *window.before], [0, 0, *window.after])
@@ -185,7 +185,7 @@ def _tap(
     x: Value,
     dy_rows: Value,
     tap: tuple[int, ...],
-    window: Window,
+    window: PoolWindow,
     out: tuple[int, ...],
     groups: int,
 ) -> Value:
@@ -200,7 +200,7 @@ def _tap(
     return ops.matmul(dy_rows, _rows(ops, by_channel, groups), tb=True)
 
 
-def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
+def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """One filter per channel: a convolution of each image plane with its own dy plane as the kernel.
 
     The kernel of that convolution is dy, its stride the dilation and its dilation the stride.
@@ -218,13 +218,13 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
         cut = [min(a, 0) for a in after]
         planes, after = ops.pad(planes, [0] * (2 + len(cut)), [0, 0, *cut]), [max(a, 0) for a in after]
     filters = ops.reshape(dy, (n * c, 1, *kernel))
-    swapped = Window(kernel, window.dilations, window.strides, window.before, tuple(after))
+    swapped = PoolWindow(kernel, window.dilations, window.strides, window.before, tuple(after))
     taps = _conv(ops, planes, filters, swapped, n * c)
     per_image = ops.reshape(taps, (n, c * int(np.prod(window.kernel))))
     return ops.reshape(ops.sum(per_image, [0]), (c, 1, *window.kernel))
 
 
-def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: Window) -> Value:
+def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """Several filters per channel: one depthwise gradient per multiple."""
     n, c = ops.shape(x)[:2]
     m, spatial = ops.shape(dy)[1], ops.shape(dy)[2:]

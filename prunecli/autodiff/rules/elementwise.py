@@ -11,46 +11,46 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.registry import RULES, ZERO, Context, Gradient, rule
+from prunecli.autodiff.registry import RULES, ZERO, Gradient, GradientContext, rule
 
 Value = ir.Value
 
 
 @rule("Add", "Sum")
-def add(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def add(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy] * len(node.inputs)
 
 
 @rule("Sub")
-def sub(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def sub(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy, g.ops.neg(dy) if g.needs(1) else None]
 
 
 @rule("Mean")
-def mean(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def mean(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.mul(dy, 1.0 / len(node.inputs))] * len(node.inputs)
 
 
 @rule("Mul")
-def mul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def mul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     a, b = g.x(0), g.x(1)
     return [g.ops.mul(dy, b) if g.needs(0) else None, g.ops.mul(dy, a) if g.needs(1) else None]
 
 
 @rule("Div")
-def div(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def div(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """d(a/b) = da / b - db (a/b) / b."""
     over_b = g.ops.div(dy, g.x(1))
     return [over_b, g.ops.neg(g.ops.mul(over_b, g.y)) if g.needs(1) else None]
 
 
 @rule("Pow")
-def power(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def power(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """d(x^p) = p x^(p-1) dx + x^p log(x) dp, the second term 0 where x <= 0."""
     return [_pow_base(g, dy) if g.needs(0) else None, _pow_exponent(g, dy) if g.needs(1) else None]
 
 
-def _pow_base(g: Context, dy: Value) -> Gradient:
+def _pow_base(g: GradientContext, dy: Value) -> Gradient:
     ops, x = g.ops, g.x(0)
     known = ops.value(g.x(1))
     if known is not None and known.size == 1:
@@ -65,14 +65,14 @@ def _pow_base(g: Context, dy: Value) -> Gradient:
     return ops.mul(ops.mul(dy, p_value), ops.op("Pow", x, less))  # x^0 is flat at 0 too, where x^-1 has no value
 
 
-def _pow_exponent(g: Context, dy: Value) -> Value:
+def _pow_exponent(g: GradientContext, dy: Value) -> Value:
     ops, x = g.ops, g.x(0)
     safe = ops.op("Where", ops.op("Greater", x, ops.scalar(0.0, x)), x, ops.scalar(1.0, x))
     return ops.mul(ops.mul(dy, g.y), ops.op("Log", safe))
 
 
 @rule("Min", "Max")
-def extremum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def extremum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dy goes to the operands that equal the result, in equal shares where several do."""
     ops = g.ops
     if len(node.inputs) == 1:
@@ -83,7 +83,7 @@ def extremum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("Where")
-def where(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def where(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """By the mask as a factor: a product costs a seventh of a Where."""
     ops = g.ops
     mask = ops.cast(g.x(0), dy)
@@ -95,7 +95,7 @@ def where(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("Clip")
-def clip(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def clip(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """m = (x == clip(x)), bounds included; to a bound goes what it clipped."""
     ops, x = g.ops, g.x(0)
     gradients: list[Gradient] = [None] * len(node.inputs)
@@ -107,51 +107,51 @@ def clip(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return gradients
 
 
-Derivative = Callable[[Context], Value]
+Derivative = Callable[[GradientContext], Value]
 
 
 def _unary(op: str, derivative: Derivative) -> None:
     RULES["", op] = lambda g, node, dy: [g.ops.mul(dy, derivative(g))]
 
 
-def _squared(g: Context, value: Value) -> Value:
+def _squared(g: GradientContext, value: Value) -> Value:
     return g.ops.mul(value, value)
 
 
-def _plus(g: Context, number: float, value: Value) -> Value:
+def _plus(g: GradientContext, number: float, value: Value) -> Value:
     return g.ops.add2(value, number)
 
 
-def _inverse(g: Context, value: Value) -> Value:
+def _inverse(g: GradientContext, value: Value) -> Value:
     return g.ops.op("Reciprocal", value)
 
 
-def _root(g: Context, value: Value) -> Value:
+def _root(g: GradientContext, value: Value) -> Value:
     return g.ops.op("Sqrt", value)
 
 
 @rule("Neg")
-def neg(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def neg(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.neg(dy)]
 
 
 @rule("Sqrt")
-def sqrt(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def sqrt(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.div(g.ops.mul(dy, 0.5), g.y)]
 
 
 @rule("Log")
-def log(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def log(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.div(dy, g.x())]
 
 
 @rule("Reciprocal")
-def reciprocal(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reciprocal(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.neg(g.ops.mul(dy, _squared(g, g.y)))]
 
 
 @rule("Mod")
-def mod(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def mod(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """d(fmod(a, b)) = da - trunc(a / b) db; only the dividend is supported."""
     return [dy, None]
 
@@ -176,18 +176,18 @@ _unary(
 
 
 @rule("Cast", "CastLike")
-def cast(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def cast(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Between floating-point types; anything else is a step."""
     return [g.ops.cast(dy, g.x()), ZERO]
 
 
 @rule("Identity")
-def identity(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def identity(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy]
 
 
 @rule("Dropout")
-def dropout(g: Context, node: ir.Node, dy: Value, dmask: Value | None = None) -> list[Gradient]:
+def dropout(g: GradientContext, node: ir.Node, dy: Value, dmask: Value | None = None) -> list[Gradient]:
     """The identity in inference; in training mode the forward pass's mask, scaled by 1 / (1 - ratio)."""
     training = g.ops.value(g.input(2))
     if g.input(2) is None or (training is not None and not bool(training)):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.registry import ZERO, Context, Gradient, rule
+from prunecli.autodiff.registry import ZERO, Gradient, GradientContext, rule
 
 Value = ir.Value
 
 
 @rule("Gather")
-def gather(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """One constant position: padding. Else rows of dy are added to the rows they came from."""
     ops, shape, axis = g.ops, g.shape(), g.axis(0)
     known, indices = ops.value(g.x(1)), g.x(1)
@@ -35,18 +35,18 @@ def gather(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("GatherElements")
-def gather_elements(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     zeros = g.ops.zeros(g.shape(), dy)
     return [g.ops.op("ScatterElements", zeros, g.x(1), dy, axis=g.axis(0), reduction="add"), ZERO]
 
 
 @rule("GatherND")
-def gather_nd(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     places = _with_batch(g, g.integer("batch_dims"))
     return [g.ops.op("ScatterND", g.ops.zeros(g.shape(), dy), places, dy, reduction="add"), ZERO]
 
 
-def _with_batch(g: Context, batch: int) -> Value:
+def _with_batch(g: GradientContext, batch: int) -> Value:
     """Index tuples that name the leading batch axes too, which ScatterND does not know."""
     ops, indices = g.ops, g.x(1)
     if not batch:
@@ -58,16 +58,16 @@ def _with_batch(g: Context, batch: int) -> Value:
 
 
 @rule("ScatterND")
-def scatter_nd(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def scatter_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return _scatter(g, dy, lambda: g.ops.op("GatherND", dy, g.x(1)))
 
 
 @rule("ScatterElements", "Scatter")
-def scatter_elements(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def scatter_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return _scatter(g, dy, lambda: g.ops.op("GatherElements", dy, g.x(1), axis=g.axis(0)))
 
 
-def _scatter(g: Context, dy: Value, read: Callable[[], Value]) -> list[Gradient]:
+def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> list[Gradient]:
     """Overwritten places pass nothing to the data; added ones pass to both."""
     reduction = g.text("reduction", "none")
     if reduction not in ("none", "add"):
@@ -81,7 +81,7 @@ def _scatter(g: Context, dy: Value, read: Callable[[], Value]) -> list[Gradient]
 
 
 @rule("TopK")
-def top_k(g: Context, node: ir.Node, dy: Value | None, dindices: Value | None = None) -> list[Gradient]:
+def top_k(g: GradientContext, node: ir.Node, dy: Value | None, dindices: Value | None = None) -> list[Gradient]:
     if dy is None:
         return [ZERO, ZERO]
     zeros = g.ops.zeros(g.shape(), dy)

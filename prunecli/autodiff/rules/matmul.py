@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from prunecli.autodiff.builder import MICROSOFT
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
 from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 
 
 @rule("Gemm")
-def gemm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def gemm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Y = alpha A'B' + beta C, ' being an optional transposition of its own per operand."""
     alpha, beta = g.real("alpha", 1.0), g.real("beta", 1.0)
     ta, tb = bool(g.integer("transA")), bool(g.integer("transB"))
@@ -25,7 +25,7 @@ def gemm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("MatMul")
-def matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def matmul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     ranks = [g.ops.rank(g.x(0)), g.ops.rank(g.x(1))]
     if min(ranks) >= 2:
         return list(product_gradients(g, dy, False, False, 1.0))
@@ -33,11 +33,13 @@ def matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("FusedMatMul", domain=MICROSOFT)
-def fused_matmul(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def fused_matmul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return list(product_gradients(g, dy, bool(g.integer("transA")), bool(g.integer("transB")), g.real("alpha", 1.0)))
 
 
-def product_gradients(g: Context, dy: Value, ta: bool, tb: bool, alpha: float) -> tuple[Value | None, Value | None]:
+def product_gradients(
+    g: GradientContext, dy: Value, ta: bool, tb: bool, alpha: float
+) -> tuple[Value | None, Value | None]:
     """dA = alpha dY B'^T, dB = alpha A'^T dY, transposed back where the operand was transposed."""
     ops, a, b = g.ops, g.x(0), g.x(1)
     da = db = None
@@ -50,7 +52,7 @@ def product_gradients(g: Context, dy: Value, ta: bool, tb: bool, alpha: float) -
     return da, db
 
 
-def _flat_gradients(g: Context, dy: Value, tb: bool, alpha: float) -> tuple[Value | None, Value | None]:
+def _flat_gradients(g: GradientContext, dy: Value, tb: bool, alpha: float) -> tuple[Value | None, Value | None]:
     """A stack of rows times one matrix: one large product instead of a batch that is summed afterwards."""
     ops, a, b = g.ops, g.x(0), g.x(1)
     rows = ops.size(a) // ops.shape(a)[-1]
@@ -64,7 +66,7 @@ def _flat_gradients(g: Context, dy: Value, tb: bool, alpha: float) -> tuple[Valu
     return da, db
 
 
-def _with_vectors(g: Context, dy: Value, ranks: list[int]) -> list[Gradient]:
+def _with_vectors(g: GradientContext, dy: Value, ranks: list[int]) -> list[Gradient]:
     """numpy's rule: a vector is a row on the left, a column on the right, and the extra axis is dropped."""
     ops, a, b = g.ops, g.x(0), g.x(1)
     shape = list(ops.shape(dy))
@@ -85,7 +87,7 @@ def _with_vectors(g: Context, dy: Value, ranks: list[int]) -> list[Gradient]:
 
 
 @rule("Einsum")
-def einsum(g: Context, node: ir.Node, *dys: Value) -> list[Gradient]:
+def einsum(g: GradientContext, node: ir.Node, *dys: Value) -> list[Gradient]:
     """The gradient of an operand is the Einsum of dy and the other operands into its own indices."""
     terms, out = _einsum_terms(g)
     gradients: list[Gradient] = []
@@ -110,7 +112,7 @@ def _einsum_operand(ops: Ops, dy: tuple[str, Value], others: list[tuple[str, Val
         have.get(c, n) for c, n in zip(term, shape, strict=True)))  # fmt: skip
 
 
-def _einsum_terms(g: Context) -> tuple[list[str], str]:
+def _einsum_terms(g: GradientContext) -> tuple[list[str], str]:
     """The operand indices and the result's, with the ellipsis spelled out."""
     equation = g.text("equation", "").replace(" ", "")
     left, arrow, out = equation.partition("->")
@@ -131,7 +133,7 @@ def _einsum_terms(g: Context) -> tuple[list[str], str]:
 
 
 @rule("Softmax")
-def softmax(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def softmax(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx = y (dy - sum(dy y))."""
     ops = g.ops
     weighted = ops.mul(dy, g.y)
@@ -140,7 +142,7 @@ def softmax(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("LogSoftmax")
-def log_softmax(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def log_softmax(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx = dy - e^y sum(dy)."""
     ops = g.ops
     total = ops.sum(dy, [g.axis(-1)], keepdims=True)
@@ -148,14 +150,14 @@ def log_softmax(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("CumSum")
-def cumsum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def cumsum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """The sum runs the other way."""
     back = g.ops.op("CumSum", dy, g.x(1), exclusive=g.integer("exclusive"), reverse=1 - g.integer("reverse"))
     return [back]
 
 
 @rule("Trilu")
-def trilu(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def trilu(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.op("Trilu", dy, g.input(1), upper=g.integer("upper", 1))]
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import ZERO, Context, Gradient, rule
+from prunecli.autodiff.registry import ZERO, Gradient, GradientContext, rule
 
 Value = ir.Value
 
 
 @rule("BatchNormalization")
-def batch_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
+def batch_norm(g: GradientContext, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
     """Frozen: y = a (x - mean) + bias with a = scale r. In training mode the statistics depend on x too."""
     if g.integer("training_mode"):
         if any(d is not None for d in dstats):
@@ -37,12 +37,12 @@ def batch_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> l
     return [dx, dscale, dbias, dmean, dvar]
 
 
-def _inverse_deviation(g: Context, variance: Value) -> Value:
+def _inverse_deviation(g: GradientContext, variance: Value) -> Value:
     shifted = g.ops.add2(variance, g.real("epsilon", 1e-5))
     return g.ops.op("Reciprocal", g.ops.op("Sqrt", shifted))
 
 
-def _per_channel(g: Context, value: Value) -> Value:
+def _per_channel(g: GradientContext, value: Value) -> Value:
     return g.ops.reshape(value, (-1, *[1] * (g.ops.rank(g.x(0)) - 2)))
 
 
@@ -50,7 +50,7 @@ def _channel_sum(ops: Ops, value: Value) -> Value:
     return ops.sum(value, [0, *range(2, ops.rank(value))])
 
 
-def _batch_norm_training(g: Context, dy: Value) -> list[Gradient]:
+def _batch_norm_training(g: GradientContext, dy: Value) -> list[Gradient]:
     """dx = a (dy - mean(dy) - xhat mean(dy xhat)), written as two channel-wise scale-and-shift passes."""
     ops, x = g.ops, g.x(0)
     count = ops.size(x) // ops.shape(x)[1]
@@ -73,7 +73,7 @@ def _scale_shift(ops: Ops, x: Value, slope: Value, shift: Value) -> Value:
     return ops.op("BatchNormalization", x, slope, shift, zeros, ones, epsilon=0.0)
 
 
-def _batch_statistics(g: Context) -> tuple[Value, Value]:
+def _batch_statistics(g: GradientContext) -> tuple[Value, Value]:
     """The running outputs are the batch's own statistics when the momentum is 0."""
     if len(g.node.outputs) == 3 and g.real("momentum", 0.9) == 0.0:
         return g.node.outputs[1], g.node.outputs[2]
@@ -85,7 +85,7 @@ def _batch_statistics(g: Context) -> tuple[Value, Value]:
 
 
 @rule("LayerNormalization")
-def layer_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
+def layer_norm(g: GradientContext, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
     """dx = r (w - mean(w) - xhat mean(w xhat)), w = dy scale; dscale = sum(dy xhat); dbias = sum(dy)."""
     if any(d is not None for d in dstats):
         raise g.refuse("its statistics feed the loss")
@@ -97,7 +97,7 @@ def layer_norm(g: Context, node: ir.Node, dy: Value, *dstats: Value | None) -> l
     return [dx, dscale, dy]
 
 
-def _layer_statistics(g: Context, axis: int) -> tuple[Value, Value]:
+def _layer_statistics(g: GradientContext, axis: int) -> tuple[Value, Value]:
     """Mean and r as the operator's second and third outputs, added to the node if it lacks them."""
     ops, node, x = g.ops, g.node, g.x(0)
     while len(node.outputs) < 3:
@@ -131,7 +131,7 @@ def _normalised(
 
 
 @rule("RMSNormalization")
-def rms_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def rms_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx = r (w - xhat mean(w xhat)), xhat = x r, r = 1 / sqrt(mean(x^2) + epsilon)."""
     ops, x, axis = g.ops, g.x(0), g.axis(-1)
     square = ops.mean(ops.mul(x, x), list(range(axis, ops.rank(x))), keepdims=True)
@@ -141,7 +141,7 @@ def rms_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("InstanceNormalization")
-def instance_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def instance_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Each (image, channel) on its own: a LayerNormalization of the flattened plane gives xhat and r."""
     ops, (n, c, *_) = g.ops, g.shape()
     flat = (n, c, ops.size(g.x(0)) // (n * c))
@@ -160,7 +160,7 @@ def instance_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("LpNormalization")
-def lp_norm(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def lp_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """y = x / |x|_p: dx = (dy - d|x| sum(dy y)) / |x|, with d|x| = y for p = 2 and sign(x) for p = 1."""
     ops, x, axis = g.ops, g.x(), g.axis(-1)
     two = g.integer("p", 2) == 2

@@ -8,15 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
-from prunecli.autodiff.rules.windows import Window, read_window
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.rules.windows import PoolWindow, read_window
 from prunecli.model.shape_inference import Array, Shape
 
 Value = ir.Value
 
 
 @rule("MaxPool")
-def max_pool(g: Context, node: ir.Node, dy: Value, dindices: Value | None = None) -> list[Gradient]:
+def max_pool(g: GradientContext, node: ir.Node, dy: Value, dindices: Value | None = None) -> list[Gradient]:
     """dx is dy scattered to the winners' flat positions (the operator's second output), summed where they meet."""
     ops = g.ops
     if g.integer("storage_order"):
@@ -33,7 +33,7 @@ def max_pool(g: Context, node: ir.Node, dy: Value, dindices: Value | None = None
     return [ops.reshape(scattered, g.shape())]
 
 
-def _indices(g: Context) -> Value:
+def _indices(g: GradientContext) -> Value:
     node = g.node
     if len(node.outputs) < 2:
         node.resize_outputs(2)
@@ -45,7 +45,7 @@ def _indices(g: Context) -> Value:
 
 
 @rule("AveragePool")
-def average_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def average_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Each input receives dy / count from every window it is in: a transposed convolution with ones."""
     ops, shape = g.ops, g.shape()
     out = ops.shape(dy)[2:]
@@ -60,7 +60,7 @@ def average_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return [_spread_ones(ops, dy, window, shape)]
 
 
-def _counts(window: Window, large: Shape, small: Shape, include_pad: bool) -> Array:
+def _counts(window: PoolWindow, large: Shape, small: Shape, include_pad: bool) -> Array:
     """How many elements each window averages over. A last window reaching past the padding counts none there."""
     per_axis = []
     for i in range(len(small)):
@@ -85,7 +85,7 @@ def _repeat(ops: Ops, dy: Value, steps: tuple[int, ...], shape: Shape) -> Value:
     return ops.pad(whole, [0] * len(shape), rest)
 
 
-def _spread_ones(ops: Ops, dy: Value, window: Window, shape: Shape) -> Value:
+def _spread_ones(ops: Ops, dy: Value, window: PoolWindow, shape: Shape) -> Value:
     n, c, *small = ops.shape(dy)
     planes = ops.reshape(dy, (n * c, 1, *small))
     ones = ops.const(np.ones((1, 1, *window.kernel), np.float32))
@@ -100,13 +100,13 @@ def _spread_ones(ops: Ops, dy: Value, window: Window, shape: Shape) -> Value:
 
 
 @rule("GlobalAveragePool")
-def global_average_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def global_average_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     _n, _c, *spatial = g.shape()
     return [g.ops.expand(g.ops.mul(dy, 1.0 / float(np.prod(spatial))), g.shape())]
 
 
 @rule("GlobalMaxPool")
-def global_max_pool(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def global_max_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [to_winners(g.ops, g.x(), g.y, dy, list(range(2, g.ops.rank(g.x()))))]
 
 

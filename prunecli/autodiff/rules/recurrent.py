@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
 
 Value = ir.Value
 MAX_STEPS = 512
@@ -286,7 +286,7 @@ CELLS: dict[str, Cell] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 
 
 @rule("LSTM", "GRU", "RNN")
-def recurrent(g: Context, node: ir.Node, *dys: Value | None) -> list[Gradient]:
+def recurrent(g: GradientContext, node: ir.Node, *dys: Value | None) -> list[Gradient]:
     """The gates of all steps in one product, then the gradient written out step by step."""
     _check(g)
     ops = g.ops
@@ -311,7 +311,7 @@ def _input(d: Direction, back: Back) -> Value:
     return d.ops.reshape(d.ops.matmul(d.rows(back.inner), d.w), d.ops.shape(d.x))
 
 
-def _check(g: Context) -> None:
+def _check(g: GradientContext) -> None:
     """What is outside the standard cell is refused by name."""
     node, steps = g.node, g.shape()[0]
     unknown = [a.name for a in _activations(g) if a.name not in SLOPES]
@@ -328,7 +328,7 @@ def _check(g: Context) -> None:
         raise g.refuse(f"{steps} steps are more than the {MAX_STEPS} that are written out")
 
 
-def _activations(g: Context) -> list[Activation]:
+def _activations(g: GradientContext) -> list[Activation]:
     """Of every direction in turn; alphas and betas go to those that take them, in order."""
     given = g.node.attributes
     names = list(given["activations"].as_strings()) if "activations" in given else []
@@ -340,7 +340,7 @@ def _activations(g: Context) -> list[Activation]:
     return found
 
 
-def _direction(g: Context, k: int, dys: list[Value | None]) -> Direction:
+def _direction(g: GradientContext, k: int, dys: list[Value | None]) -> Direction:
     ops, steps = g.ops, g.shape()[0]
 
     def pick(value: Value | None, axis: int = 0) -> Value | None:
@@ -369,7 +369,7 @@ def _direction(g: Context, k: int, dys: list[Value | None]) -> Direction:
     )  # fmt: skip
 
 
-def _sequence(g: Context) -> Value:
+def _sequence(g: GradientContext) -> Value:
     """All hidden states (T, directions, B, H): the first output, which the model may not name."""
     y, ops = g.node.outputs[0], g.ops
     if not y.name:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
 from prunecli.autodiff.rules.pools import to_winners
 
 Value = ir.Value
@@ -14,7 +14,7 @@ _MANY_FACTORS = 128  # above, the square of their number is too much to write ou
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-def _kept(g: Context, dy: Value) -> tuple[Value, Value, list[int]]:
+def _kept(g: GradientContext, dy: Value) -> tuple[Value, Value, list[int]]:
     """(dy, y, axes), both with the reduced axes present as length 1."""
     ops, shape = g.ops, g.shape()
     axes = g.known(1)
@@ -26,24 +26,24 @@ def _kept(g: Context, dy: Value) -> tuple[Value, Value, list[int]]:
 
 
 @rule("ReduceSum")
-def reduce_sum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_sum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [_kept(g, dy)[0]]
 
 
 @rule("ReduceMean")
-def reduce_mean(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_mean(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     dy, _, axes = _kept(g, dy)
     return [g.ops.mul(dy, 1.0 / float(np.prod([g.shape()[a] for a in axes])))]
 
 
 @rule("ReduceMax", "ReduceMin")
-def reduce_extremum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_extremum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     dy, y, axes = _kept(g, dy)
     return [to_winners(g.ops, g.x(), y, dy, axes)]
 
 
 @rule("ReduceProd")
-def reduce_prod(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_prod(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx_i = dy prod over k != i of x_k, which holds where elements are 0 too; for many factors dy y / x."""
     dy, y, axes = _kept(g, dy)
     count = int(np.prod([g.shape()[a] for a in axes], dtype=np.int64))
@@ -65,12 +65,12 @@ def _other_factors(ops: Ops, x: Value, axes: list[int], count: int) -> Value:
 
 
 @rule("ReduceL1")
-def reduce_l1(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_l1(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.mul(g.ops.op("Sign", g.x()), _kept(g, dy)[0])]
 
 
 @rule("ReduceL2")
-def reduce_l2(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_l2(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """dx = dy x / y, 0 where y is 0."""
     ops = g.ops
     dy, y, _ = _kept(g, dy)
@@ -78,17 +78,17 @@ def reduce_l2(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("ReduceLogSum")
-def reduce_log_sum(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_log_sum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     dy, y, _ = _kept(g, dy)
     return [g.ops.div(dy, g.ops.op("Exp", y))]
 
 
 @rule("ReduceLogSumExp")
-def reduce_log_sum_exp(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_log_sum_exp(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     dy, y, _ = _kept(g, dy)
     return [g.ops.mul(g.ops.op("Exp", g.ops.sub(g.x(), y)), dy)]
 
 
 @rule("ReduceSumSquare")
-def reduce_sum_square(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_sum_square(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.mul(g.x(), g.ops.mul(_kept(g, dy)[0], 2.0))]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
 from prunecli.autodiff.rules.matmul import contract
 from prunecli.model.shape_inference import Shape
 
@@ -22,7 +22,7 @@ _KEPT = (
 
 
 @rule("Resize")
-def resize(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def resize(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Nearest by a whole factor: sums over blocks. Else per axis a product with the operator's own matrix."""
     ops, shape, out = g.ops, g.shape(), g.ops.shape(dy)
     if g.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
@@ -38,12 +38,12 @@ def resize(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy]
 
 
-def _axes(g: Context) -> tuple[int, ...]:
+def _axes(g: GradientContext) -> tuple[int, ...]:
     rank = g.ops.rank(g.x())
     return tuple(a % rank for a in g.ints("axes", range(rank)))
 
 
-def _scale(g: Context, axis: int) -> float | None:
+def _scale(g: GradientContext, axis: int) -> float | None:
     """The stated scale of an axis; None where sizes are given instead."""
     if g.input(2) is None or g.ops.size(g.x(2)) == 0:
         return 1.0 if axis not in _axes(g) else None
@@ -53,7 +53,7 @@ def _scale(g: Context, axis: int) -> float | None:
     return float(scales.reshape(-1)[_axes(g).index(axis)]) if axis in _axes(g) else 1.0
 
 
-def _repeats(g: Context, shape: Shape, out: Shape) -> bool:
+def _repeats(g: GradientContext, shape: Shape, out: Shape) -> bool:
     """Whether every element is simply repeated a whole number of times."""
     whole = all(
         o % i == 0 and (_scale(g, k) or o / i) == o / i for k, (i, o) in enumerate(zip(shape, out, strict=True))
@@ -78,7 +78,7 @@ def _block_sums(ops: Ops, dy: Value, shape: Shape) -> Value:
     return ops.sum(ops.reshape(dy, split), axes)
 
 
-def _axis_matrix(g: Context, axis: int, small: int, large: int) -> Value:
+def _axis_matrix(g: GradientContext, axis: int, small: int, large: int) -> Value:
     """(large, small): the operator applied to the unit vectors of the axis; constant, so folded before running."""
     ops = g.ops
     eye = ops.const(np.eye(small, dtype=np.float32).reshape(1, 1, small, small))
@@ -93,7 +93,7 @@ def _axis_matrix(g: Context, axis: int, small: int, large: int) -> Value:
 
 
 @rule("Pad")
-def pad(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def pad(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Constant padding is cropped away; the other modes repeat elements, whose gradients are summed."""
     ops, shape, mode = g.ops, g.shape(), g.text("mode", "constant")
     before, after = _amounts(g)
@@ -109,7 +109,7 @@ def pad(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy]
 
 
-def _fill_gradient(g: Context, dy: Value, inner: Value) -> Value:
+def _fill_gradient(g: GradientContext, dy: Value, inner: Value) -> Value:
     """What arrived outside of the data: all of dy but the part that goes to the data (cropped places got nothing)."""
     everywhere, inside = (g.ops.sum(v, list(range(g.ops.rank(v)))) for v in (dy, inner))
     return g.ops.reshape(g.ops.sub(everywhere, inside), g.shape(2))
@@ -118,7 +118,7 @@ def _fill_gradient(g: Context, dy: Value, inner: Value) -> Value:
 _NUMPY_MODE = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
-def _amounts(g: Context) -> tuple[list[int], list[int]]:
+def _amounts(g: GradientContext) -> tuple[list[int], list[int]]:
     rank = g.ops.rank(g.x())
     pads, axes = g.known(1) or (), g.known(3)
     axes = tuple(range(rank)) if axes is None else tuple(a % rank for a in axes)

@@ -5,30 +5,30 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.registry import Context, Gradient, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, rule
 from prunecli.autodiff.rules.conv import spread
 
 Value = ir.Value
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def reshape(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reshape(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.reshape(dy, g.shape())]
 
 
 @rule("Transpose")
-def transpose(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def transpose(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     perm = g.ints("perm") or tuple(reversed(range(g.ops.rank(g.x()))))
     return [g.ops.transpose(dy, [int(i) for i in np.argsort(perm)])]
 
 
 @rule("Expand")
-def expand(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def expand(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [dy]
 
 
 @rule("Tile")
-def tile(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def tile(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """(a b) x -> axes (times, length), summed over times."""
     ops, shape = g.ops, g.shape()
     split: list[int] = []
@@ -42,7 +42,7 @@ def tile(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("Concat")
-def concat(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def concat(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     axis = g.axis(0, g.ops.rank(dy))
     sizes = [g.ops.shape(v)[axis] for v in node.inputs]
     if len(sizes) == 1:
@@ -51,7 +51,7 @@ def concat(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("Split")
-def split(g: Context, node: ir.Node, *dys: Value | None) -> list[Gradient]:
+def split(g: GradientContext, node: ir.Node, *dys: Value | None) -> list[Gradient]:
     like = next(d for d in dys if d is not None)
     parts = [
         g.ops.zeros(g.ops.shape(out), like) if dy is None else dy for dy, out in zip(dys, node.outputs, strict=True)
@@ -60,7 +60,7 @@ def split(g: Context, node: ir.Node, *dys: Value | None) -> list[Gradient]:
 
 
 @rule("Slice")
-def slice_(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def slice_(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Reversed axes are reversed back, skipped positions and ends are filled with zeros."""
     ops, shape = g.ops, g.shape()
     starts, ends = g.known(1) or (), g.known(2) or ()
@@ -74,7 +74,7 @@ def slice_(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
     return [ops.pad(dy, before, after)]
 
 
-def _unslice_axis(g: Context, dy: Value, axis: int, taken: range) -> tuple[Value, int, int]:
+def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tuple[Value, int, int]:
     """The gradient over [first, stop) of one axis."""
     ops = g.ops
     if len(taken) == 0:
@@ -94,7 +94,7 @@ def _unslice_axis(g: Context, dy: Value, axis: int, taken: range) -> tuple[Value
 
 
 @rule("DepthToSpace")
-def depth_to_space(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def depth_to_space(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     """Blocks back into channels; mode CRD has the channel before the block's coordinates."""
     ops, b = g.ops, g.integer("blocksize")
     if g.text("mode", "DCR") == "DCR":
@@ -105,11 +105,11 @@ def depth_to_space(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("SpaceToDepth")
-def space_to_depth(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def space_to_depth(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     return [g.ops.op("DepthToSpace", dy, blocksize=g.integer("blocksize"), mode="DCR")]
 
 
 @rule("ReverseSequence")
-def reverse_sequence(g: Context, node: ir.Node, dy: Value) -> list[Gradient]:
+def reverse_sequence(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     times, batch = g.integer("time_axis", 0), g.integer("batch_axis", 1)
     return [g.ops.op("ReverseSequence", dy, g.x(1), time_axis=times, batch_axis=batch)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunecli.autodiff.registry import Context
+from prunecli.autodiff.registry import GradientContext
 from prunecli.model.shape_inference import Shape
 
 
 @dataclass(frozen=True)
-class Window:
+class PoolWindow:
     """A sliding window over n spatial axes. `before`/`after` are the pads, in elements."""
 
     kernel: tuple[int, ...]
@@ -34,7 +34,7 @@ class Window:
         return self.kernel == self.strides and not any(self.pads) and set(self.dilations) <= {1}
 
 
-def read_window(g: Context, kernel: Sequence[int], large: Shape, small: Shape) -> Window:
+def read_window(g: GradientContext, kernel: Sequence[int], large: Shape, small: Shape) -> PoolWindow:
     """The window that slides over `large` (spatial lengths) and yields `small`, auto_pad resolved."""
     n = len(kernel)
     strides, dilations = g.ints("strides", [1] * n), g.ints("dilations", [1] * n)
@@ -46,6 +46,6 @@ def read_window(g: Context, kernel: Sequence[int], large: Shape, small: Shape) -
             less = total // 2
             before.append(less if mode == "SAME_UPPER" else total - less)
             after.append(total - before[-1])
-        return Window(tuple(kernel), strides, dilations, tuple(before), tuple(after))
+        return PoolWindow(tuple(kernel), strides, dilations, tuple(before), tuple(after))
     pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
-    return Window(tuple(kernel), strides, dilations, pads[:n], pads[n:])
+    return PoolWindow(tuple(kernel), strides, dilations, pads[:n], pads[n:])

@@ -11,8 +11,8 @@ from pathlib import Path
 from prunecli.cli.defaults import Defaults, find_defaults
 from prunecli.cli.output import collected
 from prunecli.cli.recipes.check import check, invoke, placed
-from prunecli.cli.recipes.plan import CommandNamed, Plan, Planned, plan
-from prunecli.cli.recipes.read import Change, Recipe, read_recipe
+from prunecli.cli.recipes.plan import CommandNamed, PlannedStep, RecipePlan, plan
+from prunecli.cli.recipes.read import Change, RunRecipe, read_recipe
 from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
 from prunecli.recipe.result import (
@@ -38,7 +38,9 @@ class Interrupted(PruneError):  # noqa: N818 - the user's wish
 
 
 @contextmanager
-def settled(path: Path, changes: tuple[Change, ...], isolated: bool, command_named: CommandNamed) -> Iterator[Plan]:
+def settled(
+    path: Path, changes: tuple[Change, ...], isolated: bool, command_named: CommandNamed
+) -> Iterator[RecipePlan]:
     """A recipe read, planned and checked, with a folder for what is temporary, which goes at the end."""
     recipe = read_recipe(path, Defaults() if isolated else find_defaults(path.parent), changes)
     with Scratch() as scratch:
@@ -47,7 +49,7 @@ def settled(path: Path, changes: tuple[Change, ...], isolated: bool, command_nam
         yield found
 
 
-def carry_out(found: Plan, tell: Tell = lambda text: None, drawn: bool = False) -> RunResult:
+def carry_out(found: RecipePlan, tell: Tell = lambda text: None, drawn: bool = False) -> RunResult:
     """Run the steps in their order, up to the first that fails. `tell` is given a line before each. `drawn`: for a
     report with charts, so that steps measure what these need."""
     start = time.perf_counter()
@@ -63,17 +65,17 @@ def carry_out(found: Plan, tell: Tell = lambda text: None, drawn: bool = False) 
     return _result(found.recipe, done, start)
 
 
-def planned_result(found: Plan) -> RunResult:
+def planned_result(found: RecipePlan) -> RunResult:
     """The plan, for reading."""
     steps = [_planned(found.recipe, planned) for planned in found.steps]
     return RunResult(str(found.recipe.path), found.recipe.sha256, steps, dry_run=True)
 
 
-def _result(recipe: Recipe, steps: list[StepRun], start: float) -> RunResult:
+def _result(recipe: RunRecipe, steps: list[StepRun], start: float) -> RunResult:
     return RunResult(str(recipe.path), recipe.sha256, steps, seconds=time.perf_counter() - start)
 
 
-def _carry_out(planned: Planned, waiting: StepRun, drawn: bool) -> tuple[StepRun, PruneError | None]:
+def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[StepRun, PruneError | None]:
     start, error = time.perf_counter(), None
     with collected(drawn) as results:
         try:
@@ -91,7 +93,7 @@ def _carry_out(planned: Planned, waiting: StepRun, drawn: bool) -> tuple[StepRun
     return run, error
 
 
-def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> PruneError:
+def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: PlannedStep) -> PruneError:
     from prunecli.cli.terminal import explain, interrupted
 
     if isinstance(raised, KeyboardInterrupt):
@@ -104,7 +106,7 @@ def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: Planned) -> 
     return error
 
 
-def _gates(planned: Planned, result: StepResult) -> list[GateLine]:
+def _gates(planned: PlannedStep, result: StepResult) -> list[GateLine]:
     """The gates that the command's own report tells of, each with where it is written."""
     setting = planned.step.settings.get("fail-if")
     found = result.to_json().get("gates", [])
@@ -116,7 +118,7 @@ def _gates(planned: Planned, result: StepResult) -> list[GateLine]:
             for g in found]  # fmt: skip
 
 
-def _named(error: PruneError, planned: Planned, gates: list[GateLine]) -> PruneError:
+def _named(error: PruneError, planned: PlannedStep, gates: list[GateLine]) -> PruneError:
     failed = [gate for gate in gates if not gate.passed]
     if not isinstance(error, GateFailed) or not failed:
         return placed(error, planned)
@@ -125,7 +127,7 @@ def _named(error: PruneError, planned: Planned, gates: list[GateLine]) -> PruneE
     return GateFailed(f"{failed[0].place}: {planned.step.title}: gate failed: {first}{others}", error.hint)
 
 
-def _planned(recipe: Recipe, planned: Planned) -> StepRun:
+def _planned(recipe: RunRecipe, planned: PlannedStep) -> StepRun:
     step, settings = planned.step, planned.step.settings
     values = [Value(setting.key, ", ".join(setting.texts), setting.place) for setting in settings.values()]
     models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
@@ -133,7 +135,7 @@ def _planned(recipe: Recipe, planned: Planned) -> StepRun:
     return StepRun(step.name, step.command, step.place, values, ", ".join(models), writes[planned.fate])
 
 
-def _model(recipe: Recipe, planned: Planned, key: str) -> str:
+def _model(recipe: RunRecipe, planned: PlannedStep, key: str) -> str:
     """The file or the step that a reference means."""
     source = planned.sources.get(key)
     if source is None:

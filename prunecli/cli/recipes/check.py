@@ -7,14 +7,14 @@ from typing import Any
 import typer
 
 from prunecli.cli.progress import WorkBegins, checking
-from prunecli.cli.recipes.plan import Plan, Planned
+from prunecli.cli.recipes.plan import PlannedStep, RecipePlan
 from prunecli.cli.schema import schema_of
 from prunecli.cli.settings import Setting, blame
 from prunecli.cli.terminal import terminal
 from prunecli.errors import PruneError
 
 
-def check(plan: Plan) -> None:
+def check(plan: RecipePlan) -> None:
     """Check all steps. No model and no data is opened, and no code of the user's is run.
 
     Raises:
@@ -30,7 +30,7 @@ def check(plan: Plan) -> None:
                 raise placed(error, planned) from error
 
 
-def invoke(planned: Planned) -> None:
+def invoke(planned: PlannedStep) -> None:
     """Run the step's command line.
 
     Raises:
@@ -47,7 +47,7 @@ def invoke(planned: Planned) -> None:
         command.invoke(context)
 
 
-def _bad_value(error: Any, planned: Planned) -> PruneError:
+def _bad_value(error: Any, planned: PlannedStep) -> PruneError:
     name, step = getattr(error.param, "name", None), planned.step
     slot = next((slot for slot in schema_of(step.command).values() if slot.name == name), None)
     cause = error.__cause__.hint if isinstance(error.__cause__, PruneError) else ""
@@ -58,7 +58,7 @@ def _bad_value(error: Any, planned: Planned) -> PruneError:
     return step.settings[slot.key].error(error.message.rstrip("."), hint)
 
 
-def placed(error: PruneError, planned: Planned) -> PruneError:
+def placed(error: PruneError, planned: PlannedStep) -> PruneError:
     """The error with the place of the option it speaks of, or else of the step."""
     settings: list[Setting] = list(planned.step.settings.values())
     if any(error.message.startswith(f"{setting.place}: ") for setting in settings):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prunecli.cli.recipes.read import RESERVED, Recipe, Step
+from prunecli.cli.recipes.read import RESERVED, RecipeStep, RunRecipe
 from prunecli.cli.schema import Slot, schema_of
 from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.errors import PruneError, did_you_mean
@@ -22,13 +22,13 @@ CommandNamed = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedStep:
     """One step, settled. `sources`: which step's output stands behind a setting's text, by key; -1: the original.
 
     `output`: None where the command names it, or there is none.
     """
 
-    step: Step
+    step: RecipeStep
     sources: dict[str, int]
     fate: Fate
     output: Path | None
@@ -41,12 +41,12 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
-    recipe: Recipe
-    steps: tuple[Planned, ...]
+class RecipePlan:
+    recipe: RunRecipe
+    steps: tuple[PlannedStep, ...]
 
 
-def plan(recipe: Recipe, scratch: Path, command_named: CommandNamed = lambda name: None) -> Plan:
+def plan(recipe: RunRecipe, scratch: Path, command_named: CommandNamed = lambda name: None) -> RecipePlan:
     """Settle a recipe. `scratch`: the folder of temporary outputs; `command_named`: gives the command that carries a
     step out.
 
@@ -56,28 +56,28 @@ def plan(recipe: Recipe, scratch: Path, command_named: CommandNamed = lambda nam
     """
     referred = [_sources(recipe, at) for at in range(len(recipe.steps))]
     used = {source for _, sources in referred for source in sources.values()}
-    planned: list[Planned] = []
+    planned: list[PlannedStep] = []
     for at, (step, sources) in enumerate(referred):
         _check_reads(recipe, step, sources, planned)
         fate, output = _output(step, at, sources, at in used, planned, scratch)
         planned.append(
-            _with_words(Planned(step, sources, fate, output, command=command_named(step.command)), recipe, planned)
+            _with_words(PlannedStep(step, sources, fate, output, command=command_named(step.command)), recipe, planned)
         )
     _check_apart(recipe, planned)
-    return Plan(recipe, tuple(planned))
+    return RecipePlan(recipe, tuple(planned))
 
 
-def writes_model(step: Step) -> bool:
+def writes_model(step: RecipeStep) -> bool:
     return "output" in schema_of(step.command) and "dry-run" not in step.settings
 
 
-def model_slots(step: Step) -> Iterator[tuple[Slot, Setting]]:
+def model_slots(step: RecipeStep) -> Iterator[tuple[Slot, Setting]]:
     for key, slot in schema_of(step.command).items():
         if slot.role == "model" and key in step.settings:
             yield slot, step.settings[key]
 
 
-def _sources(recipe: Recipe, at: int) -> tuple[Step, dict[str, int]]:
+def _sources(recipe: RunRecipe, at: int) -> tuple[RecipeStep, dict[str, int]]:
     """The step, with the model it works on if it names none, and what its references mean."""
     step = recipe.steps[at]
     writers = [n for n in range(at) if writes_model(recipe.steps[n])]
@@ -95,7 +95,7 @@ def _sources(recipe: Recipe, at: int) -> tuple[Step, dict[str, int]]:
     return step, found
 
 
-def _source(recipe: Recipe, at: int, writers: list[int], setting: Setting) -> int | None:
+def _source(recipe: RunRecipe, at: int, writers: list[int], setting: Setting) -> int | None:
     """-1: the original; a step's number; None: not a reference but a path."""
     text, names = setting.texts[0], [step.name for step in recipe.steps]
     if text == "original":
@@ -115,7 +115,7 @@ def _source(recipe: Recipe, at: int, writers: list[int], setting: Setting) -> in
     raise setting.error(f"the step {text} {why}", f"refer to an earlier step, or write ./{text} for a file")
 
 
-def _check_reads(recipe: Recipe, step: Step, sources: dict[str, int], before: list[Planned]) -> None:
+def _check_reads(recipe: RunRecipe, step: RecipeStep, sources: dict[str, int], before: list[PlannedStep]) -> None:
     """Whether every file that is read is there, or will be."""
     written = {planned.output.absolute() for planned in before if planned.output is not None}
     for slot, setting in model_slots(step):
@@ -134,7 +134,7 @@ def _check_reads(recipe: Recipe, step: Step, sources: dict[str, int], before: li
             _check_data(recipe, setting)
 
 
-def _check_data(recipe: Recipe, setting: Setting) -> None:
+def _check_data(recipe: RunRecipe, setting: Setting) -> None:
     named = recipe.data.get(setting.texts[0], setting)
     path = resolve(named.texts[0], "data", named.folder)
     file, sign, function = path.rpartition(":")
@@ -148,7 +148,7 @@ def _check_data(recipe: Recipe, setting: Setting) -> None:
 
 
 def _output(
-    step: Step, at: int, sources: dict[str, int], used: bool, before: list[Planned], scratch: Path
+    step: RecipeStep, at: int, sources: dict[str, int], used: bool, before: list[PlannedStep], scratch: Path
 ) -> tuple[Fate, Path | None]:
     if not writes_model(step):
         return "none", None
@@ -165,7 +165,7 @@ def _output(
     return "default", None
 
 
-def _check_apart(recipe: Recipe, steps: list[Planned]) -> None:
+def _check_apart(recipe: RunRecipe, steps: list[PlannedStep]) -> None:
     """Whether what each step writes is apart from what the others write, and from what the recipe and its steps read
     that none of them made. (Each command checks its own paths.)"""
     written: list[tuple[Path, Setting, str]] = []
@@ -185,7 +185,7 @@ def _check_apart(recipe: Recipe, steps: list[Planned]) -> None:
             raise setting.error(f"{path} is what the recipe reads", "choose another name")
 
 
-def _paths(planned: Planned, recipe: Recipe, before: list[Planned]) -> Iterator[tuple[str, Path, Setting]]:
+def _paths(planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep]) -> Iterator[tuple[str, Path, Setting]]:
     """Every path of a step's settings, with the name of its parameter."""
     for key, setting in planned.step.settings.items():
         slot = schema_of(planned.step.command)[key]
@@ -201,7 +201,7 @@ def _check_target(setting: Setting, path: Path, force: bool) -> None:
         raise setting.error(f"{path} exists", "write force = true to replace it")
 
 
-def _with_words(planned: Planned, recipe: Recipe, before: list[Planned]) -> Planned:
+def _with_words(planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep]) -> PlannedStep:
     """Add the command line: options first, then the arguments in their order."""
     step, options, arguments = planned.step, ["--isolated"], ["--"]
     for key, slot in schema_of(step.command).items():
@@ -216,7 +216,9 @@ def _with_words(planned: Planned, recipe: Recipe, before: list[Planned]) -> Plan
     return replace(planned, words=(*options, *arguments))
 
 
-def _text(planned: Planned, recipe: Recipe, before: list[Planned], slot: Slot, setting: Setting, text: str) -> str:
+def _text(
+    planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep], slot: Slot, setting: Setting, text: str
+) -> str:
     """The text of a setting with references replaced by what they mean, and paths as they are from here."""
     source = planned.sources.get(slot.key)
     if source is not None and source >= 0:

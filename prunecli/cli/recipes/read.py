@@ -28,7 +28,7 @@ _EXAMPLE = 'begin a step with [[step]] and command = "magnitude"'
 
 
 @dataclass(frozen=True)
-class Step:
+class RecipeStep:
     """`settings`: all that are in effect, whoever gave them. `place`: where the step begins."""
 
     name: str
@@ -42,14 +42,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RunRecipe:
     """`model`: what `original` means. `data`: sets of samples that steps may call by name. `shown`: OF_THE_RUN."""
 
     path: Path
     sha256: str
     model: Setting | None
     data: Settings
-    steps: tuple[Step, ...]
+    steps: tuple[RecipeStep, ...]
     shown: Settings = field(default_factory=dict)
 
 
@@ -75,7 +75,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()) -> Recipe:
+def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()) -> RunRecipe:
     """Read and check names and forms; `changes` win over the recipe, which wins over `defaults`.
 
     Raises:
@@ -93,7 +93,7 @@ def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()
     for key, setting in top.items():
         check_shape(setting, schema_of("run")[key])
     _check_changes(steps, changes)
-    return Recipe(path, hashlib.sha256(toml.text.encode()).hexdigest(), model, data, steps, given(top))
+    return RunRecipe(path, hashlib.sha256(toml.text.encode()).hexdigest(), model, data, steps, given(top))
 
 
 def _check_top(toml: Toml) -> None:
@@ -112,7 +112,7 @@ def _table(toml: Toml, key: str) -> dict[str, Any]:
     return table
 
 
-def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, ...]) -> tuple[Step, ...]:
+def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, ...]) -> tuple[RecipeStep, ...]:
     tables = toml.values.get("step", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PruneError(f"{toml.place('step')}: steps are a list", "write [[step]], with two brackets")
@@ -122,7 +122,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         raise PruneError(f"{toml.place('step', MAX_STEPS)}: more than {MAX_STEPS} steps", "split the recipe up")
     heads = [_head(toml, at, table) for at, table in enumerate(tables)]
     common = _common(toml, {command for command, _ in heads}, folder)
-    steps: list[Step] = []
+    steps: list[RecipeStep] = []
     for at, (table, (command, name)) in enumerate(zip(tables, heads, strict=True)):
         name = name or _fresh(command, [step.name for step in steps] + [other for _, other in heads])
         if any(step.name == name for step in steps):
@@ -134,7 +134,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         for layer in (*layers, _wanted(changes, name, command)):
             merged |= layer
         in_order = {key: merged[key] for key in keys_of_steps({command}) if key in merged}
-        steps.append(Step(name, command, toml.place("step", at), given(in_order)))
+        steps.append(RecipeStep(name, command, toml.place("step", at), given(in_order)))
     return tuple(steps)
 
 
@@ -221,7 +221,7 @@ def _changed(model: Setting | None, changes: tuple[Change, ...]) -> Setting | No
     return model
 
 
-def _check_changes(steps: tuple[Step, ...], changes: tuple[Change, ...]) -> None:
+def _check_changes(steps: tuple[RecipeStep, ...], changes: tuple[Change, ...]) -> None:
     names = [step.name for step in steps]
     for change in changes:
         place, key = change.setting.place, change.setting.key

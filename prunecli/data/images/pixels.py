@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.data.columns import Column, check_budget
+from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.images.decode import decode
 from prunecli.data.images.prepare import Preparation
 from prunecli.errors import PruneError
@@ -22,7 +22,7 @@ CACHE_BYTES = 512 << 20
 """Pixels kept in memory, for what passes over the data many times; the other images are decoded each time."""
 
 
-def image_column(name: str, files: Sequence[Path], how: Preparation) -> Column:
+def image_column(name: str, files: Sequence[Path], how: Preparation) -> InputColumn:
     """The images as the model's input, (images, *sample). All have the size that `how` fixes, else the first's.
 
     Raises:
@@ -38,7 +38,7 @@ def image_column(name: str, files: Sequence[Path], how: Preparation) -> Column:
         check_budget(name, shape, dtype)
         return pixels.rows(np.arange(len(files)))
 
-    return Column(name, shape, dtype, read, pixels.rows)
+    return InputColumn(name, shape, dtype, read, pixels.rows)
 
 
 @dataclass

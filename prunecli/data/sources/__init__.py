@@ -1,13 +1,13 @@
 """The kinds of data the command line reads, one module each; importing the package fills the registry."""
 
 from prunecli.data.sources import csv, images, loader, npy, npz, zoo  # noqa: F401 - they register themselves
-from prunecli.data.sources.registry import SOURCES, Request, Source
+from prunecli.data.sources.registry import SOURCES, DataSource, Request
 from prunecli.errors import PruneError
 
-__all__ = ["Request", "Source", "find_source"]
+__all__ = ["DataSource", "Request", "find_source"]
 
 
-def find_source(request: Request) -> Source:
+def find_source(request: Request) -> DataSource:
     """The source that takes the request.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.data.columns import Column, check_budget
+from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Dataset, build
 from prunecli.data.sources.registry import Request, has_suffix, source
 from prunecli.errors import PruneError
@@ -26,7 +26,7 @@ _MAX_LABEL = 1000
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """The cells as variable-width text, (rows, columns), and the header."""
 
     name: str
@@ -75,7 +75,7 @@ def read(request: Request) -> Dataset:
     return build(request.specs, columns, labels, request.text, request.axes)
 
 
-def read_table(path: Path, limit: int | None = None) -> Table:
+def read_table(path: Path, limit: int | None = None) -> CsvTable:
     """The first `limit` lines. The delimiter is whichever of , ; tab | the header has most of.
 
     Raises:
@@ -91,7 +91,7 @@ def read_table(path: Path, limit: int | None = None) -> Table:
             cells = _cells(path, header, islice(_rows(path, header, lines), limit))
     except (UnicodeDecodeError, csv.Error) as error:
         raise PruneError(f"{path.name} is not a readable CSV file: {error}", "save it as UTF-8 text") from error
-    return Table(path.name, header, cells)
+    return CsvTable(path.name, header, cells)
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -128,7 +128,7 @@ def _cells(path: Path, header: list[str], rows: Iterator[list[str]]) -> Array:
     return np.concatenate(blocks)
 
 
-def _labels(table: Table, name: str) -> Column:
+def _labels(table: CsvTable, name: str) -> InputColumn:
     if name not in table.header:
         raise PruneError(f"{table.name} has no column named {name}", f"its columns are {', '.join(table.header)}")
     text = table.text(name)
@@ -137,7 +137,7 @@ def _labels(table: Table, name: str) -> Column:
         raise PruneError(f"{table.name} sample {empty[0] + 1} has no {name}", "every sample needs its label")
     if max(map(len, text)) > _MAX_LABEL:
         raise PruneError(f"{table.name} has labels of over {_MAX_LABEL} characters", "give class names")
-    return Column.of(f"{table.name}:{name}", as_labels(text))
+    return InputColumn.of(f"{table.name}:{name}", as_labels(text))
 
 
 def as_labels(text: Array) -> Array:
@@ -150,7 +150,7 @@ def as_labels(text: Array) -> Array:
     return np.array(text.tolist(), np.str_)
 
 
-def _matrix(table: Table, features: list[str], spec: InputSpec) -> Column:
+def _matrix(table: CsvTable, features: list[str], spec: InputSpec) -> InputColumn:
     """All features as one array, reshaped row by row if the input's fixed dimensions ask for it."""
     wanted = spec.shape[1:]
     fixed = [d for d in wanted if isinstance(d, int)]
@@ -164,14 +164,14 @@ def _matrix(table: Table, features: list[str], spec: InputSpec) -> Column:
     cells = _strings(table, features) if spec.dtype == "str" else table.numbers(features)
     if len(fixed) == len(wanted) > 1 or not wanted:
         cells = cells.reshape(len(cells), *fixed)
-    return Column.of(name, cells)
+    return InputColumn.of(name, cells)
 
 
-def _strings(table: Table, features: list[str]) -> Array:
+def _strings(table: CsvTable, features: list[str]) -> Array:
     return np.asarray(table.cells[:, [table.header.index(name) for name in features]])
 
 
-def _by_column(table: Table, features: list[str], specs: Sequence[InputSpec]) -> dict[str, Column]:
+def _by_column(table: CsvTable, features: list[str], specs: Sequence[InputSpec]) -> dict[str, InputColumn]:
     columns = {}
     for spec in specs:
         if spec.name not in features:
@@ -180,7 +180,7 @@ def _by_column(table: Table, features: list[str], specs: Sequence[InputSpec]) ->
                 f"its feature columns are {', '.join(features)}",
             )
         cells = _strings(table, [spec.name]) if spec.dtype == "str" else table.numbers([spec.name])
-        columns[spec.name] = Column.of(f"{table.name}:{spec.name}", cells[:, 0] if len(spec.shape) == 1 else cells)
+        columns[spec.name] = InputColumn.of(f"{table.name}:{spec.name}", cells[:, 0] if len(spec.shape) == 1 else cells)
     return columns
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import Classes, Dataset, build
 from prunecli.data.images.classes import number_folders
 from prunecli.data.images.decode import SUFFIXES, need_pillow
@@ -27,11 +27,11 @@ _SEEN_AT_FIRST = 1000
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImages:
     """Files in order, their labels, and what the labels stand for."""
 
     files: list[Path]
-    labels: Column | None = None
+    labels: InputColumn | None = None
     classes: Classes | None = None
     notes: tuple[str, ...] = ()
 
@@ -60,7 +60,7 @@ def read(request: Request) -> Dataset:
     return replace(data, classes=found.classes, notes=(f"images: {how.describe()}", *found.notes))
 
 
-def _find(request: Request) -> Found:
+def _find(request: Request) -> FoundImages:
     folders = [entry for entry in _entries(request.path) if entry.is_dir()]
     loose = [entry for entry in _entries(request.path) if _is_image(entry)]
     if folders and loose:
@@ -71,10 +71,10 @@ def _find(request: Request) -> Found:
     if request.images.classes is not None:
         raise PruneError(f"{request.text} has no sub-folders, so --classes has no meaning", "leave it out")
     labels = None if request.labels is None else read_labels(request.labels, request.limit)
-    return Found(loose[: request.limit], labels)
+    return FoundImages(loose[: request.limit], labels)
 
 
-def _by_class(request: Request, folders: list[Path]) -> Found:
+def _by_class(request: Request, folders: list[Path]) -> FoundImages:
     """The classes take turns, each with its images by path: the first N samples have all classes."""
     if request.labels is not None:
         raise PruneError(f"--labels does not go with {request.text}", "its sub-folders are the labels; see --classes")
@@ -89,8 +89,8 @@ def _by_class(request: Request, folders: list[Path]) -> Found:
     if request.images.classes is None and numbering.numbers != list(range(len(folders))):
         notes = ("the folders are class numbers; --classes sorted takes them in the order of text, as torchvision does",
                  *notes)  # fmt: skip
-    labels = Column.of(f"{request.text} labels", np.array([number for _, number in turns], np.int64))
-    return Found([file for file, _ in turns], labels, numbering.classes, notes)
+    labels = InputColumn.of(f"{request.text} labels", np.array([number for _, number in turns], np.int64))
+    return FoundImages([file for file, _ in turns], labels, numbering.classes, notes)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.data.columns import Column, memory_budget
+from prunecli.data.columns import InputColumn, memory_budget
 from prunecli.data.dataset import Chunk, Dataset, build
 from prunecli.data.matching import match
 from prunecli.data.sources.registry import Request, source
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Piece:
+class LoadedPiece:
     """One thing the function yielded, checked: `data` has one chunk."""
 
     data: Dataset
@@ -48,7 +48,7 @@ def _is_loader(request: Request) -> bool:
 @source("loader", "loader.py:function or package.module:function", _is_loader)
 def read(request: Request) -> Dataset:
     """All that the function yields, up to --limit samples, in memory. Pieces of one shape are joined."""
-    groups: dict[Any, list[Piece]] = {}
+    groups: dict[Any, list[LoadedPiece]] = {}
     count = size = 0
     for piece in _pieces(request):
         if request.limit is not None:
@@ -68,7 +68,7 @@ def read(request: Request) -> Dataset:
     return replace(first, chunks=chunks, source=request.text)
 
 
-def _check_labels(request: Request, pieces: Sequence[Piece]) -> None:
+def _check_labels(request: Request, pieces: Sequence[LoadedPiece]) -> None:
     if len({p.data.unbatched for p in pieces}) > 1 or len({p.labels is None for p in pieces}) > 1:
         raise PruneError(f"{request.text} yields labels with some samples only", "yield (dict, labels) always")
     shapes = sorted({p.labels.shape[1:] for p in pieces if p.labels is not None})
@@ -80,22 +80,22 @@ def _check_labels(request: Request, pieces: Sequence[Piece]) -> None:
         )
 
 
-def _cut(piece: Piece, count: int) -> Piece:
+def _cut(piece: LoadedPiece, count: int) -> LoadedPiece:
     arrays = {n: a[:count] for n, a in piece.arrays.items()}
     labels = None if piece.labels is None else piece.labels[:count]
-    return Piece(piece.data.take(count), arrays, labels)
+    return LoadedPiece(piece.data.take(count), arrays, labels)
 
 
-def _join(name: str, pieces: Sequence[Piece]) -> Chunk:
+def _join(name: str, pieces: Sequence[LoadedPiece]) -> Chunk:
     arrays = {n: np.concatenate([p.arrays[n] for p in pieces]) for n in pieces[0].arrays}
     parts = [p.labels for p in pieces if p.labels is not None]
-    labels = Column.of(f"{name} labels", np.concatenate(parts)) if parts else None
-    columns = {n: Column.of(f"{name} {n}", a) for n, a in arrays.items()}
+    labels = InputColumn.of(f"{name} labels", np.concatenate(parts)) if parts else None
+    columns = {n: InputColumn.of(f"{name} {n}", a) for n, a in arrays.items()}
     count = sum(len(p.data) for p in pieces)
     return Chunk(columns, np.arange(count), labels, constants=pieces[0].data.chunks[0].constants)
 
 
-def _pieces(request: Request) -> Iterator[Piece]:
+def _pieces(request: Request) -> Iterator[LoadedPiece]:
     with contextlib.redirect_stdout(sys.stderr), _as_error(request.text):  # stdout carries the report only
         yielded = _function(request.text)()
         if isinstance(yielded, Mapping | tuple):
@@ -111,23 +111,25 @@ def _pieces(request: Request) -> Iterator[Piece]:
         yield _piece(request, item)
 
 
-def _piece(request: Request, item: Any) -> Piece:
+def _piece(request: Request, item: Any) -> LoadedPiece:
     feed, labels = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     if not isinstance(feed, Mapping):
         raise PruneError(f"{request.text} yielded {type(feed).__name__}", "yield a dict, or (dict, labels)")
-    columns = {str(n): Column.of(f"{request.text} {n}", _array(f"{request.text} {n}", v)) for n, v in feed.items()}
+    columns = {str(n): InputColumn.of(f"{request.text} {n}", _array(f"{request.text} {n}", v)) for n, v in feed.items()}
     matched = match(request.specs, columns, request.text, request.axes)
     label_array = None if labels is None else _array(f"{request.text} labels", labels)
     if _is_sample(request.specs, matched):
-        matched = {n: Column.of(c.name, np.expand_dims(c.array(), request.axes.get(n, 0))) for n, c in matched.items()}
+        matched = {
+            n: InputColumn.of(c.name, np.expand_dims(c.array(), request.axes.get(n, 0))) for n, c in matched.items()
+        }
         label_array = None if label_array is None else label_array[None]
-    label_column = None if label_array is None else Column.of(f"{request.text} labels", label_array)
+    label_column = None if label_array is None else InputColumn.of(f"{request.text} labels", label_array)
     data = build(request.specs, matched, label_column, request.text, request.axes)
     arrays = {n: c.array() for n, c in data.chunks[0].columns.items()}
-    return Piece(data, arrays, label_array)
+    return LoadedPiece(data, arrays, label_array)
 
 
-def _is_sample(specs: Sequence[InputSpec], columns: Mapping[str, Column]) -> bool:
+def _is_sample(specs: Sequence[InputSpec], columns: Mapping[str, InputColumn]) -> bool:
     """Whether a yield is a single sample: every array lacks the model's first axis."""
     return all(s.shape and len(columns[s.name].shape) == len(s.shape) - 1 for s in specs)
 

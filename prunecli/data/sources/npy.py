@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import Dataset, build
 from prunecli.data.matching import match
 from prunecli.data.npy import open_npy
@@ -20,7 +20,7 @@ def read(request: Request) -> Dataset:
     return build(request.specs, columns, labels, request.text, request.axes)
 
 
-def read_labels(path: Path, limit: int | None) -> Column:
+def read_labels(path: Path, limit: int | None) -> InputColumn:
     """The .npy given to --labels.
 
     Raises:

@@ -33,7 +33,7 @@ Reader = Callable[[Request], Dataset]
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One kind of data. `takes` says whether a request is for it; `options`: the label options it knows."""
 
     name: str
@@ -43,7 +43,7 @@ class Source:
     options: frozenset[str]
 
 
-SOURCES: dict[str, Source] = {}
+SOURCES: dict[str, DataSource] = {}
 
 
 def source(
@@ -52,7 +52,7 @@ def source(
     """Register a reader under `name`; earlier registrations are asked first."""
 
     def add(read: Reader) -> Reader:
-        SOURCES[name] = Source(name, description, takes, read, frozenset(options))
+        SOURCES[name] = DataSource(name, description, takes, read, frozenset(options))
         return read
 
     return add

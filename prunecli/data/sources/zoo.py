@@ -13,7 +13,7 @@ import numpy as np
 
 from prunecli.data.axes import Axes
 from prunecli.data.casting import cast, check_dtype, fits
-from prunecli.data.columns import Column
+from prunecli.data.columns import InputColumn
 from prunecli.data.dataset import Chunk, Dataset
 from prunecli.data.sources.registry import Request, source
 from prunecli.errors import PruneError
@@ -60,7 +60,7 @@ def _chunk(path: Path, request: Request) -> Chunk:
         _check(path, array, spec)
     outputs = [read_tensor(file) for file in _numbered(path, "output")]
     reference = {name or f"output_{k}": array for k, (name, array) in enumerate(outputs)}
-    columns = {s.name: Column.of(f"{path.name}/{s.name}", a) for s, a in zip(specs, arrays, strict=True)}
+    columns = {s.name: InputColumn.of(f"{path.name}/{s.name}", a) for s, a in zip(specs, arrays, strict=True)}
     return Chunk(columns, np.arange(_rows(specs, arrays, request.axes)), whole=True, reference=reference or None)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 
 
@@ -25,7 +25,7 @@ class Heads:
     value: int
 
 
-def heads(ctx: Context, queries: int, groups: int, key: int, value: int) -> Heads:
+def heads(ctx: RuleContext, queries: int, groups: int, key: int, value: int) -> Heads:
     """Virtual axes for `queries` heads over `groups` key heads, with head sizes `key` and `value`."""
     table = ctx.table
     out = Heads(table.virtual(groups), table.virtual(queries // groups), table.virtual(key), table.virtual(value))
@@ -35,13 +35,13 @@ def heads(ctx: Context, queries: int, groups: int, key: int, value: int) -> Head
     return out
 
 
-def factor(ctx: Context, value: ir.Value | None, axis: int, factors: Sequence[int]) -> None:
+def factor(ctx: RuleContext, value: ir.Value | None, axis: int, factors: Sequence[int]) -> None:
     """The axis is the product of the factors, if the value is there and the axis is not broadcast."""
     if value is not None and ctx.shape(value)[axis] != 1:
         ctx.table.product(ctx.axis(value, axis), factors)
 
 
-def layout(ctx: Context, value: ir.Value | None, of_heads: Sequence[int], size: int) -> None:
+def layout(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int], size: int) -> None:
     """(B, heads, T, size), or (B, T, heads * size); the sequence is frozen, the batch is tied to the query's."""
     if value is None:
         return
@@ -57,7 +57,7 @@ def layout(ctx: Context, value: ir.Value | None, of_heads: Sequence[int], size: 
         ctx.tie(value, 0, query, 0)
 
 
-def scores(ctx: Context, value: ir.Value | None, of_heads: Sequence[int]) -> None:
+def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) -> None:
     """A mask, a bias or the weights of the attention: (..., heads or 1, T, S), broadcast from the right."""
     if value is None:
         return
@@ -72,7 +72,7 @@ def scores(ctx: Context, value: ir.Value | None, of_heads: Sequence[int]) -> Non
             ctx.tie(value, 0, query, 0)
 
 
-def count_attention(ctx: Context, parts: Heads, queries: int, sequences: tuple[int, int, int]) -> None:
+def count_attention(ctx: RuleContext, parts: Heads, queries: int, sequences: tuple[int, int, int]) -> None:
     """QK' and AV: batch * heads * T * S * (key size + value size)."""
     batch, query, keys = sequences
     for size in (parts.key, parts.value):
@@ -81,7 +81,7 @@ def count_attention(ctx: Context, parts: Heads, queries: int, sequences: tuple[i
 
 
 @rule("Attention")
-def attention(ctx: Context) -> None:
+def attention(ctx: RuleContext) -> None:
     """Q, K, V as (B, heads, T, d), or (B, T, heads * d) with q_num_heads and kv_num_heads; mask, past, present."""
     q, k, v, y = (*ctx.inputs[:3], ctx.outputs[0])
     assert q is not None and k is not None and v is not None
@@ -104,7 +104,7 @@ def attention(ctx: Context) -> None:
 
 
 @rewrite("Attention")
-def attention_heads(cut: Cut, node: ir.Node) -> None:
+def attention_heads(cut: NodeCut, node: ir.Node) -> None:
     """Heads are counted where attributes name them; the scale stays what it was."""
     q, k = node.inputs[0], node.inputs[1]
     assert q is not None and k is not None
@@ -119,7 +119,7 @@ def attention_heads(cut: Cut, node: ir.Node) -> None:
     keep_scale(cut, node, size, left)
 
 
-def keep_scale(cut: Cut, node: ir.Node, size: int, left: int) -> None:
+def keep_scale(cut: NodeCut, node: ir.Node, size: int, left: int) -> None:
     """The default scale is 1 / sqrt(head size): state it before the head size changes."""
     attr = node.attributes.get("scale")
     if left != size and (attr is None or attr.as_float() == 0.0):
@@ -128,7 +128,7 @@ def keep_scale(cut: Cut, node: ir.Node, size: int, left: int) -> None:
 
 @rule("RotaryEmbedding")
 @rule("RotaryEmbedding", domain="com.microsoft")
-def rotary(ctx: Context) -> None:
+def rotary(ctx: RuleContext) -> None:
     """Rotates pairs inside every head of X (B, heads, T, d) or (B, T, heads * d): heads can be cut."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -146,7 +146,7 @@ def rotary(ctx: Context) -> None:
     ctx.table.product(ctx.axis(x, 2), (head, inside))
 
 
-def rotary_size(ctx: Context) -> int:
+def rotary_size(ctx: RuleContext) -> int:
     """Head size: from the number of heads where it is stated, else twice the width of the angle table."""
     x = ctx.inputs[0]
     assert x is not None
@@ -159,7 +159,7 @@ def rotary_size(ctx: Context) -> int:
 
 @rewrite("RotaryEmbedding")
 @rewrite("RotaryEmbedding", domain="com.microsoft")
-def rotary_heads(cut: Cut, node: ir.Node) -> None:
+def rotary_heads(cut: NodeCut, node: ir.Node) -> None:
     x, attr = node.inputs[0], node.attributes.get("num_heads")
     if attr is not None and attr.as_int():
         axis = 1 if len(cut.before(x)) == 4 else 2

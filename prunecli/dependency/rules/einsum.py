@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.registry import rule
 from prunecli.model.constants import behind
 
 
 @rule("Einsum")
-def einsum(ctx: Context) -> None:
+def einsum(ctx: RuleContext) -> None:
     """Axes of one position are skipped: they broadcast."""
     values = [*ctx.inputs, ctx.outputs[0]]
     labels = subscripts(ctx.string("equation"), [ctx.rank(v) for v in values if v is not None])
@@ -46,7 +46,7 @@ def subscripts(equation: str, ranks: list[int]) -> list[list[str]]:
     return out
 
 
-def _mark_heads(ctx: Context, labels: list[list[str]], first: dict[str, int]) -> None:
+def _mark_heads(ctx: RuleContext, labels: list[list[str]], first: dict[str, int]) -> None:
     """A batch letter of a product of two computed operands is what attention calls heads."""
     if any(behind(v) is not None for v in ctx.inputs):
         return

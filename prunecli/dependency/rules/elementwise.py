@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.registry import rule
 
 UNARY = (
@@ -21,7 +21,7 @@ BROADCASTING = (
 
 @rule(*UNARY)
 @rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
-def unary(ctx: Context) -> None:
+def unary(ctx: RuleContext) -> None:
     """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
     sources = ctx.inputs[:2] if ctx.node.op_type in ("FastGelu", "BiasGelu") else ctx.inputs[:1]
     ctx.elementwise(*sources, ctx.outputs[0])
@@ -31,7 +31,7 @@ def unary(ctx: Context) -> None:
 
 
 @rule("Dropout")
-def dropout(ctx: Context) -> None:
+def dropout(ctx: RuleContext) -> None:
     """The identity, unless it trains: then the random numbers depend on the shape."""
     if ctx.input(2) is not None and (ctx.known(2) is None or ctx.known(2).any()):  # type: ignore[union-attr]
         ctx.freeze_node("Dropout in training mode")
@@ -42,6 +42,6 @@ def dropout(ctx: Context) -> None:
 
 
 @rule(*BROADCASTING)
-def broadcasting(ctx: Context) -> None:
+def broadcasting(ctx: RuleContext) -> None:
     """numpy's broadcasting: axes are aligned from the right."""
     ctx.elementwise(*ctx.inputs, ctx.outputs[0])

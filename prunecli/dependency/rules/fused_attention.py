@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.dependency.rules.attention import Heads, count_attention, factor, heads, keep_scale, layout, scores
 
 MS = "com.microsoft"
 
 
-def packed(ctx: Context, value: ir.Value | None, axis: int, parts: Sequence[Sequence[int]]) -> None:
+def packed(ctx: RuleContext, value: ir.Value | None, axis: int, parts: Sequence[Sequence[int]]) -> None:
     """The axis holds blocks one after the other, each the product of its factors."""
     if value is None:
         return
@@ -35,7 +35,7 @@ def qkv(parts: Heads) -> list[list[int]]:
 
 
 @rule("Attention", domain=MS)
-def attention(ctx: Context) -> None:
+def attention(ctx: RuleContext) -> None:
     """X (B, T, C), W (C, q + k + v), bias (q + k + v), past (2, B, heads, P, d) -> Y (B, T, heads * dv)."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
@@ -58,7 +58,7 @@ def attention(ctx: Context) -> None:
     count_attention(ctx, parts, count, (batch, length, length))
 
 
-def _states(ctx: Context, parts: Heads) -> None:
+def _states(ctx: RuleContext, parts: Heads) -> None:
     """Past and present (2, B, heads, P, d) hold keys and values side by side: they have one size."""
     for state in (ctx.input(4), ctx.output(1)):
         if state is None:
@@ -74,7 +74,7 @@ def _states(ctx: Context, parts: Heads) -> None:
 
 
 @rewrite("Attention", domain=MS)
-def attention_sizes(cut: Cut, node: ir.Node) -> None:
+def attention_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Heads, and the widths of queries, keys and values where they are stated or have become unequal."""
     w, count = node.inputs[1], node.attributes["num_heads"].as_int()
     assert w is not None
@@ -92,7 +92,7 @@ def attention_sizes(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("MultiHeadAttention", domain=MS)
-def multi_head(ctx: Context) -> None:
+def multi_head(ctx: RuleContext) -> None:
     """Q, K, V (B, T, heads * d), or packed as (B, T, heads, 3 or 2, d), or K and V as (B, heads, T, d)."""
     q, k, v, y = ctx.inputs[0], ctx.input(1), ctx.input(2), ctx.outputs[0]
     assert q is not None
@@ -122,7 +122,7 @@ def multi_head(ctx: Context) -> None:
 
 
 @rewrite("MultiHeadAttention", domain=MS)
-def multi_head_count(cut: Cut, node: ir.Node) -> None:
+def multi_head_count(cut: NodeCut, node: ir.Node) -> None:
     q, count = node.inputs[0], node.attributes["num_heads"].as_int()
     assert q is not None
     shape = cut.before(q)
@@ -136,7 +136,7 @@ def multi_head_count(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("GroupQueryAttention", domain=MS)
-def group_query(ctx: Context) -> None:
+def group_query(ctx: RuleContext) -> None:
     """Q (B, T, heads * d), K, V (B, T, groups * d), or all packed in Q; past and present (B, groups, P, d).
 
     One head size serves queries, keys and values: heads can be cut, sizes not.
@@ -170,7 +170,7 @@ def group_query(ctx: Context) -> None:
 
 
 @rewrite("GroupQueryAttention", domain=MS)
-def group_query_count(cut: Cut, node: ir.Node) -> None:
+def group_query_count(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups, or the same query heads of every group, may have gone."""
     y, count = node.outputs[0], node.attributes["num_heads"].as_int()
     groups = node.attributes["kv_num_heads"].as_int()

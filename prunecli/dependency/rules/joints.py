@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.model.shape_inference import Facts
 
 
 @rule("Concat")
-def concat(ctx: Context) -> None:
+def concat(ctx: RuleContext) -> None:
     """Position p of input k is position p + (lengths before k) of Y."""
     y = ctx.outputs[0]
     axis = ctx.int("axis", 1) % ctx.rank(y)
@@ -26,7 +26,7 @@ def concat(ctx: Context) -> None:
 
 
 @rule("Split")
-def split(ctx: Context) -> None:
+def split(ctx: RuleContext) -> None:
     """Position p of output k is position p + (lengths before k) of X."""
     x = ctx.inputs[0]
     assert x is not None
@@ -43,7 +43,7 @@ def split(ctx: Context) -> None:
 
 
 @rewrite("Split")
-def split_sizes(cut: Cut, node: ir.Node) -> None:
+def split_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Parts may have become unequal: name their sizes."""
     attr = node.attributes.get("axis")
     axis = 0 if attr is None else attr.as_int()
@@ -58,7 +58,7 @@ def split_sizes(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("Pad")
-def pad(ctx: Context) -> None:
+def pad(ctx: RuleContext) -> None:
     """Positions move by the padding before them; padded positions are new ones. Frozen where data is mirrored."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -96,7 +96,7 @@ def _ints(node: ir.Node, facts: Facts, index: int) -> list[int] | None:
 
 
 @rewrite("Pad")
-def pad_kept(cut: Cut, node: ir.Node) -> None:
+def pad_kept(cut: NodeCut, node: ir.Node) -> None:
     """Padding on a cut axis: as many new positions as were kept before and after the data."""
     wanted = [_kept_padding(cut, node, view) for view in range(len(cut.views))]
     if "pads" in node.attributes:
@@ -105,7 +105,7 @@ def pad_kept(cut: Cut, node: ir.Node) -> None:
         cut.set_vector(node, 1, wanted)
 
 
-def _kept_padding(cut: Cut, node: ir.Node, view: int) -> list[int]:
+def _kept_padding(cut: NodeCut, node: ir.Node, view: int) -> list[int]:
     y, facts = node.outputs[0], cut.views[view].before
     amounts = pad_amounts(node, facts) or []
     for axis, (low, high) in enumerate(amounts):

@@ -6,8 +6,8 @@ import math
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.model.attrs import matrix_axes
 from prunecli.model.constants import behind
@@ -15,7 +15,7 @@ from prunecli.model.constants import behind
 
 @rule("Conv")
 @rule("FusedConv", domain="com.microsoft")
-def conv(ctx: Context) -> None:
+def conv(ctx: RuleContext) -> None:
     """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
@@ -28,7 +28,7 @@ def conv(ctx: Context) -> None:
 
 
 @rule("ConvTranspose")
-def conv_transpose(ctx: Context) -> None:
+def conv_transpose(ctx: RuleContext) -> None:
     """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
@@ -37,7 +37,7 @@ def conv_transpose(ctx: Context) -> None:
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
 
 
-def grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int, bias: int = 2) -> None:
+def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int, bias: int = 2) -> None:
     """One axis of the weight spans all groups, the other one group: which is which is Conv / ConvTranspose."""
     groups = ctx.int("group", 1)
     channels, outputs = ctx.shape(x)[1], ctx.shape(y)[1]
@@ -56,7 +56,7 @@ def grouped(ctx: Context, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols
 
 @rewrite("Conv", "ConvTranspose", "DeformConv")
 @rewrite("FusedConv", domain="com.microsoft")
-def conv_group(cut: Cut, node: ir.Node) -> None:
+def conv_group(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups may have gone: their number is a whole axis over what one group has of it."""
     x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None and w is not None
@@ -68,7 +68,7 @@ def conv_group(cut: Cut, node: ir.Node) -> None:
 
 @rule("Gemm")
 @rule("FusedGemm", domain="com.microsoft")
-def gemm(ctx: Context) -> None:
+def gemm(ctx: RuleContext) -> None:
     """Y = alpha * A' B' + beta * C with A' (M, K), B' (K, N), C broadcast to (M, N)."""
     a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert a is not None and b is not None
@@ -84,7 +84,7 @@ def gemm(ctx: Context) -> None:
 
 @rule("MatMul")
 @rule("FusedMatMul", domain="com.microsoft")
-def matmul(ctx: Context) -> None:
+def matmul(ctx: RuleContext) -> None:
     """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors. Fused: transposed before."""
     a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert a is not None and b is not None
@@ -103,7 +103,7 @@ Operand = tuple[ir.Value, tuple[int, ...]]
 """A value and its axes in the order that is multiplied."""
 
 
-def _batch(ctx: Context, a: Operand, b: Operand, y: ir.Value) -> None:
+def _batch(ctx: RuleContext, a: Operand, b: Operand, y: ir.Value) -> None:
     """Leading axes broadcast; where both operands are computed they are what attention calls heads."""
     both = behind(a[0]) is None and behind(b[0]) is None
     for index in range(ctx.rank(y) - min(2, len(a[1]), len(b[1])) if ctx.rank(y) else 0):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 
 
 @rule("BatchNormalization")
-def batch_norm(ctx: Context) -> None:
+def batch_norm(ctx: RuleContext) -> None:
     """X (N, C, ...); scale, bias, mean, variance (C), or (C, ...) where `spatial` is 0 (opset 7)."""
     y = ctx.outputs[0]
     ctx.elementwise(ctx.inputs[0], y)
@@ -24,7 +24,7 @@ def batch_norm(ctx: Context) -> None:
 
 
 @rule("InstanceNormalization")
-def instance_norm(ctx: Context) -> None:
+def instance_norm(ctx: RuleContext) -> None:
     """X (N, C, ...); scale, bias (C); statistics run over the axes after C."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -38,7 +38,7 @@ def instance_norm(ctx: Context) -> None:
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 @rule("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
-def layer_norm(ctx: Context) -> None:
+def layer_norm(ctx: RuleContext) -> None:
     """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
     x = ctx.inputs[0]
     assert x is not None
@@ -51,7 +51,7 @@ def layer_norm(ctx: Context) -> None:
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
-def skip_layer_norm(ctx: Context) -> None:
+def skip_layer_norm(ctx: RuleContext) -> None:
     """Y = LayerNorm(X + skip + bias); the fourth output is the sum."""
     x = ctx.inputs[0]
     assert x is not None
@@ -66,13 +66,13 @@ def skip_layer_norm(ctx: Context) -> None:
     _over(ctx, x, [ctx.rank(x) - 1])
 
 
-def _over(ctx: Context, x: ir.Value, axes: range | list[int]) -> None:
+def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int]) -> None:
     for axis in axes:
         ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
 
 
 @rule("EmbedLayerNormalization", domain="com.microsoft")
-def embed_layer_norm(ctx: Context) -> None:
+def embed_layer_norm(ctx: RuleContext) -> None:
     """LayerNorm of the sum of embedding tables (rows, hidden), looked up by ids."""
     ids, y = ctx.inputs[0], ctx.outputs[0]
     assert ids is not None
@@ -96,7 +96,7 @@ def embed_layer_norm(ctx: Context) -> None:
 
 
 @rule("LpNormalization")
-def lp_norm(ctx: Context) -> None:
+def lp_norm(ctx: RuleContext) -> None:
     """Y = X / |X| along an axis: zeros add nothing to the norm, so removal is exact."""
     x = ctx.inputs[0]
     assert x is not None
@@ -104,7 +104,7 @@ def lp_norm(ctx: Context) -> None:
 
 
 @rule("MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax", "LRN")
-def frozen_axis(ctx: Context) -> None:
+def frozen_axis(ctx: RuleContext) -> None:
     """A position's result depends on the others along the axis, and zero is not the same as absent."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -112,7 +112,7 @@ def frozen_axis(ctx: Context) -> None:
     ctx.freeze_axes([y], _axes(ctx, ctx.rank(x)), f"{ctx.node.op_type} runs over this axis")
 
 
-def _axes(ctx: Context, rank: int) -> list[int]:
+def _axes(ctx: RuleContext, rank: int) -> list[int]:
     op = ctx.node.op_type
     if op == "MeanVarianceNormalization":
         return list(ctx.ints("axes") or (0, 2, 3))
@@ -124,7 +124,7 @@ def _axes(ctx: Context, rank: int) -> list[int]:
 
 
 @rule("GroupNormalization")
-def group_norm(ctx: Context) -> None:
+def group_norm(ctx: RuleContext) -> None:
     """X (N, C, ...), C = groups x slots. Whole groups go exactly; a slot of every group only approximately."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -142,7 +142,7 @@ def group_norm(ctx: Context) -> None:
 
 
 @rewrite("GroupNormalization")
-def group_count(cut: Cut, node: ir.Node) -> None:
+def group_count(cut: NodeCut, node: ir.Node) -> None:
     """Removed positions are whole groups, or the same slots of every group: count the groups that kept any."""
     groups = node.attributes["num_groups"].as_int()
     cut.set_int(node, "num_groups", cut.blocks(node.inputs[0], 1, groups))

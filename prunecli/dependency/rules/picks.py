@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.atoms import Ints
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.model.shape_inference import Facts, slice_bounds, slice_index
 
@@ -24,7 +24,7 @@ def slice_parts(node: ir.Node, facts: Facts) -> tuple[slice, ...] | None:
 
 
 @rule("Slice")
-def slice_(ctx: Context) -> None:
+def slice_(ctx: RuleContext) -> None:
     """Y[p] = X[start + p * step] along each axis."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -55,7 +55,7 @@ def places(kept: Ints, taken: Ints) -> Ints:
 
 
 @rewrite("Slice")
-def slice_kept(cut: Cut, node: ir.Node) -> None:
+def slice_kept(cut: NodeCut, node: ir.Node) -> None:
     """On a cut axis the bounds become those of the kept positions; a Gather picks what is not evenly spaced."""
     x, y = node.inputs[0], node.outputs[0]
     parts = slice_parts(node, cut.views[0].before)
@@ -85,7 +85,7 @@ def _bounds(place: Ints) -> tuple[int, int, int] | None:
     return int(place[0]), end if end >= 0 else -(1 << 31) + 1, step
 
 
-def _set_bounds(cut: Cut, node: ir.Node, changed: dict[int, tuple[int, int, int]]) -> None:
+def _set_bounds(cut: NodeCut, node: ir.Node, changed: dict[int, tuple[int, int, int]]) -> None:
     """Overwrite the entries of the changed axes, whatever form the node keeps its bounds in."""
     rank = len(cut.before(node.outputs[0]))
     rows: list[list[list[int]]] = [[], [], [], []]  # starts, ends, axes, steps: per view
@@ -114,7 +114,7 @@ def _missing(node: ir.Node, index: int) -> bool:
 
 
 @rule("Gather")
-def gather(ctx: Context) -> None:
+def gather(ctx: RuleContext) -> None:
     """Constant indices move positions; computed indices look rows up, so the rows stay."""
     x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and indices is not None
@@ -141,7 +141,7 @@ def gather(ctx: Context) -> None:
 
 
 @rewrite("Gather")
-def gather_kept(cut: Cut, node: ir.Node) -> None:
+def gather_kept(cut: NodeCut, node: ir.Node) -> None:
     """Indices are those of the same positions among the kept ones."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -159,7 +159,7 @@ def gather_kept(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("GatherElements")
-def gather_elements(ctx: Context) -> None:
+def gather_elements(ctx: RuleContext) -> None:
     """Y[i, j] = X[I[i, j], j] for axis 0: the other axes run in step where I is as long as X."""
     x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and indices is not None
@@ -170,7 +170,7 @@ def gather_elements(ctx: Context) -> None:
 
 
 @rule("GatherND")
-def gather_nd(ctx: Context) -> None:
+def gather_nd(ctx: RuleContext) -> None:
     """Y[b.., i.., r..] = X[b.., *I[b.., i.., :], r..]: b batch axes, k looked-up axes, r the rest."""
     x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and indices is not None

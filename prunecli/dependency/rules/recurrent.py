@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -13,7 +13,7 @@ STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # inputs that hold an initi
 
 
 @rule("LSTM", "GRU", "RNN")
-def recurrent(ctx: Context) -> None:
+def recurrent(ctx: RuleContext) -> None:
     """X (T, B, I), W (D, gH, I), R (D, gH, H), bias (D, 2gH), states (D, B, H), P (D, 3H) -> Y (T, D, B, H).
 
     The recurrent weights of a removed unit have no rows and no columns: no other unit sees it. With `layout` 1
@@ -46,7 +46,7 @@ def recurrent(ctx: Context) -> None:
     _count(ctx, x, w, directions * gates, hidden)
 
 
-def _stack(ctx: Context, value: ir.Value | None, parts: int, hidden: int) -> None:
+def _stack(ctx: RuleContext, value: ir.Value | None, parts: int, hidden: int) -> None:
     """Axis 1 holds one block of hidden units per gate; the gates stay."""
     if value is None:
         return
@@ -56,14 +56,14 @@ def _stack(ctx: Context, value: ir.Value | None, parts: int, hidden: int) -> Non
     ctx.table.product(ctx.axis(value, 1), (gate, hidden))
 
 
-def _count(ctx: Context, x: ir.Value, w: ir.Value, rows: int, hidden: int) -> None:
+def _count(ctx: RuleContext, x: ir.Value, w: ir.Value, rows: int, hidden: int) -> None:
     steps, units = ctx.shape(x)[0] * ctx.shape(x)[1], ctx.table.size(hidden)
     ctx.count(steps * rows * units * ctx.shape(x)[2], hidden, ctx.axis(w, 2))
     ctx.count(steps * rows * units * units, hidden, hidden)
 
 
 @rewrite("LSTM", "GRU", "RNN")
-def hidden_size(cut: Cut, node: ir.Node) -> None:
+def hidden_size(cut: NodeCut, node: ir.Node) -> None:
     r = node.inputs[2]
     assert r is not None
     cut.set_int(node, "hidden_size", cut.size(r, 2))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.model.shape_inference import Array, Facts, axes_of
@@ -21,7 +21,7 @@ PASSED = {*BROADCASTING, *UNARY, "Unsqueeze", "Reshape", "Expand"}
 
 
 @rule(*ADDITIVE, *ORDERED, "ReduceMean", "ArgMax", "ArgMin")
-def reduce(ctx: Context) -> None:
+def reduce(ctx: RuleContext) -> None:
     """Y = f(X along axes). A mean of n positions of which m stay is that of the m times m / n.
 
     Where it normalises what it was taken from (LayerNorm written out), the cut is the same normalisation of what
@@ -88,7 +88,7 @@ def _readers(node: ir.Node, facts: Facts, size: int) -> Iterator[ir.Value]:
 
 
 @rewrite("ReduceMean")
-def mean_of_fewer(cut: Cut, node: ir.Node) -> None:
+def mean_of_fewer(cut: NodeCut, node: ir.Node) -> None:
     """The removed positions counted as zeros: scale what stays by its share, before the mean."""
     x, facts = node.inputs[0], cut.views[0].before
     assert x is not None
@@ -101,7 +101,7 @@ def mean_of_fewer(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("CumSum", "CumProd")
-def cumulative(ctx: Context) -> None:
+def cumulative(ctx: RuleContext) -> None:
     """Y[p] = sum of X up to p: a removed zero adds nothing to later sums. A product needs every factor."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -114,7 +114,7 @@ def cumulative(ctx: Context) -> None:
 
 
 @rule("TopK")
-def top_k(ctx: Context) -> None:
+def top_k(ctx: RuleContext) -> None:
     """The k largest along an axis; the other axes pass through."""
     x = ctx.inputs[0]
     assert x is not None
@@ -127,7 +127,7 @@ def top_k(ctx: Context) -> None:
 
 
 @rule("Det")
-def det(ctx: Context) -> None:
+def det(ctx: RuleContext) -> None:
     """X (*, M, M) -> Y (*)."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None

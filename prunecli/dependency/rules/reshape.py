@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def reshape(ctx: Context) -> None:
+def reshape(ctx: RuleContext) -> None:
     """Positions keep their row-major order: axes split and merge (`Context.reshape`)."""
     x = ctx.inputs[0]
     assert x is not None
@@ -18,13 +18,13 @@ def reshape(ctx: Context) -> None:
 
 
 @rewrite("Reshape")
-def reshape_target(cut: Cut, node: ir.Node) -> None:
+def reshape_target(cut: NodeCut, node: ir.Node) -> None:
     wanted = [list(cut.shape(node.outputs[0], view)) for view in range(len(cut.views))]
     cut.set_vector(node, 1, wanted, wildcard=True)
 
 
 @rule("Transpose")
-def transpose(ctx: Context) -> None:
+def transpose(ctx: RuleContext) -> None:
     """Axis i of Y is axis perm[i] of X."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -34,7 +34,7 @@ def transpose(ctx: Context) -> None:
 
 
 @rule("DepthToSpace", "SpaceToDepth")
-def depth_to_space(ctx: Context) -> None:
+def depth_to_space(ctx: RuleContext) -> None:
     """Channels are (b, b, C') in mode DCR and SpaceToDepth, (C', b, b) in mode CRD: C' can be cut."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -50,7 +50,7 @@ def depth_to_space(ctx: Context) -> None:
 
 
 @rule("Expand")
-def expand(ctx: Context) -> None:
+def expand(ctx: RuleContext) -> None:
     """Axes of equal length are tied; a stretched size-1 axis makes new positions."""
     x = ctx.inputs[0]
     assert x is not None
@@ -58,7 +58,7 @@ def expand(ctx: Context) -> None:
 
 
 @rewrite("Expand")
-def expand_target(cut: Cut, node: ir.Node) -> None:
+def expand_target(cut: NodeCut, node: ir.Node) -> None:
     """The target may be shorter than the result, and 1 in it means "as long as it is"."""
     wanted = []
     for number, view in enumerate(cut.views):
@@ -70,7 +70,7 @@ def expand_target(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("Tile")
-def tile(ctx: Context) -> None:
+def tile(ctx: RuleContext) -> None:
     """Axis of n positions repeated r times: (r, n), of which n can be cut."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None

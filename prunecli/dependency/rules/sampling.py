@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.registry import rule
 
 SAMPLED = "sampled axis"
@@ -10,7 +10,7 @@ SAMPLED = "sampled axis"
 
 @rule("GridSample")
 @rule("GridSample", domain="com.microsoft")
-def grid_sample(ctx: Context) -> None:
+def grid_sample(ctx: RuleContext) -> None:
     """X (N, C, D1..), grid (N, E1.., r) -> Y (N, C, E1..)."""
     x, grid, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and grid is not None
@@ -22,7 +22,7 @@ def grid_sample(ctx: Context) -> None:
 
 
 @rule("RoiAlign", "MaxRoiPool")
-def roi_pool(ctx: Context) -> None:
+def roi_pool(ctx: RuleContext) -> None:
     """X (N, C, H, W), rois (R, 4 or 5), batch_indices (R) -> Y (R, C, h, w)."""
     x, rois, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and rois is not None
@@ -36,7 +36,7 @@ def roi_pool(ctx: Context) -> None:
 
 
 @rule("Col2Im")
-def col2im(ctx: Context) -> None:
+def col2im(ctx: RuleContext) -> None:
     """X (N, C * block, L) -> Y (N, C, image...): C can be cut."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -49,7 +49,7 @@ def col2im(ctx: Context) -> None:
 
 
 @rule("CenterCropPad")
-def center_crop_pad(ctx: Context) -> None:
+def center_crop_pad(ctx: RuleContext) -> None:
     """Axes that keep their length pass through."""
     x = ctx.inputs[0]
     assert x is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.registry import rule
 
 WRITTEN = "written at computed places"
 
 
 @rule("Scatter", "ScatterElements")
-def scatter_elements(ctx: Context) -> None:
+def scatter_elements(ctx: RuleContext) -> None:
     """Y = X, then Y[I[i, j], j] = U[i, j] for axis 0: the other axes run in step where all are as long."""
     x, indices, updates, y = (*ctx.inputs[:3], ctx.outputs[0])
     assert x is not None and indices is not None and updates is not None
@@ -21,7 +21,7 @@ def scatter_elements(ctx: Context) -> None:
 
 
 @rule("ScatterND")
-def scatter_nd(ctx: Context) -> None:
+def scatter_nd(ctx: RuleContext) -> None:
     """Y = X, then Y[*I[i.., :]] = U[i..]: the axes after the coordinates run in step."""
     x, indices, updates, y = (*ctx.inputs[:3], ctx.outputs[0])
     assert x is not None and indices is not None and updates is not None
@@ -35,7 +35,7 @@ def scatter_nd(ctx: Context) -> None:
 
 
 @rule("TensorScatter")
-def tensor_scatter(ctx: Context) -> None:
+def tensor_scatter(ctx: RuleContext) -> None:
     """A cache with new entries along `axis`."""
     past, update, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert past is not None and update is not None
@@ -48,7 +48,7 @@ def tensor_scatter(ctx: Context) -> None:
 
 
 @rule("ReverseSequence")
-def reverse_sequence(ctx: Context) -> None:
+def reverse_sequence(ctx: RuleContext) -> None:
     """Reverses the first `sequence_lens` positions of the time axis, per entry of the batch axis."""
     x, lengths, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and lengths is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prunecli.dependency.context import Context
+from prunecli.dependency.context import RuleContext
 from prunecli.dependency.registry import rule
 
 TRANSFORMED = "axis of a Fourier transform"
 
 
 @rule("DFT")
-def dft(ctx: Context) -> None:
+def dft(ctx: RuleContext) -> None:
     """X (..., n, ..., 1 or 2) -> Y (..., m, ..., 2), transformed along one axis (1 by default, -2 from opset 20)."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -24,7 +24,7 @@ def dft(ctx: Context) -> None:
 
 
 @rule("STFT")
-def stft(ctx: Context) -> None:
+def stft(ctx: RuleContext) -> None:
     """Signal (B, n, 1 or 2) -> Y (B, frames, bins, 2)."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -36,7 +36,7 @@ def stft(ctx: Context) -> None:
 
 
 @rule("CausalConvWithState")
-def causal_conv(ctx: Context) -> None:
+def causal_conv(ctx: RuleContext) -> None:
     """X (B, C, L), W (C, 1, k), bias (C), states (B, C, k - 1): a depthwise convolution."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import Context
-from prunecli.dependency.edit import Cut
+from prunecli.dependency.context import RuleContext
+from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite, rule
 from prunecli.dependency.rules.linear import grouped
 
 
 @rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
-def pool(ctx: Context) -> None:
+def pool(ctx: RuleContext) -> None:
     """(N, C, spatial...) -> (N, C, smaller...)."""
     x = ctx.inputs[0]
     assert x is not None
@@ -29,7 +29,7 @@ def pool(ctx: Context) -> None:
 
 
 @rule("Resize", "Upsample")
-def resize(ctx: Context) -> None:
+def resize(ctx: RuleContext) -> None:
     """Axes of scale 1 pass through, resampled ones are frozen."""
     x, y = ctx.inputs[0], ctx.outputs[0]
     assert x is not None
@@ -41,7 +41,7 @@ def resize(ctx: Context) -> None:
             ctx.freeze_axes((x, y), [axis], "resampled axis")
 
 
-def _unscaled(ctx: Context, x: ir.Value, y: ir.Value) -> list[bool]:
+def _unscaled(ctx: RuleContext, x: ir.Value, y: ir.Value) -> list[bool]:
     """Per axis: the scale is 1, by the scales where they are given, else because the sizes are equal."""
     equal = [a == b for a, b in zip(ctx.shape(x), ctx.shape(y), strict=True)]
     if ctx.string("coordinate_transformation_mode") == "tf_crop_and_resize":
@@ -60,7 +60,7 @@ def _unscaled(ctx: Context, x: ir.Value, y: ir.Value) -> list[bool]:
 
 
 @rewrite("Resize")
-def resize_sizes(cut: Cut, node: ir.Node) -> None:
+def resize_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Sizes of cut axes follow; scales stay."""
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         axes = node.attributes.get("axes")
@@ -71,7 +71,7 @@ def resize_sizes(cut: Cut, node: ir.Node) -> None:
 
 
 @rule("DeformConv")
-def deform_conv(ctx: Context) -> None:
+def deform_conv(ctx: RuleContext) -> None:
     """A Conv that reads X at offsets (N, og * 2 * k, h, w), weighted by a mask; og slabs of channels share them."""
     x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
     assert x is not None and w is not None
