@@ -186,7 +186,7 @@ def test_values_that_are_no_numbers_are_refused_by_name(bad: float, options: Any
         magnitude(path, **options)
     assert "--exclude" in caught.value.hint
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
-    found, after = pruned(path, **options, exclude=["fc"])
+    found, after = pruned(path, **options, exclude=["fc"], verify=False)  # its outputs are NaN, which proves nothing
     assert after[FC].tobytes() == broken.tobytes()
     assert "fc.w" not in {layer.weight for layer in found.layers}
 
