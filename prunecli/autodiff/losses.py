@@ -223,18 +223,6 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class MeanAbsoluteError:
-    """mean(|y - t|)."""
-
-    output: str | None = None
-    labels: str = "labels"
-
-    def build(self, scope: LossScope) -> Value:
-        y = scope.output(self.output)
-        return _mean(scope.ops, scope.ops.op("Abs", scope.ops.sub(y, scope.target(self.labels, y))))
-
-
-@dataclass(frozen=True)
 class Distillation:
     """T^2 KL(softmax(teacher / T) || softmax(z / T)), mean over samples (Hinton et al. 2015).
 
@@ -259,37 +247,6 @@ class Distillation:
         wanted, _ = _log_probabilities(ops, ops.mul(teacher, 1.0 / self.temperature))
         terms = ops.mul(ops.op("Exp", wanted), ops.sub(wanted, student))
         return ops.mul(_mean(ops, ops.sum(terms, [axis], keepdims=True), mask), self.temperature**2)
-
-
-@dataclass(frozen=True)
-class CosineDistance:
-    """1 - mean over samples of cos(y, t), each sample flattened."""
-
-    output: str | None = None
-    teacher: str = "teacher"
-
-    def build(self, scope: LossScope) -> Value:
-        ops, y = scope.ops, scope.output(self.output)
-        target = scope.target(self.teacher, y)
-        samples = ops.shape(y)[0] if ops.rank(y) > 1 else 1
-        a, b = (ops.reshape(v, (samples, ops.size(y) // samples)) for v in (y, target))
-        dot = ops.sum(ops.mul(a, b), [1])
-        lengths = ops.mul(
-            ops.op("ReduceL2", a, ops.ints([1]), keepdims=0), ops.op("ReduceL2", b, ops.ints([1]), keepdims=0)
-        )
-        cosine = ops.div(dot, ops.op("Max", lengths, ops.scalar(1e-12, dot)))
-        return ops.one_minus(_mean(ops, cosine))
-
-
-@dataclass(frozen=True)
-class FeatureMatching:
-    """Sum over named values of mean((f - teacher f)^2) (Romero et al. 2015). Inputs `PREFIX + name`."""
-
-    values: tuple[str, ...]
-    prefix: str = "teacher/"
-
-    def build(self, scope: LossScope) -> Value:
-        return scope.ops.total([MeanSquaredError(name, self.prefix + name).build(scope) for name in self.values])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from prunecli.zeros.zero import target_of
 Array = np.ndarray[Any, Any]
 STEPS = {"smoothed": 6, "fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
 """How often gradients are taken anew if nothing else is asked for; others: once."""
-_MINE = ("steps", "loss", "output_name", "samples")
 
 
 def gradient(

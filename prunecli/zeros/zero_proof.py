@@ -123,10 +123,6 @@ class ZeroProof:
             ) from error
 
 
-def _only_original(does: str, error: PruneError) -> PruneError:
-    return PruneError(f"onnxruntime {does} the original, not the pruned model: {error.message}", _REPORT)
-
-
 def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroed | None) -> bool:
     """Whether `saved` has the type, shape and bits of `source`, or of what numpy makes of it by `one`."""
     if source.dtype != saved.dtype or source.shape != saved.shape:
