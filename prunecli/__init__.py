@@ -11,6 +11,8 @@ result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model
 found = prunecli.evaluate("model.pruned.onnx", "model.onnx", data="test.npz")   # both, side by side
 result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
+
+What cannot be done raises PruneError, with a message and a `hint`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunecli._version import __version__
+from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
     from prunecli.cli.library import run
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from prunecli.zeros.oneshot import oneshot
 
 __all__ = [
+    "PruneError",
     "__version__",
     "adaptive",
     "analyse",
@@ -76,3 +80,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'prunecli' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
@@ -38,6 +38,12 @@ def advice(*offers: tuple[str, bool]) -> str:
     """A hint of what there is still to do: each offer with whether it is one, not what was given already."""
     left = [text for text, is_open in offers if is_open]
     return " or ".join([", ".join(left[:-1]), left[-1]] if len(left) > 1 else left)
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:

@@ -50,7 +50,18 @@ ALLOWED = {
     "structures": PRUNER,
     "search": PRUNER,
     "cli": BASE | {"data", "evaluation", "masks", "model", "options", "recipe", "report", "runtime"},
-    "__init__": {"_version", "cli", "evaluation", "inspection", "packing", "search", "structures", "training", "zeros"},
+    "__init__": {
+        "_version",
+        "cli",
+        "errors",
+        "evaluation",
+        "inspection",
+        "packing",
+        "search",
+        "structures",
+        "training",
+        "zeros",
+    },
     "__main__": {"cli"},
 }
 # third-party package -> the only parts that may import it

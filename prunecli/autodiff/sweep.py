@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, ZERO, GradientContext, describe
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, some
 
 _NO_PATH = {"If", "Loop", "Scan", "SequenceMap"}
 _LOOPS = "export it without (an EmbeddingBag becomes a Loop: as Gather and ReduceMean it is trained), "
@@ -114,12 +114,11 @@ def _check_rules(nodes: list[ir.Node], active: set[ir.Value], wrt: Sequence[ir.V
         return
     first = missing[0]
     blocked = _blocked(nodes, first, wrt)
-    names = ", ".join(blocked[:3]) + (f" and {len(blocked) - 3} more" if len(blocked) > 3 else "")
     kinds = sorted({n.op_type for n in missing})
     others = f"; also missing: {', '.join(k for k in kinds if k != first.op_type)}" if len(kinds) > 1 else ""
     why = "control flow is not differentiated" if first.op_type in _NO_PATH else "there is no rule for it"
     raise PruneError(
-        f"no gradient through {describe(first)}: {why}; it lies between {names} and the loss{others}",
+        f"no gradient through {describe(first)}: {why}; it lies between {some(blocked)} and the loss{others}",
         f"{_LOOPS if first.op_type in _NO_PATH else ''}leave out the weights before it (--exclude, for training"
         " --freeze), or use a criterion that needs no gradient",
     )

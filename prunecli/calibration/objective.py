@@ -10,7 +10,7 @@ import numpy as np
 
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
-from prunecli.errors import PruneError, advice
+from prunecli.errors import PruneError
 from prunecli.evaluation.reading import IGNORED, Reading, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
@@ -138,16 +138,7 @@ def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
 
 def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
     scores = {} if output_name is not None else {name: outputs[name] for name in float_outputs(outputs)}
-    try:
-        return choose_reading(labels, scores or outputs, "auto", output_name, data.classes)
-    except PruneError as error:
-        if labels.dtype.kind == "f" and (labels % 1 != 0).any():
-            problem = error.message.replace("labels of", "labels with fractions, of", 1)
-            raise PruneError(
-                problem, "classes are whole numbers from 0; other targets have an output's shape"
-            ) from error
-        another = ("choose one with --output-name", output_name is None and len(outputs) > 1)
-        raise PruneError(error.message, advice(another, ("check the labels", True))) from error
+    return choose_reading(labels, scores or outputs, None, output_name, data.classes)
 
 
 def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignoring: bool) -> Loss:

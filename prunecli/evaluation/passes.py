@@ -20,7 +20,7 @@ MODEL, BASELINE = "model", "baseline"
 class Asked:
     """What the user said about outputs and labels."""
 
-    task: Task = "auto"
+    task: Task | None = None
     output_name: str | None = None
 
 

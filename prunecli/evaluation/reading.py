@@ -67,7 +67,7 @@ class Reading:
 def choose_reading(
     labels: Array,
     outputs: Mapping[str, Array],
-    task: Task = "auto",
+    task: Task | None = None,
     output_name: str | None = None,
     classes: Classes | None = None,
 ) -> Reading:
@@ -76,7 +76,7 @@ def choose_reading(
     Args:
         labels: all of them, (N,), (N, 1) or with more axes for a label per position.
         outputs: those of one batch, rows trimmed; text and sequences may be among them.
-        task: insist on classes or on numbers.
+        task: insist on classes or on numbers; None: as auto, where the user cannot say so.
         output_name: insist on that output.
         classes: what the labels' numbers stand for, where the data says so.
 
@@ -93,13 +93,15 @@ def choose_reading(
             _check_range(labels, reading)
             return reading if classes is None else _named(reading, classes)
     shapes = ", ".join(f"{n}: {_shape_text(outputs[n])}" for n in names)
-    what = "" if task == "auto" else f" for {task}"
+    what = "" if task in (None, "auto") else f" for {task}"
+    broken = labels.dtype.kind == "f" and bool((labels % 1 != 0).any())
     raise PruneError(
-        f"labels of shape {labels.shape} ({labels.dtype}) fit no output of the model{what} ({shapes})",
+        f"labels {'with fractions, ' * broken}of shape {labels.shape} ({labels.dtype}) fit no output of the model{what}"
+        f" ({shapes})",
         advice(
             ("choose one with --output-name", output_name is None and len(outputs) > 1),
             ("say what the labels mean with --task", task == "auto"),
-            ("check the labels", True),
+            ("check the labels: classes are whole numbers, other targets have an output's shape", True),
         ),
     )
 
@@ -110,7 +112,7 @@ def _shape_text(value: Any) -> str:
     return f"{value.dtype} (N{''.join(f', {size}' for size in value.shape[1:])})"
 
 
-def _fit(labels: Array, name: str, out: Array, task: Task) -> Reading | None:
+def _fit(labels: Array, name: str, out: Array, task: Task | None) -> Reading | None:
     spot = labels.shape[1:] if labels.shape[1:] != (1,) else ()
     same = out.shape[1:] in (spot, (*spot, 1), (1, *spot), labels.shape[1:])
     if not is_float(out.dtype):

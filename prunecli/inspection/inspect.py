@@ -125,7 +125,7 @@ def _problems(shapes: Shapes) -> list[str]:
         f"no shape after {n.op_type} '{_name(n)}': {why}" for n, why in all_of_them.items() if why != UNKNOWN_INPUT
     ]
     more = len(all_of_them) - len(listed[:PROBLEMS])
-    return [*listed[:PROBLEMS], f"nor after {more} other operators"] if more else listed
+    return [*listed[:PROBLEMS], f"nor after {more} other operator{'s' * (more > 1)}"] if more else listed
 
 
 def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[InspectedLayer]:

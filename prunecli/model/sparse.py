@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, some
 from prunecli.model.protos import attributes_of, bodies
 from prunecli.model.validate_tensors import DAMAGED, check_tensor
 
@@ -42,7 +42,7 @@ def densify(model: onnx.ModelProto, path: Path) -> dict[str, int]:
 
 
 def note(names: Iterable[str]) -> str:
-    return f"sparse tensors were made dense: {_some(list(names))}"
+    return f"sparse tensors were made dense: {some(list(names))}"
 
 
 def _stored(sparse: onnx.SparseTensorProto) -> int:
@@ -58,10 +58,6 @@ def _constants(attributes: Iterable[onnx.AttributeProto], path: Path) -> dict[st
             attribute.ClearField("sparse_tensor")
             attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
     return found
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def sparsify(model: onnx.ModelProto, names: frozenset[str]) -> None:

@@ -90,6 +90,11 @@ class AdaptiveResult(Reported):
     seconds: float = 0.0
 
     @property
+    def output(self) -> FileRef | None:
+        """The file that was written, None without one."""
+        return self.result.output if self.result is not None else None
+
+    @property
     def reached(self) -> bool:
         return self.result is not None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunecli.errors import some
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
@@ -139,7 +140,7 @@ def _groups(found: StructuredResult) -> Table:
     rows = [
         (
             group.name, group.kind, group.before, group.after, share(group.after, group.before),
-            group.params, group.macs, group.lowest, group.highest, _some(group.touches), group.note,
+            group.params, group.macs, group.lowest, group.highest, some(group.touches, 4), group.note,
         )
         for group in found.groups
     ]  # fmt: skip
@@ -151,12 +152,6 @@ def _groups(found: StructuredResult) -> Table:
     )  # fmt: skip
     note = "Positions that must go together are one unit; a unit's cost is what its removal alone saves."
     return Table("Units", columns, rows, note=note, top=TOP)
-
-
-def _some(names: Sequence[str], shown: int = 4) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _layers(found: StructuredResult) -> Table:

@@ -148,7 +148,7 @@ def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> 
     if scores and not graph.before_end and is_distribution(output, -1):
         raise PruneError(
             f"{objective.output} holds probabilities, but no final Softmax was found to take the logits before it",
-            "name the logits with --output-name",
+            "choose the logits with --output-name, or export the model with them as an output",
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prunecli.errors import some
 from prunecli.files import Scratch
 from prunecli.masks import Recipe, parse_pattern
 from prunecli.masks.patterns import Windows
@@ -88,7 +89,7 @@ def _pruned(
         left=_left(job.choice),
         skipped=job.choice.skipped,
         verification=inspector.verification,
-        notes=[*job.file.notes, *job.notes],
+        notes=[*job.file.notes, *job.notes, *_emptied(job)],
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
         command=job.command,
@@ -142,6 +143,12 @@ def _layers(job: ZeroingJob) -> list[ZeroedLayer]:
         )
         for one in job.zeroed
     ]
+
+
+def _emptied(job: ZeroingJob) -> list[str]:
+    """A layer whose weight is nothing but zeros is cut off from what comes before it."""
+    names = [one.weight.name for one in job.zeroed if one.nonzero_before and not one.nonzero_after]
+    return [f"nothing is left of {some(names)}: what it multiplies reaches no output through it"] if names else []
 
 
 def _remainder(weight: Weight, recipe: Json) -> list[str]:

@@ -86,6 +86,11 @@ def test_unusable_data(name: str, changes: dict[str, Any], message: str, prune: 
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_an_output_that_is_not_there_is_answered_with_those_that_are(prune: Prune, tmp_path: Path) -> None:
+    done = prune("finetune", CNN, "--data", TRAIN, "--output-name", "logit", "-o", tmp_path / "out.onnx")
+    assert done.code == 2 and "no output named logit" in done.err and "hint: it has logits" in done.err
+
+
 @pytest.mark.parametrize("rate", ["1e3", "1e6"])
 @pytest.mark.parametrize("model", [CNN, MLP], ids=["cnn", "mlp"])
 @pytest.mark.parametrize("clip", ["1", "0"])

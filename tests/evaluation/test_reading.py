@@ -98,6 +98,13 @@ def test_what_fits_no_output_is_refused(case: str) -> None:
         choose_reading(labels, outputs, task, name)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("task", [None, "auto"])
+def test_the_hint_names_options_of_the_command_alone(task: Any) -> None:
+    with pytest.raises(PruneError, match="labels with fractions, of shape") as refused:
+        choose_reading(np.full(4, 0.5), {"y": zeros(4, 3)}, task)
+    assert ("--task" in refused.value.hint) == (task == "auto") and "whole numbers" in refused.value.hint
+
+
 def test_labels_from_one_get_a_hint() -> None:
     with pytest.raises(PruneError) as caught:
         choose_reading(np.array([1, 2, 3]), {"y": zeros(3, 3)})

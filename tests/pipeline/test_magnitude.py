@@ -191,6 +191,14 @@ def test_values_that_are_no_numbers_are_refused_by_name(bad: float, options: Any
     assert "fc.w" not in {layer.weight for layer in found.layers}
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_a_weight_that_is_emptied_is_named(small: bool, tmp_path: Path) -> None:
+    """Scores of the whole model may take all of one layer, whose outputs are constant from then on."""
+    path = save_proto(net({OUT: floats(9, 5, seed=2) * 1e-3} if small else {}), tmp_path)
+    found, _ = pruned(path, sparsity=0.5, scope="global")
+    assert any(note.startswith(f"nothing is left of {OUT}: ") for note in found.notes) == small
+
+
 def test_what_is_left_alone_and_what_is_not(tmp_path: Path) -> None:
     path = save_proto(net(), tmp_path)
     found, _ = pruned(path, sparsity=0.5)
