@@ -63,10 +63,6 @@ def distillation(z: Array, t: Array, T: float, probabilities: bool = False) -> f
     return float((np.exp(wanted) * (wanted - log_softmax(z[kept] / T, axis=1))).sum(1).mean() * T * T)
 
 
-def cosine(z: Array, t: Array) -> float:
-    return float(1 - ((z * t).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(t, axis=1)).mean())
-
-
 Formula = Callable[[Array, Array], float]
 CASES: dict[str, tuple[Loss, str, Array, Array, Formula]] = {
     "classes": (CrossEntropy("y"), "labels", Z, CLASSES, cross_entropy),
