@@ -105,3 +105,13 @@ def test_what_is_public_is_found_and_its_errors_are_caught() -> None:
     with pytest.raises(prunecli.PruneError) as refused:
         prunecli.magnitude(MODEL, sparsity=3)
     assert refused.value.hint
+
+
+WRONG = [("threads", "two"), ("threads", 1.5), ("dim", 5), ("granularity", ["channel"]), ("force", "yes"), ("output", 5),
+         ("batch_size", True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(PruneError, match=f"--{name.replace('_', '-')}"):
+        prunecli.structured(MODEL, ratio=0.5, **{name: value})

@@ -153,7 +153,9 @@ def _parameter(declared: Declared) -> inspect.Parameter:
 def _hint(declared: Declared) -> Any:
     if declared.choices:
         return StrEnum("Choice", {name: name for name in declared.choices})
-    return Any if declared.option.read is not None else declared.kind
+    if declared.option.read is not None:
+        return Any
+    return str if declared.kind is object else declared.kind
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -68,7 +68,7 @@ def schema_of(command: str) -> Schema:
 
 def _slot(declared: Declared) -> Slot:
     flag, alternatives = declared.kind is bool, declared.metavar.split("|")
-    texts = declared.kind is str and declared.option.read is None and not declared.choices
+    texts = declared.kind in (str, object) and declared.option.read is None and not declared.choices
     told = [_ROLES[word] for word in alternatives if word in _ROLES] if texts or declared.kind is Path else []
     key = declared.name
     return Slot(

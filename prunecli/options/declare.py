@@ -11,7 +11,7 @@ A field without an `Option` is for callers of the library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -80,25 +80,46 @@ class Declared:
                 return () if self.many else None
             raise PruneError(f"--{self.name} has no value", "give one, or leave it out")
         if self.many:
-            items = (given,) if isinstance(given, str | Path) else tuple(given)
-            return tuple(self._checked(item) for item in items)
+            if isinstance(given, str | Path):
+                given = (given,)
+            if not isinstance(given, Iterable):
+                raise self._wrong(given)
+            return tuple(self._checked(item) for item in given)
         return self._checked(given)
 
     def _checked(self, given: Any) -> Any:
         if isinstance(given, str) and self.option.read is not None:
             given = self.option.read(given)
-        elif self.kind is Path:
-            given = Path(given)
-        elif self.kind is str and isinstance(given, Path):
-            given = str(given)
-        elif self.kind in (int, float) and not isinstance(given, str):
-            given = self.kind(given) if given == self.kind(given) else given
+        elif self.option.read is None:
+            given = self._typed(given)
         if self.choices and given not in self.choices:
             raise PruneError(f"--{self.name} {given!r} is unknown", f"choose from {', '.join(self.choices)}")
         self._check_bounds(given)
         if self.option.check is not None:
             self.option.check(given)
         return given
+
+    def _typed(self, given: Any) -> Any:
+        """The value as the field's type; numbers and paths may be texts."""
+        fits = {bool: bool, int: int | float | str, float: int | float | str, Path: str | Path, str: str | Path}
+        if self.kind is object:
+            return given
+        if not isinstance(given, fits[self.kind]) or (self.kind is not bool and isinstance(given, bool)):
+            raise self._wrong(given)
+        try:
+            value = self.kind(given)
+        except (ValueError, OverflowError):
+            raise self._wrong(given) from None
+        if self.kind is int and isinstance(given, float) and value != given:
+            raise self._wrong(given)
+        return value
+
+    def _wrong(self, given: Any) -> PruneError:
+        wanted = {bool: "True or False", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+        many = "a list of them, each " if self.many else ""
+        return PruneError(
+            f"--{self.name} {given!r} is no value for it", f"it takes {many}{wanted.get(self.kind, 'a value')}"
+        )
 
     def _check_bounds(self, given: Any) -> None:
         least, most = self.option.least, self.option.most
@@ -185,5 +206,5 @@ def _declared(field: str, option: Option, hint: Any, default: Any) -> Declared:
     if many:
         kind = get_args(kind)[0]
     choices = cast("tuple[str, ...]", get_args(kind)) if get_origin(kind) is Literal else ()
-    plain = kind if kind in (bool, int, float, Path) else str
+    plain = object if kind is Any else kind if kind in (bool, int, float, Path) else str
     return Declared(field, option, plain, many, optional, default, choices)
