@@ -19,7 +19,7 @@ from prunecli.cli.terminal import terminal
 from tests.cli.conftest import SAMPLES, Prune
 
 STEPS = sorted(set(COMMANDS) - {"run"})
-NUMBERS = ["2", "0.5", "50%", "1e-3", "1", "0"]
+TRIED = ["2", "0.5", "50%", "1e-3", "1", "0", "2:4", "flip,shift"]
 AWKWARD = "a b # ' \" \\ = ] é\t\x7f"
 
 
@@ -48,7 +48,7 @@ def texts_for(param: Any) -> list[str]:
 
 def taken(param: Any) -> list[str]:
     found = []
-    for text in NUMBERS:
+    for text in TRIED:
         with contextlib.suppress(Exception):
             param.type.convert(text, param, None)
             found.append(text)
