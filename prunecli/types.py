@@ -43,6 +43,11 @@ class Totals:
     gzip_bytes: int
     gzip_estimated: bool = False
 
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros."""
+        return 1 - self.nonzero / self.params if self.params else 0.0
+
 
 @dataclass(frozen=True)
 class LayerRow:

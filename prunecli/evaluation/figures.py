@@ -29,8 +29,7 @@ def change_of(metric: str) -> str:
 
 def sizes(scored: Scored) -> Json:
     """The size keys of the contract."""
-    found = asdict(scored.totals)
-    found["sparsity"] = 1 - scored.totals.nonzero / scored.totals.params if scored.totals.params else 0.0
+    found = {**asdict(scored.totals), "sparsity": scored.totals.sparsity}
     return {name: found[name] for name in SIZES}
 
 

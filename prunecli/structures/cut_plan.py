@@ -29,20 +29,13 @@ from prunecli.dependency.edit import Removed
 from prunecli.errors import PruneError
 from prunecli.files import written
 from prunecli.model import Model
-from prunecli.model.loading import file_sha256
+from prunecli.model.plan_file import SCHEMA, read_plan
 from prunecli.types import Json
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
-SCHEMA = "prunecli-plan/1"
 MAX_BYTES = 1 << 30
 ANEW = "make the plan anew with --save-plan"
-
-
-def identity(model: Model) -> Json:
-    """What ties a plan to one model: hashes of the .onnx file and of its external data."""
-    data = [file_sha256(path) for path in model.data_files]
-    return {"sha256": model.sha256, **({"data_sha256": data} if data else {})}
 
 
 def positions_json(positions: Positions) -> Json:
@@ -65,9 +58,7 @@ def load_cut_plan(path: Path, model: Model) -> Json:
     Raises:
         PruneError: not a structural plan, or one for another model.
     """
-    plan = _read(path)
-    if plan.get("model") != identity(model):
-        raise PruneError(f"{path} was made for another model than {model.path}", "give the model it was made for")
+    plan = read_plan(path, model, MAX_BYTES)
     if plan.get("masks"):
         raise PruneError(f"{path} zeroes weights, it does not cut channels", "replay it with `prune magnitude`")
     for key in ("recipe", "weights", "tensors"):
@@ -75,20 +66,6 @@ def load_cut_plan(path: Path, model: Model) -> Json:
             raise PruneError(f"{path}: {key!r} is missing or not an object", ANEW)
     if not isinstance(plan.get("units"), list) or not plan["units"]:
         raise PruneError(f"{path} holds no units", ANEW)
-    return plan
-
-
-def _read(path: Path) -> Json:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise PruneError(f"{path} is too large for a plan", "give a file that --save-plan wrote")
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PruneError(f"cannot read the plan {path}: {error.strerror}", "check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise PruneError(f"{path} is not JSON", "give a file that --save-plan wrote") from error
-    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise PruneError(f"{path} is not a plan of this program", "give a file that --save-plan wrote")
     return plan
 
 

@@ -14,9 +14,10 @@ from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 from prunecli.model import Model, Weight, find_weights
+from prunecli.model.plan_file import identity
 from prunecli.model.shape_inference import Shape
 from prunecli.model.sizes import count_nonzero
-from prunecli.structures.cut_plan import ANEW, identity, positions_json
+from prunecli.structures.cut_plan import ANEW, positions_json
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, LayerRow

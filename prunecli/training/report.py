@@ -27,7 +27,7 @@ def to_json(found: FinetuneResult) -> Json:
         output=found.output,
         before=found.before,
         after=after,
-        sparsity=1 - after.nonzero / after.params if after.params else 0.0,
+        sparsity=after.sparsity,
         layers=found.layers,
         skipped=found.skipped,
         verification=found.verification,

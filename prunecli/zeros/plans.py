@@ -24,12 +24,11 @@ from prunecli.errors import PruneError
 from prunecli.files import written
 from prunecli.masks import zeroed
 from prunecli.model import Model, Weight
-from prunecli.model.loading import file_sha256
+from prunecli.model.plan_file import SCHEMA, identity, read_plan
 from prunecli.types import Json, Progress, no_progress
 from prunecli.zeros.zero import Zeroed
 
 Array = np.ndarray[Any, Any]
-SCHEMA = "prunecli-plan/1"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def save_plan(
     """
     head: Json = {
         "schema": SCHEMA,
-        "model": _identity(model),
+        "model": identity(model),
         "recipe": recipe,
         "weights": {},
         "tensors": {},
@@ -93,20 +92,13 @@ def _write(file: TextIO, head: Json, found: Any) -> None:
     file.write("}}\n")
 
 
-def _identity(model: Model) -> Json:
-    data = [file_sha256(path) for path in model.data_files]
-    return {"sha256": model.sha256, **({"data_sha256": data} if data else {})}
-
-
 def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> MaskPlan:
     """Read a plan and check that it belongs to this very model.
 
     Raises:
         PruneError: not a plan, of another command or another model, or its masks do not fit the weights.
     """
-    plan = _read(path)
-    if plan.get("model") != _identity(model):
-        raise PruneError(f"{path} was made for another model than {model.path}", "give the model it was made for")
+    plan = read_plan(path, model)
     if plan.get("weights") or plan.get("tensors"):
         raise PruneError(f"{path} cuts channels, it does not zero weights", "replay it with `prune structured`")
     masks = plan.get("masks")
@@ -119,18 +111,6 @@ def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> MaskPlan:
     recipe = plan.get("recipe")
     decisions = {name: _masked(path, known[name], entry) for name, entry in masks.items()}
     return MaskPlan(recipe if isinstance(recipe, dict) else {}, decisions)
-
-
-def _read(path: Path) -> Json:
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PruneError(f"cannot read the plan {path}: {error.strerror}", "check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise PruneError(f"{path} is not JSON", "give a file that --save-plan wrote") from error
-    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise PruneError(f"{path} is not a plan of this program", "give a file that --save-plan wrote")
-    return plan
 
 
 def _masked(path: Path, weight: Weight, entry: object) -> Masked:

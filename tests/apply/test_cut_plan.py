@@ -13,10 +13,10 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
+from prunecli.model.plan_file import identity
 from prunecli.structures.cut_plan import (
     check_positions,
     chosen_units,
-    identity,
     load_cut_plan,
     positions_json,
     read_positions,
