@@ -100,6 +100,12 @@ def test_every_function_refuses_unknown_keywords() -> None:
     assert {name for name, _, _ in UNKNOWN} == set(FUNCTIONS)
 
 
+def test_options_of_another_command_are_refused() -> None:
+    with pytest.raises(PruneError, match="magnitude takes options of the class MagnitudeOptions, not dict") as caught:
+        prunecli.magnitude(MODEL, {"sparsity": 0.5})
+    assert "as keywords" in caught.value.hint
+
+
 def test_what_is_public_is_found_and_its_errors_are_caught() -> None:
     assert set(prunecli.__all__) <= set(dir(prunecli))
     with pytest.raises(prunecli.PruneError) as refused:

@@ -195,7 +195,7 @@ def _scored(
         train=train.get(role, {}),
         predictions=predictions,
         classes=per_class(predictions) if predictions and classes and options.per_class else (),
-        confusion=confusion(predictions) if predictions and classes else None,
+        confusion=confusion(predictions) if predictions and classes and options.per_class else None,
     )
 
 

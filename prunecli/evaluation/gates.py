@@ -153,16 +153,20 @@ GAINS = frozenset({"latency", "params", "nonzero", "sparsity", "macs", "file_byt
 """First parts of the names of figures that pruning more improves."""
 
 
-def _hint(results: Sequence[GateResult]) -> str:
-    """What may help: another time where nothing was told, less pruning for quality, more for speed and size."""
-    if any(r.reason for r in results):
-        return "measure again when the machine is idle, or with --threads 1, by CPU time"
-    failed = {r.gate.name.split(".")[0] for r in results}
-    if failed <= GAINS:
-        return "prune more (for speed, structures: `prune structured`), or relax the limit"
-    if failed & GAINS:
-        return "recover quality by fine-tuning, or relax a limit: quality asks for less pruning, speed for more"
-    return "prune less, recover the model by fine-tuning, or relax the limit"
+def _hint(failed: Sequence[GateResult]) -> str:
+    """What may help: less pruning for quality, more for speed and size, another time for what was not measurable."""
+    names = {gate.gate.name.split(".")[0] for gate in failed if not gate.reason}
+    hints = []
+    if names and names <= GAINS:
+        hints = ["prune more (for speed, structures: `prune structured`), or relax the limit"]
+    elif names & GAINS:
+        hints = ["recover quality by fine-tuning, or relax a limit: quality asks for less pruning, speed for more"]
+    elif names:
+        hints = ["prune less, recover the model by fine-tuning, or relax the limit"]
+    if any(gate.reason for gate in failed):
+        again = "measure again when the machine is idle, or with --threads 1, by CPU time"
+        hints.append(f"for what is not measurable now, {again}" if hints else again)
+    return "; ".join(hints)
 
 
 def _number(value: float) -> str:

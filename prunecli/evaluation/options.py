@@ -29,7 +29,7 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
     baseline: Annotated[Path | None, Option("the model to compare with", QUALITY, "ORIGINAL")] = None
     train_data: Annotated[
         Any,
-        Option("the training data: to train on instead of --data, or for the train-test gap", DATA, "D"),
+        Option("the training data, for the gap between training and test data", DATA, "D"),
     ] = None
     task: Annotated[Literal["auto", "classification", "regression"], Option("what the labels mean", QUALITY)] = "auto"
     average: Annotated[

@@ -154,9 +154,12 @@ class Options:
         Raises:
             PruneError: a name that the command does not have, or as the class.
         """
-        known = [one.name for one in fields(cls)]
+        known, owner = [one.name for one in fields(cls)], cls.__name__.removesuffix("Options").lower()
         for name in changes:
-            check_keyword(name, known, cls.__name__.removesuffix("Options").lower())
+            check_keyword(name, known, owner)
+        if options is not None and not isinstance(options, cls):
+            raise PruneError(f"{owner} takes options of the class {cls.__name__}, not {type(options).__name__}",
+                             "give its options by their names, as keywords")  # fmt: skip
         return cls(**changes) if options is None else replace(options, **changes)
 
     def part(self, group: type[Group], **changes: Any) -> Group:

@@ -134,7 +134,7 @@ class Retraining(Learning, Samples, Seeded, Running):
     ] = None  # fmt: skip
     train_data: Annotated[
         Any,
-        Option("the training data: to train on instead of --data, or for the train-test gap", DATA, "D"),
+        Option("the training data, to train on instead of --data", DATA, "D"),
     ] = None
     train_batch_size: Annotated[int, Option("samples per step of training", TRAIN, "N", least=1)] = 64
 

@@ -137,8 +137,10 @@ def _closest(found: AdaptiveResult) -> list[Section]:
         f" the {found.change} on the {found.samples[0]:,} samples of the search is {step.drop.value:.4f}, and with the"
         f" margin for noise {step.bound:.4f}."
     )
-    if step.allowed:
-        said += " That is allowed, but nothing is gained or the held-out samples did not confirm it."
+    if step.allowed and found.confirmations:
+        said += " That is allowed, but the held-out samples confirmed no step that is."
+    elif step.allowed:
+        said += " That is allowed, but no step that is removes anything."
     elif step.drop.value <= found.goal.max_drop:
         said += f" The margin, {noise:.4f}, is what so few samples cost: more of them make it smaller."
     return [Text(said)]

@@ -133,6 +133,19 @@ def test_what_to_do_about_a_missed_goal_names_what_was_not_tried(
     assert all(t in hint for t in ["allow more", "more data", *told]) and not any(t in hint for t in untold)
 
 
+# whether held-out samples refuted what was allowed -> what is said of the closest step, which is allowed
+UNREACHED = [(True, "the held-out samples confirmed no step that is"), (False, "no step that is removes anything")]
+
+
+@pytest.mark.parametrize(("refuted", "told"), UNREACHED)
+def test_a_missed_goal_says_why_an_allowed_step_was_not_taken(refuted: bool, told: str, tmp_path: Path) -> None:
+    done = found(tmp_path, strategy="feedback")
+    allowed = next(step for step in done.steps if step.allowed)
+    missed = replace(done, result=None, closest=allowed, confirmations=done.confirmations if refuted else ())
+    texts = [section.body for section in to_document(missed).sections if isinstance(section, Text)]
+    assert [text.endswith(f"That is allowed, but {told}.") for text in texts if "The closest is" in text] == [True]
+
+
 def test_a_limit_above_one_is_one_where_the_metric_is_no_fraction(tmp_path: Path) -> None:
     assert found(tmp_path, metric="log_loss", max_drop=1.5, strategy="feedback").reached
 

@@ -85,6 +85,13 @@ def test_classification_is_what_scikit_learn_says(model: str, average: Any) -> N
     assert found["average"] == average
 
 
+def test_the_confusion_matrix_is_there_with_per_class_only() -> None:
+    models = [
+        as_json(measured("digits-mlp", "digits-test.npz", per_class=asked))["models"][0] for asked in (False, True)
+    ]
+    assert [("confusion_matrix" in found, "per_class" in found) for found in models] == [(False, False), (True, True)]
+
+
 def test_regression_is_what_scikit_learn_says() -> None:
     truth, predicted = answers("diabetes-mlp", "diabetes-test.npz")
     truth, predicted = truth.astype(np.float64), predicted[:, 0].astype(np.float64)
