@@ -19,8 +19,7 @@ from onnx import numpy_helper
 
 from prunecli import structured
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.catalogue import DEFAULT_KINDS
-from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.catalogue import DEFAULT_KINDS, catalogue
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model import Dims, load

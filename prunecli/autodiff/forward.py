@@ -11,12 +11,9 @@ import onnx_ir as ir
 from onnx import inliner
 from onnx_ir.passes.common import InlinePass
 
-import prunecli.autodiff.sampling
-import prunecli.autodiff.unfuse  # noqa: F401  (both register their rewrites)
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import RULES, describe
+from prunecli.autodiff.registry import RULES, STEPS, describe
 from prunecli.autodiff.rewrites import attributes, find_rewrite
-from prunecli.autodiff.sweep import STEPS
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind
 from prunecli.model.shape_inference import Shape

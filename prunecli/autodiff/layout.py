@@ -15,8 +15,7 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.builder import NCHWC
-from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.ops import NCHWC, Ops
 from prunecli.errors import PruneError
 from prunecli.model.shape_inference import Shape
 

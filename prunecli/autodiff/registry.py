@@ -26,6 +26,15 @@ ZERO: Final = Zero()
 Gradient = ir.Value | Zero | None
 Rule = Callable[..., Sequence[Gradient]]
 RULES: dict[tuple[str, str], Rule] = {}
+STEPS = frozenset(
+    (
+        "Shape", "Size", "Floor", "Ceil", "Round", "Sign", "Equal", "Greater", "GreaterOrEqual", "Less",
+        "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf", "ArgMax", "ArgMin", "NonZero",
+        "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
+        "NonMaxSuppression", "Unique",
+    )
+)  # fmt: skip
+"""Operators that are piecewise constant or not numeric: their derivative is zero wherever it exists."""
 
 
 def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:

@@ -10,8 +10,7 @@ import onnx_ir as ir
 
 import prunecli.dependency.rules  # noqa: F401 - fills the registry
 from prunecli.dependency.atoms import AtomTable, Components, LengthError, solve
-from prunecli.dependency.context import RuleContext, Work, is_named, is_shape_computation
-from prunecli.dependency.registry import BARRIERS, RULES
+from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_named, is_shape_computation
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
 from prunecli.errors import PruneError

@@ -10,15 +10,18 @@ Units of different groups never share atoms, except heads and the dimensions ins
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.dependency.analysis import Analysis
-from prunecli.dependency.atoms import Ints
+from prunecli.dependency.atoms import Axis, Ints
 from prunecli.dependency.cut import Removed
+from prunecli.dependency.units import Family
 from prunecli.errors import PruneError
 
 Kind = Literal["channel", "head", "head_dim", "width", "block"]
@@ -148,3 +151,242 @@ def parse_granularity(text: str) -> tuple[Kind, ...]:
     if unknown or not names:
         raise PruneError(f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, block or all")
     return tuple(kind for kind in KINDS if kind in names)
+
+
+ALL = "--granularity all"
+COUPLED = "all its positions are coupled: nothing would remain"
+
+
+def catalogue(analysis: Analysis, kinds: Collection[Kind] = DEFAULT_KINDS) -> Catalogue:
+    """Choose families that do not overlap and sort their units into groups.
+
+    Where families overlap (the heads of a layer, the dimensions inside its heads) the heads win if they are
+    asked for, else the family with the most units; head_dim is used beside them where it is asked for.
+    """
+    return _Builder(analysis).build(tuple(kinds))
+
+
+@dataclass
+class _Batch:
+    """The live units of one family that share a structure."""
+
+    family: int
+    kind: Kind
+    units: Ints  # numbers inside the family
+    axes: tuple[int, ...]
+    per_unit: tuple[int, ...]
+    weights: tuple[tuple[str, int], ...]
+    approximation: str
+
+
+class _Builder:
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.solved = analysis.components
+        self.table = self.solved.table
+        self.axis_of_atom = axis_of_atoms(analysis)
+        order = np.argsort(self.solved.component, kind="stable")
+        self.atom_order = order
+        self.atom_start = np.searchsorted(self.solved.component[order], np.arange(self.solved.count + 1))
+        self.slices = self._weight_slices()
+        self.heads = {self.table.find(axis) for axis, kind in self.table.marks if kind == "head"}
+
+    def build(self, kinds: tuple[Kind, ...]) -> Catalogue:
+        batches = [b for number, f in enumerate(self.analysis.families) for b in self._batches(number, f)]
+        self._name_head_dims(batches)
+        chosen = self._choose([b for b in batches if b.kind in kinds])
+        usable = [b for b in chosen if len(b.units) > 1]
+        groups: list[Group] = []
+        starts, atoms = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+        names: dict[str, int] = {}
+        for batch in usable:
+            first = groups[-1].units.stop if groups else 0
+            name = _unique(batch.weights[0][0], names)
+            groups.append(Group(name, batch.kind, first, len(batch.units), batch.axes, batch.per_unit,
+                                batch.weights, batch.approximation))  # fmt: skip
+            lengths, flat = self._unit_atoms(batch)
+            starts.append(starts[-1][-1] + np.cumsum(lengths))
+            atoms.append(flat)
+        frozen = self._frozen(batches, usable)
+        return Catalogue(self.analysis, groups, np.concatenate(starts), np.concatenate(atoms), frozen,
+                         self.axis_of_atom)  # fmt: skip
+
+    # -- structure --------------------------------------------------------------------------------
+
+    def _weight_slices(self) -> dict[int, list[tuple[str, int]]]:
+        """Representative axis -> the floating-point (initializer, axis) pairs on it."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        for number, axis in enumerate(self.table.axes):
+            if _is_weight(axis):
+                found.setdefault(self.table.find(number), []).append((axis.value.name or "", axis.index))  # type: ignore[union-attr]
+        return found
+
+    def _expand(self, components: Ints) -> tuple[Ints, Ints]:
+        """(number of atoms of each component, all their atoms)."""
+        low, high = self.atom_start[components], self.atom_start[components + 1]
+        lengths = high - low
+        ends = np.cumsum(lengths)
+        flat = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        return lengths, self.atom_order[np.repeat(low, lengths) + flat]
+
+    def _batches(self, number: int, family: Family) -> Iterable[_Batch]:
+        """Units of one family by structure: a random number per axis, added up, tells structures apart."""
+        lengths, atoms = self._expand(family.components)
+        unit = np.repeat(family.labels, lengths)
+        code = np.random.default_rng(0).integers(0, 1 << 62, len(self.table.axes), dtype=np.uint64)
+        signature = np.zeros(family.count, np.uint64)
+        np.add.at(signature, unit, code[self.axis_of_atom[atoms]])
+        live = np.flatnonzero(family.frozen < 0)
+        first: dict[tuple[int, int], int] = {}
+        keys = [(int(signature[u]), int(family.approximate[u])) for u in live]
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        which = np.array([first[key] for key in keys], np.int64)
+        by_unit = np.argsort(unit, kind="stable")
+        edges = np.searchsorted(unit[by_unit], np.arange(family.count + 1))
+        for leader in first.values():
+            sample = int(live[leader])
+            mine = atoms[by_unit[edges[sample] : edges[sample + 1]]]
+            axes, counts = np.unique(self.axis_of_atom[mine], return_counts=True)
+            weights = tuple(self._ordered(axes))
+            if weights:
+                yield _Batch(number, self._kind(family, sample, axes), live[which == leader],
+                             tuple(axes.tolist()), tuple(counts.tolist()), weights,
+                             self._reason(int(family.approximate[sample])))  # fmt: skip
+
+    def _ordered(self, axes: Ints) -> list[tuple[str, int]]:
+        """The weight slices on these axes: matrices before vectors, producers (in order of use) first."""
+        found = [w for axis in axes.tolist() for w in self.slices.get(axis, ())]
+        initializers = self.analysis.model.graph.initializers
+        return sorted(
+            found,
+            key=lambda w: (_rank(initializers[w[0]]) < 2, self.first_use.get(w[0], len(initializers)), w[1]),
+        )
+
+    @cached_property
+    def first_use(self) -> dict[str, int]:
+        """Number of the first node that reads each value."""
+        found: dict[str, int] = {}
+        for number, node in enumerate(self.analysis.model.graph):
+            for value in node.inputs:
+                if value is not None:
+                    found.setdefault(value.name or "", number)
+        return found
+
+    def _kind(self, family: Family, unit: int, axes: Ints) -> Kind:
+        if family.approximate[unit] >= 0:
+            return "width"
+        return "head" if family.factor and not self.heads.isdisjoint(axes.tolist()) else "channel"
+
+    def _reason(self, index: int) -> str:
+        return self.solved.reasons[index] if index >= 0 else ""
+
+    def _members(self, family: int) -> np.ndarray:
+        out = np.zeros(self.solved.count, bool)
+        out[self.analysis.families[family].components] = True
+        return out
+
+    # -- choice -----------------------------------------------------------------------------------
+
+    def _name_head_dims(self, batches: list[_Batch]) -> None:
+        """A factor family that overlaps with heads is what lies inside them."""
+        heads = {b.family for b in batches if b.kind == "head"}
+        if not heads:
+            return
+        covered = np.logical_or.reduce([self._members(f) for f in heads])
+        for batch in batches:
+            family = self.analysis.families[batch.family]
+            if batch.kind == "channel" and family.factor and covered[family.components].any():
+                batch.kind = "head_dim"
+
+    def _choose(self, batches: list[_Batch]) -> list[_Batch]:
+        """Heads first, then the most units; a family that overlaps with a chosen one is left out."""
+        sizes: dict[int, int] = {}
+        for batch in batches:
+            sizes[batch.family] = sizes.get(batch.family, 0) + len(batch.units)
+        rank = {b.family: (b.kind != "head", -sizes[b.family], b.family) for b in batches}
+        taken: dict[bool, np.ndarray] = {inner: np.zeros(self.solved.count, bool) for inner in (False, True)}
+        chosen: set[int] = set()
+        for family in sorted(rank, key=rank.__getitem__):
+            inner = all(b.kind == "head_dim" for b in batches if b.family == family)
+            members = self._members(family)
+            if not (taken[inner] & members).any():
+                taken[inner] |= members
+                chosen.add(family)
+        return [b for b in batches if b.family in chosen]
+
+    def _unit_atoms(self, batch: _Batch) -> tuple[Ints, Ints]:
+        """(atoms per unit, all their atoms) in the order of the batch's units."""
+        family = self.analysis.families[batch.family]
+        order = np.full(family.count, -1, np.int64)
+        order[batch.units] = np.arange(len(batch.units))
+        mine = order[family.labels]
+        components = family.components[mine >= 0]
+        lengths, atoms = self._expand(components)
+        unit = np.repeat(mine[mine >= 0], lengths)
+        by_unit = np.lexsort((atoms, unit))
+        return np.bincount(unit, minlength=len(batch.units)), atoms[by_unit]
+
+    # -- what is left -----------------------------------------------------------------------------
+
+    def _frozen(self, batches: list[_Batch], usable: list[_Batch]) -> list[Frozen]:
+        reason = self._reasons(batches, usable)
+        out = []
+        for number, axis in enumerate(self.table.axes):
+            if not _is_weight(axis) or axis.size == 1:
+                continue
+            reasons = [r for r in (reason[c] for c in self.solved.of_axis(number).tolist()) if r]
+            if reasons and reasons[0] != "kernel":
+                main = max(sorted(set(reasons)), key=reasons.count)
+                out.append(Frozen(axis.value.name or "", axis.index, main, len(reasons), axis.size))  # type: ignore[union-attr]
+        return out + self._unseen()
+
+    def _reasons(self, batches: list[_Batch], usable: list[_Batch]) -> list[str]:
+        """Per component: why no usable unit holds it, or nothing."""
+        out = [""] * self.solved.count
+        free = np.zeros(self.solved.count, bool)
+        for batch in usable:
+            free[self._components(batch)] = True
+        for batch in batches:
+            other = {"width": f"{batch.approximation} ({ALL} cuts it)",
+                     "head_dim": f"inside attention heads ({ALL} cuts it)"}  # fmt: skip
+            why = COUPLED if len(batch.units) == 1 else other.get(batch.kind, f"{batch.kind}: not asked for")
+            for component in self._components(batch)[~free[self._components(batch)]].tolist():
+                out[component] = why
+        for family in self.analysis.families:
+            stuck = family.frozen[family.labels]
+            for component, index in zip(family.components.tolist(), stuck.tolist(), strict=True):
+                if index >= 0 and not free[component] and not out[component]:
+                    out[component] = self.solved.reasons[index]
+        return out
+
+    def _components(self, batch: _Batch) -> Ints:
+        family = self.analysis.families[batch.family]
+        mine = np.zeros(family.count, bool)
+        mine[batch.units] = True
+        return family.components[mine[family.labels]]
+
+    def _unseen(self) -> list[Frozen]:
+        """Floating-point tensors that no rule spoke about."""
+        seen = {axis.value.name for axis in self.table.axes if axis.value is not None}
+        return [
+            Frozen(name, axis, "no operator that reads it relates its positions to others", size, size)
+            for name, value in self.analysis.model.graph.initializers.items()
+            if name not in seen and value.const_value is not None and value.const_value.dtype.is_floating_point()
+            for axis, size in enumerate(int(d) for d in value.const_value.shape.numpy())
+            if size > 1
+        ]
+
+
+def _is_weight(axis: Axis) -> bool:
+    tensor = axis.value.const_value if axis.value is not None else None
+    return tensor is not None and tensor.dtype.is_floating_point()
+
+
+def _rank(value: ir.Value) -> int:
+    return len(value.const_value.shape) if value.const_value is not None else 0
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"

@@ -8,12 +8,11 @@ from contextlib import suppress
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import is_named, is_shape_computation
 from prunecli.dependency.edit import HINT, View
 from prunecli.dependency.edit import NodeCut as NodeCut
 from prunecli.dependency.edit import Removed as Removed
 from prunecli.dependency.prepare import restore
-from prunecli.dependency.registry import REWRITES
+from prunecli.dependency.registry import REWRITES, is_named, is_shape_computation
 from prunecli.dependency.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.graphs import captured, reads

@@ -8,17 +8,20 @@ cut in the names of the user's file, and `restore` merges copies that came out e
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
-from prunecli.dependency.context import UNNAMED
 from prunecli.dependency.edit import Removed
-from prunecli.dependency.folding import fold_computed_weights
-from prunecli.dependency.sequences import unpack_sequences
-from prunecli.dependency.views import Geometry, shape_derived
+from prunecli.dependency.registry import UNNAMED
+from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
+from prunecli.dependency.views import Geometry, shape_derived, view_geometry
+from prunecli.inputs import resolve_shapes
 from prunecli.model.names import free_name, taken_names
+from prunecli.model.shape_inference import Array, Facts
+from prunecli.model.shapes import input_specs
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
@@ -140,3 +143,257 @@ def _in_all(removed: Removed, copies: list[str], axis: int, gone: np.ndarray) ->
     for copy in copies:
         gone = np.intersect1d(gone, removed.get(copy, {}).get(axis, np.zeros(0, np.int64)))
     return gone
+
+
+MOST_PARTS = 4096
+
+
+def unpack_sequences(model: ir.Model) -> None:
+    """Rewrite, in place, every reader of a sequence whose elements are known; sequences nobody reads go."""
+    graph = model.graph
+    lengths = _Lengths(model)
+    elements: dict[ir.Value, list[ir.Value]] = {}
+    for node in list(graph):
+        if node.domain != "":
+            continue
+        if node.op_type == "SequenceConstruct" and all(v is not None for v in node.inputs):
+            elements[node.outputs[0]] = [v for v in node.inputs if v is not None]
+        elif node.op_type == "SplitToSequence" and _only_read_by_place(node.outputs[0]):
+            parts = _split(node, lengths)
+            if parts:
+                elements[node.outputs[0]] = parts
+        elif node.inputs and node.inputs[0] in elements:
+            _read(graph, node, elements[node.inputs[0]])
+    for value in reversed(list(elements)):
+        producer = value.producer()
+        if producer is not None and not value.uses() and not value.is_graph_output():
+            graph.remove(producer, safe=True)
+
+
+def _only_read_by_place(value: ir.Value) -> bool:
+    return bool(value.uses()) and all(use.node.op_type in ("SequenceAt", "ConcatFromSequence") for use in value.uses())
+
+
+def _read(graph: ir.Graph, node: ir.Node, parts: list[ir.Value]) -> None:
+    """One reader of a sequence."""
+    if node.op_type == "SequenceAt":
+        place = _constant(node, 1)
+        if place is not None and -len(parts) <= int(place) < len(parts):
+            _take_over(graph, node, ir.Node("", "Identity", [parts[int(place)]], num_outputs=1))
+    elif node.op_type == "ConcatFromSequence":
+        axis = node.attributes["axis"].as_int()
+        new = node.attributes.get("new_axis")
+        if new is not None and new.as_int():
+            parts = [_unsqueezed(graph, node, part, axis) for part in parts]
+        _take_over(graph, node, ir.Node("", "Concat", parts, [ir.AttrInt64("axis", axis)], num_outputs=1))
+
+
+def _unsqueezed(graph: ir.Graph, before: ir.Node, part: ir.Value, axis: int) -> ir.Value:
+    """By Unsqueeze from opset 13 on, which takes the axes as an input; sequences are younger than opset 11."""
+    shape = _vector(graph, f"{before.name}.axis", [axis])
+    step = ir.Node("", "Unsqueeze", [part, shape], num_outputs=1)
+    graph.insert_before(before, step)
+    return step.outputs[0]
+
+
+def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
+    """The parts that SplitToSequence makes, by a Split put before it; none where their number is not known."""
+    model, source = lengths.model, node.inputs[0]
+    graph = model.graph
+    attr = node.attributes.get("axis")
+    axis = 0 if attr is None else attr.as_int()
+    sizes = _sizes(node, lengths.of(source, axis))
+    if sizes is None or (model.opset_imports.get("") or 0) < 13 or len(sizes) > MOST_PARTS:
+        return []
+    parts = _vector(graph, f"{node.name or node.outputs[0].name}.lengths", sizes)
+    step = ir.Node("", "Split", [source, parts], [ir.AttrInt64("axis", axis)], num_outputs=len(sizes))
+    graph.insert_before(node, step)
+    kept = node.attributes.get("keepdims")
+    if (len(node.inputs) > 1 and node.inputs[1] is not None) or kept is None or kept.as_int():
+        return list(step.outputs)
+    axes = _vector(graph, f"{node.name or node.outputs[0].name}.axis", [axis])
+    squeezed = [ir.Node("", "Squeeze", [part, axes], num_outputs=1) for part in step.outputs]
+    graph.insert_before(node, squeezed)
+    return [one.outputs[0] for one in squeezed]
+
+
+def _sizes(node: ir.Node, length: int | None) -> list[int] | None:
+    """Lengths of the parts: a list that is given, equal ones with a shorter last, or ones."""
+    given = _constant(node, 1)
+    if given is None:
+        absent = len(node.inputs) < 2 or node.inputs[1] is None
+        return [1] * length if absent and length is not None else None
+    if given.ndim:
+        return [int(n) for n in given]
+    if length is None or int(given) <= 0:
+        return None
+    whole, rest = divmod(length, int(given))
+    return [int(given)] * whole + ([rest] if rest else [])
+
+
+class _Lengths:
+    """Lengths of axes that no dynamic dimension has a part in; what the file itself says of shapes may be stale."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model, self.geometry = model, Geometry(Facts())
+
+    def of(self, value: ir.Value | None, axis: int) -> int | None:
+        if value is not None and value not in self.geometry.facts.shapes:  # a result of what was rewritten since
+            inputs = resolve_shapes(input_specs(self.model))
+            self.geometry, _ = view_geometry(self.model, inputs)
+        shape = self.geometry.facts.shape(value)
+        if value is None or shape is None or not -len(shape) <= axis < len(shape):
+            return None
+        return None if self.geometry.is_dynamic(value, axis) else shape[axis]
+
+
+def _constant(node: ir.Node, index: int) -> np.ndarray | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _vector(graph: ir.Graph, name: str, entries: Sequence[int]) -> ir.Value:
+    while name in graph.initializers:
+        name += "'"
+    array = np.array(entries, np.int64)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+    value.dtype = ir.DataType.INT64
+    graph.register_initializer(value)
+    return value
+
+
+def _take_over(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
+    """The new node's output takes the name and the place of the old one's."""
+    old, out = node.outputs[0], new.outputs[0]
+    graph.insert_before(node, new)
+    name, old.name = old.name, f"{old.name}.sequence"
+    out.name, out.shape, out.type = name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+FOLLOWED = frozenset(
+    (
+        *UNARY, *BROADCASTING, "Cast", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten",
+        "Gather", "Identity", "Pad", "Range", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    )
+)  # fmt: skip
+"""Operators whose rules follow a cut of a constant: they mix no positions."""
+EVALUATED = frozenset(
+    (
+        "BatchNormalization", "Einsum", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
+        "LpNormalization", "MatMul", "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean",
+        "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax",
+    )
+)  # fmt: skip
+"""Operators that mix positions, deterministic and cheap to evaluate."""
+MAX_ELEMENTS = 1 << 26
+
+
+def fold_computed_weights(model: ir.Model) -> None:
+    """Replace, in place, every constant floating-point expression that mixes positions and is closed: nothing else
+    reads what it is computed from. Else a cut of that (learned queries are added to what is computed from them) would
+    have to reach the result. Of nested expressions the outermost is taken; none may grow the file."""
+    graph = model.graph
+    cones: dict[ir.Value, frozenset[ir.Node]] = {}
+    for node in graph:
+        if _foldable(node) and all(v is None or v in cones or _stored(v) for v in node.inputs):
+            inner = frozenset({node}).union(*(cones.get(v, frozenset()) for v in node.inputs if v is not None))
+            cones.update(dict.fromkeys(node.outputs, inner))
+    for value, cone in reversed(cones.items()):
+        left = all(node.graph is graph for node in cone)
+        if left and any(node.op_type in EVALUATED for node in cone) and _closed(value, cone):
+            _fold(model, value, [node for node in graph if node in cone])
+
+
+def _foldable(node: ir.Node) -> bool:
+    return node.domain == "" and (node.op_type in FOLLOWED or node.op_type in EVALUATED)
+
+
+def _stored(value: ir.Value) -> bool:
+    return value.const_value is not None and not value.is_graph_input()
+
+
+def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
+    """Whether only the cone reads its inner values and the constants that a cut could change."""
+    if result.is_graph_output():
+        return False
+    inner = [out for node in cone for out in node.outputs if out is not result]
+    sources = [
+        v for node in cone for v in node.inputs if v is not None and v.const_value is not None and _can_be_cut(v)
+    ]
+    return not any(v.is_graph_output() or any(use.node not in cone for use in v.uses()) for v in (*inner, *sources))
+
+
+def _can_be_cut(source: ir.Value) -> bool:
+    tensor = source.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
+
+
+def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
+    sources = {v for node in cone for v in node.inputs if v is not None and _stored(v)}
+    if sum(_elements(v) for v in sources) > MAX_ELEMENTS:
+        return
+    array = _evaluate(model, value, cone, sources)
+    if array is None or not np.issubdtype(array.dtype, np.floating):
+        return
+    if array.nbytes > sum(_bytes(v) for v in sources if _can_be_cut(v)):
+        return
+    _put_constant(model.graph, value, array)
+    for node in reversed(cone):
+        model.graph.remove(node, safe=True)
+    _drop_unused(model.graph, sources)
+
+
+def _put_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
+    """A new initializer takes the value's name and place."""
+    node, name = value.producer(), value.name or ""
+    assert node is not None
+    value.name = free_name(f"{name}.unfolded", taken_names(graph))
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+    constant.const_value = ir.tensor(array, name=name)
+    graph.register_initializer(constant)
+    for user, index in list(value.uses()):
+        user.replace_input_with(index, constant)
+
+
+def _drop_unused(graph: ir.Graph, sources: Iterable[ir.Value]) -> None:
+    for source in sources:
+        if not source.uses() and not source.is_graph_output():
+            graph.initializers.pop(source.name or "", None)
+
+
+def _evaluate(model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: set[ir.Value]) -> Array | None:
+    """The expression's value by ONNX's reference implementation, or None where that has none."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    graph = onnx.helper.make_graph(
+        [ir.to_proto(node) for node in cone],
+        "weight",
+        [],
+        [onnx.helper.make_empty_tensor_value_info(value.name or "")],
+        [onnx.numpy_helper.from_array(_array(v), v.name) for v in sources],
+    )
+    imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
+    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version or 8, 8))
+    try:
+        with np.errstate(all="ignore"):
+            results = list(ReferenceEvaluator(proto).run(None, {}))
+    except Exception:  # the evaluator raises many kinds; each means that the expression stays
+        return None
+    return np.ascontiguousarray(results[0]) if isinstance(results[0], np.ndarray | np.generic) else None
+
+
+def _array(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _elements(value: ir.Value) -> int:
+    return value.const_value.size if value.const_value is not None else 0
+
+
+def _bytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0

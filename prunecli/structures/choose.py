@@ -9,9 +9,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.dependency.catalogue import ALL, Catalogue, Group
 from prunecli.dependency.costs import Costs, costs
-from prunecli.dependency.grouping import ALL
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
 from prunecli.structures.budget import Bundles, Mask, UnitPool, bundle, by_cost, by_ratio, interleaved

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from prunecli.dependency.analysis import NONE, Whole
+from prunecli.dependency.catalogue import ALL
 from prunecli.dependency.costs import costs
-from prunecli.dependency.grouping import ALL
 from prunecli.errors import PruneError, advice
 from prunecli.model import load
 from prunecli.model.saving import check_target

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.reconstruct.surgeon import Surgeon
+from prunecli.reconstruct.obs import Surgeon
 
 Array = np.ndarray[Any, Any]
 

@@ -15,12 +15,11 @@ import onnx_ir as ir
 
 from prunecli.dependency.analysis import NONE, Analysis, Whole
 from prunecli.dependency.analysis import analyse as solve
-from prunecli.dependency.catalogue import Catalogue, parse_granularity, split_of
-from prunecli.dependency.context import Work
+from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import costs
 from prunecli.dependency.cut import Removed, UnfollowedError, remove
-from prunecli.dependency.grouping import ALL, catalogue
 from prunecli.dependency.prepare import plan_names, prepare
+from prunecli.dependency.registry import Work
 from prunecli.errors import PruneError, advice, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.shape_inference import Shape

@@ -25,7 +25,7 @@ from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult
 from prunecli.report.result import Reported
 from prunecli.runtime import Session
-from prunecli.training.log import Keeper, Log
+from prunecli.training.checkpoint import Keeper, Log
 from prunecli.training.optimizers import OPTIMIZERS
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, prepare_training, setup_of

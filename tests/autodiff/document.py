@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.autodiff import registry, rules
+from prunecli.autodiff.registry import STEPS
 from prunecli.autodiff.rewrites import REWRITES
-from prunecli.autodiff.sweep import STEPS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "autodiff.md"
 FOLDER = Path(rules.__file__).parent
@@ -21,7 +21,6 @@ FOLDER = Path(rules.__file__).parent
 
 def operator_table() -> str:
     """One line per rule: its operators, and the formula its docstring begins with."""
-    rules.load_rules()
     by_rule: dict[Callable[..., Any], list[str]] = {}
     for (domain, op), function in registry.RULES.items():
         by_rule.setdefault(function, []).append(_name(domain, op))

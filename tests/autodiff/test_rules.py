@@ -8,7 +8,6 @@ import pytest
 
 from prunecli.autodiff import registry
 from prunecli.autodiff.rewrites import REWRITES
-from prunecli.autodiff.rules import load_rules
 from tests.autodiff.cases import CASES
 from tests.autodiff.checker import Case, build, case, check_case, draw, reference_forward
 from tests.autodiff.odd_cases import ODD_CASES
@@ -20,7 +19,6 @@ def test_gradient_agrees_with_differences(c: Case) -> None:
 
 
 def test_every_rule_and_rewrite_has_a_case() -> None:
-    load_rules()
     covered = {(c.domain, c.op) for c in CASES}
     assert {*registry.RULES, *REWRITES} - covered - {("", "Hardmax")} == set()
 
@@ -46,7 +44,6 @@ def test_what_is_restated_is_what_onnxruntime_computes(c: Case) -> None:
 
 @pytest.mark.parametrize("factor", [2.0, 0.999, -1.0, 0.0])
 def test_the_checker_sees_a_wrong_rule(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    load_rules()
     right = registry.RULES["", "Tanh"]
     monkeypatch.setitem(registry.RULES, ("", "Tanh"), lambda g, n, dy: [g.ops.mul(right(g, n, dy)[0], factor)])
     with pytest.raises(AssertionError):
@@ -54,8 +51,6 @@ def test_the_checker_sees_a_wrong_rule(monkeypatch: pytest.MonkeyPatch, factor: 
 
 
 def test_the_checker_sees_one_wrong_element(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_rules()
-
     def wrong(g, node, dy):  # type: ignore[no-untyped-def]
         return [g.ops.pad(g.ops.slice(dy, [0], [1], [99]), [1, 0], [0, 0])]
 

@@ -18,9 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.dependency.analysis import Analysis, analyse
-from prunecli.dependency.catalogue import Catalogue
+from prunecli.dependency.catalogue import Catalogue, catalogue
 from prunecli.dependency.cut import Removed, remove
-from prunecli.dependency.grouping import catalogue
 from prunecli.dependency.prepare import plan_names, prepare
 
 ort.set_default_logger_severity(4)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.catalogue import catalogue
 from prunecli.dependency.prepare import prepare
 from tests.channels.cases import Case
 from tests.channels.proving import TOLERANCE, free_units, prove

@@ -85,8 +85,8 @@ def test_without_the_rule_everything_is_frozen() -> None:
 def test_every_statement_of_the_table_exists() -> None:
     """The document names no method that the program does not have."""
     from prunecli.dependency.atoms import AtomTable
-    from prunecli.dependency.context import RuleContext
     from prunecli.dependency.edit import NodeCut
+    from prunecli.dependency.registry import RuleContext
 
     owners: dict[str, Any] = {"ctx.table": AtomTable, "ctx": RuleContext, "cut": NodeCut}
     text = DOCUMENT.read_text()

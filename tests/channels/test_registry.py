@@ -11,11 +11,10 @@ import pytest
 from onnx import helper
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.context import RuleContext
 from prunecli.dependency.prepare import prepare
-from prunecli.dependency.registry import BARRIERS, REWRITES, RULES
+from prunecli.dependency.registry import BARRIERS, REWRITES, RULES, RuleContext
 from prunecli.dependency.rules.linear import conv
-from prunecli.dependency.rules.reshape import depth_to_space
+from prunecli.dependency.rules.shaping import depth_to_space
 from tests.channels.cases import Case
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, free_units, prove

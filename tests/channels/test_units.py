@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from prunecli.dependency.analysis import Analysis, analyse
 from prunecli.dependency.atoms import AtomTable, connected_components, solve
-from prunecli.dependency.context import reshape_groups
 from prunecli.dependency.prepare import prepare
+from prunecli.dependency.registry import reshape_groups
 from prunecli.dependency.units import find_families
 from prunecli.errors import PruneError
 from tests.channels.net import Net

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import prunecli.reconstruct.fit as fitting
 from prunecli.errors import PruneError
 from prunecli.masks import parse_pattern
-from prunecli.reconstruct import lstsq, obs
-from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, check, fit, scores
-from prunecli.reconstruct.lstsq import damping, masked_least_squares
-from prunecli.reconstruct.obs import columns_of, removal_losses
+from prunecli.reconstruct import obs
+from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, check, damping, fit, masked_least_squares, scores
+from prunecli.reconstruct.obs import Surgeon, columns_of, removal_losses
 from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
-from prunecli.reconstruct.surgeon import Surgeon
 
 Array = np.ndarray[Any, Any]
 
@@ -219,7 +218,7 @@ def test_conjugate_gradients_agree_with_the_direct_solution(monkeypatch: pytest.
     keep = np.random.default_rng(0).random(weights.shape) > 0.4
     keep[3] = False
     direct = masked_least_squares(gram, weights @ gram, keep, weights)
-    monkeypatch.setattr(lstsq, "DIRECT", 0.0)
+    monkeypatch.setattr(fitting, "DIRECT", 0.0)
     np.testing.assert_allclose(masked_least_squares(gram, weights @ gram, keep, weights), direct, atol=1e-3)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunecli.calibration.grams import Equations
-from prunecli.reconstruct.fits import FORMERS, Fit, choose
+from prunecli.reconstruct.refit import FORMERS, Fit, choose
 
 Array = np.ndarray[Any, Any]
 INPUTS, OUTPUTS, ROWS = 5, 3, 400

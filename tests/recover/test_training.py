@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-import prunecli.training.log as finetune_log
+import prunecli.training.checkpoint as finetune_log
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.training import optimizers

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.catalogue import Catalogue, parse_granularity
-from prunecli.dependency.grouping import catalogue
+from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
 from prunecli.runtime import Session
 from prunecli.structures import latency as latency_profile

@@ -11,10 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.catalogue import KINDS, Catalogue
+from prunecli.dependency.catalogue import KINDS, Catalogue, catalogue
 from prunecli.dependency.costs import costs
 from prunecli.dependency.cut import remove
-from prunecli.dependency.grouping import catalogue
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model.infer import gather_facts

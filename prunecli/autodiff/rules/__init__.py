@@ -1,25 +1,13 @@
-"""Gradient rules by operator family. Importing a module registers its rules."""
+"""Gradient rules by operator family. Importing the package registers them."""
 
 from __future__ import annotations
 
-import importlib
-
-MODULES = (
-    "activations",
-    "conv",
-    "elementwise",
-    "indexing",
-    "matmul",
-    "norms",
-    "pools",
-    "recurrent",
-    "reduce",
-    "resize",
-    "shaping",
+from prunecli.autodiff.rules import (  # noqa: F401
+    conv,
+    elementwise,
+    matmul,
+    norms,
+    recurrent,
+    reduce,
+    shaping,
 )
-
-
-def load_rules() -> None:
-    """Register every rule."""
-    for name in MODULES:
-        importlib.import_module(f"{__name__}.{name}")

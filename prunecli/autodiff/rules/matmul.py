@@ -7,8 +7,7 @@ import string
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.builder import MICROSOFT
-from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.ops import MICROSOFT, Ops
 from prunecli.autodiff.registry import Gradient, GradientContext, rule
 from prunecli.model.shape_inference import Shape
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import Gradient, GradientContext, rule
-from prunecli.autodiff.rules.pools import to_winners
+from prunecli.autodiff.rules.conv import to_winners
 
 Value = ir.Value
 _MANY_FACTORS = 128  # above, the square of their number is too much to write out

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.ops import Ops
+from prunecli.autodiff.registry import ZERO, Gradient, GradientContext, rule
 from prunecli.autodiff.rules.conv import spread
+from prunecli.autodiff.rules.matmul import contract
+from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 
@@ -113,3 +118,196 @@ def space_to_depth(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradien
 def reverse_sequence(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
     times, batch = g.integer("time_axis", 0), g.integer("batch_axis", 1)
     return [g.ops.op("ReverseSequence", dy, g.x(1), time_axis=times, batch_axis=batch)]
+
+
+@rule("Gather")
+def gather(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    """One constant position: padding. Else rows of dy are added to the rows they came from."""
+    ops, shape, axis = g.ops, g.shape(), g.axis(0)
+    known, indices = ops.value(g.x(1)), g.x(1)
+    if known is not None and known.size == 1:
+        at = int(known.reshape(-1)[0]) % shape[axis]
+        row = ops.reshape(dy, (*shape[:axis], 1, *shape[axis + 1 :]))
+        before, after = [0] * len(shape), [0] * len(shape)
+        before[axis], after[axis] = at, shape[axis] - 1 - at
+        return [ops.pad(row, before, after), ZERO]
+    count = ops.rank(indices)
+    front = [*range(axis, axis + count), *range(axis), *range(axis + count, ops.rank(dy))]
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    updates = ops.transpose(dy, front)
+    places = ops.reshape(ops.op("Cast", indices, to=int(ir.DataType.INT64)), (*ops.shape(indices), 1))
+    zeros = ops.zeros((shape[axis], *rest), dy)
+    table = ops.op("ScatterND", zeros, places, updates, reduction="add")
+    back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
+    return [ops.transpose(table, back), ZERO]
+
+
+@rule("GatherElements")
+def gather_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    zeros = g.ops.zeros(g.shape(), dy)
+    return [g.ops.op("ScatterElements", zeros, g.x(1), dy, axis=g.axis(0), reduction="add"), ZERO]
+
+
+@rule("GatherND")
+def gather_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    places = _with_batch(g, g.integer("batch_dims"))
+    return [g.ops.op("ScatterND", g.ops.zeros(g.shape(), dy), places, dy, reduction="add"), ZERO]
+
+
+def _with_batch(g: GradientContext, batch: int) -> Value:
+    """Index tuples that name the leading batch axes too, which ScatterND does not know."""
+    ops, indices = g.ops, g.x(1)
+    if not batch:
+        return indices
+    shape = ops.shape(indices)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape[:batch]), indexing="ij"), -1).astype(np.int64)
+    wide = np.broadcast_to(grid.reshape(*shape[:batch], *[1] * (len(shape) - 1 - batch), batch), (*shape[:-1], batch))
+    return ops.op("Concat", ops.const(wide), indices, axis=-1)
+
+
+@rule("ScatterND")
+def scatter_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    return _scatter(g, dy, lambda: g.ops.op("GatherND", dy, g.x(1)))
+
+
+@rule("ScatterElements", "Scatter")
+def scatter_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    return _scatter(g, dy, lambda: g.ops.op("GatherElements", dy, g.x(1), axis=g.axis(0)))
+
+
+def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> list[Gradient]:
+    """Overwritten places pass nothing to the data; added ones pass to both."""
+    reduction = g.text("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise g.refuse(f"reduction {reduction} is not supported")
+    updates = read() if g.needs(2) else None
+    if reduction == "add" or not g.needs(0):
+        return [dy, ZERO, updates]
+    zeros = g.ops.zeros(g.shape(2), dy)
+    axis = None if g.node.op_type == "ScatterND" else g.axis(0)
+    return [g.ops.op(g.node.op_type, dy, g.x(1), zeros, axis=axis), ZERO, updates]
+
+
+@rule("TopK")
+def top_k(g: GradientContext, node: ir.Node, dy: Value | None, dindices: Value | None = None) -> list[Gradient]:
+    if dy is None:
+        return [ZERO, ZERO]
+    zeros = g.ops.zeros(g.shape(), dy)
+    return [g.ops.op("ScatterElements", zeros, node.outputs[1], dy, axis=g.axis(-1)), ZERO]
+
+
+_KEPT = (
+    "mode",
+    "coordinate_transformation_mode",
+    "nearest_mode",
+    "cubic_coeff_a",
+    "exclude_outside",
+    "antialias",
+)
+
+
+@rule("Resize")
+def resize(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    """Nearest by a whole factor: sums over blocks. Else per axis a product with the operator's own matrix."""
+    ops, shape, out = g.ops, g.shape(), g.ops.shape(dy)
+    if g.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise g.refuse("tf_crop_and_resize is not supported")
+    if g.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise g.refuse("keep_aspect_ratio_policy is not supported")
+    changed = [i for i in range(len(shape)) if shape[i] != out[i] or _scale(g, i) != 1.0]
+    if _repeats(g, shape, out):
+        return [_block_sums(ops, dy, shape)]
+    for axis in changed:
+        matrix = _axis_matrix(g, axis, shape[axis], out[axis])
+        dy = contract(ops, dy, axis, matrix)
+    return [dy]
+
+
+def _axes(g: GradientContext) -> tuple[int, ...]:
+    rank = g.ops.rank(g.x())
+    return tuple(a % rank for a in g.ints("axes", range(rank)))
+
+
+def _scale(g: GradientContext, axis: int) -> float | None:
+    """The stated scale of an axis; None where sizes are given instead."""
+    if g.input(2) is None or g.ops.size(g.x(2)) == 0:
+        return 1.0 if axis not in _axes(g) else None
+    scales = g.ops.value(g.x(2))
+    if scales is None:
+        raise g.refuse("its scales depend on data")
+    return float(scales.reshape(-1)[_axes(g).index(axis)]) if axis in _axes(g) else 1.0
+
+
+def _repeats(g: GradientContext, shape: Shape, out: Shape) -> bool:
+    """Whether every element is simply repeated a whole number of times."""
+    whole = all(
+        o % i == 0 and (_scale(g, k) or o / i) == o / i for k, (i, o) in enumerate(zip(shape, out, strict=True))
+    )
+    if g.text("mode", "nearest") != "nearest" or not whole:
+        return False
+    coordinates = g.text("coordinate_transformation_mode", "half_pixel")
+    rounding = g.text("nearest_mode", "round_prefer_floor")
+    return (coordinates, rounding) == ("asymmetric", "floor") or (
+        coordinates in ("half_pixel", "half_pixel_symmetric") and rounding.startswith("round")
+    )
+
+
+def _block_sums(ops: Ops, dy: Value, shape: Shape) -> Value:
+    split: list[int] = []
+    axes: list[int] = []
+    for have, want in zip(ops.shape(dy), shape, strict=True):
+        split.append(want)
+        if have != want:
+            axes.append(len(split))
+            split.append(have // want)
+    return ops.sum(ops.reshape(dy, split), axes)
+
+
+def _axis_matrix(g: GradientContext, axis: int, small: int, large: int) -> Value:
+    """(large, small): the operator applied to the unit vectors of the axis; constant, so folded before running."""
+    ops = g.ops
+    eye = ops.const(np.eye(small, dtype=np.float32).reshape(1, 1, small, small))
+    attributes = {k: g.node.attributes[k].value for k in _KEPT if k in g.node.attributes}
+    scale = _scale(g, axis)
+    if scale is None:
+        matrix = ops.op("Resize", eye, None, None, ops.ints([1, 1, large, small]), **attributes)
+    else:
+        scales = ops.const(np.array([1, 1, scale, 1], np.float32))
+        matrix = ops.op("Resize", eye, None, scales, **attributes)
+    return ops.reshape(matrix, (large, small))
+
+
+@rule("Pad")
+def pad(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+    """Constant padding is cropped away; the other modes repeat elements, whose gradients are summed."""
+    ops, shape, mode = g.ops, g.shape(), g.text("mode", "constant")
+    before, after = _amounts(g)
+    if mode == "constant":
+        inner = ops.pad(dy, [-b for b in before], [-a for a in after])
+        return [inner, None, _fill_gradient(g, dy, inner) if g.needs(2) else None]
+    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
+        if low or high:
+            taken = np.pad(np.arange(shape[axis]), (max(low, 0), max(high, 0)), mode=_NUMPY_MODE[mode])  # type: ignore[call-overload]
+            taken = taken[max(-low, 0) : len(taken) - max(-high, 0)]
+            matrix = np.eye(shape[axis], dtype=np.float32)[taken]
+            dy = contract(ops, dy, axis, ops.const(matrix))
+    return [dy]
+
+
+def _fill_gradient(g: GradientContext, dy: Value, inner: Value) -> Value:
+    """What arrived outside of the data: all of dy but the part that goes to the data (cropped places got nothing)."""
+    everywhere, inside = (g.ops.sum(v, list(range(g.ops.rank(v)))) for v in (dy, inner))
+    return g.ops.reshape(g.ops.sub(everywhere, inside), g.shape(2))
+
+
+_NUMPY_MODE = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+
+
+def _amounts(g: GradientContext) -> tuple[list[int], list[int]]:
+    rank = g.ops.rank(g.x())
+    pads, axes = g.known(1) or (), g.known(3)
+    axes = tuple(range(rank)) if axes is None else tuple(a % rank for a in axes)
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = pads[i], pads[i + len(axes)]
+    return before, after

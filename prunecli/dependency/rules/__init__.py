@@ -1,21 +1,16 @@
 """The index relations of operators, by family. Importing the package fills the registry."""
 
+from __future__ import annotations
+
 from prunecli.dependency.rules import (  # noqa: F401
     attention,
     barriers,
-    einsum,
     elementwise,
-    fills,
-    fused_attention,
-    joints,
+    indexing,
     linear,
     norms,
-    picks,
     recurrent,
     reductions,
-    reshape,
-    sampling,
-    scatter,
-    signal,
+    shaping,
     windows,
 )

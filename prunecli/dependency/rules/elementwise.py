@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.dependency.context import RuleContext
-from prunecli.dependency.registry import rule
+from prunecli.dependency.registry import RuleContext, rule
 
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import RuleContext
 from prunecli.dependency.edit import NodeCut
-from prunecli.dependency.registry import rewrite, rule
+from prunecli.dependency.registry import RuleContext, rewrite, rule
 
 
 @rule("BatchNormalization")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from prunecli.dependency.context import RuleContext
 from prunecli.dependency.edit import NodeCut
-from prunecli.dependency.registry import rewrite, rule
+from prunecli.dependency.registry import RuleContext, rewrite, rule
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # inputs that hold an initial state

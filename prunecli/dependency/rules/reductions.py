@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import RuleContext
 from prunecli.dependency.edit import NodeCut
-from prunecli.dependency.registry import rewrite, rule
+from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.model.shape_inference import Array, Facts, axes_of
 

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.context import RuleContext
 from prunecli.dependency.edit import NodeCut
-from prunecli.dependency.registry import rewrite, rule
+from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.linear import grouped
 
 
@@ -87,3 +86,107 @@ def deform_conv(ctx: RuleContext) -> None:
             ctx.freeze_axes([value], range(1, ctx.rank(value)), "offsets of a deformable convolution")
     spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
+
+
+SAMPLED = "sampled axis"
+
+
+@rule("GridSample")
+@rule("GridSample", domain="com.microsoft")
+def grid_sample(ctx: RuleContext) -> None:
+    """X (N, C, D1..), grid (N, E1.., r) -> Y (N, C, E1..)."""
+    x, grid, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and grid is not None
+    ctx.tie(x, 0, y, 0)
+    ctx.tie(x, 1, y, 1)
+    ctx.tie(grid, 0, y, 0)
+    ctx.freeze_axes((x, y), range(2, ctx.rank(x)), SAMPLED)
+    ctx.freeze_axes([grid], range(1, ctx.rank(grid)), SAMPLED)
+
+
+@rule("RoiAlign", "MaxRoiPool")
+def roi_pool(ctx: RuleContext) -> None:
+    """X (N, C, H, W), rois (R, 4 or 5), batch_indices (R) -> Y (R, C, h, w)."""
+    x, rois, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and rois is not None
+    ctx.tie(x, 1, y, 1)
+    ctx.tie(rois, 0, y, 0)
+    if ctx.input(2) is not None:
+        ctx.tie(rois, 0, ctx.inputs[2], 0)  # type: ignore[arg-type]
+    ctx.freeze(x, "images looked up by computed indices", 0)
+    ctx.freeze(rois, "coordinates", 1)
+    ctx.freeze_axes((x, y), (2, 3), SAMPLED)
+
+
+@rule("Col2Im")
+def col2im(ctx: RuleContext) -> None:
+    """X (N, C * block, L) -> Y (N, C, image...): C can be cut."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    cells = ctx.table.virtual(ctx.shape(x)[1] // max(ctx.shape(y)[1], 1))
+    ctx.table.freeze(cells, "pixels of a block")
+    ctx.tie(x, 0, y, 0)
+    ctx.table.product(ctx.axis(x, 1), (ctx.axis(y, 1), cells))
+    ctx.freeze(x, SAMPLED, 2)
+    ctx.freeze_axes([y], range(2, ctx.rank(y)), SAMPLED)
+
+
+@rule("CenterCropPad")
+def center_crop_pad(ctx: RuleContext) -> None:
+    """Axes that keep their length pass through."""
+    x = ctx.inputs[0]
+    assert x is not None
+    ctx.align(x, ctx.outputs[0])
+    named = ctx.ints("axes")
+    for axis in range(ctx.rank(x)) if named is None else named:
+        ctx.freeze_axes((x, ctx.outputs[0]), [axis], "cropped or padded axis")
+
+
+TRANSFORMED = "axis of a Fourier transform"
+
+
+@rule("DFT")
+def dft(ctx: RuleContext) -> None:
+    """X (..., n, ..., 1 or 2) -> Y (..., m, ..., 2), transformed along one axis (1 by default, -2 from opset 20)."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    known = ctx.known(2)
+    if ctx.input(2) is not None and known is None:
+        ctx.freeze_node("DFT: the axis depends on data")
+        return
+    default = 1 if ctx.opset < 20 else -2
+    axis = ctx.int("axis", default) if known is None else int(known.item())
+    ctx.align(x, y, skip=[axis, -1])
+    ctx.freeze_axes((x, y), (axis, -1), TRANSFORMED)
+
+
+@rule("STFT")
+def stft(ctx: RuleContext) -> None:
+    """Signal (B, n, 1 or 2) -> Y (B, frames, bins, 2)."""
+    x, y = ctx.inputs[0], ctx.outputs[0]
+    assert x is not None
+    ctx.tie(x, 0, y, 0)
+    ctx.freeze_axes([x], range(1, ctx.rank(x)), TRANSFORMED)
+    ctx.freeze_axes([y], range(1, ctx.rank(y)), TRANSFORMED)
+    for value in ctx.inputs[1:]:
+        ctx.freeze(value, TRANSFORMED)
+
+
+@rule("CausalConvWithState")
+def causal_conv(ctx: RuleContext) -> None:
+    """X (B, C, L), W (C, 1, k), bias (C), states (B, C, k - 1): a depthwise convolution."""
+    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
+    assert x is not None and w is not None
+    ctx.align(x, y)
+    ctx.tie(w, 0, y, 1)
+    ctx.freeze(w, "kernel", 2)
+    if ctx.input(2) is not None:
+        ctx.tie(ctx.inputs[2], 0, y, 1)  # type: ignore[arg-type]
+    for state in (ctx.input(3), ctx.output(1)):
+        if state is not None:
+            ctx.tie(state, 0, y, 0)
+            ctx.tie(state, 1, y, 1)
+            ctx.freeze(state, "kernel", 2)
+    ctx.freeze(y, "spatial axis of a convolution", 2)
+    batch, channels, length = ctx.shape(y)
+    ctx.count(batch * channels * length * ctx.shape(w)[2], ctx.axis(y, 1))
