@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Dim = int | str | None
 
+SYNTHETIC = "synthetic"
+"""What --data calls inputs that are made up. A file or folder of that name is `./synthetic`."""
 DEFAULT_BATCH = 1
 DEFAULT_SPATIAL = 64
 DEFAULT_LENGTH = 16

@@ -34,7 +34,7 @@ ALLOWED = {
     "runtime": BASE | {"inputs", "model"},
     "data": BASE | {"inputs", "runtime"},
     "report": BASE,
-    "options": BASE | {"data", "evaluation", "model", "report", "runtime"},
+    "options": BASE | {"data", "evaluation", "inputs", "model", "report", "runtime"},
     "recipe": BASE | {"options", "report"},
     "masks": BASE | {"registry"},
     "dependency": MODEL,

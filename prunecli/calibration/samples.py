@@ -7,7 +7,7 @@ from typing import Any
 
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
-from prunecli.data.synthetic import SYNTHETIC, check_synthetic
+from prunecli.inputs import SYNTHETIC
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.runtime import Execution
 from prunecli.types import Json, Progress
@@ -23,13 +23,13 @@ def calibration_samples(
     Args:
         file: the model, whose `ir` may be a working form of what is at its path.
     Raises:
-        PruneError: as `open_data` and `synthetic_data`; labels of synthetic data.
+        PruneError: as `DataOptions.open` and `synthetic_data`; labels of synthetic data.
     """
     session = execution.open(file.path)
-    if wanted.text == SYNTHETIC:
+    if wanted.synthetic:
         from prunecli.calibration.synthetic import synthetic_data
 
-        check_synthetic(True, wanted.labels, wanted.label_column, wanted.images)
+        wanted.check_synthetic(True)
         shapes, count = concrete_shapes(file, dims).inputs, wanted.limit or samples
         return synthetic_data(file, session, shapes, count, seed, progress, execution.thread_count)
     data = wanted.open(session.inputs)

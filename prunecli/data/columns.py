@@ -1,4 +1,4 @@
-"""Columns: arrays whose first axis counts samples, read when needed, never bigger than allowed."""
+"""Columns: arrays whose first axis counts samples, read when needed; how they become what a model's input takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec, numpy_dtype
 
 Array = np.ndarray[Any, Any]
 
@@ -86,4 +87,110 @@ def check_budget(name: str, shape: tuple[int, ...], dtype: Any) -> None:
         raise PruneError(
             f"{name} would take {size / 1e9:.1f} GB of memory",
             "use --limit, or save it uncompressed (np.savez)",
+        )
+
+
+_NUMERIC, _TEXT = "biuf", "UT"
+
+
+def is_float(dtype: Any) -> bool:
+    """Floating point of any width, ml_dtypes' bfloat16 and 8-bit floats included."""
+    return np.dtype(dtype).kind == "f" or "float" in np.dtype(dtype).name
+
+
+def check_dtype(name: str, dtype: Any, spec: InputSpec) -> None:
+    """Refuse what could never feed `spec`, before any value is read. Text is str, never bytes.
+
+    Raises:
+        PruneError: objects, times, complex numbers, structures; text for numbers or numbers for text.
+    """
+    text = np.dtype(dtype).kind in _TEXT
+    if np.dtype(dtype).kind == "O":
+        raise PruneError(f"{name} holds Python objects", "save plain numbers; pickles are never read")
+    if not text and np.dtype(dtype).kind not in _NUMERIC and not is_float(dtype):
+        raise PruneError(f"{name} has the type {dtype}, the model's {spec.describe()}", "save plain numbers")
+    if not spec.is_tensor:
+        raise PruneError(f"the input {spec.describe()} is not a tensor", "only tensors can be fed from data")
+    if text != (spec.dtype == "str"):
+        has, wants = ("text", spec.dtype) if text else (str(dtype), "text")
+        raise PruneError(f"{name} is {has}, the model's input {spec.name} wants {wants}", "convert it to that type")
+
+
+def check_sample_shape(name: str, shape: tuple[int, ...], spec: InputSpec, axis: int = 0) -> None:
+    """Refuse a sample (an array without its first axis) that does not fit `spec` without its first dimension; `axis`:
+    where the samples lie in the array that was given.
+
+    Raises:
+        PruneError: naming both shapes, with the transposition that would help, if one would.
+    """
+    wanted = spec.shape[1:]
+    if not spec.shape or fits(shape, wanted):
+        return
+    raise PruneError(
+        f"{name} holds samples of shape {shape}, the model's input is {spec.describe()}",
+        f"the samples lie on axis {axis} of the array" if axis else _shape_hint(shape, wanted),
+    )
+
+
+def fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
+    """Whether the sizes agree wherever `wanted` is fixed."""
+    return len(shape) == len(wanted) and all(
+        not isinstance(want, int) or want == size for size, want in zip(shape, wanted, strict=True)
+    )
+
+
+def _shape_hint(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> str:
+    if len(shape) == 3 and fits((shape[2], shape[0], shape[1]), wanted):
+        return "the channels seem to be last: save array.transpose(0, 3, 1, 2)"
+    if len(shape) == 3 and fits((shape[1], shape[2], shape[0]), wanted):
+        return "the channels seem to be first: save array.transpose(0, 2, 3, 1)"
+    sizes = [want for want in wanted if isinstance(want, int)]
+    if len(sizes) == len(wanted) and np.prod(shape, dtype=np.int64) == np.prod(sizes, dtype=np.int64):
+        return f"the sizes multiply to the same: save array.reshape(-1, {', '.join(map(str, sizes))})"
+    return "the first axis of the data counts the samples; the others must be as the model's"
+
+
+def cast(name: str, array: Array, spec: InputSpec) -> Array:
+    """`array` in the element type of `spec`.
+
+    Between floats, and from integers to floats, values may round. Everything else must be exact: fractions or
+    out-of-range values for an integer input, values other than 0 and 1 for a boolean one, are refused.
+
+    Raises:
+        PruneError: NaN or infinity, or a cast that would change values; it names the input.
+    """
+    target = numpy_dtype(spec.dtype)
+    if spec.dtype == "str":
+        return array.astype(object)
+    if is_float(array.dtype) and not np.isfinite(array).all():
+        bad = "NaN" if np.isnan(array).any() else "infinite"
+        raise PruneError(f"{name} has {bad} values", "remove those samples, or replace the values")
+    if array.dtype == target:
+        return array
+    if is_float(target):
+        with np.errstate(over="ignore"):
+            result = array.astype(target)
+        _require(bool(np.isfinite(result).all()), name, array, spec, "values too large")
+        return result
+    return _to_whole(name, array, spec, target)
+
+
+def _to_whole(name: str, array: Array, spec: InputSpec, target: Any) -> Array:
+    if target == np.bool_:
+        _require(bool(((array == 0) | (array == 1)).all()), name, array, spec, "values other than 0 and 1")
+        return array.astype(np.bool_)
+    if is_float(array.dtype):
+        _require(bool((array == np.trunc(array)).all()), name, array, spec, "fractions")
+    if array.size:
+        info = np.iinfo(target)
+        low, high = int(array.min()), int(array.max())  # Python integers compare exactly with any range
+        _require(info.min <= low and high <= info.max, name, array, spec, f"values from {low} to {high}")
+    return array.astype(target)
+
+
+def _require(condition: bool, name: str, array: Array, spec: InputSpec, what: str) -> None:
+    if not condition:
+        raise PruneError(
+            f"{name} ({array.dtype}) has {what}, the model's input {spec.name} is {spec.dtype}",
+            "convert the data first",
         )

@@ -1,20 +1,26 @@
-"""Where data comes from, as it is asked for: what `open_data` takes."""
+"""Where data come from: what is asked for, and the kinds of sources, which register themselves by `@source`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prunecli.data import Dataset, ImageOptions, open_data
-from prunecli.data.axes import Axes
-from prunecli.data.synthetic import SYNTHETIC, check_synthetic
-from prunecli.inputs import InputSpec
+from prunecli.data.axes import Axes, batch_axes
+from prunecli.data.dataset import Dataset
+from prunecli.data.preprocessing import ImageOptions
+from prunecli.errors import PruneError
+from prunecli.inputs import SYNTHETIC, InputSpec
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """One source of data."""
+    """What the command line says of one set of data.
+
+    `text`: as given to --data, a path or `module:function`. `labels`: the .npy of --labels. `label_column`: of a .csv.
+    `limit`: only so many samples; nothing after them is read. `batch_axes`: of inputs and outputs that have the samples
+    on another axis than their names say.
+    """
 
     text: str
     labels: Path | None = None
@@ -23,14 +29,111 @@ class DataOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
     batch_axes: Axes = field(default_factory=dict)
 
+    @property
+    def path(self) -> Path:
+        return Path(self.text)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether inputs are to be made from the model alone."""
+        return self.text == SYNTHETIC
+
     def like(self, text: str) -> DataOptions:
         """Other data of the same kind: training or validation data beside the test data."""
-        return DataOptions(text, None, self.label_column, None, self.images, self.batch_axes)
+        return replace(self, text=text, labels=None, limit=None)
+
+    def check_synthetic(self, allowed: bool) -> None:
+        """Refuse made data where real data is needed, and options of real data beside it.
+
+        Raises:
+            PruneError: naming the option.
+        """
+        if not self.synthetic:
+            return
+        if not allowed:
+            hint = "it is for `prune oneshot` and `prune gradient`; a file or folder of that name is ./synthetic"
+            raise PruneError("synthetic data does not do here: give real data", hint)
+        options = {"--labels": self.labels, "--label-column": self.label_column}
+        if given := [*(name for name, value in options.items() if value is not None), *self.images.given]:
+            raise PruneError(f"{given[0]} does not go with synthetic data", "leave it out, or give real data")
 
     def open(self, specs: Sequence[InputSpec], outputs: Sequence[InputSpec] = ()) -> Dataset:
-        """`outputs`: of the model, where they will be looked at sample by sample."""
-        check_synthetic(self.text != SYNTHETIC)
-        return open_data(
-            self.text, specs, labels=self.labels, label_column=self.label_column, limit=self.limit, images=self.images,
-            outputs=outputs, batch_axes=self.batch_axes,
-        )  # fmt: skip
+        """The data, for a model with the inputs `specs`. `outputs`: of the model, where they are looked at sample by
+        sample.
+
+        Raises:
+            PruneError: unreadable, empty, or not fitting the model; the message names the input.
+        """
+        self.check_synthetic(False)
+        if not specs:
+            raise PruneError("the model has no inputs, so it takes no data", "leave out --data")
+        axes = {name: axis for name, axis in batch_axes(specs, outputs, self.batch_axes).items() if axis}
+        inside = any(spec.name in axes for spec in specs)  # then the rows of a file are no samples
+        asked = replace(self, limit=None) if inside else self
+        try:
+            found = _find_source(asked).read(asked, specs, axes)
+            return found.take(self.limit) if inside and self.limit is not None else found
+        except OSError as error:
+            raise PruneError(
+                f"cannot read {self.text}: {error.strerror or error}", "check the path and its permissions"
+            ) from error
+
+
+Reader = Callable[[DataOptions, Sequence[InputSpec], Axes], Dataset]
+"""Reads the data for a model's inputs, whose samples lie on these axes where not on the first."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One kind of data. `takes`: whether data are of it; `options`: the options of labels that it has."""
+
+    description: str
+    takes: Callable[[DataOptions], bool]
+    read: Reader
+    options: frozenset[str]
+
+
+SOURCES: dict[str, DataSource] = {}
+
+
+def source(
+    name: str, description: str, takes: Callable[[DataOptions], bool], options: Sequence[str] = ()
+) -> Callable[[Reader], Reader]:
+    """Register a reader under `name`. Sources are asked in the order of their names."""
+
+    def add(read: Reader) -> Reader:
+        SOURCES[name] = DataSource(description, takes, read, frozenset(options))
+        return read
+
+    return add
+
+
+def has_suffix(suffix: str) -> Callable[[DataOptions], bool]:
+    """Whether the name of a file ends so."""
+    return lambda asked: asked.path.suffix.lower() == suffix
+
+
+def _find_source(asked: DataOptions) -> DataSource:
+    """The source that takes the data.
+
+    Raises:
+        PruneError: none does, the file is missing, or an option does not go with the source.
+    """
+    text, path = asked.text, asked.path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise PruneError(f"{text} is neither a file nor a folder", "data cannot be read from a pipe or device")
+    sources = dict(sorted(SOURCES.items()))
+    name = next((name for name, each in sources.items() if each.takes(asked)), None)
+    if name is None:
+        what = "is not a readable data source" if path.exists() else "does not exist"
+        readable = "; ".join(each.description for each in sources.values())
+        raise PruneError(f"{text} {what}", f"readable are: {readable}")
+    if name != "loader" and not path.exists():
+        raise PruneError(f"{text} does not exist", "check the path given to --data")
+    for option, value in (("--labels", asked.labels), ("--label-column", asked.label_column)):
+        if value is not None and option not in sources[name].options:
+            owners = [owner for owner, each in sources.items() if option in each.options]
+            raise PruneError(f"{option} does not go with {text}", f"it is for {', '.join(owners)} data")
+    if asked.images.given and name != "images":
+        raise PruneError(f"{asked.images.given[0]} does not go with {text}", "it is for a folder of images")
+    return sources[name]

@@ -11,34 +11,14 @@ import numpy as np
 from prunecli.data.axes import batch_axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Chunk, Dataset
-from prunecli.data.images.options import ImageOptions
 from prunecli.errors import PruneError
-from prunecli.inputs import DEFAULT_BATCH, InputSpec, numpy_dtype, random_inputs
+from prunecli.inputs import DEFAULT_BATCH, SYNTHETIC, InputSpec, numpy_dtype, random_inputs
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
-SYNTHETIC = "synthetic"
-"""What --data calls them. A file or folder of that name is `./synthetic`."""
 _IMAGE_RANKS = (4, 5)
 _COLOURS = (1, 3, 4)
 _BYTE_MIDDLE, _BYTE_SPREAD = 115.0, 60.0
-
-
-def check_synthetic(
-    allowed: bool, labels: object = None, label_column: str | None = None, images: ImageOptions | None = None
-) -> None:
-    """Refuse made data where real data is needed, and options of real data beside it.
-
-    Raises:
-        PruneError: naming the option.
-    """
-    if not allowed:
-        hint = "it is for `prune oneshot` and `prune gradient`; a file or folder of that name is ./synthetic"
-        raise PruneError("synthetic data does not do here: give real data", hint)
-    options = {"--labels": labels, "--label-column": label_column}
-    given = [name for name, value in options.items() if value is not None] + list(images.given if images else ())
-    if given:
-        raise PruneError(f"{given[0]} does not go with synthetic data", "leave it out, or give real data")
 
 
 def image_like(spec: InputSpec, shape: Sequence[int]) -> bool:

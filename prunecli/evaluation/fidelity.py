@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from prunecli.data.casting import is_float
+from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 
 Array = np.ndarray[Any, Any]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.data import Batch
-from prunecli.data.casting import cast
+from prunecli.data.columns import cast
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 from prunecli.runtime import Session

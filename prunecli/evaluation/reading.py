@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.data import Classes
-from prunecli.data.casting import is_float
+from prunecli.data.columns import is_float
 from prunecli.errors import PruneError, advice
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.data import Batch, Dataset
-from prunecli.data.casting import is_float
+from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import SPANS, FidelityCollector
 from prunecli.evaluation.pairing import Runner

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunecli.errors import PruneError
+from prunecli.inputs import SYNTHETIC
 from prunecli.options.declare import DATA, OUTPUT, REPORT, RUN, SELECT, Option, Options
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 IMAGES = "Image folders"
 INCLUDE = "only nodes or initializers whose name matches; initializers that are graph inputs too are changed only so; repeatable"
-SYNTHETIC = "synthetic"
-"""What --data calls inputs that are made up. A file or folder of that name is `./synthetic`."""
 
 
 def check_report_path(path: Path) -> None:
@@ -169,6 +168,7 @@ class Images(Options):
 class Samples(Images):
     """Data: a text as on the command line, a path, or `DataOptions` with all that belongs to them."""
 
+    allow_synthetic: ClassVar[bool] = False
     data: Annotated[
         Any,
         Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function", DATA, "D"),
@@ -185,7 +185,8 @@ class Samples(Images):
     def check(self) -> None:
         super().check()
         if self.data is not None:
-            self._check_synthetic()
+            if self.data == SYNTHETIC and self.source is not None:
+                self.source.check_synthetic(self.allow_synthetic)
         elif self.labels is not None or self.label_column is not None:
             raise PruneError("labels were given without data", "add --data")
         elif (named := Images.given(vars(self))) and not self.other_data:
@@ -195,12 +196,6 @@ class Samples(Images):
     def other_data(self) -> bool:
         """Whether there are data besides `data` that options of images may be for."""
         return False
-
-    def _check_synthetic(self) -> None:
-        if self.data == SYNTHETIC:
-            from prunecli.data.synthetic import check_synthetic
-
-            check_synthetic(False)
 
     @property
     def source(self) -> DataOptions | None:
@@ -230,17 +225,12 @@ class Samples(Images):
 class CalibrationSamples(Samples):
     """Data that may be made up."""
 
+    allow_synthetic = True
     data: Annotated[
         Any,
         Option(".npz, .npy, .csv, a folder of images or of test_data_set_*, or module.py:function; synthetic: inputs made"
                " from the model alone, a stand-in where there is no data", DATA, "D|synthetic"),
     ] = None  # fmt: skip
-
-    def _check_synthetic(self) -> None:
-        if self.data == SYNTHETIC:
-            from prunecli.data.synthetic import check_synthetic
-
-            check_synthetic(True, self.labels, self.label_column, self.images)
 
 
 @dataclass(frozen=True, kw_only=True)

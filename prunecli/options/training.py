@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
+from prunecli.inputs import SYNTHETIC
 from prunecli.options.declare import DATA, SELECT, Option, Options
 from prunecli.options.groups import (
     INCLUDE,
-    SYNTHETIC,
     Batched,
     OutputNamed,
     Reporting,

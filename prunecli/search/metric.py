@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.data import Batch, Classes
-from prunecli.data.casting import is_float
+from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
 from prunecli.evaluation.passes import Asked

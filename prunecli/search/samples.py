@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunecli.data import Dataset
-from prunecli.data.matching import shared
+from prunecli.data.dataset import shared
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
 from prunecli.quantity import Quantity, did_you_mean_percent

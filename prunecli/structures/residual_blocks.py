@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.data.casting import is_float
+from prunecli.data.columns import is_float
 from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without
 from prunecli.errors import PruneError, advice
 from prunecli.model.shape_inference import Facts

@@ -11,11 +11,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
-from prunecli.data import open_data, random_data
+from prunecli.data import random_data
 from prunecli.data.axes import batch_axes, parse_axes
-from prunecli.data.matching import shared
+from prunecli.data.dataset import shared
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
+from tests.data import open_text
 from tests.model.build import floats, info, node, save_proto
 from tests.tiny import spec
 
@@ -96,7 +97,7 @@ def test_batches_are_cut_and_joined_on_their_axes(batch: str | int, size: int, t
     np.savez(tmp_path / "d.npz", **samples())
     session = Session.open(save_proto(detector(batch), tmp_path))
     given = {"state": 1, "moved": 1} if isinstance(batch, int) else {}
-    data = open_data(str(tmp_path / "d.npz"), session.inputs, outputs=session.outputs, batch_axes=given)
+    data = open_text(str(tmp_path / "d.npz"), session.inputs, outputs=session.outputs, batch_axes=given)
     assert len(data) == COUNT
     parts: dict[str, list[Any]] = {}
     for each in data.batches(size):
@@ -110,7 +111,7 @@ def test_batches_are_cut_and_joined_on_their_axes(batch: str | int, size: int, t
 def test_samples_are_chosen_on_their_axes(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", **samples())
     session = Session.open(save_proto(detector(), tmp_path))
-    data = open_data(str(tmp_path / "d.npz"), session.inputs, limit=5)
+    data = open_text(str(tmp_path / "d.npz"), session.inputs, limit=5)
     assert len(data) == 5
     feed = next(data.select(np.array([4, 1])).batches(2)).feed
     assert np.array_equal(feed["state"], samples()["state"][:, [4, 1]])
@@ -133,7 +134,7 @@ def test_other_layouts_are_refused(state: Any, said: str, tmp_path: Path) -> Non
     np.savez(tmp_path / "d.npz", x=samples()["x"], state=state)
     session = Session.open(save_proto(detector(), tmp_path))
     with pytest.raises(PruneError, match=said):
-        open_data(str(tmp_path / "d.npz"), session.inputs)
+        open_text(str(tmp_path / "d.npz"), session.inputs)
 
 
 def test_a_loader_yields_batches_or_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,7 @@ def test_a_loader_yields_batches_or_samples(tmp_path: Path, monkeypatch: pytest.
     )
     session = Session.open(save_proto(detector(), tmp_path))
     for name in ("batches", "singles"):
-        feed = next(open_data(f"one.py:{name}", session.inputs).batches(6)).feed
+        feed = next(open_text(f"one.py:{name}", session.inputs).batches(6)).feed
         assert np.array_equal(feed["state"], whole["state"][:, :6]), name
 
 

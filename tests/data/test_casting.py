@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prunecli.data.casting import cast, check_dtype, check_sample_shape
+from prunecli.data.columns import cast, check_dtype, check_sample_shape
 from prunecli.errors import PruneError
 from tests.tiny import spec
 

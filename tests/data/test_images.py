@@ -19,14 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.data import Dataset, ImageOptions, open_data
-from prunecli.data.images import decode as decoding
-from prunecli.data.images import pixels as keeping
-from prunecli.data.images.classes import read_classes
-from prunecli.data.images.options import PRESETS, Resize
-from prunecli.data.images.prepare import choose_preparation, infer_layout
+from prunecli.data import Dataset, ImageOptions, images
+from prunecli.data.images import read_classes
+from prunecli.data.preprocessing import PRESETS, Resize, choose_preparation, infer_layout
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
+from tests.data import open_text
 from tests.tiny import spec
 
 Images = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -54,7 +52,7 @@ def folder(root: Path, names: Iterable[str]) -> dict[str, Any]:
 def opened(
     root: Path, shape: str = RGB, limit: int | None = None, labels: Path | None = None, **options: str
 ) -> Dataset:
-    return open_data(str(root), [spec(shape)], limit=limit, labels=labels, images=ImageOptions.parse(**options))
+    return open_text(str(root), [spec(shape)], limit=limit, labels=labels, images=ImageOptions.parse(**options))
 
 
 def first(data: Dataset) -> Any:
@@ -366,7 +364,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 def test_models_of_several_inputs_take_no_images(tmp_path: Path) -> None:
     folder(tmp_path, ["a/1.png"])
     with pytest.raises(PruneError, match="one input"):
-        open_data(str(tmp_path), [spec(RGB), spec("y: float32 (N, 3)")])
+        open_text(str(tmp_path), [spec(RGB), spec("y: float32 (N, 3)")])
 
 
 def test_labels_of_folders_are_the_folders(tmp_path: Path) -> None:
@@ -379,7 +377,7 @@ def test_labels_of_folders_are_the_folders(tmp_path: Path) -> None:
 def test_options_of_images_are_for_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((1, 3)))
     with pytest.raises(PruneError, match="--channel-order does not go with"):
-        open_data(str(tmp_path / "d.npz"), [spec("x: float32 (N, 3)")], images=ImageOptions.parse(order="bgr"))
+        open_text(str(tmp_path / "d.npz"), [spec("x: float32 (N, 3)")], images=ImageOptions.parse(order="bgr"))
 
 
 CLASS_FILES: list[tuple[str, str, list[int], bool]] = [
@@ -441,9 +439,9 @@ def test_images_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a batch is decoded at a time; what fits the cache is decoded once, the rest every time."""
     folder(tmp_path, [f"a/{i}.png" for i in range(8)])
     seen: list[str] = []
-    real = decoding.decode
-    monkeypatch.setattr(keeping, "decode", lambda path, *rest: seen.append(path.name) or real(path, *rest))
-    monkeypatch.setattr(keeping, "CACHE_BYTES", 3 * 4 * 4 * 3)
+    real = images.decode
+    monkeypatch.setattr(images, "decode", lambda path, *rest: seen.append(path.name) or real(path, *rest))
+    monkeypatch.setattr(images, "CACHE_BYTES", 3 * 4 * 4 * 3)
     data = opened(tmp_path)
     assert seen == ["0.png"]
     batches = data.batches(2)
@@ -459,7 +457,7 @@ def test_images_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_copy_for_another_process_carries_no_pixels(tmp_path: Path) -> None:
     made = folder(tmp_path, [f"{i}.png" for i in range(4)])
     how = choose_preparation(ImageOptions(), spec(RGB))
-    pixels = keeping.Pixels("x", [tmp_path / name for name in made], how, (4, 4))
+    pixels = images.Pixels("x", [tmp_path / name for name in made], how, (4, 4))
     rows = pixels.rows(np.arange(4))
     assert len(pixels.kept) == 4
     copy = pickle.loads(pickle.dumps(pixels))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunecli.data.columns import InputColumn
-from prunecli.data.matching import match, split_labels
+from prunecli.data.dataset import match, split_labels
 from prunecli.errors import PruneError
 from tests.tiny import spec
 

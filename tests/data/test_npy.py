@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunecli.data import npy
-from prunecli.data.npy import open_npy, open_npz
+from prunecli.data import arrays
+from prunecli.data.arrays import open_npy, open_npz
 from prunecli.errors import PruneError
 
 A = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -25,7 +25,7 @@ def test_npz_gives_what_numpy_gives(
     save: Callable[..., None], limit: int | None, array: np.ndarray, map_above: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(npy, "MAP_ABOVE", map_above)
+    monkeypatch.setattr(arrays, "MAP_ABOVE", map_above)
     save(tmp_path / "d.npz", a=array, b=A)
     column = open_npz(tmp_path / "d.npz", limit)["a"]
     expected = array[:limit] if array.shape else array
@@ -35,13 +35,13 @@ def test_npz_gives_what_numpy_gives(
 
 @pytest.mark.parametrize("map_above", [0, 1 << 30])
 def test_npy_gives_what_numpy_gives(map_above: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "MAP_ABOVE", map_above)
+    monkeypatch.setattr(arrays, "MAP_ABOVE", map_above)
     np.save(tmp_path / "a.npy", A)
     assert np.array_equal(open_npy(tmp_path / "a.npy", "a", 5).array(), A[:5])
 
 
 def test_mapped_members_are_not_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "MAP_ABOVE", 0)
+    monkeypatch.setattr(arrays, "MAP_ABOVE", 0)
     np.savez(tmp_path / "d.npz", a=A)
     assert isinstance(open_npz(tmp_path / "d.npz")["a"].array(), np.memmap)
 

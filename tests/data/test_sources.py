@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from prunecli.data import Dataset, open_data
-from prunecli.data.sources import SOURCES
+from prunecli.data import Dataset
+from prunecli.data.options import SOURCES
 from prunecli.errors import PruneError
+from tests.data import open_text
 from tests.tiny import spec
 
 X = np.arange(12).reshape(4, 3)
@@ -85,7 +86,7 @@ def opened(name: str, folder: Path, **more: Any) -> Dataset:
     make, options, _ = CASES[name]
     text = make(folder)
     options = {**options, **({"labels": folder / options["labels"]} if "labels" in options else {}), **more}
-    return open_data(text, [spec("x: float32 (N, 3)")], **options)
+    return open_text(text, [spec("x: float32 (N, 3)")], **options)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,7 +117,7 @@ def test_every_source_has_a_case(tmp_path: Path) -> None:
 def test_labels_of_an_npz_from_a_file(tmp_path: Path) -> None:
     text = npz(tmp_path)
     np.save(tmp_path / "other.npy", Y + 5)
-    data = open_data(text, [spec("x: float32 (N, 3)")], labels=tmp_path / "other.npy")
+    data = open_text(text, [spec("x: float32 (N, 3)")], labels=tmp_path / "other.npy")
     assert data.labels.tolist() == [5, 6, 6, 5]
 
 
@@ -137,21 +138,21 @@ def test_zoo_inputs_go_by_name_or_by_number(tmp_path: Path) -> None:
         values = [np.array([7]), np.array([[1.5]], np.float32)]
         for k, (name, value) in enumerate(zip(names, values if names[0] else values[::-1], strict=True)):
             write_tensor(tmp_path / folder / f"input_{k}.pb", value, name)
-    data = open_data(str(tmp_path), specs)
+    data = open_text(str(tmp_path), specs)
     assert feeds(data) == {"a": [[1.5], [1.5]], "b": [7, 7]}
-    assert len(open_data(str(tmp_path / "test_data_set_10"), specs)) == 1
+    assert len(open_text(str(tmp_path / "test_data_set_10"), specs)) == 1
 
 
 def test_a_csv_feeds_one_input_per_column(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("﻿size;colour;kind\n1.5; red ;7\n2;blue;8\n", encoding="utf-8")
     specs = [spec("colour: str (N, 1)"), spec("size: float32 (N, 1)"), spec("kind: int64 (N)")]
-    data = open_data(str(tmp_path / "t.csv"), specs)
+    data = open_text(str(tmp_path / "t.csv"), specs)
     assert feeds(data) == {"colour": [["red"], ["blue"]], "size": [[1.5], [2]], "kind": [7, 8]}
 
 
 def test_csv_columns_fill_fixed_dimensions_row_by_row(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("0,1,2,3\n" + "5,6,7,8\n")
-    data = open_data(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1, 2, 2)")])
+    data = open_text(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1, 2, 2)")])
     assert feeds(data) == {"x": [[[[5, 6], [7, 8]]]]}
 
 
@@ -167,7 +168,7 @@ def test_csv_columns_fill_fixed_dimensions_row_by_row(tmp_path: Path) -> None:
 )
 def test_csv_labels_take_the_simplest_type(cells: list[str], dtype: Any, values: list[Any], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"1,{cell}\n" for cell in cells))
-    labels = open_data(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1)")], label_column="y").labels
+    labels = open_text(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1)")], label_column="y").labels
     assert labels.tolist() == values
     assert np.issubdtype(labels.dtype, dtype)
 
@@ -192,7 +193,7 @@ def test_bad_tables(case: str, tmp_path: Path) -> None:
     content, message = CSV_ERRORS[case]
     (tmp_path / "t.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(PruneError, match=message):
-        open_data(str(tmp_path / "t.csv"), [spec("x: float32 (N, 3)")])
+        open_text(str(tmp_path / "t.csv"), [spec("x: float32 (N, 3)")])
 
 
 @pytest.mark.parametrize(
@@ -202,13 +203,13 @@ def test_bad_tables(case: str, tmp_path: Path) -> None:
 def test_bad_label_columns(column: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(PruneError, match=message):
-        open_data(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1)")], label_column=column)
+        open_text(str(tmp_path / "t.csv"), [spec("x: float32 (N, 1)")], label_column=column)
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(PruneError, match="no column for the model's input c: float32") as caught:
-        open_data(str(tmp_path / "t.csv"), [spec("a: float32 (N, 1)"), spec("c: float32 (N, 1)")])
+        open_text(str(tmp_path / "t.csv"), [spec("a: float32 (N, 1)"), spec("c: float32 (N, 1)")])
     assert "a, b" in caught.value.hint
 
 
@@ -250,13 +251,13 @@ def test_bad_test_data(make: Callable[[Path], None], message: str, tmp_path: Pat
     place.mkdir()
     make(place / "input_0.pb")
     with pytest.raises(PruneError, match=message):
-        open_data(str(tmp_path), [spec("x: float32 (N, 3)")])
+        open_text(str(tmp_path), [spec("x: float32 (N, 3)")])
 
 
 def test_wrong_number_of_test_inputs(tmp_path: Path) -> None:
     (tmp_path / "test_data_set_0").mkdir()
     with pytest.raises(PruneError, match="0 input files, the model takes 1"):
-        open_data(str(tmp_path), [spec("x: float32 (N, 3)")])
+        open_text(str(tmp_path), [spec("x: float32 (N, 3)")])
 
 
 LOADERS = {
@@ -301,21 +302,21 @@ def test_loaders(case: str, tmp_path: Path) -> None:
     text = f"{tmp_path / 'loader.py'}:f"
     if isinstance(expected, str):
         with pytest.raises(PruneError, match=expected):
-            open_data(text, [spec("x: float32 (N, 3)")])
+            open_text(text, [spec("x: float32 (N, 3)")])
     else:
-        assert feeds(open_data(text, [spec("x: float32 (N, 3)")])) == {"x": expected}
+        assert feeds(open_text(text, [spec("x: float32 (N, 3)")])) == {"x": expected}
 
 
 def test_an_endless_loader_stops_at_the_limit(tmp_path: Path) -> None:
     (tmp_path / "loader.py").write_text("def f():\n    while True:\n        yield {'x': [[1, 2, 3]] * 4}\n")
-    assert len(open_data(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, 3)")], limit=10)) == 10
+    assert len(open_text(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, 3)")], limit=10)) == 10
 
 
 def test_an_endless_loader_stops_at_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunecli.data.sources.loader.memory_budget", lambda: 1000)
+    monkeypatch.setattr("prunecli.data.loader.memory_budget", lambda: 1000)
     (tmp_path / "loader.py").write_text("def f():\n    while True:\n        yield {'x': [[1, 2, 3]] * 4}\n")
     with pytest.raises(PruneError, match="yields over"):
-        open_data(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, 3)")])
+        open_text(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, 3)")])
 
 
 def test_a_loader_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,14 +324,14 @@ def test_a_loader_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "prunetestpackage" / "__init__.py").write_text("")
     (tmp_path / "prunetestpackage" / "inner.py").write_text("def f():\n    return {'x': [[1, 2, 3]]}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert len(open_data("prunetestpackage.inner:f", [spec("x: float32 (N, 3)")])) == 1
+    assert len(open_text("prunetestpackage.inner:f", [spec("x: float32 (N, 3)")])) == 1
     with pytest.raises(PruneError, match="ModuleNotFoundError"):
-        open_data("prunetestpackage.other:f", [spec("x: float32 (N, 3)")])
+        open_text("prunetestpackage.other:f", [spec("x: float32 (N, 3)")])
 
 
 def test_pieces_of_other_shapes_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "loader.py").write_text("def f():\n    for n in (2, 3, 2):\n        yield {'x': [[n] * n]}, [n]\n")
-    data = open_data(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, T)")])
+    data = open_text(f"{tmp_path / 'loader.py'}:f", [spec("x: float32 (N, T)")])
     assert [b.feed["x"].shape for b in data.batches(8)] == [(2, 2), (1, 3)]
     assert data.labels.tolist() == [2, 2, 3]
 
@@ -341,25 +342,25 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "cats").mkdir(parents=True)
     (tmp_path / "pictures" / "cats" / "1.JPG").write_bytes(b"")
     with pytest.raises(PruneError, match="is not shaped as images are"):
-        open_data(str(tmp_path / "pictures"), specs)
+        open_text(str(tmp_path / "pictures"), specs)
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(PruneError, match="neither a file nor a folder"):
-        open_data(str(tmp_path / "pipe.npz"), specs)
+        open_text(str(tmp_path / "pipe.npz"), specs)
     (tmp_path / "x.txt").write_text("1 2 3")
     for name in ("photos", "x.txt"):
         with pytest.raises(PruneError, match="not a readable data source") as caught:
-            open_data(str(tmp_path / name), specs)
+            open_text(str(tmp_path / name), specs)
         assert "data.npz" in caught.value.hint
     for name in ("no.npz", "no.csv", "nothing"):
         with pytest.raises(PruneError, match="does not exist"):
-            open_data(str(tmp_path / name), specs)
+            open_text(str(tmp_path / name), specs)
     with pytest.raises(PruneError, match="does not exist"):
-        open_data(f"{tmp_path / 'no.py'}:f", specs)
+        open_text(f"{tmp_path / 'no.py'}:f", specs)
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(PruneError, match=r"Is a directory|not a readable"):
-        open_data(str(tmp_path / "folder.npz"), specs)
+        open_text(str(tmp_path / "folder.npz"), specs)
     with pytest.raises(PruneError, match="no inputs"):
-        open_data(npz(tmp_path), [])
+        open_text(npz(tmp_path), [])
 
 
 @pytest.mark.parametrize(
@@ -373,4 +374,4 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
 )
 def test_label_options(make: Callable[[Path], str], options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PruneError, match=message):
-        open_data(make(tmp_path), [spec("x: float32 (N, 3)")], **options)
+        open_text(make(tmp_path), [spec("x: float32 (N, 3)")], **options)

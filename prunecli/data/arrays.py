@@ -1,19 +1,24 @@
-"""The .npy format, read with suspicion: the header is checked against the bytes there are before any memory
-is asked for, objects are refused, large files are mapped, compressed ones are read only as far as needed."""
+"""Data in .npz and .npy files. Headers are checked against the bytes there are before memory is asked for, objects are
+refused, large files are mapped, compressed ones are read only as far as needed."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
+from prunecli.data.dataset import Dataset, build, match, split_labels
+from prunecli.data.options import DataOptions, has_suffix, source
 from prunecli.errors import PruneError
+from prunecli.inputs import InputSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -159,3 +164,34 @@ def _limited(column: InputColumn, limit: int | None) -> InputColumn:
         return column
     shape = (limit, *column.shape[1:])
     return InputColumn(column.name, shape, column.dtype, lambda: column.array()[:limit])
+
+
+@source("npy", "x.npy with --labels y.npy", has_suffix(".npy"), ("--labels",))
+def read_npy(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
+    column = open_npy(asked.path, asked.path.name, asked.limit)
+    labels = None if asked.labels is None else read_labels(asked.labels, asked.limit)
+    columns = match(specs, {asked.path.stem: column}, asked.path.name, axes)
+    return build(specs, columns, labels, asked.text, axes)
+
+
+def read_labels(path: Path, limit: int | None) -> InputColumn:
+    """The .npy given to --labels.
+
+    Raises:
+        PruneError: it is missing or no .npy file.
+    """
+    if not path.is_file():
+        raise PruneError(f"the labels file {path} does not exist", "check the path given to --labels")
+    if path.suffix.lower() != ".npy":
+        raise PruneError(f"--labels {path} is not a .npy file", "write the labels with numpy.save")
+    return open_npy(path, path.name, limit)
+
+
+@source("npz", "data.npz with arrays named as the inputs and labels", has_suffix(".npz"), ("--labels",))
+def read_npz(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
+    columns = open_npz(asked.path, asked.limit)
+    feeds, labels = split_labels(columns, specs)
+    if asked.labels is not None:
+        labels = read_labels(asked.labels, asked.limit)
+    matched = match(specs, feeds, asked.path.name, axes)
+    return build(specs, matched, labels, asked.text, axes)

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from prunecli.data.axes import Axes
-from prunecli.data.casting import cast, check_dtype, fits
-from prunecli.data.columns import InputColumn
+from prunecli.data.columns import InputColumn, cast, check_dtype, fits
 from prunecli.data.dataset import Chunk, Dataset
-from prunecli.data.sources.registry import Request, source
+from prunecli.data.options import DataOptions, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -34,19 +33,18 @@ def _number(name: str) -> int:
     return int(digits[-1]) if digits else 0
 
 
-def _is_zoo(request: Request) -> bool:
-    return request.path.is_dir() and bool(_sets(request.path))
+def _is_zoo(asked: DataOptions) -> bool:
+    return asked.path.is_dir() and bool(_sets(asked.path))
 
 
 @source("zoo", "a folder of test_data_set_* with input_0.pb and output_0.pb", _is_zoo)
-def read(request: Request) -> Dataset:
+def read_zoo(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     """Each set is one run, as it is; its outputs become the reference."""
-    sets = _sets(request.path)[: request.limit]
-    return Dataset(request.specs, [_chunk(path, request) for path in sets], request.text, axes=request.axes)
+    sets = _sets(asked.path)[: asked.limit]
+    return Dataset(specs, [_chunk(path, specs, axes) for path in sets], asked.text, axes=axes)
 
 
-def _chunk(path: Path, request: Request) -> Chunk:
-    specs = request.specs
+def _chunk(path: Path, specs: Sequence[InputSpec], axes: Axes) -> Chunk:
     inputs = [read_tensor(file) for file in _numbered(path, "input")]
     if len(inputs) != len(specs):
         raise PruneError(
@@ -61,7 +59,7 @@ def _chunk(path: Path, request: Request) -> Chunk:
     outputs = [read_tensor(file) for file in _numbered(path, "output")]
     reference = {name or f"output_{k}": array for k, (name, array) in enumerate(outputs)}
     columns = {s.name: InputColumn.of(f"{path.name}/{s.name}", a) for s, a in zip(specs, arrays, strict=True)}
-    return Chunk(columns, np.arange(_rows(specs, arrays, request.axes)), whole=True, reference=reference or None)
+    return Chunk(columns, np.arange(_rows(specs, arrays, axes)), whole=True, reference=reference or None)
 
 
 def _check(path: Path, array: Array, spec: InputSpec) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Dataset, build
-from prunecli.data.sources.registry import Request, has_suffix, source
+from prunecli.data.options import DataOptions, has_suffix, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -58,21 +59,21 @@ class CsvTable:
 
 
 @source("csv", "table.csv with --label-column NAME", has_suffix(".csv"), ("--label-column",))
-def read(request: Request) -> Dataset:
+def read_csv(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
     """A model with one input takes all columns but the label, in the order of the header; a model with one
     input per column (as scikit-learn pipelines are converted) takes them by name."""
-    table = read_table(request.path, request.limit)
+    table = read_table(asked.path, asked.limit)
     labels = None
     features = list(table.header)
-    if request.label_column is not None:
-        labels = _labels(table, request.label_column)
-        features.remove(request.label_column)
-    numeric = [s for s in request.specs if s.is_tensor]
+    if asked.label_column is not None:
+        labels = _labels(table, asked.label_column)
+        features.remove(asked.label_column)
+    numeric = [s for s in specs if s.is_tensor]
     if len(numeric) == 1:
         columns = {numeric[0].name: _matrix(table, features, numeric[0])}
     else:
-        columns = _by_column(table, features, request.specs)
-    return build(request.specs, columns, labels, request.text, request.axes)
+        columns = _by_column(table, features, specs)
+    return build(specs, columns, labels, asked.text, axes)
 
 
 def read_table(path: Path, limit: int | None = None) -> CsvTable:

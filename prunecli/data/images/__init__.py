@@ -1,1 +1,0 @@
-"""Images as model inputs: what is asked for, how it is prepared for a model, and how files are decoded."""
