@@ -15,8 +15,7 @@ from prunecli import gradient, magnitude
 from prunecli.data.options import DataOptions
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.masks.criteria import CRITERIA
-from prunecli.zeros.selector import BY_EVIDENCE
+from prunecli.masks.criteria import element_names
 
 DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
 CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")
@@ -47,7 +46,7 @@ def main() -> None:
     made.add_argument(
         "--criteria",
         nargs="+",
-        default=[entry.name for entry in CRITERIA if entry.needs and entry.name not in BY_EVIDENCE],
+        default=element_names(lambda evidence: evidence is not None and evidence.differentiates),
     )
     args = made.parse_args()
     rows: list[list[object]] = []

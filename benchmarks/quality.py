@@ -16,7 +16,7 @@ from common import SHARED, parser, peer, show
 from prunecli import structured
 from prunecli.data.options import DataOptions
 from prunecli.model import Dims, concrete_shapes, count_macs, load
-from prunecli.structures.criteria import NORMALISERS
+from prunecli.structures.normalisers import NORMALISERS
 
 TRAIN, TEST = SHARED / "data" / "cifar10-train.npz", SHARED / "data" / "cifar10-test.npz"
 MODELS = SHARED / "models" / "real"

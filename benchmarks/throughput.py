@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from common import show
 
-from prunecli.masks import Recipe, Target, decide
+from prunecli.masks.decide import Recipe, Target, decide
 
 WIDTH = 2048
 TARGETS = {("global", "element"): 6, ("layer", "element"): 3}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from prunecli.errors import PruneError, did_you_mean
@@ -38,6 +38,13 @@ class Registry(Generic[Entry]):
             hint = did_you_mean(name, self._entries, f"choose from {', '.join(self._entries)}")
             raise PruneError(f"no {self.kind} is called {name!r}", hint)
         return self._entries[name]
+
+    def only(self, wanted: Callable[[Entry], bool]) -> Registry[Entry]:
+        """Some of the entries, with the same errors."""
+        found: Registry[Entry] = Registry(self.kind)
+        for entry in filter(wanted, self):
+            found.add(entry)
+        return found
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())

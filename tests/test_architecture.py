@@ -42,7 +42,7 @@ ALLOWED = {
     "verify": MODEL | {"masks", "runtime"},
     "evaluation": THEORY | {"options", "report"},
     "inspection": MODEL | {"options", "report"},
-    "calibration": THEORY | {"autodiff", "evaluation"},
+    "calibration": THEORY | {"autodiff", "evaluation", "masks"},
     "reconstruct": THEORY | {"calibration", "masks"},
     "packing": WORK,
     "training": WORK | {"packing"},

@@ -10,13 +10,13 @@ import numpy as np
 
 from prunecli.autodiff import Loss
 from prunecli.calibration.gradients import (
-    STATISTICS,
     FlowTask,
     GradientStudy,
     GradientTask,
     OutputTask,
     Shapes,
     flow,
+    mean_powers,
     smooth,
 )
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective
@@ -25,6 +25,7 @@ from prunecli.data import Batch, Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.reading import float_outputs
+from prunecli.masks.criteria import Evidence
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
@@ -109,27 +110,26 @@ class Batches:
 
 
 def open_source(
-    file: Model, statistic: str, weights: Sequence[str], options: GradientSamples, progress: Progress = no_progress
+    file: Model, evidence: Evidence, weights: Sequence[str], options: GradientSamples, progress: Progress = no_progress
 ) -> GradientSource:
     """A source for the weights, which are names of stored tensors of the main graph.
 
     Raises:
-        PruneError: no data for a statistic that needs it, labels that fit no output, no floating-point output, an
+        PruneError: no data for evidence that needs it, labels that fit no output, no floating-point output, an
             operator without a gradient.
     """
-    if statistic not in STATISTICS:
+    if evidence.source == "flow":
         return _flow_source(file, options.execution.open(file.path), weights, options)
-    found = STATISTICS[statistic]
-    study, data = open_study(file, weights, options, found.batch, progress)
+    study, data = open_study(file, weights, options, evidence.batch, progress)
     asked = {
         "loss": "labels" if isinstance(study.task, LabelTask) else "output",
         **about(data),
     }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
-        return found.take(study, Batches(data, found.batch, progress, label))
+        return mean_powers(study, Batches(data, evidence.batch, progress, label), evidence.power)
 
-    return GradientSource(study, take, asked, cautions(data), first_feed(data), found.smoothed)
+    return GradientSource(study, take, asked, cautions(data), first_feed(data), evidence.smoothed)
 
 
 def open_study(

@@ -1,13 +1,13 @@
 """Gradients of a model by its weights, over data: the figures that gradient criteria score with.
 
-A `Study` runs gradient models over batches at the present values of the weights; a statistic says what becomes of the
-gradients. Only one sum per weight is held, however long the data.
+A `GradientStudy` runs gradient models over batches at the present values of the weights. Only one sum per weight is
+held, however long the data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -159,61 +159,17 @@ def _single(feed: Feed) -> dict[str, Array]:
     return {name: array.astype(np.float32) if name in floats else array for name, array in feed.items()}
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """`take(study, batches)` -> one float64 array per weight, of its shape. `batch`: samples of one run;
-    `smoothed`: the mean over the tensor's weights that are not gone is added to each (see `smooth`)."""
-
-    take: Callable[[GradientStudy, Iterable[Batch]], Gradients]
-    batch: int = 1
-    smoothed: bool = False
-
-
-STATISTICS: dict[str, Statistic] = {}
-
-
-def statistic(name: str, batch: int = 1, smoothed: bool = False) -> Callable[[Any], Any]:
-    """Register a statistic by the name that criteria ask for it."""
-
-    def add(take: Callable[[GradientStudy, Iterable[Batch]], Gradients]) -> Any:
-        STATISTICS[name] = Statistic(take, batch, smoothed)
-        return take
-
-    return add
-
-
-def _mean(study: GradientStudy, batches: Iterable[Batch], term: Callable[[Array], Array]) -> Gradients:
+def mean_powers(study: GradientStudy, batches: Iterable[Batch], power: int) -> Gradients:
+    """E|g|^power, g the gradient of one run: with 2 and runs of one sample, the diagonal of the (generalised) Fisher
+    information."""
     sums: Gradients = {}
     count = 0
     for found in study.runs(batches):
         count += 1
         for name, gradient in found.items():
-            value = term(gradient)
+            value = np.square(gradient, dtype=np.float64) if power == 2 else np.abs(gradient).astype(np.float64)
             sums[name] = sums[name] + value if name in sums else value
     return {name: total / count for name, total in sums.items()}
-
-
-def _magnitude(gradient: Array) -> Array:
-    return np.abs(gradient).astype(np.float64)
-
-
-@statistic("squared gradient")
-def squared(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
-    """E[g^2], g of one sample: the diagonal of the (generalised) Fisher information."""
-    return _mean(study, batches, lambda g: np.square(g, dtype=np.float64))
-
-
-@statistic("smoothed absolute gradient", smoothed=True)
-@statistic("absolute gradient")
-def absolute(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
-    """E|g|, g of one sample."""
-    return _mean(study, batches, _magnitude)
-
-
-@statistic("absolute batch gradient", batch=8)
-def absolute_batch(study: GradientStudy, batches: Iterable[Batch]) -> Gradients:
-    """E|g|, g of a batch of eight."""
-    return _mean(study, batches, _magnitude)
 
 
 def gates(study: GradientStudy, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:

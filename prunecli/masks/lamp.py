@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.masks.criteria import Floats
 from prunecli.masks.keys import Array, values_of
 from prunecli.masks.stream import EVERY, Bracket, Census, CutPoint, ScoreSource, lowest, sampled, survey
 from prunecli.types import Progress, no_progress
@@ -32,7 +31,7 @@ class Ranked:
     census: Census
     bracket: Bracket
     keys: Array
-    lamp: Floats
+    lamp: Array
     sizes: Array
 
 
@@ -89,9 +88,7 @@ def _brackets(sources: Sequence[ScoreSource], samples: list[Array], share: float
     ]
 
 
-def _bracket_of(
-    source: ScoreSource, sample: Array, lamp: Floats, bounds: tuple[float, float], widening: int
-) -> Bracket:
+def _bracket_of(source: ScoreSource, sample: Array, lamp: Array, bounds: tuple[float, float], widening: int) -> Bracket:
     """The sample's keys between two LAMP values, and room for the error of its own ranks."""
     if source.size == sample.size or not sample.size:
         return Bracket(1, source.form.limit)
@@ -102,7 +99,7 @@ def _bracket_of(
     return Bracket(first, max(first, int(sample[high]) + 1) if high < sample.size else source.form.limit)
 
 
-def _lamp(squares: Floats, beyond: float) -> Floats:
+def _lamp(squares: Array, beyond: float) -> Array:
     """LAMP of ascending squares, with the sum of those beyond them. Zeros score zero."""
     sums = np.cumsum(squares[::-1])[::-1] + beyond
     with np.errstate(invalid="ignore"):  # infinite in the sample: the survey will refuse it by name

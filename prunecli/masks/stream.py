@@ -333,6 +333,14 @@ class CutPoint:
             kept += ties
             yield mask
 
+    def mask(self, array: Array) -> Mask:
+        """True where a unit goes, in storage order."""
+        mask, start = np.empty(array.size, np.bool_), 0
+        for piece in self.masks(array):
+            mask[start : start + piece.size] = piece
+            start += piece.size
+        return mask
+
 
 def not_finite(name: str, array: Array) -> PruneError:
     """The refusal of a tensor with NaN or infinity, saying how many and where the first one is."""

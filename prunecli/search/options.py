@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
+from prunecli.masks.criteria import element_names, of_structures
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option
 from prunecli.options.groups import (
     Batched,
@@ -48,8 +49,8 @@ class TrialOptions(
     ] = ELEMENT  # fmt: skip
     criterion: Annotated[
         str | None,
-        Option("the score: of elements those of magnitude and gradient, default smoothed, or l1 without gradients,"
-               " and obs and wanda of oneshot; of structures those of structured", SELECT, "NAME"),
+        Option(f"the score: of elements {', '.join(element_names())}, by default smoothed, or l1 without gradients; of"
+               f" structures {', '.join(of_structures())}", SELECT, "NAME"),
     ] = None  # fmt: skip
     metric: Annotated[
         str | None,

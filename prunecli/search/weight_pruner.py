@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from prunecli.calibration.gradient_source import GradientSamples, open_source
-from prunecli.calibration.gradients import STATISTICS
 from prunecli.errors import PruneError
-from prunecli.masks import CRITERIA, Criterion, Recipe, decide, parse_pattern
-from prunecli.masks.patterns import Windows
+from prunecli.masks.criteria import SQUARED, Evidence, of_elements
+from prunecli.masks.decide import Recipe, decide
+from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Model, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.sizes import macs_by_weight
 from prunecli.search.options import TrialOptions
@@ -25,7 +25,6 @@ from prunecli.types import Json, Progress, Skipped
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.oneshot import ByEvidence, Fitting, measured_scores
 from prunecli.zeros.options import MagnitudeOptions
-from prunecli.zeros.recipes import BY_EVIDENCE
 from prunecli.zeros.result import MagnitudeResult
 from prunecli.zeros.selector import Selection, Selector, WeightChoice, choose
 from prunecli.zeros.zero import target_of
@@ -60,7 +59,7 @@ class WeightPruner:
         return self.recipe.criterion
 
     def proxy(self, progress: Progress) -> Proxy:
-        found = _evidence(self.file, self.choice, ("squared gradient",), self.options, self.data, progress)
+        found = _evidence(self.file, self.choice, SQUARED, self.options, self.data, progress)
 
         def predicted(knob: str, fraction: float) -> float:
             array = np.asarray(self.space.originals[knob].numpy())
@@ -139,49 +138,45 @@ def open_elements(
         raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
     choice = choose(find_weights(file), options.include, options.exclude, options.also)
     criterion, evidence, notes = _ranked(file, choice, options, data, progress)
-    chosen = [w for w in choice.chosen if w.size and (not criterion.needs or w.name in evidence)]
+    chosen = [w for w in choice.chosen if w.size and (not of_elements(criterion).evidence or w.name in evidence)]
     work = macs_by_weight(chosen, count_macs(file, concrete_shapes(file, options.dims)))
-    recipe = ElementRecipe(
-        {w.name: work.get(w.name) for w in chosen}, criterion.name, form.text, options.seed, evidence
-    )
+    recipe = ElementRecipe({w.name: work.get(w.name) for w in chosen}, criterion, form.text, options.seed, evidence)
     return WeightPruner(file, options, recipe, ElementSpace(load(path), recipe), choice.skipped, choice, data, notes)
 
 
 def _ranked(
     file: Model, choice: WeightChoice, options: TrialOptions, data: SampleSubset, progress: Progress
-) -> tuple[Criterion, dict[str, Array], tuple[str, ...]]:
+) -> tuple[str, dict[str, Array], tuple[str, ...]]:
     """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told."""
     automatic = options.criterion in (None, AUTO)
-    criterion = CRITERIA.get("smoothed" if automatic else str(options.criterion))
-    if not criterion.needs:
+    criterion = "smoothed" if automatic else str(options.criterion)
+    needed = of_elements(criterion).evidence
+    if needed is None:
         return criterion, {}, ()
-    if criterion.name in BY_EVIDENCE:
-        how = Fitting(data, criterion.name, seed=options.seed, exclude=options.exclude, dims=options.dims,
+    if not needed.differentiates:
+        how = Fitting(data, criterion, seed=options.seed, exclude=options.exclude, dims=options.dims,
                              execution=options.one_thread)  # fmt: skip
         found, left = measured_scores(file, choice.chosen, options.pattern, how, progress)
         return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
-    if criterion.needs[0] not in (*STATISTICS, "flow"):
-        problem = f"--criterion {criterion.name} needs the {criterion.needs[0]}, which trials do not measure"
-        raise PruneError(problem, "use --criterion smoothed, l1, obs or wanda")
     try:
-        return criterion, _evidence(file, choice, criterion.needs, options, data, progress), ()
+        return criterion, _evidence(file, choice, needed, options, data, progress), ()
     except PruneError as error:
         if not automatic:
             raise
-        return CRITERIA.get("l1"), {}, (f"weights are ranked by l1, because gradients failed: {error.message}",)
+        return "l1", {}, (f"weights are ranked by l1, because gradients failed: {error.message}",)
 
 
 def _evidence(
     file: Model,
     choice: WeightChoice,
-    needs: tuple[str, ...],
+    needed: Evidence,
     options: TrialOptions,
     data: SampleSubset,
     progress: Progress,
 ) -> dict[str, Array]:
     names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
     wanted = GradientSamples(data, seed=options.seed, dims=options.dims, execution=options.one_thread)
-    source = open_source(file, needs[0], list(names.values()), wanted)
+    source = open_source(file, needed, list(names.values()), wanted)
     reached = [w for w in choice.chosen if names.get(w.name) and names[w.name] not in source.study.unreached]
     alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}
     return source.measure(reached, alive, "measuring gradients", progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from prunecli.masks import CRITERIA, Decision, Recipe, Target, decide, parse_pattern
-from prunecli.masks.decisions import ByBits, ByUnits
-from prunecli.masks.patterns import Tiles
-from prunecli.masks.units import Units
+from prunecli.masks.criteria import of_elements
+from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Units, decide
+from prunecli.masks.patterns import Tiles, parse_pattern
 from prunecli.model import Model, Weight, find_weights, load
 from prunecli.model.stored_tensors import holders
 from prunecli.search.space import Knob, Setting
@@ -95,9 +93,7 @@ class ElementSpace:
 
 def target(weight: Weight, recipe: ElementRecipe) -> Target:
     """A weight with its evidence."""
-    needs = CRITERIA.get(recipe.criterion).needs
-    evidence = {needs[0]: partial(weight.layout.canonical, recipe.evidence[weight.name])} if needs else None
-    return target_of(weight, evidence)
+    return target_of(weight, recipe.evidence[weight.name] if of_elements(recipe.criterion).evidence else None)
 
 
 def decisions(targets: Mapping[str, Target], setting: Setting, recipe: ElementRecipe) -> dict[str, Decision]:
@@ -114,7 +110,7 @@ def element_scores(found: Target, array: Array, recipe: ElementRecipe) -> Array:
     """The score of the unit that each element belongs to."""
     form = parse_pattern(recipe.pattern)
     assert isinstance(form, Tiles)
-    units = Units(form, CRITERIA.get(recipe.criterion), recipe.seed)
+    units = Units(form, of_elements(recipe.criterion), recipe.seed)
     if units.by_bits:
         return np.abs(array.astype(np.float64))
     tiling = units.tiling(found, array)

@@ -12,11 +12,11 @@ import numpy as np
 from prunecli.calibration.gradient_source import Batches, GradientSamples, open_study
 from prunecli.calibration.gradients import gates
 from prunecli.calibration.moments import second_moments
+from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
-from prunecli.structures.choose import Evidence, Measure, UnitRecipe, resolve_criterion
-from prunecli.structures.criteria import UNIT_CRITERIA
+from prunecli.structures.choose import Measure, Measurements, UnitRecipe, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.structures.target import Kind
@@ -27,10 +27,10 @@ Array = np.ndarray[Any, Any]
 
 def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
-    criterion = UNIT_CRITERIA.get(resolve_criterion(options.criterion, options.source is not None))
+    criterion = of_structures().get(resolve_criterion(options.criterion, options.source is not None))
     if criterion is None or criterion.evidence is None or options.source is None:
         return None
-    return _MEASURES[criterion.evidence](subject, options, progress)
+    return _MEASURES[criterion.evidence.name](subject, options, progress)
 
 
 def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
@@ -39,7 +39,7 @@ def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Meas
     feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    found = Evidence(moments=second_moments(subject.work, ranks, feeds, start))
+    found = Measurements(moments=second_moments(subject.work, ranks, feeds, start))
     return lambda _: found
 
 
@@ -52,9 +52,9 @@ def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measur
     study, data = open_study(file, names, wanted, progress=progress)
     given = dict(study.values)
 
-    def measured(gone: Mapping[str, Mapping[int, Array]]) -> Evidence:
+    def measured(gone: Mapping[str, Mapping[int, Array]]) -> Measurements:
         study.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
-        return Evidence(gates=gates(study, Batches(data, 1, progress, "measuring gradients")))
+        return Measurements(gates=gates(study, Batches(data, 1, progress, "measuring gradients")))
 
     return measured
 
@@ -82,7 +82,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     usable = [n for n, m in enumerate(most) if m > 0]
     source = DamageSource(subject.work, subject.units, fit, judge, data.start, progress=progress)
     found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
-    evidence = Evidence(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
+    evidence = Measurements(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
     return lambda _: evidence
 
 

@@ -13,8 +13,9 @@ from prunecli.dependency.catalogue import ALL, Catalogue, Group
 from prunecli.dependency.costs import Costs, costs
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
+from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
 from prunecli.structures.budget import Bundles, Mask, UnitPool, bundle, by_cost, by_ratio, interleaved
-from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA, UnitGroup, WeightPart
+from prunecli.structures.normalisers import NORMALISERS
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +65,7 @@ class UnitRecipe:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Measurements:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
     over all other axes. damage: by group, the measured damage that each unit adds."""
@@ -74,8 +75,8 @@ class Evidence:
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
 
 
-Measure = Callable[[Mapping[str, Mapping[int, Array]]], Evidence]
-"""Evidence of the model without some positions of its values."""
+Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
+"""Measurements of the model without some positions of its values."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def decide_units(
     catalogue: Catalogue,
     recipe: UnitRecipe,
     allowed: Array | None = None,
-    evidence: Evidence | Measure | None = None,
+    evidence: Measurements | Measure | None = None,
     progress: Progress = no_progress,
     costing: Costing | None = None,
     gone: Mask | None = None,
@@ -114,9 +115,9 @@ def decide_units(
     check_choices(recipe.criterion, recipe.normalize, recipe.scope)
     recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
     if recipe.normalize == "auto":
-        recipe = replace(recipe, normalize=UNIT_CRITERIA[recipe.criterion].normalize)
+        recipe = replace(recipe, normalize=of_structures()[recipe.criterion].normalize)
     _check(recipe, evidence)
-    return _Chooser(catalogue, recipe, allowed, evidence or Evidence(), costing).run(progress, gone)
+    return _Chooser(catalogue, recipe, allowed, evidence or Measurements(), costing).run(progress, gone)
 
 
 def resolve_criterion(name: str, data: bool) -> str:
@@ -131,7 +132,7 @@ def check_choices(criterion: str, normalize: str, scope: str) -> None:
         PruneError: naming the option.
     """
     for value, known, option in (
-        (criterion, ("auto", *UNIT_CRITERIA), "--criterion"),
+        (criterion, ("auto", *of_structures()), "--criterion"),
         (normalize, ("auto", *NORMALISERS), "--normalize"),
         (scope, ("auto", "layer", "global"), "--scope"),
     ):
@@ -139,8 +140,8 @@ def check_choices(criterion: str, normalize: str, scope: str) -> None:
             raise PruneError(f"{option} {value!r} is unknown for structures", f"choose from {', '.join(known)}")
 
 
-def _check(recipe: UnitRecipe, evidence: Evidence | Measure | None) -> None:
-    if UNIT_CRITERIA[recipe.criterion].evidence and evidence is None:
+def _check(recipe: UnitRecipe, evidence: Measurements | Measure | None) -> None:
+    if of_structures()[recipe.criterion].evidence and evidence is None:
         raise PruneError(f"--criterion {recipe.criterion} needs data", "give --data")
     if not 0 < recipe.max_ratio <= 1 or recipe.round_to < 1 or recipe.steps < 1:
         raise PruneError("--max-ratio is in (0, 1], --round-to and --steps are at least 1", "correct the option")
@@ -163,12 +164,12 @@ def group_multiple(group: Group, round_to: int, costing: Costing | None = None) 
 
 class _Chooser:
     def __init__(
-        self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Evidence | Measure,
+        self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Measurements | Measure,
         costing: Costing | None,
     ) -> None:  # fmt: skip
         self.catalogue, self.recipe, self.costing = catalogue, recipe, costing
-        self.measure = None if isinstance(evidence, Evidence) else evidence
-        self.evidence = evidence if isinstance(evidence, Evidence) else None
+        self.measure = None if isinstance(evidence, Measurements) else evidence
+        self.evidence = evidence if isinstance(evidence, Measurements) else None
         self.slices = WeightSlices(catalogue)
         self.costs: Costing | Costs = costing or costs(catalogue.analysis)
         self.scope = ("layer" if recipe.budget == "ratio" else "global") if recipe.scope == "auto" else recipe.scope
@@ -206,8 +207,9 @@ class _Chooser:
     def scores(self, removed: Mask) -> Array:
         """The normalised score of every unit of the groups in question, on what is left; NaN elsewhere."""
         gone = self.catalogue.removed(removed) if removed.any() else {}
-        criterion = UNIT_CRITERIA[self.recipe.criterion]
-        if self.measure is not None and (self.evidence is None or criterion.anew):
+        criterion = of_structures()[self.recipe.criterion]
+        anew = criterion.evidence is not None and criterion.evidence.anew
+        if self.measure is not None and (self.evidence is None or anew):
             self.evidence = self.measure(gone)
         rows = []
         for number, group in enumerate(self.groups):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prunecli.errors import PruneError
+from prunecli.masks.criteria import of_structures
 from prunecli.options.declare import OUTPUT, SELECT, Option, Options
 from prunecli.options.groups import Batched, Chosen, Reporting, Running, Samples, Saving, Seeded, Sized
 from prunecli.options.training import Stepwise
@@ -17,7 +18,8 @@ BLOCK = "block"
 MAX_RATIO = 0.9
 CRITERIA = (
     "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
-    " activation), l1, l2, l2-in, lamp, fpgm, bn-scale, random, and on --data: obs, activation, taylor, fisher"
+    f" activation), {', '.join(name for name, found in of_structures().items() if found.evidence is None)},"
+    f" and on --data: {', '.join(name for name, found in of_structures().items() if found.evidence is not None)}"
 )
 NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 Amount = Quantity | float | None

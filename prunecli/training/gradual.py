@@ -13,8 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
-from prunecli.masks import Recipe, parse_pattern
-from prunecli.masks.patterns import Windows
+from prunecli.masks.decide import Recipe
+from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.options.groups import Written

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from prunecli.calibration.gradient_source import GradientSamples, GradientSource, open_source
 from prunecli.errors import PruneError
-from prunecli.masks import Decision, Recipe, decide
-from prunecli.masks.criteria import CRITERIA, Criterion
+from prunecli.masks.criteria import of_elements
+from prunecli.masks.decide import Decision, Recipe, decide
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight
 from prunecli.training.gradual import at_share, share_after
@@ -29,8 +28,6 @@ from prunecli.zeros.selector import Selection, WeightChoice
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
-STEPS = {"smoothed": 6, "fisher": 6, "taylor": 6, "snip": 6, "synflow": 30}
-"""How often gradients are taken anew if nothing else is asked for; others: once."""
 
 
 def gradient(
@@ -61,17 +58,16 @@ class ByGradient:
     command = "gradient"
 
     def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
-        criterion = CRITERIA.get(recipe.criterion or "smoothed")
-        steps = (
-            1 if recipe.sparsity == 1 else self.asked_steps or STEPS.get(criterion.name, 1)
-        )  # nothing is left to measure on the way
+        evidence = of_elements(recipe.criterion or "smoothed").evidence
+        assert evidence is not None
+        steps = 1 if recipe.sparsity == 1 else self.asked_steps or evidence.steps  # with 1 nothing is left to measure
         _check_finite(choice.chosen)
         names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
         if not names:
             raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
-        source = open_source(file, criterion.needs[0], list(names.values()), self.options, progress)
+        source = open_source(file, evidence, list(names.values()), self.options, progress)
         choice = _reachable(choice, names, source.study.unreached)
-        decisions = _in_steps(choice.chosen, source, recipe, criterion, steps, progress)
+        decisions = _in_steps(choice.chosen, source, recipe, steps, progress)
         return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
 
 
@@ -100,7 +96,6 @@ def _in_steps(
     weights: Sequence[Weight],
     source: GradientSource,
     recipe: Recipe,
-    criterion: Criterion,
     steps: int,
     progress: Progress,
 ) -> Sequence[Decision]:
@@ -110,16 +105,12 @@ def _in_steps(
     decisions: Sequence[Decision] = []
     for step in range(1, steps + 1):
         evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress)
-        targets = [target_of(w, _evidence(w, criterion, evidence[w.name])) for w in weights]
+        targets = [target_of(w, evidence[w.name]) for w in weights]
         decisions = decide(targets, at_share(recipe, share_after(step, steps)))
         if step < steps:
             alive = {w.name: ~d.drop(originals[w.name]) for w, d in zip(weights, decisions, strict=True)}
             _gone_to_zero(source, weights, originals, alive)
     return decisions
-
-
-def _evidence(weight: Weight, criterion: Criterion, values: Array) -> Mapping[str, Any]:
-    return {criterion.needs[0]: partial(weight.layout.canonical, values)}
 
 
 def _gone_to_zero(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunecli.masks import Recipe
+from prunecli.masks.decide import Recipe
 from prunecli.model import Model, Shapes, concrete_shapes, find_weights, load, totals
 from prunecli.model.saving import check_target
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes

@@ -10,8 +10,8 @@ from typing import Any
 
 from prunecli.errors import some
 from prunecli.files import Scratch
-from prunecli.masks import Recipe, parse_pattern
-from prunecli.masks.patterns import Windows
+from prunecli.masks.decide import Recipe
+from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Weight, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save

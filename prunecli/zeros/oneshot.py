@@ -18,8 +18,8 @@ from prunecli.calibration.samples import about, calibration_samples, cautions, f
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.masks import Decision, Recipe, decide, parse_pattern
-from prunecli.masks.patterns import Windows
+from prunecli.masks.decide import Decision, Recipe, decide
+from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Dims, Model, Weight, find_weights
 from prunecli.reconstruct.fit import METHODS, Recover, check
 from prunecli.runtime import Execution

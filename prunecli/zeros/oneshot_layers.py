@@ -18,8 +18,7 @@ from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import Equations, Picker, collect
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of, put
 from prunecli.calibration.layerwise import Store, Walk, working_form
-from prunecli.masks import Recipe, decide
-from prunecli.masks.decisions import Rewritten
+from prunecli.masks.decide import Recipe, Rewritten, decide
 from prunecli.masks.patterns import Pattern, Windows
 from prunecli.model import Model, find_weights
 from prunecli.reconstruct.fit import FitTask, Fitted, Method, Recover, fit, scores
@@ -132,12 +131,11 @@ class LayerStudy:
             scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
             self.found[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
         found = self.found[layer.name]
-        need = {"wanda": "input norm", "obs": "removal loss"}[method.criterion]
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
         scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
         recipe = Recipe(pattern.text, scope, method.criterion, sparsity)
         array = layer.weight.array()
-        drop = decide([target_of(layer.weight, {need: lambda: found})], recipe)[0].drop(array)
+        drop = decide([target_of(layer.weight, layer.stored(found))], recipe)[0].drop(array)
         return list(layer.matrices(drop.astype(np.float32)) > 0)
 
     def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:

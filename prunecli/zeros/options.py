@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from prunecli.errors import PruneError
+from prunecli.masks.criteria import element_names
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
 from prunecli.options.groups import CalibrationSamples, Chosen, OutputNamed, Reporting, Saving, Sized, StoredPacked
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 if TYPE_CHECKING:
-    from prunecli.masks import Recipe
+    from prunecli.masks.decide import Recipe
 
 MEMORY = 4 << 30
 """Bytes of activations that `prune oneshot` holds in memory."""
@@ -65,7 +66,7 @@ class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, StoredPacked, Reportin
         Raises:
             PruneError: it is not said, or makes no sense.
         """
-        from prunecli.masks import Recipe
+        from prunecli.masks.decide import Recipe
 
         if self.plan is not None:
             return None
@@ -92,7 +93,9 @@ class MagnitudeOptions(OtherKinds, ZeroingOptions):
         Literal["layer", "row", "global", "lamp", "erk"] | None,
         Option("who competes with whom; default layer", SELECT),
     ] = None
-    criterion: Annotated[str | None, Option("the score; default l1", SELECT, "l1|l2|random")] = None
+    criterion: Annotated[
+        str | None, Option("the score; default l1", SELECT, "|".join(element_names(lambda evidence: evidence is None)))
+    ] = None
 
     def check(self) -> None:
         super().check()
@@ -120,7 +123,7 @@ class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSample
         Option(
             "the score; default smoothed (taylor, steadied by the tensor's mean); synflow needs no data",
             SELECT,
-            "smoothed|taylor|fisher|snip|synflow",
+            "|".join(element_names(lambda evidence: evidence is not None and evidence.differentiates)),
         ),
     ] = None
     loss: Annotated[

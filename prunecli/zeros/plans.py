@@ -22,7 +22,7 @@ import numpy as np
 
 from prunecli.errors import PruneError
 from prunecli.files import written
-from prunecli.masks import zeroed
+from prunecli.masks.decide import Decision
 from prunecli.model import Model, Weight
 from prunecli.model.plan_file import SCHEMA, identity, read_plan
 from prunecli.types import Json, Progress, no_progress
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Decision):
     """A decision read from a plan: packed bits."""
 
     bits: Array
@@ -40,9 +40,6 @@ class Masked:
 
     def drop(self, array: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return np.unpackbits(self.bits, count=array.size).view(np.bool_).reshape(array.shape)
-
-    def apply(self, array: Array) -> Array:
-        return zeroed(array, self.drop(array))
 
 
 @dataclass(frozen=True)

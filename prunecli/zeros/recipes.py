@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunecli.errors import PruneError
-from prunecli.masks import Recipe, parse_pattern
-from prunecli.masks.criteria import CRITERIA
-from prunecli.masks.patterns import Windows
+from prunecli.masks.criteria import of_elements
+from prunecli.masks.decide import Recipe
+from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.reconstruct.fit import METHODS, check
 from prunecli.zeros.allocate import ALLOCATIONS
-
-BY_EVIDENCE = ("wanda", "obs")
-"""Criteria whose evidence `prune oneshot` takes; that of the others that need some is gradients."""
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
@@ -22,13 +19,12 @@ def with_defaults(recipe: Recipe) -> Recipe:
         PruneError: a criterion of another command, or nothing says how much goes.
     """
     recipe = replace(recipe, criterion=recipe.criterion or "smoothed")
-    found = CRITERIA.get(recipe.criterion or "")
-    if not found.needs:
-        raise PruneError(
-            f"--criterion {found.name} is of the weights alone", f"use `prune magnitude --criterion {found.name}`"
-        )
-    if found.name in BY_EVIDENCE:
-        raise PruneError(f"--criterion {found.name} is not of gradients", f"use `prune oneshot --method {found.name}`")
+    name = recipe.criterion or ""
+    evidence = of_elements(name).evidence
+    if evidence is None:
+        raise PruneError(f"--criterion {name} is of the weights alone", f"use `prune magnitude --criterion {name}`")
+    if not evidence.differentiates:
+        raise PruneError(f"--criterion {name} is not of gradients", f"use `prune oneshot --method {name}`")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     if recipe.sparsity is None and recipe.threshold is None and not windows:
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")

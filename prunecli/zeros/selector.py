@@ -10,14 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from prunecli.errors import PruneError, advice, did_you_mean
-from prunecli.masks import Decision, Recipe, decide
-from prunecli.masks.criteria import CRITERIA
+from prunecli.masks.criteria import of_elements
+from prunecli.masks.decide import Decision, Recipe, decide
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.sizes import is_finite
 from prunecli.model.stored_tensors import INTERFACE, release
 from prunecli.types import Json, Progress, Skipped
-from prunecli.zeros.recipes import BY_EVIDENCE
 from prunecli.zeros.zero import target_of
 
 
@@ -58,12 +57,13 @@ class ByValue:
     command = "magnitude"
 
     def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
-        found = CRITERIA.get(recipe.criterion or "l1")
-        if found.needs:
-            command = "oneshot --method" if found.name in BY_EVIDENCE else "gradient --criterion"
+        name = recipe.criterion or "l1"
+        evidence = of_elements(name).evidence
+        if evidence is not None:
+            command = "gradient --criterion" if evidence.differentiates else "oneshot --method"
             raise PruneError(
-                f"--criterion {found.name} needs the {found.needs[0]}, which magnitude does not measure",
-                f"use `prune {command} {found.name}`",
+                f"--criterion {name} needs the {evidence.name}, which magnitude does not measure",
+                f"use `prune {command} {name}`",
             )
         return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.masks import Decision, Target
-from prunecli.masks.decisions import ByBits, Rewritten
+from prunecli.masks.decide import ByBits, Decision, Rewritten, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
 from prunecli.verify.compare import release_tensor
@@ -87,8 +86,8 @@ def _known(decision: Decision, size: int) -> tuple[int, int] | None:
     return cut.nonzero, size - cut.dropped if cut.key else cut.nonzero  # below key 0 there is nothing
 
 
-def target_of(weight: Weight, evidence: Mapping[str, Any] | None = None) -> Target:
-    """A weight as `select` sees it: its stored values now, whatever later replaces them."""
+def target_of(weight: Weight, evidence: Array | None = None) -> Target:
+    """A weight as `decide` sees it: its stored values now, whatever later replaces them. `evidence`: of its shape."""
     tensor = weight.tensor
     return Target(
         name=weight.name,
@@ -98,7 +97,7 @@ def target_of(weight: Weight, evidence: Mapping[str, Any] | None = None) -> Targ
         release=lambda: release_tensor(tensor),
         canonical=weight.layout.canonical,
         restore=weight.layout.restore,
-        evidence=evidence or {},
+        evidence=None if evidence is None else lambda: weight.layout.canonical(evidence),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.masks.decisions import Rewritten
+from prunecli.masks.decide import Rewritten
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
 from prunecli.model.plain import plain_path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.masks import Recipe, decide
+from prunecli.masks.decide import Recipe, decide
 from prunecli.model import Model, SaveOptions, find_weights, load, save
 from prunecli.zeros.plans import load_plan, save_plan
 from prunecli.zeros.zero import Zeroed, target_of

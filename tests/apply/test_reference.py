@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.errors import PruneError
-from prunecli.masks import Recipe, decide
+from prunecli.masks.decide import Recipe, decide
 from prunecli.model import SaveOptions, find_weights, load, save
 from prunecli.zeros.reference import masked_reference
 from prunecli.zeros.zero import Zeroed, target_of

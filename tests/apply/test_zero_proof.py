@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.errors import PruneError
-from prunecli.masks import Recipe, decide
+from prunecli.masks.decide import Recipe, decide
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, save
 from prunecli.runtime import Session
 from prunecli.types import Verification

@@ -119,13 +119,13 @@ def test_reports_are_written(prune: Prune, path: Path, suffix: str) -> None:
 def test_help_lists_what_there_is_and_what_is_default() -> None:
     """The help is written out, so that it needs no numpy; it must not lag behind the registries."""
 
-    from prunecli.structures import criteria as normalise
+    from prunecli.masks.criteria import of_structures
+    from prunecli.structures import normalisers as normalise
     from prunecli.structures.choose import UnitRecipe
-    from prunecli.structures.criteria import UNIT_CRITERIA
     from prunecli.structures.options import CRITERIA, NORMALISERS
 
     for text, names, default in (
-        (CRITERIA, UNIT_CRITERIA, UnitRecipe.criterion),
+        (CRITERIA, of_structures(), UnitRecipe.criterion),
         (NORMALISERS, normalise.NORMALISERS, UnitRecipe.normalize),
     ):
         for name in names:

@@ -18,7 +18,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
-from prunecli.masks import CRITERIA
+from prunecli.masks.criteria import element_names
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
@@ -353,7 +353,7 @@ def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     assert again.rows == sensitivity(CNN, **{**options, "state": None}).rows
 
 
-@pytest.mark.parametrize("criterion", [entry.name for entry in CRITERIA])
+@pytest.mark.parametrize("criterion", element_names())
 def test_every_criterion_ranks(criterion: str) -> None:
     given: dict[str, Any] = {"data": DataOptions(str(TEST), limit=64), "levels": [0.5], "jobs": 1}
     done = sensitivity(MLP, criterion=criterion, **given)

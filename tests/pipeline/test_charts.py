@@ -72,7 +72,7 @@ def test_nothing_is_measured_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_weight_of_zeros_has_no_spread(tmp_path: Path) -> None:
-    from prunecli.masks import Recipe, decide
+    from prunecli.masks.decide import Recipe, decide
     from prunecli.types import no_progress
     from prunecli.zeros.spread import zeroed_spreads
     from prunecli.zeros.zero import target_of

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
-from prunecli.masks import Recipe
+from prunecli.masks.decide import Recipe
 from prunecli.model import Dims, load
 from prunecli.structures.gradual import expand, scattered
 from prunecli.structures.prunable import open_cuttable

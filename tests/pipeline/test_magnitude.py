@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import prunecli
 from prunecli.errors import PruneError
-from prunecli.masks import PATTERNS, SCOPES
+from prunecli.masks.patterns import PATTERNS
+from prunecli.masks.scopes import SCOPES
 from prunecli.model import SaveOptions, load, save
 from prunecli.report.render import to_terminal
 from prunecli.zeros.magnitude import MagnitudeOptions, magnitude

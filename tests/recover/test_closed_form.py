@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import prunecli.reconstruct.fit as fitting
 from prunecli.errors import PruneError
-from prunecli.masks import parse_pattern
+from prunecli.masks.patterns import parse_pattern
 from prunecli.reconstruct import obs
 from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, check, damping, fit, masked_least_squares, scores
 from prunecli.reconstruct.obs import Surgeon, columns_of, removal_losses

@@ -16,9 +16,10 @@ from prunecli.dependency.costs import costs
 from prunecli.dependency.cut import remove
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
+from prunecli.masks.criteria import of_structures
 from prunecli.model.infer import gather_facts
-from prunecli.structures.choose import Evidence, UnitRecipe, decide_units
-from prunecli.structures.criteria import NORMALISERS, UNIT_CRITERIA
+from prunecli.structures.choose import Measurements, UnitRecipe, decide_units
+from prunecli.structures.normalisers import NORMALISERS
 from tests.channels.net import Net
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,7 @@ def test_ratio_over_all_units_together() -> None:
 
 
 @pytest.mark.parametrize("normalize", NORMALISERS)
-@pytest.mark.parametrize("criterion", [n for n, c in UNIT_CRITERIA.items() if c.evidence is None and n != "bn-scale"])
+@pytest.mark.parametrize("criterion", [n for n, c in of_structures().items() if c.evidence is None and n != "bn-scale"])
 def test_in_every_group_the_lowest_scores_go(criterion: str, normalize: str) -> None:
     recipe = UnitRecipe("macs", 0.5, criterion=criterion, normalize=normalize)
     decision = decide_units(CUTTABLE, recipe)
@@ -158,7 +159,7 @@ def test_activation_decides_by_what_flows() -> None:
         if len(value.shape) > 1 and axis == (0 if len(value.shape) == 2 else 1):
             moments[name] = np.linspace(1e-6, 1, int(value.shape[axis])) ** 4
     recipe = UnitRecipe("ratio", 0.5, criterion="activation")
-    decision = decide_units(CUTTABLE, recipe, None, Evidence(moments=moments))
+    decision = decide_units(CUTTABLE, recipe, None, Measurements(moments=moments))
     for group in CUTTABLE.groups:
         gone = np.flatnonzero(decision.removed[group.units])
         assert gone.mean() < 0.4 * width[group.name]  # the quiet ones come first
@@ -168,12 +169,12 @@ def test_evidence_that_changes_is_measured_anew_on_what_is_left() -> None:
     """Called once per step with the positions that are gone by then; what is measured once is asked for once."""
     seen: list[int] = []
 
-    def measure(gone: Mapping[str, Mapping[int, np.ndarray]]) -> Evidence:
+    def measure(gone: Mapping[str, Mapping[int, np.ndarray]]) -> Measurements:
         seen.append(sum(len(p) for axes in gone.values() for p in axes.values()))
         values = CUTTABLE.analysis.model.graph.initializers
         touched = {w for g in CUTTABLE.groups for w in g.weights}
         rng = np.random.default_rng(0)
-        return Evidence(gates={(n, a): rng.normal(size=(3, int(values[n].shape[a]))) for n, a in touched})
+        return Measurements(gates={(n, a): rng.normal(size=(3, int(values[n].shape[a]))) for n, a in touched})
 
     decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="fisher", steps=3), None, measure)
     assert len(seen) == 3 and seen[0] == 0 and seen == sorted(set(seen))

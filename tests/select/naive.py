@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunecli.masks import Target
+from prunecli.masks.decide import Target
 
 
 def drop_lowest(scores: Sequence[float], sizes: Sequence[int], budget: int) -> list[bool]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.masks import CRITERIA, PATTERNS, SCOPES, Block, Criterion, Recipe, Target, decide, parse_pattern
-from prunecli.masks import criteria as criteria_module
-from prunecli.masks.patterns import Tiles, Windows
+from prunecli.masks.criteria import CRITERIA, INPUT_NORM, PRODUCT, Criterion, Elements, element_names
+from prunecli.masks.decide import Recipe, Target, decide
+from prunecli.masks.patterns import PATTERNS, Tiles, Windows, parse_pattern
+from prunecli.masks.scopes import SCOPES
 from tests.select import naive
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -207,16 +208,11 @@ def test_lamp_of_random_scores_drops_the_asked_for() -> None:
 def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two criteria as a plug-in would add them: one with evidence, one that gives negative scores."""
     entries = {
-        "wanda": Criterion(
-            "wanda",
-            "",
-            lambda block: np.mean(np.abs(block.weights) * block.evidence["norm"], axis=1),
-            needs=("norm",),
-        ),
-        "wrong": Criterion("wrong", "", lambda block: block.weights.mean(axis=1)),
+        "plugged": Criterion("plugged", "", "", Elements(PRODUCT, INPUT_NORM)),
+        "wrong": Criterion("wrong", "", "", Elements(lambda block: block.weights.mean(axis=1))),
     }
     known = {entry.name: entry for entry in CRITERIA}
-    monkeypatch.setattr(criteria_module.CRITERIA, "_entries", {**known, **entries})
+    monkeypatch.setattr(CRITERIA, "_entries", {**known, **entries})
 
 
 @pytest.mark.parametrize(
@@ -227,9 +223,9 @@ def test_a_criterion_with_evidence(plugged: None, pattern: str, scope: str | Non
     array, norm = rng.standard_normal((12, 16)).astype(np.float32), rng.random(12) + 0.1
     plain = naive.matmul_target(array)
     scaled = naive.matmul_target(array.astype(np.float64) * norm[:, None])
-    target = Target(**{**vars(plain), "evidence": {"norm": lambda: norm}})
+    target = Target(**{**vars(plain), "evidence": lambda: norm})
     sparsity = None if ":" in pattern else 0.5
-    [by_evidence] = decide([target], Recipe(pattern, scope, "wanda", sparsity))
+    [by_evidence] = decide([target], Recipe(pattern, scope, "plugged", sparsity))
     [by_product] = decide([scaled], Recipe(pattern, scope, "l1", sparsity))
     assert np.array_equal(by_evidence.drop(array), by_product.drop(scaled.load()))
 
@@ -327,11 +323,12 @@ def test_empty_and_tiny_weights(shape: tuple[int, int], recipe: Recipe) -> None:
 
 def test_every_choice_is_tested() -> None:
     assert {entry.name for entry in SCOPES} == set(NAIVE)
-    assert {entry.name for entry in CRITERIA if not entry.needs} == {"l1", "l2", "random"}
+    assert element_names(lambda evidence: evidence is None) == ["l1", "l2", "random"]
     assert {entry.name for entry in PATTERNS} == {"element", "N:M", "RxC", "row", "column"}
     assert all(entry.help for registry in (SCOPES, CRITERIA, PATTERNS) for entry in registry)
+    assert all(entry.formula for entry in CRITERIA)
 
 
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValueError, match="exists already"):
-        criteria_module.criterion("l1", "again")(lambda block: Block(block.weights).weights[:, 0])
+        CRITERIA.add(Criterion("l1", "again", ""))

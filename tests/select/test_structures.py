@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.structures.criteria import UNIT_CRITERIA, UnitGroup, WeightPart
+from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
 
 Array = np.ndarray[Any, Any]
 UNITS = 5
@@ -83,13 +83,13 @@ FORMULAS: dict[str, Callable[[list[WeightPart]], list[list[float]]]] = {
 
 
 def test_every_criterion_has_its_formula_here() -> None:
-    assert set(UNIT_CRITERIA) == set(FORMULAS)
+    assert set(of_structures()) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_criteria_follow_their_formula(name: str) -> None:
     given = group(*FULL)
-    rows = UNIT_CRITERIA[name].score(given)
+    rows = of_structures()[name].score(given)
     # float64 against float64; fpgm takes distances from squares, which loses half of the digits near zero
     assert np.allclose(rows, FORMULAS[name](list(given.parts)), rtol=1e-7, atol=1e-7)
 
@@ -97,21 +97,21 @@ def test_criteria_follow_their_formula(name: str) -> None:
 def test_units_without_matrices_are_scored_by_what_they_have() -> None:
     only = group("bias", "norm")
     for name in ("l1", "l2", "l2-in", "lamp"):
-        assert len(UNIT_CRITERIA[name].score(only)) == 2
+        assert len(of_structures()[name].score(only)) == 2
 
 
-@pytest.mark.parametrize("name", [name for name, found in UNIT_CRITERIA.items() if found.evidence])
+@pytest.mark.parametrize("name", [name for name, found in of_structures().items() if found.evidence])
 def test_what_was_not_measured_stays(name: str) -> None:
-    (row,) = UNIT_CRITERIA[name].score(group("out", "in", moments=False))
+    (row,) = of_structures()[name].score(group("out", "in", moments=False))
     assert np.isinf(row).all()
 
 
 def test_what_nothing_reads_is_scored_by_what_computes_it() -> None:
     given = group("out", "bias")
     wanted = np.abs(given.parts[0].evidence["gates"] + given.parts[1].evidence["gates"]).mean(axis=1)
-    assert np.allclose(UNIT_CRITERIA["taylor"].score(given), [wanted])
+    assert np.allclose(of_structures()["taylor"].score(given), [wanted])
 
 
 def test_bn_scale_needs_a_batch_norm() -> None:
     with pytest.raises(PruneError, match="have no BatchNormalization"):
-        UNIT_CRITERIA["bn-scale"].score(group("out", "in"))
+        of_structures()["bn-scale"].score(group("out", "in"))
