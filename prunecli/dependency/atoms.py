@@ -207,21 +207,11 @@ def _concat(arrays: list[Ints]) -> Ints:
 def connected_components(n: int, left: Ints, right: Ints) -> tuple[Ints, int]:
     """Label the connected components of n nodes and the edges left[k] - right[k].
 
-    Hooking and pointer jumping over whole arrays (Shiloach and Vishkin, 1982): O(log n) numpy passes.
     Returns:
         (label of each node in 0..count-1, numbered by each component's first node; count).
     """
-    parent = np.arange(n)
-    while True:
-        a, b = parent[left], parent[right]
-        differ = a != b
-        if not differ.any():
-            break
-        np.minimum.at(parent, np.maximum(a, b)[differ], np.minimum(a, b)[differ])
-        while True:
-            jumped = parent[parent]
-            if np.array_equal(jumped, parent):
-                break
-            parent = jumped
-    roots, labels = np.unique(parent, return_inverse=True)
-    return labels.astype(np.int64), len(roots)
+    from scipy.sparse import coo_array, csgraph
+
+    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
+    count, labels = csgraph.connected_components(graph, directed=False)
+    return labels.astype(np.int64), count

@@ -54,18 +54,17 @@ class NodeCut:
             return None
         return self.removed[value.name].get(axis % len(self.before(value)))
 
-    def kept(self, value: ir.Value, axis: int) -> Ints:
+    def kept(self, value: ir.Value | None, axis: int) -> Ints:
         """Kept positions of an axis, ascending."""
         size = self.before(value)[axis]
         gone = self.removed_at(value, axis)
         return np.arange(size) if gone is None else np.delete(np.arange(size), gone)
 
-    def size(self, value: ir.Value, axis: int) -> int:
+    def size(self, value: ir.Value | None, axis: int) -> int:
         return len(self.kept(value, axis))
 
     def blocks(self, value: ir.Value | None, axis: int, count: int) -> int:
         """Of an axis in `count` blocks of equal length: how many kept any position."""
-        assert value is not None
         length = self.before(value)[axis] // count
         return len(np.unique(self.kept(value, axis) // length))
 

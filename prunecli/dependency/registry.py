@@ -1,4 +1,4 @@
-"""How an operator takes part: a rule says what its positions have to do with each other, a rewrite follows a cut.
+"""How an operator takes part: a rule relates the positions of its tensors, a rewrite adapts its attributes to a cut.
 
     @rule("MyNorm", domain="my.domain")
     def my_norm(ctx):
@@ -12,7 +12,8 @@
     def my_norm_shapes(node, inputs):
         return [inputs[0]]
 
-An operator without a rule is a barrier: everything it touches is frozen, with the reason. A `barrier` says why.
+A rule sees its node through `RuleContext`, whose methods are the statements it can make. An operator without a rule
+freezes everything it touches; `barrier` registers the reason that the report then gives.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from prunecli.model.shape_inference import Array, Facts, Shape
 if TYPE_CHECKING:
     from prunecli.dependency.edit import NodeCut
 
-
 Rule = Callable[["RuleContext"], None]
-Rewrite = Callable[["NodeCut", "ir.Node"], None]
+Rewrite = Callable[["NodeCut", ir.Node], None]
+Place = tuple[ir.Value, int]
+"""An axis: a value and the index of the axis in its shape."""
 RULES: dict[tuple[str, str], Rule] = {}
 REWRITES: dict[tuple[str, str], Rewrite] = {}
 BARRIERS: dict[tuple[str, str], str] = {}
@@ -119,6 +121,22 @@ class RuleContext:
     def outputs(self) -> Sequence[ir.Value]:
         return self.node.outputs
 
+    def x(self, index: int = 0) -> ir.Value:
+        """An input that must be present.
+
+        Raises:
+            ValueError: it is not.
+        """
+        value = self.input(index)
+        if value is None:
+            raise ValueError(f"its input {index} is missing")
+        return value
+
+    @property
+    def y(self) -> ir.Value:
+        """The first output."""
+        return self.node.outputs[0]
+
     def input(self, index: int) -> ir.Value | None:
         """Input `index`, or None where the node does not have it."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -143,16 +161,14 @@ class RuleContext:
         return self.geometry.fixed(self.input(index))
 
     def int(self, name: str, default: int = 0) -> int:
-        attr = self.node.attributes.get(name)
-        return default if attr is None else attr.as_int()
+        return self.node.attributes.get_int(name, default)
 
     def ints(self, name: str) -> tuple[int, ...] | None:  # type: ignore[valid-type]
-        attr = self.node.attributes.get(name)
-        return None if attr is None else tuple(attr.as_ints())
+        found = self.node.attributes.get_ints(name)
+        return None if found is None else tuple(found)
 
     def string(self, name: str, default: str = "") -> str:
-        attr = self.node.attributes.get(name)
-        return default if attr is None else attr.as_string()
+        return self.node.attributes.get_string(name, default)
 
     def dynamic(self, value: ir.Value, index: int) -> bool:  # type: ignore[valid-type]
         """Whether the length of an axis depends on dynamic dimensions."""
@@ -175,9 +191,10 @@ class RuleContext:
             self.table.freeze(axis, "computed from shapes")
         return axis
 
-    def tie(self, a: ir.Value, i: int, b: ir.Value, j: int) -> None:  # type: ignore[valid-type]
-        """Position p of axis i of a and position p of axis j of b are one."""
-        self.table.tie(self.axis(a, i), self.axis(b, j))
+    def tie(self, a: ir.Value | None, i: int, b: ir.Value, j: int) -> None:  # type: ignore[valid-type]
+        """Position p of axis i of a and position p of axis j of b are one. Says nothing where a is absent."""
+        if a is not None:
+            self.table.tie(self.axis(a, i), self.axis(b, j))
 
     def freeze(self, value: ir.Value | None, reason: str, axis: int | None = None) -> None:  # type: ignore[valid-type]
         """No position of the axis (of any axis, if None) may be removed."""
@@ -245,13 +262,13 @@ class RuleContext:
                 for index, (low, high) in spans.items():
                     self.table.product(self.axis(value, index), virtual[low:high])
 
-    def map_positions(self, a: ir.Value, i: int, ia: Ints, b: ir.Value, j: int, ib: Ints) -> None:  # type: ignore[valid-type]
-        """Position ia[k] of axis i of a is position ib[k] of axis j of b. Frozen where an axis is dynamic."""
-        if self.dynamic(a, i) or self.dynamic(b, j):
-            for value, index in ((a, i), (b, j)):
+    def map_positions(self, a: Place, ia: Ints, b: Place, ib: Ints) -> None:
+        """Position ia[k] of axis a is position ib[k] of axis b. Frozen where one of them is dynamic."""
+        if self.dynamic(*a) or self.dynamic(*b):
+            for value, index in (a, b):
                 self.freeze(value, f"{self.node.op_type} along a dynamic dimension", index)
-            return
-        self.table.tie_positions(self.axis(a, i), np.asarray(ia), self.axis(b, j), np.asarray(ib))
+        else:
+            self.table.tie_positions(self.axis(*a), ia, self.axis(*b), ib)
 
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
         """This node does `macs` multiply-accumulates, proportional to the kept part of each axis."""

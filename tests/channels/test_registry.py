@@ -156,7 +156,7 @@ def _shifted(ctx: RuleContext) -> None:
         assert value is not None
         size = ctx.shape(value)[axis]
         ctx.align(value, y, skip=[axis])
-        ctx.map_positions(value, axis, np.arange(size), y, axis, (np.arange(size) + start + 1) % ctx.shape(y)[axis])
+        ctx.map_positions((value, axis), np.arange(size), (y, axis), (np.arange(size) + start + 1) % ctx.shape(y)[axis])
         start += size
 
 

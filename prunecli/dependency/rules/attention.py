@@ -1,4 +1,4 @@
-"""ONNX Attention and RotaryEmbedding: heads, head groups and head sizes."""
+"""Attention: heads, head groups and head sizes, of ONNX's operators and of onnxruntime's fused ones (com.microsoft)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
+
+MS = "com.microsoft"
+TURNED = "rotary embedding turns pairs inside a head"
+SEQUENCE = "sequence of an attention"
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,19 @@ def layout(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int], si
     """(B, heads, T, size), or (B, T, heads * size); the sequence is frozen, the batch is tied to the query's."""
     if value is None:
         return
-    query = ctx.inputs[0]
-    assert query is not None
     if ctx.rank(value) == 4:
         factor(ctx, value, 1, of_heads)
         factor(ctx, value, 3, [size])
     else:
         factor(ctx, value, 2, [*of_heads, size])
-    ctx.freeze(value, "sequence of an attention", 2 if ctx.rank(value) == 4 else 1)
-    if ctx.shape(value)[0] == ctx.shape(query)[0]:
-        ctx.tie(value, 0, query, 0)
+    ctx.freeze(value, SEQUENCE, 2 if ctx.rank(value) == 4 else 1)
+    tie_batch(ctx, value)
+
+
+def tie_batch(ctx: RuleContext, value: ir.Value) -> None:
+    """The first axis is the query's batch, unless it is broadcast."""
+    if ctx.shape(value)[0] == ctx.shape(ctx.x())[0]:
+        ctx.tie(value, 0, ctx.x(), 0)
 
 
 def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) -> None:
@@ -63,14 +70,11 @@ def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) ->
     if value is None:
         return
     rank = ctx.rank(value)
-    ctx.freeze_axes([value], [-1, -2][:rank], "sequence of an attention")
+    ctx.freeze_axes([value], [-1, -2][:rank], SEQUENCE)
     if rank > 2:
         factor(ctx, value, rank - 3, of_heads)
     if rank > 3:
-        query = ctx.inputs[0]
-        assert query is not None
-        if ctx.shape(value)[0] == ctx.shape(query)[0]:
-            ctx.tie(value, 0, query, 0)
+        tie_batch(ctx, value)
 
 
 def count_attention(ctx: RuleContext, parts: Heads, queries: int, sequences: tuple[int, int, int]) -> None:
@@ -84,8 +88,7 @@ def count_attention(ctx: RuleContext, parts: Heads, queries: int, sequences: tup
 @rule("Attention")
 def attention(ctx: RuleContext) -> None:
     """Q, K, V as (B, heads, T, d), or (B, T, heads * d) with q_num_heads and kv_num_heads; mask, past, present."""
-    q, k, v, y = (*ctx.inputs[:3], ctx.outputs[0])
-    assert q is not None and k is not None and v is not None
+    q, k, v, y = ctx.x(), ctx.x(1), ctx.x(2), ctx.y
     flat = ctx.rank(q) == 3
     queries = ctx.int("q_num_heads") if flat else ctx.shape(q)[1]
     groups = ctx.int("kv_num_heads") if flat else ctx.shape(k)[1]
@@ -107,8 +110,7 @@ def attention(ctx: RuleContext) -> None:
 @rewrite("Attention")
 def attention_heads(cut: NodeCut, node: ir.Node) -> None:
     """Heads are counted where attributes name them; the scale stays what it was."""
-    q, k = node.inputs[0], node.inputs[1]
-    assert q is not None and k is not None
+    q, k = node.inputs[:2]
     if len(cut.before(q)) == 3:
         queries, groups = (node.attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads"))
         size = cut.before(q)[2] // queries
@@ -117,13 +119,12 @@ def attention_heads(cut: NodeCut, node: ir.Node) -> None:
         left = cut.size(q, 2) // cut.blocks(q, 2, queries)
     else:
         size, left = cut.before(q)[3], cut.size(q, 3)
-    keep_scale(cut, node, size, left)
+    keep_scale(node, size, left)
 
 
-def keep_scale(cut: NodeCut, node: ir.Node, size: int, left: int) -> None:
+def keep_scale(node: ir.Node, size: int, left: int) -> None:
     """The default scale is 1 / sqrt(head size): state it before the head size changes."""
-    attr = node.attributes.get("scale")
-    if left != size and (attr is None or attr.as_float() == 0.0):
+    if left != size and not node.attributes.get_float("scale", 0.0):
         node.attributes["scale"] = ir.AttrFloat32("scale", float(size) ** -0.5)
 
 
@@ -131,43 +132,34 @@ def keep_scale(cut: NodeCut, node: ir.Node, size: int, left: int) -> None:
 @rule("RotaryEmbedding", domain="com.microsoft")
 def rotary(ctx: RuleContext) -> None:
     """Rotates pairs inside every head of X (B, heads, T, d) or (B, T, heads * d): heads can be cut."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.elementwise(x, y)
     for value in ctx.inputs[1:]:
         ctx.freeze(value, "rotary positions and angles")
     if ctx.rank(x) == 4:
         ctx.table.mark(ctx.axis(x, 1), "head")
-        ctx.freeze(x, "rotary embedding turns pairs inside a head", 3)
+        ctx.freeze(x, TURNED, 3)
         return
     size = rotary_size(ctx)
     head, inside = ctx.table.virtual(ctx.shape(x)[2] // size), ctx.table.virtual(size)
     ctx.table.mark(head, "head")
-    ctx.table.freeze(inside, "rotary embedding turns pairs inside a head")
+    ctx.table.freeze(inside, TURNED)
     ctx.table.product(ctx.axis(x, 2), (head, inside))
 
 
 def rotary_size(ctx: RuleContext) -> int:
     """Head size: from the number of heads where it is stated, else twice the width of the angle table."""
-    x = ctx.inputs[0]
-    assert x is not None
     if ctx.int("num_heads"):
-        return ctx.shape(x)[2] // ctx.int("num_heads")
-    cos = ctx.inputs[2 if ctx.node.domain else 1]
-    assert cos is not None
-    return 2 * ctx.shape(cos)[-1]
+        return ctx.shape(ctx.x())[2] // ctx.int("num_heads")
+    return 2 * ctx.shape(ctx.x(2 if ctx.node.domain else 1))[-1]
 
 
 @rewrite("RotaryEmbedding")
 @rewrite("RotaryEmbedding", domain="com.microsoft")
 def rotary_heads(cut: NodeCut, node: ir.Node) -> None:
-    x, attr = node.inputs[0], node.attributes.get("num_heads")
-    if attr is not None and attr.as_int():
-        axis = 1 if len(cut.before(x)) == 4 else 2
-        cut.set_int(node, "num_heads", cut.blocks(x, axis, attr.as_int()))
-
-
-MS = "com.microsoft"
+    x, count = node.inputs[0], node.attributes.get_int("num_heads", 0)
+    if count:
+        cut.set_int(node, "num_heads", cut.blocks(x, 1 if len(cut.before(x)) == 4 else 2, count))
 
 
 def packed(ctx: RuleContext, value: ir.Value | None, axis: int, parts: Sequence[Sequence[int]]) -> None:
@@ -191,21 +183,20 @@ def qkv(parts: Heads) -> list[list[int]]:
 @rule("Attention", domain=MS)
 def fused_attention(ctx: RuleContext) -> None:
     """X (B, T, C), W (C, q + k + v), bias (q + k + v), past (2, B, heads, P, d) -> Y (B, T, heads * dv)."""
-    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and w is not None
+    x, w, y = ctx.x(), ctx.x(1), ctx.y
     count, sizes = ctx.int("num_heads"), ctx.ints("qkv_hidden_sizes") or (ctx.shape(w)[1] // 3,) * 3
     parts = heads(ctx, count, count, sizes[1] // count, sizes[2] // count)
     ctx.tie(x, 2, w, 0)
     for value in (w, ctx.input(2)):
         packed(ctx, value, -1, qkv(parts))
     layout(ctx, y, [parts.groups], parts.value)
-    ctx.freeze(x, "sequence of an attention", 1)
+    ctx.freeze(x, SEQUENCE, 1)
     _states(ctx, parts)
     ctx.freeze(ctx.input(3), "attention mask")
     scores(ctx, ctx.input(5), [parts.groups])
     ctx.freeze(ctx.input(6), "lengths of the sequences")
     if ctx.int("do_rotary"):
-        ctx.table.freeze(parts.key, "rotary embedding turns pairs inside a head")
+        ctx.table.freeze(parts.key, TURNED)
     batch, length, width = ctx.shape(x)
     for size, factors in zip(sizes, qkv(parts), strict=True):
         ctx.count(batch * length * width * size, ctx.axis(w, 0), *factors)
@@ -231,25 +222,22 @@ def _states(ctx: RuleContext, parts: Heads) -> None:
 def attention_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Heads, and the widths of queries, keys and values where they are stated or have become unequal."""
     w, count = node.inputs[1], node.attributes["num_heads"].as_int()
-    assert w is not None
-    attr = node.attributes.get("qkv_hidden_sizes")
-    whole = cut.before(w)[1]
-    sizes = list(attr.as_ints()) if attr is not None else [whole // 3] * 3
+    stated = node.attributes.get_ints("qkv_hidden_sizes")
+    sizes = stated or [cut.before(w)[1] // 3] * 3
     ends = np.cumsum([0, *sizes])
     kept = cut.kept(w, 1)
     left = [int(((kept >= a) & (kept < b)).sum()) for a, b in itertools.pairwise(ends)]
     remaining = cut.blocks(node.outputs[0], 2, count)
     cut.set_int(node, "num_heads", remaining)
-    if attr is not None or len(set(left)) > 1:
+    if stated is not None or len(set(left)) > 1:
         cut.set_ints(node, "qkv_hidden_sizes", left)
-    keep_scale(cut, node, sizes[0] // count, left[0] // remaining)
+    keep_scale(node, sizes[0] // count, left[0] // remaining)
 
 
 @rule("MultiHeadAttention", domain=MS)
 def multi_head(ctx: RuleContext) -> None:
     """Q, K, V (B, T, heads * d), or packed as (B, T, heads, 3 or 2, d), or K and V as (B, heads, T, d)."""
-    q, k, v, y = ctx.inputs[0], ctx.input(1), ctx.input(2), ctx.outputs[0]
-    assert q is not None
+    q, k, v, y = ctx.x(), ctx.input(1), ctx.input(2), ctx.y
     count = ctx.int("num_heads")
     key = ctx.shape(q)[4] if ctx.rank(q) == 5 else ctx.shape(q)[2] // count
     parts = heads(ctx, count, count, key, ctx.shape(y)[2] // count)
@@ -278,15 +266,14 @@ def multi_head(ctx: RuleContext) -> None:
 @rewrite("MultiHeadAttention", domain=MS)
 def multi_head_count(cut: NodeCut, node: ir.Node) -> None:
     q, count = node.inputs[0], node.attributes["num_heads"].as_int()
-    assert q is not None
     shape = cut.before(q)
     if len(shape) == 5:
         cut.set_int(node, "num_heads", cut.size(q, 2))
-        keep_scale(cut, node, shape[4], cut.size(q, 4))
+        keep_scale(node, shape[4], cut.size(q, 4))
         return
     left = cut.blocks(q, 2, count)
     cut.set_int(node, "num_heads", left)
-    keep_scale(cut, node, shape[2] // count, cut.size(q, 2) // left)
+    keep_scale(node, shape[2] // count, cut.size(q, 2) // left)
 
 
 @rule("GroupQueryAttention", domain=MS)
@@ -295,8 +282,7 @@ def group_query(ctx: RuleContext) -> None:
 
     One head size serves queries, keys and values: heads can be cut, sizes not.
     """
-    q, k, v, y = ctx.inputs[0], ctx.input(1), ctx.input(2), ctx.outputs[0]
-    assert q is not None
+    q, k, v, y = ctx.x(), ctx.input(1), ctx.input(2), ctx.y
     count, groups = ctx.int("num_heads"), ctx.int("kv_num_heads")
     size = ctx.shape(y)[2] // count
     parts = heads(ctx, count, groups, size, size)
@@ -306,7 +292,7 @@ def group_query(ctx: RuleContext) -> None:
     if k is None:
         packed(ctx, q, 2, qkv(parts))
         ctx.tie(q, 0, y, 0)
-        ctx.freeze(q, "sequence of an attention", 1)
+        ctx.freeze(q, SEQUENCE, 1)
     else:
         layout(ctx, q, both, parts.key)
         layout(ctx, k, [parts.groups], parts.key)
@@ -326,8 +312,7 @@ def group_query(ctx: RuleContext) -> None:
 @rewrite("GroupQueryAttention", domain=MS)
 def group_query_count(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups, or the same query heads of every group, may have gone."""
-    y, count = node.outputs[0], node.attributes["num_heads"].as_int()
-    groups = node.attributes["kv_num_heads"].as_int()
+    y, count, groups = node.outputs[0], *(node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
     size = cut.before(y)[2] // count
     cut.set_int(node, "num_heads", cut.size(y, 2) // size)
     cut.set_int(node, "kv_num_heads", cut.blocks(y, 2, groups))

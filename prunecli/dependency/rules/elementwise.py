@@ -23,16 +23,17 @@ BROADCASTING = (
 def unary(ctx: RuleContext) -> None:
     """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
     sources = ctx.inputs[:2] if ctx.node.op_type in ("FastGelu", "BiasGelu") else ctx.inputs[:1]
-    ctx.elementwise(*sources, ctx.outputs[0])
+    ctx.elementwise(*sources, ctx.y)
     if ctx.node.op_type == "Trilu":
         for axis in (-1, -2):
-            ctx.freeze(ctx.outputs[0], "Trilu: a triangular mask has no removable rows", axis)
+            ctx.freeze(ctx.y, "Trilu: a triangular mask has no removable rows", axis)
 
 
 @rule("Dropout")
 def dropout(ctx: RuleContext) -> None:
     """The identity, unless it trains: then the random numbers depend on the shape."""
-    if ctx.input(2) is not None and (ctx.known(2) is None or ctx.known(2).any()):  # type: ignore[union-attr]
+    known = ctx.known(2)
+    if ctx.input(2) is not None and (known is None or known.any()):
         ctx.freeze_node("Dropout in training mode")
         return
     for out in ctx.outputs:
@@ -43,4 +44,4 @@ def dropout(ctx: RuleContext) -> None:
 @rule(*BROADCASTING)
 def broadcasting(ctx: RuleContext) -> None:
     """numpy's broadcasting: axes are aligned from the right."""
-    ctx.elementwise(*ctx.inputs, ctx.outputs[0])
+    ctx.elementwise(*ctx.inputs, ctx.y)

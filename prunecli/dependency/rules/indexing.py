@@ -1,4 +1,7 @@
-"""Operators that pick positions: slices and gathers."""
+"""Operators that read positions (slices, gathers) or write them (scatters).
+
+Constant places move positions. Of computed places the axes stay whole; the other axes pass through.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,7 @@ def slice_parts(node: ir.Node, facts: Facts) -> tuple[slice, ...] | None:
 @rule("Slice")
 def slice_(ctx: RuleContext) -> None:
     """Y[p] = X[start + p * step] along each axis."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     parts = slice_parts(ctx.node, ctx.facts)
     other = ctx.geometry.other
     again = parts if other is None or x not in other.shapes else slice_parts(ctx.node, other)
@@ -41,7 +43,7 @@ def slice_(ctx: RuleContext) -> None:
         elif again is None or part != again[axis]:
             ctx.freeze_axes((x, y), [axis], "Slice bounds depend on dynamic dimensions")
         else:
-            ctx.map_positions(x, axis, taken, y, axis, np.arange(len(taken)))
+            ctx.map_positions((x, axis), taken, (y, axis), np.arange(len(taken)))
 
 
 def _taken(part: slice, size: int) -> Ints:
@@ -57,10 +59,8 @@ def places(kept: Ints, taken: Ints) -> Ints:
 def slice_kept(cut: NodeCut, node: ir.Node) -> None:
     """On a cut axis the bounds become those of the kept positions; a Gather picks what is not evenly spaced."""
     x, y = node.inputs[0], node.outputs[0]
-    parts = slice_parts(node, cut.views[0].before)
-    assert x is not None and parts is not None
     changed: dict[int, tuple[int, int, int]] = {}
-    for axis, part in enumerate(parts):
+    for axis, part in enumerate(slice_parts(node, cut.views[0].before) or ()):
         if part == slice(None) or (cut.removed_at(x, axis) is None and cut.removed_at(y, axis) is None):
             continue
         place = places(cut.kept(x, axis), _taken(part, cut.before(x)[axis]))
@@ -115,8 +115,7 @@ def _missing(node: ir.Node, index: int) -> bool:
 @rule("Gather")
 def gather(ctx: RuleContext) -> None:
     """Constant indices move positions; computed indices look rows up, so the rows stay."""
-    x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and indices is not None
+    x, indices, y = ctx.x(), ctx.x(1), ctx.y
     axis = ctx.int("axis", 0) % ctx.rank(x)
     rank = ctx.rank(indices)
     for other in range(ctx.rank(x)):
@@ -133,7 +132,7 @@ def gather(ctx: RuleContext) -> None:
         ctx.table.freeze(ctx.axis(x, axis), "picked by itself", taken.reshape(1))
         ctx.freeze_if_dynamic(x, axis)
     elif rank == 1 and len(np.unique(taken)) == len(taken):
-        ctx.map_positions(x, axis, taken, y, axis, np.arange(len(taken)))
+        ctx.map_positions((x, axis), taken, (y, axis), np.arange(len(taken)))
     else:
         ctx.freeze(x, "positions are gathered more than once", axis)
         ctx.freeze_axes([y], range(axis, axis + rank), "positions are gathered more than once")
@@ -143,9 +142,7 @@ def gather(ctx: RuleContext) -> None:
 def gather_kept(cut: NodeCut, node: ir.Node) -> None:
     """Indices are those of the same positions among the kept ones."""
     x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    attr = node.attributes.get("axis")
-    axis = (0 if attr is None else attr.as_int()) % len(cut.before(x))
+    axis = node.attributes.get_int("axis", 0) % len(cut.before(x))
     known = cut.known(node, 1)
     moved = cut.removed_at(x, axis) is not None or (
         known is not None and known.ndim == 1 and cut.removed_at(y, axis) is not None
@@ -160,8 +157,7 @@ def gather_kept(cut: NodeCut, node: ir.Node) -> None:
 @rule("GatherElements")
 def gather_elements(ctx: RuleContext) -> None:
     """Y[i, j] = X[I[i, j], j] for axis 0: the other axes run in step where I is as long as X."""
-    x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and indices is not None
+    x, indices, y = ctx.x(), ctx.x(1), ctx.y
     axis = ctx.int("axis", 0) % ctx.rank(x)
     ctx.align(indices, y)
     ctx.align(x, y, skip=[axis])
@@ -171,8 +167,7 @@ def gather_elements(ctx: RuleContext) -> None:
 @rule("GatherND")
 def gather_nd(ctx: RuleContext) -> None:
     """Y[b.., i.., r..] = X[b.., *I[b.., i.., :], r..]: b batch axes, k looked-up axes, r the rest."""
-    x, indices, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and indices is not None
+    x, indices, y = ctx.x(), ctx.x(1), ctx.y
     batch, depth = ctx.int("batch_dims"), ctx.shape(indices)[-1]
     for axis in range(batch):
         ctx.tie(x, axis, y, axis)
@@ -191,8 +186,7 @@ WRITTEN = "written at computed places"
 @rule("Scatter", "ScatterElements")
 def scatter_elements(ctx: RuleContext) -> None:
     """Y = X, then Y[I[i, j], j] = U[i, j] for axis 0: the other axes run in step where all are as long."""
-    x, indices, updates, y = (*ctx.inputs[:3], ctx.outputs[0])
-    assert x is not None and indices is not None and updates is not None
+    x, indices, updates, y = ctx.x(), ctx.x(1), ctx.x(2), ctx.y
     axis = ctx.int("axis", 0) % ctx.rank(x)
     ctx.align(x, y)
     ctx.align(indices, updates)
@@ -203,8 +197,7 @@ def scatter_elements(ctx: RuleContext) -> None:
 @rule("ScatterND")
 def scatter_nd(ctx: RuleContext) -> None:
     """Y = X, then Y[*I[i.., :]] = U[i..]: the axes after the coordinates run in step."""
-    x, indices, updates, y = (*ctx.inputs[:3], ctx.outputs[0])
-    assert x is not None and indices is not None and updates is not None
+    x, indices, updates, y = ctx.x(), ctx.x(1), ctx.x(2), ctx.y
     depth = ctx.shape(indices)[-1]
     ctx.align(x, y)
     ctx.freeze_axes([y], range(depth), WRITTEN)
@@ -217,21 +210,18 @@ def scatter_nd(ctx: RuleContext) -> None:
 @rule("TensorScatter")
 def tensor_scatter(ctx: RuleContext) -> None:
     """A cache with new entries along `axis`."""
-    past, update, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert past is not None and update is not None
+    past, update, y = ctx.x(), ctx.x(1), ctx.y
     axis = ctx.int("axis", -2) % ctx.rank(past)
     ctx.align(past, y)
     ctx.align(update, y, skip=[axis])
     ctx.freeze_axes((update, y), [axis], WRITTEN)
-    if ctx.input(2) is not None:
-        ctx.freeze(ctx.input(2), "write positions")
+    ctx.freeze(ctx.input(2), "write positions")
 
 
 @rule("ReverseSequence")
 def reverse_sequence(ctx: RuleContext) -> None:
     """Reverses the first `sequence_lens` positions of the time axis, per entry of the batch axis."""
-    x, lengths, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and lengths is not None
+    x, lengths, y = ctx.x(), ctx.x(1), ctx.y
     ctx.align(x, y)
     ctx.freeze(y, "ReverseSequence orders this axis", ctx.int("time_axis", 0))
     ctx.tie(lengths, 0, y, ctx.int("batch_axis", 1))

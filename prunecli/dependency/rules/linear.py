@@ -1,4 +1,4 @@
-"""Operators that contract an axis: a removed position of a contracted axis drops its term of the sum."""
+"""Convolutions and products of matrices: a removed position of a contracted axis drops its term of the sum."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ from prunecli.model.constants import behind
 @rule("FusedConv", domain="com.microsoft")
 def conv(ctx: RuleContext) -> None:
     """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
-    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and w is not None
+    x, w, y = ctx.x(), ctx.x(1), ctx.y
     grouped(ctx, x, w, y, rows=0, cols=1)
-    addend = ctx.input(3)  # FusedConv: Y = activation(conv + Z)
-    if addend is not None:
-        ctx.elementwise(addend, y)
+    ctx.elementwise(ctx.input(3), y)  # FusedConv: Y = activation(conv + Z)
     spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
 
@@ -29,8 +26,7 @@ def conv(ctx: RuleContext) -> None:
 @rule("ConvTranspose")
 def conv_transpose(ctx: RuleContext) -> None:
     """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
-    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and w is not None
+    x, w, y = ctx.x(), ctx.x(1), ctx.y
     grouped(ctx, x, w, y, rows=1, cols=0)
     spatial = math.prod(ctx.shape(x)[2:]) * ctx.shape(x)[0]
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
@@ -45,9 +41,7 @@ def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, 
     ctx.table.product(ctx.axis(y, 1), (group, slot_out))
     for axis, whole, slot in ((rows, rows == 0, slot_out), (cols, cols == 0, slot_in)):
         ctx.table.product(ctx.axis(w, axis), (group, slot) if whole else (slot,))
-    added = ctx.input(bias)
-    if added is not None:
-        ctx.tie(added, 0, y, 1)
+    ctx.tie(ctx.input(bias), 0, y, 1)
     ctx.tie(x, 0, y, 0)
     ctx.freeze_axes([w], range(2, ctx.rank(w)), "kernel")
     ctx.freeze_axes((x, y), range(2, ctx.rank(x)), "spatial axis of a convolution")
@@ -57,27 +51,22 @@ def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, 
 @rewrite("FusedConv", domain="com.microsoft")
 def conv_group(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups may have gone: their number is a whole axis over what one group has of it."""
-    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert x is not None and w is not None
-    attr = node.attributes.get("group")
-    if attr is not None and attr.as_int() > 1:
-        whole = y if node.op_type == "ConvTranspose" else x
-        cut.set_int(node, "group", cut.size(whole, 1) // cut.size(w, 1))
+    if node.attributes.get_int("group", 1) > 1:
+        whole = node.outputs[0] if node.op_type == "ConvTranspose" else node.inputs[0]
+        cut.set_int(node, "group", cut.size(whole, 1) // cut.size(node.inputs[1], 1))
 
 
 @rule("Gemm")
 @rule("FusedGemm", domain="com.microsoft")
 def gemm(ctx: RuleContext) -> None:
     """Y = alpha * A' B' + beta * C with A' (M, K), B' (K, N), C broadcast to (M, N)."""
-    a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert a is not None and b is not None
+    a, b, y = ctx.x(), ctx.x(1), ctx.y
     m, k = (1, 0) if ctx.int("transA") else (0, 1)
     k2, n = (1, 0) if ctx.int("transB") else (0, 1)
     ctx.tie(a, m, y, 0)
     ctx.tie(a, k, b, k2)
     ctx.tie(b, n, y, 1)
-    if ctx.input(2) is not None:
-        ctx.elementwise(ctx.input(2), y)
+    ctx.elementwise(ctx.input(2), y)
     ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[k], ctx.axis(y, 0), ctx.axis(y, 1), ctx.axis(a, k))
 
 
@@ -85,8 +74,7 @@ def gemm(ctx: RuleContext) -> None:
 @rule("FusedMatMul", domain="com.microsoft")
 def matmul(ctx: RuleContext) -> None:
     """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors. Fused: transposed before."""
-    a, b, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert a is not None and b is not None
+    a, b, y = ctx.x(), ctx.x(1), ctx.y
     left, right = matrix_axes(ctx.node, 0, ctx.rank(a)), matrix_axes(ctx.node, 1, ctx.rank(b))
     ctx.tie(a, left[-1], b, right[-2] if len(right) > 1 else 0)
     if len(left) > 1:
@@ -118,11 +106,10 @@ def _batch(ctx: RuleContext, a: Operand, b: Operand, y: ir.Value) -> None:
 @rule("Einsum")
 def einsum(ctx: RuleContext) -> None:
     """Axes of one position are skipped: they broadcast."""
-    values = [*ctx.inputs, ctx.outputs[0]]
-    labels = subscripts(ctx.string("equation"), [ctx.rank(v) for v in values if v is not None])
+    values = [*(ctx.x(i) for i in range(len(ctx.inputs))), ctx.y]
+    labels = subscripts(ctx.string("equation"), [ctx.rank(v) for v in values])
     first: dict[str, int] = {}
     for term, value in zip(labels, values, strict=True):
-        assert value is not None
         for index, letter in enumerate(term):
             axis = ctx.axis(value, index)
             if ctx.table.size(axis) == 1:

@@ -11,57 +11,45 @@ from prunecli.dependency.registry import RuleContext, rewrite, rule
 @rule("BatchNormalization")
 def batch_norm(ctx: RuleContext) -> None:
     """X (N, C, ...); scale, bias, mean, variance (C), or (C, ...) where `spatial` is 0 (opset 7)."""
-    y = ctx.outputs[0]
+    y = ctx.y
     ctx.elementwise(ctx.inputs[0], y)
     for parameter in (*ctx.inputs[1:], *ctx.outputs[1:]):
         if parameter is not None and parameter.name:
             for axis in range(ctx.rank(parameter)):
                 ctx.tie(parameter, axis, y, axis + 1)
     if ctx.int("training_mode"):
-        for axis in (a for a in range(ctx.rank(y)) if a != 1):
-            ctx.freeze(y, "batch statistics in training mode", axis)
+        ctx.freeze_axes([y], (a for a in range(ctx.rank(y)) if a != 1), "batch statistics in training mode")
 
 
 @rule("InstanceNormalization")
 def instance_norm(ctx: RuleContext) -> None:
     """X (N, C, ...); scale, bias (C); statistics run over the axes after C."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.elementwise(x, y)
     for parameter in ctx.inputs[1:]:
-        assert parameter is not None
         ctx.tie(parameter, 0, y, 1)
-    for axis in range(2, ctx.rank(x)):
-        ctx.table.approximate(ctx.axis(x, axis), "InstanceNormalization normalises over this axis")
+    _over(ctx, x, range(2, ctx.rank(x)))
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 @rule("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def layer_norm(ctx: RuleContext) -> None:
     """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
-    x = ctx.inputs[0]
-    assert x is not None
-    ctx.elementwise(*ctx.inputs, ctx.outputs[0])
-    first = ctx.int("axis", -1) % ctx.rank(x)
+    x = ctx.x()
+    ctx.elementwise(*ctx.inputs, ctx.y)
     for statistic in ctx.outputs[1:]:
         if statistic.name:
             ctx.elementwise(x, statistic)
-    _over(ctx, x, range(first, ctx.rank(x)))
+    _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)))
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
 def skip_layer_norm(ctx: RuleContext) -> None:
     """Y = LayerNorm(X + skip + bias); the fourth output is the sum."""
-    x = ctx.inputs[0]
-    assert x is not None
-    for index in (0, 3):
-        out = ctx.output(index)
-        if out is not None:
-            ctx.elementwise(*ctx.inputs, out)
-    for index in (1, 2):
-        statistic = ctx.output(index)
-        if statistic is not None:
-            ctx.elementwise(x, statistic)
+    x = ctx.x()
+    for index, sources in ((0, ctx.inputs), (3, ctx.inputs), (1, [x]), (2, [x])):
+        if (out := ctx.output(index)) is not None:
+            ctx.elementwise(*sources, out)
     _over(ctx, x, [ctx.rank(x) - 1])
 
 
@@ -73,40 +61,32 @@ def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int]) -> None:
 @rule("EmbedLayerNormalization", domain="com.microsoft")
 def embed_layer_norm(ctx: RuleContext) -> None:
     """LayerNorm of the sum of embedding tables (rows, hidden), looked up by ids."""
-    ids, y = ctx.inputs[0], ctx.outputs[0]
-    assert ids is not None
+    ids, y = ctx.x(), ctx.y
     for index in (0, 1, 7, 8):
-        if ctx.input(index) is not None:
-            ctx.freeze(ctx.input(index), "token ids")
+        ctx.freeze(ctx.input(index), "token ids")
     for table in ctx.inputs[2:5]:
-        if table is not None:
-            ctx.freeze(table, "looked up by computed indices", 0)
-            ctx.tie(table, 1, y, 2)
+        ctx.freeze(table, "looked up by computed indices", 0)
+        ctx.tie(table, 1, y, 2)
     for parameter in ctx.inputs[5:7]:
-        assert parameter is not None
         ctx.tie(parameter, 0, y, 2)
     ctx.tie(ids, 0, y, 0)
     ctx.tie(ids, 1, y, 1)
-    if ctx.output(1) is not None:
-        ctx.freeze(ctx.output(1), "mask index")
-    if ctx.output(2) is not None:
-        ctx.elementwise(ctx.output(2), y)
+    ctx.freeze(ctx.output(1), "mask index")
+    ctx.elementwise(ctx.output(2), y)
     _over(ctx, y, [2])
 
 
 @rule("LpNormalization")
 def lp_norm(ctx: RuleContext) -> None:
     """Y = X / |X| along an axis: zeros add nothing to the norm, so removal is exact."""
-    x = ctx.inputs[0]
-    assert x is not None
-    ctx.align(x, ctx.outputs[0])
+    x = ctx.x()
+    ctx.align(x, ctx.y)
 
 
 @rule("MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax", "LRN")
 def frozen_axis(ctx: RuleContext) -> None:
     """A position's result depends on the others along the axis, and zero is not the same as absent."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.align(x, y)
     ctx.freeze_axes([y], _axes(ctx, ctx.rank(x)), f"{ctx.node.op_type} runs over this axis")
 
@@ -125,16 +105,14 @@ def _axes(ctx: RuleContext, rank: int) -> list[int]:
 @rule("GroupNormalization")
 def group_norm(ctx: RuleContext) -> None:
     """X (N, C, ...), C = groups x slots. Whole groups go exactly; a slot of every group only approximately."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.elementwise(x, y)
     groups, channels = ctx.int("num_groups"), ctx.shape(x)[1]
     group, slot = ctx.table.virtual(groups), ctx.table.virtual(channels // groups)
     ctx.table.product(ctx.axis(x, 1), (group, slot))
     if channels != groups:
         ctx.table.approximate(slot, "GroupNormalization normalises over the slots of a group")
-    for parameter in ctx.inputs[1:3]:
-        assert parameter is not None
+    for parameter in (ctx.x(1), ctx.x(2)):
         per_group = ctx.shape(parameter)[0] == groups and groups != channels  # opset 18 had one value a group
         ctx.table.tie(ctx.axis(parameter, 0), group if per_group else ctx.axis(x, 1))
     ctx.freeze_axes([x], range(2, ctx.rank(x)), "axis that GroupNormalization reduces over")

@@ -19,8 +19,7 @@ def recurrent(ctx: RuleContext) -> None:
     the batch comes first: X (B, T, I), states (B, D, H), Y (B, T, D, H).
     """
     op = ctx.node.op_type
-    x, w, r = ctx.inputs[0], ctx.inputs[1], ctx.inputs[2]
-    assert x is not None and w is not None and r is not None
+    x, w, r = ctx.x(), ctx.x(1), ctx.x(2)
     gates, batch_first = GATES[op], ctx.int("layout")
     directions, hidden = ctx.shape(r)[0], ctx.axis(r, 2)
     ctx.tie(x, 2, w, 2)
@@ -30,8 +29,7 @@ def recurrent(ctx: RuleContext) -> None:
     _stack(ctx, ctx.input(7), 3, hidden)
     batch, time = (0, 1) if batch_first else (1, 0)
     ctx.freeze(x, f"{op} runs over this axis", time)
-    if ctx.input(4) is not None:
-        ctx.tie(ctx.inputs[4], 0, x, batch)  # type: ignore[arg-type]
+    ctx.tie(ctx.input(4), 0, x, batch)
     for state in (*(ctx.input(i) for i in STATES[op]), ctx.output(1), ctx.output(2)):
         if state is not None:
             ctx.table.tie(ctx.axis(state, 2), hidden)
@@ -63,6 +61,4 @@ def _count(ctx: RuleContext, x: ir.Value, w: ir.Value, rows: int, hidden: int) -
 
 @rewrite("LSTM", "GRU", "RNN")
 def hidden_size(cut: NodeCut, node: ir.Node) -> None:
-    r = node.inputs[2]
-    assert r is not None
-    cut.set_int(node, "hidden_size", cut.size(r, 2))
+    cut.set_int(node, "hidden_size", cut.size(node.inputs[2], 2))

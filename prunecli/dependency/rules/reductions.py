@@ -26,8 +26,7 @@ def reduce(ctx: RuleContext) -> None:
     Where it normalises what it was taken from (LayerNorm written out), the cut is the same normalisation of what
     stays, as it is for LayerNormalization: an approximation.
     """
-    x, y, op = ctx.inputs[0], ctx.outputs[0], ctx.node.op_type
-    assert x is not None
+    x, y, op = ctx.x(), ctx.y, ctx.node.op_type
     axes = reduced_axes(ctx.node, ctx.rank(x), ctx.known(1))
     if axes is None:
         ctx.freeze_node(f"{op}: the axes depend on data")
@@ -48,14 +47,12 @@ def reduce(ctx: RuleContext) -> None:
 def reduced_axes(node: ir.Node, rank: int, known: Array | None) -> list[int] | None:
     """The axes, from the attribute or the content `known` of the input; None where they depend on data."""
     if node.op_type in ("ArgMax", "ArgMin"):
-        attr = node.attributes.get("axis")
-        return [(0 if attr is None else attr.as_int()) % rank]
+        return [node.attributes.get_int("axis", 0) % rank]
     axes = axes_of(node, [None, known])
     if axes is None or len(axes) == 0:
         if len(node.inputs) > 1 and node.inputs[1] is not None and known is None:
             return None
-        noop = node.attributes.get("noop_with_empty_axes")
-        return [] if noop is not None and noop.as_int() else list(range(rank))
+        return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
     return sorted({a % rank for a in axes})
 
 
@@ -90,33 +87,28 @@ def _readers(node: ir.Node, facts: Facts, size: int) -> Iterator[ir.Value]:
 def mean_of_fewer(cut: NodeCut, node: ir.Node) -> None:
     """The removed positions counted as zeros: scale what stays by its share, before the mean."""
     x, facts = node.inputs[0], cut.views[0].before
-    assert x is not None
     shape = cut.before(x)
     axes = reduced_axes(node, len(shape), cut.known(node, 1)) or []
     share = math.prod(cut.size(x, axis) / shape[axis] for axis in axes if shape[axis])
     if share != 1 and not normalises(node, facts):
-        factor = np.array(share, ir.DataType(facts.dtypes[x]).numpy())
+        factor = np.array(share, ir.DataType(facts.dtypes[node.outputs[0]]).numpy())
         node.replace_input_with(0, cut.insert(node, "Mul", x, factor))
 
 
 @rule("CumSum", "CumProd")
 def cumulative(ctx: RuleContext) -> None:
     """Y[p] = sum of X up to p: a removed zero adds nothing to later sums. A product needs every factor."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.align(x, y)
-    if ctx.node.op_type == "CumSum":
-        return
-    axis = ctx.known(1)
-    axes = range(ctx.rank(x)) if axis is None else [int(axis.item())]
-    ctx.freeze_axes([y], axes, "CumProd runs over this axis")
+    if ctx.node.op_type == "CumProd":
+        axis = ctx.known(1)
+        ctx.freeze(y, "CumProd runs over this axis", None if axis is None else int(axis.item()))
 
 
 @rule("TopK")
 def top_k(ctx: RuleContext) -> None:
     """The k largest along an axis; the other axes pass through."""
-    x = ctx.inputs[0]
-    assert x is not None
+    x = ctx.x()
     axis = ctx.int("axis", -1) % ctx.rank(x)
     ctx.freeze(x, "TopK ranks this axis", axis)
     for out in ctx.outputs:
@@ -128,8 +120,7 @@ def top_k(ctx: RuleContext) -> None:
 @rule("Det")
 def det(ctx: RuleContext) -> None:
     """X (*, M, M) -> Y (*)."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.freeze_axes([x], (-1, -2), "Det needs the whole matrix")
     for axis in range(ctx.rank(y)):
         ctx.tie(x, axis, y, axis)

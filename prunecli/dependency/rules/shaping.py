@@ -1,4 +1,4 @@
-"""Operators that rearrange whole axes: reshape, transpose, space and depth, expand, tile."""
+"""Operators that rearrange axes (reshape, transpose, tile), join, part or pad tensors, or fill them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from prunecli.model.shape_inference import Facts
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(ctx: RuleContext) -> None:
     """Positions keep their row-major order: axes split and merge (`Context.reshape`)."""
-    x = ctx.inputs[0]
-    assert x is not None
-    ctx.reshape(x, ctx.outputs[0])
+    x = ctx.x()
+    ctx.reshape(x, ctx.y)
 
 
 @rewrite("Reshape")
@@ -27,8 +26,7 @@ def reshape_target(cut: NodeCut, node: ir.Node) -> None:
 @rule("Transpose")
 def transpose(ctx: RuleContext) -> None:
     """Axis i of Y is axis perm[i] of X."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     perm = ctx.ints("perm") or tuple(reversed(range(ctx.rank(x))))
     for place, axis in enumerate(perm):
         ctx.tie(x, axis, y, place)
@@ -37,8 +35,7 @@ def transpose(ctx: RuleContext) -> None:
 @rule("DepthToSpace", "SpaceToDepth")
 def depth_to_space(ctx: RuleContext) -> None:
     """Channels are (b, b, C') in mode DCR and SpaceToDepth, (C', b, b) in mode CRD: C' can be cut."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     block = ctx.int("blocksize")
     deep, flat = (x, y) if ctx.node.op_type == "DepthToSpace" else (y, x)
     cells = ctx.table.virtual(block * block)
@@ -53,9 +50,8 @@ def depth_to_space(ctx: RuleContext) -> None:
 @rule("Expand")
 def expand(ctx: RuleContext) -> None:
     """Axes of equal length are tied; a stretched size-1 axis makes new positions."""
-    x = ctx.inputs[0]
-    assert x is not None
-    ctx.elementwise(x, ctx.outputs[0])
+    x = ctx.x()
+    ctx.elementwise(x, ctx.y)
 
 
 @rewrite("Expand")
@@ -73,8 +69,7 @@ def expand_target(cut: NodeCut, node: ir.Node) -> None:
 @rule("Tile")
 def tile(ctx: RuleContext) -> None:
     """Axis of n positions repeated r times: (r, n), of which n can be cut."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     for axis, (a, b) in enumerate(zip(ctx.shape(x), ctx.shape(y), strict=True)):
         if a == b:
             ctx.tie(x, axis, y, axis)
@@ -89,29 +84,27 @@ def tile(ctx: RuleContext) -> None:
 @rule("Concat")
 def concat(ctx: RuleContext) -> None:
     """Position p of input k is position p + (lengths before k) of Y."""
-    y = ctx.outputs[0]
+    y = ctx.y
     axis = ctx.int("axis", 1) % ctx.rank(y)
     start = 0
-    for value in ctx.inputs:
-        assert value is not None
+    for value in (ctx.x(i) for i in range(len(ctx.inputs))):
         ctx.align(value, y, skip=[axis])
         size = ctx.shape(value)[axis]
-        ctx.map_positions(value, axis, np.arange(size), y, axis, np.arange(size) + start)
+        ctx.map_positions((value, axis), np.arange(size), (y, axis), np.arange(size) + start)
         start += size
 
 
 @rule("Split")
 def split(ctx: RuleContext) -> None:
     """Position p of output k is position p + (lengths before k) of X."""
-    x = ctx.inputs[0]
-    assert x is not None
+    x = ctx.x()
     axis = ctx.int("axis", 0) % ctx.rank(x)
     start = 0
     for out in ctx.outputs:
         size = ctx.shape(out)[axis]
         if out.name:
             ctx.align(x, out, skip=[axis])
-            ctx.map_positions(x, axis, np.arange(size) + start, out, axis, np.arange(size))
+            ctx.map_positions((x, axis), np.arange(size) + start, (out, axis), np.arange(size))
         else:
             ctx.freeze(x, "part of a Split that nobody takes", axis)
         start += size
@@ -120,8 +113,7 @@ def split(ctx: RuleContext) -> None:
 @rewrite("Split")
 def split_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Parts may have become unequal: name their sizes."""
-    attr = node.attributes.get("axis")
-    axis = 0 if attr is None else attr.as_int()
+    axis = node.attributes.get_int("axis", 0)
     if not any(cut.removed_at(v, axis) is not None for v in (node.inputs[0], *node.outputs)):
         return
     sizes = [[cut.shape(o, view)[axis] for o in node.outputs] for view in range(len(cut.views))]
@@ -135,8 +127,7 @@ def split_sizes(cut: NodeCut, node: ir.Node) -> None:
 @rule("Pad")
 def pad(ctx: RuleContext) -> None:
     """Positions move by the padding before them; padded positions are new ones. Frozen where data is mirrored."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     amounts = pad_amounts(ctx.node, ctx.facts)
     if amounts is None:
         ctx.freeze_node("Pad amounts depend on data")
@@ -148,14 +139,13 @@ def pad(ctx: RuleContext) -> None:
             ctx.freeze_axes((x, y), [axis], "axis padded with its own data, or cropped")
         else:
             size = ctx.shape(x)[axis]
-            ctx.map_positions(x, axis, np.arange(size), y, axis, np.arange(size) + low)
+            ctx.map_positions((x, axis), np.arange(size), (y, axis), np.arange(size) + low)
 
 
 def pad_amounts(node: ir.Node, facts: Facts) -> list[tuple[int, int]] | None:
     """(before, after) per axis of a Pad node of any opset, None where they depend on data."""
     rank = len(facts.shapes[node.inputs[0]])  # type: ignore[index]
-    attr = node.attributes.get("pads")
-    pads = list(attr.as_ints()) if attr is not None else _ints(node, facts, 1)
+    pads = node.attributes.get_ints("pads") or _ints(node, facts, 1)
     picked = _ints(node, facts, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else list(range(rank))
     if pads is None or picked is None:
         return None
@@ -212,8 +202,7 @@ def shape_of(ctx: RuleContext) -> None:
 @rule("OneHot")
 def one_hot(ctx: RuleContext) -> None:
     """Indices (d...) -> Y with a new axis of classes."""
-    indices, y = ctx.inputs[0], ctx.outputs[0]
-    assert indices is not None
+    indices, y = ctx.x(), ctx.y
     new = ctx.int("axis", -1) % ctx.rank(y)
     ctx.freeze(y, "classes of OneHot", new)
     for axis in range(ctx.rank(indices)):

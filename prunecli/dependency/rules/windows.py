@@ -1,4 +1,4 @@
-"""Pooling and resizing: channels pass through, the axes that windows run over are frozen."""
+"""Pooling, resizing, sampling and Fourier transforms: channels pass through, the axes that are worked on are frozen."""
 
 from __future__ import annotations
 
@@ -15,23 +15,20 @@ from prunecli.dependency.rules.linear import grouped
 @rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
 def pool(ctx: RuleContext) -> None:
     """(N, C, spatial...) -> (N, C, smaller...)."""
-    x = ctx.inputs[0]
-    assert x is not None
+    x = ctx.x()
     for out in ctx.outputs:
         if out.name:
             ctx.tie(x, 0, out, 0)
             ctx.tie(x, 1, out, 1)
             ctx.freeze_axes([out], range(2, ctx.rank(x)), "spatial axis of a pooling")
-    if ctx.output(1) is not None:  # flat indices count through all channels
-        ctx.freeze(ctx.output(1), "MaxPool indices number all channels")
+    ctx.freeze(ctx.output(1), "MaxPool indices number all channels")
     ctx.freeze_axes([x], range(2, ctx.rank(x)), "spatial axis of a pooling")
 
 
 @rule("Resize", "Upsample")
 def resize(ctx: RuleContext) -> None:
     """Axes of scale 1 pass through, resampled ones are frozen."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     same = _unscaled(ctx, x, y)
     for axis in range(ctx.rank(x)):
         if same[axis]:
@@ -46,9 +43,8 @@ def _unscaled(ctx: RuleContext, x: ir.Value, y: ir.Value) -> list[bool]:
     if ctx.string("coordinate_transformation_mode") == "tf_crop_and_resize":
         return [axis < 2 and same for axis, same in enumerate(equal)]
     index = 1 if ctx.node.op_type == "Upsample" or ctx.opset < 11 else 2
-    attr = ctx.node.attributes.get("scales")
-    given = ctx.input(index)
-    known = np.array(attr.as_floats()) if attr is not None else ctx.fixed(index)
+    stated, given = ctx.node.attributes.get_floats("scales"), ctx.input(index)
+    known = ctx.fixed(index) if stated is None else np.array(stated)
     if known is None and given is not None and 0 not in ctx.shape(given):
         return [axis < 2 and same for axis, same in enumerate(equal)]
     if known is None or known.size == 0:
@@ -62,9 +58,8 @@ def _unscaled(ctx: RuleContext, x: ir.Value, y: ir.Value) -> list[bool]:
 def resize_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Sizes of cut axes follow; scales stay."""
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = node.attributes.get("axes")
         rank = len(cut.before(node.inputs[0]))
-        picked = range(rank) if axes is None else [a % rank for a in axes.as_ints()]
+        picked = [a % rank for a in node.attributes.get_ints("axes", range(rank))]
         wanted = [[cut.shape(node.outputs[0], v)[a] for a in picked] for v in range(len(cut.views))]
         cut.set_vector(node, 3, wanted)
 
@@ -72,8 +67,7 @@ def resize_sizes(cut: NodeCut, node: ir.Node) -> None:
 @rule("DeformConv")
 def deform_conv(ctx: RuleContext) -> None:
     """A Conv that reads X at offsets (N, og * 2 * k, h, w), weighted by a mask; og slabs of channels share them."""
-    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and w is not None
+    x, w, y = ctx.x(), ctx.x(1), ctx.y
     grouped(ctx, x, w, y, rows=0, cols=1, bias=3)
     slabs = ctx.int("offset_group", 1)
     if slabs > 1:
@@ -81,9 +75,8 @@ def deform_conv(ctx: RuleContext) -> None:
         ctx.table.freeze(slab, "channels that share their offsets")
         ctx.table.product(ctx.axis(x, 1), (slab, slot))
     for value in (ctx.input(2), ctx.input(4)):
-        if value is not None:
-            ctx.tie(value, 0, y, 0)
-            ctx.freeze_axes([value], range(1, ctx.rank(value)), "offsets of a deformable convolution")
+        ctx.tie(value, 0, y, 0)
+        ctx.freeze_axes([value], range(1, ctx.rank(y)), "offsets of a deformable convolution")
     spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
     ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
 
@@ -95,8 +88,7 @@ SAMPLED = "sampled axis"
 @rule("GridSample", domain="com.microsoft")
 def grid_sample(ctx: RuleContext) -> None:
     """X (N, C, D1..), grid (N, E1.., r) -> Y (N, C, E1..)."""
-    x, grid, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and grid is not None
+    x, grid, y = ctx.x(), ctx.x(1), ctx.y
     ctx.tie(x, 0, y, 0)
     ctx.tie(x, 1, y, 1)
     ctx.tie(grid, 0, y, 0)
@@ -107,12 +99,10 @@ def grid_sample(ctx: RuleContext) -> None:
 @rule("RoiAlign", "MaxRoiPool")
 def roi_pool(ctx: RuleContext) -> None:
     """X (N, C, H, W), rois (R, 4 or 5), batch_indices (R) -> Y (R, C, h, w)."""
-    x, rois, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and rois is not None
+    x, rois, y = ctx.x(), ctx.x(1), ctx.y
     ctx.tie(x, 1, y, 1)
     ctx.tie(rois, 0, y, 0)
-    if ctx.input(2) is not None:
-        ctx.tie(rois, 0, ctx.inputs[2], 0)  # type: ignore[arg-type]
+    ctx.tie(ctx.input(2), 0, rois, 0)
     ctx.freeze(x, "images looked up by computed indices", 0)
     ctx.freeze(rois, "coordinates", 1)
     ctx.freeze_axes((x, y), (2, 3), SAMPLED)
@@ -121,8 +111,7 @@ def roi_pool(ctx: RuleContext) -> None:
 @rule("Col2Im")
 def col2im(ctx: RuleContext) -> None:
     """X (N, C * block, L) -> Y (N, C, image...): C can be cut."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     cells = ctx.table.virtual(ctx.shape(x)[1] // max(ctx.shape(y)[1], 1))
     ctx.table.freeze(cells, "pixels of a block")
     ctx.tie(x, 0, y, 0)
@@ -134,12 +123,11 @@ def col2im(ctx: RuleContext) -> None:
 @rule("CenterCropPad")
 def center_crop_pad(ctx: RuleContext) -> None:
     """Axes that keep their length pass through."""
-    x = ctx.inputs[0]
-    assert x is not None
-    ctx.align(x, ctx.outputs[0])
+    x = ctx.x()
+    ctx.align(x, ctx.y)
     named = ctx.ints("axes")
     for axis in range(ctx.rank(x)) if named is None else named:
-        ctx.freeze_axes((x, ctx.outputs[0]), [axis], "cropped or padded axis")
+        ctx.freeze_axes((x, ctx.y), [axis], "cropped or padded axis")
 
 
 TRANSFORMED = "axis of a Fourier transform"
@@ -148,8 +136,7 @@ TRANSFORMED = "axis of a Fourier transform"
 @rule("DFT")
 def dft(ctx: RuleContext) -> None:
     """X (..., n, ..., 1 or 2) -> Y (..., m, ..., 2), transformed along one axis (1 by default, -2 from opset 20)."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     known = ctx.known(2)
     if ctx.input(2) is not None and known is None:
         ctx.freeze_node("DFT: the axis depends on data")
@@ -163,8 +150,7 @@ def dft(ctx: RuleContext) -> None:
 @rule("STFT")
 def stft(ctx: RuleContext) -> None:
     """Signal (B, n, 1 or 2) -> Y (B, frames, bins, 2)."""
-    x, y = ctx.inputs[0], ctx.outputs[0]
-    assert x is not None
+    x, y = ctx.x(), ctx.y
     ctx.tie(x, 0, y, 0)
     ctx.freeze_axes([x], range(1, ctx.rank(x)), TRANSFORMED)
     ctx.freeze_axes([y], range(1, ctx.rank(y)), TRANSFORMED)
@@ -175,18 +161,15 @@ def stft(ctx: RuleContext) -> None:
 @rule("CausalConvWithState")
 def causal_conv(ctx: RuleContext) -> None:
     """X (B, C, L), W (C, 1, k), bias (C), states (B, C, k - 1): a depthwise convolution."""
-    x, w, y = ctx.inputs[0], ctx.inputs[1], ctx.outputs[0]
-    assert x is not None and w is not None
+    x, w, y = ctx.x(), ctx.x(1), ctx.y
     ctx.align(x, y)
     ctx.tie(w, 0, y, 1)
     ctx.freeze(w, "kernel", 2)
-    if ctx.input(2) is not None:
-        ctx.tie(ctx.inputs[2], 0, y, 1)  # type: ignore[arg-type]
+    ctx.tie(ctx.input(2), 0, y, 1)
     for state in (ctx.input(3), ctx.output(1)):
-        if state is not None:
-            ctx.tie(state, 0, y, 0)
-            ctx.tie(state, 1, y, 1)
-            ctx.freeze(state, "kernel", 2)
+        ctx.tie(state, 0, y, 0)
+        ctx.tie(state, 1, y, 1)
+        ctx.freeze(state, "kernel", 2)
     ctx.freeze(y, "spatial axis of a convolution", 2)
     batch, channels, length = ctx.shape(y)
     ctx.count(batch * channels * length * ctx.shape(w)[2], ctx.axis(y, 1))
