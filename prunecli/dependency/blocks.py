@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.edit import Removed
+from prunecli.dependency.edit import Removed, replace_node
 from prunecli.dependency.prepare import restore
 from prunecli.dependency.views import Geometry
+from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import counts
 
@@ -82,7 +83,7 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[ResidualBlock]:
     blocks: list[ResidualBlock] = []
     for node in model.graph:
         for branch, stream in _operands(node):
-            block = _block(model, node, branch, stream, geometry)
+            block = _block(node, branch, stream, geometry)
             if block is not None:
                 blocks.append(block)
                 break
@@ -108,15 +109,15 @@ def _is_skip_norm(node: ir.Node) -> bool:
     return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
 
 
-def _block(model: ir.Model, node: ir.Node, branch: int, stream: int, geometry: Geometry) -> ResidualBlock | None:
+def _block(node: ir.Node, branch: int, stream: int, geometry: Geometry) -> ResidualBlock | None:
     value, x = node.inputs[branch], node.inputs[stream]
     if value is None or x is None or value.is_graph_output() or len(list(value.uses())) != 1:
         return None
     if not _alike(geometry.facts, value, x, node) or not _alike(geometry.other, value, x, node):
         return None
     axis = _static_axis(value, geometry)
-    dead = _closure(model, [(node, branch)])
-    if axis is None or not _weighted(dead) or not _reads(dead, x, geometry.facts):
+    dead = _closure([(node, branch)])
+    if axis is None or not _weighted(dead) or not _reads(dead, x):
         return None
     name = node.name or node.outputs[0].name or ""
     return ResidualBlock(name, node, branch, axis, geometry.facts.shapes[value][axis])
@@ -136,11 +137,7 @@ def _static_axis(value: ir.Value, geometry: Geometry) -> int | None:
     """The channel axis (1 of images, else the last), or the first other one that has a fixed length."""
     rank = len(geometry.facts.shapes[value])
     order = [1 if rank >= 4 else rank - 1, *range(rank - 1, -1, -1)]
-    return next((axis for axis in order if axis >= 0 and not _may_change(value, axis, geometry)), None)
-
-
-def _may_change(value: ir.Value, axis: int, geometry: Geometry) -> bool:
-    return axis >= len(geometry.facts.shapes[value]) or geometry.is_dynamic(value, axis)
+    return next((axis for axis in order if axis >= 0 and not geometry.is_dynamic(value, axis)), None)
 
 
 def _weighted(dead: Dead) -> bool:
@@ -151,7 +148,7 @@ def _weighted(dead: Dead) -> bool:
     )
 
 
-def _reads(dead: Dead, x: ir.Value, facts: Facts) -> bool:
+def _reads(dead: Dead, x: ir.Value) -> bool:
     """Whether the branch is computed from the stream: some node of it takes x (or a copy of x) as data."""
     source = _origin(x)
     used = (v for n in dead.nodes if n.op_type not in ("Shape", "Size") for v in n.inputs if v is not None)
@@ -159,18 +156,18 @@ def _reads(dead: Dead, x: ir.Value, facts: Facts) -> bool:
 
 
 def _origin(value: ir.Value) -> ir.Value | ir.Node:
-    """The value that `value` is a plain copy of. Sum and result of one fused normalisation are one stream."""
+    """The value that `value` is a plain copy of; of a fused normalisation, which yields sum and result, its node."""
     while (node := value.producer()) is not None and node.op_type in _PASS and node.inputs[0] is not None:
         value = node.inputs[0]
     return node if node is not None and _is_skip_norm(node) else value
 
 
-def dead_without(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
-    """What dropping these blocks together makes useless; the model is not changed."""
-    return _closure(model, [(b.join, b.branch) for b in blocks])
+def dead_without(blocks: Sequence[ResidualBlock]) -> Dead:
+    """What dropping these blocks together makes useless; nothing is changed."""
+    return _closure([(b.join, b.branch) for b in blocks])
 
 
-def _closure(model: ir.Model, cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
+def _closure(cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
     """Follow uses backwards from the inputs that are cut off."""
     gone: set[tuple[ir.Node, int]] = set(cuts)
     nodes: set[ir.Node] = set()
@@ -178,7 +175,7 @@ def _closure(model: ir.Model, cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
     queue = [node.inputs[index] for node, index in cuts]
     while queue:
         value = queue.pop()
-        if value is None or value.is_graph_output() or any(tuple(use) not in gone for use in value.uses()):
+        if value is None or _needed(value, gone):
             continue
         node = value.producer()
         if node is None:
@@ -186,7 +183,9 @@ def _closure(model: ir.Model, cuts: Sequence[tuple[ir.Node, int]]) -> Dead:
                 initializers.add(value)
         elif node not in nodes and not any(_needed(out, gone) for out in node.outputs):
             nodes.add(node)
-            queue.extend(_all_inputs(node, gone))
+            reads = list(_reads_of(node))
+            gone.update(reads)
+            queue.extend(reader.inputs[index] for reader, index in reads)
     return Dead(frozenset(nodes), frozenset(initializers))
 
 
@@ -194,21 +193,11 @@ def _needed(value: ir.Value, gone: set[tuple[ir.Node, int]]) -> bool:
     return value.is_graph_output() or any(tuple(use) not in gone for use in value.uses())
 
 
-def _all_inputs(node: ir.Node, gone: set[tuple[ir.Node, int]]) -> list[ir.Value | None]:
-    """What a node reads, the values its bodies capture included."""
-    reads = list(_reads_of(node))
-    gone.update(reads)
-    return [reader.inputs[index] for reader, index in reads]
-
-
 def _reads_of(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
     """(node, input) of a node and of all nodes inside its bodies."""
     yield from ((node, index) for index in range(len(node.inputs)))
-    for attr in node.attributes.values():
-        graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
-        graphs += list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []
-        for inner in (inner for graph in graphs for inner in graph.all_nodes()):
-            yield from ((inner, index) for index in range(len(inner.inputs)))
+    for inner in (inner for graph in subgraphs(node) for inner in graph.all_nodes()):
+        yield from ((inner, index) for index in range(len(inner.inputs)))
 
 
 def drop_blocks(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
@@ -219,14 +208,14 @@ def drop_blocks(model: ir.Model, blocks: Sequence[ResidualBlock]) -> Dead:
     Returns:
         what was deleted.
     """
-    dead = dead_without(model, blocks)
+    dead = dead_without(blocks)
     bypassed = [block for block in blocks if block.join not in dead.nodes]
     for block in bypassed:
         _bypass(model, block)
     _delete(model.graph, dead)
     for join in (b.join for b in bypassed if b.join.graph is not None):
         if not any(_needed(out, set()) for out in join.outputs):  # a normalisation for dropped branches only
-            rest = _closure(model, [(join, index) for index in range(len(join.inputs))])
+            rest = _closure([(join, index) for index in range(len(join.inputs))])
             _delete(model.graph, Dead(rest.nodes | {join}, rest.initializers))
     restore(model)
     return dead
@@ -246,18 +235,18 @@ def _bypass(model: ir.Model, block: ResidualBlock) -> None:
     join, graph = block.join, model.graph
     rest = [v for index, v in enumerate(join.inputs) if index != block.branch]
     if _is_skip_norm(join):
-        _normalise_only(graph, join, block.branch)
+        _normalise_only(join, block.branch)
     elif len(rest) > 1:
-        _replace(graph, join, ir.Node("", "Sum", rest, num_outputs=1, name=join.name))
+        replace_node(graph, join, ir.node("Sum", rest, name=join.name))
     elif join.outputs[0].is_graph_output():
-        _replace(graph, join, ir.Node("", "Identity", rest, num_outputs=1, name=join.name))
+        replace_node(graph, join, ir.node("Identity", rest, name=join.name))
     else:
         assert rest[0] is not None
         join.outputs[0].replace_all_uses_with(rest[0])
         graph.remove(join, safe=True)
 
 
-def _normalise_only(graph: ir.Graph, join: ir.Node, branch: int) -> None:
+def _normalise_only(join: ir.Node, branch: int) -> None:
     """Without f, the same operator on x + x: a normalisation does not see the factor of two, if epsilon has its
     square: 2 s / sqrt(4 v + 4 epsilon) = s / sqrt(v + epsilon), exactly."""
     place = _SKIP_NORMS[join.op_type]
@@ -265,33 +254,23 @@ def _normalise_only(graph: ir.Graph, join: ir.Node, branch: int) -> None:
     bias = join.inputs[place] if len(join.inputs) > place else None
     total = join.outputs[_SUM] if len(join.outputs) > _SUM else None
     if total is not None and (total.uses() or total.is_graph_output()):
-        left = _insert(graph, join, "sum", total, *(v for v in (stream, bias) if v is not None))
+        left = _insert(join, "sum", [v for v in (stream, bias) if v is not None], total)
         total.replace_all_uses_with(left, replace_graph_outputs=True)
         total.name, left.name = None, total.name
     if total is not None:
         join.resize_outputs(_SUM)
     if bias is not None:
-        join.replace_input_with(place, _insert(graph, join, "bias", bias, bias, bias))
+        join.replace_input_with(place, _insert(join, "bias", [bias, bias], bias))
     join.replace_input_with(branch, stream)
-    epsilon = join.attributes.get("epsilon")
-    join.attributes["epsilon"] = ir.AttrFloat32("epsilon", 4 * (_EPSILON if epsilon is None else epsilon.as_float()))
+    epsilon = join.attributes.get_float("epsilon", _EPSILON)
+    join.attributes["epsilon"] = ir.AttrFloat32("epsilon", 4 * epsilon)
 
 
-def _insert(graph: ir.Graph, join: ir.Node, what: str, like: ir.Value, *operands: ir.Value) -> ir.Value:
-    """The sum of one or two values, computed before a node."""
+def _insert(join: ir.Node, what: str, operands: list[ir.Value], like: ir.Value) -> ir.Value:
+    """The sum of one or two values, computed before a node; its shape and type are those of `like`."""
     name = f"{join.outputs[0].name}.{what}"
-    node = ir.Node("", "Add" if len(operands) > 1 else "Identity", operands, num_outputs=1, name=name)
-    graph.insert_before(join, node)
+    node = ir.node("Add" if len(operands) > 1 else "Identity", operands, name=name)
+    join.prepend(node)
     out = node.outputs[0]
     out.name, out.shape, out.type = name, like.shape, like.type
     return out
-
-
-def _replace(graph: ir.Graph, join: ir.Node, new: ir.Node) -> None:
-    """Put a node in the place of another; its first output takes the name and the users of the old one."""
-    graph.insert_before(join, new)
-    old, out = join.outputs[0], new.outputs[0]
-    out.shape, out.type = old.shape, old.type
-    old.replace_all_uses_with(out, replace_graph_outputs=True)
-    graph.remove(join, safe=True)
-    old.name, out.name = None, old.name

@@ -96,10 +96,7 @@ class NodeCut:
 
     def set_input(self, node: ir.Node, index: int, array: Array) -> None:
         """Give the node a constant of its own at an input; other users of the old one keep it."""
-        name = self._new_name(node)
-        constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
-        constant.dtype = ir.DataType.from_numpy(array.dtype)
-        self.model.graph.register_initializer(constant)
+        constant = add_constant(self.model.graph, self._new_name(node), array)
         for view in self.views:
             know_constant(view.after, constant)
         if index >= len(node.inputs):
@@ -224,6 +221,20 @@ class NodeCut:
     def visit(self, node: ir.Node) -> None:
         for view in self.views:
             visit(node, view.after, self.model)
+
+
+def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new initializer."""
+    kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put a node in the place of another; its first output takes the name and the users of the old one's."""
+    values = [old.outputs[0]], [new.outputs[0]]
+    ir.convenience.replace_nodes_and_values(graph, old, [old], [new], *values)
 
 
 def _scaled(before: int, after: int, size: int) -> int:

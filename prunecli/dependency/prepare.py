@@ -1,5 +1,14 @@
 """The working form of a graph: functions inlined, nodes in order, every constant an initializer.
 
+Sequences whose elements are known one by one, which exporters write for split, unbind and stack, become tensors:
+
+    SequenceConstruct, ConcatFromSequence   -> Concat
+    SplitToSequence, SequenceAt             -> Split
+
+Weights that the graph computes from constants (weight standardisation, low-rank updates) become constants. A unit of
+such a weight cannot be cut where its computation mixes positions: a mean over the input channels changes when some are
+removed. Expressions that move positions or treat each by itself stay, since their rules follow a cut.
+
 Small constants that several nodes share (one bias of two Convs, BatchNorm parameters that an exporter merged)
 would tie those nodes' channels together for no reason. They get one copy per use; `plan_names` restates a
 cut in the names of the user's file, and `restore` merges copies that came out equal.
@@ -8,13 +17,13 @@ cut in the names of the user's file, and `restore` merges copies that came out e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
-from prunecli.dependency.edit import Removed
+from prunecli.dependency.edit import Removed, add_constant, replace_node
 from prunecli.dependency.registry import UNNAMED
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
@@ -179,19 +188,18 @@ def _read(graph: ir.Graph, node: ir.Node, parts: list[ir.Value]) -> None:
     if node.op_type == "SequenceAt":
         place = _constant(node, 1)
         if place is not None and -len(parts) <= int(place) < len(parts):
-            _take_over(graph, node, ir.Node("", "Identity", [parts[int(place)]], num_outputs=1))
+            replace_node(graph, node, ir.node("Identity", [parts[int(place)]]))
     elif node.op_type == "ConcatFromSequence":
         axis = node.attributes["axis"].as_int()
-        new = node.attributes.get("new_axis")
-        if new is not None and new.as_int():
+        if node.attributes.get_int("new_axis", 0):
             parts = [_unsqueezed(graph, node, part, axis) for part in parts]
-        _take_over(graph, node, ir.Node("", "Concat", parts, [ir.AttrInt64("axis", axis)], num_outputs=1))
+        replace_node(graph, node, ir.node("Concat", parts, {"axis": axis}))
 
 
 def _unsqueezed(graph: ir.Graph, before: ir.Node, part: ir.Value, axis: int) -> ir.Value:
     """By Unsqueeze from opset 13 on, which takes the axes as an input; sequences are younger than opset 11."""
     shape = _vector(graph, f"{before.name}.axis", [axis])
-    step = ir.Node("", "Unsqueeze", [part, shape], num_outputs=1)
+    step = ir.node("Unsqueeze", [part, shape])
     graph.insert_before(before, step)
     return step.outputs[0]
 
@@ -200,19 +208,18 @@ def _split(node: ir.Node, lengths: _Lengths) -> list[ir.Value]:
     """The parts that SplitToSequence makes, by a Split put before it; none where their number is not known."""
     model, source = lengths.model, node.inputs[0]
     graph = model.graph
-    attr = node.attributes.get("axis")
-    axis = 0 if attr is None else attr.as_int()
+    axis = node.attributes.get_int("axis", 0)
     sizes = _sizes(node, lengths.of(source, axis))
     if sizes is None or (model.opset_imports.get("") or 0) < 13 or len(sizes) > MOST_PARTS:
         return []
     parts = _vector(graph, f"{node.name or node.outputs[0].name}.lengths", sizes)
-    step = ir.Node("", "Split", [source, parts], [ir.AttrInt64("axis", axis)], num_outputs=len(sizes))
+    step = ir.node("Split", [source, parts], {"axis": axis}, num_outputs=len(sizes))
     graph.insert_before(node, step)
-    kept = node.attributes.get("keepdims")
-    if (len(node.inputs) > 1 and node.inputs[1] is not None) or kept is None or kept.as_int():
+    keeps_axis = node.attributes.get_int("keepdims", 1) != 0
+    if (len(node.inputs) > 1 and node.inputs[1] is not None) or keeps_axis:
         return list(step.outputs)
     axes = _vector(graph, f"{node.name or node.outputs[0].name}.axis", [axis])
-    squeezed = [ir.Node("", "Squeeze", [part, axes], num_outputs=1) for part in step.outputs]
+    squeezed = [ir.node("Squeeze", [part, axes]) for part in step.outputs]
     graph.insert_before(node, squeezed)
     return [one.outputs[0] for one in squeezed]
 
@@ -253,23 +260,7 @@ def _constant(node: ir.Node, index: int) -> np.ndarray | None:
 
 
 def _vector(graph: ir.Graph, name: str, entries: Sequence[int]) -> ir.Value:
-    while name in graph.initializers:
-        name += "'"
-    array = np.array(entries, np.int64)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
-    value.dtype = ir.DataType.INT64
-    graph.register_initializer(value)
-    return value
-
-
-def _take_over(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
-    """The new node's output takes the name and the place of the old one's."""
-    old, out = node.outputs[0], new.outputs[0]
-    graph.insert_before(node, new)
-    name, old.name = old.name, f"{old.name}.sequence"
-    out.name, out.shape, out.type = name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    return add_constant(graph, free_name(name, taken_names(graph)), np.array(entries, np.int64))
 
 
 FOLLOWED = frozenset(
@@ -298,7 +289,7 @@ def fold_computed_weights(model: ir.Model) -> None:
     graph = model.graph
     cones: dict[ir.Value, frozenset[ir.Node]] = {}
     for node in graph:
-        if _foldable(node) and all(v is None or v in cones or _stored(v) for v in node.inputs):
+        if _foldable(node) and all(v is None or v in cones or _stored(v) is not None for v in node.inputs):
             inner = frozenset({node}).union(*(cones.get(v, frozenset()) for v in node.inputs if v is not None))
             cones.update(dict.fromkeys(node.outputs, inner))
     for value, cone in reversed(cones.items()):
@@ -311,8 +302,8 @@ def _foldable(node: ir.Node) -> bool:
     return node.domain == "" and (node.op_type in FOLLOWED or node.op_type in EVALUATED)
 
 
-def _stored(value: ir.Value) -> bool:
-    return value.const_value is not None and not value.is_graph_input()
+def _stored(value: ir.Value) -> ir.TensorProtocol | None:
+    return None if value.is_graph_input() else value.const_value
 
 
 def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
@@ -320,51 +311,37 @@ def _closed(result: ir.Value, cone: frozenset[ir.Node]) -> bool:
     if result.is_graph_output():
         return False
     inner = [out for node in cone for out in node.outputs if out is not result]
-    sources = [
-        v for node in cone for v in node.inputs if v is not None and v.const_value is not None and _can_be_cut(v)
-    ]
+    sources = [v for node in cone for v in node.inputs if v is not None and _can_be_cut(v.const_value)]
     return not any(v.is_graph_output() or any(use.node not in cone for use in v.uses()) for v in (*inner, *sources))
 
 
-def _can_be_cut(source: ir.Value) -> bool:
-    tensor = source.const_value
+def _can_be_cut(tensor: ir.TensorProtocol | None) -> bool:
     return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
 
 
 def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
-    sources = {v for node in cone for v in node.inputs if v is not None and _stored(v)}
-    if sum(_elements(v) for v in sources) > MAX_ELEMENTS:
+    graph, read = model.graph, (v for node in cone for v in node.inputs if v is not None)
+    sources = {v: tensor for v in read if (tensor := _stored(v)) is not None}
+    if sum(tensor.size for tensor in sources.values()) > MAX_ELEMENTS:
         return
     array = _evaluate(model, value, cone, sources)
     if array is None or not np.issubdtype(array.dtype, np.floating):
         return
-    if array.nbytes > sum(_bytes(v) for v in sources if _can_be_cut(v)):
+    if array.nbytes > sum(tensor.nbytes for tensor in sources.values() if _can_be_cut(tensor)):
         return
-    _put_constant(model.graph, value, array)
-    for node in reversed(cone):
-        model.graph.remove(node, safe=True)
-    _drop_unused(model.graph, sources)
-
-
-def _put_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
-    """A new initializer takes the value's name and place."""
-    node, name = value.producer(), value.name or ""
-    assert node is not None
+    name = value.name or ""
     value.name = free_name(f"{name}.unfolded", taken_names(graph))
-    constant = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
-    constant.const_value = ir.tensor(array, name=name)
-    graph.register_initializer(constant)
-    for user, index in list(value.uses()):
-        user.replace_input_with(index, constant)
-
-
-def _drop_unused(graph: ir.Graph, sources: Iterable[ir.Value]) -> None:
+    value.replace_all_uses_with(add_constant(graph, name, array))
+    for node in reversed(cone):
+        graph.remove(node, safe=True)
     for source in sources:
         if not source.uses() and not source.is_graph_output():
             graph.initializers.pop(source.name or "", None)
 
 
-def _evaluate(model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: set[ir.Value]) -> Array | None:
+def _evaluate(
+    model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: Mapping[ir.Value, ir.TensorProtocol]
+) -> Array | None:
     """The expression's value by ONNX's reference implementation, or None where that has none."""
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -374,7 +351,7 @@ def _evaluate(model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: se
         "weight",
         [],
         [onnx.helper.make_empty_tensor_value_info(value.name or "")],
-        [onnx.numpy_helper.from_array(_array(v), v.name) for v in sources],
+        [onnx.numpy_helper.from_array(tensor.numpy(), v.name) for v, tensor in sources.items()],
     )
     imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
     proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version or 8, 8))
@@ -384,16 +361,3 @@ def _evaluate(model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: se
     except Exception:  # the evaluator raises many kinds; each means that the expression stays
         return None
     return np.ascontiguousarray(results[0]) if isinstance(results[0], np.ndarray | np.generic) else None
-
-
-def _array(value: ir.Value) -> Array:
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _elements(value: ir.Value) -> int:
-    return value.const_value.size if value.const_value is not None else 0
-
-
-def _bytes(value: ir.Value) -> int:
-    return value.const_value.nbytes if value.const_value is not None else 0

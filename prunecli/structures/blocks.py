@@ -54,7 +54,7 @@ class BlockCatalogue(Catalogue):
 
 def _stored(work: ir.Model, block: ResidualBlock) -> list[str]:
     """Weights that go with a block alone, in the order of the graph."""
-    dead = dead_without(work, [block]).initializers
+    dead = dead_without([block]).initializers
     return [name for name, value in work.graph.initializers.items() if value in dead]
 
 
@@ -82,12 +82,12 @@ class BlockCuttable(Cuttable):
 
     @cached_property
     def prices(self) -> list[tuple[int, int]]:
-        dead = [dead_without(self.work, [block]) for block in self.blocks]
+        dead = [dead_without([block]) for block in self.blocks]
         return [(one.params, sum(self.macs.get(node) or 0 for node in one.nodes)) for one in dead]
 
     def members(self) -> list[list[str]]:
         """Per block: its name, its nodes, and its weights."""
-        dead = [dead_without(self.work, [block]) for block in self.blocks]
+        dead = [dead_without([block]) for block in self.blocks]
         return [
             [block.name, *(node_name(n) for n in one.nodes), *(v.name or "" for v in one.initializers)]
             for block, one in zip(self.blocks, dead, strict=True)

@@ -44,7 +44,7 @@ class BlockCosts:
     _known: dict[tuple[str, bytes], float] = field(default_factory=dict)
 
     def dead(self, removed: Mask) -> Dead:
-        return dead_without(self.model, [b for b, gone in zip(self.blocks, removed, strict=True) if gone])
+        return dead_without([b for b, gone in zip(self.blocks, removed, strict=True) if gone])
 
     def whole(self, kind: str) -> float:
         if kind == "params":

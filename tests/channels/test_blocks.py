@@ -257,8 +257,8 @@ def _params(model: onnx.ModelProto) -> int:
 def test_what_dies_with_a_block(name: str, chosen: tuple[int, ...], params: int) -> None:
     """Weights that others read live on; those of blocks inside a block go with it, and are counted once. The bias
     that two layers share has one copy for each."""
-    work, _, blocks = _blocks(_net(name))
-    dead = dead_without(work, [blocks[i] for i in chosen])
+    blocks = _blocks(_net(name))[2]
+    dead = dead_without([blocks[i] for i in chosen])
     assert dead.params == params
 
 
