@@ -1,7 +1,7 @@
 """onnxruntime's latency after `prune structured --macs 0.5`, beside the share of the work that remains; and the work
 that remains after `--latency 0.5`.
 
-Original and cut model run in turn in one process; ratios are of lower quartiles, with the interval of the comparison.
+Original and cut model run in turn in one process; medians of the ratios of pairs, with the interval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from generate import resnet50
 
 from prunecli import structured
 from prunecli.errors import PruneError
-from prunecli.evaluation.latency import measure, speedup
+from prunecli.evaluation.latency import TimingOptions, measure_pair
 from prunecli.model import Dims
 from prunecli.runtime import Execution, Session
 
@@ -45,9 +45,9 @@ def compare(path: Path, way: str, out: Path, runs: int) -> Iterator[list[object]
             continue
         assert found.after.macs is not None and found.before.macs is not None
         share = found.after.macs / found.before.macs
-        both = {"cut": out, "whole": path}
-        times = measure({n: Session.open(p, threads=threads).prepared(feed) for n, p in both.items()}, runs)
-        gain = speedup(times["cut"], times["whole"], 0)
+        cut, whole = (Session.open(p, threads=threads) for p in (out, path))
+        how = TimingOptions(threads, cut.provider, pairs=runs)
+        gain = measure_pair(cut.prepared(feed), whole.prepared(feed), how).gain
         yield [threads, share, 1 / share, gain.speedup, f"{gain.low:.2f} to {gain.high:.2f}"]
 
 

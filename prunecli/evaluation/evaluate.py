@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prunecli.data import Dataset, random_data
 from prunecli.errors import PruneError
 from prunecli.evaluation.figures import SPEEDUP, difference, figures, known, needs
 from prunecli.evaluation.gates import Gate, check_gates, check_span, parse_gate
-from prunecli.evaluation.latency import Latency, Speedup, measure, on_cpu, speedup
+from prunecli.evaluation.latency import Latency, Speedup, TimingOptions, measure, measure_pair
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.evaluation.pairing import Runner, common_specs, pair
 from prunecli.evaluation.passes import BASELINE, MODEL, EvaluationPass, run_pass
@@ -85,8 +86,7 @@ def evaluate(
     )
     values = figures(result)
     short = ", ".join(sorted(name for name in values if "." not in name))
-    untold = {} if gain is None else dict.fromkeys((f"latency.{name}" for name in SPEEDUP), gain.reason)
-    checked = check_gates(gates, values, f"this evaluation has {short}", untold)
+    checked = check_gates(gates, values, f"this evaluation has {short}", partial(_undecided, gain))
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
@@ -172,11 +172,21 @@ def _latency(
         data = _random(bench, options, 1, size)
     batch = next(data.take(data.fixed_batch or size).batches(size))
     runs = {role: runner.session.prepared(runner.feed(batch.feed)) for role, runner in bench.runners.items()}
-    threads, provider = options.execution.thread_count, bench.runners[MODEL].session.provider
-    timed = measure(runs, on_cpu(provider, threads), options.latency_runs, progress)
-    times = {role: Latency(each, batch.count + batch.padded, threads, provider, timed.clock, timed.crowd)
-             for role, each in timed.times.items()}  # fmt: skip
-    return times, speedup(timed, MODEL, BASELINE, options.seed) if BASELINE in times else None
+    how = TimingOptions(
+        options.execution.thread_count, bench.runners[MODEL].session.provider, batch.count + batch.padded,
+        pairs=options.latency_runs, seed=options.seed,
+    )  # fmt: skip
+    if BASELINE not in runs:
+        return measure(runs, how, progress), None
+    timed = measure_pair(runs[MODEL], runs[BASELINE], how, progress)
+    return {MODEL: timed.model, BASELINE: timed.baseline}, timed.gain
+
+
+def _undecided(gain: Speedup | None, gate: Gate) -> str:
+    """Why a gate on the speed-up is not decided: the truth may be on either side of its limit, or anywhere."""
+    if gain is None or gate.name not in {f"latency.{name}" for name in SPEEDUP}:
+        return ""
+    return gain.undecided(gate.limit) if gate.name == "latency.speedup" else gain.reason
 
 
 def _scored(

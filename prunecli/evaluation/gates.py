@@ -40,20 +40,21 @@ class Gate:
     limit: float
 
     def check(self, values: Mapping[str, float], reason: str = "") -> GateResult:
-        """The outcome for `values[name]`; a value that is not a number, for a reason, fails whatever the operator.
+        """The outcome for `values[name]`. A value that is not a number fails whatever the operator, and so does one
+        from which nothing follows, for a `reason`.
 
         A value that misses the limit only by the rounding of a difference equals it: a drop from 0.95 to 0.94,
         in floating point a little over 0.01, is not more than 1 %.
         """
         value = values[self.name]
         near = abs(value - self.limit) <= min(ROUNDING, 1e-9 * abs(self.limit))
-        holds = math.isnan(value) or OPERATORS[self.op](self.limit if near else value, self.limit)
-        return GateResult(self, value, not holds, reason if math.isnan(value) else "")
+        holds = math.isnan(value) or bool(reason) or OPERATORS[self.op](self.limit if near else value, self.limit)
+        return GateResult(self, value, not holds, reason)
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """`reason`: why there is no value."""
+    """`reason`: why nothing follows from the value, if there is one."""
 
     gate: Gate
     value: float
@@ -121,9 +122,12 @@ def _short(name: str) -> str:
 
 
 def check_gates(
-    gates: Sequence[Gate], values: Mapping[str, float], why_missing: str, untold: Mapping[str, str] | None = None
+    gates: Sequence[Gate],
+    values: Mapping[str, float],
+    why_missing: str,
+    undecided: Callable[[Gate], str] = lambda gate: "",
 ) -> list[GateResult]:
-    """Check every gate. `untold`: why figures are not numbers.
+    """Check every gate. `undecided`: why nothing follows from a gate's figure, empty where something does.
 
     Raises:
         PruneError: a figure was not measured; `why_missing` says what would have it measured.
@@ -133,7 +137,7 @@ def check_gates(
             undefined = gate.name.split(".")[-1] in MEASURES
             what = "is not defined for this output" if undefined else "was not measured"
             raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} {what}", why_missing)
-    return [gate.check(values, (untold or {}).get(gate.name, "")) for gate in gates]
+    return [gate.check(values, undecided(gate)) for gate in gates]
 
 
 def raise_if_failed(results: Sequence[GateResult]) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,15 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[], Any]
 Clock = Literal["cpu", "wall"]
 
-WARM_UP = 5
+WARM_UP, WARM_UP_SECONDS = 5, 0.5
 WINDOW_SECONDS = 2e-3
 """Of the runs in a row that give one time, at least: far more than the clock's resolution and than one interrupt."""
-MIN_PAIRS, MAX_PAIRS = 20, 300
-BUDGET_SECONDS = 6.0
+LONG_SECONDS = 0.2
+"""Of a run that takes longer than that one interrupt, and bringing its own values into the caches, are a small part."""
+MIN_PAIRS, MAX_PAIRS = 10, 300
+EVALUATE_SECONDS = 6.0
+"""Which a measurement takes, warming up included, or up to `PATIENCE` times as long where models are slow."""
+PATIENCE = 3
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 PLACEMENT = 1.02
@@ -37,25 +41,42 @@ STEADY = 3.0
 
 
 @dataclass(frozen=True)
-class Timed:
-    """`times`: milliseconds per run of each model, pair by pair. `clock`: "cpu": the calling thread's CPU time, which
-    other processes add nothing to, or "wall"; then `crowd` is the share of the threads' time that others took."""
+class TimingOptions:
+    """How models are timed: `batch` samples a run, on `threads` threads of `provider` (onnxruntime's name of it).
+    Without `pairs`, as many as fit into `seconds`."""
 
-    times: Mapping[str, Array]
-    clock: Clock
-    crowd: float = 0.0
+    threads: int
+    provider: str
+    batch: int = 1
+    seconds: float = EVALUATE_SECONDS
+    pairs: int | None = None
+    seed: int = 0
+
+    @property
+    def on_cpu(self) -> int:
+        """Threads of this machine's CPUs that the models run on; 0: the provider is another device."""
+        return self.threads if self.provider == "CPUExecutionProvider" else 0
+
+    @property
+    def clock(self) -> Clock:
+        """onnxruntime does all of a run in the calling thread where it has one."""
+        return "cpu" if self.on_cpu == 1 else "wall"
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run: as many times as pairs, of `batch` samples on `threads` threads of `provider`."""
+    """Milliseconds per run, one time per pair. `clock`: "cpu": the calling thread's CPU time, which other processes add
+    nothing to, or "wall"; `crowd`: the share of the time that others took: of wall time other processes of the threads
+    asked for, of CPU time a hypervisor. `short`: why there are fewer pairs than an interval needs."""
 
     times: Array
-    batch: int
-    threads: int
-    provider: str
-    clock: Clock = "wall"
+    how: TimingOptions
     crowd: float = 0.0
+    short: str = ""
+
+    @property
+    def clock(self) -> Clock:
+        return self.how.clock
 
     @property
     def median(self) -> float:
@@ -74,9 +95,9 @@ class Latency:
             "p10": p10,
             "p90": p90,
             "runs": len(self.times),
-            "batch": self.batch,
-            "threads": self.threads,
-            "provider": self.provider,
+            "batch": self.how.batch,
+            "threads": self.how.threads,
+            "provider": self.how.provider,
             "clock": self.clock,
         }
 
@@ -96,6 +117,15 @@ class Speedup:
         """Whether equal speed is inside the interval."""
         return self.low <= 1 <= self.high
 
+    def undecided(self, limit: float) -> str:
+        """Why it cannot be told on which side of `limit` the truth is: as `reason`, or the machine moves more than the
+        difference; empty where it can, or where it is so near that no measurement would tell."""
+        noise = math.sqrt(self.high / self.low)
+        if self.reason or noise <= NOISY or not self.low <= limit <= self.high:
+            return self.reason
+        difference = "the difference" if limit == 1 else f"the difference to {limit:g}"
+        return f"the noise of this machine is {noise - 1:.0%}, more than {difference}"
+
     def words(self) -> str:
         """One sentence that claims no more than was measured."""
         if self.reason:
@@ -114,73 +144,97 @@ class Speedup:
         return {"speedup": self.speedup, "low": self.low, "high": self.high}
 
 
-def measure(runs: Mapping[str, Run], threads: int, count: int | None = None, progress: Progress = no_progress) -> Timed:
+@dataclass(frozen=True)
+class TimedPair:
+    """A model and its baseline, timed in turn."""
+
+    model: Latency
+    baseline: Latency
+    gain: Speedup
+
+
+def measure_pair(model: Run, baseline: Run, how: TimingOptions, progress: Progress = no_progress) -> TimedPair:
+    """Time a model beside its baseline, see `measure`, and compare them, see `speedup`."""
+    found = measure({"model": model, "baseline": baseline}, how, progress)
+    return TimedPair(found["model"], found["baseline"], speedup(found["model"], found["baseline"]))
+
+
+def measure(runs: Mapping[str, Run], how: TimingOptions, progress: Progress = no_progress) -> dict[str, Latency]:
     """Times of each function, one per pair. Each pair has every function in turn, in alternating order, so that drift
     of the machine falls on all alike. A time is the mean over a window of runs in a row; the windows of all take about
     equally long, since what interferes hits a longer one more often, and begin with a run that is not timed, to have
-    its own values in the caches. Without `count`: as many pairs as fit about six seconds, at least 20 and at most 300.
-
-    Args:
-        threads: that the functions use at most. onnxruntime does all of it in the calling thread where that is 1. 0:
-            the work is not on this machine's CPUs.
-    """
-    names = list(runs)
-    once = {name: _warm_up(run) for name, run in runs.items()}
-    clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-    window = max(WINDOW_SECONDS, *once.values())
-    turns = {name: max(1, round(window / once[name])) for name in names}
-    pair = sum((turns[name] + 1) * once[name] for name in names)
-    pairs = count or int(np.clip(BUDGET_SECONDS / max(pair, 1e-9), MIN_PAIRS, MAX_PAIRS))
+    its own values in the caches. It ends when `how.seconds` have passed and there are `MIN_PAIRS`, when there are
+    `MAX_PAIRS`, or after `PATIENCE` times so many seconds; where `how.pairs` says how many, with those."""
+    start, before = time.perf_counter(), MachineLoad.now()
+    windows = _windows(runs)
+    clock = time.thread_time_ns if how.clock == "cpu" else time.perf_counter_ns
+    most, names = how.pairs or MAX_PAIRS, list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
-    was_enabled, before = gc.isenabled(), MachineLoad.now()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
-        for turn in progress(range(pairs), "measuring latency", pairs):
+        for turn in progress(range(most), "measuring latency", most):
+            spent = time.perf_counter() - start
+            if how.pairs is None and spent > how.seconds * (PATIENCE if turn < MIN_PAIRS else 1):
+                break
             for name in names if turn % 2 == 0 else reversed(names):
-                times[name].append(_time(runs[name], turns[name], clock))
+                times[name].append(windows[name].milliseconds(clock))
     finally:
         if was_enabled:
             gc.enable()
-    found = {name: np.array(values) for name, values in times.items()}
-    if clock is time.thread_time_ns:
-        return Timed(found, "cpu")
-    return Timed(found, "wall", MachineLoad.now().crowd(before, threads))
+    crowd, count = MachineLoad.now().crowd(before, how), len(times[names[0]])
+    few = how.pairs is None and count < MIN_PAIRS
+    short = f"only {count} runs of each model fit into {PATIENCE * how.seconds:g} seconds" if few else ""
+    return {n: Latency(np.array(times[n] or [1e3 * windows[n].once]), how, crowd, short) for n in names}
 
 
-def on_cpu(provider: str, threads: int) -> int:
-    """Threads of this machine's CPUs that sessions of an execution provider run on; 0: it is another device."""
-    return threads if provider == "CPUExecutionProvider" else 0
+@dataclass(frozen=True)
+class _Window:
+    """So many runs in a row, after `lead` that do not count. `once`: seconds that a run took when warm."""
+
+    run: Run
+    once: float
+    turns: int
+    lead: int
+
+    def milliseconds(self, clock: Callable[[], int]) -> float:
+        """Of one run: the mean."""
+        for _ in range(self.lead):
+            self.run()
+        start = clock()
+        for _ in range(self.turns):
+            self.run()
+        return (clock() - start) / 1e6 / self.turns
 
 
-def _time(run: Run, turns: int, clock: Callable[[], int]) -> float:
-    """Milliseconds of one run: the mean of several after one that does not count."""
-    run()
-    start = clock()
-    for _ in range(turns):
-        run()
-    return (clock() - start) / 1e6 / turns
+def _windows(runs: Mapping[str, Run]) -> dict[str, _Window]:
+    once = {name: _warm_up(run) for name, run in runs.items()}
+    window = min(max(WINDOW_SECONDS, *once.values()), LONG_SECONDS)
+    return {n: _Window(runs[n], s, max(1, round(window / s)), int(s < LONG_SECONDS)) for n, s in once.items()}
 
 
 def _warm_up(run: Run) -> float:
-    """Seconds of the fastest of the warm-up runs; a single run where one takes a second or more."""
-    best = math.inf
+    """Seconds of the fastest of the warm-up runs: a few, or as many as fit into the time for them."""
+    best, begin = math.inf, time.perf_counter()
     for _ in range(WARM_UP):
         start = time.perf_counter()
         run()
-        best = max(min(best, time.perf_counter() - start), 1e-9)
-        if best > 1.0:
+        now = time.perf_counter()
+        best = max(min(best, now - start), 1e-9)
+        if now - begin > WARM_UP_SECONDS:
             break
     return best
 
 
 @dataclass(frozen=True)
 class MachineLoad:
-    """The machine's CPUs: how many, and the seconds that they have been busy, in all and for this process, at a time.
-    `cpus` 0: not known."""
+    """The machine's CPUs: how many, and the seconds that they have been busy, in all, for this process, and for other
+    guests of the hypervisor, at a time. `cpus` 0: not known."""
 
     at: float
     own: float
     busy: float = 0.0
+    stolen: float = 0.0
     cpus: int = 0
 
     @classmethod
@@ -189,46 +243,42 @@ class MachineLoad:
         at, own = time.perf_counter(), time.process_time()
         try:
             lines = [line.split() for line in stat.read_text(encoding="ascii").splitlines() if line.startswith("cpu")]
-            user, nice, system, _, _, *others = map(int, lines[0][1:9])
-            return cls(at, own, (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), len(lines) - 1)
+            user, nice, system, _, _, *interrupts, stolen = (int(n) / os.sysconf("SC_CLK_TCK") for n in lines[0][1:9])
+            return cls(at, own, user + nice + system + sum(interrupts) + stolen, stolen, len(lines) - 1)
         except (OSError, ValueError, IndexError):
             return cls(at, own)
 
-    def crowd(self, before: MachineLoad, threads: int) -> float:
-        """The share of the time of so many threads since then that other processes took: what they used beyond the CPUs
-        that the threads leave. 0 where it is not known, or the threads are not on these CPUs."""
-        seconds = self.at - before.at
-        if not self.cpus or not threads or seconds <= 0:
+    def crowd(self, before: MachineLoad, how: TimingOptions) -> float:
+        """The share of the time since then that others took, in [0, 1]. Of wall time: what other processes used beyond
+        the CPUs that the threads leave, over the threads' time. Of CPU time: what was stolen of all busy time, which
+        counts as the thread's own. 0 where it is not known, or the threads are not on these CPUs."""
+        seconds, threads = self.at - before.at, how.on_cpu
+        busy, own = self.busy - before.busy, self.own - before.own
+        if not self.cpus or not threads or seconds <= 0 or busy <= 0:
             return 0.0
-        others = (self.busy - before.busy - self.own + before.own) / seconds
-        return float(np.clip((others + threads - self.cpus) / threads, 0, 1))
+        if how.clock == "cpu":
+            return float(np.clip((self.stolen - before.stolen) / busy, 0, 1))
+        return float(np.clip(((busy - own) / seconds + threads - self.cpus) / threads, 0, 1))
 
 
-def speedup(timed: Timed, model: str, baseline: str, seed: int = 0) -> Speedup:
+def speedup(model: Latency, baseline: Latency) -> Speedup:
     """The median over pairs of the baseline's time over the model's, and a bootstrap interval.
 
     Pairs are resampled in blocks of about the cube root of their number, because neighbours are alike (Kuensch, The
     jackknife and the bootstrap for general stationary observations, Annals of Statistics, 1989). The interval is
     widened by 2 % on both sides, as sessions of one and the same model differ by up to about 1.5 %, by where they lie
-    in memory, and by what others took. It cannot be told where others took much of the wall time, or where the noise
-    is large and larger than the difference.
+    in memory, and by what others took. It cannot be told where others took much of the wall time, where there are too
+    few pairs, or where the noise is large and larger than the difference.
     """
-    ratios = np.asarray(timed.times[baseline], np.float64) / np.asarray(timed.times[model], np.float64)
+    ratios = np.asarray(baseline.times, np.float64) / np.asarray(model.times, np.float64)
     count = len(ratios)
     block = max(1, round(count ** (1 / 3)))
-    starts = np.random.default_rng(seed).integers(0, count, (RESAMPLES, -(-count // block)))
+    starts = np.random.default_rng(model.how.seed).integers(0, count, (RESAMPLES, -(-count // block)))
     index = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.median(ratios[index], axis=-1), [tail, 1 - tail])
-    middle, wider = float(np.median(ratios)), PLACEMENT * (1 + timed.crowd)
-    found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider)
-    return Speedup(middle, found.low, found.high, _reason(found, timed))
-
-
-def _reason(found: Speedup, timed: Timed) -> str:
-    if timed.clock == "wall" and timed.crowd > CROWDED:
-        return f"other processes took {timed.crowd:.0%} of the CPU time"
-    noise = math.sqrt(found.high / found.low)
-    if noise > NOISY and found.within_noise:
-        return f"the noise of this machine is {noise - 1:.0%}, more than the difference"
-    return ""
+    middle, wider = float(np.median(ratios)), PLACEMENT * (1 + model.crowd)
+    found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, model.short)
+    if model.clock == "wall" and model.crowd > CROWDED:
+        return replace(found, reason=f"other processes took {model.crowd:.0%} of the CPU time")
+    return replace(found, reason=found.undecided(1.0))

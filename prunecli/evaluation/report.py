@@ -189,9 +189,9 @@ def _latency(found: Evaluation) -> Iterator[Section]:
     columns = [Column("of"), *(Column(c, "ms") for c in ("median", "p10", "p90")), Column("runs", "count")]
     first = timed[0].latency
     assert first is not None
-    threads = f"{first.threads} thread{'' if first.threads == 1 else 's'}"
+    threads = f"{first.how.threads} thread{'' if first.how.threads == 1 else 's'}"
     clock = "CPU time of a run" if first.clock == "cpu" else "time of a run"
-    note = f"{clock}, batch {first.batch}, {threads}, {first.provider}"
+    note = f"{clock}, batch {first.how.batch}, {threads}, {first.how.provider}"
     if len(timed) > 1:
         note += "; both models in turn, the difference is the median over pairs"
     yield Table("Latency", columns, rows, note)

@@ -8,26 +8,16 @@ of the blocks in which onnxruntime computes convolutions, because those in betwe
 
 from __future__ import annotations
 
-import functools
-import json
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.costs import Costs, costs
-from prunecli.files import Scratch
-from prunecli.runtime import Session
-from prunecli.types import Progress, no_progress
+from prunecli.evaluation.profile import REST, key
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -116,177 +106,3 @@ def even_cut(catalogue: Catalogue, table: LatencyTable, allowed: Mask, share: fl
         stay = min(group.count, max(1, -(-round(share * group.count) // step) * step))
         removed[group.first + stay : group.units.stop] = True
     return removed
-
-
-Open = Callable[..., Session]
-SECONDS = 1.5
-"""Per model."""
-MIN_TURNS, MAX_TURNS = 6, 40
-IN_A_ROW = 3
-WARM_UP = 3
-FASTEST = 0.4
-"""Of an operator's runs the fastest count: other processes only ever add time. Their mean is finer than the clock."""
-LEAST = 0.1
-"""Of a timed operator's milliseconds, whatever the timing of it costs."""
-REST = ""
-"""The key of operators that belong to no node of the graph: reordering of layouts."""
-CONTRACTIONS = (
-    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "LSTM", "GRU", "RNN",
-    "Attention", "MultiHeadAttention", "GroupQueryAttention",
-)  # fmt: skip
-_SUFFIX = "_kernel_time"
-_BLOCKED = "_nchwc"
-_FUSED = "fused "
-_WALK = 8
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One operator of the optimised graph: its name and type there, milliseconds per run of the model."""
-
-    name: str
-    op: str
-    ms: float
-
-
-def profiles(
-    models: Sequence[ir.Model], feed: Mapping[str, Any], start: Open = Session.open, progress: Progress = no_progress
-) -> list[list[Kernel]]:
-    """Time every operator of every model.
-
-    The models take turns of a few runs, so that drift of the machine falls on all alike; all are held open.
-
-    Args:
-        start: as `Session.open`, with its provider and threads.
-    Raises:
-        PruneError: a model does not run on the feed.
-    """
-    with Scratch() as folder:
-        opened = [start(model, profile=folder / f"trace{n}") for n, model in enumerate(models)]
-        runs = [session.prepared(feed) for session in opened]
-        once = sum(_warm_up(run) for run in runs)
-        turns = int(np.clip(SECONDS * len(runs) / max(IN_A_ROW * once, 1e-9), MIN_TURNS, MAX_TURNS))
-        for turn in progress(range(turns), "timing layers", turns):
-            for run in runs if turn % 2 == 0 else reversed(runs):
-                for _ in range(IN_A_ROW):
-                    run()
-        return [_read(session.end_profile(), turns * IN_A_ROW) for session in opened]
-
-
-def _warm_up(run: Callable[[], Any]) -> float:
-    """Seconds of the last of a few runs."""
-    for _ in range(WARM_UP):
-        begin = time.perf_counter()
-        run()
-    return time.perf_counter() - begin
-
-
-def _read(trace: Path, count: int) -> list[Kernel]:
-    return _summary(json.loads(trace.read_text(encoding="utf-8")), count)
-
-
-def _summary(events: list[dict[str, Any]], count: int) -> list[Kernel]:
-    """The last `count` runs, or as many as there are; an operator inside a loop counts all its turns."""
-    kernels: dict[tuple[str, str], list[float]] = defaultdict(list)
-    begins = sorted(e["ts"] for e in events if e.get("name") == "model_run")[-count:]
-    begin, count = begins[0], len(begins)
-    for event in events:
-        name = event.get("name", "")
-        if event.get("cat") == "Node" and name.endswith(_SUFFIX) and event["ts"] >= begin:
-            kernels[name.removesuffix(_SUFFIX), event.get("args", {}).get("op_name", "")].append(event["dur"])
-    return [
-        Kernel(name, op, _fastest(times) * max(1, round(len(times) / count)) / 1e3)
-        for (name, op), times in kernels.items()
-    ]
-
-
-def _fastest(times: Sequence[float]) -> float:
-    """The mean of the fastest part."""
-    return float(np.mean(np.sort(times)[: max(1, int(FASTEST * len(times)))]))
-
-
-def net_of_timing(kernels: Sequence[Sequence[Kernel]], ms: float) -> list[list[Kernel]]:
-    """The same without what the timing of an operator adds: so much from each that those of the first model sum up
-    to `ms`, the time of a run of it that is not profiled."""
-    times = np.array([kernel.ms for kernel in kernels[0]])
-    low, high = 0.0, float(times.max(initial=0.0))
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _less(times, middle).sum() > ms else (low, middle)
-    return [[replace(k, ms=float(_less(k.ms, low))) for k in own] for own in kernels]
-
-
-def _less(ms: Any, overhead: float) -> Any:
-    return np.maximum(ms - overhead, LEAST * np.asarray(ms))
-
-
-class Attribution:
-    """Finds the node of the original graph that a kernel computes.
-
-    Optimised nodes are named after the node they come from, or after the value they yield (with a suffix for the
-    blocked layout). A contraction that has swallowed what follows it yields the last value: its own node is found
-    by walking back.
-    """
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._named: dict[str, ir.Node] = {}
-        for node in graph:
-            self._named.update({out.name: node for out in node.outputs if out.name})
-        self._named.update({node.name: node for node in graph if node.name})
-
-    def node(self, kernel: Kernel) -> ir.Node | None:
-        """None for what onnxruntime put in."""
-        name = kernel.name.removeprefix(_FUSED).removesuffix(_BLOCKED)
-        node = self._named.get(kernel.name) or self._named.get(name) or self._by_beginning(name, kernel.op)
-        return _back(node, kernel.op) if node is not None and kernel.op in CONTRACTIONS else node
-
-    def _by_beginning(self, name: str, op: str) -> ir.Node | None:
-        """Fusions append words of their own, after / or _."""
-        if op.startswith("Reorder"):
-            return None
-        while (cut := max(name.rfind("/"), name.rfind("_"))) > 0:
-            name = name[:cut]
-            if name in self._named:
-                return self._named[name]
-        return None
-
-    def times(self, kernels: Sequence[Kernel]) -> dict[str, float]:
-        """Milliseconds by node (`key`), and of the rest."""
-        out: dict[str, float] = defaultdict(float)
-        for kernel in kernels:
-            node = self.node(kernel)
-            out[REST if node is None else key(node)] += kernel.ms
-        return dict(out)
-
-
-def key(node: ir.Node) -> str:
-    """A name that a node has in every copy of the graph: that of its first named output."""
-    return next((out.name for out in node.outputs if out.name), node.name or "")
-
-
-def _back(node: ir.Node, op: str) -> ir.Node:
-    """The contraction at the beginning of what was fused into one operator."""
-    plain = op.removeprefix("Fused")
-    current, level = [node], 0
-    while current and level < _WALK:
-        for candidate in current:
-            if candidate.op_type.removeprefix("Fused") in (plain, "MatMul" if plain == "Gemm" else plain):
-                return candidate
-        current = [p for n in current for v in n.inputs if v is not None and (p := v.producer()) is not None]
-        level += 1
-    return node
-
-
-@functools.cache
-def channel_block() -> int:
-    """Channels per block of onnxruntime's convolutions on this CPU: widths in between cost as much as the next
-    multiple. Read off a small optimised graph; 1 where it does not block."""
-    weight = numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), "w")
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    with Scratch() as folder:
-        path = folder / "optimised.onnx"
-        Session.open(model.SerializeToString(), optimised=path)
-        stored = [tensor.dims[0] for tensor in onnx.load(path, format="protobuf").graph.initializer]
-    return max(stored) if stored and max(stored) > 4 else 1

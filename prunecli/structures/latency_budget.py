@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation.latency import QUARTILE, Speedup, Timed, measure, on_cpu, speedup
+from prunecli.evaluation.latency import QUARTILE, Latency, Run, Speedup, TimingOptions, measure, measure_pair
+from prunecli.evaluation.profile import Attribution, channel_block, key, net_of_timing, profiles
 from prunecli.model import concrete_shapes
 from prunecli.model.shape_inference import Shape
 from prunecli.runtime import Session
@@ -20,17 +21,7 @@ from prunecli.structures.calibrate import measure as measure_evidence
 from prunecli.structures.calibrate import unit_recipe
 from prunecli.structures.choose import OutOfReachError, decide_units
 from prunecli.structures.decision import Decided
-from prunecli.structures.latency import (
-    NANOSECONDS,
-    WIDTHS,
-    Attribution,
-    LatencyTable,
-    channel_block,
-    even_cut,
-    key,
-    net_of_timing,
-    profiles,
-)
+from prunecli.structures.latency import NANOSECONDS, WIDTHS, LatencyTable, even_cut
 from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.structures.residual_blocks import BlockCosts, BlockRecipe, decide_blocks
@@ -44,6 +35,8 @@ CLOSE = 0.93
 """A result this near to the target, from below, is not improved any further."""
 MARGIN = 0.98
 """Aim a little below the target, so that noise rarely costs a round."""
+COMPARE_SECONDS = 6.0
+"""Of a measurement of one model beside the original."""
 ABOVE = 1.02
 """What sessions of one and the same model differ by."""
 
@@ -112,13 +105,16 @@ class LatencyBench:
 
     def compare(self, model: ir.Model) -> Speedup:
         """The model beside the original, in turns."""
-        session = self.start(model)
-        runs = {"cut": session.prepared(self.feed), "whole": self.original.prepared(self.feed)}
-        return speedup(self.measure(runs), "cut", "whole", self.options.seed)
+        cut, whole = self.start(model).prepared(self.feed), self.original.prepared(self.feed)
+        return measure_pair(cut, whole, self.timing, self.progress).gain
 
-    def measure(self, runs: Mapping[str, Callable[[], Any]]) -> Timed:
-        threads = on_cpu(self.original.provider, self.options.execution.thread_count)
-        return measure(runs, threads, progress=self.progress)
+    def measure(self, run: Run) -> Latency:
+        return measure({"": run}, self.timing, self.progress)[""]
+
+    @property
+    def timing(self) -> TimingOptions:
+        execution, provider = self.options.execution, self.original.provider
+        return TimingOptions(execution.thread_count, provider, seconds=COMPARE_SECONDS, seed=self.options.seed)
 
     def fraction(self, budget: Budget) -> float:
         """The target as what is to remain of the time.
@@ -128,7 +124,7 @@ class LatencyBench:
         """
         if not budget.absolute:
             return budget.target
-        whole = float(np.median(self.measure({"whole": self.original.prepared(self.feed)}).times["whole"]))
+        whole = self.measure(self.original.prepared(self.feed)).median
         if budget.target >= whole:
             raise PruneError(f"the model takes {whole:.3g} ms already", "ask for less")
         return budget.target / whole
@@ -140,7 +136,7 @@ class LatencyBench:
         """
         models = [self.build(mask) for mask in removed]
         found = profiles(models, self.feed, self.start, self.progress)
-        plain = self.measure({"": self.start(models[0]).prepared(self.feed)}).times[""]
+        plain = self.measure(self.start(models[0]).prepared(self.feed)).times
         layers = Attribution(self.subject.work.graph)
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 

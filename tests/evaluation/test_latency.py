@@ -16,7 +16,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.evaluation import latency
-from prunecli.evaluation.latency import CROWDED, Clock, Latency, MachineLoad, Speedup, Timed, measure, on_cpu, speedup
+from prunecli.evaluation.latency import (
+    CROWDED,
+    MAX_PAIRS,
+    MIN_PAIRS,
+    Clock,
+    Latency,
+    MachineLoad,
+    Speedup,
+    TimingOptions,
+    measure,
+    measure_pair,
+    speedup,
+)
 from prunecli.runtime import Session
 
 
@@ -24,8 +36,14 @@ def times(scale: float, noise: float, seed: int, count: int = 100) -> np.ndarray
     return scale * np.exp(noise * np.random.default_rng(seed).standard_normal(count))
 
 
-def told(model: Any, baseline: Any, clock: Clock = "cpu", crowd: float = 0.0, seed: int = 0) -> Speedup:
-    return speedup(Timed({"m": np.asarray(model), "b": np.asarray(baseline)}, clock, crowd), "m", "b", seed)
+CPU, THREADS = "CPUExecutionProvider", {"cpu": 1, "wall": 2}
+
+
+def told(
+    model: Any, baseline: Any, clock: Clock = "cpu", crowd: float = 0.0, seed: int = 0, short: str = ""
+) -> Speedup:
+    how = TimingOptions(THREADS[clock], CPU, seed=seed)
+    return speedup(*(Latency(np.asarray(times), how, crowd, short) for times in (model, baseline)))
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.5, 3.0])
@@ -102,6 +120,22 @@ def test_what_others_took_widens_the_interval() -> None:
     assert (found.low, found.high) == (pytest.approx(2 / 1.02 / 1.1), pytest.approx(2 * 1.02 * 1.1))
 
 
+# speed-up, interval, reason, limit of a gate -> whether it decides, and a piece of the reason why not
+LIMITS = [
+    (Speedup(1.52, 1.48, 1.56), 1.5, ""),  # so near that no measurement would tell
+    (Speedup(2.0, 1.4, 2.6), 1.5, "more than the difference to 1.5"),
+    (Speedup(2.0, 1.4, 2.6), 1.3, ""),
+    (Speedup(2.0, 1.4, 2.6), 3.0, ""),
+    (Speedup(1.0, 0.7, 1.4), 1.0, "more than the difference"),
+    (Speedup(9.6, 9.0, 10.0, "busy"), 1.5, "busy"),
+]
+
+
+@pytest.mark.parametrize(("found", "limit", "reason"), LIMITS)
+def test_noise_decides_nothing(found: Speedup, limit: float, reason: str) -> None:
+    assert reason in found.undecided(limit) if reason else not found.undecided(limit)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
@@ -121,23 +155,73 @@ def test_pairs_alternate_in_windows_of_equal_length(monkeypatch: pytest.MonkeyPa
     runs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     seconds = {id(runs["a"]): 2e-3, id(runs["b"]): 4e-3}
     monkeypatch.setattr(latency, "_warm_up", lambda run: seconds[id(run)])
-    found = measure(runs, 1, 4)
+    found = measure(runs, TimingOptions(1, CPU, pairs=4))
     assert "".join(calls) == "aaabb" + "bbaaa" + "aaabb" + "bbaaa"
-    assert {name: len(values) for name, values in found.times.items()} == {"a": 4, "b": 4}
+    assert {name: len(each.times) for name, each in found.items()} == {"a": 4, "b": 4}
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize(("threads", "clock"), [(1, "cpu"), (2, "wall"), (0, "wall")])
-def test_one_thread_is_measured_by_its_own_clock(threads: int, clock: str) -> None:
-    found = measure({"a": lambda: time.sleep(0.003)}, threads, 3)
+class SlowMachine:
+    """A clock that nothing but runs moves on: `a` takes so many seconds, `b` twice as many."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds, self.calls = 0.0, seconds, 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.now
+
+    def thread_time_ns(self) -> int:
+        return round(1e9 * self.now)
+
+    def run(self, factor: int) -> None:
+        self.now += factor * self.seconds
+        self.calls += 1
+
+
+# seconds of a run, those that are allowed -> pairs, at most so many seconds in all, whether an interval follows
+BOUNDED = [
+    (1e-6, 2.0, MAX_PAIRS, 2.0, True),
+    (1e-3, 2.0, 285, 2.1, True),
+    (0.05, 3.0, 10, 4.5, True),
+    (0.25, 3.0, 10, 9.5, True),
+    (0.5, 3.0, 6, 10.5, False),
+    (30.0, 3.0, 1, 90.0, False),
+]
+
+
+@pytest.mark.parametrize(("seconds", "allowed", "pairs", "spent", "enough"), BOUNDED)
+def test_it_takes_no_longer_than_it_may(
+    seconds: float, allowed: float, pairs: int, spent: float, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = SlowMachine(seconds)
+    monkeypatch.setattr(latency, "time", machine)
+    found = measure_pair(lambda: machine.run(1), lambda: machine.run(2), TimingOptions(1, CPU, seconds=allowed))
+    assert len(found.model.times) == len(found.baseline.times) <= MAX_PAIRS
+    assert len(found.model.times) == pytest.approx(pairs, abs=1)
+    assert machine.now <= spent
+    assert found.gain.speedup == pytest.approx(2)
+    assert ("runs of each model fit into" in found.gain.reason) == (not enough)
+
+
+def test_a_number_of_pairs_that_is_asked_for_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SlowMachine(30.0)
+    monkeypatch.setattr(latency, "time", machine)
+    found = measure({"": lambda: machine.run(1)}, TimingOptions(1, CPU, seconds=1, pairs=MIN_PAIRS + 1))[""]
+    assert len(found.times) == MIN_PAIRS + 1 and not found.short
+
+
+@pytest.mark.parametrize(
+    ("threads", "provider", "clock"),
+    [(1, CPU, "cpu"), (2, CPU, "wall"), (1, "CUDAExecutionProvider", "wall")],
+)
+def test_one_thread_is_measured_by_its_own_clock(threads: int, provider: str, clock: str) -> None:
+    found = measure({"a": lambda: time.sleep(0.003)}, TimingOptions(threads, provider, pairs=3))["a"]
     assert found.clock == clock
-    assert (found.times["a"].max() < 2) == (clock == "cpu")  # waiting takes no CPU time
-    assert (threads == 2) or found.crowd == 0
-
-
-def test_threads_of_another_device_are_not_these_cpus() -> None:
-    assert on_cpu("CPUExecutionProvider", 3) == 3
-    assert on_cpu("CUDAExecutionProvider", 1) == 0
+    assert (found.times.max() < 2) == (clock == "cpu")  # waiting takes no CPU time
+    assert provider == CPU or found.crowd == 0  # other devices are not these CPUs
 
 
 def test_the_collector_comes_back_after_an_error() -> None:
@@ -148,27 +232,32 @@ def test_the_collector_comes_back_after_an_error() -> None:
             raise ValueError
 
     with pytest.raises(ValueError):
-        measure({"a": fails}, 1, 5)
+        measure({"a": fails}, TimingOptions(1, CPU, pairs=5))
     assert gc.isenabled()
 
 
-# seconds of all CPUs and of this process in 10 seconds on 4 CPUs, threads asked for -> what others took of theirs
+# seconds of all CPUs, of this process and of other guests in 10 seconds on 4 CPUs, threads asked for -> others' share
 CROWDS = [
-    (0.0, 0.0, 2, 0.0),
-    (20.0, 20.0, 2, 0.0),
-    (40.0, 20.0, 2, 0.0),
-    (40.0, 30.0, 4, 0.25),
-    (40.0, 10.0, 4, 0.75),
-    (30.0, 0.0, 2, 0.5),
-    (41.0, 0.0, 4, 1.0),
-    (40.0, 0.0, 0, 0.0),
+    (0.0, 0.0, 0.0, 2, 0.0),
+    (20.0, 20.0, 0.0, 2, 0.0),
+    (40.0, 20.0, 0.0, 2, 0.0),
+    (40.0, 30.0, 0.0, 4, 0.25),
+    (40.0, 10.0, 0.0, 4, 0.75),
+    (30.0, 0.0, 0.0, 2, 0.5),
+    (41.0, 0.0, 0.0, 4, 1.0),
+    (40.0, 30.0, 10.0, 4, 0.25),
+    (40.0, 10.0, 0.0, 1, 0.0),
+    (40.0, 10.0, 8.0, 1, 0.2),
 ]
 
 
-@pytest.mark.parametrize(("busy", "own", "threads", "share"), CROWDS)
-def test_what_others_took_is_beyond_the_cpus_that_are_left(busy: float, own: float, threads: int, share: float) -> None:
-    before, after = MachineLoad(100.0, 7.0, 500.0, 4), MachineLoad(110.0, 7.0 + own, 500.0 + busy, 4)
-    assert after.crowd(before, threads) == pytest.approx(share)
+@pytest.mark.parametrize(("busy", "own", "stolen", "threads", "share"), CROWDS)
+def test_what_others_took(busy: float, own: float, stolen: float, threads: int, share: float) -> None:
+    """Of wall time: beyond the CPUs that are left. Of one thread's CPU time: what the hypervisor took."""
+    before, after = MachineLoad(100, 7, 500, 3, 4), MachineLoad(110, 7 + own, 500 + busy, 3 + stolen, 4)
+    assert after.crowd(before, TimingOptions(threads, CPU)) == pytest.approx(share)
+    assert after.crowd(before, TimingOptions(threads, "CUDAExecutionProvider")) == 0
+    assert MachineLoad(110, 7 + own).crowd(MachineLoad(100, 7), TimingOptions(threads, CPU)) == 0
 
 
 def test_the_load_is_read_as_linux_counts(tmp_path: Path) -> None:
@@ -176,21 +265,19 @@ def test_the_load_is_read_as_linux_counts(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text(f"cpu  {ticks} {ticks} {ticks} 999 999 {ticks} {ticks} {5 * ticks} 77 77\ncpu0 1\ncpu1 1\nintr 5\n")
     found = MachineLoad.now(stat)
-    assert (found.busy, found.cpus) == (10.0, 2)  # user, nice, system, both interrupts, and 5 that were stolen
+    assert (found.busy, found.stolen, found.cpus) == (10.0, 5.0, 2)  # user, nice, system, both interrupts, and stolen
     stat.write_text("cpu\n")
     assert MachineLoad.now(stat).cpus == MachineLoad.now(tmp_path / "none").cpus == 0
-    assert MachineLoad.now(tmp_path / "none").crowd(MachineLoad(0.0, 0.0), 4) == 0
 
 
 def test_the_figures() -> None:
-    found = Latency(np.arange(1, 102, dtype=float), 4, 2, "CPUExecutionProvider").to_json()
-    assert found == {
-        "median": 51, "p10": 11, "p90": 91, "runs": 101, "batch": 4, "threads": 2,
-        "provider": "CPUExecutionProvider", "clock": "wall",
+    how = TimingOptions(2, CPU, 4)
+    assert Latency(np.arange(1, 102, dtype=float), how).to_json() == {
+        "median": 51, "p10": 11, "p90": 91, "runs": 101, "batch": 4, "threads": 2, "provider": CPU, "clock": "wall",
     }  # fmt: skip
-    assert Latency(np.array([1.0] * 50 + [9.0] * 50), 1, 1, "").disturbed
-    assert not Latency(np.array([1.0] * 50 + [1.5] * 50), 1, 1, "").disturbed
-    assert Latency(np.ones(9), 1, 2, "", "wall", 0.5).disturbed
+    assert Latency(np.array([1.0] * 50 + [9.0] * 50), how).disturbed
+    assert not Latency(np.array([1.0] * 50 + [1.5] * 50), how).disturbed
+    assert Latency(np.ones(9), how, 0.5).disturbed
 
 
 # -- onnxruntime, by the clock ----------------------------------------------------------------------
@@ -243,16 +330,13 @@ def load() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", [1.0, 2.0])
-def test_the_interval_covers_the_truth_beside_other_work(
-    truth: float, load: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_interval_covers_the_truth_beside_other_work(truth: float, load: None) -> None:
     """A model and itself, and one of exactly twice its layers: in 19 of 20 runs the truth is inside the interval, and
     it is told nearly always."""
-    monkeypatch.setattr(latency, "BUDGET_SECONDS", 0.3)
     found = []
     for _ in range(20):
-        runs = {"m": convolutions(8, 1), "b": convolutions(round(8 * truth), 1)}
-        found.append(speedup(measure(runs, 1), "m", "b"))
+        how = TimingOptions(1, CPU, seconds=0.5)
+        found.append(measure_pair(convolutions(8, 1), convolutions(round(8 * truth), 1), how).gain)
     assert sum(each.low <= truth <= each.high for each in found) >= 19, found
     assert sum(not each.reason for each in found) >= 15, found
 
@@ -260,5 +344,6 @@ def test_the_interval_covers_the_truth_beside_other_work(
 @pytest.mark.slow
 def test_nothing_is_told_of_several_threads_beside_other_work(load: None) -> None:
     threads = max(2, os.cpu_count() or 1)
-    runs = {"m": convolutions(8, threads), "b": convolutions(16, threads)}
-    assert all("other processes took" in speedup(measure(runs, threads, 50), "m", "b").reason for _ in range(3))
+    for _ in range(3):
+        found = measure_pair(convolutions(8, threads), convolutions(16, threads), TimingOptions(threads, CPU, pairs=50))
+        assert "other processes took" in found.gain.reason

@@ -16,10 +16,9 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation import latency
-from prunecli.evaluation.latency import Speedup, Timed
+from prunecli.evaluation import profile
+from prunecli.evaluation.latency import Latency, Speedup, TimingOptions
 from prunecli.model import Dims
-from prunecli.structures import latency as latency_profile
 from prunecli.structures import latency_budget as module
 from prunecli.structures.choose import OutOfReachError
 from prunecli.structures.latency_budget import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
@@ -185,7 +184,8 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
     clock: Callable[[float], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(0.05)
-    monkeypatch.setattr(module, "measure", lambda runs, *_, **__: Timed(dict.fromkeys(runs, np.full(9, 8.0)), "cpu"))
+    taken = Latency(np.full(9, 8.0), TimingOptions(1, "CPUExecutionProvider"))
+    monkeypatch.setattr(module, "measure", lambda runs, *_, **__: dict.fromkeys(runs, taken))
     found = structured(net_file(tmp_path, wide), latency="4ms", output=tmp_path / "cut.onnx")
     assert found.latency is not None and found.latency["target"] == 0.5
     assert found.recipe["latency_ms"] == 4
@@ -195,8 +195,8 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
 
 def test_the_real_clock_times_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No assertion on how long anything takes, only that the table holds the convolutions and the parts add up."""
-    monkeypatch.setattr(latency, "BUDGET_SECONDS", 0.1)
-    monkeypatch.setattr(latency_profile, "SECONDS", 0.1)
+    monkeypatch.setattr(module, "COMPARE_SECONDS", 0.1)
+    monkeypatch.setattr(profile, "PROFILE_SECONDS", 0.1)
     subject = open_cuttable(net_file(tmp_path, wide), "channel,head", Dims())
     bench = LatencyBench(subject, CutOptions(), no_progress)
     (times,) = bench.layer_times([np.zeros(subject.units.count, bool)])

@@ -13,22 +13,20 @@ from hypothesis import strategies as st
 from prunecli.dependency.analysis import analyse
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
-from prunecli.runtime import Session
-from prunecli.structures import latency as latency_profile
-from prunecli.structures.latency import (
+from prunecli.evaluation import profile
+from prunecli.evaluation.profile import (
     LEAST,
     REST,
-    WIDTHS,
     Attribution,
     Kernel,
-    LatencyTable,
     _summary,
     channel_block,
-    even_cut,
     key,
     net_of_timing,
     profiles,
 )
+from prunecli.runtime import Session
+from prunecli.structures.latency import WIDTHS, LatencyTable, even_cut
 from tests.channels.net import Net
 
 
@@ -156,7 +154,7 @@ def test_fused_kernels_are_told_by_the_contraction_that_began_them(
     net = build(Net())
     work = prepare(ir.from_proto(net.model()))
     x = np.random.default_rng(0).standard_normal(net.shapes["x0"]).astype(np.float32)
-    monkeypatch.setattr(latency_profile, "SECONDS", 0.1)
+    monkeypatch.setattr(profile, "PROFILE_SECONDS", 0.1)
     (kernels,) = profiles([net.model().SerializeToString()], {"x0": x})
     attribution = Attribution(work.graph)
     found = [node for k in kernels if (node := attribution.node(k)) is not None and node.op_type == op]
