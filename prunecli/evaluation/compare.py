@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.data import Dataset, random_data
+from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import SPANS, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
 from prunecli.evaluation.options import CompareOptions
-from prunecli.evaluation.pairing import Runner, common_specs, pair
+from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
 from prunecli.evaluation.report import fidelity_table, gate_sections
-from prunecli.model import load
-from prunecli.model.shapes import with_demands
 from prunecli.report.contract import envelope
 from prunecli.report.document import Document, Section, Text
 from prunecli.types import FileRef, Json, Progress, no_progress
@@ -77,30 +75,24 @@ def compare(
         PruneError: a model or the data is unusable, the two do not match, or a gate's name is unknown.
     """
     start, options = time.perf_counter(), CompareOptions.of(options, **changes)
-    first, second = Path(first), Path(second)
-    files = load(first), load(second)
-    one, two = (options.execution.open(path) for path in (first, second))
-    each = {f"{o.name}.{measure}": span for o in one.outputs for measure, span in SPANS.items()}
+    models = open_models({BASELINE: Path(first), MODEL: Path(second)}, options.execution)
+    each = {f"{o.name}.{measure}": span for o in models.first.outputs for measure, span in SPANS.items()}
     gates = [parse_gate(text, {**SPANS, **each}) for text in options.gates]
-    runners = Runner(one), pair(one, two)
-    specs = common_specs(one.inputs, runners[1])
-    limits = {n: min(v, two.limits.get(runners[1].inputs.get(n, n), v)) for n, v in one.limits.items()}
     if options.source is not None:
-        data = options.source.open(specs, one.outputs)
+        data = options.source.open(models.specs, models.first.outputs)
     else:
-        dims, specs = options.dims, with_demands(files[0].ir, specs)
-        data = random_data(specs, options.samples, options.seed, limits=limits, dims=dims.sizes, shapes=dims.shapes,
-                           outputs=one.outputs)  # fmt: skip
-    fidelity = _run(runners, data, options.batch_size, progress)
-    result = Comparison(files[0].ref, files[1].ref, fidelity, [*data.notes, *_notes(runners[1], fidelity)])
+        data = models.random_data(options.samples, options.seed, options.dims)
+    fidelity = _run(models.runners, data, options.batch_size, progress)
+    one, two = (models.files[role].ref for role in (BASELINE, MODEL))
+    result = Comparison(one, two, fidelity, [*data.notes, *_notes(models.runners[MODEL], fidelity)])
     checked = check_gates(gates, figures(fidelity), "the others of the table are")
     return replace(result, gates=checked, seconds=time.perf_counter() - start)
 
 
-def _run(runners: tuple[Runner, Runner], data: Dataset, batch_size: int, progress: Progress) -> Fidelity:
+def _run(runners: Mapping[str, Runner], data: Dataset, batch_size: int, progress: Progress) -> Fidelity:
     collector = FidelityCollector()
     for batch in progress(data.batches(batch_size), "comparing", data.batch_count(batch_size)):
-        collector.add(runners[0].run(batch), runners[1].run(batch), batch.count)
+        collector.add(runners[BASELINE].run(batch), runners[MODEL].run(batch), batch.count)
     found = collector.result("the first model", data.source)
     if found is None:
         raise PruneError("the models have no numeric output in common", "nothing can be compared")

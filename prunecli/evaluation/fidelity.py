@@ -261,7 +261,9 @@ class FidelityCollector:
             return None
         outputs = {n: {k: m.value() for k, m in each.items()} for n, each in self._measures.items()}
         main = self.main if self.main in outputs else next(iter(outputs))
-        return Fidelity(outputs, main, self._samples, reference, inputs, list(self._skipped.values()), self._alike)
+        return Fidelity(
+            outputs, main, self._samples, reference, inputs=inputs, skipped=[*self._skipped.values()], alike=self._alike
+        )
 
 
 def _tensors(name: str, reference: Any, other: Any) -> list[tuple[str, Any, Any]]:

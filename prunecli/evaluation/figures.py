@@ -1,30 +1,74 @@
-"""The short dotted names that `--fail-if` uses, and their values in an evaluation."""
+"""What `evaluate` returns, and its figures by the short dotted names that `--fail-if` uses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
-from prunecli.evaluation.fidelity import MEASURES, SPANS
-from prunecli.evaluation.gates import Span
-from prunecli.evaluation.quality import METRICS
-from prunecli.evaluation.robustness import CORRUPTIONS
-from prunecli.types import Json
+from prunecli.data import Classes
+from prunecli.evaluation.fidelity import MEASURES, SPANS, Fidelity
+from prunecli.evaluation.gates import GateResult, Span, raise_if_failed
+from prunecli.evaluation.latency import Latency, Speedup
+from prunecli.evaluation.quality import METRICS, Average, Significance
+from prunecli.evaluation.reading import Predictions
+from prunecli.evaluation.robustness import CORRUPTIONS, Stress
+from prunecli.report.result import Reported
+from prunecli.types import FileRef, Json, Totals
 
-if TYPE_CHECKING:
-    from prunecli.evaluation.result import Evaluation, Scored
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's figures. `train`: metrics on the training data, where asked for."""
+
+    role: str
+    ref: FileRef
+    totals: Totals
+    metrics: Mapping[str, float]
+    latency: Latency | None = None
+    train: Mapping[str, float] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    classes: Sequence[Json] = ()
+    confusion: Json | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation(Reported):
+    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one."""
+
+    models: Sequence[Scored]
+    source: str
+    samples: int
+    batch_size: int
+    average: Average
+    fidelity: Fidelity | None = None
+    speedup: Speedup | None = None
+    significance: Significance | None = None
+    stress: Stress | None = None
+    train_samples: int = 0
+    notes: Sequence[str] = ()
+    data_notes: Sequence[str] = ()
+    classes: Classes | None = None
+    gates: Sequence[GateResult] = ()
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> Scored:
+        return self.models[0]
+
+    @property
+    def baseline(self) -> Scored | None:
+        return self.models[1] if len(self.models) > 1 else None
+
+    def raise_if_failed(self) -> None:
+        """Raise GateFailed where a gate failed."""
+        raise_if_failed(self.gates)
+
 
 SIZES = ("params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes")
 LATENCY = ("median", "p10", "p90")
 SPEEDUP = ("speedup", "low", "high")
 ANY: Span = (-math.inf, math.inf)
-
-
-def change_of(metric: str) -> str:
-    """drop (baseline minus model) where more is better, else rise (model minus baseline)."""
-    return "drop" if METRICS[metric].higher else "rise"
 
 
 def sizes(scored: Scored) -> Json:
@@ -40,8 +84,8 @@ def delta(found: Evaluation) -> Json:
     result: Json = {}
     for name, value in found.model.metrics.items():
         if name in found.baseline.metrics:
-            sign = 1 if METRICS[name].higher else -1
-            result[name] = {change_of(name): sign * (found.baseline.metrics[name] - value)}
+            loss = METRICS[name].sign * (found.baseline.metrics[name] - value)
+            result[name] = {METRICS[name].change: loss}
     if found.speedup is not None:
         result["latency"] = found.speedup.to_json()
     new, old = sizes(found.model), sizes(found.baseline)
@@ -56,7 +100,7 @@ def delta(found: Evaluation) -> Json:
 def gaps(scored: Scored) -> dict[str, float]:
     """How much better each metric is on the training data than on the test data."""
     return {
-        name: (1 if METRICS[name].higher else -1) * (value - scored.metrics[name])
+        name: METRICS[name].sign * (value - scored.metrics[name])
         for name, value in scored.train.items()
         if name in scored.metrics
     }
@@ -101,7 +145,7 @@ def known() -> dict[str, Span]:
     own |= {f"{name}.gap": difference(each.span) for name, each in METRICS.items()}
     own |= {f"latency.{name}": amount for name in LATENCY}
     found = {**own, **{f"baseline.{name}": span for name, span in own.items()}}
-    found |= {f"{name}.{change_of(name)}": difference(each.span) for name, each in METRICS.items()}
+    found |= {f"{name}.{each.change}": difference(each.span) for name, each in METRICS.items()}
     found |= {f"{name}.ratio": amount for name in SIZES if name != "sparsity"}
     found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1), **SPANS}
     found |= {f"latency.{name}": amount for name in SPEEDUP}

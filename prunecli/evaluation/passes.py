@@ -1,17 +1,179 @@
-"""One pass of one or two models over a data set: predictions against the labels, fidelity to each other."""
+"""Models on the same data: opened, matched by their inputs and outputs, run batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from prunecli.data import Batch, Dataset
+import numpy as np
+
+from prunecli.data import Batch, Dataset, random_data
+from prunecli.data.columns import cast
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
-from prunecli.evaluation.pairing import Runner
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
+from prunecli.inputs import InputSpec
+from prunecli.model import Dims, Model, load
+from prunecli.model.shapes import with_demands
+from prunecli.runtime import Execution, Session
 from prunecli.types import Progress, no_progress
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class OpenedModels:
+    """One or two models, validated and opened, by role. The names of inputs and outputs are those of the first.
+    `specs`: inputs that fit all."""
+
+    files: Mapping[str, Model]
+    runners: Mapping[str, Runner]
+    specs: Sequence[InputSpec]
+
+    @property
+    def first(self) -> Session:
+        return next(iter(self.runners.values())).session
+
+    def random_data(self, count: int, seed: int, dims: Dims, batch: int = 1) -> Dataset:
+        """Seeded random runs that all models take."""
+        limits = {
+            name: min(each.session.limits.get(each.inputs.get(name, name), most) for each in self.runners.values())
+            for name, most in self.first.limits.items()
+        }
+        specs = with_demands(next(iter(self.files.values())).ir, self.specs)
+        return random_data(
+            specs, count, seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
+            outputs=self.first.outputs,
+        )  # fmt: skip
+
+
+def open_models(paths: Mapping[str, Path], execution: Execution) -> OpenedModels:
+    """Load and open one or two models, the second to answer in the names of the first.
+
+    Raises:
+        PruneError: a file is not a valid model, onnxruntime cannot open it, or the two do not match.
+    """
+    files, runners = {}, dict[str, Runner]()
+    specs: Sequence[InputSpec] = ()
+    for role, path in paths.items():
+        files[role], session = load(path), execution.open(path)
+        if not runners:
+            runners[role], specs = Runner(session), session.inputs
+        else:
+            runners[role] = pair(next(iter(runners.values())).session, session)
+            specs = common_specs(specs, runners[role])
+    return OpenedModels(files, runners, specs)
+
+
+def data_dims(data: Dataset, names: Mapping[str, str], session: Session) -> Dims:
+    """The sizes at which to count work: one sample of the data, or the model's fixed batch. `names` maps the
+    data's input names to this session's."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    chunk = data.chunks[0]
+    specs = {s.name: s for s in session.inputs}
+    for name, column in chunk.columns.items():
+        spec = specs[names.get(name, name)]
+        shape = list(column.shape[1:] if data.unbatched else column.shape)
+        if shape and spec.shape and not chunk.whole and not data.unbatched:
+            axis = data.axes.get(spec.name, 0)
+            size = spec.shape[axis]
+            shape[:1] = []
+            shape.insert(axis, size if isinstance(size, int) else 1)
+        if len(shape) == len(spec.shape):
+            shapes[spec.name] = tuple(shape)
+    return Dims(shapes=shapes)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A session that answers in another model's names: `inputs` and `outputs` map those names to its own."""
+
+    session: Session
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    renamed: tuple[str, ...] = ()
+
+    def feed(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """The feed under this session's names and in its element types."""
+        specs = {s.name: s for s in self.session.inputs}
+        own = {self.inputs.get(name, name): value for name, value in feed.items()}
+        return {name: cast(name, v, specs[name]) if name in specs else v for name, v in own.items()}
+
+    def run(self, batch: Batch) -> dict[str, Any]:
+        """All outputs with one row per real sample, under the common names."""
+        raw = self.session.run(self.feed(batch.feed))
+        names = self.outputs or {name: name for name in raw}
+        values = {common: raw[own] for common, own in names.items()}
+        return {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
+
+
+def pair(first: Session, second: Session) -> Runner:
+    """The second session under the first one's names: by name where they agree, else by position.
+
+    Raises:
+        PruneError: inputs or outputs that neither name nor position can match, with both sides.
+    """
+    inputs = _match(first.inputs, second.inputs, "inputs")
+    outputs = _match(first.outputs, second.outputs, "outputs")
+    renamed = [f"{a} = {b}" for a, b in (*inputs.items(), *outputs.items()) if a != b]
+    return Runner(second, inputs, outputs, tuple(renamed))
+
+
+def _match(first: Sequence[InputSpec], second: Sequence[InputSpec], what: str) -> dict[str, str]:
+    names = {s.name for s in second}
+    common = [s.name for s in first if s.name in names]
+    if len(common) == len(first) and (what == "outputs" or len(common) == len(second)):
+        return {name: name for name in common}
+    alike = len(first) == len(second) and all(_alike(a, b) for a, b in zip(first, second, strict=True))
+    if not alike:
+        raise PruneError(
+            f"the two models have different {what}: {_listed(first)} and {_listed(second)}",
+            f"give models with the same {what}, or at least of the same ranks in the same order",
+        )
+    return {a.name: b.name for a, b in zip(first, second, strict=True)}
+
+
+def _alike(a: InputSpec, b: InputSpec) -> bool:
+    fixed = zip(a.shape, b.shape, strict=False)
+    return (
+        a.is_float == b.is_float
+        and (not a.shape or not b.shape or len(a.shape) == len(b.shape))
+        and not any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in fixed)
+    )
+
+
+def _listed(specs: Sequence[InputSpec]) -> str:
+    return "; ".join(s.describe() for s in specs) or "none"
+
+
+def common_specs(first: Sequence[InputSpec], runner: Runner) -> list[InputSpec]:
+    """The first model's inputs with every dimension fixed that either model fixes.
+
+    Raises:
+        PruneError: the two fix one dimension at different sizes.
+    """
+    others = {s.name: s for s in runner.session.inputs}
+    return [_join(spec, others[runner.inputs.get(spec.name, spec.name)]) for spec in first]
+
+
+def _join(a: InputSpec, b: InputSpec) -> InputSpec:
+    if not a.shape or not b.shape:
+        return a
+    if len(a.shape) != len(b.shape):
+        raise PruneError(
+            f"the models' inputs differ in rank: {a.describe()} and {b.describe()}",
+            "give two versions of one model",
+        )
+    for x, y in zip(a.shape, b.shape, strict=True):
+        if isinstance(x, int) and isinstance(y, int) and x != y:
+            raise PruneError(
+                f"no input fits both models: {a.describe()} and {b.describe()}",
+                "export both for the same shapes",
+            )
+    return replace(a, shape=tuple(y if isinstance(y, int) else x for x, y in zip(a.shape, b.shape, strict=True)))
+
 
 MODEL, BASELINE = "model", "baseline"
 
@@ -42,7 +204,7 @@ def run_pass(
     runners: Mapping[str, Runner],
     data: Dataset,
     batch_size: int,
-    asked: Asked | None = None,
+    asked: Asked = Asked(),
     progress: Progress = no_progress,
     label: str = "evaluating",
 ) -> EvaluationPass:
@@ -51,7 +213,6 @@ def run_pass(
     Raises:
         PruneError: no output fits the labels, or the models' outputs differ in shape.
     """
-    asked = asked or Asked()
     labels = data.labels
     collectors: dict[str, Collector] = {}
     fidelity = FidelityCollector(main=asked.output_name)

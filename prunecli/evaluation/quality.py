@@ -1,4 +1,7 @@
-"""Quality against labels. `@metric` registers a figure; scikit-learn computes all that it has."""
+"""Quality against labels, and whether a difference in it is more than chance.
+
+`@metric` registers a figure; scikit-learn computes all that it has.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prunecli.evaluation.reading import Predictions
+from prunecli.evaluation.reading import Predictions, Reading
 from prunecli.types import Json
+
+Array = np.ndarray[Any, Any]
 
 Average = Literal["weighted", "macro", "micro"]
 Compute = Callable[[Predictions, Average], float | None]
@@ -21,15 +26,24 @@ MAX_CONFUSION = 200
 
 @dataclass(frozen=True)
 class Metric:
-    """`higher`: whether more is better; its delta is then `drop` (baseline minus model), else `rise`.
-    `fraction`: in [0, 1], shown in percent. `span`: the least and the most that it can be."""
+    """`higher`: whether more is better. `fraction`: in [0, 1], shown in percent. `span`: the least and the most that it
+    can be."""
 
-    name: str
     compute: Compute
     regression: bool
     higher: bool
     fraction: bool
     span: tuple[float, float]
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if self.higher else -1
+
+    @property
+    def change(self) -> str:
+        """What the contract calls a loss of it: drop where more is better, else rise."""
+        return "drop" if self.higher else "rise"
 
 
 METRICS: dict[str, Metric] = {}
@@ -46,7 +60,7 @@ def metric(
     """Register a figure of merit; it may return None where it has no meaning."""
 
     def add(compute: Compute) -> Compute:
-        METRICS[name] = Metric(name, compute, regression, higher, fraction, span)
+        METRICS[name] = Metric(compute, regression, higher, fraction, span)
         return compute
 
     return add
@@ -65,9 +79,9 @@ def compute_metrics(predictions: Predictions, average: Average = "weighted") -> 
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def primary(predictions: Predictions) -> str:
-    """The one figure that robustness and over-fitting are told by."""
-    return "rmse" if predictions.reading.regression else "accuracy"
+def primary(reading: Reading) -> str:
+    """The one figure that robustness is told by."""
+    return "rmse" if reading.regression else "accuracy"
 
 
 @metric("accuracy")
@@ -188,3 +202,83 @@ def _name(p: Predictions, number: Any) -> str | int:
     if names is not None and isinstance(number, int) and 0 <= number < len(names):
         return names[number]
     return number if title is None else title
+
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Significance:
+    """`p`: probability of a difference at least this large between equally good models. `difference`: model
+    minus baseline in goodness per sample (accuracy, or minus the absolute error). `detail`: the counts."""
+
+    test: str
+    p: float
+    difference: float
+    detail: str
+
+    @property
+    def beyond_chance(self) -> bool:
+        return self.p < LEVEL
+
+    def words(self) -> str:
+        """One sentence."""
+        if self.difference == 0 and self.p == 1:
+            return f"no difference in quality ({self.detail})"
+        verdict = "beyond chance" if self.beyond_chance else "within chance"
+        kind = "worse" if self.difference < 0 else "better"
+        size = f"the model is {kind} than the baseline" if self.beyond_chance else "the difference is"
+        return f"{size} {verdict} ({self.test}, p {format_p(self.p)}; {self.detail})"
+
+    def to_json(self) -> Json:
+        return {
+            "test": self.test,
+            "p": self.p,
+            "difference": self.difference,
+            "beyond_chance": self.beyond_chance,
+            "detail": self.detail,
+        }
+
+
+def format_p(p: float) -> str:
+    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def compare_predictions(model: Predictions, baseline: Predictions) -> Significance:
+    """McNemar's test where every sample has one class, the paired t test otherwise."""
+    single = len(model.sample) == model.samples and not model.reading.regression
+    if single:
+        return mcnemar(model.predicted == model.truth, baseline.predicted == baseline.truth)
+    return paired_t(model.goodness(), baseline.goodness())
+
+
+def mcnemar(model: Array, baseline: Array) -> Significance:
+    """The exact McNemar test on whether each sample was right (booleans of equal length).
+
+    Under equal quality, of the n samples that exactly one model gets right, the count that favours the
+    baseline is binomial(n, 1/2): p = min(1, 2 P(X <= min(b, c))). McNemar, Psychometrika 12 (1947).
+    """
+    from scipy.special import bdtr
+
+    lost = int((baseline & ~model).sum())
+    won = int((model & ~baseline).sum())
+    total = lost + won
+    p = min(1.0, 2 * float(bdtr(min(lost, won), total, 0.5))) if total else 1.0
+    detail = f"{lost} samples lost, {won} won of {len(model):,}"
+    return Significance("McNemar's exact test", p, (won - lost) / max(len(model), 1), detail)
+
+
+def paired_t(model: Array, baseline: Array) -> Significance:
+    """The paired t test on goodness per sample: t = mean(d) / (std(d) / sqrt(n)), two-sided, df = n - 1."""
+    from scipy.special import stdtr
+
+    difference = model - baseline
+    count, mean = len(difference), float(difference.mean())
+    spread = float(difference.std(ddof=1)) if count > 1 else 0.0
+    if not math.isfinite(mean):
+        p = math.nan
+    elif spread == 0:
+        p = 1.0 if mean == 0 or count < 2 else 0.0
+    else:
+        p = 2 * float(stdtr(count - 1, -abs(mean) / (spread / math.sqrt(count))))
+    return Significance("paired t test", p, mean, f"{count:,} samples")

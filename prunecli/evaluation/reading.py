@@ -320,9 +320,9 @@ class Collector:
             parts["truth"],
             parts["predicted"],
             parts["sample"],
-            parts.get("in_top"),
-            _safe_log(parts["prob"]) if scale == "probabilities" else parts.get("soft"),
-            self._invalid,
+            in_top=parts.get("in_top"),
+            log_prob=_safe_log(parts["prob"]) if scale == "probabilities" else parts.get("soft"),
+            invalid=self._invalid,
         )
 
     def _scale(self, plain: bool) -> Scale:
@@ -344,7 +344,7 @@ class Collector:
             known = np.where(lost, 0.0, score)
             log_prob = np.where(lost, np.nan, -np.logaddexp(0, np.where(truth == 1, -known, known)))
         reading = replace(self.reading, scale=scale)
-        return Predictions(reading, truth, predicted, parts["sample"], None, log_prob, int(broken.sum()))
+        return Predictions(reading, truth, predicted, parts["sample"], log_prob=log_prob, invalid=int(broken.sum()))
 
 
 def _as_float(array: Array) -> Array:

@@ -34,7 +34,7 @@ from prunecli.report.render_cells import cell_text
 from prunecli.types import Json
 
 if TYPE_CHECKING:
-    from prunecli.evaluation.result import Evaluation, Scored
+    from prunecli.evaluation.figures import Evaluation, Scored
     from prunecli.evaluation.robustness import Stress
 
 SIZE_TITLES = {

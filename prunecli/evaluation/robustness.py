@@ -18,8 +18,7 @@ from prunecli.data import Batch, Dataset
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import SPANS, FidelityCollector
-from prunecli.evaluation.pairing import Runner
-from prunecli.evaluation.passes import MODEL, predict
+from prunecli.evaluation.passes import MODEL, Runner, predict
 from prunecli.evaluation.quality import METRICS, compute_metrics, primary
 from prunecli.evaluation.reading import Reading
 from prunecli.inputs import InputSpec
@@ -182,7 +181,7 @@ def corrupted(
         yield replace(batch, feed=feed)
 
 
-AGREEMENT = ("top1_agreement", "cosine")
+AGREEMENT: tuple[str, ...] = ("top1_agreement", "cosine")
 """Measured without labels: the first that has a meaning for the output."""
 
 
@@ -209,7 +208,7 @@ class Stress:
     @property
     def change(self) -> str:
         """What the contract calls a loss of this metric: drop, or rise for errors."""
-        return "drop" if self.metric not in METRICS or METRICS[self.metric].higher else "rise"
+        return METRICS[self.metric].change if self.metric in METRICS else "drop"
 
     @property
     def span(self) -> tuple[float, float]:
@@ -232,75 +231,59 @@ class Stress:
 def measure_stress(
     runners: Mapping[str, Runner],
     data: Dataset,
-    batch_size: int,
     reading: Reading | None,
+    *,
+    batch_size: int,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Stress:
-    """Every registered corruption that suits the inputs, at each severity, on the first 1000 samples. Both
-    models see the same corrupted inputs. Without labels: agreement with the model's own clean outputs.
+    """Every registered corruption that suits the inputs, at each severity, on the first 1000 samples. All models see
+    the same corrupted inputs. Without labels (`reading` None): agreement with the model's own clean outputs.
 
     Raises:
-        PruneError: no input is a floating-point tensor with a feature axis.
+        PruneError: no input is a floating-point tensor with a feature axis, or there is no agreement to measure.
     """
     data = data.take(SAMPLES)
     found = spreads(data, batch_size)
     if not found:
         inputs = ", ".join(s.describe() for s in data.specs)
-        raise PruneError(
-            f"no input can be corrupted: {inputs}",
-            "robustness needs images or tables of floats; leave it out",
-        )
+        hint = "robustness needs images or tables of floats; leave it out"
+        raise PruneError(f"no input can be corrupted: {inputs}", hint)
+
+    def scores(runner: Runner, batches: Iterator[Batch]) -> Mapping[str, float | None]:
+        if reading is None:
+            return _agreement(runner, data.batches(batch_size), batches)
+        return compute_metrics(predict(runner, batches, reading))
+
     if reading is None:
-        return _by_agreement(runners, data, batch_size, found, seed, progress)
-    return _by_quality(runners, data, batch_size, reading, found, seed, progress)
-
-
-def _by_quality(
-    runners: Mapping[str, Runner], data: Dataset, batch_size: int, reading: Reading,
-    found: Mapping[str, InputSpread], seed: int, progress: Progress,
-) -> Stress:  # fmt: skip
-    name = ""
-    clean = {}
-    for role, runner in runners.items():
-        predictions = predict(runner, data.batches(batch_size), reading)
-        name = primary(predictions)
-        clean[role] = compute_metrics(predictions)[name]
-    sign = 1 if METRICS[name].higher else -1
+        names, sign, clean = AGREEMENT, 1, dict.fromkeys(runners, 1.0)
+    else:
+        names, sign = (primary(reading),), METRICS[primary(reading)].sign
+        clean = {role: float(scores(each, data.batches(batch_size))[names[0]] or 0) for role, each in runners.items()}
+    tried = [
+        (chosen, severity, {role: scores(runner, corrupted(data.batches(batch_size), chosen, severity, found, seed))
+                            for role, runner in runners.items()})
+        for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found)))
+    ]  # fmt: skip
+    name = _defined(names, [each for _, _, by_role in tried for each in by_role.values()])
     rows = []
-    for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found))):
-        values = {}
-        for role, runner in runners.items():
-            batches = corrupted(data.batches(batch_size), chosen, severity, found, seed)
-            values[role] = compute_metrics(predict(runner, batches, reading))[name]
+    for chosen, severity, by_role in tried:
+        values = {role: float(each[name] or 0.0) for role, each in by_role.items()}
         loss = {role: sign * (clean[role] - value) for role, value in values.items()}
         rows.append(StressRow(chosen.name, severity, chosen.unit, values, loss))
     return Stress(name, len(data), clean, rows)
 
 
-def _by_agreement(
-    runners: Mapping[str, Runner], data: Dataset, batch_size: int,
-    found: Mapping[str, InputSpread], seed: int, progress: Progress,
-) -> Stress:  # fmt: skip
-    seen: list[tuple[Corruption, float, dict[str, dict[str, float | None]]]] = []
-    for chosen, severity in progress(settings(found), "corrupting inputs", len(settings(found))):
-        both: dict[str, dict[str, float | None]] = {}
-        for role, runner in runners.items():
-            batches = corrupted(data.batches(batch_size), chosen, severity, found, seed)
-            both[role] = _agreement(runner, data.batches(batch_size), batches)
-        seen.append((chosen, severity, both))
-    defined = [n for n in AGREEMENT if all(each[n] is not None for *_, both in seen for each in both.values())]
-    if not defined:
-        raise PruneError("the output is one number per sample, or boxes: there is no agreement to measure",
-                         "give labels, or choose another output with --output-name")  # fmt: skip
-    name, rows = defined[0], []
-    for chosen, severity, both in seen:
-        figures = {role: float(values[name] or 0.0) for role, values in both.items()}
-        rows.append(StressRow(chosen.name, severity, chosen.unit, figures, {r: 1 - v for r, v in figures.items()}))
-    return Stress(name, len(data), dict.fromkeys(runners, 1.0), rows)
+def _defined(names: Sequence[str], scores: Sequence[Mapping[str, float | None]]) -> str:
+    """The first of the names that has a meaning everywhere."""
+    for name in names:
+        if all(each[name] is not None for each in scores):
+            return name
+    raise PruneError("the output is one number per sample, or boxes: there is no agreement to measure",
+                     "give labels, or choose another output with --output-name")  # fmt: skip
 
 
-def _agreement(runner: Runner, clean: Iterator[Batch], noisy: Iterator[Batch]) -> dict[str, float | None]:
+def _agreement(runner: Runner, clean: Iterator[Batch], noisy: Iterator[Batch]) -> Mapping[str, float | None]:
     collector = FidelityCollector(AGREEMENT)
     for a, b in zip(clean, noisy, strict=True):
         collector.add(runner.run(a), runner.run(b), a.count)

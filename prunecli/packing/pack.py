@@ -10,7 +10,6 @@ from typing import Any
 
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
-from prunecli.evaluation.loading import LoadCost
 from prunecli.files import Scratch
 from prunecli.model import Model, concrete_shapes, load, totals
 from prunecli.model.opsets import raised
@@ -18,6 +17,7 @@ from prunecli.model.plain import plain_path
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
+from prunecli.packing.load_cost import LoadCost
 from prunecli.packing.options import PackOptions, UnpackOptions
 from prunecli.packing.plan import FEW, How, Item, PackRow, drop_signs, left, plan, write
 from prunecli.packing.proof import Before, NotFolded, PackProof

@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
-from prunecli.evaluation.loading import LoadCost, measure_load
 from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import save
 from prunecli.model.stored_tensors import Holder, holders
+from prunecli.packing.load_cost import LoadCost, measure_load
 from prunecli.packing.plan import Item
 from prunecli.runtime import Execution, Session
 from prunecli.storage import Writer

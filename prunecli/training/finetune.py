@@ -15,7 +15,7 @@ from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation.pairing import common_specs, pair
+from prunecli.evaluation.passes import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, check_target, save

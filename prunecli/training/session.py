@@ -16,8 +16,7 @@ from prunecli.autodiff.losses import MeanSquaredError
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective, is_distribution
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.pairing import Runner
-from prunecli.evaluation.passes import BASELINE, MODEL, Asked, run_pass
+from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
 from prunecli.model import Model
 from prunecli.model.stored_tensors import Holder, holders
 from prunecli.options.training import FinetuneOptions

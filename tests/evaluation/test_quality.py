@@ -208,8 +208,8 @@ def test_confusion_of_very_many_classes_is_left_out() -> None:
 
 
 def test_the_one_figure() -> None:
-    assert primary(collect(LABELS, LOGITS)) == "accuracy"
-    assert primary(collect(TARGETS, VALUES)) == "rmse"
+    assert primary(collect(LABELS, LOGITS).reading) == "accuracy"
+    assert primary(collect(TARGETS, VALUES).reading) == "rmse"
 
 
 class Picked:

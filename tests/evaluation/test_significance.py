@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prunecli.evaluation.quality import compare_predictions, mcnemar, paired_t
 from prunecli.evaluation.reading import Predictions, Reading
-from prunecli.evaluation.significance import compare_predictions, mcnemar, paired_t
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (5, 15), (182, 146), (30, 30), (2000, 2300)])

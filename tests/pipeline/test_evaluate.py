@@ -19,8 +19,7 @@ from prunecli.cli.output import to_json_text
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.evaluate import EvaluateOptions, evaluate
-from prunecli.evaluation.figures import figures, known, needs
-from prunecli.evaluation.result import Evaluation
+from prunecli.evaluation.figures import Evaluation, figures, known, needs
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 

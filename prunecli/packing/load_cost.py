@@ -33,7 +33,7 @@ def measure_load(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCos
     Raises:
         PruneError: it cannot be loaded, or the process was killed, as it is where memory runs out.
     """
-    command = [sys.executable, "-m", "prunecli.evaluation.loading", str(path), provider, str(threads)]
+    command = [sys.executable, "-m", "prunecli.packing.load_cost", str(path), provider, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
