@@ -14,6 +14,7 @@ from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
 from prunecli.errors import PruneError
+from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.model.stored_tensors import INTERFACE, overridable
 
@@ -72,8 +73,7 @@ def analyse(
         _apply_rule(RuleContext(node, geometry, table, work, node.version or imported or 0))
     _freeze_dynamic(table, geometry)
     components = solve(table)
-    families = find_families(components)
-    return Analysis(model, dict(inputs), geometry, components, families, work, other)
+    return Analysis(model, dict(inputs), geometry, components, find_families(components), work=work, other_inputs=other)
 
 
 def _freeze_interface(model: ir.Model, facts: Facts, table: AtomTable) -> None:
@@ -140,22 +140,14 @@ def _obstacle(ctx: RuleContext) -> str | None:
     return None
 
 
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """All values a node with bodies (If, Loop, Scan) uses or yields, those its bodies capture included."""
-    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPHS:
-            graphs.extend(attr.as_graphs())
-    if not graphs:
-        return
-    yield from (v for v in (*node.inputs, *node.outputs) if v is not None)
-    while graphs:
-        graph = graphs.pop()
+def _captured(node: ir.Node) -> Iterator[ir.Value | None]:
+    """All values a node with bodies (If, Loop, Scan) uses or yields, and those that nodes inside its bodies do."""
+    bodies = list(subgraphs(node))
+    if bodies:
+        yield from (*node.inputs, *node.outputs)
+    while bodies:
+        graph = bodies.pop()
         yield from graph.outputs
         for inner in graph:
-            yield from (v for v in inner.inputs if v is not None)
-            for attr in inner.attributes.values():
-                if attr.type == ir.AttributeType.GRAPH:
-                    graphs.append(attr.as_graph())
-                elif attr.type == ir.AttributeType.GRAPHS:
-                    graphs.extend(attr.as_graphs())
+            yield from inner.inputs
+            bodies.extend(subgraphs(inner))

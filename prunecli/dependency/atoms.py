@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -170,8 +169,16 @@ def solve(table: AtomTable) -> Components:
             _note(frozen, component[atoms(axis)], "the only position of its axis", reasons)
     for axis, reason in table.approximations:
         _note(approximate, component[atoms(axis)], reason, reasons)
-    products = [_product(table, component, atoms, whole, parts) for whole, parts in table.products]
-    return Components(table, offset, component, count, frozen, approximate, reasons, products)
+    products = [
+        Product(
+            component[atoms(whole)].reshape([table.size(f) for f in factors]),
+            tuple(component[atoms(f)] for f in factors),
+        )
+        for whole, factors in table.products
+    ]
+    return Components(
+        table, offset, component, count, frozen=frozen, approximate=approximate, reasons=reasons, products=products
+    )
 
 
 def _offsets(table: AtomTable) -> tuple[Ints, int]:
@@ -193,11 +200,6 @@ def _note(where: Ints, components: Ints, reason: str, reasons: list[str]) -> Non
     if new.size:
         reasons.append(reason)
         where[new] = len(reasons) - 1
-
-
-def _product(table: AtomTable, component: Ints, atoms: Any, whole: int, parts: tuple[int, ...]) -> Product:
-    shape = tuple(table.size(f) for f in parts)
-    return Product(component[atoms(whole)].reshape(shape), tuple(component[atoms(f)] for f in parts))
 
 
 def _concat(arrays: list[Ints]) -> Ints:

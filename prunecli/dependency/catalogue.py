@@ -202,14 +202,16 @@ class _Builder:
         for batch in usable:
             first = groups[-1].units.stop if groups else 0
             name = _unique(batch.weights[0][0], names)
-            groups.append(Group(name, batch.kind, first, len(batch.units), batch.axes, batch.per_unit,
-                                batch.weights, batch.approximation))  # fmt: skip
+            groups.append(Group(name=name, kind=batch.kind, first=first, count=len(batch.units), axes=batch.axes,
+                                per_unit=batch.per_unit, weights=batch.weights,
+                                approximation=batch.approximation))  # fmt: skip
             lengths, flat = self._unit_atoms(batch)
             starts.append(starts[-1][-1] + np.cumsum(lengths))
             atoms.append(flat)
-        frozen = self._frozen(batches, usable)
-        return Catalogue(self.analysis, groups, np.concatenate(starts), np.concatenate(atoms), frozen,
-                         self.axis_of_atom)  # fmt: skip
+        return Catalogue(
+            self.analysis, groups, np.concatenate(starts), np.concatenate(atoms),
+            frozen=self._frozen(batches, usable), axis_of_atom=self.axis_of_atom,
+        )  # fmt: skip
 
     # -- structure --------------------------------------------------------------------------------
 
@@ -250,9 +252,11 @@ class _Builder:
             axes, counts = np.unique(self.axis_of_atom[mine], return_counts=True)
             weights = tuple(self._ordered(axes))
             if weights:
-                yield _Batch(number, self._kind(family, sample, axes), live[which == leader],
-                             tuple(axes.tolist()), tuple(counts.tolist()), weights,
-                             self._reason(int(family.approximate[sample])))  # fmt: skip
+                yield _Batch(
+                    family=number, kind=self._kind(family, sample, axes), units=live[which == leader],
+                    axes=tuple(axes.tolist()), per_unit=tuple(counts.tolist()), weights=weights,
+                    approximation=self._reason(int(family.approximate[sample])),
+                )  # fmt: skip
 
     def _ordered(self, axes: Ints) -> list[tuple[str, int]]:
         """The weight slices on these axes: matrices before vectors, producers (in order of use) first."""

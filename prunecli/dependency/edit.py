@@ -140,13 +140,16 @@ class NodeCut:
         if all(agrees(c, w, wildcard) for c, w in zip(current, wanted, strict=True)):
             return
         dtype = np.dtype(np.int64) if current[0] is None else current[0].dtype
-        constant = as_constant(current, wanted, wildcard)
-        if constant is not None:
+        columns = _columns(current, wanted)
+        if (constant := as_constant(columns, wildcard)) is not None:
             self.set_input(node, index, np.array(constant, dtype))
-        elif (entries := as_dimensions(self._input_dimensions(), current, wanted, wildcard)) is not None:
+        elif (entries := as_dimensions(columns, self._input_dimensions(), wildcard)) is not None:
             node.replace_input_with(index, self._assemble(node, index, entries, dtype))
-        elif (affine := as_affine(current, wanted, wildcard)) is not None:
-            self._correct(node, index, affine, dtype)
+        elif (steps := as_affine(columns, wildcard)) is not None:
+            for op, operand, idle in zip(("Mul", "Div", "Add"), zip(*steps, strict=True), (1, 1, 0), strict=True):
+                if set(operand) != {idle}:
+                    value = self.insert(node, op, value, np.array(operand, dtype))
+            node.replace_input_with(index, value)
         else:
             raise PruneError(
                 f"the vector given to {node.op_type} {node.name!r} is computed in a way that cannot follow the cut",
@@ -167,53 +170,30 @@ class NodeCut:
     def _assemble(self, node: ir.Node, index: int, entries: Sequence[Entry], dtype: np.dtype[Any]) -> ir.Value:
         """A vector of constants, dimensions of graph inputs, and entries of what was computed, before a node."""
         inputs = {value.name: value for value in self.model.graph.inputs}
-        kind = [ir.AttrInt64("to", ir.DataType.from_numpy(dtype))]
         parts = []
         for place, entry in enumerate(entries):
             if isinstance(entry, int):
-                parts.append(self._step(node, "Identity", [None], {0: np.array([entry], dtype)}))
+                parts.append(self.insert(node, "Identity", np.array([entry], dtype)))
             elif entry is None:
-                parts.append(self._step(node, "Gather", [node.inputs[index], None], {1: np.array([place])}))
+                parts.append(self.insert(node, "Gather", node.inputs[index], np.array([place])))
             else:
-                shape = self._step(node, "Shape", [inputs[entry[0]]], {})
-                picked = self._step(node, "Gather", [shape, None], {1: np.array([entry[1]])})
-                parts.append(self._step(node, "Cast", [picked], {}, kind))
-        return self._step(node, "Concat", parts, {}, [ir.AttrInt64("axis", 0)])
+                shape = self.insert(node, "Shape", inputs[entry[0]])
+                picked = self.insert(node, "Gather", shape, np.array([entry[1]]))
+                parts.append(self.insert(node, "Cast", picked, to=int(ir.DataType.from_numpy(dtype))))
+        return self.insert(node, "Concat", *parts, axis=0)
 
-    def insert(
-        self, before: ir.Node, op: str, value: ir.Value | None, operand: Array, axis: int | None = None
-    ) -> ir.Value:
-        """Put `op(value, operand)` before a node and return its output."""
-        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-        return self._step(before, op, [value, None], {1: operand}, attributes)
-
-    def _step(
-        self,
-        before: ir.Node,
-        op: str,
-        inputs: Sequence[ir.Value | None],
-        constants: dict[int, Array],
-        attributes: Sequence[ir.Attr] = (),
-    ) -> ir.Value:
+    def insert(self, before: ir.Node, op: str, *inputs: ir.Value | Array | None, **attributes: int) -> ir.Value:
+        """Put `op(*inputs)` before a node and return its output; arrays become constants."""
         name = self._new_name(before)
-        step = ir.Node("", op, inputs, attributes, num_outputs=1, name=name)
+        values = [None if isinstance(value, np.ndarray) else value for value in inputs]
+        step = ir.node(op, values, attributes, name=name)
         step.outputs[0].name = free_name(f"{name}.out", self._taken)
         self.model.graph.insert_before(before, step)
-        for index, array in constants.items():
-            self.set_input(step, index, array)
+        for index, array in enumerate(inputs):
+            if isinstance(array, np.ndarray):
+                self.set_input(step, index, array)
         self.visit(step)
         return step.outputs[0]
-
-    def _correct(self, node: ir.Node, index: int, affine: Affine, dtype: np.dtype[Any]) -> None:
-        value = node.inputs[index]
-        for op, operand, idle in (
-            ("Mul", affine.factor, 1),
-            ("Div", affine.divisor, 1),
-            ("Add", affine.constant, 0),
-        ):
-            if any(entry != idle for entry in operand):
-                value = self.insert(node, op, value, np.array(operand, dtype))
-        node.replace_input_with(index, value)
 
     def _new_name(self, node: ir.Node) -> str:
         return free_name(f"{node.name or node.outputs[0].name or node.op_type}.pruned", self._taken)
@@ -247,13 +227,8 @@ Entry = int | tuple[str, int] | None  # a constant, (graph input, axis), or what
 Dimensions = dict[tuple[str, int], tuple[str, list[int]]]  # (graph input, axis) -> (name, length per view)
 
 
-@dataclass(frozen=True)
-class Affine:
-    """What to do with a computed vector: `computed * factor // divisor + constant`."""
-
-    factor: list[int]
-    divisor: list[int]
-    constant: list[int]
+Column = tuple[list[int | None], list[int]]
+"""One entry of a vector at every view: as it is computed now (None where that is unknown), and as wanted."""
 
 
 def agrees(current: Array | None, wanted: Sequence[int], wildcard: bool) -> bool:
@@ -263,34 +238,35 @@ def agrees(current: Array | None, wanted: Sequence[int], wildcard: bool) -> bool
     return all(int(c) == w or (wildcard and int(c) in (0, -1)) for c, w in zip(current, wanted, strict=True))
 
 
-def as_constant(current: list[Array | None], wanted: Wanted, wildcard: bool) -> list[int] | None:
+def _columns(current: list[Array | None], wanted: Wanted) -> list[Column]:
+    known = [
+        c if c is not None and c.ndim == 1 and len(c) == len(w) else None for c, w in zip(current, wanted, strict=True)
+    ]
+    return [
+        ([None if c is None else int(c[i]) for c in known], list(w)) for i, w in enumerate(zip(*wanted, strict=True))
+    ]
+
+
+def as_constant(columns: list[Column], wildcard: bool) -> list[int] | None:
     """A constant vector good at all dimensions, or None. Entries that vary may stay 0 or -1; one may become -1."""
-    template = current[0]
-    out = [_same(column) for column in zip(*wanted, strict=True)]
-    for i, entry in enumerate(out):
-        if entry is None and wildcard and template is not None and int(template[i]) in (0, -1):
-            out[i] = int(template[i])
+    out = [_same(wanted) for _, wanted in columns]
+    for i, (computed, _) in enumerate(columns):
+        if out[i] is None and wildcard and computed[0] in (0, -1):
+            out[i] = computed[0]
     loose = [i for i, entry in enumerate(out) if entry is None]
     if wildcard and len(loose) == 1 and -1 not in out:
         out[loose[0]], loose = -1, []
-    return None if loose else [int(entry) for entry in out if entry is not None]
+    return None if loose else [entry for entry in out if entry is not None]
 
 
-def as_affine(current: list[Array | None], wanted: Wanted, wildcard: bool = False) -> Affine | None:
-    """How to correct the computed vector entry by entry, or None where an entry cannot follow.
+def as_affine(columns: list[Column], wildcard: bool) -> list[tuple[int, int, int]] | None:
+    """How to correct the computed vector, entry by entry: (factor, divisor, constant) of
+    computed * factor // divisor + constant; None where an entry cannot follow.
 
     With `wildcard`, entries that are 0 or -1 at all dimensions stay.
     """
-    if any(c is None or c.ndim != 1 or len(c) != len(w) for c, w in zip(current, wanted, strict=True)):
-        return None
-    steps = []
-    for i, column in enumerate(zip(*wanted, strict=True)):
-        computed = [int(c[i]) for c in current if c is not None]
-        steps.append((1, 1, 0) if _follows(computed, column, wildcard) else _entry(computed, list(column)))
-    if any(step is None for step in steps):
-        return None
-    factor, divisor, constant = zip(*(step for step in steps if step is not None), strict=True)
-    return Affine(list(factor), list(divisor), list(constant))
+    steps = [(1, 1, 0) if _follows(*column, wildcard) else _entry(*column) for column in columns]
+    return None if None in steps else [step for step in steps if step is not None]
 
 
 def as_factor(current: Sequence[Array | None], wanted: Sequence[Array | None]) -> Array | None:
@@ -303,25 +279,21 @@ def as_factor(current: Sequence[Array | None], wanted: Sequence[Array | None]) -
         return None
     factors = [w.astype(np.float64) / c for c, w in pairs]
     same = all(f.shape == factors[0].shape and np.allclose(f, factors[0], rtol=1e-5, atol=0) for f in factors)
-    return factors[0].astype(pairs[0][1].dtype) if same else None
+    return np.asarray(factors[0], pairs[0][1].dtype) if same else None
 
 
-def as_dimensions(
-    dimensions: Dimensions, current: list[Array | None], wanted: Wanted, wildcard: bool = False
-) -> list[Entry] | None:
+def as_dimensions(columns: list[Column], dimensions: Dimensions, wildcard: bool) -> list[Entry] | None:
     """Entry by entry: a constant, what is computed already, or the only dynamic dimension that is as long; or None.
 
     A dimension itself is preferred to a correction of what was computed (4 heads * batch // 4 is not the batch any
     more with 2 heads, nor twice that an odd batch).
     """
     out: list[Entry] = []
-    for i, column in enumerate(zip(*wanted, strict=True)):
-        same = [where for where, (_, lengths) in dimensions.items() if lengths == list(column)]
-        computed = [int(c[i]) for c in current if c is not None and c.ndim == 1 and len(c) == len(wanted[0])]
-        constant = _same(column)
-        if len(computed) == len(wanted) and _follows(computed, column, wildcard):
+    for computed, wanted in columns:
+        same = [where for where, (_, lengths) in dimensions.items() if lengths == wanted]
+        if _follows(computed, wanted, wildcard):
             out.append(None)
-        elif constant is not None:
+        elif (constant := _same(wanted)) is not None:
             out.append(constant)
         elif len({dimensions[where][0] for where in same}) == 1:
             out.append(same[0])
@@ -330,21 +302,24 @@ def as_dimensions(
     return out if any(isinstance(entry, tuple) for entry in out) else None
 
 
-def _follows(computed: list[int], wanted: Sequence[int], wildcard: bool) -> bool:
-    return computed == list(wanted) or (wildcard and _same(computed) in (0, -1))
+def _follows(computed: list[int | None], wanted: list[int], wildcard: bool) -> bool:
+    return computed == wanted or (wildcard and _same(computed) in (0, -1))
 
 
-def _entry(computed: list[int], wanted: list[int]) -> tuple[int, int, int] | None:
-    constant = _same(wanted)
-    if constant is not None:
+def _entry(computed: list[int | None], wanted: list[int]) -> tuple[int, int, int] | None:
+    known = [c for c in computed if c is not None]
+    if len(known) < len(computed):
+        return None
+    if (constant := _same(wanted)) is not None:
         return 0, 1, constant
-    common = int(np.gcd(computed[0], wanted[0]))
+    common = int(np.gcd(known[0], wanted[0]))
     if common == 0:
         return None
-    factor, divisor = wanted[0] // common, computed[0] // common
-    exact = all(c * factor == w * divisor for c, w in zip(computed, wanted, strict=True))
+    factor, divisor = wanted[0] // common, known[0] // common
+    exact = all(c * factor == w * divisor for c, w in zip(known, wanted, strict=True))
     return (factor, divisor, 0) if exact and divisor > 0 else None
 
 
-def _same(column: Sequence[int]) -> int | None:
-    return int(column[0]) if all(c == column[0] for c in column) else None
+def _same(column: Sequence[int | None]) -> int | None:
+    """The number that all entries are, or None."""
+    return column[0] if all(c == column[0] for c in column) else None

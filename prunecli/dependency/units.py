@@ -8,7 +8,7 @@ families may cover the same atoms (`the dimensions inside these heads`), and any
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,7 +28,6 @@ class Family:
     count: int
     frozen: Ints
     approximate: Ints
-    products: frozenset[int] = frozenset()
     factor: bool = False
 
 
@@ -40,7 +39,6 @@ class _Run:
     label: Ints
     parent: Ints
     dead: np.ndarray  # per label: it holds a frozen component
-    touched: set[int] = field(default_factory=set)
 
     def root(self, labels: Ints) -> Ints:
         """Current label of each entry; -1 stays."""
@@ -51,11 +49,9 @@ class _Run:
         a, b = self.root(a), self.root(b)
         if np.array_equal(a, b):
             return
-        roots, _ = connected_components(len(self.parent), np.concatenate([np.arange(len(self.parent)), a]),
-                                        np.concatenate([self.parent, b]))  # fmt: skip
-        first = np.full(len(self.parent), len(self.parent), np.int64)
-        np.minimum.at(first, roots, np.arange(len(self.parent)))
-        self.parent = first[roots]
+        labels = np.arange(len(self.parent))
+        roots, _ = connected_components(len(labels), np.concatenate([labels, a]), np.concatenate([self.parent, b]))
+        self.parent = np.unique(roots, return_index=True)[1][roots]
 
     def assign(self, components: Ints, labels: Ints) -> Ints:
         """Give components their labels; returns those that changed."""
@@ -106,8 +102,8 @@ def _plain(solved: Components) -> Family:
         for factor in product.factors:
             free[factor] = False
     members = np.flatnonzero(free)
-    return Family(members, np.arange(len(members)), len(members),
-                  solved.frozen[members], solved.approximate[members])  # fmt: skip
+    labels = np.arange(len(members))
+    return Family(members, labels, len(members), solved.frozen[members], solved.approximate[members])
 
 
 def _product_index(solved: Components) -> tuple[Ints, Ints]:
@@ -147,7 +143,6 @@ def _follow(
     current = number
     while queue:
         queue.discard(current)
-        run.touched.add(current)
         changed, used = _close(run, solved.products[current])
         along |= {(current, f) for f in used}
         if run.hopeless():
@@ -227,11 +222,8 @@ def _best_factor(run: _Run, product: Product, rest: np.ndarray) -> int:
 def _family(solved: Components, run: _Run) -> Family:
     members = np.flatnonzero(run.label >= 0)
     roots, labels = np.unique(run.root(run.label[members]), return_inverse=True)
-    count = len(roots)
-    return Family(members, labels.astype(np.int64), count,
-                  _worst(solved.frozen[members], labels, count),
-                  _worst(solved.approximate[members], labels, count),
-                  frozenset(run.touched), True)  # fmt: skip
+    frozen, approximate = (_worst(of[members], labels, len(roots)) for of in (solved.frozen, solved.approximate))
+    return Family(members, labels.astype(np.int64), len(roots), frozen, approximate, factor=True)
 
 
 def _worst(reasons: Ints, labels: Ints, count: int) -> Ints:

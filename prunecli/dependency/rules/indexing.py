@@ -66,7 +66,7 @@ def slice_kept(cut: NodeCut, node: ir.Node) -> None:
         place = places(cut.kept(x, axis), _taken(part, cut.before(x)[axis]))
         bounds = _bounds(place)
         if bounds is None:
-            node.replace_input_with(0, cut.insert(node, "Gather", node.inputs[0], place, axis))
+            node.replace_input_with(0, cut.insert(node, "Gather", node.inputs[0], place, axis=axis))
         changed[axis] = bounds or WHOLE
     if changed:
         _set_bounds(cut, node, changed)
