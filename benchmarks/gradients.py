@@ -183,7 +183,7 @@ def one_model(path: Path, threads: int, seconds: float) -> list[object]:
     whole = {**feed, **weights, "vector": vector}
     whole = {s.name: whole[s.name] for s in session.inputs}
     outs = {s.name: np.zeros([int(d) for d in s.shape if isinstance(d, int)], np.float32) for s in session.outputs}
-    times = alternate({"plain": plain.prepared(feed), "gradient": session.bind(whole, outs)}, seconds)
+    times = alternate({"plain": plain.prepared(feed).run, "gradient": session.bind(whole, outs)}, seconds)
     return [times["plain"], times["gradient"], times["gradient"] / times["plain"]]
 
 

@@ -72,7 +72,7 @@ def compressed(path: Path, method: Callable[[bytes], bytes]) -> float:
 def running(dense: Path, packed: Path) -> float:
     """Least processor time of the packed model over that of the dense one; the two take turns."""
     sessions = [ONE.open(path) for path in (dense, packed)]
-    calls = [session.prepared(sessions[0].random_inputs()) for session in sessions]
+    calls = [session.prepared(sessions[0].random_inputs()).run for session in sessions]
     seconds: list[list[float]] = [[], []]
     start = time.perf_counter()
     for _ in range(RUNS):

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,24 @@ class TimedOutError(PruneError):
     """A run took longer than the limit and was stopped: a loop that never ends, or too much work."""
 
 
+@dataclass(frozen=True)
+class PreparedRun:
+    """`run` runs a model on one feed with the least overhead, and returns raw results. `again` opens the model anew,
+    which lies elsewhere in memory then, and `seconds` is what opening took; None: it cannot be opened anew."""
+
+    run: Callable[[], Any]
+    again: Callable[[], PreparedRun] | None = None
+    seconds: float = 0.0
+
+
 class Session:
     """An onnxruntime session. Make one with `Session.open`."""
 
-    def __init__(self, raw: Any, source: str | bytes, label: str) -> None:
-        self._raw = raw
+    def __init__(self, source: str | bytes, label: str, start: Callable[[str | bytes], Any]) -> None:
+        begin = time.perf_counter()
+        self._raw = raw = _started(source, start)
+        self._seconds = time.perf_counter() - begin
+        self._again = functools.partial(Session, source, label, start)
         self._source = source
         self._label = label
         self.inputs: list[InputSpec] = [_spec(arg) for arg in raw.get_inputs()]
@@ -107,13 +121,7 @@ class Session:
             start = functools.partial(
                 ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider)
             )
-            try:
-                raw = start(source)
-            except Exception:  # it refuses links to data of attributes and of inner graphs, though not of others
-                if isinstance(source, bytes) or (whole := _in_memory(source)) is None:
-                    raise
-                raw = start(whole)
-        return cls(raw, source, label)
+            return cls(source, label, start)
 
     @property
     def provider(self) -> str:
@@ -140,13 +148,15 @@ class Session:
         """Stops timing operators and writes what was measured: a JSON list of trace events, microseconds."""
         return Path(self._raw.end_profiling())
 
-    def prepared(self, feed: Feed) -> Callable[[], Any]:
-        """A function that runs on that feed with the least overhead, for timing; it returns raw results."""
+    def prepared(self, feed: Feed) -> PreparedRun:
+        """The model on that feed, to be timed."""
         self.run(feed)  # names and types are checked here, once
-        if not self._foreign:
-            return functools.partial(self._raw.run, None, dict(feed))
-        values = {name: _to_ort(array) for name, array in feed.items()}
-        return functools.partial(self._raw.run_with_ort_values, None, values)
+        if self._foreign:
+            values = {name: _to_ort(array) for name, array in feed.items()}
+            run = functools.partial(self._raw.run_with_ort_values, None, values)
+        else:
+            run = functools.partial(self._raw.run, None, dict(feed))
+        return PreparedRun(run, lambda: self._again().prepared(feed), self._seconds)
 
     def bind(self, feed: Feed, results: Mapping[str, Any]) -> Callable[[], None]:
         """A function that runs on these very arrays: contiguous numpy memory, read and written in place
@@ -214,6 +224,16 @@ class Session:
         dtypes = {s.name: s.dtype for s in self.outputs}
         results = self._raw.run_with_ort_values(names, values, limits)
         return [_from_ort(v, dtypes[n]) for n, v in zip(names, results, strict=True)]
+
+
+def _started(source: str | bytes, start: Callable[[str | bytes], Any]) -> Any:
+    """onnxruntime's session."""
+    try:
+        return start(source)
+    except Exception:  # it refuses links to data of attributes and of inner graphs, though not of others
+        if isinstance(source, bytes) or (whole := _in_memory(source)) is None:
+            raise
+        return start(whole)
 
 
 def _without_maps(value: Any) -> Any:

@@ -87,7 +87,7 @@ def test_bound_arrays_are_read_and_written_in_place() -> None:
 
 def test_prepared_run_is_the_same_run() -> None:
     session = Session.open(model(RELU))
-    assert np.array_equal(session.prepared({"x": X})()[0], np.maximum(-X, 0))
+    assert np.array_equal(session.prepared({"x": X}).run()[0], np.maximum(-X, 0))
     with pytest.raises(PruneError):
         session.prepared({"x": X.astype(np.int64)})
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.runtime import PreparedRun
 from prunecli.types import Json, Progress, no_progress
 
 Array = np.ndarray[Any, Any]
-Run = Callable[[], Any]
 Clock = Literal["cpu", "wall"]
 
 WARM_UP, WARM_UP_SECONDS = 5, 0.5
@@ -25,9 +25,14 @@ WINDOW_SECONDS = 2e-3
 LONG_SECONDS = 0.2
 """Of a run that takes longer than that one interrupt, and bringing its own values into the caches, are a small part."""
 MIN_PAIRS, MAX_PAIRS = 10, 300
-EVALUATE_SECONDS = 6.0
-"""Which a measurement takes, warming up included, or up to `PATIENCE` times as long where models are slow."""
+EVALUATE_SECONDS = 5.0
+"""Which a measurement takes: of the thread's CPU time where that is the clock. On a busy machine, and where models are
+slow, it is up to `PATIENCE` times as long."""
 PATIENCE = 3
+OPENINGS, LEAST_OPENINGS = 5, 3
+"""How often models are opened anew within a measurement, and how often makes their spread known."""
+OPENING_SHARE = 0.05
+"""Of the time of a measurement that opening may take each time; it is not done where it takes longer."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 PLACEMENT = 1.02
@@ -65,14 +70,18 @@ class TimingOptions:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run, one time per pair. `clock`: "cpu": the calling thread's CPU time, which other processes add
-    nothing to, or "wall"; `crowd`: the share of the time that others took: of wall time other processes of the threads
-    asked for, of CPU time a hypervisor. `short`: why there are fewer pairs than an interval needs."""
+    """Milliseconds per run, one time per pair.
+
+    `clock`: "cpu": the calling thread's CPU time, which other processes add nothing to, or "wall". `crowd`: the share
+    of the time that others took: of wall time other processes of the threads asked for, of CPU time a hypervisor.
+    `short`: why there are fewer pairs than an interval needs. `openings`: the number of the session of each time.
+    """
 
     times: Array
     how: TimingOptions
     crowd: float = 0.0
     short: str = ""
+    openings: Array | None = None
 
     @property
     def clock(self) -> Clock:
@@ -153,46 +162,93 @@ class TimedPair:
     gain: Speedup
 
 
-def measure_pair(model: Run, baseline: Run, how: TimingOptions, progress: Progress = no_progress) -> TimedPair:
+def measure_pair(
+    model: PreparedRun, baseline: PreparedRun, how: TimingOptions, progress: Progress = no_progress
+) -> TimedPair:
     """Time a model beside its baseline, see `measure`, and compare them, see `speedup`."""
     found = measure({"model": model, "baseline": baseline}, how, progress)
     return TimedPair(found["model"], found["baseline"], speedup(found["model"], found["baseline"]))
 
 
-def measure(runs: Mapping[str, Run], how: TimingOptions, progress: Progress = no_progress) -> dict[str, Latency]:
-    """Times of each function, one per pair. Each pair has every function in turn, in alternating order, so that drift
-    of the machine falls on all alike. A time is the mean over a window of runs in a row; the windows of all take about
-    equally long, since what interferes hits a longer one more often, and begin with a run that is not timed, to have
-    its own values in the caches. It ends when `how.seconds` have passed and there are `MIN_PAIRS`, when there are
-    `MAX_PAIRS`, or after `PATIENCE` times so many seconds; where `how.pairs` says how many, with those."""
-    start, before = time.perf_counter(), MachineLoad.now()
-    windows = _windows(runs)
-    clock = time.thread_time_ns if how.clock == "cpu" else time.perf_counter_ns
-    most, names = how.pairs or MAX_PAIRS, list(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    was_enabled = gc.isenabled()
+def measure(
+    runs: Mapping[str, PreparedRun], how: TimingOptions, progress: Progress = no_progress
+) -> dict[str, Latency]:
+    """Times of each model, one per pair. Each pair has every model in turn, in alternating order, so that drift of the
+    machine falls on all alike. A time is the mean over a window of runs in a row; the windows of all take about equally
+    long, since what interferes hits a longer one more often, and begin with a run that is not timed, to have its own
+    values in the caches. Models that open quickly are opened anew a few times, as where they lie in memory matters. It
+    ends when `how.seconds` have passed and there are `MIN_PAIRS`, when there are `MAX_PAIRS`, or after `PATIENCE` times
+    so many seconds; where `how.pairs` says how many, with those."""
+    before = MachineLoad.now()
+    stand = _Stand(dict(runs), how)
+    was_enabled, most = gc.isenabled(), how.pairs or MAX_PAIRS
     gc.disable()
     try:
         for turn in progress(range(most), "measuring latency", most):
-            spent = time.perf_counter() - start
-            if how.pairs is None and spent > how.seconds * (PATIENCE if turn < MIN_PAIRS else 1):
+            if stand.done(turn):
                 break
-            for name in names if turn % 2 == 0 else reversed(names):
-                times[name].append(windows[name].milliseconds(clock))
+            stand.pair(turn)
     finally:
         if was_enabled:
             gc.enable()
-    crowd, count = MachineLoad.now().crowd(before, how), len(times[names[0]])
+    crowd, count = MachineLoad.now().crowd(before, how), len(stand.openings)
     few = how.pairs is None and count < MIN_PAIRS
     short = f"only {count} runs of each model fit into {PATIENCE * how.seconds:g} seconds" if few else ""
-    return {n: Latency(np.array(times[n] or [1e3 * windows[n].once]), how, crowd, short) for n in names}
+    return {name: Latency(np.array(times), how, crowd, short, np.array(stand.openings))
+            for name, times in stand.found().items()}  # fmt: skip
+
+
+class _Stand:
+    """Models on the stand: their windows, and the times of the pairs so far."""
+
+    def __init__(self, runs: dict[str, PreparedRun], how: TimingOptions) -> None:
+        self.runs, self.how = runs, how
+        self.clock = time.thread_time_ns if how.clock == "cpu" else time.perf_counter_ns
+        self.began, self.own = time.perf_counter(), self.clock()
+        self.windows = _windows(runs)
+        self.times: dict[str, list[float]] = {name: [] for name in runs}
+        self.openings: list[int] = []
+        self.opened = 1
+        quick = sum(run.seconds for run in runs.values()) <= OPENING_SHARE * how.seconds
+        self.anew = quick and all(run.again is not None for run in runs.values())
+
+    def spent(self) -> float:
+        """Seconds of the clock's time since the beginning."""
+        return (self.clock() - self.own) / 1e9
+
+    def done(self, turn: int) -> bool:
+        if self.how.pairs is not None:
+            return False
+        late = time.perf_counter() - self.began > PATIENCE * self.how.seconds
+        return late or (turn >= MIN_PAIRS and self.spent() > self.how.seconds)
+
+    def pair(self, turn: int) -> None:
+        part = turn / self.how.pairs if self.how.pairs else max(self.spent() / self.how.seconds, turn / MAX_PAIRS)
+        if self.anew and part * OPENINGS >= self.opened:
+            self.open()
+        names = list(self.runs)
+        for name in names if turn % 2 == 0 else reversed(names):
+            self.times[name].append(self.windows[name].milliseconds(self.clock))
+        self.openings.append(self.opened)
+
+    def open(self) -> None:
+        """Open each model anew before the old one goes, or it would lie in the same place."""
+        for name, run in self.runs.items():
+            assert run.again is not None
+            self.runs[name] = run.again()
+            self.windows[name] = replace(self.windows[name], run=self.runs[name].run)
+        self.opened += 1
+
+    def found(self) -> dict[str, list[float]]:
+        """The times, or that of warming up where a run takes longer than all pairs may."""
+        return {name: times or [1e3 * self.windows[name].once] for name, times in self.times.items()}
 
 
 @dataclass(frozen=True)
 class _Window:
     """So many runs in a row, after `lead` that do not count. `once`: seconds that a run took when warm."""
 
-    run: Run
+    run: Callable[[], Any]
     once: float
     turns: int
     lead: int
@@ -207,13 +263,13 @@ class _Window:
         return (clock() - start) / 1e6 / self.turns
 
 
-def _windows(runs: Mapping[str, Run]) -> dict[str, _Window]:
-    once = {name: _warm_up(run) for name, run in runs.items()}
+def _windows(runs: Mapping[str, PreparedRun]) -> dict[str, _Window]:
+    once = {name: _warm_up(prepared.run) for name, prepared in runs.items()}
     window = min(max(WINDOW_SECONDS, *once.values()), LONG_SECONDS)
-    return {n: _Window(runs[n], s, max(1, round(window / s)), int(s < LONG_SECONDS)) for n, s in once.items()}
+    return {n: _Window(runs[n].run, s, max(1, round(window / s)), int(s < LONG_SECONDS)) for n, s in once.items()}
 
 
-def _warm_up(run: Run) -> float:
+def _warm_up(run: Callable[[], Any]) -> float:
     """Seconds of the fastest of the warm-up runs: a few, or as many as fit into the time for them."""
     best, begin = math.inf, time.perf_counter()
     for _ in range(WARM_UP):
@@ -265,10 +321,10 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
     """The median over pairs of the baseline's time over the model's, and a bootstrap interval.
 
     Pairs are resampled in blocks of about the cube root of their number, because neighbours are alike (Kuensch, The
-    jackknife and the bootstrap for general stationary observations, Annals of Statistics, 1989). The interval is
-    widened by 2 % on both sides, as sessions of one and the same model differ by up to about 1.5 %, by where they lie
-    in memory, and by what others took. It cannot be told where others took much of the wall time, where there are too
-    few pairs, or where the noise is large and larger than the difference.
+    jackknife and the bootstrap for general stationary observations, Annals of Statistics, 1989). Both sides are widened
+    by how much sessions of the same two models differ, 2 % at least, and by what others took. It cannot be told where
+    others took much of the wall time, where there are too few pairs, or where the noise is large and larger than the
+    difference.
     """
     ratios = np.asarray(baseline.times, np.float64) / np.asarray(model.times, np.float64)
     count = len(ratios)
@@ -277,8 +333,22 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
     index = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.median(ratios[index], axis=-1), [tail, 1 - tail])
-    middle, wider = float(np.median(ratios)), PLACEMENT * (1 + model.crowd)
+    middle = float(np.median(ratios))
+    wider = max(PLACEMENT, _placement(ratios, model.openings)) * (1 + model.crowd)
     found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, model.short)
     if model.clock == "wall" and model.crowd > CROWDED:
         return replace(found, reason=f"other processes took {model.crowd:.0%} of the CPU time")
     return replace(found, reason=found.undecided(1.0))
+
+
+def _placement(ratios: Array, openings: Array | None) -> float:
+    """The factor by which the sessions that were opened let the ratio be wrong: Student's interval of the logarithms of
+    their medians. 1 where too few were opened to tell."""
+    from scipy.special import stdtrit
+
+    numbers = np.unique(openings) if openings is not None else np.zeros(0)
+    if len(numbers) < LEAST_OPENINGS:
+        return 1.0
+    medians = np.log([np.median(ratios[openings == number]) for number in numbers])
+    count = len(medians)
+    return float(np.exp(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * medians.std(ddof=1) / math.sqrt(count)))

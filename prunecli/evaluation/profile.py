@@ -65,7 +65,7 @@ def profiles(
     """
     with Scratch() as folder:
         opened = [start(model, profile=folder / f"trace{n}") for n, model in enumerate(models)]
-        runs = [session.prepared(feed) for session in opened]
+        runs = [session.prepared(feed).run for session in opened]
         once = sum(_warm_up(run) for run in runs)
         turns = int(np.clip(PROFILE_SECONDS * len(runs) / max(IN_A_ROW * once, 1e-9), MIN_TURNS, MAX_TURNS))
         for turn in progress(range(turns), "timing layers", turns):

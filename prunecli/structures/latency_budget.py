@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation.latency import QUARTILE, Latency, Run, Speedup, TimingOptions, measure, measure_pair
+from prunecli.evaluation.latency import QUARTILE, Latency, Speedup, TimingOptions, measure, measure_pair
 from prunecli.evaluation.profile import Attribution, channel_block, key, net_of_timing, profiles
 from prunecli.model import concrete_shapes
 from prunecli.model.shape_inference import Shape
-from prunecli.runtime import Session
+from prunecli.runtime import PreparedRun, Session
 from prunecli.structures.blocks import BlockCuttable, block_damage, check_block_options
 from prunecli.structures.calibrate import measure as measure_evidence
 from prunecli.structures.calibrate import unit_recipe
@@ -108,7 +108,7 @@ class LatencyBench:
         cut, whole = self.start(model).prepared(self.feed), self.original.prepared(self.feed)
         return measure_pair(cut, whole, self.timing, self.progress).gain
 
-    def measure(self, run: Run) -> Latency:
+    def measure(self, run: PreparedRun) -> Latency:
         return measure({"": run}, self.timing, self.progress)[""]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import time
@@ -29,7 +30,7 @@ from prunecli.evaluation.latency import (
     measure_pair,
     speedup,
 )
-from prunecli.runtime import Session
+from prunecli.runtime import PreparedRun, Session
 
 
 def times(scale: float, noise: float, seed: int, count: int = 100) -> np.ndarray:
@@ -58,6 +59,35 @@ def test_a_clear_difference_is_found(ratio: float) -> None:
 def test_the_interval_covers_the_truth(ratio: float) -> None:
     found = [told(times(1, 0.3, k), times(ratio, 0.3, 1000 + k)) for k in range(100)]
     assert sum(not each.low <= ratio <= each.high for each in found) <= 5  # nominally 5 %, and it is widened besides
+
+
+def sessions(truth: float, seed: int, spread: float, count: int = 5) -> tuple[Latency, Latency]:
+    """Times of models that were opened `count` times; each time the ratio is off by a factor of its own."""
+    rng, each = np.random.default_rng(seed), 20
+    off = np.repeat(np.exp(spread * rng.standard_normal(count)), each)
+    numbers, how = np.repeat(np.arange(count), each), TimingOptions(1, CPU)
+    both = (times(1, 0.05, 2 * seed, count * each), truth * off * times(1, 0.05, 2 * seed + 1, count * each))
+    model, baseline = (Latency(values, how, openings=numbers) for values in both)
+    return model, baseline
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.03, 0.1])
+def test_where_models_lie_in_memory_is_part_of_the_interval(spread: float) -> None:
+    found = [speedup(*sessions(1.75, seed, spread)) for seed in range(100)]
+    assert sum(not each.low <= 1.75 <= each.high for each in found) <= 5
+    assert np.median([each.high / each.low for each in found]) < 1.1 * np.exp(3 * spread)
+
+
+def test_models_that_open_quickly_are_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times in all, evenly over the pairs; those that take long to open, once."""
+    machine = SlowMachine(1e-3)
+    monkeypatch.setattr(latency, "time", machine)
+    quick, slow = (
+        measure({"": machine.model(1, seconds)}, TimingOptions(1, CPU, seconds=1))[""] for seconds in (0.01, 0.1)
+    )
+    assert quick.openings is not None and slow.openings is not None
+    assert np.unique(quick.openings, return_counts=True)[1].tolist() == pytest.approx([len(quick.times) / 5] * 5, abs=2)
+    assert np.unique(slow.openings).tolist() == [1]
 
 
 def test_two_percent_may_be_placement_in_memory() -> None:
@@ -154,8 +184,9 @@ def test_pairs_alternate_in_windows_of_equal_length(monkeypatch: pytest.MonkeyPa
     calls: list[str] = []
     runs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     seconds = {id(runs["a"]): 2e-3, id(runs["b"]): 4e-3}
+    prepared = {name: PreparedRun(run) for name, run in runs.items()}
     monkeypatch.setattr(latency, "_warm_up", lambda run: seconds[id(run)])
-    found = measure(runs, TimingOptions(1, CPU, pairs=4))
+    found = measure(prepared, TimingOptions(1, CPU, pairs=4))
     assert "".join(calls) == "aaabb" + "bbaaa" + "aaabb" + "bbaaa"
     assert {name: len(each.times) for name, each in found.items()} == {"a": 4, "b": 4}
     assert gc.isenabled()
@@ -165,7 +196,7 @@ class SlowMachine:
     """A clock that nothing but runs moves on: `a` takes so many seconds, `b` twice as many."""
 
     def __init__(self, seconds: float) -> None:
-        self.now, self.seconds, self.calls = 0.0, seconds, 0
+        self.now, self.seconds = 0.0, seconds
 
     def perf_counter(self) -> float:
         return self.now
@@ -176,9 +207,14 @@ class SlowMachine:
     def thread_time_ns(self) -> int:
         return round(1e9 * self.now)
 
-    def run(self, factor: int) -> None:
-        self.now += factor * self.seconds
-        self.calls += 1
+    def perf_counter_ns(self) -> int:
+        return round(1e9 * self.now)
+
+    def model(self, factor: int, opening: float = math.inf) -> PreparedRun:
+        def run() -> None:
+            self.now += factor * self.seconds
+
+        return PreparedRun(run, lambda: self.model(factor, opening), opening)
 
 
 # seconds of a run, those that are allowed -> pairs, at most so many seconds in all, whether an interval follows
@@ -198,7 +234,7 @@ def test_it_takes_no_longer_than_it_may(
 ) -> None:
     machine = SlowMachine(seconds)
     monkeypatch.setattr(latency, "time", machine)
-    found = measure_pair(lambda: machine.run(1), lambda: machine.run(2), TimingOptions(1, CPU, seconds=allowed))
+    found = measure_pair(machine.model(1), machine.model(2), TimingOptions(1, CPU, seconds=allowed))
     assert len(found.model.times) == len(found.baseline.times) <= MAX_PAIRS
     assert len(found.model.times) == pytest.approx(pairs, abs=1)
     assert machine.now <= spent
@@ -209,7 +245,7 @@ def test_it_takes_no_longer_than_it_may(
 def test_a_number_of_pairs_that_is_asked_for_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = SlowMachine(30.0)
     monkeypatch.setattr(latency, "time", machine)
-    found = measure({"": lambda: machine.run(1)}, TimingOptions(1, CPU, seconds=1, pairs=MIN_PAIRS + 1))[""]
+    found = measure({"": machine.model(1)}, TimingOptions(1, CPU, seconds=1, pairs=MIN_PAIRS + 1))[""]
     assert len(found.times) == MIN_PAIRS + 1 and not found.short
 
 
@@ -218,7 +254,7 @@ def test_a_number_of_pairs_that_is_asked_for_takes_its_time(monkeypatch: pytest.
     [(1, CPU, "cpu"), (2, CPU, "wall"), (1, "CUDAExecutionProvider", "wall")],
 )
 def test_one_thread_is_measured_by_its_own_clock(threads: int, provider: str, clock: str) -> None:
-    found = measure({"a": lambda: time.sleep(0.003)}, TimingOptions(threads, provider, pairs=3))["a"]
+    found = measure({"a": PreparedRun(lambda: time.sleep(0.003))}, TimingOptions(threads, provider, pairs=3))["a"]
     assert found.clock == clock
     assert (found.times.max() < 2) == (clock == "cpu")  # waiting takes no CPU time
     assert provider == CPU or found.crowd == 0  # other devices are not these CPUs
@@ -232,7 +268,7 @@ def test_the_collector_comes_back_after_an_error() -> None:
             raise ValueError
 
     with pytest.raises(ValueError):
-        measure({"a": fails}, TimingOptions(1, CPU, pairs=5))
+        measure({"a": PreparedRun(fails)}, TimingOptions(1, CPU, pairs=5))
     assert gc.isenabled()
 
 
@@ -283,7 +319,7 @@ def test_the_figures() -> None:
 # -- onnxruntime, by the clock ----------------------------------------------------------------------
 
 
-def convolutions(count: int, threads: int) -> Any:
+def convolutions(count: int, threads: int) -> PreparedRun:
     """A run of so many equal layers one after the other: its work is exactly proportional to them."""
     rng = np.random.default_rng(0)
     weight = numpy_helper.from_array((0.05 * rng.standard_normal((32, 32, 3, 3))).astype(np.float32), "w")
@@ -298,7 +334,7 @@ def convolutions(count: int, threads: int) -> Any:
 
 def test_one_thread_is_the_calling_thread() -> None:
     """Shares of CPU time, not of the wall clock: all that a run takes is in the thread that called it."""
-    run = convolutions(8, 1)
+    run = convolutions(8, 1).run
     mine, whole = time.thread_time(), time.process_time()
     for _ in range(200):
         run()
