@@ -24,7 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.files import appeared
 
 if TYPE_CHECKING:
-    from prunecli.cli.defaults import Used
+    from prunecli.cli.settings import Used
 
 
 MISTAKES = (
@@ -45,7 +45,7 @@ class Command(TyperCommand):
         parsed = self.make_parser(ctx).parse_args(args=list(args))[0]
         raw = {key: value for key, value in parsed.items() if isinstance(value, str | bool | list)}
         if not (terminal.isolated or {"isolated", "help"} & set(raw)):
-            from prunecli.cli.defaults import Used
+            from prunecli.cli.settings import Used
 
             self.used = Used.on(name, raw)
             ctx.default_map = self.used.default_map(name)
@@ -59,7 +59,9 @@ class Command(TyperCommand):
             from prunecli.cli.recipes.printing import command_line_text
 
             defaults = self.used.settings if self.used else {}
-            self.to_print = command_line_text(name, words, raw, defaults, ctx.params, command_named)
+            self.to_print = command_line_text(
+                name, words, raw, defaults, params=ctx.params, command_named=command_named
+            )
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -83,7 +85,7 @@ class Command(TyperCommand):
 
     def _damage(self, given: dict[str, Any]) -> PruneError | None:
         """What there is to say of a model that a mistake of this program may be due to: onnxruntime cannot open it."""
-        from prunecli.cli.schema import schema_of
+        from prunecli.cli.commands import schema_of
         from prunecli.runtime import Session
 
         models = (given.get(slot.name) for slot in schema_of(str(self.name)).values() if slot.role == "model")
@@ -190,21 +192,15 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _set_quiet(value: bool) -> None:
-    terminal.quiet = terminal.quiet or value
+def _set(setting: str) -> Callable[[Any], None]:
+    """Keeps the value of a global option, which may stand before the command and after it; the absent one of the two
+    changes nothing."""
 
+    def keep(value: Any) -> None:
+        if value:
+            setattr(terminal, setting, value)
 
-def _set_verbose(value: bool) -> None:
-    terminal.verbose = terminal.verbose or value
-
-
-def _set_isolated(value: bool) -> None:
-    terminal.isolated = terminal.isolated or value
-
-
-def _set_color(value: ColorMode | None) -> None:
-    if value is not None:
-        terminal.color = ColorMode(value)
+    return keep
 
 
 def _option(*names: str, callback: Callable[..., None], text: str, eager: bool = False) -> Any:
@@ -238,15 +234,15 @@ def prune(
     version: Annotated[
         bool, _option("--version", callback=_print_version, text="print the version", eager=True)
     ] = False,
-    quiet: Annotated[bool, _option("-q", "--quiet", callback=_set_quiet, text="only results and errors")] = False,
+    quiet: Annotated[bool, _option("-q", "--quiet", callback=_set("quiet"), text="only results and errors")] = False,
     verbose: Annotated[
-        bool, _option("-v", "--verbose", callback=_set_verbose, text="show everything, no shortened tables")
+        bool, _option("-v", "--verbose", callback=_set("verbose"), text="show everything, no shortened tables")
     ] = False,
     color: Annotated[
-        ColorMode | None, _option("--color", callback=_set_color, text="auto: on terminals without NO_COLOR")
+        ColorMode | None, _option("--color", callback=_set("color"), text="auto: on terminals without NO_COLOR")
     ] = None,
     isolated: Annotated[
-        bool, _option("--isolated", callback=_set_isolated, text="ignore [tool.prune] in pyproject.toml")
+        bool, _option("--isolated", callback=_set("isolated"), text="ignore [tool.prune] in pyproject.toml")
     ] = False,
 ) -> None:
     """Make ONNX models smaller and faster by pruning, with proof of what was done.
@@ -265,12 +261,12 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
     """
     import prunecli
     from prunecli.cli.output import draws, emit
-    from prunecli.cli.progress import progress_for
+    from prunecli.cli.terminal import progress_for
 
     if name == "run":
-        from prunecli.cli.run import run
+        from prunecli.cli.recipes.run import run_recipe
 
-        run(ctx, arguments[0], options, command_named)
+        run_recipe(ctx, arguments[0], options, command_named)
         return
     progress = progress_for(not options.progress)
     if hasattr(options, "spreads"):

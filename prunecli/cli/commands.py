@@ -1,4 +1,5 @@
-"""The commands: a table, and how the class of a command's options becomes a Typer command.
+"""The commands: a table, and what is read off the class of a command's options: the Typer command, and the slots that
+recipes and `[tool.prune]` may fill.
 
 To add one: a class of options, a function of the library that takes them, and a line in COMMANDS.
 """
@@ -6,13 +7,15 @@ To add one: a class of options, a function of the library that takes them, and a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -182,11 +185,79 @@ def _checker(check: Callable[[Any], None], many: bool) -> Callable[[Any], Any]:
     return checked
 
 
-class _named_by_typer:  # noqa: N801 - a context manager
+@contextmanager
+def _named_by_typer() -> Iterator[None]:
     """Turns a PruneError into Typer's error, whose message names the option."""
+    try:
+        yield
+    except PruneError as error:
+        raise typer.BadParameter(error.message) from error
 
-    def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, PruneError):
-            raise typer.BadParameter(error.message) from error
+GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
+"""Options about the terminal and about this command line, which no file can set."""
+Shape = Literal["flag", "one", "many"]
+Role = Literal["model", "data", "path", "other"]
+_ROLES: dict[str, Role] = {"ORIGINAL": "model", "D": "data", "PATH": "path", "DIR": "path", "FILE": "path"}
+"""What a metavar, or one of its alternatives as in `sorted|numbers|FILE`, tells of a text."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter. `key`: its long option without the dashes, or an argument's name in the usage line.
+
+    `role`: `model` and `data` may name something in the recipe; they and `path` are relative to where they are written,
+    but for `literals`, texts that mean something of their own. `display`: what stdout carries, which in a recipe is of
+    the whole run.
+    """
+
+    key: str
+    name: str
+    shape: Shape = "one"
+    role: Role = "other"
+    argument: bool = False
+    numeric: bool = False
+    literals: frozenset[str] = frozenset()
+    display: bool = False
+
+    def value(self, texts: list[str]) -> bool | str | list[str]:
+        """As Typer takes it before conversion."""
+        return True if self.shape == "flag" else texts if self.shape == "many" else texts[0]
+
+    def words(self, texts: list[str]) -> list[str]:
+        """What stands for it on a command line."""
+        if self.argument:
+            return texts
+        return [f"--{self.key}"] if self.shape == "flag" else [f"--{self.key}={text}" for text in texts]
+
+
+Schema = dict[str, Slot]
+
+
+@cache
+def schema_of(command: str) -> Schema:
+    """The slots of a command, by key, in the order of its help.
+
+    Raises:
+        PruneError: there is no such command.
+    """
+    entry = entry_of(command)
+    arguments = [Slot(shown.lower(), name, role="model", argument=True) for name, shown, _ in entry.arguments]
+    slots = [*arguments, *map(_slot, declared_of(entry.options_class))]
+    return {slot.key: slot for slot in slots}
+
+
+def _slot(declared: Declared) -> Slot:
+    flag, alternatives = declared.kind is bool, declared.metavar.split("|")
+    texts = declared.kind in (str, object) and declared.option.read is None and not declared.choices
+    told = [_ROLES[word] for word in alternatives if word in _ROLES] if texts or declared.kind is Path else []
+    key = declared.name
+    return Slot(
+        key=key,
+        name=parameter_name(declared),
+        shape="flag" if flag else "many" if declared.many else "one",
+        role=told[0] if told else "path" if declared.kind is Path else "other",
+        numeric=declared.kind in (int, float) or declared.option.read is not None,
+        literals=frozenset(word for word in alternatives if not word.isupper()),
+        display=key == "no-progress" or (key == "format" and not declared.many),
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.app import command_named
-from prunecli.cli.recipes.carry_out import carry_out, planned_result, settled
 from prunecli.cli.recipes.read import Change
+from prunecli.cli.recipes.run import carry_out, planned_result, settled
 from prunecli.errors import keywords
 from prunecli.recipe.result import RunResult
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.recipe.places import Place
+from prunecli.recipe.toml import Place
 from prunecli.report.contract import envelope
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
 from prunecli.types import Json

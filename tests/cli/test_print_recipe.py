@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from prunecli.cli.app import COMMANDS, command_named
-from prunecli.cli.defaults import Defaults
+from prunecli.cli.commands import GLOBAL, schema_of
 from prunecli.cli.recipes.plan import plan
 from prunecli.cli.recipes.read import read_recipe
-from prunecli.cli.schema import GLOBAL, schema_of
+from prunecli.cli.settings import Defaults
 from prunecli.cli.terminal import terminal
 from tests.cli.conftest import SAMPLES, Prune
 

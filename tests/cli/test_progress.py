@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from prunecli.cli import progress
+from prunecli.cli import terminal as progress
 from prunecli.cli.terminal import terminal
 from prunecli.types import no_progress
 

@@ -16,9 +16,8 @@ import pytest
 
 import prunecli
 from prunecli.cli.app import COMMANDS, command_named
-from prunecli.cli.commands import Entry
-from prunecli.cli.progress import WorkBegins, checking
-from prunecli.cli.schema import schema_of
+from prunecli.cli.commands import Entry, schema_of
+from prunecli.cli.terminal import WorkBegins, checking
 from prunecli.options import Option
 from prunecli.options.groups import Reporting, Written
 from prunecli.recipe.result import StepFailed, StepGateFailed

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.errors import PruneError
-from prunecli.recipe.places import find_places
-from prunecli.recipe.toml import MAX_BYTES, number_or_text, read_toml, toml_text, value_of
+from prunecli.recipe.toml import MAX_BYTES, find_places, number_or_text, read_toml, toml_text, value_of
 
 SCALARS = [
     "1", "-0.5", "1e-3", "+inf", "nan", "true", "false", "0xff", "1_000", "1979-05-27", "1979-05-27T07:32:00Z",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prunecli.cli.commands import Slot, schema_of
 from prunecli.cli.recipes.read import RESERVED, RecipeStep, RunRecipe
-from prunecli.cli.schema import Slot, schema_of
 from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.files import WRITTEN, named, same

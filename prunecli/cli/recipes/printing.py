@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunecli.cli.commands import Role, Slot, schema_of
 from prunecli.cli.recipes.plan import CommandNamed
-from prunecli.cli.recipes.read import RESERVED
-from prunecli.cli.schema import Role, Slot, schema_of
+from prunecli.cli.recipes.read import RESERVED, changes_of
+from prunecli.cli.recipes.run import settled
 from prunecli.cli.settings import Setting, resolve, resolved
+from prunecli.cli.terminal import terminal
 from prunecli.recipe.toml import number_or_text, toml_text
 from prunecli.report.render_cells import one_line
 
@@ -51,7 +53,7 @@ def command_line_text(
     """
     head = [f"# prune {one_line(shlex.join([command, *(word for word in args if word != '--print-recipe')]))}", _WHERE]
     if command == "run":
-        return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"], command_named))
+        return _text(head, *_of_recipe(Path(params["recipe"]), params["set_"] or [], command_named))
     schema = schema_of(command)
     lines = [line for slot in schema.values() if (line := _line(slot, raw, defaults)) is not None]
     before = {line.key for line in lines if line.key == "model" or schema[line.key].display}
@@ -79,14 +81,10 @@ def _value(slot: Slot, given: Any) -> Any:
 
 
 def _of_recipe(
-    path: Path, texts: Iterable[str] | None, command_named: CommandNamed
+    path: Path, texts: Sequence[str], command_named: CommandNamed
 ) -> tuple[list[Line], list[Line], list[Block]]:
     """(lines before the tables, of [data], and command, name and lines of every step)."""
-    from prunecli.cli.recipes.carry_out import settled
-    from prunecli.cli.run import changes_of
-    from prunecli.cli.terminal import terminal
-
-    with settled(path, changes_of(list(texts or [])), terminal.isolated, command_named) as plan:
+    with settled(path, changes_of(texts), terminal.isolated, command_named) as plan:
         recipe = plan.recipe
         model = [] if recipe.model is None else [Line("model", _resolve(recipe.model, "model"))]
         top = [*model, *(_moved(setting, schema_of("run")[key], []) for key, setting in recipe.shown.items())]

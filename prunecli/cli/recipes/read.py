@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.defaults import Defaults
-from prunecli.cli.schema import Schema, Slot, schema_of
-from prunecli.cli.settings import Setting, Settings, check_key, check_shape, checked, given, settings_in
+from prunecli.cli.commands import Schema, Slot, schema_of
+from prunecli.cli.settings import Defaults, Setting, Settings, check_key, check_shape, checked, given, settings_in
 from prunecli.errors import PruneError, did_you_mean
-from prunecli.recipe.places import Place
-from prunecli.recipe.toml import Toml, read_toml
+from prunecli.recipe.toml import Place, Toml, read_toml, value_of
 
 TABLES = ("data", "defaults", "step")
 OF_THE_RUN = ("report", "format", "no-progress")
@@ -64,6 +62,21 @@ class Change:
     def of(cls, name: str, value: Any) -> Change:
         step, dot, key = name.rpartition(".")
         return cls(step if dot else None, checked(Setting(key, _plain(value), Place(f"--set {name}"))))
+
+
+def changes_of(texts: Sequence[str]) -> tuple[Change, ...]:
+    """What --set says.
+
+    Raises:
+        PruneError: it is not [STEP.]OPTION=VALUE.
+    """
+    found = []
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise PruneError(f"--set {text!r} is not [STEP.]OPTION=VALUE", "write for example --set half.macs=0.4")
+        found.append(Change.of(name.strip(), value_of(value)))
+    return tuple(found)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Run a recipe, or only plan it: what `prune run` and `prunecli.run` do."""
+"""Run a recipe, check it, or only plan it: what `prune run` and `prunecli.run` do."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from prunecli.cli.defaults import Defaults, find_defaults
-from prunecli.cli.output import collected
-from prunecli.cli.recipes.check import check, invoke, placed
+import typer
+
+from prunecli.cli.commands import schema_of
+from prunecli.cli.output import collected, draws, emit
 from prunecli.cli.recipes.plan import CommandNamed, PlannedStep, RecipePlan, plan
-from prunecli.cli.recipes.read import Change, RunRecipe, read_recipe
+from prunecli.cli.recipes.read import Change, RunRecipe, changes_of, read_recipe
+from prunecli.cli.settings import Defaults, Setting, blame, find_defaults, resolved
+from prunecli.cli.terminal import WorkBegins, checking, explain, interrupted, say, terminal
 from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
+from prunecli.recipe.options import RunOptions
 from prunecli.recipe.result import (
     GateLine,
     RunResult,
@@ -94,8 +99,6 @@ def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[Ste
 
 
 def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: PlannedStep) -> PruneError:
-    from prunecli.cli.terminal import explain, interrupted
-
     if isinstance(raised, KeyboardInterrupt):
         return Interrupted(*interrupted())
     if isinstance(raised, PruneError):
@@ -141,3 +144,97 @@ def _model(recipe: RunRecipe, planned: PlannedStep, key: str) -> str:
     if source is None:
         return planned.step.settings[key].texts[0]
     return recipe.steps[source].name if source >= 0 else str(recipe.model.value if recipe.model else "")
+
+
+def check(plan: RecipePlan) -> None:
+    """Check all steps. No model and no data is opened, and no code of the user's is run.
+
+    Raises:
+        PruneError: the first mistake, with its place.
+    """
+    for planned in plan.steps:
+        with checking():
+            try:
+                invoke(planned)
+            except WorkBegins:
+                pass
+            except PruneError as error:
+                raise placed(error, planned) from error
+
+
+def invoke(planned: PlannedStep) -> None:
+    """Run the step's command line.
+
+    Raises:
+        PruneError: its own, or that a value is not what the option takes, with its place.
+    """
+    command, isolated = planned.command, terminal.isolated
+    try:
+        context = command.make_context(planned.step.command, list(planned.words))
+    except typer.BadParameter as error:
+        raise _bad_value(error, planned) from error
+    finally:
+        terminal.isolated = isolated  # a step is, this process need not be
+    with context:
+        command.invoke(context)
+
+
+def _bad_value(error: Any, planned: PlannedStep) -> PruneError:
+    name, step = getattr(error.param, "name", None), planned.step
+    slot = next((slot for slot in schema_of(step.command).values() if slot.name == name), None)
+    cause = error.__cause__.hint if isinstance(error.__cause__, PruneError) else ""
+    hint = cause or f"`prune {step.command} --help` explains the options"
+    if slot is None or slot.key not in step.settings:
+        missing = f"{step.title} needs {slot.key}" if slot else error.format_message()
+        return PruneError(f"{step.place}: {missing}", hint)
+    return step.settings[slot.key].error(error.message.rstrip("."), hint)
+
+
+def placed(error: PruneError, planned: PlannedStep) -> PruneError:
+    """The error with the place of the option it speaks of, or else of the step."""
+    settings: list[Setting] = list(planned.step.settings.values())
+    if any(error.message.startswith(f"{setting.place}: ") for setting in settings):
+        return error
+    place = blame(error.message, error.hint, settings) or planned.step.place
+    error.args = (f"{place}: {planned.step.title}: {error.message}",)
+    error.message = error.args[0]
+    return error
+
+
+def run_recipe(ctx: typer.Context, recipe: Path, options: RunOptions, command_named: CommandNamed) -> None:
+    """Run, or with --dry-run only check, the recipe, and report on it.
+
+    Raises:
+        StepFailed: a step failed; the report is out by then.
+        PruneError: the recipe has a mistake.
+    """
+    with settled(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
+        shown = _from_recipe(ctx, plan)
+        format = str(shown.get("format", options.format))
+        report = Path(shown["report"]) if "report" in shown else options.report
+        if options.dry_run:
+            emit(planned_result(plan), format, report)
+            return
+        try:
+            result = carry_out(plan, lambda text: say("note", text), draws(report))
+        except StepFailed as failed:
+            emit(failed.result, format, report)
+            raise
+    emit(result, format, report)
+
+
+def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
+    """What the recipe says of the report, where this command line does not."""
+    found = {}
+    for key, setting in plan.recipe.shown.items():
+        slot = schema_of("run")[key]
+        source = ctx.get_parameter_source(slot.name)
+        if source is not None and source.name == "COMMANDLINE":
+            continue
+        param = next(param for param in ctx.command.params if param.name == slot.name)
+        texts = [resolved(text, slot, setting.folder) for text in setting.texts]
+        try:
+            found[key] = param.process_value(ctx, slot.value(texts))
+        except typer.BadParameter as error:
+            raise setting.error(error.message, "`prune run --help` explains it") from error
+    return found
