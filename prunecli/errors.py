@@ -34,6 +34,15 @@ class GateFailed(PruneError):  # noqa: N818 - a gate that fails is an outcome, n
     exit_code = 1
 
 
+class UnprovedError(PruneError):
+    """A proof could not be carried out; nothing is written without one unless it is asked for."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(
+            f"nothing is proved, since {reason}", f"{hint}{'; ' if hint else ''}--no-verify writes without proof"
+        )
+
+
 def advice(*offers: tuple[str, bool]) -> str:
     """A hint of what there is still to do: each offer with whether it is one, not what was given already."""
     left = [text for text, is_open in offers if is_open]

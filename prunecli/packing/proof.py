@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,6 @@ from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import save
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.packing.load_cost import LoadCost, measure_load
 from prunecli.packing.plan import Item
 from prunecli.runtime import Execution, Session
@@ -28,12 +29,15 @@ from prunecli.storage.pieces import PASSES
 from prunecli.storage.values import widened
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Verification
-from prunecli.verify.compare import RUN_UP_TO, release_tensor, same_bits, same_outputs
-from prunecli.verify.inputs import cannot_open, first_run, sizes_to_try
+from prunecli.verify.compare import Place, check_tensors, placed, same_bits
+from prunecli.verify.inputs import Case, InputShapes, random_case, sizes_to_try, spare_cases
+from prunecli.verify.prove import RUN_UP_TO, Agreement, Claim, open_original, prove
+from prunecli.verify.tolerance import OfLargest, RandomOutputsError, SameBits
 
 REPORT = "nothing was written; please report this"
 SEEDS = 4
-Place = tuple[int, str]
+LOSSY = OfLargest(math.inf, "whatever values rounded on purpose cause: --max-error judges it", least=1.0)
+Array = np.ndarray[Any, Any]
 
 
 class NotFolded(Exception):  # noqa: N818 - caught by `pack`, which leaves these tensors dense
@@ -65,36 +69,26 @@ class PackProof:
     """Of the dense file and of the packed one."""
 
     def __call__(self, staged: Path) -> None:
-        saved = load(staged)
-        self._same_tensors(saved)
-        size = sum(item.row.dense_bytes for item in self.items)
-        if size > RUN_UP_TO:
+        self._check_stored(staged)
+        if sum(item.row.dense_bytes for item in self.items) > RUN_UP_TO:
             Session.open(staged, provider=self.execution.provider, low_memory=True)
             self._apart("it is too large to be run on both sides")
             return
-        try:
-            self.execution.open(self.original)
-        except PruneError as error:
-            raise cannot_open(error) from error
+        original = open_original(partial(self.execution.open, self.original))
         self._folded(staged, {item.row.name for item in self.items if item.encoded is not None})
-        self._runs(staged)
+        self._run(original, self.execution.open(staged))
         self.loads = (self._load(self.original), self._load(staged))
 
     def _load(self, path: Path) -> LoadCost:
         return measure_load(path, self.execution.provider, self.execution.thread_count)
 
-    def _same_tensors(self, saved: Model) -> None:
+    def _check_stored(self, staged: Path) -> None:
         """Every tensor that the file gives back has the bits it should have, and the nodes are the same."""
-        found = dict(placed(saved.ir))
-        if found.keys() != self.before.tensors.keys():
-            raise PruneError("internal: the packed file has other tensors than the model", REPORT)
-        for key, source in self.progress(list(self.before.tensors.items()), "verifying", len(found)):
-            theirs = found[key].tensor
-            if not _equal(source, theirs, self.values if key in self.before.packed else "exact"):
-                raise PruneError(f"internal: {key[1]} was not packed as it should be", REPORT)
-            release_tensor(source)
-            release_tensor(theirs)
-        if nodes_of(saved.ir) != self.before.nodes:
+        saved, before = load(staged).ir, self.before.tensors
+        lossy = () if self.values == "exact" else self.before.packed
+        expected = {place: partial(_holds_rounded, before[place].dtype, self.values) for place in lossy}
+        check_tensors(before, saved, expected, REPORT, self.progress)
+        if nodes_of(saved) != self.before.nodes:
             raise PruneError("internal: packing changed more than weights", REPORT)
 
     def _apart(self, why: str) -> None:
@@ -125,46 +119,43 @@ class PackProof:
         if found:  # nodes of the model's own may be named so, too
             raise NotFolded(found)
 
-    def _runs(self, staged: Path) -> None:
-        first = self.execution.open(self.original)
-        second = self.execution.open(staged)
-        collector, same = FidelityCollector(), True
-        sizes = sizes_to_try(self.model, concrete_shapes(self.model, self.dims).inputs, self.dims)
-        feed, wanted = first_run(first, sizes)
-        shapes = {name: np.shape(value) for name, value in feed.items()}
-        for seed in range(SEEDS):
-            if seed:
-                feed = first.random_inputs(seed=seed, shapes=shapes)
-                wanted = first.run(feed)
-            got = second.run(feed)
-            steady = same_outputs(wanted, first.run(feed))
-            same = same and (self._same(wanted, got) or not steady)
-            collector.add(wanted, got, 1)
-        self._judge(same, SEEDS, collector)
+    def _run(self, original: Session, packed: Session) -> None:
+        """Run both files, and measure how far outputs move where values were rounded on purpose."""
+        exact, collector, ran = self.values == "exact", FidelityCollector(), list[InputShapes]()
 
-    def _same(self, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
-        if self.signs:
-            return same_outputs(wanted, got)
-        sides = [
-            {name: v + 0 if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for name, v in each.items()}
-            for each in (wanted, got)
-        ]
-        return same_outputs(sides[0], sides[1])
+        def seen(agreed: Agreement) -> None:
+            collector.add(agreed.wanted, agreed.got, 1)
+            ran.append({name: np.shape(value) for name, value in agreed.feed.items()})
 
-    def _judge(self, same: bool, runs: int, collector: FidelityCollector) -> None:
-        if self.values == "exact":
-            if not same:
-                raise PruneError("internal: the packed model does not compute what the model does", REPORT)
-            self.verification = Verification("exact", 0.0, 0.0, runs, f"{_RAN}; {_STORED}")
+        claim = Claim(reference=original, result=packed, tolerance=SameBits(self.signs) if exact else LOSSY,
+                      names=("packed model", "model"), hint=REPORT, demand=seen)  # fmt: skip
+        try:
+            proof = prove(claim, self._cases(original, ran))
+        except RandomOutputsError:
+            self.verification = Verification("exact", 0.0, 0.0, 0, f"{_STORED}; its outputs are random")
             return
+        if exact:
+            self.verification = proof.verification(f"{_RAN}; {_STORED}")
+        else:
+            self._judge(collector, proof.runs)
+
+    def _cases(self, original: Session, ran: Sequence[InputShapes]) -> Iterator[Case]:
+        """Sizes until the model runs; then more random inputs of those. `ran`: shapes that it has run on by then."""
+        usual = concrete_shapes(self.model, self.dims).inputs
+        yield from spare_cases(original, sizes_to_try(self.model, usual, self.dims))
+        yield from (random_case(original, ran[0], seed) for seed in range(1, SEEDS) if ran)
+
+    def _judge(self, collector: FidelityCollector, runs: int) -> None:
+        """Tell how far lossy values move the outputs.
+
+        Raises:
+            GateFailed: further than `max_error` allows.
+        """
         self.fidelity = collector.result("the model with exact values", "random inputs")
         worst = self.fidelity.worst() if self.fidelity is not None else {}
-        error = worst.get("max_rel")
-        detail = (
-            f"values are stored as {self.values}: outputs differ by at most {error:.2g} of the largest element"
-            if error is not None
-            else f"values are stored as {self.values}"
-        )
+        error, detail = worst.get("max_rel"), f"values are stored as {self.values}"
+        if error is not None:
+            detail += f": outputs differ by at most {error:.2g} of the largest element"
         self.verification = Verification("approximate", worst.get("max_abs"), error, runs, detail)
         if self.max_error is not None and (error is None or not error <= self.max_error):
             raise GateFailed(
@@ -189,7 +180,7 @@ class Before:
     @classmethod
     def of(cls, model: Model, items: Sequence[Item]) -> Before:
         values = {id(item.holder.value) for item in items if item.encoded is not None}
-        found = dict(placed(model.ir))
+        found = placed(model.ir)
         packed = frozenset(key for key, holder in found.items() if id(holder.value) in values)
         return cls({key: holder.tensor for key, holder in found.items()}, packed, nodes_of(model.ir))
 
@@ -211,12 +202,6 @@ def alone(item: Item) -> ir.Model:
     return ir.Model(graph, ir_version=8)
 
 
-def placed(model: ir.Model) -> Iterator[tuple[Place, Holder]]:
-    """Every stored tensor by the number of its graph and its name."""
-    numbers = {id(graph): number for number, graph in enumerate(all_graphs(model))}
-    return (((numbers[id(h.graph)], h.name), h) for h in holders(model))
-
-
 def nodes_of(model: ir.Model) -> Counter[tuple[object, ...]]:
     """Every node but Constants, whatever the order."""
     return Counter(
@@ -235,17 +220,8 @@ def _names(values: Sequence[ir.Value | None]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _equal(source: ir.TensorProtocol, theirs: ir.TensorProtocol, values: str) -> bool:
-    if source.dtype != theirs.dtype or source.shape != theirs.shape:
-        return False
-    if source.dtype == ir.DataType.STRING:
-        return bool(source.numpy().tolist() == theirs.numpy().tolist())
-    if source.dtype.bitwidth < 8:
-        return bool(source.tobytes() == theirs.tobytes())
-    wanted = np.asarray(source.numpy())
-    if values != "exact":
-        wanted = widened(wanted, source.dtype, values)
-    return same_bits(wanted, np.asarray(theirs.numpy()))
+def _holds_rounded(dtype: ir.DataType, values: str, original: Array, found: Array) -> bool:
+    return same_bits(widened(original, dtype, values), found)
 
 
 def _ends_chain(node: str, tensor: str) -> bool:

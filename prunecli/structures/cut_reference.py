@@ -66,6 +66,12 @@ class Forced:
         lost = (*self.positions.get(name, ()), *self.merged.get(name, ()))
         return any((name, axis) in self.averaged for axis in lost)
 
+    def less(self, name: str, value: Any) -> Any:
+        """The value without what is removed of it."""
+        for axis, gone in self.positions.get(name, {}).items():
+            value = np.delete(value, gone, axis)
+        return value
+
     def is_listed(self, name: str) -> bool:
         return name in self.listed and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.plain import plain_path
 from prunecli.model.saving import objection
 from prunecli.runtime import Session
-from prunecli.structures.cut_proof import CutProof, Trial
+from prunecli.structures.cut_proof import CutProof
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.decision import layer_rows
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
-from prunecli.verify.inputs import InputShapes, sizes_to_try
+from prunecli.verify.inputs import Case, random_case, sizes_to_try, spare_cases
 
 if TYPE_CHECKING:
     from prunecli.structures.options import CutOptions
@@ -50,7 +50,7 @@ class CutInspector:
             start = partial(
                 Session.open, provider=self.options.execution.provider, threads=self.options.execution.thread_count
             )
-            proof = CutProof(original, self.forced, self.trials, start, self.progress)
+            proof = CutProof(original, self.forced, self.cases, start, self.progress)
             self.verification = proof(staged)
         self.measure(staged)
 
@@ -71,33 +71,20 @@ class CutInspector:
         )
         self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
 
-    def trials(self, original: Session) -> Iterator[Trial]:
+    def cases(self, original: Session) -> Iterator[Case]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
         if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)
             samples = self.options.source.open(original.inputs)
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
-                yield Trial(f"batch {number} of {samples.source}", batch.feed, True)
-        first = [self.subject.inputs, self.subject.inputs, self.subject.counted.inputs, self.subject.other_inputs]
+                yield Case(f"batch {number} of {samples.source}", partial(dict, batch.feed), required=True)
+        subject, seed = self.subject, self.options.seed
+        first = [subject.inputs, subject.inputs, subject.counted.inputs, subject.other_inputs]
         wanted = [s for n, s in enumerate(first) if s is not None and (n < 2 or s not in first[:n])]
-        for number, shapes in enumerate(wanted):
-            seed = self.options.seed + number
-            yield Trial(f"random inputs, seed {seed}", _made(original, seed, shapes))
-        for sizes in sizes_to_try(self.subject.file, self.subject.inputs, self.options.dims):
-            yield Trial(f"random inputs {_told(sizes)}", _made(original, self.options.seed, sizes), spare=True)
-
-
-def _made(session: Session, seed: int, shapes: InputShapes) -> Mapping[str, Any] | PruneError:
-    """Random inputs, or why there are none."""
-    try:
-        return session.random_inputs(seed=seed, shapes=shapes)
-    except PruneError as error:
-        return error
-
-
-def _told(shapes: InputShapes) -> str:
-    return ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
+        for number, shapes in enumerate(wanted, seed):
+            yield random_case(original, shapes, number)
+        yield from spare_cases(original, sizes_to_try(subject.file, subject.inputs, self.options.dims), seed)
 
 
 def larger(before: Totals, after: Totals) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
-from prunecli.errors import GateFailed, PruneError
+from prunecli.errors import GateFailed
 from prunecli.evaluation.passes import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.provenance import Provenance
@@ -31,7 +32,9 @@ from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, prepare_training, setup_of
 from prunecli.training.trainer import DivergedError, Epoch
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
-from prunecli.verify.tolerance import distance, magnitude, tells
+from prunecli.verify.inputs import Case
+from prunecli.verify.prove import Agreement, Claim, prove
+from prunecli.verify.tolerance import Feed, OfLargest
 
 TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently ordered graphs is some 1e-5
 
@@ -267,32 +270,43 @@ class _Proof:
     """The saved file against the training graph's own forward pass on the same batch: what was trained is what
     was saved."""
 
-    def __init__(self, training: Training, feed: Mapping[str, Any], options: FinetuneOptions) -> None:
+    def __init__(self, training: Training, feed: Feed, options: FinetuneOptions) -> None:
         self.training, self.feed, self.options = training, feed, options
         self.verification = Verification("none", detail="--no-verify")
 
     def __call__(self, path: Path) -> None:
-        names = self.training.objective.outputs
-        options = GradientOptions(weights_as_inputs=False, outputs=tuple(names))
-        items = [item.name for item in self.training.parameters.items[:1]]
-        graph = differentiate(self.training.model.ir, items, self.training.objective.loss,
-                              shapes=self.training.shapes, options=options)  # fmt: skip
-        own = [graph.outputs[name] for name in names]
-        session = Session.open(graph.model, threads=self.options.execution.thread_count)
-        targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
-                   for s in session.inputs if s.name not in self.feed}  # fmt: skip
-        single = {s.name: np.asarray(self.feed[s.name], s.dtype) for s in session.inputs if s.name in self.feed}
-        trained = session.run(single | targets, own)
-        if not tells(trained):
-            raise PruneError("nothing is proved: all that the trained model yields is NaN or infinite",
-                             "train from a model without NaN weights")  # fmt: skip
-        wanted = [np.asarray(value) for value in trained.values()]
-        got = list(self.options.execution.open(path).run(self.feed, names).values())
-        errors = [distance(np.asarray(a), b) for a, b in zip(got, wanted, strict=True)]
-        relative = [error / max(magnitude(b), 1e-6) for error, b in zip(errors, wanted, strict=True)]
+        session, sizes = self.options.execution.open(path), list[int]()
         coarse = any(a.dtype.itemsize < 4 and a.dtype.kind == "f" for a in self.feed.values())
-        if not all(part <= (50 * TOLERANCE if coarse else TOLERANCE) for part in relative):  # NaN is not
-            raise PruneError(f"the saved model differs from the trained one by {max(errors):.3g}", "please report this")
-        samples = len(wanted[0]) if wanted[0].ndim else 1
-        self.verification = Verification("exact", max(errors), max(relative), samples,
-                                         "the saved file computes what was trained")  # fmt: skip
+        tolerance = OfLargest(50 * TOLERANCE if coarse else TOLERANCE, "what sums in another order explain")
+        claim = Claim(reference=_Trained(self.training, session, self.options.execution.thread_count), result=session,
+                      tolerance=tolerance, names=("saved model", "trained one"), given="the trained model",
+                      hint="please report this", demand=lambda agreed: sizes.append(_samples(agreed)))  # fmt: skip
+        found = prove(claim, [Case("a batch of the training data", partial(dict, self.feed))])
+        self.verification = replace(found.verification("the saved file computes what was trained"), samples=sum(sizes))
+
+
+def _samples(agreed: Agreement) -> int:
+    first = np.asarray(next(iter(agreed.wanted.values())))
+    return len(first) if first.ndim else 1
+
+
+class _Trained:
+    """The forward pass of the training graph: the outputs that the loss reads, as `saved` has them."""
+
+    def __init__(self, training: Training, saved: Session, threads: int) -> None:
+        names = training.objective.outputs
+        items = [item.name for item in training.parameters.items[:1]]
+        graph = differentiate(training.model.ir, items, training.objective.loss, shapes=training.shapes,
+                              options=GradientOptions(weights_as_inputs=False, outputs=tuple(names)))  # fmt: skip
+        self.own = {name: graph.outputs[name] for name in names}
+        self.dtypes = {output.name: output.dtype for output in saved.outputs}
+        self.session = Session.open(graph.model, threads=threads)
+
+    def run(self, feed: Feed) -> dict[str, Any]:
+        """The targets of the loss are inputs, too; what they hold changes no output."""
+        inputs = self.session.inputs
+        targets = {s.name: np.zeros([d for d in s.shape if isinstance(d, int)], s.dtype)
+                   for s in inputs if s.name not in feed}  # fmt: skip
+        given = {s.name: np.asarray(feed[s.name], s.dtype) for s in inputs if s.name in feed}
+        found = self.session.run(given | targets, list(self.own.values()))
+        return {name: np.asarray(found[own], self.dtypes[name]) for name, own in self.own.items()}

@@ -1,19 +1,25 @@
-"""How the values of two models are compared."""
+"""Values compared to the bit: the outputs of two models, and the tensors that two files store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.errors import PruneError
 from prunecli.masks.keys import CHUNK_BYTES
+from prunecli.model.graphs import all_graphs
+from prunecli.model.stored_tensors import Holder, holders
+from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]
 
-RUN_UP_TO = 512 << 20
-"""Bytes of model files up to which two sessions and a reference are held in memory."""
+Place = tuple[int, str]
+"""The number of a graph, and the name of a tensor in it."""
+Holds = Callable[[Array, Array], bool]
+"""holds(original, found): whether the values that were found are what the original's must have become."""
 
 
 def release_tensor(tensor: ir.TensorProtocol) -> None:
@@ -46,3 +52,44 @@ def same_outputs(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same_outputs, left, right))
     return type(left) is type(right) and bool(left == right)
+
+
+def placed(model: ir.Model) -> dict[Place, Holder]:
+    """Every stored tensor by its place."""
+    numbers = {id(graph): number for number, graph in enumerate(all_graphs(model))}
+    return {(numbers[id(holder.graph)], holder.name): holder for holder in holders(model)}
+
+
+def check_tensors(
+    before: Mapping[Place, ir.TensorProtocol],
+    saved: ir.Model,
+    expected: Mapping[Place, Holds],
+    hint: str,
+    progress: Progress,
+) -> None:
+    """Compare every stored tensor of a saved model with that of the original. `expected`: those that became something
+    else; all others must have the same bits. One tensor of each side is in memory at a time.
+
+    Raises:
+        PruneError: a tensor is missing, new, or not what it must be.
+    """
+    found = placed(saved)
+    if found.keys() != before.keys():
+        raise PruneError(f"internal: other tensors were stored than the model has: {len(found)} of {len(before)}", hint)
+    for place, source in progress(list(before.items()), "verifying", len(before)):
+        theirs = found[place].tensor
+        if not same_tensor(source, theirs, expected.get(place, same_bits)):
+            raise PruneError(f"internal: {place[1]} was not stored as it should be", hint)
+        release_tensor(source)
+        release_tensor(theirs)
+
+
+def same_tensor(source: ir.TensorProtocol, saved: ir.TensorProtocol, holds: Holds = same_bits) -> bool:
+    """Whether `saved` has the type and shape of `source`, and values that hold."""
+    if source.dtype != saved.dtype or source.shape != saved.shape:
+        return False
+    if source.dtype == ir.DataType.STRING:
+        return bool(source.numpy().tolist() == saved.numpy().tolist())
+    if source.dtype.bitwidth < 8:
+        return bool(source.tobytes() == saved.tobytes())
+    return holds(np.asarray(source.numpy()), np.asarray(saved.numpy()))

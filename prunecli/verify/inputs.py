@@ -7,24 +7,23 @@ constants allow (77 positions; 197, which is 14 x 14 patches of 16 pixels and on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
-from typing import Any
 
 import numpy as np
 
-from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, evaluate, resolve_shapes
 from prunecli.model import Dims, Model
 from prunecli.model.attrs import integers
 from prunecli.model.graphs import all_graphs
 from prunecli.model.shapes import input_specs
 from prunecli.model.stored_tensors import holders
-from prunecli.runtime import Session, TimedOutError
-from prunecli.verify.tolerance import tells
+from prunecli.runtime import Session
+from prunecli.verify.tolerance import Feed
 
 InputShapes = Mapping[str, tuple[int, ...]]
-Feed = Mapping[str, Any]
 Key = str | tuple[str, int]
 """A free size: the name of its dimension, or its input and axis."""
 
@@ -38,58 +37,30 @@ LARGEST_INPUT = 1 << 22
 """Elements of all inputs together, for sizes that nobody asked for."""
 
 
-class UnprovedError(PruneError):
-    """A proof could not be carried out; nothing is written without one unless it is asked for."""
+@dataclass(frozen=True)
+class Case:
+    """Inputs to compare two models on; `feed` makes them, or raises PruneError where there are none.
 
-    def __init__(self, reason: str, hint: str = "") -> None:
-        super().__init__(reason, f"{hint}{'; ' if hint else ''}--no-verify writes without proof")
-
-
-class NoNumbersError(PruneError):
-    """All outputs are NaN or infinite: equal or not, they prove nothing."""
-
-    def __init__(self) -> None:
-        super().__init__("all that it yields is NaN or infinite", "")
-
-
-def first_run(
-    session: Session, sizes: Iterable[InputShapes], seed: int = 0, given: Feed | None = None
-) -> tuple[Feed, dict[str, Any]]:
-    """The first inputs that a session runs on, and its outputs: those given, then random ones of each of the sizes.
-
-    Raises:
-        TimedOutError: a run takes too long.
-        UnprovedError: it runs on none, or yields no finite number.
+    `required`: the original must run on them (real data). `spare`: used only where no case before it proved anything.
     """
-    problem: PruneError | None = None
-    for shapes in (None, *sizes) if given is not None else sizes:
-        try:
-            feed = given if shapes is None else session.random_inputs(seed=seed, shapes=shapes)
-            assert feed is not None
-            outputs = session.run(feed)
-            if tells(outputs):
-                return feed, outputs
-            problem = problem or NoNumbersError()
-        except TimedOutError:
-            raise
-        except PruneError as error:
-            problem = problem or error
-    raise never_ran(problem)
+
+    label: str
+    feed: Callable[[], Feed]
+    required: bool = False
+    spare: bool = False
 
 
-def never_ran(problem: PruneError | None) -> UnprovedError:
-    """Of an original that ran on no inputs; `problem`: what it said to the first."""
-    if isinstance(problem, NoNumbersError):
-        return UnprovedError(f"nothing is proved, since the original itself makes no sense: {problem.message}",
-                             "look for its NaN or infinite weights with `prune inspect`")  # fmt: skip
-    reason = "there are no inputs to run it on" if problem is None else problem.message
-    return UnprovedError(f"nothing is proved, since the original itself does not run: {reason}",
-                         "try other sizes with --dim or --input-shape")  # fmt: skip
+def random_case(session: Session, shapes: InputShapes, seed: int = 0, spare: bool = False) -> Case:
+    """Random inputs of these shapes, as `session` takes them."""
+    sizes = ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
+    return Case(
+        f"random inputs {sizes}, seed {seed}", partial(session.random_inputs, seed=seed, shapes=shapes), spare=spare
+    )
 
 
-def cannot_open(problem: PruneError) -> UnprovedError:
-    """Of an original that onnxruntime refuses."""
-    return UnprovedError(f"nothing is proved, since the original itself cannot be opened: {problem.message}")
+def spare_cases(session: Session, sizes: Iterable[InputShapes], seed: int = 0) -> Iterator[Case]:
+    """Random inputs of each of the sizes, to be tried until the model runs on one."""
+    return (random_case(session, shapes, seed, spare=True) for shapes in sizes)
 
 
 def sizes_to_try(model: Model, shapes: InputShapes, dims: Dims) -> Iterator[InputShapes]:

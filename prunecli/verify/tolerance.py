@@ -1,19 +1,19 @@
-"""How far two computations of the same thing may lie apart.
-
-Removing terms that are zero changes the order of sums, nothing else. What that amounts to depends on the model:
-a chain that cancels or divides enlarges it. So the allowance is measured: the reference run without
-optimisation, and with all its numbers moved by one unit in the last place, shows how much rounding can do.
-"""
+"""How far two computations of the same thing may lie apart, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
+from prunecli.errors import PruneError, UnprovedError
+from prunecli.verify.compare import same_outputs
+
 Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Any]
+Outputs = Mapping[str, Any]
 RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 """Of the largest element, by the coarsest type a model computes in: some 80 units in the last place of float32,
 4 of float16 (onnxruntime computes most of it in float32)."""
@@ -26,8 +26,8 @@ HOPELESS = 0.1
 @dataclass(frozen=True)
 class Difference:
     """One result of two runs. `error`: largest absolute difference, infinite where the kinds differ (shape,
-    type, not a number); `scale`: largest element; `allowed`: what rounding explains; `hopeless`: that is too
-    much for agreement to mean anything."""
+    type, not a number); `scale`: largest element; `allowed`: what the tolerance explains; `hopeless`: that is too
+    much for agreement to mean anything; `mismatch`: shape, type or number of elements differ."""
 
     name: str
     error: float
@@ -35,6 +35,7 @@ class Difference:
     allowed: float
     problem: str = ""
     hopeless: bool = False
+    mismatch: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -43,6 +44,112 @@ class Difference:
     @property
     def relative(self) -> float:
         return self.error / self.scale if self.scale else (0.0 if self.error == 0 else float("inf"))
+
+
+class Runs(Protocol):
+    """One side of a comparison: a session, or what stands for one."""
+
+    def run(self, feed: Feed) -> Outputs: ...
+
+
+class InconclusiveError(PruneError):
+    """What the original does with some inputs neither proves nor refutes anything."""
+
+
+class NoNumbersError(InconclusiveError):
+    """All outputs are NaN or infinite: equal or not, they prove nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("all that it yields is NaN or infinite")
+
+
+class RandomOutputsError(UnprovedError):
+    """The reference yields something else each time it is run."""
+
+    def __init__(self) -> None:
+        super().__init__("its outputs are random and cannot be compared")
+
+
+class Tolerance(Protocol):
+    """When the outputs of two models count as the same. `reason`: why so much may differ and no more."""
+
+    @property
+    def reason(self) -> str: ...
+
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        """The difference of every output; `reference` yielded `wanted` for `feed` and can be run again.
+
+        Raises:
+            RandomOutputsError: it yields something else then.
+            InconclusiveError: equal or not, the outputs would prove nothing.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SameBits:
+    """Nothing may differ: both sides run the same operators on the same numbers. Without `signed_zeros` 0 and -0 are
+    the same, for results whose negative zeros became zeros."""
+
+    signed_zeros: bool = True
+    reason: str = "nothing, since both sides run the same operators on the same numbers"
+
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        found = [self._difference(name, got.get(name), value) for name, value in wanted.items()]
+        if not all(one.agrees for one in found) and not same_outputs(wanted, reference.run(feed)):
+            raise RandomOutputsError
+        return found
+
+    def _difference(self, name: str, got: Any, wanted: Any) -> Difference:
+        same = same_outputs(self._plain(got), self._plain(wanted))
+        return Difference(name, 0.0 if same else float("inf"), 0.0, 0.0, "" if same else "not the same bits")
+
+    def _plain(self, value: Any) -> Any:
+        rounded = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        return value if self.signed_zeros or not rounded else value + 0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What the order of sums may change: removing terms that are zero changes nothing else.
+
+    What that amounts to depends on the model: a chain that cancels or divides enlarges it. So it is measured: the
+    reference run without optimisation (`plain`), and with all its numbers moved by one unit in the last place
+    (`nudged`), shows how much rounding can do. `relative` of the largest element is allowed in any case.
+    """
+
+    relative: float
+    plain: Callable[[], Runs]
+    nudged: Callable[[], Sequence[Runs]]
+    reason: str = "what rounding explains, since the order of sums is all that may differ"
+
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        if not any(np.size(value) for value in wanted.values()):
+            raise InconclusiveError("its outputs have no elements, which proves nothing")
+        others = [reference.run(feed)]
+        if any(one.hopeless for one in differences(wanted, wanted, others, self.relative)):
+            raise RandomOutputsError
+        others.append(self.plain().run(feed))
+        found = differences(got, wanted, others, self.relative)
+        if all(one.agrees for one in found):
+            return found
+        return differences(got, wanted, [*others, *(one.run(feed) for one in self.nudged())], self.relative)
+
+
+@dataclass(frozen=True)
+class OfLargest:
+    """A fraction of the largest element of each output (at least of `least`), for the `reason` given."""
+
+    fraction: float
+    reason: str
+    least: float = 1e-6
+
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        return [one if one.mismatch else self._allowing(one) for one in differences(got, wanted)]
+
+    def _allowing(self, one: Difference) -> Difference:
+        scale = max(one.scale, self.least)
+        return replace(one, scale=scale, allowed=self.fraction * scale)
 
 
 def differences(
@@ -54,7 +161,7 @@ def differences(
     for name, value in wanted.items():
         pairs = zip(_leaves(got.get(name)), _leaves(value), *(_leaves(o.get(name)) for o in others), strict=False)
         if len(list(_leaves(got.get(name)))) != len(list(_leaves(value))):
-            out.append(Difference(name, float("inf"), 0.0, 0.0, "another number of elements"))
+            out.append(Difference(name, float("inf"), 0.0, 0.0, "another number of elements", mismatch=True))
         out += [_compare(name, a, b, rest, relative) for a, b, *rest in pairs]
     return out
 
@@ -79,7 +186,8 @@ def _leaves(value: Any) -> Iterator[Array]:
 
 def _compare(name: str, got: Array, wanted: Array, others: Sequence[Array], relative: float) -> Difference:
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        return Difference(name, float("inf"), 0.0, 0.0, f"{got.dtype} {got.shape}, not {wanted.dtype} {wanted.shape}")
+        problem = f"{got.dtype} {got.shape}, not {wanted.dtype} {wanted.shape}"
+        return Difference(name, float("inf"), 0.0, 0.0, problem, mismatch=True)
     if not is_float(wanted):
         same = bool(np.array_equal(got, wanted))
         unsure = any(o.shape != wanted.shape or not np.array_equal(o, wanted) for o in others)

@@ -8,30 +8,31 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.masks.decide import Rewritten
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
 from prunecli.model.plain import plain_path
-from prunecli.model.stored_tensors import holders
 from prunecli.runtime import Session
 from prunecli.types import Progress, Verification, no_progress
-from prunecli.verify.compare import RUN_UP_TO, pieces_of, release_tensor, same_bits, same_outputs
-from prunecli.verify.inputs import Feed, InputShapes, cannot_open, first_run
+from prunecli.verify.compare import Place, check_tensors, pieces_of, placed, same_bits
+from prunecli.verify.inputs import Case, InputShapes, spare_cases
 from prunecli.verify.outline import outline
+from prunecli.verify.prove import RUN_UP_TO, Claim, Proof, open_result, prove
+from prunecli.verify.tolerance import Feed, RandomOutputsError, SameBits
 from prunecli.zeros.reference import masked_reference
 from prunecli.zeros.zero import Zeroed
 
 Array = np.ndarray[Any, Any]
-Outputs = Mapping[str, Any]
 
 _STORED = "every stored tensor equals the original, {how} by numpy, and the graph is the same"
 _RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with {how} weights"
@@ -59,11 +60,16 @@ class ZeroProof:
             PruneError: it differs, or no longer opens or runs although the original does.
             UnprovedError: nor does the original.
         """
-        self._same_tensors(staged)
-        if outline(plain_path(self.model)) != outline(staged):
-            raise PruneError("internal: saving changed more than weights", _REPORT)
+        self._check_stored(staged)
         size = sum(path.stat().st_size for path in (self.model.path, *self.model.data_files))
-        return self._opens(staged) if size > RUN_UP_TO else self._runs(staged)
+        if size > RUN_UP_TO:
+            self._session(staged, low_memory=True)  # it maps the weights instead of copying them
+            return self._by_storage("onnxruntime opens it; it is too large to be run on both sides")
+        try:
+            found = self._run(staged)
+        except RandomOutputsError:
+            return self._by_storage("its outputs are random and were not compared")
+        return found.verification(f"{_RAN}; {_STORED}".format(how=self.how))
 
     @property
     def how(self) -> str:
@@ -73,70 +79,37 @@ class ZeroProof:
     def _by_storage(self, why: str) -> Verification:
         return Verification("exact", 0.0, 0.0, 0, f"{_STORED.format(how=self.how)}; {why}")
 
-    def _same_tensors(self, staged: Path) -> None:
-        saved = load(staged)
-        before, after = list(holders(self.model.ir)), list(holders(saved.ir))
-        if len(before) != len(after):
-            raise PruneError(f"internal: {len(after)} tensors were stored of {len(before)}", _REPORT)
+    def _check_stored(self, staged: Path) -> None:
+        """Every tensor has the bits that numpy gives it, and the rest of the file is the same."""
+        before, changed = dict[Place, Any](), dict[Place, Any]()
         expected = {id(one.weight.holder.value): one for one in self.zeroed}
-        for ours, theirs in self.progress(list(zip(before, after, strict=True)), "verifying", len(before)):
-            one = expected.get(id(ours.value))
-            source = ours.tensor if one is None else one.original
-            if ours.name != theirs.name or not _same_values(source, theirs.tensor, one):
-                raise PruneError(f"internal: {theirs.name} was not stored as it should be", _REPORT)
-            release_tensor(source)
-            release_tensor(theirs.tensor)
+        for place, holder in placed(self.model.ir).items():
+            one = expected.get(id(holder.value))
+            before[place] = holder.tensor if one is None else one.original
+            if one is not None:
+                changed[place] = partial(_holds, one)
+        check_tensors(before, load(staged).ir, changed, _REPORT, self.progress)
+        if outline(plain_path(self.model)) != outline(staged):
+            raise PruneError("internal: saving changed more than weights", _REPORT)
 
-    def _opens(self, staged: Path) -> Verification:
-        """Open one session that maps the weights instead of copying them."""
-        self._session(staged, low_memory=True)
-        return self._by_storage("onnxruntime opens it; it is too large to be run on both sides")
-
-    def _runs(self, staged: Path) -> Verification:
-        """Run the saved file and the reference on the same inputs."""
-        session = self._session(staged)
+    def _run(self, staged: Path) -> Proof:
+        result = self._session(staged)
         reference = self.open(masked_reference(plain_path(self.model), self.zeroed))
-        feed, wanted = first_run(reference, self.sizes, given=self.given)
-        try:
-            outputs = session.run(feed)
-        except PruneError as error:
-            raise PruneError(
-                f"onnxruntime runs the original, not the pruned model: {error.message}", _REPORT
-            ) from error
-        if same_outputs(outputs, wanted):
-            return Verification("exact", 0.0, 0.0, 1, f"{_RAN}; {_STORED}".format(how=self.how))
-        if same_outputs(wanted, reference.run(feed)):
-            raise PruneError("internal: the pruned model does not compute what the masked one does", _REPORT)
-        return self._by_storage("its outputs are random and were not compared")
+        given = [] if self.given is None else [Case("the data", partial(dict, self.given), spare=True)]
+        claim = Claim(reference=reference, result=result, tolerance=SameBits(), names=("pruned model", "masked one"),
+                      hint=_REPORT)  # fmt: skip
+        return prove(claim, chain(given, spare_cases(reference, self.sizes)))
 
     def _session(self, staged: Path, **options: Any) -> Session:
-        """The saved file, opened; if it cannot be, the original must."""
-        try:
-            return self.open(staged, **options)
-        except PruneError as error:
-            try:
-                self.open(plain_path(self.model), **options)
-            except PruneError as own:
-                raise cannot_open(own) from own
-            raise PruneError(
-                f"onnxruntime opens the original, not the pruned model: {error.message}", _REPORT
-            ) from error
+        original = partial(self.open, plain_path(self.model), **options)
+        return open_result(partial(self.open, staged, **options), original, "pruned model", _REPORT)
 
 
-def _same_values(source: ir.TensorProtocol, saved: ir.TensorProtocol, one: Zeroed | None) -> bool:
-    """Whether `saved` has the type, shape and bits of `source`, or of what numpy makes of it by `one`."""
-    if source.dtype != saved.dtype or source.shape != saved.shape:
-        return False
-    if source.dtype == ir.DataType.STRING:
-        return bool(source.numpy().tolist() == saved.numpy().tolist())
-    if source.dtype.bitwidth < 8:
-        return bool(source.tobytes() == saved.tobytes())
-    wanted, found = np.asarray(source.numpy()), np.asarray(saved.numpy())
-    if one is None:
-        return same_bits(wanted, found)
+def _holds(one: Zeroed, original: Array, found: Array) -> bool:
+    """Whether `found` is what numpy makes of the original's values by the decision."""
     if isinstance(one.decision, Rewritten):
-        return same_bits(one.expected(wanted), found)
-    return is_masked(wanted, one.decision.drop(wanted), found)
+        return same_bits(one.expected(original), found)
+    return is_masked(original, one.decision.drop(original), found)
 
 
 def is_masked(source: Array, drop: Array, found: Array) -> bool:

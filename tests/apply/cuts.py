@@ -14,9 +14,10 @@ import onnx_ir as ir
 from prunecli.dependency.cut import remove
 from prunecli.model import Dims, save
 from prunecli.runtime import Session
-from prunecli.structures.cut_proof import CutProof, Trial
+from prunecli.structures.cut_proof import CutProof
 from prunecli.structures.prunable import Cuttable, open_cuttable
 from prunecli.types import Verification
+from prunecli.verify.inputs import Case, random_case
 from tests.channels.net import Net
 
 Spoil = Callable[[ir.Model], None]
@@ -151,13 +152,12 @@ class Carried:
     removed: np.ndarray
     cut: Path
 
-    def prove(self, trials: Any = None) -> Verification:
+    def prove(self, cases: Any = None) -> Verification:
         forced = self.subject.forced(self.subject.units.removed(self.removed), self.removed)
-        return CutProof(self.subject.file.path, forced, trials or self.trials)(self.cut)
+        return CutProof(self.subject.file.path, forced, cases or self.cases)(self.cut)
 
-    def trials(self, session: Session) -> list[Trial]:
-        feeds = [session.random_inputs(seed=s, shapes=self.subject.inputs) for s in (0, 1)]
-        return [Trial(f"seed {s}", feed) for s, feed in enumerate(feeds)]
+    def cases(self, session: Session) -> list[Case]:
+        return [random_case(session, self.subject.inputs, seed) for seed in (0, 1)]
 
 
 def carry_out(path: Path, granularity: str = "channel,head", spoil: Spoil | None = None, every: int = 2) -> Carried:

@@ -9,9 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from prunecli.errors import PruneError
-from prunecli.structures.cut_proof import Trial
-from prunecli.verify.inputs import UnprovedError
+from prunecli.errors import PruneError, UnprovedError
+from prunecli.verify.inputs import Case
 from tests.apply import cuts
 from tests.apply.cuts import carry_out, edit, net_file, shift_one, swap_rows
 
@@ -101,19 +100,19 @@ def test_inputs_the_original_refuses_prove_nothing(tmp_path: Path) -> None:
     done = carry_out(net_file(tmp_path, cuts.conv_net))
     wrong = {"x0": np.zeros((1, 5, 6, 6), np.float32)}
     with pytest.raises(UnprovedError, match="the original itself does not run"):
-        done.prove(lambda session: [Trial("five channels", wrong)])
+        done.prove(lambda session: [Case("five channels", lambda: wrong)])
     with pytest.raises(UnprovedError, match="no inputs"):
         done.prove(lambda session: [])
     with pytest.raises(PruneError, match="onnxruntime cannot run"):
-        done.prove(lambda session: [Trial("five channels", wrong, required=True)])
+        done.prove(lambda session: [Case("five channels", lambda: wrong, required=True)])
 
 
 def test_spare_inputs_are_for_models_that_ran_on_nothing_else(tmp_path: Path) -> None:
     done = carry_out(net_file(tmp_path, cuts.conv_net))
     good = {"x0": np.zeros((1, 3, 6, 6), np.float32)}
     wrong = {"x0": np.zeros((1, 5, 6, 6), np.float32)}
-    assert done.prove(lambda s: [Trial("a", good), Trial("b", good, spare=True)]).samples == 1
-    assert done.prove(lambda s: [Trial("a", wrong), Trial("b", good, spare=True)]).samples == 1
+    assert done.prove(lambda s: [Case("a", lambda: good), Case("b", lambda: good, spare=True)]).samples == 1
+    assert done.prove(lambda s: [Case("a", lambda: wrong), Case("b", lambda: good, spare=True)]).samples == 1
 
 
 def test_a_cut_model_that_fails_to_run_is_refused(tmp_path: Path) -> None:

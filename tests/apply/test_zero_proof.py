@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, UnprovedError
 from prunecli.masks.decide import Recipe, decide
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, save
 from prunecli.runtime import Session
 from prunecli.types import Verification
 from prunecli.verify.compare import same_outputs
-from prunecli.verify.inputs import UnprovedError, sizes_to_try
+from prunecli.verify.inputs import sizes_to_try
 from prunecli.zeros import zero_proof
 from prunecli.zeros.zero import Zeroed, target_of, zero
 from prunecli.zeros.zero_proof import ZeroProof, is_masked
@@ -109,7 +109,7 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path: Path, monkeyp
     model = onnx.load(path)
     TAMPERED["a kept weight is zero"](model)
     path.write_bytes(model.SerializeToString())
-    monkeypatch.setattr(ZeroProof, "_same_tensors", lambda self, staged: None)
+    monkeypatch.setattr(ZeroProof, "_check_stored", lambda self, staged: None)
     with pytest.raises(PruneError, match="does not compute what the masked one does"):
         prove(file, zeroed, path)
 

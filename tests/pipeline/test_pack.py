@@ -279,7 +279,7 @@ def test_a_proof_sees_a_changed_value(tmp_path: Path, monkeypatch: pytest.Monkey
     right = Rows.at_bits
     monkeypatch.setattr(Rows, "at_bits", lambda self: right(self) * np.float32(1.0000001))
     path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
-    with pytest.raises(PruneError, match="w was not packed as it should be"):
+    with pytest.raises(PruneError, match="w was not stored as it should be"):
         pack(path, output=tmp_path / "p.onnx")
     assert not (tmp_path / "p.onnx").exists()
 

@@ -11,8 +11,7 @@ import onnx
 import pytest
 
 import prunecli
-from prunecli.errors import PruneError
-from prunecli.verify.inputs import UnprovedError
+from prunecli.errors import PruneError, UnprovedError
 from tests.model.build import floats, node, proto, save_proto
 
 
