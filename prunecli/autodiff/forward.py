@@ -13,7 +13,7 @@ from onnx_ir.passes.common import InlinePass
 
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, STEPS, describe
-from prunecli.autodiff.rewrites import attributes, find_rewrite
+from prunecli.autodiff.rewrites import RewriteContext, find_rewrite
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind
 from prunecli.model.shape_inference import Shape
@@ -161,7 +161,8 @@ class _Copy:
         norm = self._training_norm(node, inputs) if self.options.batch_statistics else None
         function = find_rewrite(node, self.opset) if norm is None else None
         if function is not None:
-            results = function(self.ops, node, inputs)
+            results = function(RewriteContext(self.ops, node, inputs))
+            results = results if isinstance(results, Sequence) else [results]
             for out, result in zip(node.outputs, results, strict=False):
                 self._name(out, result)
             return
@@ -173,7 +174,7 @@ class _Copy:
         )
         for old, new in zip(node.outputs[:count], copied.outputs, strict=False):
             new.name = old.name
-        self.ops.add(copied)
+        self.ops.append(copied)
         for old, new in zip(node.outputs, copied.outputs, strict=False):
             if old.name:
                 self._define(old, new)
@@ -190,8 +191,7 @@ class _Copy:
     def _training_norm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node | None:
         """Batch statistics as the running outputs of training mode with momentum 0; None if that is no
         BatchNormalization of channels in inference mode, or new ones have no place."""
-        given = attributes(node)
-        inference = given.get("spatial", 1) == 1 and not any(out.uses() for out in node.outputs[1:])
+        inference = node.attributes.get_int("spatial", 1) == 1 and not any(out.uses() for out in node.outputs[1:])
         if (node.domain, node.op_type) != ("", "BatchNormalization") or not inference:
             return None
         running = [behind(value) for value in node.inputs[3:5]]
@@ -199,7 +199,7 @@ class _Copy:
             why = "they are computed, reshaped, read by others too, or inside a body"
             self.forward.notes.append(f"{describe(node)} kept its statistics: {why}")
             return None
-        wanted = {"training_mode": 1, "momentum": 0.0, "epsilon": given.get("epsilon", 1e-5)}
+        wanted = {"training_mode": 1, "momentum": 0.0, "epsilon": node.attributes.get_float("epsilon", 1e-5)}
         copied = ir.node("BatchNormalization", list(inputs), wanted, num_outputs=3, name=node.name)
         for out in copied.outputs[1:]:
             out.name = self.ops.fresh_name()

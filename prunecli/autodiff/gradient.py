@@ -247,7 +247,8 @@ def _back(
 ) -> None:
     needed = [v in active for v in node.inputs]
     context = GradientContext(ops, node, needed)
-    gradients = list(RULES[node.domain, node.op_type](context, node, *dys))
+    found = RULES[node.domain, node.op_type](context, *dys)
+    gradients = found if isinstance(found, Sequence) else [found]
     for index, value in enumerate(node.inputs):
         if value is None or not needed[index]:
             continue

@@ -152,7 +152,7 @@ class CrossEntropy:
         return self._hard(scope, logp, axis)
 
     def _smooth(self, ops: Ops, target: Value, classes: int) -> Value:
-        return ops.add2(ops.mul(target, 1.0 - self.smoothing), self.smoothing / classes)
+        return ops.add(ops.mul(target, 1.0 - self.smoothing), self.smoothing / classes)
 
     def _hard(self, scope: LossScope, logp: Value, axis: int) -> Value:
         ops = scope.ops
@@ -169,7 +169,7 @@ class CrossEntropy:
         losses = ops.neg(ops.op("GatherElements", logp, index, axis=axis))
         if self.smoothing:
             spread = ops.neg(ops.mean(logp, [axis], keepdims=True))
-            losses = ops.op("Add", ops.mul(losses, 1.0 - self.smoothing), ops.mul(spread, self.smoothing))
+            losses = ops.add(ops.mul(losses, 1.0 - self.smoothing), ops.mul(spread, self.smoothing))
         return _mean(ops, losses, mask)
 
 
@@ -203,7 +203,7 @@ class MeanSquaredError:
         ops, y = scope.ops, scope.output(self.output)
         target, mask = _counted(ops, scope.target(self.labels, y), self.masked)
         difference = ops.sub(y, target)
-        return _mean(ops, ops.mul(difference, difference), mask)
+        return _mean(ops, ops.square(difference), mask)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Builder:
 
     # ---- nodes
 
-    def add(self, node: ir.Node) -> None:
+    def append(self, node: ir.Node) -> None:
         """Append a node whose outputs are named or get fresh names, and learn their shapes."""
         for out in node.outputs:
             if out.name is None:
@@ -91,7 +91,7 @@ class Builder:
         while given and given[-1] is None:  # a kernel need not expect an empty name at the end
             given.pop()
         node = ir.node(op, given, present, domain=domain, num_outputs=outputs)
-        self.add(node)
+        self.append(node)
         return tuple(node.outputs)
 
     def op(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
@@ -161,7 +161,7 @@ class Ops(Builder):
             return self.op("Mul", a, b)
         return a if b == 1 else self.op("Mul", a, self.scalar(b, a))
 
-    def add2(self, a: ir.Value, b: ir.Value | float) -> ir.Value:
+    def add(self, a: ir.Value, b: ir.Value | float) -> ir.Value:
         if isinstance(b, ir.Value):
             return self.op("Add", a, b)
         return a if b == 0 else self.op("Add", a, self.scalar(b, a))
@@ -171,6 +171,9 @@ class Ops(Builder):
 
     def div(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.op("Div", a, b)
+
+    def square(self, a: ir.Value) -> ir.Value:
+        return self.op("Mul", a, a)
 
     def one_minus(self, a: ir.Value) -> ir.Value:
         return self.op("Sub", self.scalar(1.0, a), a)
@@ -240,10 +243,10 @@ class Ops(Builder):
     def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
 
-    def total(self, parts: Sequence[ir.Value]) -> ir.Value:
-        """Sum of equally shaped values."""
-        result = parts[0]
-        for part in parts[1:]:
+    def total(self, parts: Sequence[ir.Value | None]) -> ir.Value:
+        """The sum of those that are there; the first of them must be."""
+        result, *others = (part for part in parts if part is not None)
+        for part in others:
             result = self.op("Add", result, part)
         return result
 

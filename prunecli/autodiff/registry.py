@@ -1,13 +1,15 @@
 """The table of gradient rules: a dictionary and a decorator are the whole extension mechanism.
 
-A rule is `rule(g, node, *dys) -> Sequence[gradient per input]`. `dys` has one entry per output of the node, None
-for an output the loss does not reach. A gradient may be smaller or larger than the input along broadcast axes:
-the sweep un-broadcasts. Entries for inputs that are not being differentiated may be None (see `Context.needs`);
+A rule is `rule(g, *dys) -> gradient of each input`, or only that of the first input. `dys` has one entry per output
+of the node, None for an output that the loss does not reach. A gradient may be smaller or larger than the input along
+broadcast axes: the sweep un-broadcasts. The entry of an input that is not differentiated (`g.needs`) may be None;
 `ZERO` states that the gradient is zero everywhere (a step function, an index), so the sweep stops there.
+A `derivative` is the rule of an element-wise operator of one input: it returns dy/dx.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,7 +26,9 @@ class Zero:
 
 ZERO: Final = Zero()
 Gradient = ir.Value | Zero | None
-Rule = Callable[..., Sequence[Gradient]]
+Gradients = Gradient | Sequence[Gradient]
+Rule = Callable[..., Gradients]
+Derivative = Callable[["GradientContext"], ir.Value]
 RULES: dict[tuple[str, str], Rule] = {}
 STEPS = frozenset(
     (
@@ -48,19 +52,33 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     return add
 
 
-class GradientContext:
-    """What a rule sees: the builder, the node, and which of its inputs need a gradient."""
+def derivative(*ops: str, domain: str = "") -> Callable[[Derivative], Derivative]:
+    """Register the derivative of element-wise operators: the gradient of their input is dy times it."""
 
-    def __init__(self, ops: Ops, node: ir.Node, needed: Sequence[bool]) -> None:
+    def add(function: Derivative) -> Derivative:
+        @functools.wraps(function)
+        def times_dy(g: GradientContext, dy: ir.Value) -> ir.Value:
+            return g.ops.mul(dy, function(g))
+
+        rule(*ops, domain=domain)(times_dy)
+        return function
+
+    return add
+
+
+class NodeContext:
+    """A node with the builder that it is worked on with, and its inputs there."""
+
+    hint = "differentiate tensors behind it, or export the model without it"
+    refused = "no gradient for"
+
+    def __init__(self, ops: Ops, node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
         self.ops = ops
         self.node = node
-        self._needed = needed
-
-    def needs(self, index: int) -> bool:
-        return index < len(self._needed) and self._needed[index]
+        self.inputs = inputs
 
     def input(self, index: int) -> ir.Value | None:
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
+        return self.inputs[index] if index < len(self.inputs) else None
 
     def x(self, index: int = 0) -> ir.Value:
         """An input that must be present."""
@@ -69,28 +87,20 @@ class GradientContext:
             raise self.refuse(f"its input {index} is missing")
         return value
 
-    @property
-    def y(self) -> ir.Value:
-        return self.node.outputs[0]
-
     def shape(self, index: int = 0) -> Shape:
         return self.ops.shape(self.x(index))
 
     def integer(self, name: str, default: int = 0) -> int:
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else int(attribute.as_int())
+        return self.node.attributes.get_int(name, default)
 
     def real(self, name: str, default: float) -> float:
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else float(attribute.as_float())
+        return self.node.attributes.get_float(name, default)
 
     def ints(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        attribute = self.node.attributes.get(name)
-        return tuple(default or ()) if attribute is None else tuple(int(i) for i in attribute.as_ints())
+        return tuple(self.node.attributes.get_ints(name, default or ()))
 
     def text(self, name: str, default: str) -> str:
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_string()
+        return self.node.attributes.get_string(name, default)
 
     def axis(self, default: int, rank: int | None = None) -> int:
         """The attribute `axis`, counted from the front."""
@@ -113,10 +123,22 @@ class GradientContext:
         return tuple(int(i) for i in array.reshape(-1))
 
     def refuse(self, why: str) -> PruneError:
-        return PruneError(
-            f"no gradient for {describe(self.node)}: {why}",
-            "differentiate tensors behind it, or export the model without it",
-        )
+        return PruneError(f"{self.refused} {describe(self.node)}: {why}", self.hint)
+
+
+class GradientContext(NodeContext):
+    """What a rule sees: its node, and which of the inputs need a gradient."""
+
+    def __init__(self, ops: Ops, node: ir.Node, needed: Sequence[bool]) -> None:
+        super().__init__(ops, node, node.inputs)
+        self._needed = needed
+
+    def needs(self, index: int) -> bool:
+        return index < len(self._needed) and self._needed[index]
+
+    @property
+    def y(self) -> ir.Value:
+        return self.node.outputs[0]
 
 
 def describe(node: ir.Node) -> str:

@@ -75,7 +75,7 @@ class MomentLoss:
         mean = ops.mean(x, axes, keepdims=True)
         centred = ops.sub(x, mean)
         variance = ops.mean(ops.mul(centred, centred), axes, keepdims=True)
-        deviation = ops.op("Sqrt", ops.add2(variance, layer.epsilon))
+        deviation = ops.op("Sqrt", ops.add(variance, layer.epsilon))
         wanted = np.sqrt(layer.variance + layer.epsilon)
         parts = []
         for found, target in ((mean, layer.mean), (deviation, wanted)):

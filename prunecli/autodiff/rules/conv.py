@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.registry import GradientContext, Gradients, rule
 from prunecli.model.shape_inference import Array, Shape
 
 
@@ -60,7 +60,7 @@ Value = ir.Value
 
 
 @rule("Conv")
-def conv(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def conv(g: GradientContext, dy: Value) -> Gradients:
     """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
     groups = g.integer("group", 1)
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
@@ -70,7 +70,7 @@ def conv(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("ConvTranspose")
-def conv_transpose(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def conv_transpose(g: GradientContext, dy: Value) -> Gradients:
     """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
     ops, groups = g.ops, g.integer("group", 1)
     window = _transposed_window(g, ops.shape(dy)[2:])
@@ -280,7 +280,7 @@ def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> 
 
 
 @rule("MaxPool")
-def max_pool(g: GradientContext, node: ir.Node, dy: Value, dindices: Value | None = None) -> list[Gradient]:
+def max_pool(g: GradientContext, dy: Value, dindices: Value | None = None) -> Gradients:
     """dx is dy scattered to the winners' flat positions (the operator's second output), summed where they meet."""
     ops = g.ops
     if g.integer("storage_order"):
@@ -294,7 +294,7 @@ def max_pool(g: GradientContext, node: ir.Node, dy: Value, dindices: Value | Non
     scattered = ops.op(
         "ScatterElements", zeros, where, ops.reshape(dy, (flat,)), axis=0, reduction=None if apart else "add"
     )
-    return [ops.reshape(scattered, g.shape())]
+    return ops.reshape(scattered, g.shape())
 
 
 def _indices(g: GradientContext) -> Value:
@@ -309,7 +309,7 @@ def _indices(g: GradientContext) -> Value:
 
 
 @rule("AveragePool")
-def average_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def average_pool(g: GradientContext, dy: Value) -> Gradients:
     """Each input receives dy / count from every window it is in: a transposed convolution with ones."""
     ops, shape = g.ops, g.shape()
     out = ops.shape(dy)[2:]
@@ -320,8 +320,8 @@ def average_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]
     else:
         dy = ops.mul(dy, ops.const((1.0 / counts).astype(np.float32)))
     if window.plain:
-        return [_repeat(ops, dy, window.strides, shape)]
-    return [_spread_ones(ops, dy, window, shape)]
+        return _repeat(ops, dy, window.strides, shape)
+    return _spread_ones(ops, dy, window, shape)
 
 
 def _counts(window: PoolWindow, large: Shape, small: Shape, include_pad: bool) -> Array:
@@ -364,14 +364,14 @@ def _spread_ones(ops: Ops, dy: Value, window: PoolWindow, shape: Shape) -> Value
 
 
 @rule("GlobalAveragePool")
-def global_average_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def global_average_pool(g: GradientContext, dy: Value) -> Gradients:
     _n, _c, *spatial = g.shape()
-    return [g.ops.expand(g.ops.mul(dy, 1.0 / float(np.prod(spatial))), g.shape())]
+    return g.ops.expand(g.ops.mul(dy, 1.0 / float(np.prod(spatial))), g.shape())
 
 
 @rule("GlobalMaxPool")
-def global_max_pool(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [to_winners(g.ops, g.x(), g.y, dy, list(range(2, g.ops.rank(g.x()))))]
+def global_max_pool(g: GradientContext, dy: Value) -> Gradients:
+    return to_winners(g.ops, g.x(), g.y, dy, list(range(2, g.ops.rank(g.x()))))
 
 
 def to_winners(ops: Ops, x: Value, y: Value, dy: Value, axes: list[int]) -> Value:

@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import MICROSOFT, Ops
-from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.registry import Gradient, GradientContext, Gradients, rule
 from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 
 
 @rule("Gemm")
-def gemm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def gemm(g: GradientContext, dy: Value) -> Gradients:
     """Y = alpha A'B' + beta C, ' being an optional transposition of its own per operand."""
     alpha, beta = g.real("alpha", 1.0), g.real("beta", 1.0)
     ta, tb = bool(g.integer("transA")), bool(g.integer("transB"))
@@ -24,7 +24,7 @@ def gemm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("MatMul")
-def matmul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def matmul(g: GradientContext, dy: Value) -> Gradients:
     ranks = [g.ops.rank(g.x(0)), g.ops.rank(g.x(1))]
     if min(ranks) >= 2:
         return list(product_gradients(g, dy, False, False, 1.0))
@@ -32,7 +32,7 @@ def matmul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("FusedMatMul", domain=MICROSOFT)
-def fused_matmul(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def fused_matmul(g: GradientContext, dy: Value) -> Gradients:
     return list(product_gradients(g, dy, bool(g.integer("transA")), bool(g.integer("transB")), g.real("alpha", 1.0)))
 
 
@@ -65,7 +65,7 @@ def _flat_gradients(g: GradientContext, dy: Value, tb: bool, alpha: float) -> tu
     return da, db
 
 
-def _with_vectors(g: GradientContext, dy: Value, ranks: list[int]) -> list[Gradient]:
+def _with_vectors(g: GradientContext, dy: Value, ranks: list[int]) -> Gradients:
     """numpy's rule: a vector is a row on the left, a column on the right, and the extra axis is dropped."""
     ops, a, b = g.ops, g.x(0), g.x(1)
     shape = list(ops.shape(dy))
@@ -86,7 +86,7 @@ def _with_vectors(g: GradientContext, dy: Value, ranks: list[int]) -> list[Gradi
 
 
 @rule("Einsum")
-def einsum(g: GradientContext, node: ir.Node, *dys: Value) -> list[Gradient]:
+def einsum(g: GradientContext, *dys: Value) -> Gradients:
     """The gradient of an operand is the Einsum of dy and the other operands into its own indices."""
     terms, out = _einsum_terms(g)
     gradients: list[Gradient] = []
@@ -132,32 +132,31 @@ def _einsum_terms(g: GradientContext) -> tuple[list[str], str]:
 
 
 @rule("Softmax")
-def softmax(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def softmax(g: GradientContext, dy: Value) -> Gradients:
     """dx = y (dy - sum(dy y))."""
     ops = g.ops
     weighted = ops.mul(dy, g.y)
     total = ops.sum(weighted, [g.axis(-1)], keepdims=True)
-    return [ops.sub(weighted, ops.mul(g.y, total))]
+    return ops.sub(weighted, ops.mul(g.y, total))
 
 
 @rule("LogSoftmax")
-def log_softmax(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def log_softmax(g: GradientContext, dy: Value) -> Gradients:
     """dx = dy - e^y sum(dy)."""
     ops = g.ops
     total = ops.sum(dy, [g.axis(-1)], keepdims=True)
-    return [ops.sub(dy, ops.mul(ops.op("Exp", g.y), total))]
+    return ops.sub(dy, ops.mul(ops.op("Exp", g.y), total))
 
 
 @rule("CumSum")
-def cumsum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def cumsum(g: GradientContext, dy: Value) -> Gradients:
     """The sum runs the other way."""
-    back = g.ops.op("CumSum", dy, g.x(1), exclusive=g.integer("exclusive"), reverse=1 - g.integer("reverse"))
-    return [back]
+    return g.ops.op("CumSum", dy, g.x(1), exclusive=g.integer("exclusive"), reverse=1 - g.integer("reverse"))
 
 
 @rule("Trilu")
-def trilu(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.op("Trilu", dy, g.input(1), upper=g.integer("upper", 1))]
+def trilu(g: GradientContext, dy: Value) -> Gradients:
+    return g.ops.op("Trilu", dy, g.input(1), upper=g.integer("upper", 1))
 
 
 def contract(ops: Ops, value: Value, axis: int, matrix: Value) -> Value:

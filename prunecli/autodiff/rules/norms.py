@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import ZERO, Gradient, GradientContext, rule
+from prunecli.autodiff.registry import ZERO, GradientContext, Gradients, rule
 
 Value = ir.Value
 
 
 @rule("BatchNormalization")
-def batch_norm(g: GradientContext, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
+def batch_norm(g: GradientContext, dy: Value, *dstats: Value | None) -> Gradients:
     """Frozen: y = a (x - mean) + bias with a = scale r. In training mode the statistics depend on x too."""
     if g.integer("training_mode"):
         if any(d is not None for d in dstats):
@@ -38,7 +38,7 @@ def batch_norm(g: GradientContext, node: ir.Node, dy: Value, *dstats: Value | No
 
 
 def _inverse_deviation(g: GradientContext, variance: Value) -> Value:
-    shifted = g.ops.add2(variance, g.real("epsilon", 1e-5))
+    shifted = g.ops.add(variance, g.real("epsilon", 1e-5))
     return g.ops.op("Reciprocal", g.ops.op("Sqrt", shifted))
 
 
@@ -50,7 +50,7 @@ def _channel_sum(ops: Ops, value: Value) -> Value:
     return ops.sum(value, [0, *range(2, ops.rank(value))])
 
 
-def _batch_norm_training(g: GradientContext, dy: Value) -> list[Gradient]:
+def _batch_norm_training(g: GradientContext, dy: Value) -> Gradients:
     """dx = a (dy - mean(dy) - xhat mean(dy xhat)), written as two channel-wise scale-and-shift passes."""
     ops, x = g.ops, g.x(0)
     count = ops.size(x) // ops.shape(x)[1]
@@ -62,7 +62,7 @@ def _batch_norm_training(g: GradientContext, dy: Value) -> list[Gradient]:
     a = ops.mul(g.x(1), rstd)
     slope = ops.mul(ops.mul(ops.mul(a, rstd), dscale), -1.0 / count)
     shift = ops.mul(ops.mul(a, dbias), -1.0 / count)
-    dx = ops.op("Add", ops.mul(dy, _per_channel(g, a)), _scale_shift(ops, centred, slope, shift))
+    dx = ops.add(ops.mul(dy, _per_channel(g, a)), _scale_shift(ops, centred, slope, shift))
     return [dx, dscale, dbias, ZERO, ZERO]
 
 
@@ -81,11 +81,11 @@ def _batch_statistics(g: GradientContext) -> tuple[Value, Value]:
     axes = [0, *range(2, ops.rank(x))]
     mean = ops.mean(x, axes)
     centred = ops.sub(x, _per_channel(g, mean))
-    return mean, ops.mean(ops.mul(centred, centred), axes)
+    return mean, ops.mean(ops.square(centred), axes)
 
 
 @rule("LayerNormalization")
-def layer_norm(g: GradientContext, node: ir.Node, dy: Value, *dstats: Value | None) -> list[Gradient]:
+def layer_norm(g: GradientContext, dy: Value, *dstats: Value | None) -> Gradients:
     """dx = r (w - mean(w) - xhat mean(w xhat)), w = dy scale; dscale = sum(dy xhat); dbias = sum(dy)."""
     if any(d is not None for d in dstats):
         raise g.refuse("its statistics feed the loss")
@@ -131,17 +131,17 @@ def _normalised(
 
 
 @rule("RMSNormalization")
-def rms_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def rms_norm(g: GradientContext, dy: Value) -> Gradients:
     """dx = r (w - xhat mean(w xhat)), xhat = x r, r = 1 / sqrt(mean(x^2) + epsilon)."""
     ops, x, axis = g.ops, g.x(0), g.axis(-1)
-    square = ops.mean(ops.mul(x, x), list(range(axis, ops.rank(x))), keepdims=True)
+    square = ops.mean(ops.square(x), list(range(axis, ops.rank(x))), keepdims=True)
     rstd = _inverse_deviation(g, square)
     dx, dscale = _normalised(ops, dy, ops.mul(x, rstd), rstd, g.x(1), axis, centre=False)
     return [dx, dscale]
 
 
 @rule("InstanceNormalization")
-def instance_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def instance_norm(g: GradientContext, dy: Value) -> Gradients:
     """Each (image, channel) on its own: a LayerNormalization of the flattened plane gives xhat and r."""
     ops, (n, c, *_) = g.ops, g.shape()
     flat = (n, c, ops.size(g.x(0)) // (n * c))
@@ -152,7 +152,7 @@ def instance_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient
     dy3 = ops.reshape(dy, flat)
     product = ops.mul(dy3, xhat)
     per_plane, per_plane_xhat = ops.sum(dy3, [2], keepdims=True), ops.sum(product, [2], keepdims=True)
-    rest = ops.op("Add", per_plane, ops.mul(xhat, per_plane_xhat))
+    rest = ops.add(per_plane, ops.mul(xhat, per_plane_xhat))
     factor = ops.mul(rstd, ops.reshape(g.x(1), (1, c, 1)))
     dx = ops.mul(ops.sub(dy3, ops.mul(rest, 1.0 / flat[2])), factor)
     dscale, dbias = ops.sum(per_plane_xhat, [0, 2]), ops.sum(per_plane, [0, 2])
@@ -160,11 +160,11 @@ def instance_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient
 
 
 @rule("LpNormalization")
-def lp_norm(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def lp_norm(g: GradientContext, dy: Value) -> Gradients:
     """y = x / |x|_p: dx = (dy - d|x| sum(dy y)) / |x|, with d|x| = y for p = 2 and sign(x) for p = 1."""
     ops, x, axis = g.ops, g.x(), g.axis(-1)
     two = g.integer("p", 2) == 2
     length = ops.op("ReduceL2" if two else "ReduceL1", x, ops.ints([axis]), keepdims=1)
     total = ops.sum(ops.mul(dy, g.y), [axis], keepdims=True)
     direction = g.y if two else ops.op("Sign", x)
-    return [ops.div(ops.sub(dy, ops.mul(direction, total)), length)]
+    return ops.div(ops.sub(dy, ops.mul(direction, total)), length)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.registry import GradientContext, Gradients, rule
 
 Value = ir.Value
 MAX_STEPS = 512
@@ -24,7 +24,7 @@ _ARGUMENTS = {"HardSigmoid": (0.2, 0.5)}  # alpha and beta, by default
 Slope = Callable[[Ops, Value, tuple[float, ...]], Value]
 SLOPES: dict[str, Slope] = {
     "Sigmoid": lambda ops, y, given: ops.mul(y, ops.one_minus(y)),
-    "Tanh": lambda ops, y, given: ops.one_minus(ops.mul(y, y)),
+    "Tanh": lambda ops, y, given: ops.one_minus(ops.square(y)),
     "Relu": lambda ops, y, given: ops.positive(y),
     "HardSigmoid": lambda ops, y, given: ops.mul(ops.mul(ops.positive(y), ops.positive(ops.one_minus(y))), given[0]),
 }
@@ -165,7 +165,7 @@ def _lstm(d: Direction) -> Back:
     ops = d.ops
     assert d.c0 is not None
     hp = d.previous(d.y, d.h0)
-    z = ops.op("Add", d.input_part(), d.affine(hp, d.r, d.rb))
+    z = ops.add(d.input_part(), d.affine(hp, d.r, d.rb))
     zi, zo, zf, zg = d.gates(z, 4)
     (i, di), (o, do), (f, df), (g, dg) = d.activate(0, zi), d.activate(0, zo), d.activate(0, zf), d.activate(1, zg)
     cells = _cell_states(d, f, ops.mul(i, g))
@@ -180,7 +180,7 @@ def _lstm(d: Direction) -> Back:
     def step(t: int, dh: Value) -> Value:
         dc = ops.mul(dh, into_c[t])
         if cell[0] is not None:
-            dc = ops.op("Add", dc, cell[0])
+            dc = ops.add(dc, cell[0])
         gates[t] = ops.mul(ops.concat([dc, dh, dc, dc], 1), wide[t])
         cell[0] = ops.mul(dc, keep[t])
         return ops.matmul(gates[t], d.r)
@@ -197,7 +197,7 @@ def _cell_states(d: Direction, f: Value, new: Value) -> Value:
     states: dict[int, Value] = {}
     for t in d.order:
         assert c is not None
-        c = states[t] = ops.op("Add", ops.mul(keep[t], c), add[t])
+        c = states[t] = ops.add(ops.mul(keep[t], c), add[t])
     return d.stack([states[t] for t in sorted(states)])
 
 
@@ -209,10 +209,10 @@ def _gru(d: Direction) -> Back:
     rz, rn = ops.slice(d.r, [0], [0], [2 * n]), ops.slice(d.r, [0], [2 * n], [3 * n])
     bz, bn = ops.slice(d.rb, [0], [0], [2 * n]), ops.slice(d.rb, [0], [2 * n], [3 * n])
     hz, hr = d.gates(d.affine(hp, rz, bz), 2)
-    (z, dz), (r, dr) = d.activate(0, ops.op("Add", xz, hz)), d.activate(0, ops.op("Add", xr, hr))
+    (z, dz), (r, dr) = d.activate(0, ops.add(xz, hz)), d.activate(0, ops.add(xr, hr))
     source = hp if d.before_reset else ops.mul(r, hp)
     q = d.affine(source, rn, bn)
-    new, dnew = d.activate(1, ops.op("Add", xn, ops.mul(r, q) if d.before_reset else q))
+    new, dnew = d.activate(1, ops.add(xn, ops.mul(r, q) if d.before_reset else q))
     kn, kz = ops.mul(ops.one_minus(z), dnew), ops.mul(ops.sub(hp, new), dz)
     if d.before_reset:
         return _gru_after(d, (kz, ops.mul(ops.mul(kn, q), dr), kn), r, z, hp)
@@ -230,7 +230,7 @@ def _gru_after(d: Direction, factors: tuple[Value, Value, Value], r: Value, z: V
     def step(t: int, dh: Value) -> Value:
         dhs[t] = dh
         hidden[t] = ops.mul(ops.concat([dh, dh, dh], 1), wide[t])
-        return ops.op("Add", ops.matmul(hidden[t], d.r), ops.mul(dh, keep[t]))
+        return ops.add(ops.matmul(hidden[t], d.r), ops.mul(dh, keep[t]))
 
     dh0 = _walk(d, step)
     through = d.stack([dhs[t] for t in sorted(dhs)])
@@ -253,8 +253,8 @@ def _gru_before(
         ds = ops.matmul(dn, weights[1])
         dzr = ops.concat([ops.mul(dh, kz[t]), ops.mul(ds, kr[t])], 1)
         gates[t] = ops.concat([dzr, dn], 1)
-        direct = ops.op("Add", ops.mul(ds, resets[t]), ops.mul(dh, keep[t]))
-        return ops.op("Add", ops.matmul(dzr, weights[0]), direct)
+        direct = ops.add(ops.mul(ds, resets[t]), ops.mul(dh, keep[t]))
+        return ops.add(ops.matmul(dzr, weights[0]), direct)
 
     dh0 = _walk(d, step)
     stacked = d.stack([gates[t] for t in sorted(gates)])
@@ -267,7 +267,7 @@ def _rnn(d: Direction) -> Back:
     """h = f(x W' + h' R' + b)."""
     ops, hp = d.ops, d.previous(d.y, d.h0)
     if d.clip:
-        slope = d.activate(0, ops.op("Add", d.input_part(), d.affine(hp, d.r, d.rb)))[1]
+        slope = d.activate(0, ops.add(d.input_part(), d.affine(hp, d.r, d.rb)))[1]
     else:
         slope = d.activations[0].slope(ops, d.y)
     slopes = d.steps(slope)
@@ -286,12 +286,12 @@ CELLS: dict[str, Cell] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 
 
 @rule("LSTM", "GRU", "RNN")
-def recurrent(g: GradientContext, node: ir.Node, *dys: Value | None) -> list[Gradient]:
+def recurrent(g: GradientContext, *dys: Value | None) -> Gradients:
     """The gates of all steps in one product, then the gradient written out step by step."""
     _check(g)
     ops = g.ops
     directions = [_direction(g, k, [*dys, None, None][:3]) for k in range(g.shape(1)[0])]
-    backs = [CELLS[node.op_type](d) for d in directions]
+    backs = [CELLS[g.node.op_type](d) for d in directions]
     dx = ops.total([_input(d, b) for d, b in zip(directions, backs, strict=True)]) if g.needs(0) else None
     dw = _stacked(ops, [ops.matmul(d.rows(b.inner), d.rows(d.x), ta=True)
                         for d, b in zip(directions, backs, strict=True)])  # fmt: skip

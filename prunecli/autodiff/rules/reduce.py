@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import Gradient, GradientContext, rule
+from prunecli.autodiff.registry import GradientContext, Gradients, rule
 from prunecli.autodiff.rules.conv import to_winners
 
 Value = ir.Value
@@ -26,30 +26,30 @@ def _kept(g: GradientContext, dy: Value) -> tuple[Value, Value, list[int]]:
 
 
 @rule("ReduceSum")
-def reduce_sum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [_kept(g, dy)[0]]
+def reduce_sum(g: GradientContext, dy: Value) -> Gradients:
+    return _kept(g, dy)[0]
 
 
 @rule("ReduceMean")
-def reduce_mean(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_mean(g: GradientContext, dy: Value) -> Gradients:
     dy, _, axes = _kept(g, dy)
-    return [g.ops.mul(dy, 1.0 / float(np.prod([g.shape()[a] for a in axes])))]
+    return g.ops.mul(dy, 1.0 / float(np.prod([g.shape()[a] for a in axes])))
 
 
 @rule("ReduceMax", "ReduceMin")
-def reduce_extremum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_extremum(g: GradientContext, dy: Value) -> Gradients:
     dy, y, axes = _kept(g, dy)
-    return [to_winners(g.ops, g.x(), y, dy, axes)]
+    return to_winners(g.ops, g.x(), y, dy, axes)
 
 
 @rule("ReduceProd")
-def reduce_prod(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_prod(g: GradientContext, dy: Value) -> Gradients:
     """dx_i = dy prod over k != i of x_k, which holds where elements are 0 too; for many factors dy y / x."""
     dy, y, axes = _kept(g, dy)
     count = int(np.prod([g.shape()[a] for a in axes], dtype=np.int64))
     if count > _MANY_FACTORS:
-        return [g.ops.div(g.ops.mul(dy, y), g.x())]
-    return [g.ops.mul(dy, _other_factors(g.ops, g.x(), axes, count))]
+        return g.ops.div(g.ops.mul(dy, y), g.x())
+    return g.ops.mul(dy, _other_factors(g.ops, g.x(), axes, count))
 
 
 def _other_factors(ops: Ops, x: Value, axes: list[int], count: int) -> Value:
@@ -65,30 +65,30 @@ def _other_factors(ops: Ops, x: Value, axes: list[int], count: int) -> Value:
 
 
 @rule("ReduceL1")
-def reduce_l1(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.mul(g.ops.op("Sign", g.x()), _kept(g, dy)[0])]
+def reduce_l1(g: GradientContext, dy: Value) -> Gradients:
+    return g.ops.mul(g.ops.op("Sign", g.x()), _kept(g, dy)[0])
 
 
 @rule("ReduceL2")
-def reduce_l2(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_l2(g: GradientContext, dy: Value) -> Gradients:
     """dx = dy x / y, 0 where y is 0."""
     ops = g.ops
     dy, y, _ = _kept(g, dy)
-    return [ops.mul(g.x(), ops.div(dy, ops.op("Max", y, ops.scalar(_TINY, y))))]
+    return ops.mul(g.x(), ops.div(dy, ops.op("Max", y, ops.scalar(_TINY, y))))
 
 
 @rule("ReduceLogSum")
-def reduce_log_sum(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_log_sum(g: GradientContext, dy: Value) -> Gradients:
     dy, y, _ = _kept(g, dy)
-    return [g.ops.div(dy, g.ops.op("Exp", y))]
+    return g.ops.div(dy, g.ops.op("Exp", y))
 
 
 @rule("ReduceLogSumExp")
-def reduce_log_sum_exp(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reduce_log_sum_exp(g: GradientContext, dy: Value) -> Gradients:
     dy, y, _ = _kept(g, dy)
-    return [g.ops.mul(g.ops.op("Exp", g.ops.sub(g.x(), y)), dy)]
+    return g.ops.mul(g.ops.op("Exp", g.ops.sub(g.x(), y)), dy)
 
 
 @rule("ReduceSumSquare")
-def reduce_sum_square(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.mul(g.x(), g.ops.mul(_kept(g, dy)[0], 2.0))]
+def reduce_sum_square(g: GradientContext, dy: Value) -> Gradients:
+    return g.ops.mul(g.x(), g.ops.mul(_kept(g, dy)[0], 2.0))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import Ops
-from prunecli.autodiff.registry import ZERO, Gradient, GradientContext, rule
+from prunecli.autodiff.registry import ZERO, GradientContext, Gradients, rule
 from prunecli.autodiff.rules.conv import spread
 from prunecli.autodiff.rules.matmul import contract
 from prunecli.model.shape_inference import Shape
@@ -17,23 +17,23 @@ Value = ir.Value
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def reshape(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.reshape(dy, g.shape())]
+def reshape(g: GradientContext, dy: Value) -> Gradients:
+    return g.ops.reshape(dy, g.shape())
 
 
 @rule("Transpose")
-def transpose(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def transpose(g: GradientContext, dy: Value) -> Gradients:
     perm = g.ints("perm") or tuple(reversed(range(g.ops.rank(g.x()))))
-    return [g.ops.transpose(dy, [int(i) for i in np.argsort(perm)])]
+    return g.ops.transpose(dy, [int(i) for i in np.argsort(perm)])
 
 
 @rule("Expand")
-def expand(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [dy]
+def expand(g: GradientContext, dy: Value) -> Gradients:
+    return dy
 
 
 @rule("Tile")
-def tile(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def tile(g: GradientContext, dy: Value) -> Gradients:
     """(a b) x -> axes (times, length), summed over times."""
     ops, shape = g.ops, g.shape()
     split: list[int] = []
@@ -43,29 +43,29 @@ def tile(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
             axes.append(len(split))
             split.append(have // want)
         split.append(want)
-    return [ops.reshape(ops.sum(ops.reshape(dy, split), axes), shape)]
+    return ops.reshape(ops.sum(ops.reshape(dy, split), axes), shape)
 
 
 @rule("Concat")
-def concat(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def concat(g: GradientContext, dy: Value) -> Gradients:
     axis = g.axis(0, g.ops.rank(dy))
-    sizes = [g.ops.shape(v)[axis] for v in node.inputs]
+    sizes = [g.ops.shape(v)[axis] for v in g.node.inputs]
     if len(sizes) == 1:
-        return [dy]
+        return dy
     return list(g.ops.many("Split", dy, g.ops.ints(sizes), outputs=len(sizes), axis=axis))
 
 
 @rule("Split")
-def split(g: GradientContext, node: ir.Node, *dys: Value | None) -> list[Gradient]:
+def split(g: GradientContext, *dys: Value | None) -> Gradients:
     like = next(d for d in dys if d is not None)
     parts = [
-        g.ops.zeros(g.ops.shape(out), like) if dy is None else dy for dy, out in zip(dys, node.outputs, strict=True)
+        g.ops.zeros(g.ops.shape(out), like) if dy is None else dy for dy, out in zip(dys, g.node.outputs, strict=True)
     ]
-    return [g.ops.concat(parts, g.axis(0))]
+    return g.ops.concat(parts, g.axis(0))
 
 
 @rule("Slice")
-def slice_(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def slice_(g: GradientContext, dy: Value) -> Gradients:
     """Reversed axes are reversed back, skipped positions and ends are filled with zeros."""
     ops, shape = g.ops, g.shape()
     starts, ends = g.known(1) or (), g.known(2) or ()
@@ -76,7 +76,7 @@ def slice_(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
         taken = range(*slice(start, None if step < 0 and end < -(1 << 30) else end, step).indices(shape[axis]))
         dy, first, stop = _unslice_axis(g, dy, axis, taken)
         before[axis], after[axis] = first, shape[axis] - stop
-    return [ops.pad(dy, before, after)]
+    return ops.pad(dy, before, after)
 
 
 def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tuple[Value, int, int]:
@@ -99,29 +99,29 @@ def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tup
 
 
 @rule("DepthToSpace")
-def depth_to_space(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def depth_to_space(g: GradientContext, dy: Value) -> Gradients:
     """Blocks back into channels; mode CRD has the channel before the block's coordinates."""
     ops, b = g.ops, g.integer("blocksize")
     if g.text("mode", "DCR") == "DCR":
-        return [ops.op("SpaceToDepth", dy, blocksize=b)]
+        return ops.op("SpaceToDepth", dy, blocksize=b)
     n, c, h, w = ops.shape(dy)
     split = ops.reshape(dy, (n, c, h // b, b, w // b, b))
-    return [ops.reshape(ops.transpose(split, [0, 1, 3, 5, 2, 4]), g.shape())]
+    return ops.reshape(ops.transpose(split, [0, 1, 3, 5, 2, 4]), g.shape())
 
 
 @rule("SpaceToDepth")
-def space_to_depth(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
-    return [g.ops.op("DepthToSpace", dy, blocksize=g.integer("blocksize"), mode="DCR")]
+def space_to_depth(g: GradientContext, dy: Value) -> Gradients:
+    return g.ops.op("DepthToSpace", dy, blocksize=g.integer("blocksize"), mode="DCR")
 
 
 @rule("ReverseSequence")
-def reverse_sequence(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def reverse_sequence(g: GradientContext, dy: Value) -> Gradients:
     times, batch = g.integer("time_axis", 0), g.integer("batch_axis", 1)
-    return [g.ops.op("ReverseSequence", dy, g.x(1), time_axis=times, batch_axis=batch)]
+    return g.ops.op("ReverseSequence", dy, g.x(1), time_axis=times, batch_axis=batch)
 
 
 @rule("Gather")
-def gather(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather(g: GradientContext, dy: Value) -> Gradients:
     """One constant position: padding. Else rows of dy are added to the rows they came from."""
     ops, shape, axis = g.ops, g.shape(), g.axis(0)
     known, indices = ops.value(g.x(1)), g.x(1)
@@ -143,13 +143,13 @@ def gather(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
 
 
 @rule("GatherElements")
-def gather_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather_elements(g: GradientContext, dy: Value) -> Gradients:
     zeros = g.ops.zeros(g.shape(), dy)
     return [g.ops.op("ScatterElements", zeros, g.x(1), dy, axis=g.axis(0), reduction="add"), ZERO]
 
 
 @rule("GatherND")
-def gather_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def gather_nd(g: GradientContext, dy: Value) -> Gradients:
     places = _with_batch(g, g.integer("batch_dims"))
     return [g.ops.op("ScatterND", g.ops.zeros(g.shape(), dy), places, dy, reduction="add"), ZERO]
 
@@ -166,16 +166,16 @@ def _with_batch(g: GradientContext, batch: int) -> Value:
 
 
 @rule("ScatterND")
-def scatter_nd(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def scatter_nd(g: GradientContext, dy: Value) -> Gradients:
     return _scatter(g, dy, lambda: g.ops.op("GatherND", dy, g.x(1)))
 
 
 @rule("ScatterElements", "Scatter")
-def scatter_elements(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def scatter_elements(g: GradientContext, dy: Value) -> Gradients:
     return _scatter(g, dy, lambda: g.ops.op("GatherElements", dy, g.x(1), axis=g.axis(0)))
 
 
-def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> list[Gradient]:
+def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> Gradients:
     """Overwritten places pass nothing to the data; added ones pass to both."""
     reduction = g.text("reduction", "none")
     if reduction not in ("none", "add"):
@@ -189,11 +189,11 @@ def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> list[G
 
 
 @rule("TopK")
-def top_k(g: GradientContext, node: ir.Node, dy: Value | None, dindices: Value | None = None) -> list[Gradient]:
+def top_k(g: GradientContext, dy: Value | None, dindices: Value | None = None) -> Gradients:
     if dy is None:
         return [ZERO, ZERO]
     zeros = g.ops.zeros(g.shape(), dy)
-    return [g.ops.op("ScatterElements", zeros, node.outputs[1], dy, axis=g.axis(-1)), ZERO]
+    return [g.ops.op("ScatterElements", zeros, g.node.outputs[1], dy, axis=g.axis(-1)), ZERO]
 
 
 _KEPT = (
@@ -207,7 +207,7 @@ _KEPT = (
 
 
 @rule("Resize")
-def resize(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def resize(g: GradientContext, dy: Value) -> Gradients:
     """Nearest by a whole factor: sums over blocks. Else per axis a product with the operator's own matrix."""
     ops, shape, out = g.ops, g.shape(), g.ops.shape(dy)
     if g.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
@@ -216,11 +216,11 @@ def resize(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
         raise g.refuse("keep_aspect_ratio_policy is not supported")
     changed = [i for i in range(len(shape)) if shape[i] != out[i] or _scale(g, i) != 1.0]
     if _repeats(g, shape, out):
-        return [_block_sums(ops, dy, shape)]
+        return _block_sums(ops, dy, shape)
     for axis in changed:
         matrix = _axis_matrix(g, axis, shape[axis], out[axis])
         dy = contract(ops, dy, axis, matrix)
-    return [dy]
+    return dy
 
 
 def _axes(g: GradientContext) -> tuple[int, ...]:
@@ -278,7 +278,7 @@ def _axis_matrix(g: GradientContext, axis: int, small: int, large: int) -> Value
 
 
 @rule("Pad")
-def pad(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
+def pad(g: GradientContext, dy: Value) -> Gradients:
     """Constant padding is cropped away; the other modes repeat elements, whose gradients are summed."""
     ops, shape, mode = g.ops, g.shape(), g.text("mode", "constant")
     before, after = _amounts(g)
@@ -291,7 +291,7 @@ def pad(g: GradientContext, node: ir.Node, dy: Value) -> list[Gradient]:
             taken = taken[max(-low, 0) : len(taken) - max(-high, 0)]
             matrix = np.eye(shape[axis], dtype=np.float32)[taken]
             dy = contract(ops, dy, axis, ops.const(matrix))
-    return [dy]
+    return dy
 
 
 def _fill_gradient(g: GradientContext, dy: Value, inner: Value) -> Value:
