@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
     Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
-__all__ = ["Execution", "InputSpec", "Session", "TimedOutError", "index_limits", "providers", "random_inputs"]
+__all__ = [
+    "Execution",
+    "InputSpec",
+    "Session",
+    "TimedOutError",
+    "channel_block",
+    "index_limits",
+    "providers",
+    "random_inputs",
+]
 
 Feed = Mapping[str, Any]
 
@@ -299,6 +308,28 @@ def providers() -> list[str]:
 _OPEN_HINT = "check it with `prune inspect`; it may be damaged or use operators this onnxruntime lacks"
 _LARGE_HINT = "2 GB is the limit in memory; magnitude, oneshot and evaluate take larger models"
 _RUN_HINT = "check the inputs' shapes and values; --dim and --input-shape set dynamic dimensions"
+
+
+@functools.cache
+def channel_block() -> int:
+    """Channels per block of onnxruntime's convolutions on this CPU: widths in between cost as much as the next
+    multiple. 1 where it has no kernels for blocks.
+
+    The kernel is asked: reordering 4 channels yields as many as one block has.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    shape = (1, 4, 1, 1)
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("ReorderInput", [x], domain="com.microsoft.nchwc")
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18, "com.microsoft.nchwc": 1}, name="probe")
+    try:
+        y = Session.open(ir.Model(graph, ir_version=8)).run({"x": np.zeros(shape, np.float32)})["y"]
+    except PruneError:  # the operator exists only where the CPU has the kernels
+        return 1
+    return int(y.shape[1])
 
 
 @functools.cache

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # part of the program -> the parts it may import from, besides itself
 BASE = {"types", "errors", "files", "quantity", "_version"}
-MODEL = BASE | {"model", "inputs", "storage"}
+MODEL = BASE | {"model", "inputs", "operators", "storage"}
 THEORY = MODEL | {"runtime", "data", "registry"}
 WORK = THEORY | {"autodiff", "calibration", "evaluation", "masks", "options", "report", "verify"}
 PRUNER = WORK | {"dependency", "inspection", "packing", "reconstruct", "training", "zeros", "structures"}
@@ -30,6 +30,7 @@ ALLOWED = {
     "inputs": BASE,
     "registry": BASE,
     "storage": BASE,
+    "operators": {"types", "errors"},
     "model": MODEL,
     "runtime": BASE | {"inputs", "model"},
     "data": BASE | {"inputs", "runtime"},

@@ -10,51 +10,27 @@ backward pass, so the layout is written into the graph: channels in blocks of b,
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import onnx_ir as ir
 
 from prunecli.autodiff.ops import NCHWC, Ops
-from prunecli.errors import PruneError
 from prunecli.model.shape_inference import Shape
+from prunecli.operators import operator_of
+from prunecli.runtime import channel_block
 
 Value = ir.Value
 LANES = 4  # channels that ReorderInput wants a multiple of
 _MAX_WEIGHTS = 1 << 20  # elements: above, the filters leave the cache and the plain kernel is as fast
 
 
-@functools.cache
-def block_size() -> int | None:
-    """Channels per block of onnxruntime's NCHWc kernels on this CPU; None where it has none.
-
-    The kernel is asked: reordering 4 channels yields as many as one block has.
-    """
-    from prunecli.runtime import Session
-
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": 18, NCHWC: 1}, name="probe")
-    x = ir.Value(name="x", shape=ir.Shape((1, LANES, 1, 1)), type=ir.TensorType(ir.DataType.FLOAT))
-    graph.inputs.append(x)
-    node = ir.node("ReorderInput", [x], domain=NCHWC)
-    node.outputs[0].name = "y"
-    graph.append(node)
-    graph.outputs.append(node.outputs[0])
-    proto = ir.to_proto(ir.Model(graph, ir_version=8))
-    try:
-        blocked = Session.open(proto.SerializeToString()).run({"x": np.zeros((1, LANES, 1, 1), np.float32)})["y"]
-    except PruneError:  # the operator exists only where the CPU has the kernels
-        return None
-    return int(blocked.shape[1])
-
-
 def block_convolutions(ops: Ops, block: int | None = None) -> None:
-    """Put every 2-d Conv with changing weights into the blocked layout, where it is the faster one."""
-    block = block_size() if block is None else block
-    if block is None:
+    """Put every 2-d convolution with changing weights into the blocked layout, where it is the faster one."""
+    block = channel_block() if block is None else block
+    if block == 1:
         return
     layout = _Layout(ops, block)
     changing = _changing(ops)
-    for node in [n for n in ops.graph if n.op_type == "Conv" and n.domain == ""]:
+    for node in [n for n in ops.graph if operator_of(n).blocked]:
         if node.inputs[1] in changing and layout.fits(node):
             layout.replace(node)
     ops.before = None
@@ -82,7 +58,7 @@ class _Layout:
         shape, (m, c, *kernel) = self.ops.shape(x), self.ops.shape(w)
         if len(kernel) != 2 or np.prod(kernel) == 1 or self.ops.dtype(x) != ir.DataType.FLOAT:
             return False
-        groups = _integer(node, "group", 1)
+        groups = node.attributes.get_int("group", 1)
         if groups == 1:
             return c % self.block == m % self.block == 0 and m * c * int(np.prod(kernel)) <= _MAX_WEIGHTS
         return groups == shape[1] == m and m % LANES == 0
@@ -92,7 +68,7 @@ class _Layout:
         ops.before = node
         assert x is not None and w is not None
         old = node.outputs[0]
-        depthwise = _integer(node, "group", 1) > 1
+        depthwise = node.attributes.get_int("group", 1) > 1
         m = ops.shape(w)[0]
         whole = -(-m // self.block) * self.block
         filters = self.depthwise_filters(w, whole) if depthwise else self.filters(w)
@@ -100,7 +76,7 @@ class _Layout:
         given |= {"group": whole if depthwise else 1, "kernel_shape": ops.shape(w)[2:]}
         extra = [_padded(ops, b, whole) for b in bias if b is not None]
         shape = ops.shape(old)
-        y = self.made("Conv", (shape[0], whole, *shape[2:]), self.input(x), filters, *extra, **given)
+        y = self.made(node.op_type, (shape[0], whole, *shape[2:]), self.input(x), filters, *extra, **given)
         plain = self.made("ReorderOutput", shape, y, channels=m)
         self.blocked[old] = y
         self.take_over(node, old, plain)
@@ -141,8 +117,3 @@ class _Layout:
 
 def _padded(ops: Ops, bias: Value, whole: int) -> Value:
     return ops.pad(bias, [0], [whole - ops.shape(bias)[0]])
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else int(attribute.as_int())

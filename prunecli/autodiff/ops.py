@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
+from prunecli.operators import MICROSOFT
 
-MICROSOFT = "com.microsoft"
 NCHWC = "com.microsoft.nchwc"
 FUSED_OPSETS = {MICROSOFT: 1, NCHWC: 1}
 _MAX_NODES = 1 << 24

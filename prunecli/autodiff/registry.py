@@ -142,7 +142,7 @@ class GradientContext(NodeContext):
 
 
 def describe(node: ir.Node) -> str:
-    """`Conv 'name'`, with the domain where it is not ONNX's own."""
+    """`Gemm 'name'`, with the domain where it is not ONNX's own."""
     domain = f"{node.domain}." if node.domain else ""
     name = node.name or (node.outputs[0].name if node.outputs else "")
     return f"{domain}{node.op_type} '{name}'"

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.ops import MICROSOFT, Ops
+from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import NodeContext
-from prunecli.model.attrs import matrix_axes
+from prunecli.operators import MICROSOFT, named, operator_of
+from prunecli.operators.product import matrix_axes
 
 Value = ir.Value
 Results = ir.Value | Sequence[ir.Value]
@@ -203,21 +204,15 @@ def _activate(r: RewriteContext, y: Value, name: str, numbers: list[float]) -> V
     raise r.refuse(f"the fused activation {name} is not known")
 
 
-@rewrite("FusedConv", domain=MICROSOFT)
-def fused_conv(r: RewriteContext) -> Results:
-    """activation(Conv(X, W, B) + Z)."""
-    given = r.given
-    name, numbers = given.pop("activation", ""), list(given.pop("activation_params", []))
-    y = r.ops.op("Conv", *r.inputs[:3], **given)
-    return _activate(r, r.ops.total([y, r.input(3)]), name, numbers)
-
-
-@rewrite("FusedGemm", domain=MICROSOFT)
-def fused_gemm(r: RewriteContext) -> Results:
-    given = r.given
-    plain = {k: v for k, v in given.items() if not k.startswith("activation")}
-    numbers = [given.get(f"activation_{k}", 0.0) for k in ("alpha", "beta", "gamma")]
-    return _activate(r, r.ops.op("Gemm", *r.inputs, **plain), given.get("activation", ""), numbers)
+@rewrite(*named(lambda operator: operator.standard, MICROSOFT), domain=MICROSOFT)
+def fused(r: RewriteContext) -> Results:
+    """activation(y + Z), with y what the standard operator computes and Z at input 3, if it is there."""
+    standard, given = operator_of(r.node).standard, r.given
+    assert standard is not None
+    plain = {name: value for name, value in given.items() if name in standard.attributes}
+    y = r.ops.op(standard.op_type, *r.inputs[:3], **plain)
+    numbers = given.get("activation_params") or [given.get(f"activation_{k}", 0.0) for k in ("alpha", "beta", "gamma")]
+    return _activate(r, r.ops.total([y, r.input(3)]), given.get("activation", ""), list(numbers))
 
 
 @rewrite("FusedMatMul", domain=MICROSOFT)

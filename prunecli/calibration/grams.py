@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.calibration.contractions import Contraction
 from prunecli.errors import PruneError
+from prunecli.operators import Contraction
 from prunecli.runtime import products
 
 Array = np.ndarray[Any, Any]

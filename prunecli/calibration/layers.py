@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.calibration.contractions import Contraction, contraction
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import Constant, behind
 from prunecli.model.graphs import reads
 from prunecli.model.names import free_name, taken_names
 from prunecli.model.stored_tensors import INTERFACE
 from prunecli.model.weights import Use
+from prunecli.operators import Contraction
+from prunecli.operators.operator import input_of
 from prunecli.types import Skipped
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class LinearLayer:
 
     @property
     def output(self) -> str:
-        return self.found.output or ""
+        return self.found.output
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -101,8 +102,7 @@ class LinearLayer:
             shift = self.bias()
         if self.norm is not None:
             gamma, beta, mean, variance = (self._by_row(value) for value in self.norm.inputs[1:5])
-            epsilon = self.norm.attributes.get("epsilon")
-            scale = gamma / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+            scale = gamma / np.sqrt(variance + self.norm.attributes.get_float("epsilon", 1e-5))
             shift = beta + scale * (shift - (0.0 if moved is self.norm else mean))
         for value in self.added:
             shift = shift + self._by_row(value)
@@ -193,8 +193,8 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
             return "it is read in several ways that do not fit each other"
         if behind(use.node.inputs[use.index]) is None:
             return "it reaches its layer in parts, or quantised on the way"
-        found = contraction(use)
-        if found is None or found.output is None:
+        found = use.contraction
+        if found is None:
             return f"how {use.op} multiplies it with data is not known"
         if any(value is not None and value.name == found.data and behind(value) for value in use.node.inputs):
             return f"{use.op} multiplies it with a constant, not with data"
@@ -202,16 +202,15 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
             return "what Gemm adds to it is not one number for each of its outputs"
         if found.bias is not None and behind(use.node.inputs[found.bias]) is None:
             return f"what {use.op} adds to it is computed"
-    if len(weight.uses) > 1 and any(contraction(use).bias is not None for use in weight.uses):  # type: ignore[union-attr]
+    if len(weight.uses) > 1 and any(found.bias is not None for found in _contractions(weight.uses)):
         return "several operators with biases of their own share it"
     return ""
 
 
 def _adds_per_row(use: Use, found: Contraction) -> bool:
     """Whether what a Gemm adds, if anything, is one number per row of the weight, or one for all."""
-    added = use.node.inputs[2] if len(use.node.inputs) > 2 else None
-    beta = use.node.attributes["beta"].as_float() if "beta" in use.node.attributes else 1.0
-    if added is None or beta == 0:
+    added = input_of(use.node, 2)
+    if added is None or use.node.attributes.get_float("beta", 1.0) == 0:
         return True
     if found.bias is None:
         return False
@@ -221,7 +220,7 @@ def _adds_per_row(use: Use, found: Contraction) -> bool:
 
 def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
     uses = sorted(weight.uses, key=lambda use: order[use.node])
-    found = tuple(c for c in map(contraction, uses) if c is not None)
+    found = _contractions(uses)
     use, value = uses[0], uses[0].node.outputs[0]
     if len(uses) > 1:
         return LinearLayer(weight, use.node, found, value.name or "", value.name or "")
@@ -230,12 +229,12 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
     added: list[ir.Value] = []
     while (user := _only_reader(value)) is not None:
         others = [v for v in user.inputs if v is not value]
-        if norm is None and not added and _normalises(user, value, use, size):
+        if norm is None and not added and _normalises(user, value, use, found[0]):
             norm = user
             offset = Offset(user, 3, -1.0) if offset is None or offset.new else offset
         elif user.op_type != "Add" or user.domain or len(others) != 1 or others[0] is None:
             break
-        elif _is_vector(others[0], use, size):
+        elif _is_vector(others[0], found[0], size):
             if (offset is None or offset.new) and norm is None:
                 offset = Offset(user, list(user.inputs).index(others[0]))
             else:
@@ -246,17 +245,21 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
             break
         value = user.outputs[0]
     target, branch = (total or value).name or "", value.name or ""
-    return LinearLayer(weight, use.node, found, target, branch, carried, offset, norm, tuple(added))
+    return LinearLayer(weight, use.node, found, target, branch, carried, offset=offset, norm=norm, added=tuple(added))
+
+
+def _contractions(uses: Iterable[Use]) -> tuple[Contraction, ...]:
+    return tuple(found for use in uses if (found := use.contraction) is not None)
 
 
 def _own_offset(use: Use, found: Contraction, size: int) -> Offset | None:
-    if use.op not in ("Conv", "ConvTranspose") and not (use.op == "Gemm" and use.index == 1):
+    place = found.bias_place
+    if place is None:
         return None
-    value = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    value = input_of(use.node, place)
     if value is None:
-        beta = use.node.attributes.get("beta")
-        return Offset(use.node, 2, new=True) if beta is None or beta.as_float() == 1 else None
-    return Offset(use.node, 2) if found.bias is not None and _is_vector_of(value, size, 1) else None
+        return Offset(use.node, place, new=True)
+    return Offset(use.node, place) if found.bias is not None and _is_vector_of(value, size, 1) else None
 
 
 def _is_vector_of(value: ir.Value | None, *sizes: int) -> bool:
@@ -275,29 +278,25 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if uses[0].node.graph is producer.graph else None
 
 
-def _normalises(node: ir.Node, value: ir.Value, use: Use, size: int) -> bool:
+def _normalises(node: ir.Node, value: ir.Value, use: Use, found: Contraction) -> bool:
     """Whether a node is a BatchNormalization with stored statistics whose channels, axis 1, are the weight's rows."""
-    shape, training = use.node.outputs[0].shape, node.attributes.get("training_mode")
-    flat = use.op == "Gemm" or (use.op == "MatMul" and shape is not None and len(shape) == 2)
     if node.op_type != "BatchNormalization" or node.inputs[0] is not value or any(v.name for v in node.outputs[1:]):
         return False
-    if (training is not None and training.as_int()) or not (_is_spatial(use) or (flat and use.index == 1)):
+    shape = use.node.outputs[0].shape
+    rank = found.rank or (len(shape) if shape is not None else 0)
+    if node.attributes.get_int("training_mode", 0) or use.index != 1 or found.channel != 1 - rank:
         return False
-    return all(_is_vector_of(v, size) for v in node.inputs[1:5])
+    rows = use.layout.canonical_shape[0] * use.layout.canonical_shape[1]
+    return all(_is_vector_of(v, rows) for v in node.inputs[1:5])
 
 
-def _is_spatial(use: Use) -> bool:
-    return use.op in ("Conv", "ConvTranspose")
-
-
-def _is_vector(value: ir.Value, use: Use, size: int) -> bool:
+def _is_vector(value: ir.Value, found: Contraction, size: int) -> bool:
     """A stored array with one number per output channel."""
-    found = behind(value)
-    if found is None or not _is_vector_of(value, size):
+    held = behind(value)
+    if held is None or not _is_vector_of(value, size):
         return False
-    channel = 1 - len(use.shape) if _is_spatial(use) else -1 if use.index == 1 else -2  # axes from the end
-    sizes = found.shape
-    return all(length == 1 or axis - len(sizes) == channel for axis, length in enumerate(sizes))
+    rank = len(held.shape)
+    return all(length == 1 or axis - rank == found.channel for axis, length in enumerate(held.shape))
 
 
 def ancestors(node: ir.Node) -> set[ir.Node]:

@@ -21,8 +21,8 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, T
 
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
+from prunecli.model.constants import TRANSPARENT
 from prunecli.model.graphs import reads
-from prunecli.model.readers import TRANSPARENT
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]

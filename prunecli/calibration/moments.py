@@ -6,8 +6,9 @@ vector per weight, however large the activations are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from prunecli.model.constants import behind
+from prunecli.operators import operator_of
 from prunecli.runtime import Session
 
 Array = np.ndarray[Any, Any]
@@ -35,77 +37,23 @@ class MomentReading:
     groups: int = 1
 
 
-Reader = Callable[[ir.Node], Iterator[tuple[int, int, int, int, int]]]
-READERS: dict[str, Reader] = {}
-"""Operator -> (weight's input, its axis from the end, data's input, its axis from the end, groups)."""
-
-
-def reader(*ops: str) -> Callable[[Reader], Reader]:
-    """Register how operators contract a weight with their data."""
-
-    def add(function: Reader) -> Reader:
-        READERS.update(dict.fromkeys(ops, function))
-        return function
-
-    return add
-
-
-@reader("Conv", "FusedConv")
-def _conv(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
-    """W (M, C / groups, *kernel), X (N, C, *space)."""
-    rank = _rank(node, 1)
-    group = node.attributes.get("group")
-    yield 1, 1 - rank, 0, 1 - rank, 1 if group is None else group.as_int()
-
-
-@reader("ConvTranspose")
-def _conv_transpose(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
-    """W (C, M / groups, *kernel), X (N, C, *space)."""
-    rank = _rank(node, 1)
-    yield 1, -rank, 0, 1 - rank, 1
-
-
-@reader("MatMul")
-def _matmul(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
-    """X (..., K) W (K, N), or W (M, K) X (K, N)."""
-    if _rank(node, 1) >= 2:
-        yield 1, -2, 0, -1, 1
-    if _rank(node, 0) >= 2:
-        yield 0, -1, 1, -2, 1
-
-
-@reader("Gemm")
-def _gemm(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
-    """A (M, K) B (K, N), either transposed."""
-    flags = [node.attributes.get(name) for name in ("transA", "transB")]
-    a, b = (flag is not None and bool(flag.as_int()) for flag in flags)
-    yield 1, -1 if b else -2, 0, -2 if a else -1, 1
-    yield 0, -2 if a else -1, 1, -1 if b else -2, 1
-
-
-@reader("LSTM", "GRU", "RNN")
-def _recurrent(node: ir.Node) -> Iterator[tuple[int, int, int, int, int]]:
-    """W (directions, gates x hidden, input), X (..., input)."""
-    yield 1, -1, 0, -1, 1
+def readings(model: ir.Model) -> list[MomentReading]:
+    """Every contraction of a stored weight with computed data, in the main graph."""
+    found = []
+    for node in model.graph:
+        sums = operator_of(node).sums
+        for one in sums(node, partial(_rank, node)) if sums else ():
+            stored, value = behind(node.inputs[one.weight]), node.inputs[one.data]
+            if stored is None or value is None or behind(value) is not None:
+                continue
+            if (place := stored.axis(one.axis)) is not None:
+                found.append(MomentReading(stored.name, place, value.name or "", one.data_axis, one.groups))
+    return found
 
 
 def _rank(node: ir.Node, index: int) -> int:
     found = behind(node.inputs[index])
     return len(found.shape) if found is not None else 0
-
-
-def readings(model: ir.Model) -> list[MomentReading]:
-    """Every contraction of a stored weight with computed data, in the main graph."""
-    found = []
-    for node in model.graph:
-        function = READERS.get(node.op_type)
-        for weight, axis, data, data_axis, groups in function(node) if function else ():
-            stored, value = behind(node.inputs[weight]), node.inputs[data]
-            if stored is None or value is None or behind(value) is not None:
-                continue
-            if (place := stored.axis(axis)) is not None:
-                found.append(MomentReading(stored.name, place, value.name or "", data_axis, groups))
-    return found
 
 
 def second_moments(

@@ -28,8 +28,9 @@ import onnx_ir as ir
 
 from prunecli.dependency.atoms import AtomTable, Ints
 from prunecli.dependency.views import Geometry
-from prunecli.model.contrib_shapes import CONTRIB_SHAPES, ShapeRule
 from prunecli.model.shape_inference import Array, Facts, Shape
+from prunecli.operators import amend, macs_of
+from prunecli.operators.operator import ShapeRule
 
 if TYPE_CHECKING:
     from prunecli.dependency.edit import NodeCut
@@ -75,7 +76,7 @@ def shapes(*ops: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:
 
     def add(function: ShapeRule) -> ShapeRule:
         for op in ops:
-            CONTRIB_SHAPES[domain, op] = function
+            amend(op, domain, shapes=function)
         return function
 
     return add
@@ -273,6 +274,12 @@ class RuleContext:
     def count(self, macs: float, *axes: int) -> None:  # type: ignore[valid-type]
         """This node does `macs` multiply-accumulates, proportional to the kept part of each axis."""
         self.work.append(Work(self.node, round(macs), tuple(axes)))
+
+    def count_terms(self, *terms: Sequence[int]) -> None:  # type: ignore[valid-type]
+        """Each term of the node's multiply-accumulates, as `operators` has them, is proportional to the kept part of
+        these axes. What has no known number of them counts nothing, as in `count_macs`."""
+        for macs, axes in zip(macs_of(self.node, self.facts.shape) or [0] * len(terms), terms, strict=True):
+            self.count(macs, *axes)
 
 
 UNNAMED = "prunecli.unnamed"

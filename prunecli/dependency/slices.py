@@ -14,9 +14,10 @@ import onnx_ir as ir
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
 from prunecli.model.constants import behind
-from prunecli.model.layout import Layout
 from prunecli.model.shape_inference import Array
 from prunecli.model.weights import Weight
+from prunecli.operators import operator_of
+from prunecli.operators.layout import Layout
 
 _NOWHERE = Path()
 Role = Literal["out", "in", "bias", "norm", "other"]
@@ -119,14 +120,10 @@ def _norm_folds(model: ir.Model) -> Iterator[tuple[str, tuple[int, Array]]]:
             continue
         if len(scale.shape) != 1:  # a factor per element: opset 7 with spatial=0
             continue
-        epsilon = node.attributes.get("epsilon")
-        factor = scale.array() / np.sqrt(variance.array() + (1e-5 if epsilon is None else epsilon.as_float()))
+        factor = scale.array() / np.sqrt(variance.array() + node.attributes.get_float("epsilon", 1e-5))
         weight = behind(producer.inputs[1]) if len(producer.inputs) > 1 else None
-        rows = {"Conv": 0, "MatMul": -1, "Gemm": 0 if _transposed(producer) else 1}.get(producer.op_type)
-        if weight is not None and weight.is_own and rows is not None and (axis := weight.axis(rows)) is not None:
+        rows = operator_of(producer).rows
+        if weight is None or not weight.is_own or rows is None:
+            continue
+        if (axis := weight.axis(rows(producer))) is not None:
             yield weight.name, (axis, factor)
-
-
-def _transposed(node: ir.Node) -> bool:
-    attr = node.attributes.get("transB")
-    return attr is not None and bool(attr.as_int())

@@ -9,8 +9,7 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model.infer import gather_facts
-from prunecli.model.shape_inference import Array, Facts, Shape
+from prunecli.model.shape_inference import Array, Facts, Shape, gather_facts
 
 
 @dataclass(frozen=True)

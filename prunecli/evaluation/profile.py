@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections import defaultdict
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.files import Scratch
+from prunecli.operators import named
 from prunecli.runtime import Session
 from prunecli.types import Progress, no_progress
 
@@ -32,10 +30,6 @@ LEAST = 0.1
 """Of a timed operator's milliseconds, whatever the timing of it costs."""
 REST = ""
 """The key of operators that belong to no node of the graph: reordering of layouts."""
-CONTRACTIONS = (
-    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "LSTM", "GRU", "RNN",
-    "Attention", "MultiHeadAttention", "GroupQueryAttention",
-)  # fmt: skip
 _SUFFIX = "_kernel_time"
 _BLOCKED = "_nchwc"
 _FUSED = "fused "
@@ -140,7 +134,7 @@ class Attribution:
         """None for what onnxruntime put in."""
         name = kernel.name.removeprefix(_FUSED).removesuffix(_BLOCKED)
         node = self._named.get(kernel.name) or self._named.get(name) or self._by_beginning(name, kernel.op)
-        return _back(node, kernel.op) if node is not None and kernel.op in CONTRACTIONS else node
+        return _back(node, kernel.op) if node is not None and _multiplies(kernel.op) else node
 
     def _by_beginning(self, name: str, op: str) -> ir.Node | None:
         """Fusions append words of their own, after / or _."""
@@ -166,6 +160,11 @@ def key(node: ir.Node) -> str:
     return next((out.name for out in node.outputs if out.name), node.name or "")
 
 
+def _multiplies(op: str) -> bool:
+    """Whether an operator of that type, whatever its domain, has multiply-accumulates."""
+    return op in named(lambda operator: operator.macs)
+
+
 def _back(node: ir.Node, op: str) -> ir.Node:
     """The contraction at the beginning of what was fused into one operator."""
     plain = op.removeprefix("Fused")
@@ -177,18 +176,3 @@ def _back(node: ir.Node, op: str) -> ir.Node:
         current = [p for n in current for v in n.inputs if v is not None and (p := v.producer()) is not None]
         level += 1
     return node
-
-
-@functools.cache
-def channel_block() -> int:
-    """Channels per block of onnxruntime's convolutions on this CPU: widths in between cost as much as the next
-    multiple. Read off a small optimised graph; 1 where it does not block."""
-    weight = numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), "w")
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    with Scratch() as folder:
-        path = folder / "optimised.onnx"
-        Session.open(model.SerializeToString(), optimised=path)
-        stored = [tensor.dims[0] for tensor in onnx.load(path, format="protobuf").graph.initializer]
-    return max(stored) if stored and max(stored) > 4 else 1

@@ -1,13 +1,12 @@
 """Loading, understanding and saving ONNX models."""
 
-from prunecli.model.layout import Layout
 from prunecli.model.loading import Model, load
-from prunecli.model.macs import Macs, count_macs
 from prunecli.model.provenance import Provenance
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shapes import Dims, Shapes, concrete_shapes
-from prunecli.model.sizes import totals
+from prunecli.model.sizes import Macs, count_macs, totals
 from prunecli.model.weights import Use, Weight, Weights, find_weights
+from prunecli.operators.layout import Layout
 
 __all__ = [
     "Dims",

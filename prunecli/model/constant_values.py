@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.operators.attributes import axes_of
+
 Array = np.ndarray[Any, Any]
 MAX_KNOWN = 1 << 20
 """Elements: integer tables (token ids, index maps) stay known, activations never qualify."""
@@ -23,26 +25,6 @@ def fold(*ops: str) -> Callable[[Fold], Fold]:
         return function
 
     return add
-
-
-def attr_int(node: ir.Node, name: str, default: int) -> int:
-    attr = node.attributes.get(name)
-    return default if attr is None else int(attr.as_int())
-
-
-def attr_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    attr = node.attributes.get(name)
-    return None if attr is None else tuple(int(i) for i in attr.as_ints())
-
-
-def axes_of(node: ir.Node, arrays: list[Array | None], index: int = 1) -> tuple[int, ...] | None:
-    """`axes` as an attribute (older opsets) or as an input (newer ones)."""
-    from_attr = attr_ints(node, "axes")
-    if from_attr is not None:
-        return from_attr
-    if len(arrays) > index and arrays[index] is not None:
-        return tuple(int(i) for i in np.atleast_1d(arrays[index]))  # type: ignore[arg-type]
-    return None
 
 
 @fold("Shape")
@@ -62,12 +44,12 @@ def _same(node: ir.Node, x: list[Any]) -> list[Array]:
 
 @fold("Gather")
 def _gather(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.take(x[0], x[1].astype(np.int64), axis=attr_int(node, "axis", 0))]
+    return [np.take(x[0], x[1].astype(np.int64), axis=node.attributes.get_int("axis", 0))]
 
 
 @fold("Concat")
 def _concat(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.concatenate(x, axis=attr_int(node, "axis", 0))]
+    return [np.concatenate(x, axis=node.attributes.get_int("axis", 0))]
 
 
 @fold("Unsqueeze")
@@ -83,13 +65,14 @@ def _squeeze(node: ir.Node, x: list[Any]) -> list[Array]:
 
 @fold("Reshape")
 def _reshape(node: ir.Node, x: list[Any]) -> list[Array]:
-    target = [x[0].shape[i] if d == 0 and not attr_int(node, "allowzero", 0) else int(d) for i, d in enumerate(x[1])]
+    keep_zero = node.attributes.get_int("allowzero", 0)
+    target = [x[0].shape[i] if d == 0 and not keep_zero else int(d) for i, d in enumerate(x[1])]
     return [x[0].reshape(target)]
 
 
 @fold("Transpose")
 def _transpose(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.transpose(x[0], attr_ints(node, "perm"))]
+    return [np.transpose(x[0], node.attributes.get_ints("perm"))]
 
 
 @fold("Expand")
@@ -138,9 +121,9 @@ def slice_index(rank: int, starts: Any, ends: Any, axes: Any, steps: Any) -> tup
 
 def slice_bounds(node: ir.Node, x: list[Array | None]) -> tuple[Any, Any, Any, Any]:
     """(starts, ends, axes, steps) of a Slice node of any opset."""
-    starts, ends = attr_ints(node, "starts"), attr_ints(node, "ends")
+    starts, ends = node.attributes.get_ints("starts"), node.attributes.get_ints("ends")
     if starts is not None:
-        return starts, ends, attr_ints(node, "axes"), None
+        return starts, ends, node.attributes.get_ints("axes"), None
     rest = [*x[1:], None, None, None, None]
     return rest[0], rest[1], rest[2], rest[3]
 
@@ -152,8 +135,8 @@ def _slice(node: ir.Node, x: list[Any]) -> list[Array]:
 
 @fold("Split")
 def _split(node: ir.Node, x: list[Any]) -> list[Array]:
-    axis = attr_int(node, "axis", 0)
-    sizes = attr_ints(node, "split") or (tuple(x[1]) if len(x) > 1 and x[1] is not None else None)
+    axis = node.attributes.get_int("axis", 0)
+    sizes = node.attributes.get_ints("split") or (tuple(x[1]) if len(x) > 1 and x[1] is not None else None)
     if sizes is None:
         part = -(-x[0].shape[axis] // len(node.outputs))
         sizes = (part,) * len(node.outputs)
@@ -167,7 +150,7 @@ def _integer_divide(a: Any, b: Any) -> Any:
 
 
 def _mod(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.fmod(*x) if attr_int(node, "fmod", 0) else np.mod(*x)]
+    return [np.fmod(*x) if node.attributes.get_int("fmod", 0) else np.mod(*x)]
 
 
 FOLDS["Mod"] = _mod
@@ -192,7 +175,7 @@ FOLDS.update({name: _elementwise(function) for name, function in _ELEMENTWISE.it
 def _reduction(function: Callable[..., Any]) -> Fold:
     def run(node: ir.Node, x: list[Any]) -> list[Array]:
         axes = axes_of(node, x)
-        return [np.asarray(function(x[0], axis=axes, keepdims=bool(attr_int(node, "keepdims", 1))))]
+        return [np.asarray(function(x[0], axis=axes, keepdims=bool(node.attributes.get_int("keepdims", 1))))]
 
     return run
 
@@ -208,7 +191,7 @@ FOLDS.update({name: _reduction(function) for name, function in _REDUCTIONS.items
 
 @fold("CumSum")
 def _cumsum(node: ir.Node, x: list[Any]) -> list[Array]:
-    if attr_int(node, "exclusive", 0) or attr_int(node, "reverse", 0):
+    if node.attributes.get_int("exclusive", 0) or node.attributes.get_int("reverse", 0):
         raise ValueError("not followed")
     return [np.cumsum(x[0], axis=int(x[1]))]
 

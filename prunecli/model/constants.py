@@ -1,24 +1,234 @@
-"""The stored tensor behind a value: the one way to ask whether an input is constant, what it holds, and to change it.
+"""Stored tensors and what reads them: who reads one, and which one is behind a value.
 
 Exporters feed parameters through Identity (equal tensors stored once), Cast (stored in half precision), Transpose and
-Reshape. `behind` goes back along the operators that `uses` follows forward.
+Reshape. `readers` follows such operators, and function calls, forward from a stored tensor; `behind` goes back along
+them: the one way to ask whether an input is constant, what it holds, and to change it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-import prunecli.model.attrs as attrs
-from prunecli.model.layout import Shape, Step, Transpose
-from prunecli.model.readers import MAX_DEPTH, moved
 from prunecli.model.stored_tensors import overridable
+from prunecli.operators import Refused, Role, role_of
+from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
+from prunecli.operators.layout import Reshape, Shape, Step, Transpose
 from prunecli.storage.chain import stored
 
 Array = np.ndarray[Any, Any]
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Input `index` of `node` reads the constant as `shape`, after `steps`; `answer` is its role there."""
+
+    node: ir.Node
+    index: int
+    shape: Shape
+    steps: tuple[Step, ...]
+    answer: Role | Refused | None
+
+    @property
+    def op(self) -> str:
+        return self.node.op_type
+
+
+Through = Callable[[ir.Node, Shape], tuple[Step, ...] | None]
+TRANSPARENT: dict[str, Through] = {}
+
+
+def through(*op_types: str) -> Callable[[Through], Through]:
+    """Register how an operator moves (never changes) the elements of its first input."""
+
+    def register(rule: Through) -> Through:
+        TRANSPARENT.update(dict.fromkeys(op_types, rule))
+        return rule
+
+    return register
+
+
+def readers(model: ir.Model, value: ir.Value, shape: Shape) -> Iterator[Reader]:
+    """Every final reader of `value`, once. Shape and Size do not read the values and are left out."""
+    found: set[tuple[ir.Node, int]] = set()
+    trail = _Trail(model)
+    for reader in _readers(trail, value, shape, (), 0):
+        if (reader.node, reader.index) not in found:
+            found.add((reader.node, reader.index))
+            yield reader
+
+
+@dataclass
+class _Trail:
+    """What one search has passed: parts of a tensor may reach the same place on many ways."""
+
+    model: ir.Model
+    passed: set[tuple[ir.Value, tuple[Step, ...]]] = field(default_factory=set)
+
+
+def _readers(trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ...], depth: int) -> Iterator[Reader]:
+    if (value, steps) in trail.passed:
+        return
+    trail.passed.add((value, steps))
+    for node, index in value.uses():
+        function = trail.model.functions.get(node.op_identifier())
+        if node.op_type in ("Shape", "Size") and node.domain == "":
+            continue
+        if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
+            yield from _readers(trail, function.inputs[index], shape, steps, depth + 1)
+            continue
+        found = moved(node, index, shape) if depth < MAX_DEPTH else None
+        if found is None:
+            yield Reader(node, index, shape, steps, role_of(node, index, shape))
+            continue
+        after = found[-1].apply(shape) if found else shape
+        for out in node.outputs:
+            yield from _readers(trail, out, after, (*steps, *found), depth + 1)
+
+
+def moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
+    """How a node moves the elements of an input of that shape, changing none; None if it does something else."""
+    movable = node.domain == "" and (index == 0 or node.op_type == "Concat")
+    rule = TRANSPARENT.get(node.op_type) if movable else None
+    try:
+        return rule(node, shape) if rule else None
+    except (UnreadableAttributeError, ValueError):
+        return None
+
+
+@through("Identity")
+def _identity(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    return ()
+
+
+@through("Cast")
+def _cast(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Between floating-point types a zero stays a zero."""
+    to = ir.DataType(integer(node, "to", 0))
+    return () if to.is_floating_point() else None
+
+
+@through("QuantizeLinear")
+def _quantise(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Rounded to whole steps and back, a zero stays a zero; the type between is read by nothing else."""
+    out = node.outputs[0]
+    back = all(use.idx == 0 and _undoes(use.node, node) for use in out.uses())
+    return () if back and out.uses() and not out.is_graph_output() else None
+
+
+@through("DequantizeLinear")
+def _dequantise(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return () if before is not None and _undoes(node, before) else None
+
+
+def _undoes(after: ir.Node, before: ir.Node) -> bool:
+    """Whether a DequantizeLinear makes zeros of what the QuantizeLinear before it made of zeros: one zero point."""
+    if after.op_type != "DequantizeLinear" or before.op_type != "QuantizeLinear":
+        return False
+    ours, theirs = (node.inputs[2] if len(node.inputs) > 2 else None for node in (after, before))
+    if ours is theirs:
+        return True
+    known = [stored(value) for value in (ours, theirs)]
+    held = [np.zeros((), np.int8) if value is None else tensor.numpy() if tensor is not None else None
+            for value, tensor in zip((ours, theirs), known, strict=True)]  # fmt: skip
+    return all(array is not None for array in held) and bool(np.all(held[0] == held[1]))
+
+
+@through("Slice", "Split", "Concat")
+def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """Constants taken apart and put together again (gates of an LSTM, packed projections).
+
+    Which axes are rows and columns does not change, so that the layout is that of the whole stored tensor.
+    """
+    return () if all(value is None or is_constant(value) for value in node.inputs) else None
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether the value follows from stored constants by moving elements only, in at most MAX_DEPTH steps."""
+    waiting: set[ir.Value | None] = {value}
+    passed: set[ir.Value | None] = set()
+    for _ in range(MAX_DEPTH + 1):
+        passed |= waiting
+        behind = [_moved_from(each) for each in waiting]
+        if any(inputs is None for inputs in behind):
+            return False
+        waiting = {each for inputs in behind for each in inputs or ()} - passed
+    return not waiting
+
+
+def _moved_from(value: ir.Value | None) -> Sequence[ir.Value | None] | None:
+    """What the elements of a value come from: nothing if it is stored, None if they are not only moved."""
+    if value is None or stored(value) is not None:
+        return ()
+    node = value.producer()
+    if node is None or node.domain != "":
+        return None
+    return node.inputs if node.op_type in TRANSPARENT else None
+
+
+@through("Transpose")
+def _transpose(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    perm = integers(node, "perm") or tuple(reversed(range(len(shape))))
+    return (Transpose(perm),) if sorted(perm) == list(range(len(shape))) else None
+
+
+@through("Reshape")
+def _reshape(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    target = _constant(node, 1)
+    if target is None:
+        return None
+    keep_zero = bool(integer(node, "allowzero", 0))
+    dims = [shape[i] if d == 0 and not keep_zero else d for i, d in enumerate(target)]
+    return _to(shape, np.empty(shape, np.void).reshape(dims).shape)
+
+
+@through("Flatten")
+def _flatten(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    axis = integer(node, "axis", 1) % (len(shape) + 1)
+    return _to(shape, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+
+
+@through("Squeeze")
+def _squeeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    axes = _axes(node, len(shape))
+    kept = [d for i, d in enumerate(shape) if (i not in axes if axes else d != 1)]
+    return _to(shape, tuple(kept))
+
+
+@through("Unsqueeze")
+def _unsqueeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    given = integers(node, "axes") or _constant(node, 1)
+    if given is None:
+        return None
+    rank = len(shape) + len(given)
+    axes, rest = {a % rank for a in given}, iter(shape)
+    return _to(shape, tuple(1 if i in axes else next(rest) for i in range(rank)))
+
+
+def _axes(node: ir.Node, rank: int) -> set[int]:
+    given = integers(node, "axes") or _constant(node, 1)
+    if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        raise ValueError("axes are computed")
+    return {a % rank for a in given or ()}
+
+
+def _to(before: Shape, after: Shape) -> tuple[Step, ...] | None:
+    if math.prod(before) != math.prod(after):
+        return None
+    return (Reshape(before, after),)
+
+
+def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    tensor = stored(value)
+    return None if tensor is None or tensor.size > 64 else tuple(int(v) for v in tensor.numpy().reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -112,5 +322,5 @@ def _along(way: tuple[ir.Value, ...], tensor: ir.TensorProtocol) -> Constant | N
         steps += found
         shape = found[-1].apply(shape) if found else shape
         if node.op_type == "Cast":
-            types.append(ir.DataType(attrs.integer(node, "to", 0)))
+            types.append(ir.DataType(integer(node, "to", 0)))
     return Constant(way, tensor, tuple(steps), tuple(types))

@@ -3,13 +3,13 @@
 Operators take their geometry from tensors (Reshape targets, Slice bounds), and exporters compute those by
 chains such as Shape -> Gather -> Concat. One walk over the nodes in topological order follows shapes (through
 the operators' own ONNX shape inference) and small values (through numpy) together, so that every such chain
-is known. `scopes` leads the walk into subgraphs and local functions.
+is known. The walk goes into subgraphs and local functions, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +17,12 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from prunecli.model.constant_values import FOLDS, MAX_KNOWN, Array, attr_int, axes_of, slice_bounds, slice_index
-from prunecli.model.contrib_shapes import CONTRIB_SHAPES, FLOAT_RESULTS, OUTPUT_TYPE_OF, SAME_AS
+from prunecli.model.constant_values import FOLDS, MAX_KNOWN, Array
+from prunecli.operators import operator_of
+from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
+from prunecli.operators.layout import Shape
 from prunecli.storage.chain import constant_tensor
 
-Shape = tuple[int, ...]
 UNKNOWN_INPUT = "the shape of an input is unknown"
 """The problem of every operator after one with a problem of its own."""
 MAX_KNOWN_FLOAT = 4096
@@ -70,9 +71,6 @@ class Facts:
 INFERRED_AS = {("", "MaxPool"): 22, ("", "AveragePool"): 22, ("", "LpPool"): 22}
 """Opsets from which ONNX infers what onnxruntime computes at any opset: `ceil_mode` adds no window that would begin
 beyond the input and the padding before it."""
-Scope = Callable[[ir.Node, Facts, ir.Model], bool]
-SCOPES: list[Scope] = []
-"""Visitors for nodes that contain or call other graphs; each answers whether it took the node."""
 
 
 def know_constant(facts: Facts, value: ir.Value) -> None:
@@ -102,7 +100,7 @@ def visit(node: ir.Node, facts: Facts, model: ir.Model) -> None:
     if facts.budget[0] < 0:
         facts.problems[node] = "the model expands to too many nodes"
         return
-    if any(scope(node, facts, model) for scope in SCOPES):
+    if enter(node, facts, model):
         return
     if node.op_type == "Constant" and node.domain == "":
         tensor = constant_tensor(node)
@@ -118,11 +116,12 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     if any(v is not None and v not in facts.shapes and v.graph is not None for v in node.inputs):
         facts.problems[node] = UNKNOWN_INPUT
         return False
-    contrib = CONTRIB_SHAPES.get((node.domain, node.op_type))
+    rule = operator_of(node).shapes
     try:
-        if contrib is not None:
-            shapes = contrib(node, [facts.shape(v) for v in node.inputs])
-            dtype = int(ir.DataType.FLOAT) if node.op_type in FLOAT_RESULTS else facts.dtypes[_typed_like(node)]
+        if rule is not None:
+            shapes = rule(node, [facts.shape(v) for v in node.inputs])
+            like = operator_of(node).type_of
+            dtype = int(ir.DataType.FLOAT) if like is None else facts.dtypes[_typed_like(node, like)]
             for out, shape in zip(node.outputs, shapes, strict=False):
                 facts.learn(out, shape, dtype if shape is not None else None)
         else:
@@ -133,11 +132,9 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
     return True
 
 
-def _typed_like(node: ir.Node) -> ir.Value:
-    """The input whose element type a contrib operator's outputs have: the first, unless it is quantised."""
-    first, index = node.inputs[0], OUTPUT_TYPE_OF.get(node.op_type, 0)
-    like = node.inputs[index] if index < len(node.inputs) else first
-    value = like or first
+def _typed_like(node: ir.Node, index: int) -> ir.Value:
+    """The input that has the element type of the outputs: the first where the stated one is absent."""
+    value = (node.inputs[index] if index < len(node.inputs) else None) or node.inputs[0]
     if value is None:
         raise ValueError("its first input is absent")
     return value
@@ -183,7 +180,7 @@ def _check_reshape(node: ir.Node, facts: Facts) -> None:
 def _standalone(node: ir.Node) -> tuple[onnx.NodeProto, dict[ir.Value, str]]:
     """The node as a proto with input names of its own: values of different scopes may share a name."""
     proto = ir.serde.serialize_node(node)
-    same = SAME_AS.get((node.domain, node.op_type))
+    same = operator_of(node).standard
     if same is not None:
         proto.domain, proto.op_type = "", same.op_type
         kept = [a for a in proto.attribute if a.name in same.attributes]
@@ -227,7 +224,7 @@ def _fold_values(node: ir.Node, facts: Facts) -> None:
         return
     if node.op_type in ("Shape", "Size"):  # known from the shape alone, whatever the tensor holds
         source = facts.shapes[node.inputs[0]]  # type: ignore[index]
-        start, end = attr_int(node, "start", 0), attr_int(node, "end", len(source))
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(source))
         facts.values[out] = np.array(
             source[slice(start, end)] if node.op_type == "Shape" else math.prod(source), np.int64
         )
@@ -246,15 +243,196 @@ def _fold_values(node: ir.Node, facts: Facts) -> None:
             facts.values[value] = result.astype(dtype, copy=False)
 
 
-__all__ = [
-    "Array",
-    "Facts",
-    "Inner",
-    "Shape",
-    "attr_int",
-    "axes_of",
-    "know_constant",
-    "slice_bounds",
-    "slice_index",
-    "visit",
-]
+def gather_facts(model: ir.Model, inputs: Mapping[str, Shape], patience: int | None = None) -> Facts:
+    """Walk the graph at the given input shapes, subgraphs and function calls included.
+
+    Args:
+        model: the graph; nodes in topological order.
+        inputs: concrete shape per graph input that is not an initializer.
+        patience: the walk ends early once more nodes than this have problems.
+    Returns:
+        Facts; a value whose shape cannot be inferred is absent, its node is in `problems`.
+    """
+    facts = Facts()
+    for value in model.graph.initializers.values():
+        know_constant(facts, value)
+    for value in model.graph.inputs:
+        if value not in facts.shapes and (value.name or "") in inputs:
+            facts.learn(value, tuple(inputs[value.name or ""]), int(value.dtype or ir.DataType.FLOAT))
+    for node in model.graph:
+        visit(node, facts, model)
+        if patience is not None and len(facts.problems) > patience:
+            break
+    return facts
+
+
+Visitor = Callable[[ir.Node, Facts, ir.Model], None]
+VISITORS: dict[str, Visitor] = {}
+
+
+def enters(op_type: str) -> Callable[[Visitor], Visitor]:
+    """Register a visitor for a standard operator with graph attributes."""
+
+    def register(visitor: Visitor) -> Visitor:
+        VISITORS[op_type] = visitor
+        return visitor
+
+    return register
+
+
+def enter(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
+    """Visit the bodies of `node`, if it has any."""
+    function = model.functions.get(node.op_identifier())
+    if function is not None:
+        _call(node, function, facts, model)
+        return True
+    visitor = VISITORS.get(node.op_type) if node.domain == "" else None
+    if visitor is None:
+        return False
+    try:
+        visitor(node, facts, model)
+    except (KeyError, TypeError, IndexError, ValueError, UnreadableAttributeError) as error:
+        facts.problems[node] = f"{node.op_type} is malformed: {error}"
+    return True
+
+
+def _run(body: ir.Graph, facts: Facts, model: ir.Model) -> None:
+    for value in body.initializers.values():
+        know_constant(facts, value)
+    for node in body:
+        visit(node, facts, model)
+
+
+def _pass(facts: Facts, value: ir.Value, source: Facts, origin: ir.Value | None) -> None:
+    """`value` in `facts` is what `origin` is in `source`."""
+    if origin is None:
+        return
+    facts.learn(value, source.shape(origin), source.dtypes.get(origin))
+    if origin in source.values:
+        facts.values[value] = source.values[origin]
+
+
+def _call(node: ir.Node, function: ir.Function, facts: Facts, model: ir.Model) -> None:
+    body, originals = _instantiate(node, function)
+    opsets = {**function.opset_imports, **model.opset_imports}  # as onnxruntime does
+    inside = Facts(opsets=opsets, budget=facts.budget, problems=facts.problems)
+    for value, origin in zip(body.inputs, node.inputs, strict=False):
+        _pass(inside, value, facts, origin)
+    _run(body, inside, model)
+    for out, value in zip(node.outputs, body.outputs, strict=False):
+        _pass(facts, out, inside, value)
+    facts.inner[node] = [Inner(body, inside, 1, originals)]
+
+
+def _instantiate(node: ir.Node, function: ir.Function) -> tuple[ir.Graph, dict[ir.Node, ir.Node]]:
+    """The function's body, copied if its nodes take attributes from the call."""
+    if not function.attributes:
+        return function.graph, {}
+    body = function.graph.clone()
+    inner, outer = list(body.all_nodes()), list(function.graph.all_nodes())
+    for copy in inner:
+        for name, attribute in list(copy.attributes.items()):
+            if attribute.is_ref():
+                _fill(copy, name, attribute, node.attributes, function.attributes)
+    return body, dict(zip(inner, outer, strict=True))
+
+
+def _fill(
+    node: ir.Node,
+    name: str,
+    attribute: ir.Attr,
+    given: Mapping[str, ir.Attr],
+    defaults: Mapping[str, ir.Attr],
+) -> None:
+    """Put the caller's value, or the default, in place of a reference; an absent one is absent."""
+    source = given.get(attribute.ref_attr_name or "") or defaults.get(attribute.ref_attr_name or "")
+    if source is None or source.is_ref() or source.value is None:
+        del node.attributes[name]
+    else:
+        node.attributes[name] = ir.Attr(name, source.type, source.value)
+
+
+@enters("If")
+def _if(node: ir.Node, facts: Facts, model: ir.Model) -> None:
+    """Both branches, or the only one that can be taken; an output is known if they agree."""
+    condition = facts.value(node.inputs[0])
+    names = ["then_branch", "else_branch"]
+    if condition is not None and condition.size == 1:
+        names = names[:1] if bool(condition.reshape(-1)[0]) else names[1:]
+    bodies = [node.attributes[name].as_graph() for name in names]
+    for body in bodies:
+        _run(body, facts, model)
+    for index, out in enumerate(node.outputs):
+        results = [body.outputs[index] for body in bodies]
+        if len({(facts.shape(r), facts.dtypes.get(r)) for r in results}) == 1:
+            _pass(facts, out, facts, results[0])
+            if len(results) > 1:
+                facts.values.pop(out, None)
+    _missing(node, facts)
+    facts.inner[node] = [Inner(body, facts) for body in bodies]
+
+
+@enters("Loop")
+def _loop(node: ir.Node, facts: Facts, model: ir.Model) -> None:
+    """Body inputs: iteration, condition, carried values. Outputs: carried values, then stacked ones."""
+    body = node.attributes["body"].as_graph()
+    trips = facts.value(node.inputs[0])
+    facts.learn(body.inputs[0], (), int(ir.DataType.INT64))
+    facts.learn(body.inputs[1], (), int(ir.DataType.BOOL))
+    carried = len(node.inputs) - 2
+    for value, origin in zip(body.inputs[2:], node.inputs[2:], strict=True):
+        facts.learn(value, facts.shape(origin), facts.dtypes.get(origin) if origin is not None else None)
+    _run(body, facts, model)
+    ends_early = len(node.inputs) > 1 and node.inputs[1] is not None
+    times = int(trips.reshape(-1)[0]) if trips is not None and trips.size == 1 and not ends_early else None
+    results = body.outputs[1:]
+    for value, result in zip(body.inputs[2:], results[:carried], strict=False):
+        if facts.shape(value) != facts.shape(result):
+            facts.shapes.pop(result, None)  # it grows with every round
+    _collect(node.outputs, results, carried, times, facts)
+    _missing(node, facts)
+    facts.inner[node] = [Inner(body, facts, times)]
+
+
+@enters("Scan")
+def _scan(node: ir.Node, facts: Facts, model: ir.Model) -> None:
+    """Body inputs: states, then one slice of each scanned input along its axis (opset 9 and later)."""
+    body = node.attributes["body"].as_graph()
+    scanned = integer(node, "num_scan_inputs", 0)
+    states = len(body.inputs) - scanned
+    if len(node.inputs) != len(body.inputs):
+        raise IndexError("inputs do not match the body")
+    axes = integers(node, "scan_input_axes") or (0,) * scanned
+    out_axes = integers(node, "scan_output_axes") or ()
+    times = None
+    for index, (value, origin) in enumerate(zip(body.inputs, node.inputs, strict=True)):
+        shape = facts.shape(origin)
+        if index >= states and shape is not None:
+            if not shape:
+                raise IndexError("it scans a scalar")
+            axis = axes[index - states] % len(shape)
+            times, shape = shape[axis], (*shape[:axis], *shape[axis + 1 :])
+        facts.learn(value, shape, facts.dtypes.get(origin) if origin is not None else None)
+    _run(body, facts, model)
+    _collect(node.outputs, body.outputs, states, None if any(out_axes) else times, facts)
+    _missing(node, facts)
+    facts.inner[node] = [Inner(body, facts, times)]
+
+
+def _collect(
+    outputs: Sequence[ir.Value], results: Sequence[ir.Value], carried: int, times: int | None, facts: Facts
+) -> None:
+    """Carried outputs keep their shape, the others are stacked `times` along a new first axis."""
+    for index, (out, result) in enumerate(zip(outputs, results, strict=False)):
+        shape: Shape | None = facts.shape(result)
+        if index >= carried:
+            shape = (times, *shape) if shape is not None and times is not None else None
+        facts.learn(out, shape, facts.dtypes.get(result))
+
+
+def _missing(node: ir.Node, facts: Facts) -> None:
+    if any(out.name and out not in facts.shapes for out in node.outputs):
+        facts.problems[node] = f"the output shapes of {node.op_type} depend on data"
+
+
+__all__ = ["Array", "Facts", "Inner", "Shape", "gather_facts", "know_constant", "visit"]

@@ -9,11 +9,10 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, resolve_shapes
-from prunecli.model.demands import NOTHING, Demand, demands
-from prunecli.model.infer import gather_facts
-from prunecli.model.layout import Shape
 from prunecli.model.loading import Model
-from prunecli.model.shape_inference import Facts
+from prunecli.model.shape_inference import Facts, gather_facts
+from prunecli.operators import NO_DEMAND, Demand, DemandReading, demand_of, operator_of
+from prunecli.operators.layout import Shape
 
 SPATIAL_TRIES = (64, 224, 32, 128)
 """Sizes tried for the unknown axes of image inputs: the first at which every shape can be inferred."""
@@ -119,12 +118,32 @@ def with_demands(model: ir.Model, specs: Sequence[InputSpec]) -> list[InputSpec]
     asked, unstated = demands(model), {value.name for value in model.graph.inputs if value.shape is None}
     out = []
     for spec in specs:
-        demand = asked.get(spec.name, NOTHING)
+        demand = asked.get(spec.name, NO_DEMAND)
         shape = (None,) * len(demand.sizes) if demand.whole and spec.name in unstated else spec.shape
         fits = not demand.whole or len(demand.sizes) == len(shape)
         sizes = (Demand((None,) * len(shape), True) | demand).sizes if fits else ()
         out.append(replace(spec, shape=shape, asked=sizes))
     return out
+
+
+def demands(model: ir.Model) -> dict[str, Demand]:
+    """What the graph asks of the size of each of its inputs, where the file leaves it open.
+
+    A convolution fixes the rank and the channels of what it reads, a matrix the length of the last axis. One pass from
+    the outputs to the inputs carries these sizes back through operators that keep axes where they are. Uses inside the
+    bodies of other nodes ask nothing.
+    """
+    facts, asked = gather_facts(model, {}), dict[ir.Value, Demand]()
+    for node in reversed(model.graph):
+        if operator_of(node).demand is None:
+            continue
+        after = asked.get(node.outputs[0], NO_DEMAND) if node.outputs else NO_DEMAND
+        shapes, arrays = [facts.shape(v) for v in node.inputs], [facts.value(v) for v in node.inputs]
+        for index, value in enumerate(node.inputs):
+            if value is not None and value not in facts.shapes:
+                found = demand_of(DemandReading(node, index, after, shapes, arrays))
+                asked[value] = found | asked.get(value, NO_DEMAND)
+    return {value.name or "": asked.get(value, NO_DEMAND) for value in model.graph.inputs}
 
 
 def _dtype(value: ir.Value) -> str:

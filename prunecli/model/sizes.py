@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.loading import Model
-from prunecli.model.macs import Macs, count_macs
+from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
 from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.weights import Weight
+from prunecli.operators import macs_of, operator_of
 from prunecli.types import Totals
 
 EXACT_UP_TO = 16 << 20
@@ -110,6 +112,64 @@ def _compressed(path: Path, start: Callable[[], _Packer]) -> int:
             packer = start()
             packed += len(packer.compress(file.read(SAMPLE_BYTES))) + len(packer.flush()) - FRAME
     return FRAME + packed * size // (SAMPLES * SAMPLE_BYTES)
+
+
+Counts = dict[ir.Node, int | None]
+
+
+@dataclass
+class Macs:
+    """`nodes`: per operator that multiplies, None where a shape is unknown. `total`: None if any is unknown.
+
+    A node inside a function or loop counts all its runs; of the branches of an If only the dearer one counts.
+    """
+
+    nodes: dict[ir.Node, int | None] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int | None:
+        return _sum(self.nodes.values())
+
+
+def count_macs(model: Model, shapes: Shapes) -> Macs:
+    """Count every operator that has a formula, in subgraphs and local functions too."""
+    return Macs(_tally(model.ir.graph, shapes.facts))
+
+
+def _tally(body: ir.Graph, facts: Facts) -> Counts:
+    result: Counts = {}
+    for node in body:
+        bodies = [_inside(inner) for inner in facts.inner.get(node, [])]
+        if bodies:
+            _add(result, max(bodies, key=lambda counts: _sum(counts.values()) or 0))
+        elif operator_of(node).macs is not None:
+            terms = macs_of(node, facts.shape)
+            _add(result, {node: None if terms is None else sum(terms)})
+    return result
+
+
+def _inside(inner: Inner) -> Counts:
+    """Counts of a body, times its runs, by the nodes of the model as it is stored."""
+    counted = _tally(inner.body, inner.facts)
+    return {inner.originals.get(node, node): _times(count, inner.times) for node, count in counted.items()}
+
+
+def _add(result: Counts, more: Counts) -> None:
+    for node, count in more.items():
+        result[node] = _sum((result.get(node, 0), count))
+
+
+def _times(count: int | None, times: int | None) -> int | None:
+    return None if count is None or times is None else count * times
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def macs_by_weight(weights: list[Weight], macs: Macs) -> dict[str, int | None]:

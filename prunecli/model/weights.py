@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-import prunecli.model.unprunable as skips
 from prunecli.errors import PruneError
-from prunecli.model.layout import Layout, Shape
+from prunecli.model.constants import Reader, is_constant, readers
+from prunecli.model.graphs import all_nodes
 from prunecli.model.loading import Model
-from prunecli.model.parameter_roles import Kind, Refused, Role, role_of
-from prunecli.model.readers import Reader, is_constant, readers
 from prunecli.model.stored_tensors import Holder, holders
-from prunecli.model.tensors import FLOATS
+from prunecli.model.tensors import FLOATS, QUANTISED
+from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
+from prunecli.operators.layout import Layout, Shape
+from prunecli.operators.operator import LEARNING, Kind
 from prunecli.types import Skipped
 
 Values = np.ndarray[Any, Any]
 PRIORITY: tuple[Kind, ...] = ("embedding", "weight", "norm", "bias")
 """The kind of a tensor with several roles: a table that is also a matrix (tied embeddings) is left alone."""
+SCALARS = "scalar constant"
+COEFFICIENTS = ("coefficients", "nodes_values", "support_vectors", "target_weights", "class_weights")
+"""Attributes in which the operators of ai.onnx.ml keep their parameters."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Use:
     @property
     def op(self) -> str:
         return self.node.op_type
+
+    @property
+    def contraction(self) -> Contraction | None:
+        """How the operator multiplies the weight with computed data; None where that is not known."""
+        return contraction(self.node, self.index, self.shape) if self.kind == "weight" else None
 
 
 @dataclass(frozen=True)
@@ -173,9 +182,9 @@ def find_weights(model: Model) -> Weights:
             continue
         if weight is not None and all(_is_parameter(use) for use in weight.uses):
             found.single.append(weight)
-        if reason := skips.reason(tensor, reads, counted):
+        if reason := _reason(tensor, reads, counted):
             found.skipped.append(Skipped(_unique(holder, names), reason))
-    found.skipped += skips.groups(counted) + skips.nodes(model.ir)
+    found.skipped += _counted(counted) + _in_attributes(model.ir)
     return found
 
 
@@ -185,7 +194,7 @@ def _weight(holder: Holder, shape: Shape, reads: list[Reader], names: set[str]) 
         return None
     kind = min((use.kind for use in uses), key=PRIORITY.index)
     main = next(use for use in uses if use.kind == kind)
-    return Weight(_unique(holder, names), kind, uses, holder, main.layout, _notes(holder, uses, reads))
+    return Weight(_unique(holder, names), kind, uses, holder, main.layout, notes=_notes(holder, uses, reads))
 
 
 def _is_parameter(use: Use) -> bool:
@@ -234,3 +243,48 @@ def _notes(holder: Holder, uses: tuple[Use, ...], reads: list[Reader]) -> tuple[
     if holder.value.is_graph_output():
         notes.append("also a graph output")
     return tuple(notes)
+
+
+def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str]) -> str | None:
+    """Why `tensor` is left alone; None if it is no parameter (an index, a shape) or is only counted."""
+    if tensor.dtype in FLOATS:
+        if tensor.size == 1:
+            counted[SCALARS] += 1
+            return None
+        return _float_reason(tensor, reads)
+    quantising = sorted({read.op for read in reads} & {*named(lambda operator: operator.quantised)})
+    if tensor.dtype in QUANTISED and len(tensor.shape) >= 2 and quantising:
+        return f"quantised to {tensor.dtype.name.lower()} ({', '.join(quantising)}): not prunable yet"
+    if tensor.dtype.is_floating_point():
+        return f"stored as {tensor.dtype.name.lower()}: not prunable yet"
+    return None
+
+
+def _float_reason(tensor: ir.TensorProtocol, reads: list[Reader]) -> str:
+    for read in reads:
+        if isinstance(read.answer, Refused):
+            return read.answer.reason
+    ops = sorted({read.op for read in reads})
+    if not ops:
+        return "nothing reads it"
+    if "QuantizeLinear" in ops:
+        return "quantised while the model runs (QuantizeLinear): not prunable yet"
+    if not {*named(lambda operator: operator.quantised)}.isdisjoint(ops):
+        return f"scale of a quantised tensor ({', '.join(ops)})"
+    return f"a constant read by {', '.join(ops)}: no operator takes it as a weight"
+
+
+def _counted(counted: Counter[str]) -> list[Skipped]:
+    """One entry for all constants that are only worth counting."""
+    return [
+        Skipped(f"{n} {what}{'s' * (n > 1)}", "single values are not pruned") for what, n in sorted(counted.items())
+    ]
+
+
+def _in_attributes(model: ir.Model) -> list[Skipped]:
+    """Operators of ai.onnx.ml keep their parameters in attributes."""
+    return [
+        Skipped(node.name or node.op_type, f"{node.op_type} keeps its parameters in attributes: not prunable yet")
+        for node in all_nodes(model)
+        if node.domain == LEARNING and any(name in node.attributes for name in COEFFICIENTS)
+    ]

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.latency import QUARTILE, Latency, Speedup, TimingOptions, measure, measure_pair
-from prunecli.evaluation.profile import Attribution, channel_block, key, net_of_timing, profiles
+from prunecli.evaluation.profile import Attribution, key, net_of_timing, profiles
 from prunecli.model import concrete_shapes
 from prunecli.model.shape_inference import Shape
-from prunecli.runtime import PreparedRun, Session
+from prunecli.runtime import PreparedRun, Session, channel_block
 from prunecli.structures.blocks import BlockCuttable, block_damage, check_block_options
 from prunecli.structures.calibrate import measure as measure_evidence
 from prunecli.structures.calibrate import unit_recipe

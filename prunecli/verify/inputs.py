@@ -16,10 +16,11 @@ import numpy as np
 
 from prunecli.inputs import InputSpec, evaluate, resolve_shapes
 from prunecli.model import Dims, Model
-from prunecli.model.attrs import integers
 from prunecli.model.graphs import all_graphs
 from prunecli.model.shapes import input_specs
 from prunecli.model.stored_tensors import holders
+from prunecli.operators import operator_of
+from prunecli.operators.attributes import integers
 from prunecli.runtime import Session
 from prunecli.verify.tolerance import Feed
 
@@ -136,7 +137,7 @@ def _fitting(model: Model) -> Iterator[int]:
     """Sizes that tables and target shapes suggest: their own, and the pixels whose patches, with or without a token
     more, they count."""
     strides = {max(integers(node, "strides") or (1,)) for graph in all_graphs(model.ir) for node in graph
-               if node.op_type == "Conv"}  # fmt: skip
+               if operator_of(node).strided}  # fmt: skip
     sizes: dict[int, None] = {}
     for holder in holders(model.ir):
         shape = list(holder.tensor.shape.numpy())

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from prunecli.model.infer import gather_facts
+from prunecli.model.shape_inference import gather_facts
 
 SIZES = {"N": 2, "T": 5, "H": 6, "W": 6}
 OTHER_SIZES = {"N": 3, "T": 7, "H": 8, "W": 10}

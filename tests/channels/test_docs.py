@@ -15,7 +15,7 @@ from onnx.reference.op_run import OpRun
 from prunecli.dependency import registry
 from prunecli.dependency.analysis import analyse
 from prunecli.dependency.prepare import prepare
-from prunecli.model.contrib_shapes import CONTRIB_SHAPES
+from prunecli.operators import OPERATORS
 from tests.channels.net import Net
 from tests.channels.proving import TOLERANCE, free_units, prove
 
@@ -36,7 +36,7 @@ class BandGain(OpRun):  # type: ignore[misc]
 @pytest.fixture
 def documented() -> Iterator[None]:
     """Runs every Python block of the document; what it registers is forgotten afterwards."""
-    tables: list[dict[Any, Any]] = [registry.RULES, registry.REWRITES, registry.BARRIERS, CONTRIB_SHAPES]
+    tables: list[dict[Any, Any]] = [registry.RULES, registry.REWRITES, registry.BARRIERS, OPERATORS]
     before = [dict(table) for table in tables]
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
         exec(block, {})

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model import Model, Weight, find_weights, load, save
-from prunecli.model import parameter_roles as roles
+from prunecli.operators import MICROSOFT
 from tests.model.build import external, floats, info, linear, loaded, node, proto, run
 
-MS = roles.MICROSOFT
+MS = MICROSOFT
 
 # nodes between the stored tensor "s" (2, 3, 4) or (3, 4) and its consumer, which reads "w"
 PATHS: list[tuple[str, tuple[int, ...], list[onnx.NodeProto], tuple[int, ...]]] = [

@@ -20,12 +20,11 @@ from prunecli.evaluation.profile import (
     Attribution,
     Kernel,
     _summary,
-    channel_block,
     key,
     net_of_timing,
     profiles,
 )
-from prunecli.runtime import Session
+from prunecli.runtime import Session, channel_block
 from prunecli.structures.latency import WIDTHS, LatencyTable, even_cut
 from tests.channels.net import Net
 

@@ -17,7 +17,7 @@ from prunecli.dependency.cut import remove
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
-from prunecli.model.infer import gather_facts
+from prunecli.model.shape_inference import gather_facts
 from prunecli.structures.choose import Measurements, UnitRecipe, decide_units
 from prunecli.structures.normalisers import NORMALISERS
 from tests.channels.net import Net

@@ -10,8 +10,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.ops import MICROSOFT, Ops
+from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import ZERO, Derivative, Gradient, GradientContext, Gradients, derivative, rule
+from prunecli.operators import MICROSOFT
 
 Value = ir.Value
 

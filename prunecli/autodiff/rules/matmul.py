@@ -7,9 +7,10 @@ import string
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.autodiff.ops import MICROSOFT, Ops
+from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import Gradient, GradientContext, Gradients, rule
 from prunecli.model.shape_inference import Shape
+from prunecli.operators import MICROSOFT
 
 Value = ir.Value
 

@@ -77,12 +77,9 @@ def scores(ctx: RuleContext, value: ir.Value | None, of_heads: Sequence[int]) ->
         tie_batch(ctx, value)
 
 
-def count_attention(ctx: RuleContext, parts: Heads, queries: int, sequences: tuple[int, int, int]) -> None:
-    """QK' and AV: batch * heads * T * S * (key size + value size)."""
-    batch, query, keys = sequences
-    for size in (parts.key, parts.value):
-        macs = batch * queries * query * keys * ctx.table.size(size)
-        ctx.count(macs, parts.groups, parts.share, size)
+def score_axes(parts: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the scores and the weighted sum are proportional to: heads, and the size of a key, of a value."""
+    return (parts.groups, parts.share, parts.key), (parts.groups, parts.share, parts.value)
 
 
 @rule("Attention")
@@ -103,8 +100,7 @@ def attention(ctx: RuleContext) -> None:
     scores(ctx, ctx.input(3), both)
     scores(ctx, ctx.output(3), both)
     ctx.freeze(ctx.input(6), "lengths of the sequences")
-    axis = 1 if flat else 2
-    count_attention(ctx, parts, queries, (ctx.shape(q)[0], ctx.shape(q)[axis], ctx.shape(k)[axis]))
+    ctx.count_terms(*score_axes(parts))
 
 
 @rewrite("Attention")
@@ -197,10 +193,7 @@ def fused_attention(ctx: RuleContext) -> None:
     ctx.freeze(ctx.input(6), "lengths of the sequences")
     if ctx.int("do_rotary"):
         ctx.table.freeze(parts.key, TURNED)
-    batch, length, width = ctx.shape(x)
-    for size, factors in zip(sizes, qkv(parts), strict=True):
-        ctx.count(batch * length * width * size, ctx.axis(w, 0), *factors)
-    count_attention(ctx, parts, count, (batch, length, length))
+    ctx.count_terms(*((ctx.axis(w, 0), *factors) for factors in qkv(parts)), *score_axes(parts))
 
 
 def _states(ctx: RuleContext, parts: Heads) -> None:
@@ -259,8 +252,7 @@ def multi_head(ctx: RuleContext) -> None:
     scores(ctx, ctx.output(3), [parts.groups])
     for index in (8, 9):
         ctx.freeze(ctx.input(index), "cache of an attention")
-    keys = ctx.shape(q)[1] if k is None else ctx.shape(k)[2 if ctx.rank(k) == 4 else 1]
-    count_attention(ctx, parts, count, (ctx.shape(q)[0], ctx.shape(q)[1], keys))
+    ctx.count_terms(*score_axes(parts))
 
 
 @rewrite("MultiHeadAttention", domain=MS)
@@ -305,8 +297,7 @@ def group_query(ctx: RuleContext) -> None:
     factor(ctx, ctx.input(11), 0, both)
     for index in (5, 6, 7, 8, 9, 12, 13, 14, 15, 16):
         ctx.freeze(ctx.input(index), "positions, angles and scales of an attention")
-    keys = ctx.shape(q)[1] if k is None else ctx.shape(k)[1]
-    count_attention(ctx, parts, count, (ctx.shape(q)[0], ctx.shape(q)[1], keys))
+    ctx.count_terms(*score_axes(parts))
 
 
 @rewrite("GroupQueryAttention", domain=MS)

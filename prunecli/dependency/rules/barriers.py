@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from prunecli.dependency.registry import barrier
+from prunecli.operators import named
 
+NO_KERNEL = "onnxruntime has no CPU kernel to prove a cut with"
 QUANTISED = "quantised weights are not cut: prune the floating-point model, then quantise it"
 REASONS: dict[str, dict[str, str]] = {
     "": {
@@ -17,9 +19,7 @@ REASONS: dict[str, dict[str, str]] = {
         "the number of results depends on data": "Compress NonMaxSuppression NonZero Unique",
         "the random numbers that a position gets depend on the shape": """
             Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike""",
-        QUANTISED: """
-            ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul
-            QuantizeLinear""",
+        QUANTISED: "DynamicQuantizeLinear QuantizeLinear",
         "a loss compares classes that stay": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss",
         "its positions are numbered": "EyeLike Range",
         "the indices of MaxPool number all channels": "MaxUnpool",
@@ -30,13 +30,8 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "com.microsoft": {
         QUANTISED: """
-            DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulBnb4 MatMulFpQ4 MatMulIntegerToFloat MatMulInteger16
-            MatMulNBits QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat
-            QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid
-            QLinearSoftmax QLinearWhere QMoE GatherBlockQuantized DequantizeLinear QuantizeLinear""",
-        "onnxruntime has no CPU kernel to prove a cut with": """
-            GroupNorm SkipGroupNorm NhwcConv NhwcFusedConv BiasAdd BiasSplitGelu PackedAttention
-            PackedMultiHeadAttention""",
+            MatMulInteger16 QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu
+            QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear""",
     },
     "ai.onnx.preview": {"its bodies may compute anything": "FlexAttention"},
     "ai.onnx.preview.training": {"training operators are not pruned": "Adagrad Adam Gradient Momentum"},
@@ -47,8 +42,11 @@ REASONS: dict[str, dict[str, str]] = {
             TreeEnsembleClassifier TreeEnsembleRegressor ZipMap""",
     },
 }
-"""Domain -> reason -> operators."""
+"""Domain -> reason -> operators, but for those of which `operators` says that they are quantised, or on no CPU."""
 
 for _domain, _reasons in REASONS.items():
     for _reason, _ops in _reasons.items():
         barrier(_reason, *_ops.split(), domain=_domain)
+for _domain in REASONS:
+    barrier(QUANTISED, *named(lambda operator: operator.quantised, _domain), domain=_domain)
+    barrier(NO_KERNEL, *named(lambda operator: not operator.on_cpu, _domain), domain=_domain)

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from prunecli.dependency.atoms import Ints
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
-from prunecli.model.shape_inference import Facts, slice_bounds, slice_index
+from prunecli.model.constant_values import slice_bounds, slice_index
+from prunecli.model.shape_inference import Facts
 
 WHOLE = (0, (1 << 31) - 1, 1)  # start, end, step of a Slice that takes all
 

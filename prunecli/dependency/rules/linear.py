@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
-from prunecli.model.attrs import matrix_axes
 from prunecli.model.constants import behind
+from prunecli.operators.product import matrix_axes, subscripts
 
 
 @rule("Conv")
@@ -19,8 +17,7 @@ def conv(ctx: RuleContext) -> None:
     x, w, y = ctx.x(), ctx.x(1), ctx.y
     grouped(ctx, x, w, y, rows=0, cols=1)
     ctx.elementwise(ctx.input(3), y)  # FusedConv: Y = activation(conv + Z)
-    spatial = math.prod(ctx.shape(y)[2:]) * ctx.shape(y)[0]
-    ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
+    ctx.count_terms((ctx.axis(w, 0), ctx.axis(w, 1)))
 
 
 @rule("ConvTranspose")
@@ -28,8 +25,7 @@ def conv_transpose(ctx: RuleContext) -> None:
     """X (N, C, ...), W (C, M/g, k...), B (M) -> Y (N, M, ...)."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
     grouped(ctx, x, w, y, rows=1, cols=0)
-    spatial = math.prod(ctx.shape(x)[2:]) * ctx.shape(x)[0]
-    ctx.count(math.prod(ctx.shape(w)) * spatial, ctx.axis(w, 0), ctx.axis(w, 1))
+    ctx.count_terms((ctx.axis(w, 0), ctx.axis(w, 1)))
 
 
 def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, cols: int, bias: int = 2) -> None:
@@ -67,7 +63,7 @@ def gemm(ctx: RuleContext) -> None:
     ctx.tie(a, k, b, k2)
     ctx.tie(b, n, y, 1)
     ctx.elementwise(ctx.input(2), y)
-    ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[k], ctx.axis(y, 0), ctx.axis(y, 1), ctx.axis(a, k))
+    ctx.count_terms((ctx.axis(y, 0), ctx.axis(y, 1), ctx.axis(a, k)))
 
 
 @rule("MatMul")
@@ -83,7 +79,7 @@ def matmul(ctx: RuleContext) -> None:
         ctx.tie(b, right[-1], y, -1)
     _batch(ctx, (a, left), (b, right), y)
     axes = [ctx.axis(y, i) for i in range(ctx.rank(y))]
-    ctx.count(math.prod(ctx.shape(y)) * ctx.shape(a)[left[-1]], *axes, ctx.axis(a, left[-1]))
+    ctx.count_terms((*axes, ctx.axis(a, left[-1])))
 
 
 Operand = tuple[ir.Value, tuple[int, ...]]
@@ -117,26 +113,8 @@ def einsum(ctx: RuleContext) -> None:
             if letter in first:
                 ctx.table.tie(first[letter], axis)
             first.setdefault(letter, axis)
-    ctx.count(math.prod(ctx.table.size(a) for a in first.values()), *first.values())
+    ctx.count_terms(tuple(first.values()))
     _mark_heads(ctx, labels, first)
-
-
-def subscripts(equation: str, ranks: list[int]) -> list[list[str]]:
-    """The label of every axis of every operand and of the result.
-
-    An ellipsis stands for axes labelled by their distance from its end (they broadcast from the right).
-    """
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = sorted(set(left) - {",", "."})
-        right = ("..." if "." in left else "") + "".join(c for c in letters if left.count(c) == 1)
-    out = []
-    for term, rank in zip([*terms, right], ranks, strict=True):
-        before, dots, after = term.partition("...")
-        hidden = rank - len(before) - len(after) if dots else 0
-        out.append([*before, *(f"...{k}" for k in range(hidden, 0, -1)), *after])
-    return out
 
 
 def _mark_heads(ctx: RuleContext, labels: list[list[str]], first: dict[str, int]) -> None:

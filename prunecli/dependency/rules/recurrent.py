@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
+from prunecli.operators.recurrent import GATES
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # inputs that hold an initial state
 
 
@@ -21,7 +21,7 @@ def recurrent(ctx: RuleContext) -> None:
     op = ctx.node.op_type
     x, w, r = ctx.x(), ctx.x(1), ctx.x(2)
     gates, batch_first = GATES[op], ctx.int("layout")
-    directions, hidden = ctx.shape(r)[0], ctx.axis(r, 2)
+    hidden = ctx.axis(r, 2)
     ctx.tie(x, 2, w, 2)
     _stack(ctx, w, gates, hidden)
     _stack(ctx, r, gates, hidden)
@@ -40,7 +40,7 @@ def recurrent(ctx: RuleContext) -> None:
         ctx.table.tie(ctx.axis(y, 3), hidden)
         ctx.tie(y, 0 if batch_first else 2, x, batch)
         ctx.freeze_axes([y], [1, 2] if batch_first else [0, 1], f"{op}: time and directions")
-    _count(ctx, x, w, directions * gates, hidden)
+    ctx.count_terms((hidden, ctx.axis(w, 2)), (hidden, hidden))
 
 
 def _stack(ctx: RuleContext, value: ir.Value | None, parts: int, hidden: int) -> None:
@@ -51,12 +51,6 @@ def _stack(ctx: RuleContext, value: ir.Value | None, parts: int, hidden: int) ->
     gate = ctx.table.virtual(parts)
     ctx.table.freeze(gate, "gates")
     ctx.table.product(ctx.axis(value, 1), (gate, hidden))
-
-
-def _count(ctx: RuleContext, x: ir.Value, w: ir.Value, rows: int, hidden: int) -> None:
-    steps, units = ctx.shape(x)[0] * ctx.shape(x)[1], ctx.table.size(hidden)
-    ctx.count(steps * rows * units * ctx.shape(x)[2], hidden, ctx.axis(w, 2))
-    ctx.count(steps * rows * units * units, hidden, hidden)
 
 
 @rewrite("LSTM", "GRU", "RNN")

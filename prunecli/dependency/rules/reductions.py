@@ -11,7 +11,8 @@ import onnx_ir as ir
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
-from prunecli.model.shape_inference import Array, Facts, axes_of
+from prunecli.model.shape_inference import Array, Facts
+from prunecli.operators.attributes import axes_of
 
 ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
 """A zero adds nothing to these sums: removal is exact."""

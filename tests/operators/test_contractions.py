@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prunecli.calibration.contractions import CONTRACTIONS, contraction
 from prunecli.calibration.grams import Equations, Picker, collect
 from prunecli.model import find_weights, load
+from prunecli.operators import named
 from prunecli.runtime import Session
 
 RNG = np.random.default_rng(0)
@@ -74,13 +74,13 @@ def opened(path: Path, case: tuple[Any, ...]) -> tuple[Any, Any, np.ndarray, np.
 
 
 def test_every_contraction_has_a_case() -> None:
-    assert {case[1] for case in CASES} == set(CONTRACTIONS)
+    assert {case[1] for case in CASES} == set(named(lambda operator: operator.contraction))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]} {case[0]}")
 def test_it_is_what_the_operator_computes(tmp_path: Path, case: tuple[Any, ...]) -> None:
     weight, values, x, y = opened(tmp_path, case)
-    found = contraction(weight.uses[0])
+    found = weight.uses[0].contraction
     assert found is not None and (found.data, found.output) == ("x", "y")
     batch, rows, taps, cols = weight.layout.canonical_shape
     matrix = weight.layout.canonical(values).reshape(batch, rows, taps * cols)
@@ -97,7 +97,7 @@ def test_equations_find_the_weight_again(tmp_path: Path, case: tuple[Any, ...]) 
     """Given inputs and outputs of a layer, the weight is the solution: float32 products; the error is a
     difference of sums of the size 30 with seven digits."""
     weight, values, x, _ = opened(tmp_path, case)
-    found = contraction(weight.uses[0])
+    found = weight.uses[0].contraction
     assert found is not None
     batch, rows, taps, cols = weight.layout.canonical_shape
     data = RNG.standard_normal((40, *x.shape[1:])).astype(np.float32)

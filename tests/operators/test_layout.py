@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.model import layout
-from prunecli.model.layout import Layout, Transpose
+from prunecli.operators import layout
+from prunecli.operators.layout import Layout, Transpose
 
 sizes = st.integers(1, 4)
 
@@ -27,7 +27,7 @@ def check(reading: Layout, shares_memory: bool = True) -> np.ndarray:
 
 @given(sizes, sizes, sizes, st.lists(sizes, min_size=1, max_size=3))
 def test_conv_puts_each_filter_in_its_group(g: int, m: int, c: int, kernel: list[int]) -> None:
-    four = check(layout.conv((g * m, c, *kernel), g))
+    four = check(layout.kernel((g * m, c, *kernel), g))
     array = np.arange(four.size).reshape(g * m, c, *kernel)
     for group in range(g):
         for row in range(m):
@@ -37,7 +37,7 @@ def test_conv_puts_each_filter_in_its_group(g: int, m: int, c: int, kernel: list
 
 @given(sizes, sizes, sizes, st.lists(sizes, min_size=1, max_size=3))
 def test_conv_transpose_reads_inputs_first(g: int, m: int, c: int, kernel: list[int]) -> None:
-    four = check(layout.conv_transpose((g * c, m, *kernel), g))
+    four = check(layout.transposed_kernel((g * c, m, *kernel), g))
     array = np.arange(four.size).reshape(g * c, m, *kernel)
     for group in range(g):
         for col in range(c):
@@ -58,8 +58,9 @@ def test_matrices_keep_their_stack(shape: list[int], data: st.DataObject) -> Non
 def test_any_arrangement_is_undone(order: list[int], shape: list[int], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3)))
     bounds = [0, *cuts, 4]
-    roles = [order[a:b] for a, b in itertools.pairwise(bounds)]
-    check(layout.arrange(tuple(shape), tuple(shape), *roles), shares_memory=False)
+    parts = (order[a:b] for a, b in itertools.pairwise(bounds))
+    roles = dict(zip(("batch", "rows", "taps", "cols"), parts, strict=True))
+    check(layout.arrange(tuple(shape), tuple(shape), **roles), shares_memory=False)
 
 
 @given(st.permutations(range(3)))
@@ -81,7 +82,7 @@ def test_steps_before_a_layout_are_undone_too(perm: list[int]) -> None:
         (layout.last_axis_cols((10, 4)), (1, 10, 1, 4)),
         (layout.last_axis_cols((2, 10, 4)), (1, 20, 1, 4)),
         (layout.last_axis_cols(()), (1, 1, 1, 1)),
-        (layout.conv((8, 1, 3, 3), 8), (8, 1, 9, 1)),
+        (layout.kernel((8, 1, 3, 3), 8), (8, 1, 9, 1)),
         (layout.matrix((6, 5), 0, 1), (1, 6, 1, 5)),
         (layout.matrix((2, 6, 5), 2, 1), (2, 5, 1, 6)),
     ],

@@ -89,6 +89,7 @@ class Layout:
 def arrange(
     shape: Shape,
     split: Shape,
+    *,
     batch: Sequence[int] = (),
     rows: Sequence[int] = (),
     taps: Sequence[int] = (),
@@ -116,28 +117,28 @@ def matrix(shape: Shape, rows: int, cols: int) -> Layout:
     rank = len(shape)
     rows, cols = rows % rank, cols % rank
     batch = [axis for axis in range(rank) if axis not in (rows, cols)]
-    return arrange(shape, shape, batch, (rows,), (), (cols,))
+    return arrange(shape, shape, batch=batch, rows=(rows,), cols=(cols,))
 
 
-def conv(shape: Shape, group: int) -> Layout:
-    """Conv weight (M, C/g, k...): batch = groups, rows = M/g, taps = prod(k), cols = C/g."""
+def kernel(shape: Shape, group: int) -> Layout:
+    """The weight (M, C/g, k...) of a convolution: batch = groups, rows = M/g, taps = prod(k), cols = C/g."""
     split = (group, shape[0] // group, *shape[1:])
-    return arrange(shape, split, (0,), (1,), range(3, len(split)), (2,))
+    return arrange(shape, split, batch=(0,), rows=(1,), taps=range(3, len(split)), cols=(2,))
 
 
-def conv_transpose(shape: Shape, group: int) -> Layout:
-    """ConvTranspose weight (C, M/g, k...): batch = groups, rows = M/g, taps = prod(k), cols = C/g."""
+def transposed_kernel(shape: Shape, group: int) -> Layout:
+    """The weight (C, M/g, k...) of a transposed convolution: batch = groups, rows = M/g, taps = prod(k), cols = C/g."""
     split = (group, shape[0] // group, *shape[1:])
-    return arrange(shape, split, (0,), (2,), range(3, len(split)), (1,))
+    return arrange(shape, split, batch=(0,), rows=(2,), taps=range(3, len(split)), cols=(1,))
 
 
 def vector(shape: Shape) -> Layout:
     """A bias, scale or mean of any rank: every element is a row of its own."""
-    return arrange(shape, shape, (), range(len(shape)), (), ())
+    return arrange(shape, shape, rows=range(len(shape)))
 
 
 def last_axis_cols(shape: Shape) -> Layout:
     """A table whose last axis is the vector, such as an embedding (V, D): rows = V, cols = D."""
     if not shape:
         return vector(shape)
-    return arrange(shape, shape, (), range(len(shape) - 1), (), (len(shape) - 1,))
+    return arrange(shape, shape, rows=range(len(shape) - 1), cols=(len(shape) - 1,))

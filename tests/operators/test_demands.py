@@ -12,8 +12,8 @@ from onnx import helper
 
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load
-from prunecli.model.demands import NOTHING, Demand, demands
-from prunecli.model.shapes import require_ranks
+from prunecli.model.shapes import demands, require_ranks
+from prunecli.operators import NO_DEMAND, Demand
 from tests.channels.net import Net
 from tests.model.build import floats, info, loaded, node, proto, save_proto
 
@@ -73,7 +73,7 @@ def test_what_an_input_is_asked_for(build: Any, sizes: tuple[int | None, ...], w
 def test_demands_add_up() -> None:
     assert Demand((None, 3)) | Demand((2, 4, None, None), True) == Demand((2, 4, None, 3), True)
     assert Demand((1, 2), True) | Demand((5, 6, 7)) == Demand((1, 2), True)
-    assert NOTHING | Demand((3,)) == Demand((3,))
+    assert NO_DEMAND | Demand((3,)) == Demand((3,))
 
 
 @pytest.mark.parametrize(

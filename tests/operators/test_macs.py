@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.model import concrete_shapes, count_macs, load, macs
-from prunecli.model.parameter_roles import MICROSOFT as MS
+from prunecli.model import concrete_shapes, count_macs, load
+from prunecli.operators import MICROSOFT as MS
+from prunecli.operators import OPERATORS
 from tests.model.build import MODELS, SHARED, floats, info, loaded, node, proto
 
 # operator, shapes of its inputs (None: absent), attributes, multiply-accumulates
@@ -35,6 +36,9 @@ CASES: list[tuple[str, list[tuple[int, ...] | None], dict[str, Any], int | None]
     (f"{MS}:TransposeMatMul", [(5, 3), (3, 4)], {}, 5 * 3 * 4),
     ("Einsum", [(2, 5, 3), (3, 4)], {"equation": "bsi,io->bso"}, 2 * 5 * 3 * 4),
     ("Einsum", [(2, 5, 3)], {"equation": "bsi->bis"}, 0),
+    ("Einsum", [(2, 7, 5, 3), (2, 7, 3, 4)], {"equation": "...ij,...jk->...ik"}, 14 * 5 * 3 * 4),
+    ("Einsum", [(2, 1, 5, 3), (2, 7, 3, 4)], {"equation": "...ij,...jk->...ik"}, 14 * 5 * 3 * 4),
+    ("CausalConvWithState", [(2, 4, 9), (4, 1, 3)], {}, 2 * 4 * 9 * 3),
     ("Einsum", [(2, 5), (5, 3), (3, 4)], {"equation": "ab,bc,cd->ad"}, None),
     ("LSTM", [(7, 2, 3), (1, 20, 3), (1, 20, 5)], {"hidden_size": 5}, 7 * 2 * 4 * 5 * (3 + 5)),
     ("GRU", [(7, 2, 3), (2, 15, 3), (2, 15, 5)],
@@ -60,8 +64,11 @@ def one(op: str, shapes: list[tuple[int, ...] | None], attributes: dict[str, Any
     domain, _, op_type = op.rpartition(":")
     names = ["" if shape is None else f"i{i}" for i, shape in enumerate(shapes)]
     inputs = {name: shape for name, shape in zip(names, shapes, strict=True) if shape is not None}
-    made = node(op_type, names, ["y"], domain=domain, **attributes)
-    model = loaded(proto([made], inputs, opset=23, domains=[domain] if domain else []), folder)
+    outputs = ["y", "state"] if op.endswith("WithState") else ["y"]
+    made = node(op_type, names, outputs, domain=domain, **attributes)
+    model = loaded(
+        proto([made], inputs, opset=onnx.defs.onnx_opset_version(), domains=[domain] if domain else []), folder
+    )
     return count_macs(model, concrete_shapes(model))
 
 
@@ -103,7 +110,7 @@ def test_quantised_operators(op: str, inputs: Any, attributes: dict[str, Any], e
 
 def test_every_formula_has_a_case() -> None:
     tested = {tuple(op.rpartition(":")[::2]) for op, *_ in [*CASES, *QUANTISED]}
-    assert set(macs.FORMULAS) <= tested
+    assert {key for key, operator in OPERATORS.items() if operator.macs} <= tested
 
 
 def test_an_unknown_shape_makes_node_and_total_unknown(tmp_path: Path) -> None:
