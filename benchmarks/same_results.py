@@ -32,6 +32,7 @@ TRAIN = f"--data {S}/digits-train.npz --limit 256"
 # what differs between two runs of one program, by key: times, and where things lie
 UNSTABLE = {
     "seconds",
+    "samples_per_second",
     "latency",
     "latency_ms",
     "latency.speedup",
@@ -184,10 +185,11 @@ def results(row: str, checkout: Path, shared: Path) -> dict[str, str]:
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """A line for each part that differs."""
+    old, new = ({key: printed(text) for key, text in parts.items()} for parts in (before, after))
     return [
-        f"{key}: {first_difference(before.get(key, '(none)'), after.get(key, '(none)'))}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        f"{key}: {first_difference(old.get(key, '(none)'), new.get(key, '(none)'))}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
     ]
 
 

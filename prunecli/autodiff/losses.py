@@ -102,17 +102,12 @@ def _log_probabilities(ops: Ops, logits: Value) -> tuple[Value, int]:
     return ops.op("LogSoftmax", logits, axis=axis), axis
 
 
-def _everywhere(ops: Ops, value: Value) -> list[int]:
-    return list(range(ops.rank(value)))
-
-
 def _mean(ops: Ops, terms: Value, mask: Value | None = None) -> Value:
     """The mean; with a mask of ones and zeros that of what it keeps, 0 where it keeps nothing."""
     if mask is None:
-        return ops.mean(terms, _everywhere(ops, terms)) if ops.rank(terms) else terms
-    axes = _everywhere(ops, terms)
-    count = ops.op("Max", ops.sum(mask, axes), ops.scalar(1.0, mask))
-    return ops.div(ops.sum(ops.mul(terms, mask), axes), count)
+        return ops.mean(terms, range(ops.rank(terms))) if ops.rank(terms) else terms
+    count = ops.op("Max", ops.sum(mask), ops.scalar(1.0, mask))
+    return ops.div(ops.sum(ops.mul(terms, mask)), count)
 
 
 def _counted(ops: Ops, target: Value, masked: bool, axis: int | None = None) -> tuple[Value, Value | None]:
@@ -147,25 +142,20 @@ class CrossEntropy:
         logp, axis = _log_probabilities(ops, logits)
         if self.soft:
             target, mask = _counted(ops, scope.target(self.labels, logits), self.masked, axis)
-            target = self._smooth(ops, target, ops.shape(logits)[axis])
+            target = ops.add(ops.mul(target, 1.0 - self.smoothing), self.smoothing / ops.shape(logits)[axis])
             return ops.neg(_mean(ops, ops.sum(ops.mul(target, logp), [axis], keepdims=True), mask))
         return self._hard(scope, logp, axis)
-
-    def _smooth(self, ops: Ops, target: Value, classes: int) -> Value:
-        return ops.add(ops.mul(target, 1.0 - self.smoothing), self.smoothing / classes)
 
     def _hard(self, scope: LossScope, logp: Value, axis: int) -> Value:
         ops = scope.ops
         shape = ops.shape(logp)
         labels = scope.input(self.labels, ir.DataType.INT64, (*shape[:axis], *shape[axis + 1 :]))
         index = ops.reshape(labels, (*shape[:axis], 1, *shape[axis + 1 :]))
+        mask: Value | None = None
         if self.ignore is not None:
             counted = ops.op("Not", ops.op("Equal", index, ops.const(self.ignore, np.int64)))
             index = ops.op("Where", counted, index, ops.const(0, np.int64))
-            return self._masked(ops, logp, index, ops.cast(counted, logp), axis)
-        return self._masked(ops, logp, index, None, axis)
-
-    def _masked(self, ops: Ops, logp: Value, index: Value, mask: Value | None, axis: int) -> Value:
+            mask = ops.cast(counted, logp)
         losses = ops.neg(ops.op("GatherElements", logp, index, axis=axis))
         if self.smoothing:
             spread = ops.neg(ops.mean(logp, [axis], keepdims=True))
@@ -197,13 +187,10 @@ class MeanSquaredError:
 
     output: str | None = None
     labels: str = "labels"
-    masked: bool = False
 
     def build(self, scope: LossScope) -> Value:
         ops, y = scope.ops, scope.output(self.output)
-        target, mask = _counted(ops, scope.target(self.labels, y), self.masked)
-        difference = ops.sub(y, target)
-        return _mean(ops, ops.square(difference), mask)
+        return _mean(ops, ops.square(ops.sub(y, scope.target(self.labels, y))))
 
 
 @dataclass(frozen=True)
@@ -219,7 +206,7 @@ class Projection:
 
     def build(self, scope: LossScope) -> Value:
         z = scope.logits(self.output, "Softmax", "LogSoftmax", "Sigmoid")
-        return scope.ops.sum(scope.ops.mul(z, scope.target(self.direction, z)), list(range(scope.ops.rank(z))))
+        return scope.ops.sum(scope.ops.mul(z, scope.target(self.direction, z)))
 
 
 @dataclass(frozen=True)
@@ -247,20 +234,6 @@ class Distillation:
         wanted, _ = _log_probabilities(ops, ops.mul(teacher, 1.0 / self.temperature))
         terms = ops.mul(ops.op("Exp", wanted), ops.sub(wanted, student))
         return ops.mul(_mean(ops, ops.sum(terms, [axis], keepdims=True), mask), self.temperature**2)
-
-
-@dataclass(frozen=True)
-class OutputProduct:
-    """sum(y v) with v an input of the output's shape (a vector-Jacobian product), or sum(y) without `vector`."""
-
-    output: str | None = None
-    vector: str | None = "vector"
-
-    def build(self, scope: LossScope) -> Value:
-        ops, y = scope.ops, scope.output(self.output)
-        if self.vector is not None:
-            y = ops.mul(y, scope.target(self.vector, y))
-        return ops.sum(y, list(range(ops.rank(y)))) if ops.rank(y) else y
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Building an ONNX graph node by node, with the shape of every value known as soon as it exists."""
+"""Building an ONNX graph node by node, with the shape of every value known as soon as it exists, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -210,7 +210,9 @@ class Ops(Builder):
     def expand(self, a: ir.Value, shape: Shape) -> ir.Value:
         return a if self.shape(a) == tuple(shape) else self.op("Expand", a, self.ints(shape))
 
-    def sum(self, a: ir.Value, axes: Sequence[int], keepdims: bool = False) -> ir.Value:
+    def sum(self, a: ir.Value, axes: Sequence[int] | None = None, keepdims: bool = False) -> ir.Value:
+        """Over `axes`, by default over all."""
+        axes = range(self.rank(a)) if axes is None else axes
         if not axes:
             return a
         return self.op("ReduceSum", a, self.ints(sorted(axes)), keepdims=int(keepdims))

@@ -18,7 +18,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.autodiff import GradientModel, Loss, differentiate
-from prunecli.autodiff.losses import OutputProduct, Weighted
+from prunecli.autodiff.losses import LossScope, Weighted
 from tests.autodiff.microsoft_reference import REFERENCE_OPS
 
 STEP = 1e-5  # float64: truncation ~1e-10, cancellation ~1e-11
@@ -98,6 +98,18 @@ def draw(c: Case, seed: int = 0) -> Drawing:
         elif spec is not None:
             stored[name] = np.asarray(spec)
     return Drawing(wrt, stored, tuple(names))
+
+
+@dataclass(frozen=True)
+class OutputProduct:
+    """A loss of the tests: sum(y v) with v an input of the output's shape, or sum(y) without `vector`."""
+
+    output: str | None = None
+    vector: str | None = "vector"
+
+    def build(self, scope: LossScope) -> ir.Value:
+        y = scope.output(self.output)
+        return scope.ops.sum(y if self.vector is None else scope.ops.mul(y, scope.target(self.vector, y)))
 
 
 def build(c: Case, drawing: Drawing, dtype: Any) -> onnx.ModelProto:

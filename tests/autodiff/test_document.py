@@ -10,10 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from prunecli.autodiff import differentiate, registry
-from prunecli.autodiff.losses import OutputProduct
 from prunecli.autodiff.rewrites import REWRITES
 from prunecli.errors import PruneError
-from tests.autodiff.checker import run_gradients
+from tests.autodiff.checker import OutputProduct, run_gradients
 from tests.autodiff.document import DOCUMENT, current
 
 

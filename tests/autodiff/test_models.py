@@ -11,9 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.autodiff import differentiate
-from prunecli.autodiff.losses import OutputProduct
 from prunecli.errors import PruneError
-from tests.autodiff.checker import models, run_gradients
+from tests.autodiff.checker import OutputProduct, models, run_gradients
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((3, 4)).astype(np.float32)

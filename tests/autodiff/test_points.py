@@ -9,8 +9,7 @@ import pytest
 from onnx import helper
 
 from prunecli.autodiff import differentiate
-from prunecli.autodiff.losses import OutputProduct
-from tests.autodiff.checker import models, run_gradients
+from tests.autodiff.checker import OutputProduct, models, run_gradients
 
 F = np.float32
 # operator, attributes, x, further constant inputs -> dx of the sum of the results

@@ -1,8 +1,11 @@
-"""Operators that move elements without changing them: the gradient moves back."""
+"""Operators that move elements: reshapes, slices, gathers, scatters; Resize and Pad, which are linear along an axis.
+
+The gradient moves back; what was read from a place is added to that place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -35,14 +38,19 @@ def expand(g: GradientContext, dy: Value) -> Gradients:
 @rule("Tile")
 def tile(g: GradientContext, dy: Value) -> Gradients:
     """(a b) x -> axes (times, length), summed over times."""
-    ops, shape = g.ops, g.shape()
+    return _sum_copies(g.ops, dy, g.shape(), first=True)
+
+
+def _sum_copies(ops: Ops, dy: Value, shape: Shape, first: bool) -> Value:
+    """Sum over the copies of each position; an axis is (copies, length) if `first`, else (length, copies)."""
     split: list[int] = []
     axes = []
     for have, want in zip(ops.shape(dy), shape, strict=True):
-        if have != want:
-            axes.append(len(split))
-            split.append(have // want)
-        split.append(want)
+        if have == want:
+            split.append(want)
+        else:
+            axes.append(len(split) + (not first))
+            split += [have // want, want] if first else [want, have // want]
     return ops.reshape(ops.sum(ops.reshape(dy, split), axes), shape)
 
 
@@ -58,9 +66,7 @@ def concat(g: GradientContext, dy: Value) -> Gradients:
 @rule("Split")
 def split(g: GradientContext, *dys: Value | None) -> Gradients:
     like = next(d for d in dys if d is not None)
-    parts = [
-        g.ops.zeros(g.ops.shape(out), like) if dy is None else dy for dy, out in zip(dys, g.node.outputs, strict=True)
-    ]
+    parts = [dy or g.ops.zeros(g.ops.shape(out), like) for dy, out in zip(dys, g.node.outputs, strict=True)]
     return g.ops.concat(parts, g.axis(0))
 
 
@@ -89,12 +95,10 @@ def _unslice_axis(g: GradientContext, dy: Value, axis: int, taken: range) -> tup
         taken = taken[::-1]
     length = taken[-1] - taken[0] + 1
     if taken.step > 1 and len(taken) > 1:
-        rank = ops.rank(dy)
-        rest = ops.shape(dy)[axis + 1 :]
-        flat = ops.reshape(dy, (*ops.shape(dy)[: axis + 1], int(np.prod(rest, dtype=np.int64))))
-        wide = spread(ops, flat, (taken.step, 1), (length, ops.shape(flat)[-1]))
-        dy = ops.reshape(wide, (*ops.shape(dy)[:axis], length, *rest))
-        assert ops.rank(dy) == rank
+        (*front, _), rest = ops.shape(dy)[: axis + 1], ops.shape(dy)[axis + 1 :]
+        flat = ops.reshape(dy, (*front, len(taken), math.prod(rest)))
+        wide = spread(ops, flat, (taken.step, 1), (length, math.prod(rest)))
+        dy = ops.reshape(wide, (*front, length, *rest))
     return dy, taken[0], taken[0] + length
 
 
@@ -165,27 +169,18 @@ def _with_batch(g: GradientContext, batch: int) -> Value:
     return ops.op("Concat", ops.const(wide), indices, axis=-1)
 
 
-@rule("ScatterND")
-def scatter_nd(g: GradientContext, dy: Value) -> Gradients:
-    return _scatter(g, dy, lambda: g.ops.op("GatherND", dy, g.x(1)))
-
-
-@rule("ScatterElements", "Scatter")
-def scatter_elements(g: GradientContext, dy: Value) -> Gradients:
-    return _scatter(g, dy, lambda: g.ops.op("GatherElements", dy, g.x(1), axis=g.axis(0)))
-
-
-def _scatter(g: GradientContext, dy: Value, read: Callable[[], Value]) -> Gradients:
+@rule("ScatterND", "ScatterElements", "Scatter")
+def scatter(g: GradientContext, dy: Value) -> Gradients:
     """Overwritten places pass nothing to the data; added ones pass to both."""
-    reduction = g.text("reduction", "none")
+    ops, reduction, by_tuple = g.ops, g.text("reduction", "none"), g.node.op_type == "ScatterND"
     if reduction not in ("none", "add"):
         raise g.refuse(f"reduction {reduction} is not supported")
-    updates = read() if g.needs(2) else None
+    axis = None if by_tuple else g.axis(0)
+    read = "GatherND" if by_tuple else "GatherElements"
+    updates = ops.op(read, dy, g.x(1), axis=axis) if g.needs(2) else None
     if reduction == "add" or not g.needs(0):
         return [dy, ZERO, updates]
-    zeros = g.ops.zeros(g.shape(2), dy)
-    axis = None if g.node.op_type == "ScatterND" else g.axis(0)
-    return [g.ops.op(g.node.op_type, dy, g.x(1), zeros, axis=axis), ZERO, updates]
+    return [ops.op(g.node.op_type, dy, g.x(1), ops.zeros(g.shape(2), dy), axis=axis), ZERO, updates]
 
 
 @rule("TopK")
@@ -196,14 +191,7 @@ def top_k(g: GradientContext, dy: Value | None, dindices: Value | None = None) -
     return [g.ops.op("ScatterElements", zeros, g.node.outputs[1], dy, axis=g.axis(-1)), ZERO]
 
 
-_KEPT = (
-    "mode",
-    "coordinate_transformation_mode",
-    "nearest_mode",
-    "cubic_coeff_a",
-    "exclude_outside",
-    "antialias",
-)
+_KEPT = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias")
 
 
 @rule("Resize")
@@ -214,12 +202,11 @@ def resize(g: GradientContext, dy: Value) -> Gradients:
         raise g.refuse("tf_crop_and_resize is not supported")
     if g.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise g.refuse("keep_aspect_ratio_policy is not supported")
-    changed = [i for i in range(len(shape)) if shape[i] != out[i] or _scale(g, i) != 1.0]
     if _repeats(g, shape, out):
-        return _block_sums(ops, dy, shape)
-    for axis in changed:
-        matrix = _axis_matrix(g, axis, shape[axis], out[axis])
-        dy = contract(ops, dy, axis, matrix)
+        return _sum_copies(ops, dy, shape, first=False)
+    for axis, (small, large) in enumerate(zip(shape, out, strict=True)):
+        if small != large or _scale(g, axis) != 1.0:
+            dy = contract(ops, dy, axis, _axis_matrix(g, axis, small, large))
     return dy
 
 
@@ -252,29 +239,15 @@ def _repeats(g: GradientContext, shape: Shape, out: Shape) -> bool:
     )
 
 
-def _block_sums(ops: Ops, dy: Value, shape: Shape) -> Value:
-    split: list[int] = []
-    axes: list[int] = []
-    for have, want in zip(ops.shape(dy), shape, strict=True):
-        split.append(want)
-        if have != want:
-            axes.append(len(split))
-            split.append(have // want)
-    return ops.sum(ops.reshape(dy, split), axes)
-
-
 def _axis_matrix(g: GradientContext, axis: int, small: int, large: int) -> Value:
     """(large, small): the operator applied to the unit vectors of the axis; constant, so folded before running."""
     ops = g.ops
     eye = ops.const(np.eye(small, dtype=np.float32).reshape(1, 1, small, small))
     attributes = {k: g.node.attributes[k].value for k in _KEPT if k in g.node.attributes}
     scale = _scale(g, axis)
-    if scale is None:
-        matrix = ops.op("Resize", eye, None, None, ops.ints([1, 1, large, small]), **attributes)
-    else:
-        scales = ops.const(np.array([1, 1, scale, 1], np.float32))
-        matrix = ops.op("Resize", eye, None, scales, **attributes)
-    return ops.reshape(matrix, (large, small))
+    scales = None if scale is None else ops.const(np.array([1, 1, scale, 1], np.float32))
+    sizes = ops.ints([1, 1, large, small]) if scale is None else None
+    return ops.reshape(ops.op("Resize", eye, None, scales, sizes, **attributes), (large, small))
 
 
 @rule("Pad")
@@ -287,7 +260,7 @@ def pad(g: GradientContext, dy: Value) -> Gradients:
         return [inner, None, _fill_gradient(g, dy, inner) if g.needs(2) else None]
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         if low or high:
-            taken = np.pad(np.arange(shape[axis]), (max(low, 0), max(high, 0)), mode=_NUMPY_MODE[mode])  # type: ignore[call-overload]
+            taken = np.pad(np.arange(shape[axis]), (max(low, 0), max(high, 0)), mode=mode)  # type: ignore[call-overload]
             taken = taken[max(-low, 0) : len(taken) - max(-high, 0)]
             matrix = np.eye(shape[axis], dtype=np.float32)[taken]
             dy = contract(ops, dy, axis, ops.const(matrix))
@@ -296,11 +269,8 @@ def pad(g: GradientContext, dy: Value) -> Gradients:
 
 def _fill_gradient(g: GradientContext, dy: Value, inner: Value) -> Value:
     """What arrived outside of the data: all of dy but the part that goes to the data (cropped places got nothing)."""
-    everywhere, inside = (g.ops.sum(v, list(range(g.ops.rank(v)))) for v in (dy, inner))
+    everywhere, inside = (g.ops.sum(v) for v in (dy, inner))
     return g.ops.reshape(g.ops.sub(everywhere, inside), g.shape(2))
-
-
-_NUMPY_MODE = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
 def _amounts(g: GradientContext) -> tuple[list[int], list[int]]:
