@@ -15,7 +15,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from prunecli._version import __version__
 from prunecli.cli.commands import COMMANDS, entry_of, function_of
@@ -172,7 +172,12 @@ def command_named(name: str) -> Any:
     entry_of(name)
     command = build(name, function_of(name, carry_out))
     command.params += [param for param in typer.main.get_command(app).params if param.name in ON_BOTH_SIDES]
-    command.params += build("every", _of_every_command).params[:1]
+    command.params.append(
+        TyperOption(
+            param_decls=["--print-recipe"], is_flag=True, expose_value=False, rich_help_panel="Global options",
+            help="this command line as a recipe for `prune run`, and nothing else",
+        )
+    )  # fmt: skip
     return command
 
 
@@ -212,20 +217,6 @@ def _option(*names: str, callback: Callable[..., None], text: str, eager: bool =
         expose_value=False,
         rich_help_panel="Global options",
     )
-
-
-def _of_every_command(
-    print_recipe: Annotated[
-        bool,
-        typer.Option(
-            "--print-recipe",
-            help="this command line as a recipe for `prune run`, and nothing else",
-            expose_value=False,
-            rich_help_panel="Global options",
-        ),
-    ] = False,
-) -> None:
-    pass  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import SPANS, Fidelity, FidelityCollector
+from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
 from prunecli.evaluation.options import CompareOptions
 from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
@@ -76,8 +76,9 @@ def compare(
     """
     start, options = time.perf_counter(), CompareOptions.of(options, **changes)
     models = open_models({BASELINE: Path(first), MODEL: Path(second)}, options.execution)
-    each = {f"{o.name}.{measure}": span for o in models.first.outputs for measure, span in SPANS.items()}
-    gates = [parse_gate(text, {**SPANS, **each}) for text in options.gates]
+    prefixes = ("", *(f"{output.name}." for output in models.first.outputs))
+    known = {f"{prefix}{name}": measure.span for prefix in prefixes for name, measure in MEASURES.items()}
+    gates = [parse_gate(text, known) for text in options.gates]
     if options.source is not None:
         data = options.source.open(models.specs, models.first.outputs)
     else:

@@ -105,23 +105,16 @@ def _check_request(options: EvaluateOptions, data: Dataset, bench: OpenedModels,
 
 
 def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: OpenedModels) -> tuple[str, str] | None:
+    baseline = ("a model to compare with", "give --baseline ORIGINAL.onnx")
     have = {
-        "baseline": BASELINE in bench.runners,
-        "fidelity": BASELINE in bench.runners or data.has_reference,
-        "labels": data.has_labels,
-        "latency": options.latency,
-        "train": options.train_data is not None,
-        "robustness": options.robustness,
+        "baseline": (BASELINE in bench.runners, baseline),
+        "fidelity": (BASELINE in bench.runners or data.has_reference, baseline),
+        "labels": (data.has_labels, ("labelled data", "give --data with labels")),
+        "latency": (options.latency, ("latency", "leave out --no-latency")),
+        "train": (options.train_data is not None, ("training data", "give --train-data")),
+        "robustness": (options.robustness, ("robustness", "add --robustness")),
     }
-    hints = {
-        "baseline": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
-        "fidelity": ("a model to compare with", "give --baseline ORIGINAL.onnx"),
-        "labels": ("labelled data", "give --data with labels"),
-        "latency": ("latency", "leave out --no-latency"),
-        "train": ("training data", "give --train-data"),
-        "robustness": ("robustness", "add --robustness"),
-    }
-    return next((hints[need] for need in needs(name) if not have[need]), None)
+    return next((hint for need in needs(name) for there, hint in (have[need],) if not there), None)
 
 
 def _train_metrics(

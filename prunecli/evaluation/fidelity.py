@@ -1,15 +1,14 @@
 """Fidelity: how close one model's outputs are to another's on the same inputs, without any labels.
 
-`@measure` registers one; each sees batches and keeps only sums, so data of any size streams through.
+Only sums are kept of the batches, so data of any size streams through.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,36 +17,26 @@ from prunecli.errors import PruneError
 
 Array = np.ndarray[Any, Any]
 
-
-class Measure(ABC):
-    """`add` takes the reference and the other output of one batch, float64 and of equal shape."""
-
-    @abstractmethod
-    def add(self, reference: Array, other: Array) -> None: ...
-
-    @abstractmethod
-    def value(self) -> float | None:
-        """None where the measure has no meaning for this output; NaN if an output held NaN."""
-
-
-M = TypeVar("M", bound=type[Measure])
-MEASURES: dict[str, type[Measure]] = {}
 BOXES = 8
 """Rows of four numbers that must all look like boxes to be taken for such: scores of four classes may, by chance."""
-BETTER_HIGH = {"top1_agreement": True, "cosine": True, "max_abs": False, "max_rel": False, "snr_db": True}
-SPANS = {
-    "top1_agreement": (0, 1), "cosine": (-1, 1), "max_abs": (0, math.inf), "max_rel": (0, math.inf),
-    "snr_db": (-math.inf, math.inf),
-}  # fmt: skip
-"""The least and the most that each can be."""
 
 
-def measure(name: str) -> Callable[[M], M]:
-    def add(cls: M) -> M:
-        MEASURES[name] = cls
-        return cls
+@dataclass(frozen=True)
+class FidelityMeasure:
+    """`higher`: whether more is better. `span`: the least and the most that it can be."""
 
-    return add
+    higher: bool
+    span: tuple[float, float]
+
+
+MEASURES = {
+    "top1_agreement": FidelityMeasure(True, (0, 1)),
+    "cosine": FidelityMeasure(True, (-1, 1)),
+    "max_abs": FidelityMeasure(False, (0, math.inf)),
+    "max_rel": FidelityMeasure(False, (0, math.inf)),
+    "snr_db": FidelityMeasure(True, (-math.inf, math.inf)),
+}
+"""By name, in the order of reports; what each is, `FidelitySums.values` says."""
 
 
 def same_place(reference: Array, other: Array) -> Array:
@@ -83,103 +72,57 @@ def is_single(output: Array) -> bool:
     return output.ndim == 0 or output.size == len(output)
 
 
-class Mean(Measure):
-    """The mean of a measure over its parts; None for boxes, whose values are no directions and no scores."""
+@dataclass
+class FidelitySums:
+    """What the measures of one output need of all batches."""
 
-    def __init__(self) -> None:
-        self.total, self.count, self.boxes = 0.0, 0, 0.0
+    same: float = 0.0
+    places: int = 0
+    alike: float = 0.0
+    vectors: int = 0
+    boxes: float = 0.0
+    values_seen: int = 0
+    largest: float = 0.0
+    magnitude: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
 
-    def see(self, reference: Array, parts: Array) -> None:
-        self.total += float(parts.sum())
-        self.count += parts.size
+    def add(self, reference: Array, other: Array) -> None:
+        """The reference and the other output of one batch, float64 and of equal shape."""
+        same = same_place(reference, other)
+        self.same, self.places = self.same + float(same.sum()), self.places + same.size
+        if not is_single(reference):  # whose cosine would be its sign
+            alike = cosines(reference, other)
+            self.alike, self.vectors = self.alike + float(alike.sum()), self.vectors + alike.size
         self.boxes += reference.size / 4 if are_boxes(reference) else -math.inf  # one batch of none decides
-
-    def value(self) -> float | None:
-        return self.total / self.count if self.count and self.boxes < BOXES else None
-
-
-@measure("top1_agreement")
-class Top1Agreement(Mean):
-    """Mean of `same_place`: no meaning without class scores."""
-
-    def add(self, reference: Array, other: Array) -> None:
-        self.see(reference, same_place(reference, other))
-
-
-@measure("cosine")
-class Cosine(Mean):
-    """Mean of `cosines`: of one number per sample that would be its sign, so it has no meaning there."""
-
-    def add(self, reference: Array, other: Array) -> None:
-        self.see(reference, np.zeros(0) if is_single(reference) else cosines(reference, other))
-
-
-@measure("max_abs")
-class MaxAbs(Measure):
-    """The largest absolute difference of two corresponding values."""
-
-    def __init__(self) -> None:
-        self.largest: float | None = None
-
-    def add(self, reference: Array, other: Array) -> None:
         if reference.size:
-            self.largest = _nan_max(self.largest, float(np.abs(_difference(reference, other)).max()))
-
-    def value(self) -> float | None:
-        return self.largest
-
-
-@measure("max_rel")
-class MaxRel(Measure):
-    """The largest absolute difference over the largest magnitude of the reference; 0 if both are all zero."""
-
-    def __init__(self) -> None:
-        self.difference: float | None = None
-        self.magnitude = 0.0
-
-    def add(self, reference: Array, other: Array) -> None:
-        if reference.size:
-            largest = float(np.abs(_difference(reference, other)).max())
-            self.difference = _nan_max(self.difference, largest)
+            difference = np.where(reference == other, 0.0, reference - other)  # equal infinities differ by 0
+            self.values_seen += reference.size
+            self.largest = float(np.maximum(self.largest, np.abs(difference).max()))  # NaN stays
             self.magnitude = max(self.magnitude, float(np.abs(reference).max()))
+            self.signal += float(np.square(reference).sum())
+            self.noise += float(np.square(difference).sum())
 
-    def value(self) -> float | None:
-        if not self.difference:
-            return self.difference
-        return self.difference / self.magnitude if self.magnitude else math.inf
+    def values(self) -> dict[str, float | None]:
+        """Every measure by name; None where it has no meaning for this output, NaN if an output held NaN.
 
-
-@measure("snr_db")
-class Snr(Measure):
-    """10 log10(sum of squares of the reference / sum of squares of the difference), in decibels; infinite for
-    equal outputs (null in JSON)."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
-        self.seen = False
-
-    def add(self, reference: Array, other: Array) -> None:
-        self.seen |= bool(reference.size)
-        self.signal += float(np.square(reference).sum())
-        self.noise += float(np.square(_difference(reference, other)).sum())
-
-    def value(self) -> float | None:
-        if not self.seen or math.isnan(self.noise):
-            return math.nan if self.seen else None
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
-
-
-def _difference(reference: Array, other: Array) -> Array:
-    """Equal values differ by 0, infinities too."""
-    return np.where(reference == other, 0.0, reference - other)
-
-
-def _nan_max(old: float | None, new: float) -> float:
-    if old is None or math.isnan(new):
-        return new
-    return old if math.isnan(old) else max(old, new)
+        top1_agreement: mean of `same_place`. cosine: mean of `cosines`. Boxes have neither: their values are no scores
+        and no directions. max_abs: the largest absolute difference of two corresponding values. max_rel: that over the
+        largest magnitude of the reference; 0 if both are all zero. snr_db: 10 log10(sum of squares of the reference /
+        sum of squares of the difference); infinite for equal outputs.
+        """
+        means = self.boxes < BOXES
+        seen = self.values_seen > 0
+        relative = self.largest / self.magnitude if self.magnitude else math.inf
+        with np.errstate(all="ignore"):
+            ratio = 10 * float(np.log10(np.float64(self.signal) / self.noise)) if self.noise else math.inf
+        return {
+            "top1_agreement": self.same / self.places if self.places and means else None,
+            "cosine": self.alike / self.vectors if self.vectors and means else None,
+            "max_abs": self.largest if seen else None,
+            "max_rel": (relative if self.largest else 0.0) if seen else None,
+            "snr_db": ratio if seen else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -202,11 +145,11 @@ class Fidelity:
     def worst(self) -> dict[str, float | None]:
         """Each measure at its worst over the outputs; NaN is the worst of all."""
         found: dict[str, float | None] = {}
-        for name in MEASURES:
+        for name, measure in MEASURES.items():
             values = [m[name] for m in self.outputs.values() if m.get(name) is not None]
             known = [v for v in values if v is not None]
             nan = any(math.isnan(v) for v in known)
-            pick = min if BETTER_HIGH[name] else max
+            pick = min if measure.higher else max
             found[name] = None if not known else math.nan if nan else pick(known)
         return found
 
@@ -215,9 +158,8 @@ class Fidelity:
 class FidelityCollector:
     """Takes the outputs of both models batch by batch."""
 
-    names: Sequence[str] = tuple(MEASURES)
     main: str | None = None
-    _measures: dict[str, dict[str, Measure]] = field(default_factory=dict)
+    _sums: dict[str, FidelitySums] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
     _samples: int = 0
     _other: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -240,10 +182,8 @@ class FidelityCollector:
                     f"the output {name} is {a.shape} in one model and {b.shape} in the other",
                     "only models whose outputs have the same shapes can be compared",
                 )
-            measures = self._measures.setdefault(name, {n: MEASURES[n]() for n in self.names})
             with np.errstate(all="ignore"):
-                for each in measures.values():
-                    each.add(a.astype(np.float64), b.astype(np.float64))
+                self._sums.setdefault(name, FidelitySums()).add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
         """Text is equal or not; of what is missing or of another kind nothing is known."""
@@ -257,9 +197,9 @@ class FidelityCollector:
 
     def result(self, reference: str, inputs: str = "") -> Fidelity | None:
         """None if no output could be compared."""
-        if not self._measures:
+        if not self._sums:
             return None
-        outputs = {n: {k: m.value() for k, m in each.items()} for n, each in self._measures.items()}
+        outputs = {name: sums.values() for name, sums in self._sums.items()}
         main = self.main if self.main in outputs else next(iter(outputs))
         return Fidelity(
             outputs, main, self._samples, reference, inputs=inputs, skipped=[*self._skipped.values()], alike=self._alike

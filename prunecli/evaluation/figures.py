@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from prunecli.data import Classes
-from prunecli.evaluation.fidelity import MEASURES, SPANS, Fidelity
+from prunecli.evaluation.fidelity import MEASURES, Fidelity
 from prunecli.evaluation.gates import GateResult, Span, raise_if_failed
 from prunecli.evaluation.latency import Latency, Speedup
 from prunecli.evaluation.quality import METRICS, Average, Significance
@@ -147,7 +147,8 @@ def known() -> dict[str, Span]:
     found = {**own, **{f"baseline.{name}": span for name, span in own.items()}}
     found |= {f"{name}.{each.change}": difference(each.span) for name, each in METRICS.items()}
     found |= {f"{name}.ratio": amount for name in SIZES if name != "sparsity"}
-    found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1), **SPANS}
+    found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1)}
+    found |= {name: each.span for name, each in MEASURES.items()}
     found |= {f"latency.{name}": amount for name in SPEEDUP}
     return found | dict.fromkeys(["robustness.drop", *(f"robustness.{name}.drop" for name in CORRUPTIONS)], ANY)
 

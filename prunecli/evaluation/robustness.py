@@ -17,7 +17,7 @@ import numpy as np
 from prunecli.data import Batch, Dataset
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import SPANS, FidelityCollector
+from prunecli.evaluation.fidelity import MEASURES, FidelityCollector
 from prunecli.evaluation.passes import MODEL, Runner, predict
 from prunecli.evaluation.quality import METRICS, compute_metrics, primary
 from prunecli.evaluation.reading import Reading
@@ -89,11 +89,11 @@ def salt_and_pepper(x: Array, severity: float, rng: np.random.Generator, spread:
 
 @corruption("blur", "image", (0.5, 1.0, 2.0), "pixels (sigma)")
 def blur(x: Array, severity: float, rng: np.random.Generator, spread: InputSpread) -> Array:
-    """Convolution with a Gaussian of that standard deviation; the border pixels repeat outwards."""
-    radius = int(np.ceil(3 * severity))
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / severity) ** 2)
+    """Convolution with a Gaussian of that standard deviation, cut off at three; border pixels repeat outwards."""
+    from scipy.ndimage import gaussian_filter1d
+
     for axis in (a for a in range(1, x.ndim) if a != spread.axis):
-        x = _convolve(x, kernel / kernel.sum(), axis)
+        x = np.asarray(gaussian_filter1d(x, severity, axis, mode="nearest", radius=int(np.ceil(3 * severity))))
     return x
 
 
@@ -116,16 +116,6 @@ def feature_outliers(x: Array, severity: float, rng: np.random.Generator, spread
     """That fraction of the values becomes its feature's mean plus or minus five standard deviations."""
     hit, sign = rng.random(x.shape) < severity, np.where(rng.random(x.shape) < 0.5, -5.0, 5.0)
     return np.where(hit, spread.mean + sign * spread.std, x)
-
-
-def _convolve(x: Array, kernel: Array, axis: int) -> Array:
-    radius = len(kernel) // 2
-    widths = [(radius, radius) if a == axis else (0, 0) for a in range(x.ndim)]
-    padded = np.pad(x, widths, mode="edge")
-    size, total = x.shape[axis], np.zeros_like(x)
-    for offset, weight in enumerate(kernel):
-        total += weight * np.take(padded, np.arange(offset, offset + size), axis=axis)
-    return total
 
 
 def channel_axis(shape: Sequence[int | str | None]) -> int | None:
@@ -213,7 +203,7 @@ class Stress:
     @property
     def span(self) -> tuple[float, float]:
         """The least and the most that the metric can be."""
-        return METRICS[self.metric].span if self.metric in METRICS else SPANS[self.metric]
+        return (METRICS.get(self.metric) or MEASURES[self.metric]).span
 
     def to_json(self) -> Json:
         rows = [
@@ -284,7 +274,7 @@ def _defined(names: Sequence[str], scores: Sequence[Mapping[str, float | None]])
 
 
 def _agreement(runner: Runner, clean: Iterator[Batch], noisy: Iterator[Batch]) -> Mapping[str, float | None]:
-    collector = FidelityCollector(AGREEMENT)
+    collector = FidelityCollector()
     for a, b in zip(clean, noisy, strict=True):
         collector.add(runner.run(a), runner.run(b), a.count)
     result = collector.result("clean")
