@@ -1,9 +1,9 @@
 """Adaptive pruning: how small each strategy gets at the same promise, whether promises hold, what is saved on the way.
 
 strategies: same data, split and margin for `search`, `feedback`, and `uniform`: every layer by the same fraction, the
-largest that the same rule allows. promises: seeded runs on a sample network; how often the first setting holds on the
-held-out half, and the final one on a third part that no run ever sees. prefix: seconds for one layer's levels with what
-comes before it computed once, and with each level run whole.
+largest that the same rule allows. promises: seeded runs on a sample network; how often the first allocation holds on
+the held-out half, and the final one on a third part that no run ever sees. prefix: seconds for one layer's levels with
+what comes before it computed once, and with each level run whole.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from prunecli.data.options import DataOptions
 from prunecli.search.adaptive import adaptive
 from prunecli.search.options import TrialOptions
 from prunecli.search.setup import open_model, set_up
-from prunecli.search.strategy import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_jobs, levels_of
-from prunecli.search.trials import TrialJob
+from prunecli.search.strategy import FIRST_STEP, LAST_STEP, STRATEGIES, Search, curve_trials, levels_of
+from prunecli.search.trials import TrialGroup, TrialSamples
 from prunecli.types import no_progress
 
 DATA, MODELS, SAMPLES = SHARED / "data", SHARED / "models" / "real", HERE.parent / "sample_models"
@@ -34,10 +34,10 @@ SEEDS = 20
 
 
 def uniform(run: Search) -> None:
-    """Every knob by the same fraction, raised and lowered as `feedback` does with its threshold."""
+    """Every layer by the same fraction, raised and lowered as `feedback` does with its threshold."""
     share, step = 0.0, FIRST_STEP
     while step >= LAST_STEP:
-        [tried] = run.try_all([{knob.name: share + step for knob in run.space.knobs}], "uniform")
+        [tried] = run.try_all([{layer.name: share + step for layer in run.space.layers}], "uniform")
         if tried.allowed:
             share += step
         else:
@@ -109,16 +109,17 @@ def prefix(names: list[str]) -> None:
         model, data, _ = CASES[name]
         options = TrialOptions(data=DataOptions(str(data), limit=256), jobs=1)
         file, session = open_model(model, options)
-        setup = set_up(file, session, options.data.open(session.inputs), options, no_progress)
-        knobs = list(setup.pruner.space.knobs)
-        whole = [TrialJob.of({k.name: level}, probe=True) for k in knobs for level in levels_of(k)]
+        found = options.data.open(session.inputs)
+        setup = set_up(file, found, TrialSamples.of(found, session, options), options, no_progress)
+        layers = list(setup.pruner.layers)
+        whole = [TrialGroup.of({k.name: level}, probe=True) for k in layers for level in levels_of(k)]
         seconds = []
-        for jobs in (curve_jobs(knobs), whole):
+        for jobs in (curve_trials(layers), whole):
             start = time.perf_counter()
-            for _ in setup.bench.pool.run(setup.bench.workspace, jobs):
+            for _ in setup.runner.pool.run(setup.runner.workspace, jobs):
                 pass
             seconds.append(time.perf_counter() - start)
-        rows.append([name, len(knobs), len(whole), *seconds, seconds[1] / seconds[0]])
+        rows.append([name, len(layers), len(whole), *seconds, seconds[1] / seconds[0]])
         print(rows[-1], flush=True)
     show("What comes before, run once", ("model", "layers", "settings", "shared s", "whole s", "ratio"), rows)
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ from prunecli.files import Scratch
 from prunecli.model.saving import check_target
 from prunecli.report.result import Reported
 from prunecli.search.metric import Drop
-from prunecli.search.models import FrontModel, Models
+from prunecli.search.models import FrontModel, StepModels
 from prunecli.search.options import AdaptiveOptions
-from prunecli.search.pruner import Pruner, Result
-from prunecli.search.samples import check_apart, judge, split
-from prunecli.search.setup import JudgedSamples, TrialSetup, open_model, set_up
-from prunecli.search.space import Knob, Setting
+from prunecli.search.pruner import Allocation, Layer, Pruner, Result
+from prunecli.search.setup import TrialSetup, both_parts, check_apart, open_model, set_up, split
 from prunecli.search.strategy import Goal, Search, SearchStep
 from prunecli.search.tradeoff import DamageCurve
-from prunecli.search.training import Recovered, Trained, train_further
-from prunecli.search.trials import outcome_on
+from prunecli.search.trials import TrialSamples, outcome_on
 from prunecli.structures.carry_out import default_output
 from prunecli.training.gradual import left_out
 from prunecli.types import FileRef, Json, Progress, no_progress
@@ -36,7 +32,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Confirmation:
-    """One setting on the held-out samples: the metric of the original and of the model, the drop with its interval,
+    """One allocation on the held-out samples: the metric of the original and of the model, the drop with its interval,
     and whether the promise holds there. `level`: of the interval, after the correction for `attempt`."""
 
     step: SearchStep
@@ -52,9 +48,9 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class LayerThreshold:
-    """What became of a knob. `threshold`: the largest score that went."""
+    """What became of a layer. `threshold`: the largest score that went."""
 
-    knob: Knob
+    layer: Layer
     fraction: float
     threshold: float | None
 
@@ -63,7 +59,7 @@ class LayerThreshold:
 class AdaptiveResult(Reported):
     """`result`: of the command that wrote the model, None if the goal was not reached. `confirmations`: in the order
     tried, the last one is of the model. `closest`: what came nearest, where nothing was allowed. `curves`: damage of
-    each knob alone, where the strategy measured it."""
+    each layer alone, where the strategy measured it."""
 
     reporter = "adaptive_report"
 
@@ -124,31 +120,30 @@ def adaptive(
     check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options)
-    choosing, confirming = judge(tune, held, session, options)
-    setup = set_up(file, session, choosing, options, progress, options.minimize)
+    choosing, confirming = both_parts(tune, held, session, options)
+    setup = set_up(file, tune, choosing, options, progress)
     goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
-    run = Search(setup.bench, setup.pruner.space, goal, options.rounds)
-    with closing(setup.bench), Scratch() as folder:
-        trained: dict[int, Trained] = {}
+    run = Search(setup.runner, setup.pruner, goal, options.rounds)
+    with closing(setup.runner), Scratch() as folder:
+        models = StepModels(setup, options, folder, progress)
         interrupted = _interruptible(lambda: run.run(options.strategy))
-        recovered = Recovered(setup, folder, progress) if options.recovers else None
-        if recovered is not None and not interrupted:
-            interrupted = _interruptible(partial(recovered.further, run))
+        if options.recovers and not interrupted:
+            interrupted = _interruptible(lambda: models.recover_further(run))
         if options.trains and not options.dry_run and not interrupted:
-            further = partial(train_further, run, setup, options, trained, folder, progress)
-            interrupted = _interruptible(further)
-        models = Models(setup, trained, options, recovered)
+            interrupted = _interruptible(lambda: models.train_further(run))
         confirmations = list(_confirm(run, confirming, models))
         kept = confirmations[-1].step if confirmations and confirmations[-1].holds else None
-        done = None if kept is None else models.write(kept, target, _said(setup, options, goal), progress)
+        done = None if kept is None else models.write(kept, target, _said(setup, options, goal))
         front: list[FrontModel] = []
-        interrupted = _interruptible(lambda: front.extend(models.front(run.steps, progress))) or interrupted
-    yardstick = setup.bench.workspace.yardstick
+        interrupted = _interruptible(lambda: front.extend(models.front(run.steps))) or interrupted
+    metric = setup.samples.metric
     return AdaptiveResult(
-        file.ref, options, goal, yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline,
-        (len(tune), len(held)), tune.source, run.steps, confirmations, _layers(setup, confirmations),
-        run.curves, front, run.closest(), done, setup.bench.measured, setup.bench.reused,
-        interrupted, [*file.notes, *setup.pruner.notes, *seen, *_notes(options)], time.perf_counter() - start,
+        model=file.ref, options=options, goal=goal, metric=metric.name, change=metric.change,
+        output_name=metric.output, baseline=metric.baseline, samples=(len(tune), len(held)), source=tune.source,
+        steps=run.steps, confirmations=confirmations, layers=_layers(setup, confirmations),
+        curves=run.curves, front=front, closest=run.closest(), result=done, measured=setup.runner.measured,
+        reused=setup.runner.reused, interrupted=interrupted,
+        notes=[*file.notes, *setup.pruner.notes, *seen, *_notes(options)], seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -196,13 +191,13 @@ def _notes(options: AdaptiveOptions) -> list[str]:
     return [left_out(options)] if options.trains and options.dry_run else []
 
 
-def _confirm(run: Search, held: JudgedSamples, models: Models) -> Iterator[Confirmation]:
+def _confirm(run: Search, held: TrialSamples, models: StepModels) -> Iterator[Confirmation]:
     """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
     what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
     limit, tried = run.goal.max_drop, set[int]()
     for attempt in range(1, ATTEMPTS + 1):
         left = [step for step in run.candidates(limit) if step.number not in tried]
-        if not left or not left[0].setting:
+        if not left or not left[0].allocation:
             return
         found = _confirmed(left[0], held, models, run.goal, attempt)
         tried.add(left[0].number)
@@ -212,23 +207,24 @@ def _confirm(run: Search, held: JudgedSamples, models: Models) -> Iterator[Confi
         limit = left[0].bound - max(found.drop.value - run.goal.max_drop, found.drop.error() / 2)
 
 
-def _confirmed(step: SearchStep, held: JudgedSamples, models: Models, goal: Goal, attempt: int) -> Confirmation:
+def _confirmed(step: SearchStep, held: TrialSamples, models: StepModels, goal: Goal, attempt: int) -> Confirmation:
     from scipy.special import ndtri
 
     session = models.open(step)
-    outcome = outcome_on(session, held.batches, held.reference, held.yardstick)
+    outcome = outcome_on(session, held)
     assert outcome.records is not None
-    drop = held.yardstick.drop(outcome.records)
+    drop = held.metric.drop(outcome.records)
     level = 1 - (1 - LEVEL) / attempt
     half = float(ndtri((1 + level) / 2)) * drop.error()
-    return Confirmation(step, held.yardstick.baseline, held.yardstick.value(outcome.records), drop, drop.value - half,
-                        drop.value + half, level, attempt, drop.value <= goal.max_drop)  # fmt: skip
+    return Confirmation(
+        step, baseline=held.metric.baseline, metric=held.metric.value(outcome.records), drop=drop,
+        low=drop.value - half, high=drop.value + half, level=level, attempt=attempt, holds=drop.value <= goal.max_drop,
+    )  # fmt: skip
 
 
 def _said(setup: TrialSetup, options: AdaptiveOptions, goal: Goal) -> Json:
     """What the saved model records of how it was chosen."""
-    yardstick = setup.bench.workspace.yardstick
-    return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": yardstick.metric,
+    return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": setup.samples.metric.name,
             "minimize": goal.minimize, "data": options.tried.text, "seed": options.seed}  # fmt: skip
 
 
@@ -236,6 +232,6 @@ def _layers(setup: TrialSetup, confirmations: Sequence[Confirmation]) -> list[La
     """The final thresholds, in the model's order."""
     if not confirmations or not confirmations[-1].holds:
         return []
-    setting: Setting = confirmations[-1].step.setting
-    found = setup.pruner.space.thresholds(setting)
-    return [LayerThreshold(k, setting.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.space.knobs]
+    allocation: Allocation = confirmations[-1].step.allocation
+    found = setup.pruner.thresholds(allocation)
+    return [LayerThreshold(k, allocation.get(k.name, 0.0), found.get(k.name)) for k in setup.pruner.layers]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
-from prunecli.report.document import Column, Document, Section, Table, Text
-from prunecli.search.charts import curves_chart, path_chart
+from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.search.models import FrontModel
 from prunecli.search.strategy import STAGES
 from prunecli.types import Json
@@ -46,7 +46,7 @@ def to_json(found: AdaptiveResult) -> Json:
         "path": [_step(step) for step in found.steps],
         "front": [{"step": m.step.number, "remains": m.step.remains, "drop": m.step.drop.value, "path": m.path}
                   for m in found.front],
-        "thresholds": [{"name": one.knob.name, "kind": one.knob.kind, "count": one.knob.count,
+        "thresholds": [{"name": one.layer.name, "kind": one.layer.kind, "count": one.layer.count,
                         "fraction": one.fraction, "threshold": one.threshold} for one in found.layers],
         "closest": None if found.closest is None else _step(found.closest),
         "jobs": {"measured": found.measured, "reused": found.reused},
@@ -69,7 +69,7 @@ def _confirmation(c: Confirmation) -> Json:
 def _step(step: SearchStep) -> Json:
     return {"step": step.number, "stage": step.stage, "remains": step.remains, "damage": step.damage,
             "metric": step.metric, "drop": step.drop.value, "bound": step.bound, "allowed": step.allowed,
-            "decision": step.decision, "setting": dict(step.setting)}  # fmt: skip
+            "decision": step.decision, "setting": dict(step.allocation)}  # fmt: skip
 
 
 def to_document(found: AdaptiveResult) -> Document:
@@ -187,5 +187,45 @@ def _thresholds(found: AdaptiveResult) -> Table:
     elements = found.options.elements
     columns = (Column("layer" if elements else "group"), Column("elements" if elements else "units", "count"),
                Column("removed", "percent"), Column("threshold", "number"))  # fmt: skip
-    rows = [(one.knob.name, one.knob.count, one.fraction, number(one.threshold)) for one in found.layers]
+    rows = [(one.layer.name, one.layer.count, one.fraction, number(one.threshold)) for one in found.layers]
     return Table("Thresholds", columns, rows, "the largest score that goes", top=TOP)
+
+
+# -- charts -----------------------------------------------------------------------------------------
+
+
+def curves_chart(found: AdaptiveResult) -> Chart:
+    """The damage by each layer cut alone, the most harmed first, and how much of it was removed in the end."""
+    chosen = {one.layer.name: one.fraction for one in found.layers}
+    finite = {c.layer: [(f, d) for f, d in zip(c.fractions.tolist(), c.damages.tolist(), strict=True) if isfinite(d)]
+              for c in found.curves}  # fmt: skip
+    order = sorted(finite, key=lambda name: -max(d for _, d in finite[name]))
+    panels = [
+        Panel([Series("", [f for f, _ in finite[name]], [d for _, d in finite[name]])], name,
+              [Mark("x", chosen[name], "removed")] if name in chosen else [])
+        for name in order
+    ]  # fmt: skip
+    note = "damage: how far the outputs move on average, with nothing else removed"
+    return Chart(
+        "Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note, detail=True
+    )
+
+
+def path_chart(found: AdaptiveResult, name: str) -> Chart:
+    """Every step by what it leaves and what it loses, the front as a line, and the limit."""
+    limit, most = found.goal.max_drop, 10 * found.goal.max_drop
+    shown = [step for step in found.steps if step.drop.value <= most]
+    series = []
+    for title, allowed in (("allowed", True), ("not allowed", False)):
+        mine = [step for step in shown if step.allowed == allowed]  # also if empty: colours keep their meaning
+        series.append(Series(title, [s.remains for s in mine], [s.drop.value for s in mine], "points",
+                             labels=[f"step {s.number}" for s in mine]))  # fmt: skip
+    front = [m.step for m in found.front if m.step.drop.value <= most]
+    if front:
+        series.append(Series("Pareto front", [s.remains for s in front], [s.drop.value for s in front], "line"))
+    series += [Series("on held-out samples", [c.step.remains], [c.drop.value], "points", low=[c.low], high=[c.high])
+               for c in found.confirmations if c.drop.value <= most]  # fmt: skip
+    left_out = len(found.steps) - len(shown)
+    note = f"steps that lost more than {most:g} are left out: {left_out}" if left_out else ""
+    panel = Panel(series, marks=[Mark("y", limit, "limit")])
+    return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(found.change), note, detail=True)

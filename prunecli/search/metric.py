@@ -50,11 +50,11 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class TrialMetric:
     """`reading` None: fidelity of `output` to the original. `scales`: mean square of each output that is no class
     score, over the data. `reference`: the original's predictions, of labelled data."""
 
-    metric: str
+    name: str
     output: str
     reading: Reading | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -66,17 +66,17 @@ class Yardstick:
 
     @property
     def higher(self) -> bool:
-        return self.metric in FIDELITY or METRICS[self.metric].higher
+        return self.name in FIDELITY or METRICS[self.name].higher
 
     @property
     def counted(self) -> bool:
         """Whether the metric counts samples that are right, so that it moves in steps."""
-        return self.metric == "top1_agreement" or (self.metric in METRICS and METRICS[self.metric].fraction)
+        return self.name == "top1_agreement" or (self.name in METRICS and METRICS[self.name].fraction)
 
     @property
     def from_zero(self) -> bool:
         """Whether nothing is worse than 0."""
-        return self.metric in FIDELITY or METRICS[self.metric].fraction
+        return self.name in FIDELITY or METRICS[self.name].fraction
 
     @property
     def change(self) -> Literal["drop", "rise"]:
@@ -85,7 +85,7 @@ class Yardstick:
     def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
         """Of batches with a trial's outputs and the original's on them."""
         if self.reading is None:
-            rows = [agreement(self.metric, batch.trim(name, ref[name]), batch.trim(name, out[name]))
+            rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]))
                     for batch, out, ref in pairs for name in [self.output]]  # fmt: skip
             return {"fidelity": np.concatenate(rows)}
         found = predictions(self.reading, ((batch, out) for batch, out, _ in pairs))
@@ -103,12 +103,12 @@ class Yardstick:
         """The metric."""
         if self.reading is None:
             return float(records["fidelity"].mean())
-        return _metric(self.metric, self.of(records))
+        return _metric(self.name, self.of(records))
 
     @property
     def baseline(self) -> float:
         """The metric of the original."""
-        return 1.0 if self.reference is None else _metric(self.metric, self.reference)
+        return 1.0 if self.reference is None else _metric(self.name, self.reference)
 
     def drop(self, records: Records) -> Drop:
         """Against the original on the same samples, infinite where the metric is not a number."""
@@ -117,10 +117,10 @@ class Yardstick:
         assert self.reference is not None
         trial, base = self.of(records), self.reference
         sign = 1 if self.higher else -1
-        if self.metric in PER_SAMPLE:
-            return _mean_drop(sign * (_each(self.metric, base) - _each(self.metric, trial)), self.counted)
+        if self.name in PER_SAMPLE:
+            return _mean_drop(sign * (_each(self.name, base) - _each(self.name, trial)), self.counted)
         return _jackknife(
-            lambda p, q: sign * (_metric(self.metric, q) - _metric(self.metric, p)), trial, base, self.counted
+            lambda p, q: sign * (_metric(self.name, q) - _metric(self.name, p)), trial, base, self.counted
         )
 
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
@@ -130,11 +130,11 @@ class Yardstick:
         return np.asarray(np.mean(rows, axis=0))
 
 
-def choose_yardstick(
-    metric: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
+def choose_metric(
+    wanted: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
     classes: Classes | None = None,
-) -> Yardstick:  # fmt: skip
-    """The yardstick for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
+) -> TrialMetric:  # fmt: skip
+    """The metric for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
     outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
     they mean must not depend on which of them a part happens to have. `classes`: what their numbers stand for.
 
@@ -146,20 +146,20 @@ def choose_yardstick(
     if not floats:
         raise PruneError("the model has no floating-point output", "export it with its scores as an output")
     scales = {name: _scale([r[name] for r in reference]) for name in floats}
-    if labels is None or metric in MEASURES:
+    if labels is None or wanted in MEASURES:
         output = asked.output_name or floats[0]
         _check_output(output, floats)
-        chosen = metric or ("top1_agreement" if _has_classes(reference[0][output]) else "cosine")
+        chosen = wanted or ("top1_agreement" if _has_classes(reference[0][output]) else "cosine")
         _check_fidelity(chosen)
-        found = Yardstick(chosen, output, scales=scales)
+        found = TrialMetric(chosen, output, scales=scales)
         _check_numbers(found, batches, reference)
         return found
     trimmed = {n: batches[0].trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference[0].items()}
     reading = choose_reading(labels, trimmed, asked.task, asked.output_name, classes)
     base = predictions(reading, zip(batches, reference, strict=True))
-    chosen = metric or ("r2" if reading.regression else "accuracy")
+    chosen = wanted or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
-    return Yardstick(chosen, reading.output, base.reading, scales, base)
+    return TrialMetric(chosen, reading.output, base.reading, scales, base)
 
 
 def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
@@ -174,7 +174,7 @@ def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Seque
     return [n for n in names if all(has_rows(batch, n, outputs[n]) for batch, outputs in pairs)] or names
 
 
-def _check_numbers(found: Yardstick, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:
+def _check_numbers(found: TrialMetric, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:
     """The original must agree with itself."""
     own = found.records(zip(batches, reference, reference, strict=True))["fidelity"]
     if (own < 1).any():

@@ -1,24 +1,35 @@
-"""The models of a search's steps: opened, written in their place, and kept as a Pareto front."""
+"""The models of a search's steps, as they are written: recovered, trained between steps, and kept as a Pareto front.
+
+With recovery, and with training, the search goes on from its best step along the path that it drew, a little at a time:
+each step cuts what the last accepted one left, is fitted or trained with the unpruned model as teacher, and is judged
+as any other, on samples that it was not trained on. A step that costs too much is backed out, and the next one is
+smaller.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from prunecli.files import copy
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
-from prunecli.search.options import AdaptiveOptions
-from prunecli.search.pruner import PrunerOutput, Result
+from prunecli.search.options import AdaptiveOptions, PrunedFile
+from prunecli.search.pruner import Allocation, Result, digest
 from prunecli.search.setup import TrialSetup
-from prunecli.search.strategy import SearchStep
-from prunecli.search.training import Recovered, Trained, write_trained
+from prunecli.search.strategy import RECOVERED, TRAINED, Search, SearchStep
+from prunecli.training.finetune import FinetuneResult, finetune
+from prunecli.training.gradual import Round, proof_of, retrained, training_of
 from prunecli.types import Json, Progress
+from prunecli.zeros.result import MagnitudeResult
 
 FRONT = 12
 """Models that --save-front keeps, at most."""
+PACE, LEAST_PACE = 0.2, 0.02
+"""The fraction of what remains that a step removes: at first, and when it is no longer worth trying."""
 
 
 @dataclass(frozen=True)
@@ -30,68 +41,142 @@ class FrontModel:
 
 
 @dataclass(frozen=True)
-class Models:
-    """`trained`: by number, steps that cannot be built again from their setting. `recovered`: None without recovery."""
+class Trained:
+    """A model made by cuts and training: its file, and the rounds that led to it."""
+
+    path: Path
+    allocation: Allocation
+    rounds: tuple[Round[Result], ...]
+
+
+@dataclass
+class StepModels:
+    """Files that are made on the way lie in `folder`. `trained`: by the number of the step; `recovered`: by allocation,
+    each made once; `as_saved`: numbers of steps that were judged as they are saved."""
 
     setup: TrialSetup
-    trained: Mapping[int, Trained]
     options: AdaptiveOptions
-    recovered: Recovered | None = None
+    folder: Path
+    progress: Progress
+    trained: dict[int, Trained] = field(default_factory=dict)
+    recovered: dict[str, Path] = field(default_factory=dict)
+    as_saved: set[int] = field(default_factory=set)
+
+    # -- further than the search went ----------------------------------------------------------------
+
+    def recover_further(self, run: Search) -> None:
+        """Go on from the best so far, each step refitted, and judged on the samples of the search."""
+
+        def attempt(allocation: dict[str, float], number: int) -> SearchStep:
+            outcome = self.setup.outcome(self._recovered(allocation))
+            step = run.add(allocation, outcome, f"{RECOVERED} {number}")
+            self.as_saved.add(step.number)
+            return step
+
+        run.follow(attempt, PACE, LEAST_PACE)
+
+    def train_further(self, run: Search) -> None:
+        """Go on from the best so far, each step trained."""
+        last: Trained | None = None
+
+        def attempt(allocation: dict[str, float], number: int) -> SearchStep:
+            nonlocal last
+            new = self._round(allocation, last, self.folder / str(number))
+            step = run.add(allocation, self.setup.outcome(new.path), f"{TRAINED} {number}")
+            self.trained[step.number] = new
+            self.as_saved.add(step.number)
+            last = new if step.allowed else last
+            return step
+
+        run.follow(attempt, PACE, LEAST_PACE)
+
+    def _recovered(self, allocation: Allocation) -> Path:
+        name = digest(allocation)
+        if name not in self.recovered:
+            place = self.folder / f"recovered-{len(self.recovered)}.onnx"
+            self.setup.pruner.save(allocation, PrunedFile(output=place, verify=False), {}, self.progress)
+            self.recovered[name] = place
+        return self.recovered[name]
+
+    def _round(self, allocation: Allocation, last: Trained | None, folder: Path) -> Trained:
+        folder.mkdir()
+        rounds, pruner = () if last is None else last.rounds, self.setup.pruner
+        saving = PrunedFile(output=folder / "cut.onnx")
+        if last is None:
+            cut = pruner.save(allocation, saving, {}, self.progress)
+        else:
+            cut = pruner.cut_further(last.path, last.allocation, allocation, saving, self.progress)
+        training = training_of(self.options, self.setup.file.path, folder / "trained.onnx", keep_start=True)
+        done: FinetuneResult = finetune(folder / "cut.onnx", training, self.progress)
+        return Trained(folder / "trained.onnx", allocation, (*rounds, Round(1.0, cut, done)))
+
+    # -- opened and written --------------------------------------------------------------------------
 
     def open(self, step: SearchStep) -> Session:
         """The model of a step, as it will be written."""
-        made = self.trained.get(step.number)
-        if made is not None:
-            return self.setup.open(made.path)
-        if self.recovered is not None:
-            return self.setup.open(self.recovered.file(step.setting))
-        return self.setup.open(self.setup.pruner.space.build(step.setting))
+        if step.number in self.trained:
+            return self.setup.open(self.trained[step.number].path)
+        if self.options.recovers:
+            return self.setup.open(self._recovered(step.allocation))
+        return self.setup.open(self.setup.pruner.build(step.allocation))
 
-    def write(self, step: SearchStep, target: Path, said: Json, progress: Progress) -> Result:
+    def write(self, step: SearchStep, target: Path, said: Json) -> Result:
         """Save the model of a step with proof, packed if asked for; of a trained one, the proof is of each cut before
         its training."""
         o = self.options
         if not o.pack:
-            return self._written(step, target, said, progress)
-        plain = replace(self, options=replace(o, dry_run=False))
-
-        def make(place: Path) -> Result:
-            return plain._written(step, place, said, progress)
-
-        done, small = packed_after(target, pack_options(o), make, progress)
+            return self._written(step, target, said, o.dry_run)
+        done, small = packed_after(
+            target, pack_options(o), lambda place: self._written(step, place, said, False), self.progress
+        )
         return told(done, small, o.dry_run)
 
-    def _written(self, step: SearchStep, target: Path, said: Json, progress: Progress) -> Result:
-        o, made = self.options, self.trained.get(step.number)
-        if made is not None:
-            return write_trained(made, self.setup, o, target, o.force)
-        saving = PrunerOutput(target, o.force, o.dry_run, o.verify, o.external_data, o.save_plan, o.spreads)
-        return self.setup.pruner.finish(step.setting, said, saving, progress)
+    def _written(self, step: SearchStep, target: Path, said: Json, dry_run: bool) -> Result:
+        if step.number in self.trained:
+            return self._write_trained(self.trained[step.number], target)
+        saving = self.options.part(PrunedFile, output=target, dry_run=dry_run)
+        return self.setup.pruner.save(step.allocation, saving, said, self.progress)
 
-    def front(self, steps: Sequence[SearchStep], progress: Progress) -> Iterator[FrontModel]:
+    def _write_trained(self, made: Trained, target: Path) -> Result:
+        """Put the trained file in its place, complete, and say what led to it."""
+        file, rounds = self.setup.file, list(made.rounds)
+        copy(made.path, target, self.options.force)
+        training = retrained(file.path, self.options, rounds)
+        output = None if training.output is None else replace(training.output, path=str(target))
+        first, last = rounds[0].cut, rounds[-1].cut
+        same: dict[str, Any] = {"model": file.ref, "output": output, "before": first.before,
+                "after": training.totals(), "verification": proof_of(rounds), "training": training}  # fmt: skip
+        late = {row.weight: row.nonzero for row in training.last.layers}
+        if isinstance(last, MagnitudeResult):
+            assert isinstance(first, MagnitudeResult)
+            early = {layer.weight: layer.nonzero_before for layer in first.layers}
+            layers = [replace(layer, nonzero_before=early[layer.weight], nonzero=late.get(layer.weight, layer.nonzero))
+                      for layer in last.layers]  # fmt: skip
+            return replace(last, layers=layers, **same)
+        return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
+
+    def front(self, steps: Sequence[SearchStep]) -> Iterator[FrontModel]:
         """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.
-        With recovery, of those that were judged recovered, as they are saved."""
-        kept = pareto([s for s in steps if self._as_saved(s)])
-        if self.options.save_front is None or self.options.dry_run:
+        With recovery, of those that were judged as they are saved."""
+        kept = pareto([s for s in steps if not self.options.recovers or s.number in self.as_saved])
+        folder = self.options.save_front
+        if folder is None or self.options.dry_run:
             yield from map(FrontModel, kept)
             return
-        self.options.save_front.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         count = min(FRONT, len(kept))
         some = {kept[round(i * (len(kept) - 1) / max(count - 1, 1))].number for i in range(count)}
         for step in kept:
-            yield self._kept(step, progress) if step.number in some and step.setting else FrontModel(step)
+            is_saved = step.number in some and step.allocation
+            yield self._kept(step, folder / f"step-{step.number:03d}.onnx") if is_saved else FrontModel(step)
 
-    def _as_saved(self, step: SearchStep) -> bool:
-        return self.recovered is None or step.number in self.recovered.judged or step.number in self.trained
-
-    def _kept(self, step: SearchStep, progress: Progress) -> FrontModel:
-        assert self.options.save_front is not None
-        place, made = self.options.save_front / f"step-{step.number:03d}.onnx", self.trained.get(step.number)
-        if made is not None:
-            copy(made.path, place, force=True)
+    def _kept(self, step: SearchStep, place: Path) -> FrontModel:
+        if step.number in self.trained:
+            copy(self.trained[step.number].path, place, force=True)
         else:
-            saving = PrunerOutput(place, True, False, self.options.verify, self.options.external_data)
-            self.setup.pruner.finish(step.setting, {"front": step.number}, saving, progress)
+            saving = PrunedFile(output=place, force=True, verify=self.options.verify,
+                                external_data=self.options.external_data)  # fmt: skip
+            self.setup.pruner.save(step.allocation, saving, {"front": step.number}, self.progress)
         return FrontModel(step, str(place))
 
 

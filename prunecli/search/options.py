@@ -80,6 +80,11 @@ class TrialOptions(
         return "none"
 
     @property
+    def goal(self) -> str | None:
+        """What is to become small; None: what the pruner has first."""
+        return None
+
+    @property
     def recovers(self) -> bool:
         return self.recovery != "none"
 
@@ -157,7 +162,15 @@ def _drop(text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveOptions(TrialOptions, Retraining, Saving, StoredPacked):
+class PrunedFile(Saving):
+    """A pruned model, as it is written. `spreads`: measure the distributions that a report draws."""
+
+    save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+    spreads: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked):
     """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
 
     How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half
@@ -192,10 +205,11 @@ class AdaptiveOptions(TrialOptions, Retraining, Saving, StoredPacked):
         Option("fit what is left to the original's outputs, without labels, on the samples of the search, and cut further"
                " for it; judged after that", SELECT),
     ] = "none"  # fmt: skip
-    save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
     save_front: Annotated[Path | None, Option("keep the models of the Pareto front in DIR", OUTPUT, "DIR")] = None
-    # measure the distributions that a report draws
-    spreads: bool = False
+
+    @property
+    def goal(self) -> str | None:
+        return self.minimize
 
     @property
     def recovery(self) -> Literal["none", "bias", "bn", "lstsq", "auto"]:

@@ -1,4 +1,4 @@
-"""Measuring settings: what is known is not measured again, the rest runs wherever the pool has it run."""
+"""Measuring allocations: what is known is not measured again, the rest runs wherever the pool has it run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ import numpy as np
 
 from prunecli.errors import PruneError
 from prunecli.files import appeared
-from prunecli.search.space import Setting
-from prunecli.search.trials import Outcome, TrialJob, Workspace, forget, run_job
+from prunecli.runtime import Execution
+from prunecli.search.options import TrialOptions
+from prunecli.search.pruner import Allocation
+from prunecli.search.trials import Outcome, TrialGroup, Workspace, forget, run_group
 from prunecli.types import Json, Progress, no_progress
 
 
 @dataclass
 class TrialRunner:
-    """`measured` counts jobs, `reused` those that the journal had from an earlier run."""
+    """`measured` counts groups of allocations, `reused` those that the journal had from an earlier run."""
 
     workspace: Workspace
     pool: WorkerPool
@@ -36,24 +38,26 @@ class TrialRunner:
     measured: int = 0
     reused: int = 0
 
-    def measure(self, jobs: Sequence[TrialJob], label: str = "measuring") -> list[list[Outcome]]:
-        """The outcomes of every job, in order. Each result is in the journal before the next is waited for."""
-        found = {n: known for n, job in enumerate(jobs) if (known := self.journal.get(job)) is not None}
-        missing = [n for n in range(len(jobs)) if n not in found]
-        self.reused += sum(jobs[n].key in self.journal.earlier for n in found)
-        for number, outcomes in self.progress(self._run([jobs[n] for n in missing]), label, len(missing)):
+    def measure(self, groups: Sequence[TrialGroup], label: str = "measuring") -> list[list[Outcome]]:
+        """The outcomes of every group, in order. Each result is in the journal before the next is waited for."""
+        found = {n: known for n, group in enumerate(groups) if (known := self.journal.get(group)) is not None}
+        missing = [n for n in range(len(groups)) if n not in found]
+        self.reused += sum(groups[n].key in self.journal.earlier for n in found)
+        for number, outcomes in self.progress(self._run([groups[n] for n in missing]), label, len(missing)):
             self.measured += 1
-            self.journal.put(jobs[missing[number]], outcomes)
+            self.journal.put(groups[missing[number]], outcomes)
             found[missing[number]] = outcomes
-        return [found[n] for n in range(len(jobs))]
+        return [found[n] for n in range(len(groups))]
 
-    def _run(self, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
-        if jobs:
-            yield from self.pool.run(self.workspace, jobs)
+    def _run(self, groups: Sequence[TrialGroup]) -> Iterator[tuple[int, list[Outcome]]]:
+        if groups:
+            yield from self.pool.run(self.workspace, groups)
 
-    def try_all(self, settings: Sequence[Setting], label: str = "trying") -> list[Outcome]:
-        """Each setting by itself, on all samples."""
-        return [outcomes[0] for outcomes in self.measure([TrialJob.of(setting) for setting in settings], label)]
+    def try_all(self, allocations: Sequence[Allocation], label: str = "trying") -> list[Outcome]:
+        """Each allocation by itself, on all samples."""
+        return [
+            outcomes[0] for outcomes in self.measure([TrialGroup.of(allocation) for allocation in allocations], label)
+        ]
 
     def close(self) -> None:
         """Let go of the pool and of the journal's file."""
@@ -68,7 +72,7 @@ MOST_BYTES = 1 << 28
 
 
 class Journal:
-    """Outcomes by the key of their job. Without a path they are only held in memory."""
+    """Outcomes by the key of their group. Without a path they are only held in memory."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
         self._file: BinaryIO | None = None
@@ -96,11 +100,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._found)
 
-    def get(self, job: TrialJob) -> list[Outcome] | None:
-        """Raises PruneError if what is kept is not of such a job."""
-        found = self._found.get(job.key)
-        missing = not job.probe and any(outcome.records is None for outcome in found or ())
-        if found is not None and (len(found) != len(job.settings) or missing):
+    def get(self, group: TrialGroup) -> list[Outcome] | None:
+        """Raises PruneError if what is kept is not of such a group."""
+        found = self._found.get(group.key)
+        missing = not group.probe and any(outcome.records is None for outcome in found or ())
+        if found is not None and (len(found) != len(group.allocations) or missing):
             raise PruneError("the state file is damaged", ANEW)
         return found
 
@@ -109,16 +113,16 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def put(self, job: TrialJob, outcomes: Sequence[Outcome]) -> None:
+    def put(self, group: TrialGroup, outcomes: Sequence[Outcome]) -> None:
         """Keep what was measured; written before this returns.
 
         Raises:
             PruneError: the file cannot be written, as on a full disk.
         """
-        self._found[job.key] = list(outcomes)
+        self._found[group.key] = list(outcomes)
         if self._file is not None:
             try:
-                self._append({"job": job.key, "outcomes": [_to_json(o) for o in outcomes]})
+                self._append({"job": group.key, "outcomes": [_to_json(o) for o in outcomes]})
             except OSError as error:
                 raise PruneError(
                     f"cannot write the state file: {error.strerror}", "make room, and run it again"
@@ -202,7 +206,7 @@ def _unpacked(text: str) -> dict[str, Any]:
 
 Result = tuple[int, list[Outcome]]
 MAPPED = 10_000
-"""Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each job."""
+"""Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each group."""
 WAIT = 60
 """Seconds that a cluster may be without workers."""
 RESTARTS = 3
@@ -210,9 +214,9 @@ RESTARTS = 3
 
 
 class WorkerPool(Protocol):
-    """Runs jobs and yields (number, outcomes), in any order."""
+    """Runs groups and yields (number, outcomes), in any order."""
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]: ...
+    def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]: ...
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -220,28 +224,28 @@ class WorkerPool(Protocol):
 
 
 class InProcess:
-    """One job after another, here."""
+    """One group after another, here."""
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
-        for number, job in enumerate(jobs):
-            yield number, run_job(workspace, job)
+    def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]:
+        for number, group in enumerate(groups):
+            yield number, run_group(workspace, group)
 
     def close(self) -> None:
         forget()
 
 
-def _numbered(workspace: Workspace, number: int, job: TrialJob) -> Result:
-    return number, run_job(workspace, job)
+def _numbered(workspace: Workspace, number: int, group: TrialGroup) -> Result:
+    return number, run_group(workspace, group)
 
 
-def _in_child(workspace: Workspace, number: int, job: TrialJob) -> Result:
+def _in_child(workspace: Workspace, number: int, group: TrialGroup) -> Result:
     _end_with_parent()
-    return _numbered(workspace, number, job)
+    return _numbered(workspace, number, group)
 
 
 @cache
 def _end_with_parent() -> None:
-    """From now on a child ends within a second of its parent, however that ends; with one job there is no child."""
+    """From now on a child ends within a second of its parent, however that ends; with --jobs 1 there is no child."""
     if (parent := parent_process()) is None:
         return
 
@@ -255,12 +259,12 @@ def _end_with_parent() -> None:
 
 
 def _persistent(
-    once: Callable[[dict[int, TrialJob]], Iterator[Result]], jobs: Sequence[TrialJob],
+    once: Callable[[dict[int, TrialGroup]], Iterator[Result]], groups: Sequence[TrialGroup],
     losses: tuple[type[BaseException], ...], given_up: PruneError,
 ) -> Iterator[Result]:  # fmt: skip
-    """What `once` yields of the jobs that are left, begun anew after a loss; `given_up` is raised after too many
+    """What `once` yields of the groups that are left, begun anew after a loss; `given_up` is raised after too many
     of them without a result in between."""
-    left, failures = dict(enumerate(jobs)), 0
+    left, failures = dict(enumerate(groups)), 0
     while left:
         try:
             for number, outcomes in once(left):
@@ -279,17 +283,17 @@ class LocalProcesses:
 
     workers: int
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
+    def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         given_up = PruneError("the processes that run trials die again and again",
                               "use fewer --jobs: memory may be short")  # fmt: skip
-        yield from _persistent(partial(self._once, workspace), jobs, (TerminatedWorkerError,), given_up)
+        yield from _persistent(partial(self._once, workspace), groups, (TerminatedWorkerError,), given_up)
 
-    def _once(self, workspace: Workspace, left: dict[int, TrialJob]) -> Iterator[Result]:
+    def _once(self, workspace: Workspace, left: dict[int, TrialGroup]) -> Iterator[Result]:
         from joblib import Parallel, delayed
 
-        tasks = [delayed(_in_child)(workspace, number, job) for number, job in left.items()]
+        tasks = [delayed(_in_child)(workspace, number, group) for number, group in left.items()]
         parallel = Parallel(self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all",
                             max_nbytes=MAPPED)  # fmt: skip
         try:
@@ -301,6 +305,18 @@ class LocalProcesses:
 
     def close(self) -> None:
         """joblib ends idle processes itself."""
+
+
+def pool_of(options: TrialOptions) -> WorkerPool:
+    """Where trials run.
+
+    Raises:
+        PruneError: the cluster cannot be reached.
+    """
+    if options.backend == "dask":
+        return Dask(str(options.address))
+    workers = options.jobs or Execution(options.execution.provider).thread_count
+    return LocalProcesses(workers) if workers > 1 else InProcess()
 
 
 class Dask:
@@ -319,25 +335,25 @@ class Dask:
             raise PruneError(f"no Dask scheduler answers at {address}", "write --address tcp://HOST:8786") from error
         self._sent: dict[str, Any] = {}
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[Result]:
+    def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]:
         from distributed import CancelledError, KilledWorker
 
         lost = (CancelledError, KilledWorker, TimeoutError)
         given_up = PruneError("the cluster's workers die again and again", "look into their logs")
-        yield from _persistent(partial(self._once, workspace), jobs, lost, given_up)
+        yield from _persistent(partial(self._once, workspace), groups, lost, given_up)
 
-    def _once(self, workspace: Workspace, left: dict[int, TrialJob]) -> Iterator[Result]:
+    def _once(self, workspace: Workspace, left: dict[int, TrialGroup]) -> Iterator[Result]:
         from distributed import as_completed
 
         if workspace.name not in self._sent:
             self._client.wait_for_workers(1, timeout=WAIT)
             self._sent = {workspace.name: self._client.scatter(workspace, broadcast=True, hash=False)}
         sent = self._sent[workspace.name]
-        futures = [self._client.submit(_numbered, sent, number, job, pure=False) for number, job in left.items()]
+        futures = [self._client.submit(_numbered, sent, number, group, pure=False) for number, group in left.items()]
         try:
             for future in as_completed(futures):
                 yield future.result()
-        except Exception:  # every worker that had the workspace is gone, or one job took several with it
+        except Exception:  # every worker that had the workspace is gone, or one group took several with it
             self._sent = {}
             raise
         finally:

@@ -13,10 +13,10 @@ from prunecli.model.saving import check_target
 from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
-from prunecli.search.setup import JudgedSamples, TrialSetup, open_model, set_up
-from prunecli.search.space import Knob, Proxy, rank_correlation, sample_of
-from prunecli.search.strategy import curve_jobs, levels_of
-from prunecli.search.trials import Outcome, TrialJob
+from prunecli.search.pruner import Layer, Proxy, rank_correlation, sample_of
+from prunecli.search.setup import TrialSetup, open_model, set_up
+from prunecli.search.strategy import curve_trials, levels_of
+from prunecli.search.trials import Outcome, TrialGroup, TrialSamples
 from prunecli.types import FileRef, Progress, Skipped, no_progress
 
 SAMPLES = 512
@@ -28,7 +28,7 @@ CHECKED = 12
 @dataclass(frozen=True)
 class Point:
     """One layer cut alone by `fraction`. `drop` of the metric (positive is worse) and its standard error; None where a
-    proxy stood in. `damage`: see `Yardstick.damage`; of a proxy, what it predicts."""
+    proxy stood in. `damage`: see `TrialMetric.damage`; of a proxy, what it predicts."""
 
     fraction: float
     damage: float
@@ -41,7 +41,7 @@ class Point:
 class SensitivityRow:
     """A layer with its points, fractions rising."""
 
-    knob: Knob
+    layer: Layer
     points: Sequence[Point]
 
     @property
@@ -64,7 +64,7 @@ class SensitivityRow:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well the proxy ranks settings: Spearman's rank correlation with the damage measured on `checked` of them."""
+    """How well the proxy ranks: Spearman's rank correlation with the damage measured on `checked` allocations."""
 
     correlation: float
     checked: int
@@ -109,53 +109,53 @@ def sensitivity(
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.seed).take(SAMPLES)
-    setup = set_up(file, session, JudgedSamples.of(data, session, options), options, progress)
-    with closing(setup.bench):
+    setup = set_up(file, data, TrialSamples.of(data, session, options), options, progress)
+    with closing(setup.runner):
         rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
-    yardstick, bench = setup.bench.workspace.yardstick, setup.bench
+    metric, runner = setup.samples.metric, setup.runner
     return SensitivityResult(
-        file.ref, options.granularity, setup.pruner.criterion,
-        yardstick.metric, yardstick.change, yardstick.output, yardstick.baseline, len(data), data.source,
-        sorted(rows, key=lambda row: (-row.mean_damage, row.knob.name)), setup.pruner.skipped, ranking,
-        bench.measured, bench.reused, [*file.notes, *setup.pruner.notes], time.perf_counter() - start,
+        model=file.ref, granularity=options.granularity, criterion=setup.pruner.criterion, metric=metric.name,
+        change=metric.change, output=metric.output, baseline=metric.baseline, samples=len(data), source=data.source,
+        rows=sorted(rows, key=lambda row: (-row.mean_damage, row.layer.name)), skipped=setup.pruner.skipped,
+        ranking=ranking, measured=runner.measured, reused=runner.reused,
+        notes=[*file.notes, *setup.pruner.notes], seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
 def _by_trials(
     setup: TrialSetup, options: SensitivityOptions, progress: Progress
 ) -> tuple[list[SensitivityRow], Ranking | None]:
-    knobs = _knobs(setup, options)
-    jobs = [replace(job, probe=False) for job in curve_jobs(knobs, options.levels)]
-    found = setup.bench.measure(jobs, "cutting each layer alone")
-    return [_row(setup, k, levels_of(k, options.levels), own) for k, own in zip(knobs, found, strict=True)], None
+    layers = _layers(setup, options)
+    groups = [replace(group, probe=False) for group in curve_trials(layers, options.levels)]
+    found = setup.runner.measure(groups, "cutting each layer alone")
+    return [_row(setup, k, levels_of(k, options.levels), own) for k, own in zip(layers, found, strict=True)], None
 
 
-def _knobs(setup: TrialSetup, options: SensitivityOptions) -> list[Knob]:
-    return [knob for knob in setup.pruner.space.knobs if levels_of(knob, options.levels)]
+def _layers(setup: TrialSetup, options: SensitivityOptions) -> list[Layer]:
+    return [layer for layer in setup.pruner.layers if levels_of(layer, options.levels)]
 
 
-def _row(setup: TrialSetup, knob: Knob, levels: Sequence[float], outcomes: Sequence[Outcome]) -> SensitivityRow:
-    yardstick, points = setup.bench.workspace.yardstick, []
+def _row(setup: TrialSetup, layer: Layer, levels: Sequence[float], outcomes: Sequence[Outcome]) -> SensitivityRow:
+    metric, points = setup.samples.metric, []
     for level, outcome in zip(levels, outcomes, strict=True):
         assert outcome.records is not None
-        drop = yardstick.drop(outcome.records)
-        metric = yardstick.value(outcome.records)
-        points.append(Point(level, outcome.damage, metric, drop.value, drop.error()))
-    return SensitivityRow(knob, points)
+        drop = metric.drop(outcome.records)
+        points.append(Point(level, outcome.damage, metric.value(outcome.records), drop.value, drop.error()))
+    return SensitivityRow(layer, points)
 
 
 def _by_proxy(
     setup: TrialSetup, options: SensitivityOptions, progress: Progress
 ) -> tuple[list[SensitivityRow], Ranking | None]:
-    """Predicted, and checked on a few settings that are measured."""
-    knobs, proxy = _knobs(setup, options), setup.pruner.proxy(progress)
-    rows = [_predicted(knob, levels_of(knob, options.levels), proxy) for knob in knobs]
-    every = [(row.knob.name, point) for row in rows for point in row.points]
+    """Predicted, and checked on a few allocations that are measured."""
+    layers, proxy = _layers(setup, options), setup.pruner.proxy(progress)
+    rows = [_predicted(layer, levels_of(layer, options.levels), proxy) for layer in layers]
+    every = [(row.layer.name, point) for row in rows for point in row.points]
     some = sample_of(every, CHECKED, options.seed)
-    jobs = [TrialJob.of({name: point.fraction}, probe=True) for name, point in some]
-    measured = [outcomes[0].damage for outcomes in setup.bench.measure(jobs, "checking the proxy")]
+    groups = [TrialGroup.of({name: point.fraction}, probe=True) for name, point in some]
+    measured = [outcomes[0].damage for outcomes in setup.runner.measure(groups, "checking the proxy")]
     return rows, Ranking(rank_correlation([point.damage for _, point in some], measured), len(some))
 
 
-def _predicted(knob: Knob, levels: Sequence[float], proxy: Proxy) -> SensitivityRow:
-    return SensitivityRow(knob, [Point(level, proxy(knob.name, level)) for level in levels])
+def _predicted(layer: Layer, levels: Sequence[float], proxy: Proxy) -> SensitivityRow:
+    return SensitivityRow(layer, [Point(level, proxy(layer.name, level)) for level in levels])

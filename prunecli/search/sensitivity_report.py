@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
-from prunecli.report.document import Cell, Column, Document, Section, Table, Text
-from prunecli.search.charts import sensitivity_chart
+from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Panel, Section, Series, Table, Text
 from prunecli.search.metric import SURE
 from prunecli.types import Json
 
@@ -38,10 +37,10 @@ def to_json(found: SensitivityResult) -> Json:
 
 
 def _row(row: SensitivityRow) -> Json:
-    knob = row.knob
+    layer = row.layer
     return {
-        "name": knob.name, "kind": knob.kind, "count": knob.count, "params": knob.params, "macs": knob.macs,
-        "touches": list(knob.touches), "damage": row.mean_damage, "spare": row.spare,
+        "name": layer.name, "kind": layer.kind, "count": layer.count, "params": layer.params, "macs": layer.macs,
+        "touches": list(layer.touches), "damage": row.mean_damage, "spare": row.spare,
         "points": [asdict(point) for point in row.points],
     }  # fmt: skip
 
@@ -71,14 +70,14 @@ def _what(found: SensitivityResult) -> str:
 
 def _answer(found: SensitivityResult) -> list[Section]:
     """How many layers stand how much, and which stand least."""
-    spare = {row.knob.name: row.spare for row in found.rows if row.spare is not None}
+    spare = {row.layer.name: row.spare for row in found.rows if row.spare is not None}
     if not spare:
         return []
     levels = sorted({share for share in spare.values() if share}, reverse=True)
     counts = [f"{sum(share >= level for share in spare.values())} stand {100 * level:.3g} %" for level in levels]
     none = sum(not share for share in spare.values())
     said = ", ".join([*counts, *([f"{none} not even the least that was tried"] if none else [])])
-    least = ", ".join(row.knob.name for row in found.rows[:3])
+    least = ", ".join(row.layer.name for row in found.rows[:3])
     return [Text(f"Cut alone, without a loss beyond {SURE:g} standard errors: of {len(spare)}, {said}."
                  f" The most sensitive: {least}.", "good")]  # fmt: skip
 
@@ -88,7 +87,7 @@ def _table(found: SensitivityResult) -> Table:
     columns = [Column("layer" if found.granularity == "element" else "group"), Column("parameters", "count", drop=1)]
     columns += [Column(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}", "number") for level in levels]
     columns.append(Column("mean damage", "number"))
-    rows = [[row.knob.name, row.knob.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
+    rows = [[row.layer.name, row.layer.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
     title = "Predicted damage" if found.ranking else f"{found.metric.replace('_', ' ')}: {found.change}"
     return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP)
 
@@ -115,3 +114,24 @@ def _proxy(found: SensitivityResult) -> Text:
         f" (1 is the same order){'' if good else '; run without --fast for the truth'}.",
         "good" if good else "warning",
     )
+
+
+def sensitivity_chart(found: SensitivityResult) -> Chart:
+    """Small multiples, the most sensitive layer first, all on the same axes: the loss, or what is predicted, by the
+    fraction removed."""
+    panels = [Panel([_curve(row)], row.layer.name) for row in found.rows]
+    if found.ranking is not None:
+        y = ChartAxis("predicted damage")
+        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y, detail=True)
+    y = ChartAxis(f"{found.metric.replace('_', ' ')} {found.change}")
+    note = "bands: one standard error to both sides"
+    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note, detail=True)
+
+
+def _curve(row: SensitivityRow) -> Series:
+    x = [0.0, *(p.fraction for p in row.points)]
+    if any(p.drop is None or p.error is None for p in row.points):
+        return Series("", x, [0.0, *(p.damage for p in row.points)])
+    pairs = [(p.drop or 0.0, p.error or 0.0) for p in row.points]
+    return Series("", x, [0.0, *(d for d, _ in pairs)], low=[0.0, *(d - e for d, e in pairs)],
+                  high=[0.0, *(d + e for d, e in pairs)])  # fmt: skip

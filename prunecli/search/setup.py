@@ -1,10 +1,10 @@
-"""From a model, data and options to a bench on which settings can be measured."""
+"""From a model, data and options to a runner on which allocations can be measured."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +13,63 @@ import onnx
 
 from prunecli._version import __version__
 from prunecli.data import Batch, Dataset
+from prunecli.data.dataset import shared
+from prunecli.data.options import DataOptions
+from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
+from prunecli.inputs import InputSpec
 from prunecli.model import Model, load
 from prunecli.model.external_data import external, located, read_proto, refer
+from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.runtime import Session, version
-from prunecli.search.group_pruner import open_units
-from prunecli.search.metric import Outputs, Yardstick, choose_yardstick
-from prunecli.search.options import TrialOptions
-from prunecli.search.pools import SampleSubset, pool_of
-from prunecli.search.pruner import Pruner
-from prunecli.search.runner import Journal, TrialRunner
-from prunecli.search.space import digest
-from prunecli.search.trials import Outcome, Workspace, outcome_on, outputs_of
-from prunecli.search.weight_pruner import open_elements
+from prunecli.search.options import AdaptiveOptions, TrialOptions
+from prunecli.search.pruner import Pruner, digest
+from prunecli.search.runner import Journal, TrialRunner, pool_of
+from prunecli.search.structure_pruner import StructurePruner
+from prunecli.search.trials import Outcome, TrialSamples, Workspace, outcome_on
+from prunecli.search.zero_pruner import ZeroPruner
 from prunecli.types import Progress
-from prunecli.zeros.selector import check_numbers
+from prunecli.zeros.select import check_numbers
 
 Array = np.ndarray[Any, Any]
-OUTPUT_LIMIT = 1 << 30
-"""Bytes of the original's outputs that are held."""
 
 
 @dataclass(frozen=True)
-class JudgedSamples:
-    """Samples with the original's outputs on them, and what trials are judged by there."""
+class SampleSubset(DataOptions):
+    """Some samples of the user's data, for what reads data itself."""
 
-    data: Dataset
-    batches: Sequence[Batch]
-    reference: Sequence[Outputs]
-    yardstick: Yardstick
+    dataset: Dataset | None = None
 
     @classmethod
-    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> JudgedSamples:
-        """`labels`: all that there are, if `data` is a part; see `choose_yardstick`."""
-        batches = list(data.batches(options.batch_size))
-        reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
-        found = choose_yardstick(
-            options.metric, options.asked, data.labels if labels is None else labels, batches, reference, data.classes
-        )
-        return cls(data, batches, reference, found)
+    def of_data(cls, given: DataOptions, dataset: Dataset) -> SampleSubset:
+        own = {one.name: getattr(given, one.name) for one in fields(DataOptions)}
+        return cls(**own, dataset=dataset)
+
+    def open(self, specs: Sequence[InputSpec], outputs: Sequence[InputSpec] = ()) -> Dataset:
+        assert self.dataset is not None
+        return self.dataset
 
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """A bench on the samples to choose by, and the pruner whose settings it measures."""
+    """A runner on the samples to choose by, and the pruner whose allocations it measures."""
 
     file: Model
-    session: Session
     pruner: Pruner
-    bench: TrialRunner
+    runner: TrialRunner
+
+    @property
+    def samples(self) -> TrialSamples:
+        """Those to choose by."""
+        return self.runner.workspace.samples
 
     def open(self, model: Path | onnx.ModelProto) -> Session:
         """A model as trials run it."""
-        return Session.open(model, provider=self.bench.workspace.provider, threads=1)
+        return Session.open(model, provider=self.runner.workspace.provider, threads=1)
 
     def outcome(self, model: Path) -> Outcome:
         """Of a file, on all samples to choose by."""
-        workspace = self.bench.workspace
-        return outcome_on(self.open(model), workspace.batches, workspace.reference, workspace.yardstick)
+        return outcome_on(self.open(model), self.samples)
 
 
 def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
@@ -79,44 +79,31 @@ def open_model(path: Path, options: TrialOptions) -> tuple[Model, Session]:
     return file, Session.open(path, provider=options.execution.provider, threads=1)
 
 
-def set_up(
-    file: Model,
-    session: Session,
-    judged: JudgedSamples,
-    options: TrialOptions,
-    progress: Progress,
-    minimize: str | None = None,
-) -> TrialSetup:
-    """Measure what the criterion and the goal need on the data, and get ready to try settings on it.
+def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOptions, progress: Progress) -> TrialSetup:
+    """Measure what the criterion and the goal need on the data, and get ready to try allocations on its `samples`.
 
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
-    pruner = open_pruner(file.path, options, SampleSubset.of_data(options.tried, judged.data), progress, minimize)
-    files = _files(file)
+    pruner = open_pruner(file.path, options, SampleSubset.of_data(options.tried, data), progress)
+    files, metric, provider = _files(file), samples.metric, options.execution.provider
     identity = digest(
-        [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(judged.batches),
-        [judged.yardstick.metric, judged.yardstick.output, options.probes, options.execution.provider],
-        [__version__, version()],
+        [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(samples.batches),
+        [metric.name, metric.output, options.probes, provider], [__version__, version()],
     )  # fmt: skip
-    workspace = Workspace(
-        identity, files, pruner.recipe, judged.batches, judged.reference, judged.yardstick,
-        _probes(judged.batches, options.probes), options.execution.provider,
-    )  # fmt: skip
+    workspace = Workspace(identity, files, pruner.at, samples, samples.probes(options.probes), provider=provider)
     return TrialSetup(
-        file, session, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress)
+        file, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress)
     )
 
 
-def open_pruner(
-    path: Path, options: TrialOptions, data: SampleSubset, progress: Progress, minimize: str | None = None
-) -> Pruner:
-    """The pruner of the granularity; what its criterion needs is measured on `data`, and what the goal needs.
+def open_pruner(path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> Pruner:
+    """The pruner of the granularity; what its criterion and the goal need is measured on `samples`.
 
     Raises:
         PruneError: an unknown name, or nothing can be pruned.
     """
-    return (open_elements if options.elements else open_units)(path, options, data, progress, minimize)
+    return (ZeroPruner if options.elements else StructurePruner)(path, options, samples, progress)
 
 
 def _files(file: Model) -> dict[str, Any]:
@@ -131,16 +118,6 @@ def _files(file: Model) -> dict[str, Any]:
     return {name: np.frombuffer(content, np.uint8) for name, content in found.items()}
 
 
-def _probes(batches: Sequence[Batch], samples: int) -> int:
-    """Batches that hold so many samples."""
-    total = 0
-    for number, batch in enumerate(batches, 1):
-        total += batch.count
-        if total >= samples:
-            return number
-    return len(batches)
-
-
 def _content(batches: Sequence[Batch]) -> str:
     found = hashlib.sha256()
     for batch in batches:
@@ -151,3 +128,72 @@ def _content(batches: Sequence[Batch]) -> str:
             )
         found.update(b"" if batch.labels is None else repr(batch.labels.tolist()).encode())
     return found.hexdigest()
+
+
+# -- the two parts of adaptive pruning: to choose by, and to confirm --------------------------------
+
+
+def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]:
+    """The samples to choose by, and those that only confirm."""
+    data = options.tried.open(session.inputs, session.outputs)
+    if options.confirming is not None:
+        held = options.confirming.open(session.inputs, session.outputs)
+        if held.has_labels != data.has_labels:
+            raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
+        return data, held
+    confirming, choosing = data.split(options.confirm_split, options.seed)
+    if not len(confirming) or not len(choosing):
+        raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
+    return choosing, confirming
+
+
+def check_apart(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> list[str]:
+    """Notes of held-out samples that are elsewhere too.
+
+    Raises:
+        PruneError: most of them are: nothing would be confirmed.
+    """
+    others = {"--data": tune} if options.confirm_data is not None else {}
+    if options.trains and options.training_data is not None:
+        others["--train-data"] = options.training_data.open(session.inputs, session.outputs)
+    notes = []
+    for name, other in others.items():
+        again = shared(held, other)
+        if 2 * again > len(held):
+            raise PruneError(f"{again:,} of the {len(held):,} samples that are to confirm are in {name} too",
+                             "give samples that nothing was chosen by or trained on")  # fmt: skip
+        if again:
+            notes.append(f"{again:,} of the {len(held):,} samples that confirm are in {name} too")
+    return notes
+
+
+def both_parts(
+    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions
+) -> tuple[TrialSamples, TrialSamples]:
+    """Both parts, read alike.
+
+    Raises:
+        PruneError: the promise would be kept by any model.
+    """
+    parts = [part.labels for part in (tune, held)]
+    if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
+        raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
+    labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
+    both = tuple(TrialSamples.of(part, session, options, labels) for part in (tune, held))
+    for samples in both:
+        _check_promise(samples, options.limit_of_drop)
+    return both[0], both[1]
+
+
+def _check_promise(samples: TrialSamples, max_drop: float) -> None:
+    """Raises PruneError where a model that knows nothing would keep it."""
+    metric, output = samples.metric, samples.reference[0][samples.metric.output]
+    single = metric.name == "cosine" and is_single(output)
+    if single or (metric.name in MEASURES and are_boxes(output)):
+        what = "one number per sample, whose cosine is only its sign" if single else "boxes, which always agree so far"
+        raise PruneError(f"the output {metric.output} is {what}", "give labels: the original's own outputs will do")
+    if metric.from_zero and max_drop >= metric.baseline:
+        raise PruneError(
+            f"any model keeps --max-drop {max_drop:g}: the original's {metric.name} is {metric.baseline:.4g}",
+            did_you_mean_percent(Quantity(max_drop), "allow less, and check the labels"),
+        )

@@ -1,10 +1,10 @@
 """How far a model can be pruned for a given loss of quality: two strategies, and what they share.
 
-`search`: every knob's curve of damage is measured, the path of least damage per amount saved follows from the curves,
-and the metric says how far along it is allowed. Then each knob is moved a little around that setting, in the company of
-all that is pruned by now: what it does there, compared with what it did alone, scales its curve, and the path is drawn
-and followed anew, until that gains nothing. Knobs that hurt more than they save are loosened so, others tightened. What
-`feedback` finds is tried first: with scores that compare across layers it can be hard to beat.
+`search`: every layer's curve of damage is measured, the path of least damage per amount saved follows from the curves,
+and the metric says how far along it is allowed. Then each layer is moved a little around that allocation, in the
+company of all that is pruned by now: what it does there, compared with what it did alone, scales its curve, and the
+path is drawn and followed anew, until that gains nothing. Layers that hurt more than they save are loosened so, others
+tightened. What `feedback` finds is tried first: with scores that compare across layers it can be hard to beat.
 
 `feedback`: one threshold for everything, up while the error allows it, down by half of the step when it does not.
 """
@@ -18,22 +18,22 @@ from itertools import takewhile
 import numpy as np
 
 from prunecli.search.metric import Drop
+from prunecli.search.pruner import Allocation, Layer, Space, digest, snapped
 from prunecli.search.runner import TrialRunner
-from prunecli.search.space import Knob, Setting, Space, digest, snapped
 from prunecli.search.tradeoff import DamageCurve, Path, Segment, best_path, costs_of, spread
-from prunecli.search.trials import Outcome, TrialJob
+from prunecli.search.trials import Outcome, TrialGroup
 
 LEVELS = {"element": (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
 UNIT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
-"""Fractions removed at which a knob's curve is measured."""
+"""Fractions removed at which a layer's curve is measured."""
 AROUND = (1.5, 0.65, 0.4)
-"""What is left of a knob, as multiples of what is left now, when it is moved in the company of the others."""
+"""What is left of a layer, as multiples of what is left now, when it is moved in the company of the others."""
 TRUSTED = 4.0
-"""By how much a knob in company may differ from the knob alone, relative to all others."""
+"""By how much a layer in company may differ from the layer alone, relative to all others."""
 POINTS, NARROWINGS = 3, 4
 """Settings tried together, and how often the interval between two of them is divided so."""
 FINE_ENOUGH = 0.01
-"""Two settings whose sizes differ by less than this share of what remains are not told apart."""
+"""Two allocations whose sizes differ by less than this share of what remains are not told apart."""
 NEAR = 8.0
 """How far, in damage, a refined path is followed to both sides of where the best so far lies."""
 ROUNDS = 4
@@ -56,7 +56,7 @@ STAGES = {
 class Goal:
     """`max_drop`: of the metric, on data that nothing was chosen by. `minimize`: a key of the space's costs.
     `held_out`: samples of those data. `sureness`: standard errors kept as a margin. 1.645 would make 19 of 20 promises
-    hold for a setting named beforehand; the best of many tried is luckier than it will be again (benchmarks.md)."""
+    hold for an allocation named beforehand; the best of many tried is luckier than it will be again (benchmarks.md)."""
 
     max_drop: float
     minimize: str
@@ -65,7 +65,7 @@ class Goal:
 
     def bound(self, drop: Drop) -> float:
         """What the drop on the held-out data will not exceed: its prediction, and a margin for the noise of both. A
-        gain that the noise explains is taken as none: among many settings the lucky ones would be chosen."""
+        gain that the noise explains is taken as none: among many allocations the lucky ones would be chosen."""
         expected = drop.value if drop.value > 0 else min(drop.value + self.sureness * drop.error(), 0.0)
         return expected + self.sureness * drop.error(self.held_out)
 
@@ -75,11 +75,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class SearchStep:
-    """A setting that was tried on all samples. `remains`: of the goal's amount, as a fraction; `bound`: see `Goal`."""
+    """An allocation tried on all samples. `remains`: of the goal's amount, as a fraction; `bound`: see `Goal`."""
 
     number: int
     stage: str
-    setting: Mapping[str, float]
+    allocation: Mapping[str, float]
     remains: float
     damage: float
     metric: float
@@ -91,12 +91,12 @@ class SearchStep:
 
 @dataclass
 class Search:
-    """A search under way: the steps so far, and the best of them. `curves`: of each knob alone, as measured first;
+    """A search under way: the steps so far, and the best of them. `curves`: of each layer alone, as measured first;
     `path`: the last that was followed.
 
     Interrupting it leaves the best so far in `best`."""
 
-    bench: TrialRunner
+    runner: TrialRunner
     space: Space
     goal: Goal
     rounds: int = ROUNDS
@@ -108,8 +108,8 @@ class Search:
     def __post_init__(self) -> None:
         self.whole = float(self.space.cost({})[self.goal.minimize])
 
-    def remains(self, setting: Setting) -> float:
-        return float(self.space.cost(setting)[self.goal.minimize]) / max(self.whole, 1.0)
+    def remains(self, allocation: Allocation) -> float:
+        return float(self.space.cost(allocation)[self.goal.minimize]) / max(self.whole, 1.0)
 
     def run(self, strategy: str) -> None:
         STRATEGIES[strategy](self)
@@ -125,37 +125,37 @@ class Search:
 
     # -- trying ------------------------------------------------------------------------------------
 
-    def try_all(self, settings: Sequence[Setting], stage: str) -> list[SearchStep]:
-        """Measure settings, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
+    def try_all(self, allocations: Sequence[Allocation], stage: str) -> list[SearchStep]:
+        """Measure allocations, from the gentlest to the harshest, and keep them as steps. After one that is not allowed
         none is: where a gentler one failed, passing is luck."""
-        wanted = [snapped(self.space.knobs, setting) for setting in settings]
-        outcomes = self.bench.try_all(list({digest(s): s for s in wanted}.values()), stage)
-        known = {digest(step.setting): step for step in self.steps}
+        wanted = [snapped(self.space.layers, allocation) for allocation in allocations]
+        outcomes = self.runner.try_all(list({digest(s): s for s in wanted}.values()), stage)
+        known = {digest(step.allocation): step for step in self.steps}
         trusted = True
         for name, outcome in zip({digest(s): s for s in wanted}, outcomes, strict=True):
             if name not in known:
-                setting = next(s for s in wanted if digest(s) == name)
-                known[name] = self._step(setting, outcome, stage, trusted)
+                allocation = next(s for s in wanted if digest(s) == name)
+                known[name] = self._step(allocation, outcome, stage, trusted)
                 self.steps.append(known[name])
             trusted = trusted and known[name].allowed
-        found = [known[digest(setting)] for setting in wanted]
+        found = [known[digest(allocation)] for allocation in wanted]
         good = list(takewhile(lambda step: step.allowed, found))
         if good and (self.best is None or good[-1].remains < self.best.remains):
             self.best = good[-1]
         return found
 
-    def add(self, setting: dict[str, float], outcome: Outcome, stage: str) -> SearchStep:
-        """Keep a setting that was measured elsewhere."""
-        step = self._step(setting, outcome, stage, True)
+    def add(self, allocation: dict[str, float], outcome: Outcome, stage: str) -> SearchStep:
+        """Keep an allocation that was measured elsewhere."""
+        step = self._step(allocation, outcome, stage, True)
         self.steps.append(step)
         if step.allowed and (self.best is None or step.remains < self.best.remains):
             self.best = step
         return step
 
-    def _step(self, setting: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> SearchStep:
-        yardstick = self.bench.workspace.yardstick
+    def _step(self, allocation: dict[str, float], outcome: Outcome, stage: str, trusted: bool) -> SearchStep:
+        metric = self.runner.workspace.samples.metric
         assert outcome.records is not None
-        drop = yardstick.drop(outcome.records)
+        drop = metric.drop(outcome.records)
         bound = self.goal.bound(drop)
         if drop.value > self.goal.max_drop:
             decision = "loosen"
@@ -163,22 +163,24 @@ class Search:
             decision = "loosen: within the noise of the limit"
         else:
             decision = "tighten" if trusted else "loosen: a gentler one failed"
-        return SearchStep(len(self.steps) + 1, stage, setting, self.remains(setting), outcome.damage,
-                    yardstick.value(outcome.records), drop, bound, trusted and bound <= self.goal.max_drop,
-                    decision)  # fmt: skip
+        return SearchStep(
+            len(self.steps) + 1, stage, allocation, remains=self.remains(allocation), damage=outcome.damage,
+            metric=metric.value(outcome.records), drop=drop, bound=bound,
+            allowed=trusted and bound <= self.goal.max_drop, decision=decision,
+        )  # fmt: skip
 
     # -- along a path --------------------------------------------------------------------------------
 
     def at_remains(self, wanted: float) -> dict[str, float]:
-        """The gentlest setting on the path of which no more than that remains."""
+        """The gentlest allocation on the path of which no more than that remains."""
         low, high = 0.0, self.path.most
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (low, middle) if self.remains(self.path.at(middle)) <= wanted else (middle, high)
-        return snapped(self.space.knobs, self.path.at(high))
+        return snapped(self.space.layers, self.path.at(high))
 
     def follow(self, attempt: Callable[[dict[str, float], int], SearchStep], pace: float, least_pace: float) -> None:
-        """Go on along the path from the best so far, where each step is made by `attempt` from a setting and a number.
+        """Go on along the path from the best so far; `attempt` makes each step from an allocation and a number.
         `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
         below `least_pace`."""
         remains, least = 1.0 if self.best is None else self.best.remains, self.remains(self.path.at(self.path.most))
@@ -191,8 +193,8 @@ class Search:
             else:
                 pace /= 2
 
-    def locate(self, at: Callable[[float], Setting], low: float, high: float, stage: str) -> None:
-        """Try settings along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
+    def locate(self, at: Callable[[float], Allocation], low: float, high: float, stage: str) -> None:
+        """Try allocations along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
         for _ in range(NARROWINGS):
             positions, before = spread(low, high, POINTS), len(self.steps)
             steps = self.try_all([at(p) for p in positions], stage)
@@ -206,7 +208,7 @@ class Search:
 
 def search(run: Search) -> None:
     """The default strategy."""
-    run.curves = list(measured_curves(run.bench, run.space, run.goal.minimize))
+    run.curves = list(measured_curves(run.runner, run.space, run.goal.minimize))
     feedback(run)
     path = run.path = best_path(run.curves)
     run.locate(path.at, path.least / 4, path.most, CURVES)
@@ -215,7 +217,7 @@ def search(run: Search) -> None:
         if before is None or not path.segments:
             return
         path = run.path = best_path(in_company(run, before))
-        here = path.position(before.setting)
+        here = path.position(before.allocation)
         low, high = max(here / NEAR, path.least / 4), min(here * NEAR, path.most)
         run.locate(path.at, low, high, f"{REFINED} {number}")
         if run.best is None or before.remains - run.best.remains < FINE_ENOUGH * before.remains:
@@ -239,9 +241,11 @@ def _straight(run: Search) -> Path:
     """Settings by one threshold as a path, for what follows the search."""
     grid, segments, before = [i / 50 for i in range(1, 46)], [], run.space.by_threshold(0.0)
     for share in grid:
-        setting = run.space.by_threshold(share)
-        segments += [Segment(k, before.get(k, 0.0), f, 1.0, 1.0) for k, f in setting.items() if f > before.get(k, 0.0)]
-        before = setting
+        allocation = run.space.by_threshold(share)
+        segments += [
+            Segment(k, before.get(k, 0.0), f, 1.0, 1.0) for k, f in allocation.items() if f > before.get(k, 0.0)
+        ]
+        before = allocation
     return Path({}, segments)
 
 
@@ -251,36 +255,38 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "feedback":
 # -- curves ------------------------------------------------------------------------------------------
 
 
-def levels_of(knob: Knob, wanted: Sequence[float] | None = None) -> list[float]:
-    """Fractions at which a knob is measured: no two that cut the same number of units, none beyond its limit."""
-    levels = wanted or LEVELS.get(knob.kind, UNIT_LEVELS)
-    cut = {knob.gone(level): level for level in sorted(levels, reverse=True) if level <= knob.limit}
+def levels_of(layer: Layer, wanted: Sequence[float] | None = None) -> list[float]:
+    """Fractions at which a layer is measured: no two that cut the same number of units, none beyond its limit."""
+    levels = wanted or LEVELS.get(layer.kind, UNIT_LEVELS)
+    cut = {layer.gone(level): level for level in sorted(levels, reverse=True) if level <= layer.limit}
     return sorted(level for count, level in cut.items() if count > 0)
 
 
-def curve_jobs(knobs: Iterable[Knob], levels: Sequence[float] | None = None) -> list[TrialJob]:
-    """One job per knob: all of its levels, which share what comes before it in the network."""
-    return [TrialJob.of(*({knob.name: level} for level in levels_of(knob, levels)), probe=True) for knob in knobs]
+def curve_trials(layers: Iterable[Layer], levels: Sequence[float] | None = None) -> list[TrialGroup]:
+    """One group per layer: all of its levels, which share what comes before it in the network."""
+    return [TrialGroup.of(*({layer.name: level} for level in levels_of(layer, levels)), probe=True) for layer in layers]
 
 
-def measured_curves(bench: TrialRunner, space: Space, goal: str) -> Iterator[DamageCurve]:
-    """The damage of each knob cut alone."""
-    knobs = [knob for knob in space.knobs if levels_of(knob)]
-    found = bench.measure(curve_jobs(knobs), "measuring each layer alone")
-    for knob, outcomes in zip(knobs, found, strict=True):
-        cost = costs_of(space.cost, {}, knob.name, goal)
-        yield DamageCurve.of(knob.name, [0.0, *levels_of(knob)], [0.0, *(o.damage for o in outcomes)], cost)
+def measured_curves(runner: TrialRunner, space: Space, goal: str) -> Iterator[DamageCurve]:
+    """The damage of each layer cut alone."""
+    layers = [layer for layer in space.layers if levels_of(layer)]
+    found = runner.measure(curve_trials(layers), "measuring each layer alone")
+    for layer, outcomes in zip(layers, found, strict=True):
+        cost = costs_of(space.cost, {}, layer.name, goal)
+        yield DamageCurve.of(layer.name, [0.0, *levels_of(layer)], [0.0, *(o.damage for o in outcomes)], cost)
 
 
 def in_company(run: Search, at: SearchStep) -> list[DamageCurve]:
-    """The curves, each scaled by what its knob does beside all that is pruned in a step: the least-squares factor
+    """The curves, each scaled by what its layer does beside all that is pruned in a step: the least-squares factor
     between the changes of damage measured there and those that its own curve has, kept near that of the others."""
-    base, curves = dict(at.setting), {curve.knob: curve for curve in run.curves}
-    around = {knob.name: _around(knob, base.get(knob.name, 0.0)) for knob in run.space.knobs if knob.name in curves}
+    base, curves = dict(at.allocation), {curve.layer: curve for curve in run.curves}
+    around = {
+        layer.name: _around(layer, base.get(layer.name, 0.0)) for layer in run.space.layers if layer.name in curves
+    }
     moving = [name for name, fractions in around.items() if fractions]
-    jobs = [TrialJob.of(base, probe=True)]
-    jobs += [TrialJob.of(*({**base, name: f} for f in around[name]), probe=True) for name in moving]
-    first, *rest = run.bench.measure(jobs, "measuring around the best so far")
+    groups = [TrialGroup.of(base, probe=True)]
+    groups += [TrialGroup.of(*({**base, name: f} for f in around[name]), probe=True) for name in moving]
+    first, *rest = run.runner.measure(groups, "measuring around the best so far")
     factors = {}
     for name, outcomes in zip(moving, rest, strict=True):
         alone = np.array([curves[name].at(f) - curves[name].at(base.get(name, 0.0)) for f in around[name]])
@@ -290,11 +296,11 @@ def in_company(run: Search, at: SearchStep) -> list[DamageCurve]:
             factors[name] = float((here[known] * alone[known]).sum() / np.square(alone[known]).sum())
     usual = float(np.median([f for f in factors.values() if f > 0] or [1.0]))
     near = {name: min(max(f, usual / TRUSTED), usual * TRUSTED) for name, f in factors.items()}
-    return [curve.times(near.get(curve.knob, usual)) for curve in run.curves]
+    return [curve.times(near.get(curve.layer, usual)) for curve in run.curves]
 
 
-def _around(knob: Knob, fraction: float) -> list[float]:
+def _around(layer: Layer, fraction: float) -> list[float]:
     """Fractions near the present one that cut another number of units, rising."""
-    now, left = knob.gone(fraction), 1 - fraction
-    wanted = {knob.gone(max(1 - left * factor, 0.0)) for factor in AROUND}
-    return sorted(count / knob.count for count in wanted if count not in (0, now))
+    now, left = layer.gone(fraction), 1 - fraction
+    wanted = {layer.gone(max(1 - left * factor, 0.0)) for factor in AROUND}
+    return sorted(count / layer.count for count in wanted if count not in (0, now))

@@ -1,8 +1,8 @@
-"""How much each knob should give: the least damage for what is saved, from a curve of damage per knob.
+"""How much each layer should give: the least damage for what is saved, from a curve of damage per layer.
 
-If damages add up, the settings that no other beats in both size and damage are found by one exchange rate lambda
-between them: each knob takes the fraction that minimises cost + damage / lambda (Everett 1963). On the lower convex
-hull of each knob's curve that is a greedy choice: segments in the order of damage per amount saved.
+If damages add up, the allocations that no other beats in both size and damage are found by one exchange rate lambda
+between them: each layer takes the fraction that minimises cost + damage / lambda (Everett 1963). On the lower convex
+hull of each layer's curve that is a greedy choice: segments in the order of damage per amount saved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.search.space import Setting
+from prunecli.search.pruner import Allocation
 
 Array = np.ndarray[Any, Any]
 FINE = 8
@@ -26,22 +26,22 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class DamageCurve:
-    """Damage of one knob moved alone: `fractions` rise, from the least that the knob may have; `damages` are above
+    """Damage of one layer moved alone: `fractions` rise, from the least that the layer may have; `damages` are above
     that at the first, and never fall. cost: what remains of the goal's amount at a fraction."""
 
-    knob: str
+    layer: str
     fractions: Array
     damages: Array
     cost: Callable[[float], float]
 
     @classmethod
     def of(
-        cls, knob: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
+        cls, layer: str, fractions: Sequence[float], damages: Sequence[float], cost: Callable[[float], float]
     ) -> DamageCurve:
         """From measurements in any order, made monotone: noise is not a gain."""
         order = np.argsort(fractions, kind="stable")
         rising = np.maximum.accumulate(np.asarray(damages, float)[order])
-        return cls(knob, np.asarray(fractions, float)[order], rising - rising[0], cost)
+        return cls(layer, np.asarray(fractions, float)[order], rising - rising[0], cost)
 
     def fine(self) -> tuple[Array, Array]:
         """Fractions in small steps, and damages: exponential between measured points, a power law from zero."""
@@ -65,9 +65,9 @@ class DamageCurve:
 
 @dataclass(frozen=True)
 class Segment:
-    """A step of one knob along the hull of its curve."""
+    """A step of one layer along the hull of its curve."""
 
-    knob: str
+    layer: str
     start: float
     stop: float
     damage: float
@@ -82,7 +82,7 @@ class Segment:
 class Path:
     """Settings from the gentlest to the harshest, as one line: `at(position)`, position in damage as predicted."""
 
-    start: Setting
+    start: Allocation
     segments: Sequence[Segment]
 
     @property
@@ -94,29 +94,29 @@ class Path:
     def most(self) -> float:
         return sum(s.damage for s in self.segments)
 
-    def position(self, setting: Setting) -> float:
-        """The predicted damage of a setting that lies on the path."""
-        done = [s.damage * min(max((setting.get(s.knob, 0.0) - s.start) / (s.stop - s.start), 0.0), 1.0)
+    def position(self, allocation: Allocation) -> float:
+        """The predicted damage of an allocation that lies on the path."""
+        done = [s.damage * min(max((allocation.get(s.layer, 0.0) - s.start) / (s.stop - s.start), 0.0), 1.0)
                 for s in self.segments]  # fmt: skip
         return float(sum(done))
 
-    def at(self, position: float) -> Setting:
-        """The setting whose predicted damage, above that of the start, is `position`."""
-        setting, left = dict(self.start), position
+    def at(self, position: float) -> Allocation:
+        """The allocation whose predicted damage, above that of the start, is `position`."""
+        allocation, left = dict(self.start), position
         for segment in self.segments:
             share = 1.0 if segment.damage <= left else left / segment.damage
-            setting[segment.knob] = segment.start + share * (segment.stop - segment.start)
+            allocation[segment.layer] = segment.start + share * (segment.stop - segment.start)
             left -= segment.damage
             if left < 0:
                 break
-        return setting
+        return allocation
 
 
 def best_path(curves: Sequence[DamageCurve]) -> Path:
     """The path of least damage for what is saved. It starts where every curve does."""
     segments = [segment for curve in curves for segment in _hull(curve)]
-    segments.sort(key=lambda s: (s.rate, s.knob, s.start))
-    return Path({curve.knob: float(curve.fractions[0]) for curve in curves}, segments)
+    segments.sort(key=lambda s: (s.rate, s.layer, s.start))
+    return Path({curve.layer: float(curve.fractions[0]) for curve in curves}, segments)
 
 
 def _hull(curve: DamageCurve) -> list[Segment]:
@@ -131,7 +131,7 @@ def _hull(curve: DamageCurve) -> list[Segment]:
             corners.pop()
         corners.append(i)
     return [
-        Segment(curve.knob, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
+        Segment(curve.layer, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
                 float(saved[b] - saved[a]))
         for a, b in pairwise(corners)
     ]  # fmt: skip
@@ -148,7 +148,7 @@ def spread(low: float, high: float, count: int) -> list[float]:
 
 
 def costs_of(
-    space_cost: Callable[[Setting], Mapping[str, float]], base: Setting, knob: str, goal: str
+    space_cost: Callable[[Allocation], Mapping[str, float]], base: Allocation, layer: str, goal: str
 ) -> Callable[[float], float]:
-    """What remains of the goal as a function of one knob, the others as in `base`."""
-    return lambda fraction: float(space_cost({**base, knob: fraction})[goal])
+    """What remains of the goal as a function of one layer, the others as in `base`."""
+    return lambda fraction: float(space_cost({**base, layer: fraction})[goal])

@@ -5,66 +5,91 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import onnx
 
-from prunecli.data import Batch
+from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.runtime import Session
-from prunecli.search.metric import Outputs, Records, Yardstick
-from prunecli.search.space import Setting, Space, SpaceRecipe, digest, normal
+from prunecli.search.metric import Outputs, Records, TrialMetric, choose_metric
+from prunecli.search.options import TrialOptions
+from prunecli.search.pruner import Allocation, Space, digest, normal
 from prunecli.search.suffix import beyond, border, prefix, shared, suffix
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
+OUTPUT_LIMIT = 1 << 30
+"""Bytes of the original's outputs that are held."""
 
 
 @dataclass(frozen=True)
-class TrialJob:
+class TrialGroup:
     """Settings that are measured together: where they differ late in the network, what comes before is run once.
 
     probe: on the first samples only, and only for damage.
     """
 
-    settings: tuple[dict[str, float], ...]
+    allocations: tuple[dict[str, float], ...]
     probe: bool = False
 
     @classmethod
-    def of(cls, *settings: Setting, probe: bool = False) -> TrialJob:
-        return cls(tuple(normal(setting) for setting in settings), probe)
+    def of(cls, *allocations: Allocation, probe: bool = False) -> TrialGroup:
+        return cls(tuple(normal(allocation) for allocation in allocations), probe)
 
     @cached_property
     def key(self) -> str:
-        return digest([list(setting.items()) for setting in self.settings], self.probe)
+        return digest([list(allocation.items()) for allocation in self.allocations], self.probe)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A setting's measurements. `damage`: mean per sample; `error`: its standard error; `records`: None of a probe."""
+    """Of an allocation. `damage`: mean per sample; `error`: its standard error; `records`: None of a probe."""
 
     damage: float
     error: float
     records: Records | None = None
 
 
+@dataclass(frozen=True)
+class TrialSamples:
+    """Samples in batches, the original's outputs on them, and what trials are judged by there."""
+
+    batches: Sequence[Batch]
+    reference: Sequence[Outputs]
+    metric: TrialMetric
+
+    @classmethod
+    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> TrialSamples:
+        """`labels`: all that there are, if `data` is a part; see `choose_metric`."""
+        batches = list(data.batches(options.batch_size))
+        reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
+        known = data.labels if labels is None else labels
+        metric = choose_metric(options.metric, options.asked, known, batches, reference, classes=data.classes)
+        return cls(batches, reference, metric)
+
+    def probes(self, samples: int) -> int:
+        """Batches that hold so many samples."""
+        held = np.cumsum([batch.count for batch in self.batches])
+        return min(int(np.searchsorted(held, samples)) + 1, len(self.batches))
+
+
 @dataclass(frozen=True, eq=False)
 class Workspace:
     """All that trials need, to be sent to a worker once.
 
-    files: the model's file, which comes first, and its external data, by name. batches, reference: the data, and the
-    original's outputs on it. probes: how many of the batches a probe runs.
+    files: the model's file, which comes first, and its external data, by name. at: opens the space of a file. probes:
+    how many of the batches a probe runs.
     """
 
     name: str
     files: Mapping[str, Array]
-    recipe: SpaceRecipe
-    batches: Sequence[Batch]
-    reference: Sequence[Outputs]
-    yardstick: Yardstick
+    at: Callable[[Path], Space]
+    samples: TrialSamples
     probes: int
     provider: str = "cpu"
 
@@ -79,17 +104,18 @@ class Worker:
         names = list(workspace.files)
         for name in names:
             (self._folder.path / name).write_bytes(workspace.files[name].tobytes())
-        self.space: Space = workspace.recipe.open(self._folder.path / names[0])
+        self.space: Space = workspace.at(self._folder.path / names[0])
 
-    def run(self, job: TrialJob) -> list[Outcome]:
-        """Measure each setting of a job."""
+    def run(self, group: TrialGroup) -> list[Outcome]:
+        """Measure each allocation of a group."""
         with self._building:  # a space changes its model while it builds; a cluster's worker may have several threads
-            models = [self.space.build(setting) for setting in job.settings]
+            models = [self.space.build(allocation) for allocation in group.allocations]
         parts = _Parts.of(models, self._session) if len(models) > 1 else None
-        runs = [_ModelRun(job.probe, self.workspace.yardstick) for _ in models]
-        count = self.workspace.probes if job.probe else len(self.workspace.batches)
+        samples = self.workspace.samples
+        runs = [_ModelRun(group.probe, samples.metric) for _ in models]
+        count = self.workspace.probes if group.probe else len(samples.batches)
         sessions = parts.sessions if parts else [self._session(model) for model in models]
-        for batch, reference in zip(self.workspace.batches[:count], self.workspace.reference[:count], strict=True):
+        for batch, reference in zip(samples.batches[:count], samples.reference[:count], strict=True):
             feed = {**batch.feed, **(parts.early(batch.feed) if parts else {})}
             for run, session in zip(runs, sessions, strict=True):
                 outputs = session.run({spec.name: feed[spec.name] for spec in session.inputs})
@@ -101,28 +127,28 @@ class Worker:
 
 
 class _ModelRun:
-    def __init__(self, probe: bool, yardstick: Yardstick) -> None:
-        self.probe, self.yardstick = probe, yardstick
+    def __init__(self, probe: bool, metric: TrialMetric) -> None:
+        self.probe, self.metric = probe, metric
         self.damages: list[Array] = []
         self.seen: list[tuple[Batch, Outputs, Outputs]] = []
 
     def add(self, batch: Batch, outputs: Outputs, reference: Outputs) -> None:
-        mine, theirs = ({n: batch.trim(n, found[n]) for n in self.yardstick.scales} for found in (outputs, reference))
-        self.damages.append(self.yardstick.damage(theirs, mine, batch.count))
+        mine, theirs = ({n: batch.trim(n, found[n]) for n in self.metric.scales} for found in (outputs, reference))
+        self.damages.append(self.metric.damage(theirs, mine, batch.count))
         if not self.probe:
-            wanted = self.yardstick.output
+            wanted = self.metric.output
             self.seen.append((batch, {wanted: outputs[wanted]}, {wanted: reference[wanted]}))
 
     def outcome(self) -> Outcome:
         each = np.concatenate(self.damages)
         mean = float(each.mean())
         error = float(each.std() / np.sqrt(len(each))) if np.isfinite(mean) else float("inf")
-        return Outcome(mean, error, None if self.probe else self.yardstick.records(self.seen))
+        return Outcome(mean, error, None if self.probe else self.metric.records(self.seen))
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A session for what the settings share, and one for what follows in each."""
+    """A session for what the allocations share, and one for what follows in each."""
 
     first: Session
     sessions: list[Session]
@@ -155,12 +181,10 @@ def _element_type(dtype: str) -> int | None:
         return None
 
 
-def outcome_on(
-    session: Session, batches: Sequence[Batch], reference: Sequence[Outputs], yardstick: Yardstick
-) -> Outcome:
+def outcome_on(session: Session, samples: TrialSamples) -> Outcome:
     """A model's outcome on any samples."""
-    run = _ModelRun(False, yardstick)
-    for batch, wanted in zip(batches, reference, strict=True):
+    run = _ModelRun(False, samples.metric)
+    for batch, wanted in zip(samples.batches, samples.reference, strict=True):
         run.add(batch, session.run(batch.feed), wanted)
     return run.outcome()
 
@@ -175,14 +199,14 @@ def forget() -> None:
     _OPEN.clear()
 
 
-def run_job(workspace: Workspace, job: TrialJob) -> list[Outcome]:
-    """Run a job in whatever process this is; the workspace is opened the first time."""
+def run_group(workspace: Workspace, group: TrialGroup) -> list[Outcome]:
+    """Run a group in whatever process this is; the workspace is opened the first time."""
     with _OPENING:
         if workspace.name not in _OPEN:
             _OPEN.clear()
             _OPEN[workspace.name] = Worker(workspace)
         worker = _OPEN[workspace.name]
-    return worker.run(job)
+    return worker.run(group)
 
 
 def outputs_of(session: Session, batches: Sequence[Batch], limit: int) -> Iterator[Outputs]:

@@ -31,7 +31,7 @@ from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions
 from prunecli.structures.target import Budget
 from prunecli.types import Totals
-from prunecli.zeros.selector import check_numbers
+from prunecli.zeros.select import check_numbers
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")

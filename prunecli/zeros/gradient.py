@@ -7,7 +7,7 @@ other one stays. Everything else (proof, plan, report) is that of `prune magnitu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from prunecli.types import Progress, Skipped, no_progress
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import GradientOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.selector import Selection, WeightChoice
+from prunecli.zeros.select import Selection, Selector, WeightChoice
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -46,29 +46,26 @@ def gradient(
         options.source, options.loss, options.output_name, seed=options.seed, dims=options.dims,
         execution=options.execution,
     )  # fmt: skip
-    return zeroed(Path(model), options, ByGradient(samples, options.measured_steps), progress)
+    selector = Selector("gradient", partial(by_gradient, samples, options.measured_steps))
+    return zeroed(Path(model), options, selector, progress)
 
 
-@dataclass(frozen=True)
-class ByGradient:
-    """The judge of `prune gradient`."""
-
-    options: GradientSamples
-    asked_steps: int | None = None
-    command = "gradient"
-
-    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
-        evidence = of_elements(recipe.criterion or "smoothed").evidence
-        assert evidence is not None
-        steps = 1 if recipe.sparsity == 1 else self.asked_steps or evidence.steps  # with 1 nothing is left to measure
-        _check_finite(choice.chosen)
-        names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
-        if not names:
-            raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
-        source = open_source(file, evidence, list(names.values()), self.options, progress)
-        choice = _reachable(choice, names, source.study.unreached)
-        decisions = _in_steps(choice.chosen, source, recipe, steps, progress)
-        return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
+def by_gradient(
+    samples: GradientSamples, asked_steps: int | None, file: Model, choice: WeightChoice, recipe: Recipe,
+    progress: Progress,
+) -> Selection:  # fmt: skip
+    """The selection of `prune gradient`. `asked_steps`: None is what the criterion's evidence says."""
+    evidence = of_elements(recipe.criterion or "smoothed").evidence
+    assert evidence is not None
+    steps = 1 if recipe.sparsity == 1 else asked_steps or evidence.steps  # with 1 nothing is left to measure
+    _check_finite(choice.chosen)
+    names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
+    if not names:
+        raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
+    source = open_source(file, evidence, list(names.values()), samples, progress)
+    choice = _reachable(choice, names, source.study.unreached)
+    decisions = _in_steps(choice.chosen, source, recipe, steps, progress)
+    return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:

@@ -1,10 +1,15 @@
-"""`prune magnitude`: zero the smallest weights, by threshold, to an exact sparsity, or to a pattern."""
+"""`prune magnitude`: zero the smallest weights, by threshold, to an exact sparsity, or to a pattern.
+
+`zeroed` is the way of every command that writes zeros; what differs is the selector.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,13 @@ from prunecli.errors import some
 from prunecli.files import Scratch
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
-from prunecli.model import Weight, count_macs
+from prunecli.model import Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, save
-from prunecli.model.sizes import macs_by_weight
+from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
+from prunecli.model.stored_tensors import release
+from prunecli.packing.after import pack_options, packed_after, told
+from prunecli.runtime import Session
 from prunecli.training.gradual import (
     at_share,
     check_plans,
@@ -25,15 +33,15 @@ from prunecli.training.gradual import (
     retrained,
     share_after,
 )
-from prunecli.types import Json, Progress, no_progress
-from prunecli.zeros.job import ZeroingJob, ZeroInspector, prepare
-from prunecli.zeros.options import MagnitudeOptions, ZeroingOptions
-from prunecli.zeros.packed import packed
-from prunecli.zeros.plans import save_plan
+from prunecli.types import Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.verify.inputs import sizes_to_try
+from prunecli.zeros.options import MagnitudeOptions, OtherKinds, ZeroingOptions
+from prunecli.zeros.plans import load_plan, save_plan
 from prunecli.zeros.result import MagnitudeResult, ZeroedLayer
-from prunecli.zeros.selector import ByValue, Selector, WeightChoice
+from prunecli.zeros.select import Selection, Selector, WeightChoice, by_value, choose
 from prunecli.zeros.spread import zeroed_spreads
-from prunecli.zeros.zero import zero
+from prunecli.zeros.zero import Zeroed, zero
+from prunecli.zeros.zero_proof import ZeroProof
 
 
 def magnitude(
@@ -46,11 +54,11 @@ def magnitude(
         PruneError: the file or an option is unusable, a weight holds NaN or infinity, or the saved file is not
             the original with masked weights; then nothing is written.
     """
-    return zeroed(Path(model), MagnitudeOptions.of(options, **changes), ByValue(), progress)
+    return zeroed(Path(model), MagnitudeOptions.of(options, **changes), Selector("magnitude", by_value), progress)
 
 
-def zeroed(path: Path, options: ZeroingOptions, judge: Selector, progress: Progress) -> MagnitudeResult:
-    """Zero what `judge` decides, train and pack as `options` say, and save the model with proof.
+def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Progress) -> MagnitudeResult:
+    """Zero what `selector` decides, train and pack as `options` say, and save the model with proof.
 
     Raises:
         PruneError: as `magnitude`.
@@ -58,47 +66,65 @@ def zeroed(path: Path, options: ZeroingOptions, judge: Selector, progress: Progr
     start = time.perf_counter()
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.pack:
-        found = packed(lambda at, once: zeroed(at, once, judge, progress), path, target, options, progress)
+        found = _packed(path, target, options, selector, progress)
     elif options.trains:
-        found = _retrained(path, target, options, judge, progress)
+        found = _retrained(path, target, options, selector, progress)
     else:
-        found = _pruned(path, target, options, options.recipe, judge, progress)
+        found = _pruned(path, target, options, recipe=options.recipe, selector=selector, progress=progress)
     return replace(found, seconds=time.perf_counter() - start)
 
 
-def _pruned(
-    path: Path, target: Path, options: ZeroingOptions, recipe: Recipe | None, judge: Selector, progress: Progress
+def _packed(
+    path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
 ) -> MagnitudeResult:
-    job = prepare(path, target, options, recipe, judge, progress)
-    zero(job.changed)
-    inspector = ZeroInspector(job, options, progress)
+    """Prune, and train if asked, into a file elsewhere; what is written is that file packed."""
+    once = replace(options, pack=False)
+    if options.dry_run and options.trains:
+        found = zeroed(path, once, selector, progress)
+        return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot pack"])
+    check_target(load(path), None if options.dry_run else target, options.force, options)
+
+    def make(place: Path) -> MagnitudeResult:
+        return zeroed(path, replace(once, output=place, dry_run=False), selector, progress)
+
+    found, small = packed_after(target, pack_options(options), make, progress)
+    return told(found, small, options.dry_run)
+
+
+def _pruned(
+    path: Path, target: Path, options: ZeroingOptions, *, recipe: Recipe | None, selector: Selector, progress: Progress
+) -> MagnitudeResult:
+    work = prepare(path, target, options, recipe=recipe, selector=selector, progress=progress)
+    found = work.selection
+    zero(work.changed)
+    inspector = ZeroInspector(work, options, progress)
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
-        saving = SaveOptions(options.external_data, options.force, Provenance(job.command, job.recipe))
-        saved = save(job.file, place, saving, inspector)
+        saving = SaveOptions(options.external_data, options.force, Provenance(work.command, found.recipe))
+        saved = save(work.file, place, saving, inspector)
     if options.save_plan is not None:
-        save_plan(options.save_plan, job.file, job.recipe, job.zeroed, progress, options.force)
+        save_plan(options.save_plan, work.file, found.recipe, work.zeroed, progress=progress, force=options.force)
     assert inspector.after is not None
     return MagnitudeResult(
-        model=job.file.ref,
+        model=work.file.ref,
         output=None if options.dry_run else saved,
-        recipe=job.recipe,
-        before=job.before,
+        recipe=found.recipe,
+        before=work.before,
         after=inspector.after,
-        layers=_layers(job),
-        left=_left(job.choice),
-        skipped=job.choice.skipped,
+        layers=_layers(work),
+        left=_left(found.choice),
+        skipped=found.choice.skipped,
         verification=inspector.verification,
-        notes=[*job.file.notes, *job.notes, *_emptied(job)],
+        notes=[*work.file.notes, *found.notes, *_emptied(work)],
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
-        command=job.command,
-        spreads=zeroed_spreads(job.zeroed, progress) if options.spreads else {},
+        command=work.command,
+        spreads=zeroed_spreads(work.zeroed, progress) if options.spreads else {},
     )
 
 
 def _retrained(
-    path: Path, target: Path, options: ZeroingOptions, judge: Selector, progress: Progress
+    path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
 ) -> MagnitudeResult:
     """Zero some, train, zero more: what is zero scores lowest and stays zero in training, so it is never revived."""
     check_plans(options)
@@ -106,12 +132,12 @@ def _retrained(
     if whole is not None:
         at_share(whole, share_after(1, options.step_count))
     if options.dry_run:
-        found = _pruned(path, target, options, whole, judge, progress)
+        found = _pruned(path, target, options, recipe=whole, selector=selector, progress=progress)
         return replace(found, notes=[*found.notes, left_out(options)])
 
     def cut(source: Path, place: Path, share: float) -> MagnitudeResult:
         recipe = None if whole is None else at_share(whole, share)
-        return _pruned(source, place, options, recipe, judge, progress)
+        return _pruned(source, place, options, recipe=recipe, selector=selector, progress=progress)
 
     rounds = prune_and_train(path, target, options, cut, progress)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
@@ -124,8 +150,8 @@ def _retrained(
                    training=training)  # fmt: skip
 
 
-def _layers(job: ZeroingJob) -> list[ZeroedLayer]:
-    work = macs_by_weight(job.choice.chosen, count_macs(job.file, job.shapes))
+def _layers(work: Zeroing) -> list[ZeroedLayer]:
+    macs = macs_by_weight(work.selection.choice.chosen, count_macs(work.file, work.shapes))
     return [
         ZeroedLayer(
             name=one.weight.node.name or one.weight.node.outputs[0].name or "",
@@ -137,17 +163,17 @@ def _layers(job: ZeroingJob) -> list[ZeroedLayer]:
             params=one.size,
             nonzero_before=one.nonzero_before,
             nonzero=one.nonzero_after,
-            macs=work.get(one.weight.name),
-            notes=(*one.weight.notes, *_remainder(one.weight, job.recipe)),
-            details=job.details.get(one.weight.name, {}),
+            macs=macs.get(one.weight.name),
+            notes=(*one.weight.notes, *_remainder(one.weight, work.selection.recipe)),
+            details=work.selection.details.get(one.weight.name, {}),
         )
-        for one in job.zeroed
+        for one in work.zeroed
     ]
 
 
-def _emptied(job: ZeroingJob) -> list[str]:
+def _emptied(work: Zeroing) -> list[str]:
     """A layer whose weight is nothing but zeros is cut off from what comes before it."""
-    names = [one.weight.name for one in job.zeroed if one.nonzero_before and not one.nonzero_after]
+    names = [one.weight.name for one in work.zeroed if one.nonzero_before and not one.nonzero_after]
     return [f"nothing is left of {some(names)}: what it multiplies reaches no output through it"] if names else []
 
 
@@ -165,3 +191,95 @@ def _left(choice: WeightChoice) -> dict[str, tuple[int, int]]:
         tensors[weight.kind] += 1
         params[weight.kind] += weight.size
     return {kind: (tensors[kind], params[kind]) for kind in tensors}
+
+
+# -- what is settled before, and the look at the file that comes of it ------------------------------
+
+
+@dataclass(frozen=True)
+class Zeroing:
+    """What is settled before a weight changes. `zeroed`: the pruned weights; `moved`: what moves with them."""
+
+    file: Model
+    shapes: Shapes
+    before: Totals
+    selection: Selection
+    command: str
+    zeroed: Sequence[Zeroed]
+    moved: Sequence[Zeroed]
+
+    @property
+    def changed(self) -> list[Zeroed]:
+        """Every tensor that the saved file has in another form."""
+        return [*self.zeroed, *self.moved]
+
+
+def prepare(
+    path: Path, target: Path, options: ZeroingOptions, *, recipe: Recipe | None, selector: Selector, progress: Progress
+) -> Zeroing:
+    """Raises PruneError: what `magnitude` refuses before it writes."""
+    if options.verify:
+        options.execution.check()
+    file = load(path)
+    check_target(file, None if options.dry_run else target, options.force, options)
+    shapes = concrete_shapes(file, options.dims)
+    found = _selected(file, options, recipe, selector, progress)
+    zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
+    counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
+    return Zeroing(
+        file=file, shapes=shapes, before=totals(file, shapes, counted), selection=found, command=selector.command,
+        zeroed=zeroed, moved=[Zeroed(w, one, w.tensor) for w, one in found.moved],
+    )  # fmt: skip
+
+
+def _selected(
+    file: Model, options: ZeroingOptions, recipe: Recipe | None, selector: Selector, progress: Progress
+) -> Selection:
+    """Which weights, what becomes of each, and the recipe as it is recorded."""
+    found = find_weights(file)
+    if options.plan is not None:
+        plan = load_plan(options.plan, file, found.all())
+        chosen = [weight for weight in found.all() if weight.name in plan.decisions]
+        for weight in chosen:
+            release(weight.holder.value)
+        left = [weight for weight in found.all() if weight.name not in plan.decisions]
+        choice = WeightChoice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
+        planned = Selection(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
+        return planned if selector.refit is None else selector.refit(file, planned, progress)
+    assert recipe is not None
+    also = options.also if isinstance(options, OtherKinds) else ()
+    choice = choose(found, options.include, options.exclude, also)
+    said = selector.select(file, choice, recipe, progress)
+    patterns = {"include": options.include, "exclude": options.exclude, "also": also}
+    asked = {**recipe.to_json(), **{name: list(given) for name, given in patterns.items()}}
+    return replace(said, recipe=asked | said.recipe)
+
+
+@dataclass
+class ZeroInspector:
+    """Takes the staged file: `save` calls it before the file appears. Afterwards `after` are its sizes."""
+
+    work: Zeroing
+    options: ZeroingOptions
+    progress: Progress
+    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    after: Totals | None = None
+
+    def __call__(self, staged: Path) -> None:
+        if self.options.verify:
+            self.verification = self._proof()(staged)
+        files = [staged, *load(staged).data_files]
+        dropped = sum(one.nonzero_before - one.nonzero_after for one in self.work.changed)
+        self.after = replace(
+            self.work.before,
+            nonzero=self.work.before.nonzero - dropped,
+            file_bytes=sum(file.stat().st_size for file in files),
+            gzip_bytes=sum(gzip_bytes(file) for file in files),
+            gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
+        )
+
+    def _proof(self) -> ZeroProof:
+        work, execution = self.work, self.options.execution
+        opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        sizes = sizes_to_try(work.file, work.shapes.inputs, self.options.dims)
+        return ZeroProof(work.file, work.changed, sizes, open=opener, progress=self.progress, given=work.selection.feed)

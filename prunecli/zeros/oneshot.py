@@ -1,63 +1,45 @@
 """`prune oneshot`: zero weights and fit the others on calibration data, without labels and without training.
 
-Everything else (proof, plan, report) is that of `prune magnitude`.
+The original alone is run to measure how much each layer may lose; original and pruned model side by side, layer by
+layer, to fit what is left to what the original computes. Everything else (proof, plan, report) is that of
+`prune magnitude`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
+import onnx_ir as ir
 
-from prunecli.calibration.grams import PER_UNKNOWN
-from prunecli.calibration.layerwise import Store
+from prunecli.calibration.gradients import looked_at, relative_error
+from prunecli.calibration.grams import PER_UNKNOWN, Equations, Picker, collect
+from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of, put
+from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
-from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from prunecli.masks.decide import Decision, Recipe, decide
-from prunecli.masks.patterns import Windows, parse_pattern
-from prunecli.model import Dims, Model, Weight, find_weights
-from prunecli.reconstruct.fit import METHODS, Recover, check
-from prunecli.runtime import Execution
+from prunecli.masks.decide import Decision, Recipe, Rewritten, decide
+from prunecli.masks.patterns import Pattern, Windows, parse_pattern
+from prunecli.model import Model, Weight, find_weights
+from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, check, fit, scores
+from prunecli.reconstruct.sparsegpt import Quota
+from prunecli.runtime import Session
 from prunecli.types import Json, Progress, Skipped, no_progress
-from prunecli.zeros.allocate import allocate
+from prunecli.zeros.allocate import LossCurve, allocate
 from prunecli.zeros.magnitude import zeroed
-from prunecli.zeros.oneshot_layers import LayerStudy, Way, losses, opener, pruned, scored
-from prunecli.zeros.options import MEMORY, OneshotOptions
+from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.selector import Selection, WeightChoice, check_numbers, matches
+from prunecli.zeros.select import Selection, Selector, WeightChoice, check_numbers, matches
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 512
 BATCH = 64
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How weights are chosen and fitted.
-
-    data: calibration samples; labels are not read. method: see `recover.fit.METHODS`. allocate: None is `loss`, of
-    patterns and scopes that leave a choice. recover: auto is lstsq. samples: drawn at random where there are more,
-    unless the data has its own limit. fallback: whether weights without evidence are zeroed by magnitude instead of
-    being left alone. memory: bytes of activations held in memory; more lies in temporary files.
-    """
-
-    data: DataOptions | None = None
-    method: str = "obs"
-    allocate: str | None = None
-    recover: Literal["auto", "none", "bias", "bn", "lstsq"] = "auto"
-    samples: int = SAMPLES
-    fallback: bool = False
-    memory: int = MEMORY
-    seed: int = 0
-    exclude: Sequence[str] = ()
-    dims: Dims = field(default_factory=Dims)
-    execution: Execution = field(default_factory=Execution)
 
 
 def oneshot(
@@ -71,45 +53,42 @@ def oneshot(
         PruneError: as `magnitude`; no data, or an option that does not fit the method.
     """
     options = OneshotOptions.of(options, **changes)
-    how = Fitting(
-        options.source, options.method, options.allocate, options.recover, SAMPLES, options.fallback,
-        options.memory_bytes, options.seed, options.exclude, options.dims, options.execution,
-    )  # fmt: skip
-    return zeroed(Path(model), options, ByEvidence(how), progress)
+    how = Oneshot(options)
+    return zeroed(Path(model), options, Selector("oneshot", how.select, how.refit), progress)
 
 
 @dataclass(frozen=True)
-class ByEvidence:
-    """The judge of `prune oneshot`."""
+class Oneshot:
+    """The selection of `prune oneshot`, whose decisions carry new values."""
 
     options: Fitting
-    command = "oneshot"
 
-    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
+    def select(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
         way = self._way(recipe)
-        with Store(self.options.memory) as store:
-            study, data = self._study(file, choice.chosen, way, store, progress)
-            choice = _measured(choice, study, self.options.fallback)
-            amounts = self._amounts(study, recipe, progress)
-            done = self._fitted(file, choice, study, amounts, recipe, progress)
+        with Store(self.options.memory_bytes) as store:
+            layers, data = self._layers(file, choice.chosen, way, store, progress)
+            choice = _measured(choice, layers, self.options.fallback)
+            amounts = self._amounts(layers, recipe, progress)
+            done = self._fitted(choice, layers, amounts, progress, by_value=partial(_by_magnitude, recipe))
         names = {"method": way.method.name, "recover": way.recover}
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
         return replace(
-            done, recipe=recipe_json, notes=[*done.notes, *_notes(study, self.options.fallback), *cautions(data)],
+            done, recipe=recipe_json, notes=[*done.notes, *_notes(layers, self.options.fallback), *cautions(data)],
             feed=first_feed(data),
         )  # fmt: skip
 
-    def fitted(self, file: Model, planned: Selection, progress: Progress) -> Selection:
+    def refit(self, file: Model, planned: Selection, progress: Progress) -> Selection:
         """Fit what a plan leaves, on this data."""
-        recipe = Recipe(str(planned.recipe.get("pattern", "element")), None, None, 0.0 if ":" not in str(
-            planned.recipe.get("pattern", "")) else None)  # fmt: skip
-        with Store(self.options.memory) as store:
+        pattern = str(planned.recipe.get("pattern", "element"))
+        recipe = Recipe(pattern, sparsity=None if ":" in pattern else 0.0)
+        with Store(self.options.memory_bytes) as store:
             way = self._replayed(planned.recipe, recipe)
-            study, data = self._study(file, planned.choice.chosen, way, store, progress)
-            masks = {w.name: d.drop(w.array()) for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
-            done = self._fitted(file, planned.choice, study, masks, recipe, progress, planned.decisions)
-        asked = about(data) | {"recover": study.way.recover}
+            layers, data = self._layers(file, planned.choice.chosen, way, store, progress)
+            known = {w.name: d for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
+            masks = {w.holder.name: known[w.name].drop(w.array()) for w in planned.choice.chosen}
+            done = self._fitted(planned.choice, layers, masks, progress, by_value=lambda weight: known[weight.name])
+        asked = about(data) | {"recover": way.recover}
         return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)], feed=first_feed(data))
 
     def _replayed(self, planned: Json, recipe: Recipe) -> Way:
@@ -122,65 +101,62 @@ class ByEvidence:
         return way
 
     def _way(self, recipe: Recipe) -> Way:
-        recover: Recover = "lstsq" if self.options.recover == "auto" else self.options.recover
-        method = METHODS.get(self.options.method)
-        workers = self.options.execution.thread_count or 1
-        return Way(method, parse_pattern(recipe.pattern), recover, recipe.scope == "row", workers)
+        o = self.options
+        return Way(
+            METHODS.get(o.method), parse_pattern(recipe.pattern), "lstsq" if o.recover == "auto" else o.recover,
+            by_row=recipe.scope == "row", workers=o.execution.thread_count or 1, seed=o.seed,
+            start=partial(Session.open, provider=o.execution.provider, threads=o.execution.thread_count),
+        )  # fmt: skip
 
-    def _study(
+    def _layers(
         self, file: Model, chosen: Sequence[Weight], way: Way, store: Store, progress: Progress
-    ) -> tuple[LayerStudy, Dataset]:
-        options = self.options
-        assert options.data is not None
+    ) -> tuple[CalibratedLayers, Dataset]:
+        o = self.options
+        assert o.source is not None
         check_numbers(file)
         data = calibration_samples(
-            file, options.data, options.samples, options.seed, options.dims, options.execution, progress
+            file, o.source, SAMPLES, o.seed, dims=o.dims, execution=o.execution, progress=progress
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
-        feeds = _feeds(data)
-        open_session = opener(options.execution.provider, options.execution.thread_count)
-        fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, options.exclude))
-        study = LayerStudy.of(file, names, feeds, way, store, open_session, PER_UNKNOWN, options.seed, fixed)
-        return study, data
+        feeds = [batch.feed for batch in data.batches(BATCH)]
+        fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
+        return CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed), data
 
     def _allocation(self, recipe: Recipe) -> str:
         return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
 
-    def _amounts(self, study: LayerStudy, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
+    def _amounts(self, layers: CalibratedLayers, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
         """How many weights of each layer go."""
-        pattern, sizes = parse_pattern(recipe.pattern), [layer.weight.size for layer in study.layers]
+        pattern, weights = parse_pattern(recipe.pattern), [layer.weight for layer in layers.all]
         if isinstance(pattern, Windows):
-            return {
-                layer.name: round(layer.weight.size * (1 - pattern.keep / pattern.window)) for layer in study.layers
-            }
+            return {w.holder.name: round(w.size * (1 - pattern.keep / pattern.window)) for w in weights}
         mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
-        is_measured = mode == "loss" and 0 < sparsity < 1 and len(sizes) > 1
-        curves = losses(study, 1 - sparsity, progress) if is_measured else []
+        is_measured = mode == "loss" and 0 < sparsity < 1 and len(weights) > 1
+        curves = losses(layers, 1 - sparsity, progress) if is_measured else []
         mode = "uniform" if mode == "loss" and not curves else mode
-        amounts = allocate(mode, [layer.weight.shape for layer in study.layers], sizes, curves, sparsity)
-        return {layer.name: amount for layer, amount in zip(study.layers, amounts, strict=True)}
+        amounts = allocate(mode, [w.shape for w in weights], [w.size for w in weights], curves, sparsity)
+        return {w.holder.name: amount for w, amount in zip(weights, amounts, strict=True)}
 
     def _fitted(
-        self, file: Model, choice: WeightChoice, study: LayerStudy, amounts: Mapping[str, int | Array], recipe: Recipe,
-        progress: Progress, planned: Sequence[Decision] | None = None,
+        self, choice: WeightChoice, layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress, *,
+        by_value: Callable[[Weight], Decision],
     ) -> Selection:  # fmt: skip
-        by_name = {w.holder.name: w for w in choice.chosen if w.holder.graph is file.ir.graph}
-        vectors = {w.holder.name: w for w in find_weights(file).others if w.holder.graph is file.ir.graph}
+        """Prune and fit. `chosen`: by the stored tensor's name, see `pruned`; `by_value`: decides on weights that are
+        not among the layers."""
+        graph = layers.file.ir.graph
+        by_name = {w.holder.name: w.name for w in choice.chosen if w.holder.graph is graph}
+        vectors = {w.holder.name: w for w in find_weights(layers.file).others if w.holder.graph is graph}
         decisions: dict[str, Decision] = {}
         moved: list[tuple[Weight, Decision]] = []
         details: dict[str, Json] = {}
-        masks = {layer.name: amounts[by_name[layer.weight.holder.name].name] if planned else amounts[layer.name]
-                 for layer in study.layers}  # fmt: skip
-        for layer, matrix, vector, found in pruned(study, masks, progress):
-            name = by_name[layer.weight.holder.name].name
+        for layer, matrix, vector, found in pruned(layers, chosen, progress):
+            name = by_name[layer.weight.holder.name]
             decisions[name], details[name] = matrix, found
             if vector is not None and layer.offset is not None:
                 moved.append((vectors[layer.offset.name], vector))
-        for number, weight in enumerate(choice.chosen):
-            if weight.name not in decisions:
-                decisions[weight.name] = planned[number] if planned else _by_magnitude(weight, recipe)
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
-        return Selection(choice, [decisions[w.name] for w in choice.chosen], {}, told, moved, details)
+        every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
+        return Selection(choice, every, {}, told, moved, details=details)
 
 
 def measured_scores(
@@ -194,26 +170,28 @@ def measured_scores(
     """
     method, form = METHODS.get(options.method), parse_pattern(pattern)
     check(method, form)
-    way, names = Way(method, form, "none", False, 1), {w.holder.name: w.name for w in chosen}
-    with Store(options.memory) as store:
-        study, _ = ByEvidence(options)._study(file, chosen, way, store, progress)
-        found = {names[layer.weight.holder.name]: each for layer, each in scored(study, progress)}
-    choice = _measured(WeightChoice(list(chosen), [], []), study, False)
+    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=start)
+    names = {w.holder.name: w.name for w in chosen}
+    with Store(options.memory_bytes) as store:
+        layers, _ = Oneshot(options)._layers(file, chosen, way, store, progress)
+        found = {names[layer.weight.holder.name]: each for layer, each in scored(layers, progress)}
+    choice = _measured(WeightChoice(list(chosen), [], []), layers, False)
     return found, list(choice.skipped)
 
 
-def _by_magnitude(weight: Weight, recipe: Recipe) -> Decision:
+def _by_magnitude(recipe: Recipe, weight: Weight) -> Decision:
     scope = "row" if recipe.scope == "row" else None
     plain = replace(recipe, scope=scope, criterion=None)
     return decide([target_of(weight)], plain)[0]
 
 
-def _measured(choice: WeightChoice, study: LayerStudy, fallback: bool) -> WeightChoice:
+def _measured(choice: WeightChoice, layers: CalibratedLayers, fallback: bool) -> WeightChoice:
     """The choice without what has no evidence, unless that may fall back."""
-    fitted = {layer.weight.holder.name for layer in study.layers}
-    reasons = {skip.name: skip.reason for skip in study.left}
+    fitted = {layer.weight.holder.name for layer in layers.all}
+    reasons = {skip.name: skip.reason for skip in layers.left}
     without = [w for w in choice.chosen if w.holder.name not in fitted or w.holder.name in reasons]
-    if not study.layers and not fallback:
+    if not layers.all and not fallback:
         reason = next(iter(reasons.values()), "none lies in the main graph")
         raise PruneError(f"no chosen weight can be measured: {reason}", "use `prune magnitude`, or --fallback")
     if fallback:
@@ -223,12 +201,330 @@ def _measured(choice: WeightChoice, study: LayerStudy, fallback: bool) -> Weight
     return WeightChoice(kept, [*choice.left, *without], [*choice.skipped, *told])
 
 
-def _notes(study: LayerStudy, fallback: bool) -> list[str]:
-    if not (study.left and fallback):
+def _notes(layers: CalibratedLayers, fallback: bool) -> list[str]:
+    if not (layers.left and fallback):
         return []
-    return [f"{len(study.left)} weights without evidence were zeroed by magnitude (--fallback): "
-            + ", ".join(skip.name for skip in study.left[:5])]  # fmt: skip
+    return [f"{len(layers.left)} weights without evidence were zeroed by magnitude (--fallback): "
+            + ", ".join(skip.name for skip in layers.left[:5])]  # fmt: skip
 
 
-def _feeds(data: Dataset) -> list[Mapping[str, Array]]:
-    return [batch.feed for batch in data.batches(BATCH)]
+# -- the layers and their data -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to prune: method, pattern, recovery, whether the weights of a row compete among themselves.
+
+    start: opens a session. per_unknown: positions per unknown of a layer's equations.
+    """
+
+    method: Method
+    pattern: Pattern
+    recover: Recover
+    by_row: bool
+    workers: int
+    seed: int
+    start: Callable[..., Session]
+    per_unknown: int = PER_UNKNOWN
+
+
+@dataclass
+class CalibratedLayers:
+    """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
+    the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
+    `scores`: what the method's criterion asks for, once it was measured."""
+
+    file: Model
+    original: ir.Model
+    feeds: Sequence[Mapping[str, Any]]
+    way: Way
+    store: Store
+    all: list[LinearLayer]
+    left: list[Skipped]
+    fixed: frozenset[str]
+    scores: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, file: Model, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], way: Way, store: Store, *,
+        fixed: frozenset[str],
+    ) -> CalibratedLayers:  # fmt: skip
+        """Of the stored tensors `names` of the main graph."""
+        original = working_form(file.ir)
+        layers, left = fittable(file, original, names, fixed)
+        return cls(file=file, original=original, feeds=feeds, way=way, store=store, all=layers, left=left, fixed=fixed)
+
+    def walk(self, model: ir.Model | None = None) -> Walk:
+        """A run of the original, or of another model, from its start."""
+        return Walk(model or self.original, self.feeds, self.store, self.way.start)
+
+    def tasks(self, layer: LinearLayer, sums: Equations) -> Iterator[FitTask]:
+        """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
+        with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
+        sums.check(layer.name)
+        free, taps = layer.offset is not None, layer.shape[2]
+        bias, worth = layer.bias(), _worth(layer)
+        for batch, weights in enumerate(layer.matrices()):
+            found, offset = sums.problem(batch, free), bias[batch]
+            cross, variance = found.cross, found.squares
+            if not free:  # what is added stays: the product alone is to be fitted
+                cross = cross - np.outer(offset, found.x)
+                variance = variance - 2 * offset * found.y + offset**2
+            g = worth[batch]
+            yield FitTask(
+                weights=weights * g[:, None], gram=found.gram, cross=cross * g[:, None], x=found.x, y=found.y * g,
+                variance=variance * g**2, count=found.count, offset=offset * g, free=free, taps=taps,
+            )  # fmt: skip
+
+    def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
+        """Weights and mask as stored, and the shift of all rows."""
+        worth = _worth(layer)
+        weights = np.stack([one.weights for one in best]) / worth[..., None]
+        drop = np.stack([one.drop for one in best])
+        shift = np.stack([one.shift for one in best]) / worth
+        return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
+
+    def sums(self, layer: LinearLayer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
+        """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
+        output is added to, whose own error it makes up for."""
+        batch, rows, taps, cols = layer.shape
+        total = Equations.empty(batch, rows, taps * cols)
+        for use in layer.uses:
+            extra = [] if others is None else [others]
+            assert use.output is not None
+            given.reach([use.data, *extra])
+            wanted.reach([use.data, use.output, *extra])
+            picker = Picker(wanted.batches, taps * cols, self.way.per_unknown, self.way.seed)
+            for number in range(wanted.batches):
+                target = wanted.read(use.output, number)
+                if others is not None:
+                    off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
+                    target = _plus(target, off, layer.affine()[0].reshape(-1))
+                collect(use, picker, total, given.read(use.data, number), target)
+        return total
+
+    def release(self, layer: LinearLayer, *walks: Walk) -> None:
+        """Let the walks go of what `sums` asked for."""
+        for walk in walks:
+            for use in layer.uses:
+                walk.release(use.data)
+                walk.release(use.output or "")
+
+    def choose(self, layer: LinearLayer, tasks: Sequence[FitTask], amount: int) -> list[Array | Quota]:
+        """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
+        method, pattern = self.way.method, self.way.pattern
+        if method.criterion is None:
+            return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
+        if layer.name not in self.scores:
+            each = scores(method, tasks, pattern, self.way.workers)
+            scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
+            self.scores[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
+        found = self.scores[layer.name]
+        sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
+        scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
+        recipe = Recipe(pattern.text, scope, method.criterion, sparsity)
+        array = layer.weight.array()
+        drop = decide([target_of(layer.weight, layer.stored(found))], recipe)[0].drop(array)
+        return list(layer.matrices(drop.astype(np.float32)) > 0)
+
+    def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
+        way = self.way
+        pairs = zip(tasks, chosen, strict=True)
+        return [fit(way.method, recover, task, way.pattern, one, workers=way.workers) for task, one in pairs]
+
+
+def fittable(
+    file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
+) -> tuple[list[LinearLayer], list[Skipped]]:
+    """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
+    may move."""
+    found = find_weights(replace(file, ir=work))
+    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
+    layers, left = layers_of(work, [held[name] for name in names if name in held])
+    vectors = {w.holder.name for w in found.others} - fixed
+    left += [Skipped(name, HIDDEN) for name in names if name not in held]
+    return [layer.moving_only(vectors) for layer in layers], left
+
+
+def _parts(gone: Sequence[Array], amount: int) -> list[int]:
+    """How many weights of each matrix go: what is zero already, and of the rest the same share of each."""
+    zeros, sizes = np.array([one.sum() for one in gone]), np.array([one.size for one in gone])
+    ever, live = int(zeros.sum()), sizes - zeros
+    rest = live * (amount - ever) / max(int(live.sum()), 1) if amount > ever else zeros * (amount / max(ever, 1) - 1)
+    ends = np.rint(np.cumsum(zeros + rest)).astype(int)
+    return [int(part) for part in np.diff(ends, prepend=0)]
+
+
+def _worth(layer: LinearLayer) -> Array:
+    """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
+    size = np.abs(layer.affine()[0])
+    largest = size.max(initial=0.0)
+    return np.maximum(size, 1e-3 * largest) if largest > 0 else np.ones_like(size)
+
+
+def _plus(target: Array, off: Array, gain: Array) -> Array:
+    """target + off / gain, gain per channel: what makes up for `off` after a normalisation. A channel that it all but
+    closes makes up for nothing. Shapes that differ (broadcast additions) are left alone."""
+    if off.shape != target.shape:
+        return target
+    axis = 1 if target.ndim > 2 else target.ndim - 1
+    if target.shape[axis] != gain.size:
+        return target if not (gain == 1).all() else target + off
+    open_ = np.abs(gain) > 1e-2 * np.abs(gain).max()
+    inverse = np.where(open_, 1 / np.where(open_, gain, 1), 0).astype(np.float32)
+    shape = [1] * target.ndim
+    shape[axis] = gain.size
+    return np.asarray(target + off * inverse.reshape(shape), np.float32)
+
+
+LEVELS = (2.5, 1.4, 0.6, 0.3)
+"""Densities at which a layer's loss is taken, in parts of the density that is asked for."""
+ROUGHLY = 30
+"""Positions per unknown for those losses, which need not be as exact as the fit."""
+PROBED = (1, 2)
+"""Of those, at which it is measured how much reaches the outputs."""
+
+
+def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[LinearLayer, Array]]:
+    """What the method's criterion needs of each weight, layer by layer, as the original model runs."""
+    walk, way = layers.walk(), layers.way
+    for layer in progress(layers.all, "measuring layers", len(layers.all)):
+        tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk)))
+        layers.release(layer, walk)
+        yield layer, layer.stored(scores(way.method, tasks, way.pattern, way.workers))
+    walk.close()
+
+
+def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list[LossCurve]:
+    """What the outputs lose when one layer alone is pruned, for each layer."""
+    levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
+    with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
+    way = layers.way
+    quick = replace(layers, way=replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY))
+    walk = layers.walk()
+    base = _numbers(walk, looked_at(layers.original.graph.outputs))
+    found = []
+    for layer in progress(layers.all, "measuring layers", len(layers.all)):
+        sums = quick.sums(layer, walk, walk)
+        tasks = list(layers.tasks(layer, sums))
+        own, variants = [], []
+        for level in levels:
+            amount = round((1 - level) * layer.weight.size)
+            best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
+            own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
+            if level in with_probe:
+                variants.append(layers.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
+        far = _reaching(layers, layer, walk, variants, base)
+        layers.release(layer, walk)
+        if not far:  # of no output is it known how it moves: as if all of the relative error came through
+            total = sum(float(task.variance.sum()) for task in tasks)
+            far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
+        found.append(LossCurve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
+    walk.close()
+    return found
+
+
+def _reaching(
+    layers: CalibratedLayers, layer: LinearLayer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
+) -> list[float]:
+    """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
+    name = layer.weight.holder.name
+    moved = walk.moved(name, list(base))
+    if not moved:
+        return []
+    found = next(walk.ahead(moved, [{name: variant} for variant in variants], [0]))
+    return [sum(relative_error(base[output], one[output]) for output in moved) for one in found]
+
+
+def _numbers(walk: Walk, names: Sequence[str]) -> dict[str, Array]:
+    """Those of the values that are numbers, on the first batch."""
+    [found] = next(walk.ahead(names, batches=[0]))
+    return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
+
+
+def _moved(task: FitTask, weights: Array) -> float:
+    """The mean square of what changes in the output, its mean put right where that is possible."""
+    change = weights - task.weights
+    return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
+
+
+def _scaled(
+    levels: Sequence[float], own: Sequence[float], probed: Sequence[float], far: Sequence[float]
+) -> list[float]:
+    """Losses of the layer's own output, times how much of them was seen to reach the outputs; between the probes the
+    factor follows a straight line in the logarithms, outside it stays."""
+    places = [list(levels).index(level) for level in probed]
+    ratios = [far[i] / own[place] if own[place] > 0 and far[i] > 0 else 0.0 for i, place in enumerate(places)]
+    if not all(ratios):
+        return [max(value, 0.0) * max(ratios) for value in own]
+    order = np.argsort(probed)
+    factor = np.interp(np.log(levels), np.log(probed)[order], np.log(ratios)[order])
+    return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
+
+
+def pruned(
+    layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress
+) -> Iterator[tuple[LinearLayer, Rewritten, Rewritten | None, dict[str, float]]]:
+    """Prune and fit layer after layer.
+
+    Args:
+        chosen: by the name of the stored tensor, how many weights go, or which (a mask of the stored shape).
+    """
+    student = working_form(layers.file.ir)
+    mine, _ = fittable(layers.file, student, [layer.weight.holder.name for layer in layers.all], layers.fixed)
+    wanted = layers.walk()
+    given = layers.walk(student)
+    shared = _shared(layers, mine)
+    for layer in progress(mine, "pruning layers", len(mine)):
+        # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
+        others = layer.carried if layer.is_summed_plainly else None
+        sums = shared.get(layer.name) or layers.sums(layer, wanted, given, others)
+        layers.release(layer, wanted, given)
+        tasks = list(layers.tasks(layer, sums))
+        picks = _picked(layers, layer, tasks, chosen[layer.weight.holder.name])
+        best = layers.fitted(tasks, picks, layers.way.recover)
+        yield layer, *_put(layers, layer, best), _report(tasks, best)
+    wanted.close()
+    given.close()
+
+
+def _picked(
+    layers: CalibratedLayers, layer: LinearLayer, tasks: Sequence[FitTask], amount: int | Array
+) -> list[Array | Quota]:
+    """What goes, by losses on what the pruned layers before give, from the best weights for that."""
+    if not isinstance(amount, int):
+        return list(layer.matrices(amount) > 0)
+    if layers.way.method.updates and layers.way.recover == "lstsq" and layers.way.method.criterion:
+        layers.scores.pop(layer.name, None)
+        return layers.choose(layer, [task.optimum() for task in tasks], amount)
+    return layers.choose(layer, tasks, amount)
+
+
+def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer]) -> dict[str, Equations]:
+    """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
+    several = [layer for layer in mine if len(layer.uses) > 1]
+    if not several:
+        return {}
+    walk = layers.walk()
+    found = {layer.name: layers.sums(layer, walk, walk) for layer in several}
+    walk.close()
+    return found
+
+
+def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
+    """Store the weights in the pruned model, rounded as they will be saved."""
+    array = layer.weight.array()
+    values, drop, shift = layers.plain(layer, best)
+    new = Rewritten.of(values, drop, array.dtype)
+    layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
+    offset, source = layer.offset, layer.offset.source if layer.offset is not None else None
+    if offset is None or source is None or not shift.any():
+        return new, None
+    moved = offset.content(offset.read(shift.size) + shift)
+    put(source, moved)
+    return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+
+
+def _report(tasks: Sequence[FitTask], best: Sequence[Fitted]) -> dict[str, float]:
+    error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
+    return {"reconstruction_error": error}

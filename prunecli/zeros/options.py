@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import element_names
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
-from prunecli.options.groups import CalibrationSamples, Chosen, OutputNamed, Reporting, Saving, Sized, StoredPacked
+from prunecli.options.groups import (
+    CalibrationSamples,
+    Chosen,
+    OutputNamed,
+    Reporting,
+    Running,
+    Saving,
+    Seeded,
+    Sized,
+    StoredPacked,
+)
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
@@ -148,15 +158,8 @@ class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSample
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneshotOptions(ZeroingOptions, CalibrationSamples):
-    """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
-
-    Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
-    the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used.
-
-    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
-    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
-    """
+class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
+    """How weights are chosen and fitted on calibration data, whose labels are not read."""
 
     method: Annotated[
         Literal["obs", "sparsegpt", "wanda"],
@@ -167,10 +170,6 @@ class OneshotOptions(ZeroingOptions, CalibrationSamples):
     allocate: Annotated[
         Literal["uniform", "erk", "loss"] | None,
         Option("how sparsity spreads over the layers; loss, the default: where it is measured to hurt least", SELECT),
-    ] = None
-    scope: Annotated[
-        Literal["layer", "row", "global", "erk"] | None,
-        Option("who competes inside a layer; global and erk mean --allocate loss and erk", SELECT),
     ] = None
     recover: Annotated[
         Literal["auto", "none", "bias", "bn", "lstsq"],
@@ -183,6 +182,27 @@ class OneshotOptions(ZeroingOptions, CalibrationSamples):
         Option("activations held in memory, the rest in temporary files; default 4GiB", RUN, "BYTES", read=parse_quantity,
                show_default=False),
     ] = MEMORY  # fmt: skip
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory.value if isinstance(self.memory, Quantity) else self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneshotOptions(Fitting, ZeroingOptions):
+    """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
+
+    Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
+    the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used.
+
+    With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
+    after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
+    """
+
+    scope: Annotated[
+        Literal["layer", "row", "global", "erk"] | None,
+        Option("who competes inside a layer; global and erk mean --allocate loss and erk", SELECT),
+    ] = None
 
     def check(self) -> None:
         super().check()
@@ -202,7 +222,3 @@ class OneshotOptions(ZeroingOptions, CalibrationSamples):
 
         recipe = super().recipe
         return None if recipe is None else checked(recipe, self.method, self.allocate)
-
-    @property
-    def memory_bytes(self) -> int:
-        return int(self.memory.value if isinstance(self.memory, Quantity) else self.memory)

@@ -11,7 +11,7 @@ from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, P
 from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, LayerRow, Report, Verification
-from prunecli.zeros.selector import KINDS
+from prunecli.zeros.select import KINDS
 
 if TYPE_CHECKING:
     from prunecli.zeros.result import MagnitudeResult, ZeroedLayer
@@ -65,8 +65,11 @@ def _row(layer: ZeroedLayer) -> LayerRow:
         "notes": list(layer.notes),
         **layer.details,
     }
-    return LayerRow(layer.name, layer.op, layer.weight, layer.shape, layer.shape, layer.params, layer.params,
-                    layer.nonzero, layer.sparsity, extra)  # fmt: skip
+    return LayerRow(
+        layer.name, layer.op, layer.weight, shape_before=layer.shape, shape_after=layer.shape,
+        params_before=layer.params, params_after=layer.params, nonzero=layer.nonzero, sparsity=layer.sparsity,
+        extra=extra,
+    )  # fmt: skip
 
 
 def to_document(found: MagnitudeResult) -> Document:

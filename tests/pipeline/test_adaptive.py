@@ -24,11 +24,10 @@ from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
 from prunecli.search import runner as pool
 from prunecli.search.adaptive import AdaptiveResult, adaptive, raise_if_missed
-from prunecli.search.adaptive_report import to_document
-from prunecli.search.charts import path_chart
+from prunecli.search.adaptive_report import path_chart, to_document
+from prunecli.search.pruner import Layer
 from prunecli.search.sensitivity import Point, SensitivityRow, sensitivity
-from prunecli.search.space import Knob
-from prunecli.search.trials import Outcome, TrialJob, Workspace
+from prunecli.search.trials import Outcome, TrialGroup, Workspace
 from tests.tiny import ROOT, few
 
 SAMPLES = ROOT / "sample_models"
@@ -222,7 +221,7 @@ class Stops:
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialGroup]) -> Iterator[tuple[int, list[Outcome]]]:
         for result in pool.InProcess().run(workspace, jobs):
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -306,8 +305,8 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str, t
 def test_sensitivity_is_what_cutting_the_layer_alone_does(tmp_path: Path) -> None:
     done = sensitivity(CNN, data=TEST, levels=[0.5, 0.9], jobs=1, criterion="l1")
     assert done.samples == 512 and done.baseline > 0.98
-    row = next(r for r in done.rows if r.knob.name == "down.conv.weight")
-    prunecli.magnitude(CNN, sparsity=0.9, include=[row.knob.name], output=tmp_path / "one.onnx")
+    row = next(r for r in done.rows if r.layer.name == "down.conv.weight")
+    prunecli.magnitude(CNN, sparsity=0.9, include=[row.layer.name], output=tmp_path / "one.onnx")
     whole = accuracy(CNN)["accuracy"] - accuracy(tmp_path / "one.onnx")["accuracy"]
     assert row.points[1].drop == pytest.approx(whole, abs=0.05)  # 512 of 547 samples
     assert [r.mean_damage for r in done.rows] == sorted((r.mean_damage for r in done.rows), reverse=True)
@@ -325,12 +324,12 @@ def test_sensitivity_is_what_cutting_the_layer_alone_does(tmp_path: Path) -> Non
 )
 def test_what_a_layer_can_spare_ends_at_the_first_loss(drops: tuple[float | None, ...], spare: float | None) -> None:
     points = [Point(share, 0.0, None, drop, 0.01) for share, drop in zip((0.3, 0.8, 0.9), drops, strict=True)]
-    assert SensitivityRow(Knob("w", "element", 10, 10, 10, ()), points).spare == spare
+    assert SensitivityRow(Layer("w", "element", 10, 10, 10, ()), points).spare == spare
 
 
 def test_sensitivity_of_groups(tmp_path: Path) -> None:
     done = sensitivity(CNN, data=TEST, granularity="channel,head", jobs=1, levels=[0.25, 0.5])
-    assert {row.knob.kind for row in done.rows} == {"channel"} and done.criterion == "activation"
+    assert {row.layer.kind for row in done.rows} == {"channel"} and done.criterion == "activation"
     assert all(row.points[0].damage <= row.points[-1].damage * 1.5 for row in done.rows)
 
 

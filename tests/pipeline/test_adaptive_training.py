@@ -58,10 +58,10 @@ def test_training_goes_on_from_what_was_recovered(granularity: str, drop: float,
 
 def test_what_went_stays_gone(tmp_path: Path) -> None:
     done = found(tmp_path)
-    setting = done.confirmations[-1].step.setting
+    allocation = done.confirmations[-1].step.allocation
     for weight in find_weights(load(tmp_path / "o.onnx")).prunable:
         zeros = 1 - np.count_nonzero(weight.array()) / weight.size
-        assert zeros >= setting.get(weight.name, 0.0) - 1e-3
+        assert zeros >= allocation.get(weight.name, 0.0) - 1e-3
     assert not list(tmp_path.glob(".*"))
 
 

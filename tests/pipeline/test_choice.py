@@ -9,7 +9,7 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import Weights, find_weights
-from prunecli.zeros.selector import choose
+from prunecli.zeros.select import choose
 from tests.model.build import floats, info, loaded, node, proto
 
 

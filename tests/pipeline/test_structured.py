@@ -22,8 +22,7 @@ from prunecli.model import load
 from prunecli.model.shapes import input_specs
 from prunecli.quantity import Quantity, parse_quantity
 from prunecli.search.options import TrialOptions
-from prunecli.search.pools import SampleSubset
-from prunecli.search.setup import open_pruner
+from prunecli.search.setup import SampleSubset, open_pruner
 from prunecli.structures import prunable as module
 from prunecli.structures.carry_out import StructuredResult
 from prunecli.structures.structured import structured
@@ -251,9 +250,9 @@ def test_what_cannot_follow_ends_no_search(tmp_path: Path) -> None:
         random_data(input_specs(load(path).ir), 8, 0),
     )
     pruner = open_pruner(path, options, SampleSubset.of_data(options.tried, data), no_progress)
-    (knob,) = pruner.space.knobs
-    assert knob.count == 6
-    tried = pruner.recipe.open(path).build({knob.name: 0.5})
+    (layer,) = pruner.layers
+    assert layer.count == 6
+    tried = pruner.recipe.open(path).build({layer.name: 0.5})
     assert {tuple(t.dims) for t in tried.graph.initializer} >= {(4, 8), (8, 3), (99, 3), (3, 3)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import onnx
 import pytest
 
 from prunecli.search.metric import Drop
+from prunecli.search.pruner import Allocation, Layer
 from prunecli.search.runner import Journal, TrialRunner
-from prunecli.search.space import Knob, Setting
 from prunecli.search.strategy import STRATEGIES, Goal, Search
-from prunecli.search.trials import Outcome, TrialJob, Workspace
+from prunecli.search.trials import Outcome, TrialGroup, Workspace
 from prunecli.types import no_progress
 
 SAMPLES = 4000
@@ -23,36 +24,36 @@ SAMPLES = 4000
 
 @dataclass
 class Formula:
-    """`tolerance[k]`: how well a knob bears it; damages add up, and multiply in pairs of neighbours (`company`)."""
+    """`tolerance[k]`: how well a layer bears it; damages add up, and multiply in pairs of neighbours (`company`)."""
 
     tolerance: Sequence[float] = (1.0, 4.0, 16.0, 64.0)
     count: int = 1000
     company: float = 0.0
 
     @property
-    def knobs(self) -> Sequence[Knob]:
-        return [Knob(f"k{i}", "element", self.count, self.count, None, ()) for i in range(len(self.tolerance))]
+    def layers(self) -> Sequence[Layer]:
+        return [Layer(f"k{i}", "element", self.count, self.count, None, ()) for i in range(len(self.tolerance))]
 
-    def damage(self, setting: Setting) -> float:
-        own = [(np.exp(4 * setting.get(f"k{i}", 0.0)) - 1) / t / 100 for i, t in enumerate(self.tolerance)]
+    def damage(self, allocation: Allocation) -> float:
+        own = [(np.exp(4 * allocation.get(f"k{i}", 0.0)) - 1) / t / 100 for i, t in enumerate(self.tolerance)]
         return float(sum(own) + self.company * sum(a * b for a, b in pairwise(own)) * 100)
 
-    def cost(self, setting: Setting) -> Mapping[str, float]:
-        return {"params": sum(self.count * (1 - setting.get(k.name, 0.0)) for k in self.knobs)}
+    def cost(self, allocation: Allocation) -> Mapping[str, float]:
+        return {"params": sum(self.count * (1 - allocation.get(k.name, 0.0)) for k in self.layers)}
 
-    def by_threshold(self, share: float) -> Setting:
-        return {knob.name: share for knob in self.knobs}
+    def by_threshold(self, share: float) -> Allocation:
+        return {layer.name: share for layer in self.layers}
 
-    def thresholds(self, setting: Setting) -> Mapping[str, float]:
-        return dict(setting)
+    def thresholds(self, allocation: Allocation) -> Mapping[str, float]:
+        return dict(allocation)
 
-    def build(self, setting: Setting) -> onnx.ModelProto:
+    def build(self, allocation: Allocation) -> onnx.ModelProto:
         raise AssertionError("nothing is built")
 
 
 @dataclass
-class Yard:
-    """The metric falls as damage grows; `noise` of a setting is its own, and always the same."""
+class Metric:
+    """The metric falls as damage grows; `noise` of an allocation is its own, and always the same."""
 
     noise: float = 0.0
 
@@ -69,40 +70,40 @@ class Calculated:
 
     space: Formula
     noise: float = 0.0
-    jobs: list[TrialJob] = field(default_factory=list)
+    jobs: list[TrialGroup] = field(default_factory=list)
     stop_after: int = 10**9
 
-    def run(self, workspace: Workspace, jobs: Sequence[TrialJob]) -> Iterator[tuple[int, list[Outcome]]]:
+    def run(self, workspace: Workspace, jobs: Sequence[TrialGroup]) -> Iterator[tuple[int, list[Outcome]]]:
         for number, job in reversed(list(enumerate(jobs))):  # any order will do
             if len(self.jobs) == self.stop_after:
                 raise KeyboardInterrupt
             self.jobs.append(job)
-            yield number, [self._one(setting, job.probe) for setting in job.settings]
+            yield number, [self._one(allocation, job.probe) for allocation in job.allocations]
 
-    def _one(self, setting: Setting, probe: bool) -> Outcome:
-        damage = self.space.damage(setting)
-        seed = abs(hash(tuple(round(v * 1000) for v in setting.values()))) % 2**32
+    def _one(self, allocation: Allocation, probe: bool) -> Outcome:
+        damage = self.space.damage(allocation)
+        seed = abs(hash(tuple(round(v * 1000) for v in allocation.values()))) % 2**32
         error = self.noise * np.random.default_rng(seed).normal()
         return Outcome(damage, 0.0, None if probe else {"drop": np.array(damage * 0.1 + error)})
 
 
 def searched(strategy: str, space: Formula, noise: float = 0.0, limit: float = 0.02, stop: int = 10**9) -> Search:
     pool = Calculated(space, noise, stop_after=stop)
-    workspace: Any = type("Fake", (), {"yardstick": Yard(noise)})()
+    workspace: Any = SimpleNamespace(samples=SimpleNamespace(metric=Metric(noise)))
     run = Search(TrialRunner(workspace, pool, Journal(None, ""), no_progress), space, Goal(limit, "params", SAMPLES))
     run.run(strategy)
     return run
 
 
 def best_possible(space: Formula, allowed: float) -> float:
-    """The smallest cost at a damage, where it only adds up: each knob's marginal damage is equal (Lagrange)."""
+    """The smallest cost at a damage, where it only adds up: each layer's marginal damage is equal (Lagrange)."""
 
-    def setting(rate: float) -> Setting:
+    def allocation(rate: float) -> Allocation:
         shares = [np.clip(np.log(max(rate * t * 25, 1e-9)) / 4, 0, 1) for t in space.tolerance]
         return {f"k{i}": float(s) for i, s in enumerate(shares)}
 
     rates = np.exp(np.linspace(-12, 4, 4000))
-    return min(space.cost(setting(r))["params"] for r in rates if space.damage(setting(r)) <= allowed)
+    return min(space.cost(allocation(r))["params"] for r in rates if space.damage(allocation(r)) <= allowed)
 
 
 def test_search_comes_close_to_the_best_there_is() -> None:
@@ -130,7 +131,7 @@ def test_search_beats_one_threshold_for_all(company: float) -> None:
     space = Formula(company=company)
     ours, theirs = searched("search", space).best, searched("feedback", space).best
     assert ours is not None and theirs is not None
-    assert ours.remains < 0.8 * theirs.remains  # the knobs differ by a factor of 64
+    assert ours.remains < 0.8 * theirs.remains  # the layers differ by a factor of 64
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -143,13 +144,13 @@ def test_each_strategy_ends_below_the_limit_with_its_margin(strategy: str) -> No
 
 
 def test_feedback_halves_its_step_down_to_the_last() -> None:
-    tried = [step.setting["k0"] for step in searched("feedback", Formula()).steps]
+    tried = [step.allocation["k0"] for step in searched("feedback", Formula()).steps]
     moves = np.abs(np.diff(tried))
     assert max(moves) <= 0.16 + 1e-9 and tried[-1] == pytest.approx(max(t for t in tried if t <= tried[-1]), abs=0.01)
 
 
 def test_luck_after_a_failure_is_not_trusted() -> None:
-    """With noise, some harsh settings pass while gentler ones of the same batch failed."""
+    """With noise, some harsh allocations pass while gentler ones of the same batch failed."""
     run = searched("search", Formula(), noise=0.01)
     lucky = [step for step in run.steps if step.bound <= 0.02 and not step.allowed]
     assert lucky and all("gentler" in step.decision for step in lucky)
@@ -173,7 +174,7 @@ def test_it_is_the_same_every_time(strategy: str) -> None:
 def test_an_interruption_leaves_the_best_so_far() -> None:
     space = Formula()
     pool = Calculated(space, stop_after=12)
-    workspace: Any = type("Fake", (), {"yardstick": Yard()})()
+    workspace: Any = SimpleNamespace(samples=SimpleNamespace(metric=Metric()))
     run = Search(TrialRunner(workspace, pool, Journal(None, "")), space, Goal(0.02, "params", SAMPLES))
     with pytest.raises(KeyboardInterrupt):
         run.run("search")
@@ -183,7 +184,7 @@ def test_an_interruption_leaves_the_best_so_far() -> None:
 def test_what_was_measured_is_not_measured_again() -> None:
     space = Formula()
     journal = Journal(None, "")
-    workspace: Any = type("Fake", (), {"yardstick": Yard()})()
+    workspace: Any = SimpleNamespace(samples=SimpleNamespace(metric=Metric()))
     found = []
     for _ in range(2):
         pool = Calculated(space)

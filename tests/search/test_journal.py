@@ -9,19 +9,19 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.search.runner import Journal
-from prunecli.search.trials import Outcome, TrialJob
+from prunecli.search.trials import Outcome, TrialGroup
 
-JOB = TrialJob.of({"a": 0.5, "b": 0.0}, {"a": 0.25}, probe=True)
+JOB = TrialGroup.of({"a": 0.5, "b": 0.0}, {"a": 0.25}, probe=True)
 FOUND = [Outcome(0.1, float("inf")), Outcome(1 / 3, 0.25, {"predicted": np.arange(5), "log_prob": np.ones(2) / 3})]
 
 
 def test_it_gives_back_what_was_put(tmp_path: Path) -> None:
     Journal(tmp_path / "s", "me").put(JOB, FOUND)
     again = Journal(tmp_path / "s", "me")
-    one, two = again.get(TrialJob.of({"a": 0.5}, {"a": 0.25}, probe=True)) or []
+    one, two = again.get(TrialGroup.of({"a": 0.5}, {"a": 0.25}, probe=True)) or []
     assert (one.damage, one.error, one.records) == (0.1, float("inf"), None) and two.damage == 1 / 3
     assert two.records is not None and np.array_equal(two.records["log_prob"], np.ones(2) / 3)
-    assert again.get(TrialJob.of({"a": 0.5}, {"a": 0.25})) is None and JOB.key in again.earlier
+    assert again.get(TrialGroup.of({"a": 0.5}, {"a": 0.25})) is None and JOB.key in again.earlier
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_rest_goes_on(tmp_path: Path)
     path.write_bytes(whole + b'{"job": "x", "outc')
     again = Journal(path, "me")
     assert again.get(JOB) is not None and path.read_bytes() == whole
-    other = TrialJob.of({"b": 0.5})
+    other = TrialGroup.of({"b": 0.5})
     again.put(other, FOUND[1:])
     again.close()
     assert Journal(path, "me").get(other) is not None
@@ -77,7 +77,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_under_another_job_is_damage() -> None:
-    whole = TrialJob.of({"a": 0.5}, {"a": 0.25})
+    whole = TrialGroup.of({"a": 0.5}, {"a": 0.25})
     for job, outcomes in ((JOB, FOUND[:1]), (JOB, []), (whole, FOUND)):
         journal = Journal(None, "me")
         journal.put(job, outcomes)

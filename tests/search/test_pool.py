@@ -19,50 +19,50 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import Asked
 from prunecli.runtime import Session
-from prunecli.search.metric import choose_yardstick
+from prunecli.search.metric import choose_metric
 from prunecli.search.runner import Dask, InProcess, LocalProcesses, WorkerPool
-from prunecli.search.trials import Outcome, TrialJob, Workspace, outputs_of
-from prunecli.search.weights import ElementRecipe, ElementSpace
+from prunecli.search.trials import Outcome, TrialGroup, TrialSamples, Workspace, outputs_of
+from prunecli.search.zero_pruner import WeightRanking, WeightSpace
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
 MLP = SAMPLES / "digits-mlp.onnx"
 WEIGHTS = {"fc1.weight": None, "fc2.weight": None, "fc3.weight": None}
-JOBS = [TrialJob.of({"fc1.weight": 0.3 + 0.05 * i}, {"fc1.weight": 0.9}, probe=i % 2 == 0) for i in range(12)]
+JOBS = [TrialGroup.of({"fc1.weight": 0.3 + 0.05 * i}, {"fc1.weight": 0.9}, probe=i % 2 == 0) for i in range(12)]
 
 
 @dataclass(frozen=True)
-class Deadly(ElementRecipe):
+class Deadly(WeightRanking):
     """The first process that opens it (there is one `flag`) is killed at its third build."""
 
     flag: str = ""
 
-    def open(self, path: Path) -> ElementSpace:
-        space = super().open(path)
+    def at(self, path: Path) -> WeightSpace:
+        space = super().at(path)
         try:
             Path(self.flag).touch(exist_ok=False)
         except FileExistsError:
             return space
         build, left = space.build, [3]
 
-        def deadly(setting: Any) -> Any:
+        def deadly(allocation: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return build(setting)
+            return build(allocation)
 
         space.build = deadly  # type: ignore[method-assign]
         return space
 
 
-def workspace(recipe: ElementRecipe) -> Workspace:
+def workspace(ranking: WeightRanking) -> Workspace:
     session = Session.open(MLP, threads=1)
     data = DataOptions(str(SAMPLES / "digits-test.npz")).open(session.inputs)
     batches = list(data.batches(64))
     reference = list(outputs_of(session, batches, 1 << 20))
-    yardstick = choose_yardstick(None, Asked(), data.labels, batches, reference)
+    metric = choose_metric(None, Asked(), data.labels, batches, reference)
     content = np.frombuffer(MLP.read_bytes(), np.uint8)
-    return Workspace(os.urandom(8).hex(), {"m.onnx": content}, recipe, batches, reference, yardstick, 3)
+    return Workspace(os.urandom(8).hex(), {"m.onnx": content}, ranking.at, TrialSamples(batches, reference, metric), 3)
 
 
 def results(pool: WorkerPool, made: Workspace) -> list[list[Outcome]]:
@@ -78,12 +78,12 @@ def plain(found: list[list[Outcome]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[Any]:
-    return plain(results(InProcess(), workspace(ElementRecipe(WEIGHTS))))
+    return plain(results(InProcess(), workspace(WeightRanking(WEIGHTS))))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_local_processes(workers: int, expected: list[Any]) -> None:
-    assert plain(results(LocalProcesses(workers), workspace(ElementRecipe(WEIGHTS)))) == expected
+    assert plain(results(LocalProcesses(workers), workspace(WeightRanking(WEIGHTS)))) == expected
 
 
 def test_a_local_process_that_is_killed_is_replaced(tmp_path: Path, expected: list[Any]) -> None:
@@ -93,7 +93,7 @@ def test_a_local_process_that_is_killed_is_replaced(tmp_path: Path, expected: li
 
 def test_what_goes_wrong_in_a_process_is_told(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="nothing"):
-        list(LocalProcesses(2).run(workspace(ElementRecipe(WEIGHTS)), [TrialJob.of({"nothing": 0.5})]))
+        list(LocalProcesses(2).run(workspace(WeightRanking(WEIGHTS)), [TrialGroup.of({"nothing": 0.5})]))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_cluster(cluster: str, expected: list[Any]) -> None:
-    made = workspace(ElementRecipe(WEIGHTS))
+    made = workspace(WeightRanking(WEIGHTS))
     with closing(Dask(cluster)) as pool:
         assert plain(results(pool, made)) == expected
         assert plain(results(pool, made)) == expected  # the workspace is there already

@@ -16,11 +16,9 @@ from prunecli.data.options import DataOptions
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.shapes import Dims
 from prunecli.runtime import Session
-from prunecli.search.options import TrialOptions
-from prunecli.search.pools import SampleSubset
-from prunecli.search.pruner import Pruner, PrunerOutput
-from prunecli.search.setup import open_pruner
-from prunecli.search.space import Knob, Setting, normal, snapped
+from prunecli.search.options import PrunedFile, TrialOptions
+from prunecli.search.pruner import Allocation, Layer, Pruner, normal, snapped
+from prunecli.search.setup import SampleSubset, open_pruner
 from prunecli.search.suffix import shared
 from prunecli.types import no_progress
 from tests.tiny import ROOT
@@ -40,8 +38,8 @@ def opened(**changes: Any) -> Pruner:
     return open_pruner(SAMPLE, options, SampleSubset.of_data(options.tried, data), no_progress)
 
 
-def middle(pruner: Pruner) -> Setting:
-    return snapped(pruner.space.knobs, {knob.name: 0.1 + 0.1 * i for i, knob in enumerate(pruner.space.knobs)})
+def middle(pruner: Pruner) -> Allocation:
+    return snapped(pruner.layers, {layer.name: 0.1 + 0.1 * i for i, layer in enumerate(pruner.layers)})
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, Any]:
@@ -51,38 +49,38 @@ def stored(proto: onnx.ModelProto) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_is_tried_is_what_is_saved(kind: dict[str, Any], tmp_path: Path) -> None:
     pruner = opened(**kind)
-    setting = middle(pruner)
-    tried = pruner.space.build(setting)
-    done = pruner.finish(setting, {}, PrunerOutput(tmp_path / "out.onnx"), no_progress)
+    allocation = middle(pruner)
+    tried = pruner.build(allocation)
+    done = pruner.save(allocation, PrunedFile(output=tmp_path / "out.onnx"), {}, no_progress)
     assert done.verification.kind == "exact"
     ours, saved = stored(tried), stored(onnx.load(tmp_path / "out.onnx"))
     assert ours.keys() == saved.keys() and all(np.array_equal(ours[n], saved[n]) for n in ours)
     model = load(tmp_path / "out.onnx")
     found = totals(model, concrete_shapes(model, Dims()))
-    remains = pruner.space.cost(setting)
+    remains = pruner.cost(allocation)
     if kind.get("granularity"):
         assert remains["params"] == found.params
         assert abs(remains["file_bytes"] - found.file_bytes) < 0.05 * found.file_bytes
     else:
-        whole = pruner.space.cost({})["params"]
-        units = 4 * len(pruner.space.knobs) if kind.get("pattern") else 0  # the last unit of a weight may not fit
+        whole = pruner.cost({})["params"]
+        units = 4 * len(pruner.layers) if kind.get("pattern") else 0  # the last unit of a weight may not fit
         assert abs(found.params - found.nonzero - (whole - remains["params"])) <= units  # nothing else of it is zero
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_building_leaves_no_trace(kind: dict[str, Any]) -> None:
     pruner = opened(**kind)
-    before = pruner.space.build({}).SerializeToString()
-    pruner.space.build(middle(pruner))
-    assert pruner.space.build({}).SerializeToString() == before
+    before = pruner.build({}).SerializeToString()
+    pruner.build(middle(pruner))
+    assert pruner.build({}).SerializeToString() == before
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_what_comes_before_a_knob_is_shared(kind: dict[str, Any]) -> None:
-    """Equal nodes of equal inputs, up to the first that the knob changes."""
-    space = opened(**kind).space
-    for knob in space.knobs[1:3]:
-        one, other = space.build({}), space.build({knob.name: min(0.5, knob.limit)})
+def test_what_comes_before_a_layer_is_shared(kind: dict[str, Any]) -> None:
+    """Equal nodes of equal inputs, up to the first that the layer changes."""
+    space = opened(**kind)
+    for layer in space.layers[1:3]:
+        one, other = space.build({}), space.build({layer.name: min(0.5, layer.limit)})
         before, after = stored(one), stored(other)
         moved = {n for n in before if n not in after or not np.array_equal(before[n], after[n])}
         made = shared([one, other])
@@ -93,18 +91,18 @@ def test_what_comes_before_a_knob_is_shared(kind: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_one_threshold_removes_the_lowest_scores(kind: dict[str, Any]) -> None:
     pruner = opened(**kind)
-    space = pruner.space
-    setting = snapped(space.knobs, space.by_threshold(0.3))
-    gone = sum(setting.get(k.name, 0.0) * k.count for k in space.knobs) / sum(k.count for k in space.knobs)
+    space = pruner
+    allocation = snapped(space.layers, space.by_threshold(0.3))
+    gone = sum(allocation.get(k.name, 0.0) * k.count for k in space.layers) / sum(k.count for k in space.layers)
     assert gone == pytest.approx(0.3, abs=0.02) or kind.get("round_to")
-    assert 0 < max(space.thresholds(setting).values()) < np.inf
-    assert snapped(space.knobs, setting) == setting
+    assert 0 < max(space.thresholds(allocation).values()) < np.inf
+    assert snapped(space.layers, allocation) == allocation
 
 
 def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> None:
     pruner = opened(criterion="l1")
-    name = pruner.space.knobs[1].name
-    threshold = pruner.space.thresholds({name: 0.4})[name]
+    name = pruner.layers[1].name
+    threshold = pruner.thresholds({name: 0.4})[name]
     prunecli.magnitude(
         SAMPLE,
         threshold=float(np.nextafter(np.float32(threshold), np.float32(1))),
@@ -121,7 +119,7 @@ def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> N
      (0.67, 24, 1, 8, 16), (1.0, 24, 23 / 24, 8, 16), (0.0, 5, 1, 1, 0), (0.9, 3, 2 / 3, 4, 0)],
 )  # fmt: skip
 def test_whole_units_go(fraction: float, count: int, limit: float, multiple: int, gone: int) -> None:
-    assert Knob("k", "channel", count, 0, 0, (), limit, multiple).gone(fraction) == gone
+    assert Layer("k", "channel", count, 0, 0, (), limit, multiple).gone(fraction) == gone
 
 
 def test_settings_that_do_the_same_are_equal() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from prunecli.model import Dims, find_weights, load
 from prunecli.runtime import Session
-from prunecli.search.group_pruner import UnitsRecipe
+from prunecli.search.structure_pruner import UnitRanking
 from prunecli.search.suffix import beyond, border, prefix, shared
 from prunecli.search.trials import _Parts
 from prunecli.structures.prunable import open_cuttable
@@ -117,9 +117,9 @@ def test_models_that_were_cut_differently_share_no_inserted_value(kind: str, tmp
     onnx.save(net.model(), path)
     subject = open_cuttable(path, "channel", Dims())
     scores = np.random.default_rng(0).random(subject.units.count)
-    space = UnitsRecipe("channel", subject.inputs, scores).open(path)
-    assert len(space.knobs) >= 2
-    split = [check_parts([space.build({knob.name: r}) for r in (0.0, 0.3, 0.6)]) for knob in space.knobs]
+    space = UnitRanking("channel", subject.inputs, scores).at(path)
+    assert len(space.layers) >= 2
+    split = [check_parts([space.build({layer.name: r}) for r in (0.0, 0.3, 0.6)]) for layer in space.layers]
     assert any(split)
 
 

@@ -28,9 +28,9 @@ def test_it_is_as_good_as_the_best_of_all_choices() -> None:
     path = best_path(curves)
     grid = [np.linspace(0, 1, 15)] * 3
     for position in (0.05, 0.3, 1.0, 3.0):
-        setting = path.at(position)
-        mine = sum(c.cost(setting[c.knob]) for c in curves)
-        spent = sum(c.at(setting[c.knob]) for c in curves)
+        allocation = path.at(position)
+        mine = sum(c.cost(allocation[c.layer]) for c in curves)
+        spent = sum(c.at(allocation[c.layer]) for c in curves)
         rivals = [sum(c.cost(f) for c, f in zip(curves, some, strict=True)) for some in itertools.product(*grid)
                   if sum(c.at(f) for c, f in zip(curves, some, strict=True)) <= spent]  # fmt: skip
         assert mine <= min(rivals) + 0.6  # the hull has FINE points between two levels: at most a step of 1/32 of 40
@@ -59,13 +59,13 @@ def test_further_along_is_never_larger_and_a_setting_is_found_again(
     path = best_path(curves)
     before = float("inf")
     for position in (0.0, 1e-6, 0.1, 1.0, 5.0, 1e3):
-        setting = path.at(position)
-        cost = sum(c.cost(setting.get(c.knob, 0.0)) for c in curves)
+        allocation = path.at(position)
+        cost = sum(c.cost(allocation.get(c.layer, 0.0)) for c in curves)
         assert cost <= before + 1e-9
         before = cost
-        assert all(0 <= f <= 1 for f in setting.values())
+        assert all(0 <= f <= 1 for f in allocation.values())
         reached = min(position, path.most)
-        assert path.position(setting) == pytest.approx(reached, abs=1e-6 + 1e-6 * path.most)
+        assert path.position(allocation) == pytest.approx(reached, abs=1e-6 + 1e-6 * path.most)
 
 
 def test_positions_are_spread_between_two() -> None:

@@ -12,7 +12,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import FidelitySums
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, compute_metrics
-from prunecli.search.metric import FIDELITY, Yardstick, agreement, choose_yardstick
+from prunecli.search.metric import FIDELITY, TrialMetric, agreement, choose_metric
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -30,8 +30,8 @@ def pieces(values: Array) -> list[dict[str, Array]]:
     return [{"y": values[i : i + 100]} for i in range(0, 400, 100)]
 
 
-def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[Yardstick, dict[str, Array]]:
-    found = choose_yardstick(metric, Asked(), labels, batches(labels), pieces(base))
+def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[TrialMetric, dict[str, Array]]:
+    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base))
     return found, found.records(zip(batches(labels), pieces(trial), pieces(base), strict=True))
 
 
@@ -70,7 +70,7 @@ def test_the_error_of_a_metric_that_is_no_mean_is_that_of_a_bootstrap() -> None:
 def test_an_accuracy_that_did_not_change_is_not_certain() -> None:
     found, records = judged(None, CLASSES, LOGITS, LOGITS)
     drop = found.drop(records)
-    assert (found.metric, drop.value) == ("accuracy", 0.0)
+    assert (found.name, drop.value) == ("accuracy", 0.0)
     assert drop.error() == pytest.approx(1 / 400)  # as if one sample had changed
 
 
@@ -99,23 +99,23 @@ def test_damage_is_the_divergence_of_scores_and_relative_elsewhere() -> None:
     divergence = (p * np.log(p / q)).sum(1)
     np.testing.assert_allclose(found.damage({"y": LOGITS}, {"y": NOISY}, 400), divergence, rtol=1e-6)  # float64
     maps = RNG.normal(size=(400, 2, 3, 3)).astype(np.float32)
-    other = choose_yardstick("cosine", Asked(), None, batches(None), pieces(maps))
+    other = choose_metric("cosine", Asked(), None, batches(None), pieces(maps))
     np.testing.assert_allclose(other.damage({"y": maps}, {"y": maps * 0.5}, 400).mean(), 0.25, rtol=1e-6)
 
 
 def test_what_labels_mean_does_not_depend_on_the_part() -> None:
     """One output, targets that are counts: a part that happens to hold 0 and 1 alone is no yes-or-no question."""
     counts, part = np.arange(400) % 3, np.arange(400) % 2
-    found = choose_yardstick(None, Asked(), np.concatenate([part, counts]), batches(part), pieces(NUMBERS))
-    assert found.metric == "r2"
-    assert choose_yardstick(None, Asked(), part, batches(part), pieces(NUMBERS)).metric == "accuracy"
+    found = choose_metric(None, Asked(), np.concatenate([part, counts]), batches(part), pieces(NUMBERS))
+    assert found.name == "r2"
+    assert choose_metric(None, Asked(), part, batches(part), pieces(NUMBERS)).name == "accuracy"
 
 
 def test_folders_of_other_classes_are_refused() -> None:
     """Three folders, numbered 0 to 2, and a model of seven classes."""
     three = Classes({0: "a", 1: "b", 2: "c"}, complete=True)
     with pytest.raises(PruneError, match="3 classes"):
-        choose_yardstick(None, Asked(), CLASSES % 3, batches(CLASSES % 3), pieces(LOGITS), three)
+        choose_metric(None, Asked(), CLASSES % 3, batches(CLASSES % 3), pieces(LOGITS), three)
 
 
 def test_an_original_that_gives_no_numbers_is_refused() -> None:
@@ -136,9 +136,9 @@ def test_damage_is_told_of_the_numbers_that_the_original_gives() -> None:
 
 def test_an_output_whose_size_follows_the_weights_is_no_measure() -> None:
     parts = [{"y": LOGITS[i : i + 100], "found": LOGITS[: 10 + i // 100]} for i in range(0, 400, 100)]
-    assert set(choose_yardstick(None, Asked(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
+    assert set(choose_metric(None, Asked(), CLASSES, batches(CLASSES), parts).scales) == {"y"}
     alone = [{"found": part["found"]} for part in parts]
-    found = choose_yardstick("cosine", Asked(), None, batches(None), alone)
+    found = choose_metric("cosine", Asked(), None, batches(None), alone)
     with pytest.raises(PruneError, match="changes its size"):
         found.damage({"found": LOGITS[:10]}, {"found": LOGITS[:9]}, 100)
 
@@ -156,6 +156,6 @@ def test_what_promises_nothing_is_refused(metric: str | None, labels: Array | No
 
 
 def test_defaults() -> None:
-    assert judged(None, NUMBERS, NUMBERS, NUMBERS)[0].metric == "r2"
-    assert judged(None, None, LOGITS, LOGITS)[0].metric == "top1_agreement"
-    assert judged(None, None, NUMBERS, NUMBERS)[0].metric == "cosine"
+    assert judged(None, NUMBERS, NUMBERS, NUMBERS)[0].name == "r2"
+    assert judged(None, None, LOGITS, LOGITS)[0].name == "top1_agreement"
+    assert judged(None, None, NUMBERS, NUMBERS)[0].name == "cosine"

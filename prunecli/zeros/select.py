@@ -1,11 +1,11 @@
-"""Who decides what becomes of each weight: the one thing that differs between commands that zero weights."""
+"""Which weights are worked on, and who decides what becomes of each: in that commands that zero weights differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from prunecli.zeros.zero import target_of
 
 @dataclass(frozen=True)
 class Selection:
-    """What a judge says: which weights, what becomes of each, its part of the recorded recipe, and what to tell.
+    """Which weights, what becomes of each, the selector's part of the recorded recipe, and what to tell.
     `moved`: other tensors that change with them, such as biases. `details`: for the report, by weight. `feed`: inputs
     that the model ran on."""
 
@@ -35,37 +35,34 @@ class Selection:
     feed: Mapping[str, Any] | None = None
 
 
-class Selector(Protocol):
-    """Decides which elements go from more than the weights' values. `command`: whose report it is."""
-
-    @property
-    def command(self) -> str: ...
-
-    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection: ...
+Select = Callable[[Model, "WeightChoice", Recipe, Progress], Selection]
 
 
-@runtime_checkable
-class Fits(Protocol):
-    """A judge that also fits what is left, to zeros that were decided on before."""
+@dataclass(frozen=True)
+class Selector:
+    """Who decides which elements go. `command`: whose report it is. `refit`: fits what is left by zeros that were
+    decided on before, as by a plan; None where nothing is fitted."""
 
-    def fitted(self, file: Model, planned: Selection, progress: Progress) -> Selection: ...
+    command: str
+    select: Select
+    refit: Callable[[Model, Selection, Progress], Selection] | None = None
 
 
-class ByValue:
-    """The judge of `prune magnitude`: the stored values alone."""
+def by_value(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
+    """The selection of `prune magnitude`: by the stored values alone.
 
-    command = "magnitude"
-
-    def __call__(self, file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
-        name = recipe.criterion or "l1"
-        evidence = of_elements(name).evidence
-        if evidence is not None:
-            command = "gradient --criterion" if evidence.differentiates else "oneshot --method"
-            raise PruneError(
-                f"--criterion {name} needs the {evidence.name}, which magnitude does not measure",
-                f"use `prune {command} {name}`",
-            )
-        return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
+    Raises:
+        PruneError: the criterion needs more.
+    """
+    name = recipe.criterion or "l1"
+    evidence = of_elements(name).evidence
+    if evidence is not None:
+        command = "gradient --criterion" if evidence.differentiates else "oneshot --method"
+        raise PruneError(
+            f"--criterion {name} needs the {evidence.name}, which magnitude does not measure",
+            f"use `prune {command} {name}`",
+        )
+    return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}

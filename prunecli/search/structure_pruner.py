@@ -1,0 +1,256 @@
+"""Cut structures: one layer per group of coupled units; saved as `prune structured` would save it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from prunecli.data.options import DataOptions
+from prunecli.dependency.analysis import Whole
+from prunecli.dependency.catalogue import Group
+from prunecli.dependency.costs import costs
+from prunecli.errors import PruneError
+from prunecli.model import Dims
+from prunecli.model.saving import SaveOptions, save
+from prunecli.model.shape_inference import Shape
+from prunecli.search.options import PrunedFile, TrialOptions
+from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
+from prunecli.structures.calibrate import measure
+from prunecli.structures.carry_out import StructuredResult, carry_out
+from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_limit, group_multiple, resolve_criterion
+from prunecli.structures.decide import nothing_to_cut
+from prunecli.structures.decision import Decided, analysed_as
+from prunecli.structures.gradual import expand
+from prunecli.structures.latency_budget import LatencyBench as Timing
+from prunecli.structures.latency_budget import layer_table
+from prunecli.structures.options import CutOptions
+from prunecli.structures.prunable import Cuttable, choose_groups, following, open_cuttable
+from prunecli.types import Json, Progress, Skipped
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class UnitRanking:
+    """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
+    that it is analysed at. `max_ratio`: the largest fraction of a group; `multiples`: by group, units that stay.
+    `whole`: axes that stay whole, see `Cuttable`."""
+
+    granularity: str
+    shapes: Mapping[str, Shape]
+    scores: Array
+    max_ratio: float = 0.9
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    whole: Whole = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+
+    def opened(self, path: Path, dims: Dims) -> Cuttable:
+        """A model with the same values, analysed in the same way."""
+        return open_cuttable(path, self.granularity, dims, self.shapes, whole=self.whole, include=self.include)
+
+    def at(self, path: Path) -> UnitSpace:
+        return UnitSpace(self.opened(path, Dims()), self)
+
+
+class UnitSpace:
+    """Every built model is really cut: what is measured is what will be saved.
+
+    costing: knows `latency` besides parameters and work; only where costs are asked for.
+    """
+
+    def __init__(self, cuttable: Cuttable, ranking: UnitRanking, costing: Costing | None = None) -> None:
+        if cuttable.units.count != len(ranking.scores):
+            raise PruneError("internal: the model was analysed differently here", "use the same version everywhere")
+        self.cuttable, self.ranking, self.costing = cuttable, ranking, costing
+        self.groups = {g.name: g for g in cuttable.units.groups if not np.isnan(ranking.scores[g.units]).any()}
+
+    @cached_property
+    def layers(self) -> Sequence[Layer]:
+        prices = dict(zip((g.name for g in self.cuttable.units.groups), self.cuttable.prices, strict=True))
+        return [self._layer(group, *prices[name]) for name, group in self.groups.items()]
+
+    @cached_property
+    def _layers(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def _layer(self, group: Group, params: int, macs: int) -> Layer:
+        return Layer(
+            group.name, group.kind, group.count,
+            params=params * group.count, macs=macs * group.count,
+            touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
+            limit=group_limit(group, self.ranking.max_ratio) / group.count,
+            multiple=self.ranking.multiples.get(group.name, 1),
+        )  # fmt: skip
+
+    def mask(self, allocation: Allocation) -> Array:
+        """Units that go: of each group the lowest scores, of equal ones the later."""
+        out = np.zeros(self.cuttable.units.count, bool)
+        for name, share in allocation.items():
+            group = self.groups[name]
+            own = self.ranking.scores[group.units]
+            gone = self._layers[name].gone(share)
+            out[group.first + np.lexsort((-np.arange(group.count), own))[:gone]] = True
+        return out
+
+    def build(self, allocation: Allocation) -> onnx.ModelProto:
+        mask = self.mask(allocation)
+        if not mask.any():
+            return ir.to_proto(self.cuttable.work)
+        return ir.to_proto(self.cuttable.without(mask, self.cuttable.units.removed(mask)))
+
+    def cost(self, allocation: Allocation) -> Mapping[str, float]:
+        found = self._costs.of(self.cuttable.units.kept(self.mask(allocation)))
+        saved = self._whole["params"] - found["params"]
+        return {**found, "file_bytes": max(self._bytes - saved * self._width, 1)}
+
+    @cached_property
+    def _costs(self) -> Any:
+        return self.costing or costs(self.cuttable.units.analysis)
+
+    @cached_property
+    def _whole(self) -> Mapping[str, int]:
+        return dict(self._costs.of(self.cuttable.units.sizes))
+
+    @cached_property
+    def _bytes(self) -> int:
+        return sum(path.stat().st_size for path in (self.cuttable.file.path, *self.cuttable.file.data_files))
+
+    @cached_property
+    def _width(self) -> float:
+        """Bytes of a parameter."""
+        held = [v.const_value for v in self.cuttable.work.graph.initializers.values() if v.const_value is not None]
+        floats = [t for t in held if t.dtype.is_floating_point()]
+        return sum(t.nbytes for t in floats) / max(sum(t.size for t in floats), 1)
+
+    def by_threshold(self, share: float) -> Allocation:
+        order = np.argsort(np.where(np.isnan(self.ranking.scores), np.inf, self.ranking.scores), kind="stable")
+        total = sum(group.count for group in self.groups.values())
+        gone = np.zeros(self.cuttable.units.count, bool)
+        gone[order[: round(share * total)]] = True
+        return {name: float(gone[group.units].mean()) for name, group in self.groups.items()}
+
+    def thresholds(self, allocation: Allocation) -> Mapping[str, float]:
+        mask, scores = self.mask(allocation), self.ranking.scores
+        picked = {name: scores[g.units][mask[g.units]] for name, g in self.groups.items() if name in allocation}
+        return {name: float(own.max()) if own.size else 0.0 for name, own in picked.items()}
+
+
+class StructurePruner(UnitSpace):
+    """A space of structures that saves what it builds. `left`: groups that --include and --exclude leave alone, and
+    why; `timing`: where latency is the goal."""
+
+    goals = ("macs", "params", "file_bytes", "latency")
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> None:
+        self.options, self.samples = options, samples
+        cuttable, allowed, self.left = following(partial(_opened, path, options))
+        scores = self._scores(cuttable, options.criterion, progress, allowed)
+        latency = options.goal == "latency"
+        self.timing = Timing(cuttable, self._cut_options(options.criterion), progress) if latency else None
+        table = None if self.timing is None else layer_table(self.timing, allowed)
+        ranking = UnitRanking(
+            options.granularity, dict(cuttable.inputs), scores,
+            max_ratio=options.largest_ratio,
+            multiples={g.name: group_multiple(g, options.multiple, table) for g in cuttable.units.groups},
+            whole=cuttable.whole, include=cuttable.include,
+        )  # fmt: skip
+        super().__init__(cuttable, ranking, table)
+
+    def _cut_options(self, criterion: str | None, **changes: Any) -> CutOptions:
+        o = self.options
+        given = {"data": self.samples, "criterion": criterion or "auto", "threads": o.execution.threads}
+        return o.part(CutOptions, **given | changes)
+
+    def _scores(
+        self, cuttable: Cuttable, criterion: str | None, progress: Progress, allowed: Array | None = None
+    ) -> Array:
+        asked = self._cut_options(criterion, threads=1)
+        how = UnitRecipe("ratio", 0.5, criterion=asked.criterion, seed=self.options.seed)
+        return decide_units(cuttable.units, how, allowed, measure(cuttable, asked, progress), progress).scores
+
+    @property
+    def at(self) -> Callable[[Path], UnitSpace]:
+        return self.ranking.at
+
+    @property
+    def identity(self) -> str:
+        ranking = self.ranking
+        scores = hashlib.sha256(np.nan_to_num(ranking.scores, nan=-1.0).tobytes()).hexdigest()
+        shapes = {name: list(shape) for name, shape in ranking.shapes.items()}
+        return digest(ranking.granularity, shapes, scores, ranking.max_ratio, dict(ranking.multiples))
+
+    @property
+    def criterion(self) -> str:
+        return resolve_criterion(self.options.criterion or "auto", True)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [Skipped(name, reason) for name, reason in self.left.items()]
+
+    def proxy(self, progress: Progress) -> Proxy:
+        scores = self._scores(self.cuttable, "fisher", progress)
+
+        def predicted(layer: str, fraction: float) -> float:
+            return float(np.nansum(scores[self.mask({layer: fraction})]) / 2)
+
+        return predicted
+
+    def save(self, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress) -> StructuredResult:
+        return self._save(self.cuttable, allocation, saving, said, progress)
+
+    def cut_further(
+        self, trained: Path, gone: Allocation, allocation: Allocation, saving: PrunedFile, progress: Progress
+    ) -> StructuredResult:
+        assert saving.output is not None
+        work, place = expand(self.cuttable, self.mask(gone), trained), saving.output.with_name("expanded.onnx")
+        save(replace(self.cuttable.file, ir=work), place, SaveOptions(force=True))
+        return self._save(self.ranking.opened(place, self.options.dims), allocation, saving, {}, progress)
+
+    def _save(
+        self, cuttable: Cuttable, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress
+    ) -> StructuredResult:
+        o, start = self.options, time.perf_counter()
+        assert saving.output is not None
+        kept = {name: getattr(saving, name) for name in ("force", "dry_run", "verify", "save_plan", "external_data")}
+        wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept)
+        how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
+               "include": list(o.include), "exclude": list(o.exclude), **analysed_as(cuttable)}  # fmt: skip
+        mask = self.mask(allocation)
+        notes, latency = self._timed(mask)
+        decided = Decided(mask, self.ranking.scores, {**how, **said}, self.left, notes=notes, latency=latency)
+        return carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
+
+    def _timed(self, mask: Array) -> tuple[list[str], Json | None]:
+        """The model beside the original, where latency is the goal."""
+        if self.timing is None:
+            return [], None
+        gain, threads = self.timing.compare(self.timing.build(mask)), self.options.execution.thread_count
+        remains = None if gain.reason else 1 / gain.speedup
+        measured = {"remains": remains, "threads": threads, "speedup": gain.to_json()}
+        return [f"measured on {threads} thread{'s' * (threads > 1)}: {gain.words()}"], measured
+
+
+def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
+    """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
+    trial that cannot follow would end the search."""
+    cuttable = open_cuttable(path, options.granularity, options.dims, whole=whole, include=options.include)
+    allowed, left = choose_groups(cuttable, options.include, options.exclude)
+    if not allowed.any():
+        raise nothing_to_cut(cuttable, left)
+    groups = [group for group, wanted in zip(cuttable.units.groups, allowed, strict=True) if wanted]
+    for some in (*([group] for group in groups), groups):
+        mask = np.zeros(cuttable.units.count, bool)
+        for group in some:
+            mask[group.first : group.first + group_limit(group, 0.5)] = True
+        cuttable.without(mask, cuttable.units.removed(mask))
+    return cuttable, allowed, left

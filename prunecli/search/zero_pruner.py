@@ -1,0 +1,255 @@
+"""Zeros in weights: one layer per weight, its fraction the sparsity; saved as `prune magnitude` would save it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from prunecli.calibration.gradient_source import GradientSamples, open_source
+from prunecli.data.options import DataOptions
+from prunecli.errors import PruneError
+from prunecli.masks.criteria import SQUARED, Evidence, of_elements
+from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Units, decide
+from prunecli.masks.patterns import Tiles, Windows, parse_pattern
+from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights, load
+from prunecli.model.sizes import macs_by_weight
+from prunecli.model.stored_tensors import holders
+from prunecli.search.options import PrunedFile, TrialOptions
+from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
+from prunecli.types import Json, Progress, Skipped
+from prunecli.zeros.magnitude import zeroed
+from prunecli.zeros.oneshot import Oneshot, measured_scores
+from prunecli.zeros.options import Fitting, MagnitudeOptions
+from prunecli.zeros.result import MagnitudeResult
+from prunecli.zeros.select import Selection, Selector, WeightChoice, choose
+from prunecli.zeros.zero import target_of
+
+Array = np.ndarray[Any, Any]
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class WeightRanking:
+    """Which weights of a model are pruned, by name, with the work of the operators that read them; and how their
+    elements are ranked. evidence: by weight, what the criterion asks for, of the stored shape."""
+
+    weights: Mapping[str, int | None]
+    criterion: str = "l1"
+    pattern: str = "element"
+    seed: int = 0
+    evidence: Mapping[str, Array] = field(default_factory=dict)
+
+    def at(self, path: Path) -> WeightSpace:
+        return WeightSpace(load(path), self)
+
+    def target(self, weight: Weight) -> Target:
+        """A weight with its evidence."""
+        return target_of(weight, self.evidence[weight.name] if of_elements(self.criterion).evidence else None)
+
+    def recipe(self, scope: str, sparsity: float) -> Recipe:
+        return Recipe(self.pattern, scope, self.criterion, sparsity, seed=self.seed)
+
+    def decisions(self, targets: Mapping[str, Target], allocation: Allocation) -> dict[str, Decision]:
+        """What becomes of each weight that is cut."""
+        return {
+            name: decide([targets[name]], self.recipe("layer", min(share, 1.0)))[0]
+            for name, share in allocation.items()
+            if share > 0 and targets[name].size
+        }
+
+    def scores(self, target: Target, array: Array) -> Array:
+        """The score of the unit that each element belongs to."""
+        form = parse_pattern(self.pattern)
+        assert isinstance(form, Tiles)
+        units = Units(form, of_elements(self.criterion), self.seed)
+        if units.by_bits:
+            return np.abs(array.astype(np.float64))
+        tiling = units.tiling(target, array)
+        return target.restore(tiling.expand(tiling.flat(units.scores(target, array, tiling))))
+
+
+class WeightSpace:
+    """The weights of a loaded model, whose tensors are held in memory."""
+
+    def __init__(self, model: Model, ranking: WeightRanking) -> None:
+        self.model, self.ranking = model, ranking
+        for holder in holders(model.ir):
+            if isinstance(holder.tensor, ir.ExternalTensor):
+                holder.put(ir.Tensor(np.array(holder.tensor.numpy()), dtype=holder.tensor.dtype, name=holder.name))
+        self.weights = {w.name: w for w in find_weights(model).all() if w.name in ranking.weights}
+        self.originals = {name: weight.tensor for name, weight in self.weights.items()}
+        self.targets = {name: ranking.target(weight) for name, weight in self.weights.items()}
+        self.zeros = {name: w.size - int(np.count_nonzero(w.array())) for name, w in self.weights.items()}
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [Layer(name, "element", count=w.size, params=w.size, macs=self.ranking.weights[name], touches=(name,))
+                for name, w in self.weights.items()]  # fmt: skip
+
+    def build(self, allocation: Allocation) -> onnx.ModelProto:
+        try:
+            for name, decision in self.ranking.decisions(self.targets, allocation).items():
+                original = self.originals[name]
+                array = decision.apply(np.asarray(original.numpy()))
+                self.weights[name].holder.put(ir.Tensor(array, dtype=original.dtype, name=original.name))
+            return ir.to_proto(self.model.ir)
+        finally:
+            for name, weight in self.weights.items():
+                weight.holder.put(self.originals[name])
+
+    def cost(self, allocation: Allocation) -> Mapping[str, float]:
+        params = macs = bytes_ = 0.0
+        for name, weight in self.weights.items():
+            work, size = self.ranking.weights[name] or 0, weight.size
+            left = size - max(round(allocation.get(name, 0.0) * size), self.zeros[name])
+            params, macs = params + left, macs + work * left / max(size, 1)
+            bytes_ += min(weight.nbytes, left * weight.nbytes / max(size, 1) + size / 8)
+        return {"params": params, "macs": macs, "file_bytes": bytes_}
+
+    def by_threshold(self, share: float) -> Allocation:
+        found = decide(list(self.targets.values()), self.ranking.recipe("global", share))
+        return {t.name: _dropped(one) / max(t.size, 1) for t, one in zip(self.targets.values(), found, strict=True)}
+
+    def thresholds(self, allocation: Allocation) -> Mapping[str, float]:
+        found = {}
+        for name, decision in self.ranking.decisions(self.targets, allocation).items():
+            array = np.asarray(self.originals[name].numpy())
+            scores, drop = self.ranking.scores(self.targets[name], array), decision.drop(array)
+            found[name] = float(scores[drop].max()) if drop.any() else 0.0
+        return found
+
+
+def _dropped(decision: Decision) -> int:
+    assert isinstance(decision, ByBits | ByUnits)
+    return decision.cut.dropped
+
+
+class ZeroPruner(WeightSpace):
+    """A space of zeros that saves what it builds. `file`, `choice`: the model as given, and its weights as
+    `prune magnitude` chooses them."""
+
+    goals = ("params", "file_bytes", "macs")
+
+    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> None:
+        form = parse_pattern(options.pattern)
+        if isinstance(form, Windows):
+            raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
+        self.options, self.samples, self.file = options, samples, load(path)
+        self.choice = choose(find_weights(self.file), options.include, options.exclude, options.also)
+        self.criterion, evidence, self.notes = self._ranked(progress)
+        needs = of_elements(self.criterion).evidence
+        chosen = [w for w in self.choice.chosen if w.size and (not needs or w.name in evidence)]
+        macs = macs_by_weight(chosen, count_macs(self.file, concrete_shapes(self.file, options.dims)))
+        work = {w.name: macs.get(w.name) for w in chosen}
+        super().__init__(load(path), WeightRanking(work, self.criterion, form.text, options.seed, evidence))
+
+    def _ranked(self, progress: Progress) -> tuple[str, dict[str, Array], tuple[str, ...]]:
+        """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told."""
+        o = self.options
+        automatic = o.criterion in (None, AUTO)
+        criterion = "smoothed" if automatic else str(o.criterion)
+        wanted = of_elements(criterion).evidence
+        if wanted is None:
+            return criterion, {}, ()
+        if not wanted.differentiates:
+            how = o.part(Fitting, data=self.samples, method=criterion, threads=1)
+            found, left = measured_scores(self.file, self.choice.chosen, o.pattern, how, progress)
+            return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
+        try:
+            return criterion, self._gradients(wanted, progress), ()
+        except PruneError as error:
+            if not automatic:
+                raise
+            return "l1", {}, (f"weights are ranked by l1, because gradients failed: {error.message}",)
+
+    def _gradients(self, wanted: Evidence, progress: Progress) -> dict[str, Array]:
+        """By weight, of those that are reached by any."""
+        o, chosen = self.options, self.choice.chosen
+        names = {w.name: w.holder.name for w in chosen if w.holder.graph is self.file.ir.graph}
+        given = GradientSamples(self.samples, seed=o.seed, dims=o.dims, execution=o.one_thread)
+        source = open_source(self.file, wanted, list(names.values()), given)
+        reached = [w for w in chosen if names.get(w.name) and names[w.name] not in source.study.unreached]
+        alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}
+        return source.measure(reached, alive, "measuring gradients", progress)
+
+    @property
+    def at(self) -> Callable[[Path], WeightSpace]:
+        return self.ranking.at
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return self.choice.skipped
+
+    @property
+    def identity(self) -> str:
+        ranking = self.ranking
+        made = [(name, hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest())
+                for name, a in sorted(ranking.evidence.items())]  # fmt: skip
+        return digest("element", list(ranking.weights), self.criterion, ranking.pattern, ranking.seed, made)
+
+    def proxy(self, progress: Progress) -> Proxy:
+        found = self._gradients(SQUARED, progress)
+
+        def predicted(layer: str, fraction: float) -> float:
+            array = np.asarray(self.originals[layer].numpy())
+            drop = self.ranking.decisions(self.targets, {layer: fraction})[layer].drop(array)
+            return float((np.square(array, dtype=np.float64) * found.get(layer, 0.0))[drop].sum() / 2)
+
+        return predicted
+
+    def save(self, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress) -> MagnitudeResult:
+        return self._save(self.file.path, self.ranking, allocation, saving=saving, said=said, progress=progress)
+
+    def cut_further(
+        self, trained: Path, gone: Allocation, allocation: Allocation, saving: PrunedFile, progress: Progress
+    ) -> MagnitudeResult:
+        by_value = replace(self.ranking, criterion="l1", evidence={})  # zeros are the least there, and stay
+        return self._save(trained, by_value, allocation, saving=saving, said={}, progress=progress)
+
+    def _save(
+        self, path: Path, ranking: WeightRanking, allocation: Allocation, *, saving: PrunedFile, said: Json,
+        progress: Progress,
+    ) -> MagnitudeResult:  # fmt: skip
+        o, total = self.options, sum(layer.count for layer in self.layers)
+        share = sum(allocation.get(layer.name, 0.0) * layer.count for layer in self.layers) / max(total, 1)
+        wanted = saving.part(
+            MagnitudeOptions,
+            pattern=ranking.pattern, scope="layer", criterion=ranking.criterion, sparsity=round(share, 6),
+            seed=ranking.seed, include=o.include, exclude=o.exclude, also=o.also, dim=o.dim,
+            input_shape=o.input_shape, provider=o.provider, threads=1 if o.recovers else o.execution.threads,
+        )  # fmt: skip
+        decided = partial(_decided, ranking, allocation, said)
+        return zeroed(path, wanted, Selector("adaptive", self._fitted(decided) if o.recovers else decided), progress)
+
+    def _fitted(self, decided: Callable[..., Selection]) -> Callable[..., Selection]:
+        """What was decided, and the weights that are left fitted to it as `prune oneshot` fits them to a plan."""
+        o = self.options
+        fits = Oneshot(o.part(Fitting, data=self.samples, recover=o.recovery, threads=1))
+
+        def select(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
+            return fits.refit(file, decided(file, choice, recipe, progress), progress)
+
+        return select
+
+
+def _decided(
+    ranking: WeightRanking, allocation: Allocation, said: Json, file: Model, choice: WeightChoice, recipe: Recipe,
+    progress: Progress,
+) -> Selection:  # fmt: skip
+    """The selection of a sparsity per weight."""
+    known = [w for w in choice.chosen if w.name in ranking.weights]
+    found = ranking.decisions({w.name: ranking.target(w) for w in known}, allocation)
+    whole = Recipe("element", "layer", "l1", 0.0)
+    decisions = [found[w.name] if w.name in found else decide([target_of(w)], whole)[0] for w in known]
+    gone = [w for w in choice.chosen if w.name not in ranking.weights]
+    reasons = [Skipped(w.name, "no output that is looked at depends on it") for w in gone]
+    chosen = WeightChoice(known, [*choice.left, *gone], [*choice.skipped, *reasons])
+    return Selection(chosen, decisions, {"scope": "adaptive", "sparsities": normal(allocation), **said})
