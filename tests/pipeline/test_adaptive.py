@@ -22,10 +22,10 @@ from prunecli.masks.criteria import element_names
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
-from prunecli.search import runner as pool
 from prunecli.search.adaptive import AdaptiveResult, adaptive, raise_if_missed
 from prunecli.search.adaptive_report import path_chart, to_document
 from prunecli.search.pruner import Layer
+from prunecli.search.runner import InProcess
 from prunecli.search.sensitivity import Point, SensitivityRow, sensitivity
 from prunecli.search.trials import Outcome, TrialGroup, Workspace
 from tests.tiny import ROOT, few
@@ -222,14 +222,14 @@ class Stops:
         self.left = after
 
     def run(self, workspace: Workspace, jobs: Sequence[TrialGroup]) -> Iterator[tuple[int, list[Outcome]]]:
-        for result in pool.InProcess().run(workspace, jobs):
+        for result in InProcess().run(workspace, jobs):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
             yield result
 
     def close(self) -> None:
-        pool.InProcess().close()
+        InProcess().close()
 
 
 @pytest.mark.parametrize("after", few([2, 9], [1]))
@@ -238,7 +238,7 @@ def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
 ) -> None:
     whole = found(tmp_path, "whole.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr("prunecli.search.pools.InProcess", lambda: Stops(after))
+        patch.setattr("prunecli.search.runner.InProcess", lambda: Stops(after))
         cut = found(tmp_path, "cut.onnx", state=tmp_path / "state")
     assert cut.interrupted and cut.reached == bool(cut.steps) == (tmp_path / "cut.onnx").exists()
     again = found(tmp_path, "again.onnx", state=tmp_path / "state")
@@ -345,7 +345,7 @@ def test_the_proxy_ranks_nearly_as_the_measurement(granularity: str) -> None:
 def test_sensitivity_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"data": TEST, "levels": [0.5], "jobs": 1, "state": tmp_path / "state"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("prunecli.search.pools.InProcess", lambda: Stops(3))
+        patch.setattr("prunecli.search.runner.InProcess", lambda: Stops(3))
         sensitivity(CNN, **options)
     again = sensitivity(CNN, **options)
     assert (again.reused, again.measured) == (3, 4)
