@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunecli.autodiff.gradient import DifferentiationOptions, GradientModel, differentiate
+from prunecli.autodiff.forward import DifferentiationOptions
+from prunecli.autodiff.gradient import GradientModel, differentiate
 from prunecli.autodiff.losses import Loss
 
 __all__ = ["DifferentiationOptions", "GradientModel", "Loss", "differentiate"]

@@ -38,16 +38,24 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class CopyOptions:
-    """`wrt`: names whose content must not be folded. `as_inputs`: those that are stored become graph inputs."""
+class DifferentiationOptions:
+    """How to build a gradient model.
 
-    wrt: frozenset[str]
-    as_inputs: bool = True
+    weights_as_inputs: stored tensors of `wrt` become graph inputs of the same name (to be bound to memory that
+        an optimizer updates); otherwise they stay stored, which runs faster when they do not change.
+    batch_statistics: BatchNormalization uses the batch's statistics (training), not the stored ones (frozen).
+    outputs: values of the model to return as well, by name (model outputs, hidden values).
+    """
+
+    weights_as_inputs: bool = True
     batch_statistics: bool = False
+    outputs: tuple[str, ...] = ()
 
 
-def copy_forward(model: ir.Model, shapes: Mapping[str, Shape], options: CopyOptions) -> Forward:
-    """Copy `model`, whose inputs have the given shapes.
+def copy_forward(
+    model: ir.Model, shapes: Mapping[str, Shape], wrt: Sequence[str], options: DifferentiationOptions
+) -> Forward:
+    """Copy `model`, whose inputs have the given shapes. The content of what is in `wrt` is not folded.
 
     Raises:
         PruneError: an opset that is too old, an input without a shape, or a rewrite's refusal.
@@ -64,7 +72,8 @@ def copy_forward(model: ir.Model, shapes: Mapping[str, Shape], options: CopyOpti
         InlinePass()(model)
     opsets = {**model.opset_imports, "": max(opset, LOWEST)}
     prefix = _unused_prefix(model)
-    copy = _Copy(Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix)), opset, options, places)
+    forward = Forward(Ops(opsets, max(model.ir_version or 8, 8), prefix))
+    copy = _Copy(forward, opset, frozenset(wrt), options, places)
     copy.graph_inputs(model.graph, shapes)
     copy.nodes(model.graph)
     copy.forward.outputs = [str(v.name) for v in model.graph.outputs]
@@ -81,12 +90,11 @@ def _unused_prefix(model: ir.Model) -> str:
 
 
 class _Copy:
-    def __init__(self, forward: Forward, opset: int, options: CopyOptions, places: frozenset[str]) -> None:
-        self.forward = forward
-        self.ops = forward.ops
-        self.opset = opset
-        self.options = options
-        self.places = places
+    def __init__(
+        self, forward: Forward, opset: int, wrt: frozenset[str], options: DifferentiationOptions, places: frozenset[str]
+    ) -> None:
+        self.forward, self.ops, self.opset = forward, forward.ops, opset
+        self.wrt, self.options, self.places = wrt, options, places
         self.map: dict[ir.Value, ir.Value] = {}
 
     # ---- what is stored or fed
@@ -109,9 +117,9 @@ class _Copy:
 
     def tensor(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         name = str(value.name)
-        wanted = name in self.options.wrt
+        wanted = name in self.wrt
         single = _single_precision(tensor)
-        if wanted and self.options.as_inputs:
+        if wanted and self.options.weights_as_inputs:
             new = self.ops.input(name, int(single.dtype), tuple(int(d) for d in tensor.shape.numpy()))
             self.forward.weights[name] = single
         else:

@@ -8,28 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 import prunecli.autodiff.rules  # noqa: F401 - fills the registry
-from prunecli.autodiff.forward import CopyOptions, Forward, copy_forward
+from prunecli.autodiff.forward import DifferentiationOptions, Forward, copy_forward
 from prunecli.autodiff.layout import block_convolutions
 from prunecli.autodiff.losses import Loss, LossScope
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, STEPS, ZERO, GradientContext, describe
 from prunecli.errors import PruneError, some
+from prunecli.model.graphs import reads
 from prunecli.model.shape_inference import Shape
-
-
-@dataclass(frozen=True)
-class DifferentiationOptions:
-    """How to build a gradient model.
-
-    weights_as_inputs: stored tensors of `wrt` become graph inputs of the same name (to be bound to memory that
-        an optimizer updates); otherwise they stay stored, which runs faster when they do not change.
-    batch_statistics: BatchNormalization uses the batch's statistics (training), not the stored ones (frozen).
-    outputs: values of the model to return as well, by name (model outputs, hidden values).
-    """
-
-    weights_as_inputs: bool = True
-    batch_statistics: bool = False
-    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,7 @@ def differentiate(
             the loss that has no rule (named, with what it blocks), or a shape that depends on data.
     """
     options = options or DifferentiationOptions()
-    copying = CopyOptions(frozenset(wrt), options.weights_as_inputs, options.batch_statistics)
-    forward = copy_forward(model, shapes, copying)
+    forward = copy_forward(model, shapes, wrt, options)
     targets = _targets(forward, wrt)
     scope = LossScope(forward, {}, [])
     try:
@@ -91,7 +76,7 @@ def differentiate(
         check_ends(forward.ops, [forward.values[name] for name in forward.outputs], list(targets.values()))
         raise
     gradients = sweep(forward.ops, scalar, list(targets.values()))
-    return _assemble(forward, scope, scalar, targets, gradients, options)
+    return _assemble(scope, scalar, {name: gradients.get(value) for name, value in targets.items()}, options)
 
 
 def _targets(forward: Forward, wrt: Sequence[str]) -> dict[str, ir.Value]:
@@ -107,26 +92,28 @@ def _targets(forward: Forward, wrt: Sequence[str]) -> dict[str, ir.Value]:
 
 
 def _assemble(
-    forward: Forward,
-    scope: LossScope,
-    scalar: ir.Value,
-    targets: Mapping[str, ir.Value],
-    gradients: Mapping[ir.Value, ir.Value],
-    options: DifferentiationOptions,
+    scope: LossScope, loss: ir.Value, gradients: Mapping[str, ir.Value | None], options: DifferentiationOptions
 ) -> GradientModel:
-    ops = forward.ops
-    reached = {name: gradients[value] for name, value in targets.items() if value in gradients}
-    names = {name: _output(ops, value) for name, value in reached.items()}
-    loss_name = _output(ops, scalar)
+    ops, forward = scope.ops, scope.forward
+    reached = {name: _output(ops, value) for name, value in gradients.items() if value is not None}
+    loss_name = _output(ops, loss)
     kept = {name: _output(ops, scope.output(name)) for name in options.outputs}
     statistics = {name: _output(ops, value) for name, value in forward.statistics.items()}
     remove_unused(ops.graph)
     block_convolutions(ops)
     return GradientModel(
-        ops.model, tuple(forward.inputs), scope.extra_inputs, forward.weights, loss_name, names, kept, statistics,
-        tuple(n for n in targets if n not in reached), (*scope.notes, *forward.notes),
-        bool(scope.notes),
-    )  # fmt: skip
+        model=ops.model,
+        inputs=tuple(forward.inputs),
+        loss_inputs=scope.extra_inputs,
+        weights=forward.weights,
+        loss=loss_name,
+        gradients=reached,
+        outputs=kept,
+        statistics=statistics,
+        unreached=tuple(name for name, value in gradients.items() if value is None),
+        notes=(*scope.notes, *forward.notes),
+        before_end=bool(scope.notes),
+    )
 
 
 def _output(ops: Ops, value: ir.Value) -> str:
@@ -156,7 +143,7 @@ def sweep(ops: Ops, loss: ir.Value, wrt: Sequence[ir.Value]) -> dict[ir.Value, i
         PruneError: operators on the way have no rule, or a rule refuses an attribute.
     """
     nodes, active = _path(ops, loss, wrt)
-    _check_rules(nodes, active, wrt)
+    _check_rules(nodes, wrt)
     parts: dict[ir.Value, list[ir.Value]] = {loss: [ops.const(1.0, ops.dtype(loss).numpy())]}
     done: dict[ir.Value, ir.Value] = {}
     for node in reversed(nodes):
@@ -171,7 +158,7 @@ def sweep(ops: Ops, loss: ir.Value, wrt: Sequence[ir.Value]) -> dict[ir.Value, i
 def check_ends(ops: Ops, ends: Iterable[ir.Value], wrt: Sequence[ir.Value]) -> None:
     """Raises PruneError for an operator without a rule between `wrt` and any of `ends`."""
     for end in ends:
-        _check_rules(*_path(ops, end, wrt), wrt)
+        _check_rules(_path(ops, end, wrt)[0], wrt)
 
 
 def _path(ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value]) -> tuple[list[ir.Node], set[ir.Value]]:
@@ -181,7 +168,7 @@ def _path(ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value]) -> tuple[list[ir.No
     for node in ops.graph:
         if node.op_type in STEPS and node.domain == "":
             continue
-        if any(v in active for v in captured(node)):
+        if any(v in active for v in reads(node)):
             forward.append(node)
             active.update(out for out in node.outputs if ops.is_float(out))
     wanted = {loss}
@@ -189,22 +176,11 @@ def _path(ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value]) -> tuple[list[ir.No
     for node in reversed(forward):
         if any(out in wanted and out in active for out in node.outputs):
             path.append(node)
-            wanted.update(v for v in captured(node) if v is not None)
+            wanted.update(reads(node))
     return path[::-1], active & wanted
 
 
-def captured(node: ir.Node) -> list[ir.Value | None]:
-    """The inputs of a node, and the outer values its subgraphs read."""
-    values: list[ir.Value | None] = list(node.inputs)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph():
-                values.extend(captured(inner))
-            values.extend(attribute.as_graph().outputs)
-    return values
-
-
-def _check_rules(nodes: list[ir.Node], active: set[ir.Value], wrt: Sequence[ir.Value]) -> None:
+def _check_rules(nodes: list[ir.Node], wrt: Sequence[ir.Value]) -> None:
     missing = [n for n in nodes if (n.domain, n.op_type) not in RULES]
     if not missing:
         return
@@ -222,10 +198,10 @@ def _check_rules(nodes: list[ir.Node], active: set[ir.Value], wrt: Sequence[ir.V
 
 def _blocked(nodes: list[ir.Node], node: ir.Node, wrt: Sequence[ir.Value]) -> list[str]:
     """Which of `wrt` the node depends on."""
-    needed = set(captured(node))
+    needed = set(reads(node))
     for other in reversed(nodes[: nodes.index(node)]):
         if any(out in needed for out in other.outputs):
-            needed.update(captured(other))
+            needed.update(reads(other))
     return [str(v.name) for v in wrt if v in needed]
 
 
@@ -267,7 +243,7 @@ def remove_unused(graph: ir.Graph) -> None:
     dead = []
     for node in reversed(graph):
         if any(out in needed for out in node.outputs):
-            needed.update(v for v in captured(node) if v is not None)
+            needed.update(reads(node))
         else:
             dead.append(node)
     for node in dead:

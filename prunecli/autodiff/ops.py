@@ -245,6 +245,17 @@ class Ops(Builder):
     def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
 
+    def stack(self, parts: Sequence[ir.Value]) -> ir.Value:
+        """Equally shaped values along a new first axis."""
+        return self.concat([self.reshape(part, (1, *self.shape(part))) for part in parts], 0)
+
+    def split(self, a: ir.Value, sizes: Sequence[int], axis: int) -> tuple[ir.Value, ...]:
+        return self.many("Split", a, self.ints(sizes), outputs=len(sizes), axis=axis)
+
+    def channel_sum(self, a: ir.Value) -> ir.Value:
+        """Over all axes but the second."""
+        return self.sum(a, [0, *range(2, self.rank(a))])
+
     def total(self, parts: Sequence[ir.Value | None]) -> ir.Value:
         """The sum of those that are there; the first of them must be."""
         result, *others = (part for part in parts if part is not None)

@@ -290,7 +290,7 @@ def attention(r: RewriteContext) -> Results:
     packed = ops.total([ops.op("MatMul", r.x(), r.x(1)), r.input(2)])
     _, length, width = ops.shape(packed)
     sizes = r.ints("qkv_hidden_sizes") or [width // 3] * 3
-    qkv = ops.many("Split", packed, ops.ints(sizes), outputs=3, axis=2)
+    qkv = ops.split(packed, sizes, 2)
     return _attend(r, qkv, _raw_mask(r, r.input(3), length), r.input(5))
 
 
@@ -304,8 +304,7 @@ def multi_head_attention(r: RewriteContext) -> Results:
         raise r.refuse("past and present states are not supported")
     parts: Sequence[Value] = [r.x(i) for i in range(3)]
     if r.input(3) is not None:
-        sizes = ops.ints([ops.shape(p)[2] for p in parts])
-        biases = ops.many("Split", r.x(3), sizes, outputs=3, axis=0)
+        biases = ops.split(r.x(3), [ops.shape(p)[2] for p in parts], 0)
         parts = [ops.add(p, b) for p, b in zip(parts, biases, strict=True)]
     return _attend(r, parts, _raw_mask(r, r.input(4), ops.shape(parts[1])[1]), r.input(5))
 
@@ -385,7 +384,7 @@ def _separate(r: RewriteContext, heads: int, groups: int) -> Sequence[Value]:
     counts = [heads, groups, groups]
     if r.input(1) is not None:
         return [_heads(r.ops, r.x(i), count) for i, count in enumerate(counts)]
-    return r.ops.many("Split", _heads(r.ops, r.x(), sum(counts)), r.ops.ints(counts), outputs=3, axis=1)
+    return r.ops.split(_heads(r.ops, r.x(), sum(counts)), counts, 1)
 
 
 def _repeated(ops: Ops, value: Value, heads: int) -> Value:
@@ -428,10 +427,10 @@ def _rotated(ops: Ops, x: Value, angles: list[Value], interleaved: bool) -> Valu
     half = ops.shape(cos)[-1]
     part = ops.slice(x, [3], [0], [2 * half])
     if interleaved:
-        pairs = ops.many("Split", ops.reshape(part, (*front, half, 2)), ops.ints([1, 1]), outputs=2, axis=4)
+        pairs = ops.split(ops.reshape(part, (*front, half, 2)), [1, 1], 4)
         a, b = (ops.reshape(value, (*front, half)) for value in pairs)
     else:
-        a, b = ops.many("Split", part, ops.ints([half, half]), outputs=2, axis=3)
+        a, b = ops.split(part, [half, half], 3)
     turned = [ops.sub(ops.mul(a, cos), ops.mul(b, sin)), ops.add(ops.mul(a, sin), ops.mul(b, cos))]
     if interleaved:
         turned = [ops.reshape(value, (*front, half, 1)) for value in turned]

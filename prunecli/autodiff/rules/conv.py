@@ -1,10 +1,15 @@
-"""Geometry shared by convolutions and pools: what pads, strides and dilations mean at known shapes."""
+"""Convolutions and pools: windows that slide over any number of spatial axes, at known shapes.
+
+Of a convolution with g groups: x (N, C, *I), w (M, C / g, *K), y (N, M, *O).
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,16 +18,19 @@ from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import GradientContext, Gradients, rule
 from prunecli.model.shape_inference import Array, Shape
 
+Value = ir.Value
+
 
 @dataclass(frozen=True)
 class PoolWindow:
-    """A sliding window over n spatial axes. `before`/`after` are the pads, in elements."""
+    """A sliding window over n spatial axes. `before`/`after` are the pads, in elements; `groups` those of a Conv."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    groups: int = 1
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -40,90 +48,65 @@ class PoolWindow:
 
 
 def read_window(g: GradientContext, kernel: Sequence[int], large: Shape, small: Shape) -> PoolWindow:
-    """The window that slides over `large` (spatial lengths) and yields `small`, auto_pad resolved."""
-    n = len(kernel)
-    strides, dilations = g.ints("strides", [1] * n), g.ints("dilations", [1] * n)
-    mode = g.text("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
-        for i in range(n):
-            total = max(0, (small[i] - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - large[i])
-            less = total // 2
-            before.append(less if mode == "SAME_UPPER" else total - less)
-            after.append(total - before[-1])
-        return PoolWindow(tuple(kernel), strides, dilations, tuple(before), tuple(after))
+    """The window that slides over `large` (spatial lengths) and yields `small`; a transposed convolution makes `large`
+    of `small`. Pads that `auto_pad` or `output_shape` leaves open follow from the lengths."""
+    n, mode = len(kernel), g.text("auto_pad", "NOTSET")
     pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
-    return PoolWindow(tuple(kernel), strides, dilations, pads[:n], pads[n:])
-
-
-Value = ir.Value
+    window = PoolWindow(
+        tuple(kernel), g.ints("strides", [1] * n), g.ints("dilations", [1] * n), pads[:n], pads[n:],
+        groups=g.integer("group", 1),
+    )  # fmt: skip
+    if mode in ("NOTSET", "VALID") and not g.ints("output_shape"):
+        return window
+    lengths = zip(small, window.strides, g.ints("output_padding", [0] * n), window.spans, large, strict=True)
+    totals = [max(0, (o - 1) * stride + extra + span - i) for o, stride, extra, span, i in lengths]
+    less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
+    before, after = (less, more) if mode == "SAME_UPPER" else (more, less)
+    return replace(window, before=before, after=after)
 
 
 @rule("Conv")
 def conv(g: GradientContext, dy: Value) -> Gradients:
     """dx: a Conv with flipped weights, or a ConvTranspose; dw: a product per place of the kernel; dbias = sum(dy)."""
-    groups = g.integer("group", 1)
     window = read_window(g, g.shape(1)[2:], g.shape(0)[2:], g.ops.shape(dy)[2:])
-    dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window, groups) if g.needs(0) else None
-    dw = weight_gradient(g.ops, g.x(0), dy, window, groups) if g.needs(1) else None
-    return [dx, dw, _bias_gradient(g.ops, dy) if g.needs(2) else None]
+    dx = _input_gradient(g.ops, dy, g.x(1), g.x(0), window) if g.needs(0) else None
+    dw = weight_gradient(g.ops, g.x(0), dy, window) if g.needs(1) else None
+    return [dx, dw, g.ops.channel_sum(dy) if g.needs(2) else None]
 
 
 @rule("ConvTranspose")
 def conv_transpose(g: GradientContext, dy: Value) -> Gradients:
     """The transpose of a Conv from y to x with the same weights: its gradients with the roles exchanged."""
-    ops, groups = g.ops, g.integer("group", 1)
-    window = _transposed_window(g, ops.shape(dy)[2:])
-    dx = _conv(ops, dy, g.x(1), window, groups) if g.needs(0) else None
-    dw = weight_gradient(ops, dy, g.x(0), window, groups) if g.needs(1) else None
-    return [dx, dw, _bias_gradient(ops, dy) if g.needs(2) else None]
+    ops = g.ops
+    window = read_window(g, g.shape(1)[2:], ops.shape(dy)[2:], g.shape(0)[2:])
+    dx = _conv(ops, dy, g.x(1), window) if g.needs(0) else None
+    dw = weight_gradient(ops, dy, g.x(0), window) if g.needs(1) else None
+    return [dx, dw, ops.channel_sum(dy) if g.needs(2) else None]
 
 
-def _transposed_window(g: GradientContext, out: tuple[int, ...]) -> PoolWindow:
-    """Pads follow from the output's length when `output_shape` or `auto_pad` leaves them open."""
-    kernel, small = g.shape(1)[2:], g.shape(0)[2:]
-    n = len(kernel)
-    base = PoolWindow(kernel, g.ints("strides", [1] * n), g.ints("dilations", [1] * n), (0,) * n, (0,) * n)
-    mode = g.text("auto_pad", "NOTSET")
-    if mode in ("NOTSET", "VALID") and not g.ints("output_shape"):
-        pads = g.ints("pads", [0] * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
-        return PoolWindow(base.kernel, base.strides, base.dilations, pads[:n], pads[n:])
-    extra = g.ints("output_padding", [0] * n)
-    before, after = [], []
-    for i in range(n):
-        total = max(0, base.strides[i] * (small[i] - 1) + extra[i] + base.spans[i] - out[i])
-        less = total // 2
-        before.append(less if mode == "SAME_UPPER" else total - less)
-        after.append(total - before[-1])
-    return PoolWindow(base.kernel, base.strides, base.dilations, tuple(before), tuple(after))
+def _conv(ops: Ops, x: Value, w: Value, window: PoolWindow) -> Value:
+    return ops.op("Conv", x, w, **_attributes(window))
 
 
-def _bias_gradient(ops: Ops, dy: Value) -> Value:
-    return ops.sum(dy, [0, *range(2, ops.rank(dy))])
+def _attributes(window: PoolWindow) -> dict[str, Any]:
+    return {
+        "strides": window.strides, "dilations": window.dilations, "pads": window.pads, "kernel_shape": window.kernel,
+        "group": window.groups,
+    }  # fmt: skip
 
 
-def _conv(ops: Ops, x: Value, w: Value, window: PoolWindow, groups: int) -> Value:
-    return ops.op(
-        "Conv", x, w, strides=window.strides, dilations=window.dilations, pads=window.pads,
-        kernel_shape=window.kernel, group=groups,
-    )  # fmt: skip
-
-
-def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow, groups: int) -> Value:
+def _input_gradient(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow) -> Value:
     """Stride 1: a Conv with flipped, transposed weights. Otherwise the transposed convolution."""
     pads = [[s - 1 - p for s, p in zip(window.spans, side, strict=True)] for side in (window.before, window.after)]
     if set(window.strides) == {1} and min(map(min, pads)) >= 0:
-        back = PoolWindow(window.kernel, window.strides, window.dilations, tuple(pads[0]), tuple(pads[1]))
-        return _conv(ops, dy, _flipped(ops, w, groups), back, groups)
+        back = replace(window, before=tuple(pads[0]), after=tuple(pads[1]))
+        return _conv(ops, dy, _flipped(ops, w, window.groups), back)
     if set(window.kernel) == {1} and not any(window.pads):
-        return _pointwise_strided(ops, dy, w, x, window, groups)
-    lengths = zip(ops.shape(x)[2:], ops.shape(dy)[2:], window.strides, window.before, window.after,
-                  window.spans, strict=True)  # fmt: skip
-    rest = [i - ((o - 1) * s - b - a + span) for i, o, s, b, a, span in lengths]
-    return ops.op(
-        "ConvTranspose", dy, w, strides=window.strides, dilations=window.dilations, pads=window.pads,
-        kernel_shape=window.kernel, group=groups, output_padding=rest,
-    )  # fmt: skip
+        return _pointwise_strided(ops, dy, w, x, window)
+    padded = [i + b + a for i, b, a in zip(ops.shape(x)[2:], window.before, window.after, strict=True)]
+    lengths = zip(padded, ops.shape(dy)[2:], window.strides, window.spans, strict=True)
+    rest = [i - ((o - 1) * s + span) for i, o, s, span in lengths]
+    return ops.op("ConvTranspose", dy, w, **_attributes(window), output_padding=rest)
 
 
 def _flipped(ops: Ops, w: Value, groups: int) -> Value:
@@ -139,11 +122,11 @@ def _flipped(ops: Ops, w: Value, groups: int) -> Value:
     return ops.reshape(swapped, (groups * c, m // groups, *kernel))
 
 
-def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow, groups: int) -> Value:
+def _pointwise_strided(ops: Ops, dy: Value, w: Value, x: Value, window: PoolWindow) -> Value:
     """A 1x1 kernel reads every s-th position only: a stride-1 product, then zeros in between."""
     one = (1,) * len(window.kernel)
-    flat = PoolWindow(window.kernel, one, one, window.before, window.after)
-    return spread(ops, _conv(ops, dy, _flipped(ops, w, groups), flat, groups), window.strides, ops.shape(x)[2:])
+    product = _conv(ops, dy, _flipped(ops, w, window.groups), replace(window, strides=one, dilations=one))
+    return spread(ops, product, window.strides, ops.shape(x)[2:])
 
 
 def spread(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tuple[int, ...]) -> Value:
@@ -173,21 +156,24 @@ def _spread_planes(ops: Ops, value: Value, steps: tuple[int, ...], lengths: tupl
     return ops.pad(ops.mul(wide, ops.const(mask)), [0] * 4, rest)
 
 
-def weight_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow, groups: int) -> Value:
+def weight_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """dw[m, c, k] = sum over n, o of dy[n, m, o] x[n, c, o stride + k dilation - pad]."""
-    channels = ops.shape(x)[1]
+    channels, groups = ops.shape(x)[1], window.groups
     if groups == channels and groups > 1:
         return _depthwise_gradient(ops, x, dy, window)
-    if _by_image(ops, x, dy, window, groups):
+    if _by_image(ops, x, dy, window):
         return _image_products(ops, x, dy, window)
     x = ops.pad(x, [0, 0, *window.before], [0, 0, *window.after]) if groups > 1 else _channels_last(ops, x, window)
     dy_rows = _rows(ops, ops.transpose(dy, [1, 0, *range(2, ops.rank(dy))]), groups)
-    taps = [_tap(ops, x, dy_rows, tap, window, ops.shape(dy)[2:], groups)
-            for tap in itertools.product(*map(range, window.kernel))]  # fmt: skip
-    m, c = ops.shape(dy)[1], channels // groups
+    (_, m, *out), c = ops.shape(dy), channels // groups
+    taps = []
+    for tap in itertools.product(*map(range, window.kernel)):
+        starts = [t * d for t, d in zip(tap, window.dilations, strict=True)]
+        ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, out, window.strides, strict=True)]
+        taps.append(_tap(ops, x, dy_rows, (starts, ends), window))
     if len(taps) == 1:
         return ops.reshape(taps[0], (m, c, *window.kernel))
-    stacked = ops.concat([ops.reshape(t, (1, m, c)) for t in taps], 0)
+    stacked = ops.stack([ops.reshape(tap, (m, c)) for tap in taps])
     return ops.reshape(ops.transpose(stacked, [1, 2, 0]), (m, c, *window.kernel))
 
 
@@ -197,11 +183,11 @@ def _channels_last(ops: Ops, x: Value, window: PoolWindow) -> Value:
     return ops.pad(last, [0, *window.before, 0], [0, *window.after, 0])
 
 
-def _by_image(ops: Ops, x: Value, dy: Value, window: PoolWindow, groups: int) -> bool:
+def _by_image(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> bool:
     """A product per image needs no transposed copies, but a sum of the images' results: for 1x1 kernels, if small."""
     (_, m, *out), c = ops.shape(dy), ops.shape(x)[1]
     positions = int(np.prod(out, dtype=np.int64))
-    return groups == 1 and set(window.kernel) == {1} and positions * (m + c) >= 4 * m * c
+    return window.groups == 1 and set(window.kernel) == {1} and positions * (m + c) >= 4 * m * c
 
 
 def _image_products(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
@@ -222,24 +208,14 @@ def _rows(ops: Ops, value: Value, groups: int) -> Value:
     return ops.reshape(value, (channels, length) if groups == 1 else (groups, channels // groups, length))
 
 
-def _tap(
-    ops: Ops,
-    x: Value,
-    dy_rows: Value,
-    tap: tuple[int, ...],
-    window: PoolWindow,
-    out: tuple[int, ...],
-    groups: int,
-) -> Value:
-    """One kernel position: what it saw of x, times dy, as one product over batch and positions."""
-    starts = [t * d for t, d in zip(tap, window.dilations, strict=True)]
-    ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, out, window.strides, strict=True)]
-    if groups == 1:
-        seen = ops.slice(x, range(1, 1 + len(tap)), starts, ends, window.strides)
+def _tap(ops: Ops, x: Value, dy_rows: Value, ends: tuple[list[int], list[int]], window: PoolWindow) -> Value:
+    """One kernel position: what it saw of x, between `ends`, times dy, as one product over batch and positions."""
+    first = 1 if window.groups == 1 else 2
+    seen = ops.slice(x, range(first, first + len(window.kernel)), *ends, window.strides)
+    if window.groups == 1:
         return ops.matmul(dy_rows, ops.reshape(seen, (ops.shape(dy_rows)[1], ops.shape(x)[-1])))
-    seen = ops.slice(x, range(2, 2 + len(tap)), starts, ends, window.strides)
     by_channel = ops.transpose(seen, [1, 0, *range(2, ops.rank(seen))])
-    return ops.matmul(dy_rows, _rows(ops, by_channel, groups), tb=True)
+    return ops.matmul(dy_rows, _rows(ops, by_channel, window.groups), tb=True)
 
 
 def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
@@ -247,11 +223,9 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Va
 
     The kernel of that convolution is dy, its stride the dilation and its dilation the stride.
     """
-    n, c = ops.shape(x)[:2]
-    m = ops.shape(dy)[1]
+    (n, c, *plane), (_, m, *kernel) = ops.shape(x), ops.shape(dy)
     if m != c:
         return _multiplied_depthwise(ops, x, dy, window)
-    plane, kernel = ops.shape(x)[2:], ops.shape(dy)[2:]
     # the window may leave a rest at the end that no tap saw: shrink the padding (or crop) by it
     seen = [(o - 1) * s + span for o, s, span in zip(kernel, window.strides, window.spans, strict=True)]
     after = [want - have - before for want, have, before in zip(seen, plane, window.before, strict=True)]
@@ -260,20 +234,18 @@ def _depthwise_gradient(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Va
         cut = [min(a, 0) for a in after]
         planes, after = ops.pad(planes, [0] * (2 + len(cut)), [0, 0, *cut]), [max(a, 0) for a in after]
     filters = ops.reshape(dy, (n * c, 1, *kernel))
-    swapped = PoolWindow(kernel, window.dilations, window.strides, window.before, tuple(after))
-    taps = _conv(ops, planes, filters, swapped, n * c)
+    swapped = PoolWindow(tuple(kernel), window.dilations, window.strides, window.before, tuple(after), groups=n * c)
+    taps = _conv(ops, planes, filters, swapped)
     per_image = ops.reshape(taps, (n, c * int(np.prod(window.kernel))))
     return ops.reshape(ops.sum(per_image, [0]), (c, 1, *window.kernel))
 
 
 def _multiplied_depthwise(ops: Ops, x: Value, dy: Value, window: PoolWindow) -> Value:
     """Several filters per channel: one depthwise gradient per multiple."""
-    n, c = ops.shape(x)[:2]
-    m, spatial = ops.shape(dy)[1], ops.shape(dy)[2:]
-    times = m // c
-    parts = ops.reshape(dy, (n, c, times, *spatial))
+    c, (n, m, *spatial) = ops.shape(x)[1], ops.shape(dy)
+    parts = ops.reshape(dy, (n, c, m // c, *spatial))
     results = []
-    for k in range(times):
+    for k in range(m // c):
         part = ops.reshape(ops.slice(parts, [2], [k], [k + 1]), (n, c, *spatial))
         results.append(_depthwise_gradient(ops, x, part, window))
     return ops.reshape(ops.concat(results, 1), (m, 1, *window.kernel))
@@ -285,15 +257,12 @@ def max_pool(g: GradientContext, dy: Value, dindices: Value | None = None) -> Gr
     ops = g.ops
     if g.integer("storage_order"):
         raise g.refuse("storage_order 1 is not supported")
-    size = ops.size(g.x())
     flat = ops.size(dy)
     where = ops.reshape(_indices(g), (flat,))
     window = read_window(g, g.ints("kernel_shape"), g.shape()[2:], ops.shape(dy)[2:])
     apart = all(s >= k for s, k in zip(window.strides, window.spans, strict=True))
-    zeros = ops.zeros((size,), dy)
-    scattered = ops.op(
-        "ScatterElements", zeros, where, ops.reshape(dy, (flat,)), axis=0, reduction=None if apart else "add"
-    )
+    zeros, rows = ops.zeros((ops.size(g.x()),), dy), ops.reshape(dy, (flat,))
+    scattered = ops.op("ScatterElements", zeros, where, rows, axis=0, reduction=None if apart else "add")
     return ops.reshape(scattered, g.shape())
 
 
@@ -332,9 +301,7 @@ def _counts(window: PoolWindow, large: Shape, small: Shape, include_pad: bool) -
         starts = np.arange(small[i]) * window.strides[i] - window.before[i]
         taps = starts[:, None] + np.arange(window.kernel[i]) * window.dilations[i]
         per_axis.append(((taps >= low) & (taps < high)).sum(1))
-    total: np.ndarray = per_axis[0].astype(np.float64)
-    for counts in per_axis[1:]:
-        total = total[..., None] * counts
+    total: Array = functools.reduce(np.multiply.outer, per_axis).astype(np.float64)
     return total
 
 
@@ -353,12 +320,10 @@ def _spread_ones(ops: Ops, dy: Value, window: PoolWindow, shape: Shape) -> Value
     n, c, *small = ops.shape(dy)
     planes = ops.reshape(dy, (n * c, 1, *small))
     ones = ops.const(np.ones((1, 1, *window.kernel), np.float32))
-    full = ops.op(
-        "ConvTranspose", planes, ones, strides=window.strides, dilations=window.dilations,
-        kernel_shape=window.kernel,
-    )  # fmt: skip
-    have = ops.shape(full)[2:]
-    after = [want + before - have[i] for i, (want, before) in enumerate(zip(shape[2:], window.before, strict=True))]
+    full = ops.op("ConvTranspose", planes, ones, strides=window.strides, dilations=window.dilations,
+                  kernel_shape=window.kernel)  # fmt: skip
+    lengths = zip(shape[2:], window.before, ops.shape(full)[2:], strict=True)
+    after = [want + before - have for want, before, have in lengths]
     cropped = ops.pad(full, [0, 0, *(-b for b in window.before)], [0, 0, *after])
     return ops.reshape(cropped, shape)
 

@@ -27,10 +27,10 @@ def batch_norm(g: GradientContext, dy: Value, *dstats: Value | None) -> Gradient
     dx = ops.mul(dy, _per_channel(g, a)) if g.needs(0) else None
     dscale = dbias = dmean = dvar = None
     if g.needs(2) or g.needs(3):
-        dbias = _channel_sum(ops, dy)
+        dbias = ops.channel_sum(dy)
     if g.needs(1) or g.needs(4):
         centred = ops.sub(g.x(0), _per_channel(g, g.x(3)))
-        dscale = ops.mul(_channel_sum(ops, ops.mul(dy, centred)), rstd)
+        dscale = ops.mul(ops.channel_sum(ops.mul(dy, centred)), rstd)
         dvar = ops.mul(ops.mul(ops.mul(dscale, a), rstd), -0.5)
     if g.needs(3) and dbias is not None:
         dmean = ops.neg(ops.mul(a, dbias))
@@ -46,10 +46,6 @@ def _per_channel(g: GradientContext, value: Value) -> Value:
     return g.ops.reshape(value, (-1, *[1] * (g.ops.rank(g.x(0)) - 2)))
 
 
-def _channel_sum(ops: Ops, value: Value) -> Value:
-    return ops.sum(value, [0, *range(2, ops.rank(value))])
-
-
 def _batch_norm_training(g: GradientContext, dy: Value) -> Gradients:
     """dx = a (dy - mean(dy) - xhat mean(dy xhat)), written as two channel-wise scale-and-shift passes."""
     ops, x = g.ops, g.x(0)
@@ -57,8 +53,8 @@ def _batch_norm_training(g: GradientContext, dy: Value) -> Gradients:
     mean, variance = _batch_statistics(g)
     rstd = _inverse_deviation(g, variance)
     centred = ops.sub(x, _per_channel(g, mean))
-    dscale = ops.mul(_channel_sum(ops, ops.mul(dy, centred)), rstd)
-    dbias = _channel_sum(ops, dy)
+    dscale = ops.mul(ops.channel_sum(ops.mul(dy, centred)), rstd)
+    dbias = ops.channel_sum(dy)
     a = ops.mul(g.x(1), rstd)
     slope = ops.mul(ops.mul(ops.mul(a, rstd), dscale), -1.0 / count)
     shift = ops.mul(ops.mul(a, dbias), -1.0 / count)
@@ -68,9 +64,8 @@ def _batch_norm_training(g: GradientContext, dy: Value) -> Gradients:
 
 def _scale_shift(ops: Ops, x: Value, slope: Value, shift: Value) -> Value:
     """slope x + shift per channel, in one pass: BatchNormalization with mean 0 and variance 1."""
-    zeros = ops.const(np.zeros(ops.shape(slope), np.float32))
-    ones = ops.const(np.ones(ops.shape(slope), np.float32))
-    return ops.op("BatchNormalization", x, slope, shift, zeros, ones, epsilon=0.0)
+    plain = [ops.const(np.full(ops.shape(slope), number, np.float32)) for number in (0, 1)]
+    return ops.op("BatchNormalization", x, slope, shift, *plain, epsilon=0.0)
 
 
 def _batch_statistics(g: GradientContext) -> tuple[Value, Value]:
@@ -91,17 +86,14 @@ def layer_norm(g: GradientContext, dy: Value, *dstats: Value | None) -> Gradient
         raise g.refuse("its statistics feed the loss")
     axis = g.axis(-1)
     mean, rstd = _layer_statistics(g, axis)
-    ops = g.ops
-    xhat = ops.mul(ops.sub(g.x(0), mean), rstd)
-    dx, dscale = _normalised(ops, dy, xhat, rstd, g.x(1), axis)
-    return [dx, dscale, dy]
+    xhat = g.ops.mul(g.ops.sub(g.x(0), mean), rstd)
+    return [*_normalised(g, dy, xhat, rstd), dy]
 
 
 def _layer_statistics(g: GradientContext, axis: int) -> tuple[Value, Value]:
     """Mean and r as the operator's second and third outputs, added to the node if it lacks them."""
     ops, node, x = g.ops, g.node, g.x(0)
-    while len(node.outputs) < 3:
-        node.resize_outputs(len(node.outputs) + 1)
+    node.resize_outputs(3)
     shape = ops.shape(x)
     for out in node.outputs[1:]:
         out.name = out.name or ops.fresh_name()
@@ -110,11 +102,9 @@ def _layer_statistics(g: GradientContext, axis: int) -> tuple[Value, Value]:
     return node.outputs[1], node.outputs[2]
 
 
-def _normalised(
-    ops: Ops, dy: Value, xhat: Value, rstd: Value, scale: Value, axis: int, centre: bool = True
-) -> tuple[Value, Value]:
+def _normalised(g: GradientContext, dy: Value, xhat: Value, rstd: Value, centre: bool = True) -> tuple[Value, Value]:
     """(dx, dy xhat) of y = scale xhat normalised over `axis` and after. The two means are matrix-vector products."""
-    shape = ops.shape(xhat)
+    ops, scale, axis, shape = g.ops, g.x(1), g.axis(-1), g.shape()
     width = int(np.prod(shape[axis:], dtype=np.int64))
     rows = int(np.prod(shape[:axis], dtype=np.int64))
     column = ops.reshape(ops.mul(ops.expand(scale, shape[axis:]), 1.0 / width), (width, 1))
@@ -133,11 +123,10 @@ def _normalised(
 @rule("RMSNormalization")
 def rms_norm(g: GradientContext, dy: Value) -> Gradients:
     """dx = r (w - xhat mean(w xhat)), xhat = x r, r = 1 / sqrt(mean(x^2) + epsilon)."""
-    ops, x, axis = g.ops, g.x(0), g.axis(-1)
-    square = ops.mean(ops.square(x), list(range(axis, ops.rank(x))), keepdims=True)
+    ops, x = g.ops, g.x(0)
+    square = ops.mean(ops.square(x), range(g.axis(-1), ops.rank(x)), keepdims=True)
     rstd = _inverse_deviation(g, square)
-    dx, dscale = _normalised(ops, dy, ops.mul(x, rstd), rstd, g.x(1), axis, centre=False)
-    return [dx, dscale]
+    return _normalised(g, dy, ops.mul(x, rstd), rstd, centre=False)
 
 
 @rule("InstanceNormalization")

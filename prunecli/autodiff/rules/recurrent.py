@@ -97,12 +97,12 @@ class Direction:
         ops, shape = self.ops, self.ops.shape(sequence)
         if shape[0] == 1:
             return [ops.reshape(sequence, shape[1:])]
-        parts = ops.many("Split", sequence, ops.ints([1] * shape[0]), outputs=shape[0], axis=0)
+        parts = ops.split(sequence, [1] * shape[0], 0)
         return [ops.reshape(p, shape[1:]) for p in parts]
 
-    def stack(self, parts: list[Value]) -> Value:
-        ops = self.ops
-        return ops.concat([ops.reshape(p, (1, *ops.shape(p))) for p in parts], 0)
+    def in_order(self, parts: dict[int, Value]) -> Value:
+        """The sequence of what the steps yield."""
+        return self.ops.stack([parts[t] for t in sorted(parts)])
 
     def input_part(self) -> Value:
         """X W' + Wb for all steps, (T, B, G H)."""
@@ -112,9 +112,8 @@ class Direction:
         flat = self.ops.op("Gemm", self.rows(sequence), weight, bias, transB=1)
         return self.ops.reshape(flat, (len(self.order), self.batch, self.ops.shape(weight)[0]))
 
-    def gates(self, sequence: Value, count: int) -> list[Value]:
-        sizes = self.ops.ints([self.hidden] * count)
-        return list(self.ops.many("Split", sequence, sizes, outputs=count, axis=2))
+    def gates(self, sequence: Value, count: int) -> tuple[Value, ...]:
+        return self.ops.split(sequence, [self.hidden] * count, 2)
 
     def activate(self, which: int, z: Value, clip: bool = True) -> tuple[Value, Value]:
         """f(clip(z)) and its derivative, which is 0 outside the bounds. onnxruntime clips gates, not the cell state."""
@@ -186,7 +185,7 @@ def _lstm(d: Direction) -> Back:
         return ops.matmul(gates[t], d.r)
 
     dh0 = _walk(d, step)
-    stacked = d.stack([gates[t] for t in sorted(gates)])
+    stacked = d.in_order(gates)
     return Back(stacked, *_weight_products(d, stacked, hp), dh0, cell[0])
 
 
@@ -198,7 +197,7 @@ def _cell_states(d: Direction, f: Value, new: Value) -> Value:
     for t in d.order:
         assert c is not None
         c = states[t] = ops.add(ops.mul(keep[t], c), add[t])
-    return d.stack([states[t] for t in sorted(states)])
+    return d.in_order(states)
 
 
 def _gru(d: Direction) -> Back:
@@ -233,8 +232,8 @@ def _gru_after(d: Direction, factors: tuple[Value, Value, Value], r: Value, z: V
         return ops.add(ops.matmul(hidden[t], d.r), ops.mul(dh, keep[t]))
 
     dh0 = _walk(d, step)
-    through = d.stack([dhs[t] for t in sorted(dhs)])
-    recurrent = d.stack([hidden[t] for t in sorted(hidden)])
+    through = d.in_order(dhs)
+    recurrent = d.in_order(hidden)
     inner = ops.mul(ops.concat([through] * 3, 2), ops.concat([kz, kr, kn], 2))
     return Back(inner, *_weight_products(d, recurrent, hp), dh0)
 
@@ -257,7 +256,7 @@ def _gru_before(
         return ops.add(ops.matmul(dzr, weights[0]), direct)
 
     dh0 = _walk(d, step)
-    stacked = d.stack([gates[t] for t in sorted(gates)])
+    stacked = d.in_order(gates)
     zr, n = ops.slice(stacked, [2], [0], [2 * d.hidden]), ops.slice(stacked, [2], [2 * d.hidden], [3 * d.hidden])
     dr = ops.concat([_weight_products(d, zr, hp)[0], _weight_products(d, n, source)[0]], 0)
     return Back(stacked, dr, ops.sum(d.rows(stacked), [0]), dh0)
@@ -278,7 +277,7 @@ def _rnn(d: Direction) -> Back:
         return ops.matmul(gates[t], d.r)
 
     dh0 = _walk(d, step)
-    stacked = d.stack([gates[t] for t in sorted(gates)])
+    stacked = d.in_order(gates)
     return Back(stacked, *_weight_products(d, stacked, hp), dh0)
 
 
@@ -293,18 +292,14 @@ def recurrent(g: GradientContext, *dys: Value | None) -> Gradients:
     directions = [_direction(g, k, [*dys, None, None][:3]) for k in range(g.shape(1)[0])]
     backs = [CELLS[g.node.op_type](d) for d in directions]
     dx = ops.total([_input(d, b) for d, b in zip(directions, backs, strict=True)]) if g.needs(0) else None
-    dw = _stacked(ops, [ops.matmul(d.rows(b.inner), d.rows(d.x), ta=True)
+    dw = ops.stack([ops.matmul(d.rows(b.inner), d.rows(d.x), ta=True)
                         for d, b in zip(directions, backs, strict=True)])  # fmt: skip
-    dr = _stacked(ops, [b.dr for b in backs])
-    db = _stacked(ops, [ops.concat([ops.sum(d.rows(b.inner), [0]), b.drb], 0)
+    dr = ops.stack([b.dr for b in backs])
+    db = ops.stack([ops.concat([ops.sum(d.rows(b.inner), [0]), b.drb], 0)
                         for d, b in zip(directions, backs, strict=True)])  # fmt: skip
-    dh0 = _stacked(ops, [b.dh0 for b in backs])
-    dc0 = _stacked(ops, [b.dc0 for b in backs if b.dc0 is not None]) if backs[0].dc0 is not None else None
+    dh0 = ops.stack([b.dh0 for b in backs])
+    dc0 = ops.stack([b.dc0 for b in backs if b.dc0 is not None]) if backs[0].dc0 is not None else None
     return [dx, dw, dr, db, None, dh0, dc0]
-
-
-def _stacked(ops: Ops, parts: list[Value]) -> Value:
-    return ops.concat([ops.reshape(p, (1, *ops.shape(p))) for p in parts], 0)
 
 
 def _input(d: Direction, back: Back) -> Value:
@@ -361,11 +356,13 @@ def _direction(g: GradientContext, k: int, dys: list[Value | None]) -> Direction
     order = list(reversed(range(steps))) if backwards else list(range(steps))
     count = len(_DEFAULTS[g.node.op_type])
     return Direction(
-        ops, g.x(0), w, r, ops.slice(bias, [0], [0], [size]), ops.slice(bias, [0], [size], [2 * size]),
-        must(pick(_sequence(g), 1)), pick(g.input(5)) or zeros,
-        (pick(g.input(6)) or zeros) if g.node.op_type == "LSTM" else None,
-        pick(dys[0], 1), pick(dys[1]), pick(dys[2]), order, _activations(g)[k * count : (k + 1) * count],
-        g.real("clip", 0.0), bool(g.integer("linear_before_reset")),
+        ops, g.x(0), w, r,
+        wb=ops.slice(bias, [0], [0], [size]), rb=ops.slice(bias, [0], [size], [2 * size]),
+        y=must(pick(_sequence(g), 1)), h0=pick(g.input(5)) or zeros,
+        c0=(pick(g.input(6)) or zeros) if g.node.op_type == "LSTM" else None,
+        dy=pick(dys[0], 1), dh=pick(dys[1]), dc=pick(dys[2]), order=order,
+        activations=_activations(g)[k * count : (k + 1) * count],
+        clip=g.real("clip", 0.0), before_reset=bool(g.integer("linear_before_reset")),
     )  # fmt: skip
 
 

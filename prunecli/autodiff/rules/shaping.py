@@ -58,9 +58,7 @@ def _sum_copies(ops: Ops, dy: Value, shape: Shape, first: bool) -> Value:
 def concat(g: GradientContext, dy: Value) -> Gradients:
     axis = g.axis(0, g.ops.rank(dy))
     sizes = [g.ops.shape(v)[axis] for v in g.node.inputs]
-    if len(sizes) == 1:
-        return dy
-    return list(g.ops.many("Split", dy, g.ops.ints(sizes), outputs=len(sizes), axis=axis))
+    return dy if len(sizes) == 1 else g.ops.split(dy, sizes, axis)
 
 
 @rule("Split")
