@@ -143,7 +143,7 @@ def _read_rows(name: str, stream: IO[bytes], header: Header, rows: int | None) -
 
 def _map(path: Path, header: Header, offset: int) -> Array:
     order: Any = "F" if header.fortran else "C"
-    return np.memmap(path, header.dtype, "r", offset + header.length, header.shape, order)
+    return np.memmap(path, header.dtype, "r", offset + header.length, shape=header.shape, order=order)
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

@@ -170,7 +170,7 @@ class Dataset:
                 feed[spec.name] = cast(column.name, values[0] if self.unbatched else values, spec)
         labels = None if chunk.labels is None else chunk.labels.rows(rows)
         reference = None if chunk.reference is None else dict(chunk.reference)
-        return Batch(feed, len(rows), labels, reference, missing, self.unbatched, self.axes)
+        return Batch(feed, len(rows), labels, reference, padded=missing, unbatched=self.unbatched, axes=self.axes)
 
     def select(self, positions: Array) -> Dataset:
         """The samples at those positions, chunk by chunk in the order given within each chunk."""

@@ -259,9 +259,18 @@ def choose_preparation(options: ImageOptions, spec: InputSpec) -> Preparation:
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, channels):
             raise PruneError(f"{option} has {len(values)} numbers for {channels} channels", "give one, or one each")
-    scale = preset.scale if options.scale is None else options.scale
-    interpolation = options.interpolation or preset.interpolation
-    return Preparation(channels, layout, resize, crop, size, interpolation, order, scale, mean, std)
+    return Preparation(
+        channels,
+        layout,
+        resize,
+        crop,
+        size,
+        interpolation=options.interpolation or preset.interpolation,
+        order=order,
+        scale=preset.scale if options.scale is None else options.scale,
+        mean=mean,
+        std=std,
+    )
 
 
 def _default(spec: InputSpec) -> Preset:

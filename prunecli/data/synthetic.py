@@ -132,7 +132,6 @@ def random_data(
     seed: int = 0,
     *,
     limits: Mapping[str, int] | None = None,
-    dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int = DEFAULT_BATCH,
     outputs: Sequence[InputSpec] = (),
@@ -144,7 +143,7 @@ def random_data(
     """
     chunks, axes = [], {name: axis for name, axis in batch_axes(specs, outputs, {}).items() if axis}
     for turn in range(count):
-        feed = random_inputs(specs, dims, seed + turn, limits=limits, shapes=shapes, batch=batch)
+        feed = random_inputs(specs, None, seed + turn, limits=limits, shapes=shapes, batch=batch)
         sizes = {value.shape[axes.get(name, 0)] for name, value in feed.items() if value.ndim}
         rows = sizes.pop() if len(sizes) == 1 else 1
         if rows == 0:

@@ -14,7 +14,7 @@ from prunecli.data.columns import cast
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
-from prunecli.inputs import InputSpec
+from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model import Dims, Model, load
 from prunecli.model.shapes import with_demands
 from prunecli.runtime import Execution, Session
@@ -44,7 +44,7 @@ class OpenedModels:
         }
         specs = with_demands(next(iter(self.files.values())).ir, self.specs)
         return random_data(
-            specs, count, seed, limits=limits, dims=dims.sizes, shapes=dims.shapes, batch=batch,
+            specs, count, seed, limits=limits, shapes=resolve_shapes(specs, dims.sizes, dims.shapes, batch),
             outputs=self.first.outputs,
         )  # fmt: skip
 

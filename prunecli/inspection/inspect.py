@@ -32,14 +32,14 @@ class InspectedLayer:
 
     name: str
     op: str
-    weight: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    params: int
-    nonzero: int
     macs: int | None
-    bytes: int
+    weight: str = ""
+    kind: str = "none"
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    params: int = 0
+    nonzero: int = 0
+    bytes: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -161,4 +161,4 @@ def _name(node: ir.Node) -> str:
 
 
 def _bare(node: ir.Node, macs: int | None) -> InspectedLayer:
-    return InspectedLayer(_name(node), node.op_type, "", "none", (), "", 0, 0, macs, 0)
+    return InspectedLayer(name=_name(node), op=node.op_type, macs=macs)

@@ -285,4 +285,6 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
         edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
         panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
     note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
-    yield Chart("|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, False, detail=True)
+    yield Chart(
+        "|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, shared=False, detail=True
+    )

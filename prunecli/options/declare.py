@@ -210,4 +210,4 @@ def _declared(field: str, option: Option, hint: Any, default: Any) -> Declared:
         kind = get_args(kind)[0]
     choices = cast("tuple[str, ...]", get_args(kind)) if get_origin(kind) is Literal else ()
     plain = object if kind is Any else kind if kind in (bool, int, float, Path) else str
-    return Declared(field, option, plain, many, optional, default, choices)
+    return Declared(field, option, plain, many, optional=optional, default=default, choices=choices)

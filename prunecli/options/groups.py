@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -204,12 +203,15 @@ class Samples(Images):
 
         if self.data is None or isinstance(self.data, DataOptions):
             return self.data
-        return DataOptions(str(self.data), self.labels, self.label_column, self.limit, self.images, self._axes())
+        return self._read_as(str(self.data))
 
-    def _axes(self) -> Mapping[str, int]:
+    def _read_as(self, text: str) -> DataOptions:
         from prunecli.data.axes import parse_axes
+        from prunecli.data.options import DataOptions
 
-        return parse_axes(self.batch_axis)
+        return DataOptions(
+            text, self.labels, self.label_column, self.limit, images=self.images, batch_axes=parse_axes(self.batch_axis)
+        )
 
     def like(self, other: Any) -> DataOptions:
         """Other data, read as the data are: training or validation data beside them."""
@@ -217,8 +219,7 @@ class Samples(Images):
 
         if isinstance(other, DataOptions):
             return other
-        own = self.source or DataOptions("", None, self.label_column, None, self.images, self._axes())
-        return own.like(str(other))
+        return (self.source or self._read_as("")).like(str(other))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""`Recipe` -> `Plan`: which file every step reads and writes, and its command line."""
+"""A recipe is planned: which file every step reads and writes, and its command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,178 +54,167 @@ def plan(recipe: RunRecipe, scratch: Path, command_named: CommandNamed = lambda 
         PruneError: a reference to what is not there, a file that does not exist or would be replaced, a result
             that would be lost.
     """
-    referred = [_sources(recipe, at) for at in range(len(recipe.steps))]
+    planner = Planner(recipe, scratch)
+    referred = [planner.sources(at) for at in range(len(recipe.steps))]
     used = {source for _, sources in referred for source in sources.values()}
-    planned: list[PlannedStep] = []
     for at, (step, sources) in enumerate(referred):
-        _check_reads(recipe, step, sources, planned)
-        fate, output = _output(step, at, sources, at in used, planned, scratch)
-        planned.append(
-            _with_words(PlannedStep(step, sources, fate, output, command=command_named(step.command)), recipe, planned)
-        )
-    _check_apart(recipe, planned)
-    return RecipePlan(recipe, tuple(planned))
+        planner.check_reads(step, sources)
+        fate, output = planner.output(step, sources, at in used)
+        planned = PlannedStep(step, sources, fate, output, command=command_named(step.command))
+        planner.done.append(replace(planned, words=planner.words(planned)))
+    planner.check_apart()
+    return RecipePlan(recipe, tuple(planner.done))
 
 
-def writes_model(step: RecipeStep) -> bool:
+def _writes_model(step: RecipeStep) -> bool:
     return "output" in schema_of(step.command) and "dry-run" not in step.settings
 
 
-def model_slots(step: RecipeStep) -> Iterator[tuple[Slot, Setting]]:
+def _model_slots(step: RecipeStep) -> Iterator[tuple[Slot, Setting]]:
     for key, slot in schema_of(step.command).items():
         if slot.role == "model" and key in step.settings:
             yield slot, step.settings[key]
 
 
-def _sources(recipe: RunRecipe, at: int) -> tuple[RecipeStep, dict[str, int]]:
-    """The step, with the model it works on if it names none, and what its references mean."""
-    step = recipe.steps[at]
-    writers = [n for n in range(at) if writes_model(recipe.steps[n])]
-    if "model" in schema_of(step.command) and "model" not in step.settings:
-        if not writers and recipe.model is None:
-            raise PruneError(f"{step.place}: {step.title} has no model",
-                             'give it model = "model.onnx", or write that before the first step')  # fmt: skip
-        implied = Setting("model", "previous" if writers else "original", step.place)
-        step = replace(step, settings={"model": implied, **step.settings})
-    found: dict[str, int] = {}
-    for slot, setting in model_slots(step):
-        source = _source(recipe, at, writers, setting)
-        if source is not None:
-            found[slot.key] = source
-    return step, found
+@dataclass
+class Planner:
+    """Settles the steps of a recipe in their order. `done`: those that are settled."""
 
+    recipe: RunRecipe
+    scratch: Path
+    done: list[PlannedStep] = field(default_factory=list)
 
-def _source(recipe: RunRecipe, at: int, writers: list[int], setting: Setting) -> int | None:
-    """-1: the original; a step's number; None: not a reference but a path."""
-    text, names = setting.texts[0], [step.name for step in recipe.steps]
-    if text == "original":
-        if recipe.model is None:
-            raise setting.error("the recipe names no model", 'write model = "model.onnx" before the first step')
-        return -1
-    if text == "previous":
-        if not writers:
-            raise setting.error("no step before this one writes a model", "use original, or a path")
-        return writers[-1]
-    if text not in names:
-        return None
-    source = names.index(text)
-    if source in writers:
-        return source
-    why = "runs no earlier than this one" if source >= at else "writes no model"
-    raise setting.error(f"the step {text} {why}", f"refer to an earlier step, or write ./{text} for a file")
+    def sources(self, at: int) -> tuple[RecipeStep, dict[str, int]]:
+        """The step, with the model it works on if it names none, and what its references mean."""
+        step = self.recipe.steps[at]
+        writers = [n for n in range(at) if _writes_model(self.recipe.steps[n])]
+        if "model" in schema_of(step.command) and "model" not in step.settings:
+            if not writers and self.recipe.model is None:
+                raise PruneError(f"{step.place}: {step.title} has no model",
+                                 'give it model = "model.onnx", or write that before the first step')  # fmt: skip
+            implied = Setting("model", "previous" if writers else "original", step.place)
+            step = replace(step, settings={"model": implied, **step.settings})
+        found = {slot.key: self._source(at, writers, setting) for slot, setting in _model_slots(step)}
+        return step, {key: source for key, source in found.items() if source is not None}
 
+    def _source(self, at: int, writers: list[int], setting: Setting) -> int | None:
+        """-1: the original; a step's number; None: not a reference but a path."""
+        text, names = setting.texts[0], [step.name for step in self.recipe.steps]
+        if text == "original":
+            if self.recipe.model is None:
+                raise setting.error("the recipe names no model", 'write model = "model.onnx" before the first step')
+            return -1
+        if text == "previous":
+            if not writers:
+                raise setting.error("no step before this one writes a model", "use original, or a path")
+            return writers[-1]
+        if text not in names:
+            return None
+        source = names.index(text)
+        if source in writers:
+            return source
+        why = "runs no earlier than this one" if source >= at else "writes no model"
+        raise setting.error(f"the step {text} {why}", f"refer to an earlier step, or write ./{text} for a file")
 
-def _check_reads(recipe: RunRecipe, step: RecipeStep, sources: dict[str, int], before: list[PlannedStep]) -> None:
-    """Whether every file that is read is there, or will be."""
-    written = {planned.output.absolute() for planned in before if planned.output is not None}
-    for slot, setting in model_slots(step):
-        text = setting.texts[0]
-        if sources.get(slot.key, 0) < 0 and recipe.model is not None:
-            setting, text = recipe.model, str(recipe.model.value)
-        elif slot.key in sources or text in slot.literals:
-            continue
-        path = Path(resolve(text, "model", setting.folder))
-        if not path.is_file() and path.absolute() not in written:
-            names = [*RESERVED, *(planned.step.name for planned in before if planned.writes)]
-            raise setting.error(f"there is no file {path}", did_you_mean(text, names, _RELATIVE))
-    for key, setting in step.settings.items():
-        slot = schema_of(step.command)[key]
-        if slot.role == "data" and setting.texts[0] not in slot.literals:
-            _check_data(recipe, setting)
+    def check_reads(self, step: RecipeStep, sources: dict[str, int]) -> None:
+        """Whether every file that a step reads is there, or will be."""
+        written = {planned.output.absolute() for planned in self.done if planned.output is not None}
+        for slot, setting in _model_slots(step):
+            text = setting.texts[0]
+            if sources.get(slot.key, 0) < 0 and self.recipe.model is not None:
+                setting, text = self.recipe.model, str(self.recipe.model.value)
+            elif slot.key in sources or text in slot.literals:
+                continue
+            path = Path(resolve(text, "model", setting.folder))
+            if not path.is_file() and path.absolute() not in written:
+                names = [*RESERVED, *(planned.step.name for planned in self.done if planned.writes)]
+                raise setting.error(f"there is no file {path}", did_you_mean(text, names, _RELATIVE))
+        for key, setting in step.settings.items():
+            slot = schema_of(step.command)[key]
+            if slot.role == "data" and setting.texts[0] not in slot.literals:
+                self._check_data(setting)
 
+    def _check_data(self, setting: Setting) -> None:
+        named = self.recipe.data.get(setting.texts[0], setting)
+        path = resolve(named.texts[0], "data", named.folder)
+        file, sign, function = path.rpartition(":")
+        if sign and function.isidentifier() and not Path(path).exists():
+            if not file.endswith(".py") or Path(file).is_file():
+                return
+            path = file
+        if not Path(path).exists():
+            names = () if named is not setting else self.recipe.data
+            raise named.error(f"there is no {path}", did_you_mean(setting.texts[0], names, _RELATIVE))
 
-def _check_data(recipe: RunRecipe, setting: Setting) -> None:
-    named = recipe.data.get(setting.texts[0], setting)
-    path = resolve(named.texts[0], "data", named.folder)
-    file, sign, function = path.rpartition(":")
-    if sign and function.isidentifier() and not Path(path).exists():
-        if not file.endswith(".py") or Path(file).is_file():
-            return
-        path = file
-    if not Path(path).exists():
-        names = () if named is not setting else recipe.data
-        raise named.error(f"there is no {path}", did_you_mean(setting.texts[0], names, _RELATIVE))
-
-
-def _output(
-    step: RecipeStep, at: int, sources: dict[str, int], used: bool, before: list[PlannedStep], scratch: Path
-) -> tuple[Fate, Path | None]:
-    if not writes_model(step):
-        return "none", None
-    setting = step.settings.get("output")
-    if setting is not None:
-        path = Path(resolve(setting.texts[0], "path", setting.folder))
-        _check_target(setting, path, "force" in step.settings)
-        return "kept", path
-    if used:
-        return "temporary", scratch / f"{at + 1}-{step.name}.onnx"
-    if any(before[source].fate == "temporary" for source in sources.values() if source >= 0):
-        raise PruneError(f"{step.place}: the result of {step.title} would be lost: no later step uses it",
-                         'give it a name: output = "small.onnx"')  # fmt: skip
-    return "default", None
-
-
-def _check_apart(recipe: RunRecipe, steps: list[PlannedStep]) -> None:
-    """Whether what each step writes is apart from what the others write, and from what the recipe and its steps read
-    that none of them made. (Each command checks its own paths.)"""
-    written: list[tuple[Path, Setting, str]] = []
-    read = [recipe.path]
-    for at, planned in enumerate(steps):
-        made = [path for path, _, _ in written]
-        for name, path, setting in _paths(planned, recipe, steps[:at]):
-            if name in WRITTEN:
-                written.append((path, setting, planned.step.name))
-            elif not any(same(path, other) for other in made):
-                read.append(path)
-    for at, (path, setting, _) in enumerate(written):
-        for other, _, step in written[:at]:
-            if same(path, other):
-                raise setting.error(f"the step {step} writes {path} too", "give each its own file")
-        if any(same(path, other) for other in read):
-            raise setting.error(f"{path} is what the recipe reads", "choose another name")
-
-
-def _paths(planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep]) -> Iterator[tuple[str, Path, Setting]]:
-    """Every path of a step's settings, with the name of its parameter."""
-    for key, setting in planned.step.settings.items():
-        slot = schema_of(planned.step.command)[key]
-        for text in setting.texts if slot.role != "other" else ():
-            found = named(_text(planned, recipe, before, slot, setting, text), slot.name)
-            yield from ((name, path, setting) for name, path in found)
-
-
-def _check_target(setting: Setting, path: Path, force: bool) -> None:
-    if not path.parent.is_dir():
-        raise setting.error(f"there is no folder {path.parent}", "make it first")
-    if path.exists() and not force:
-        raise setting.error(f"{path} exists", "write force = true to replace it")
-
-
-def _with_words(planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep]) -> PlannedStep:
-    """Add the command line: options first, then the arguments in their order."""
-    step, options, arguments = planned.step, ["--isolated"], ["--"]
-    for key, slot in schema_of(step.command).items():
-        setting = step.settings.get(key)
+    def output(self, step: RecipeStep, sources: dict[str, int], used: bool) -> tuple[Fate, Path | None]:
+        """What becomes of what the next step writes, and its path. `used`: whether a later step refers to it."""
+        if not _writes_model(step):
+            return "none", None
+        setting = step.settings.get("output")
         if setting is not None:
-            words = slot.words([_text(planned, recipe, before, slot, setting, text) for text in setting.texts])
-            (arguments if slot.argument else options).extend(words)
-    if planned.fate == "temporary":
-        options.append(f"--output={planned.output}")
-    if "no-progress" in schema_of(step.command) and "no-progress" in recipe.shown:
-        options.append("--no-progress")
-    return replace(planned, words=(*options, *arguments))
+            path = Path(resolve(setting.texts[0], "path", setting.folder))
+            if not path.parent.is_dir():
+                raise setting.error(f"there is no folder {path.parent}", "make it first")
+            if path.exists() and "force" not in step.settings:
+                raise setting.error(f"{path} exists", "write force = true to replace it")
+            return "kept", path
+        if used:
+            return "temporary", self.scratch / f"{len(self.done) + 1}-{step.name}.onnx"
+        if any(self.done[source].fate == "temporary" for source in sources.values() if source >= 0):
+            raise PruneError(f"{step.place}: the result of {step.title} would be lost: no later step uses it",
+                             'give it a name: output = "small.onnx"')  # fmt: skip
+        return "default", None
 
+    def check_apart(self) -> None:
+        """Whether what each step writes is apart from what the others write, and from what the recipe and its steps
+        read that none of them made. (Each command checks its own paths.)"""
+        written: list[tuple[Path, Setting, str]] = []
+        read = [self.recipe.path]
+        for planned in self.done:
+            made = [path for path, _, _ in written]
+            for name, path, setting in self._paths(planned):
+                if name in WRITTEN:
+                    written.append((path, setting, planned.step.name))
+                elif not any(same(path, other) for other in made):
+                    read.append(path)
+        for at, (path, setting, _) in enumerate(written):
+            for other, _, step in written[:at]:
+                if same(path, other):
+                    raise setting.error(f"the step {step} writes {path} too", "give each its own file")
+            if any(same(path, other) for other in read):
+                raise setting.error(f"{path} is what the recipe reads", "choose another name")
 
-def _text(
-    planned: PlannedStep, recipe: RunRecipe, before: list[PlannedStep], slot: Slot, setting: Setting, text: str
-) -> str:
-    """The text of a setting with references replaced by what they mean, and paths as they are from here."""
-    source = planned.sources.get(slot.key)
-    if source is not None and source >= 0:
-        return str(before[source].output)  # what is referred to has one: its own, or a temporary one
-    if source is not None and recipe.model is not None:
-        return resolve(str(recipe.model.value), "model", recipe.model.folder)
-    if slot.role == "data" and text in recipe.data:
-        named = recipe.data[text]
-        return resolve(named.texts[0], "data", named.folder)
-    return resolved(text, slot, setting.folder)
+    def _paths(self, planned: PlannedStep) -> Iterator[tuple[str, Path, Setting]]:
+        """Every path of a step's settings, with the name of its parameter."""
+        for key, setting in planned.step.settings.items():
+            slot = schema_of(planned.step.command)[key]
+            for text in self._texts(planned, slot, setting) if slot.role != "other" else ():
+                yield from ((name, path, setting) for name, path in named(text, slot.name))
+
+    def words(self, planned: PlannedStep) -> tuple[str, ...]:
+        """The command line of a step: options first, then the arguments in their order."""
+        step, options, arguments = planned.step, ["--isolated"], ["--"]
+        schema = schema_of(step.command)
+        for key, slot in schema.items():
+            if key in step.settings:
+                words = slot.words(self._texts(planned, slot, step.settings[key]))
+                (arguments if slot.argument else options).extend(words)
+        if planned.fate == "temporary":
+            options.append(f"--output={planned.output}")
+        if "no-progress" in schema and "no-progress" in self.recipe.shown:
+            options.append("--no-progress")
+        return (*options, *arguments)
+
+    def _texts(self, planned: PlannedStep, slot: Slot, setting: Setting) -> list[str]:
+        """The texts of a setting with references replaced by what they mean, and paths as they are from here."""
+        source, model = planned.sources.get(slot.key), self.recipe.model
+        if source is not None and source >= 0:
+            return [str(self.done[source].output)]  # what is referred to has one: its own, or a temporary one
+        if source is not None and model is not None:
+            return [resolve(str(model.value), "model", model.folder)]
+        data = self.recipe.data if slot.role == "data" else {}
+        return [
+            resolve(data[text].texts[0], "data", data[text].folder) if text in data
+            else resolved(text, slot, setting.folder)
+            for text in setting.texts
+        ]  # fmt: skip

@@ -106,7 +106,8 @@ def read_recipe(path: Path, defaults: Defaults, changes: tuple[Change, ...] = ()
     for key, setting in top.items():
         check_shape(setting, schema_of("run")[key])
     _check_changes(steps, changes)
-    return RunRecipe(path, hashlib.sha256(toml.text.encode()).hexdigest(), model, data, steps, given(top))
+    digest = hashlib.sha256(toml.text.encode()).hexdigest()
+    return RunRecipe(path, digest, model, data, steps=steps, shown=given(top))
 
 
 def _check_top(toml: Toml) -> None:

@@ -135,7 +135,7 @@ def _planned(recipe: RunRecipe, planned: PlannedStep) -> StepRun:
     values = [Value(setting.key, ", ".join(setting.texts), setting.place) for setting in settings.values()]
     models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
     writes = {"kept": str(planned.output), "default": "beside the model", "temporary": "temporary", "none": None}
-    return StepRun(step.name, step.command, step.place, values, ", ".join(models), writes[planned.fate])
+    return StepRun(step.name, step.command, step.place, values, reads=", ".join(models), writes=writes[planned.fate])
 
 
 def _model(recipe: RunRecipe, planned: PlannedStep, key: str) -> str:
