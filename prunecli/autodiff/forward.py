@@ -15,9 +15,8 @@ from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import RULES, STEPS, describe
 from prunecli.autodiff.rewrites import RewriteContext, find_rewrite
 from prunecli.errors import PruneError
-from prunecli.model.constants import behind
+from prunecli.model.constants import behind, holders
 from prunecli.model.shape_inference import Shape
-from prunecli.model.stored_tensors import holders
 from prunecli.storage.chain import constant_tensor
 
 OLDEST, LOWEST = 7, 18  # opsets: the oldest accepted, and the one whose operator forms the rules emit

@@ -19,10 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import Model, Weight, find_weights
-from prunecli.model.constants import Constant, behind
-from prunecli.model.graphs import reads
-from prunecli.model.names import free_name, taken_names
-from prunecli.model.stored_tensors import INTERFACE
+from prunecli.model.constants import INTERFACE, Constant, behind
+from prunecli.model.graphs import free_name, reads, taken_names
 from prunecli.model.weights import Use
 from prunecli.operators import Contraction
 from prunecli.operators.operator import input_of
@@ -245,7 +243,9 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
             break
         value = user.outputs[0]
     target, branch = (total or value).name or "", value.name or ""
-    return LinearLayer(weight, use.node, found, target, branch, carried, offset=offset, norm=norm, added=tuple(added))
+    return LinearLayer(
+        weight, use.node, found, target, branch, carried=carried, offset=offset, norm=norm, added=tuple(added)
+    )
 
 
 def _contractions(uses: Iterable[Use]) -> tuple[Contraction, ...]:

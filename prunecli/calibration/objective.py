@@ -108,7 +108,7 @@ def choose_objective(
     if ignoring and (labels == IGNORED).all():
         raise PruneError(f"every label is {IGNORED}, which says not to count it", "check the labels")
     hard = _hard_loss(reading, outputs[reading.output], options, ignoring)
-    made = Objective(hard, reading.output, reading, options.soft or reading.one_hot, (), ignoring)
+    made = Objective(hard, reading.output, reading, options.soft or reading.one_hot, ignoring=ignoring)
     if teacher is None:
         return made
     main = _imitation(reading, teacher[reading.output], options, ignoring)
@@ -153,7 +153,9 @@ def _hard_loss(reading: Reading, output: Array, options: ObjectiveOptions, ignor
         )
     _check_class_axis(reading, output)
     soft = options.soft or reading.one_hot
-    return CrossEntropy(reading.output, LABELS, options.smoothing, soft, IGNORED if ignoring else None, ignoring)
+    return CrossEntropy(
+        reading.output, LABELS, options.smoothing, soft, ignore=IGNORED if ignoring else None, masked=ignoring
+    )
 
 
 def _check_class_axis(reading: Reading, output: Array) -> None:

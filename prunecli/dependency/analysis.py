@@ -14,9 +14,9 @@ from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
 from prunecli.errors import PruneError
+from prunecli.model.constants import INTERFACE, overridable
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts, Shape
-from prunecli.model.stored_tensors import INTERFACE, overridable
 
 
 @dataclass

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli.dependency.atoms import Ints
 from prunecli.dependency.views import is_fixed, name_of, open_shape, same_content
 from prunecli.errors import PruneError
-from prunecli.model.names import free_name, taken_names
+from prunecli.model.graphs import free_name, taken_names
 from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
 
 HINT = "exclude the layers around it with --exclude"

@@ -28,7 +28,7 @@ from prunecli.dependency.registry import UNNAMED
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.inputs import resolve_shapes
-from prunecli.model.names import free_name, taken_names
+from prunecli.model.graphs import free_name, taken_names
 from prunecli.model.shape_inference import Array, Facts
 from prunecli.model.shapes import input_specs
 

@@ -1,8 +1,7 @@
 """Loading, understanding and saving ONNX models."""
 
 from prunecli.model.loading import Model, load
-from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, save
+from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.model.shapes import Dims, Shapes, concrete_shapes
 from prunecli.model.sizes import Macs, count_macs, totals
 from prunecli.model.weights import Use, Weight, Weights, find_weights

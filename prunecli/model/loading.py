@@ -17,16 +17,51 @@ from google.protobuf.message import DecodeError
 
 import prunecli.model.graphs as graphs
 import prunecli.model.lossless as preserve
-import prunecli.model.signatures as signatures
 from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder
 from prunecli.model.protos import drop_repeated, normalise
 from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor
-from prunecli.model.validate_graph import check_graph
-from prunecli.model.validate_tensors import DAMAGED, check_tensors
+from prunecli.model.validate import DAMAGED, check_graph, check_tensors
 from prunecli.storage import PackedTensor, resolve
 from prunecli.types import FileRef
+
+SIGNATURES = (
+    (b"PK\x03\x04", "it is a ZIP archive (a PyTorch or Keras model?): export the model to ONNX first"),
+    (b"\x89HDF", "it is an HDF5 file (Keras?): export the model to ONNX first"),
+    (b"\x80\x02", "it is a Python pickle: export the model to ONNX first"),
+    (b"\x80\x04", "it is a Python pickle: export the model to ONNX first"),
+    (b"\x1f\x8b", "it is gzip-compressed: unpack it first"),
+    (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull`"),
+    (b"\x93NUMPY", "it is a NumPy array: the model comes first, data goes to --data"),
+    (b"\x89PNG", "it is an image: the model comes first, data goes to --data"),
+    (b"\x7fELF", "it is a program: give an .onnx file"),
+)
+
+
+def _foreign(head: bytes) -> str:
+    """A hint if `head` begins like something well known that no ONNX file begins like, else ''."""
+    for signature, text in SIGNATURES:
+        if head.startswith(signature):
+            return text
+    if head[4:8] in (b"TFL3", b"ORTM"):
+        return "it is a TensorFlow Lite or ORT-format file: give the original .onnx file"
+    return ""
+
+
+def _hint(path: Path, data: bytes) -> str:
+    """What to do about `data` that did not parse as ONNX."""
+    if _is_text(data[:512]):
+        return "it is a text file: give an .onnx file"
+    if path.suffix.lower() != ".onnx":
+        return "give an .onnx file"
+    return "it was cut off or damaged: export or download it again"
+
+
+def _is_text(head: bytes) -> bool:
+    printable = sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
+    return printable > 0.97 * len(head)
+
 
 # onnx-ir warns on stderr about models it repairs; what matters is checked here and reported properly.
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -83,7 +118,7 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
-    return Model(model, path, sha256, tuple(folder.sizes), notes, tuple(packed), sparse=sparse)
+    return Model(model, path, sha256, tuple(folder.sizes), notes, packed=tuple(packed), sparse=sparse)
 
 
 def _build(
@@ -177,7 +212,7 @@ def _read(path: Path) -> bytes:
     """All bytes; a file that cannot be ONNX is given up after its first ones."""
     with path.open("rb") as file:
         head = file.read(512)
-        if hint := signatures.foreign(head):
+        if hint := _foreign(head):
             raise PruneError(f"{path} is not an ONNX model", hint)
         return head + file.read()
 
@@ -192,9 +227,9 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise PruneError(f"{path} is not a complete ONNX model", signatures.hint(path, data)) from error
+        raise PruneError(f"{path} is not a complete ONNX model", _hint(path, data)) from error
     if not proto.HasField("graph") or not proto.ir_version:
-        raise PruneError(f"{path} is not an ONNX model", signatures.hint(path, data))
+        raise PruneError(f"{path} is not an ONNX model", _hint(path, data))
     return proto
 
 

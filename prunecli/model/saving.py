@@ -1,9 +1,10 @@
-"""Saving a model completely or not at all."""
+"""Saving a model completely or not at all, with a record of how it was made in its metadata_props."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,18 +16,61 @@ import onnx
 import onnx_ir as ir
 
 import prunecli.model.lossless as preserve
-import prunecli.model.proto_writer as wire
-import prunecli.model.tensor_io as bulk
+import prunecli.model.writing as writing
+from prunecli._version import __version__
 from prunecli.errors import PruneError
 from prunecli.files import Scratch, Staging, check_paths, data_name, staging, sync
+from prunecli.model.constants import Holder, holders
 from prunecli.model.external_data import pull_in, read_proto, refer
 from prunecli.model.loading import Model
 from prunecli.model.protos import dense_tensors, normalise
-from prunecli.model.provenance import Provenance, record
 from prunecli.model.sparse import sparsify
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.tensors import MappedTensor, byte_count
-from prunecli.types import FileRef
+from prunecli.model.writing import Span, size_of, spans, write_data, write_model
+from prunecli.types import FileRef, Json
+
+PREFIX = "prunecli."
+HISTORY = PREFIX + "history"
+KEYS = ("version", "command", "recipe", "input_sha256")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """`command` is the name of the command, `recipe` its options as JSON: enough to do it again."""
+
+    command: str
+    recipe: Json = field(default_factory=dict)
+
+
+def record(proto: onnx.ModelProto, provenance: Provenance, input_sha256: str) -> None:
+    """Write the entries; those of an earlier run move to the end of `prunecli.history`, a JSON list."""
+    old = {p.key: p.value for p in proto.metadata_props if p.key.startswith(PREFIX)}
+    kept = [(p.key, p.value) for p in proto.metadata_props if p.key not in old]
+    new = {
+        PREFIX + "version": __version__,
+        PREFIX + "command": provenance.command,
+        PREFIX + "recipe": _compact(provenance.recipe),
+        PREFIX + "input_sha256": input_sha256,
+    }
+    if history := _history(old):
+        new[HISTORY] = _compact(history)
+    del proto.metadata_props[:]
+    for key, value in sorted([*kept, *new.items()]):
+        proto.metadata_props.add(key=key, value=value)
+
+
+def _history(old: dict[str, str]) -> list[Json]:
+    try:
+        earlier = json.loads(old.get(HISTORY, "[]"))
+    except ValueError:
+        earlier = []
+    last = {key: old[PREFIX + key] for key in KEYS if PREFIX + key in old}
+    return [*(earlier if isinstance(earlier, list) else []), *([last] if last else [])]
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
 
 SMALL = 1024
 """Bytes below which a tensor stays inside the .onnx file."""
@@ -82,7 +126,7 @@ class StoragePlan:
     """Which tensors leave the .onnx file, in order, and where they go in the data file."""
 
     outside: list[Holder]
-    places: list[bulk.Span]
+    places: list[Span]
     name: str = ""
     streamed: dict[str, ir.TensorProtocol] = field(default_factory=dict)
 
@@ -90,11 +134,11 @@ class StoragePlan:
 def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | None, str]:
     """Write data and model into the staging folder; the data file's name and the model's SHA-256."""
     outside = _outside(model, options)
-    plan = StoragePlan(outside, bulk.spans([holder.tensor for holder in outside]))
+    plan = StoragePlan(outside, spans([holder.tensor for holder in outside]))
     _check_space(stage, model)
     if outside:
         draft = stage.folder / "data"
-        digest = bulk.write_data(draft, [holder.tensor for holder in outside], plan.places)
+        digest = write_data(draft, [holder.tensor for holder in outside], plan.places)
         plan.name = data_name(stage.target, digest)
         draft.rename(stage.folder / plan.name)
         sync(stage.folder / plan.name)
@@ -102,7 +146,7 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
     sparsify(proto, options.sparse)
     if options.provenance is not None:
         record(proto, options.provenance, model.sha256)
-    sha256 = wire.write_model(proto, plan.streamed, stage.file)
+    sha256 = write_model(proto, plan.streamed, stage.file)
     sync(stage.file)
     return plan.name or None, sha256
 
@@ -110,8 +154,8 @@ def _write(model: Model, stage: Staging, options: SaveOptions) -> tuple[str | No
 def _outside(model: Model, options: SaveOptions) -> list[Holder]:
     """The tensors that go to the data file: initializers, and Constants if they are large."""
     stored = [h for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING and h.name not in options.sparse]
-    total = sum(bulk.size_of(h.tensor) for h in stored)
-    too_large = total + MARGIN > wire.LIMIT
+    total = sum(size_of(h.tensor) for h in stored)
+    too_large = total + MARGIN > writing.LIMIT
     if options.external_data == "never" and too_large:
         raise PruneError(
             f"the weights take {total} bytes and a single ONNX file ends at 2 GiB",
@@ -120,11 +164,11 @@ def _outside(model: Model, options: SaveOptions) -> list[Holder]:
     wanted = options.external_data == "always" or (options.external_data == "auto" and bool(model.data_files))
     if not (wanted or too_large):
         return []
-    return [h for h in stored if bulk.size_of(h.tensor) >= (SMALL if h.node is None else STREAM_FROM)]
+    return [h for h in stored if size_of(h.tensor) >= (SMALL if h.node is None else STREAM_FROM)]
 
 
 def _check_space(stage: Staging, model: Model) -> None:
-    needed = sum(bulk.size_of(h.tensor) for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING)
+    needed = sum(size_of(h.tensor) for h in holders(model.ir) if h.tensor.dtype != ir.DataType.STRING)
     free = shutil.disk_usage(stage.folder).free
     if needed > free:
         raise PruneError(
@@ -163,7 +207,7 @@ def _serialise(model: Model) -> onnx.ModelProto:
 
 def _streams(tensor: ir.TensorProtocol) -> bool:
     is_reference = isinstance(tensor, ir.ExternalTensor) and not isinstance(tensor, MappedTensor)
-    return tensor.dtype != ir.DataType.STRING and not is_reference and bulk.size_of(tensor) >= STREAM_FROM
+    return tensor.dtype != ir.DataType.STRING and not is_reference and size_of(tensor) >= STREAM_FROM
 
 
 def _pull_in(model: Model, undo: contextlib.ExitStack) -> None:
@@ -182,14 +226,14 @@ def _swap(holder: Holder, tensor: ir.TensorProtocol, undo: contextlib.ExitStack)
     holder.put(tensor)
 
 
-def _reference(holder: Holder, place: bulk.Span | None = None, location: str = "") -> ir.ExternalTensor:
+def _reference(holder: Holder, place: Span | None = None, location: str = "") -> ir.ExternalTensor:
     tensor = holder.tensor
     return ir.ExternalTensor(
         location,
         place.offset if place else None,
         place.length if place else None,
         tensor.dtype,
-        shape=ir.Shape(bulk.dims(tensor)),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=holder.name if holder.node is None else tensor.name or "",
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.model.constants import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.weights import Weight
 from prunecli.operators import macs_of, operator_of
 from prunecli.types import Totals

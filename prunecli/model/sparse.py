@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from prunecli.errors import PruneError, some
 from prunecli.model.protos import attributes_of, bodies
-from prunecli.model.validate_tensors import DAMAGED, check_tensor
+from prunecli.model.validate import DAMAGED, check_tensor
 
 ALWAYS_FINE = 64 << 20
 """Bytes a dense form may take whatever the sparse one has."""

@@ -11,10 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.constants import Reader, is_constant, readers
+from prunecli.model.constants import Holder, Reader, holders, is_constant, readers
 from prunecli.model.graphs import all_nodes
 from prunecli.model.loading import Model
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.tensors import FLOATS, QUANTISED
 from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
 from prunecli.operators.layout import Layout, Shape

@@ -61,17 +61,19 @@ BIASED = Operator(role=at(bias=(1,)))
 
 register(
     SAME,
-    "Abs", "Cast", "CastLike", "Ceil", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish",
-    "Identity", "LRN", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Mish", "Neg", "QuantizeLinear",
-    "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softmax", "Softplus", "Softsign", "Sqrt", "Tanh",
+    """
+    Abs Cast CastLike Ceil Clip Dropout Elu Erf Exp Floor HardSigmoid HardSwish Identity LRN LeakyRelu Log
+    LogSoftmax LpNormalization Mish Neg QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softmax Softplus
+    Softsign Sqrt Tanh
+    """,
 )  # fmt: skip
-register(BROADCAST, "Max", "Mean", "Min", "Pow", "Sum", "Where")
-register(replace(BROADCAST, role=_shift_role), "Add", "Sub")
+register(BROADCAST, "Max Mean Min Pow Sum Where")
+register(replace(BROADCAST, role=_shift_role), "Add Sub")
 register(replace(BROADCAST, role=_scale_role), "Mul")
 register(replace(BROADCAST, role=_divide_role), "Div")
 register(replace(BROADCAST, role=at(norm=(1,))), "PRelu")
 
-register(replace(SAME, shapes=like_first), "Gelu", "QuickGelu", domain=MICROSOFT)
+register(replace(SAME, shapes=like_first), "Gelu QuickGelu", domain=MICROSOFT)
 register(replace(SAME, shapes=like_first, role=at(bias=(1,))), "FastGelu", domain=MICROSOFT)
 register(replace(BIASED, shapes=like_first), "BiasGelu", domain=MICROSOFT)
 register(BIASED, "BiasDropout", domain=MICROSOFT)
@@ -86,11 +88,10 @@ register(LIKE_FIRST, "RotaryEmbedding", domain=MICROSOFT)
 register(Operator(demand=same_size, quantised=True), "DequantizeLinear")
 register(Operator(shapes=like_first, type_of=1, quantised=True), "DequantizeLinear", domain=MICROSOFT)
 register(replace(LIKE_FIRST, type_of=2), "QuantizeLinear", domain=MICROSOFT)
-register(LIKE_FIRST, "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", domain=MICROSOFT)
+register(LIKE_FIRST, "QLinearSigmoid QLinearLeakyRelu QLinearSoftmax", domain=MICROSOFT)
 register(
     Operator(shapes=lambda node, shapes: [np.broadcast_shapes(shapes[0], shapes[3])]),
-    "QLinearAdd",
-    "QLinearMul",
+    "QLinearAdd QLinearMul",
     domain=MICROSOFT,
 )
 
@@ -128,4 +129,4 @@ register(replace(SAME, shapes=like_first, type_of=None), "Normalizer", domain=LE
 register(replace(_columns("scale", "offset"), type_of=None), "Scaler", domain=LEARNING)
 register(_columns("imputed_value_floats"), "Imputer", domain=LEARNING)
 register(Operator(shapes=_joined_shapes, type_of=None), "FeatureVectorizer", domain=LEARNING)
-register(Operator(shapes=_target_shapes, type_of=None), "LinearRegressor", "SVMRegressor", domain=LEARNING)
+register(Operator(shapes=_target_shapes, type_of=None), "LinearRegressor SVMRegressor", domain=LEARNING)

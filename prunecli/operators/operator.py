@@ -174,17 +174,16 @@ OPERATORS: dict[Key, Operator] = {}
 UNKNOWN = Operator()
 
 
-def register(operator: Operator, *ops: str, domain: str = "") -> Operator:
-    """Say this of the operators `ops` of `domain`.
+def register(operator: Operator, ops: str, domain: str = "") -> None:
+    """Say this of the operators `ops` of `domain`, whose types are separated by spaces.
 
     Raises:
         ValueError: something is said of one of them already.
     """
-    for op in ops:
+    for op in ops.split():
         if (domain, op) in OPERATORS:
             raise ValueError(f"the operator {domain}:{op} is described twice")
         OPERATORS[domain, op] = operator
-    return operator
 
 
 def amend(op: str, domain: str, **facts: Any) -> None:

@@ -263,15 +263,14 @@ register(INTEGER_MATMUL, "MatMulInteger")
 register(Operator(macs=_matmul_macs, quantised=True), "QLinearMatMul")
 register(
     Operator(role=_matmul_role, macs=_matmul_macs, shapes=_matmul_shapes),
-    "FusedMatMul",
-    "TransposeMatMul",
+    "FusedMatMul TransposeMatMul",
     domain=MICROSOFT,
 )
 register(Operator(role=_matmul_role), "FusedMatMulActivation", domain=MICROSOFT)
 register(replace(INTEGER_MATMUL, shapes=_matmul_shapes), "DynamicQuantizeMatMul", domain=MICROSOFT)
 register(replace(INTEGER_MATMUL, shapes=_matmul_shapes, type_of=2), "MatMulIntegerToFloat", domain=MICROSOFT)
 register(Operator(macs=_nbits_macs, shapes=_nbits_shapes, quantised=True), "MatMulNBits", domain=MICROSOFT)
-register(Operator(quantised=True), "MatMulBnb4", "MatMulFpQ4", "QMoE", domain=MICROSOFT)
+register(Operator(quantised=True), "MatMulBnb4 MatMulFpQ4 QMoE", domain=MICROSOFT)
 
 
 # -- Einsum: equal letters are one axis; a letter that is not in the output is summed over ------

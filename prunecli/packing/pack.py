@@ -12,10 +12,8 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.files import Scratch
 from prunecli.model import Model, concrete_shapes, load, totals
-from prunecli.model.opsets import raised
-from prunecli.model.plain import plain_path
-from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.copies import plain_path, raised
+from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
 from prunecli.packing.load_cost import LoadCost
 from prunecli.packing.options import PackOptions, UnpackOptions

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import Model
+from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
 from prunecli.model.lossless import is_described
 from prunecli.model.sizes import count_nonzero
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
 from prunecli.storage import Writer, choose, fit

@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from prunecli.calibration.gradient_source import GradientSamples, open_source
+from prunecli.calibration.gradients import GradientSamples, open_source
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import SQUARED, Evidence, of_elements
 from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Units, decide
 from prunecli.masks.patterns import Tiles, Windows, parse_pattern
 from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights, load
+from prunecli.model.constants import holders
 from prunecli.model.sizes import macs_by_weight
-from prunecli.model.stored_tensors import holders
 from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
 from prunecli.types import Json, Progress, Skipped

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.calibration.gradient_source import Batches, GradientSamples, open_study
-from prunecli.calibration.gradients import gates
-from prunecli.calibration.moments import second_moments
+from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_study
+from prunecli.calibration.grams import second_moments
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.model.shapes import input_specs

@@ -13,8 +13,7 @@ from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Frozen
 from prunecli.dependency.cut import Removed
 from prunecli.files import Scratch
-from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, save
+from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
 from prunecli.report.result import Reported
 from prunecli.structures.cut_plan import save_cut_plan

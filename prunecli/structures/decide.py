@@ -14,9 +14,9 @@ from prunecli.dependency.catalogue import ALL
 from prunecli.dependency.costs import costs
 from prunecli.errors import PruneError, advice
 from prunecli.model import load
+from prunecli.model.constants import INTERFACE
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
-from prunecli.model.stored_tensors import INTERFACE
 from prunecli.structures.blocks import choose_blocks, open_blocks
 from prunecli.structures.budget import Mask
 from prunecli.structures.calibrate import measure, unit_recipe

@@ -19,8 +19,8 @@ from prunecli.dependency.analysis import Whole
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
+from prunecli.model.constants import holders
 from prunecli.model.saving import SaveOptions, save
-from prunecli.model.stored_tensors import holders
 from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut
 from prunecli.structures.decide import decide
 from prunecli.structures.options import BLOCK, StructuredOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
-from prunecli.model.plain import plain_path
+from prunecli.model.copies import plain_path
 from prunecli.model.saving import objection
 from prunecli.runtime import Session
 from prunecli.structures.cut_proof import CutProof

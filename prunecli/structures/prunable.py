@@ -22,10 +22,10 @@ from prunecli.dependency.prepare import plan_names, prepare
 from prunecli.dependency.registry import Work
 from prunecli.errors import PruneError, advice, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
+from prunecli.model.constants import name_inputs
 from prunecli.model.shape_inference import Shape
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
-from prunecli.model.stored_tensors import name_inputs
 from prunecli.structures.cut_plan import needed
 from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions

@@ -18,9 +18,8 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed
 from prunecli.evaluation.passes import common_specs, pair
 from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
-from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, check_target, save
-from prunecli.model.stored_tensors import INTERFACE, name_inputs
+from prunecli.model.constants import INTERFACE, name_inputs
+from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.options.training import FinetuneOptions
 from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult

@@ -18,7 +18,7 @@ from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
 from prunecli.model import Model
-from prunecli.model.stored_tensors import Holder, holders
+from prunecli.model.constants import Holder, holders
 from prunecli.options.training import FinetuneOptions
 from prunecli.runtime import Session
 from prunecli.training.optimizers import Knobs

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.masks.keys import CHUNK_BYTES
+from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
-from prunecli.model.stored_tensors import Holder, holders
 from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]

@@ -16,9 +16,9 @@ import numpy as np
 
 from prunecli.inputs import InputSpec, evaluate, resolve_shapes
 from prunecli.model import Dims, Model
+from prunecli.model.constants import holders
 from prunecli.model.graphs import all_graphs
 from prunecli.model.shapes import input_specs
-from prunecli.model.stored_tensors import holders
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import integers
 from prunecli.runtime import Session

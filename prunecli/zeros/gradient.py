@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.calibration.gradient_source import GradientSamples, GradientSource, open_source
+from prunecli.calibration.gradients import GradientSamples, GradientSource, open_source
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_elements
 from prunecli.masks.decide import Decision, Recipe, decide

@@ -18,10 +18,9 @@ from prunecli.files import Scratch
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
-from prunecli.model.provenance import Provenance
-from prunecli.model.saving import SaveOptions, check_target, save
+from prunecli.model.constants import release
+from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
-from prunecli.model.stored_tensors import release
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
 from prunecli.training.gradual import (

@@ -115,7 +115,7 @@ class Oneshot:
         assert o.source is not None
         check_numbers(file)
         data = calibration_samples(
-            file, o.source, SAMPLES, o.seed, dims=o.dims, execution=o.execution, progress=progress
+            file, o.source, SAMPLES, seed=o.seed, dims=o.dims, execution=o.execution, progress=progress
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = [batch.feed for batch in data.batches(BATCH)]

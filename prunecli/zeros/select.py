@@ -14,8 +14,8 @@ from prunecli.masks.criteria import of_elements
 from prunecli.masks.decide import Decision, Recipe, decide
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight, Weights, find_weights
+from prunecli.model.constants import INTERFACE, release
 from prunecli.model.sizes import is_finite
-from prunecli.model.stored_tensors import INTERFACE, release
 from prunecli.types import Json, Progress, Skipped
 from prunecli.zeros.zero import target_of
 

@@ -21,7 +21,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.decide import Rewritten
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
-from prunecli.model.plain import plain_path
+from prunecli.model.copies import plain_path
 from prunecli.runtime import Session
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.compare import Place, check_tensors, pieces_of, placed, same_bits

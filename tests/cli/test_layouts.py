@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from prunecli.model import SaveOptions, load, save
-from prunecli.model.stored_tensors import holders
+from prunecli.model.constants import holders
 from prunecli.runtime import Session
 from tests.cli.conftest import Prune
 from tests.model.build import floats, info, node, proto

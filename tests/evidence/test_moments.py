@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from prunecli.calibration.moments import second_moments
+from prunecli.calibration.grams import second_moments
 from prunecli.dependency.prepare import prepare
 from prunecli.model.shape_inference import gather_facts
 from prunecli.operators import named

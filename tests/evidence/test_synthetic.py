@@ -11,12 +11,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prunecli.calibration.layerwise import working_form
-from prunecli.calibration.synthetic import WARNING, stored_moments, synthetic_data
+from prunecli.calibration.samples import WARNING, stored_moments, synthetic_data
 from prunecli.data.synthetic import as_dataset, image_noise, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 from prunecli.model import concrete_shapes, load
-from prunecli.runtime import Session
+from prunecli.runtime import Execution, Session
 
 N = helper.make_node
 RNG = np.random.default_rng(0)
@@ -47,9 +47,7 @@ def model(folder: Path, batch: Any = "n", kind: int = 1, folded: bool = False, a
 
 def data(path: Path, count: int = 16, **options: Any) -> Any:
     file = load(path)
-    return synthetic_data(
-        file, Session.open(path, threads=1), concrete_shapes(file).inputs, count, threads=1, **options
-    )
+    return synthetic_data(file, concrete_shapes(file).inputs, count, execution=Execution(threads=1), **options)
 
 
 def moments(path: Path, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import pytest
 from prunecli import files
 from prunecli.errors import PruneError
 from prunecli.model import SaveOptions, find_weights, load, save
-from prunecli.model import tensor_io as bulk
+from prunecli.model import writing as bulk
 from tests.model.build import big, floats, loaded
 from tests.model.test_saving import ALWAYS, refused, snapshot
 from tests.tiny import few

@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from prunecli import files
 from prunecli.errors import PruneError
 from prunecli.model import Model, SaveOptions, find_weights, load, save
-from prunecli.model import proto_writer as wire
+from prunecli.model import writing as wire
 from tests.model.build import big, external, floats, info, linear, loaded, node, proto, run, save_proto
 
 ALWAYS = SaveOptions(external_data="always", force=True)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.model import load, save
+from prunecli.model.constants import holders
 from prunecli.model.saving import SaveOptions
-from prunecli.model.stored_tensors import holders
 from prunecli.storage import ENCODINGS, VALUES, Writer, choose, choose_narrow
 from prunecli.storage.encodings import Encoded, EncodedTensor
 from prunecli.storage.evaluate import RULES

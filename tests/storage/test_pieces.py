@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from prunecli.model import load
-from prunecli.model.stored_tensors import holders
+from prunecli.model.constants import holders
 from prunecli.packing import plan as pack_write
 from prunecli.packing.pack import pack, unpack
 from prunecli.storage import ENCODINGS, fit, pieces

@@ -1,6 +1,10 @@
-"""Raising the opset of a model, no further than needed."""
+"""A model in another form: a packed file as a dense one, and an opset no higher than needed."""
 
 from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -9,7 +13,20 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model.external_data import read_whole
 from prunecli.model.loading import Model, load
-from prunecli.model.plain import plain_path
+from prunecli.model.saving import save
+
+
+def plain_path(model: Model) -> Path:
+    """The model's own file, or a dense copy of a packed one, which lasts as long as `model` does."""
+    if not model.packed:
+        return model.path
+    if model.plain is None:
+        folder = Scratch()
+        weakref.finalize(model, folder.__exit__)  # which keeps the folder until then
+        place = folder.path / f"{model.path.stem}.onnx"
+        save(load(model.path), place)
+        model.plain = place
+    return model.plain
 
 
 def opset(model: ir.Model) -> int:
@@ -44,4 +61,4 @@ def raised(model: Model, needed: int, why: str) -> Model:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise PruneError(f"{what}, and ONNX cannot convert it: {reason}", "export it with a newer opset") from error
     note = f"the opset was raised from {present} to {needed}: {why} needs it"
-    return Model(converted.ir, model.path, model.sha256, model.data_files, [*model.notes, note], model.packed)
+    return replace(model, ir=converted.ir, notes=[*model.notes, note], plain=None, sparse={})
