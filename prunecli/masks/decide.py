@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
+from prunecli.masks.allocations import budget_of
 from prunecli.masks.criteria import Block, Elements, of_elements
 from prunecli.masks.keys import Array, key_chunks, key_format, key_of, magnitude_keys, words
 from prunecli.masks.patterns import (
@@ -35,7 +36,7 @@ from prunecli.masks.patterns import (
     storage_axes,
     window_drop,
 )
-from prunecli.masks.scopes import SCOPES, budget_of
+from prunecli.masks.scopes import SCOPES
 from prunecli.masks.stream import CutPoint, ScoreSource, count_below, not_finite
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.types import Json, Progress, no_progress

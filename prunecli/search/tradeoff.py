@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.masks.allocations import lower_hull
 from prunecli.search.pruner import Allocation
 
 Array = np.ndarray[Any, Any]
@@ -123,22 +124,16 @@ def _hull(curve: DamageCurve) -> list[Segment]:
     """The lower convex hull of damage over what is saved."""
     fractions, damages = curve.fine()
     saved = curve.cost(float(fractions[0])) - np.array([curve.cost(float(f)) for f in fractions])
-    corners = [0]
+    rising = [0]
     for i in range(1, len(fractions)):
-        if saved[i] <= saved[corners[-1]] + TINY:
-            continue
-        while len(corners) > 1 and _slope(saved, damages, corners[-2], i) <= _slope(saved, damages, *corners[-2:]):
-            corners.pop()
-        corners.append(i)
+        if saved[i] > saved[rising[-1]] + TINY:
+            rising.append(i)
+    corners = [rising[i] for i in lower_hull(saved[rising], damages[rising])]
     return [
         Segment(curve.layer, float(fractions[a]), float(fractions[b]), float(damages[b] - damages[a]),
                 float(saved[b] - saved[a]))
         for a, b in pairwise(corners)
     ]  # fmt: skip
-
-
-def _slope(x: Array, y: Array, a: int, b: int) -> float:
-    return float((y[b] - y[a]) / (x[b] - x[a]))
 
 
 def spread(low: float, high: float, count: int) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.masks.allocations import lower_hull
 from prunecli.reconstruct.obs import Surgeon
 
 Array = np.ndarray[Any, Any]
@@ -117,13 +118,6 @@ def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: C
 
 def convex(values: Array) -> Array:
     """The largest convex function of the position that is nowhere above `values` (its lower hull)."""
-    hull: list[int] = []
-    for x in range(len(values)):
-        while len(hull) > 1 and _above(values, hull[-2], hull[-1], x):
-            hull.pop()
-        hull.append(x)
-    return np.interp(np.arange(len(values)), hull, values[hull])
-
-
-def _above(values: Array, a: int, b: int, c: int) -> bool:
-    return bool((values[b] - values[a]) * (c - a) >= (values[c] - values[a]) * (b - a))
+    places = np.arange(len(values))
+    corners = lower_hull(places, values)
+    return np.interp(places, corners, values[corners])

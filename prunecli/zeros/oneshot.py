@@ -23,6 +23,7 @@ from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
+from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Recipe, Rewritten, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
@@ -30,7 +31,6 @@ from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, 
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.types import Json, Progress, Skipped, no_progress
-from prunecli.zeros.allocate import LossCurve, allocate
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
@@ -130,12 +130,15 @@ class Oneshot:
         pattern, weights = parse_pattern(recipe.pattern), [layer.weight for layer in layers.all]
         if isinstance(pattern, Windows):
             return {w.holder.name: round(w.size * (1 - pattern.keep / pattern.window)) for w in weights}
-        mode, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
-        is_measured = mode == "loss" and 0 < sparsity < 1 and len(weights) > 1
-        curves = losses(layers, 1 - sparsity, progress) if is_measured else []
-        mode = "uniform" if mode == "loss" and not curves else mode
-        amounts = allocate(mode, [w.shape for w in weights], [w.size for w in weights], curves, sparsity)
-        return {w.holder.name: amount for w, amount in zip(weights, amounts, strict=True)}
+        rule, sparsity = ALLOCATIONS.get(self._allocation(recipe)), recipe.sparsity or 0.0
+        sizes = [LayerSize(w.shape, w.size) for w in weights]
+        if rule.measured:
+            if 0 < sparsity < 1 and len(sizes) > 1:
+                found = losses(layers, 1 - sparsity, progress)
+                sizes = [replace(size, losses=curve) for size, curve in zip(sizes, found, strict=True)]
+            else:  # there is nothing to choose
+                rule = ALLOCATIONS.get("uniform")
+        return {w.holder.name: n for w, n in zip(weights, rule.amounts(sizes, sparsity), strict=True)}
 
     def _fitted(
         self, choice: WeightChoice, layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress, *,
@@ -419,7 +422,7 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
         if not far:  # of no output is it known how it moves: as if all of the relative error came through
             total = sum(float(task.variance.sum()) for task in tasks)
             far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-        found.append(LossCurve(layer.weight.size, levels, _scaled(levels, own, with_probe, far)))
+        found.append(LossCurve(levels, _scaled(levels, own, with_probe, far)))
     walk.close()
     return found
 

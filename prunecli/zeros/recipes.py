@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunecli.errors import PruneError
+from prunecli.masks.allocations import ALLOCATIONS
 from prunecli.masks.criteria import of_elements
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.reconstruct.fit import METHODS, check
-from prunecli.zeros.allocate import ALLOCATIONS
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
@@ -44,8 +44,8 @@ def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:
         raise PruneError("one-shot pruning has neither a threshold nor a criterion", "use --sparsity and --method")
     if recipe.sparsity is None and not isinstance(pattern, Windows):
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
-    if allocation not in (None, *ALLOCATIONS):
-        raise PruneError(f"no allocation is called {allocation!r}", f"choose from {', '.join(ALLOCATIONS)}")
+    if allocation is not None:
+        ALLOCATIONS.get(allocation)
     if recipe.scope == "lamp":
         raise PruneError("LAMP is a score of magnitudes", "use `prune magnitude --scope lamp`, or --allocate loss")
     implied = {"global": "loss", "erk": "erk"}.get(recipe.scope or "")

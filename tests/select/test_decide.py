@@ -85,9 +85,9 @@ def naive_lamp(targets: list[Target], tables: list, sparsity: float) -> list[np.
 
 
 def naive_erk(targets: list[Target], tables: list, sparsity: float) -> list[np.ndarray]:
-    from prunecli.masks.scopes import erk_budgets
+    from prunecli.masks.allocations import LayerSize, erk
 
-    budgets = erk_budgets([(t.shape, t.size) for t in targets], sparsity)
+    budgets = erk([LayerSize(t.shape, t.size) for t in targets], sparsity)
     return [
         spread(t, members, naive.drop_lowest(scores, sizes, budget))
         for t, budget, (scores, sizes, members) in zip(targets, budgets, tables, strict=True)
