@@ -26,10 +26,10 @@ from prunecli.packing.pack import PackResult
 from prunecli.report.result import Reported
 from prunecli.runtime import Session
 from prunecli.training.checkpoint import Keeper, Log
-from prunecli.training.optimizers import OPTIMIZERS
+from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
-from prunecli.training.session import Training, prepare_training, setup_of
-from prunecli.training.trainer import DivergedError, Epoch
+from prunecli.training.session import Training, objective_options, prepare_training
+from prunecli.training.trainer import DivergedError, Epoch, learning_rate, lower_rate
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
@@ -99,7 +99,7 @@ def finetune(
     score_before = training.trainer.at.first_score
     diverged = _run(training, keeper, options, progress)
     training.store()
-    proof = _Proof(training, next(data.batches(data.fixed_batch or training.batch_size)).feed, options)
+    proof = _Proof(training, next(data.batches(data.fixed_batch or training.trainer.supply.batch_size)).feed, options)
     at = training.trainer.at
     saved, small = _saved(file, target, options, proof, progress)
     if diverged is not None:
@@ -118,7 +118,7 @@ def finetune(
         score_name=training.score_name,
         score_before=score_before,
         score_after=at.best_score,
-        trained=training.parameters.count,
+        trained=training.trainer.parameters.count,
         samples=len(data),
         validation_samples=held,
         recipe=_recipe(options),
@@ -157,7 +157,7 @@ def raise_if_harmful(found: FinetuneResult) -> None:
     if not found.harmful:
         return
     rate, given = float(found.recipe["learning_rate"]), found.recipe["rate"] is not None
-    lower = min(rate / 10, OPTIMIZERS[found.recipe["optimizer"]].rate)
+    lower = lower_rate(found.recipe["optimizer"], rate)
     best = max(epoch.score for epoch in found.epochs if epoch.score is not None)
     raise GateFailed(
         f"training improved nothing: at a learning rate of {rate:.3g}{'' if given else ' and below'} the"
@@ -168,7 +168,8 @@ def raise_if_harmful(found: FinetuneResult) -> None:
 
 def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
     name_inputs(file.ir, options.include)
-    session = options.execution.open(file.path) if options.reset_head is None else _session(file, options)
+    changed, threads = options.reset_head is not None, options.execution.thread_count
+    session = Session.open(file.ir, threads=threads) if changed else options.execution.open(file.path)
     specs, teacher = session.inputs, None
     if options.teacher_path is not None:
         load(options.teacher_path)
@@ -176,17 +177,13 @@ def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, 
         teacher = pair(session, other)
         specs = common_specs(specs, teacher)
     data, held = _split(_data(options).open(specs, session.outputs), options, specs)
-    return prepare_training(file, data, held, setup_of(options), teacher), data, len(held) if held is not None else 0
+    return prepare_training(file, data, held, options, teacher), data, len(held) if held is not None else 0
 
 
 def _data(options: FinetuneOptions) -> DataOptions:
     found = options.source
     assert found is not None
     return found
-
-
-def _session(file: Model, options: FinetuneOptions) -> Session:
-    return Session.open(file.ir, threads=options.execution.thread_count)
 
 
 def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
@@ -231,19 +228,21 @@ def _fingerprint(file: Model, options: FinetuneOptions, data: Dataset) -> Json:
 
 def _recipe(options: FinetuneOptions) -> Json:
     """The options that decide the result."""
-    parts = setup_of(options)
-    setup = asdict(parts)
-    setup.pop("threads")
+    o = options
     return {
-        **{key: value for part in ("train", "objective") for key, value in setup.pop(part).items()},
-        "learning_rate": parts.train.learning_rate,
-        "freeze": list(setup["freeze"]),
-        "bn": setup["bn"],
+        **{name: getattr(o, name) for name in ("epochs", "batch_size", "optimizer", "rate")},
+        "knobs": asdict(Knobs(o.momentum, weight_decay=o.weight_decay)),
+        **{name: getattr(o, name) for name in ("schedule", "warmup", "clip", "mixup")},
+        "augment": list(o.augment),
+        **{name: getattr(o, name) for name in ("regularize", "strength", "patience", "seed")},
+        **asdict(objective_options(o)),
+        "learning_rate": learning_rate(o),
+        "freeze": list(o.freeze),
+        "bn": o.bn,
         "data": _data(options).text,
         "val_split": options.val_split,
         "teacher": None if options.teacher_path is None else options.teacher,
         "reset_head": options.reset_head,
-        "augment": list(options.augment),
         **({"images": _data(options).images.to_json()} if _data(options).images.given else {}),
     }
 
@@ -252,13 +251,15 @@ def _layers(file: Model) -> list[LayerRow]:
     rows = []
     for weight in find_weights(file).prunable:
         nonzero = int(np.count_nonzero(weight.array()))
-        rows.append(LayerRow(weight.node.name or weight.name, weight.op, weight.name, weight.shape, weight.shape,
-                             weight.size, weight.size, nonzero, 1 - nonzero / weight.size))  # fmt: skip
+        rows.append(LayerRow(
+            weight.node.name or weight.name, weight.op, weight.name, weight.shape, weight.shape,
+            params_before=weight.size, params_after=weight.size, nonzero=nonzero, sparsity=1 - nonzero / weight.size,
+        ))  # fmt: skip
     return rows
 
 
 def _skipped(file: Model, training: Training) -> list[Skipped]:
-    trained = {item.name for item in training.parameters.items}
+    trained = {item.name for item in training.trainer.parameters.items}
     weights = find_weights(file)
     left = [w for w in [*weights.all(), *weights.single] if w.name not in trained | training.graph.statistics.keys()]
     why = "not trained: frozen, not reached by the loss, or inside a body"
@@ -293,9 +294,10 @@ class _Trained:
     """The forward pass of the training graph: the outputs that the loss reads, as `saved` has them."""
 
     def __init__(self, training: Training, saved: Session, threads: int) -> None:
-        names = training.objective.outputs
-        items = [item.name for item in training.parameters.items[:1]]
-        graph = differentiate(training.model.ir, items, training.objective.loss, shapes=training.shapes,
+        objective = training.trainer.supply.objective
+        names = objective.outputs
+        items = [item.name for item in training.trainer.parameters.items[:1]]
+        graph = differentiate(training.model.ir, items, objective.loss, shapes=training.shapes,
                               options=GradientOptions(weights_as_inputs=False, outputs=tuple(names)))  # fmt: skip
         self.own = {name: graph.outputs[name] for name in names}
         self.dtypes = {output.name: output.dtype for output in saved.outputs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,51 +21,42 @@ from prunecli.model import Model
 from prunecli.model.constants import Holder, holders
 from prunecli.options.training import FinetuneOptions
 from prunecli.runtime import Session
-from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import Parameters, trainable
 from prunecli.training.supply import Supply, Teacher, check_trainable
-from prunecli.training.trainer import Stepper, Trainer, TrainOptions
+from prunecli.training.trainer import Stepper, Trainer
 
 Array = np.ndarray[Any, Any]
 SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
 
 
 @dataclass(frozen=True)
-class TrainingSetup:
-    """bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto`
-    updates where the model has BatchNormalization and batches are large enough."""
-
-    train: TrainOptions = field(default_factory=TrainOptions)
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    freeze: tuple[str, ...] = ()
-    bn: str = "auto"
-    threads: int = 0
-
-
-@dataclass
 class Training:
     """A trainer ready to run, and how to put what it learned into the model."""
 
     model: Model
     trainer: Trainer
-    parameters: Parameters
-    objective: Objective
     graph: GradientModel
     shapes: Mapping[str, tuple[int, ...]]
     notes: list[str]
-    batch_size: int
-    score_name: str
 
     def store(self) -> None:
         """Put weights and statistics into the model."""
-        store(self.model, self.parameters, self.trainer.statistics)
+        store(self.model, self.trainer.parameters, self.trainer.statistics)
+
+    @property
+    def score_name(self) -> str:
+        """What the validation part is judged by."""
+        reading = self.trainer.supply.objective.reading
+        if reading is None:
+            return "signal-to-noise ratio (dB)"
+        return "negative mean absolute error" if reading.regression else "accuracy"
 
 
 def prepare_training(
     model: Model,
     data: Dataset,
     validation: Dataset | None,
-    setup: TrainingSetup,
+    options: FinetuneOptions,
     teacher: Runner | None = None,
 ) -> Training:
     """Everything for `Training.trainer.run()`.
@@ -77,45 +68,41 @@ def prepare_training(
     Raises:
         PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
     """
-    batch_size = check_trainable(data, setup.train.batch_size)
-    run_size = data.fixed_batch or batch_size
+    batch_size = check_trainable(data, options.batch_size)
+    run_size, threads = data.fixed_batch or batch_size, options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
-    outputs = Session.open(model.ir, threads=setup.threads).run(first.feed)
+    outputs = Session.open(model.ir, threads=threads).run(first.feed)
     told = teacher.session.run(teacher.feed(first.feed)) if teacher is not None else None
     named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
-    objective = choose_objective(data, outputs, named, setup.objective)
+    objective = choose_objective(data, outputs, named, objective_options(options))
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
     left: dict[str, str] = {}
     try:
-        graph, parameters = _build(model, objective, shapes, setup, run_size)
+        graph, parameters = _build(model, objective, shapes, options, run_size)
     except PruneError:
-        left = _without_gradient(model, objective.imitated, shapes, setup)
+        left = _without_gradient(model, objective.imitated, shapes, options)
         if len(left) in (0, len(objective.imitated)):
             raise
         kept = {name: value for name, value in outputs.items() if name not in left}
-        objective = choose_objective(data, kept, named, setup.objective)
-        graph, parameters = _build(model, objective, shapes, setup, run_size)
+        objective = choose_objective(data, kept, named, objective_options(options))
+        graph, parameters = _build(model, objective, shapes, options, run_size)
     _check_logits(objective, outputs[objective.output], graph)
-    stepper = Stepper(graph, parameters, setup.threads)
     ask = _ask(teacher, objective.imitated) if teacher is not None else None
-    o = setup.train
-    like = outputs[objective.output]
-    supply = Supply(data, objective, batch_size, like, o.seed, o.augment, o.mixup, ask)
-    judge = _judge(model, parameters, objective, validation, teacher, setup) if validation is not None else None
-    trainer = Trainer(stepper, supply, o, judge.score if judge is not None else None)
-    if judge is not None:
-        judge.trainer = trainer
+    supply = Supply(data, objective, batch_size, outputs[objective.output], options, teacher=ask)
+    score = None
+    if validation is not None:
+        score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
+    trainer = Trainer(Stepper(graph, parameters, threads), supply, options, score)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
-    return Training(model, trainer, parameters, objective, graph, shapes, [*_notes(graph, batch_size, setup), *notes],
-                    batch_size, _score_name(objective))  # fmt: skip
+    return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, options), *notes])
 
 
 def _without_gradient(
-    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], setup: TrainingSetup
+    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], options: FinetuneOptions
 ) -> dict[str, str]:
     """Which of several outputs cannot be imitated, and why."""
-    names, found = [w.name for w in trainable(model, setup.freeze)], {}
+    names, found = [w.name for w in trainable(model, options.freeze)], {}
     for name in outputs if len(outputs) > 1 else ():
         try:
             differentiate(model.ir, names, MeanSquaredError(name), shapes=shapes)
@@ -125,19 +112,19 @@ def _without_gradient(
 
 
 def _build(
-    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], setup: TrainingSetup, run_size: int
+    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], options: FinetuneOptions, run_size: int
 ) -> tuple[GradientModel, Parameters]:
-    weights = trainable(model, setup.freeze)
+    weights = trainable(model, options.freeze)
     norm = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
-    update = setup.bn == "update" or (setup.bn == "auto" and norm and run_size >= SMALLEST_STATISTICS)
-    options = GradientOptions(weights_as_inputs=True, batch_statistics=update)
-    graph = differentiate(model.ir, [w.name for w in weights], objective.loss, shapes=shapes, options=options)
+    update = options.bn == "update" or (options.bn == "auto" and norm and run_size >= SMALLEST_STATISTICS)
+    how = GradientOptions(weights_as_inputs=True, batch_statistics=update)
+    graph = differentiate(model.ir, [w.name for w in weights], objective.loss, shapes=shapes, options=how)
     reached = [w for w in weights if w.name in graph.gradients]
     if not reached:
         raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
     if graph.unreached:  # they would be inputs nobody reads
         names = [w.name for w in reached]
-        graph = differentiate(model.ir, names, objective.loss, shapes=shapes, options=options)
+        graph = differentiate(model.ir, names, objective.loss, shapes=shapes, options=how)
     return graph, Parameters(reached)
 
 
@@ -151,18 +138,12 @@ def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> 
         )
 
 
-def _score_name(objective: Objective) -> str:
-    if objective.reading is None:
-        return "signal-to-noise ratio (dB)"
-    return "negative mean absolute error" if objective.reading.regression else "accuracy"
-
-
-def _notes(graph: GradientModel, batch_size: int, setup: TrainingSetup) -> list[str]:
+def _notes(graph: GradientModel, batch_size: int, options: FinetuneOptions) -> list[str]:
     notes = list(graph.notes)
     if graph.statistics:
         notes.append("BatchNormalization used each batch's statistics and updated the stored ones")
-    if batch_size != setup.train.batch_size:
-        notes.append(f"the batch size was {batch_size} (asked for {setup.train.batch_size})")
+    if batch_size != options.batch_size:
+        notes.append(f"the batch size was {batch_size} (asked for {options.batch_size})")
     return notes
 
 
@@ -176,7 +157,7 @@ def _ask(teacher: Runner, outputs: Sequence[str]) -> Teacher:
     return answer
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Judge:
     """Scores the present parameters on held-out data, higher is better: mean goodness with labels, else the
     signal-to-noise ratio to the teacher in dB: that of the mean of noise over signal, of the outputs imitated."""
@@ -185,25 +166,23 @@ class _Judge:
     parameters: Parameters
     objective: Objective
     data: Dataset
+    options: FinetuneOptions
     teacher: Runner | None
-    setup: TrainingSetup
-    trainer: Trainer | None = None
 
-    def score(self) -> float:
-        assert self.trainer is not None
-        store(self.model, self.parameters, self.trainer.statistics)
-        runners = {MODEL: Runner(Session.open(self.model.ir, threads=self.setup.threads))}
-        asked = Asked(output_name=self.setup.objective.output_name)
+    def score(self, statistics: Mapping[str, Array]) -> float:
+        store(self.model, self.parameters, statistics)
+        runners = {MODEL: Runner(Session.open(self.model.ir, threads=self.options.execution.thread_count))}
+        asked = Asked(output_name=self.options.output_name)
         if self.objective.reading is None and self.teacher is not None:
             own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
             pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),
                     BASELINE: replace(self.teacher, outputs=own)}  # fmt: skip
-            done = run_pass(pair, self.data, self.setup.train.batch_size, asked)
+            done = run_pass(pair, self.data, self.options.batch_size, asked)
             assert done.fidelity is not None
             ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
             return mean_ratio(known)
-        done = run_pass(runners, self.data, self.setup.train.batch_size, asked)
+        done = run_pass(runners, self.data, self.options.batch_size, asked)
         return float(done.predictions[MODEL].goodness().mean())
 
 
@@ -212,17 +191,6 @@ def mean_ratio(decibels: Sequence[float]) -> float:
     the others their say."""
     with np.errstate(over="ignore", divide="ignore"):
         return float(-10 * np.log10(np.mean(10 ** (-np.asarray(decibels) / 10)))) if decibels else -math.inf
-
-
-def _judge(
-    model: Model,
-    parameters: Parameters,
-    objective: Objective,
-    data: Dataset,
-    teacher: Runner | None,
-    setup: TrainingSetup,
-) -> _Judge:
-    return _Judge(model, parameters, objective, data, teacher, setup)
 
 
 def store(model: Model, parameters: Parameters, statistics: Mapping[str, Array]) -> None:
@@ -238,14 +206,6 @@ def _holder(model: Model, name: str) -> Holder:
     return next(h for h in holders(model.ir) if h.name == name and h.graph is model.ir.graph)
 
 
-def setup_of(options: FinetuneOptions) -> TrainingSetup:
-    """The training loop, its objective and its sessions as the options say."""
+def objective_options(options: FinetuneOptions) -> ObjectiveOptions:
     o = options
-    train = TrainOptions(
-        epochs=o.epochs, batch_size=o.batch_size, optimizer=o.optimizer, rate=o.rate,
-        knobs=Knobs(o.momentum, weight_decay=o.weight_decay), schedule=o.schedule, warmup=o.warmup,
-        clip=o.clip, mixup=o.mixup, augment=o.augment, regularize=o.regularize, strength=o.strength,
-        patience=o.patience, seed=o.seed,
-    )  # fmt: skip
-    objective = ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, o.alpha, o.output_name)
-    return TrainingSetup(train, objective, o.freeze, o.bn, o.execution.thread_count)
+    return ObjectiveOptions(o.smoothing, o.soft_labels, o.temperature, o.alpha, o.output_name)

@@ -12,6 +12,7 @@ from prunecli.calibration.objective import Objective
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis
+from prunecli.options.training import FinetuneOptions
 
 Array = np.ndarray[Any, Any]
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -19,7 +20,8 @@ Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Supply:
-    """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape.
+    """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape. Of `options` it
+    takes the seed and what is done to the samples.
 
     A model of fixed batch size gets several runs for one batch. Samples that do not fill a batch wait for the
     next epoch's order.
@@ -29,9 +31,7 @@ class Supply:
     objective: Objective
     batch_size: int
     like: Array
-    seed: int = 0
-    augment: tuple[str, ...] = ()
-    mixup: float = 0.0
+    options: FinetuneOptions
     teacher: Teacher | None = None
 
     @property
@@ -46,15 +46,15 @@ class Supply:
 
     def feeds(self, epoch: int, step: int, rng: np.random.Generator) -> list[Mapping[str, Array]]:
         """The runs of a step: model inputs and the loss's inputs."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+        order = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.data))
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         parts = [rows[i : i + self.run_size] for i in range(0, len(rows), self.run_size)]
         return [self._feed(next(self.data.select(part).batches(self.run_size)), rng) for part in parts]
 
     def _feed(self, batch: Batch, rng: np.random.Generator) -> dict[str, Array]:
-        feed = apply_augments(dict(batch.feed), self.augment, rng)
+        feed = apply_augments(dict(batch.feed), self.options.augment, rng)
         targets = self.objective.targets(batch.labels, self.like)
-        if self.mixup:
+        if self.options.mixup:
             feed, targets = self._mixed(feed, targets, rng)
         if self.teacher is not None:
             targets |= self.objective.answers(self.teacher(feed), batch.labels)
@@ -65,7 +65,7 @@ class Supply:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         axes = self.data.axes
         floats = {n: np.moveaxis(a, axes.get(n, 0), 0) for n, a in feed.items() if np.issubdtype(a.dtype, np.floating)}
-        mixed = mixup(floats | targets, self.mixup, rng)
+        mixed = mixup(floats | targets, self.options.mixup, rng)
         back = {n: np.ascontiguousarray(np.moveaxis(mixed[n], 0, axes.get(n, 0))) for n in floats}
         return feed | back, {n: mixed[n] for n in targets}
 

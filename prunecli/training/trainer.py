@@ -12,6 +12,7 @@ import numpy as np
 
 from prunecli.autodiff import GradientModel
 from prunecli.errors import PruneError, advice
+from prunecli.options.training import FinetuneOptions
 from prunecli.runtime import Session
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, Schedule, clip_norm, warmed
 from prunecli.training.parameters import Parameter, Parameters
@@ -24,34 +25,14 @@ _DIVERGED = 10.0  # times the loss it started from
 _MOST_LOWERED = 3  # tenths of the learning rate that are tried where it is not given
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """rate None: the optimizer's own, and a tenth of it each time an epoch ends worse than the start and none has been
-    better; what made it worse is undone. warmup: fraction of all steps. clip 0: none. patience 0: no early stop."""
+def learning_rate(options: FinetuneOptions) -> float:
+    """The learning rate that is asked for, else the optimizer's own."""
+    return OPTIMIZERS[options.optimizer].rate if options.rate is None else options.rate
 
-    epochs: int = 5
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    rate: float | None = None
-    knobs: Knobs = field(default_factory=Knobs)
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    clip: float = 1.0
-    mixup: float = 0.0
-    augment: tuple[str, ...] = ()
-    regularize: str | None = None
-    strength: float = 1e-4
-    patience: int = 0
-    seed: int = 0
 
-    @property
-    def learning_rate(self) -> float:
-        return OPTIMIZERS[self.optimizer].rate if self.rate is None else self.rate
-
-    @property
-    def lower_rate(self) -> float:
-        """What to try where this one was too high: a tenth, and no more than the optimizer's own."""
-        return min(self.learning_rate / 10, OPTIMIZERS[self.optimizer].rate)
+def lower_rate(optimizer: str, rate: float) -> float:
+    """What to try where a learning rate was too high: a tenth, and no more than the optimizer's own."""
+    return min(rate / 10, OPTIMIZERS[optimizer].rate)
 
 
 @dataclass(frozen=True)
@@ -97,25 +78,28 @@ class DivergedError(PruneError):
 
 
 class Trainer:
-    """Trains `parameters` by `stepper` on `supply`.
+    """Trains the parameters of `stepper` on `supply`.
 
-    score: judges the present parameters, higher is better; None: no validation, and the last weights stay.
-    on_step: called after each step with the trainer (checkpoints, progress, logs).
+    score: judges the present parameters, given BatchNormalization's statistics, higher is better; None: no validation,
+    and the last weights stay. Where no learning rate is asked for, each epoch that ends worse than the start before any
+    was better is undone, and the rate cut to a tenth.
     """
 
     def __init__(
         self,
         stepper: Stepper,
         supply: Supply,
-        options: TrainOptions,
-        score: Callable[[], float] | None = None,
+        options: FinetuneOptions,
+        score: Callable[[Mapping[str, Array]], float] | None = None,
     ) -> None:
-        if not 0 < options.learning_rate < math.inf:
-            raise PruneError(f"a learning rate of {options.learning_rate} is no positive number", "try --lr 0.01")
+        self.learning_rate = learning_rate(options)
+        if not 0 < self.learning_rate < math.inf:
+            raise PruneError(f"a learning rate of {self.learning_rate} is no positive number", "try --lr 0.01")
         self.stepper, self.supply, self.options, self.score = stepper, supply, options, score
         self.parameters = stepper.parameters
         self.at = Progressed()
-        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), options.knobs)
+        knobs = Knobs(options.momentum, weight_decay=options.weight_decay)
+        self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), knobs)
         self.statistics: dict[str, Array] = {}
         self.best: dict[str, Array] = {}
         steps = options.epochs * supply.steps
@@ -128,7 +112,7 @@ class Trainer:
         """Start from the model as it is; `statistics`: BatchNormalization's stored ones, by name."""
         self.statistics = {name: array.copy() for name, array in statistics.items()}
         if self.score is not None:
-            self.at.first_score = self.at.best_score = self.score()
+            self.at.first_score = self.at.best_score = self.score(self.statistics)
         self._keep_best()
 
     def arrays(self) -> dict[str, Array]:
@@ -176,7 +160,7 @@ class Trainer:
 
     def notes(self) -> list[str]:
         """What a report should say of how the run went."""
-        at, rate = self.at, self.options.learning_rate
+        at, rate = self.at, self.learning_rate
         tried = [f"{rate * 0.1**k:.2g}" for k in range(min(at.lowered, _MOST_LOWERED) + 1)]
         lowered = [
             f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
@@ -226,7 +210,10 @@ class Trainer:
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return self.options.learning_rate * 0.1**self.at.lowered * self.schedule(self.total_steps)
+        return self._rate_at(self.total_steps)
+
+    def _rate_at(self, step: int) -> float:
+        return self.learning_rate * 0.1**self.at.lowered * self.schedule(step)
 
     def _update_statistics(self) -> None:
         for name, batch in self.stepper.statistics.items():
@@ -247,13 +234,13 @@ class Trainer:
                 "look for NaN, infinite or huge values in the data, or in what the model makes of them",
             )
         step, o = self.total_steps, self.options
-        rate = o.learning_rate * 0.1**self.at.lowered * self.schedule(step - 1)
+        rate = self._rate_at(step - 1)
         self.use_best()
         raise DivergedError(
             f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
-            f" at a learning rate of {rate:.3g} (--lr {o.learning_rate:g})",
+            f" at a learning rate of {rate:.3g} (--lr {self.learning_rate:g})",
             advice(
-                (f"try --lr {o.lower_rate:.2g}", True),
+                (f"try --lr {lower_rate(o.optimizer, self.learning_rate):.2g}", True),
                 ("a longer --warmup", o.warmup < 1),
                 ("--clip 1", not 0 < o.clip <= 1),
             ),
@@ -261,8 +248,9 @@ class Trainer:
 
     def _end_epoch(self, seconds: float, speed: float) -> None:
         at = self.at
-        score = self.score() if self.score is not None else None
-        at.history.append(Epoch(at.epoch + 1, at.loss_sum / self.supply.steps, score, self.rate, seconds, speed))
+        score = self.score(self.statistics) if self.score is not None else None
+        loss = at.loss_sum / self.supply.steps
+        at.history.append(Epoch(at.epoch + 1, loss, score, self.rate, seconds=seconds, samples_per_second=speed))
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         if score is None:
             return

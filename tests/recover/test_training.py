@@ -21,10 +21,11 @@ from onnx import helper, numpy_helper
 import prunecli.training.checkpoint as finetune_log
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
+from prunecli.options.training import FinetuneOptions
 from prunecli.training import optimizers
 from prunecli.training.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
 from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmful
-from prunecli.training.trainer import PENALTIES, DivergedError, TrainOptions
+from prunecli.training.trainer import PENALTIES, DivergedError, learning_rate
 from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -370,7 +371,7 @@ def test_training_that_nothing_helps_stops_early_and_writes_nothing(
     from prunecli.training.session import _Judge
 
     scores = iter([1.0, *([0.5] * 20)])
-    monkeypatch.setattr(_Judge, "score", lambda self: next(scores))
+    monkeypatch.setattr(_Judge, "score", lambda self, statistics: next(scores))
     result = run(MLP, tmp_path / "out.onnx", 9)
     assert len(result.epochs) == 4 and result.harmful and result.output is None and not (tmp_path / "out.onnx").exists()
     assert any("stopped after epoch 4 of 9: no learning rate made it better" in note for note in result.notes)
@@ -400,7 +401,8 @@ def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_options_are_values() -> None:
-    assert replace(TrainOptions(), rate=None).learning_rate == 0.05
+    assert learning_rate(FinetuneOptions(data="x.npz")) == 0.05
+    assert learning_rate(FinetuneOptions(data="x.npz", rate=0.2)) == 0.2
 
 
 def test_a_model_that_is_its_own_teacher_is_kept(tmp_path: Path) -> None:
