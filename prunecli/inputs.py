@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import operator
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,11 @@ def _default(spec: InputSpec, axis: int, batch: int) -> int:
     return DEFAULT_SPATIAL if image_like or name in _SPATIAL_NAMES else DEFAULT_LENGTH
 
 
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+
+
 def evaluate(expression: str, known: Mapping[str, int]) -> int | None:
     """The value of a sum, difference, product or floor quotient of known names and numbers, else None."""
     try:
@@ -141,15 +147,7 @@ def _fold(node: ast.AST, known: Mapping[str, int]) -> int:
     if isinstance(node, ast.Name):
         return known[node.id]
     if isinstance(node, ast.BinOp):
-        left, right = _fold(node.left, known), _fold(node.right, known)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.FloorDiv):
-            return left // right
+        return int(_ARITHMETIC[type(node.op)](_fold(node.left, known), _fold(node.right, known)))
     raise ValueError("not a sum, difference, product or quotient")
 
 

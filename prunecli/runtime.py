@@ -527,10 +527,7 @@ class Execution:
 
     def check(self) -> None:
         """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""
-        known = [name.lower().removesuffix("executionprovider") for name in providers()]
-        if self.provider.lower().removesuffix("executionprovider") not in known:
-            problem = f"the execution provider {self.provider} is not available"
-            raise PruneError(problem, f"available: {', '.join(known)}")
+        _provider_list(_onnxruntime(), self.provider)
 
     def open(self, path: Path) -> Session:
         return Session.open(path, provider=self.provider, threads=self.thread_count)

@@ -24,7 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.files import appeared
 
 if TYPE_CHECKING:
-    from prunecli.cli.settings import Used
+    from prunecli.cli.settings import AppliedDefaults
 
 
 MISTAKES = (
@@ -34,20 +34,20 @@ MISTAKES = (
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options under the headings that options.py gives them."""
+    """A command. Its help lists options under the headings that the options class gives them."""
 
-    used: Used | None = None
+    used: AppliedDefaults | None = None
     to_print: str | None = None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Defaults of pyproject.toml stand in for what the command line does not give."""
+        """Parse the command line; options that it lacks get the defaults of pyproject.toml."""
         words, name = list(args), str(self.name)
         parsed = self.make_parser(ctx).parse_args(args=list(args))[0]
         raw = {key: value for key, value in parsed.items() if isinstance(value, str | bool | list)}
         if not (terminal.isolated or {"isolated", "help"} & set(raw)):
-            from prunecli.cli.settings import Used
+            from prunecli.cli.settings import AppliedDefaults
 
-            self.used = Used.on(name, raw)
+            self.used = AppliedDefaults.on(name, raw)
             ctx.default_map = self.used.default_map(name)
         try:
             rest = super().parse_args(ctx, args)
@@ -69,7 +69,7 @@ class Command(TyperCommand):
             print(self.to_print, end="")
             return None
         try:
-            self._look_around(ctx.params)
+            self._check_paths(ctx.params)
             return super().invoke(ctx)
         except PruneError as error:
             if self.used is not None:
@@ -84,7 +84,7 @@ class Command(TyperCommand):
             raise damage from error
 
     def _damage(self, given: dict[str, Any]) -> PruneError | None:
-        """What there is to say of a model that a mistake of this program may be due to: onnxruntime cannot open it."""
+        """Return an error that calls the model damaged, if onnxruntime cannot open one that the command was given."""
         from prunecli.cli.commands import schema_of
         from prunecli.runtime import Session
 
@@ -96,8 +96,9 @@ class Command(TyperCommand):
                 return PruneError(f"the model is damaged: {error.message}", "export or download it again")
         return None
 
-    def _look_around(self, given: dict[str, Any]) -> None:
-        """Refuse paths that get in each other's way, and tidy up after killed runs where this one reads or writes."""
+    def _check_paths(self, given: dict[str, Any]) -> None:
+        """Refuse paths that would overwrite each other, and remove what killed runs left in the folders that this run
+        uses."""
         from prunecli.files import check_paths, named, remove_leftovers
 
         written = {name: value for name, value in given.items() if name != "output" or not given.get("dry_run")}
@@ -157,14 +158,14 @@ class Commands(TyperGroup):
 
 
 def build(name: str, function: Callable[..., None]) -> Any:
-    """A Typer command of one function; everything Typer needs is in the function's signature."""
+    """Return the Typer command of one function, whose signature holds all that Typer needs."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name, cls=Command)(function)
     return typer.main.get_command(single)
 
 
 def command_named(name: str) -> Any:
-    """The command, with the options that every command has.
+    """Return the command of that name, with the options that every command has.
 
     Raises:
         PruneError: there is none of that name.
@@ -198,8 +199,8 @@ def _print_version(value: bool) -> None:
 
 
 def _set(setting: str) -> Callable[[Any], None]:
-    """Keeps the value of a global option, which may stand before the command and after it; the absent one of the two
-    changes nothing."""
+    """Return the callback of a global option. The option may stand before the command or after it; where it is absent
+    nothing is set."""
 
     def keep(value: Any) -> None:
         if value:
@@ -318,7 +319,7 @@ def main() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    """End as by Ctrl-C. Once: what tidies up is not to be stopped by a second signal."""
+    """End as Ctrl-C does. A second signal is ignored, so that the clean-up is not stopped."""
     signal.signal(number, signal.SIG_IGN)
     terminal.ended_by = number
     raise KeyboardInterrupt

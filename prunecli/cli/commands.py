@@ -26,8 +26,8 @@ from prunecli.options.declare import declared_of
 
 @dataclass(frozen=True)
 class Entry:
-    """A command. `options`: package, whose module `options` has it, and class. `arguments`: names in the library and in
-    the usage line, and help."""
+    """A command. `options`: the package whose module `options` has its class of options, and that class. `arguments`:
+    for each its name in the library, its name in the usage line, and its help."""
 
     summary: str
     options: str
@@ -106,7 +106,7 @@ def function_of(name: str, action: Action) -> Callable[..., None]:
 
 
 def options_of(kind: type[Options], given: dict[str, Any]) -> Options:
-    """From what Typer made of a command line: choices as texts, switches as what they mean."""
+    """Build the options from the values that Typer parsed: choices become texts, --no-X switches become False."""
     values = {}
     for one in declared_of(kind):
         value = given[one.field]
@@ -162,7 +162,7 @@ def _hint(declared: Declared) -> Any:
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The same, with errors in the form that names the option."""
+    """Return the reader with its PruneErrors turned into Typer's errors, which name the option."""
 
     def value(text: Any) -> Any:
         if not isinstance(text, str):  # a default that is a value already
@@ -221,11 +221,11 @@ class Slot:
     display: bool = False
 
     def value(self, texts: list[str]) -> bool | str | list[str]:
-        """As Typer takes it before conversion."""
+        """Return the value as Typer takes it before conversion."""
         return True if self.shape == "flag" else texts if self.shape == "many" else texts[0]
 
     def words(self, texts: list[str]) -> list[str]:
-        """What stands for it on a command line."""
+        """Return the words that give these values on a command line."""
         if self.argument:
             return texts
         return [f"--{self.key}"] if self.shape == "flag" else [f"--{self.key}={text}" for text in texts]
@@ -236,7 +236,7 @@ Schema = dict[str, Slot]
 
 @cache
 def schema_of(command: str) -> Schema:
-    """The slots of a command, by key, in the order of its help.
+    """Return the slots of a command by key, in the order of its help.
 
     Raises:
         PruneError: there is no such command.

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunecli.cli.app import command_named
 from prunecli.cli.recipes.read import Change
-from prunecli.cli.recipes.run import carry_out, planned_result, settled
+from prunecli.cli.recipes.run import carry_out, planned_recipe, planned_result
 from prunecli.errors import keywords
 from prunecli.recipe.result import RunResult
 
@@ -36,5 +36,5 @@ def run(
         PruneError: the recipe has a mistake, named with its line; nothing was run.
     """
     made = tuple(Change.of(name, value) for name, value in (changes or {}).items())
-    with settled(Path(recipe), made, isolated, command_named) as found:
+    with planned_recipe(Path(recipe), made, isolated, command_named) as found:
         return planned_result(found) if dry_run else carry_out(found)

@@ -9,30 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prunecli.cli.terminal import terminal
 from prunecli.files import written
 from prunecli.report.document import MARKS, Document
-from prunecli.types import Json
+from prunecli.report.result import Reported
 
-
-class Result(Protocol):
-    """What a command returns."""
-
-    def to_json(self) -> Json: ...
-    def to_document(self) -> Document: ...
-
-
-_collected: ContextVar[list[Result] | None] = ContextVar("collected", default=None)
+_collected: ContextVar[list[Reported] | None] = ContextVar("collected", default=None)
 _drawn: ContextVar[bool] = ContextVar("drawn", default=False)
 
 
 @contextmanager
-def collected(drawn: bool = False) -> Iterator[list[Result]]:
-    """Within it results are not printed but kept in the list: a step of a recipe reports through the recipe. `drawn`:
-    in a report with charts."""
-    results: list[Result] = []
+def collected(drawn: bool = False) -> Iterator[list[Reported]]:
+    """Collect results in the list instead of printing them, as for the steps of a recipe. `drawn`: the report that will
+    show them has charts."""
+    results: list[Reported] = []
     before, drawn_before = _collected.set(results), _drawn.set(drawn)
     try:
         yield results
@@ -41,7 +33,7 @@ def collected(drawn: bool = False) -> Iterator[list[Result]]:
         _drawn.reset(drawn_before)
 
 
-def emit(result: Result, format: str = "table", report_path: Path | None = None) -> None:
+def emit(result: Reported, format: str = "table", report_path: Path | None = None) -> None:
     """Print the result on stdout in the chosen format, and write the report file if one was asked for.
 
     Raises:
@@ -64,12 +56,12 @@ def emit(result: Result, format: str = "table", report_path: Path | None = None)
 
 
 def draws(report_path: Path | None) -> bool:
-    """Whether a report will show charts, so that what they need is to be measured."""
+    """Whether a report will show charts, whose values a command must then measure."""
     return _drawn.get() or (report_path is not None and report_path.suffix.lower() in (".md", ".html"))
 
 
-def to_json_text(result: Result) -> str:
-    """The contract JSON: numbers stay numbers (numpy's too), NaN and infinity become null."""
+def to_json_text(result: Reported) -> str:
+    """Return the JSON of the contract. Numbers stay numbers (numpy's too); NaN and infinity become null."""
     found = result.to_json()
     first = {key: found[key] for key in ("schema",) if key in found}  # by which a report is known
     return json.dumps(plain(first | found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -97,11 +89,11 @@ def plain(value: Any) -> Any:
 
 
 def drop_stdout() -> None:
-    """Send the rest of stdout nowhere: its reader has gone (`prune inspect m.onnx | head`)."""
+    """Discard further output: the reader of stdout has closed it (`prune inspect m.onnx | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report_text(result: Result, suffix: str) -> str:
+def _report_text(result: Reported, suffix: str) -> str:
     if suffix == ".json":
         return to_json_text(result)
     if suffix == ".md":

@@ -22,7 +22,8 @@ from prunecli.recipe.toml import Place, Toml, read_toml
 
 @dataclass(frozen=True)
 class Setting:
-    """`folder`: what relative paths in it are relative to. `items`: where each item of a list is written."""
+    """A value given to an option. `folder`: relative paths in it start there. `items`: where each item of a list is
+    written."""
 
     key: str
     value: Any
@@ -32,7 +33,7 @@ class Setting:
 
     @property
     def texts(self) -> list[str]:
-        """As words of a command line."""
+        """Return the values as words of a command line."""
         values = self.value if isinstance(self.value, list) else [self.value]
         return [v if isinstance(v, str) else str(v).lower() if isinstance(v, bool) else repr(v) for v in values]
 
@@ -44,7 +45,7 @@ Settings = dict[str, Setting]
 
 
 def settings_in(toml: Toml, path: tuple[str | int, ...], table: Mapping[str, Any], folder: Path) -> Settings:
-    """The settings of a table of the document, without judging their names.
+    """Return the settings of a table of the document; their names are not checked.
 
     Raises:
         PruneError: a value that no option could have: a table, a date, a list of lists.
@@ -59,7 +60,7 @@ def _setting(toml: Toml, path: tuple[str | int, ...], value: Any, folder: Path) 
 
 
 def checked(setting: Setting) -> Setting:
-    """The setting, if its value is one that some option could have.
+    """Return the setting if some option could have its value.
 
     Raises:
         PruneError: it is not.
@@ -75,7 +76,7 @@ def checked(setting: Setting) -> Setting:
 
 
 def check_key(setting: Setting, schema: Schema, owner: str, key_place: Place) -> Slot:
-    """The slot a setting is for.
+    """Return the slot of a setting.
 
     Raises:
         PruneError: there is none of that name.
@@ -87,7 +88,7 @@ def check_key(setting: Setting, schema: Schema, owner: str, key_place: Place) ->
 
 
 def check_shape(setting: Setting, slot: Slot) -> None:
-    """Whether the value has the form that the option takes; what it says is for the command to judge.
+    """Refuse a value of another form than the option takes. The command checks the value itself.
 
     Raises:
         PruneError: a flag that is not true or false, one value where a list is given, or the other way round.
@@ -102,12 +103,12 @@ def check_shape(setting: Setting, slot: Slot) -> None:
 
 
 def given(settings: Settings) -> Settings:
-    """Without those that are `false`: as if they had not been written anywhere."""
+    """Return the settings without those that are `false`, which count as not written."""
     return {key: setting for key, setting in settings.items() if setting.value is not False}
 
 
 def resolve(text: str, role: Role, folder: Path) -> str:
-    """A path as it is from here; texts that are not paths stay as they are."""
+    """Return a path relative to the working folder; texts that are not paths stay as they are."""
     if role == "other":
         return text
     module, sign, function = text.rpartition(":")
@@ -117,19 +118,19 @@ def resolve(text: str, role: Role, folder: Path) -> str:
 
 
 def resolved(text: str, slot: Slot, folder: Path) -> str:
-    """What the slot's command is given for a text: as it is if that means something of its own, else `resolve`."""
+    """Return the text that the command gets: a literal of the slot as it is, anything else as `resolve` returns it."""
     return text if text in slot.literals else resolve(text, slot.role, folder)
 
 
 def runs_code(text: str, folder: Path) -> bool:
-    """Whether data is a function of the user's own: `loader.py:function` or `package.module:function`."""
+    """Whether the text names a function of the user: `loader.py:function` or `package.module:function`."""
     module, sign, function = text.rpartition(":")
     return bool(sign and module) and function.isidentifier() and not (folder / text).exists()
 
 
-def blame(message: str, hint: str, settings: Iterable[Setting]) -> Place | None:
-    """Where what an error speaks of was written: the first option it names as --option, or the value it quotes. The
-    hint may name an option; what it proposes instead of a value is not what was written."""
+def place_of_error(message: str, hint: str, settings: Iterable[Setting]) -> Place | None:
+    """Return the place of the setting that an error is about: the first option that message or hint name as --option,
+    or the one value that the message quotes. Values in the hint are proposals, so they do not count."""
     by_key = {setting.key: setting for setting in settings}
     for key in re.findall(r"--([a-z][a-z0-9-]*)", f"{message} {hint}"):
         if key in by_key:
@@ -140,7 +141,8 @@ def blame(message: str, hint: str, settings: Iterable[Setting]) -> Place | None:
 
 
 def _item(message: str, setting: Setting) -> Place | None:
-    """Of a list, the item that the message quotes whole, or the only one that has a word of it."""
+    """Return the place of the list item that the message quotes whole, or of the only one that shares a word with
+    it."""
     words = {word for word in re.findall(r"[\w.]+", message) if len(word) > 3}
     items = list(zip(setting.items, setting.texts, strict=False))
     whole = [place for place, text in items if text in message]
@@ -154,13 +156,13 @@ _ISOLATED = "`prune --isolated` ignores that file"
 
 @dataclass(frozen=True)
 class Defaults:
-    """`general`: for every command; `own`: by command."""
+    """The defaults of a file. `general`: for every command; `own`: by command."""
 
     general: Settings = field(default_factory=dict)
     own: dict[str, Settings] = field(default_factory=dict)
 
     def of(self, command: str) -> Settings:
-        """Those that apply to a command, by key. `false` leaves a default out.
+        """Return the defaults of a command by key. `false` removes a default.
 
         Raises:
             PruneError: one has a form that the option does not take.
@@ -227,7 +229,8 @@ def _check_general(toml: Toml, setting: Setting) -> None:
 
 
 def _check_harmless(setting: Setting, argument: bool, role: str) -> None:
-    """A folder's file must not choose the model, nor run code, behind the back of who types a command there."""
+    """Refuse defaults that choose the model or run code: the file may be of somebody else than who types the
+    command."""
     if argument:
         raise setting.error("is an argument, which has no default", "give it on the command line or in a recipe")
     if role == "data" and any(runs_code(text, setting.folder) for text in setting.texts):
@@ -235,16 +238,16 @@ def _check_harmless(setting: Setting, argument: bool, role: str) -> None:
 
 
 @dataclass(frozen=True)
-class Used:
-    """The defaults that one command line falls back on, by the parameter's name. `files`: which of them decide what is
-    written where."""
+class AppliedDefaults:
+    """The defaults that a command line uses, by the parameter's name. `files`: those of them that decide what is
+    written, and where."""
 
     settings: dict[str, Setting]
     files: frozenset[str] = frozenset()
 
     @classmethod
-    def on(cls, command: str, raw: dict[str, Any]) -> Used:
-        """`raw`: what the command line itself gives, by the parameter's name."""
+    def on(cls, command: str, raw: dict[str, Any]) -> AppliedDefaults:
+        """Return the defaults of a command line. `raw`: the values that it gives itself, by the parameter's name."""
         if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
             return cls({})
         schema, found = schema_of(command), defaults.of(command)
@@ -253,25 +256,25 @@ class Used:
         return cls(settings, frozenset(files & settings.keys()))
 
     def default_map(self, command: str) -> dict[str, Any]:
-        """As Typer takes defaults from outside: flags as truth, all else as text."""
+        """Return Typer's map of defaults: flags as True, all else as text."""
         slots = {slot.name: slot for slot in schema_of(command).values()} if self.settings else {}
         texts = {n: [resolved(t, slots[n], s.folder) for t in s.texts] for n, s in self.settings.items()}
         return {name: slots[name].value(words) for name, words in texts.items()}
 
     def placed(self, error: Any) -> PruneError | None:
-        """Typer's error about a value, with the value's place if it is a default."""
+        """Return Typer's error about a value with the place of the value, if that is a default."""
         setting = self.settings.get(getattr(error.param, "name", None) or "")
         return setting.error(error.message, f"correct it there; {_ISOLATED}") if setting else None
 
     def tell(self) -> None:
-        """Say which values are not the command line's: with --verbose all; always where a file above the working
-        folder, which nobody may have in mind, decides what is written where, or over what."""
+        """Print the defaults in use: all with --verbose; else those that decide what is written or replaced and stand
+        in a file above the working folder, which a user may not think of."""
         for name, setting in self.settings.items():
             if terminal.verbose or (name in self.files and setting.folder != Path()):
                 say("note", f"{setting.key} = {', '.join(setting.texts)} (from {setting.place})")
 
     def explain(self, error: PruneError) -> None:
-        """Add to an error about options where the one it names comes from, if that is a default."""
-        place = blame(error.message, error.hint, self.settings.values()) if error.exit_code == 2 else None
+        """Add to an error the place of the option that it names, if that is a default."""
+        place = place_of_error(error.message, error.hint, self.settings.values()) if error.exit_code == 2 else None
         if place is not None:
             error.hint = f"{error.hint}; a default is from {place}, and {_ISOLATED}".removeprefix("; ")

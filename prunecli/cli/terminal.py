@@ -44,7 +44,7 @@ class Terminal:
     """The signal, where one ended the command."""
 
     def reset(self) -> None:
-        """Back to the defaults: a new command line."""
+        """Set the defaults, for a new command line."""
         self.color, self.quiet, self.verbose, self.isolated = ColorMode.auto, False, False, False
 
     def use_color(self, stream: IO[str]) -> bool:
@@ -66,7 +66,7 @@ def say(kind: str, text: str) -> None:
 
 
 def explain(error: Exception, command: str) -> tuple[str, str, int]:
-    """(what, what to do, exit code) for anything that was raised."""
+    """Return message, hint and exit code for an exception."""
     if isinstance(error, PruneError):
         return error.message, error.hint or f"`{command} --help` explains the options", error.exit_code
     if hasattr(error, "format_message"):  # Typer's own usage errors
@@ -84,7 +84,7 @@ def explain(error: Exception, command: str) -> tuple[str, str, int]:
 
 
 def interrupted() -> tuple[str, str]:
-    """(what became of the files, what to do) after Ctrl-C or a signal to end."""
+    """Return message and hint after Ctrl-C or a signal to end: which files were written."""
     there = ", ".join(str(path) for path in dict.fromkeys(appeared) if path.exists())
     left = f"complete and in place: {there}" if there else "nothing was written"
     return f"interrupted; {left}", "unfinished files are removed; run the command again"
@@ -96,7 +96,7 @@ DELAY = 0.5
 
 
 class WorkBegins(Exception):  # noqa: N818 - not an error: how a command that is only checked ends
-    """A command's options are all built, and what follows would open files."""
+    """Ends a command that is only checked: its options are built, and its work would begin."""
 
 
 _checking: ContextVar[bool] = ContextVar("checking", default=False)
@@ -104,7 +104,7 @@ _checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 @contextmanager
 def checking() -> Iterator[None]:
-    """Within it a command ends with WorkBegins where its work would begin."""
+    """Make commands end with WorkBegins where their work would begin."""
     before = _checking.set(True)
     try:
         yield
@@ -113,9 +113,9 @@ def checking() -> Iterator[None]:
 
 
 def progress_for(disabled: bool = False) -> Progress:
-    """The progress function to hand to the pipeline: silent with --no-progress, --quiet or off a terminal.
+    """Return the progress function for a command: silent with --no-progress, --quiet or off a terminal.
 
-    To be called when all options are built and nothing was opened yet: a recipe's step is checked up to here.
+    Call it when all options are built and nothing is opened: the check of a recipe's step ends here.
 
     Raises:
         WorkBegins: within `checking()`.
@@ -126,7 +126,7 @@ def progress_for(disabled: bool = False) -> Progress:
 
 
 def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Pass items through; what takes less than DELAY shows nothing."""
+    """Pass items through and show a bar once they take longer than DELAY."""
     start, done = monotonic(), 0
     bar: Bar | None = None
     try:

@@ -40,7 +40,7 @@ class Header:
 
 
 def read_header(name: str, stream: IO[bytes], size: int) -> Header:
-    """The header of the .npy at the stream's start, of `size` bytes in all; leaves the stream at the data.
+    """Read the header of a .npy of `size` bytes, and leave the stream at the data.
 
     Raises:
         PruneError: not .npy, Python objects, or a header that does not match `size`.
@@ -81,7 +81,7 @@ def open_npy(path: Path, name: str, limit: int | None = None) -> InputColumn:
 
 
 def open_npz(path: Path, limit: int | None = None) -> dict[str, InputColumn]:
-    """The arrays of a .npz by name, none of them read yet. With `limit`, only that many rows ever are.
+    """Return the arrays of a .npz by name; they are read when used. With `limit`, only that many rows are.
 
     Raises:
         PruneError: not a zip archive, a member that is no .npy array, or one that would expand absurdly.
@@ -126,7 +126,8 @@ def _read_member(path: Path, info: zipfile.ZipInfo, name: str, header: Header, r
 
 
 def _read_rows(name: str, stream: IO[bytes], header: Header, rows: int | None) -> Array:
-    """The first `rows` rows (None: a scalar), in pieces, so that a short stream never costs its claim."""
+    """Read the first `rows` rows (None: a scalar) in pieces, so that a stream shorter than its header claims ends in an
+    error."""
     shape = header.shape if rows is None else (rows, *header.shape[1:])
     check_budget(name, shape, header.dtype)
     array = np.empty(math.prod(shape), header.dtype)
@@ -147,8 +148,8 @@ def _map(path: Path, header: Header, offset: int) -> Array:
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes start: after its local header, whose two name lengths may differ from the
-    directory's (APPNOTE.TXT 4.3.7)."""
+    """Return where the bytes of a stored member start: after its local header, whose lengths of names may differ from
+    the directory's (APPNOTE.TXT 4.3.7)."""
     with path.open("rb") as stream:
         stream.seek(info.header_offset)
         local = stream.read(30)

@@ -15,7 +15,7 @@ _SHORT = ("n", "b", "bs")
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, int]:
-    """From the texts of `--batch-axis`.
+    """Parse the texts of `--batch-axis`.
 
     Raises:
         PruneError: not NAME=N with N from 0.
@@ -30,10 +30,11 @@ def parse_axes(texts: Sequence[str]) -> dict[str, int]:
 
 
 def batch_axes(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], given: Axes) -> dict[str, int]:
-    """The axis of every input and output that has axes.
+    """Return the batch axis of every input and output that has axes.
 
-    What is given; else the axis whose name says batch, or is that of the batch of other inputs; else the first, unless
-    that of another input is fixed, and all share a dimension of a name that batches often have: (S, N, 5), (1, N, 8).
+    It is the axis that is given; else the one whose name contains batch or is the name of another input's batch; else
+    the first. Where the first axis of an input is fixed and all inputs share a dimension named n, b or bs, it is that:
+    (S, N, 5), (1, N, 8).
 
     Raises:
         PruneError: an input or output that the model does not have, or an axis that it does not have.
@@ -53,7 +54,7 @@ def batch_axes(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], given:
 
 
 def _axis(spec: InputSpec, names: set[str]) -> int:
-    """The first axis of one of the names; where the first is fixed, also of one that batches often have."""
+    """Return the first axis with one of the names, or, where the first axis is fixed, one named n, b or bs; else 0."""
     named = next((axis for axis, dim in enumerate(spec.shape) if dim in names), None)
     if named is None and isinstance(spec.shape[0], int):
         named = next((axis for axis, dim in enumerate(spec.shape) if str(dim).lower() in _SHORT), None)
@@ -61,7 +62,8 @@ def _axis(spec: InputSpec, names: set[str]) -> int:
 
 
 def _shared(specs: Sequence[InputSpec]) -> set[str]:
-    """Names that batches often have and all inputs with axes share, where the first axis of one is fixed: a state's."""
+    """Return the names among n, b and bs that all inputs with axes share, if the first axis of one is fixed (a
+    state)."""
     shapes = [spec.shape for spec in specs if spec.shape]
     if not any(isinstance(shape[0], int) for shape in shapes):
         return set()

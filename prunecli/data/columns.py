@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class InputColumn:
-    """`shape` and `dtype` are known at once; `read()` is called when values are first needed, and may
-    return a memory map. `name` is what the user calls it, for messages. `pick(index)`: the rows at `index`, for
+    """An array whose first axis counts samples. `shape` and `dtype` are known at once; `read()` is called for values,
+    and may return a memory map. `name` is what the user calls it, for messages. `pick(index)`: the rows at `index`, for
     a source that reads them one by one; `read()` is then for who needs everything."""
 
     name: str
@@ -68,7 +68,7 @@ def memory_budget() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this machine can still give without swapping; `memory_budget` where that is not told."""
+    """Return the bytes that are free without swapping; `memory_budget` where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) << 10

@@ -78,8 +78,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of class numbers. `complete`: these are all that a model for this data has, so that one with another
-    number of classes is not the model these numbers were made for."""
+    """Names by class number. `complete`: the data has all classes of its model, so a model with another number of
+    classes does not fit the data."""
 
     names: Mapping[int, str]
     complete: bool
@@ -121,7 +121,7 @@ class Dataset:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size that the model insists on, None if any will do."""
+        """Return the fixed batch size of the model; None if any will do."""
         if self.unbatched:
             return 1
         batched = [s for s in self.specs if s.shape and s.name not in self._constants]
@@ -247,7 +247,7 @@ def _moved(column: InputColumn, spec: InputSpec, axis: int) -> InputColumn:
 
 
 def _is_unbatched(specs: Sequence[InputSpec], columns: Mapping[str, InputColumn]) -> bool:
-    """Whether every input lacks a batch axis: its arrays have one axis more than the model declares."""
+    """Whether the model has no batch axis: every array has one axis more than its input."""
     return bool(specs) and all(s.shape and len(columns[s.name].shape) == len(s.shape) + 1 for s in specs)
 
 
@@ -373,7 +373,7 @@ def _listed(columns: Mapping[str, InputColumn]) -> str:
 
 
 def shared(one: Dataset, other: Dataset) -> int:
-    """How many samples of `one` are also in `other`: all inputs equal, bit for bit, as the model gets them."""
+    """Count the samples of `one` that are also in `other`: all inputs equal bit for bit, as the model gets them."""
     known = set(_digests(other))
     return sum(digest in known for digest in _digests(one))
 

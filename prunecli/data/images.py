@@ -74,7 +74,7 @@ def decode(path: Path, name: str, how: Preparation) -> Array:
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
-    """Before anything is decoded or resized: a small file can claim any size."""
+    """Refuse too many pixels before anything is decoded or resized: a small file can claim any size."""
     if width * height > MAX_PIXELS:
         raise PruneError(
             f"{name} is {width} x {height} pixels, over the limit of {MAX_PIXELS:,}",
@@ -83,7 +83,7 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 
 def _upright(image: Image, name: str, mode: str) -> Image:
-    """Turned as its EXIF orientation says, in the mode wanted."""
+    """Return the image rotated by its EXIF orientation, in the mode wanted."""
     from PIL import Image as Images
     from PIL import ImageOps
 
@@ -148,7 +148,7 @@ class Pixels:
     kept: dict[int, Array] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the pixels: another process decodes its own."""
+        """Leave out the decoded pixels: another process decodes its own."""
         return self.__dict__ | {"kept": {}}
 
     def rows(self, index: Array) -> Array:
@@ -328,7 +328,7 @@ def _is_images(asked: DataOptions) -> bool:
 
 @source("images", "a folder of images, one sub-folder per class", _is_images, ("--labels",))
 def read_folder(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
-    """Nothing is decoded yet but the first image: rows are, when they are asked for."""
+    """Read a folder of images. Only the first image is decoded now, the others when their rows are used."""
     need_pillow()
     if len(specs) != 1:
         raise PruneError(f"images feed a model of one input, this one has {len(specs)}", "give arrays (.npz)")
@@ -357,7 +357,7 @@ def _find(asked: DataOptions) -> FoundImages:
 
 
 def _by_class(asked: DataOptions, folders: list[Path]) -> FoundImages:
-    """The classes take turns, each with its images by path: the first N samples have all classes."""
+    """Return the images of class folders. The classes alternate, so the first N samples have all classes."""
     if asked.labels is not None:
         raise PruneError(f"--labels does not go with {asked.text}", "its sub-folders are the labels; see --classes")
     numbering = number_folders([_text(folder.name) for folder in folders], asked.images.classes, asked.text)
@@ -376,14 +376,14 @@ def _by_class(asked: DataOptions, folders: list[Path]) -> FoundImages:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name, without what file managers and archives hide there."""
+    """Return the entries of a folder by name, without the hidden ones of file managers and archives."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries)
     return [folder / name for name in names if not name.startswith(".") and name != "__MACOSX"]
 
 
 def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """All images in a folder and its folders; `seen`: folders already visited, which a link may lead back to."""
+    """Yield all images in a folder and its folders. `seen`: folders visited before, to which links may lead back."""
     at = folder.stat()
     if (at.st_dev, at.st_ino) in seen:
         return
@@ -400,5 +400,5 @@ def _is_image(path: Path) -> bool:
 
 
 def _text(name: str) -> str:
-    """A file name that can be written anywhere: bytes that are no text become escapes."""
+    """Return a file name as text: bytes that are no text become escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -86,7 +86,7 @@ class ImageOptions:
 
     @classmethod
     def parse(cls, **given: str | None) -> ImageOptions:
-        """From the command line's words.
+        """Parse the words of the command line.
 
         Raises:
             PruneError: naming the option, and what it takes.
@@ -94,7 +94,7 @@ class ImageOptions:
         return cls(**{name: _PARSERS[name](text) for name, text in given.items() if text is not None})  # type: ignore[arg-type]
 
     def to_json(self) -> Json:
-        """What was set, for a record of how samples were made."""
+        """Return the options that were set, to record how samples were made."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return {name: asdict(value) if isinstance(value, Resize) else value for name, value in chosen.items()}
 
@@ -198,11 +198,11 @@ class Preparation:
 
     @property
     def raw(self) -> bool:
-        """Whether pixels stay the bytes they are."""
+        """Whether pixels are used as bytes, without scaling."""
         return self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
 
     def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Of one sample, without the batch axis."""
+        """Return the shape of a sample, without the batch axis."""
         sizes = {"c": self.channels, "h": size[0], "w": size[1]}
         return tuple(sizes[axis] for axis in self.layout if axis != "n")
 
@@ -234,7 +234,7 @@ class Preparation:
 
 
 def choose_preparation(options: ImageOptions, spec: InputSpec) -> Preparation:
-    """What `options` and the model's input `spec` say together.
+    """Combine the options with the model's input `spec`.
 
     Raises:
         PruneError: the layout is ambiguous, or the options contradict the input.
@@ -278,7 +278,7 @@ def _default(spec: InputSpec) -> Preset:
 
 
 def _grey(option: str, values: tuple[float, ...], own: tuple[float, ...] | None) -> tuple[float, ...]:
-    """A preset's three channels become one for a model of one channel; what the user gave is not averaged."""
+    """Average the three channels of a preset for a model of one channel; values of the user stay."""
     return values if own is not None or len(values) == 1 else (sum(values) / len(values),)
 
 

@@ -90,7 +90,8 @@ def _filtered(rng: np.random.Generator, count: int, space: Sequence[int], fallof
 
 
 def rows_and_runs(specs: Sequence[InputSpec], count: int, batch: int) -> tuple[int, int, bool]:
-    """(samples of a run, runs, whether the first axis of every input counts samples) for about `count` samples.
+    """Return for about `count` samples: the samples of a run, the number of runs, and whether the first axis of every
+    input counts samples.
 
     Runs have one size, of at most `batch`, so that one gradient model serves them all.
     """
@@ -116,7 +117,7 @@ def as_dataset(specs: Sequence[InputSpec], feeds: Sequence[Feed], by_sample: boo
 
 
 def check_size(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], runs: int) -> None:
-    """Refuse what would not fit into memory. Raises PruneError."""
+    """Raise PruneError if the inputs would not fit into memory."""
     for spec in specs:
         if spec.is_tensor and spec.dtype != "str":
             check_budget(f"synthetic {spec.name}", (runs, *shapes[spec.name]), numpy_dtype(spec.dtype))

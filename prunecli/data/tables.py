@@ -38,7 +38,7 @@ class CsvTable:
         return np.asarray(self.cells[:, self.header.index(column)])
 
     def numbers(self, names: Sequence[str]) -> Array:
-        """Those columns as float64, (rows, len(names)).
+        """Return those columns as float64, (rows, len(names)).
 
         Raises:
             PruneError: a cell that is not a number, with its line and column.
@@ -77,7 +77,7 @@ def read_csv(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Data
 
 
 def read_table(path: Path, limit: int | None = None) -> CsvTable:
-    """The first `limit` lines. The delimiter is whichever of , ; tab | the header has most of.
+    """Read the first `limit` lines. The delimiter is that of , ; tab | which is most frequent in the header.
 
     Raises:
         PruneError: not text, no header, repeated column names, ragged lines, or no lines.

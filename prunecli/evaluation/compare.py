@@ -17,11 +17,12 @@ from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
 from prunecli.evaluation.report import fidelity_table, gate_sections
 from prunecli.report.contract import envelope
 from prunecli.report.document import Document, Section, Text
+from prunecli.report.result import Reported
 from prunecli.types import FileRef, Json, Progress, no_progress
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Reported):
     """`fidelity` of the second model to the first. Short names speak of the worst output."""
 
     first: FileRef

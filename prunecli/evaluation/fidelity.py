@@ -23,7 +23,7 @@ BOXES = 8
 
 @dataclass(frozen=True)
 class FidelityMeasure:
-    """`higher`: whether more is better. `span`: the least and the most that it can be."""
+    """A measure. `higher`: whether more is better. `span`: its least and its largest value."""
 
     higher: bool
     span: tuple[float, float]
@@ -74,7 +74,7 @@ def is_single(output: Array) -> bool:
 
 @dataclass
 class FidelitySums:
-    """What the measures of one output need of all batches."""
+    """The sums over all batches that the measures of one output are computed from."""
 
     same: float = 0.0
     places: int = 0
@@ -186,7 +186,7 @@ class FidelityCollector:
                 self._sums.setdefault(name, FidelitySums()).add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
-        """Text is equal or not; of what is missing or of another kind nothing is known."""
+        """Count the texts that differ; values that are missing or of another kind are not compared."""
         if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape):
             self._skipped[name], self._alike = f"not compared: {name} is not a tensor in both models", False
             return
@@ -207,7 +207,7 @@ class FidelityCollector:
 
 
 def _tensors(name: str, reference: Any, other: Any) -> list[tuple[str, Any, Any]]:
-    """(name, tensor, tensor) of an output: of a sequence one for each place, if both are as long."""
+    """Return (name, tensor, tensor) of an output; of two sequences of one length, one for each element."""
     if isinstance(reference, list) and isinstance(other, list) and len(reference) == len(other):
         places = enumerate(zip(reference, other, strict=True))
         return [pair for place, (a, b) in places for pair in _tensors(f"{name}[{place}]", a, b)]

@@ -138,7 +138,7 @@ def _own(scored: Scored) -> Iterator[tuple[str, float | None]]:
 
 
 def known() -> dict[str, Span]:
-    """Every name that some evaluation could have, with the least and the most that it can be."""
+    """Return every name that an evaluation may have, with its least and its largest value."""
     amount = (0.0, math.inf)
     own = {name: each.span for name, each in METRICS.items()}
     own |= {name: (0, 1) if name == "sparsity" else amount for name in SIZES}
@@ -154,12 +154,12 @@ def known() -> dict[str, Span]:
 
 
 def difference(span: Span) -> Span:
-    """What two figures of that span can differ by."""
+    """Return the span of the difference of two figures of that span."""
     return span[0] - span[1], span[1] - span[0]
 
 
 def needs(name: str) -> list[str]:
-    """What must be measured for a figure: baseline, fidelity, labels, latency, train, robustness."""
+    """Return what a figure needs: of baseline, fidelity, labels, latency, train, robustness."""
     plain = name.removeprefix("baseline.")
     first, _, last = plain.partition(".")
     asked = {

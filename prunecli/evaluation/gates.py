@@ -54,7 +54,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """`reason`: why nothing follows from the value, if there is one."""
+    """The outcome of a gate. `reason`: why nothing follows from the value, if there is a reason."""
 
     gate: Gate
     value: float
@@ -158,7 +158,8 @@ GAINS = frozenset({"latency", "params", "nonzero", "sparsity", "macs", "file_byt
 
 
 def _hint(failed: Sequence[GateResult]) -> str:
-    """What may help: less pruning for quality, more for speed and size, another time for what was not measurable."""
+    """Return what may help: less pruning for quality, more for speed and size, a new measurement for what was not
+    measurable."""
     names = {gate.gate.name.split(".")[0] for gate in failed if not gate.reason}
     hints = []
     if names and names <= GAINS:

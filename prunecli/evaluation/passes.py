@@ -25,8 +25,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class OpenedModels:
-    """One or two models, validated and opened, by role. The names of inputs and outputs are those of the first.
-    `specs`: inputs that fit all."""
+    """One or two models, validated and opened, by role. Inputs and outputs have the names of the first model. `specs`:
+    inputs that fit all."""
 
     files: Mapping[str, Model]
     runners: Mapping[str, Runner]
@@ -50,7 +50,7 @@ class OpenedModels:
 
 
 def open_models(paths: Mapping[str, Path], execution: Execution) -> OpenedModels:
-    """Load and open one or two models, the second to answer in the names of the first.
+    """Load and open one or two models, and match inputs and outputs of the second to those of the first.
 
     Raises:
         PruneError: a file is not a valid model, onnxruntime cannot open it, or the two do not match.
@@ -232,7 +232,7 @@ def run_pass(
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:
-    """Of every role; scores are what those of the baseline are."""
+    """Return the predictions by role. The scale of the scores is that of the baseline's."""
     found: dict[str, Predictions] = {}
     for role in sorted(collectors, key=lambda role: role != BASELINE):
         if found:

@@ -80,7 +80,7 @@ def compute_metrics(predictions: Predictions, average: Average = "weighted") -> 
 
 
 def primary(reading: Reading) -> str:
-    """The one figure that robustness is told by."""
+    """Return the metric that robustness is measured by."""
     return "rmse" if reading.regression else "accuracy"
 
 

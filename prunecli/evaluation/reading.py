@@ -1,4 +1,4 @@
-"""How a model's outputs answer the labels: which output, classes or numbers, along which axis."""
+"""How a model's outputs are compared with labels: which output, classes or numbers, along which axis."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ def _fit(labels: Array, name: str, out: Array, task: Task | None) -> Reading | N
 
 
 def _answers(labels: Array, out: Array, text: bool) -> bool:
-    """Whether an output that names classes does so in the labels' own terms: numbers may be written as text."""
+    """Whether the classes that an output names are of the labels' kind; labels that are numbers may be written as
+    text."""
     if text == (labels.dtype.kind == "U"):
         return True
     if not text:
@@ -207,7 +208,7 @@ def _check_range(labels: Array, reading: Reading) -> None:
 
 
 def _named(reading: Reading, classes: Classes) -> Reading:
-    """With the classes' names; refused where numbers made for another number of classes would mislead."""
+    """Add the names of classes; refuse data whose number of classes is not the model's."""
     if classes.complete and reading.kind in ("scores", "binary") and reading.classes != len(classes.names):
         raise PruneError(
             f"the data has {len(classes.names)} classes, {reading.output} has {reading.classes}",
@@ -304,7 +305,7 @@ class Collector:
         return _read_scores(np.where(broken[:, None], 0.0, scores), truth[keep], broken)
 
     def result(self) -> Predictions:
-        """All that was added.
+        """Return the predictions of all batches.
 
         Raises:
             PruneError: no label counts.
@@ -329,8 +330,8 @@ class Collector:
         return self.reading.scale or ("probabilities" if plain else "logits")
 
     def _binary(self, parts: dict[str, Array]) -> Predictions:
-        """Scores that all lie in [0, 1] are probabilities, cut at 0.5; others are logits, cut at 0. Unless the reading
-        knows."""
+        """Return predictions of binary scores. Where the reading does not state the scale, scores that all lie in [0,
+        1] are probabilities, with the threshold 0.5; others are logits, with the threshold 0."""
         score, truth = parts["score"], parts["truth"]
         broken = ~np.isfinite(score)
         good = score[~broken]

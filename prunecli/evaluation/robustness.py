@@ -177,7 +177,7 @@ AGREEMENT: tuple[str, ...] = ("top1_agreement", "cosine")
 
 @dataclass(frozen=True)
 class StressRow:
-    """Quality under one corruption, by role; `loss`: how much worse than clean it is (negative: better)."""
+    """Quality under one corruption, by role. `loss`: how much worse it is than on clean data; negative: better."""
 
     corruption: str
     severity: float

@@ -81,7 +81,7 @@ def distribution(weights: Sequence[Weight], progress: Progress = no_progress) ->
 
 
 def _chunks(weight: Weight) -> Iterator[Array]:
-    """|w| in pieces; the mapping is released at the end."""
+    """Yield |w| in pieces, and release the mapping at the end."""
     flat = weight.array().reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         yield np.abs(flat[start : start + _CHUNK])

@@ -119,7 +119,8 @@ def _about(model: Model) -> dict[str, str]:
 
 
 def _problems(shapes: Shapes) -> list[str]:
-    """Where shapes end, in the order of the graph; what follows from that is counted."""
+    """List the first operators without a shape, in the order of the graph; those that follow from them are only
+    counted."""
     all_of_them = shapes.facts.problems
     listed = [
         f"no shape after {n.op_type} '{_name(n)}': {why}" for n, why in all_of_them.items() if why != UNKNOWN_INPUT

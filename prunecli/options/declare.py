@@ -28,10 +28,11 @@ Group = TypeVar("Group", bound="Options")
 class Option:
     """How a field appears on the command line.
 
-    `name`: without dashes, if it is not the field's own; `short`: as `-o`. `read`: makes the value of a text, and raises
-    PruneError. `least`, `most`: bounds of a number, both allowed. `off`: a switch that makes the field False. `metavar`:
-    by default the choices of a Literal; `D`, `PATH`, `DIR`, `FILE` and `ORIGINAL` say that a text names data, a path or a
-    model, which is relative to the file it is written in. `check`: raises PruneError for a value that cannot be used.
+    `name`: without dashes, if it is not the field's own; `short`: as `-o`. `read`: makes the value of a text, and
+    raises PruneError. `least`, `most`: bounds of a number, both allowed. `off`: a switch that makes the field False.
+    `metavar`: by default the choices of a Literal; `D`, `PATH`, `DIR`, `FILE` and `ORIGINAL` say that a text names
+    data, a path or a model, which is relative to the file it is written in. `check`: raises PruneError for a value that
+    cannot be used.
     """
 
     help: str
@@ -62,7 +63,7 @@ class Declared:
 
     @property
     def name(self) -> str:
-        """On the command line, without dashes."""
+        """Return the name on the command line, without dashes."""
         return self.option.name or self.field.replace("_", "-")
 
     @property
@@ -70,7 +71,7 @@ class Declared:
         return self.option.metavar or "|".join(self.choices)
 
     def value(self, given: Any) -> Any:
-        """What the field holds for what a caller gives: texts are read, paths made, choices and bounds checked.
+        """Return the field's value for what a caller gives: texts are parsed, choices and bounds checked.
 
         Raises:
             PruneError: the value cannot be used.
@@ -149,7 +150,7 @@ class Options:
 
     @classmethod
     def of(cls, options: Self | None = None, /, **changes: Any) -> Self:
-        """`options`, or the defaults, with the fields that a caller names.
+        """Return `options`, or the defaults, with `changes` applied.
 
         Raises:
             PruneError: a name that the command does not have, or as the class.
@@ -163,13 +164,13 @@ class Options:
         return cls(**changes) if options is None else replace(options, **changes)
 
     def part(self, group: type[Group], **changes: Any) -> Group:
-        """The fields of a group that this class has, as that group alone."""
+        """Return the fields of a group as an object of that group alone."""
         own = {one.name for one in fields(self)}
         return group(**{one.name: getattr(self, one.name) for one in fields(group) if one.name in own} | changes)
 
     @classmethod
     def given(cls, values: Mapping[str, Any], *unless: str) -> list[str]:
-        """Names on the command line of the group's options that differ from their defaults."""
+        """Return the command-line names of the group's options that differ from their defaults."""
         return [
             f"--{declared.name}"
             for declared in declared_of(cls)
@@ -181,7 +182,7 @@ _DECLARED: dict[type[Options], tuple[Declared, ...]] = {}
 
 
 def declared_of(options: type[Options]) -> tuple[Declared, ...]:
-    """The options that a class declares: its own first, then those of its groups."""
+    """Return the options that a class declares: its own first, then those of its groups."""
     if options not in _DECLARED:
         _DECLARED[options] = tuple(_read(options))
     return _DECLARED[options]

@@ -193,12 +193,12 @@ class Samples(Images):
 
     @property
     def other_data(self) -> bool:
-        """Whether there are data besides `data` that options of images may be for."""
+        """Whether the command has further data that the options of images may be for."""
         return False
 
     @property
     def source(self) -> DataOptions | None:
-        """Where the data are and how they are read; None without data."""
+        """Return where the data are and how they are read; None without data."""
         from prunecli.data.options import DataOptions
 
         if self.data is None or isinstance(self.data, DataOptions):
@@ -214,7 +214,7 @@ class Samples(Images):
         )
 
     def like(self, other: Any) -> DataOptions:
-        """Other data, read as the data are: training or validation data beside them."""
+        """Return options for other data (training or validation data) that are read as `data` are."""
         from prunecli.data.options import DataOptions
 
         if isinstance(other, DataOptions):
@@ -224,7 +224,7 @@ class Samples(Images):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSamples(Samples):
-    """Data that may be made up."""
+    """Data that may be synthetic."""
 
     allow_synthetic = True
     data: Annotated[
@@ -298,7 +298,7 @@ class Chosen(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputNamed(Options):
-    """The output that is looked at."""
+    """The output that is measured."""
 
     output_name: Annotated[
         str | None,

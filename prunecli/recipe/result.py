@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from prunecli.errors import GateFailed, PruneError
 from prunecli.recipe.toml import Place
 from prunecli.report.contract import envelope
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.result import Reported
 from prunecli.types import Json
 
 Status = Literal["planned", "done", "failed", "not run"]
 
 
-class StepResult(Protocol):
-    """What a command returned."""
-
-    def to_json(self) -> Json: ...
-    def to_document(self) -> Document: ...
-
-
 @dataclass(frozen=True)
 class Value:
-    """One option of a step as it was written, and where."""
+    """An option of a step as it is written, with its place."""
 
     key: str
     text: str
@@ -44,8 +38,8 @@ class GateLine:
 
 @dataclass(frozen=True)
 class StepRun:
-    """`reads`: the model it works on, as the recipe calls it. `writes`: the model it leaves, "temporary", or None.
-    `result`: what the command reported, which it may have done before it failed."""
+    """A step, planned or run. `reads`: the model that it works on, as the recipe calls it. `writes`: the model that it
+    writes, "temporary", or None. `result`: of its command; a command may report and then fail."""
 
     name: str
     command: str
@@ -55,7 +49,7 @@ class StepRun:
     writes: str | None
     status: Status = "planned"
     seconds: float = 0.0
-    result: StepResult | None = None
+    result: Reported | None = None
     gates: Sequence[GateLine] = ()
     error: str = ""
 
@@ -65,7 +59,7 @@ class StepRun:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Reported):
     """All steps of a recipe. With `dry_run` none was run."""
 
     path: str
@@ -157,7 +151,7 @@ def _gate_json(gate: GateLine) -> Json:
 
 
 def _step_sections(step: StepRun) -> list[Section]:
-    """The options under the step's name, then what its command reported, its headings under that name too."""
+    """Return a table of the step's options and the sections of its command's report, all titled by the step's name."""
     columns = (Column("option"), Column("value"), Column("from"))
     rows = [[value.key, value.text, str(value.place)] for value in step.values]
     sections: list[Section] = [Table(f"Step {step.title}", columns, rows)]

@@ -38,7 +38,8 @@ class Toml:
     values: dict[str, Any]
 
     def place(self, *path: str | int, value: bool = False) -> Place:
-        """Where a key (or its value) is written; of what is not written, where what would hold it is."""
+        """Return the place of a key (or of its value); where it is not written, the place of the table that would hold
+        it."""
         where = self._places.values if value else self._places.keys
         found = path
         while found and found not in where:
@@ -51,7 +52,7 @@ class Toml:
 
 
 def read_toml(path: Path, needle: str = "") -> Toml:
-    """Read a file that nobody vouches for. With `needle`, a file that lacks it is not parsed and counts as empty.
+    """Read an untrusted file. A file without `needle` in it is not parsed and counts as empty.
 
     Raises:
         PruneError: it cannot be read, is too large, not UTF-8, not TOML (with line and column), or nested too deeply.
@@ -112,7 +113,7 @@ def _not_toml(name: str, text: str, message: str) -> PruneError:
 
 
 def _hint(text: str, line: int) -> str:
-    """What is usually wrong with a line that TOML does not accept."""
+    """Return what is usually wrong with a line that TOML does not accept."""
     written = (text.split("\n")[line - 1 : line] or [""])[0]
     if re.search(r"=\s*[^\s\"'\[{]*[%/A-Za-z]", written) and not re.search(r"=\s*(true|false|inf|nan)\b", written):
         return 'texts, paths and percentages are quoted: "50%"'
@@ -120,7 +121,7 @@ def _hint(text: str, line: int) -> str:
 
 
 def toml_text(value: Any) -> str:
-    """One value as TOML: a text, a number, a truth value, or a list of them.
+    """Return a text, a number, a truth value, or a list of them as TOML.
 
     Raises:
         PruneError: a text that UTF-8 cannot hold.
@@ -139,12 +140,12 @@ def toml_text(value: Any) -> str:
 
 
 def number_or_text(text: str) -> Any:
-    """`0.5` as a number, whatever is not written as one in TOML as it is."""
+    """Return the number that a text is in TOML, or the text."""
     return tomllib.loads(f"v = {text}")["v"] if _NUMBER.fullmatch(text) else text
 
 
 def value_of(text: str) -> Any:
-    """What a text means as TOML: a number, true, false, a list, a quoted text; whatever else as it is."""
+    """Return the value of a text in TOML: a number, true, false, a list, a quoted text; else the text."""
     try:
         return tomllib.loads(f"v = {text}")["v"] if "\n" not in text else text
     except (ValueError, RecursionError):
@@ -188,7 +189,7 @@ class Places:
         self._lines = [0, *(match.end() for match in re.finditer("\n", self.text))]
 
     def line_column(self, position: int) -> tuple[int, int]:
-        """Both from 1; columns count characters."""
+        """Return line and column of a position, both from 1; columns count characters."""
         line = bisect_right(self._lines, position)
         return line, position - self._lines[line - 1] + 1
 
@@ -239,7 +240,7 @@ def _pair(places: Places, table: KeyPath, at: int) -> int:
 
 
 def _dotted(text: str, at: int) -> tuple[list[str], int]:
-    """A dotted key, and the position behind it and the space that follows."""
+    """Return the names of a dotted key, and the position after it and the blanks that follow."""
     names: list[str] = []
     while True:
         at = _end(_SPACE, text, at)

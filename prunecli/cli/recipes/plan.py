@@ -14,8 +14,9 @@ from prunecli.errors import PruneError, did_you_mean
 from prunecli.files import WRITTEN, named, same
 
 _RELATIVE = "paths are relative to the recipe"
-Fate = Literal["kept", "default", "temporary", "none"]
-"""Of what a step writes: under the name it gives, under the command's own default name, until the run ends, nothing."""
+OutputKind = Literal["kept", "default", "temporary", "none"]
+"""What a step writes: a file of the name that it gives, a file of the command's default name, a file that is removed
+when the run ends, or none."""
 
 
 CommandNamed = Callable[[str], Any]
@@ -23,21 +24,20 @@ CommandNamed = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step, settled. `sources`: which step's output stands behind a setting's text, by key; -1: the original.
-
-    `output`: None where the command names it, or there is none.
+    """A step with its files and its command line. `sources`: by key of a setting, the number of the step whose output
+    it refers to; -1: the original model. `output`: None where the command names it, or there is none.
     """
 
     step: RecipeStep
     sources: dict[str, int]
-    fate: Fate
+    output_kind: OutputKind
     output: Path | None
     words: tuple[str, ...] = ()
     command: Any = None
 
     @property
     def writes(self) -> bool:
-        return self.fate != "none"
+        return self.output_kind != "none"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class RecipePlan:
 
 
 def plan(recipe: RunRecipe, scratch: Path, command_named: CommandNamed = lambda name: None) -> RecipePlan:
-    """Settle a recipe. `scratch`: the folder of temporary outputs; `command_named`: gives the command that carries a
-    step out.
+    """Plan the steps of a recipe. `scratch`: the folder of temporary outputs; `command_named`: returns the command of
+    that name.
 
     Raises:
         PruneError: a reference to what is not there, a file that does not exist or would be replaced, a result
@@ -59,8 +59,8 @@ def plan(recipe: RunRecipe, scratch: Path, command_named: CommandNamed = lambda 
     used = {source for _, sources in referred for source in sources.values()}
     for at, (step, sources) in enumerate(referred):
         planner.check_reads(step, sources)
-        fate, output = planner.output(step, sources, at in used)
-        planned = PlannedStep(step, sources, fate, output, command=command_named(step.command))
+        output_kind, output = planner.output(step, sources, at in used)
+        planned = PlannedStep(step, sources, output_kind, output, command=command_named(step.command))
         planner.done.append(replace(planned, words=planner.words(planned)))
     planner.check_apart()
     return RecipePlan(recipe, tuple(planner.done))
@@ -78,14 +78,14 @@ def _model_slots(step: RecipeStep) -> Iterator[tuple[Slot, Setting]]:
 
 @dataclass
 class Planner:
-    """Settles the steps of a recipe in their order. `done`: those that are settled."""
+    """Plans the steps of a recipe in their order. `done`: the steps planned so far."""
 
     recipe: RunRecipe
     scratch: Path
     done: list[PlannedStep] = field(default_factory=list)
 
     def sources(self, at: int) -> tuple[RecipeStep, dict[str, int]]:
-        """The step, with the model it works on if it names none, and what its references mean."""
+        """Return the step, with the model that it works on where it names none, and the sources of its references."""
         step = self.recipe.steps[at]
         writers = [n for n in range(at) if _writes_model(self.recipe.steps[n])]
         if "model" in schema_of(step.command) and "model" not in step.settings:
@@ -98,7 +98,8 @@ class Planner:
         return step, {key: source for key, source in found.items() if source is not None}
 
     def _source(self, at: int, writers: list[int], setting: Setting) -> int | None:
-        """-1: the original; a step's number; None: not a reference but a path."""
+        """Return the number of the step that a setting refers to; -1: the original model; None: the setting is a
+        path."""
         text, names = setting.texts[0], [step.name for step in self.recipe.steps]
         if text == "original":
             if self.recipe.model is None:
@@ -117,7 +118,7 @@ class Planner:
         raise setting.error(f"the step {text} {why}", f"refer to an earlier step, or write ./{text} for a file")
 
     def check_reads(self, step: RecipeStep, sources: dict[str, int]) -> None:
-        """Whether every file that a step reads is there, or will be."""
+        """Refuse a step that reads a file which neither exists nor is written by an earlier step."""
         written = {planned.output.absolute() for planned in self.done if planned.output is not None}
         for slot, setting in _model_slots(step):
             text = setting.texts[0]
@@ -146,8 +147,8 @@ class Planner:
             names = () if named is not setting else self.recipe.data
             raise named.error(f"there is no {path}", did_you_mean(setting.texts[0], names, _RELATIVE))
 
-    def output(self, step: RecipeStep, sources: dict[str, int], used: bool) -> tuple[Fate, Path | None]:
-        """What becomes of what the next step writes, and its path. `used`: whether a later step refers to it."""
+    def output(self, step: RecipeStep, sources: dict[str, int], used: bool) -> tuple[OutputKind, Path | None]:
+        """Return the kind and the path of the next step's output. `used`: whether a later step refers to it."""
         if not _writes_model(step):
             return "none", None
         setting = step.settings.get("output")
@@ -160,14 +161,14 @@ class Planner:
             return "kept", path
         if used:
             return "temporary", self.scratch / f"{len(self.done) + 1}-{step.name}.onnx"
-        if any(self.done[source].fate == "temporary" for source in sources.values() if source >= 0):
+        if any(self.done[source].output_kind == "temporary" for source in sources.values() if source >= 0):
             raise PruneError(f"{step.place}: the result of {step.title} would be lost: no later step uses it",
                              'give it a name: output = "small.onnx"')  # fmt: skip
         return "default", None
 
     def check_apart(self) -> None:
-        """Whether what each step writes is apart from what the others write, and from what the recipe and its steps
-        read that none of them made. (Each command checks its own paths.)"""
+        """Refuse steps that write the same file, or a file that the recipe or its steps read and no step made. (Each
+        command checks its own paths.)"""
         written: list[tuple[Path, Setting, str]] = []
         read = [self.recipe.path]
         for planned in self.done:
@@ -185,28 +186,28 @@ class Planner:
                 raise setting.error(f"{path} is what the recipe reads", "choose another name")
 
     def _paths(self, planned: PlannedStep) -> Iterator[tuple[str, Path, Setting]]:
-        """Every path of a step's settings, with the name of its parameter."""
+        """Yield every path of a step's settings, with the name of its parameter."""
         for key, setting in planned.step.settings.items():
             slot = schema_of(planned.step.command)[key]
             for text in self._texts(planned, slot, setting) if slot.role != "other" else ():
                 yield from ((name, path, setting) for name, path in named(text, slot.name))
 
     def words(self, planned: PlannedStep) -> tuple[str, ...]:
-        """The command line of a step: options first, then the arguments in their order."""
+        """Return the command line of a step: options first, then the arguments in their order."""
         step, options, arguments = planned.step, ["--isolated"], ["--"]
         schema = schema_of(step.command)
         for key, slot in schema.items():
             if key in step.settings:
                 words = slot.words(self._texts(planned, slot, step.settings[key]))
                 (arguments if slot.argument else options).extend(words)
-        if planned.fate == "temporary":
+        if planned.output_kind == "temporary":
             options.append(f"--output={planned.output}")
         if "no-progress" in schema and "no-progress" in self.recipe.shown:
             options.append("--no-progress")
         return (*options, *arguments)
 
     def _texts(self, planned: PlannedStep, slot: Slot, setting: Setting) -> list[str]:
-        """The texts of a setting with references replaced by what they mean, and paths as they are from here."""
+        """Return the texts of a setting. References become files; paths become relative to the working folder."""
         source, model = planned.sources.get(slot.key), self.recipe.model
         if source is not None and source >= 0:
             return [str(self.done[source].output)]  # what is referred to has one: its own, or a temporary one

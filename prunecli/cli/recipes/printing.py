@@ -12,7 +12,7 @@ from typing import Any
 from prunecli.cli.commands import Role, Slot, schema_of
 from prunecli.cli.recipes.plan import CommandNamed
 from prunecli.cli.recipes.read import RESERVED, changes_of
-from prunecli.cli.recipes.run import settled
+from prunecli.cli.recipes.run import planned_recipe
 from prunecli.cli.settings import Setting, resolve, resolved
 from prunecli.cli.terminal import terminal
 from prunecli.recipe.toml import number_or_text, toml_text
@@ -47,7 +47,8 @@ def command_line_text(
     params: Mapping[str, Any],
     command_named: CommandNamed,
 ) -> str:
-    """A command line as a recipe of one step; of `run`, the recipe it names with everything that bears on it.
+    """Return a command line as a recipe of one step. For `run`, return its recipe with all defaults and changes
+    applied.
 
     `raw`: what the command line gives, `defaults`: what it falls back on, by the parameter's name.
     """
@@ -72,7 +73,8 @@ def _line(slot: Slot, raw: Mapping[str, Any], defaults: Mapping[str, Setting]) -
 
 
 def _value(slot: Slot, given: Any) -> Any:
-    """As TOML: numbers as numbers, where the option takes one; a file that is called like a reference by its path."""
+    """Return the value for TOML: a number where the option takes one; `./previous` for a file with the name of a
+    reference."""
     if isinstance(given, list):
         return [_value(slot, text) for text in given]
     if slot.role == "model" and given in RESERVED:
@@ -83,8 +85,8 @@ def _value(slot: Slot, given: Any) -> Any:
 def _of_recipe(
     path: Path, texts: Sequence[str], command_named: CommandNamed
 ) -> tuple[list[Line], list[Line], list[Block]]:
-    """(lines before the tables, of [data], and command, name and lines of every step)."""
-    with settled(path, changes_of(texts), terminal.isolated, command_named) as plan:
+    """Return the lines before the tables, those of [data], and command, name and lines of every step."""
+    with planned_recipe(path, changes_of(texts), terminal.isolated, command_named) as plan:
         recipe = plan.recipe
         model = [] if recipe.model is None else [Line("model", _resolve(recipe.model, "model"))]
         top = [*model, *(_moved(setting, schema_of("run")[key], []) for key, setting in recipe.shown.items())]
@@ -103,7 +105,7 @@ def _resolve(setting: Setting, role: Role) -> str:
 
 
 def _moved(setting: Setting, slot: Slot, names: list[str]) -> Line:
-    """A setting as it is written in this folder; names of other parts of the recipe stay."""
+    """Return a setting with paths relative to this folder. Names of steps and data of the recipe stay."""
 
     def moved(value: Any) -> Any:
         return resolved(value, slot, setting.folder) if isinstance(value, str) and value not in names else value

@@ -1,4 +1,4 @@
-"""A recipe file -> `Recipe`: steps with the settings in effect, every name checked against the commands' options."""
+"""A recipe file is read: steps with the settings in effect, every name checked against the commands' options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _EXAMPLE = 'begin a step with [[step]] and command = "magnitude"'
 
 @dataclass(frozen=True)
 class RecipeStep:
-    """`settings`: all that are in effect, whoever gave them. `place`: where the step begins."""
+    """A step. `settings`: those in effect, of the step, [defaults], pyproject.toml and --set. `place`: where it
+    begins."""
 
     name: str
     command: str
@@ -41,7 +42,8 @@ class RecipeStep:
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """`model`: what `original` means. `data`: sets of samples that steps may call by name. `shown`: OF_THE_RUN."""
+    """A recipe. `model`: the file that `original` means. `data`: data by the names that steps use. `shown`: the
+    settings of OF_THE_RUN."""
 
     path: Path
     sha256: str
@@ -65,7 +67,7 @@ class Change:
 
 
 def changes_of(texts: Sequence[str]) -> tuple[Change, ...]:
-    """What --set says.
+    """Parse the texts of --set.
 
     Raises:
         PruneError: it is not [STEP.]OPTION=VALUE.
@@ -80,7 +82,7 @@ def changes_of(texts: Sequence[str]) -> tuple[Change, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """What Python code gives as TOML would: paths as texts, tuples as lists, numpy's numbers as Python's."""
+    """Return a value of Python code as TOML has it: paths as texts, tuples as lists, numpy's numbers as Python's."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, os.PathLike):
@@ -153,7 +155,7 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
 
 
 def _head(toml: Toml, at: int, table: Mapping[str, Any]) -> tuple[str, str]:
-    """(command, name or nothing) of a step."""
+    """Return command and name of a step; the name is empty where none is given."""
     from prunecli.cli.commands import COMMANDS
 
     command, name = table.get("command"), table.get("name", "")
@@ -172,19 +174,19 @@ def _head(toml: Toml, at: int, table: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def keys_of_steps(commands: set[str]) -> Schema:
-    """What steps of these commands may give: all but what is of the whole run."""
+    """Return the slots that steps of these commands may fill: all but those of the whole run."""
     schemas = [schema_of(command) for command in sorted(commands)]
     return {key: slot for schema in schemas for key, slot in schema.items() if not slot.display}
 
 
 def _fresh(command: str, taken: list[str]) -> str:
-    """The command's own name, or with a number: evaluate, evaluate-2, ..."""
+    """Return a name that is not taken: the command's, or that with a number (evaluate, evaluate-2, ...)."""
     names = [command, *(f"{command}-{n}" for n in range(2, MAX_STEPS + 2))]
     return next(name for name in names if name not in taken)
 
 
 def _common(toml: Toml, commands: set[str], folder: Path) -> Settings:
-    """[defaults]: each must be an option of some step's command."""
+    """Return the settings of [defaults], each of which must be an option of some step's command."""
     settings = settings_in(toml, ("defaults",), _table(toml, "defaults"), folder)
     known = keys_of_steps(commands)
     for key, setting in settings.items():
@@ -218,7 +220,7 @@ def _fitting(settings: Settings, schema: Schema) -> Settings:
 
 
 def _wanted(changes: tuple[Change, ...], name: str, command: str) -> Settings:
-    """What --set says of a step. A model for the whole recipe is not a step's."""
+    """Return the settings that --set gives to a step. `--set model=...` changes the recipe's model, not the step's."""
     found: Settings = {}
     for change in changes:
         key = change.setting.key

@@ -15,7 +15,7 @@ from prunecli.cli.commands import schema_of
 from prunecli.cli.output import collected, draws, emit
 from prunecli.cli.recipes.plan import CommandNamed, PlannedStep, RecipePlan, plan
 from prunecli.cli.recipes.read import Change, RunRecipe, changes_of, read_recipe
-from prunecli.cli.settings import Defaults, Setting, blame, find_defaults, resolved
+from prunecli.cli.settings import Defaults, Setting, find_defaults, place_of_error, resolved
 from prunecli.cli.terminal import WorkBegins, checking, explain, interrupted, say, terminal
 from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
@@ -26,10 +26,10 @@ from prunecli.recipe.result import (
     StepFailed,
     StepGateFailed,
     StepInterrupted,
-    StepResult,
     StepRun,
     Value,
 )
+from prunecli.report.result import Reported
 
 Tell = Callable[[str], None]
 FAILURES: dict[int, type[StepFailed]] = {1: StepGateFailed, 130: StepInterrupted}
@@ -37,16 +37,16 @@ FAILURES: dict[int, type[StepFailed]] = {1: StepGateFailed, 130: StepInterrupted
 
 
 class Interrupted(PruneError):  # noqa: N818 - the user's wish
-    """Ctrl-C, as the step's error until the report is made."""
+    """Ctrl-C while a step runs, kept as its error until the report is made."""
 
     exit_code = 130
 
 
 @contextmanager
-def settled(
+def planned_recipe(
     path: Path, changes: tuple[Change, ...], isolated: bool, command_named: CommandNamed
 ) -> Iterator[RecipePlan]:
-    """A recipe read, planned and checked, with a folder for what is temporary, which goes at the end."""
+    """Read, plan and check a recipe. Temporary outputs lie in a folder that is removed at the end of the block."""
     recipe = read_recipe(path, Defaults() if isolated else find_defaults(path.parent), changes)
     with Scratch() as scratch:
         found = plan(recipe, scratch, command_named)
@@ -55,8 +55,8 @@ def settled(
 
 
 def carry_out(found: RecipePlan, tell: Tell = lambda text: None, drawn: bool = False) -> RunResult:
-    """Run the steps in their order, up to the first that fails. `tell` is given a line before each. `drawn`: for a
-    report with charts, so that steps measure what these need."""
+    """Run the steps in their order, up to the first that fails. `tell` gets a line before each. `drawn`: the report has
+    charts, whose values the steps must measure."""
     start = time.perf_counter()
     waiting = [replace(_planned(found.recipe, planned), status="not run") for planned in found.steps]
     done: list[StepRun] = []
@@ -71,7 +71,7 @@ def carry_out(found: RecipePlan, tell: Tell = lambda text: None, drawn: bool = F
 
 
 def planned_result(found: RecipePlan) -> RunResult:
-    """The plan, for reading."""
+    """Return the plan as a result, for --dry-run."""
     steps = [_planned(found.recipe, planned) for planned in found.steps]
     return RunResult(str(found.recipe.path), found.recipe.sha256, steps, dry_run=True)
 
@@ -87,7 +87,7 @@ def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[Ste
             invoke(planned)
         except (Exception, KeyboardInterrupt) as raised:
             error = _as_prune_error(raised, planned)
-    result: StepResult | None = results[-1] if results else None
+    result: Reported | None = results[-1] if results else None
     gates = [] if result is None else _gates(planned, result)
     if error is not None:
         error = _named(error, planned, gates)
@@ -109,8 +109,8 @@ def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: PlannedStep)
     return error
 
 
-def _gates(planned: PlannedStep, result: StepResult) -> list[GateLine]:
-    """The gates that the command's own report tells of, each with where it is written."""
+def _gates(planned: PlannedStep, result: Reported) -> list[GateLine]:
+    """Return the gates of the command's result, each with the place where it is written."""
     setting = planned.step.settings.get("fail-if")
     found = result.to_json().get("gates", [])
     if setting is None or not found:
@@ -135,11 +135,13 @@ def _planned(recipe: RunRecipe, planned: PlannedStep) -> StepRun:
     values = [Value(setting.key, ", ".join(setting.texts), setting.place) for setting in settings.values()]
     models = [_model(recipe, planned, key) for key in settings if key in planned.sources or key in ("model", "a", "b")]
     writes = {"kept": str(planned.output), "default": "beside the model", "temporary": "temporary", "none": None}
-    return StepRun(step.name, step.command, step.place, values, reads=", ".join(models), writes=writes[planned.fate])
+    return StepRun(
+        step.name, step.command, step.place, values, reads=", ".join(models), writes=writes[planned.output_kind]
+    )
 
 
 def _model(recipe: RunRecipe, planned: PlannedStep, key: str) -> str:
-    """The file or the step that a reference means."""
+    """Return the file or the name of the step that a setting refers to."""
     source = planned.sources.get(key)
     if source is None:
         return planned.step.settings[key].texts[0]
@@ -191,11 +193,11 @@ def _bad_value(error: Any, planned: PlannedStep) -> PruneError:
 
 
 def placed(error: PruneError, planned: PlannedStep) -> PruneError:
-    """The error with the place of the option it speaks of, or else of the step."""
+    """Add to an error the place of the option that it names, or of the step."""
     settings: list[Setting] = list(planned.step.settings.values())
     if any(error.message.startswith(f"{setting.place}: ") for setting in settings):
         return error
-    place = blame(error.message, error.hint, settings) or planned.step.place
+    place = place_of_error(error.message, error.hint, settings) or planned.step.place
     error.args = (f"{place}: {planned.step.title}: {error.message}",)
     error.message = error.args[0]
     return error
@@ -208,7 +210,7 @@ def run_recipe(ctx: typer.Context, recipe: Path, options: RunOptions, command_na
         StepFailed: a step failed; the report is out by then.
         PruneError: the recipe has a mistake.
     """
-    with settled(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
+    with planned_recipe(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
         shown = _from_recipe(ctx, plan)
         format = str(shown.get("format", options.format))
         report = Path(shown["report"]) if "report" in shown else options.report
@@ -224,7 +226,7 @@ def run_recipe(ctx: typer.Context, recipe: Path, options: RunOptions, command_na
 
 
 def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
-    """What the recipe says of the report, where this command line does not."""
+    """Return the recipe's settings of the report that the command line does not give."""
     found = {}
     for key, setting in plan.recipe.shown.items():
         slot = schema_of("run")[key]
