@@ -346,5 +346,5 @@ def gather(view: Array, piece: Piece) -> Array:
     inner = min((abs(part.strides[axis]), axis) for axis in range(4) if part.shape[axis] > 1 or part.size <= 1)[1]
     beside = counts[inner] > piece.tile[inner]  # neighbours in memory belong to different units: leave them there
     if width <= _NARROW or beside:  # sums over a short last axis are slow, over a first axis fast
-        return split.transpose(1, 3, 5, 7, 0, 2, 4, 6).astype(np.float64, order="C").reshape(width, units).T
-    return split.transpose(0, 2, 4, 6, 1, 3, 5, 7).astype(np.float64, order="C").reshape(units, width)
+        return split.transpose((1, 3, 5, 7, 0, 2, 4, 6)).astype(np.float64, order="C").reshape(width, units).T
+    return split.transpose((0, 2, 4, 6, 1, 3, 5, 7)).astype(np.float64, order="C").reshape(units, width)
