@@ -18,12 +18,12 @@ from generate import bert_base, resnet50
 from onnx import numpy_helper
 
 from prunecli import structured
-from prunecli.dependency.analysis import analyse
+from prunecli.dependency.analysis import analyse, analysed_shapes
 from prunecli.dependency.catalogue import DEFAULT_KINDS, catalogue
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
-from prunecli.model import Dims, load
-from prunecli.structures.prunable import analysed_shapes, open_cuttable
+from prunecli.model import Dims, concrete_shapes, load
+from prunecli.structures.prunable import open_cuttable
 
 
 def floats(path: Path) -> int:
@@ -54,7 +54,8 @@ def _analysis(path: Path) -> float:
     file = load(path)
     start = time.perf_counter()
     work = prepare(file.ir)
-    shapes = analysed_shapes(replace(file, ir=work), Dims())
+    prepared = replace(file, ir=work)
+    shapes = analysed_shapes(prepared, Dims(), concrete_shapes(prepared, Dims()))
     catalogue(analyse(work, shapes), DEFAULT_KINDS)
     return time.perf_counter() - start
 

@@ -9,6 +9,7 @@ result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zero
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 found = prunecli.evaluate("model.pruned.onnx", "model.onnx", data="test.npz")   # both, side by side
+result = prunecli.shrink("masked.onnx")                  # writes masked.shrunk.onnx, equal to the original
 result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from prunecli.packing.pack import pack, unpack
     from prunecli.search.adaptive import adaptive
     from prunecli.search.sensitivity import sensitivity
+    from prunecli.shrinking.shrink import shrink
     from prunecli.structures.prunable import analyse
     from prunecli.structures.structured import structured
     from prunecli.training.finetune import finetune
@@ -53,6 +55,7 @@ __all__ = [
     "pack",
     "run",
     "sensitivity",
+    "shrink",
     "structured",
     "unpack",
 ]
@@ -71,6 +74,7 @@ _WHERE = {
     "oneshot": "prunecli.zeros.oneshot",
     "run": "prunecli.cli.library",
     "sensitivity": "prunecli.search.sensitivity",
+    "shrink": "prunecli.shrinking.shrink",
     "structured": "prunecli.structures.structured",
 }
 

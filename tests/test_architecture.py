@@ -20,7 +20,7 @@ BASE = {"types", "errors", "files", "quantity", "_version"}
 MODEL = BASE | {"model", "inputs", "operators", "storage"}
 THEORY = MODEL | {"runtime", "data", "registry"}
 WORK = THEORY | {"autodiff", "calibration", "evaluation", "masks", "options", "report", "verify"}
-PRUNER = WORK | {"dependency", "inspection", "packing", "reconstruct", "training", "zeros", "structures"}
+PRUNER = WORK | {"dependency", "inspection", "packing", "reconstruct", "shrinking", "training", "zeros", "structures"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -46,7 +46,8 @@ ALLOWED = {
     "calibration": THEORY | {"autodiff", "evaluation", "masks"},
     "reconstruct": THEORY | {"calibration", "masks"},
     "packing": WORK,
-    "training": WORK | {"packing"},
+    "shrinking": THEORY | {"dependency", "operators", "options", "report", "verify"},
+    "training": WORK | {"packing", "shrinking"},
     "zeros": PRUNER - {"structures"},
     "structures": PRUNER,
     "search": PRUNER,
@@ -59,6 +60,7 @@ ALLOWED = {
         "inspection",
         "packing",
         "search",
+        "shrinking",
         "structures",
         "training",
         "zeros",

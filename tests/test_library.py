@@ -49,6 +49,7 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     "pack": packed,
     "run": run,
     "sensitivity": lambda at: prunecli.sensitivity(MODEL, data=CALIB, levels=[0.5], jobs=1),
+    "shrink": lambda at: prunecli.shrink(MODEL, output=str(at / "o.onnx")),
     "structured": lambda at: prunecli.structured(MODEL, macs=0.5, data=CALIB, output=str(at / "o.onnx")),
     "unpack": lambda at: prunecli.unpack(packed(at), output=str(at / "dense.onnx")),
 }
@@ -72,6 +73,7 @@ def test_a_gate_is_told_not_raised() -> None:
 # keyword that no function has, in which call, a piece of the hint
 UNKNOWN = [
     ("evaluate", "limt", "did you mean limit"),
+    ("shrink", "outptus", "did you mean outputs"),
     ("structured", "ration", "did you mean ratio"),
     ("structured", "mac", "did you mean macs"),
     ("magnitude", "sparsty", "did you mean sparsity"),

@@ -49,6 +49,8 @@ COMMANDS = {
                      "zeros:OneshotOptions"),
     "structured": Entry("remove channels, neurons and attention heads, and rewrite the graph",
                         "structures:StructuredOptions"),
+    "shrink": Entry("what a model carries for nothing: dead units, equal ones, tokens, outputs",
+                    "shrinking:ShrinkOptions"),
     "adaptive": Entry("the smallest model that loses no more than is allowed, confirmed on held-out data",
                       "search:AdaptiveOptions"),
     "finetune": Entry("train a pruned model, keeping its zeros and structure", "options.training:FinetuneOptions"),

@@ -14,9 +14,11 @@ from prunecli.dependency.registry import BARRIERS, RULES, RuleContext, Work, is_
 from prunecli.dependency.units import Family, find_families
 from prunecli.dependency.views import Geometry, view_geometry
 from prunecli.errors import PruneError
+from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import INTERFACE, overridable
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts, Shape
+from prunecli.model.shapes import Shapes, input_specs
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Analysis:
         return self.geometry.facts
 
 
+ANALYSED_BATCH = 2
+"""A batch of one hides which axes are the batch."""
 OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 
 
@@ -151,3 +155,22 @@ def _captured(node: ir.Node) -> Iterator[ir.Value | None]:
         for inner in graph:
             yield from inner.inputs
             bodies.extend(subgraphs(inner))
+
+
+def analysed_shapes(model: Model, dims: Dims, first: Shapes) -> dict[str, Shape]:
+    """Input shapes with a batch of two where the batch is free and the model admits it; `first`: those of `dims`."""
+    sizes, shapes = dict(dims.sizes), dict(dims.shapes)
+    specs = input_specs(model.ir)
+    inner = {dim for spec in specs for dim in spec.shape[1:]}
+    for spec in specs:
+        lead = spec.shape[0] if spec.shape else 0
+        if spec.name in dims.shapes or isinstance(lead, int) or lead in dims.sizes:
+            continue
+        if lead is None or lead in inner:
+            shapes[spec.name] = (ANALYSED_BATCH, *first.inputs[spec.name][1:])
+        elif not set(lead) & set("+-*/() "):  # an expression follows from its names
+            sizes[lead] = ANALYSED_BATCH
+    if (sizes, shapes) == (dict(dims.sizes), dict(dims.shapes)):
+        return first.inputs
+    second = concrete_shapes(model, Dims(sizes, shapes))
+    return second.inputs if len(second.facts.problems) <= len(first.facts.problems) else first.inputs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.dependency.analysis import Whole
 from prunecli.dependency.edit import HINT, View
 from prunecli.dependency.edit import NodeCut as NodeCut
 from prunecli.dependency.edit import Removed as Removed
@@ -17,6 +19,8 @@ from prunecli.dependency.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.graphs import captured, reads
 from prunecli.model.shape_inference import Array, Facts, Shape, know_constant
+
+Result = TypeVar("Result")
 
 
 def remove(
@@ -70,6 +74,22 @@ class UnfollowedError(PruneError):
     def __init__(self, axes: Mapping[tuple[str, int], str]) -> None:
         super().__init__("; ".join(dict.fromkeys(axes.values())), HINT)
         self.axes = dict(axes)
+
+
+def following(attempt: Callable[[Whole], Result]) -> Result:
+    """What an attempt to cut gives, repeated with the axes whole that could not follow, until all do.
+
+    Args:
+        attempt: opens the model with the given axes whole, decides, and cuts.
+    """
+    whole: dict[tuple[str, int], str] = {}
+    while True:
+        try:
+            return attempt(whole)
+        except UnfollowedError as error:
+            if error.axes.keys() <= whole.keys():
+                raise
+            whole = {**error.axes, **whole}
 
 
 def _behind(cut: NodeCut, node: ir.Node, error: PruneError) -> dict[tuple[str, int], str]:

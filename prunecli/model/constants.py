@@ -356,12 +356,16 @@ class Constant:
 
     def array(self) -> Array:
         """As it is read, float64."""
+        return np.asarray(self.read(), np.float64)
+
+    def read(self) -> Array:
+        """As it is read."""
         array = self.tensor.numpy()
         for kind in self.types[1:]:
             array = array.astype(kind.numpy())
         for step in self.steps:
             array = step.forward(array)
-        return np.asarray(array, np.float64)
+        return np.asarray(array)
 
     def stored(self, array: Array) -> Array:
         """What must be stored for the value to be `array`, in the stored type and shape."""

@@ -257,7 +257,7 @@ class Written(Options):
 
     output: Annotated[
         Path | None,
-        Option("where to write; default STEM.pruned.onnx beside the model (pack: .packed, unpack: .dense)", OUTPUT,
+        Option("where to write; default STEM.pruned.onnx beside the model (shrink: .shrunk, pack: .packed, unpack: .dense)", OUTPUT,
                "PATH", short="o"),
     ] = None  # fmt: skip
     force: Annotated[bool, Option("replace an existing output", OUTPUT)] = False

@@ -18,6 +18,7 @@ from prunecli.data.options import DataOptions
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Group
 from prunecli.dependency.costs import costs
+from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
 from prunecli.model import Dims
 from prunecli.model.saving import SaveOptions, save
@@ -33,7 +34,7 @@ from prunecli.structures.gradual import expand
 from prunecli.structures.latency_budget import LatencyBench as Timing
 from prunecli.structures.latency_budget import layer_table
 from prunecli.structures.options import CutOptions
-from prunecli.structures.prunable import Cuttable, choose_groups, following, open_cuttable
+from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.types import Json, Progress, Skipped
 
 Array = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Frozen
-from prunecli.dependency.cut import Removed
+from prunecli.dependency.cut import Removed, following
 from prunecli.files import Scratch
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
@@ -21,7 +21,7 @@ from prunecli.structures.decide import decide
 from prunecli.structures.decision import Decided, GroupRow, group_rows, plan_json
 from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.proof import CutInspector
-from prunecli.structures.prunable import Cuttable, following
+from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification
 

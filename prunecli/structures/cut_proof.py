@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import TensorProto, numpy_helper
-
 from prunecli.data.columns import free_memory
 from prunecli.errors import PruneError, UnprovedError
 from prunecli.model.external_data import read_whole
@@ -24,9 +20,9 @@ from prunecli.structures.cut_reference import FLOATS, Forced, masked_original, s
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.inner_values import InnerValues
 from prunecli.verify.inputs import Case
-from prunecli.verify.outline import graphs
 from prunecli.verify.prove import Agreement, Claim, Proof, open_original, open_result, prove
-from prunecli.verify.tolerance import RELATIVE, Difference, InconclusiveError, Rounding, differences
+from prunecli.verify.rounding import nudged, relative_of
+from prunecli.verify.tolerance import Difference, InconclusiveError, Rounding, differences
 
 RUN_UP_TO = 1 << 30
 """Bytes of weights up to which reference and sessions are held in memory, however much is free."""
@@ -34,13 +30,7 @@ LARGEST = (1 << 31) - (1 << 26)
 """Bytes that a reference in one piece may have; protobuf ends at 2 GiB."""
 COPIES = 8
 """How often a proof holds the weights: reference (serialised, two sessions), original, cut, copies on the way."""
-SMALL = 16
-"""Vectors up to so many elements may be geometry rather than weights."""
 HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
-_NAMES = {
-    TensorProto.DOUBLE: "float64", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-}  # fmt: skip
 
 
 @dataclass
@@ -162,7 +152,7 @@ class _Sides:
 
     def moved(self) -> Iterator[bytes]:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""
-        return (_nudged(self.masked, seed) for seed in range(2))
+        return (nudged(self.masked, seed) for seed in range(2))
 
     @property
     def tolerance(self) -> Rounding:
@@ -176,26 +166,7 @@ class _Sides:
 
     @cached_property
     def relative(self) -> float:
-        """The allowance for the coarsest type that the model stores or takes."""
-        model = onnx.load(str(self.path), load_external_data=False, format="protobuf")
-        stored = {t.data_type for graph in graphs(model) for t in graph.initializer}
-        stored |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
-        stored |= {a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
-        return max((RELATIVE[_NAMES[code]] for code in stored if code in _NAMES), default=RELATIVE["float32"])
-
-
-def _nudged(model: bytes, seed: int) -> bytes:
-    """Every weight one unit up or down; not exponents, or the scales of a Resize."""
-    out, rng = onnx.load_from_string(model), np.random.default_rng(seed)
-    constants = (n.attribute[0].t for n in out.graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t"))
-    for tensor in (*out.graph.initializer, *constants):
-        if tensor.data_type not in FLOATS[:2]:
-            continue
-        array = numpy_helper.to_array(tensor)
-        if array.ndim > 1 or array.size > SMALL:
-            moved = array * (1 + np.finfo(array.dtype).eps * rng.choice([-1, 1], array.shape))
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(moved, array.dtype), tensor.name))
-    return bytes(out.SerializeToString())
+        return relative_of(self.path)
 
 
 def check_room(path: Path) -> None:

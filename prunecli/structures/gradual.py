@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.analysis import Whole
+from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
@@ -24,7 +25,7 @@ from prunecli.model.saving import SaveOptions, save
 from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut
 from prunecli.structures.decide import decide
 from prunecli.structures.options import BLOCK, StructuredOptions
-from prunecli.structures.prunable import Cuttable, following
+from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
 

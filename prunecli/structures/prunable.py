@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.analysis import NONE, Analysis, Whole
+from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import costs
-from prunecli.dependency.cut import Removed, UnfollowedError, remove
+from prunecli.dependency.cut import Removed, remove
 from prunecli.dependency.prepare import plan_names, prepare
 from prunecli.dependency.registry import Work
 from prunecli.errors import PruneError, advice, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import name_inputs
 from prunecli.model.shape_inference import Shape
-from prunecli.model.shapes import Shapes, input_specs, require_ranks
+from prunecli.model.shapes import Shapes, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.structures.cut_plan import needed
 from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
@@ -34,9 +34,6 @@ from prunecli.types import Totals
 from prunecli.zeros.select import check_numbers
 
 Array = np.ndarray[Any, Any]
-Result = TypeVar("Result")
-ANALYSED_BATCH = 2
-"""A batch of one hides which axes are the batch."""
 
 
 @dataclass
@@ -245,22 +242,6 @@ def less(options: CutOptions, subject: Cuttable) -> str:
     )
 
 
-def following(attempt: Callable[[Whole], Result]) -> Result:
-    """What an attempt to cut gives, repeated with the axes whole that could not follow, until all do.
-
-    Args:
-        attempt: opens the model with the given axes whole, decides, and cuts.
-    """
-    whole: dict[tuple[str, int], str] = {}
-    while True:
-        try:
-            return attempt(whole)
-        except UnfollowedError as error:
-            if error.axes.keys() <= whole.keys():
-                raise
-            whole = {**error.axes, **whole}
-
-
 def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
     """The analysis' work as it is at other sizes of the dynamic dimensions (the analysed batch is one of two), and the
     work that no cut changes: of operators without a rule, and inside bodies."""
@@ -283,25 +264,6 @@ def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | N
         PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
     """
     return open_cuttable(Path(model), granularity, dims or Dims()).units
-
-
-def analysed_shapes(model: Model, dims: Dims, first: Shapes) -> dict[str, Shape]:
-    """Input shapes with a batch of two where the batch is free and the model admits it; `first`: those of `dims`."""
-    sizes, shapes = dict(dims.sizes), dict(dims.shapes)
-    specs = input_specs(model.ir)
-    inner = {dim for spec in specs for dim in spec.shape[1:]}
-    for spec in specs:
-        lead = spec.shape[0] if spec.shape else 0
-        if spec.name in dims.shapes or isinstance(lead, int) or lead in dims.sizes:
-            continue
-        if lead is None or lead in inner:
-            shapes[spec.name] = (ANALYSED_BATCH, *first.inputs[spec.name][1:])
-        elif not set(lead) & set("+-*/() "):  # an expression follows from its names
-            sizes[lead] = ANALYSED_BATCH
-    if (sizes, shapes) == (dict(dims.sizes), dict(dims.shapes)):
-        return first.inputs
-    second = concrete_shapes(model, Dims(sizes, shapes))
-    return second.inputs if len(second.facts.problems) <= len(first.facts.problems) else first.inputs
 
 
 def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, str]]:

@@ -423,7 +423,7 @@ def test_nothing_temporary_is_left_behind(folder: Path, prune: Prune, monkeypatc
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrinkOptions(Written, Reporting):
+class SqueezeOptions(Written, Reporting):
     """Copy."""
 
     by: Annotated[float, Option("how much", metavar="F", least=0, most=1)] = 0.5
@@ -434,45 +434,45 @@ class ShrinkOptions(Written, Reporting):
     format: Annotated[tuple[str, ...], Option("of its own, repeatable")] = ()  # type: ignore[assignment]
 
 
-class Shrunk(NamedTuple):
+class Squeezed(NamedTuple):
     """What the made-up command returns."""
 
     def to_json(self) -> dict[str, Any]:
         return {"models": []}
 
     def to_document(self) -> Document:
-        return Document("shrunk", [])
+        return Document("squeezed", [])
 
 
-def shrink(model: Path, options: ShrinkOptions, progress: Any) -> Shrunk:
+def squeeze(model: Path, options: SqueezeOptions, progress: Any) -> Squeezed:
     assert options.output is not None and options.table is not None
     options.output.write_bytes(model.read_bytes())
     options.table.write_text(f"{options.by} {options.data} {options.drop} {options.names} {list(options.format)}")
-    return Shrunk()
+    return Squeezed()
 
 
 def test_a_command_that_is_added_is_known_to_recipes_at_once(
     folder: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = ModuleType("prunecli.shrinking.options")
-    module.ShrinkOptions = ShrinkOptions  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "prunecli.shrinking.options", module)
-    monkeypatch.setitem(COMMANDS, "shrink", Entry("a test", "shrinking:ShrinkOptions"))
-    monkeypatch.setattr(prunecli, "shrink", shrink, raising=False)
+    module = ModuleType("prunecli.squeezing.options")
+    module.SqueezeOptions = SqueezeOptions  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "prunecli.squeezing.options", module)
+    monkeypatch.setitem(COMMANDS, "squeeze", Entry("a test", "squeezing:SqueezeOptions"))
+    monkeypatch.setattr(prunecli, "squeeze", squeeze, raising=False)
     (folder / "sub").mkdir()
-    steps = '[[step]]\ncommand = "shrink"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n'
+    steps = '[[step]]\ncommand = "squeeze"\nby = 0.25\ntable = "t.txt"\ndata = "test"\n'
     steps += 'drop = 1\nformat = ["x"]\n[[step]]\ncommand = "evaluate"\n'
     write(GOOD[: GOOD.index("[[step]]")] + steps + "no-latency = true\n", "sub/r.toml")
     assert prune("run", "sub/r.toml").code == 0
     assert Path("sub/t.txt").read_text() == f"0.25 {DATA} 1.0 sorted ['x']"
-    assert prune("run", "sub/r.toml", "--set", "shrink.names=n.txt").code == 0
+    assert prune("run", "sub/r.toml", "--set", "squeeze.names=n.txt").code == 0
     assert Path("sub/t.txt").read_text().split()[3] == "n.txt"  # given here, so relative to here
     write(Path("sub/r.toml").read_text().replace("drop = 1", "drop = 1\nnames = 'n.txt'"), "sub/r.toml")
     assert prune("run", "sub/r.toml").code == 0
     assert Path("sub/t.txt").read_text().split()[3] == "sub/n.txt"
     write(Path("sub/r.toml").read_text().replace("by = 0.25", "by = 2"), "sub/r.toml")
     assert prune("run", "sub/r.toml").err.startswith("error: sub/r.toml:6:6: by: 2.0 is not in the range")
-    out = prune("shrink", MODEL, "--by", "0.5", "--table", "x.txt", "--print-recipe").out
+    out = prune("squeeze", MODEL, "--by", "0.5", "--table", "x.txt", "--print-recipe").out
     assert "by = 0.5" in out and 'table = "x.txt"' in out
 
 

@@ -1,0 +1,1 @@
+"""Removing exactly what a model carries for nothing."""

@@ -1,0 +1,257 @@
+"""Changes of weights that leave what a model computes as it is: constants go into biases, multiples into other weights,
+and constant branches into constants."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model.constants import behind
+from prunecli.model.graphs import free_name, taken_names
+from prunecli.shrinking.contraction import GATES, WeightedSum
+from prunecli.shrinking.numbering import SliceNumbering
+from prunecli.shrinking.slices import Array, Floats
+from prunecli.shrinking.surplus import Finder, Surplus
+
+COMBINING = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "PRelu")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What went into another weight: how many constants into biases, how many columns onto others."""
+
+    constants: int = 0
+    columns: int = 0
+
+
+def fold(finder: Finder, surplus: Surplus) -> Moved:
+    """Put constants and multiples that the surplus has where they are read into biases and other columns.
+
+    The columns that they had are zero then, so that nothing reads the surplus any more.
+    """
+    gone = finder.units.removed_atoms(surplus.removed)
+    constants = columns = 0
+    partner = _partners(finder, surplus)
+    for end in finder.ends:
+        one, atoms = end.contraction, finder.atoms(end.value, end.axis)
+        if one is None or atoms is None or not gone[atoms].any():
+            continue
+        slices, read = finder.numbering.of(end.value, end.axis), one.reads(finder.kept(one, gone))
+        idle = gone[atoms] & read & ~slices.zero
+        level = idle & end.excused
+        pairs = [(p, q) for p, q in partner(end.value, end.axis) if idle[p] and not level[p]]
+        if not level.any() and not pairs:
+            continue
+        matrix = one.matrix().astype(np.float64)
+        if level.any():
+            add(finder.numbering, one, _constant_part(one, matrix, np.where(level, slices.factor, 0.0)))
+        for p, q in pairs:
+            matrix[..., q] += matrix[..., p] * (slices.factor[p] / slices.factor[q])
+        _clear(one, matrix, [*np.flatnonzero(level).tolist(), *(p for p, _ in pairs)])
+        constants, columns = constants + int(level.sum()), columns + len(pairs)
+    return Moved(constants, columns)
+
+
+def _partners(finder: Finder, surplus: Surplus) -> Callable[[ir.Value, int], Iterator[tuple[int, int]]]:
+    """(value, axis) -> pairs of positions of merged units and of those that they add to."""
+    by_group: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for one in surplus.merges:
+        by_group[int(finder.units.group_of[one.unit])].append((one.unit, one.into))
+
+    def partner(value: ir.Value, axis: int) -> Iterator[tuple[int, int]]:
+        for number, pairs in by_group.items():
+            group = finder.units.groups[number]
+            positions = finder.positions(group, value, axis)
+            if positions is not None:
+                for unit, into in pairs:
+                    both = positions[unit - group.first].tolist(), positions[into - group.first].tolist()
+                    yield from zip(*both, strict=True)
+
+    return partner
+
+
+def _constant_part(one: WeightedSum, matrix: Array, values: Floats) -> Floats:
+    """What constants at the positions add to each row: (rows of all groups in turn), or (groups, rows) of a recurrent
+    operator's directions."""
+    if one.grouped:
+        parts = values.reshape(one.groups, 1, 1, -1)
+        return np.asarray((matrix * parts).sum((2, 3)).reshape(-1), np.float64)
+    return np.asarray((matrix * values).sum((2, 3)), np.float64)
+
+
+def _clear(one: WeightedSum, matrix: Array, positions: Sequence[int]) -> None:
+    """Store the weight with zeros at these positions."""
+    if one.grouped:
+        flat = matrix.swapaxes(2, 3).swapaxes(1, 2).copy()  # (groups, positions, rows, taps)
+        shape = flat.shape
+        flat = flat.reshape(-1, *shape[2:])
+        flat[positions] = 0
+        matrix = flat.reshape(shape).swapaxes(1, 2).swapaxes(2, 3)
+    else:
+        matrix[..., positions] = 0
+    put(one.weight.way[0], one.stored(np.ascontiguousarray(matrix)))
+
+
+def put(value: ir.Value, array: Array) -> None:
+    """Store other contents in an initializer."""
+    assert value.const_value is not None
+    value.const_value = ir.Tensor(array, name=value.name, dtype=value.const_value.dtype)
+    value.shape = ir.Shape(array.shape)
+
+
+def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
+    """Add constants to the rows of a result."""
+    node, graph = one.node, numbering.graph
+    if node.op_type in GATES:
+        _add_to(numbering, node, 3, np.concatenate([rows, np.zeros_like(rows)], axis=1))
+    elif node.op_type == "MatMul":
+        _add_behind(numbering, one, rows.reshape(-1))
+    else:
+        alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
+        share = (1.0 if alpha is None else alpha.as_float()) / (1.0 if beta is None else beta.as_float() or np.nan)
+        rows = rows.reshape(-1) * (share if node.op_type == "Gemm" else 1.0)
+        _add_to(numbering, node, 2, rows if one.grouped or one.out_axis == 1 else rows[:, None])
+    assert graph is node.graph
+
+
+def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) -> None:
+    """Add to a stored input of a node, which gets one of its own."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    found = behind(value)
+    weight = behind(node.inputs[1]) or behind(node.inputs[0])
+    assert weight is not None
+    if found is not None and found.is_own and found.array().shape == np.shape(rows):
+        put(found.way[0], found.stored(found.array() + rows))
+        return
+    array = (rows if found is None else found.array() + rows).astype(weight.dtype.numpy())
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, stored(numbering.graph, f"{node.name or node.outputs[0].name}.bias", array))
+
+
+def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
+    """Add to the result of a node that has no bias: in the sum behind it, or in one that is put there."""
+    out, graph = one.out, numbering.graph
+    assert one.out_axis is not None
+    rank, kind = numbering.rank(out), one.weight.dtype.numpy()
+    shape = [-1 if axis == one.out_axis else 1 for axis in range(rank)]
+    uses = list(out.uses())
+    node = uses[0].node if len(uses) == 1 and not out.is_graph_output() else None
+    if node is not None and node.op_type == "Add" and node.domain == "" and node.graph is graph:
+        place = 1 - uses[0].idx
+        other = node.inputs[place]
+        found = behind(other)
+        if other is not None and found is not None and not found.is_overridable and found.size in (1, len(rows)):
+            array = found.array() + rows.reshape(shape[-max(len(found.shape), rank - one.out_axis) :])
+            if array.size == len(rows):
+                node.replace_input_with(place, stored(graph, f"{node.name or out.name}.bias", array.astype(kind)))
+                return
+    bias = stored(graph, f"{one.node.name or out.name}.bias", rows.reshape(shape).astype(kind))
+    step = ir.Node("", "Add", [None, bias], num_outputs=1, name=f"{one.node.name or out.name}.biased")
+    graph.insert_after(one.node, step)
+    taken = taken_names(graph)
+    name, new = out.name or "", step.outputs[0]
+    new.shape, new.type = out.shape, out.type
+    out.replace_all_uses_with(new, replace_graph_outputs=True)
+    step.replace_input_with(0, out)
+    out.name = free_name(f"{name}.unbiased", taken)
+    new.name = name
+
+
+def stored(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new initializer."""
+    name = free_name(name, taken_names(graph))
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+# -- constant branches ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of which nothing is computed any more: `node` reads a constant in its place, or nothing."""
+
+    node: str
+    value: str
+    zero: bool
+
+
+def fold_branches(numbering: SliceNumbering) -> list[Branch]:
+    """Put constants in the place of values that are always the same; zeros that are added go."""
+    found = []
+    for node in list(numbering.graph):
+        if node.op_type not in COMBINING or node.domain != "" or len(node.inputs) != 2:
+            continue
+        out = node.outputs[0]
+        for index, value in enumerate(node.inputs):
+            other = node.inputs[1 - index]
+            if value is None or other is None or value.producer() is None or behind(value) is not None:
+                continue
+            numbers = _level(numbering, value) if _alike(numbering, other, out) else None
+            if numbers is not None and _level(numbering, out) is None:
+                found.append(Branch(node.name or out.name or "", value.name or "", not numbers.any()))
+                _replace(numbering, node, index, numbers)
+                break
+    return found
+
+
+def _alike(numbering: SliceNumbering, other: ir.Value, out: ir.Value) -> bool:
+    """Whether an operand has the shape of the result, at all sizes."""
+    geometry = numbering.analysis.geometry
+    views = [geometry.facts, *([geometry.other] if geometry.other is not None else [])]
+    return all(view.shapes.get(other) == view.shapes.get(out) is not None for view in views)
+
+
+def _level(numbering: SliceNumbering, value: ir.Value) -> Array | None:
+    """A small tensor that a value always equals, broadcast; None where it is not constant."""
+    if not numbering.is_data(value):
+        return None
+    for axis in range(numbering.rank(value)):
+        if numbering.tells(value, axis):
+            slices = numbering.of(value, axis)
+            if slices.constant.all():
+                shape = [-1 if place == axis else 1 for place in range(numbering.rank(value))]
+                return slices.factor.reshape(shape)
+    return None
+
+
+def _replace(numbering: SliceNumbering, node: ir.Node, index: int, numbers: Array) -> None:
+    graph, out, other = numbering.graph, node.outputs[0], node.inputs[1 - index]
+    assert other is not None
+    adds = node.op_type in ("Add", "Sum") or (node.op_type == "Sub" and index == 1)
+    if adds and not numbers.any():
+        if out.is_graph_output():
+            new = ir.Node("", "Identity", [other], num_outputs=1, name=node.name)
+            graph.insert_before(node, new)
+            step = new.outputs[0]
+            step.shape, step.type = out.shape, out.type
+            out.replace_all_uses_with(step, replace_graph_outputs=True)
+            name, out.name = out.name, None
+            step.name = name
+        else:
+            out.replace_all_uses_with(other)
+        graph.remove(node, safe=True)
+        return
+    code = numbering.facts.dtypes[out]
+    array = numbers.astype(ir.DataType(code).numpy())
+    node.replace_input_with(index, stored(graph, f"{node.name or out.name}.constant", array))
+
+
+def drop_unused(graph: ir.Graph) -> list[ir.Node]:
+    """Remove nodes and initializers of the main graph that reach no output; returns the nodes."""
+    gone = []
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+            gone.append(node)
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[value.name or ""]
+    return gone

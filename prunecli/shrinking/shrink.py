@@ -1,0 +1,236 @@
+"""`prune shrink`: remove exactly what a model carries for nothing, and prove that the outputs stay what they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunecli.data import Dataset
+from prunecli.errors import PruneError
+from prunecli.files import Scratch, check_paths, written
+from prunecli.model import Model, concrete_shapes, find_weights, load, totals
+from prunecli.model.copies import plain_path
+from prunecli.model.saving import Provenance, SaveOptions, check_target, save
+from prunecli.model.sizes import count_nonzero
+from prunecli.model.weights import Weight
+from prunecli.operators.operator import operator_of
+from prunecli.runtime import Session
+from prunecli.shrinking.interface import drop_dead_inputs, keep_outputs, last_token
+from prunecli.shrinking.measuring import constant_on
+from prunecli.shrinking.numbering import Measured
+from prunecli.shrinking.options import ShrinkOptions
+from prunecli.shrinking.promise import InterfaceChange
+from prunecli.shrinking.proof import ShrinkProof
+from prunecli.shrinking.result import Removed, ShrinkResult
+from prunecli.shrinking.rounds import Measure, Shrunk, check_finite, remove_surplus
+from prunecli.shrinking.surplus import Finder
+from prunecli.shrinking.tidying import Tidied, drop_copies, merge_duplicates
+from prunecli.shrinking.tokenizer import encoded
+from prunecli.shrinking.vocabulary import VocabularyCut, cut_vocabulary
+from prunecli.types import Json, LayerRow, Progress, Totals, Verification, no_progress
+
+ORDER = "terms that were zero left its sums, whose order onnxruntime then chose anew"
+ADDED = "constants went into biases and equal units into one, and their sums are rounded anew"
+
+
+def shrink(
+    model: str | Path, options: ShrinkOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> ShrinkResult:
+    """Remove what a model carries for nothing and save it with proof; nothing is written where there is nothing.
+    `changes` override fields of `options`: `shrink("model.onnx", last_token=True)`.
+
+    Raises:
+        PruneError: the file or an option is unusable, the model is quantised, what is asked for would be ambiguous, or
+            the result cannot be proved; then nothing is written.
+    """
+    start, options = time.perf_counter(), ShrinkOptions.of(options, **changes)
+    path = Path(model)
+    target = options.output or path.with_name(f"{path.stem}.shrunk.onnx")
+    return replace(_shrunk(path, target, options, progress), seconds=time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The changed model and what went. `rounded`: weights were added up."""
+
+    file: Model
+    removed: Removed
+    changes: Sequence[InterfaceChange]
+    rounded: bool
+
+
+def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress) -> ShrinkResult:
+    if options.verify:
+        options.execution.check()
+    original = load(path)
+    check_target(original, None if options.dry_run else target, options.force, options)
+    _check_kind(original, options)
+    check_finite(original)
+    words = target.with_name(f"{target.stem}.tokenizer.json")
+    if options.tokenizer is not None and not options.remaps_in_graph and not options.dry_run:
+        check_paths({"tokenizer": words}, [original.path, options.tokenizer], options.force)
+    before = totals(original, concrete_shapes(original, options.dims))
+    data = None if options.source is None else options.source.open(Session.open(plain_path(original)).inputs)
+    work = _worked(original, options, data, progress)
+    if work.removed.nothing:
+        nothing = Verification("none", detail="nothing was written")
+        return ShrinkResult(original.ref, None, _recipe(options), before, before, work.removed, (), nothing,
+                            original.notes, dry_run=options.dry_run)  # fmt: skip
+    proof = _proof(original, options, work, data, progress)
+    inspector = _Inspector(original, options, proof if options.verify else None)
+    with Scratch() as elsewhere:  # a dry run does everything, but there
+        place = elsewhere / target.name if options.dry_run else target
+        saving = SaveOptions(options.external_data, options.force, Provenance("shrink", _recipe(options)))
+        saved = save(work.file, place, saving, inspector)
+    assert inspector.after is not None
+    vocabulary = work.removed.vocabulary
+    writes = vocabulary is not None and not vocabulary.in_graph and not options.dry_run
+    if vocabulary is not None and writes:
+        _write_tokenizer(vocabulary, words, options.force)
+    return ShrinkResult(
+        original.ref, None if options.dry_run else saved, _recipe(options), before, inspector.after, work.removed,
+        inspector.layers, inspector.verification, [*original.notes, *_notes(work)], str(words) if writes else None,
+        options.dry_run,
+    )  # fmt: skip
+
+
+def _check_kind(file: Model, options: ShrinkOptions) -> None:
+    """Raise PruneError for a quantised model, unless only its outputs and inputs are asked for."""
+    asked = bool(options.kept_outputs) or options.dead_inputs or options.last_token
+    found = next((node.op_type for node in file.ir.graph.all_nodes() if operator_of(node).quantised), None)
+    if found is not None and not asked:
+        raise PruneError(f"{file.path} is quantised ({found}): what rounding makes zero is not seen in its weights",
+                         "shrink the floating-point model, then quantise it")  # fmt: skip
+
+
+def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progress: Progress) -> _Work:
+    """Everything that can go, gone."""
+    file = replace(original, ir=original.ir.clone())
+    interface = [keep_outputs(file.ir, options.kept_outputs) if options.kept_outputs else None]
+    last = last_token(file, options.dims) if options.last_token else None
+    vocabulary = cut_vocabulary(file, options) if options.vocabulary is not None else None
+    if vocabulary is not None:
+        file = replace(file, ir=vocabulary.model)
+    shrunk = _units(file, original, options, data, progress, vocabulary)
+    if shrunk.model is not None:
+        file = replace(file, ir=shrunk.model)
+    interface.append(drop_dead_inputs(file.ir) if options.dead_inputs else None)
+    tidied = merge_duplicates(file.ir)
+    dropped = [one for one in interface if one is not None]
+    removed = Removed(shrunk.rows, shrunk.branches, dropped, last, vocabulary, tidied)
+    if not removed.nothing:
+        removed = replace(removed, tidied=Tidied(tidied.duplicates, tidied.bytes, drop_copies(file.ir)))
+    changes = [
+        *([last.change] if last else []),
+        *([vocabulary.change] if vocabulary else []),
+        *(d.change for d in dropped),
+    ]
+    return _Work(file, removed, changes, shrunk.rounded)
+
+
+def _units(
+    file: Model, original: Model, options: ShrinkOptions, data: Dataset | None, progress: Progress,
+    vocabulary: VocabularyCut | None,
+) -> Shrunk:  # fmt: skip
+    if any(operator_of(node).quantised for node in original.ir.graph.all_nodes()):
+        return Shrunk()
+    measure: Measure | None = None
+    if options.tolerance is not None and data is not None:
+        if vocabulary is not None:
+            raise PruneError("--tolerance and --vocabulary at once would take the data for two things",
+                             "cut the vocabulary first, then shrink on data of the new model")  # fmt: skip
+        samples = data
+
+        def measure(file: Model, finder: Finder) -> Measured:
+            return constant_on(samples, file, finder, options, progress)
+
+    return remove_surplus(file, options.dims, progress, measure)
+
+
+def _recipe(options: ShrinkOptions) -> Json:
+    """What was asked for, as provenance records it."""
+    asked: Json = {
+        "outputs": list(options.kept_outputs),
+        "dead_inputs": options.dead_inputs,
+        "last_token": options.last_token,
+        "tolerance": options.tolerance,
+        "data": None if options.source is None else options.source.text,
+        "vocabulary": None if options.vocabulary is None else str(options.vocabulary),
+        "remap": None if options.vocabulary is None else "graph" if options.remaps_in_graph else "tokenizer",
+    }
+    return {name: value for name, value in asked.items() if value}
+
+
+def _proof(
+    original: Model, options: ShrinkOptions, work: _Work, data: Dataset | None, progress: Progress
+) -> ShrinkProof:
+    promise = options.tolerance is not None and bool(work.removed.units or work.removed.branches)
+    reason = ADDED if work.rounded else ORDER
+    return ShrinkProof(original, options, work.changes, work.removed.vocabulary, data, promise, reason, progress)
+
+
+@dataclass
+class _Inspector:
+    """Takes the staged file: proves it, then reads off its sizes."""
+
+    original: Model
+    options: ShrinkOptions
+    proof: ShrinkProof | None
+    verification: Verification = Verification("none", detail="left out by --no-verify")  # noqa: RUF009 - it is frozen
+    after: Totals | None = None
+    layers: Sequence[LayerRow] = ()
+
+    def __call__(self, staged: Path) -> None:
+        if self.proof is not None:
+            self.verification = self.proof(staged)
+        saved = load(staged)
+        self.after = totals(saved, concrete_shapes(saved, self.options.dims))
+        self.layers = list(_layers(self.original, saved))
+
+
+def _layers(before: Model, after: Model) -> Iterator[LayerRow]:
+    """Weights that changed: those that went have no elements."""
+    late = {weight.name: weight for weight in find_weights(after).all()}
+    for weight in find_weights(before).all():
+        now = late.get(weight.name)
+        if now is None or now.shape != weight.shape:
+            yield _layer(weight, now)
+
+
+def _layer(weight: Weight, now: Weight | None) -> LayerRow:
+    nonzero = 0 if now is None else count_nonzero(now.tensor)
+    size, shape = (0, (0,)) if now is None else (now.size, now.shape)
+    name = weight.node.name or weight.node.outputs[0].name or ""
+    zeros = 1 - nonzero / size if size else 0.0
+    return LayerRow(name, weight.op, weight.name, weight.shape, shape, weight.size, size, nonzero, zeros,
+                    {"kind": weight.kind})  # fmt: skip
+
+
+def _write_tokenizer(found: VocabularyCut, path: Path, force: bool) -> None:
+    """Write the tokenizer of the kept tokens; where it was made for a text, it must split that as before.
+
+    Raises:
+        PruneError: it does not.
+    """
+    assert found.tokenizer is not None
+    content = found.tokenizer.reduced(found.kept)
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    if found.wanted.texts:
+        new = {old: number for number, old in enumerate(found.kept)}
+        wanted = [[new[one] for one in ids] for ids in found.tokenizer.encode(found.wanted.texts)]
+        if encoded(text, found.wanted.texts, path) != wanted:
+            raise PruneError("internal: the smaller tokenizer splits the text otherwise", "please report this")
+    with written(path, "tokenizer", force) as file:
+        file.write(text)
+
+
+def _notes(work: _Work) -> Iterator[str]:
+    vocabulary, last = work.removed.vocabulary, work.removed.last_token
+    if vocabulary is not None and not vocabulary.in_graph:
+        yield "token ids are new: those kept elsewhere (end of text, padding, in a config) have to be, too"
+    if last is not None:
+        yield f"{last.output!r} has its last position only, whatever is padded on the right"

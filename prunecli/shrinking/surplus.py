@@ -1,0 +1,306 @@
+"""Which units of a model go without changing what it computes.
+
+A unit may go if at every sum over its positions each term that a kept result has of it is zero, or can be had
+otherwise: a constant goes into the bias, a multiple of a kept slice into that slice's weight. Everything else that a
+unit touches treats its positions by themselves. The set that is looked for is the largest: units that only feed units
+which go, go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
+from prunecli.dependency.rules.reductions import reduced_axes
+from prunecli.model.constants import behind
+from prunecli.operators.product import matrix_axes
+from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum
+from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
+from prunecli.shrinking.slices import Array, Floats, Ints, Slices
+
+BY_POSITION = frozenset(
+    (
+        *UNARY, *BROADCASTING, *REARRANGING, "AveragePool", "BatchNormalization", "BiasGelu", "ConstantOfShape",
+        "Dropout", "FastGelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax",
+        "InstanceNormalization", "LayerNormalization", "LogSoftmax", "LpPool", "MaxPool", "MeanVarianceNormalization",
+        "QuickGelu", "RMSNormalization", "Resize", "Shape", "SimplifiedLayerNormalization", "Size",
+        "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Upsample",
+    )
+)  # fmt: skip
+"""Operators that treat the positions of every axis that the coupling rules let go by themselves."""
+BY_HEAD = frozenset(("Attention", "GroupQueryAttention", "MultiHeadAttention"))
+"""Operators that treat heads by themselves, not the positions inside them."""
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """Where positions meet: `node` sums, or does anything, over an axis of a value.
+
+    `contraction`: with stored weights. `excused`: positions that need not be there, because all that is made of them is
+    zero or can be had by a bias. `heads`: whole heads do not meet here.
+    """
+
+    node: ir.Node
+    value: ir.Value
+    axis: int
+    excused: Array
+    contraction: WeightedSum | None = None
+    heads: bool = False
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A unit whose slices are multiples of those of another, which stays."""
+
+    unit: int
+    into: int
+
+
+@dataclass
+class Surplus:
+    """What may go. `removed`: a mask over units; `merges`: of those, which add to another; `last`: units that stay
+    because an axis cannot be empty."""
+
+    removed: Array
+    merges: list[Merge] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
+
+    @property
+    def merged(self) -> Array:
+        """Mask over the units that add to another."""
+        out = np.zeros_like(self.removed)
+        out[[one.unit for one in self.merges]] = True
+        return out
+
+
+class Finder:
+    """Looks for the surplus of one analysed model."""
+
+    def __init__(self, catalogue: Catalogue, numbering: SliceNumbering) -> None:
+        self.units, self.numbering = catalogue, numbering
+        self.solved = catalogue.analysis.components
+        axes = self.solved.table.axes
+        self._numbers = {(a.value, a.index): n for n, a in enumerate(axes) if a.value is not None}
+        self.ends = [end for node in reversed(list(numbering.graph)) for end in self._ends(node)]
+
+    def find(self, allowed: Array) -> Surplus:
+        """The surplus among the allowed units."""
+        allowed = allowed & np.array([g.approximation == "" for g in self.units.groups], bool)[self.units.group_of]
+        last: list[int] = []
+        while True:
+            removed = self._unneeded(allowed)
+            stays = self._emptied(removed)
+            if not stays:
+                break
+            last += stays
+            allowed = allowed.copy()
+            allowed[stays] = False
+        merges = self._equal(allowed, removed)
+        removed = removed.copy()
+        removed[[one.unit for one in merges]] = True
+        return Surplus(removed, merges, last)
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def atoms(self, value: ir.Value, axis: int) -> Ints | None:
+        """The atoms of an axis of a value, None where no rule has named it."""
+        number = self._numbers.get((value, axis))
+        return None if number is None else self.solved.atoms(number)
+
+    def _ends(self, node: ir.Node) -> Iterator[End]:
+        """Where positions of the inputs of a node meet."""
+        numbering = self.numbering
+        found = numbering.contractions.get(node, [])
+        for one in found:
+            slices = numbering.of(one.data, one.axis)
+            excused = slices.constant if one.plain and may_fold(one) else slices.zero
+            yield End(node, one.data, one.axis, excused, one)
+        if found and not _computed_weights(node):
+            return
+        if not found and node.op_type in BY_POSITION:
+            return
+        for value, axis in self._meeting(node):
+            yield End(node, value, axis, self._absent(node, value, axis), heads=node.op_type in BY_HEAD)
+
+    def _meeting(self, node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
+        numbering = self.numbering
+        data = [v for v in dict.fromkeys(node.inputs) if v is not None and numbering.is_data(v)]
+        if node.op_type.startswith("Reduce") and data:
+            axes = reduced_axes(node, numbering.rank(data[0]), numbering.facts.value(_second(node)))
+            yield from ((data[0], axis) for axis in (range(numbering.rank(data[0])) if axes is None else axes))
+        elif node.op_type in ("MatMul", "FusedMatMul"):
+            for index, value in enumerate(node.inputs[:2]):
+                if value is not None and value in numbering.facts.shapes:
+                    yield value, _inner(node, index, numbering.rank(value))
+        else:
+            yield from ((v, axis) for v in data for axis in range(numbering.rank(v)))
+
+    def _absent(self, node: ir.Node, value: ir.Value, axis: int) -> Array:
+        """Positions of an axis at which a product is zero: in a MatMul one zero factor is enough."""
+        zero = self.numbering.of(value, axis).zero
+        if node.op_type in ("MatMul", "FusedMatMul"):
+            for index, other in enumerate(node.inputs[:2]):
+                if other is not None and other in self.numbering.facts.shapes:
+                    zero = zero | self.numbering.of(other, _inner(node, index, self.numbering.rank(other))).zero
+        return zero
+
+    # -- what is not needed -----------------------------------------------------------------------
+
+    def _unneeded(self, allowed: Array) -> Array:
+        """The largest set of allowed units of which no kept result needs anything."""
+        removed = allowed.copy()
+        while True:
+            before = removed.copy()
+            for end in self.ends:
+                gone = self.units.removed_atoms(removed)
+                bad = self._needed(end, gone)
+                if bad is not None and bad.any():
+                    removed = removed & ~self._touching(end, bad)
+            if np.array_equal(before, removed):
+                return removed
+
+    def _needed(self, end: End, gone: Array) -> Array | None:
+        """Mask over the positions of an end that go and are needed."""
+        atoms = self.atoms(end.value, end.axis)
+        if atoms is None:
+            return None
+        bad: Array = gone[atoms] & ~end.excused
+        if end.contraction is None or not bad.any():
+            return bad
+        return bad & end.contraction.reads(self.kept(end.contraction, gone))
+
+    def kept(self, one: WeightedSum, gone: Array) -> Array:
+        """Which positions of a result stay."""
+        if one.out_axis is None:
+            return np.ones(1, bool)
+        atoms = self.atoms(one.out, one.out_axis)
+        size = self.numbering.facts.shapes[one.out][one.out_axis]
+        return np.ones(size, bool) if atoms is None else ~gone[atoms]
+
+    def _touching(self, end: End, bad: Array) -> Array:
+        """Mask over the units that have one of these positions."""
+        atoms = self.atoms(end.value, end.axis)
+        assert atoms is not None
+        marked = np.zeros(len(self.units.axis_of_atom), np.int64)
+        marked[atoms[bad]] = 1
+        counts = np.concatenate([[0], np.cumsum(marked[self.units.atoms])])
+        hit: Array = counts[self.units.start[1:]] > counts[self.units.start[:-1]]
+        if end.heads:
+            hit = hit & np.array([g.kind != "head" for g in self.units.groups], bool)[self.units.group_of]
+        return hit
+
+    def _emptied(self, removed: Array) -> list[int]:
+        """One unit for each axis of which nothing would be left."""
+        kept = self.units.kept(removed)
+        empty = set(np.flatnonzero((kept <= 0) & (self.units.sizes > 0)).tolist())
+        stays: list[int] = []
+        for group in self.units.groups:
+            mine = np.flatnonzero(removed[group.units]) + group.first
+            if empty.intersection(group.axes) and len(mine):
+                stays.append(int(mine[0]))
+                empty -= set(group.axes)
+        return stays
+
+    # -- what is there twice ----------------------------------------------------------------------
+
+    def _equal(self, allowed: Array, removed: Array) -> list[Merge]:
+        """Units that are multiples of another one wherever they are read."""
+        out: list[Merge] = []
+        gone = self.units.removed_atoms(removed)
+        for group in self.units.groups:
+            if group.count < 2 or not (allowed & ~removed)[group.units].any():
+                continue
+            columns = self._signature(group, gone)
+            if columns is None:
+                continue
+            leaders: dict[bytes, int] = {}
+            for number, row in enumerate(np.ascontiguousarray(columns)):
+                unit = group.first + number
+                if removed[unit]:
+                    continue
+                leader = leaders.setdefault(row.tobytes(), unit)
+                if leader != unit and allowed[unit]:
+                    out.append(Merge(unit, leader))
+        return out
+
+    def _signature(self, group: Group, gone: Array) -> Array | None:
+        """(units, numbers): units with equal rows are multiples of each other at each end; None where some end does not
+        allow it."""
+        columns: list[Array] = []
+        for end in self.ends:
+            positions = self.positions(group, end.value, end.axis)
+            if positions is None or (end.heads and group.kind == "head"):
+                continue
+            slices = self.numbering.of(end.value, end.axis)
+            if end.contraction is not None and _channelwise(end.contraction):
+                continue
+            if end.contraction is None or not may_merge(end.contraction):
+                if not end.excused[positions].all():
+                    return None
+                continue
+            columns += [slices.group[positions], _constants(slices)[positions]]
+        if not columns:
+            return None
+        made = np.concatenate(columns, axis=1)
+        return made if len(np.unique(made, axis=0)) < group.count else None
+
+    def positions(self, group: Group, value: ir.Value, axis: int) -> Ints | None:
+        """(units, positions of each on an axis of a value), None where the group is not on that axis."""
+        number = self._numbers.get((value, axis))
+        root = None if number is None else self.solved.table.find(number)
+        if root is None or root not in group.axes:
+            return None
+        low, high = self.units.start[group.first], self.units.start[group.first + group.count]
+        atoms = self.units.atoms[low:high]
+        mine = atoms[self.units.axis_of_atom[atoms] == root] - int(self.solved.offset[root])
+        return np.sort(mine.reshape(group.count, -1), axis=1)
+
+
+def _constants(slices: Slices) -> Ints:
+    """The bits of constants, so that only equal ones count as multiples of each other."""
+    values: Floats = np.where(slices.constant, slices.factor, 0.0) + 0.0
+    return values.view(np.int64)
+
+
+def _second(node: ir.Node) -> ir.Value | None:
+    return node.inputs[1] if len(node.inputs) > 1 else None
+
+
+def _inner(node: ir.Node, index: int, rank: int) -> int:
+    """The axis of an operand of MatMul that is summed over."""
+    axes = matrix_axes(node, index, rank)
+    return axes[-1] if index == 0 or rank == 1 else axes[-2]
+
+
+def _computed_weights(node: ir.Node) -> bool:
+    """Whether a recurrent operator has a weight that is not stored."""
+    return node.op_type in ("LSTM", "GRU", "RNN") and any(behind(v) is None for v in node.inputs[1:3])
+
+
+def _channelwise(one: WeightedSum) -> bool:
+    """Whether each position has rows of its own, which go with it (a depthwise convolution)."""
+    return one.grouped and one.groups > 1 and one.layout.canonical_shape[3] == 1
+
+
+def may_merge(one: WeightedSum) -> bool:
+    """Whether columns of the weight can be added up: nothing else reads it, and all rows have all columns."""
+    return one.weight.is_own and not (one.grouped and one.groups > 1)
+
+
+def may_fold(one: WeightedSum) -> bool:
+    """Whether a constant can be added to the result, by a bias stored or not there yet, and its column cleared."""
+    recurrent = one.node.op_type in GATES
+    if one.out_axis is None or one.node.domain != "" or not one.weight.is_own:
+        return False
+    if (recurrent and one.index == RECURRENT) or (one.groups > 1 and not one.grouped and not recurrent):
+        return False
+    place = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LSTM": 3, "GRU": 3, "RNN": 3}.get(one.node.op_type)
+    if place is None:
+        return one.node.op_type == "MatMul"
+    value = one.node.inputs[place] if place < len(one.node.inputs) else None
+    return value is None or ((found := behind(value)) is not None and not found.is_overridable)
