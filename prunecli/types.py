@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -64,6 +65,14 @@ class LayerRow:
     sparsity: float
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, *, name: str, op: str, weight: str, shape: tuple[int, ...], nonzero: int, **extra: Any) -> LayerRow:
+        """A weight that keeps its shape; `extra`: keys of its own in the JSON."""
+        params = math.prod(shape)
+        sparsity = 1 - nonzero / params if params else 0.0
+        return cls(name, op, weight, shape_before=shape, shape_after=shape, params_before=params, params_after=params,
+                   nonzero=nonzero, sparsity=sparsity, extra=extra)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -86,21 +95,3 @@ class Verification:
     max_rel_error: float | None = None
     samples: int = 0
     detail: str = ""
-
-
-@dataclass
-class Report:
-    """What one pruning command did; `report/` renders it. `extra` is merged into the JSON's top level."""
-
-    command: str
-    model: FileRef
-    output: FileRef | None
-    before: Totals
-    after: Totals
-    sparsity: float
-    layers: list[LayerRow]
-    skipped: list[Skipped]
-    verification: Verification
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    extra: Json = field(default_factory=dict)

@@ -38,8 +38,7 @@ class Comparison(Reported):
 
     def to_json(self) -> Json:
         return {
-            **envelope("compare"),
-            "seconds": round(self.seconds, 3),
+            **envelope("compare", self.seconds),
             "model": asdict(self.first),
             "output": None,
             "models": [asdict(self.first), asdict(self.second)],

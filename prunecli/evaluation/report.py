@@ -50,8 +50,7 @@ SIZE_TITLES = {
 def to_json(found: Evaluation) -> Json:
     """The contract's keys for `prune evaluate`, and `data`, `significance`, `overfitting`, `robustness`."""
     return {
-        **envelope("evaluate"),
-        "seconds": round(found.seconds, 3),
+        **envelope("evaluate", found.seconds),
         "model": asdict(found.model.ref),
         "output": None,
         "data": _data_json(found),

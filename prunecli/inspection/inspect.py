@@ -15,8 +15,8 @@ from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.shape_inference import UNKNOWN_INPUT
 from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
-from prunecli.report.result import Reported
-from prunecli.types import FileRef, Progress, Skipped, Totals, no_progress
+from prunecli.report.result import ModelResult
+from prunecli.types import Progress, Skipped, Totals, Verification, no_progress
 
 PROBLEMS = 5
 """How many operators without a shape are listed."""
@@ -48,22 +48,23 @@ class InspectedLayer:
         return (self.params - self.nonzero) / self.params if self.params else 0.0
 
 
-@dataclass(frozen=True)
-class Inspection(Reported):
+@dataclass(frozen=True, kw_only=True)
+class Inspection(ModelResult):
     """What `inspect` found; `patterns` by weight name."""
 
-    model: FileRef
     about: Mapping[str, str]
     inputs: Mapping[str, tuple[int, ...]]
     assumed: tuple[str, ...]
-    totals: Totals
     layers: list[InspectedLayer]
     skipped: list[Skipped]
-    notes: list[str]
     nm: tuple[int, int] | None = None
     patterns: Mapping[str, PatternFit] = field(default_factory=dict)
     distribution: Distribution | None = None
-    seconds: float = 0.0
+
+    @property
+    def totals(self) -> Totals:
+        """The sizes of the model; nothing changes them."""
+        return self.before
 
     @property
     def prunable(self) -> list[InspectedLayer]:
@@ -92,12 +93,16 @@ def inspect(
     broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
     measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
+    size = totals(file, shapes)
     return Inspection(
         model=file.ref,
+        output=None,
+        before=size,
+        after=size,
+        verification=Verification("none", detail="nothing was changed"),
         about=_about(file),
         inputs=shapes.inputs,
         assumed=shapes.assumed,
-        totals=totals(file, shapes),
         layers=_layers(file, weights, macs, progress),
         skipped=weights.skipped,
         notes=[

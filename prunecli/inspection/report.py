@@ -12,7 +12,8 @@ import numpy as np
 
 from prunecli.report.contract import report_json
 from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Panel, Section, Series, Table, Text
-from prunecli.types import Json, LayerRow, Report, Verification
+from prunecli.report.sections import shape_text, warnings
+from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
     from prunecli.inspection.distribution import Distribution, WeightSpread
@@ -35,21 +36,8 @@ def to_json(found: Inspection) -> Json:
         extra["nm"] = f"{found.nm[0]}:{found.nm[1]}"
     if found.distribution:
         extra["distribution"] = _distribution_json(found.distribution)
-    report = Report(
-        command="inspect",
-        model=found.model,
-        output=None,
-        before=found.totals,
-        after=found.totals,
-        sparsity=found.sparsity,
-        layers=[_row(found, layer) for layer in found.layers],
-        skipped=found.skipped,
-        verification=Verification("none", detail="nothing was changed"),
-        seconds=found.seconds,
-        notes=found.notes,
-        extra=extra,
-    )
-    return report_json(report)
+    layers = [_row(found, layer) for layer in found.layers]
+    return report_json(found, "inspect", layers, found.skipped, sparsity=found.sparsity, extra=extra)
 
 
 def _row(found: Inspection, layer: InspectedLayer) -> LayerRow:
@@ -108,8 +96,7 @@ def to_document(found: Inspection) -> Document:
     if found.skipped:
         rows = [(item.name, item.reason) for item in found.skipped]
         sections.append(Table("Not prunable", (Column("name"), Column("reason")), rows, top=TOP))
-    sections += [Text(note, "warning") for note in found.notes]
-    return Document(f"{found.model.path}: inspect", sections)
+    return Document(f"{found.model.path}: inspect", [*sections, *warnings(found.notes)])
 
 
 def _summary(found: Inspection) -> Table:
@@ -117,7 +104,7 @@ def _summary(found: Inspection) -> Table:
 
     sizes = found.totals
     prunable = sum(layer.params for layer in found.prunable)
-    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in found.inputs.items())
+    inputs = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.inputs.items())
     about = "about " if sizes.gzip_estimated else ""
     rows: list[tuple[str, str]] = [
         ("made by", f"{found.about['producer']}; {found.about['opsets']}"),
@@ -137,10 +124,6 @@ def _summary(found: Inspection) -> Table:
     return Table("", (Column(""), Column("")), rows)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
-
-
 def _layer_table(found: Inspection) -> Table:
     columns = (
         Column("weight"),
@@ -158,7 +141,7 @@ def _layer_table(found: Inspection) -> Table:
             layer.weight or f"({layer.name})",
             layer.name,
             layer.op,
-            _shape(layer.shape) if layer.weight else None,
+            shape_text(layer.shape) if layer.weight else None,
             layer.params,
             _share(layer.params, found.totals.params),
             layer.macs,

@@ -19,8 +19,8 @@ from prunecli.packing.load_cost import LoadCost
 from prunecli.packing.options import PackOptions, UnpackOptions
 from prunecli.packing.plan import FEW, How, Item, PackRow, drop_signs, left, plan, write
 from prunecli.packing.proof import Before, NotFolded, PackProof
-from prunecli.report.result import Reported
-from prunecli.types import FileRef, Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.report.result import ModelResult
+from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
 
 OPSET, OPSET_BFLOAT16 = 11, 13
 """The least that ScatterElements and CumSum need, and that they need for bfloat16."""
@@ -30,26 +30,18 @@ class NothingSmaller(PruneError):  # noqa: N818 - a refusal that commands with -
     """No tensor would become smaller by as much as was asked for, or the file would not."""
 
 
-@dataclass(frozen=True)
-class PackResult(Reported):
+@dataclass(frozen=True, kw_only=True)
+class PackResult(ModelResult):
     """What was packed. `rows`: every float tensor of 1 kB or more. `zstd`: bytes before and after. `loads`: of the
     dense file and of the packed one. `fidelity`: only for lossy values."""
 
     command: str
-    model: FileRef
-    output: FileRef | None
     packing: Json
-    before: Totals
-    after: Totals
     zstd: tuple[int, int]
     rows: Sequence[PackRow]
     skipped: Sequence[Skipped]
-    verification: Verification
     loads: tuple[LoadCost, LoadCost] | None = None
     fidelity: Fidelity | None = None
-    notes: Sequence[str] = ()
-    dry_run: bool = False
-    seconds: float = 0.0
 
 
 def pack(
@@ -96,11 +88,21 @@ def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: 
     saved = _save(file, target, options, Provenance("pack", options.packing_json()), sparse, sizes)
     assert sizes.after is not None
     return PackResult(
-        "pack", original.ref, None if options.dry_run else saved, options.packing_json(), before, sizes.after,
-        (sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd),
-        [i.row for i in items if i.row.reason != "small"], left(items),
-        proof.verification, proof.loads, proof.fidelity, [*file.notes, *_negative(items)], options.dry_run,
-    )  # fmt: skip
+        command="pack",
+        model=original.ref,
+        output=None if options.dry_run else saved,
+        packing=options.packing_json(),
+        before=before,
+        after=sizes.after,
+        zstd=(sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd),
+        rows=[i.row for i in items if i.row.reason != "small"],
+        skipped=left(items),
+        verification=proof.verification,
+        loads=proof.loads,
+        fidelity=proof.fidelity,
+        notes=[*file.notes, *_negative(items)],
+        dry_run=options.dry_run,
+    )
 
 
 def _planned(original: Model, how: How, plain_zeros: bool, progress: Progress) -> tuple[Model, list[Item]]:
@@ -193,8 +195,19 @@ def unpack(
     saved = _save(file, target, options, Provenance("unpack"), frozenset(), sizes)
     assert sizes.after is not None
     rows = [replace(i.row, packed_bytes=names[i.row.name]) for i in items if i.row.name in names]
-    zstd = sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd
-    packing, output = PackOptions().packing_json(), None if options.dry_run else saved
-    return PackResult("unpack", file.ref, output, packing, before, sizes.after, zstd, rows, [],
-                      proof.verification, proof.loads, None, file.notes, options.dry_run,
-                      time.perf_counter() - start)  # fmt: skip
+    return PackResult(
+        command="unpack",
+        model=file.ref,
+        output=None if options.dry_run else saved,
+        packing=PackOptions().packing_json(),
+        before=before,
+        after=sizes.after,
+        zstd=(sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd),
+        rows=rows,
+        skipped=[],
+        verification=proof.verification,
+        loads=proof.loads,
+        notes=file.notes,
+        dry_run=options.dry_run,
+        seconds=time.perf_counter() - start,
+    )

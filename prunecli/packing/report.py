@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import fidelity_json, fidelity_table
 from prunecli.report.contract import report_json
-from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.document import Cell, Column, Document, Section, Table
 from prunecli.report.render_cells import cell_text
-from prunecli.types import Json, LayerRow, Report
+from prunecli.report.sections import proof_text, shape_text, warnings, written
+from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
     from prunecli.packing.pack import PackResult
@@ -48,37 +49,20 @@ def per_nonzero(found: PackResult) -> float | None:
 def to_json(found: PackResult) -> Json:
     """The contract's keys, with `packing` and `fidelity`."""
     params = sum(row.size for row in found.rows)
-    report = Report(
-        command=found.command,
-        model=found.model,
-        output=found.output,
-        before=found.before,
-        after=found.after,
-        sparsity=1 - sum(row.nonzero for row in found.rows) / params if params else 0.0,
-        layers=[_layer(row) for row in found.rows],
-        skipped=list(found.skipped),
-        verification=found.verification,
-        seconds=found.seconds,
-        notes=list(found.notes),
-        extra={"dry_run": found.dry_run, "packing": packing_json(found), "fidelity": fidelity_json(found.fidelity)},
-    )
-    return report_json(report)
+    sparsity = 1 - sum(row.nonzero for row in found.rows) / params if params else 0.0
+    extra = {"dry_run": found.dry_run, "packing": packing_json(found), "fidelity": fidelity_json(found.fidelity)}
+    return report_json(found, found.command, map(_layer, found.rows), found.skipped, sparsity=sparsity, extra=extra)
 
 
 def _layer(row: PackRow) -> LayerRow:
-    share = 1 - row.nonzero / row.size if row.size else 0.0
-    return LayerRow(row.name, "", row.name, row.shape, row.shape, row.size, row.size, row.nonzero, share,
-                    {"encoding": row.encoding, "detail": row.detail, "bytes": row.packed_bytes})  # fmt: skip
+    return LayerRow.of(name=row.name, op="", weight=row.name, shape=row.shape, nonzero=row.nonzero,
+                       encoding=row.encoding, detail=row.detail, bytes=row.packed_bytes)  # fmt: skip
 
 
 def to_document(found: PackResult) -> Document:
     """What people read: sizes, the proof, loading, the tensors."""
     title = f"{found.model.path}: {f'what would be {found.command}ed' if found.dry_run else found.command}"
-    sections: list[Section] = [*packing_sections(found), tensors(found)]
-    sections += [Text(note, "warning") for note in found.notes]
-    if found.output is not None:
-        sections.append(Text(f"written: {found.output.path}", "good"))
-    return Document(title, sections)
+    return Document(title, [*packed_sections(found), *warnings(found.notes), *written(found)])
 
 
 def packed_json(found: PackResult | None) -> Json:
@@ -93,11 +77,7 @@ def packed_sections(found: PackResult | None) -> list[Section]:
 
 def packing_sections(found: PackResult) -> list[Section]:
     """Sizes, the proof and loading."""
-    proof = found.verification
-    said = Text(f"not proved: {proof.detail}", "warning") if proof.kind == "none" else Text(
-        f"{'proved' if proof.kind == 'exact' else 'verified'}: {proof.detail}", "good"
-    )  # fmt: skip
-    sections: list[Section] = [_sizes(found), said]
+    sections: list[Section] = [_sizes(found), proof_text(found.verification, approximate=("verified", "good"))]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
     if found.loads is not None:
@@ -151,7 +131,7 @@ def _loading(found: PackResult) -> Table:
 def tensors(found: PackResult) -> Table:
     """One row per tensor."""
     rows = [
-        (row.name, "×".join(map(str, row.shape)), row.dtype, 1 - row.nonzero / row.size if row.size else 0.0,
+        (row.name, shape_text(row.shape), row.dtype, 1 - row.nonzero / row.size if row.size else 0.0,
          f"{row.encoding} {row.detail}".strip(), row.dense_bytes, row.packed_bytes, row.reason)
         for row in found.rows
     ]  # fmt: skip

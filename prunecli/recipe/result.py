@@ -76,8 +76,7 @@ class RunResult(Reported):
 
     def to_json(self) -> Json:
         return {
-            **envelope("run"),
-            "seconds": round(self.seconds, 3),
+            **envelope("run", self.seconds),
             "recipe": {"path": self.path, "sha256": self.sha256},
             "dry_run": self.dry_run,
             "passed": None if self.dry_run else self.passed,

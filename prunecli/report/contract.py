@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from prunecli._version import __version__
-from prunecli.types import Json, LayerRow, Report, Totals
+from prunecli.report.result import ModelResult
+from prunecli.types import Json, LayerRow, Skipped, Totals
 
 SCHEMA = "prunecli/1"
 RECORD = 2048, 0.01
 """Bytes, and a share of the file, that what is recorded of how a model was made may take."""
 
 
-def envelope(command: str) -> Json:
+def envelope(command: str, seconds: float) -> Json:
     """The keys that every command's JSON starts with."""
-    return {"schema": SCHEMA, "command": command, "version": __version__}
+    return {"schema": SCHEMA, "command": command, "version": __version__, "seconds": round(seconds, 3)}
 
 
 def grown(before: Totals, after: Totals) -> list[str]:
@@ -25,21 +27,23 @@ def grown(before: Totals, after: Totals) -> list[str]:
     return [f"the result is larger than the input: {old:,} bytes became {new:,}"]
 
 
-def report_json(report: Report) -> Json:
-    """A Report as the contract has it; `extra` follows at the top level."""
+def report_json(
+    found: ModelResult, command: str, layers: Iterable[LayerRow], skipped: Iterable[Skipped], *, sparsity: float,
+    extra: Json,
+) -> Json:  # fmt: skip
+    """A result as the contract has it; `extra` follows at the top level."""
     return {
-        **envelope(report.command),
-        "seconds": round(report.seconds, 3),
-        "model": asdict(report.model),
-        "output": None if report.output is None else asdict(report.output),
-        "before": asdict(report.before),
-        "after": asdict(report.after),
-        "sparsity": report.sparsity,
-        "layers": [_layer(layer) for layer in report.layers],
-        "skipped": [asdict(item) for item in report.skipped],
-        "verification": asdict(report.verification),
-        "notes": [*grown(report.before, report.after), *report.notes],
-        **report.extra,
+        **envelope(command, found.seconds),
+        "model": asdict(found.model),
+        "output": None if found.output is None else asdict(found.output),
+        "before": asdict(found.before),
+        "after": asdict(found.after),
+        "sparsity": sparsity,
+        "layers": [_layer(layer) for layer in layers],
+        "skipped": [asdict(item) for item in skipped],
+        "verification": asdict(found.verification),
+        "notes": [*grown(found.before, found.after), *found.notes],
+        **extra,
     }
 
 

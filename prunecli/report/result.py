@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, cast
 
 from prunecli.report.document import Document
-from prunecli.types import Json
+from prunecli.types import FileRef, Json, Totals, Verification
 
 
 class Reported:
@@ -26,3 +28,22 @@ class Reported:
 def _module(result: Reported) -> Any:
     package = type(result).__module__.rpartition(".")[0]
     return import_module(f"{package}.{result.reporter}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult(Reported):
+    """What every result says that tells of one model before and after.
+
+    `output` is None where nothing was written, as in a dry run; `plan` is the file of what was decided, if one was
+    saved.
+    """
+
+    model: FileRef
+    output: FileRef | None
+    before: Totals
+    after: Totals
+    verification: Verification
+    notes: Sequence[str] = ()
+    plan: str | None = None
+    dry_run: bool = False
+    seconds: float = 0.0

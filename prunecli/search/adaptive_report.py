@@ -31,8 +31,7 @@ def to_json(found: AdaptiveResult) -> Json:
     options = found.options
     return {
         **base,
-        **envelope("adaptive"),
-        "seconds": round(found.seconds, 3),
+        **envelope("adaptive", found.seconds),
         "dry_run": options.dry_run,
         "reached": found.reached,
         "interrupted": found.interrupted,

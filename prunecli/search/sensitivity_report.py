@@ -20,8 +20,7 @@ TOP = 40
 def to_json(found: SensitivityResult) -> Json:
     """`layers`: the most sensitive first, each with its `points`."""
     return {
-        **envelope("sensitivity"),
-        "seconds": round(found.seconds, 3),
+        **envelope("sensitivity", found.seconds),
         "model": asdict(found.model),
         "granularity": found.granularity,
         "criterion": found.criterion,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from prunecli.errors import some
 from prunecli.report.contract import report_json
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.sections import shape_text, warnings, written
 from prunecli.report.size_charts import REMOVED, layer_bars, size_bars
 from prunecli.shrinking.rounds import CONSTANT, EQUAL, UNREAD, ZERO
-from prunecli.types import Json, Report
+from prunecli.types import Json
 
 if TYPE_CHECKING:
     from prunecli.shrinking.result import Removed, ShrinkResult
@@ -30,28 +31,14 @@ NOTHING = "nothing to remove"
 
 def to_json(found: ShrinkResult) -> Json:
     """The contract's keys, with `removed` (units, branches, outputs, vocabulary, ...) and `tokenizer`."""
-    after = found.after
-    report = Report(
-        command="shrink",
-        model=found.model,
-        output=found.output,
-        before=found.before,
-        after=after,
-        sparsity=after.sparsity,
-        layers=list(found.layers),
-        skipped=[],
-        verification=found.verification,
-        seconds=found.seconds,
-        notes=list(found.notes),
-        extra={
-            "dry_run": found.dry_run,
-            "recipe": found.recipe,
-            "nothing": found.removed.nothing,
-            "removed": removed_json(found.removed),
-            "tokenizer": found.tokenizer,
-        },
-    )
-    return report_json(report)
+    extra: Json = {
+        "dry_run": found.dry_run,
+        "recipe": found.recipe,
+        "nothing": found.removed.nothing,
+        "removed": removed_json(found.removed),
+        "tokenizer": found.tokenizer,
+    }
+    return report_json(found, "shrink", found.layers, (), sparsity=found.after.sparsity, extra=extra)
 
 
 def removed_json(removed: Removed) -> Json:
@@ -90,15 +77,14 @@ def _vocabulary_json(found: VocabularyCut) -> Json:
 def to_document(found: ShrinkResult) -> Document:
     """What people read: what went and why, sizes, the proof."""
     title = f"{found.model.path}: shrink{', what would go' if found.dry_run else ''}"
-    sections: list[Section] = [Text(note, "warning") for note in found.notes]
+    sections = warnings(found.notes)
     if found.removed.nothing:
         sections.append(Text(f"{NOTHING}: no unit, branch or tensor is there for nothing; no file is written", "good"))
         return Document(title, sections)
     sections += [_sizes(found), _proof(found), *_units(found.removed), *_others(found.removed), *_layers(found)]
     sections.append(size_bars(found.before, found.after))
     sections += layer_bars([(r.weight, r.params_before, r.params_after) for r in found.layers], REMOVED)
-    if found.output is not None:
-        sections.append(Text(f"written: {found.output.path}", "good"))
+    sections += written(found)
     if found.tokenizer is not None:
         sections.append(Text(f"tokenizer: {found.tokenizer}", "good"))
     return Document(title, sections)
@@ -178,7 +164,7 @@ def _others(removed: Removed) -> Iterator[Section]:
 def _layers(found: ShrinkResult) -> Iterator[Section]:
     rows: list[list[Cell]] = []
     for row in found.layers:
-        before, after = ("×".join(map(str, shape)) for shape in (row.shape_before, row.shape_after))
+        before, after = (shape_text(shape) for shape in (row.shape_before, row.shape_after))
         rows.append([row.weight, row.op, before, after if row.params_after else "gone"])
     columns = (Column("weight"), Column("op", drop=1), Column("before"), Column("after"))
     if rows:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prunecli.report.result import Reported
+from prunecli.report.result import ModelResult
 from prunecli.shrinking.folding import Branch
 from prunecli.shrinking.interface import Dropped, LastToken
 from prunecli.shrinking.rounds import UnitRow
 from prunecli.shrinking.tidying import Tidied
 from prunecli.shrinking.vocabulary import VocabularyCut
-from prunecli.types import FileRef, Json, LayerRow, Totals, Verification
+from prunecli.types import Json, LayerRow
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,11 @@ class Removed:
         return not (self.units or self.branches or asked or self.tidied.duplicates)
 
 
-@dataclass(frozen=True)
-class ShrinkResult(Reported):
+@dataclass(frozen=True, kw_only=True)
+class ShrinkResult(ModelResult):
     """`output` is None where nothing could be removed, and of a dry run. `tokenizer`: the path of the one written."""
 
-    model: FileRef
-    output: FileRef | None
     recipe: Json
-    before: Totals
-    after: Totals
     removed: Removed
-    layers: Sequence[LayerRow]
-    verification: Verification
-    notes: Sequence[str] = ()
+    layers: Sequence[LayerRow] = ()
     tokenizer: str | None = None
-    dry_run: bool = False
-    seconds: float = 0.0

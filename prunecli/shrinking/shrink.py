@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
     before = totals(original, concrete_shapes(original, options.dims))
     data = None if options.source is None else options.source.open(Session.open(plain_path(original)).inputs)
     work = _worked(original, options, data, progress)
+    told = partial(ShrinkResult, model=original.ref, recipe=_recipe(options), before=before, removed=work.removed,
+                   dry_run=options.dry_run)  # fmt: skip
     if work.removed.nothing:
         nothing = Verification("none", detail="nothing was written")
-        return ShrinkResult(original.ref, None, _recipe(options), before, before, work.removed, (), nothing,
-                            original.notes, dry_run=options.dry_run)  # fmt: skip
+        return told(output=None, after=before, verification=nothing, notes=original.notes)
     proof = _proof(original, options, work, data, progress)
     inspector = _Inspector(original, options, proof if options.verify else None)
     with Scratch() as elsewhere:  # a dry run does everything, but there
@@ -91,11 +93,14 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
     writes = vocabulary is not None and not vocabulary.in_graph and not options.dry_run
     if vocabulary is not None and writes:
         _write_tokenizer(vocabulary, words, options.force)
-    return ShrinkResult(
-        original.ref, None if options.dry_run else saved, _recipe(options), before, inspector.after, work.removed,
-        inspector.layers, inspector.verification, [*original.notes, *_notes(work)], str(words) if writes else None,
-        options.dry_run,
-    )  # fmt: skip
+    return told(
+        output=None if options.dry_run else saved,
+        after=inspector.after,
+        layers=inspector.layers,
+        verification=inspector.verification,
+        notes=[*original.notes, *_notes(work)],
+        tokenizer=str(words) if writes else None,
+    )
 
 
 def _check_kind(file: Model, options: ShrinkOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from prunecli.dependency.cut import Removed, following
 from prunecli.files import Scratch
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
-from prunecli.report.result import Reported
+from prunecli.report.result import ModelResult
 from prunecli.structures.cut_plan import save_cut_plan
 from prunecli.structures.decide import decide
 from prunecli.structures.decision import Decided, GroupRow, group_rows, plan_json
@@ -23,36 +23,27 @@ from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.proof import CutInspector
 from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
-from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped
 
 if TYPE_CHECKING:
     from prunecli.structures.recovery import Recovery
 
 
-@dataclass(frozen=True)
-class StructuredResult(Reported):
+@dataclass(frozen=True, kw_only=True)
+class StructuredResult(ModelResult):
     """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
     cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
     `packed`: of adaptive pruning with `--pack`."""
 
-    model: FileRef
-    output: FileRef | None
     recipe: Json
-    before: Totals
-    after: Totals
     groups: list[GroupRow]
     layers: list[LayerRow]
     frozen: list[Frozen]
     left: list[Skipped]
-    verification: Verification
-    notes: list[str] = field(default_factory=list)
     latency: Json | None = None
-    plan: str | None = None
-    dry_run: bool = False
     training: Retrained | None = None
     recovery: Recovery | None = None
     packed: PackResult | None = None
-    seconds: float = 0.0
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""

@@ -14,10 +14,11 @@ from prunecli.errors import some
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.sections import proof_text, shape_text, share, warnings, written
 from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars
 from prunecli.structures.recovery import recovery_json, recovery_sections
 from prunecli.training.report import training_json, training_sections
-from prunecli.types import Json, Report, Skipped, Verification
+from prunecli.types import Json, Skipped, Verification
 
 if TYPE_CHECKING:
     from prunecli.structures.carry_out import StructuredResult
@@ -42,27 +43,7 @@ def to_json(found: StructuredResult) -> Json:
         **training_json(found.training),
         **packed_json(found.packed),
     }
-    after = found.after
-    report = Report(
-        command="structured",
-        model=found.model,
-        output=found.output,
-        before=found.before,
-        after=after,
-        sparsity=after.sparsity,
-        layers=found.layers,
-        skipped=skipped(found),
-        verification=found.verification,
-        seconds=found.seconds,
-        notes=found.notes,
-        extra=extra,
-    )
-    return report_json(report)
-
-
-def share(part: int | None, whole: int | None) -> float | None:
-    """What remains of a whole; None where one is unknown."""
-    return part / whole if part is not None and whole else None
+    return report_json(found, "structured", found.layers, skipped(found), sparsity=found.after.sparsity, extra=extra)
 
 
 def _group_json(group: GroupRow) -> Json:
@@ -92,15 +73,11 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
-    sections: list[Section] = [Text(note, "warning") for note in (*grown(found.before, found.after), *found.notes)]
+    sections = warnings([*grown(found.before, found.after), *found.notes])
     sections += [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)
-    sections += packed_sections(found.packed)
-    if found.output is not None:
-        sections.append(Text(f"written: {found.output.path}", "good"))
-    if found.plan is not None:
-        sections.append(Text(f"plan: {found.plan}", "good"))
+    sections += [*packed_sections(found.packed), *written(found)]
     return Document(title, sections)
 
 
@@ -130,10 +107,9 @@ def _summary(found: StructuredResult) -> Table:
 
 def _proof(proof: Verification) -> Text:
     if proof.kind == "none":
-        return Text(f"not proved: {proof.detail}", "warning")
+        return proof_text(proof)
     error = f"largest difference {proof.max_abs_error:.2g}, {proof.max_rel_error:.2g} of the largest element"
-    body = f"{'proved' if proof.kind == 'exact' else 'approximate'}: {proof.detail} ({error}, {proof.samples} runs)"
-    return Text(body, "good" if proof.kind == "exact" else "warning")
+    return proof_text(proof, f"{error}, {proof.samples} runs")
 
 
 def _groups(found: StructuredResult) -> Table:
@@ -159,8 +135,8 @@ def _layers(found: StructuredResult) -> Table:
         (
             row.weight,
             row.op,
-            _shape(row.shape_before),
-            _shape(row.shape_after),
+            shape_text(row.shape_before),
+            shape_text(row.shape_after),
             share(row.params_after, row.params_before),
         )
         for row in found.layers
@@ -174,10 +150,6 @@ def _layers(found: StructuredResult) -> Table:
         Column("remains", "percent"),
     )
     return Table("Layers", columns, rows, top=TOP)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
 
 
 def _frozen(found: StructuredResult) -> list[Section]:

@@ -23,14 +23,14 @@ from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.options.training import FinetuneOptions
 from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult
-from prunecli.report.result import Reported
+from prunecli.report.result import ModelResult
 from prunecli.runtime import Session
 from prunecli.training.checkpoint import Keeper, Log
 from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
 from prunecli.training.trainer import DivergedError, Epoch, learning_rate, lower_rate
-from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Verification, no_progress
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
 from prunecli.verify.tolerance import Feed, OfLargest
@@ -38,16 +38,12 @@ from prunecli.verify.tolerance import Feed, OfLargest
 TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently ordered graphs is some 1e-5
 
 
-@dataclass(frozen=True)
-class FinetuneResult(Reported):
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult(ModelResult):
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
     the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
     start on held-out data."""
 
-    model: FileRef
-    output: FileRef | None
-    before: Totals
-    after: Totals
     layers: list[LayerRow]
     skipped: list[Skipped]
     epochs: list[Epoch]
@@ -59,9 +55,6 @@ class FinetuneResult(Reported):
     samples: int
     validation_samples: int
     recipe: Json
-    verification: Verification
-    notes: list[str]
-    seconds: float = 0.0
     packed: PackResult | None = None
     harmful: bool = False
 
@@ -248,14 +241,11 @@ def _recipe(options: FinetuneOptions) -> Json:
 
 
 def _layers(file: Model) -> list[LayerRow]:
-    rows = []
-    for weight in find_weights(file).prunable:
-        nonzero = int(np.count_nonzero(weight.array()))
-        rows.append(LayerRow(
-            weight.node.name or weight.name, weight.op, weight.name, weight.shape, weight.shape,
-            params_before=weight.size, params_after=weight.size, nonzero=nonzero, sparsity=1 - nonzero / weight.size,
-        ))  # fmt: skip
-    return rows
+    return [
+        LayerRow.of(name=weight.node.name or weight.name, op=weight.op, weight=weight.name, shape=weight.shape,
+                    nonzero=int(np.count_nonzero(weight.array())))
+        for weight in find_weights(file).prunable
+    ]  # fmt: skip
 
 
 def _skipped(file: Model, training: Training) -> list[Skipped]:

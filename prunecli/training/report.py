@@ -5,80 +5,78 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
-from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.sections import proof_text, warnings, written
 from prunecli.training.trainer import Epoch
-from prunecli.types import Json, Report
+from prunecli.types import Json
 
 if TYPE_CHECKING:
     from prunecli.training.finetune import FinetuneResult
-    from prunecli.training.gradual import Retrained
+    from prunecli.training.gradual import Retrained, Round
+
+
+HELD_OUT_NONE = "No data was held out, so the last weights were kept and nothing says how good they are."
 
 
 def to_json(found: FinetuneResult) -> Json:
     """The contract's keys, with `epochs`, `score` and `recipe`."""
-    after = found.after
-    report = Report(
-        command="finetune",
-        model=found.model,
-        output=found.output,
-        before=found.before,
-        after=after,
-        sparsity=after.sparsity,
-        layers=found.layers,
-        skipped=found.skipped,
-        verification=found.verification,
-        seconds=found.seconds,
-        notes=found.notes,
-        extra={
-            "recipe": found.recipe,
-            "samples": found.samples,
-            "validation_samples": found.validation_samples,
-            "trained_params": found.trained,
-            "best_epoch": found.best_epoch,
-            "score": {"name": found.score_name, "before": found.score_before, "after": found.score_after},
-            "epochs": [asdict(epoch) for epoch in found.epochs],
-            **packed_json(found.packed),
-        },
-    )
-    return report_json(report)
+    extra: Json = {
+        **_asked(found),
+        "best_epoch": found.best_epoch,
+        "score": {"name": found.score_name, **_score(found)},
+        "epochs": [asdict(epoch) for epoch in found.epochs],
+        **packed_json(found.packed),
+    }
+    return report_json(found, "finetune", found.layers, found.skipped, sparsity=found.after.sparsity, extra=extra)
+
+
+def _asked(found: FinetuneResult) -> Json:
+    return {
+        "recipe": found.recipe,
+        "samples": found.samples,
+        "validation_samples": found.validation_samples,
+        "trained_params": found.trained,
+    }
+
+
+def _score(found: FinetuneResult) -> Json:
+    return {"before": found.score_before, "after": found.score_after}
 
 
 def to_document(found: FinetuneResult) -> Document:
     """The epochs, what was gained, what stayed."""
     rows = [
-        (
-            str(e.number),
-            e.loss,
-            e.score,
-            e.rate,
-            e.seconds,
-            e.samples_per_second,
-            "kept" if e.number == found.best_epoch else "",
-        )
-        for e in found.epochs
+        (str(epoch.number), *_epoch(epoch), epoch.samples_per_second, _kept(epoch, found)) for epoch in found.epochs
     ]
-    columns = (
-        Column("epoch"), Column("loss", "number"), Column(found.score_name, "number"), Column("rate", "number", 2),
-        Column("seconds", "number", 3), Column("samples/s", "number", 1), Column(""),
-    )  # fmt: skip
-    sections: list[Section] = [Text(note, "warning") for note in grown(found.before, found.after)]
+    columns = (Column("epoch"), *_epoch_columns(found), Column("samples/s", "number", 1), Column(""))
+    sections = warnings(grown(found.before, found.after))
     sections.append(Table("Training", columns, rows, _note(found)))
     sections += training_charts([found.epochs], found.score_name, [found.score_before])
     sections.append(_gain(found))
     zeros = found.after.params - found.after.nonzero
     sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))
-    sections += packed_sections(found.packed)
-    sections += [Text(note, "warning") for note in found.notes]
+    sections += [*packed_sections(found.packed), *warnings(found.notes)]
     proof = found.verification
     if proof.kind == "exact":
-        sections.append(Text(f"verified: {proof.detail} (largest difference {proof.max_abs_error:.2g})", "good"))
-    if found.output is not None:
-        sections.append(Text(f"written: {found.output.path}", "good"))
-    return Document(f"{found.model.path}: finetune", sections)
+        sections.append(proof_text(proof, f"largest difference {proof.max_abs_error:.2g}", exact=("verified", "good")))
+    return Document(f"{found.model.path}: finetune", [*sections, *written(found)])
+
+
+def _epoch(epoch: Epoch) -> tuple[Cell, ...]:
+    return epoch.loss, epoch.score, epoch.rate, epoch.seconds
+
+
+def _epoch_columns(found: FinetuneResult) -> tuple[Column, ...]:
+    return (Column("loss", "number"), Column(found.score_name, "number"), Column("rate", "number", 2),
+            Column("seconds", "number", 3))  # fmt: skip
+
+
+def _kept(epoch: Epoch, found: FinetuneResult) -> str:
+    return "kept" if epoch.number == found.best_epoch else ""
 
 
 def _note(found: FinetuneResult) -> str:
@@ -88,9 +86,7 @@ def _note(found: FinetuneResult) -> str:
 
 def _gain(found: FinetuneResult) -> Text:
     if found.score_before is None or found.score_after is None:
-        return Text(
-            "No data was held out, so the last weights were kept and nothing says how good they are.", "warning"
-        )
+        return Text(HELD_OUT_NONE, "warning")
     body = f"{found.score_name} on held-out data: {found.score_before:.4f} before, {found.score_after:.4f} after"
     if found.best_epoch == 0:
         kept = "nothing was written" if found.output is None else "its weights were kept"
@@ -103,31 +99,30 @@ def training_json(found: Retrained | None) -> Json:
     if found is None:
         return {}
     last = found.last
-    steps = [
-        {
-            "step": number,
-            "share": one.share,
-            "params": one.trained.before.params,
-            "nonzero": one.trained.before.nonzero,
-            "macs": one.trained.before.macs,
-            "best_epoch": one.trained.best_epoch,
-            "score": {"before": one.trained.score_before, "after": one.trained.score_after},
-            "epochs": [asdict(epoch) for epoch in one.trained.epochs],
-            "proof": asdict(one.cut.verification),
-        }
-        for number, one in enumerate(found.rounds, 1)
-    ]
     return {
         "training": {
             "teacher": found.teacher,
+            **_asked(last),
             "recipe": last.recipe | {"teacher": found.teacher},
-            "samples": last.samples,
-            "validation_samples": last.validation_samples,
-            "trained_params": last.trained,
-            "score": {"name": last.score_name, "before": last.score_before, "after": last.score_after},
-            "steps": steps,
+            "score": {"name": last.score_name, **_score(last)},
+            "steps": [_step(number, one) for number, one in enumerate(found.rounds, 1)],
             "verification": asdict(last.verification),
         }
+    }
+
+
+def _step(number: int, one: Round[Any]) -> Json:
+    trained = one.trained
+    return {
+        "step": number,
+        "share": one.share,
+        "params": trained.before.params,
+        "nonzero": trained.before.nonzero,
+        "macs": trained.before.macs,
+        "best_epoch": trained.best_epoch,
+        "score": _score(trained),
+        "epochs": [asdict(epoch) for epoch in trained.epochs],
+        "proof": asdict(one.cut.verification),
     }
 
 
@@ -135,33 +130,23 @@ def training_sections(found: Retrained | None) -> list[Section]:
     """A row per epoch, what was gained, and what training was told."""
     if found is None:
         return []
-    last = found.last
+    last, runs = found.last, [one.trained for one in found.rounds]
     rows = [
-        (number, one.trained.before.nonzero, epoch.number, epoch.loss, epoch.score, epoch.rate, epoch.seconds,
-         "kept" if epoch.number == one.trained.best_epoch else "")
-        for number, one in enumerate(found.rounds, 1)
-        for epoch in one.trained.epochs
-    ]  # fmt: skip
-    columns = (
-        Column("step", "count"), Column("not zero", "count"), Column("epoch", "count"), Column("loss", "number"),
-        Column(last.score_name, "number"), Column("rate", "number", 3), Column("seconds", "number", 2), Column(""),
-    )  # fmt: skip
-    taught = f", teacher {found.teacher}" if found.teacher else ""
-    note = (
-        f"{last.trained:,} weights trained on {last.samples:,} samples, {last.validation_samples:,} held out to choose"
-        f" the best{taught}"
-    )
-    runs = [one.trained for one in found.rounds]
+        (number, run.before.nonzero, epoch.number, *_epoch(epoch), _kept(epoch, run))
+        for number, run in enumerate(runs, 1)
+        for epoch in run.epochs
+    ]
+    columns = (Column("step", "count"), Column("not zero", "count"), Column("epoch", "count"), *_epoch_columns(last),
+               Column(""))  # fmt: skip
+    table = Table("Training", columns, rows, _note(last) + (f", teacher {found.teacher}" if found.teacher else ""))
     curves = training_charts([run.epochs for run in runs], last.score_name, [run.score_before for run in runs])
-    return [Table("Training", columns, rows, note), *curves, *_gains(found)]
+    return [table, *curves, *_gains(last)]
 
 
-def _gains(found: Retrained) -> list[Section]:
-    last = found.last
+def _gains(last: FinetuneResult) -> list[Section]:
     kept = Text("What was cut stayed cut: the proof is of each cut before training, sizes are of the trained model.")
     if last.score_before is None or last.score_after is None:
-        told = "No data was held out, so the last weights were kept and nothing says how good they are."
-        return [Text(told, "warning"), kept]
+        return [Text(HELD_OUT_NONE, "warning"), kept]
     body = f"{last.score_name} on held-out data: {last.score_before:.4f} after the last cut, {last.score_after:.4f}"
     if last.best_epoch == 0:
         return [Text(f"{body} trained: no epoch of the last step improved it", "warning"), kept]

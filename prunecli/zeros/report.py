@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.sections import proof_text, shape_text, warnings, written
 from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars
 from prunecli.training.report import training_json, training_sections
-from prunecli.types import Json, LayerRow, Report, Verification
+from prunecli.types import Json, LayerRow
 from prunecli.zeros.select import KINDS
 
 if TYPE_CHECKING:
@@ -31,62 +32,45 @@ HONEST_PACKED = (
 
 def to_json(found: MagnitudeResult) -> Json:
     """The contract's keys, with `recipe`, `left_alone` and `plan`."""
-    left = {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()}
-    report = Report(
-        command=found.command,
-        model=found.model,
-        output=found.output,
-        before=found.before,
-        after=found.after,
-        sparsity=found.sparsity,
-        layers=[_row(layer) for layer in found.layers],
-        skipped=found.skipped,
-        verification=found.verification,
-        seconds=found.seconds,
-        notes=found.notes,
-        extra={
-            "dry_run": found.dry_run,
-            "recipe": found.recipe,
-            "left_alone": left,
-            "plan": found.plan,
-            **training_json(found.training),
-            **packed_json(found.packed),
-        },
+    extra: Json = {
+        "dry_run": found.dry_run,
+        "recipe": found.recipe,
+        "left_alone": {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()},
+        "plan": found.plan,
+        **training_json(found.training),
+        **packed_json(found.packed),
+    }
+    return report_json(
+        found, found.command, map(_row, found.layers), found.skipped, sparsity=found.sparsity, extra=extra
     )
-    return report_json(report)
 
 
 def _row(layer: ZeroedLayer) -> LayerRow:
-    extra: Json = {
-        "kind": layer.kind,
-        "dtype": layer.dtype,
-        "nonzero_before": layer.nonzero_before,
-        "macs": layer.macs,
-        "notes": list(layer.notes),
+    return LayerRow.of(
+        name=layer.name,
+        op=layer.op,
+        weight=layer.weight,
+        shape=layer.shape,
+        nonzero=layer.nonzero,
+        kind=layer.kind,
+        dtype=layer.dtype,
+        nonzero_before=layer.nonzero_before,
+        macs=layer.macs,
+        notes=list(layer.notes),
         **layer.details,
-    }
-    return LayerRow(
-        layer.name, layer.op, layer.weight, shape_before=layer.shape, shape_after=layer.shape,
-        params_before=layer.params, params_after=layer.params, nonzero=layer.nonzero, sparsity=layer.sparsity,
-        extra=extra,
-    )  # fmt: skip
+    )
 
 
 def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
     title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
-    sections: list[Section] = [Text(note, "warning") for note in grown(found.before, found.after)]
-    sections += [_summary(found), _proof(found.verification), *_how(found), _layers(found)]
+    sections = [*warnings(grown(found.before, found.after)), _summary(found), proof_text(found.verification)]
+    sections += [*_how(found), _layers(found)]
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
     sections += packed_sections(found.packed)
-    sections += [Text(note, "warning") for note in found.notes]
-    sections.append(Text(HONEST if found.packed is None else HONEST_PACKED))
-    if found.output is not None:
-        sections.append(Text(f"written: {found.output.path}", "good"))
-    if found.plan is not None:
-        sections.append(Text(f"plan: {found.plan}", "good"))
+    sections += [*warnings(found.notes), Text(HONEST if found.packed is None else HONEST_PACKED), *written(found)]
     return Document(title, sections)
 
 
@@ -112,12 +96,6 @@ def _summary(found: MagnitudeResult) -> Table:
     return Table("Size", (Column(""), Column("before"), Column("after")), rows)
 
 
-def _proof(proof: Verification) -> Text:
-    if proof.kind == "none":
-        return Text(f"not proved: {proof.detail}", "warning")
-    return Text(f"proved: {proof.detail}", "good")
-
-
 def _how(found: MagnitudeResult) -> list[Section]:
     """What the weights were chosen by, where that was measured on data."""
     recipe = found.recipe
@@ -136,7 +114,7 @@ def _layers(found: MagnitudeResult) -> Table:
     errors = [layer.details.get("reconstruction_error") for layer in found.layers]
     fitted = any(error is not None for error in errors)
     rows = [
-        (layer.weight, layer.op, "×".join(map(str, layer.shape)), layer.params, layer.nonzero, layer.sparsity,
+        (layer.weight, layer.op, shape_text(layer.shape), layer.params, layer.nonzero, layer.sparsity,
          layer.macs, *((error,) if fitted else ()), "; ".join(layer.notes))
         for layer, error in zip(found.layers, errors, strict=True)
     ]  # fmt: skip

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prunecli.packing.pack import PackResult
-from prunecli.report.result import Reported
+from prunecli.report.result import ModelResult
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
-from prunecli.types import FileRef, Json, Skipped, Totals, Verification
+from prunecli.types import Json, Skipped
 from prunecli.zeros.spread import ZeroedSpread
 
 
@@ -35,24 +35,15 @@ class ZeroedLayer:
         return 1 - self.nonzero / self.params if self.params else 0.0
 
 
-@dataclass(frozen=True)
-class MagnitudeResult(Reported):
+@dataclass(frozen=True, kw_only=True)
+class MagnitudeResult(ModelResult):
     """What was pruned, and the proof. `left`: kinds of weights left alone, with tensors and parameters."""
 
-    model: FileRef
-    output: FileRef | None
     recipe: Json
-    before: Totals
-    after: Totals
     layers: list[ZeroedLayer]
     left: dict[str, tuple[int, int]]
     skipped: list[Skipped]
-    verification: Verification
-    notes: list[str] = field(default_factory=list)
-    plan: str | None = None
-    dry_run: bool = False
     training: Retrained | None = None
-    seconds: float = 0.0
     command: str = "magnitude"
     spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
     packed: PackResult | None = None
