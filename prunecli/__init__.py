@@ -25,40 +25,21 @@ from prunecli._version import __version__
 from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
-    from prunecli.cli.library import run
-    from prunecli.evaluation.compare import compare
-    from prunecli.evaluation.evaluate import evaluate
-    from prunecli.inspection.inspect import inspect
-    from prunecli.packing.pack import pack, unpack
-    from prunecli.search.adaptive import adaptive
-    from prunecli.search.sensitivity import sensitivity
-    from prunecli.shrinking.shrink import shrink
-    from prunecli.structures.prunable import analyse
-    from prunecli.structures.structured import structured
-    from prunecli.training.finetune import finetune
-    from prunecli.zeros.gradient import gradient
-    from prunecli.zeros.magnitude import magnitude
-    from prunecli.zeros.oneshot import oneshot
-
-__all__ = [
-    "PruneError",
-    "__version__",
-    "adaptive",
-    "analyse",
-    "compare",
-    "evaluate",
-    "finetune",
-    "gradient",
-    "inspect",
-    "magnitude",
-    "oneshot",
-    "pack",
-    "run",
-    "sensitivity",
-    "shrink",
-    "structured",
-    "unpack",
-]
+    from prunecli.cli.library import run as run
+    from prunecli.evaluation.compare import compare as compare
+    from prunecli.evaluation.evaluate import evaluate as evaluate
+    from prunecli.inspection.inspect import inspect as inspect
+    from prunecli.packing.pack import pack as pack
+    from prunecli.packing.pack import unpack as unpack
+    from prunecli.search.adaptive import adaptive as adaptive
+    from prunecli.search.sensitivity import sensitivity as sensitivity
+    from prunecli.shrinking.shrink import shrink as shrink
+    from prunecli.structures.prunable import analyse as analyse
+    from prunecli.structures.structured import structured as structured
+    from prunecli.training.finetune import finetune as finetune
+    from prunecli.zeros.gradient import gradient as gradient
+    from prunecli.zeros.magnitude import magnitude as magnitude
+    from prunecli.zeros.oneshot import oneshot as oneshot
 
 _WHERE = {
     "adaptive": "prunecli.search.adaptive",
@@ -77,6 +58,8 @@ _WHERE = {
     "shrink": "prunecli.shrinking.shrink",
     "structured": "prunecli.structures.structured",
 }
+
+__all__ = ["PruneError", "__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
