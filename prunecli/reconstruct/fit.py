@@ -12,6 +12,7 @@ import numpy as np
 from scipy import linalg
 
 from prunecli.errors import PruneError
+from prunecli.masks.criteria import Evidence, of_elements
 from prunecli.masks.patterns import Pattern
 from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, removal_losses, suited
 from prunecli.reconstruct.sparsegpt import Quota, sparsegpt
@@ -186,6 +187,13 @@ class Method:
     updates: bool
     estimate: str | None = None
 
+    @property
+    def evidence(self) -> Evidence:
+        """What its criterion asks for."""
+        found = of_elements(self.criterion or "").evidence
+        assert found is not None
+        return found
+
     def stand_in(self, pattern: Pattern) -> Method:
         """The method to estimate losses with."""
         return METHODS.get(self.estimate) if self.estimate and pattern.text != "row" else self
@@ -215,10 +223,10 @@ def check(method: Method, pattern: Pattern) -> None:
         )
 
 
-def scores(method: Method, tasks: Sequence[FitTask], pattern: Pattern, workers: int) -> Array:
-    """(matrices, rows, K): the evidence that the method's criterion asks for, of all matrices of a layer."""
+def scores(evidence: Evidence, tasks: Sequence[FitTask], pattern: Pattern, workers: int) -> Array:
+    """(matrices, rows, K): the evidence that a criterion asks for, of all matrices of a layer."""
     weights = np.stack([task.weights for task in tasks])
-    if method.name == "wanda":
+    if evidence.source == "activations":
         raw = np.stack([task.gram.diagonal() + (np.square(task.x) if task.free else 0) for task in tasks])
         return np.broadcast_to(np.sqrt(np.maximum(raw, 0))[:, None], weights.shape)
     damped = np.stack([task.damped for task in tasks])

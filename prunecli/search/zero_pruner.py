@@ -160,8 +160,10 @@ class ZeroPruner(WeightSpace):
         if wanted is None:
             return criterion, {}, ()
         if not wanted.differentiates:
-            how = o.part(Fitting, data=self.samples, method=criterion, threads=1)
-            found, left = measured_scores(self.file, self.choice.chosen, o.pattern, how, progress)
+            how = o.part(Fitting, data=self.samples, threads=1)
+            found, left = measured_scores(
+                self.file, self.choice.chosen, criterion, o.pattern, options=how, progress=progress
+            )
             return criterion, found, tuple(f"{skip.name} is left alone: {skip.reason}" for skip in left)
         try:
             return criterion, self._gradients(wanted, progress), ()

@@ -27,7 +27,7 @@ from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Recipe, Rewritten, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
-from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, check, fit, scores
+from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.types import Json, Progress, Skipped, no_progress
@@ -163,16 +163,15 @@ class Oneshot:
 
 
 def measured_scores(
-    file: Model, chosen: Sequence[Weight], pattern: str, options: Fitting, progress: Progress
+    file: Model, chosen: Sequence[Weight], criterion: str, pattern: str, *, options: Fitting, progress: Progress
 ) -> tuple[dict[str, Array], list[Skipped]]:
-    """What the method's criterion needs of each weight that can be measured, of the stored shape, on what the original
-    model gives its layer; and why others cannot.
+    """What a criterion of activations or Gram matrices needs of each weight that can be measured, of the stored shape,
+    on what the original model gives its layer; and why others cannot.
 
     Raises:
-        PruneError: the pattern does not fit the method, or none can be measured.
+        PruneError: none can be measured.
     """
-    method, form = METHODS.get(options.method), parse_pattern(pattern)
-    check(method, form)
+    method, form = Method(criterion, "", criterion, updates=False), parse_pattern(pattern)
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
     way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=start)
     names = {w.holder.name: w.name for w in chosen}
@@ -319,7 +318,7 @@ class CalibratedLayers:
         if method.criterion is None:
             return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
         if layer.name not in self.scores:
-            each = scores(method, tasks, pattern, self.way.workers)
+            each = scores(method.evidence, tasks, pattern, self.way.workers)
             scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
             self.scores[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
         found = self.scores[layer.name]
@@ -394,7 +393,7 @@ def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[Linea
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk)))
         layers.release(layer, walk)
-        yield layer, layer.stored(scores(way.method, tasks, way.pattern, way.workers))
+        yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, way.workers))
     walk.close()
 
 

@@ -12,6 +12,17 @@ from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.reconstruct.fit import METHODS, check
 
 
+def command_of(criterion: str) -> str:
+    """The command that zeroes weights by a criterion of elements."""
+    evidence = of_elements(criterion).evidence
+    if evidence is None:
+        return f"`prune magnitude --criterion {criterion}`"
+    if evidence.differentiates:
+        return f"`prune gradient --criterion {criterion}`"
+    is_method = criterion in [method.name for method in METHODS]
+    return f"`prune oneshot --method {criterion}`" if is_method else f"`prune adaptive --criterion {criterion}`"
+
+
 def with_defaults(recipe: Recipe) -> Recipe:
     """The recipe with what gradient pruning does unless told otherwise.
 
@@ -22,9 +33,9 @@ def with_defaults(recipe: Recipe) -> Recipe:
     name = recipe.criterion or ""
     evidence = of_elements(name).evidence
     if evidence is None:
-        raise PruneError(f"--criterion {name} is of the weights alone", f"use `prune magnitude --criterion {name}`")
+        raise PruneError(f"--criterion {name} is of the weights alone", f"use {command_of(name)}")
     if not evidence.differentiates:
-        raise PruneError(f"--criterion {name} is not of gradients", f"use `prune oneshot --method {name}`")
+        raise PruneError(f"--criterion {name} is not of gradients", f"use {command_of(name)}")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     if recipe.sparsity is None and recipe.threshold is None and not windows:
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")

@@ -17,6 +17,7 @@ from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.constants import INTERFACE, release
 from prunecli.model.sizes import is_finite
 from prunecli.types import Json, Progress, Skipped
+from prunecli.zeros.recipes import command_of
 from prunecli.zeros.zero import target_of
 
 
@@ -57,10 +58,9 @@ def by_value(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progre
     name = recipe.criterion or "l1"
     evidence = of_elements(name).evidence
     if evidence is not None:
-        command = "gradient --criterion" if evidence.differentiates else "oneshot --method"
         raise PruneError(
             f"--criterion {name} needs the {evidence.name}, which magnitude does not measure",
-            f"use `prune {command} {name}`",
+            f"use {command_of(name)}",
         )
     return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
 

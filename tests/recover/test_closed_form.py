@@ -252,9 +252,9 @@ def test_every_method_with_every_recovery(method: str, recover: Any) -> None:
         chosen: Any = Quota(amount)
     else:
         found = (
-            np.abs(task.weights) * scores(chosen_method, [task], pattern, 1)[0]
+            np.abs(task.weights) * scores(chosen_method.evidence, [task], pattern, 1)[0]
             if method == "wanda"
-            else scores(chosen_method, [task], pattern, 1)[0]
+            else scores(chosen_method.evidence, [task], pattern, 1)[0]
         )
         chosen = found <= np.sort(found.reshape(-1))[amount - 1]
     best: Fitted = fit(chosen_method, recover, task, pattern, chosen)
@@ -290,7 +290,7 @@ def test_two_equal_inputs_one_goes_free() -> None:
     weights = rng.standard_normal((3, 8))
     weights[:, 2] = weights[:, 5] = 3.0  # by size the last to go
     task = task_of(weights, x, weights @ x)
-    found = scores(METHODS.get("obs"), [task], parse_pattern("column"), 1)[0]
+    found = scores(METHODS.get("obs").evidence, [task], parse_pattern("column"), 1)[0]
     first = int(found[0].argmin())
     assert first in (2, 5)
     drop = np.zeros(weights.shape, bool)
@@ -309,7 +309,7 @@ def test_a_dead_input_and_one_sample_are_no_trouble(method: str) -> None:
     chosen_method = METHODS.get(method)
     chosen: Any = Quota(12)
     if chosen_method.criterion is not None:
-        found = scores(chosen_method, [task], parse_pattern("element"), 1)[0]
+        found = scores(chosen_method.evidence, [task], parse_pattern("element"), 1)[0]
         assert np.isfinite(found).all()
         chosen = np.argsort(np.argsort(found.reshape(-1))).reshape(found.shape) < 12
     best = fit(chosen_method, "lstsq", task, parse_pattern("element"), chosen)
