@@ -74,7 +74,7 @@ class _Layout:
         filters = self.depthwise_filters(w, whole) if depthwise else self.filters(w)
         given = {k: a.value for k, a in node.attributes.items()}
         given |= {"group": whole if depthwise else 1, "kernel_shape": ops.shape(w)[2:]}
-        extra = [_padded(ops, b, whole) for b in bias if b is not None]
+        extra = [ops.pad(b, [0], [whole - m]) for b in bias if b is not None]
         shape = ops.shape(old)
         y = self.made(node.op_type, (shape[0], whole, *shape[2:]), self.input(x), filters, *extra, **given)
         plain = self.made("ReorderOutput", shape, y, channels=m)
@@ -113,7 +113,3 @@ class _Layout:
         ops, (m, _, *kernel) = self.ops, self.ops.shape(w)
         planes = self.made("ReorderInput", (1, whole, *kernel), ops.reshape(w, (1, m, *kernel)))
         return ops.reshape(planes, (whole, 1, *kernel))
-
-
-def _padded(ops: Ops, bias: Value, whole: int) -> Value:
-    return ops.pad(bias, [0], [whole - ops.shape(bias)[0]])

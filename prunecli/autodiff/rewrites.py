@@ -91,18 +91,17 @@ def pad(r: RewriteContext) -> Results:
     return r.ops.op("Pad", x, r.ops.ints(given["pads"]), fill, mode=given.get("mode", "constant"))
 
 
+REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
+              "ReduceLogSumExp", "ReduceSumSquare")  # fmt: skip
+
+
+@rewrite(*REDUCTIONS, before=18)
 @rewrite("Squeeze", "Unsqueeze", "ReduceSum", before=13)
 def axes_input(r: RewriteContext) -> Results:
     given = r.given
     axes = given.pop("axes", None)
     extra = [] if axes is None else [r.ops.ints(axes)]
     return r.ops.op(r.node.op_type, r.x(), *extra, **given)
-
-
-rewrite(
-    "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
-    "ReduceSumSquare", before=18,
-)(axes_input)  # fmt: skip
 
 
 @rewrite("Split", before=18)

@@ -246,25 +246,19 @@ def fit(
     BatchNormalization does. lstsq: everything, to what is wanted.
     """
     with suited(task.weights.shape[1]):
-        return _fit(method, recover, task, pattern, chosen, workers)
-
-
-def _fit(
-    method: Method, recover: Recover, task: FitTask, pattern: Pattern, chosen: Array | Quota, workers: int
-) -> Fitted:
-    gram = task.damped
-    target = task.target if recover == "lstsq" else task.weights @ gram
-    if isinstance(chosen, Quota):
-        best = task.optimum().weights if recover == "lstsq" else task.weights
-        weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
-        drop = drop | task.gone
-        update = affordable(~drop)
-    else:
-        weights, drop = task.weights, chosen | task.gone
-        update = method.updates or recover == "lstsq"
-    if update:
-        weights = masked_least_squares(gram, target, ~drop, weights, workers)
-    return _finished(task, recover, np.where(drop, 0.0, weights), drop)
+        gram = task.damped
+        target = task.target if recover == "lstsq" else task.weights @ gram
+        if isinstance(chosen, Quota):
+            best = task.optimum().weights if recover == "lstsq" else task.weights
+            weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
+            drop = drop | task.gone
+            update = affordable(~drop)
+        else:
+            weights, drop = task.weights, chosen | task.gone
+            update = method.updates or recover == "lstsq"
+        if update:
+            weights = masked_least_squares(gram, target, ~drop, weights, workers)
+        return _finished(task, recover, np.where(drop, 0.0, weights), drop)
 
 
 def _finished(task: FitTask, recover: Recover, weights: Array, drop: Array) -> Fitted:

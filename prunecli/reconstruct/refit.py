@@ -291,13 +291,10 @@ def _visit(layer: LinearLayer, before: LinearLayer, pair: _Pair, method: str, ou
     judge = fitted if held is None else held
     spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
     scale = max(spread, _TINY)
-    out.layers.append(LayerFit(_label(layer), layer.weight.name, fit.method, fit.ridge, error / scale, after / scale))
+    name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
+    out.layers.append(LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors))
     if fit.method != "none":
         layer.put(pair.graph, fit.weights, fit.constant)
-
-
-def _label(layer: LinearLayer) -> str:
-    return layer.node.name or layer.output
 
 
 def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,12 +26,33 @@ class Knobs:
     weight_decay: float = 5e-4
 
 
-class Optimizer(Protocol):
-    """Updates `weights` from `gradients`. `state` is all it remembers, for checkpoints."""
+class Optimizer:
+    """Updates weights in place by the `direction` that it makes of their gradients.
 
-    state: dict[str, Flat]
+    `state` is all it remembers, for checkpoints. The decay is added to the gradient, or to the direction (`decoupled`).
+    """
 
-    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None: ...
+    names: tuple[str, ...] = ()
+    decoupled = False
+
+    def __init__(self, size: int, knobs: Knobs) -> None:
+        self.knobs = knobs
+        self.state = {name: np.zeros(size, np.float32) for name in self.names}
+
+    def direction(self, g: Flat, part: slice, step: int) -> Flat:
+        """What a step of rate 1 takes from the elements `part` of the weights."""
+        raise NotImplementedError
+
+    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None:
+        decay = self.knobs.weight_decay
+        for part in chunks(len(weights)):
+            w, g = weights[part], gradients[part]
+            if decay and not self.decoupled:
+                g = g + decay * decays[part] * w
+            move = self.direction(g, part, step)
+            if decay and self.decoupled:
+                move = move + decay * decays[part] * w
+            w -= rate * move
 
 
 @dataclass(frozen=True)
@@ -42,13 +63,14 @@ class OptimizerEntry:
     rate: float
 
 
+Kind = TypeVar("Kind", bound=type[Optimizer])
 OPTIMIZERS: dict[str, OptimizerEntry] = {}
 
 
-def optimizer(name: str, rate: float) -> Callable[[type], type]:
+def optimizer(name: str, rate: float) -> Callable[[Kind], Kind]:
     """Register an optimizer class under a name."""
 
-    def add(cls: type) -> type:
+    def add(cls: Kind) -> Kind:
         OPTIMIZERS[name] = OptimizerEntry(cls, rate)
         return cls
 
@@ -59,41 +81,27 @@ def chunks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
 
 
-@dataclass
-class _Buffers:
-    size: int
-    knobs: Knobs
-    state: dict[str, Flat] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.state = {name: np.zeros(self.size, np.float32) for name in self.names}
-
-
 @optimizer("sgd", rate=0.05)
-@dataclass
-class Momentum(_Buffers):
+class Momentum(Optimizer):
     """v = mu v + g + lambda w; w -= eta (g + lambda w + mu v): Nesterov's form (Sutskever et al. 2013)."""
 
-    names: tuple[str, ...] = ("velocity",)
+    names = ("velocity",)
 
-    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None:
-        mu, decay = self.knobs.momentum, self.knobs.weight_decay
-        for part in chunks(self.size):
-            w, g, v = weights[part], gradients[part], self.state["velocity"][part]
-            if decay:
-                g = g + decay * decays[part] * w
-            v *= mu
-            v += g
-            w -= rate * (g + mu * v)
+    def direction(self, g: Flat, part: slice, step: int) -> Flat:
+        v = self.state["velocity"][part]
+        v *= self.knobs.momentum
+        v += g
+        return g + self.knobs.momentum * v
 
 
-@dataclass
-class _Adam(_Buffers):
-    names: tuple[str, ...] = ("first", "second")
+@optimizer("adam", rate=1e-3)
+class Adam(Optimizer):
+    """w -= eta m / (sqrt(v) + epsilon), the decay added to the gradient (Kingma and Ba 2015)."""
 
-    def _direction(self, g: Flat, part: slice, step: int) -> Flat:
-        """m / (sqrt(v) + epsilon), both moments corrected for their start at zero (Kingma and Ba 2015)."""
+    names = ("first", "second")
+
+    def direction(self, g: Flat, part: slice, step: int) -> Flat:
+        """m / (sqrt(v) + epsilon), both moments corrected for their start at zero."""
         m, v = self.state["first"][part], self.state["second"][part]
         k = self.knobs
         m *= k.momentum
@@ -105,31 +113,11 @@ class _Adam(_Buffers):
         return np.asarray(m / (1 - k.momentum**step) / root, np.float32)
 
 
-@optimizer("adam", rate=1e-3)
-@dataclass
-class Adam(_Adam):
-    """w -= eta m / (sqrt(v) + epsilon), the decay added to the gradient (Kingma and Ba 2015)."""
-
-    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None:
-        for part in chunks(self.size):
-            w, g = weights[part], gradients[part]
-            if self.knobs.weight_decay:
-                g = g + self.knobs.weight_decay * decays[part] * w
-            w -= rate * self._direction(g, part, step)
-
-
 @optimizer("adamw", rate=1e-3)
-@dataclass
-class AdamW(_Adam):
+class AdamW(Adam):
     """w -= eta (m / (sqrt(v) + epsilon) + lambda w): decoupled decay (Loshchilov and Hutter 2019)."""
 
-    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None:
-        for part in chunks(self.size):
-            w = weights[part]
-            move = self._direction(gradients[part], part, step)
-            if self.knobs.weight_decay:
-                move = move + self.knobs.weight_decay * decays[part] * w
-            w -= rate * move
+    decoupled = True
 
 
 def clip_norm(gradients: Flat, limit: float) -> float:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.model import Model, Weight, find_weights
-from prunecli.model.constants import behind
+from prunecli.model.constants import Holder, behind
 from prunecli.training.optimizers import Flat
 
 Array = np.ndarray[Any, Any]
@@ -89,12 +89,14 @@ class Parameters:
     def store(self) -> None:
         """Put the values into the model, in the tensors' own types."""
         for item in self.items:
-            self._store(item)
+            put(item.weight.holder, self.value(item))
 
-    def _store(self, item: Parameter) -> None:
-        tensor = item.weight.tensor
-        array = self.value(item).astype(tensor.dtype.numpy())
-        item.weight.holder.put(ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string))
+
+def put(holder: Holder, array: Array) -> None:
+    """Store an array in place of a tensor, in the tensor's own type."""
+    old = holder.tensor
+    new = array.astype(old.dtype.numpy())
+    holder.put(ir.Tensor(new, dtype=old.dtype, name=old.name, doc_string=old.doc_string))
 
 
 def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
@@ -142,7 +144,7 @@ def reset_head(model: Model, classes: int, seed: int = 0) -> str:
     if classes < 2:
         raise PruneError(f"--reset-head {classes}: at least two classes are needed", "give their number")
     output = model.ir.graph.outputs[0]
-    node = _last_linear(model, output)
+    node = _last_linear(output)
     weights: dict[int, list[Weight]] = defaultdict(list)
     for weight in find_weights(model).all():
         for use in weight.uses:
@@ -155,14 +157,14 @@ def reset_head(model: Model, classes: int, seed: int = 0) -> str:
     shape = list(matrix.shape)
     count, shape[old] = shape[old], classes
     bound = 1 / np.sqrt(matrix.size / count)
-    _put(matrix, rng.uniform(-bound, bound, shape))
-    for bias in _biases(model, node, weights, count):
-        _put(bias, np.zeros([classes if d == count else d for d in bias.shape]))
+    put(matrix.holder, rng.uniform(-bound, bound, shape))
+    for bias in _biases(node, weights, count):
+        put(bias.holder, np.zeros([classes if d == count else d for d in bias.shape]))
     _restate(output, count, classes, node)
     return str(matrix.name)
 
 
-def _last_linear(model: Model, output: ir.Value) -> ir.Node:
+def _last_linear(output: ir.Value) -> ir.Node:
     node = output.producer()
     while node is not None and node.op_type not in ("Gemm", "MatMul") and node.op_type in _AFTER:
         node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
@@ -174,7 +176,7 @@ def _last_linear(model: Model, output: ir.Value) -> ir.Node:
 
 
 def _classes_axis(node: ir.Node, matrix: Weight) -> int:
-    transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     stored = behind(node.inputs[1])
     if stored is None or stored.name != matrix.holder.name or len(matrix.shape) != 2:
         raise PruneError("the last layer's matrix is not its second operand", "train without --reset-head")
@@ -184,18 +186,13 @@ def _classes_axis(node: ir.Node, matrix: Weight) -> int:
     return axis
 
 
-def _biases(model: Model, node: ir.Node, weights: dict[int, list[Weight]], count: int) -> list[Weight]:
+def _biases(node: ir.Node, weights: dict[int, list[Weight]], count: int) -> list[Weight]:
     """The biases of the layer: Gemm's own, and those added right after."""
     found = [w for w in weights.get(id(node), []) if w.kind == "bias"]
     for user in node.outputs[0].consumers():
         if user.op_type == "Add":
             found += [w for w in weights.get(id(user), []) if count in w.shape]
     return found
-
-
-def _put(weight: Weight, array: np.ndarray) -> None:
-    tensor = weight.tensor
-    weight.holder.put(ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name))
 
 
 def _restate(output: ir.Value, before: int, after: int, node: ir.Node) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import GradientModel, differentiate
@@ -21,7 +20,7 @@ from prunecli.model import Model
 from prunecli.model.constants import Holder, holders
 from prunecli.options.training import FinetuneOptions
 from prunecli.runtime import Session
-from prunecli.training.parameters import Parameters, trainable
+from prunecli.training.parameters import Parameters, put, trainable
 from prunecli.training.supply import Supply, Teacher, check_trainable
 from prunecli.training.trainer import Stepper, Trainer
 
@@ -197,9 +196,7 @@ def store(model: Model, parameters: Parameters, statistics: Mapping[str, Array])
     """Put trained values into the model's own tensors, in their types."""
     parameters.store()
     for name, array in statistics.items():
-        holder = _holder(model, name)
-        tensor = holder.tensor
-        holder.put(ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name))
+        put(_holder(model, name), array)
 
 
 def _holder(model: Model, name: str) -> Holder:
