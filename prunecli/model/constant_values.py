@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,101 +10,54 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.operators.attributes import axes_of
+from prunecli.operators.operator import Array
 
-Array = np.ndarray[Any, Any]
 MAX_KNOWN = 1 << 20
 """Elements: integer tables (token ids, index maps) stay known, activations never qualify."""
-
-Fold = Callable[[ir.Node, list[Array | None]], list[Array]]
-FOLDS: dict[str, Fold] = {}
+Fold = Callable[[ir.Node, list[Any]], Array | list[Array]]
 
 
-def fold(*ops: str) -> Callable[[Fold], Fold]:
-    def add(function: Fold) -> Fold:
-        for op in ops:
-            FOLDS[op] = function
-        return function
+def fold(node: ir.Node, arrays: list[Array | None]) -> list[Array]:
+    """The outputs of a standard operator of `FOLDS`.
 
-    return add
-
-
-@fold("Shape")
-def _shape(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.array(x[0].shape, np.int64)]
+    Raises:
+        Exception: of many kinds, where the node makes no sense; ValueError where it is too large to follow.
+    """
+    found = FOLDS[node.op_type](node, arrays)
+    return found if isinstance(found, list) else [np.asarray(found)]
 
 
-@fold("Size")
-def _size(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.array(x[0].size, np.int64)]
-
-
-@fold("Identity", "Cast", "Dropout")
-def _same(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [x[0]]
-
-
-@fold("Gather")
-def _gather(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.take(x[0], x[1].astype(np.int64), axis=node.attributes.get_int("axis", 0))]
-
-
-@fold("Concat")
-def _concat(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.concatenate(x, axis=node.attributes.get_int("axis", 0))]
-
-
-@fold("Unsqueeze")
-def _unsqueeze(node: ir.Node, x: list[Any]) -> list[Array]:
-    axes = axes_of(node, x) or ()
-    return [np.expand_dims(x[0], tuple(axes))]
-
-
-@fold("Squeeze")
-def _squeeze(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.squeeze(x[0], axis=axes_of(node, x))]
-
-
-@fold("Reshape")
-def _reshape(node: ir.Node, x: list[Any]) -> list[Array]:
+def _reshape(node: ir.Node, x: list[Any]) -> Array:
     keep_zero = node.attributes.get_int("allowzero", 0)
     target = [x[0].shape[i] if d == 0 and not keep_zero else int(d) for i, d in enumerate(x[1])]
-    return [x[0].reshape(target)]
+    return np.reshape(x[0], target)
 
 
-@fold("Transpose")
-def _transpose(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.transpose(x[0], node.attributes.get_ints("perm"))]
-
-
-@fold("Expand")
-def _expand(node: ir.Node, x: list[Any]) -> list[Array]:
-    shape = np.broadcast_shapes(x[0].shape, tuple(int(d) for d in x[1]))
-    return [np.broadcast_to(x[0], shape)]
-
-
-@fold("Tile")
-def _tile(node: ir.Node, x: list[Any]) -> list[Array]:
-    if x[0].size * np.prod(x[1], dtype=np.float64) > MAX_KNOWN:
+def _small(size: float) -> None:
+    if size > MAX_KNOWN:
         raise ValueError("too large to follow")
-    return [np.tile(x[0], x[1])]
 
 
-@fold("ConstantOfShape")
-def _constant_of_shape(node: ir.Node, x: list[Any]) -> list[Array]:
-    attr = node.attributes.get("value")
-    fill = np.zeros(1, np.float32) if attr is None else attr.as_tensor().numpy()
+def _expand(node: ir.Node, x: list[Any]) -> Array:
+    return np.broadcast_to(x[0], np.broadcast_shapes(x[0].shape, tuple(int(d) for d in x[1])))
+
+
+def _tile(node: ir.Node, x: list[Any]) -> Array:
+    _small(x[0].size * np.prod(x[1], dtype=np.float64))
+    return np.tile(x[0], x[1])
+
+
+def _constant_of_shape(node: ir.Node, x: list[Any]) -> Array:
+    given = node.attributes.get_tensor("value")
+    fill = np.zeros(1, np.float32) if given is None else given.numpy()
     shape = tuple(int(d) for d in x[0])
-    if int(np.prod(shape, dtype=np.int64)) > MAX_KNOWN:
-        raise ValueError("too large to follow")
-    return [np.full(shape, fill.reshape(-1)[0])]
+    _small(math.prod(shape))
+    return np.full(shape, fill.reshape(-1)[0])
 
 
-@fold("Range")
-def _range(node: ir.Node, x: list[Any]) -> list[Array]:
-    count = (float(x[1]) - float(x[0])) / float(x[2])
-    if count > MAX_KNOWN:
-        raise ValueError("too large to follow")
-    return [np.arange(x[0].item(), x[1].item(), x[2].item())]
+def _range(node: ir.Node, x: list[Any]) -> Array:
+    _small((float(x[1]) - float(x[0])) / float(x[2]))
+    return np.arange(x[0].item(), x[1].item(), x[2].item())
 
 
 def slice_index(rank: int, starts: Any, ends: Any, axes: Any, steps: Any) -> tuple[slice, ...]:
@@ -128,18 +82,11 @@ def slice_bounds(node: ir.Node, x: list[Array | None]) -> tuple[Any, Any, Any, A
     return rest[0], rest[1], rest[2], rest[3]
 
 
-@fold("Slice")
-def _slice(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [x[0][slice_index(x[0].ndim, *slice_bounds(node, x))]]
-
-
-@fold("Split")
 def _split(node: ir.Node, x: list[Any]) -> list[Array]:
     axis = node.attributes.get_int("axis", 0)
     sizes = node.attributes.get_ints("split") or (tuple(x[1]) if len(x) > 1 and x[1] is not None else None)
     if sizes is None:
-        part = -(-x[0].shape[axis] // len(node.outputs))
-        sizes = (part,) * len(node.outputs)
+        sizes = (-(-x[0].shape[axis] // len(node.outputs)),) * len(node.outputs)
     return list(np.split(x[0], np.cumsum(sizes)[:-1], axis=axis))
 
 
@@ -149,11 +96,28 @@ def _integer_divide(a: Any, b: Any) -> Any:
     return np.divide(a, b)
 
 
-def _mod(node: ir.Node, x: list[Any]) -> list[Array]:
-    return [np.fmod(*x) if node.attributes.get_int("fmod", 0) else np.mod(*x)]
+def _cumsum(node: ir.Node, x: list[Any]) -> Array:
+    if node.attributes.get_int("exclusive", 0) or node.attributes.get_int("reverse", 0):
+        raise ValueError("not followed")
+    return np.cumsum(x[0], axis=int(x[1]))
 
 
-FOLDS["Mod"] = _mod
+def _pad(node: ir.Node, x: list[Any]) -> Array:
+    if len(x) < 2 or node.attributes.get("mode") is not None:
+        raise ValueError("not followed")
+    fill = x[2].item() if len(x) > 2 and x[2] is not None else 0
+    return np.pad(x[0], np.asarray(x[1]).reshape(2, -1).T, constant_values=fill)
+
+
+def _elementwise(function: Callable[..., Any]) -> Fold:
+    return lambda node, x: np.asarray(function(*x))
+
+
+def _reduction(function: Callable[..., Any]) -> Fold:
+    return lambda node, x: np.asarray(
+        function(x[0], axis=axes_of(node, x), keepdims=bool(node.attributes.get_int("keepdims", 1)))
+    )
+
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _integer_divide, "Neg": np.negative,
@@ -163,43 +127,30 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Reciprocal": np.reciprocal, "Min": lambda *a: np.minimum.reduce(np.broadcast_arrays(*a)),
     "Max": lambda *a: np.maximum.reduce(np.broadcast_arrays(*a)), "Round": np.round,
 }  # fmt: skip
-
-
-def _elementwise(function: Callable[..., Any]) -> Fold:
-    return lambda node, x: [np.asarray(function(*x))]
-
-
-FOLDS.update({name: _elementwise(function) for name, function in _ELEMENTWISE.items()})
-
-
-def _reduction(function: Callable[..., Any]) -> Fold:
-    def run(node: ir.Node, x: list[Any]) -> list[Array]:
-        axes = axes_of(node, x)
-        return [np.asarray(function(x[0], axis=axes, keepdims=bool(node.attributes.get_int("keepdims", 1))))]
-
-    return run
-
-
 _REDUCTIONS: dict[str, Any] = {
-    "ReduceProd": np.prod,
-    "ReduceSum": np.sum,
-    "ReduceMax": np.max,
-    "ReduceMin": np.min,
+    "ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min,
+}  # fmt: skip
+FOLDS: dict[str, Fold] = {
+    "Cast": lambda node, x: x[0],
+    "Concat": lambda node, x: np.concatenate(x, axis=node.attributes.get_int("axis", 0)),
+    "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cumsum,
+    "Dropout": lambda node, x: x[0],
+    "Expand": _expand,
+    "Gather": lambda node, x: np.take(x[0], x[1].astype(np.int64), axis=node.attributes.get_int("axis", 0)),
+    "Identity": lambda node, x: x[0],
+    "Mod": lambda node, x: np.fmod(*x) if node.attributes.get_int("fmod", 0) else np.mod(*x),
+    "Pad": _pad,
+    "Range": _range,
+    "Reshape": _reshape,
+    "Shape": lambda node, x: np.array(x[0].shape, np.int64),
+    "Size": lambda node, x: np.array(x[0].size, np.int64),
+    "Slice": lambda node, x: x[0][slice_index(x[0].ndim, *slice_bounds(node, x))],
+    "Split": _split,
+    "Squeeze": lambda node, x: np.squeeze(x[0], axis=axes_of(node, x)),
+    "Tile": _tile,
+    "Transpose": lambda node, x: np.transpose(x[0], node.attributes.get_ints("perm")),
+    "Unsqueeze": lambda node, x: np.expand_dims(x[0], axes_of(node, x) or ()),
+    **{op: _elementwise(function) for op, function in _ELEMENTWISE.items()},
+    **{op: _reduction(function) for op, function in _REDUCTIONS.items()},
 }
-FOLDS.update({name: _reduction(function) for name, function in _REDUCTIONS.items()})
-
-
-@fold("CumSum")
-def _cumsum(node: ir.Node, x: list[Any]) -> list[Array]:
-    if node.attributes.get_int("exclusive", 0) or node.attributes.get_int("reverse", 0):
-        raise ValueError("not followed")
-    return [np.cumsum(x[0], axis=int(x[1]))]
-
-
-@fold("Pad")
-def _pad(node: ir.Node, x: list[Any]) -> list[Array]:
-    if len(x) < 2 or node.attributes.get("mode") is not None:
-        raise ValueError("not followed")
-    pads = np.asarray(x[1]).reshape(2, -1).T
-    fill = x[2].item() if len(x) > 2 and x[2] is not None else 0
-    return [np.pad(x[0], pads, constant_values=fill)]

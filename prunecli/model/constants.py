@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.model.constant_values import fold
 from prunecli.model.graphs import all_graphs
 from prunecli.operators import Refused, Role, role_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
@@ -178,7 +179,7 @@ def moved(node: ir.Node, index: int, shape: Shape) -> tuple[Step, ...] | None:
     rule = TRANSPARENT.get(node.op_type) if movable else None
     try:
         return rule(node, shape) if rule else None
-    except (UnreadableAttributeError, ValueError):
+    except (UnreadableAttributeError, IndexError, TypeError, ValueError):
         return None
 
 
@@ -259,56 +260,28 @@ def _transpose(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     return (Transpose(perm),) if sorted(perm) == list(range(len(shape))) else None
 
 
-@through("Reshape")
-def _reshape(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
-    target = _constant(node, 1)
-    if target is None:
-        return None
-    keep_zero = bool(integer(node, "allowzero", 0))
-    dims = [shape[i] if d == 0 and not keep_zero else d for i, d in enumerate(target)]
-    return _to(shape, np.empty(shape, np.void).reshape(dims).shape)
-
-
 @through("Flatten")
 def _flatten(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     axis = integer(node, "axis", 1) % (len(shape) + 1)
-    return _to(shape, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+    return (Reshape(shape, (math.prod(shape[:axis]), math.prod(shape[axis:]))),)
 
 
-@through("Squeeze")
-def _squeeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
-    axes = _axes(node, len(shape))
-    kept = [d for i, d in enumerate(shape) if (i not in axes if axes else d != 1)]
-    return _to(shape, tuple(kept))
-
-
-@through("Unsqueeze")
-def _unsqueeze(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
-    given = integers(node, "axes") or _constant(node, 1)
-    if given is None:
+@through("Reshape", "Squeeze", "Unsqueeze")
+def _reshaped(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
+    """The row-major order stays."""
+    given = [_constant(value) for value in node.inputs[1:]]
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
-    rank = len(shape) + len(given)
-    axes, rest = {a % rank for a in given}, iter(shape)
-    return _to(shape, tuple(1 if i in axes else next(rest) for i in range(rank)))
-
-
-def _axes(node: ir.Node, rank: int) -> set[int]:
-    given = integers(node, "axes") or _constant(node, 1)
-    if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        raise ValueError("axes are computed")
-    return {a % rank for a in given or ()}
-
-
-def _to(before: Shape, after: Shape) -> tuple[Step, ...] | None:
-    if math.prod(before) != math.prod(after):
+    if any(value is not None and array is None for value, array in zip(node.inputs[1:], given, strict=True)):
         return None
-    return (Reshape(before, after),)
+    after = fold(node, [np.empty(shape, np.void), *given])[0].shape
+    return (Reshape(shape, after),)
 
 
-def _constant(node: ir.Node, index: int) -> tuple[int, ...] | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
+def _constant(value: ir.Value | None) -> Array | None:
+    """The content of a short stored vector."""
     tensor = stored(value)
-    return None if tensor is None or tensor.size > 64 else tuple(int(v) for v in tensor.numpy().reshape(-1))
+    return None if tensor is None or tensor.size > 64 else tensor.numpy().reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ def _change_attributes(attributes: MutableMapping[str, ir.Attr], change: Change)
 
 def taken_names(graph: ir.Graph) -> set[str]:
     """Names of the values and nodes of a graph and of the graphs inside its nodes."""
-    return set(_names(graph))
+    names = {node.name or "" for node in ir.traversal.RecursiveGraphIterator(graph)}
+    for each in (graph, *graph.subgraphs()):
+        names.update(value.name or "" for value in (*each.inputs, *each.initializers.values()))
+        names.update(value.name or "" for node in each for value in node.outputs)
+    return names
 
 
 def free_name(name: str, taken: set[str]) -> str:
@@ -103,22 +107,3 @@ def free_name(name: str, taken: set[str]) -> str:
     found = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(found)
     return found
-
-
-def _names(graph: ir.Graph) -> Iterator[str]:
-    for value in (*graph.inputs, *graph.initializers.values()):
-        yield value.name or ""
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        yield node.name or ""
-        yield from (value.name or "" for value in node.outputs)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _ends(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    yield from _ends(inner)
-
-
-def _ends(graph: ir.Graph) -> Iterator[str]:
-    for value in (*graph.inputs, *graph.initializers.values()):
-        yield value.name or ""

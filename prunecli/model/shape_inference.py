@@ -17,10 +17,11 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from prunecli.model.constant_values import FOLDS, MAX_KNOWN, Array
+from prunecli.model.constant_values import FOLDS, MAX_KNOWN, fold
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Shape
+from prunecli.operators.operator import Array
 from prunecli.storage.chain import constant_tensor
 
 UNKNOWN_INPUT = "the shape of an input is unknown"
@@ -210,7 +211,7 @@ def _shape_by_value(node: ir.Node, facts: Facts) -> None:
     known = all(v is None or a is not None for v, a in zip(node.inputs, arrays, strict=True))
     if not known or node.op_type not in FOLDS or node.domain != "":
         raise ValueError("the output shape depends on data")
-    out, result = node.outputs[0], FOLDS[node.op_type](node, arrays)[0]
+    out, result = node.outputs[0], fold(node, arrays)[0]
     facts.shapes[out] = result.shape
     facts.dtypes.setdefault(out, int(ir.DataType.from_numpy(result.dtype)))
 
@@ -234,7 +235,7 @@ def _fold_values(node: ir.Node, facts: Facts) -> None:
         return
     try:
         with np.errstate(all="ignore"):
-            results = FOLDS[node.op_type](node, arrays)
+            results = fold(node, arrays)
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError):
         return  # nonsense in the model: what it comes to stays unknown
     for value, result in zip(node.outputs, results, strict=False):
