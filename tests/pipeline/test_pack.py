@@ -284,6 +284,28 @@ def test_a_proof_sees_a_changed_value(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "p.onnx").exists()
 
 
+def test_a_proof_sees_other_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running both files would notice what the comparison of tensors missed."""
+    from prunecli.packing import proof as pack_proof
+    from prunecli.storage.positions import Rows
+
+    right = Rows.at_bits
+    monkeypatch.setattr(Rows, "at_bits", lambda self: right(self) * np.float32(1.0000001))
+    monkeypatch.setattr(pack_proof, "check_tensors", lambda *_: None)
+    path = save_proto(model(two(), {"w": weight("50%"), "v": weight("95%")}), tmp_path)
+    with pytest.raises(PruneError, match="the packed model does not compute what the model does"):
+        pack(path, output=tmp_path / "p.onnx")
+    assert not (tmp_path / "p.onnx").exists()
+
+
+def test_a_model_of_random_outputs_is_not_called_equal(tmp_path: Path) -> None:
+    nodes = [*two(), node("RandomNormalLike", ["y"], ["noise"]), node("Add", ["y", "noise"], ["random"])]
+    made = proto(nodes, {"x": (2, 64)}, ["random"], {"w": weight("50%"), "v": weight("95%")})
+    found = pack(save_proto(made, tmp_path), output=tmp_path / "p.onnx").verification
+    assert (found.kind, found.samples) == ("exact", 0)
+    assert "random" in found.detail
+
+
 # n, k, bytes each, limit: H(1/2) = 1 bit; H(1/4) = 0.8113 bits
 LIMITS = [(800, 400, 4, 100 + 1600), (800, 200, 2, 81.13 + 400), (800, 0, 4, 0), (800, 800, 8, 6400)]
 

@@ -63,6 +63,27 @@ def run(model: Path, output: Path, epochs: int = 2, **changes: Any) -> FinetuneR
     return finetune(model, output=output, epochs=epochs, **given)
 
 
+def test_a_file_that_is_not_what_was_trained_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.training import finetune as module
+
+    right = module.save
+
+    def spoilt(file: Any, target: Path, options: Any, proof: Any) -> Any:
+        def inspect(staged: Path) -> None:
+            model = onnx.load(staged)
+            weight = next(t for t in model.graph.initializer if len(t.dims) > 1)
+            weight.CopyFrom(numpy_helper.from_array(1.05 * numpy_helper.to_array(weight), weight.name))
+            onnx.save(model, staged)
+            proof(staged)
+
+        return right(file, target, options, inspect)
+
+    monkeypatch.setattr(module, "save", spoilt)
+    with pytest.raises(PruneError, match="the saved model does not compute what the trained one does"):
+        run(MLP, tmp_path / "out.onnx", 1, keep_start=True)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize("source", [CNN, MLP], ids=["cnn", "mlp"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_training_recovers_and_keeps_every_zero(source: Path, optimizer: str, tmp_path: Path) -> None:
