@@ -54,7 +54,7 @@ def our_step(
     built: GradientModel, x: Array, target: Array, threads: int
 ) -> tuple[Callable[[], None], dict[str, Array]]:
     """A step on bound memory as in training, and where the gradients appear."""
-    session = Session.open(built.model, threads=threads, training=True)
+    session = Session.open(built.model, threads=threads, mode="training")
     weights = {n: np.ascontiguousarray(t.numpy()) for n, t in built.weights.items()}
     found = {n: np.zeros(weights[n].shape, np.float32) for n in built.gradients}
     results = {out: found[n] for n, out in built.gradients.items()} | {built.loss: np.zeros((), np.float32)}
@@ -177,7 +177,7 @@ def one_model(path: Path, threads: int, seconds: float) -> list[object]:
         built = differentiate(model.ir, names, OutputProduct(), shapes={n: a.shape for n, a in feed.items()})
     except PruneError as error:
         return ["", "", error.message]
-    session = Session.open(built.model, threads=threads, training=True)
+    session = Session.open(built.model, threads=threads, mode="training")
     weights = {n: t.numpy() for n, t in built.weights.items() if n in {s.name for s in session.inputs}}
     vector = np.ones(built.loss_inputs["vector"][1], np.float32)
     whole = {**feed, **weights, "vector": vector}

@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 Feed = Mapping[str, Any]
+Mode = Literal["fast", "plain", "low memory", "training"]
+"""How a session is opened; see `Session.open`."""
 
 _FATAL_ONLY = 4
 _MAX_CAUSE = 300
@@ -90,9 +92,7 @@ class Session:
         *,
         provider: str = "cpu",
         threads: int = 0,
-        optimise: bool = True,
-        low_memory: bool = False,
-        training: bool = False,
+        mode: Mode = "fast",
         outputs: Sequence[str] | Literal["all"] | None = None,
         profile: Path | None = None,
         optimised: Path | None = None,
@@ -105,9 +105,9 @@ class Session:
         Args:
             provider: an execution provider, in full or short ("cpu", "cuda").
             threads: intra-operator threads; 0 lets onnxruntime choose.
-            optimise: run onnxruntime's graph optimisations.
-            low_memory: no weight pre-packing, no optimisation, no memory arena: for models of gigabytes.
-            training: no memory pattern: the many values that a backward pass keeps alive take half the space.
+            mode: "fast" runs onnxruntime's graph optimisations, "plain" does not. "low memory": plain, without weight
+                pre-packing and memory arena, for models of gigabytes. "training": fast, without memory pattern: the
+                many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
             profile: time every operator; the file that `end_profile` writes starts with this.
             optimised: a file that receives the graph as onnxruntime will run it.
@@ -119,9 +119,7 @@ class Session:
         ort = _onnxruntime()
         label = str(model) if isinstance(model, str | Path) else "the model"
         source = _source(model, outputs)
-        options = _options(ort, threads, optimise, low_memory)
-        if training:
-            options.enable_mem_pattern = False
+        options = _options(ort, threads, mode)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if optimised is not None:
@@ -359,18 +357,18 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _options(ort: Any, threads: int, optimise: bool, low_memory: bool) -> Any:
+def _options(ort: Any, threads: int, mode: Mode) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
     # idle sessions must not spin: several are open at once, and their threads would slow down each other
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if low_memory or not optimise:
+    if mode in ("plain", "low memory"):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if low_memory:
+    if mode == "low memory":
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
+    options.enable_mem_pattern = mode not in ("low memory", "training")
     return options
 
 

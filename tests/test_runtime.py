@@ -28,7 +28,9 @@ def test_inputs_and_outputs_are_described() -> None:
     assert "CPUExecutionProvider" in providers()
 
 
-@pytest.mark.parametrize("options", [{}, {"optimise": False}, {"low_memory": True}, {"threads": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "plain"}, {"mode": "low memory"}, {"mode": "training"}, {"threads": 1}]
+)
 def test_runs(options: dict[str, bool]) -> None:
     assert np.array_equal(Session.open(model(RELU), **options).run({"x": X})["y"], np.maximum(-X, 0))
 

@@ -154,7 +154,7 @@ class GradientStudy:
             graph = self._graph(wanted, shapes)
         for name, tensor in graph.weights.items():
             self.values.setdefault(name, np.ascontiguousarray(tensor.numpy(), dtype=np.float32))
-        return _Built(graph, Session.open(graph.model, threads=self.threads, training=True))
+        return _Built(graph, Session.open(graph.model, threads=self.threads, mode="training"))
 
     def _graph(self, wanted: Sequence[str], shapes: Shapes) -> GradientModel:
         return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=DifferentiationOptions(True))

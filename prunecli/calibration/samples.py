@@ -225,7 +225,7 @@ def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: 
     moved = [name for name in names if name in graph.gradients]
     if not moved:
         return "no BatchNormalization depends on an input that can be fitted: inputs are smoothed noise"
-    session = Session.open(graph.model, threads=threads, training=True)
+    session = Session.open(graph.model, threads=threads, mode="training")
     tries = [_Descent(graph, session, moved, len(layers), scale=scale, offset=offset) for scale, offset in RANGES]
     return min(tries, key=lambda one: one.loss(one.start(feed)))
 

@@ -91,7 +91,7 @@ class Command(TyperCommand):
         models = (given.get(slot.name) for slot in schema_of(str(self.name)).values() if slot.role == "model")
         for path in filter(None, models):
             try:
-                Session.open(path, optimise=False)
+                Session.open(path, mode="plain")
             except PruneError as error:
                 return PruneError(f"the model is damaged: {error.message}", "export or download it again")
         return None

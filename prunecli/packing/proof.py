@@ -71,7 +71,7 @@ class PackProof:
     def __call__(self, staged: Path) -> None:
         self._check_stored(staged)
         if sum(item.row.dense_bytes for item in self.items) > RUN_UP_TO:
-            Session.open(staged, provider=self.execution.provider, low_memory=True)
+            Session.open(staged, provider=self.execution.provider, mode="low memory")
             self._apart("it is too large to be run on both sides")
             return
         original = open_original(partial(self.execution.open, self.original))

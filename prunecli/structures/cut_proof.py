@@ -140,7 +140,7 @@ class _Sides:
 
     @cached_property
     def plain_reference(self) -> Session:
-        return self.open(self.masked, optimise=False)
+        return self.open(self.masked, mode="plain")
 
     @cached_property
     def zeroed(self) -> Session:
@@ -148,7 +148,7 @@ class _Sides:
 
     @cached_property
     def nudged(self) -> Sequence[Session]:
-        return [self.open(model, optimise=False) for model in self.moved()]
+        return [self.open(model, mode="plain") for model in self.moved()]
 
     def moved(self) -> Iterator[bytes]:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""

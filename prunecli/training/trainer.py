@@ -275,7 +275,7 @@ class Stepper:
 
     def __init__(self, graph: GradientModel, parameters: Parameters, threads: int = 0) -> None:
         self.parameters = parameters
-        self.session = Session.open(graph.model, threads=threads, training=True)
+        self.session = Session.open(graph.model, threads=threads, mode="training")
         by_name = {item.name: item for item in parameters.items}
         self.feed: dict[str, Array] = {}
         for spec in self.session.inputs:

@@ -100,7 +100,7 @@ class InnerValues:
 
 
 def _values(model: Path | bytes, names: Sequence[str], feed: Feed) -> Outputs:
-    return Session.open(model, outputs=names, optimise=False).run(feed, names)
+    return Session.open(model, outputs=names, mode="plain").run(feed, names)
 
 
 def _of_shapes(graph: onnx.GraphProto) -> set[str]:

@@ -63,7 +63,7 @@ class ZeroProof:
         self._check_stored(staged)
         size = sum(path.stat().st_size for path in (self.model.path, *self.model.data_files))
         if size > RUN_UP_TO:
-            self._session(staged, low_memory=True)  # it maps the weights instead of copying them
+            self._session(staged, mode="low memory")  # it maps the weights instead of copying them
             return self._by_storage("onnxruntime opens it; it is too large to be run on both sides")
         try:
             found = self._run(staged)

@@ -52,7 +52,7 @@ def data(path: Path, count: int = 16, **options: Any) -> Any:
 
 def moments(path: Path, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation per channel of what the BatchNormalization reads, by onnxruntime and numpy alone."""
-    read = Session.open(path, outputs=["h"], threads=1, optimise=False).run(feed, ["h"])["h"].astype(np.float64)
+    read = Session.open(path, outputs=["h"], threads=1, mode="plain").run(feed, ["h"])["h"].astype(np.float64)
     return read.mean((0, 2, 3)), read.std((0, 2, 3))
 
 

@@ -22,7 +22,7 @@ SHARED = ROOT.parent / "shared" / "models" / "arch"
 
 def everything(model: ir.Model, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     proto = ir.to_proto(model)
-    return Session.open(proto.SerializeToString(), outputs="all", optimise=False).run(feed)
+    return Session.open(proto.SerializeToString(), outputs="all", mode="plain").run(feed)
 
 
 def outputs_of(model: ir.Model) -> list[str]:
