@@ -69,24 +69,24 @@ oneshot S/digits-mlp.onnx TRAIN --pattern 2:4 --method wanda --recover none
 oneshot R/resnet20-cifar10.onnx CIFAR --sparsity 0.7 --allocate uniform
 oneshot R/ch_ppocr_mobile_v2.0_cls_infer.onnx OCR --sparsity 0.7 --method sparsegpt
 oneshot R/resnet20-cifar10-bn.onnx --data synthetic --sparsity 0.6 --method wanda --limit 32
-structured S/digits-cnn.onnx --macs 0.5 --save-plan {o}/plan.json
-structured S/digits-cnn.onnx --macs 0.5 TRAIN
-structured S/digits-mlp.onnx --ratio 0.5 --criterion l2 --recover none TRAIN
+structured S/digits-cnn.onnx --macs 0.5 --save-plan {o}/plan.json --round-to 1
+structured S/digits-cnn.onnx --macs 0.5 TRAIN --round-to 1
+structured S/digits-mlp.onnx --ratio 0.5 --criterion l2 --recover none TRAIN --round-to 1
 structured S/digits-cnn.onnx --params 0.5 --criterion taylor --recover bias TRAIN --round-to 4
-structured R/resnet20-cifar10.onnx --macs 0.6 CIFAR --criterion activation
-structured R/resnet20-cifar10-bn.onnx --macs 0.6 CIFAR --recover bn
+structured R/resnet20-cifar10.onnx --macs 0.6 CIFAR --criterion activation --round-to 1
+structured R/resnet20-cifar10-bn.onnx --macs 0.6 CIFAR --recover bn --round-to 1
 structured R/resnet20-cifar10.onnx --ratio 0.3 --granularity block CIFAR
-structured R/ch_ppocr_mobile_v2.0_cls_infer.onnx --macs 0.6 OCR
-structured R/ch_PP-OCRv4_det_infer.onnx --macs 0.6 --input-shape x:1,3,64,64
-structured S/digits-cnn.onnx --macs 0.6 TRAIN --finetune-epochs 1 --steps 2
+structured R/ch_ppocr_mobile_v2.0_cls_infer.onnx --macs 0.6 OCR --round-to 1
+structured R/ch_PP-OCRv4_det_infer.onnx --macs 0.6 --input-shape x:1,3,64,64 --round-to 1
+structured S/digits-cnn.onnx --macs 0.6 TRAIN --finetune-epochs 1 --steps 2 --round-to 1
 finetune S/digits-cnn.onnx TRAIN --teacher S/digits-cnn.onnx --epochs 1
 finetune S/digits-mlp.onnx TRAIN --epochs 1 --optimizer adam --augment none --regularize l1 --mixup 0.2
 finetune R/resnet20-cifar10-bn.onnx CIFAR --epochs 1 --teacher R/resnet20-cifar10-bn.onnx
 adaptive S/digits-mlp.onnx --data S/digits-test.npz --max-drop 5% --rounds 1 --jobs 1
 adaptive S/digits-mlp.onnx --data S/digits-test.npz --max-drop 5% --strategy feedback --jobs 1 --recover auto --pack
-adaptive S/digits-cnn.onnx --data S/digits-test.npz --max-drop 5% --granularity channel --rounds 1 --jobs 1
+adaptive S/digits-cnn.onnx --data S/digits-test.npz --max-drop 5% --granularity channel --rounds 1 --jobs 1 --round-to 1
 sensitivity S/digits-mlp.onnx --data S/digits-test.npz --jobs 1
-sensitivity S/digits-cnn.onnx --data S/digits-test.npz --jobs 1 --granularity channel
+sensitivity S/digits-cnn.onnx --data S/digits-test.npz --jobs 1 --granularity channel --round-to 1
 sensitivity S/digits-mlp.onnx --data S/digits-test.npz --fast
 magnitude S/digits-cnn.onnx --sparsity 0.5 -o {o}/z.onnx && evaluate {o}/z.onnx --baseline S/digits-cnn.onnx --data S/digits-test.npz --no-latency --per-class --robustness --fail-if accuracy.drop>50%
 magnitude S/digits-cnn.onnx --sparsity 0.9 -o {o}/z.onnx && evaluate {o}/z.onnx --baseline S/digits-cnn.onnx --data S/digits-test.npz --no-latency --fail-if accuracy.drop>1%
@@ -102,8 +102,8 @@ magnitude S/digits-cnn.onnx --sparsity 0.5 --finetune-epochs 2 TRAIN --print-rec
 magnitude S/none.onnx --sparsity 0.5
 magnitude S/digits-cnn.onnx --sparsity 70
 magnitude S/digits-cnn.onnx
-structured S/digits-cnn.onnx --macs 0.5 --criterion nonsense
-structured S/digits-cnn.onnx --macs 0.5 --plan x.json
+structured S/digits-cnn.onnx --macs 0.5 --criterion nonsense --round-to 1
+structured S/digits-cnn.onnx --macs 0.5 --plan x.json --round-to 1
 oneshot S/digits-cnn.onnx --sparsity 0.5
 """.strip().splitlines()  # fmt: skip
 
@@ -112,10 +112,10 @@ def rows(shared: Path) -> Iterator[str]:
     """The table, and inspect and two kinds of pruning of every small model."""
     yield from ROWS
     for name in sorted(path.name for path in (shared / "models/arch").glob("*.onnx")):
-        yield f"structured A/{name} --ratio 0.3"
+        yield f"structured A/{name} --ratio 0.3 --round-to 1"
         yield f"magnitude A/{name} --sparsity 0.5"
     for name in sorted(path.name for path in (shared / "cases").glob("*.onnx")):
-        yield f"structured C/{name} --ratio 0.5"
+        yield f"structured C/{name} --ratio 0.5 --round-to 1"
 
 
 def expanded(row: str) -> str:
@@ -183,6 +183,11 @@ def results(row: str, checkout: Path, shared: Path) -> dict[str, str]:
             return {"exit": "timed out"}
 
 
+def kept(before: dict[str, dict[str, str]], row: str) -> dict[str, str] | None:
+    """The results of a row before; `--round-to 1` says what was the default once."""
+    return before.get(row, before.get(row.replace(" --round-to 1", "")))
+
+
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """A line for each part that differs."""
     old, new = ({key: printed(text) for key, text in parts.items()} for parts in (before, after))
@@ -210,7 +215,11 @@ def main() -> int:
     asked = parser.parse_args()
     checkout, shared = asked.checkout.resolve(), asked.shared.resolve()
     before = json.loads(asked.against.read_text()) if asked.against else None
-    table = [row for row in rows(shared) if fnmatch(row, f"*{asked.only}*") and (before is None or row in before)]
+    table = [
+        row
+        for row in rows(shared)
+        if fnmatch(row, f"*{asked.only}*") and (before is None or kept(before, row) is not None)
+    ]
     there = [row for row in table if not missing(row, shared)]
     print(f"{len(there)} rows; {len(table) - len(there)} left out, whose files are not here", flush=True)
     found: dict[str, dict[str, str]] = {}
@@ -218,7 +227,7 @@ def main() -> int:
     with ThreadPoolExecutor(asked.jobs) as pool:
         for row, parts in zip(there, pool.map(lambda row: results(row, checkout, shared), there), strict=True):
             found[row] = parts
-            lines = [] if before is None else differences(before[row], parts)
+            lines = [] if before is None else differences(kept(before, row) or {}, parts)
             differing += bool(lines)
             told = "" if before is None else "DIFFERS " if lines else "same    "
             print(told + row, *lines, sep="\n    ", flush=True)

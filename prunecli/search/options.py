@@ -25,6 +25,7 @@ from prunecli.options.groups import (
 from prunecli.options.training import Retraining
 from prunecli.quantity import parse_fraction, parse_quantity
 from prunecli.structures.options import Widths
+from prunecli.structures.widths import AUTO
 from prunecli.zeros.options import OtherKinds, Patterned
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class TrialOptions(
         if "block" in self.granularity.split(","):
             raise PruneError("blocks are chosen by `prune structured --granularity block`, not by trials",
                              "use --granularity element, channel,head or all")  # fmt: skip
-        if self.elements and (self.multiple > 1 or self.max_ratio is not None):
-            raise PruneError("--round-to and --max-ratio are of structures", "add --granularity channel,head")
+        if self.elements and ((self.round_to, self.target, self.max_ratio) != (AUTO, "cpu", None)):
+            raise PruneError("--round-to, --target and --max-ratio are of structures", "add --granularity channel,head")
         if not self.elements and (self.pattern != "element" or self.also):
             raise PruneError("--pattern and --also are of single weights", "leave out --granularity")
         check_parallel("--jobs", self.jobs)

@@ -37,7 +37,7 @@ class Layer:
     """Something that can be cut by a fraction of its own: the elements of a weight, or a group of coupled units.
 
     count: units in it. params, macs: in the weights that it touches. limit: the largest fraction. touches: weights.
-    multiple: the number of units that stay is a multiple of it.
+    widths: numbers of units that may stay, from all of them down; empty: any.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Layer:
     macs: int | None
     touches: tuple[str, ...]
     limit: float = 1.0
-    multiple: int = 1
+    widths: tuple[int, ...] = ()
 
     def gone(self, fraction: float) -> int:
         """Whole units that go."""
         most = min(round(fraction * self.count), int(self.limit * self.count + 1e-9))
-        return max(self.count - -(-(self.count - most) // self.multiple) * self.multiple, 0)
+        return self.count - min(width for width in self.widths if width >= self.count - most) if self.widths else most
 
     def snapped(self, fraction: float) -> float:
         """The fraction that whole units make."""

@@ -27,12 +27,12 @@ from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
 from prunecli.structures.calibrate import measure
 from prunecli.structures.carry_out import StructuredResult, carry_out
-from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_limit, group_multiple, resolve_criterion
+from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_limit, resolve_criterion
 from prunecli.structures.decide import nothing_to_cut
 from prunecli.structures.decision import Decided, analysed_as
 from prunecli.structures.gradual import expand
 from prunecli.structures.latency_budget import LatencyBench as Timing
-from prunecli.structures.latency_budget import layer_table
+from prunecli.structures.latency_budget import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.types import Json, Progress, Skipped
@@ -43,14 +43,14 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class UnitRanking:
     """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
-    that it is analysed at. `max_ratio`: the largest fraction of a group; `multiples`: by group, units that stay.
-    `whole`: axes that stay whole, see `Cuttable`."""
+    that it is analysed at. `max_ratio`: the largest fraction of a group; `widths`: by group, numbers of units that may
+    stay. `whole`: axes that stay whole, see `Cuttable`."""
 
     granularity: str
     shapes: Mapping[str, Shape]
     scores: Array
     max_ratio: float = 0.9
-    multiples: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ class UnitSpace:
             params=params * group.count, macs=macs * group.count,
             touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
             limit=group_limit(group, self.ranking.max_ratio) / group.count,
-            multiple=self.ranking.multiples.get(group.name, 1),
+            widths=self.ranking.widths.get(group.name, ()),
         )  # fmt: skip
 
     def mask(self, allocation: Allocation) -> Array:
@@ -159,10 +159,11 @@ class StructurePruner(UnitSpace):
         latency = options.goal == "latency"
         self.timing = Timing(cuttable, self._cut_options(options.criterion), progress) if latency else None
         table = None if self.timing is None else layer_table(self.timing, allowed)
+        alignment = options.alignment if table is None else timed_widths(options)
         ranking = UnitRanking(
             options.granularity, dict(cuttable.inputs), scores,
             max_ratio=options.largest_ratio,
-            multiples={g.name: group_multiple(g, options.multiple, table) for g in cuttable.units.groups},
+            widths={g.name: alignment.widths(cuttable.units, g) for g in cuttable.units.groups},
             whole=cuttable.whole, include=cuttable.include,
         )  # fmt: skip
         super().__init__(cuttable, ranking, table)
@@ -188,7 +189,7 @@ class StructurePruner(UnitSpace):
         ranking = self.ranking
         scores = hashlib.sha256(np.nan_to_num(ranking.scores, nan=-1.0).tobytes()).hexdigest()
         shapes = {name: list(shape) for name, shape in ranking.shapes.items()}
-        return digest(ranking.granularity, shapes, scores, ranking.max_ratio, dict(ranking.multiples))
+        return digest(ranking.granularity, shapes, scores, ranking.max_ratio, dict(ranking.widths))
 
     @property
     def criterion(self) -> str:

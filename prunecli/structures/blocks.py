@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 SAMPLES = 256
 """Of the data: enough to rank blocks by, and few enough to run once per block and step."""
 RANDOM_BATCHES = 2
-_FOREIGN = ("criterion", "normalize", "scope", "round_to", "steps")
+_FOREIGN = ("criterion", "normalize", "scope", "round_to", "target", "steps")
 
 
 class BlockCatalogue(Catalogue):

@@ -1,9 +1,13 @@
-"""Choosing units under a budget: rank them, cut the lowest, and hit the target by the exact cost of what is left."""
+"""Choosing units under a budget: rank them, cut the lowest, and hit the target by the exact cost of what is left.
+
+Where units go in steps of several, ranking leaves much on the table: `exchange` then trades steps between pools.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,16 +20,25 @@ Cost = Callable[[Mask], float]
 
 @dataclass(frozen=True)
 class UnitPool:
-    """Units `first .. first + count - 1`, which stay in the order of their scores.
+    """Units `first .. first + widths[0] - 1`, which stay in the order of their scores.
 
-    limit: most units that may go. multiple: the count that stays is a multiple of it (where that leaves more
-    than nothing), so units go in bundles.
+    widths: numbers of them that may stay, from all of them down to the least, so units go in bundles.
     """
 
     first: int
-    count: int
-    limit: int
-    multiple: int = 1
+    widths: Sequence[int]
+
+    @property
+    def count(self) -> int:
+        return self.widths[0]
+
+    @property
+    def units(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+    def order(self, scores: Array) -> Array:
+        """Its units, the first to go first: the lowest score, of equal scores the later."""
+        return self.first + np.lexsort((-np.arange(self.count), scores[self.units]))
 
 
 @dataclass(frozen=True)
@@ -54,30 +67,21 @@ class Bundles:
 
 
 def bundle(pools: Sequence[UnitPool], scores: Array) -> Bundles:
-    """Bundles of every pool, by score; equal scores: the later unit goes first, as in all selection here."""
+    """Bundles of every pool, by score."""
     units: list[Array] = []
     score: list[float] = []
     owner: list[int] = []
     for number, pool in enumerate(pools):
-        own = scores[pool.first : pool.first + pool.count]
-        order = pool.first + np.lexsort((-np.arange(pool.count), own))
-        highest, at = -np.inf, 0
-        while (size := _next(pool, at)) and at + size <= pool.limit:
-            part = order[at : at + size]
+        order, highest = pool.order(scores), -np.inf
+        for before, after in pairwise(pool.widths):
+            part = order[pool.count - before : pool.count - after]
             highest = max(highest, float(scores[part].mean()))
             units.append(part)
             score.append(highest)
             owner.append(number)
-            at += size
     start = np.cumsum([0, *(len(part) for part in units)])
     flat = np.concatenate(units) if units else np.zeros(0, np.int64)
     return Bundles(flat, start, np.array(score, float), np.array(owner, np.int64))
-
-
-def _next(pool: UnitPool, gone: int) -> int:
-    """Units of the next bundle: so many that a multiple stays."""
-    left = pool.count - gone
-    return left % pool.multiple or pool.multiple
 
 
 def by_ratio(pools: Sequence[UnitPool], bundles: Bundles, ratio: float, everywhere: bool) -> Array:
@@ -162,3 +166,115 @@ def interleaved(pools: Sequence[UnitPool], bundles: Bundles) -> Array:
         mine = np.flatnonzero(bundles.pool == number)
         gone[mine] = np.cumsum(bundles.sizes[mine]) / pool.count
     return np.lexsort((bundles.score, gone))
+
+
+PARTNERS = 16
+"""Pools that a step of another one is traded with, at most."""
+REACH = 2
+"""Steps that a pool is moved by at once."""
+NEAR = 0.01
+"""A cost this near to the target, from below, meets it."""
+SLACK = 0.05
+"""Of the damage, which is measured on few samples, is no difference: of such choices the fastest is taken."""
+
+
+@dataclass(frozen=True)
+class WidthProblem:
+    """Choose an index into the widths of every pool. `damage[p][i]`: without the units that go at width i of pool p,
+    never falling; `least`: the index that each pool has reached before. `cost`: what remains of the budgeted amount,
+    never rising with any index; `work`: what remains of the time, as far as it is known; `target`: of the cost."""
+
+    damage: Sequence[Array]
+    least: Array
+    cost: Callable[[Array], float]
+    work: Callable[[Array], float]
+    target: float
+
+    def total(self, state: Array) -> float:
+        return float(sum(own[index] for own, index in zip(self.damage, state, strict=True)))
+
+    def short(self, state: Array) -> float:
+        """By how much more than NEAR the cost is below the target, as a fraction of it."""
+        return max(0.0, 1 - NEAR - self.cost(state) / self.target)
+
+
+Key = Callable[[Array], tuple[float, ...]]
+
+
+def exchange(problem: WidthProblem, start: Array) -> Array:
+    """A choice that meets the target as nearly and damages as little as trading steps between pairs of pools gets it,
+    and is then the fastest whose damage does not differ by more than SLACK.
+
+    Args:
+        start: a choice within the target.
+    """
+    nearest = _trade(problem, start, lambda state: (problem.short(state), problem.total(state)))
+    short, most = problem.short(nearest), problem.total(nearest) * (1 + SLACK)
+
+    def faster(state: Array) -> tuple[float, ...]:
+        allowed = problem.short(state) <= short and problem.total(state) <= most
+        return (0.0 if allowed else 1.0, problem.work(state), problem.total(state))
+
+    return _trade(problem, nearest, faster)
+
+
+def _trade(problem: WidthProblem, state: Array, key: Key) -> Array:
+    """Take what improves the key until nothing does."""
+    best, improved = key(state), True
+    while improved:
+        improved, few = False, _partners(problem, state)
+        for pool in range(len(state)):
+            for other in _moves(problem, state, pool, few):
+                if (found := key(other)) < best:
+                    state, best, improved = other, found, True
+                    break
+    return state
+
+
+def _moves(problem: WidthProblem, state: Array, pool: int, partners: Sequence[int]) -> Iterator[Array]:
+    """One pool some steps further or back; another one as far back as the target then allows, or as far on as it
+    needs."""
+    for index in range(state[pool] - REACH, state[pool] + REACH + 1):
+        if index == state[pool] or not problem.least[pool] <= index < len(problem.damage[pool]):
+            continue
+        moved = state.copy()
+        moved[pool] = index
+        if fits := problem.cost(moved) <= problem.target:
+            yield moved
+        for partner in partners:
+            low = int(problem.least[partner]) if fits else int(state[partner]) + 1
+            if partner != pool and (found := _fitted(problem, moved, partner, low)) is not None:
+                yield found
+
+
+def _fitted(problem: WidthProblem, state: Array, pool: int, low: int) -> Array | None:
+    """The state with the lowest index of one pool, from `low` on, that meets the target; None if that is the present
+    one, or none does."""
+    high, state = len(problem.damage[pool]), state.copy()
+    present = int(state[pool])
+    end = high
+    while low < high:
+        state[pool] = middle = (low + high) // 2
+        low, high = (low, middle) if problem.cost(state) <= problem.target else (middle + 1, high)
+    state[pool] = low
+    return None if low in (end, present) else state
+
+
+def _partners(problem: WidthProblem, state: Array) -> list[int]:
+    """The pools whose next step damages least per cost, and those whose last one damages most."""
+
+    def price(pool: int, index: int) -> float:
+        own, step = problem.damage[pool], np.zeros(len(state), np.int64)
+        if not problem.least[pool] <= index < len(own) - 1:
+            return np.nan
+        step[pool] = index - state[pool]
+        saved = problem.cost(state + step) - problem.cost(state + step + np.eye(len(state), dtype=np.int64)[pool])
+        return float((own[index + 1] - own[index]) / max(saved, 1e-12 * problem.target))
+
+    further = np.array([price(pool, state[pool]) for pool in range(len(state))])
+    back = np.array([price(pool, state[pool] - 1) for pool in range(len(state))])
+    ways = (np.argsort(further, kind="stable"), np.argsort(-back, kind="stable"))
+    known = (np.count_nonzero(~np.isnan(further)), np.count_nonzero(~np.isnan(back)))
+    return list(dict.fromkeys(
+        int(pool) for order, count in zip(ways, known, strict=True) for pool in order[: min(count, PARTNERS)]
+    ))  # fmt: skip

@@ -15,7 +15,7 @@ from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
-from prunecli.structures.choose import Measure, Measurements, UnitRecipe, resolve_criterion
+from prunecli.structures.choose import Measure, Measurements, UnitRecipe, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.structures.target import Kind
@@ -77,10 +77,12 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     data, _ = calibration(options.source.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = subject.units.groups
-    most = [min(g.count - 1, int(np.floor(options.largest_ratio * g.count + 1e-9))) for g in groups]
+    most = [group_limit(group, options.largest_ratio) for group in groups]
+    alignment = options.alignment
+    widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
     usable = [n for n, m in enumerate(most) if m > 0]
     source = DamageSource(subject.work, subject.units, fit, judge, data.start, progress=progress)
-    found = curves(source, [groups[n] for n in usable], [most[n] for n in usable])
+    found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
     evidence = Measurements(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
     return lambda _: evidence
 
@@ -100,6 +102,6 @@ def unit_recipe(options: CutOptions, kind: Kind, target: float) -> UnitRecipe:
     """The options with a target that is a fraction."""
     return UnitRecipe(
         budget=kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
-        normalize=options.normalize, max_ratio=options.largest_ratio, round_to=options.multiple,
+        normalize=options.normalize, max_ratio=options.largest_ratio, alignment=options.alignment,
         steps=options.step_count, seed=options.seed,
     )  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd, lcm
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,8 +13,20 @@ from prunecli.dependency.costs import Costs, costs
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
 from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
-from prunecli.structures.budget import Bundles, Mask, UnitPool, bundle, by_cost, by_ratio, interleaved
+from prunecli.structures.budget import (
+    NEAR,
+    Bundles,
+    Mask,
+    UnitPool,
+    WidthProblem,
+    bundle,
+    by_cost,
+    by_ratio,
+    exchange,
+    interleaved,
+)
 from prunecli.structures.normalisers import NORMALISERS
+from prunecli.structures.widths import Alignment
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -26,10 +37,6 @@ class Costing(Protocol):
     """Amounts as functions of the positions left on each axis; they never grow when more is removed."""
 
     def of(self, kept: Array) -> Mapping[str, int]: ...
-
-    def multiple(self, group: Group) -> int:
-        """Units go in such numbers that a multiple of this stays."""
-        ...
 
 
 class OutOfReachError(PruneError):
@@ -48,8 +55,9 @@ class UnitRecipe:
     scope: `layer` cuts all groups alike; `global` ranks all units by score, with `macs` and `params` by score per
     amount saved (the greedy solution of the knapsack); `auto` is layer with `ratio`, else global.
     target: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
-    or an absolute count if `absolute`. max_ratio: largest fraction of a group that may go. round_to: the positions
-    that stay on the group's axes are a multiple of it. steps: how often scores are taken anew on what is left.
+    or an absolute count if `absolute`. max_ratio: largest fraction of a group that may go. alignment: which widths
+    groups may keep; looser ones take its place where it cannot meet the budget. steps: how often scores are taken anew
+    on what is left.
     """
 
     budget: BudgetKind
@@ -59,7 +67,7 @@ class UnitRecipe:
     normalize: str = "auto"
     scope: Literal["auto", "layer", "global"] = "auto"
     max_ratio: float = 0.9
-    round_to: int = 1
+    alignment: Alignment = field(default_factory=Alignment)
     steps: int = 1
     seed: int = 0
 
@@ -143,7 +151,7 @@ def check_choices(criterion: str, normalize: str, scope: str) -> None:
 def _check(recipe: UnitRecipe, evidence: Measurements | Measure | None) -> None:
     if of_structures()[recipe.criterion].evidence and evidence is None:
         raise PruneError(f"--criterion {recipe.criterion} needs data", "give --data")
-    if not 0 < recipe.max_ratio <= 1 or recipe.round_to < 1 or recipe.steps < 1:
+    if not 0 < recipe.max_ratio <= 1 or recipe.alignment.block < 1 or recipe.steps < 1:
         raise PruneError("--max-ratio is in (0, 1], --round-to and --steps are at least 1", "correct the option")
     if not recipe.absolute and not 0 < recipe.target < 1:
         raise PruneError(
@@ -154,12 +162,6 @@ def _check(recipe: UnitRecipe, evidence: Measurements | Measure | None) -> None:
 def group_limit(group: Group, max_ratio: float) -> int:
     """Most units of a group that may go: never all."""
     return min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
-
-
-def group_multiple(group: Group, round_to: int, costing: Costing | None = None) -> int:
-    """Units go in such numbers that a multiple of this stays."""
-    multiple = round_to // gcd(round_to, max(group.per_unit)) if group.kind in ("channel", "width") else 1
-    return multiple if costing is None else lcm(multiple, costing.multiple(group))
 
 
 class _Chooser:
@@ -176,19 +178,33 @@ class _Chooser:
         self.notes: list[str] = []
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
         self.groups = [group for group, wanted in zip(catalogue.groups, use, strict=True) if wanted]
-        self.pools = [self._pool(group) for group in self.groups]
+        self.alignment, self.pools = recipe.alignment, self._pools(recipe.alignment)
         self.before = self.costs.of(catalogue.sizes)
 
-    def _pool(self, group: Group) -> UnitPool:
-        r = self.recipe
-        if group.count <= group_multiple(group, r.round_to) > 1:
-            self.notes.append(
-                f"--round-to {r.round_to}: {group.name} has only {group.count} {group.kind}s and stays whole"
-            )
-        multiple = group_multiple(group, r.round_to, self.costing)
-        return UnitPool(group.first, group.count, group_limit(group, r.max_ratio), multiple)
+    def _pools(self, alignment: Alignment) -> list[UnitPool]:
+        limits = [group_limit(group, self.recipe.max_ratio) for group in self.groups]
+        return [
+            UnitPool(group.first, alignment.widths(self.catalogue, group, limit))
+            for group, limit in zip(self.groups, limits, strict=True)
+        ]
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
+        """Decide with the widths asked for, or with looser ones where those do not meet the budget."""
+        asked = self.recipe.alignment
+        ways = [asked, *asked.looser()]
+        for way in ways:
+            self.alignment, self.pools = way, self._pools(way)
+            try:
+                found = self._decided(progress, gone)
+            except OutOfReachError:
+                if way is ways[-1]:
+                    raise
+                continue
+            if found.removed.any() or way is ways[-1]:
+                break
+        return replace(found, notes=[*self._told_of_widths(asked), *found.notes, *self._told_of_budget(found)])
+
+    def _decided(self, progress: Progress, gone: Mask | None) -> UnitDecision:
         total = self.catalogue.count
         removed, step_of = np.zeros(total, bool) if gone is None else gone.copy(), np.full(total, -1, np.int64)
         first = np.full(total, np.nan)
@@ -200,7 +216,32 @@ class _Chooser:
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
-        return UnitDecision(removed, first, self.before, after, step_of, self.notes)
+        return UnitDecision(removed, first, self.before, after, step_of, [])
+
+    def _told_of_widths(self, asked: Alignment) -> Iterator[str]:
+        """Where something else was taken than what was asked for, and what is too narrow for that."""
+        if self.alignment is not asked:
+            told = f"--{self.recipe.budget} {self.recipe.target:g} cannot be met with {asked.told} (--round-to auto)"
+            yield f"{told}: widths are {self.alignment.told}"
+        if asked.given and asked.block > 1:
+            for group, pool in zip(self.groups, self.pools, strict=True):
+                if group.count <= asked.multiple(group) and len(pool.widths) == 1:
+                    few = f"{group.name} has only {group.count} {group.kind}s and stays whole"
+                    yield f"--round-to {asked.block}: {few}"
+
+    def _told_of_budget(self, found: UnitDecision) -> Iterator[str]:
+        """How far below the target a cut in steps ends, where that is more than NEAR."""
+        kind, target = self.recipe.budget, self.recipe.target
+        if kind == "ratio":
+            whole = sum(pool.count for pool in self.pools)
+            asked, reached, what = target, found.removed.sum() / whole, "of the units go"
+            missed = reached < (1 - NEAR) * target - 0.5 * len(self.pools) / whole
+        else:
+            asked = target / self.before[kind] if self.recipe.absolute else target
+            reached, what = found.after[kind] / self.before[kind], "remains"
+            missed = reached < (1 - NEAR) * asked
+        if missed and self.alignment.block > 1:
+            yield f"--{kind} {asked:.4g}: {reached:.4g} {what}, the nearest below with widths in {self.alignment.told}"
 
     # -- scores -----------------------------------------------------------------------------------
 
@@ -246,17 +287,44 @@ class _Chooser:
 
     def _choose(self, scores: Array, removed: Mask, share: float) -> Mask:
         """All units that are gone after this step: those before stay gone, because they score lowest."""
-        budget = self.recipe.budget
-        if budget != "ratio" and self.scope == "global":
-            scores = scores / self._savings()
-        scores = np.where(removed, -np.inf, np.where(np.isnan(scores), np.inf, scores))
-        bundles = bundle(self.pools, scores)
+        budget, everywhere = self.recipe.budget, self.scope == "global"
+        ranked = scores / self._savings() if budget != "ratio" and everywhere else scores
+        ranked, scores = (np.where(removed, -np.inf, np.where(np.isnan(s), np.inf, s)) for s in (ranked, scores))
+        bundles = bundle(self.pools, ranked)
         total = self.catalogue.count
         if budget == "ratio":
-            chosen = by_ratio(self.pools, bundles, self.recipe.target * share, self.scope == "global")
-        else:
-            chosen = self._by_cost(bundles, share)
-        return bundles.mask(chosen, total)
+            return bundles.mask(by_ratio(self.pools, bundles, self.recipe.target * share, everywhere), total)
+        goal = self._goal(bundles, share)
+        order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
+        found = bundles.mask(by_cost(bundles, order, self.cost, goal, total), total)
+        return self._exchanged(scores, found, removed, goal) if everywhere and self.alignment.block > 1 else found
+
+    def _exchanged(self, scores: Array, found: Mask, removed: Mask, goal: float) -> Mask:
+        """The same after trades between groups, if these end within the goal by the exact cost, too."""
+        lengths = _KeptAxes(self.catalogue, self.groups, self.pools)
+        orders = [pool.order(scores) for pool in self.pools]
+        damage = [
+            np.append(0.0, np.cumsum(np.clip(scores[order], 0, _MOST)))[lost]
+            for order, lost in zip(orders, lengths.gone, strict=True)
+        ]
+
+        def reached(mask: Mask) -> Array:
+            """The first index at which at least the masked units are gone."""
+            lost = [int(mask[pool.units].sum()) for pool in self.pools]
+            return np.array([np.searchsorted(own, n) for own, n in zip(lengths.gone, lost, strict=True)])
+
+        def cost(state: Array) -> float:
+            return float(self.costs.of(lengths.kept(state))[self.recipe.budget])
+
+        def work(state: Array) -> float:
+            amount = self.recipe.budget if self.costing is not None else "macs"
+            return float(self.costs.of(lengths.kept(state, self.alignment))[amount])
+
+        state = exchange(WidthProblem(damage, reached(removed), cost, work, goal), reached(found))
+        other = np.zeros(self.catalogue.count, bool)
+        for order, lost, index in zip(orders, lengths.gone, state, strict=True):
+            other[order[: lost[index]]] = True
+        return other if self.cost(other) <= goal else found
 
     def _savings(self) -> Array:
         """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all; of
@@ -266,13 +334,18 @@ class _Chooser:
         if not whole:
             raise PruneError(f"the model has no {self.recipe.budget} at these sizes", "budget something else")
         for group, pool in zip(self.groups, self.pools, strict=True):
-            several = 1 if self.costing is None else max(pool.limit, 1)
+            several = 1 if self.costing is None else max(pool.count - pool.widths[-1], 1)
             kept = self.catalogue.sizes.copy()
             kept[list(group.axes)] -= several * np.array(group.per_unit)
             out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole / several
         return out
 
-    def _by_cost(self, bundles: Bundles, share: float) -> Array:
+    def _goal(self, bundles: Bundles, share: float) -> float:
+        """What is to remain after a step of which `share` of all steps are done.
+
+        Raises:
+            PruneError: the whole is no more than that, or no choice of bundles leaves as little (OutOfReachError).
+        """
         kind, total = self.recipe.budget, self.catalogue.count
         whole = self.before[kind]
         wanted = self.recipe.target if self.recipe.absolute else self.recipe.target * whole
@@ -290,11 +363,35 @@ class _Chooser:
                 ),
                 least / whole,
             )
-        everywhere = self.scope == "global"
-        order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
-        goal = whole * (wanted / whole) ** share
-        return by_cost(bundles, order, self.cost, goal, total)
+        return float(whole * (wanted / whole) ** share)
 
     def cost(self, removed: Mask) -> float:
         """What remains of the budgeted amount without the masked units."""
         return float(self.costs.of(self.catalogue.kept(removed))[self.recipe.budget])
+
+
+_MOST = 1e200
+"""Above it a score counts as that: what is infinite has no sums."""
+
+
+class _KeptAxes:
+    """Positions left on every axis, for an index into the widths of every pool: exact where groups share no positions.
+
+    gone: by pool, the units that go at each index.
+    """
+
+    def __init__(self, catalogue: Catalogue, groups: Sequence[Group], pools: Sequence[UnitPool]) -> None:
+        self._sizes = catalogue.sizes
+        self._axes = np.unique([axis for group in groups for axis in group.axes])
+        self._per_unit = np.zeros((len(groups), len(self._axes)))
+        for row, group in zip(self._per_unit, groups, strict=True):
+            np.add.at(row, np.searchsorted(self._axes, group.axes), group.per_unit)
+        self.gone = [pool.count - np.array(pool.widths) for pool in pools]
+
+    def kept(self, state: Array, as_computed: Alignment | None = None) -> Array:
+        """`as_computed`: what a target makes of the lengths."""
+        lost = np.array([own[index] for own, index in zip(self.gone, state, strict=True)], float) @ self._per_unit
+        left = self._sizes.astype(float)
+        lengths = np.maximum(left[self._axes] - lost, 0)
+        left[self._axes] = lengths if as_computed is None else as_computed.effective(lengths)
+        return left

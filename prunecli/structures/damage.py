@@ -79,13 +79,17 @@ class DamageSource:
         return np.asarray(tensor.numpy())
 
 
-def curves(source: DamageSource, groups: Sequence[Group], most: Sequence[int]) -> list[UnitCurve]:
-    """A curve per group, up to `most` units gone.
+def curves(source: DamageSource, asked: Sequence[tuple[Group, int, Sequence[int]]]) -> list[UnitCurve]:
+    """A curve per group, up to so many units gone, measured at those widths that are near to SHARES.
+
+    Args:
+        asked: of each group the most units that go, and the numbers of units that may stay.
 
     Raises:
         PruneError: onnxruntime cannot run a piece of the model.
     """
     slices = WeightSlices(source.catalogue)
+    groups = [group for group, _, _ in asked]
     wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
     with Store(source.memory) as store:
         _measure_inputs(source, wanted, store)
@@ -95,8 +99,16 @@ def curves(source: DamageSource, groups: Sequence[Group], most: Sequence[int]) -
         order = sorted(range(len(groups)), key=lambda number: trials[number].first)
         found: dict[int, UnitCurve] = {}
         for number in source.progress(order, "measuring groups", len(order)):
-            found[number] = trials[number].curve(held, base, most[number])
+            _, most, widths = asked[number]
+            found[number] = trials[number].curve(held, base, _counts(groups[number].count, most, widths))
     return [found[number] for number in range(len(groups))]
+
+
+def _counts(count: int, most: int, widths: Sequence[int]) -> list[int]:
+    """How many units are gone where the damage is measured."""
+    gone = [count - width for width in widths if 0 < count - width <= most]
+    wanted = [min(max(round(share * count), 1), most) for share in SHARES]
+    return sorted({min(gone, key=lambda n: abs(n - share)) for share in wanted} | {most} if gone else {most})
 
 
 def _measure_inputs(source: DamageSource, wanted: set[str], store: Store) -> None:
@@ -142,10 +154,10 @@ class _Trial:
         self.inputs = [v.name or "" for v in reads(nodes[0]) if v.producer() is not None] if nodes else []
         self.norm = np.sum([_share(p.take(slices.array(p.name))) for p in self.pieces], axis=0)
 
-    def curve(self, held: Walk, base: Sequence[Array], most: int) -> UnitCurve:
-        """Measured as far as memory of what was run before allows: groups come in the order of the graph."""
-        count = self.group.count
-        counts = sorted({min(max(round(share * count), 1), most) for share in SHARES} | {most})
+    def curve(self, held: Walk, base: Sequence[Array], counts: Sequence[int]) -> UnitCurve:
+        """Measured without so many units, as far as memory of what was run before allows: groups come in the order of
+        the graph."""
+        count, most = self.group.count, counts[-1]
         found = self._eliminated(most, counts)
         held.reach(self.inputs)
         damage = np.maximum.accumulate([0.0, *(self._damage(held, base, found, gone) for gone in counts)])

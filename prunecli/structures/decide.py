@@ -28,6 +28,7 @@ from prunecli.structures.latency_budget import choose_for_latency
 from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method
+from prunecli.structures.widths import AUTO
 from prunecli.types import Json, Progress
 
 
@@ -90,7 +91,8 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
         budget.kind + unit: budget.target,
         **{name: getattr(options, name) for name in names},
         "max_ratio": options.largest_ratio,
-        "round_to": options.multiple,
+        "round_to": options.round_to,
+        **({"target": options.target} if options.round_to == AUTO else {}),
         "steps": options.step_count,
         "seed": options.seed,
         "include": list(options.include),

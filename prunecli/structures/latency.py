@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from prunecli.dependency.analysis import Analysis
-from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.dependency.catalogue import Catalogue
 from prunecli.dependency.costs import Costs, costs
 from prunecli.evaluation.profile import REST, key
+from prunecli.structures.widths import Alignment
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Fractions of every group that are measured."""
-NARROW = 2
-"""Groups of no more than a block of channels are cut in so many steps."""
 NANOSECONDS = 1e6
 
 
@@ -37,7 +36,6 @@ class LatencyTable:
     """
 
     catalogue: Catalogue
-    block: int
     base: Costs = field(init=False)
     axes: dict[str, tuple[int, ...]] = field(init=False)
     points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -46,13 +44,6 @@ class LatencyTable:
     def __post_init__(self) -> None:
         self.base = costs(self.catalogue.analysis)
         self.axes = _axes_of_layers(self.catalogue.analysis)
-
-    def multiple(self, group: Group) -> int:
-        """The step of a group's widths, in units."""
-        if group.kind not in ("channel", "width"):
-            return 1
-        step = max(1, self.block // max(group.per_unit))
-        return step if group.count > step else max(1, group.count // NARROW)
 
     def learn(self, times: Mapping[str, float], kept: Array) -> None:
         """Add what was measured with `kept` positions left on each axis. A layer without a time of its own there was
@@ -98,11 +89,12 @@ def _curve(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
     return np.append(0.0, shares), np.append(0.0, (up + down) / 2)
 
 
-def even_cut(catalogue: Catalogue, table: LatencyTable, allowed: Mask, share: float) -> Mask:
-    """A mask over units that leaves about `share` of every allowed group: which ones does not matter to the clock."""
+def even_cut(catalogue: Catalogue, alignment: Alignment, allowed: Mask, share: float) -> Mask:
+    """A mask over units that leaves about `share` of every allowed group, in widths that it may keep: which units those
+    are does not matter to the clock."""
     removed = np.zeros(catalogue.count, bool)
     for group in (g for g, wanted in zip(catalogue.groups, allowed, strict=True) if wanted):
-        step = table.multiple(group)
-        stay = min(group.count, max(1, -(-round(share * group.count) // step) * step))
+        widths = alignment.widths(catalogue, group)
+        stay = min((width for width in widths if width >= round(share * group.count)), default=group.count)
         removed[group.first + stay : group.units.stop] = True
     return removed

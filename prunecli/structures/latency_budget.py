@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -15,17 +15,18 @@ from prunecli.evaluation.latency import QUARTILE, Latency, Speedup, TimingOption
 from prunecli.evaluation.profile import Attribution, key, net_of_timing, profiles
 from prunecli.model import concrete_shapes
 from prunecli.model.shape_inference import Shape
-from prunecli.runtime import PreparedRun, Session, channel_block
+from prunecli.runtime import PreparedRun, Session
 from prunecli.structures.blocks import BlockCuttable, block_damage, check_block_options
 from prunecli.structures.calibrate import measure as measure_evidence
 from prunecli.structures.calibrate import unit_recipe
 from prunecli.structures.choose import OutOfReachError, decide_units
 from prunecli.structures.decision import Decided
 from prunecli.structures.latency import NANOSECONDS, WIDTHS, LatencyTable, even_cut
-from prunecli.structures.options import CutOptions, StructuredOptions
+from prunecli.structures.options import CutOptions, StructuredOptions, Widths
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.structures.residual_blocks import BlockCosts, BlockRecipe, decide_blocks
 from prunecli.structures.target import Budget
+from prunecli.structures.widths import Alignment, cpu_block
 from prunecli.types import Json, Progress
 
 Array = np.ndarray[Any, Any]
@@ -141,11 +142,16 @@ class LatencyBench:
         return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
 
 
+def timed_widths(options: Widths) -> Alignment:
+    """Of any number, multiples of the CPU's block: what is in between saves no time, whatever a table interpolates."""
+    return options.alignment.within(cpu_block()) if options.alignment.given else options.alignment
+
+
 def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
     """Every layer timed at a few widths of the groups that may be cut."""
     units = bench.subject.units
-    table = LatencyTable(units, channel_block())
-    masks = [even_cut(units, table, allowed, share) for share in WIDTHS]
+    table, alignment = LatencyTable(units), timed_widths(bench.options)
+    masks = [even_cut(units, alignment, allowed, share) for share in WIDTHS]
     for mask, times in zip(masks, bench.layer_times(masks), strict=True):
         table.learn(times, units.kept(mask))
     return table
@@ -164,7 +170,7 @@ class UnitChooser:
         self.table = layer_table(self.bench, self.allowed)
 
     def choose(self, aim: float) -> TimedChoice:
-        recipe = unit_recipe(self.bench.options, "latency", aim)
+        recipe = replace(unit_recipe(self.bench.options, "latency", aim), alignment=timed_widths(self.bench.options))
         units = self.bench.subject.units
         found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, self.table)
         return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from prunecli.options.groups import Batched, Chosen, Reporting, Running, Samples
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.target import KINDS, Budget
+from prunecli.structures.widths import AUTO, Alignment, Target, alignment, read_multiple
 
 BLOCK = "block"
 MAX_RATIO = 0.9
@@ -35,15 +37,25 @@ class Widths(Options):
             "of structures: the largest fraction removed from any group; default 0.9", SELECT, "R", read=parse_fraction
         ),
     ] = None
-    round_to: Annotated[int | None, Option("keep widths of structures multiples of N", SELECT, "N", least=1)] = None
+    round_to: Annotated[
+        int | str,
+        Option("keep widths of structures multiples of N; auto: what --target computes fast, and halves of it where a"
+               " layer is too narrow", SELECT, "auto|N", read=read_multiple, least=1),
+    ] = AUTO  # fmt: skip
+    target: Annotated[
+        Target,
+        Option("what the result is to run fast on: the block of channels of onnxruntime on this machine (cpu), the same"
+               " quantised to int8 (cpu-int8), or usual blocks of others", SELECT),
+    ] = "cpu"  # fmt: skip
 
     @property
     def largest_ratio(self) -> float:
         return MAX_RATIO if self.max_ratio is None else self.max_ratio
 
-    @property
-    def multiple(self) -> int:
-        return self.round_to or 1
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The widths that groups may keep."""
+        return alignment(self.round_to, self.target)
 
 
 @dataclass(frozen=True, kw_only=True)

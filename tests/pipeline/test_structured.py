@@ -233,7 +233,7 @@ def rows_by_a_width(n: Net) -> Net:
 
 def test_what_cannot_follow_stays_whole_and_the_rest_is_cut(tmp_path: Path) -> None:
     path = tiny(tmp_path, rows_by_a_width)
-    found = cut(path, tmp_path)
+    found = cut(path, tmp_path, round_to=1)
     assert [(g.before, g.after) for g in found.groups] == [(6, 3)]
     stuck = {(f.tensor, f.axis): f.reason for f in found.frozen if f.size == 8}
     assert stuck.keys() == {("w0", 1), ("w1", 0), ("w6", 0)}
@@ -246,13 +246,13 @@ def test_what_cannot_follow_stays_whole_and_the_rest_is_cut(tmp_path: Path) -> N
 def test_what_cannot_follow_ends_no_search(tmp_path: Path) -> None:
     path = tiny(tmp_path, rows_by_a_width)
     options, data = (
-        TrialOptions(data=DataOptions("random"), granularity="channel"),
+        TrialOptions(data=DataOptions("random"), granularity="channel", round_to=1),
         random_data(input_specs(load(path).ir), 8, 0),
     )
     pruner = open_pruner(path, options, SampleSubset.of_data(options.tried, data), no_progress)
     (layer,) = pruner.layers
     assert layer.count == 6
-    tried = pruner.recipe.open(path).build({layer.name: 0.5})
+    tried = pruner.at(path).build({layer.name: 0.5})
     assert {tuple(t.dims) for t in tried.graph.initializer} >= {(4, 8), (8, 3), (99, 3), (3, 3)}
 
 
@@ -460,7 +460,7 @@ def norm_in_a_function(n: Net) -> Net:
 
 def test_width_that_a_plan_could_not_name_stays_whole(tmp_path: Path) -> None:
     path = tiny(tmp_path, norm_in_a_function)
-    found = cut(path, tmp_path, granularity="all")
+    found = cut(path, tmp_path, granularity="all", round_to=1)
     assert [(g.before, g.after) for g in found.groups] == [(6, 3)]
     assert {f.reason for f in found.frozen if f.size == 8} == {
         "averaged over inside a local function, where a plan can name nothing"

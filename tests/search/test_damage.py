@@ -34,7 +34,8 @@ def mlp(folder: Path, reader: str = "MatMul") -> Cuttable:
 def measured(subject: Cuttable, most: int = SIZE - 1) -> UnitCurve:
     fit, held = ([{"x": floats(64, 4, seed=seed)}] for seed in (5, 6))
     source = DamageSource(subject.work, subject.units, fit, held)
-    (curve,) = curves(source, subject.units.groups, [most])
+    (group,) = subject.units.groups
+    (curve,) = curves(source, [(group, most, range(group.count, 0, -1))])
     return curve
 
 

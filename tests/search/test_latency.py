@@ -26,7 +26,10 @@ from prunecli.evaluation.profile import (
 )
 from prunecli.runtime import Session, channel_block
 from prunecli.structures.latency import WIDTHS, LatencyTable, even_cut
+from prunecli.structures.widths import Alignment
 from tests.channels.net import Net
+
+BLOCKS = Alignment(16, "dense", 16, False)
 
 
 def _net(n: Net) -> Net:
@@ -62,31 +65,24 @@ def _times(units: Catalogue, removed: Any) -> dict[str, float]:
 
 
 def _learnt(units: Catalogue) -> LatencyTable:
-    table = LatencyTable(units, 16)
+    table = LatencyTable(units)
     for share in WIDTHS:
-        mask = even_cut(units, table, _allowed(units), share)
+        mask = even_cut(units, BLOCKS, _allowed(units), share)
         table.learn(_times(units, mask), units.kept(mask))
     return table
 
 
-@pytest.mark.parametrize(("group", "step"), [(64, 16), (32, 16), (6, 3)])
-def test_steps_are_blocks_and_halves_of_narrow_groups(units: Catalogue, group: int, step: int) -> None:
-    found = {g.count: LatencyTable(units, 16).multiple(g) for g in units.groups}
-    assert found[group] == step
-    assert {g.count: LatencyTable(units, 1).multiple(g) for g in units.groups}[group] == 1
-
-
 @pytest.mark.parametrize(
-    ("share", "left"), [(1.0, [64, 32, 6]), (0.75, [48, 32, 6]), (0.5, [32, 16, 3]), (0.1, [16, 16, 3])]
+    ("share", "left"), [(1.0, [64, 32, 6]), (0.75, [48, 32, 6]), (0.5, [32, 16, 6]), (0.1, [8, 16, 6])]
 )
 def test_an_even_cut_leaves_whole_steps(units: Catalogue, share: float, left: list[int]) -> None:
-    removed = even_cut(units, LatencyTable(units, 16), _allowed(units), share)
+    removed = even_cut(units, BLOCKS, _allowed(units), share)
     assert [int((~removed[g.units]).sum()) for g in units.groups] == left
 
 
 def test_groups_that_may_not_be_cut_stay(units: Catalogue) -> None:
     allowed = np.array([True, False, False])
-    removed = even_cut(units, LatencyTable(units, 16), allowed, 0.5)
+    removed = even_cut(units, BLOCKS, allowed, 0.5)
     assert [int(removed[g.units].sum()) for g in units.groups] == [32, 0, 0]
 
 
@@ -105,16 +101,16 @@ def test_layers_between_two_groups_are_predicted_by_their_work(units: Catalogue)
 
 
 def test_what_belongs_to_no_layer_follows_the_work_of_all(units: Catalogue) -> None:
-    table = LatencyTable(units, 16)
-    half = even_cut(units, table, _allowed(units), 0.5)
+    table = LatencyTable(units)
+    half = even_cut(units, BLOCKS, _allowed(units), 0.5)
     table.learn({REST: 8.0}, units.sizes)
     macs = table.base.of(units.kept(half))["macs"] / table.base.of(units.sizes)["macs"]
     assert table.of(units.kept(half))["latency"] == pytest.approx(8e6 * macs, rel=1e-6)
 
 
 def test_a_layer_that_is_swallowed_takes_no_time_there(units: Catalogue) -> None:
-    table = LatencyTable(units, 16)
-    name, half = _convs(units)[0], even_cut(units, table, _allowed(units), 0.5)
+    table = LatencyTable(units)
+    name, half = _convs(units)[0], even_cut(units, BLOCKS, _allowed(units), 0.5)
     table.learn({name: 4.0}, units.sizes)
     table.learn({}, units.kept(half))
     assert table.of(units.kept(half))["latency"] == 0
@@ -125,9 +121,9 @@ def test_a_layer_that_is_swallowed_takes_no_time_there(units: Catalogue) -> None
 @given(st.lists(st.floats(0, 10), min_size=4, max_size=4), st.integers(0, 2**32 - 1))
 def test_a_smaller_model_is_never_predicted_to_be_slower(units: Catalogue, noise: list[float], seed: int) -> None:
     """Whatever was measured: the search for a budget relies on it."""
-    table, rng = LatencyTable(units, 16), np.random.default_rng(seed)
+    table, rng = LatencyTable(units), np.random.default_rng(seed)
     for share, ms in zip(WIDTHS, noise, strict=False):
-        mask = even_cut(units, table, _allowed(units), share)
+        mask = even_cut(units, BLOCKS, _allowed(units), share)
         table.learn(dict.fromkeys([*_convs(units), REST], ms), units.kept(mask))
     order = rng.permutation(units.count)
     removed, last = np.zeros(units.count, bool), np.inf

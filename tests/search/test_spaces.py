@@ -20,6 +20,7 @@ from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Pruner, normal, snapped
 from prunecli.search.setup import SampleSubset, open_pruner
 from prunecli.search.suffix import shared
+from prunecli.structures.widths import multiples
 from prunecli.types import no_progress
 from tests.tiny import ROOT
 
@@ -94,7 +95,8 @@ def test_one_threshold_removes_the_lowest_scores(kind: dict[str, Any]) -> None:
     space = pruner
     allocation = snapped(space.layers, space.by_threshold(0.3))
     gone = sum(allocation.get(k.name, 0.0) * k.count for k in space.layers) / sum(k.count for k in space.layers)
-    assert gone == pytest.approx(0.3, abs=0.02) or kind.get("round_to")
+    # digits-cnn has 16 to 32 channels: what is left of them are blocks of channels, and halves of those
+    assert gone == pytest.approx(0.3, abs=0.25 if "granularity" in kind else 0.02)
     assert 0 < max(space.thresholds(allocation).values()) < np.inf
     assert snapped(space.layers, allocation) == allocation
 
@@ -119,7 +121,8 @@ def test_a_threshold_of_magnitude_is_the_one_of_the_command(tmp_path: Path) -> N
      (0.67, 24, 1, 8, 16), (1.0, 24, 23 / 24, 8, 16), (0.0, 5, 1, 1, 0), (0.9, 3, 2 / 3, 4, 0)],
 )  # fmt: skip
 def test_whole_units_go(fraction: float, count: int, limit: float, multiple: int, gone: int) -> None:
-    assert Layer("k", "channel", count, 0, 0, (), limit, multiple).gone(fraction) == gone
+    widths = tuple(multiples(count, multiple)) if multiple > 1 else ()
+    assert Layer("k", "channel", count, 0, 0, (), limit, widths).gone(fraction) == gone
 
 
 def test_settings_that_do_the_same_are_equal() -> None:

@@ -20,6 +20,7 @@ from prunecli.masks.criteria import of_structures
 from prunecli.model.shape_inference import gather_facts
 from prunecli.structures.choose import Measurements, UnitRecipe, decide_units
 from prunecli.structures.normalisers import NORMALISERS
+from prunecli.structures.widths import Alignment
 from tests.channels.net import Net
 
 Array = np.ndarray[Any, Any]
@@ -106,7 +107,7 @@ def test_in_every_group_the_lowest_scores_go(criterion: str, normalize: str) -> 
 
 @pytest.mark.parametrize("round_to", [2, 8])
 def test_kept_counts_are_rounded(round_to: int) -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("macs", 0.5, round_to=round_to))
+    decision = decide_units(CUTTABLE, UnitRecipe("macs", 0.5, alignment=Alignment(round_to)))
     kept = [int((~decision.removed[g.units]).sum()) for g in CUTTABLE.groups]
     assert all(k % round_to == 0 for k in kept) and decision.removed.any()
 

@@ -1,0 +1,128 @@
+"""Which widths a group of units may keep: those that a target computes fast.
+
+onnxruntime computes convolutions on blocks of channels (16 with AVX-512, 8 else): a width in between costs as much as
+the next multiple, or more. Below one block a dense kernel of several taps still gains, since the layer that reads it
+skips the missing inputs; one of a single tap, a depthwise one and everything in int8 is slower there than at the whole
+block (`docs/benchmarks.md` has the table).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import gcd, lcm
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.dependency.atoms import Ints
+from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.errors import PruneError
+
+Target = Literal["cpu", "cpu-int8", "tensorrt", "qnn", "npu"]
+AUTO = "auto"
+UNBLOCKED = 8
+"""Channels in step on a CPU for which onnxruntime has no blocked layout."""
+DEVICE_BLOCKS = {"tensorrt": 16, "qnn": 32, "npu": 16}
+"""Channels that these work on at once: Tensor Cores want multiples of 8 in float16 and of 16 in int8 (NVIDIA, Deep
+Learning Performance), Hexagon tensors are padded to 32 channels (Qualcomm AI Engine Direct), most NPUs to 16."""
+QUARTER = 4
+"""A layer keeps a quarter of a block at least."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Positions that stay are multiples of `block`. `below`: whether a layer may keep a half or a quarter of a block:
+    never, those that run faster there, or all. `padded`: what the target rounds a width up to; 1 where it is not known,
+    and then no cut is preferred for its speed. `given`: the block is the user's; nothing else may take its place."""
+
+    block: int = 1
+    below: Literal["never", "dense", "all"] = "never"
+    padded: int = 1
+    given: bool = True
+
+    @property
+    def told(self) -> str:
+        """What widths it leaves, in words."""
+        halves = {"never": "", "dense": ", halves and quarters of it where they are faster",
+                  "all": ", halves and quarters of it in every layer"}[self.below]  # fmt: skip
+        return f"multiples of {self.block}{halves}" if self.block > 1 else "any width"
+
+    def looser(self) -> Iterator[Alignment]:
+        """What to fall back to where no widths of these meet a budget, one after the other."""
+        if not self.given:
+            if self.below != "all":
+                yield replace(self, below="all")
+            yield replace(self, block=1)
+
+    def within(self, block: int) -> Alignment:
+        """Multiples of another block, too."""
+        return replace(self, block=lcm(self.block, block))
+
+    def multiple(self, group: Group) -> int:
+        """Units go in such numbers that a multiple of this stays."""
+        return self.block // gcd(self.block, max(group.per_unit)) if group.kind in ("channel", "width") else 1
+
+    def widths(self, catalogue: Catalogue, group: Group, limit: int | None = None) -> tuple[int, ...]:
+        """Numbers of units that may stay, from all of them down; at most `limit` (default: all but one) go."""
+        step, least = self.multiple(group), group.count - min(group.count - 1, group.count if limit is None else limit)
+        found = multiples(group.count, step)
+        if self.below == "all" or (self.below == "dense" and step > 1 and gains_below(catalogue, group)):
+            found += [part for part in (step // 2, step // QUARTER) if 0 < part < min(found)]
+        return tuple(width for width in found if width >= least)
+
+    def effective(self, kept: Ints) -> Ints:
+        """Positions that the target computes for those that are kept: whole blocks; below one block half of what is
+        missing, since writers compute a block and readers what there is."""
+        block = self.padded
+        return np.where(kept >= block, -(-kept // block) * block, (kept + block) / 2) if block > 1 else kept
+
+
+def alignment(round_to: int | str, target: str) -> Alignment:
+    """What `--round-to` and `--target` stand for.
+
+    Raises:
+        PruneError: onnxruntime cannot be probed.
+    """
+    on_cpu = target.startswith("cpu")
+    block = cpu_block() if on_cpu else DEVICE_BLOCKS[target]
+    if isinstance(round_to, int):
+        return Alignment(round_to, padded=block if round_to > 1 else 1)
+    return Alignment(block, "dense" if target == "cpu" else "never", block, False)
+
+
+def cpu_block() -> int:
+    """Channels that onnxruntime computes at once on this machine."""
+    from prunecli.runtime import channel_block
+
+    return max(channel_block(), UNBLOCKED)
+
+
+def read_multiple(text: str) -> int | str:
+    """`auto`, or a number of at least 1."""
+    if text == AUTO:
+        return text
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    raise PruneError(f"--round-to {text!r} is no number of channels", "write auto, or for example 8")
+
+
+def gains_below(catalogue: Catalogue, group: Group) -> bool:
+    """Whether a group saves time below one block: everything that holds its weights is a matrix product, or a dense
+    convolution of several taps."""
+    initializers = catalogue.analysis.model.graph.initializers
+    nodes = [(use.node, name) for name, _ in group.weights for use in initializers[name].uses()]
+    return all(_is_dense(node, initializers[name]) for node, name in nodes)
+
+
+def _is_dense(node: ir.Node, weight: ir.Value) -> bool:
+    shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
+    if node.op_type != "Conv" or len(shape) < 3:
+        return True
+    return node.attributes.get_int("group", 1) == 1 and int(np.prod(shape[2:])) > 1
+
+
+def multiples(count: int, step: int) -> list[int]:
+    """Numbers up to `count`, of which all but the first are multiples of `step`, from the largest down."""
+    return [count, *range((count - 1) // step * step, 0, -step)]
