@@ -236,7 +236,9 @@ _SLAB = 1 << 18
 
 
 class Decision:
-    """Which elements of one weight become zero."""
+    """Which elements of one weight become zero. `values`: of the whole weight, where the others change too."""
+
+    values: Array | None = None
 
     def drop(self, array: Array) -> Mask:
         """True where an element of the stored array becomes zero."""
@@ -332,17 +334,16 @@ class InRows(Decision):
 
 
 @dataclass(frozen=True)
-class Rewritten(Decision):
-    """Chosen elements are zero, and the others have new `values`: what closed-form fitting makes of a weight.
-
-    values: of the stored shape and type, zero where `packed` (numpy.packbits of the flat mask) has a 1.
+class Masked(Decision):
+    """Elements that are zero where `packed` (numpy.packbits of the flat mask) has a 1, as a plan holds them. With
+    `values`, of the stored shape and type and zero there, the others change too, as closed-form fitting has it.
     """
 
-    values: Array
     packed: Array
+    values: Array | None = None
 
     @classmethod
-    def of(cls, values: Array, drop: Mask, dtype: np.dtype[Any]) -> Rewritten:
+    def rewritten(cls, values: Array, drop: Mask, dtype: np.dtype[Any]) -> Masked:
         """`values` rounded to `dtype`. One that would become zero by rounding alone keeps the least size there is, so
         that exactly what `drop` names is zero."""
         rounded = np.where(drop, 0, values).astype(dtype)
@@ -350,13 +351,13 @@ class Rewritten(Decision):
         if lost.any():
             least = np.array(1, key_format(dtype).word).view(dtype)
             rounded[lost] = np.where(values[lost] < 0, -least, least)
-        return cls(rounded, np.packbits(drop.reshape(-1)))
+        return cls(np.packbits(drop.reshape(-1)), rounded)
 
     def drop(self, array: Array) -> Mask:
         return np.unpackbits(self.packed, count=array.size).view(np.bool_).reshape(array.shape)
 
     def apply(self, array: Array) -> Array:
-        return self.values
+        return super().apply(array) if self.values is None else self.values
 
 
 def check_finite(name: str, array: Array) -> None:

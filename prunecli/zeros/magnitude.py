@@ -237,13 +237,13 @@ def _selected(
     """Which weights, what becomes of each, and the recipe as it is recorded."""
     found = find_weights(file)
     if options.plan is not None:
-        plan = load_plan(options.plan, file, found.all())
-        chosen = [weight for weight in found.all() if weight.name in plan.decisions]
+        asked, masks = load_plan(options.plan, file, found.all())
+        chosen = [weight for weight in found.all() if weight.name in masks]
         for weight in chosen:
             release(weight.holder.value)
-        left = [weight for weight in found.all() if weight.name not in plan.decisions]
+        left = [weight for weight in found.all() if weight.name not in masks]
         choice = WeightChoice(chosen, left, [Skipped(w.name, "not in the plan") for w in left] + found.skipped)
-        planned = Selection(choice, [plan.decisions[weight.name] for weight in chosen], plan.recipe)
+        planned = Selection(choice, [masks[weight.name] for weight in chosen], asked)
         return planned if selector.refit is None else selector.refit(file, planned, progress)
     assert recipe is not None
     also = options.also if isinstance(options, OtherKinds) else ()

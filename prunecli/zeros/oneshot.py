@@ -24,7 +24,7 @@ from prunecli.calibration.samples import about, calibration_samples, cautions, f
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
-from prunecli.masks.decide import Decision, Recipe, Rewritten, decide
+from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
 from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
@@ -466,7 +466,7 @@ def _scaled(
 
 def pruned(
     layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress
-) -> Iterator[tuple[LinearLayer, Rewritten, Rewritten | None, dict[str, float]]]:
+) -> Iterator[tuple[LinearLayer, Masked, Masked | None, dict[str, float]]]:
     """Prune and fit layer after layer.
 
     Args:
@@ -513,18 +513,18 @@ def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer]) -> dict[str, 
     return found
 
 
-def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Rewritten, Rewritten | None]:
+def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Masked, Masked | None]:
     """Store the weights in the pruned model, rounded as they will be saved."""
     array = layer.weight.array()
     values, drop, shift = layers.plain(layer, best)
-    new = Rewritten.of(values, drop, array.dtype)
-    layer.weight.holder.put(ir.Tensor(new.values, dtype=layer.weight.dtype, name=layer.weight.holder.name))
+    new = Masked.rewritten(values, drop, array.dtype)
+    layer.weight.holder.put(ir.Tensor(new.apply(array), dtype=layer.weight.dtype, name=layer.weight.holder.name))
     offset, source = layer.offset, layer.offset.source if layer.offset is not None else None
     if offset is None or source is None or not shift.any():
         return new, None
     moved = offset.content(offset.read(shift.size) + shift)
     put(source, moved)
-    return new, Rewritten(moved, np.packbits(np.zeros(moved.size, np.bool_)))
+    return new, Masked(np.packbits(np.zeros(moved.size, np.bool_)), moved)
 
 
 def _report(tasks: Sequence[FitTask], best: Sequence[Fitted]) -> dict[str, float]:

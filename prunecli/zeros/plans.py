@@ -13,8 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,32 +21,13 @@ import numpy as np
 
 from prunecli.errors import PruneError
 from prunecli.files import written
-from prunecli.masks.decide import Decision
+from prunecli.masks.decide import Masked
 from prunecli.model import Model, Weight
 from prunecli.model.plan_file import SCHEMA, identity, read_plan
 from prunecli.types import Json, Progress, no_progress
 from prunecli.zeros.zero import Zeroed
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Masked(Decision):
-    """A decision read from a plan: packed bits."""
-
-    bits: Array
-    shape: tuple[int, ...]
-
-    def drop(self, array: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return np.unpackbits(self.bits, count=array.size).view(np.bool_).reshape(array.shape)
-
-
-@dataclass(frozen=True)
-class MaskPlan:
-    """A plan that fits a model: its recipe, and a decision for each weight it names."""
-
-    recipe: Json
-    decisions: Mapping[str, Masked]
 
 
 def save_plan(
@@ -89,8 +69,8 @@ def _write(file: TextIO, head: Json, found: Any) -> None:
     file.write("}}\n")
 
 
-def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> MaskPlan:
-    """Read a plan and check that it belongs to this very model.
+def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> tuple[Json, dict[str, Masked]]:
+    """The recipe of a plan, and a decision for each weight that it names; checked that it belongs to this very model.
 
     Raises:
         PruneError: not a plan, of another command or another model, or its masks do not fit the weights.
@@ -107,7 +87,7 @@ def load_plan(path: Path, model: Model, weights: Sequence[Weight]) -> MaskPlan:
         raise PruneError(f"{path} names {unknown[0]}, which is no weight here", "make the plan anew")
     recipe = plan.get("recipe")
     decisions = {name: _masked(path, known[name], entry) for name, entry in masks.items()}
-    return MaskPlan(recipe if isinstance(recipe, dict) else {}, decisions)
+    return recipe if isinstance(recipe, dict) else {}, decisions
 
 
 def _masked(path: Path, weight: Weight, entry: object) -> Masked:
@@ -120,4 +100,4 @@ def _masked(path: Path, weight: Weight, entry: object) -> Masked:
         raise broken from error
     if len(raw) != -(-weight.size // 8):
         raise broken
-    return Masked(np.frombuffer(raw, np.uint8), weight.shape)
+    return Masked(np.frombuffer(raw, np.uint8))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.masks.decide import ByBits, Decision, Rewritten, Target
+from prunecli.masks.decide import ByBits, Decision, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
 from prunecli.verify.compare import release_tensor
@@ -62,7 +62,7 @@ class Zeroed:
     def expected(self, array: Array) -> Array:
         """What `array`, the stored values, must have become, by `numpy.where` alone."""
         decision = self.decision
-        kept = decision.values if isinstance(decision, Rewritten) else array
+        kept = array if decision.values is None else decision.values
         return np.where(decision.drop(array), np.zeros((), array.dtype), kept)
 
     def pruned(self, array: Array) -> Array:

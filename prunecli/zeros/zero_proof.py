@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.masks.decide import Rewritten
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
 from prunecli.model.copies import plain_path
@@ -73,7 +72,7 @@ class ZeroProof:
 
     @property
     def how(self) -> str:
-        fitted = any(isinstance(one.decision, Rewritten) for one in self.zeroed)
+        fitted = any(one.decision.values is not None for one in self.zeroed)
         return "masked and fitted" if fitted else "masked"
 
     def _by_storage(self, why: str) -> Verification:
@@ -107,7 +106,7 @@ class ZeroProof:
 
 def _holds(one: Zeroed, original: Array, found: Array) -> bool:
     """Whether `found` is what numpy makes of the original's values by the decision."""
-    if isinstance(one.decision, Rewritten):
+    if one.decision.values is not None:
         return same_bits(one.expected(original), found)
     return is_masked(original, one.decision.drop(original), found)
 
