@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -21,7 +20,7 @@ from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder
 from prunecli.model.protos import drop_repeated, normalise
 from prunecli.model.sparse import densify, note
-from prunecli.model.tensors import CHUNK, MappedTensor
+from prunecli.model.tensors import CHUNK, MappedTensor, in_memory
 from prunecli.model.validate import DAMAGED, check_graph, check_tensors
 from prunecli.storage import PackedTensor, resolve
 from prunecli.types import FileRef
@@ -132,7 +131,7 @@ def _build(
     lost = preserve.detach(proto)
     model = ir.from_proto(proto)
     preserve.pin(model, lost)
-    graphs.replace_tensors(model, _mapped, _in_memory)
+    graphs.replace_tensors(model, _mapped, _inline)
     return model, folder, sparse, [*notes, *_sort(model, path)]
 
 
@@ -173,15 +172,10 @@ def _mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return mapped
 
 
-def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _inline(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Attributes of operators other than Constant stay inline when the model is saved."""
     mapped = _mapped(tensor)
-    if not isinstance(mapped, MappedTensor):
-        return mapped
-    inline = ir.Tensor(np.array(mapped.numpy()), dtype=mapped.dtype, name=mapped.name)
-    inline.doc_string = mapped.doc_string
-    inline.metadata_props.update(mapped.metadata_props)
-    return inline
+    return in_memory(mapped) if isinstance(mapped, MappedTensor) else mapped
 
 
 def read_file(path: Path) -> bytes:

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.model.graphs import subgraphs
-from prunecli.model.protos import Body, bodies
+from prunecli.model.protos import Body, bodies, value_infos
 
 KEY = "prunecli.kept"
 _OLD = "prunecli.listed"
@@ -69,7 +69,7 @@ def _detach(body: Body) -> Kept:
         for attribute in odd:
             kept.attributes.setdefault(index, []).append(_copy(attribute))
             node.attribute.remove(attribute)
-    for info in _infos(body):
+    for info in value_infos(body):
         if not _round_trips(info):
             kept.types[info.name] = _copy(info)
             info.ClearField("type")
@@ -85,13 +85,6 @@ def _detach_graph(graph: onnx.GraphProto, kept: Kept) -> None:
     # "domain::function/value" is how older models describe values inside functions; onnx-ir reads those
     kept.infos = [_copy(info) for info in graph.value_info if info.name not in known and "::" not in info.name]
     kept.annotations = [_copy(a) for a in graph.quantization_annotation if a.tensor_name not in known]
-
-
-def _infos(body: Body) -> Iterator[onnx.ValueInfoProto]:
-    yield from body.value_info
-    if isinstance(body, onnx.GraphProto):
-        yield from body.input
-        yield from body.output
 
 
 def _copy(proto: Message) -> Message:
@@ -221,7 +214,7 @@ def _attach_types(body: Body, source: ir.Graph | ir.Function) -> None:
     if not pinned:
         return
     described = set()
-    for info in _infos(body):
+    for info in value_infos(body):
         if info.name in pinned:
             info.type.SetInParent()  # also if it is empty
             info.type.CopyFrom(pinned[info.name].type)

@@ -138,6 +138,14 @@ def _with_subgraphs(body: Body) -> Iterator[Body]:
             yield from _with_subgraphs(graph)
 
 
+def value_infos(body: Body) -> Iterator[onnx.ValueInfoProto]:
+    """Every description of a value of one body."""
+    yield from body.value_info
+    if isinstance(body, onnx.GraphProto):
+        yield from body.input
+        yield from body.output
+
+
 def attributes_of(body: Body) -> Iterator[onnx.AttributeProto]:
     """The attributes of the nodes of one body, and the defaults of a function's own attributes."""
     for node in body.node:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -25,7 +24,7 @@ from prunecli.model.external_data import pull_in, read_proto, refer
 from prunecli.model.loading import Model
 from prunecli.model.protos import dense_tensors, normalise
 from prunecli.model.sparse import sparsify
-from prunecli.model.tensors import MappedTensor, byte_count
+from prunecli.model.tensors import MappedTensor, byte_count, in_memory
 from prunecli.model.writing import Span, size_of, spans, write_data, write_model
 from prunecli.types import FileRef, Json
 
@@ -215,10 +214,7 @@ def _pull_in(model: Model, undo: contextlib.ExitStack) -> None:
     for holder in holders(model.ir):
         tensor = holder.tensor
         if isinstance(tensor, (MappedTensor, ir.LazyTensor)):
-            inline = ir.Tensor(np.asarray(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
-            inline.doc_string = tensor.doc_string
-            inline.metadata_props.update(tensor.metadata_props)
-            _swap(holder, inline, undo)
+            _swap(holder, in_memory(tensor), undo)
 
 
 def _swap(holder: Holder, tensor: ir.TensorProtocol, undo: contextlib.ExitStack) -> None:

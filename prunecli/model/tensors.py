@@ -102,3 +102,14 @@ class MappedTensor(ir.ExternalTensor):
     def release(self) -> None:
         """Let go of the mapping; the pages leave memory once no view of them is alive."""
         self._view = None
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor with its values in memory, and all else that it says."""
+    return ir.Tensor(
+        np.array(tensor.numpy()),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder, locate
-from prunecli.model.protos import Body, bodies, tensors
+from prunecli.model.protos import Body, bodies, tensors, value_infos
 from prunecli.model.tensors import byte_count
 
 MAX_ELEMENTS = 1 << 48
@@ -124,7 +124,7 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
     entries: list[Iterable[str]] = [[e.domain for e in model.opset_import]]
     entries += [(e.key, e.value) for e in model.metadata_props]
     for body in bodies(model):
-        described = (text for info in _infos(body) for text in (info.name, *_dimensions(info)))
+        described = (text for info in value_infos(body) for text in (info.name, *_dimensions(info)))
         entries += [(body.name, body.doc_string), described, _inputs(body), _outputs(body)]
         if isinstance(body, onnx.GraphProto):
             entries.append(t.name for t in body.initializer)
@@ -133,10 +133,6 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
     for text in chain(about, *entries):
         if not isinstance(text, str):
             raise PruneError(f"{path}: {text[:40]!r} is not UTF-8 text", BROKEN)
-
-
-def _infos(body: Body) -> Iterable[onnx.ValueInfoProto]:
-    return chain(body.value_info, *((body.input, body.output) if isinstance(body, onnx.GraphProto) else ()))
 
 
 def _dimensions(info: onnx.ValueInfoProto) -> Iterator[str]:
