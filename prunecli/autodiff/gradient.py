@@ -1,4 +1,4 @@
-"""`differentiate`: a model, the tensors to differentiate by and a loss in; one ONNX model for all three out."""
+"""`differentiate` makes one ONNX model that computes a model, a loss and the gradients, by the reverse mode."""
 
 from __future__ import annotations
 

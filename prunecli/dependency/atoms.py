@@ -26,7 +26,7 @@ from prunecli.errors import PruneError
 
 Ints = NDArray[np.int64]
 MOST_ATOMS = 1 << 27
-"""A gigabyte of indices; a few hundred times those of large models."""
+"""Their indices take a gigabyte; large models have a few hundred times fewer."""
 
 
 class LengthError(Exception):
@@ -195,7 +195,7 @@ def _offsets(table: AtomTable) -> tuple[Ints, int]:
 
 
 def _note(where: Ints, components: Ints, reason: str, reasons: list[str]) -> None:
-    """Record the reason where none was known: the first is the one that is told."""
+    """Record the reason of components that have none yet: reports give the first."""
     new = components[where[components] < 0]
     if new.size:
         reasons.append(reason)

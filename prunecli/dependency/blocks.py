@@ -60,7 +60,7 @@ class ResidualBlock:
 
 @dataclass(frozen=True)
 class Dead:
-    """What nobody needs any more once some blocks are gone."""
+    """Nodes and initializers that no output depends on once some blocks are gone."""
 
     nodes: frozenset[ir.Node]
     initializers: frozenset[ir.Value]
@@ -91,7 +91,7 @@ def find_blocks(model: ir.Model, geometry: Geometry) -> list[ResidualBlock]:
 
 
 def _told_apart(blocks: list[ResidualBlock]) -> list[ResidualBlock]:
-    """Nodes may share a name: then blocks go by the value they yield."""
+    """Blocks whose nodes share a name are named after the value they yield."""
     counts = Counter(block.name for block in blocks)
     return [b if counts[b.name] == 1 else replace(b, name=b.join.outputs[0].name or "") for b in blocks]
 

@@ -1,4 +1,4 @@
-"""What a cut leaves, exactly: parameters and multiply-accumulates as functions of the kept axis lengths."""
+"""The exact parameters and multiply-accumulates of a cut model, as functions of the kept axis lengths."""
 
 from __future__ import annotations
 

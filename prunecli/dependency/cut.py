@@ -138,7 +138,7 @@ def _assume(cut: NodeCut, node: ir.Node) -> None:
 
 
 def _follow(cut: NodeCut, node: ir.Node) -> None:
-    """Rewrite one node. What it computes of shapes alone is compared where it ends."""
+    """Rewrite one node and compute its new shapes. Shape computations are checked where data reads them."""
     function = REWRITES.get((node.domain, node.op_type))
     facts = cut.views[0].before
     moved = any(_changed(cut, value) for value in node.inputs)
@@ -224,7 +224,7 @@ def _changed(cut: NodeCut, value: ir.Value | None) -> bool:
 
 
 def _wanted(cut: NodeCut, value: ir.Value, content: Array | None) -> Array | None:
-    """What a value was, less the removed positions; None where they are not those of this view."""
+    """The content without the removed positions; None where its axes are not as long as in the first view."""
     gone = cut.removed.get(value.name or "", {})
     if content is None or any(content.shape[axis] != cut.before(value)[axis] for axis in gone):
         return None

@@ -97,7 +97,7 @@ def _copy_shared(model: ir.Model) -> None:
 
 
 def restore(model: ir.Model) -> None:
-    """What need not stay of the working form: names of unread outputs, and copies that equal their original."""
+    """Undo what need not stay of the working form: names of unread outputs, and copies that equal their original."""
     for node in model.graph:
         for out in node.outputs:
             if UNNAMED in out.meta:

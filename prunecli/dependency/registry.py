@@ -209,7 +209,7 @@ class RuleContext:
         self.axis(value, index)
 
     def freeze_unspoken(self) -> None:
-        """What the rule said nothing about must stay whole: every axis of an input that it has not named."""
+        """Freeze every axis of an input that the rule has not named."""
         for value in self.node.inputs:
             if value is None or value not in self.facts.shapes:
                 continue

@@ -1,4 +1,4 @@
-"""The graph at two choices of its dynamic dimensions: what differs between them is not a constant."""
+"""Shapes and contents at two choices of the dynamic dimensions, which tell constants from what depends on those."""
 
 from __future__ import annotations
 

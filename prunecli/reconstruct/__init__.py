@@ -1,1 +1,1 @@
-"""Recovery of what pruning lost: training that keeps zeros and structure, distillation."""
+"""Closed forms that make up for what pruning removed."""

@@ -1,4 +1,7 @@
-"""Least squares with given zeros: the best weights of a layer whose mask is settled."""
+"""One matrix of a layer: which weights go, by method, and what the others become, by kind of recovery.
+
+Once the mask is settled the others solve least squares with given zeros (`masked_least_squares`).
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@
 Without the columns u of a unit the best W for the others errs by w_u^T ([G^-1]_uu)^-1 w_u per row more, [G^-1] the
 inverse over the columns that are left. Removing column j changes a row by -w_j / [G^-1]_jj times column j of G^-1
 (Hassibi and Stork 1993). G^-1 after t removals is the first one less t outer products (Frantar and Alistarh 2022),
-which are applied in blocks, to many problems at once.
+which are applied in blocks, to many problems at once (`Surgeon`).
+
+Rows do not meet in this error, so in exact OBS each loses its weights by itself, least loss first (`removal_losses`).
 """
 
 from __future__ import annotations

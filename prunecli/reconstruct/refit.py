@@ -1,4 +1,8 @@
-"""Closed forms for one linear layer, from sums over data (`calibration.grams`) to new weights and a new offset.
+"""Recovery without training: every layer of a cut model is fitted, in order, to what the original computes.
+
+Both models run side by side, piece by piece. When a layer's turn comes, all before it are done: it is fitted on what it
+really receives, towards what the original has at the positions that are left, errors of the residual stream included.
+A closed form computes new weights and a new offset of a linear layer from sums over data (`calibration.grams`):
 
 bias    b = E[y] - W E[x]: what the removed inputs added on average is added as a constant
 bn      W and b scaled and moved per output so that its mean and variance are those wanted: what re-estimating a

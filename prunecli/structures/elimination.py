@@ -2,7 +2,7 @@
 units for weights; Hassibi and Stork 1993, Frantar and Alistarh 2022).
 
 A layer computes Y = X B0 from inputs with the Gram matrix G = X^T X. After each removal B and G^-1 are brought up to
-date (`surgeon.py`), so of two equal inputs one goes for nothing and the other then counts for both.
+date (`reconstruct/obs.py`), so of two equal inputs one goes for nothing and the other then counts for both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Checkpoints of training: one .npz, replaced whole, that continues to the same result."""
+"""What training writes while it runs: a log, and checkpoints, each one .npz that is replaced whole and from which a run
+continues to the same result."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Planned(Protocol):
 
 
 class Pruned(Protocol):
-    """What a pruning command returns, as far as this module looks."""
+    """What this module reads of the result of a pruning command."""
 
     @property
     def verification(self) -> Verification: ...
@@ -189,7 +189,7 @@ def check_plans(options: Planned) -> None:
 
 
 def left_out(options: Retraining) -> str:
-    """What a dry run says of training."""
+    """The sentence of a dry run on the training that it leaves out."""
     steps, told = step_count(options), f"a dry run trains nothing: {options.finetune_epochs} epochs are left out"
     return told if steps == 1 else f"{told}, and the {steps} cuts between them are shown as one"
 

@@ -83,7 +83,7 @@ class Parameters:
         return self.gradients[item.start : item.stop].reshape(item.weight.shape)
 
     def mask_gradients(self) -> None:
-        """Nothing pulls at what was pruned."""
+        """Set the gradients of pruned weights to zero."""
         self.gradients *= self.keep
 
     def store(self) -> None:

@@ -151,7 +151,7 @@ class Trainer:
         self.use_best()
 
     def _stopped(self) -> str:
-        """Why training ends before its time, if it does."""
+        """The reason why training ends before its last epoch, or nothing."""
         if self.at.lowered > _MOST_LOWERED:
             return "no learning rate made it better"
         if 0 < self.options.patience <= self.at.stale:
@@ -159,7 +159,7 @@ class Trainer:
         return ""
 
     def notes(self) -> list[str]:
-        """What a report should say of how the run went."""
+        """Sentences for the report: lowered rates, an early stop, a perfect start."""
         at, rate = self.at, self.learning_rate
         tried = [f"{rate * 0.1**k:.2g}" for k in range(min(at.lowered, _MOST_LOWERED) + 1)]
         lowered = [
@@ -263,7 +263,7 @@ class Trainer:
             self._lower()
 
     def _lower(self) -> None:
-        """Undo what made it worse, and go on at a tenth of the rate."""
+        """Restore the best weights, and go on at a tenth of the rate."""
         self.use_best()
         for state in self.optimizer.state.values():
             state[:] = 0
