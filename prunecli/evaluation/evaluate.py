@@ -26,6 +26,7 @@ from prunecli.evaluation.passes import (
 )
 from prunecli.evaluation.quality import Significance, compare_predictions, compute_metrics, confusion, per_class
 from prunecli.evaluation.robustness import measure_stress
+from prunecli.evaluation.speed import explain, first_batch, prepare_runs
 from prunecli.model import concrete_shapes, totals
 from prunecli.types import Progress, no_progress
 
@@ -67,7 +68,7 @@ def evaluate(
         )
         for gate in (gate for gate in gates if gate.name.startswith("robustness.")):
             check_span(gate, difference(stress.span))
-    times, gain = _latency(bench, data, options, progress) if options.latency else ({}, None)
+    times, gain, because = _latency(bench, data, options, progress) if options.measures_time else ({}, None, "")
     result = Evaluation(
         models=[
             replace(_scored(role, bench, data, options, done), train=train.get(role, {}), latency=times.get(role))
@@ -79,6 +80,7 @@ def evaluate(
         average=options.average,
         fidelity=done.fidelity,
         speedup=gain,
+        slower_because=because,
         significance=_significance(done),
         stress=stress,
         train_samples=train_samples,
@@ -110,7 +112,7 @@ def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: OpenedMo
         "baseline": (BASELINE in bench.runners, baseline),
         "fidelity": (BASELINE in bench.runners or data.has_reference, baseline),
         "labels": (data.has_labels, ("labelled data", "give --data with labels")),
-        "latency": (options.latency, ("latency", "leave out --no-latency")),
+        "latency": (options.measures_time, ("latency", "leave out --no-latency and --no-timing")),
         "train": (options.train_data is not None, ("training data", "give --train-data")),
         "robustness": (options.robustness, ("robustness", "add --robustness")),
     }
@@ -133,21 +135,20 @@ def _train_metrics(
 
 def _latency(
     bench: OpenedModels, data: Dataset, options: EvaluateOptions, progress: Progress
-) -> tuple[dict[str, Latency], Speedup | None]:
-    """All models on the same first samples, in turn."""
-    size = options.latency_batch
-    if options.data is None:
-        data = bench.random_data(1, options.seed, options.dims, size)
-    batch = next(data.take(data.fixed_batch or size).batches(size))
-    runs = {role: runner.session.prepared(runner.feed(batch.feed)) for role, runner in bench.runners.items()}
+) -> tuple[dict[str, Latency], Speedup | None, str]:
+    """All models on the same first samples, in turn; how much faster the model is, and why not as the work is less."""
+    given = None if options.data is None else data
+    batch = first_batch(bench, given, options.dims, options.seed, options.latency_batch)
+    runs = prepare_runs(bench, batch)
     how = TimingOptions(
-        options.execution.thread_count, bench.runners[MODEL].session.provider, batch.count + batch.padded,
+        options.execution.thread_count, bench.first.provider, batch.count + batch.padded,
         pairs=options.latency_runs, seed=options.seed,
     )  # fmt: skip
     if BASELINE not in runs:
-        return measure(runs, how, progress), None
+        return measure(runs, how, progress), None, ""
     timed = measure_pair(runs[MODEL], runs[BASELINE], how, progress)
-    return {MODEL: timed.model, BASELINE: timed.baseline}, timed.gain
+    because = explain(bench, batch.feed, timed, options.execution)
+    return {MODEL: timed.model, BASELINE: timed.baseline}, timed.gain, because
 
 
 def _undecided(gain: Speedup | None, gate: Gate) -> str:

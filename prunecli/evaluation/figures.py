@@ -43,6 +43,7 @@ class Evaluation(Reported):
     average: Average
     fidelity: Fidelity | None = None
     speedup: Speedup | None = None
+    slower_because: str = ""
     significance: Significance | None = None
     stress: Stress | None = None
     train_samples: int = 0
@@ -87,7 +88,7 @@ def delta(found: Evaluation) -> Json:
             loss = METRICS[name].sign * (found.baseline.metrics[name] - value)
             result[name] = {METRICS[name].change: loss}
     if found.speedup is not None:
-        result["latency"] = found.speedup.to_json()
+        result["latency"] = found.speedup.to_json() | ({"why": found.slower_because} if found.slower_because else {})
     new, old = sizes(found.model), sizes(found.baseline)
     for name in SIZES:
         if name == "sparsity":

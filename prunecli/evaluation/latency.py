@@ -29,10 +29,10 @@ EVALUATE_SECONDS = 5.0
 """Which a measurement takes: of the thread's CPU time where that is the clock. On a busy machine, and where models are
 slow, it is up to `PATIENCE` times as long."""
 PATIENCE = 3
-OPENINGS, LEAST_OPENINGS = 5, 3
-"""How often models are opened anew within a measurement, and how often makes their spread known."""
-OPENING_SHARE = 0.05
-"""Of the time of a measurement that opening may take each time; it is not done where it takes longer."""
+OPENINGS = ((0.05, 5), (0.2, 3))
+"""The share of a measurement's time that opening the models takes at most, and how often they are opened then."""
+LEAST_OPENINGS = 3
+"""Which make the spread of sessions known."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 PLACEMENT = 1.02
@@ -135,16 +135,16 @@ class Speedup:
         difference = "the difference" if limit == 1 else f"the difference to {limit:g}"
         return f"the noise of this machine is {noise - 1:.0%}, more than {difference}"
 
-    def words(self) -> str:
-        """One sentence that claims no more than was measured."""
+    def words(self, other: str = "baseline") -> str:
+        """One sentence that claims no more than was measured. `other`: what the baseline is called."""
         if self.reason:
             return f"the difference in speed is not measurable now: {self.reason}"
         span = f"95 % interval {self.low:.2f} to {self.high:.2f}"
         if self.within_noise:
             return f"no difference in speed beyond the noise of this measurement ({span})"
         if self.speedup >= 1:
-            return f"{self.speedup:.2f} times faster than the baseline ({span})"
-        return f"slower than the baseline: {self.speedup:.2f} times its speed ({span})"
+            return f"{self.speedup:.2f} times faster than the {other} ({span})"
+        return f"slower than the {other}: {self.speedup:.2f} times its speed ({span})"
 
     def to_json(self) -> Json:
         """Numbers, or nulls with the reason."""
@@ -176,7 +176,7 @@ def measure(
     """Times of each model, one per pair. Each pair has every model in turn, in alternating order, so that drift of the
     machine falls on all alike. A time is the mean over a window of runs in a row; the windows of all take about equally
     long, since what interferes hits a longer one more often, and begin with a run that is not timed, to have its own
-    values in the caches. Models that open quickly are opened anew a few times, as where they lie in memory matters. It
+    values in the caches. Models that open quickly are opened anew, as where they lie in memory matters. It
     ends when `how.seconds` have passed and there are `MIN_PAIRS`, when there are `MAX_PAIRS`, or after `PATIENCE` times
     so many seconds; where `how.pairs` says how many, with those."""
     before = MachineLoad.now()
@@ -209,8 +209,8 @@ class _Stand:
         self.times: dict[str, list[float]] = {name: [] for name in runs}
         self.openings: list[int] = []
         self.opened = 1
-        quick = sum(run.seconds for run in runs.values()) <= OPENING_SHARE * how.seconds
-        self.anew = quick and all(run.again is not None for run in runs.values())
+        share = sum(run.seconds if run.again is not None else math.inf for run in runs.values()) / how.seconds
+        self.openable = next((count for most, count in OPENINGS if share <= most), 1)
 
     def spent(self) -> float:
         """Seconds of the clock's time since the beginning."""
@@ -224,7 +224,7 @@ class _Stand:
 
     def pair(self, turn: int) -> None:
         part = turn / self.how.pairs if self.how.pairs else max(self.spent() / self.how.seconds, turn / MAX_PAIRS)
-        if self.anew and part * OPENINGS >= self.opened:
+        if part * self.openable >= self.opened:
             self.open()
         names = list(self.runs)
         for name in names if turn % 2 == 0 else reversed(names):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.options.declare import DATA, Option
-from prunecli.options.groups import Batched, Gated, OutputNamed, Reporting, Running, Samples, Seeded, Sized
+from prunecli.options.groups import Batched, Gated, OutputNamed, Reporting, Running, Samples, Seeded, Sized, Timing
 
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
@@ -17,7 +17,7 @@ QUALITY = "Measurements"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, Sized, Running):
+class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, Sized, Timing):
     """Quality, size and latency of a model, alone or beside its original.
 
     With labels: accuracy, precision, recall, F1, top-5, or MAE, RMSE and R2. With --baseline also fidelity,
@@ -50,6 +50,10 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         super().check()
         for text in self.gates:
             parse_gate(text, known())
+
+    @property
+    def measures_time(self) -> bool:
+        return self.latency and self.timing
 
     @property
     def other_data(self) -> bool:

@@ -46,22 +46,30 @@ class Kernel:
 
 
 def profiles(
-    models: Sequence[ir.Model], feed: Mapping[str, Any], start: Open = Session.open, progress: Progress = no_progress
+    models: Sequence[Any],
+    feed: Mapping[str, Any],
+    start: Open = Session.open,
+    progress: Progress = no_progress,
+    seconds: float | None = None,
 ) -> list[list[Kernel]]:
     """Time every operator of every model.
 
     The models take turns of a few runs, so that drift of the machine falls on all alike; all are held open.
 
     Args:
+        models: files, or models in memory, as `Session.open` takes them.
         start: as `Session.open`, with its provider and threads.
+        seconds: of each model's runs, about; default `PROFILE_SECONDS`, and more where models are slow.
     Raises:
         PruneError: a model does not run on the feed.
     """
+    least = MIN_TURNS if seconds is None else 1
     with Scratch() as folder:
         opened = [start(model, profile=folder / f"trace{n}") for n, model in enumerate(models)]
         runs = [session.prepared(feed).run for session in opened]
         once = sum(_warm_up(run) for run in runs)
-        turns = int(np.clip(PROFILE_SECONDS * len(runs) / max(IN_A_ROW * once, 1e-9), MIN_TURNS, MAX_TURNS))
+        allowed = (PROFILE_SECONDS if seconds is None else seconds) * len(runs)
+        turns = int(np.clip(allowed / max(IN_A_ROW * once, 1e-9), least, MAX_TURNS))
         for turn in progress(range(turns), "timing layers", turns):
             for run in runs if turn % 2 == 0 else reversed(runs):
                 for _ in range(IN_A_ROW):

@@ -36,6 +36,7 @@ from prunecli.types import Json
 if TYPE_CHECKING:
     from prunecli.evaluation.figures import Evaluation, Scored
     from prunecli.evaluation.robustness import Stress
+    from prunecli.evaluation.speed import MeasuredSpeed
 
 SIZE_TITLES = {
     "params": ("parameters", "count"),
@@ -202,6 +203,8 @@ def _latency(found: Evaluation) -> Iterator[Section]:
         faster = not found.speedup.within_noise and found.speedup.speedup > 1
         tone: Tone = "warning" if found.speedup.reason else "good" if faster else "plain"
         yield Text(sentence[:1].upper() + sentence[1:] + ".", tone)
+    if found.slower_because:
+        yield Text(found.slower_because)
 
 
 def _size(found: Evaluation) -> Table:
@@ -213,7 +216,23 @@ def _size(found: Evaluation) -> Table:
         if found.baseline is not None:
             row += [cell_text(old[name], form), _ratio(name, new[name], old[name])]
         rows.append(row)
+    rows += _time_rows(found)
     return Table("Size", _columns(found, "figure"), rows)
+
+
+def _time_rows(found: Evaluation) -> Iterator[list[Cell]]:
+    """The time of a run, and how many times faster with its interval."""
+    if found.model.latency is None:
+        return
+    own: list[Cell] = ["latency", cell_text(found.model.latency.median, "ms")]
+    if found.baseline is None or found.baseline.latency is None or found.speedup is None:
+        yield own
+        return
+    gain = found.speedup
+    told = (
+        "not measurable now" if gain.reason else f"x {1 / gain.speedup:.3f} ({1 / gain.high:.3f} to {1 / gain.low:.3f})"
+    )
+    yield [*own, cell_text(found.baseline.latency.median, "ms"), told]
 
 
 def _ratio(name: str, new: float | None, old: float | None) -> Cell:
@@ -351,3 +370,37 @@ def gate_sections(gates: Sequence[GateResult]) -> list[Section]:
     if failed:
         return [table, Text(f"{failed} of {len(gates)} gates failed.", "warning")]
     return [table, Text(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good")]
+
+
+def speed_ms(found: MeasuredSpeed | None) -> tuple[Json | None, Json | None]:
+    """`latency_ms` before and after."""
+    if found is None or found.pair is None:
+        return None, None
+    return found.pair.baseline.to_json(), found.pair.model.to_json()
+
+
+def speed_delta(found: MeasuredSpeed | None) -> Json:
+    """The key `delta` of a command that measures speed, as `evaluate` has it; nothing where it was left out."""
+    return {} if found is None else {"delta": {"latency": found.to_json()}}
+
+
+def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
+    """Rows of `size_table`."""
+    if found is None or found.pair is None:
+        return []
+    pair, gain = found.pair, found.pair.gain
+    title = "latency, CPU time" if pair.model.clock == "cpu" else "latency"
+    times = [cell_text(each.median, "ms") for each in (pair.baseline, pair.model)]
+    interval = "not measurable now" if gain.reason else f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+    remains = None if gain.reason else 1 / gain.speedup
+    return [(title, *times, remains), ("times faster", None, interval, None)]
+
+
+def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list[Section]:
+    """What was measured and how, and why it is not more. `other`: what the model is compared with."""
+    if found is None:
+        return []
+    gain = None if found.pair is None else found.pair.gain
+    tone: Tone = "warning" if gain is None or gain.reason or gain.high < 1 else "plain"
+    words = found.words(other)
+    return [Text(f"{words[:1].upper()}{words[1:]}.", tone), *([Text(found.why)] if found.why else [])]

@@ -110,6 +110,30 @@ class Running(Provided):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing(Running):
+    """The measured speed in a report."""
+
+    timing: Annotated[
+        bool, Option("leave the measured speed out of the report: a few seconds", REPORT, name="no-timing", off=True)
+    ] = True
+    # the threads that are timed, where the work itself is done on others
+    timed_threads: int | None = None
+
+    @property
+    def timed_execution(self) -> Execution:
+        from dataclasses import replace
+
+        return replace(self.execution, threads=self.timed_threads or self.threads)
+
+    @property
+    def stated_dims(self) -> Dims:
+        """Sizes of dynamic dimensions, where the command takes some."""
+        from prunecli.model import Dims
+
+        return self.dims if isinstance(self, Sized) else Dims()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seeded(Options):
     """Random choices."""
 

@@ -18,6 +18,7 @@ from prunecli.options.groups import (
     Samples,
     Seeded,
     StoredPacked,
+    Timing,
     Written,
 )
 
@@ -74,7 +75,7 @@ class Learning(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(OutputNamed, Learning, Samples, Batched, Seeded, Written, StoredPacked, Reporting, Running):
+class FinetuneOptions(OutputNamed, Learning, Samples, Batched, Seeded, Written, StoredPacked, Reporting, Timing):
     """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
 
     Gradients run in onnxruntime; the result is an ordinary model with the same inputs and outputs. Without
@@ -176,6 +177,7 @@ class Retraining(Learning, Samples, Seeded, Running):
             threads=self.threads,
             include=getattr(self, "include", ()),
             verify=getattr(self, "verify", True),
+            timing=False,
             external_data=getattr(self, "external_data", "auto"),
         )
 

@@ -29,15 +29,16 @@ def grown(before: Totals, after: Totals) -> list[str]:
 
 def report_json(
     found: ModelResult, command: str, layers: Iterable[LayerRow], skipped: Iterable[Skipped], *, sparsity: float,
-    extra: Json,
+    extra: Json, latency_ms: tuple[Json | None, Json | None] = (None, None),
 ) -> Json:  # fmt: skip
-    """A result as the contract has it; `extra` follows at the top level."""
+    """A result as the contract has it; `extra` follows at the top level. `latency_ms`: before and after."""
+    times = [{} if each is None else {"latency_ms": each} for each in latency_ms]
     return {
         **envelope(command, found.seconds),
         "model": asdict(found.model),
         "output": None if found.output is None else asdict(found.output),
-        "before": asdict(found.before),
-        "after": asdict(found.after),
+        "before": asdict(found.before) | times[0],
+        "after": asdict(found.after) | times[1],
         "sparsity": sparsity,
         "layers": [_layer(layer) for layer in layers],
         "skipped": [asdict(item) for item in skipped],

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prunecli.evaluation.speed import measure_speed
 from prunecli.files import copy
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
@@ -133,8 +134,8 @@ class StepModels:
 
     def _written(self, step: SearchStep, target: Path, said: Json, dry_run: bool) -> Result:
         if step.number in self.trained:
-            return self._write_trained(self.trained[step.number], target)
-        saving = self.options.part(PrunedFile, output=target, dry_run=dry_run)
+            return self._timed(self._write_trained(self.trained[step.number], target), target)
+        saving = self.options.part(PrunedFile, output=target, dry_run=dry_run, timed=self.options.timing)
         return self.setup.pruner.save(step.allocation, saving, said, self.progress)
 
     def _write_trained(self, made: Trained, target: Path) -> Result:
@@ -154,6 +155,12 @@ class StepModels:
                       for layer in last.layers]  # fmt: skip
             return replace(last, layers=layers, **same)
         return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
+
+    def _timed(self, done: Result, place: Path) -> Result:
+        """With the speed of the file beside the original, where it is a cut."""
+        if isinstance(done, MagnitudeResult) or not self.options.timing:
+            return done
+        return replace(done, speed=measure_speed(place, self.setup.file.path, self.options, self.progress))
 
     def front(self, steps: Sequence[SearchStep]) -> Iterator[FrontModel]:
         """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.

@@ -21,6 +21,7 @@ from prunecli.options.groups import (
     Seeded,
     Sized,
     StoredPacked,
+    Timing,
 )
 from prunecli.options.training import Retraining
 from prunecli.quantity import parse_fraction, parse_quantity
@@ -164,14 +165,16 @@ def _drop(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedFile(Saving):
-    """A pruned model, as it is written. `spreads`: measure the distributions that a report draws."""
+    """A pruned model, as it is written. `spreads`: measure the distributions that a report draws; `timed`: the speed of
+    structures beside the original."""
 
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
     spreads: bool = False
+    timed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked):
+class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing):
     """The smallest model that loses no more than --max-drop, confirmed on data that nothing was chosen by.
 
     How much goes from each layer follows from what it costs, measured. Half of --data is searched on, the other half

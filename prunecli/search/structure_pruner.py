@@ -20,6 +20,7 @@ from prunecli.dependency.catalogue import Group
 from prunecli.dependency.costs import costs
 from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
+from prunecli.evaluation.speed import MeasuredSpeed
 from prunecli.model import Dims
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shape_inference import Shape
@@ -224,22 +225,22 @@ class StructurePruner(UnitSpace):
         o, start = self.options, time.perf_counter()
         assert saving.output is not None
         kept = {name: getattr(saving, name) for name in ("force", "dry_run", "verify", "save_plan", "external_data")}
-        wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept)
+        timed = {"timing": saving.timed, "timed_threads": o.execution.thread_count}
+        wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept, **timed)
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
                "include": list(o.include), "exclude": list(o.exclude), **analysed_as(cuttable)}  # fmt: skip
-        mask = self.mask(allocation)
-        notes, latency = self._timed(mask)
-        decided = Decided(mask, self.ranking.scores, {**how, **said}, self.left, notes=notes, latency=latency)
-        return carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
+        decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, self.left)
+        found = carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
+        return found if self.timing is None else replace(found, latency=_remaining(found.speed))
 
-    def _timed(self, mask: Array) -> tuple[list[str], Json | None]:
-        """The model beside the original, where latency is the goal."""
-        if self.timing is None:
-            return [], None
-        gain, threads = self.timing.compare(self.timing.build(mask)), self.options.execution.thread_count
-        remains = None if gain.reason else 1 / gain.speedup
-        measured = {"remains": remains, "threads": threads, "speedup": gain.to_json()}
-        return [f"measured on {threads} thread{'s' * (threads > 1)}: {gain.words()}"], measured
+
+def _remaining(speed: MeasuredSpeed | None) -> Json | None:
+    """What is left of the time, where that is the goal."""
+    if speed is None or speed.pair is None:
+        return None
+    gain = speed.pair.gain
+    remains = None if gain.reason else 1 / gain.speedup
+    return {"remains": remains, "threads": speed.pair.model.how.threads, "speedup": gain.to_json()}
 
 
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Frozen
 from prunecli.dependency.cut import Removed, following
+from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
 from prunecli.files import Scratch
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class StructuredResult(ModelResult):
     """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
     cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
-    `packed`: of adaptive pruning with `--pack`."""
+    `speed`: of the model beside the original; `packed`: of adaptive pruning with `--pack`."""
 
     recipe: Json
     groups: list[GroupRow]
@@ -43,6 +44,7 @@ class StructuredResult(ModelResult):
     latency: Json | None = None
     training: Retrained | None = None
     recovery: Recovery | None = None
+    speed: MeasuredSpeed | None = None
     packed: PackResult | None = None
 
     def raise_if_failed(self) -> None:
@@ -75,10 +77,11 @@ def carry_out(
         cut, recovery = _recovered(subject, cut, positions, inspector, options, elsewhere, progress)
         check = inspector if recovery is None else inspector.measure
         saved = save(replace(subject.file, ir=cut), place, saving, check)
+        speed = measure_speed(place, subject.file.path, options, progress) if options.timing else None
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
-    return _result(subject, decided, inspector, None if options.dry_run else saved, options, recovery,
-                   time.perf_counter() - start)  # fmt: skip
+    found = _result(subject, decided, inspector, None if options.dry_run else saved, options)
+    return replace(found, recovery=recovery, speed=speed, seconds=time.perf_counter() - start)
 
 
 def _recovered(
@@ -98,9 +101,8 @@ def _recovered(
 
 
 def _result(
-    subject: Cuttable, decided: Decided, inspector: CutInspector, output: FileRef | None,
-    options: CutOptions, recovery: Recovery | None, seconds: float,
-) -> StructuredResult:  # fmt: skip
+    subject: Cuttable, decided: Decided, inspector: CutInspector, output: FileRef | None, options: CutOptions
+) -> StructuredResult:
     assert inspector.after is not None
     return StructuredResult(
         model=subject.file.ref,
@@ -117,8 +119,6 @@ def _result(
         latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,
-        recovery=recovery,
-        seconds=seconds,
     )
 
 

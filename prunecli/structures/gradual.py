@@ -18,6 +18,7 @@ import onnx_ir as ir
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
+from prunecli.evaluation.speed import measure_speed
 from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.constants import holders
@@ -49,7 +50,7 @@ def structured_and_trained(
         found = decided_and_cut(path, target, once, progress, start)
         return replace(found, notes=[*found.notes, left_out(options)])
     with Scratch() as folder:
-        cutter = _Cutter(path, replace(once, force=True), folder, progress)
+        cutter = _Cutter(path, replace(once, force=True, timing=False), folder, progress)
         rounds = prune_and_train(path, target, options, cutter, progress)
     first, last, training = rounds[0].cut, rounds[-1].cut, retrained(path, options, rounds)
     late = training.layers()
@@ -70,6 +71,7 @@ def structured_and_trained(
         layers=layers,
         verification=proof_of(rounds),
         training=training,
+        speed=measure_speed(target, path, options, progress) if options.timing and training.output else None,
         seconds=time.perf_counter() - start,
     )
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunecli.errors import some
+from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.sections import proof_text, shape_text, share, warnings, written
-from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars
+from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars, size_table
 from prunecli.structures.recovery import recovery_json, recovery_sections
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, Skipped, Verification
@@ -42,8 +43,12 @@ def to_json(found: StructuredResult) -> Json:
         **recovery_json(found.recovery),
         **training_json(found.training),
         **packed_json(found.packed),
+        **speed_delta(found.speed),
     }
-    return report_json(found, "structured", found.layers, skipped(found), sparsity=found.after.sparsity, extra=extra)
+    return report_json(
+        found, "structured", found.layers, skipped(found), sparsity=found.after.sparsity, extra=extra,
+        latency_ms=speed_ms(found.speed),
+    )  # fmt: skip
 
 
 def _group_json(group: GroupRow) -> Json:
@@ -74,7 +79,8 @@ def to_document(found: StructuredResult) -> Document:
     title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
     sections = warnings([*grown(found.before, found.after), *found.notes])
-    sections += [_summary(found), _proof(found.verification), *recovered[:1], _groups(found)]
+    sections += [size_table(found.before, found.after, speed_rows(found.speed)), *speed_sections(found.speed)]
+    sections += [_proof(found.verification), *recovered[:1], _groups(found)]
     sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += training_sections(found.training)
     sections += [*packed_sections(found.packed), *written(found)]
@@ -89,20 +95,6 @@ def _charts(found: StructuredResult) -> list[Section]:
         *group_bars(found.groups),
         *score_charts(found.groups),
     ]
-
-
-def _summary(found: StructuredResult) -> Table:
-    """Before, after, and what remains."""
-    from prunecli.report.render_cells import cell_text
-
-    rows = []
-    names = {"params": "parameters", "macs": "multiply-accumulates", "file_bytes": "file", "gzip_bytes": "gzipped"}
-    for name, title in names.items():
-        before, after = getattr(found.before, name), getattr(found.after, name)
-        form = "bytes" if name.endswith("bytes") else "count"
-        rows.append((title, cell_text(before, form), cell_text(after, form), share(after, before)))
-    columns = (Column(""), Column("before"), Column("after"), Column("remains", "percent"))
-    return Table("Size", columns, rows)
 
 
 def _proof(proof: Verification) -> Text:

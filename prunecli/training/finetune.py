@@ -17,7 +17,8 @@ from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed
 from prunecli.evaluation.passes import common_specs, pair
-from prunecli.model import Dims, Model, concrete_shapes, find_weights, load, totals
+from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
+from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.constants import INTERFACE, name_inputs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.options.training import FinetuneOptions
@@ -30,7 +31,7 @@ from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
 from prunecli.training.trainer import DivergedError, Epoch, learning_rate, lower_rate
-from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Verification, no_progress
+from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
 from prunecli.verify.tolerance import Feed, OfLargest
@@ -42,7 +43,7 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 class FinetuneResult(ModelResult):
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
     the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
-    start on held-out data."""
+    start on held-out data. `speed`: beside the teacher, of sizes `teacher`, where the model is a cut of it."""
 
     layers: list[LayerRow]
     skipped: list[Skipped]
@@ -57,6 +58,8 @@ class FinetuneResult(ModelResult):
     recipe: Json
     packed: PackResult | None = None
     harmful: bool = False
+    speed: MeasuredSpeed | None = None
+    teacher: Totals | None = None
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""
@@ -96,8 +99,7 @@ def finetune(
     at = training.trainer.at
     saved, small = _saved(file, target, options, proof, progress)
     if diverged is not None:
-        raise type(diverged)(f"{diverged.message}; the best weights, of epoch {at.best_epoch}, are in {target}",
-                             diverged.hint)  # fmt: skip
+        raise _salvaged(diverged, at.best_epoch, target)
     after_file = file if saved is None else load(target)
     return FinetuneResult(
         model=file.ref,
@@ -119,8 +121,13 @@ def finetune(
         notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *small.notes],
         packed=small.packed,
         harmful=at.harmful,
+        **_beside_teacher(options, saved, after_file, progress),
         seconds=time.perf_counter() - start,
     )
+
+
+def _salvaged(error: DivergedError, epoch: int, target: Path) -> DivergedError:
+    return type(error)(f"{error.message}; the best weights, of epoch {epoch}, are in {target}", error.hint)
 
 
 def _saved(
@@ -139,6 +146,20 @@ def _saved(
 
     _, small = packed_after(target, pack_options(options), make, progress)
     return small.output, small
+
+
+def _beside_teacher(
+    options: FinetuneOptions, saved: FileRef | None, after: Model, progress: Progress
+) -> dict[str, Any]:
+    """The teacher's sizes and the speed beside it, where the model has less work than the teacher."""
+    if options.teacher_path is None or saved is None or not options.timing:
+        return {}
+    file = load(options.teacher_path)
+    work = [count_macs(each, concrete_shapes(each, Dims())).total for each in (file, after)]
+    if not work[0] or not work[1] or work[1] >= work[0]:
+        return {}
+    speed = measure_speed(Path(saved.path), options.teacher_path, options, progress)
+    return {"speed": speed, "teacher": totals(file, concrete_shapes(file, Dims()))}
 
 
 def raise_if_harmful(found: FinetuneResult) -> None:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.sections import proof_text, warnings, written
+from prunecli.report.size_charts import size_table
 from prunecli.training.trainer import Epoch
 from prunecli.types import Json
 
@@ -30,8 +32,12 @@ def to_json(found: FinetuneResult) -> Json:
         "score": {"name": found.score_name, **_score(found)},
         "epochs": [asdict(epoch) for epoch in found.epochs],
         **packed_json(found.packed),
+        **_speed_json(found),
     }
-    return report_json(found, "finetune", found.layers, found.skipped, sparsity=found.after.sparsity, extra=extra)
+    return report_json(
+        found, "finetune", found.layers, found.skipped, sparsity=found.after.sparsity, extra=extra,
+        latency_ms=(None, speed_ms(found.speed)[1]),
+    )  # fmt: skip
 
 
 def _asked(found: FinetuneResult) -> Json:
@@ -47,6 +53,15 @@ def _score(found: FinetuneResult) -> Json:
     return {"before": found.score_before, "after": found.score_after}
 
 
+def _speed_json(found: FinetuneResult) -> Json:
+    """`teacher`, with the sizes and the latency of the model that `delta` compares with; nothing without one."""
+    if found.teacher is None:
+        return {}
+    before, _ = speed_ms(found.speed)
+    times = {} if before is None else {"latency_ms": before}
+    return {"teacher": asdict(found.teacher) | times, **speed_delta(found.speed)}
+
+
 def to_document(found: FinetuneResult) -> Document:
     """The epochs, what was gained, what stayed."""
     rows = [
@@ -59,6 +74,9 @@ def to_document(found: FinetuneResult) -> Document:
     sections.append(_gain(found))
     zeros = found.after.params - found.after.nonzero
     sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))
+    if found.teacher is not None:
+        sections.append(size_table(found.teacher, found.after, speed_rows(found.speed), ("teacher", "model")))
+        sections += speed_sections(found.speed, "teacher")
     sections += [*packed_sections(found.packed), *warnings(found.notes)]
     proof = found.verification
     if proof.kind == "exact":

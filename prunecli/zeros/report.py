@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.render_cells import cell_text
 from prunecli.report.sections import proof_text, shape_text, warnings, written
-from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars
+from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars, size_table
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, LayerRow
 from prunecli.zeros.select import KINDS
@@ -81,19 +82,10 @@ def _charts(found: MagnitudeResult) -> list[Section]:
 
 
 def _summary(found: MagnitudeResult) -> Table:
-    from prunecli.report.render_cells import cell_text
-
-    before, after = found.before, found.after
     zeros = sum(layer.params - layer.nonzero_before for layer in found.layers)
-    rows = [("zeros in the pruned weights", cell_text(zeros / found.params if found.params else None, "percent"),
-             cell_text(found.sparsity, "percent"))]  # fmt: skip
-    names = {"params": "parameters", "nonzero": "not zero", "macs": "multiply-accumulates", "file_bytes": "file"}
-    for name, title in {**names, "gzip_bytes": "gzipped"}.items():
-        form = "bytes" if name.endswith("bytes") else "count"
-        sign = "about " if name == "gzip_bytes" and after.gzip_estimated else ""
-        old, new = (sign + cell_text(getattr(size, name), form) for size in (before, after))
-        rows.append((title, old, new))
-    return Table("Size", (Column(""), Column("before"), Column("after")), rows)
+    before = cell_text(zeros / found.params if found.params else None, "percent")
+    top = [("zeros in the pruned weights", before, cell_text(found.sparsity, "percent"), None)]
+    return size_table(found.before, found.after, top=top)
 
 
 def _how(found: MagnitudeResult) -> list[Section]:

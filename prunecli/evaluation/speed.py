@@ -1,0 +1,199 @@
+"""The speed of a model beside its baseline, and why it is less than the work that was saved."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from prunecli.data import Batch, Dataset
+from prunecli.data.options import DataOptions
+from prunecli.errors import PruneError, some
+from prunecli.evaluation.latency import QUARTILE, Speedup, TimedPair, TimingOptions, measure_pair
+from prunecli.evaluation.passes import BASELINE, MODEL, OpenedModels, open_models
+from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles
+from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights
+from prunecli.runtime import Execution, PreparedRun, Session, channel_block
+from prunecli.types import Json, Progress, no_progress
+
+REPORT_SECONDS = 1.5
+"""Of the measurement for a report; on a busy machine and for slow models three times as many."""
+PROFILE_SECONDS = 0.5
+"""Of the runs of each model that tell where its time goes."""
+SLOW_SECONDS = 0.5
+"""Of a run of both models, or of opening both: where they take longer, nobody waits to learn where the time goes."""
+NEAR = 0.95
+"""Of the work that was saved: a speed-up that reaches so much of it needs no reason."""
+NAMED = 3
+
+
+class TimedOptions(Protocol):
+    """What the options of a command say of timing. `stated_dims`: sizes of dynamic dimensions."""
+
+    @property
+    def timed_execution(self) -> Execution: ...
+    @property
+    def source(self) -> DataOptions | None: ...
+    @property
+    def stated_dims(self) -> Dims: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """A model and its baseline, timed in turn on the same inputs. `pair`: None where they could not be, for a
+    `reason`. `shapes`: of the inputs. `why`: a sentence on where the time goes, where less of it was saved than of the
+    work."""
+
+    pair: TimedPair | None
+    shapes: Mapping[str, Sequence[int]]
+    reason: str = ""
+    why: str = ""
+
+    def words(self, other: str) -> str:
+        """One sentence on the difference, and how it was measured. `other`: what the baseline is called."""
+        if self.pair is None:
+            return f"the speed was not measured: {self.reason}"
+        how, clock = self.pair.model.how, "CPU time" if self.pair.model.clock == "cpu" else "time"
+        at = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return (
+            f"{self.pair.gain.words(other)}; {clock} of a run at {at} on {how.threads} thread{'s' * (how.threads > 1)}"
+        )
+
+    def to_json(self) -> Json:
+        """As `delta.latency` of `evaluate`."""
+        gain = Speedup(math.nan, math.nan, math.nan, self.reason) if self.pair is None else self.pair.gain
+        return {**gain.to_json(), **({"why": self.why} if self.why else {})}
+
+
+def first_batch(bench: OpenedModels, data: Dataset | None, dims: Dims, seed: int, size: int = 1) -> Batch:
+    """The inputs of a timed run: `size` samples, or as many as the model or a stated dimension fixes; of the data, or
+    random without."""
+    if data is None:
+        return next(bench.random_data(1, seed, dims, size).batches(size))
+    size = size if size > 1 else _stated_batch(bench, dims) or 1
+    return next(data.take(data.fixed_batch or size).batches(size))
+
+
+def _stated_batch(bench: OpenedModels, dims: Dims) -> int | None:
+    for spec in bench.specs:
+        if spec.name in dims.shapes:
+            return dims.shapes[spec.name][0]
+        if spec.shape and isinstance(spec.shape[0], str) and spec.shape[0] in dims.sizes:
+            return dims.sizes[spec.shape[0]]
+    return None
+
+
+def prepare_runs(bench: OpenedModels, batch: Batch) -> dict[str, PreparedRun]:
+    """Every model on the batch, by role."""
+    return {role: each.session.prepared(each.feed(batch.feed)) for role, each in bench.runners.items()}
+
+
+def measure_speed(
+    model: Path, baseline: Path, options: TimedOptions, progress: Progress = no_progress
+) -> MeasuredSpeed:
+    """Time a model beside its baseline for a few seconds, at the batch and the shapes of a command's options. Models
+    that cannot be run say why in `reason`."""
+    try:
+        bench = open_models({MODEL: model, BASELINE: baseline}, options.timed_execution)
+        data = None if options.source is None else options.source.open(bench.specs, bench.first.outputs)
+        batch = first_batch(bench, data, options.stated_dims, options.seed)
+        runs = prepare_runs(bench, batch)
+    except PruneError as error:
+        return MeasuredSpeed(None, {}, error.message)
+    how = TimingOptions(
+        options.timed_execution.thread_count, bench.first.provider, batch.count + batch.padded,
+        seconds=REPORT_SECONDS, seed=options.seed,
+    )  # fmt: skip
+    pair = measure_pair(runs[MODEL], runs[BASELINE], how, progress)
+    shapes = {name: list(np.shape(value)) for name, value in batch.feed.items()}
+    slow = sum(run.seconds for run in runs.values()) > SLOW_SECONDS
+    why = "" if slow else explain(bench, batch.feed, pair, options.timed_execution)
+    return MeasuredSpeed(pair, shapes, why=why)
+
+
+# -- why it is less than the work that was saved ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TimeByNode:
+    """Milliseconds of a run by node, its operators, and the shapes of the weights of each node."""
+
+    times: Mapping[str, float]
+    ops: Mapping[str, str]
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    @classmethod
+    def of(cls, file: Model, kernels: Sequence[Kernel]) -> _TimeByNode:
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for weight in find_weights(file).prunable:
+            for use in weight.uses:
+                shapes.setdefault(key(use.node), []).append(weight.shape)
+        layers = Attribution(file.ir.graph)
+        nodes = [(node, kernel) for kernel in kernels if (node := layers.node(kernel)) is not None]
+        ops = {key(node): kernel.op for node, kernel in nodes}
+        return cls(layers.times(kernels), ops, {name: tuple(sorted(each)) for name, each in shapes.items()})
+
+
+def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:
+    """A sentence on where the time of the model goes; empty where as much was saved as of the work, or where the models
+    cannot be compared operator by operator."""
+    if pair.gain.reason or bench.runners[BASELINE].renamed:
+        return ""
+    shapes = {name: tuple(np.shape(value)) for name, value in feed.items()}
+    work = [count_macs(file, concrete_shapes(file, Dims(shapes=shapes))).total for file in bench.files.values()]
+    once = (pair.model.median + pair.baseline.median) / 1e3
+    if not work[0] or not work[1] or pair.gain.high >= NEAR * work[1] / work[0] or once > SLOW_SECONDS:
+        return ""
+    start = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+    paths = [bench.files[role].path for role in (BASELINE, MODEL)]
+    found = profiles(paths, feed, start, seconds=PROFILE_SECONDS)
+    plain = net_of_timing(found, float(np.quantile(pair.baseline.times, QUARTILE)))
+    before, after = (_TimeByNode.of(bench.files[role], own) for role, own in zip((BASELINE, MODEL), plain, strict=True))
+    cause = _cause(before, after, work[1] / work[0])
+    return f"That is less than the work saved, {work[1] / work[0]:.2f} times: {cause}." if cause else ""
+
+
+def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
+    """What holds most of the time that should have gone with the work: operators without weights, layers that were not
+    cut, or those that were."""
+    parts: dict[str, list[str]] = {"without": [], "whole": [], "cut": []}
+    for name in dict.fromkeys([*before.times, *after.times]):
+        own = after.shapes.get(name)
+        parts["without" if own is None else "whole" if own == before.shapes.get(name) else "cut"].append(name)
+    lost = {part: _sum(after, names) - _sum(before, names) / saved for part, names in parts.items()}
+    part = max(lost, key=lambda each: lost[each])
+    whole = sum(after.times.values())
+    if lost[part] <= 0 or not whole:
+        return ""
+    names = sorted(parts[part], key=lambda name: -after.times.get(name, 0.0))
+    takes = f"{_sum(after, names) / whole:.0%} of its time"
+    if part == "whole":
+        return f"layers that were not cut take {takes} ({some(names, NAMED)})"
+    if part == "cut":
+        return _cut_cause(after, names, takes)
+    ops = Counter[str]()
+    for name in names:
+        ops[after.ops.get(name, "reordering")] += round(1e6 * after.times.get(name, 0.0))
+    return f"operators without weights take {takes} ({some([op for op, _ in ops.most_common()], NAMED)})"
+
+
+def _sum(found: _TimeByNode, names: Sequence[str]) -> float:
+    return sum(found.times.get(name, 0.0) for name in names)
+
+
+def _cut_cause(after: _TimeByNode, names: Sequence[str], takes: str) -> str:
+    block = channel_block()
+    convolved = [shape for name in names if "Conv" in after.ops.get(name, "") for shape in after.shapes.get(name, ())]
+    widths = sorted({size for shape in convolved for size in shape[:2] if size > 1 and size % block})
+    if widths:
+        return (f"widths such as {some(list(map(str, widths)), NAMED)} are no multiples of {block}, the channels that"
+                " onnxruntime computes together on this CPU")  # fmt: skip
+    return f"the layers that were cut take {takes}: narrow layers use the processor less well"
