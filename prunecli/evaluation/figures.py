@@ -114,10 +114,9 @@ def figures(found: Evaluation) -> dict[str, float]:
         prefix = "" if scored is found.model else "baseline."
         values |= {f"{prefix}{name}": value for name, value in _own(scored)}
     for name, changes in delta(found).items():
-        values |= {f"{name}.{key}": value for key, value in changes.items()}
+        values |= {f"{name}.{key}": value for key, value in changes.items() if not isinstance(value, str)}
     if found.speedup is not None and found.speedup.reason:
         values |= {f"latency.{name}": math.nan for name in SPEEDUP}
-        del values["latency.reason"]
     if found.fidelity is not None:
         values |= found.fidelity.short()
     if found.significance is not None:

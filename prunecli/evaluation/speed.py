@@ -178,7 +178,7 @@ def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
     if part == "whole":
         return f"layers that were not cut take {takes} ({some(names, NAMED)})"
     if part == "cut":
-        return _cut_cause(after, names, takes)
+        return _cut_cause(_narrowed(before, after, names), takes)
     ops = Counter[str]()
     for name in names:
         ops[after.ops.get(name, "reordering")] += round(1e6 * after.times.get(name, 0.0))
@@ -189,11 +189,21 @@ def _sum(found: _TimeByNode, names: Sequence[str]) -> float:
     return sum(found.times.get(name, 0.0) for name in names)
 
 
-def _cut_cause(after: _TimeByNode, names: Sequence[str], takes: str) -> str:
+def _narrowed(before: _TimeByNode, after: _TimeByNode, names: Sequence[str]) -> set[int]:
+    """Channels of convolutions that are fewer than before."""
+    return {
+        new
+        for name in names
+        if "Conv" in after.ops.get(name, "")
+        for one, other in zip(before.shapes.get(name, ()), after.shapes.get(name, ()), strict=False)
+        for old, new in zip(one[:2], other[:2], strict=False)
+        if new < old
+    }
+
+
+def _cut_cause(channels: set[int], takes: str) -> str:
     block = channel_block()
-    convolved = [shape for name in names if "Conv" in after.ops.get(name, "") for shape in after.shapes.get(name, ())]
-    widths = sorted({size for shape in convolved for size in shape[:2] if size > 1 and size % block})
-    if widths:
-        return (f"widths such as {some(list(map(str, widths)), NAMED)} are no multiples of {block}, the channels that"
+    if odd := sorted(size for size in channels if size % block):
+        return (f"widths such as {some(list(map(str, odd)), NAMED)} are no multiples of {block}, the channels that"
                 " onnxruntime computes together on this CPU")  # fmt: skip
     return f"the layers that were cut take {takes}: narrow layers use the processor less well"

@@ -87,11 +87,17 @@ def test_training_is_timed_beside_a_larger_teacher_alone(prune: Prune, clock: Fa
         assert len(asked) == 1 and not found.keys() & {"delta", "teacher"}
 
 
-def test_evaluate_has_it_among_the_sizes_and_leaves_it_out(prune: Prune, clock: Fake) -> None:
+def test_evaluate_has_it_among_the_sizes_and_leaves_it_out(
+    prune: Prune, clock: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock(TWICE)
+    monkeypatch.setattr("prunecli.evaluation.evaluate.explain", lambda *_: "Because it is so.")
     words = ["evaluate", SAMPLES / "digits-mlp.onnx", "--baseline", CNN, "--data", TEST]
     shown = prune(*words, "--format", "markdown").out
     assert "| latency | 2 ms | 4 ms | x 0.500 (0.476 to 0.526) |" in shown
+    assert "Because it is so." in shown
+    found = prune(*words, "--format", "json", "--fail-if", "latency.speedup<1.5").json
+    assert found["delta"]["latency"] == {"speedup": 2.0, "low": 1.9, "high": 2.1, "why": "Because it is so."}
     found = prune(*words, "--no-timing", "--format", "json").json
     assert "latency" not in found["delta"] and all(each["latency_ms"] is None for each in found["models"])
     done = prune(*words, "--no-timing", "--fail-if", "latency.speedup<1.5")

@@ -1,0 +1,52 @@
+"""Why a model is less faster than its work is less: read off made-up times, by what takes the time that should be gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunecli.evaluation import speed
+from prunecli.evaluation.speed import _cause, _TimeByNode
+
+Times = dict[str, tuple[str, float, tuple[int, ...] | None]]
+"""By node: its operator, milliseconds, the shape of its weight."""
+
+
+def by_node(times: Times) -> _TimeByNode:
+    return _TimeByNode(
+        {name: ms for name, (_, ms, _) in times.items()},
+        {name: op for name, (op, _, _) in times.items() if op},
+        {name: (shape,) for name, (_, _, shape) in times.items() if shape is not None},
+    )
+
+
+BEFORE: Times = {
+    "a": ("Conv", 4.0, (64, 3, 3, 3)),
+    "b": ("Conv", 4.0, (64, 64, 3, 3)),
+    "fc": ("Gemm", 1.0, (10, 64)),
+    "softmax": ("Softmax", 1.0, None),
+    "": ("", 0.5, None),
+}
+# what becomes of the nodes -> the sentence
+CAUSES: list[tuple[Times, str]] = [
+    ({"a": ("Conv", 2.0, (32, 3, 3, 3)), "b": ("Conv", 1.0, (32, 32, 3, 3)), "fc": ("Gemm", 0.4, (10, 32)),
+      "softmax": ("Softmax", 0.4, None), "": ("", 0.2, None)}, ""),
+    ({"a": ("Conv", 3.0, (13, 3, 3, 3)), "b": ("Conv", 4.0, (27, 13, 3, 3))},
+     "widths such as 13, 27 are no multiples of 16, the channels that onnxruntime computes together on this CPU"),
+    ({"a": ("Conv", 3.0, (32, 3, 3, 3)), "b": ("Conv", 3.0, (32, 32, 3, 3))},
+     "the layers that were cut take 71% of its time: narrow layers use the processor less well"),
+    ({"fc": ("Gemm", 3.0, (10, 13)), "a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 1.0, (32, 32, 3, 3))},
+     "the layers that were cut take 77% of its time: narrow layers use the processor less well"),
+    ({"a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 4.0, (64, 64, 3, 3))},
+     "layers that were not cut take 67% of its time (b, fc)"),
+    ({"a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 1.0, (32, 32, 3, 3)), "fc": ("Gemm", 0.5, (10, 32)),
+      "softmax": ("Softmax", 1.4, None), "": ("", 1.1, None)},
+     "operators without weights take 50% of its time (Softmax, reordering)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "told"), CAUSES)
+def test_the_largest_part_of_what_should_be_gone_is_the_cause(
+    changed: Times, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "channel_block", lambda: 16)
+    assert _cause(by_node(BEFORE), by_node(BEFORE | changed), 4.0 if told else 2.0) == told
