@@ -32,6 +32,8 @@ TRAIN = f"--data {S}/digits-train.npz --limit 256"
 # what differs between two runs of one program, by key: times, and where things lie
 UNSTABLE = {
     "seconds",
+    "cpu_seconds",
+    "peak_bytes",
     "samples_per_second",
     "latency",
     "latency_ms",

@@ -194,16 +194,8 @@ _SEVERAL = -1
 _EXAMPLE = "a name per line (.txt), or JSON: a list of names, or {name: number}"
 
 
-@dataclass(frozen=True)
-class Numbering:
-    """`numbers`: the class number of each folder, in the folders' order; `classes`: the names by number."""
-
-    numbers: list[int]
-    classes: Classes
-
-
-def number_folders(folders: Sequence[str], how: str | Path | None, source: str) -> Numbering:
-    """Class numbers of sub-folders.
+def number_folders(folders: Sequence[str], how: str | Path | None, source: str) -> tuple[list[int], Classes]:
+    """Return the class number of each sub-folder, in their order, and the names by number.
 
     Args:
         folders: their names, sorted.
@@ -221,23 +213,23 @@ def number_folders(folders: Sequence[str], how: str | Path | None, source: str) 
                 f"the folders of {source} are numbers, but not those from 0 on ({', '.join(folders[:4])}, ...)",
                 "add --classes numbers if the names are class numbers, or --classes sorted as torchvision would",
             )
-        return Numbering(numbers, Classes(dict(zip(numbers, folders, strict=True)), complete=True))
+        return numbers, Classes(dict(zip(numbers, folders, strict=True)), complete=True)
     if how in (None, "sorted"):
-        return Numbering(list(range(len(folders))), Classes(dict(enumerate(folders)), complete=True))
+        return list(range(len(folders))), Classes(dict(enumerate(folders)), complete=True)
     if how == "numbers":
         return _by_number(folders, source)
     return _by_file(folders, Path(str(how)))
 
 
-def _by_number(folders: Sequence[str], source: str) -> Numbering:
+def _by_number(folders: Sequence[str], source: str) -> tuple[list[int], Classes]:
     other = next((name for name in folders if not name.isdecimal() or len(name) > 9), None)
     if other is not None:
         raise PruneError(f"the folder {other} of {source} is no class number", "leave out --classes numbers")
     numbers = [int(name) for name in folders]
-    return Numbering(numbers, Classes(dict(zip(numbers, folders, strict=True)), complete=False))
+    return numbers, Classes(dict(zip(numbers, folders, strict=True)), complete=False)
 
 
-def _by_file(folders: Sequence[str], path: Path) -> Numbering:
+def _by_file(folders: Sequence[str], path: Path) -> tuple[list[int], Classes]:
     names, complete = read_classes(path)
     numbers = []
     for folder in folders:
@@ -249,7 +241,7 @@ def _by_file(folders: Sequence[str], path: Path) -> Numbering:
             raise PruneError(f"{path} has several classes named {folder}", "rename the folder and the class")
         numbers.append(names[folder])
     titles = {number: name for name, number in reversed(names.items()) if number != _SEVERAL}
-    return Numbering(numbers, Classes(titles, complete))
+    return numbers, Classes(titles, complete)
 
 
 def read_classes(path: Path) -> tuple[dict[str, int], bool]:
@@ -360,19 +352,18 @@ def _by_class(asked: DataOptions, folders: list[Path]) -> FoundImages:
     """Return the images of class folders. The classes alternate, so the first N samples have all classes."""
     if asked.labels is not None:
         raise PruneError(f"--labels does not go with {asked.text}", "its sub-folders are the labels; see --classes")
-    numbering = number_folders([_text(folder.name) for folder in folders], asked.images.classes, asked.text)
+    numbers, classes = number_folders([_text(folder.name) for folder in folders], asked.images.classes, asked.text)
     files = [
-        [(file, number) for file in _below(folder, set())]
-        for folder, number in zip(folders, numbering.numbers, strict=True)
+        [(file, number) for file in _below(folder, set())] for folder, number in zip(folders, numbers, strict=True)
     ]
     turns = [pair for turn in zip_longest(*files) for pair in turn if pair is not None][: asked.limit]
     empty = [_text(folder.name) for folder, own in zip(folders, files, strict=True) if not own]
     notes = (f"folders without images, which are classes all the same: {', '.join(empty)}",) if empty else ()
-    if asked.images.classes is None and numbering.numbers != list(range(len(folders))):
+    if asked.images.classes is None and numbers != list(range(len(folders))):
         notes = ("the folders are class numbers; --classes sorted takes them in the order of text, as torchvision does",
                  *notes)  # fmt: skip
     labels = InputColumn.of(f"{asked.text} labels", np.array([number for _, number in turns], np.int64))
-    return FoundImages([file for file, _ in turns], labels, numbering.classes, notes)
+    return FoundImages([file for file, _ in turns], labels, classes, notes)
 
 
 def _entries(folder: Path) -> list[Path]:

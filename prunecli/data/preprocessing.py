@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -244,7 +244,8 @@ def choose_preparation(options: ImageOptions, spec: InputSpec) -> Preparation:
     channels = sizes["c"] or 3
     if channels not in CHANNELS:
         raise PruneError(f"the input {spec.describe()} has {channels} channels", "images have 1, 3 or 4; see --layout")
-    preset = PRESETS[options.preset] if options.preset else _default(spec)
+    plain = _PLAIN if spec.is_float else replace(_PLAIN, scale=1.0)
+    preset = PRESETS[options.preset] if options.preset else plain
     fixed = (sizes["h"], sizes["w"]) if sizes["h"] and sizes["w"] else None
     resize, crop = _geometry(options, preset, fixed)
     size = crop or ((resize.height, resize.width) if resize is not None and resize.exact else fixed)
@@ -271,10 +272,6 @@ def choose_preparation(options: ImageOptions, spec: InputSpec) -> Preparation:
         mean=mean,
         std=std,
     )
-
-
-def _default(spec: InputSpec) -> Preset:
-    return _PLAIN if spec.is_float else Preset(1.0, "bilinear", 1.0, (0.0,))
 
 
 def _grey(option: str, values: tuple[float, ...], own: tuple[float, ...] | None) -> tuple[float, ...]:

@@ -141,7 +141,11 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
     measured = progress(everything, "counting zeros", len(everything))
     layers = [(weight.node, _layer(weight, work.get(weight.name))) for weight in measured]
     owned = {use.node for weight in weights.prunable for use in weight.uses}
-    layers += [(node, _bare(node, count)) for node, count in macs.nodes.items() if node not in owned]
+    layers += [
+        (node, InspectedLayer(name=_name(node), op=node.op_type, macs=count))
+        for node, count in macs.nodes.items()
+        if node not in owned
+    ]
     order = {node: place for place, node in enumerate(model.ir.graph.all_nodes())}
     return [layer for _, layer in sorted(layers, key=lambda item: order.get(item[0], len(order)))]
 
@@ -164,7 +168,3 @@ def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
 
 def _name(node: ir.Node) -> str:
     return node.name or next((out.name for out in node.outputs if out.name), "")
-
-
-def _bare(node: ir.Node, macs: int | None) -> InspectedLayer:
-    return InspectedLayer(name=_name(node), op=node.op_type, macs=macs)

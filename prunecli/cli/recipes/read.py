@@ -145,10 +145,8 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
             raise PruneError(f"{toml.place('step', at, 'name', value=True)}: two steps are called {name}",
                              "give each a name of its own")  # fmt: skip
         own = _own(toml, at, table, command, folder)
-        layers = (defaults.of(command), _fitting(common, schema_of(command)), own)
-        merged: Settings = {}
-        for layer in (*layers, _wanted(changes, name, command)):
-            merged |= layer
+        fitting = {key: setting for key, setting in common.items() if key in schema_of(command)}
+        merged = {**defaults.of(command), **fitting, **own, **_wanted(changes, name, command)}
         in_order = {key: merged[key] for key in keys_of_steps({command}) if key in merged}
         steps.append(RecipeStep(name, command, toml.place("step", at), given(in_order)))
     return tuple(steps)
@@ -213,10 +211,6 @@ def _check_option(setting: Setting, command: str, place: Place) -> Slot:
     slot = check_key(setting, schema_of(command), command, place)
     check_shape(setting, slot)
     return slot
-
-
-def _fitting(settings: Settings, schema: Schema) -> Settings:
-    return {key: setting for key, setting in settings.items() if key in schema}
 
 
 def _wanted(changes: tuple[Change, ...], name: str, command: str) -> Settings:
