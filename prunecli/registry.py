@@ -18,6 +18,22 @@ class Named(Protocol):
 Entry = TypeVar("Entry", bound=Named)
 
 
+Function = TypeVar("Function")
+
+
+def into(table: dict[str, Function]) -> Callable[[str], Callable[[Function], Function]]:
+    """A decorator `@add("name")` that puts functions into a table."""
+
+    def named(name: str) -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
+            table[name] = function
+            return function
+
+        return add
+
+    return named
+
+
 class Registry(Generic[Entry]):
     """Entries by name, in the order in which they were added."""
 

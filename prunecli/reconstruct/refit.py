@@ -25,6 +25,7 @@ from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
 from prunecli.errors import PruneError
+from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
 
@@ -58,14 +59,8 @@ Former = Callable[[Equations, Fit, bool], Iterator[Fit]]
 FORMERS: dict[str, Former] = {}
 
 
-def former(name: str) -> Callable[[Former], Former]:
-    """Register: `function(sums, present, free)` yields candidates. `free`: the layer has a place for an offset."""
-
-    def add(function: Former) -> Former:
-        FORMERS[name] = function
-        return function
-
-    return add
+former = into(FORMERS)
+"""Registers `function(sums, present, free)`, which yields candidates. `free`: the layer has a place for an offset."""
 
 
 @former("bias")

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from prunecli.registry import into
+
 Flat = np.ndarray[Any, np.dtype[np.float32]]
 CHUNK = 1 << 16
 
@@ -135,14 +137,8 @@ Schedule = Callable[[int], float]
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {}
 
 
-def schedule(name: str) -> Callable[[Callable[[int], Schedule]], Callable[[int], Schedule]]:
-    """Register a factory: `factory(steps)` returns the fraction of the learning rate at step 0 .. steps - 1."""
-
-    def add(factory: Callable[[int], Schedule]) -> Callable[[int], Schedule]:
-        SCHEDULES[name] = factory
-        return factory
-
-    return add
+schedule = into(SCHEDULES)
+"""Registers a factory: `factory(steps)` returns the fraction of the learning rate at step 0 .. steps - 1."""
 
 
 @schedule("constant")

@@ -13,6 +13,7 @@ from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis
 from prunecli.options.training import FinetuneOptions
+from prunecli.registry import into
 
 Array = np.ndarray[Any, Any]
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -91,14 +92,8 @@ Augment = Callable[[Array, np.random.Generator], Array]
 AUGMENTS: dict[str, Augment] = {}
 
 
-def augment(name: str) -> Callable[[Augment], Augment]:
-    """Register a change: `change(images, rng)` returns images of the same shape and type."""
-
-    def add(function: Augment) -> Augment:
-        AUGMENTS[name] = function
-        return function
-
-    return add
+augment = into(AUGMENTS)
+"""Registers a change: `change(images, rng)` returns images of the same shape and type."""
 
 
 @augment("flip")

@@ -13,6 +13,7 @@ import numpy as np
 from prunecli.autodiff import GradientModel
 from prunecli.errors import PruneError, advice
 from prunecli.options.training import FinetuneOptions
+from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, Schedule, clip_norm, warmed
 from prunecli.training.parameters import Parameter, Parameters
@@ -313,17 +314,9 @@ class Stepper:
 
 Penalty = Callable[[Parameter, Array], "Array | None"]
 PENALTIES: dict[str, Penalty] = {}
+penalty = into(PENALTIES)
+"""Registers dR/dw: `function(parameter, array)` returns an array of its shape, or None if it does not apply."""
 _TINY = 1e-12
-
-
-def penalty(name: str) -> Callable[[Penalty], Penalty]:
-    """Register dR/dw: `function(parameter, array)` returns an array of its shape, or None if it does not apply."""
-
-    def add(function: Penalty) -> Penalty:
-        PENALTIES[name] = function
-        return function
-
-    return add
 
 
 @penalty("l1")
