@@ -1,6 +1,6 @@
 """Gradients of a model by its weights, over data: the figures that gradient criteria score with.
 
-A `GradientStudy` runs gradient models over batches at the present values of the weights. Only one sum per weight is
+A `WeightGradients` runs gradient models over batches at the present values of the weights. Only one sum per weight is
 held, however long the data.
 A `GradientSource` says where the figures come from: data and what is differentiated on it, or the weights' own flow.
 """
@@ -93,7 +93,7 @@ class _Built:
 
 
 @dataclass
-class GradientStudy:
+class WeightGradients:
     """Gradients by `weights` of what `task` says, at the values in `values` (float32), which may be changed."""
 
     model: Model
@@ -166,12 +166,12 @@ def _single(feed: Feed) -> dict[str, Array]:
     return {name: array.astype(np.float32) if name in floats else array for name, array in feed.items()}
 
 
-def mean_powers(study: GradientStudy, batches: Iterable[Batch], power: int) -> Gradients:
+def mean_powers(gradients: WeightGradients, batches: Iterable[Batch], power: int) -> Gradients:
     """E|g|^power, g the gradient of one run: with 2 and runs of one sample, the diagonal of the (generalised) Fisher
     information."""
     sums: Gradients = {}
     count = 0
-    for found in study.runs(batches):
+    for found in gradients.runs(batches):
         count += 1
         for name, gradient in found.items():
             value = np.square(gradient, dtype=np.float64) if power == 2 else np.abs(gradient).astype(np.float64)
@@ -179,15 +179,15 @@ def mean_powers(study: GradientStudy, batches: Iterable[Batch], power: int) -> G
     return {name: total / count for name, total in sums.items()}
 
 
-def gates(study: GradientStudy, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
-    """By weight and axis, one row per run: sum over the other axes of w g, w as it is in `study.values`.
+def gates(gradients: WeightGradients, batches: Iterable[Batch]) -> dict[tuple[str, int], Array]:
+    """By weight and axis, one row per run: sum over the other axes of w g, w as it is in `gradients.values`.
 
     Of the axis that a layer reads its input by, this is x dL/dx of each channel: the gradient by a gate on it.
     """
     rows: dict[tuple[str, int], list[Array]] = {}
-    for found in study.runs(batches):
+    for found in gradients.runs(batches):
         for name, gradient in found.items():
-            product = study.values[name] * gradient
+            product = gradients.values[name] * gradient
             for axis in range(product.ndim):
                 others = tuple(a for a in range(product.ndim) if a != axis)
                 rows.setdefault((name, axis), []).append(product.sum(axis=others, dtype=np.float32))
@@ -218,39 +218,39 @@ class FlowTask:
         return {_SUM + name: np.full(shapes[_SUM + name], self.scale, np.float32) for name in self.outputs}
 
 
-def flow(study: GradientStudy, feed: dict[str, Array], others: Sequence[Weight]) -> Gradients:
+def flow(gradients: WeightGradients, feed: dict[str, Array], others: Sequence[Weight]) -> Gradients:
     """|dR / d|w|| at the present values.
 
     Args:
-        study: of a FlowTask, by the chosen weights and `others`; its values are used as they are, apart from signs.
+        gradients: of a FlowTask, by the chosen weights and `others`; its values are used as they are, apart from signs.
         feed: inputs of ones.
         others: biases and normalisation parameters: what is added is taken as zero.
     Raises:
         PruneError: nothing flows, as through normalisation by statistics of the input itself, or float32 is too
             narrow.
     """
-    given, added = dict(study.values), {w.holder.name: _added(w) for w in others}
-    study.values = {n: np.zeros_like(v) if added.get(n) else np.abs(v) for n, v in given.items()}
+    given, added = dict(gradients.values), {w.holder.name: _added(w) for w in others}
+    gradients.values = {n: np.zeros_like(v) if added.get(n) else np.abs(v) for n, v in given.items()}
     try:
         for scale in _SMALL:
-            found = _scaled(study, feed, scale)
+            found = _scaled(gradients, feed, scale)
             if found is not None:
                 return {name: np.abs(g).astype(np.float64) for name, g in found.items() if name not in added}
     finally:
-        study.values = given
+        gradients.values = given
     raise PruneError(
         "no synaptic flow reaches the outputs, or more than float32 holds",
         "normalisation by the input's own statistics stops it; use --criterion taylor",
     )
 
 
-def _scaled(study: GradientStudy, feed: dict[str, Array], scale: float) -> Gradients | None:
-    assert isinstance(study.task, FlowTask)
-    study.task = FlowTask(study.task.outputs, scale)
+def _scaled(gradients: WeightGradients, feed: dict[str, Array], scale: float) -> Gradients | None:
+    assert isinstance(gradients.task, FlowTask)
+    gradients.task = FlowTask(gradients.task.outputs, scale)
     ones = {n: a * np.asarray(scale, a.dtype) if a.dtype.kind == "f" else a for n, a in feed.items()}
     with np.errstate(all="ignore"):
         try:
-            found = next(iter(study.runs([Batch(ones, 1)])))
+            found = next(iter(gradients.runs([Batch(ones, 1)])))
         except PruneError as error:
             if "not finite" in error.message:
                 return None
@@ -348,10 +348,10 @@ class GradientSamples:
 
 @dataclass
 class GradientSource:
-    """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values in `study`; `asked`:
-    its part of the recorded recipe; `feed`: inputs that the model runs on; `smoothed`: see `smooth`."""
+    """Evidence by the name of the stored tensor. `take(label, progress)` measures at the values that `gradients` has;
+    `asked`: its part of the recorded recipe; `feed`: inputs that the model runs on; `smoothed`: see `smooth`."""
 
-    study: GradientStudy
+    gradients: WeightGradients
     take: Callable[[str, Progress], Mapping[str, Array]]
     asked: Json
     notes: Sequence[str] = ()
@@ -413,26 +413,26 @@ def open_source(
     """
     if evidence.source == "flow":
         return _flow_source(file, options.execution.open(file.path), weights, options)
-    study, data = open_study(file, weights, options, evidence.batch, progress)
+    gradients, data = open_gradients(file, weights, options, evidence.batch, progress)
     asked = {
-        "loss": "labels" if isinstance(study.task, LabelTask) else "output",
+        "loss": "labels" if isinstance(gradients.task, LabelTask) else "output",
         **about(data),
     }
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
-        return mean_powers(study, Batches(data, evidence.batch, progress, label), evidence.power)
+        return mean_powers(gradients, Batches(data, evidence.batch, progress, label), evidence.power)
 
-    return GradientSource(study, take, asked, cautions(data), feed=first_feed(data), smoothed=evidence.smoothed)
+    return GradientSource(gradients, take, asked, cautions(data), feed=first_feed(data), smoothed=evidence.smoothed)
 
 
-def open_study(
+def open_gradients(
     file: Model,
     weights: Sequence[str],
     options: GradientSamples,
     batch: int = 1,
     progress: Progress = no_progress,
-) -> tuple[GradientStudy, Dataset]:
-    """A study of a model by some of its weights, and the samples for it, `batch` of them in a run.
+) -> tuple[WeightGradients, Dataset]:
+    """Gradients of a model by some of its weights, and the samples for it, `batch` of them in a run.
 
     Args:
         file: the model, whose `ir` may be a working form of what is at its path.
@@ -453,9 +453,9 @@ def open_study(
     )
     first = next(data.batches(batch))
     task = _task(session, data, first, options)
-    study = GradientStudy(file, weights, task, options.execution.thread_count, options.seed)
-    study.open(first.feed)
-    return study, data
+    gradients = WeightGradients(file, weights, task, options.execution.thread_count, options.seed)
+    gradients.open(first.feed)
+    return gradients, data
 
 
 def _task(session: Session, data: Dataset, first: Batch, options: GradientSamples) -> GradientTask:
@@ -485,10 +485,10 @@ def _flow_source(file: Model, session: Session, weights: Sequence[str], options:
     main = [w for w in find_weights(file).others if w.holder.graph is file.ir.graph and w.kind in ("bias", "norm")]
     others = [w for w in main if w.holder.name not in weights]
     names = [*weights, *(w.holder.name for w in others)]
-    study = GradientStudy(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
-    study.open(ones)
+    gradients = WeightGradients(file, names, FlowTask(tuple(outputs)), options.execution.thread_count)
+    gradients.open(ones)
 
     def take(label: str, progress: Progress) -> Mapping[str, Array]:
-        return flow(study, ones, others)
+        return flow(gradients, ones, others)
 
-    return GradientSource(study, take, {"samples": 0})
+    return GradientSource(gradients, take, {"samples": 0})

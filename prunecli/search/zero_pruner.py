@@ -178,7 +178,7 @@ class ZeroPruner(WeightSpace):
         names = {w.name: w.holder.name for w in chosen if w.holder.graph is self.file.ir.graph}
         given = GradientSamples(self.samples, seed=o.seed, dims=o.dims, execution=o.one_thread)
         source = open_source(self.file, wanted, list(names.values()), given)
-        reached = [w for w in chosen if names.get(w.name) and names[w.name] not in source.study.unreached]
+        reached = [w for w in chosen if names.get(w.name) and names[w.name] not in source.gradients.unreached]
         alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}
         return source.measure(reached, alive, "measuring gradients", progress)
 

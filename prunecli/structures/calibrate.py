@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_study
+from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
@@ -48,12 +48,12 @@ def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measur
     floats = {w.name for w in find_weights(file).all() if w.kind in ("weight", "bias")}
     names = sorted({name for group in subject.units.groups for name, _ in group.weights} & floats)
     wanted = GradientSamples(options.source, seed=options.seed, dims=options.dims, execution=options.execution)
-    study, data = open_study(file, names, wanted, progress=progress)
-    given = dict(study.values)
+    gradients, data = open_gradients(file, names, wanted, progress=progress)
+    given = dict(gradients.values)
 
     def measured(gone: Mapping[str, Mapping[int, Array]]) -> Measurements:
-        study.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
-        return Measurements(gates=gates(study, Batches(data, 1, progress, "measuring gradients")))
+        gradients.values = {name: _without(array, gone.get(name, {})) for name, array in given.items()}
+        return Measurements(gates=gates(gradients, Batches(data, 1, progress, "measuring gradients")))
 
     return measured
 

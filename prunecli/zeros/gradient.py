@@ -63,7 +63,7 @@ def by_gradient(
     if not names:
         raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
     source = open_source(file, evidence, list(names.values()), samples, progress)
-    choice = _reachable(choice, names, source.study.unreached)
+    choice = _reachable(choice, names, source.gradients.unreached)
     decisions = _in_steps(choice.chosen, source, recipe, steps, progress)
     return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
 
@@ -115,4 +115,4 @@ def _gone_to_zero(
 ) -> None:
     for weight in weights:
         values = np.where(alive[weight.name], originals[weight.name], 0).astype(np.float32)
-        source.study.values[weight.holder.name] = values
+        source.gradients.values[weight.holder.name] = values

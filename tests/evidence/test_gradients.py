@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prunecli.calibration.gradients import (
     MOST_SHAPES,
     FlowTask,
-    GradientStudy,
     OutputTask,
+    WeightGradients,
     flow,
     gates,
     mean_powers,
@@ -65,8 +65,8 @@ def batches(x: np.ndarray[Any, Any], size: int = 1) -> list[Batch]:
     return [Batch({"x": x[i : i + size]}, size) for i in range(0, len(x), size)]
 
 
-def study(model: Model, *weights: str, output: str = "z", scale: float = 1.0) -> GradientStudy:
-    return GradientStudy(model, weights or ("w",), OutputTask({output: scale}))
+def gradients(model: Model, *weights: str, output: str = "z", scale: float = 1.0) -> WeightGradients:
+    return WeightGradients(model, weights or ("w",), OutputTask({output: scale}))
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -74,12 +74,12 @@ def study(model: Model, *weights: str, output: str = "z", scale: float = 1.0) ->
 def test_of_a_matrix_they_are_moments_of_what_it_reads(tmp_path: Path, softmax: bool, power: int) -> None:
     """One sample: dz_j / dW_ij = x_i, so |r_j x_i| = |x_i| whatever the signs: exact up to float32."""
     output = "y" if softmax else "z"
-    found = mean_powers(study(linear(tmp_path, softmax), output=output), batches(X), power)["w"]
+    found = mean_powers(gradients(linear(tmp_path, softmax), output=output), batches(X), power)["w"]
     wanted = np.repeat((np.abs(X.astype(np.float64)) ** power).mean(0)[:, None], 4, axis=1)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def _opened(worked: GradientStudy, x: np.ndarray[Any, Any]) -> GradientStudy:
+def _opened(worked: WeightGradients, x: np.ndarray[Any, Any]) -> WeightGradients:
     worked.open({"x": x})
     return worked
 
@@ -89,13 +89,13 @@ def test_samples_of_one_feed_have_signs_of_their_own(tmp_path: Path) -> None:
     average. The mean of n draws of 0 or 4 has a standard deviation of 2 / sqrt(n): five of them for n = 2000."""
     x = np.ones((1, 5), np.float32)
     pair = Batch({"x": np.concatenate([x, -x])}, 2)
-    measured = mean_powers(study(linear(tmp_path)), [pair] * 2000, 2)["w"]
+    measured = mean_powers(gradients(linear(tmp_path)), [pair] * 2000, 2)["w"]
     assert abs(measured - 2).max() < 5 * 2 / np.sqrt(2000)
 
 
 def test_it_follows_the_weights_it_is_given(tmp_path: Path) -> None:
     """With w at zero and a negative bias no unit is active, so v gets no gradient and w none."""
-    worked = _opened(study(network(tmp_path), "w", "v", "b"), X[:1])
+    worked = _opened(gradients(network(tmp_path), "w", "v", "b"), X[:1])
     worked.values = {"w": 0 * W, "v": V, "b": -np.abs(BIAS)}
     found = mean_powers(worked, batches(X), 2)
     assert not found["v"].any() and not found["w"].any()
@@ -103,7 +103,7 @@ def test_it_follows_the_weights_it_is_given(tmp_path: Path) -> None:
 
 def test_gates_add_up_over_the_other_axes(tmp_path: Path) -> None:
     """sum_j V_ij g_ij = r_i (dz / dr_i) in the direction of the output: x dL/dx of what V reads."""
-    worked = _opened(study(network(tmp_path), "v"), X[:1])
+    worked = _opened(gradients(network(tmp_path), "v"), X[:1])
     found = gates(worked, batches(X))
     hidden = np.maximum(X @ W + BIAS, 0)
     signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (len(X), 1, 3))[:, 0]
@@ -125,23 +125,23 @@ def test_smoothing_adds_the_mean_of_what_is_left() -> None:
 
 
 def test_weights_without_a_way_to_the_output(tmp_path: Path) -> None:
-    worked = _opened(study(linear(tmp_path), "w", "spare"), X[:1])
+    worked = _opened(gradients(linear(tmp_path), "w", "spare"), X[:1])
     assert worked.unreached == ("spare",)
     with pytest.raises(PruneError, match="depends on none"):
-        study(linear(tmp_path), "spare").open({"x": X[:1]})
+        gradients(linear(tmp_path), "spare").open({"x": X[:1]})
 
 
 def test_a_gradient_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     feed = Batch({"x": np.full((1, 5), np.inf, np.float32)}, 1)
     with pytest.raises(PruneError, match="not finite"):
-        mean_powers(study(linear(tmp_path)), [feed], 2)
+        mean_powers(gradients(linear(tmp_path)), [feed], 2)
 
 
 def test_shapes_without_end_are_refused(tmp_path: Path) -> None:
     several = [Batch({"x": X[:size]}, size) for size in range(1, MOST_SHAPES + 2)]
     with pytest.raises(PruneError, match="different shapes"):
-        mean_powers(study(linear(tmp_path)), several, 2)
-    few = mean_powers(study(linear(tmp_path)), several[:2], 2)
+        mean_powers(gradients(linear(tmp_path)), several, 2)
+    few = mean_powers(gradients(linear(tmp_path)), several[:2], 2)
     assert few["w"].shape == W.shape
 
 
@@ -150,7 +150,7 @@ def test_flow_is_the_product_of_all_magnitudes(tmp_path: Path) -> None:
     to R in both layers."""
     model = network(tmp_path)
     biases = [w for w in find_weights(model).others if w.kind == "bias"]
-    worked = GradientStudy(model, ["w", "v", *(b.holder.name for b in biases)], FlowTask(("z",)))
+    worked = WeightGradients(model, ["w", "v", *(b.holder.name for b in biases)], FlowTask(("z",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     found = flow(worked, ones, biases)
@@ -165,7 +165,7 @@ def test_flow_beyond_float32_is_scaled_down(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]) for i in range(3)]
     weights = {f"w{i}": np.full((5, 5), 1e15, np.float32) for i in range(3)}
     model = saved(tmp_path, nodes, "h3", weights)
-    worked = GradientStudy(model, list(weights), FlowTask(("h3",)))
+    worked = WeightGradients(model, list(weights), FlowTask(("h3",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     found = flow(worked, ones, [])
@@ -179,7 +179,7 @@ def test_flow_that_stops_is_refused(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["n", "w"], ["z"]),
     ]
     model = saved(tmp_path, nodes, "z", {"one": np.ones(5, np.float32), "w": W})
-    worked = GradientStudy(model, ["w"], FlowTask(("z",)))
+    worked = WeightGradients(model, ["w"], FlowTask(("z",)))
     ones = {"x": np.ones((1, 5), np.float32)}
     worked.open(ones)
     with pytest.raises(PruneError, match="no synaptic flow"):
