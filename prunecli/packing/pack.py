@@ -17,8 +17,8 @@ from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import zstd_bytes
 from prunecli.packing.load_cost import LoadCost
 from prunecli.packing.options import PackOptions, UnpackOptions
-from prunecli.packing.plan import FEW, How, Item, PackRow, drop_signs, left, plan, write
-from prunecli.packing.proof import Before, NotFolded, PackProof
+from prunecli.packing.plan import FEW, Item, PackRow, drop_signs, left, plan, write
+from prunecli.packing.proof import NotFolded, PackProof
 from prunecli.report.result import ModelResult
 from prunecli.types import FileRef, Json, Progress, Skipped, Totals, no_progress
 
@@ -57,69 +57,63 @@ def pack(
     start, options = time.perf_counter(), PackOptions.of(options, **changes)
     path = Path(model)
     target = options.output or path.with_name(f"{path.stem}.packed.onnx")
-    how = How(options.values, options.min_saving, options.coo, options.include, options.exclude)
+    dense: dict[str, str] = {}
     if options.verify:
         options.execution.check()
     while True:
         try:
-            return replace(_packed(path, target, options, how, progress), seconds=time.perf_counter() - start)
+            return replace(_packed(path, target, options, dense, progress), seconds=time.perf_counter() - start)
         except NotFolded as error:
             reasons = dict.fromkeys(error.names, "onnxruntime does not fold its decoding away")
-            if not reasons.keys() - how.dense.keys():
+            if not reasons.keys() - dense.keys():
                 raise PruneError(f"onnxruntime would decode {error} at every run", "pass --exclude for these") from None
-            how = replace(how, dense={**how.dense, **reasons})
+            dense = dense | reasons
 
 
-def _packed(path: Path, target: Path, options: PackOptions, how: How, progress: Progress) -> PackResult:
+def _packed(path: Path, target: Path, options: PackOptions, dense: dict[str, str], progress: Progress) -> PackResult:
+    """`dense`: tensors that must stay so, with the reason."""
     original = load(path)
     check_target(original, None if options.dry_run else target, options.force, options)
-    file, items = _planned(original, how, options.plain_zeros, progress)
+    file, items = _planned(original, options, dense, progress)
     chosen = [item for item in items if item.is_packed]
     if not chosen:
-        raise NothingSmaller(f"nothing in {path} would become {how.min_saving:.0%} smaller", _hint(items))
-    dense = load(plain_path(original))
-    before = totals(dense, concrete_shapes(dense, options.dims))
-    proof = PackProof(file, plain_path(original), items, Before.of(file, items), options.dims, options.execution,
-                  how.values, options.max_error, progress, not options.plain_zeros)  # fmt: skip
+        raise NothingSmaller(f"nothing in {path} would become {options.min_saving:.0%} smaller", _hint(items))
+    plain = load(plain_path(original))
+    before = totals(plain, concrete_shapes(plain, options.dims))
+    proof = PackProof(file, plain.path, items, options, progress)
     write(file, items)
-    sparse = frozenset(item.row.name for item in chosen) if how.coo else frozenset[str]()
-    given = sum(each.stat().st_size for each in (original.path, *original.data_files))
-    sizes = _Sizes(before, proof if options.verify else None, given)
-    saved = _save(file, target, options, Provenance("pack", options.packing_json()), sparse, sizes)
-    assert sizes.after is not None
-    return PackResult(
+    saved = _Saved(before, proof, sum(each.stat().st_size for each in (original.path, *original.data_files)))
+    sparse = frozenset(item.row.name for item in chosen) if options.coo else frozenset[str]()
+    output = saved.save(target, Provenance("pack", options.packing_json()), sparse)
+    return saved.result(
         command="pack",
         model=original.ref,
-        output=None if options.dry_run else saved,
+        output=output,
         packing=options.packing_json(),
-        before=before,
-        after=sizes.after,
-        zstd=(sum(map(zstd_bytes, [dense.path, *dense.data_files])), sizes.zstd),
+        zstd=(sum(map(zstd_bytes, [plain.path, *plain.data_files])), saved.zstd),
         rows=[i.row for i in items if i.row.reason != "small"],
         skipped=left(items),
-        verification=proof.verification,
-        loads=proof.loads,
-        fidelity=proof.fidelity,
         notes=[*file.notes, *_negative(items)],
-        dry_run=options.dry_run,
     )
 
 
-def _planned(original: Model, how: How, plain_zeros: bool, progress: Progress) -> tuple[Model, list[Item]]:
+def _planned(
+    original: Model, options: PackOptions, dense: dict[str, str], progress: Progress
+) -> tuple[Model, list[Item]]:
     """The model, of a new enough opset, and what becomes of its tensors."""
-    if plain_zeros:
+    if options.plain_zeros:
         drop_signs(original)
-    items = plan(original, how, progress)
-    if how.coo or all(item.encoded is None for item in items):
+    items = plan(original, options, dense, progress)
+    if options.coo or all(item.encoded is None for item in items):
         return original, items
     narrow = any(item.encoded is not None and item.row.dtype == "bfloat16" for item in items)
     needed = OPSET_BFLOAT16 if narrow else OPSET
     file = raised(original, needed, "decoding bfloat16" if narrow else "decoding")
     if file is original:
         return file, items
-    if plain_zeros:
+    if options.plain_zeros:
         drop_signs(file)
-    return file, plan(file, how, progress)
+    return file, plan(file, options, dense, progress)
 
 
 def _hint(items: Sequence[Item]) -> str:
@@ -139,33 +133,42 @@ def _negative(items: Sequence[Item]) -> list[str]:
 
 
 @dataclass
-class _Sizes:
-    """Takes the staged file: reads off its sizes, and proves it. `limit`: bytes that it may take."""
+class _Saved:
+    """Saves the file of a proof: takes its sizes while it is staged, and proves it. `limit`: bytes that it may take."""
 
     before: Totals
-    proof: PackProof | None = None
+    proof: PackProof
     limit: int | None = None
     after: Totals | None = None
     zstd: int = 0
 
-    def __call__(self, staged: Path) -> None:
+    def save(self, target: Path, made: Provenance, sparse: frozenset[str] = frozenset()) -> FileRef | None:
+        """What was written; None of a dry run, which does everything, but elsewhere."""
+        options = self.proof.options
+        with Scratch() as elsewhere:
+            place = elsewhere / target.name if options.dry_run else target
+            saving = SaveOptions(options.external_data, options.force, made, sparse)
+            found = save(self.proof.model, place, saving, self._inspect)
+        return None if options.dry_run else found
+
+    def _inspect(self, staged: Path) -> None:
         saved = load(staged)
         found = totals(saved)
         if self.limit is not None and found.file_bytes > self.limit:
             problem = f"packing would make it larger: {self.limit:,} bytes would become {found.file_bytes:,}"
             raise NothingSmaller(problem, "the nodes that decode take more than they save; leave it as it is")
-        if self.proof is not None:
+        if self.proof.options.verify:
             self.proof(staged)
         self.after = replace(found, macs=self.before.macs)
         self.zstd = sum(zstd_bytes(file) for file in (staged, *saved.data_files))
 
-
-def _save(
-    file: Model, target: Path, options: UnpackOptions, made: Provenance, sparse: frozenset[str], sizes: _Sizes
-) -> FileRef:
-    with Scratch() as elsewhere:  # a dry run does everything, but there
-        place = elsewhere / target.name if options.dry_run else target
-        return save(file, place, SaveOptions(options.external_data, options.force, made, sparse), sizes)
+    def result(self, **own: Any) -> PackResult:
+        assert self.after is not None
+        proof = self.proof
+        return PackResult(
+            before=self.before, after=self.after, verification=proof.verification, loads=proof.loads,
+            fidelity=proof.fidelity, dry_run=proof.options.dry_run, **own,
+        )  # fmt: skip
 
 
 def unpack(
@@ -188,26 +191,17 @@ def unpack(
         )
     check_target(file, None if options.dry_run else target, options.force, options)
     names = {**file.sparse, **{packed.name: packed.nbytes for packed in file.packed}}
-    items = plan(file, How(dense=dict.fromkeys(names, "unpacked")), progress)
-    before = totals(file, concrete_shapes(file, options.dims))
-    proof = PackProof(file, path, items, Before.of(file, ()), options.dims, options.execution, "exact", None, progress)
-    sizes = _Sizes(before, proof if options.verify else None)
-    saved = _save(file, target, options, Provenance("unpack"), frozenset(), sizes)
-    assert sizes.after is not None
-    rows = [replace(i.row, packed_bytes=names[i.row.name]) for i in items if i.row.name in names]
-    return PackResult(
+    items = plan(file, PackOptions(), dict.fromkeys(names, "unpacked"), progress)
+    saved = _Saved(totals(file, concrete_shapes(file, options.dims)), PackProof(file, path, items, options, progress))
+    output = saved.save(target, Provenance("unpack"))
+    return saved.result(
         command="unpack",
         model=file.ref,
-        output=None if options.dry_run else saved,
+        output=output,
         packing=PackOptions().packing_json(),
-        before=before,
-        after=sizes.after,
-        zstd=(sum(zstd_bytes(each) for each in (path, *file.data_files)), sizes.zstd),
-        rows=rows,
+        zstd=(sum(zstd_bytes(each) for each in (path, *file.data_files)), saved.zstd),
+        rows=[replace(i.row, packed_bytes=names[i.row.name]) for i in items if i.row.name in names],
         skipped=[],
-        verification=proof.verification,
-        loads=proof.loads,
         notes=file.notes,
-        dry_run=options.dry_run,
         seconds=time.perf_counter() - start,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +20,11 @@ from prunecli.model.lossless import is_described
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
+from prunecli.packing.options import PackOptions
 from prunecli.storage import Writer, choose, fit
 from prunecli.storage.chain import Op
-from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor
-from prunecli.storage.pieces import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
-from prunecli.storage.positions import words
+from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor, words
+from prunecli.storage.fitting import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Skipped
 
@@ -34,7 +34,6 @@ LEAST = 1024
 COO_ENTRY = 8
 """Bytes of one int64 index."""
 FEW = "too few zeros to be smaller"
-Values = Literal["exact", "float16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -87,25 +86,16 @@ class Item:
         return self.encoded is not None or self.row.encoding == "coo"
 
 
-@dataclass(frozen=True)
-class How:
-    """`dense`: names that must stay dense, with the reason. `coo`: as sparse_initializer instead of chains."""
+def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress: Progress) -> list[Item]:
+    """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time.
 
-    values: Values = "exact"
-    min_saving: float = 0.1
-    coo: bool = False
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    dense: dict[str, str] = field(default_factory=dict)
-
-
-def plan(model: Model, how: How, progress: Progress) -> list[Item]:
-    """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time."""
+    `dense`: names that must stay dense, with the reason.
+    """
     inlined = {id(graph) for graph in _inlined(model.ir)}
     stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS]
-    how = replace(how, dense=_taken(model.ir, stored) | how.dense)
+    reasons = _taken(model.ir, stored) | dict(dense)
     return [
-        _item(holder, how, id(holder.graph) in inlined, model)
+        _item(holder, _refusal(holder, reasons, options, model), options, id(holder.graph) in inlined)
         for holder in progress(stored, "choosing encodings", len(stored))
     ]
 
@@ -123,28 +113,27 @@ def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
-def _item(holder: Holder, how: How, inlined: bool, model: Model) -> Item:
+def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool) -> Item:
+    """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function."""
     tensor = holder.tensor
     shape = tuple(int(d) for d in tensor.shape.numpy())
     size = tensor.nbytes
-    row = PackRow(holder.name, shape, tensor.dtype.name.lower(), 0, size, size)
-    reason = _refusal(holder, how, size, model)
+    row = PackRow(holder.name, shape, tensor.dtype.name.lower(), nonzero=0, dense_bytes=size, packed_bytes=size)
     if reason:
-        nonzero = count_nonzero(tensor)
-        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason))
+        return Item(holder, tensor, replace(row, nonzero=count_nonzero(tensor), reason=reason))
     array = np.ascontiguousarray(tensor.numpy())
     nonzero = int(np.count_nonzero(array))
     row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(array))) - nonzero)
     encoded = None
-    packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if how.coo else size
-    if not how.coo:
-        shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and how.values == "exact" and not inlined
-        encoded = fit(EncodedTensor(array, tensor.dtype, inlined, shares), how.values)
+    packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if options.coo else size
+    if not options.coo:
+        shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and options.values == "exact" and not inlined
+        encoded = fit(EncodedTensor(array, tensor.dtype, inlined, shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
     digest = _digest(array, tensor.dtype)
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
-    if packed > (1 - how.min_saving) * size:
+    if packed > (1 - options.min_saving) * size:
         return Item(holder, tensor, replace(row, reason=FEW), None, digest)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
@@ -158,24 +147,24 @@ def _digest(array: Array, dtype: ir.DataType) -> str:
     return digest.hexdigest()
 
 
-def _refusal(holder: Holder, how: How, size: int, model: Model) -> str:
+def _refusal(holder: Holder, dense: Mapping[str, str], options: PackOptions, model: Model) -> str:
     """Why a tensor is not even tried; empty if it is."""
-    name = holder.name
-    if name in how.dense:
-        return how.dense[name]
+    name, size = holder.name, holder.tensor.nbytes
+    if name in dense:
+        return dense[name]
     if size < LEAST:
         return "small"
     if holder.overridable:
         return "also a graph input: a caller may feed other values"
     if holder.value.is_graph_output():
         return "also a graph output"
-    if how.coo and (holder.node is not None or holder.graph is not model.ir.graph):
+    if options.coo and (holder.node is not None or holder.graph is not model.ir.graph):
         return "not an initializer of the main graph"
-    if how.include and not any(fnmatchcase(name, pattern) for pattern in how.include):
+    if options.include and not any(fnmatchcase(name, pattern) for pattern in options.include):
         return "not matched by --include"
-    if size > FOLDED_UP_TO and not how.coo:
+    if size > FOLDED_UP_TO and not options.coo:
         return "onnxruntime folds nothing above 1 GiB"
-    return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in how.exclude) else ""
+    return "left out by --exclude" if any(fnmatchcase(name, pattern) for pattern in options.exclude) else ""
 
 
 def drop_signs(model: Model) -> None:

@@ -17,19 +17,19 @@ import onnx_ir as ir
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.files import Scratch
-from prunecli.model import Dims, Model, concrete_shapes, load
+from prunecli.model import Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import save
 from prunecli.packing.load_cost import LoadCost, measure_load
+from prunecli.packing.options import PackOptions, UnpackOptions
 from prunecli.packing.plan import Item
-from prunecli.runtime import Execution, Session
+from prunecli.runtime import Session
 from prunecli.storage import Writer
 from prunecli.storage.chain import Op, after
-from prunecli.storage.pieces import PASSES
-from prunecli.storage.values import widened
+from prunecli.storage.fitting import PASSES, widened
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Verification
-from prunecli.verify.compare import Place, check_tensors, placed, same_bits
+from prunecli.verify.compare import check_tensors, placed, same_bits
 from prunecli.verify.inputs import Case, InputShapes, random_case, sizes_to_try, spare_cases
 from prunecli.verify.prove import RUN_UP_TO, Agreement, Claim, open_original, prove
 from prunecli.verify.tolerance import OfLargest, RandomOutputsError, SameBits
@@ -50,23 +50,27 @@ class NotFolded(Exception):  # noqa: N818 - caught by `pack`, which leaves these
 
 @dataclass
 class PackProof:
-    """`save` calls it with the staged file. `original`: what the user gave, dense, as a file."""
+    """`save` calls it with the staged file. `original`: what the user gave, dense, as a file. It is made before chains
+    take the place of the tensors of `model`, whose tensors it remembers."""
 
     model: Model
     original: Path
     items: Sequence[Item]
-    before: Before
-    dims: Dims
-    execution: Execution
-    values: str
-    max_error: float | None
+    options: UnpackOptions
     progress: Progress
-    signs: bool = True
-    """Whether a zero must have the sign it had."""
     verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
     fidelity: Fidelity | None = None
     loads: tuple[LoadCost, LoadCost] | None = None
     """Of the dense file and of the packed one."""
+
+    def __post_init__(self) -> None:
+        packed = {id(item.holder.value) for item in self.items if item.encoded is not None}
+        found = placed(self.model.ir)
+        self.tensors = {place: holder.tensor for place, holder in found.items()}
+        self.packed = [place for place, holder in found.items() if id(holder.value) in packed]
+        self.nodes = nodes_of(self.model.ir)
+        self.execution = self.options.execution
+        self.asked = self.options if isinstance(self.options, PackOptions) else PackOptions()
 
     def __call__(self, staged: Path) -> None:
         self._check_stored(staged)
@@ -84,16 +88,16 @@ class PackProof:
 
     def _check_stored(self, staged: Path) -> None:
         """Every tensor that the file gives back has the bits it should have, and the nodes are the same."""
-        saved, before = load(staged).ir, self.before.tensors
-        lossy = () if self.values == "exact" else self.before.packed
-        expected = {place: partial(_holds_rounded, before[place].dtype, self.values) for place in lossy}
+        saved, before = load(staged).ir, self.tensors
+        lossy = () if self.asked.values == "exact" else self.packed
+        expected = {place: partial(_holds_rounded, before[place].dtype, self.asked.values) for place in lossy}
         check_tensors(before, saved, expected, REPORT, self.progress)
-        if nodes_of(saved) != self.before.nodes:
+        if nodes_of(saved) != self.nodes:
             raise PruneError("internal: packing changed more than weights", REPORT)
 
     def _apart(self, why: str) -> None:
         """The smallest tensor of each encoding is folded, alone in a model of its own, in the last of the passes."""
-        if self.max_error is not None:
+        if self.asked.max_error is not None:
             raise PruneError(f"--max-error cannot be checked: {why}", "leave it out")
         kinds: dict[tuple[str, str], list[Item]] = {}
         for item in sorted((i for i in self.items if i.encoded), key=lambda i: i.row.dense_bytes):
@@ -106,7 +110,7 @@ class PackProof:
                     self._folded(place, {"w"})
                 except NotFolded:
                     raise NotFolded([item.row.name for item in same]) from None
-        kind: Literal["exact", "approximate"] = "exact" if self.values == "exact" else "approximate"
+        kind: Literal["exact", "approximate"] = "exact" if self.asked.values == "exact" else "approximate"
         self.verification = Verification(kind, detail=f"{_STORED}; {why}")
 
     def _folded(self, staged: Path, packed: set[str]) -> None:
@@ -121,13 +125,14 @@ class PackProof:
 
     def _run(self, original: Session, packed: Session) -> None:
         """Run both files, and measure how far outputs move where values were rounded on purpose."""
-        exact, collector, ran = self.values == "exact", FidelityCollector(), list[InputShapes]()
+        exact, collector, ran = self.asked.values == "exact", FidelityCollector(), list[InputShapes]()
 
         def seen(agreed: Agreement) -> None:
             collector.add(agreed.wanted, agreed.got, 1)
             ran.append({name: np.shape(value) for name, value in agreed.feed.items()})
 
-        claim = Claim(reference=original, result=packed, tolerance=SameBits(self.signs) if exact else LOSSY,
+        same = SameBits(signed_zeros=not self.asked.plain_zeros)
+        claim = Claim(reference=original, result=packed, tolerance=same if exact else LOSSY,
                       names=("packed model", "model"), hint=REPORT, demand=seen)  # fmt: skip
         try:
             proof = prove(claim, self._cases(original, ran))
@@ -141,8 +146,8 @@ class PackProof:
 
     def _cases(self, original: Session, ran: Sequence[InputShapes]) -> Iterator[Case]:
         """Sizes until the model runs; then more random inputs of those. `ran`: shapes that it has run on by then."""
-        usual = concrete_shapes(self.model, self.dims).inputs
-        yield from spare_cases(original, sizes_to_try(self.model, usual, self.dims))
+        usual = concrete_shapes(self.model, self.options.dims).inputs
+        yield from spare_cases(original, sizes_to_try(self.model, usual, self.options.dims))
         yield from (random_case(original, ran[0], seed) for seed in range(1, SEEDS) if ran)
 
     def _judge(self, collector: FidelityCollector, runs: int) -> None:
@@ -153,36 +158,20 @@ class PackProof:
         """
         self.fidelity = collector.result("the model with exact values", "random inputs")
         worst = self.fidelity.worst() if self.fidelity is not None else {}
-        error, detail = worst.get("max_rel"), f"values are stored as {self.values}"
+        error, detail = worst.get("max_rel"), f"values are stored as {self.asked.values}"
         if error is not None:
             detail += f": outputs differ by at most {error:.2g} of the largest element"
         self.verification = Verification("approximate", worst.get("max_abs"), error, runs, detail)
-        if self.max_error is not None and (error is None or not error <= self.max_error):
+        if self.asked.max_error is not None and (error is None or not error <= self.asked.max_error):
             raise GateFailed(
                 f"outputs differ by {'an unknown part' if error is None else f'{error:.3g}'} of the largest element,"
-                f" --max-error allows {self.max_error:g}",
+                f" --max-error allows {self.asked.max_error:g}",
                 "store values exactly, as float16, or allow more; nothing was written",
             )
 
 
 _STORED = "every stored tensor decodes to the bits it had"
 _RAN = "onnxruntime's outputs equal, bit for bit, those of the model, and no decoding is left in the graph it runs"
-
-
-@dataclass(frozen=True)
-class Before:
-    """What the model was: its tensors by place, which of them are packed, and its nodes."""
-
-    tensors: dict[Place, ir.TensorProtocol]
-    packed: frozenset[Place]
-    nodes: Counter[tuple[object, ...]]
-
-    @classmethod
-    def of(cls, model: Model, items: Sequence[Item]) -> Before:
-        values = {id(item.holder.value) for item in items if item.encoded is not None}
-        found = placed(model.ir)
-        packed = frozenset(key for key, holder in found.items() if id(holder.value) in values)
-        return cls({key: holder.tensor for key, holder in found.items()}, packed, nodes_of(model.ir))
 
 
 def alone(item: Item) -> ir.Model:

@@ -29,7 +29,7 @@ def bars_table(bars: Bars) -> Table:
     stacked = bars.stacked and len(bars.series) > 1
     columns, rows = _stacked(bars) if stacked else _side_by_side(bars)
     top_by = "total" if stacked else columns[1].title if bars.series else ""
-    return Table(bars.title, columns, rows, bars.note, bars.top, top_by)
+    return Table(bars.title, columns, rows, bars.note, top=bars.top, top_by=top_by)
 
 
 def chart_table(chart: Chart) -> Table:

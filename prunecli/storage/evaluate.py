@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.storage.chain import constant
-from prunecli.storage.pieces import TOGETHER
+from prunecli.storage.fitting import TOGETHER
 
 MOST_BYTES = 64
 """Of all that is made on the way, per element of the result; chains of float64 need about 40."""

@@ -192,12 +192,12 @@ def _compare(name: str, got: Array, wanted: Array, others: Sequence[Array], rela
         same = bool(np.array_equal(got, wanted))
         unsure = any(o.shape != wanted.shape or not np.array_equal(o, wanted) for o in others)
         error, problem = (0.0, "") if same else (1.0, "other values, of a type that is not rounded")
-        return Difference(name, error, 1.0, 1.0 if unsure else 0.0, problem, unsure)
+        return Difference(name, error, 1.0, 1.0 if unsure else 0.0, problem, hopeless=unsure)
     error, scale = distance(got, wanted), magnitude(wanted)
     noise = max((d for o in others if o.shape == wanted.shape and np.isfinite(d := distance(o, wanted))), default=0.0)
     allowed = max(relative * scale, OF_NOISE * noise)
     problem = "" if np.isfinite(error) else "other elements are not numbers"
-    return Difference(name, error, scale, allowed, problem, OF_NOISE * noise > HOPELESS * scale)
+    return Difference(name, error, scale, allowed, problem, hopeless=OF_NOISE * noise > HOPELESS * scale)
 
 
 def is_float(array: Array) -> bool:

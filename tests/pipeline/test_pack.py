@@ -274,7 +274,7 @@ def test_unpack_refuses_what_is_not_packed(tmp_path: Path) -> None:
 
 def test_a_proof_sees_a_changed_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is written wrongly must not get past the proof."""
-    from prunecli.storage.positions import Rows
+    from prunecli.storage.encodings import Rows
 
     right = Rows.at_bits
     monkeypatch.setattr(Rows, "at_bits", lambda self: right(self) * np.float32(1.0000001))
@@ -287,7 +287,7 @@ def test_a_proof_sees_a_changed_value(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_proof_sees_other_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Running both files would notice what the comparison of tensors missed."""
     from prunecli.packing import proof as pack_proof
-    from prunecli.storage.positions import Rows
+    from prunecli.storage.encodings import Rows
 
     right = Rows.at_bits
     monkeypatch.setattr(Rows, "at_bits", lambda self: right(self) * np.float32(1.0000001))

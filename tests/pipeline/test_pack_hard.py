@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from prunecli.model import find_weights, load
 from prunecli.packing.pack import pack, unpack
 from prunecli.packing.proof import _ends_chain
-from prunecli.storage.pieces import PIECE
+from prunecli.storage.fitting import PIECE
 from tests.model.build import info, node, save_proto
 from tests.storage.sparse import optimised, run, sparse
 

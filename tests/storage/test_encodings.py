@@ -16,11 +16,10 @@ from prunecli.model import load, save
 from prunecli.model.constants import holders
 from prunecli.model.saving import SaveOptions
 from prunecli.storage import ENCODINGS, VALUES, Writer, choose, choose_narrow
-from prunecli.storage.encodings import Encoded, EncodedTensor
+from prunecli.storage.encodings import Encoded, EncodedTensor, Rows
 from prunecli.storage.evaluate import RULES
-from prunecli.storage.positions import Rows
+from prunecli.storage.fitting import widened
 from prunecli.storage.reading import KINDS
-from prunecli.storage.values import widened
 from prunecli.storage.writing import ChainSource, Names, ranges
 from tests.model.build import save_proto
 from tests.storage.sparse import DTYPES, Array, matmul, optimised, run, sparse
@@ -137,14 +136,14 @@ def test_what_stays_exact(name: str, why: str, array: Array) -> None:
 @given(st.lists(st.integers(0, 700), max_size=40), st.integers(0, 700), st.integers(1, 3))
 def test_positions(runs: list[int], tail: int, width: int) -> None:
     """Zeros in runs of these lengths between ones; pieces and fillers must not matter."""
-    import prunecli.storage.positions as positions
+    from prunecli.storage import encodings
 
     flags = [flag for run in runs for flag in (*[0] * run, 1)] + [0] * tail
     flat = np.array(flags, np.float32)
     values = flat if width == 1 else np.repeat(flat[:, None], width, axis=1)
     if not len(flat):
         return
-    old, positions.PIECE = positions.PIECE, 64
+    old, encodings.PIECE = encodings.PIECE, 64
     try:
         rows = Rows(values)
         places = np.cumsum(rows.gaps(), dtype=np.int64)
@@ -159,4 +158,4 @@ def test_positions(runs: list[int], tail: int, width: int) -> None:
             assert np.array_equal(bits, flat != 0)
             assert np.array_equal(rows.at_bits(), values[bits])
     finally:
-        positions.PIECE = old
+        encodings.PIECE = old

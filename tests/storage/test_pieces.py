@@ -23,7 +23,7 @@ from prunecli.model import load
 from prunecli.model.constants import holders
 from prunecli.packing import plan as pack_write
 from prunecli.packing.pack import pack, unpack
-from prunecli.storage import ENCODINGS, fit, pieces
+from prunecli.storage import fit, fitting
 from prunecli.storage.chain import Op, streams
 from prunecli.storage.encodings import EncodedTensor
 from tests.model.build import refused, save_proto
@@ -35,8 +35,8 @@ SIZE = 96
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is large."""
-    monkeypatch.setattr(pieces, "PIECE", 1024)
-    monkeypatch.setattr(pieces, "SHARED_UP_TO", 0)
+    monkeypatch.setattr(fitting, "PIECE", 1024)
+    monkeypatch.setattr(fitting, "SHARED_UP_TO", 0)
     monkeypatch.setattr("prunecli.packing.plan.SHARED_UP_TO", 0)
     monkeypatch.setattr(pack_write, "SPREAD_FROM", 0)
 
@@ -88,8 +88,8 @@ def test_pieces_decode_to_the_same_bits(kind: str, tmp_path: Path) -> None:
 def test_chains_take_turns(tmp_path: Path) -> None:
     """Each pass puts one branch in place, which the next one finds: that is what keeps memory low."""
     model = check({f"w{n}": square("50%", n) for n in range(4)}, tmp_path)
-    assert sum(node.op_type == "If" for node in model.graph.node) == pieces.PASSES - 1
-    assert passes(tmp_path / "p.onnx") == pieces.PASSES
+    assert sum(node.op_type == "If" for node in model.graph.node) == fitting.PASSES - 1
+    assert passes(tmp_path / "p.onnx") == fitting.PASSES
 
 
 @pytest.mark.usefixtures("cut")
@@ -124,30 +124,26 @@ def test_small_tensors_share_a_chain(opset: int, tmp_path: Path) -> None:
     assert [node.op_type for node in model.graph.node].count("ScatterElements") == 1
     information = 19 * (32 * 32 // 8) + 4 * sum(int(np.count_nonzero(w)) for n, w in weights.items() if n != "w7")
     rest = len(model.SerializeToString()) - information
-    assert rest < 5000 + 130 * 20  # tables and metadata, and pieces.SHARED_OVERHEAD each
-
-
-def test_all_encodings_are_cut_or_shared_by_choice() -> None:
-    assert set(pieces.SHARED) < set(ENCODINGS)
+    assert rest < 5000 + 130 * 20  # tables and metadata, and fitting.SHARED_OVERHEAD each
 
 
 @given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 4000))
 def test_pieces_cover_a_tensor_once(leading: list[int], last: int) -> None:
     shape = (*leading, last)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", 256)
-        axis, edges = pieces.cuts(shape)
+        patch.setattr(fitting, "PIECE", 256)
+        axis, edges = fitting.cuts(shape)
     assert edges[0] == 0
     assert edges[-1] == shape[axis]
     assert all(a < b for a, b in pairwise(edges))
     assert math.prod(shape[:axis]) == 1  # so that each piece lies in one place
 
 
-@given(st.lists(st.integers(1, pieces.SHARED_UP_TO), max_size=30))
+@given(st.lists(st.integers(1, fitting.SHARED_UP_TO), max_size=30))
 def test_neighbours_stand_together(sizes: list[int]) -> None:
-    found = pieces.bundles(sizes)
+    found = fitting.bundles(sizes)
     assert [n for each in found for n in each] == list(range(len(sizes)))
-    assert all(sum(sizes[n] for n in each) <= pieces.TOGETHER for each in found)
+    assert all(sum(sizes[n] for n in each) <= fitting.TOGETHER for each in found)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=20), st.integers(1, 8))
@@ -157,7 +153,7 @@ def test_passes_are_in_order_and_no_more_than_given(sizes: list[int], count: int
 
     chain = fit(EncodedTensor(square("50%", size=16), ir.DataType.FLOAT, shares=True))
     assert chain is not None
-    spread = pieces.spread([(chain.chain, size) for size in sizes], count)
+    spread = fitting.spread([(chain.chain, size) for size in sizes], count)
     assert len(spread) == len(sizes)
     assert all(len(streams(op)) == 2 for op in spread)
     assert all(0 < n < count for op in spread for n in numbers(op))
@@ -205,7 +201,7 @@ def test_impossible_parts_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_folds_nowhere_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "FOLDED_UP_TO", SIZE * SIZE * 4 - 1)
+    monkeypatch.setattr(fitting, "FOLDED_UP_TO", SIZE * SIZE * 4 - 1)
     assert fit(EncodedTensor(square("50%"), ir.DataType.FLOAT)) is None
 
 
