@@ -206,6 +206,13 @@ def _concat(arrays: list[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
+def ranges(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """(length of each range low[k] .. high[k] - 1, the numbers in all of them, one range after the other)."""
+    lengths = high - low
+    ends = np.cumsum(lengths)
+    return lengths, np.arange(ends[-1] if len(ends) else 0) + np.repeat(low - ends + lengths, lengths)
+
+
 def connected_components(n: int, left: Ints, right: Ints) -> tuple[Ints, int]:
     """Label the connected components of n nodes and the edges left[k] - right[k].
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.analysis import Analysis
-from prunecli.dependency.atoms import Axis, Ints
+from prunecli.dependency.atoms import Axis, Ints, ranges
 from prunecli.dependency.cut import Removed
 from prunecli.dependency.units import Family
 from prunecli.errors import PruneError
@@ -225,11 +225,8 @@ class _Builder:
 
     def _expand(self, components: Ints) -> tuple[Ints, Ints]:
         """(number of atoms of each component, all their atoms)."""
-        low, high = self.atom_start[components], self.atom_start[components + 1]
-        lengths = high - low
-        ends = np.cumsum(lengths)
-        flat = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        return lengths, self.atom_order[np.repeat(low, lengths) + flat]
+        lengths, places = ranges(self.atom_start[components], self.atom_start[components + 1])
+        return lengths, self.atom_order[places]
 
     def _batches(self, number: int, family: Family) -> Iterable[_Batch]:
         """Units of one family by structure: a random number per axis, added up, tells structures apart."""

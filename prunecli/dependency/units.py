@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunecli.dependency.atoms import Components, Ints, Product, connected_components
+from prunecli.dependency.atoms import Components, Ints, Product, connected_components, ranges
 
 
 @dataclass
@@ -119,12 +119,8 @@ def _product_index(solved: Components) -> tuple[Ints, Ints]:
 
 def _touching(index: tuple[Ints, Ints], components: Ints) -> set[int]:
     keys, products = index
-    low = np.searchsorted(keys, components, "left")
-    high = np.searchsorted(keys, components, "right")
-    lengths = high - low
-    ends = np.cumsum(lengths)
-    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(low - ends + lengths, lengths)
-    hit = np.bincount(products[places], minlength=1)
+    low, high = (np.searchsorted(keys, components, side) for side in ("left", "right"))
+    hit = np.bincount(products[ranges(low, high)[1]], minlength=1)
     return set(np.flatnonzero(hit).tolist())
 
 
