@@ -235,7 +235,8 @@ CONV = Operator(
     sums=_sums,
     rows=_first,
     demand=_demand(1, _channels),
-    strided=True,
+    bias=2,
+    kernel="sliding",
     blocked=True,
 )
 FUSED_CONV = replace(
@@ -247,6 +248,8 @@ CONV_TRANSPOSE = Operator(
     contraction=_contraction(_transposed_columns),
     sums=_transposed_sums,
     demand=_demand(1, lambda node, kernel: kernel[0]),
+    bias=2,
+    kernel="transposed",
 )
 QLINEAR_CONV = Operator(macs=_macs(3), demand=_demand(3, _channels), quantised=True)
 

@@ -149,7 +149,8 @@ class Operator:
         shapes: (node, shapes of the inputs) -> shapes of the outputs, where ONNX infers none.
         standard: the standard operator by which ONNX infers its shape.
         type_of: the input that has the element type of the output; None: the output is float32.
-        strided: it moves a kernel over its input in steps of the attribute `strides`.
+        bias: the input that is added to every row of its weights.
+        kernel: how a kernel meets the data: `sliding` over the input in steps of `strides`, or `transposed`: over the output.
         blocked: onnxruntime has an operator of that name for images in blocks of channels.
         quantised: its integer inputs of rank 2 or more are quantised weights.
         on_cpu: onnxruntime has a kernel for it on the CPU.
@@ -164,7 +165,8 @@ class Operator:
     shapes: ShapeRule | None = None
     standard: Standard | None = None
     type_of: int | None = 0
-    strided: bool = False
+    bias: int | None = None
+    kernel: Literal["sliding", "transposed"] | None = None
     blocked: bool = False
     quantised: bool = False
     on_cpu: bool = True

@@ -131,6 +131,7 @@ GEMM = Operator(
     sums=_gemm_sums,
     rows=lambda node: 1 - _inner(node, 1),
     demand=_gemm_demand,
+    bias=2,
 )
 SCALED = frozenset({"alpha", "beta", "transA", "transB"})
 

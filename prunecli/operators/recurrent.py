@@ -59,5 +59,5 @@ def _quantised_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(steps, directions, batch, gates // GATES["LSTM"])]
 
 
-register(Operator(role=_role, macs=_macs, sums=_sums, demand=_demand), " ".join(GATES))
+register(Operator(role=_role, macs=_macs, sums=_sums, demand=_demand, bias=3), " ".join(GATES))
 register(Operator(macs=_macs, shapes=_quantised_shapes, quantised=True), "DynamicQuantizeLSTM", domain=MICROSOFT)

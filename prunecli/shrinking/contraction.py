@@ -13,7 +13,7 @@ from prunecli.model.constants import Constant, behind
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer, integers, text
 from prunecli.operators.layout import Layout
-from prunecli.operators.operator import Role, role_of
+from prunecli.operators.operator import Role, operator_of, role_of
 from prunecli.operators.product import matrix_axes
 from prunecli.shrinking.slices import Array
 
@@ -81,7 +81,7 @@ def contractions(graph: ir.Graph, facts: Facts) -> Iterator[WeightedSum]:
         known = all(value is None or value in facts.shapes for value in _ends(node))
         if not known or node.domain not in ("", "com.microsoft"):
             continue
-        if node.op_type in ("Conv", "ConvTranspose", "FusedConv"):
+        if operator_of(node).kernel:
             yield from _convolution(node)
         elif node.op_type in ("Gemm", "FusedGemm"):
             yield from _gemm(node)
@@ -108,7 +108,7 @@ def _convolution(node: ir.Node) -> Iterator[WeightedSum]:
     found, data = _weight(node, 1), node.inputs[0]
     if found is None or data is None:
         return
-    plain = node.op_type != "ConvTranspose" and not _pads(node)
+    plain = operator_of(node).kernel == "sliding" and not _pads(node)
     yield WeightedSum(node, data, 1, node.outputs[0], 1, 1, *found, grouped=True, plain=plain)
 
 

@@ -20,6 +20,7 @@ from prunecli.dependency.registry import RuleContext
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
 from prunecli.model.constants import behind
+from prunecli.operators import named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions
 from prunecli.shrinking.slices import CONSTANT, Array, Floats, Groups, Ints, Slices, constants, multiples, of_content
@@ -422,7 +423,7 @@ def alike(numbering: SliceNumbering, node: ir.Node) -> None:
 # -- operators that sum over an axis --------------------------------------------------------------------
 
 
-@rule("Conv", "ConvTranspose", "Gemm", "MatMul")
+@rule(*named(lambda operator: operator.kernel, ""), "Gemm", "MatMul")
 @rule("FusedMatMul", domain=MICROSOFT)
 def contraction(numbering: SliceNumbering, node: ir.Node) -> None:
     """Rows of weights that are multiples of each other, on inputs alike, give results that are."""
@@ -481,7 +482,7 @@ def _combined(matrix: Array, slices: Slices, plain: bool) -> tuple[Ints, Array, 
 
 def _bias(numbering: SliceNumbering, one: WeightedSum) -> Floats | None:
     """What is added to each row; None where that is computed."""
-    index = 2 if one.node.op_type in ("Conv", "ConvTranspose", "Gemm") else None
+    index = operator_of(one.node).bias
     value = one.node.inputs[index] if index is not None and index < len(one.node.inputs) else None
     assert one.out_axis is not None
     size = numbering.facts.shapes[one.out][one.out_axis]

@@ -18,6 +18,7 @@ from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.model.constants import behind
+from prunecli.operators import operator_of
 from prunecli.operators.product import matrix_axes
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
@@ -299,7 +300,7 @@ def may_fold(one: WeightedSum) -> bool:
         return False
     if (recurrent and one.index == RECURRENT) or (one.groups > 1 and not one.grouped and not recurrent):
         return False
-    place = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LSTM": 3, "GRU": 3, "RNN": 3}.get(one.node.op_type)
+    place = operator_of(one.node).bias
     if place is None:
         return one.node.op_type == "MatMul"
     value = one.node.inputs[place] if place < len(one.node.inputs) else None

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from prunecli.dependency.atoms import Ints
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.errors import PruneError
+from prunecli.operators import operator_of
 
 Target = Literal["cpu", "cpu-int8", "tensorrt", "qnn", "npu"]
 AUTO = "auto"
@@ -118,7 +119,7 @@ def gains_below(catalogue: Catalogue, group: Group) -> bool:
 
 def _is_dense(node: ir.Node, weight: ir.Value) -> bool:
     shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
-    if node.op_type != "Conv" or len(shape) < 3:
+    if not operator_of(node).blocked or len(shape) < 3:
         return True
     return node.attributes.get_int("group", 1) == 1 and int(np.prod(shape[2:])) > 1
 

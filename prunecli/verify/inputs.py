@@ -137,7 +137,7 @@ def _fitting(model: Model) -> Iterator[int]:
     """Sizes that tables and target shapes suggest: their own, and the pixels whose patches, with or without a token
     more, they count."""
     strides = {max(integers(node, "strides") or (1,)) for graph in all_graphs(model.ir) for node in graph
-               if operator_of(node).strided}  # fmt: skip
+               if operator_of(node).kernel == "sliding"}  # fmt: skip
     sizes: dict[int, None] = {}
     for holder in holders(model.ir):
         shape = list(holder.tensor.shape.numpy())

@@ -158,7 +158,10 @@ NOT_ON_CPU = {
 FACTS: list[tuple[str, Any, set[str]]] = [
     ("quantised", True, QUANTISED),
     ("on_cpu", False, NOT_ON_CPU),
-    ("strided", True, {"Conv", f"{MS}:FusedConv"}),
+    ("kernel", "sliding", {"Conv", f"{MS}:FusedConv"}),
+    ("kernel", "transposed", {"ConvTranspose"}),
+    ("bias", 2, {"Conv", f"{MS}:FusedConv", "ConvTranspose", "Gemm"}),
+    ("bias", 3, {"LSTM", "GRU", "RNN"}),
     ("blocked", True, {"Conv"}),
     ("type_of", 1, {f"{MS}:DequantizeLinear"}),
     ("type_of", 2, {f"{MS}:{op}" for op in ("EmbedLayerNormalization", "MatMulIntegerToFloat", "QAttention",
@@ -170,7 +173,7 @@ FACTS: list[tuple[str, Any, set[str]]] = [
 
 @pytest.mark.parametrize(("field", "value", "ops"), FACTS, ids=[f"{c[0]}={c[1]}" for c in FACTS])
 def test_facts_by_name(field: str, value: Any, ops: set[str]) -> None:
-    having = {k for k, entry in OPERATORS.items() if getattr(entry, field) is value}
+    having = {k for k, entry in OPERATORS.items() if getattr(entry, field) == value}
     assert having == {key(op) for op in ops}
 
 
@@ -219,8 +222,8 @@ def test_an_operator_is_described_once() -> None:
 def test_more_can_be_said_of_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     before = dict(OPERATORS)
     try:
-        amend("Gemm", "", strided=True)
-        assert OPERATORS["", "Gemm"].strided and OPERATORS["", "Gemm"].role is before["", "Gemm"].role
+        amend("Gemm", "", blocked=True)
+        assert OPERATORS["", "Gemm"].blocked and OPERATORS["", "Gemm"].role is before["", "Gemm"].role
         amend("Other", "my.domain", shapes=like_first)
         assert operator_of(made("my.domain:Other", 1, {})).shapes is like_first
     finally:
