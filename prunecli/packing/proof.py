@@ -137,7 +137,9 @@ class PackProof:
         try:
             proof = prove(claim, self._cases(original, ran))
         except RandomOutputsError:
-            self.verification = Verification("exact", 0.0, 0.0, 0, f"{_STORED}; its outputs are random")
+            self.verification = Verification(
+                "exact", 0.0, 0.0, 0, f"{_STORED}; its outputs are random and were not compared"
+            )
             return
         if exact:
             self.verification = proof.verification(f"{_RAN}; {_STORED}")

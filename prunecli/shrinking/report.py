@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from prunecli.errors import some
 from prunecli.report.contract import report_json
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
-from prunecli.report.sections import shape_text, warnings, written
-from prunecli.report.size_charts import REMOVED, layer_bars, size_bars
+from prunecli.report.sections import REMOVED, layer_bars, shape_text, size_bars, warnings, written
 from prunecli.shrinking.rounds import CONSTANT, EQUAL, UNREAD, ZERO
 from prunecli.types import Json
 

@@ -15,8 +15,19 @@ from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
-from prunecli.report.sections import proof_text, shape_text, share, warnings, written
-from prunecli.report.size_charts import KEPT, MOST, REMOVED, layer_bars, size_bars, size_table
+from prunecli.report.sections import (
+    KEPT,
+    MOST,
+    REMOVED,
+    layer_bars,
+    proof_text,
+    shape_text,
+    share,
+    size_bars,
+    size_table,
+    warnings,
+    written,
+)
 from prunecli.structures.recovery import recovery_json, recovery_sections
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, Skipped, Verification

@@ -11,8 +11,7 @@ from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
-from prunecli.report.sections import proof_text, warnings, written
-from prunecli.report.size_charts import size_table
+from prunecli.report.sections import proof_text, size_table, warnings, written
 from prunecli.training.trainer import Epoch
 from prunecli.types import Json
 

@@ -9,8 +9,18 @@ from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.render_cells import cell_text
-from prunecli.report.sections import proof_text, shape_text, warnings, written
-from prunecli.report.size_charts import KEPT, MOST, ZEROED, layer_bars, size_bars, size_table
+from prunecli.report.sections import (
+    KEPT,
+    MOST,
+    ZEROED,
+    layer_bars,
+    proof_text,
+    shape_text,
+    size_bars,
+    size_table,
+    warnings,
+    written,
+)
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, LayerRow
 from prunecli.zeros.select import KINDS

@@ -17,7 +17,7 @@ from prunecli.inspection.inspect import inspect
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import find_weights, load
 from prunecli.report.document import Bars, Chart, Document
-from prunecli.report.size_charts import layer_bars, size_bars
+from prunecli.report.sections import layer_bars, size_bars
 from prunecli.structures.decision import GroupRow
 from prunecli.structures.report import score_charts
 from prunecli.structures.structured import structured
