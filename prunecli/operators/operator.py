@@ -150,7 +150,7 @@ class Operator:
         standard: the standard operator by which ONNX infers its shape.
         type_of: the input that has the element type of the output; None: the output is float32.
         bias: the input that is added to every row of its weights.
-        kernel: how a kernel meets the data: `sliding` over the input in steps of `strides`, or `transposed`: over the output.
+        kernel: `sliding` over the data in steps of `strides`, or `transposed`: over the output.
         blocked: onnxruntime has an operator of that name for images in blocks of channels.
         quantised: its integer inputs of rank 2 or more are quantised weights.
         on_cpu: onnxruntime has a kernel for it on the CPU.
