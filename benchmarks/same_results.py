@@ -133,9 +133,10 @@ def missing(row: str, shared: Path) -> list[str]:
 
 
 def stable(value: Any) -> Any:
-    """JSON without what differs from run to run."""
+    """JSON without what differs from run to run, and without a `delta` that holds nothing else."""
     if isinstance(value, dict):
-        return {key: stable(item) for key, item in value.items() if key not in UNSTABLE}
+        kept = {key: (item, stable(item)) for key, item in value.items() if key not in UNSTABLE}
+        return {key: plain for key, (item, plain) in kept.items() if key != "delta" or plain or not item}
     if isinstance(value, list):
         return [stable(item) for item in value]
     return TIMED.sub("-", value) if isinstance(value, str) else value
