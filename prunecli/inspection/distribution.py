@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.errors import PruneError
+from prunecli.inspection.tensorrt import doubts
 from prunecli.model import Weight
 from prunecli.types import Progress, no_progress
 
@@ -152,11 +153,13 @@ def _below(weights: Sequence[Weight], thresholds: Sequence[float], progress: Pro
 @dataclass(frozen=True)
 class PatternFit:
     """Whether a weight follows N:M along its reduction axis. `windows` is the fraction of windows that do;
-    None, with the reason in `detail`, where the axis does not divide by M."""
+    None, with the reason in `detail`, where the axis does not divide by M. `doubts`: of a weight that follows 2:4, why
+    TensorRT would not use it."""
 
     satisfied: bool
     windows: float | None
     detail: str = ""
+    doubts: tuple[str, ...] = ()
 
 
 def pattern_fit(weight: Weight, n: int, m: int) -> PatternFit:
@@ -169,4 +172,5 @@ def pattern_fit(weight: Weight, n: int, m: int) -> PatternFit:
         nonzero = np.count_nonzero(rows.reshape(*rows.shape[:3], -1, m), axis=-1)
     good = int(np.count_nonzero(nonzero <= n))
     weight.release()
-    return PatternFit(good == nonzero.size, good / nonzero.size)
+    follows = good == nonzero.size
+    return PatternFit(follows, good / nonzero.size, doubts=doubts(weight) if follows and (n, m) == (2, 4) else ())

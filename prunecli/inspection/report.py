@@ -226,15 +226,26 @@ def _hint_table(measured: Distribution) -> Table:
 
 
 def _pattern_table(found: Inspection) -> Table:
-    columns = (Column("weight"), Column("op"), Column("follows"), Column("windows", "percent"), Column("why"))
+    columns = (Column("weight"), Column("op"), Column("follows"), Column("windows", "percent"), Column("note"))
     rows: list[tuple[Cell, ...]] = []
     for layer in found.prunable:
         fit = found.patterns[layer.weight]
-        rows.append((layer.weight, layer.op, "yes" if fit.satisfied else "no", fit.windows, fit.detail))
+        rows.append(
+            (
+                layer.weight,
+                layer.op,
+                "yes" if fit.satisfied else "no",
+                fit.windows,
+                "; ".join((fit.detail, *fit.doubts)).lstrip("; "),
+            )
+        )
     n, m = found.nm or (0, 0)
     follow = sum(fit.satisfied for fit in found.patterns.values())
     title = f"{n}:{m} along the inputs of each output: {follow} of {len(rows)} weights follow it"
-    return Table(title, columns, rows)
+    unused = any(fit.doubts for fit in found.patterns.values())
+    return Table(
+        title, columns, rows, "TensorRT times sparse and dense kernels, and takes the faster" if unused else ""
+    )
 
 
 MOST = 30

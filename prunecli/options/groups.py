@@ -311,6 +311,15 @@ class StoredPacked(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrinking(Options):
+    """Zeros of which whole units consist."""
+
+    shrink: Annotated[
+        bool, Option("units that are empty then leave the graph, exactly, as with `prune shrink`", OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chosen(Options):
     """Which layers are pruned."""
 

@@ -17,6 +17,7 @@ from prunecli.options.groups import (
     Running,
     Samples,
     Seeded,
+    Shrinking,
     StoredPacked,
     Timing,
     Written,
@@ -75,7 +76,9 @@ class Learning(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(OutputNamed, Learning, Samples, Batched, Seeded, Written, StoredPacked, Reporting, Timing):
+class FinetuneOptions(
+    OutputNamed, Learning, Samples, Batched, Seeded, Written, Shrinking, StoredPacked, Reporting, Timing
+):
     """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
 
     Gradients run in onnxruntime; the result is an ordinary model with the same inputs and outputs. Without

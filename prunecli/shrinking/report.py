@@ -73,6 +73,23 @@ def _vocabulary_json(found: VocabularyCut) -> Json:
     }
 
 
+def shrunk_json(found: ShrinkResult | None) -> Json:
+    """The key `shrunk` of a command with `--shrink`."""
+    if found is None:
+        return {}
+    proof = asdict(found.verification)
+    return {"shrunk": {"nothing": found.removed.nothing, "removed": removed_json(found.removed), "verification": proof}}
+
+
+def shrunk_sections(found: ShrinkResult | None) -> list[Section]:
+    """What a command with `--shrink` tells of it."""
+    if found is None:
+        return []
+    if found.removed.nothing:
+        return [Text("not shrunk: no unit is empty", "warning")]
+    return [_proof(found), *_units(found.removed), *_others(found.removed)]
+
+
 def to_document(found: ShrinkResult) -> Document:
     """What people read: what went and why, sizes, the proof."""
     title = f"{found.model.path}: shrink{', what would go' if found.dry_run else ''}"

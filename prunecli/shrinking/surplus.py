@@ -22,7 +22,7 @@ from prunecli.operators import operator_of
 from prunecli.operators.product import matrix_axes
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
-from prunecli.shrinking.slices import Array, Floats, Ints, Slices
+from prunecli.shrinking.slices import Array, Ints
 
 BY_POSITION = frozenset(
     (
@@ -244,7 +244,7 @@ class Finder:
                 if not end.excused[positions].all():
                     return None
                 continue
-            columns += [slices.group[positions], _constants(slices)[positions]]
+            columns += [slices.group[positions], slices.zero[positions].astype(np.int64)]
         if not columns:
             return None
         made = np.concatenate(columns, axis=1)
@@ -260,12 +260,6 @@ class Finder:
         atoms = self.units.atoms[low:high]
         mine = atoms[self.units.axis_of_atom[atoms] == root] - int(self.solved.offset[root])
         return np.sort(mine.reshape(group.count, -1), axis=1)
-
-
-def _constants(slices: Slices) -> Ints:
-    """The bits of constants, so that only equal ones count as multiples of each other."""
-    values: Floats = np.where(slices.constant, slices.factor, 0.0) + 0.0
-    return values.view(np.int64)
 
 
 def _second(node: ir.Node) -> ir.Value | None:

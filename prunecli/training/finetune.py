@@ -26,6 +26,8 @@ from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult
 from prunecli.report.result import ModelResult
 from prunecli.runtime import Session
+from prunecli.shrinking.after import shrunk_after
+from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.checkpoint import Keeper, Log
 from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
@@ -57,6 +59,7 @@ class FinetuneResult(ModelResult):
     validation_samples: int
     recipe: Json
     packed: PackResult | None = None
+    shrunk: ShrinkResult | None = None
     harmful: bool = False
     speed: MeasuredSpeed | None = None
     teacher: Totals | None = None
@@ -97,7 +100,7 @@ def finetune(
     training.store()
     proof = _Proof(training, next(data.batches(data.fixed_batch or training.trainer.supply.batch_size)).feed, options)
     at = training.trainer.at
-    saved, small = _saved(file, target, options, proof, progress)
+    saved, small, shrunk = _saved(file, target, options, proof, progress)
     if diverged is not None:
         raise _salvaged(diverged, at.best_epoch, target)
     after_file = file if saved is None else load(target)
@@ -120,6 +123,7 @@ def finetune(
         verification=proof.verification,
         notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *small.notes],
         packed=small.packed,
+        shrunk=shrunk,
         harmful=at.harmful,
         **_beside_teacher(options, saved, after_file, progress),
         seconds=time.perf_counter() - start,
@@ -132,20 +136,29 @@ def _salvaged(error: DivergedError, epoch: int, target: Path) -> DivergedError:
 
 def _saved(
     file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress
-) -> tuple[FileRef | None, Small]:
+) -> tuple[FileRef | None, Small, ShrinkResult | None]:
     if proving.training.trainer.at.harmful and not options.keep_start:
         proving.verification = Verification("none", detail="nothing was written")
-        return None, Small()
+        return None, Small(), None
     proof = proving if options.verify else None
     made = Provenance("finetune", _recipe(options))
-    if not options.pack:
-        return save(file, target, SaveOptions(options.external_data, options.force, made), proof), Small()
+    shrunk: list[ShrinkResult] = []
+
+    def trained(place: Path) -> FileRef:
+        last = place == target
+        return save(file, place, SaveOptions(options.external_data, last and options.force, made), proof)
 
     def make(place: Path) -> FileRef:
-        return save(file, place, SaveOptions(options.external_data, provenance=made), proof)
+        if not options.shrink:
+            return trained(place)
+        written, found, output = shrunk_after(place, options, trained, progress)
+        shrunk.append(found)
+        return output or written
 
+    if not options.pack:
+        return make(target), Small(), next(iter(shrunk), None)
     _, small = packed_after(target, pack_options(options), make, progress)
-    return small.output, small
+    return small.output, small, next(iter(shrunk), None)
 
 
 def _beside_teacher(

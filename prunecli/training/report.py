@@ -12,6 +12,7 @@ from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.sections import proof_text, size_table, warnings, written
+from prunecli.shrinking.report import shrunk_json, shrunk_sections
 from prunecli.training.trainer import Epoch
 from prunecli.types import Json
 
@@ -31,6 +32,7 @@ def to_json(found: FinetuneResult) -> Json:
         "score": {"name": found.score_name, **_score(found)},
         "epochs": [asdict(epoch) for epoch in found.epochs],
         **packed_json(found.packed),
+        **shrunk_json(found.shrunk),
         **_speed_json(found),
     }
     return report_json(
@@ -76,7 +78,7 @@ def to_document(found: FinetuneResult) -> Document:
     if found.teacher is not None:
         sections.append(size_table(found.teacher, found.after, speed_rows(found.speed), ("teacher", "model")))
         sections += speed_sections(found.speed, "teacher")
-    sections += [*packed_sections(found.packed), *warnings(found.notes)]
+    sections += [*packed_sections(found.packed), *shrunk_sections(found.shrunk), *warnings(found.notes)]
     proof = found.verification
     if proof.kind == "exact":
         sections.append(proof_text(proof, f"largest difference {proof.max_abs_error:.2g}", exact=("verified", "good")))

@@ -23,6 +23,7 @@ from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
+from prunecli.shrinking.after import shrunk_after, told_shrunk
 from prunecli.training.gradual import (
     at_share,
     check_plans,
@@ -66,6 +67,8 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.pack:
         found = _packed(path, target, options, selector, progress)
+    elif options.shrink:
+        found = _shrunk(path, target, options, selector, progress)
     elif options.trains:
         found = _retrained(path, target, options, selector, progress)
     else:
@@ -88,6 +91,22 @@ def _packed(
 
     found, small = packed_after(target, pack_options(options), make, progress)
     return told(found, small, options.dry_run)
+
+
+def _shrunk(
+    path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
+) -> MagnitudeResult:
+    """Prune, and train if asked, into a file elsewhere; what is written is that file without its empty units."""
+    once = replace(options, shrink=False)
+    if options.dry_run and options.trains:
+        found = zeroed(path, once, selector, progress)
+        return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot shrink"])
+    check_target(load(path), None if options.dry_run else target, options.force, options)
+
+    def make(place: Path) -> MagnitudeResult:
+        return zeroed(path, replace(once, output=place, dry_run=False), selector, progress)
+
+    return told_shrunk(*shrunk_after(target, options, make, progress))
 
 
 def _pruned(

@@ -17,6 +17,7 @@ from prunecli.options.groups import (
     Running,
     Saving,
     Seeded,
+    Shrinking,
     Sized,
     StoredPacked,
 )
@@ -52,7 +53,7 @@ class OtherKinds(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, StoredPacked, Reporting, Sized):
+class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Shrinking, StoredPacked, Reporting, Sized):
     """What magnitude, gradient and one-shot pruning take alike. `spreads`: measure the distributions that a report
     draws."""
 

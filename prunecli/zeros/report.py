@@ -21,6 +21,7 @@ from prunecli.report.sections import (
     warnings,
     written,
 )
+from prunecli.shrinking.report import shrunk_json, shrunk_sections
 from prunecli.training.report import training_json, training_sections
 from prunecli.types import Json, LayerRow
 from prunecli.zeros.select import KINDS
@@ -50,6 +51,7 @@ def to_json(found: MagnitudeResult) -> Json:
         "plan": found.plan,
         **training_json(found.training),
         **packed_json(found.packed),
+        **shrunk_json(found.shrunk),
     }
     return report_json(
         found, found.command, map(_row, found.layers), found.skipped, sparsity=found.sparsity, extra=extra
@@ -81,6 +83,7 @@ def to_document(found: MagnitudeResult) -> Document:
     sections += _left(found)
     sections += training_sections(found.training)
     sections += packed_sections(found.packed)
+    sections += shrunk_sections(found.shrunk)
     sections += [*warnings(found.notes), Text(HONEST if found.packed is None else HONEST_PACKED), *written(found)]
     return Document(title, sections)
 

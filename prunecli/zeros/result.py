@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from prunecli.packing.pack import PackResult
 from prunecli.report.result import ModelResult
+from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
 from prunecli.types import Json, Skipped
 from prunecli.zeros.spread import ZeroedSpread
@@ -47,6 +48,7 @@ class MagnitudeResult(ModelResult):
     command: str = "magnitude"
     spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
     packed: PackResult | None = None
+    shrunk: ShrinkResult | None = None
 
     @property
     def params(self) -> int:
