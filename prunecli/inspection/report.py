@@ -230,15 +230,8 @@ def _pattern_table(found: Inspection) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for layer in found.prunable:
         fit = found.patterns[layer.weight]
-        rows.append(
-            (
-                layer.weight,
-                layer.op,
-                "yes" if fit.satisfied else "no",
-                fit.windows,
-                "; ".join((fit.detail, *fit.doubts)).lstrip("; "),
-            )
-        )
+        told = "; ".join(filter(None, (fit.detail, *fit.doubts)))
+        rows.append((layer.weight, layer.op, "yes" if fit.satisfied else "no", fit.windows, told))
     n, m = found.nm or (0, 0)
     follow = sum(fit.satisfied for fit in found.patterns.values())
     title = f"{n}:{m} along the inputs of each output: {follow} of {len(rows)} weights follow it"

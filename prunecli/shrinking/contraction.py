@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.dependency.registry import is_named
 from prunecli.model.constants import Constant, behind
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer, integers, text
@@ -20,6 +21,7 @@ from prunecli.shrinking.slices import Array
 KEPT_UP_TO = 1 << 26
 """Elements of a weight of which it is remembered which are zero."""
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+PARTS = ("Concat", "Slice", "Split")
 RECURRENT = 2
 """Input of a recurrent operator that multiplies its own last result."""
 
@@ -95,10 +97,19 @@ def _ends(node: ir.Node) -> tuple[ir.Value | None, ...]:
     return (*node.inputs[:3], *(out for out in node.outputs if out.name))
 
 
+def whole(value: ir.Value | None) -> Constant | None:
+    """The stored tensor that a value is, not only a part of it, and that no caller may feed."""
+    found = behind(value)
+    if found is None or found.is_overridable:
+        return None
+    nodes = (read.producer() for read in found.way[1:])
+    return None if any(node is None or node.op_type in PARTS for node in nodes) else found
+
+
 def _weight(node: ir.Node, index: int) -> tuple[Constant, Layout] | None:
     """The stored tensor at an input and how the operator reads it."""
-    found = behind(node.inputs[index]) if index < len(node.inputs) else None
-    if found is None or found.is_overridable or not found.tensor.dtype.is_floating_point():
+    found = whole(node.inputs[index]) if index < len(node.inputs) else None
+    if found is None or not found.tensor.dtype.is_floating_point():
         return None
     role = role_of(node, index, found.shape)
     return (found, role.layout) if isinstance(role, Role) and role.kind == "weight" else None
@@ -109,7 +120,18 @@ def _convolution(node: ir.Node) -> Iterator[WeightedSum]:
     if found is None or data is None:
         return
     plain = operator_of(node).kernel == "sliding" and not _pads(node)
-    yield WeightedSum(node, data, 1, node.outputs[0], 1, 1, *found, grouped=True, plain=plain)
+    yield WeightedSum(
+        node,
+        data,
+        1,
+        out=node.outputs[0],
+        out_axis=1,
+        index=1,
+        weight=found[0],
+        layout=found[1],
+        grouped=True,
+        plain=plain,
+    )
 
 
 def _pads(node: ir.Node) -> bool:
@@ -121,7 +143,9 @@ def _gemm(node: ir.Node) -> Iterator[WeightedSum]:
         found, data = _weight(node, index), node.inputs[1 - index]
         if found is not None and data is not None and behind(data) is None:
             inner = 1 - integer(node, "transA", 0) if index else integer(node, "transB", 0)
-            yield WeightedSum(node, data, inner, node.outputs[0], index, index, *found)
+            yield WeightedSum(
+                node, data, inner, out=node.outputs[0], out_axis=index, index=index, weight=found[0], layout=found[1]
+            )
 
 
 def _matmul(node: ir.Node, facts: Facts) -> Iterator[WeightedSum]:
@@ -134,16 +158,22 @@ def _matmul(node: ir.Node, facts: Facts) -> Iterator[WeightedSum]:
         rank = len(facts.shapes[node.outputs[0]])
         vector = len(found[0].shape) == 1
         place = None if vector else rank - 1 if index or len(axes) == 1 else rank - 2
-        yield WeightedSum(node, data, inner, node.outputs[0], place, index, *found)
+        yield WeightedSum(
+            node, data, inner, out=node.outputs[0], out_axis=place, index=index, weight=found[0], layout=found[1]
+        )
 
 
 def _recurrent(node: ir.Node, facts: Facts) -> Iterator[WeightedSum]:
-    out = next((v for v in node.outputs if v.name), None)
+    out = next((v for v in node.outputs if is_named(v)), None)
     if out is None:
         return
     data, place, gates = node.inputs[0], len(facts.shapes[out]) - 1, GATES[node.op_type]
     first, second = _weight(node, 1), _weight(node, RECURRENT)
     if first is not None and data is not None:
-        yield WeightedSum(node, data, 2, out, place, 1, *first, gates=gates)
+        yield WeightedSum(
+            node, data, 2, out=out, out_axis=place, index=1, weight=first[0], layout=first[1], gates=gates
+        )
     if second is not None:
-        yield WeightedSum(node, out, place, out, place, RECURRENT, *second, gates=gates)
+        yield WeightedSum(
+            node, out, place, out=out, out_axis=place, index=RECURRENT, weight=second[0], layout=second[1], gates=gates
+        )

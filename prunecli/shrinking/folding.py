@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from prunecli.model.constants import behind
 from prunecli.model.graphs import free_name, taken_names
-from prunecli.shrinking.contraction import GATES, WeightedSum
-from prunecli.shrinking.numbering import SliceNumbering
+from prunecli.shrinking.contraction import GATES, WeightedSum, whole
+from prunecli.shrinking.numbering import SliceNumbering, computed
 from prunecli.shrinking.slices import Array, Floats
 from prunecli.shrinking.surplus import Finder, Surplus
 
+JOINING = ("Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 COMBINING = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "PRelu")
 
 
@@ -121,8 +122,8 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
 def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) -> None:
     """Add to a stored input of a node, which gets one of its own."""
     value = node.inputs[index] if index < len(node.inputs) else None
-    found = behind(value)
-    weight = behind(node.inputs[1]) or behind(node.inputs[0])
+    found = whole(value)
+    weight = whole(node.inputs[1]) or whole(node.inputs[0])
     assert weight is not None
     if found is not None and found.is_own and found.array().shape == np.shape(rows):
         put(found.way[0], found.stored(found.array() + rows))
@@ -144,8 +145,8 @@ def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> No
     if node is not None and node.op_type == "Add" and node.domain == "" and node.graph is graph:
         place = 1 - uses[0].idx
         other = node.inputs[place]
-        found = behind(other)
-        if other is not None and found is not None and not found.is_overridable and found.size in (1, len(rows)):
+        found = whole(other)
+        if other is not None and found is not None and found.size in (1, len(rows)):
             array = found.array() + rows.reshape(shape[-max(len(found.shape), rank - one.out_axis) :])
             if array.size == len(rows):
                 node.replace_input_with(place, stored(graph, f"{node.name or out.name}.bias", array.astype(kind)))
@@ -242,6 +243,32 @@ def _replace(numbering: SliceNumbering, node: ir.Node, index: int, numbers: Arra
     code = numbering.facts.dtypes[out]
     array = numbers.astype(ir.DataType(code).numpy())
     node.replace_input_with(index, stored(graph, f"{node.name or out.name}.constant", array))
+
+
+def join_constants(model: ir.Model) -> None:
+    """Store the weights of recurrent operators in one piece, in place: exporters put directions and gates together."""
+    joined = False
+    for node in model.graph:
+        for index in range(1, 4) if node.op_type in GATES else ():
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.const_value is None and (array := _content(value, model)) is not None:
+                node.replace_input_with(index, stored(model.graph, f"{value.name}.joined", array))
+                joined = True
+    if joined:
+        drop_unused(model.graph)
+
+
+def _content(value: ir.Value, model: ir.Model) -> Array | None:
+    """What a value holds that is put together from stored tensors; None where it is computed otherwise."""
+    if value.const_value is not None:
+        return None if value.is_graph_input() else value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.op_type not in JOINING or node.domain != "":
+        return None
+    inputs = {v.name or "": _content(v, model) for v in node.inputs if v is not None}
+    if any(array is None for array in inputs.values()):
+        return None
+    return computed(node, {n: a for n, a in inputs.items() if a is not None}, model)[value.index() or 0]
 
 
 def drop_unused(graph: ir.Graph) -> list[ir.Node]:

@@ -19,10 +19,9 @@ from prunecli.dependency.registry import RULES as TIES
 from prunecli.dependency.registry import RuleContext
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
-from prunecli.model.constants import behind
 from prunecli.operators import named, operator_of
 from prunecli.operators.attributes import integer, text
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions
+from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, whole
 from prunecli.shrinking.slices import CONSTANT, Array, Floats, Groups, Ints, Slices, constants, multiples, of_content
 
 Rule = Callable[["SliceNumbering", ir.Node], None]
@@ -196,25 +195,30 @@ def evaluate(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Fl
             feed[value.name or ""] = operands[index].astype(kind if kind in (np.float64, np.float16) else np.float32)
         elif value is not None and value.const_value is not None:
             feed[value.name or ""] = value.const_value.numpy().reshape(())
-    made = _run(node, feed, node.version or numbering.analysis.model.opset_imports.get("") or 0)
-    return made.astype(np.float64) if made is not None and made.shape == unknown.shape else unknown
+    try:
+        made = computed(node, feed, numbering.analysis.model)[0]
+    except Exception:  # the evaluator raises many kinds; each means that nothing is known
+        return unknown
+    return made.astype(np.float64) if made.dtype.kind == "f" and made.shape == unknown.shape else unknown
 
 
-def _run(node: ir.Node, feed: Mapping[str, Array], version: int) -> Array | None:
+def computed(node: ir.Node, feed: Mapping[str, Array], model: ir.Model) -> list[Array]:
+    """A node's results, by ONNX's reference implementation.
+
+    Args:
+        feed: its inputs by name.
+    """
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
     infos = [onnx.helper.make_tensor_value_info(name, code, None) for name, code in types.items()]
-    outs = [onnx.helper.make_empty_tensor_value_info(node.outputs[0].name or "")]
+    outs = [onnx.helper.make_empty_tensor_value_info(out.name) for out in node.outputs if out.name]
     graph = onnx.helper.make_graph([ir.to_proto(node)], "one", infos, outs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-    try:
-        with np.errstate(all="ignore"):
-            made = np.asarray(next(iter(ReferenceEvaluator(model).run(None, dict(feed)))))
-    except Exception:  # the evaluator raises many kinds; each means that nothing is known
-        return None
-    return made if made.dtype.kind == "f" else None
+    version = node.version or model.opset_imports.get("") or 0
+    one = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    with np.errstate(all="ignore"):
+        return [np.asarray(array) for array in ReferenceEvaluator(one).run(None, dict(feed))]
 
 
 def function(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Slices]) -> Slices:
@@ -353,8 +357,8 @@ COMBINE: dict[str, Callable[[SliceNumbering, ir.Node, Sequence[Slices]], Slices]
 def batch_norm(numbering: SliceNumbering, node: ir.Node) -> None:
     """y = a x + b for each channel."""
     x, out = node.inputs[0], node.outputs[0]
-    found = [behind(v) for v in node.inputs[1:5]]
-    if x is None or numbering.rank(out) < 2 or any(p is None or len(p.shape) != 1 or p.is_overridable for p in found):
+    found = [whole(v) for v in node.inputs[1:5]]
+    if x is None or numbering.rank(out) < 2 or any(p is None or len(p.shape) != 1 for p in found):
         return
     if integer(node, "training_mode", 0):
         return
@@ -534,7 +538,7 @@ def recurrent(numbering: SliceNumbering, node: ir.Node) -> None:
             numbering.say(out, axis, Slices(np.where(dead, CONSTANT, slices.group), np.where(dead, 0.0, slices.factor)))
 
 
-CANDIDATE = {"LSTM": 2, "GRU": 2, "RNN": 0}
+CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}
 """The gate that is what a unit may become: LSTM has i, o, f, c, GRU has z, r, h."""
 
 
@@ -550,7 +554,7 @@ def silent_units(numbering: SliceNumbering, node: ir.Node) -> Array | None:
     own = _gate((both[1].matrix()[:, :, 0] != 0)[:, :, live].any(2), gates, gate)
     again = both[RECURRENT].matrix()[:, :, 0] != 0
     silent: Array = np.asarray(~own.any(0))
-    silent &= ~_biased(node, gates, gate, len(silent))
+    silent &= ~_biased(node, gate, len(silent))
     for state in states:
         silent &= numbering.of(state, numbering.rank(state) - 1).zero
     while True:
@@ -565,15 +569,15 @@ def _gate(rows: Array, gates: int, gate: int) -> Array:
     return np.asarray(rows.reshape(len(rows), gates, -1)[:, gate])
 
 
-def _biased(node: ir.Node, gates: int, gate: int, units: int) -> Array:
+def _biased(node: ir.Node, gate: int, units: int) -> Array:
     """Units to whose candidate something is added."""
     value = node.inputs[3] if len(node.inputs) > 3 else None
     if value is None:
         return np.zeros(units, bool)
-    found = behind(value)
-    if found is None or found.is_overridable:
+    found = whole(value)
+    if found is None:
         return np.ones(units, bool)
-    both = found.array().reshape(-1, 2, gates, units)[:, :, gate]
+    both = found.array().reshape(-1, 2, GATES[node.op_type], units)[:, :, gate]
     alone = node.op_type != "GRU" or not integer(node, "linear_before_reset", 0)
     return np.asarray((both.sum(1) != 0).any(0) if alone else (both != 0).any((0, 1)))
 
@@ -600,7 +604,7 @@ def rearranging(numbering: SliceNumbering, node: ir.Node) -> None:
     roots = _roots(numbering, node, table, numbers, sources)
     for out in node.outputs:
         for axis in range(numbering.rank(out)) if out.name and numbering.is_data(out) else ():
-            made = _result(numbering, node, table, numbers, roots, (out, axis)) if (out, axis) in numbers else None
+            made = _result(numbering, node, (table, numbers), roots, (out, axis)) if (out, axis) in numbers else None
             if made is not None and made.tells:
                 numbering.say(out, axis, _padded(numbering, node, axis, made))
 
@@ -616,8 +620,8 @@ def _roots(
             if (value, axis) in numbers:
                 found[table.find(numbers[value, axis])].append(numbering.of(value, axis))
     roots = {root: _together(numbering, node, parts) for root, parts in found.items() if any(p.tells for p in parts)}
-    for whole, factors in table.products:
-        slices = roots.get(table.find(whole))
+    for product, factors in table.products:
+        slices = roots.get(table.find(product))
         if slices is None:
             continue
         shape = tuple(table.size(f) for f in factors)
@@ -638,15 +642,18 @@ def _together(numbering: SliceNumbering, node: ir.Node, parts: Sequence[Slices])
 
 
 def _result(
-    numbering: SliceNumbering, node: ir.Node, table: AtomTable, numbers: Mapping[tuple[ir.Value, int], int],
-    roots: Mapping[int, Slices], at: tuple[ir.Value, int],
-) -> Slices | None:  # fmt: skip
+    numbering: SliceNumbering,
+    node: ir.Node,
+    tied: tuple[AtomTable, Mapping[tuple[ir.Value, int], int]],
+    roots: Mapping[int, Slices],
+    at: tuple[ir.Value, int],
+) -> Slices | None:
     """Slices of a result: of the axis it is, of the factors it is made of, or of the positions put together."""
-    number = numbers[at]
+    table, number = tied[0], tied[1][at]
     if table.find(number) in roots:
         return roots[table.find(number)]
-    for whole, factors in table.products:
-        if whole == number:
+    for product, factors in table.products:
+        if product == number:
             return _merged(
                 numbering, node, [roots.get(table.find(f)) for f in factors], [table.size(f) for f in factors]
             )

@@ -14,7 +14,7 @@ from prunecli.dependency.cut import UnfollowedError, remove
 from prunecli.dependency.prepare import prepare, restore
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes
-from prunecli.shrinking.folding import Branch, drop_unused, fold, fold_branches
+from prunecli.shrinking.folding import Branch, drop_unused, fold, fold_branches, join_constants
 from prunecli.shrinking.numbering import Measured, SliceNumbering
 from prunecli.shrinking.slices import Array
 from prunecli.shrinking.surplus import Finder, Surplus
@@ -84,6 +84,7 @@ class _Rounds:
     def one(self, found: Shrunk) -> bool:
         """Whether another round may find more."""
         work = prepare(self.file.ir if found.model is None else found.model)
+        join_constants(work)
         file = replace(self.file, ir=work)
         shapes = analysed_shapes(file, self.dims, concrete_shapes(file, self.dims))
         analysis = analyse(work, shapes, whole=self.whole)

@@ -120,13 +120,20 @@ def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progr
     vocabulary = cut_vocabulary(file, options) if options.vocabulary is not None else None
     if vocabulary is not None:
         file = replace(file, ir=vocabulary.model)
-    shrunk = _units(file, original, options, data, progress, vocabulary)
+    shrunk = _units(file, options, data, vocabulary, progress)
     if shrunk.model is not None:
         file = replace(file, ir=shrunk.model)
     interface.append(drop_dead_inputs(file.ir) if options.dead_inputs else None)
     tidied = merge_duplicates(file.ir)
     dropped = [one for one in interface if one is not None]
-    removed = Removed(shrunk.rows, shrunk.branches, dropped, last, vocabulary, tidied)
+    removed = Removed(
+        units=shrunk.rows,
+        branches=shrunk.branches,
+        interface=dropped,
+        last_token=last,
+        vocabulary=vocabulary,
+        tidied=tidied,
+    )
     if not removed.nothing:
         removed = replace(removed, tidied=Tidied(tidied.duplicates, tidied.bytes, drop_copies(file.ir)))
     changes = [
@@ -138,10 +145,9 @@ def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progr
 
 
 def _units(
-    file: Model, original: Model, options: ShrinkOptions, data: Dataset | None, progress: Progress,
-    vocabulary: VocabularyCut | None,
-) -> Shrunk:  # fmt: skip
-    if any(operator_of(node).quantised for node in original.ir.graph.all_nodes()):
+    file: Model, options: ShrinkOptions, data: Dataset | None, vocabulary: VocabularyCut | None, progress: Progress
+) -> Shrunk:
+    if any(operator_of(node).quantised for node in file.ir.graph.all_nodes()):
         return Shrunk()
     measure: Measure | None = None
     if options.tolerance is not None and data is not None:
@@ -175,7 +181,16 @@ def _proof(
 ) -> ShrinkProof:
     promise = options.tolerance is not None and bool(work.removed.units or work.removed.branches)
     reason = ADDED if work.rounded else ORDER
-    return ShrinkProof(original, options, work.changes, work.removed.vocabulary, data, promise, reason, progress)
+    return ShrinkProof(
+        file=original,
+        options=options,
+        changes=work.changes,
+        vocabulary=work.removed.vocabulary,
+        data=data,
+        promise=promise,
+        reason=reason,
+        progress=progress,
+    )
 
 
 @dataclass
@@ -211,8 +226,18 @@ def _layer(weight: Weight, now: Weight | None) -> LayerRow:
     size, shape = (0, (0,)) if now is None else (now.size, now.shape)
     name = weight.node.name or weight.node.outputs[0].name or ""
     zeros = 1 - nonzero / size if size else 0.0
-    return LayerRow(name, weight.op, weight.name, weight.shape, shape, weight.size, size, nonzero, zeros,
-                    {"kind": weight.kind})  # fmt: skip
+    return LayerRow(
+        name,
+        weight.op,
+        weight.name,
+        shape_before=weight.shape,
+        shape_after=shape,
+        params_before=weight.size,
+        params_after=size,
+        nonzero=nonzero,
+        sparsity=zeros,
+        extra={"kind": weight.kind},
+    )
 
 
 def _write_tokenizer(found: VocabularyCut, path: Path, force: bool) -> None:

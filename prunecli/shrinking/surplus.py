@@ -8,7 +8,7 @@ which go, go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +17,9 @@ import onnx_ir as ir
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
-from prunecli.model.constants import behind
 from prunecli.operators import operator_of
 from prunecli.operators.product import matrix_axes
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum
+from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, whole
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
 from prunecli.shrinking.slices import Array, Ints
 
@@ -121,7 +120,7 @@ class Finder:
             slices = numbering.of(one.data, one.axis)
             excused = slices.constant if one.plain and may_fold(one) else slices.zero
             yield End(node, one.data, one.axis, excused, one)
-        if found and not _computed_weights(node):
+        if found and not _computed_weights(node, found):
             return
         if not found and node.op_type in BY_POSITION:
             return
@@ -272,9 +271,9 @@ def _inner(node: ir.Node, index: int, rank: int) -> int:
     return axes[-1] if index == 0 or rank == 1 else axes[-2]
 
 
-def _computed_weights(node: ir.Node) -> bool:
+def _computed_weights(node: ir.Node, found: Sequence[WeightedSum]) -> bool:
     """Whether a recurrent operator has a weight that is not stored."""
-    return node.op_type in ("LSTM", "GRU", "RNN") and any(behind(v) is None for v in node.inputs[1:3])
+    return node.op_type in GATES and len(found) < 2
 
 
 def _channelwise(one: WeightedSum) -> bool:
@@ -298,4 +297,4 @@ def may_fold(one: WeightedSum) -> bool:
     if place is None:
         return one.node.op_type == "MatMul"
     value = one.node.inputs[place] if place < len(one.node.inputs) else None
-    return value is None or ((found := behind(value)) is not None and not found.is_overridable)
+    return value is None or whole(value) is not None

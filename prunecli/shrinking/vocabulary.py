@@ -16,9 +16,10 @@ from prunecli.dependency.cut import remove
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError, advice, did_you_mean, some
 from prunecli.model import Model, concrete_shapes
-from prunecli.model.constants import Constant, behind
+from prunecli.model.constants import Constant
 from prunecli.model.graphs import free_name, taken_names
 from prunecli.operators.attributes import integer
+from prunecli.shrinking.contraction import whole
 from prunecli.shrinking.folding import stored
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.options import ShrinkOptions
@@ -162,7 +163,11 @@ def cut_vocabulary(file: Model, options: ShrinkOptions) -> VocabularyCut | None:
     elif unknown is None:
         raise PruneError("the graph cannot tell what ids that went become: no unknown token is known",
                          "name it with --unknown-token")  # fmt: skip
-    return _cut(replace(file, ir=work), options, _Wanted(name, lookups, kept, unknown, wanted, tokenizer))
+    return _cut(
+        replace(file, ir=work),
+        options,
+        _Wanted(input=name, lookups=lookups, kept=kept, unknown=unknown, tokens=wanted, tokenizer=tokenizer),
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def _lookups(
     found: dict[str, list[Lookup]] = {}
     for node in model.graph:
         places = LOOKUPS.get((node.domain, node.op_type))
-        table = behind(node.inputs[places[0]]) if places is not None and len(node.inputs) > max(places) else None
+        table = whole(node.inputs[places[0]]) if places is not None and len(node.inputs) > max(places) else None
         source = _source(node.inputs[places[1]]) if places is not None and table is not None else None
         if source is None or table is None or places is None or len(table.shape) != 2 or integer(node, "axis", 0):
             continue
@@ -276,9 +281,18 @@ def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
         if out.name in axes and out.shape is not None:
             out.shape = ir.Shape([len(wanted.kept) if a == axes[out.name] else d for a, d in enumerate(out.shape)])
     return VocabularyCut(
-        model, rows, wanted.kept, wanted.tokens, wanted.input, options.remaps_in_graph, wanted.unknown, axes, tensors,
-        _change(wanted, rows, options.remaps_in_graph, axes), wanted.tokenizer,
-    )  # fmt: skip
+        model=model,
+        before=rows,
+        kept=wanted.kept,
+        wanted=wanted.tokens,
+        input=wanted.input,
+        in_graph=options.remaps_in_graph,
+        unknown=wanted.unknown,
+        outputs=axes,
+        tensors=tensors,
+        change=_change(wanted, rows, options.remaps_in_graph, axes),
+        tokenizer=wanted.tokenizer,
+    )
 
 
 def _coupled(analysis: Analysis, wanted: _Wanted, gone: Ints) -> tuple[Array, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,7 @@ def finetune(
         DivergedError: training diverged; where it had improved before, the message says where the best weights are.
         PruneError: the model, the data or an option is unusable; an operator without a gradient.
     """
-    start, path = time.perf_counter(), Path(model)
-    options = FinetuneOptions.of(options, **changes)
+    start, path, options = time.perf_counter(), Path(model), FinetuneOptions.of(options, **changes)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     options.execution.check()
     file = load(path)
@@ -100,13 +99,13 @@ def finetune(
     training.store()
     proof = _Proof(training, next(data.batches(data.fixed_batch or training.trainer.supply.batch_size)).feed, options)
     at = training.trainer.at
-    saved, small, shrunk = _saved(file, target, options, proof, progress)
+    saved = _saved(file, target, options, proof, progress)
     if diverged is not None:
         raise _salvaged(diverged, at.best_epoch, target)
-    after_file = file if saved is None else load(target)
+    after_file = file if saved.output is None else load(target)
     return FinetuneResult(
         model=file.ref,
-        output=saved,
+        output=saved.output,
         before=before,
         after=totals(after_file, concrete_shapes(after_file, Dims())),
         layers=_layers(after_file),
@@ -121,11 +120,11 @@ def finetune(
         validation_samples=held,
         recipe=_recipe(options),
         verification=proof.verification,
-        notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *small.notes],
-        packed=small.packed,
-        shrunk=shrunk,
+        notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *saved.small.notes],
+        packed=saved.small.packed,
+        shrunk=saved.shrunk,
         harmful=at.harmful,
-        **_beside_teacher(options, saved, after_file, progress),
+        **_beside_teacher(options, saved.output, after_file, progress),
         seconds=time.perf_counter() - start,
     )
 
@@ -134,12 +133,19 @@ def _salvaged(error: DivergedError, epoch: int, target: Path) -> DivergedError:
     return type(error)(f"{error.message}; the best weights, of epoch {epoch}, are in {target}", error.hint)
 
 
-def _saved(
-    file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress
-) -> tuple[FileRef | None, Small, ShrinkResult | None]:
+@dataclass(frozen=True)
+class _Saved:
+    """What was written, None where training improved nothing, and what became of it before."""
+
+    output: FileRef | None = None
+    small: Small = field(default_factory=Small)
+    shrunk: ShrinkResult | None = None
+
+
+def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress) -> _Saved:
     if proving.training.trainer.at.harmful and not options.keep_start:
         proving.verification = Verification("none", detail="nothing was written")
-        return None, Small(), None
+        return _Saved()
     proof = proving if options.verify else None
     made = Provenance("finetune", _recipe(options))
     shrunk: list[ShrinkResult] = []
@@ -156,9 +162,9 @@ def _saved(
         return output or written
 
     if not options.pack:
-        return make(target), Small(), next(iter(shrunk), None)
+        return _Saved(make(target), shrunk=next(iter(shrunk), None))
     _, small = packed_after(target, pack_options(options), make, progress)
-    return small.output, small, next(iter(shrunk), None)
+    return _Saved(small.output, small, next(iter(shrunk), None))
 
 
 def _beside_teacher(
