@@ -134,7 +134,7 @@ def _salvaged(error: DivergedError, epoch: int, target: Path) -> DivergedError:
 
 
 @dataclass(frozen=True)
-class _Saved:
+class _Written:
     """What was written, None where training improved nothing, and what became of it before."""
 
     output: FileRef | None = None
@@ -142,10 +142,10 @@ class _Saved:
     shrunk: ShrinkResult | None = None
 
 
-def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress) -> _Saved:
+def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress) -> _Written:
     if proving.training.trainer.at.harmful and not options.keep_start:
         proving.verification = Verification("none", detail="nothing was written")
-        return _Saved()
+        return _Written()
     proof = proving if options.verify else None
     made = Provenance("finetune", _recipe(options))
     shrunk: list[ShrinkResult] = []
@@ -162,9 +162,9 @@ def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof,
         return output or written
 
     if not options.pack:
-        return _Saved(make(target), shrunk=next(iter(shrunk), None))
+        return _Written(make(target), shrunk=next(iter(shrunk), None))
     _, small = packed_after(target, pack_options(options), make, progress)
-    return _Saved(small.output, small, next(iter(shrunk), None))
+    return _Written(small.output, small, next(iter(shrunk), None))
 
 
 def _beside_teacher(
