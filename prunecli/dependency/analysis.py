@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -26,7 +26,8 @@ class Analysis:
     """Everything known about what can be cut from a model.
 
     `families` hold the units (see `units.py`); `components` maps them to atoms; `work` lists the
-    multiply-accumulates and the axes they are proportional to. `other_inputs` are the shapes at which what
+    multiply-accumulates and the axes they are proportional to, `written` the elements that every node writes, where
+    whoever analyses has counted them. `other_inputs` are the shapes at which what
     depends on dynamic dimensions was told from constants: give them to `remove`; None if all are static.
     """
 
@@ -37,6 +38,7 @@ class Analysis:
     families: list[Family]
     work: list[Work]
     other_inputs: dict[str, Shape] | None = None
+    written: list[Work] = field(default_factory=list)
 
     @property
     def facts(self) -> Facts:

@@ -389,7 +389,7 @@ def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
     if found is None or found.pair is None:
         return []
     pair, gain = found.pair, found.pair.gain
-    title = "latency, CPU time" if pair.model.clock == "cpu" else "latency"
+    title = f"latency{' of int8' * found.int8}{', CPU time' * (pair.model.clock == 'cpu')}"
     times = [cell_text(each.median, "ms") for each in (pair.baseline, pair.model)]
     interval = "not measurable now" if gain.reason else f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
     remains = None if gain.reason else 1 / gain.speedup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +18,9 @@ from prunecli.errors import PruneError, some
 from prunecli.evaluation.latency import QUARTILE, Speedup, TimedPair, TimingOptions, measure_pair
 from prunecli.evaluation.passes import BASELINE, MODEL, OpenedModels, open_models
 from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles
+from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights
-from prunecli.runtime import Execution, PreparedRun, Session, channel_block
+from prunecli.runtime import Execution, PreparedRun, Session, channel_block, quantise
 from prunecli.types import Json, Progress, no_progress
 
 REPORT_SECONDS = 1.5
@@ -50,27 +51,32 @@ class TimedOptions(Protocol):
 class MeasuredSpeed:
     """A model and its baseline, timed in turn on the same inputs. `pair`: None where they could not be, for a
     `reason`. `shapes`: of the inputs. `why`: a sentence on where the time goes, where less of it was saved than of the
-    work."""
+    work. `int8`: both were quantised first."""
 
     pair: TimedPair | None
     shapes: Mapping[str, Sequence[int]]
     reason: str = ""
     why: str = ""
+    int8: bool = False
 
     def words(self, other: str) -> str:
         """One sentence on the difference, and how it was measured. `other`: what the baseline is called."""
         if self.pair is None:
-            return f"the speed was not measured: {self.reason}"
+            return f"the speed {'of int8 ' * self.int8}was not measured: {self.reason}"
         how, clock = self.pair.model.how, "CPU time" if self.pair.model.clock == "cpu" else "time"
         at = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in self.shapes.items())
-        return (
-            f"{self.pair.gain.words(other)}; {clock} of a run at {at} on {how.threads} thread{'s' * (how.threads > 1)}"
-        )
+        form = "both quantised to int8 by onnxruntime, it is " if self.int8 and not self.pair.gain.reason else ""
+        threads = f"{how.threads} thread{'s' * (how.threads > 1)}"
+        return f"{form}{self.pair.gain.words(other)}; {clock} of a run at {at} on {threads}"
 
     def to_json(self) -> Json:
         """As `delta.latency` of `evaluate`."""
         gain = Speedup(math.nan, math.nan, math.nan, self.reason) if self.pair is None else self.pair.gain
-        return {**gain.to_json(), **({"why": self.why} if self.why else {})}
+        return {
+            **gain.to_json(),
+            **({"why": self.why} if self.why else {}),
+            **({"quantised": "int8"} if self.int8 else {}),
+        }
 
 
 def first_batch(bench: OpenedModels, data: Dataset | None, dims: Dims, seed: int, size: int = 1) -> Batch:
@@ -117,6 +123,27 @@ def measure_speed(
     slow = sum(run.seconds for run in runs.values()) > SLOW_SECONDS
     why = "" if slow else explain(bench, batch.feed, pair, options.timed_execution)
     return MeasuredSpeed(pair, shapes, why=why)
+
+
+CALIBRATED = 64
+"""Samples that ranges of activations are taken from."""
+
+
+def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: Progress = no_progress) -> MeasuredSpeed:
+    """As `measure_speed`, of both models quantised by onnxruntime on samples of the data, or on random inputs."""
+    try:
+        bench = open_models({BASELINE: baseline}, options.timed_execution)
+        if options.source is None:
+            data = bench.random_data(CALIBRATED, options.seed, options.stated_dims)
+        else:
+            data = options.source.open(bench.specs, bench.first.outputs).take(CALIBRATED)
+        feeds = [batch.feed for batch in data.batches(data.fixed_batch or 1)]
+        with Scratch() as folder:
+            paths = {MODEL: model, BASELINE: baseline}
+            files = {role: quantise(paths[role], feeds, folder, role) for role in progress(paths, "quantising")}
+            return replace(measure_speed(files[MODEL], files[BASELINE], options, progress), why="", int8=True)
+    except PruneError as error:
+        return MeasuredSpeed(None, {}, error.message, int8=True)
 
 
 # -- why it is less than the work that was saved ---------------------------------------------------------------------

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.evaluation.speed import measure_speed
 from prunecli.files import copy
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
@@ -22,6 +21,7 @@ from prunecli.search.options import AdaptiveOptions, PrunedFile
 from prunecli.search.pruner import Allocation, Result, digest
 from prunecli.search.setup import TrialSetup
 from prunecli.search.strategy import RECOVERED, TRAINED, Search, SearchStep
+from prunecli.structures.carry_out import measured
 from prunecli.training.finetune import FinetuneResult, finetune
 from prunecli.training.gradual import Round, proof_of, retrained, training_of
 from prunecli.types import Json, Progress
@@ -160,7 +160,7 @@ class StepModels:
         """With the speed of the file beside the original, where it is a cut."""
         if isinstance(done, MagnitudeResult) or not self.options.timing:
             return done
-        return replace(done, speed=measure_speed(place, self.setup.file.path, self.options, self.progress))
+        return replace(done, speed=measured(place, self.setup.file.path, self.options, self.progress))
 
     def front(self, steps: Sequence[SearchStep]) -> Iterator[FrontModel]:
         """Steps that no other beats in both what remains and the drop; saved where asked for, evenly chosen if many.

@@ -174,21 +174,21 @@ REACH = 2
 """Steps that a pool is moved by at once."""
 NEAR = 0.01
 """A cost this near to the target, from below, meets it."""
-SLACK = 0.05
-"""Of the damage, which is measured on few samples, is no difference: of such choices the fastest is taken."""
 
 
 @dataclass(frozen=True)
 class WidthProblem:
     """Choose an index into the widths of every pool. `damage[p][i]`: without the units that go at width i of pool p,
     never falling; `least`: the index that each pool has reached before. `cost`: what remains of the budgeted amount,
-    never rising with any index; `work`: what remains of the time, as far as it is known; `target`: of the cost."""
+    never rising with any index; `time`: what a run takes, roughly; `target`: of the cost; `slack`: of the
+    damage, is no difference, since it is not known better."""
 
     damage: Sequence[Array]
     least: Array
     cost: Callable[[Array], float]
-    work: Callable[[Array], float]
+    time: Callable[[Array], float]
     target: float
+    slack: float
 
     def total(self, state: Array) -> float:
         return float(sum(own[index] for own, index in zip(self.damage, state, strict=True)))
@@ -203,17 +203,17 @@ Key = Callable[[Array], tuple[float, ...]]
 
 def exchange(problem: WidthProblem, start: Array) -> Array:
     """A choice that meets the target as nearly and damages as little as trading steps between pairs of pools gets it,
-    and is then the fastest whose damage does not differ by more than SLACK.
+    and is then the fastest whose damage does not differ by more than the slack.
 
     Args:
         start: a choice within the target.
     """
     nearest = _trade(problem, start, lambda state: (problem.short(state), problem.total(state)))
-    short, most = problem.short(nearest), problem.total(nearest) * (1 + SLACK)
+    short, most = problem.short(nearest), problem.total(nearest) * (1 + problem.slack)
 
     def faster(state: Array) -> tuple[float, ...]:
         allowed = problem.short(state) <= short and problem.total(state) <= most
-        return (0.0 if allowed else 1.0, problem.work(state), problem.total(state))
+        return (0.0 if allowed else 1.0, problem.time(state), problem.total(state))
 
     return _trade(problem, nearest, faster)
 

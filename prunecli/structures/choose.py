@@ -33,6 +33,12 @@ Array = np.ndarray[Any, Any]
 BudgetKind = Literal["ratio", "macs", "params", "latency"]
 
 
+SLACK = 0.05
+"""Of the damage to the outputs, measured on a few dozen samples, that is no difference."""
+UNMEASURED_SLACK = 0.2
+"""Of a sum of other scores, which only guess at the damage."""
+
+
 class Costing(Protocol):
     """Amounts as functions of the positions left on each axis; they never grow when more is removed."""
 
@@ -316,15 +322,21 @@ class _Chooser:
         def cost(state: Array) -> float:
             return float(self.costs.of(lengths.kept(state))[self.recipe.budget])
 
-        def work(state: Array) -> float:
-            amount = self.recipe.budget if self.costing is not None else "macs"
-            return float(self.costs.of(lengths.kept(state, self.alignment))[amount])
+        def time(state: Array) -> float:
+            return (
+                self.costs.time(lengths.kept(state, self.alignment)) if isinstance(self.costs, Costs) else cost(state)
+            )
 
-        state = exchange(WidthProblem(damage, reached(removed), cost, work, goal), reached(found))
+        state = exchange(WidthProblem(damage, reached(removed), cost, time, goal, slack=self._slack), reached(found))
         other = np.zeros(self.catalogue.count, bool)
         for order, lost, index in zip(orders, lengths.gone, state, strict=True):
             other[order[: lost[index]]] = True
         return other if self.cost(other) <= goal else found
+
+    @property
+    def _slack(self) -> float:
+        measured = of_structures()[self.recipe.criterion].evidence
+        return SLACK if measured is not None and measured.name == "damage" else UNMEASURED_SLACK
 
     def _savings(self) -> Array:
         """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all; of

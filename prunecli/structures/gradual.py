@@ -18,12 +18,11 @@ import onnx_ir as ir
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
-from prunecli.evaluation.speed import measure_speed
 from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.constants import holders
 from prunecli.model.saving import SaveOptions, save
-from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut
+from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut, measured
 from prunecli.structures.decide import decide
 from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.structures.prunable import Cuttable
@@ -71,7 +70,7 @@ def structured_and_trained(
         layers=layers,
         verification=proof_of(rounds),
         training=training,
-        speed=measure_speed(target, path, options, progress) if options.timing and training.output else None,
+        speed=measured(target, path, options, progress) if options.timing and training.output else None,
         seconds=time.perf_counter() - start,
     )
 

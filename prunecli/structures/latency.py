@@ -16,7 +16,7 @@ import numpy as np
 
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.catalogue import Catalogue
-from prunecli.dependency.costs import Costs, costs
+from prunecli.dependency.costs import Costs, axes_of_outputs, costs
 from prunecli.evaluation.profile import REST, key
 from prunecli.structures.widths import Alignment
 
@@ -70,11 +70,7 @@ class LatencyTable:
 def _axes_of_layers(analysis: Analysis) -> dict[str, tuple[int, ...]]:
     """Contractions: the axes of their work; other operators: those of their first output."""
     table = analysis.components.table
-    shown: dict[str, list[int]] = {}
-    for number, axis in enumerate(table.axes):
-        if axis.value is not None and axis.value.name and axis.value.producer() is not None:
-            shown.setdefault(axis.value.name, []).append(table.find(number))
-    out = {key(node): tuple(shown.get(key(node), ())) for node in analysis.model.graph}
+    out = {key(node): axes for node, axes in axes_of_outputs(analysis).items()}
     out.update({key(work.node): tuple(table.find(axis) for axis in work.axes) for work in analysis.work})
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
-from prunecli.dependency.costs import costs
+from prunecli.dependency.costs import axes_of_outputs, costs
 from prunecli.dependency.cut import Removed, remove
 from prunecli.dependency.prepare import plan_names, prepare
 from prunecli.dependency.registry import Work
@@ -229,6 +230,7 @@ def open_cuttable(
     if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
         analysis = solve(work, shapes, whole={**unlisted, **whole})
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
+    analysis.written[:] = _written(analysis, counted)
     return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
 
 
@@ -251,6 +253,14 @@ def _counted(model: Model, analysis: Analysis, at: Shapes) -> Iterator[Work]:
         yield replace(work, macs=round(work.macs * after / before)) if before and after is not None else work
     spoken = {work.node for work in analysis.work}
     yield from (Work(node, macs, ()) for node, macs in there.items() if node not in spoken and macs)
+
+
+def _written(analysis: Analysis, at: Shapes) -> Iterator[Work]:
+    """The elements that every node writes, at other sizes of the dynamic dimensions."""
+    for node, axes in axes_of_outputs(analysis).items():
+        shape = at.facts.shapes.get(next(out for out in node.outputs if out.name))
+        if shape is not None:
+            yield Work(node, math.prod(shape), axes)
 
 
 @keywords

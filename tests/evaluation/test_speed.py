@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
 
 from prunecli.evaluation import speed
 from prunecli.evaluation.speed import _cause, _TimeByNode
+from prunecli.files import Scratch
+from prunecli.runtime import quantise
+from prunecli.structures.options import StructuredOptions
+from tests.tiny import ROOT
 
 Times = dict[str, tuple[str, float, tuple[int, ...] | None]]
 """By node: its operator, milliseconds, the shape of its weight."""
@@ -50,3 +58,22 @@ def test_the_largest_part_of_what_should_be_gone_is_the_cause(
 ) -> None:
     monkeypatch.setattr(speed, "channel_block", lambda: 16)
     assert _cause(by_node(BEFORE), by_node(BEFORE | changed), 4.0 if told else 2.0) == told
+
+
+def test_int8_is_the_speed_of_both_quantised(tmp_path: Path) -> None:
+    model = ROOT / "sample_models" / "digits-cnn.onnx"
+    found = speed.measure_int8(model, model, StructuredOptions(macs=0.5, threads=1))
+    assert found.int8 and found.pair is not None and found.to_json()["quantised"] == "int8"
+    assert "quantised to int8" in found.words("original") or found.pair.gain.reason
+    with Scratch() as folder:
+        feeds = [{"image": np.zeros((1, 1, 8, 8), np.float32)}, {"image": np.ones((1, 1, 8, 8), np.float32)}]
+        path = quantise(model, feeds, folder, "q")
+        ops = {node.op_type for node in onnx.load(path).graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= ops
+        assert path.stat().st_size < 0.6 * model.stat().st_size
+
+
+def test_what_cannot_be_quantised_says_why(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    found = speed.measure_int8(tmp_path / "no.onnx", tmp_path / "no.onnx", StructuredOptions(macs=0.5, threads=1))
+    assert found.pair is None and found.reason and found.words("original").startswith("the speed of int8 was not")

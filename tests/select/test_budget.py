@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from prunecli.structures.budget import (
     NEAR,
-    SLACK,
     UnitPool,
     WidthProblem,
     bundle,
@@ -23,6 +22,7 @@ from prunecli.structures.budget import (
 from prunecli.structures.widths import multiples
 
 Array = np.ndarray[Any, Any]
+SLACK = 0.05
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=6)
 
 
@@ -119,7 +119,12 @@ def problem_of(sizes: list[int], seed: int, share: float) -> WidthProblem:
     least = np.zeros(len(sizes), np.int64)
     whole = float(weight.sum())
     return WidthProblem(
-        damage, least, lambda s: float(kept(s) @ weight), lambda s: float(kept(s) @ (weight * slow)), share * whole
+        damage,
+        least,
+        lambda s: float(kept(s) @ weight),
+        lambda s: float(kept(s) @ (weight * slow)),
+        share * whole,
+        SLACK,
     )
 
 
@@ -173,15 +178,15 @@ def test_of_choices_that_damage_alike_the_fastest_is_taken() -> None:
     """Both pools save the same, at nearly the same damage; only the second saves time."""
     damage = [np.array([0.0, 1.0]), np.array([0.0, 1.0 + SLACK / 2])]
     nothing = np.zeros(2, np.int64)
-    problem = WidthProblem(damage, nothing, lambda s: 2.0 - s.sum(), lambda s: 2.0 - s[1], 1.0)
+    problem = WidthProblem(damage, nothing, lambda s: 2.0 - s.sum(), lambda s: 2.0 - s[1], 1.0, SLACK)
     assert exchange(problem, np.array([1, 0])).tolist() == [0, 1]
-    slower = WidthProblem([damage[0], damage[1] * 2], nothing, problem.cost, problem.work, 1.0)
+    slower = WidthProblem([damage[0], damage[1] * 2], nothing, problem.cost, problem.time, 1.0, SLACK)
     assert exchange(slower, np.array([1, 0])).tolist() == [1, 0]
 
 
 def test_what_is_gone_stays_gone() -> None:
     problem = WidthProblem([np.array([0.0, 9.0]), np.array([0.0, 1.0])], np.array([1, 0]), lambda s: 2.0 - s.sum(),
-                           lambda s: 0.0, 1.0)  # fmt: skip
+                           lambda s: 0.0, 1.0, SLACK)  # fmt: skip
     assert exchange(problem, np.array([1, 0])).tolist() == [1, 0]
 
 
@@ -189,6 +194,6 @@ def test_the_budget_is_met_within_a_hundredth_where_steps_allow() -> None:
     """The least damage lies far below the target; a step of each pool meets it."""
     cost = np.array([[10.0, 9.5], [8.0, 7.9]])
     problem = WidthProblem([np.array([0.0, 0.1]), np.array([0.0, 5.0])], np.zeros(2, np.int64),
-                           lambda s: float(cost[s[0], s[1]]), lambda s: float(cost[s[0], s[1]]), 9.5)  # fmt: skip
+                           lambda s: float(cost[s[0], s[1]]), lambda s: float(cost[s[0], s[1]]), 9.5, SLACK)  # fmt: skip
     found = exchange(problem, np.array([1, 0]))
     assert found.tolist() == [0, 1] and problem.cost(found) >= (1 - NEAR) * problem.target
