@@ -24,18 +24,19 @@ WINDOW_SECONDS = 2e-3
 """Of the runs in a row that give one time, at least: far more than the clock's resolution and than one interrupt."""
 LONG_SECONDS = 0.2
 """Of a run that takes longer than that one interrupt, and bringing its own values into the caches, are a small part."""
-MIN_PAIRS, MAX_PAIRS = 10, 300
+MIN_PAIRS, MAX_PAIRS = 8, 300
 EVALUATE_SECONDS = 5.0
 """Which a measurement takes: of the thread's CPU time where that is the clock. On a busy machine, and where models are
 slow, it is up to `PATIENCE` times as long."""
 PATIENCE = 3
-OPENINGS = ((0.05, 5), (0.2, 3))
+OPENINGS = ((0.05, 5), (0.5, 3))
 """The share of a measurement's time that opening the models takes at most, and how often they are opened then."""
 LEAST_OPENINGS = 3
 """Which make the spread of sessions known."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-PLACEMENT = 1.02
+PLACEMENT, UNKNOWN_PLACEMENT = 1.02, 1.1
+"""What sessions of the same models differ by: at least; and where they were not opened often enough to tell."""
 QUARTILE = 0.25
 """Of a function's times, what nothing delayed."""
 CROWDED = 0.1
@@ -223,7 +224,10 @@ class _Stand:
         return late or (turn >= MIN_PAIRS and self.spent() > self.how.seconds)
 
     def pair(self, turn: int) -> None:
-        part = turn / self.how.pairs if self.how.pairs else max(self.spent() / self.how.seconds, turn / MAX_PAIRS)
+        wall = (time.perf_counter() - self.began) / PATIENCE
+        part = turn / self.how.pairs if self.how.pairs else max(
+            max(self.spent(), wall) / self.how.seconds, turn / MAX_PAIRS
+        )  # fmt: skip
         if part * self.openable >= self.opened:
             self.open()
         names = list(self.runs)
@@ -321,20 +325,25 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
     """The median over pairs of the baseline's time over the model's, and a bootstrap interval.
 
     Pairs are resampled in blocks of about the cube root of their number, because neighbours are alike (Kuensch, The
-    jackknife and the bootstrap for general stationary observations, Annals of Statistics, 1989). Both sides are widened
-    by how much sessions of the same two models differ, 2 % at least, and by what others took. It cannot be told where
+    jackknife and the bootstrap for general stationary observations, Annals of Statistics, 1989). The quantiles are what
+    Student's distribution asks for with so few blocks (Hesterberg, What teachers should know about the bootstrap,
+    American Statistician, 2015). Both sides are widened by how much sessions of the same two models differ, and by what
+    others took. It cannot be told where
     others took much of the wall time, where there are too few pairs, or where the noise is large and larger than the
     difference.
     """
+    from scipy.special import ndtr, stdtrit
+
     ratios = np.asarray(baseline.times, np.float64) / np.asarray(model.times, np.float64)
     count = len(ratios)
     block = max(1, round(count ** (1 / 3)))
     starts = np.random.default_rng(model.how.seed).integers(0, count, (RESAMPLES, -(-count // block)))
     index = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
-    tail = (1 - CONFIDENCE) / 2
+    blocks = max(count / block, 2)
+    tail = float(ndtr(-stdtrit(blocks - 1, (1 + CONFIDENCE) / 2) * math.sqrt(blocks / (blocks - 1))))
     low, high = np.quantile(np.median(ratios[index], axis=-1), [tail, 1 - tail])
     middle = float(np.median(ratios))
-    wider = max(PLACEMENT, _placement(ratios, model.openings)) * (1 + model.crowd)
+    wider = _placement(ratios, model.openings) * (1 + model.crowd)
     found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, model.short)
     if model.clock == "wall" and model.crowd > CROWDED:
         return replace(found, reason=f"other processes took {model.crowd:.0%} of the CPU time")
@@ -343,12 +352,15 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
 
 def _placement(ratios: Array, openings: Array | None) -> float:
     """The factor by which the sessions that were opened let the ratio be wrong: Student's interval of the logarithms of
-    their medians. 1 where too few were opened to tell."""
+    their medians."""
     from scipy.special import stdtrit
 
-    numbers = np.unique(openings) if openings is not None else np.zeros(0)
+    if openings is None:
+        return PLACEMENT
+    numbers = np.unique(openings)
     if len(numbers) < LEAST_OPENINGS:
-        return 1.0
+        return UNKNOWN_PLACEMENT
     medians = np.log([np.median(ratios[openings == number]) for number in numbers])
     count = len(medians)
-    return float(np.exp(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * medians.std(ddof=1) / math.sqrt(count)))
+    spread = stdtrit(count - 1, (1 + CONFIDENCE) / 2) * medians.std(ddof=1) / math.sqrt(count)
+    return max(PLACEMENT, float(np.exp(spread)))

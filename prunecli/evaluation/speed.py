@@ -23,7 +23,7 @@ from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weight
 from prunecli.runtime import Execution, PreparedRun, Session, channel_block, quantise
 from prunecli.types import Json, Progress, no_progress
 
-REPORT_SECONDS = 1.5
+REPORT_SECONDS = 2.0
 """Of the measurement for a report; on a busy machine and for slow models three times as many."""
 PROFILE_SECONDS = 0.5
 """Of the runs of each model that tell where its time goes."""
