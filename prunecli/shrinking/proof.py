@@ -105,9 +105,9 @@ class ShrinkProof:
         return Case(case.label, lambda: cut.random(case.feed(), np.random.default_rng(seed)), spare=spare)
 
     def _sayable(self, feed: Feed) -> Feed | None:
-        """The samples whose tokens are all kept, where new ids are the tokenizer's."""
+        """The samples whose tokens are all kept, unless others count as the unknown one."""
         assert self.vocabulary is not None
-        if self.vocabulary.in_graph:
+        if self.vocabulary.any_ids:
             return feed
         ids = np.asarray(feed[self.vocabulary.input])
         good = np.isin(ids, self.vocabulary.kept).reshape(len(ids), -1).all(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Lookup:
 class VocabularyCut:
     """What became of the vocabulary. `kept`: the old ids, in the order of the new ones; `outputs`: the axis of those
     with a place for each token; `unknown`: the old id that ids which went become, where the graph does it; `tensors`:
-    bytes before and after of each stored tensor that was cut."""
+    bytes before and after of each stored tensor that was cut; `any_ids`: ids that went are as the unknown one."""
 
     model: ir.Model
     before: int
@@ -75,11 +75,11 @@ class VocabularyCut:
     tensors: Mapping[str, tuple[int, int]]
     change: InterfaceChange
     tokenizer: TokenizerFile | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
+    any_ids: bool = False
 
     def random(self, feed: Feed, rng: np.random.Generator) -> Feed:
         """The feed with ids of the kept tokens only, or of any where the graph takes them."""
-        ids = np.arange(self.before) if self.in_graph else np.asarray(self.kept)
+        ids = np.arange(self.before) if self.any_ids else np.asarray(self.kept)
         old = np.asarray(feed[self.input])
         return {**feed, self.input: rng.choice(ids, old.shape).astype(old.dtype)}
 
@@ -158,15 +158,27 @@ def cut_vocabulary(file: Model, options: ShrinkOptions) -> VocabularyCut | None:
     kept = sorted({*kept, *([] if unknown is None else [unknown])} - set(range(rows, max(kept) + 1)))
     if len(kept) == rows:
         return None
-    if not options.remaps_in_graph:
-        _check_ids(work, name, lookups)
-    elif unknown is None:
+    other = _other_reader(work, name, lookups)
+    if other is not None and not options.remaps_in_graph:
+        raise PruneError(
+            f"{other.op_type} {other.name!r} reads the token ids, too, and would take new ones for others",
+            "--remap graph keeps the ids that the model takes",
+        )
+    if options.remaps_in_graph and unknown is None:
         raise PruneError("the graph cannot tell what ids that went become: no unknown token is known",
                          "name it with --unknown-token")  # fmt: skip
     return _cut(
         replace(file, ir=work),
         options,
-        _Wanted(input=name, lookups=lookups, kept=kept, unknown=unknown, tokens=wanted, tokenizer=tokenizer),
+        _Wanted(
+            input=name,
+            lookups=lookups,
+            kept=kept,
+            unknown=unknown,
+            tokens=wanted,
+            tokenizer=tokenizer,
+            compared=other is not None,
+        ),
     )
 
 
@@ -178,6 +190,7 @@ class _Wanted:
     unknown: int | None
     tokens: TokenList
     tokenizer: TokenizerFile | None
+    compared: bool
 
 
 def _lookups(
@@ -241,8 +254,8 @@ def _unknown(tokenizer: TokenizerFile | None, options: ShrinkOptions, rows: int)
     return int(text)
 
 
-def _check_ids(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> None:
-    """Raise PruneError where new ids would mean something else to the graph than the old ones."""
+def _other_reader(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> ir.Node | None:
+    """A node, other than the lookups, to which new ids would mean something else than the old ones."""
     queue = [value for value in model.graph.inputs if value.name == name]
     places = {(one.node, one.index) for one in lookups}
     while queue:
@@ -250,10 +263,8 @@ def _check_ids(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> None:
             if node.op_type in SAME_IDS and index == 0:
                 queue += node.outputs
             elif (node, index) not in places and node.op_type not in ("Shape", "Size"):
-                raise PruneError(
-                    f"{node.op_type} {node.name!r} reads the token ids, too, and would take new ones for others",
-                    "--remap graph keeps the ids that the model takes",
-                )
+                return node
+    return None
 
 
 def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
@@ -292,6 +303,7 @@ def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
         tensors=tensors,
         change=_change(wanted, rows, options.remaps_in_graph, axes),
         tokenizer=wanted.tokenizer,
+        any_ids=options.remaps_in_graph and not wanted.compared,
     )
 
 
