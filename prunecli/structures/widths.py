@@ -36,11 +36,13 @@ QUARTER = 4
 class Alignment:
     """Positions that stay are multiples of `block`. `below`: whether a layer may keep a half or a quarter of a block:
     never, those that run faster there, or all. `padded`: what the target rounds a width up to; 1 where it is not known,
-    and then no cut is preferred for its speed. `given`: the block is the user's; nothing else may take its place."""
+    and then no cut is preferred for its speed; `partial`: whether a part of a block takes less time than a
+    block. `given`: the block is the user's; nothing else may take its place."""
 
     block: int = 1
     below: Literal["never", "dense", "all"] = "never"
     padded: int = 1
+    partial: bool = False
     given: bool = True
 
     @property
@@ -74,10 +76,11 @@ class Alignment:
         return tuple(width for width in found if width >= least)
 
     def effective(self, kept: Ints) -> Ints:
-        """Positions that the target computes for those that are kept: whole blocks; below one block half of what is
-        missing, since writers compute a block and readers what there is."""
+        """Positions that the target computes for those that are kept: whole blocks; of a part of one, where that takes
+        less time, half of what is missing, since writers compute a block and readers what there is."""
         block = self.padded
-        return np.where(kept >= block, -(-kept // block) * block, (kept + block) / 2) if block > 1 else kept
+        whole = -(-kept // block) * block
+        return np.where(kept < block, (kept + block) / 2, whole) if self.partial and block > 1 else whole
 
 
 def alignment(round_to: int | str, target: str) -> Alignment:
@@ -86,11 +89,10 @@ def alignment(round_to: int | str, target: str) -> Alignment:
     Raises:
         PruneError: onnxruntime cannot be probed.
     """
-    on_cpu = target.startswith("cpu")
-    block = cpu_block() if on_cpu else DEVICE_BLOCKS[target]
+    block, partial = cpu_block() if target.startswith("cpu") else DEVICE_BLOCKS[target], target == "cpu"
     if isinstance(round_to, int):
-        return Alignment(round_to, padded=block if round_to > 1 else 1)
-    return Alignment(block, "dense" if target == "cpu" else "never", block, False)
+        return Alignment(round_to, padded=block if round_to > 1 else 1, partial=partial)
+    return Alignment(block, "dense" if partial else "never", block, partial, given=False)
 
 
 def cpu_block() -> int:

@@ -29,7 +29,7 @@ from prunecli.structures.latency import WIDTHS, LatencyTable, even_cut
 from prunecli.structures.widths import Alignment
 from tests.channels.net import Net
 
-BLOCKS = Alignment(16, "dense", 16, False)
+BLOCKS = Alignment(16, "dense", 16, True, given=False)
 
 
 def _net(n: Net) -> Net:

@@ -17,8 +17,8 @@ from prunecli.structures.options import StructuredOptions
 from prunecli.structures.widths import Alignment, cpu_block, multiples, read_multiple
 from tests.channels.net import Net
 
-CPU = Alignment(16, "dense", 16, False)
-INT8 = Alignment(16, "never", 16, False)
+CPU = Alignment(16, "dense", 16, True, given=False)
+INT8 = Alignment(16, "never", 16, given=False)
 
 
 def catalogue_of(n: Net) -> Catalogue:
@@ -45,7 +45,7 @@ TAPS, POINTS = chain((40, 3), (16, 3), (8, 3), (4, 3)), chain((40, 3), (16, 1), 
         (TAPS, CPU, [(40, 32, 16, 8, 4), (16, 8, 4), (8, 4)]),
         (POINTS, CPU, [(40, 32, 16), (16,), (8,)]),
         (TAPS, INT8, [(40, 32, 16), (16,), (8,)]),
-        (POINTS, Alignment(16, "all", 16, False), [(40, 32, 16, 8, 4), (16, 8, 4), (8, 4)]),
+        (POINTS, Alignment(16, "all", 16, given=False), [(40, 32, 16, 8, 4), (16, 8, 4), (8, 4)]),
         (TAPS, Alignment(8), [(40, 32, 24, 16, 8), (16, 8), (8,)]),
         (POINTS, Alignment(3), [(40, *range(39, 0, -3)), (16, 15, 12, 9, 6, 3), (8, 6, 3)]),
     ],
@@ -68,11 +68,11 @@ def test_a_limit_holds() -> None:
 @pytest.mark.parametrize(
     ("given_", "wanted"),
     [
-        ({}, Alignment(cpu_block(), "dense", cpu_block(), False)),
-        ({"target": "cpu-int8"}, Alignment(cpu_block(), "never", cpu_block(), False)),
-        ({"target": "tensorrt"}, Alignment(16, "never", 16, False)),
-        ({"target": "qnn"}, Alignment(32, "never", 32, False)),
-        ({"round_to": 1}, Alignment(1, "never", 1)),
+        ({}, Alignment(cpu_block(), "dense", cpu_block(), True, given=False)),
+        ({"target": "cpu-int8"}, Alignment(cpu_block(), "never", cpu_block(), given=False)),
+        ({"target": "tensorrt"}, Alignment(16, "never", 16, given=False)),
+        ({"target": "qnn"}, Alignment(32, "never", 32, given=False)),
+        ({"round_to": 1}, Alignment(1, "never", 1, True)),
         ({"round_to": "4", "target": "npu"}, Alignment(4, "never", 16)),
     ],
 )
@@ -122,3 +122,11 @@ def test_a_budget_is_met_or_how_far_below_it_is_said(target: float) -> None:
 def test_more_is_cut_for_a_smaller_budget() -> None:
     whole = [decide_units(WIDE, UnitRecipe("macs", t, alignment=CPU)).after["macs"] for t in (0.8, 0.6, 0.4, 0.2)]
     assert whole == sorted(whole, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "computed"),
+    [(CPU, [10, 12, 16, 32, 48]), (INT8, [16, 16, 16, 32, 48]), (Alignment(1), [4, 8, 16, 20, 48])],
+)
+def test_what_a_target_computes(alignment: Alignment, computed: list[float]) -> None:
+    assert alignment.effective(np.array([4, 8, 16, 20, 48])).tolist() == computed
