@@ -20,7 +20,7 @@ from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
-from prunecli.structures.residual_blocks import log_scores
+from prunecli.structures.blocks import log_scores
 
 Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]

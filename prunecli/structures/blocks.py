@@ -1,9 +1,10 @@
-"""`--granularity block`: whole residual blocks as units of a structural cut, chosen by what they do to the outputs."""
+"""`--granularity block`: whole residual blocks as units of a structural cut. Which ones go is decided greedily, by the
+measured change of the outputs, measured anew as blocks go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.data.columns import is_float
 from prunecli.dependency.analysis import NONE, Whole
-from prunecli.dependency.blocks import ResidualBlock, dead_without, drop_blocks, find_blocks
+from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without, drop_blocks, find_blocks
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.cut import Removed
 from prunecli.dependency.prepare import plan_names
 from prunecli.errors import PruneError, advice
 from prunecli.model import Dims, count_macs
-from prunecli.model.shape_inference import Shape
+from prunecli.model.shape_inference import Facts, Shape
 from prunecli.model.shapes import input_specs
+from prunecli.model.sizes import parameters
 from prunecli.runtime import Session
+from prunecli.structures.choose import OutOfReachError, UnitRecipe
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.prunable import Cuttable, node_name, open_cuttable
-from prunecli.structures.residual_blocks import BlockCosts, BlockRecipe, Damage, decide_blocks, gated
-from prunecli.types import Json, Progress
+from prunecli.types import Json, Progress, no_progress
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 256
@@ -132,7 +135,7 @@ def choose_blocks(
     damage, notes = block_damage(subject, options)
     costs = BlockCosts(subject.work, subject.blocks, {"macs": {node: n or 0 for node, n in subject.macs.items()}})
     target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
-    wanted = BlockRecipe(budget.kind, target, options.largest_ratio)
+    wanted = UnitRecipe(budget.kind, target, max_ratio=options.largest_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
     if not found.removed.any():
         raise PruneError("at this budget no block is dropped",
@@ -165,3 +168,287 @@ def block_damage(subject: BlockCuttable, options: CutOptions) -> tuple[Damage, l
     samples = data.shuffled(options.seed).take(SAMPLES) if len(data) > SAMPLES else data
     feeds = [batch.feed for batch in samples.batches(options.batch_size)]
     return Damage(session, feeds, len(subject.blocks)), [f"the blocks were measured on {len(samples)} samples"]
+
+
+# -- which blocks go --------------------------------------------------------------------------------
+
+REMEASURED = 8
+"""After each block, so many of those that seemed least important are measured anew."""
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Exact amounts of a model without some of its blocks. `work`: by budget, what each node costs; `params` is counted
+    from the initializers that nobody reads any more."""
+
+    model: ir.Model
+    blocks: Sequence[ResidualBlock]
+    work: Mapping[str, Mapping[ir.Node, float]] = field(default_factory=dict)
+    _known: dict[tuple[str, bytes], float] = field(default_factory=dict)
+
+    def dead(self, removed: Mask) -> Dead:
+        return dead_without([b for b, gone in zip(self.blocks, removed, strict=True) if gone])
+
+    def whole(self, kind: str) -> float:
+        if kind == "params":
+            return float(sum(holder.tensor.size for holder in parameters(self.model)))
+        return sum(self.work[kind].values())
+
+    def saved(self, kind: str, removed: Mask) -> float:
+        """What goes with the masked blocks: with `ratio`, the number of blocks (those inside others included)."""
+        key = kind, removed.tobytes()
+        if key not in self._known:
+            dead = self.dead(removed)
+            if kind == "params":
+                self._known[key] = dead.params
+            elif kind == "ratio":
+                self._known[key] = float(self.closed(removed, dead).sum())
+            else:
+                self._known[key] = sum(self.work[kind].get(node, 0) for node in dead.nodes)
+        return self._known[key]
+
+    def closed(self, removed: Mask, dead: Dead | None = None) -> Mask:
+        """The mask with the blocks that lie inside removed ones."""
+        nodes = (dead or self.dead(removed)).nodes
+        inside: Mask = np.array([block.join in nodes for block in self.blocks], bool)
+        return removed | inside
+
+
+@dataclass(frozen=True)
+class BlockDecision:
+    """`scores`: the damage of each block's absence alone, NaN for those that may not go. `order`: as they went.
+    `damage`: of all together."""
+
+    removed: Mask
+    scores: Array
+    order: Sequence[int]
+    damage: float
+    notes: Sequence[str] = ()
+
+
+def decide_blocks(
+    costs: BlockCosts, damage: Measure, recipe: UnitRecipe, allowed: Mask, progress: Progress = no_progress
+) -> BlockDecision:
+    """Choose blocks to drop: of the recipe its budget, target and `max_ratio`, the largest fraction of the blocks.
+
+    With `ratio` the least damaging goes next; with a budget that which does least damage per amount saved, and what
+    the budget turns out not to need comes back, the most damaging first.
+
+    Args:
+        damage: of a set of blocks (`Damage`).
+        allowed: mask of blocks that may go.
+    Raises:
+        PruneError: the target is no fraction, or cannot be reached (with the closest that can).
+    """
+    if not 0 < recipe.target < 1 or not 0 < recipe.max_ratio <= 1:
+        raise PruneError(
+            f"a {recipe.budget} of {recipe.target:g} leaves nothing to choose", "give a fraction in (0, 1)"
+        )
+    search = _Greedy(costs, damage, recipe, allowed)
+    search.measure_alone(progress)
+    for _ in progress(search.steps(), "choosing blocks", search.limit):
+        pass
+    search.give_back()
+    removed = costs.closed(search.mask)
+    return BlockDecision(removed, search.alone, search.order, damage(removed) if removed.any() else 0.0)
+
+
+class _Greedy:
+    def __init__(self, costs: BlockCosts, damage: Measure, recipe: UnitRecipe, allowed: Mask) -> None:
+        self.costs, self.damage, self.recipe, self.allowed = costs, damage, recipe, allowed
+        count = len(costs.blocks)
+        self.mask = np.zeros(count, bool)
+        self.alone = np.full(count, np.nan)
+        self.latest = np.full(count, np.inf)
+        self.order: list[int] = []
+        self.now = 0.0
+        self.limit = int(np.floor(recipe.max_ratio * count + 1e-9))
+        self.whole = float(count) if recipe.budget == "ratio" else costs.whole(recipe.budget)
+        share = recipe.target if recipe.budget == "ratio" else 1 - recipe.target
+        self.wanted = float(np.floor(share * count + 0.5)) if recipe.budget == "ratio" else share * self.whole
+
+    def measure_alone(self, progress: Progress) -> None:
+        places = np.flatnonzero(self.allowed)
+        for number in progress(places, "measuring blocks", len(places)):
+            self.alone[number] = self.damage(self._with(int(number)))
+        self.latest = np.where(np.isnan(self.alone), np.inf, self.alone)
+
+    def steps(self) -> Iterator[int]:
+        """One block after the other, until enough is saved."""
+        while not self.enough(self.mask):
+            chosen = self._next()
+            if chosen is None:
+                self._refuse()
+                return
+            self.mask[chosen] = True
+            self.now = self.latest[chosen]
+            self.order.append(chosen)
+            yield chosen
+
+    def enough(self, removed: Mask) -> bool:
+        return self.costs.saved(self.recipe.budget, removed) >= self.wanted - 1e-9 * self.whole
+
+    def _next(self) -> int | None:
+        """The best of the few that looked best before, measured with what is gone already."""
+        gone = self.costs.closed(self.mask)
+        free = [int(n) for n in np.flatnonzero(self.allowed & ~gone) if self._fits(int(n))]
+        for number in sorted(free, key=self._price)[:REMEASURED]:
+            self.latest[number] = self.damage(self._with(number)) if self.mask.any() else self.alone[number]
+        few = sorted(free, key=self._price)
+        return few[0] if few else None
+
+    def _fits(self, number: int) -> bool:
+        """Whether the limit and, for a number of blocks, the target leave room for it and those inside it."""
+        count = self.costs.saved("ratio", self._with(number))
+        return count <= (min(self.limit, self.wanted) if self.recipe.budget == "ratio" else self.limit)
+
+    def _price(self, number: int) -> float:
+        """Damage added per amount saved."""
+        added = self.latest[number] - self.now if np.isfinite(self.latest[number]) else np.inf
+        more = self.costs.saved(self.recipe.budget, self._with(number))
+        saved = max(more - self.costs.saved(self.recipe.budget, self.mask), 1e-12 * self.whole) / self.whole
+        return float(added if added <= 0 else added / saved)
+
+    def _with(self, number: int) -> Mask:
+        out = self.mask.copy()
+        out[number] = True
+        return out
+
+    def _refuse(self) -> None:
+        if self.recipe.budget == "ratio":
+            return
+        left = 1 - self.costs.saved(self.recipe.budget, self.mask) / max(self.whole, 1e-12)
+        raise OutOfReachError(
+            f"--{self.recipe.budget} {self.recipe.target:.3g} cannot be reached with blocks: {left:.3g} must remain",
+            advice(
+                ("raise --max-ratio", self.recipe.max_ratio < 1),
+                ("leave fewer blocks out", not self.allowed.all()),
+                ("cut channels as well", True),
+            ),
+            left,
+        )
+
+    def give_back(self) -> None:
+        """Return what an amount does not need, the latest first."""
+        for number in [] if self.recipe.budget == "ratio" else self.order[-2::-1]:
+            fewer = self.mask.copy()
+            fewer[number] = False
+            if self.enough(fewer):
+                self.mask = fewer
+                self.order.remove(number)
+
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Outputs = Mapping[str, Any]
+_GATE = "prunecli.gate."
+_WHERE_SINCE = 9
+_WITH_WHERE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_SUMS_TO_ONE = 1e-3
+
+
+def gated(model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts) -> ir.Model:
+    """The model with one boolean scalar input per block, by which the branch's value is kept or zero."""
+    kinds = [ir.DataType(facts.dtypes[block.value]) for block in blocks]
+    names = [block.value.name for block in blocks]
+    copy = model.clone()
+    made = {out.name: out for node in copy.graph for out in node.outputs}
+    for number, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        gate = ir.Value(name=f"{_GATE}{number}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+        copy.graph.inputs.append(gate)
+        _insert(copy, made[name], gate, kind)
+    return copy
+
+
+def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, kind: ir.DataType) -> None:
+    """value -> Where(gate, value, 0); value * gate where Where does not exist or has no kernel."""
+    uses, stem = list(value.uses()), gate.name
+    if kind in _WITH_WHERE and model.opset_imports.get("", 0) >= _WHERE_SINCE:
+        zero = ir.Value(name=f"{stem}.zero", const_value=ir.tensor(np.zeros((), kind.numpy()), name=f"{stem}.zero"))
+        model.graph.register_initializer(zero)
+        steps = [ir.Node("", "Where", [gate, value, zero], num_outputs=1)]
+    else:
+        cast = ir.Node("", "Cast", [gate], [ir.AttrInt64("to", kind)], num_outputs=1)
+        steps = [cast, ir.Node("", "Mul", [value, cast.outputs[0]], num_outputs=1)]
+    producer = value.producer()
+    assert producer is not None
+    model.graph.insert_after(producer, steps)
+    for number, step in enumerate(steps):
+        step.name = step.outputs[0].name = f"{stem}.step.{number}"
+    for node, index in uses:
+        node.replace_input_with(index, steps[-1].outputs[0])
+
+
+class Damage:
+    """How far the outputs are from the whole model's without the masked blocks: the mean of `divergence` over
+    batches and outputs; infinite where they are not finite.
+
+    Args:
+        session: of `gated`.
+        feeds: a few batches; the whole model's outputs on them are held.
+    Raises:
+        PruneError: the model does not run on them, or yields nothing that can be compared.
+    """
+
+    def __init__(self, session: Session, feeds: Sequence[Mapping[str, Any]], count: int) -> None:
+        self._session, self._feeds, self._count = session, feeds, count
+        self._known: dict[bytes, float] = {}
+        nothing = np.zeros(count, bool)
+        self._whole = [self._run(feed, nothing) for feed in feeds]
+        self._names = [n for n, v in self._whole[0].items() if isinstance(v, np.ndarray) and v.dtype.kind != "O"]
+        if not self._names:
+            raise PruneError("the model has no output that can be compared", "blocks are chosen by what they change")
+
+    def __call__(self, removed: Mask) -> float:
+        name = removed.tobytes()
+        if name not in self._known:
+            self._known[name] = self._measure(removed)
+        return self._known[name]
+
+    def _measure(self, removed: Mask) -> float:
+        total = 0.0
+        for feed, whole in zip(self._feeds, self._whole, strict=True):
+            got = self._run(feed, removed)
+            total += sum(divergence(whole[name], got[name]) for name in self._names) / len(self._names)
+        return total / len(self._feeds)
+
+    def _run(self, feed: Mapping[str, Any], removed: Mask) -> Outputs:
+        gates = {f"{_GATE}{number}": np.array(not removed[number]) for number in range(self._count)}
+        return self._session.run({**feed, **gates})
+
+
+def divergence(reference: Array, other: Array) -> float:
+    """The Kullback-Leibler divergence sum p log(p / q), averaged over samples, for class scores: rows that sum to
+    one, or logits (rank 2, softmax taken here). Elsewhere sum (a - b)^2 / sum a^2; what is not floating-point: the
+    fraction of elements that differ."""
+    if not is_float(reference.dtype):
+        return float((reference != other).mean()) if reference.shape == other.shape and reference.size else 0.0
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    if not reference.size:
+        return 0.0
+    if not np.isfinite(a).all():  # masked positions of the whole model: compare the others
+        a, b = a[finite := np.isfinite(a)], b[finite]
+    if not np.isfinite(b).all():
+        return float("inf")
+    scores = log_scores(a, b)
+    if scores is not None:
+        p, q = scores
+        return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    return float(np.square(a - b).sum() / max(np.square(a).sum(), np.finfo(np.float64).tiny))
+
+
+def log_scores(a: Array, b: Array) -> tuple[Array, Array] | None:
+    """Log-probabilities of class scores; None where the output is something else."""
+    if a.ndim < 2 or a.shape[-1] < 2:
+        return None
+    if (a >= 0).all() and np.abs(a.sum(axis=-1) - 1).max() < _SUMS_TO_ONE:
+        floor = np.finfo(np.float32).tiny
+        return np.log(np.maximum(a, floor)), np.log(np.maximum(b, floor))
+    return (_log_softmax(a), _log_softmax(b)) if a.ndim == 2 else None
+
+
+def _log_softmax(x: Array) -> Array:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+Measure = Callable[[Mask], float]

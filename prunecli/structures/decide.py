@@ -24,7 +24,7 @@ from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.structures.cut_proof import check_room
 from prunecli.structures.decision import Decided, analysed_as, recipe_shapes, recipe_whole
-from prunecli.structures.latency_budget import choose_for_latency
+from prunecli.structures.latency import choose_for_latency
 from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method

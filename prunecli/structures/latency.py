@@ -1,24 +1,46 @@
-"""A table of latencies per layer and width, measured in onnxruntime, that predicts the latency of any cut.
+"""`--latency`: choose by a table of latencies measured per layer and width, then confirm by measuring the result.
 
 The model is cut evenly to a few widths, and at each of them every layer is timed where it stands: fused, in its
 real layout, on the threads that will run it. What a layer takes at other widths is interpolated over the share of
-its work that remains, which is the product of the kept fractions of the axes it depends on. Widths are multiples
-of the blocks in which onnxruntime computes convolutions, because those in between save nothing.
+its work that remains, which is the product of the kept fractions of the axes it depends on. Widths are those that
+`prunecli.structures.widths` allows, because those in between save nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.catalogue import Catalogue
 from prunecli.dependency.costs import Costs, axes_of_outputs, costs
-from prunecli.evaluation.profile import REST, key
-from prunecli.structures.widths import Alignment
+from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.latency import QUARTILE, Latency, Speedup, TimingOptions, measure, measure_pair
+from prunecli.evaluation.profile import REST, Attribution, key, net_of_timing, profiles
+from prunecli.model import concrete_shapes
+from prunecli.model.shape_inference import Shape
+from prunecli.runtime import PreparedRun, Session
+from prunecli.structures.blocks import (
+    BlockCosts,
+    BlockCuttable,
+    block_damage,
+    check_block_options,
+    decide_blocks,
+)
+from prunecli.structures.calibrate import measure as measure_evidence
+from prunecli.structures.calibrate import unit_recipe
+from prunecli.structures.choose import OutOfReachError, UnitRecipe, decide_units
+from prunecli.structures.decision import Decided
+from prunecli.structures.options import CutOptions, StructuredOptions, Widths
+from prunecli.structures.prunable import Cuttable, less
+from prunecli.structures.target import Budget
+from prunecli.structures.widths import Alignment, cpu_block
+from prunecli.types import Json, Progress
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -94,3 +116,276 @@ def even_cut(catalogue: Catalogue, alignment: Alignment, allowed: Mask, share: f
         stay = min((width for width in widths if width >= round(share * group.count)), default=group.count)
         removed[group.first + stay : group.units.stop] = True
     return removed
+
+
+# -- choosing, measuring, correcting ---------------------------------------------------------------
+
+ROUNDS = 5
+"""Models that are built and measured, at most."""
+CLOSE = 0.93
+"""A result this near to the target, from below, is not improved any further."""
+MARGIN = 0.98
+"""Aim a little below the target, so that noise rarely costs a round."""
+COMPARE_SECONDS = 6.0
+"""Of a measurement of one model beside the original."""
+ABOVE = 1.02
+"""What sessions of one and the same model differ by."""
+
+
+@dataclass(frozen=True)
+class TimedChoice:
+    """Units to remove, and what is predicted to remain of the latency."""
+
+    removed: Array
+    scores: Array
+    predicted: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A choice carried out and run beside the original."""
+
+    choice: TimedChoice
+    gain: Speedup
+
+    @property
+    def share(self) -> float:
+        """What remains of the original's time."""
+        return 1 / self.gain.speedup
+
+
+class Chooser(Protocol):
+    """Chooses units for a predicted fraction of the latency, and learns from what was measured."""
+
+    def choose(self, aim: float) -> TimedChoice: ...
+
+    def learn(self, choice: TimedChoice) -> float:
+        """What is predicted for the choice now."""
+        ...
+
+
+@dataclass
+class LatencyBench:
+    """The original and the inputs to time it on; `start` opens sessions as they will run."""
+
+    subject: Cuttable
+    options: CutOptions
+    progress: Progress
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        return concrete_shapes(self.subject.file, self.options.dims).inputs
+
+    @cached_property
+    def original(self) -> Session:
+        return self.start(self.subject.file.path)
+
+    @cached_property
+    def feed(self) -> dict[str, Any]:
+        return self.original.random_inputs(seed=self.options.seed, shapes=self.shapes)
+
+    @property
+    def start(self) -> Callable[..., Session]:
+        execution = self.options.execution
+        return partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+
+    def build(self, removed: Array) -> ir.Model:
+        """The model without the units."""
+        return self.subject.without(removed, self.subject.units.removed(removed))
+
+    def compare(self, model: ir.Model) -> Speedup:
+        """The model beside the original, in turns."""
+        cut, whole = self.start(model).prepared(self.feed), self.original.prepared(self.feed)
+        return measure_pair(cut, whole, self.timing, self.progress).gain
+
+    def measure(self, run: PreparedRun) -> Latency:
+        return measure({"": run}, self.timing, self.progress)[""]
+
+    @property
+    def timing(self) -> TimingOptions:
+        execution, provider = self.options.execution, self.original.provider
+        return TimingOptions(execution.thread_count, provider, seconds=COMPARE_SECONDS, seed=self.options.seed)
+
+    def fraction(self, budget: Budget) -> float:
+        """The target as what is to remain of the time.
+
+        Raises:
+            PruneError: the model is as fast already.
+        """
+        if not budget.absolute:
+            return budget.target
+        whole = self.measure(self.original.prepared(self.feed)).median
+        if budget.target >= whole:
+            raise PruneError(f"the model takes {whole:.3g} ms already", "ask for less")
+        return budget.target / whole
+
+    def layer_times(self, removed: Sequence[Array]) -> list[dict[str, float]]:
+        """Milliseconds by layer without each set of units.
+
+        The first of them, run without timing its operators, tells what the timing adds to each.
+        """
+        models = [self.build(mask) for mask in removed]
+        found = profiles(models, self.feed, self.start, self.progress)
+        plain = self.measure(self.start(models[0]).prepared(self.feed)).times
+        layers = Attribution(self.subject.work.graph)
+        return [layers.times(own) for own in net_of_timing(found, float(np.quantile(plain, QUARTILE)))]
+
+
+def timed_widths(options: Widths) -> Alignment:
+    """Of any number, multiples of the CPU's block: what is in between saves no time, whatever a table interpolates."""
+    return options.alignment.within(cpu_block()) if options.alignment.given else options.alignment
+
+
+def layer_table(bench: LatencyBench, allowed: Array) -> LatencyTable:
+    """Every layer timed at a few widths of the groups that may be cut."""
+    units = bench.subject.units
+    table, alignment = LatencyTable(units), timed_widths(bench.options)
+    masks = [even_cut(units, alignment, allowed, share) for share in WIDTHS]
+    for mask, times in zip(masks, bench.layer_times(masks), strict=True):
+        table.learn(times, units.kept(mask))
+    return table
+
+
+@dataclass
+class UnitChooser:
+    """Channels and heads, by a table of every layer at a few widths."""
+
+    bench: LatencyBench
+    allowed: Array
+    table: LatencyTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.evidence = measure_evidence(self.bench.subject, self.bench.options, self.bench.progress)
+        self.table = layer_table(self.bench, self.allowed)
+
+    def choose(self, aim: float) -> TimedChoice:
+        recipe = replace(unit_recipe(self.bench.options, "latency", aim), alignment=timed_widths(self.bench.options))
+        units = self.bench.subject.units
+        found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, self.table)
+        return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
+
+    def _predict(self, removed: Array) -> float:
+        units = self.bench.subject.units
+        return self.table.of(units.kept(removed))["latency"] / self.table.of(units.sizes)["latency"]
+
+    def learn(self, choice: TimedChoice) -> float:
+        """The layers at the chosen widths, too, at the pace that the machine had when the table was made."""
+        units = self.bench.subject.units
+        whole, cut = self.bench.layer_times([np.zeros_like(choice.removed), choice.removed])
+        pace = self.table.of(units.sizes)["latency"] / max(sum(whole.values()) * NANOSECONDS, 1.0)
+        self.table.learn({name: ms * pace for name, ms in cut.items()}, units.kept(choice.removed))
+        return self._predict(choice.removed)
+
+
+@dataclass
+class BlockChooser:
+    """Residual blocks, by the time of the layers that go with each."""
+
+    bench: LatencyBench
+    subject: BlockCuttable
+    allowed: Array
+
+    def __post_init__(self) -> None:
+        check_block_options(self.bench.options)
+        self.damage, self.notes = block_damage(self.subject, self.bench.options)
+        (times,) = self.bench.layer_times([np.zeros(self.subject.units.count, bool)])
+        work = {node: times.get(key(node), 0.0) for node in self.subject.work.graph}
+        self.costs = BlockCosts(self.subject.work, self.subject.blocks, {"latency": work})
+
+    def choose(self, aim: float) -> TimedChoice:
+        recipe = UnitRecipe("latency", aim, max_ratio=self.bench.options.largest_ratio)
+        found = decide_blocks(self.costs, self.damage, recipe, self.allowed, self.bench.progress)
+        left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
+        said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"
+        return TimedChoice(found.removed, found.scores, left, [*self.notes, said])
+
+    def learn(self, choice: TimedChoice) -> float:
+        return choice.predicted
+
+
+def choose_for_latency(
+    subject: Cuttable, options: StructuredOptions, allowed: Array, left: Mapping[str, str], recipe: Json,
+    progress: Progress,
+) -> Decided:  # fmt: skip
+    """Find units whose removal makes the model as fast as asked, as measured on this machine.
+
+    Raises:
+        GateFailed: there is none within the limits.
+        PruneError: the model cannot be run or timed, or an option is unusable.
+    """
+    budget = options.budget
+    assert budget is not None
+    bench = LatencyBench(subject, options, progress)
+    target = bench.fraction(budget)
+    chooser: Chooser
+    if isinstance(subject, BlockCuttable):
+        chooser, recipe = BlockChooser(bench, subject, allowed), {**recipe, "criterion": "divergence"}
+    else:
+        chooser = UnitChooser(bench, allowed)
+    tried = search(chooser, bench.build, bench.compare, target)
+    best = fastest_enough(tried, target, less(options, subject))
+    where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in bench.shapes.items())
+    threads = options.execution.thread_count
+    told = f"measured on {threads} thread{'s' * (threads > 1)} at {where}: {best.gain.words()}"
+    measured = {
+        "target": target,
+        "remains": best.share,
+        "predicted": best.choice.predicted,
+        "speedup": best.gain.to_json(),
+        "threads": threads,
+        "inputs": {name: list(shape) for name, shape in bench.shapes.items()},
+    }
+    return Decided(best.choice.removed, best.choice.scores, recipe, left, [*best.choice.notes, told], measured)
+
+
+def search(
+    chooser: Chooser, build: Callable[[Array], ir.Model], compare: Callable[[ir.Model], Speedup], target: float
+) -> list[Measured]:
+    """Choose, measure, correct: each round aims where the last one says that the target lies.
+
+    Raises:
+        GateFailed: the machine is too busy to tell how fast a model is.
+    """
+    aim, tried = MARGIN * target, list[Measured]()
+    for _ in range(ROUNDS):
+        choice = _within_reach(chooser, aim)
+        if not choice.removed.any() or any(np.array_equal(choice.removed, m.choice.removed) for m in tried):
+            break
+        model = build(choice.removed)
+        tried.append(Measured(choice, compare(model)))
+        if tried[-1].gain.reason:
+            raise GateFailed(f"no latency can be promised: {tried[-1].gain.words()}", "nothing is written; try again")
+        share = tried[-1].share
+        if CLOSE * target <= share <= target:
+            break
+        aim = float(np.clip(chooser.learn(choice) * MARGIN * target / share, 0.01, 0.99))
+    return tried
+
+
+def _within_reach(chooser: Chooser, aim: float) -> TimedChoice:
+    """What is chosen for the aim, or for the least that is predicted to be possible."""
+    try:
+        return chooser.choose(aim)
+    except OutOfReachError as error:
+        return chooser.choose(min(error.least + 1e-6, 1 - 1e-6))
+
+
+def fastest_enough(tried: list[Measured], target: float, hint: str = "ask for less") -> Measured:
+    """Of those that meet the target the one that keeps most.
+
+    Raises:
+        GateFailed: none does.
+    """
+    good = [m for m in tried if m.share <= target] or [m for m in tried if m.share <= ABOVE * target]
+    if good:
+        return max(good, key=lambda m: m.share)
+    best = min(tried, key=lambda m: m.share, default=None)
+    if best is None or best.gain.low <= 1:
+        raise GateFailed("no faster model exists within these limits", hint)
+    low, high = 1 / best.gain.high, 1 / best.gain.low
+    raise GateFailed(
+        f"--latency {target:.3g} is out of reach: the fastest model within the limits takes {best.share:.3g} of the"
+        f" time (95 % interval {low:.2f} to {high:.2f})",
+        hint,
+    )

@@ -145,7 +145,7 @@ def test_help_is_complete(prune: Prune) -> None:
 def test_a_latency_out_of_reach_ends_with_one(prune: Prune, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A promised limit that is not met is a gate that fails; nothing is written."""
     from prunecli.evaluation.latency import Speedup
-    from prunecli.structures.latency_budget import LatencyBench
+    from prunecli.structures.latency import LatencyBench
 
     monkeypatch.setattr(LatencyBench, "compare", lambda self, model: Speedup(1.0, 0.97, 1.03))
     monkeypatch.setattr(

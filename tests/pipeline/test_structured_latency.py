@@ -19,9 +19,9 @@ from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation import profile
 from prunecli.evaluation.latency import Latency, Speedup, TimingOptions
 from prunecli.model import Dims
-from prunecli.structures import latency_budget as module
+from prunecli.structures import latency as module
 from prunecli.structures.choose import OutOfReachError
-from prunecli.structures.latency_budget import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
+from prunecli.structures.latency import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import open_cuttable
 from prunecli.structures.structured import structured
