@@ -21,8 +21,20 @@ from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
 from prunecli.operators import named, operator_of
 from prunecli.operators.attributes import integer, text
+from prunecli.operators.attributes import number as number_of
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, whole
-from prunecli.shrinking.slices import CONSTANT, Array, Floats, Groups, Ints, Slices, constants, multiples, of_content
+from prunecli.shrinking.slices import (
+    CONSTANT,
+    Array,
+    Floats,
+    Groups,
+    Ints,
+    Slices,
+    constants,
+    multiples,
+    of_content,
+    rounded,
+)
 
 Rule = Callable[["SliceNumbering", ir.Node], None]
 RULES: dict[tuple[str, str], Rule] = {}
@@ -250,7 +262,7 @@ def homogeneous(numbering: SliceNumbering, key: Hashable, slices: Slices, *colum
 def shifted(numbering: SliceNumbering, slices: Slices, by: Floats) -> Slices:
     """Slices plus a constant for each position."""
     ratio = by / np.where(slices.factor == 0, 1.0, slices.factor)
-    group = numbering.groups.number("shifted", slices.group, ratio)
+    group = numbering.groups.number("shifted", slices.group, rounded(ratio))
     group = np.where(by == 0, slices.group, group)
     return Slices(
         np.where(slices.constant, CONSTANT, group), np.where(slices.constant, slices.factor + by, slices.factor)
@@ -315,7 +327,7 @@ def _add(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]) -
 def _sum(numbering: SliceNumbering, a: Slices, b: Slices) -> Slices:
     """A constant shifts the other operand; a sum of two others is told by their ratio."""
     ratio = b.factor / np.where(a.factor == 0, 1.0, a.factor)
-    group, factor = numbering.groups.number("sum", a.group, b.group, ratio), a.factor
+    group, factor = numbering.groups.number("sum", a.group, b.group, rounded(ratio)), a.factor
     for one, other in ((a, b), (b, a)):
         moved = shifted(numbering, one, np.where(other.constant, other.factor, 0.0))
         group = np.where(other.constant, moved.group, group)
@@ -386,7 +398,9 @@ def pool(numbering: SliceNumbering, node: ir.Node) -> None:
 
 @rule("Resize", "Upsample", "ReduceMean", "ReduceSum")
 def passing(numbering: SliceNumbering, node: ir.Node) -> None:
-    """Linear along other axes than those that pass."""
+    """Linear along other axes than those that pass, but where a Resize fills with a number."""
+    if text(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        return
     _pass(numbering, node, node.inputs[0], node.outputs[0])
 
 
@@ -452,7 +466,7 @@ def _rows(numbering: SliceNumbering, one: WeightedSum) -> Slices:
             kinds[b"alone"].append((places, np.zeros((rows, 0))))
             continue
         names, part, added = _combined(matrix[number], mine, one.plain)
-        shift = (bias[places] + added).astype(part.dtype)
+        shift = (bias[places] + number_of(one.node, "alpha", 1.0) * added).astype(part.dtype)
         kinds[names.tobytes()].append((places, np.column_stack([part, shift])))
     for key, parts in kinds.items():
         places, table = np.concatenate([p for p, _ in parts]), np.concatenate([t for _, t in parts])
@@ -493,8 +507,7 @@ def _bias(numbering: SliceNumbering, one: WeightedSum) -> Floats | None:
     if value is None:
         return np.zeros(size)
     slices = numbering.of(value, 0) if index == 2 and one.grouped else numbering.across(value, one.out, one.out_axis)
-    beta = one.node.attributes.get("beta")
-    return slices.factor * (1.0 if beta is None else beta.as_float()) if slices.constant.all() else None
+    return slices.factor * number_of(one.node, "beta", 1.0) if slices.constant.all() else None
 
 
 def _products(numbering: SliceNumbering, node: ir.Node) -> None:

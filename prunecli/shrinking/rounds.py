@@ -91,7 +91,7 @@ class _Rounds:
         finder = self._finder(file, analysis)
         if branches := fold_branches(finder.numbering):
             found.branches += branches
-            found.rounded = True
+            found.rounded = found.rounded or not all(one.zero for one in branches)
             drop_unused(work.graph)
             restore(work)
             found.model = work

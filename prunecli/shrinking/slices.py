@@ -20,9 +20,11 @@ Array = np.ndarray[Any, Any]
 CONSTANT = 0
 CHUNK = 1 << 22
 """Elements of a matrix that are looked at together."""
-RELATIVE = 4
-"""Units in the last place by which two rows may differ and count as multiples of each other: the factor is rounded, and
-each element of the multiple is."""
+RELATIVE = 1.5
+"""Units in the last place by which two rows may differ and count as multiples of each other: each element of a multiple
+is rounded, and the one that it is divided by."""
+BITS = 20
+"""Of a ratio that are compared: fewer than float32 has, since both numbers are rounded."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class Groups:
         nonzero = np.where(factor == 0, CONSTANT, group)
         found = self.number(operation, *nonzero.T, *ratio.T)
         return Slices(np.where(level, CONSTANT, found), np.where(level, factor[:, 0], reference))
+
+
+def rounded(ratio: Floats) -> Floats:
+    """Ratios as they are compared."""
+    part, exponent = np.frexp(ratio)
+    return np.asarray(np.ldexp(np.round(np.ldexp(part, BITS)), exponent - BITS))
 
 
 def _bits(column: Array) -> Ints:

@@ -151,7 +151,7 @@ def attention(n: Net, mask: str) -> None:
     if mask == "value":
         rows(n, "Wv", slice(3, 6), axis=1)
         rows(n, "bv", slice(3, 6))
-    else:
+    elif mask == "output":
         rows(n, "Wo", slice(6, 9))
 
 
@@ -245,6 +245,40 @@ def pixels(n: Net) -> None:
     rows(n, "b", 1, 0.5)
 
 
+def linear_twice(n: Net, factor: float) -> None:
+    """The bias is added behind the product."""
+    h = n("MatMul", n.x("N", 4), n.w(4, 8, name="W"))
+    n.out(n("MatMul", n("Relu", n("Add", h, n.w(8, name="b"))), n.w(8, 3)))
+    rows(n, "W", 5, factor * array(n, "W")[:, 2], axis=1)
+    rows(n, "b", 5, factor * array(n, "b")[2])
+
+
+def scaled_gemm(n: Net) -> None:
+    """alpha and beta, and a constant behind them."""
+    h = n("Relu", n("Gemm", n.x("N", 4), n.w(8, 4, name="W"), n.w(8, name="b"), transB=1, alpha=0.5, beta=2.0))
+    n.out(n("Gemm", h, n.w(8, 3), n.w(3), alpha=3.0, beta=0.5))
+    rows(n, "W", 2)
+    rows(n, "b", 2, 0.3)
+
+
+def cropped(n: Net) -> None:
+    """A Resize that fills with a number: a channel of zeros is none any more."""
+    h = n("Relu", n("Conv", n.x(2, 3, 6, 6), n.w(6, 3, 1, 1, name="W"), n.w(6, name="b")))
+    roi, sizes = n.c(np.array([0, 0, 0, 0, 1, 1, 2, 2], np.float32)), n.c([2, 6, 6, 6])
+    h = n("Resize", h, roi, "", sizes, mode="linear", coordinate_transformation_mode="tf_crop_and_resize",
+          extrapolation_value=1.5)  # fmt: skip
+    n.out(n("Conv", h, n.w(4, 6, 1, 1)))
+    dead(n)
+
+
+def equal_heads(n: Net) -> None:
+    attention(n, "none")
+    for name in "qkv":
+        for part, axis in (("W", 1), ("b", 0)):
+            content = array(n, f"{part}{name}")
+            rows(n, f"{part}{name}", slice(9, 12), np.moveaxis(content, axis, 0)[0:3], axis=axis)
+
+
 # name, network, units that go, branches that go, does rounding come in
 CASES: list[tuple[str, Build | Any, int, int, bool]] = [
     ("zero", always_zero, 1, 0, False),
@@ -274,6 +308,10 @@ CASES: list[tuple[str, Build | Any, int, int, bool]] = [
     ("part of a group", lambda n: grouped(n, [2]), 0, 0, False),
     ("Concat and Split", joined, 3, 0, False),
     ("head of zeros", lambda n: attention(n, "value"), 1, 0, False),
+    ("equal heads", equal_heads, 1, 0, True),
+    ("twice, MatMul and Add", lambda n: linear_twice(n, 2.5), 1, 0, True),
+    ("Gemm with factors", scaled_gemm, 1, 0, True),
+    ("Resize that fills", cropped, 0, 0, False),
     ("head unread", lambda n: attention(n, "output"), 1, 0, False),
     ("LSTM", lambda n: recurrent(n, "LSTM", 4, 3), 2, 0, False),
     ("LSTM, forget gate", lambda n: recurrent(n, "LSTM", 4, 2), 1, 0, False),
