@@ -47,3 +47,8 @@ class ModelResult(Reported):
     plan: str | None = None
     dry_run: bool = False
     seconds: float = 0.0
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no file was written because the model is already what it should become."""
+        return False

@@ -40,3 +40,8 @@ class ShrinkResult(ModelResult):
     removed: Removed
     layers: Sequence[LayerRow] = ()
     tokenizer: str | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether there was nothing to remove."""
+        return self.removed.nothing and not self.dry_run

@@ -135,3 +135,14 @@ def test_one_shot_and_gradient_take_it(tmp_path: Path) -> None:
         found = command(path, data=tmp_path / "d.npy", sparsity=0.5, pattern="row", shrink=True, output=place)
         assert found.shrunk is not None and found.output is not None
         assert largest_difference(path, place, net.shapes) >= 0
+
+
+def test_steps_after_one_that_had_nothing_to_remove_take_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(mlp(Net()), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    steps = '[[step]]\ncommand = "shrink"\n[[step]]\ncommand = "magnitude"\nsparsity = 0.5\noutput = "o.onnx"\n'
+    Path("r.toml").write_text('model = "m.onnx"\n' + steps)
+    prunecli.run("r.toml")
+    assert Path("o.onnx").is_file()

@@ -29,7 +29,7 @@ from prunecli.recipe.result import (
     StepRun,
     Value,
 )
-from prunecli.report.result import Reported
+from prunecli.report.result import ModelResult, Reported
 
 Tell = Callable[[str], None]
 FAILURES: dict[int, type[StepFailed]] = {1: StepGateFailed, 130: StepInterrupted}
@@ -88,6 +88,8 @@ def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[Ste
         except (Exception, KeyboardInterrupt) as raised:
             error = _as_prune_error(raised, planned)
     result: Reported | None = results[-1] if results else None
+    if isinstance(result, ModelResult) and result.unchanged and planned.output is not None:
+        _pass_on(Path(result.model.path), planned.output)
     gates = [] if result is None else _gates(planned, result)
     if error is not None:
         error = _named(error, planned, gates)
@@ -96,6 +98,13 @@ def _carry_out(planned: PlannedStep, waiting: StepRun, drawn: bool) -> tuple[Ste
         error=error.message if error else "",
     )  # fmt: skip
     return run, error
+
+
+def _pass_on(model: Path, target: Path) -> None:
+    """Later steps take the model as it is where a step had nothing to change in it."""
+    from prunecli.model import load, save
+
+    save(load(model), target)
 
 
 def _as_prune_error(raised: Exception | KeyboardInterrupt, planned: PlannedStep) -> PruneError:
