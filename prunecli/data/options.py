@@ -51,7 +51,9 @@ class DataOptions:
         if not self.synthetic:
             return
         if not allowed:
-            hint = "it is for `prune oneshot` and `prune gradient`; a file or folder of that name is ./synthetic"
+            hint = (
+                "it is for `prune oneshot`, `gradient` and `structured`; a file or folder of that name is ./synthetic"
+            )
             raise PruneError("synthetic data does not do here: give real data", hint)
         options = {"--labels": self.labels, "--label-column": self.label_column}
         if given := [*(name for name, value in options.items() if value is not None), *self.images.given]:

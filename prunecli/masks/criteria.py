@@ -306,6 +306,11 @@ for _entry in (
         structures=Structures(sums_of(lambda w, moments: moments * (w * w), "in", evidence="moments"), MOMENTS),
     ),
     Criterion(
+        "gradient", "E|g|: the size of the gradient alone",
+        "E|g|, g the gradient of one sample; 0 of weights that are zero already",
+        Elements(mean_of(lambda w, gradient: (w != 0) * gradient), ABSOLUTE),
+    ),
+    Criterion(
         "smoothed", "|w| (E|g| + its mean over the tensor): taylor, steadied",
         "|w| (E|g| + m), m the mean of E|g| over the tensor's weights that are not gone",
         Elements(PRODUCT, SMOOTHED),

@@ -111,9 +111,9 @@ def _check_threshold(recipe: Recipe) -> None:
             "--scope makes no sense with --threshold, which looks at each weight by itself",
             "leave --scope out, or use --sparsity",
         )
-    if recipe.criterion not in (None, "l1"):
+    if recipe.criterion not in (None, "l1") and of_elements(recipe.criterion).evidence is None:
         raise PruneError(
-            f"--threshold compares |w| (of units: its mean), not {recipe.criterion}",
+            f"--threshold compares |w| (of units: its mean) or what is measured on data, not {recipe.criterion}",
             "leave --criterion out, or use --sparsity",
         )
 
@@ -433,7 +433,8 @@ def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Se
 
 
 def _below(target: Target, units: Units, threshold: float) -> Decision:
-    """|w| < T as numpy compares: T is rounded to the weight's own type. Units: mean |w| < T in float64."""
+    """|w| < T as numpy compares: T is rounded to the weight's own type. Scores of units and of other criteria are
+    compared in float64."""
     source = units.source(target)
     cut = count_below(source, key_of(threshold, source.dtype))
     return ByBits(cut) if units.by_bits else ByUnits(target, units, cut)

@@ -21,7 +21,6 @@ from prunecli.dependency.prepare import plan_names
 from prunecli.errors import PruneError, advice
 from prunecli.model import Dims, count_macs
 from prunecli.model.shape_inference import Facts, Shape
-from prunecli.model.shapes import input_specs
 from prunecli.model.sizes import parameters
 from prunecli.runtime import Session
 from prunecli.structures.choose import OutOfReachError, UnitRecipe
@@ -164,7 +163,7 @@ def block_damage(subject: BlockCuttable, options: CutOptions) -> tuple[Damage, l
         feeds = [plain.random_inputs(seed=seed, shapes=subject.inputs) for seed in seeds]
         said = "the blocks were measured on random inputs, which tell less than real ones: give --data"
         return Damage(session, feeds, len(subject.blocks)), [said]
-    data = options.source.open(input_specs(subject.file.ir))
+    data = subject.samples(options)
     samples = data.shuffled(options.seed).take(SAMPLES) if len(data) > SAMPLES else data
     feeds = [batch.feed for batch in samples.batches(options.batch_size)]
     return Damage(session, feeds, len(subject.blocks)), [f"the blocks were measured on {len(samples)} samples"]

@@ -13,7 +13,6 @@ from prunecli.calibration.gradients import Batches, GradientSamples, gates, open
 from prunecli.calibration.grams import second_moments
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
-from prunecli.model.shapes import input_specs
 from prunecli.runtime import Session
 from prunecli.structures.choose import Measure, Measurements, UnitRecipe, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
@@ -33,8 +32,7 @@ def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
 
 
 def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    assert options.source is not None
-    data = options.source.open(input_specs(subject.file.ir))
+    data = subject.samples(options, progress)
     feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
@@ -73,8 +71,7 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration
 
-    assert options.source is not None
-    data, _ = calibration(options.source.open(input_specs(subject.file.ir)), options, HELD_SHARE, MOST_HELD)
+    data, _ = calibration(subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
     groups = subject.units.groups
     most = [group_limit(group, options.largest_ratio) for group in groups]

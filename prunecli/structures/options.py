@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
 from prunecli.options.declare import OUTPUT, SELECT, Option, Options
-from prunecli.options.groups import Batched, Chosen, Reporting, Samples, Saving, Seeded, Sized, Timing
+from prunecli.options.groups import Batched, CalibrationSamples, Chosen, Reporting, Saving, Seeded, Sized, Timing
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.target import KINDS, Budget
@@ -59,7 +59,7 @@ class Widths(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutOptions(Chosen, Widths, Samples, Batched, Seeded, Saving, Reporting, Sized, Timing):
+class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing):
     """What a structural cut and its recovery need to know, besides how much is cut."""
 
     granularity: Annotated[

@@ -75,7 +75,7 @@ class CutInspector:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
         if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)
-            samples = self.options.source.open(original.inputs)
+            samples = self.subject.samples(self.options, self.progress)
             few = samples.take(REAL_BATCHES * size)
             for number, batch in enumerate(few.batches(size)):
                 yield Case(f"batch {number} of {samples.source}", partial(dict, batch.feed), required=True)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.calibration.samples import calibration_samples, cautions
+from prunecli.data import Dataset
 from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
@@ -25,22 +27,25 @@ from prunecli.errors import PruneError, advice, did_you_mean, keywords
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import name_inputs
 from prunecli.model.shape_inference import Shape
-from prunecli.model.shapes import Shapes, require_ranks
+from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.structures.cut_plan import needed
 from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions
 from prunecli.structures.target import Budget
-from prunecli.types import Totals
+from prunecli.types import Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
 
 Array = np.ndarray[Any, Any]
+MADE = 256
+"""Inputs that are made where there are no data."""
 
 
 @dataclass
 class Cuttable:
     """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
-    `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut."""
+    `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut;
+    `made`, synthetic inputs."""
 
     file: Model
     work: ir.Model
@@ -50,6 +55,30 @@ class Cuttable:
     counted: Shapes
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
+    made: Dataset | None = None
+
+    def samples(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
+        """The data of the options. Synthetic inputs are made once, MADE of them without a limit.
+
+        Raises:
+            PruneError: there are none, they do not fit the model, or inputs cannot be made for it.
+        """
+        source = options.source
+        if source is None:
+            raise PruneError("this is measured on data", "give --data")
+        if not source.synthetic:
+            return source.open(input_specs(self.file.ir))
+        if self.made is None:
+            self.made = calibration_samples(
+                self.file, source, MADE, seed=options.seed, dims=options.dims, execution=options.execution,
+                progress=progress,
+            )  # fmt: skip
+        return self.made
+
+    @property
+    def cautions(self) -> list[str]:
+        """What readers of a report have to know of inputs that were made."""
+        return [] if self.made is None else cautions(self.made)
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from prunecli.data import Dataset
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
-from prunecli.model.shapes import input_specs
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
@@ -73,7 +72,7 @@ def recover(
     method = recovery_method(options)
     if method == "none" or options.source is None:
         return cut, None
-    samples = options.source.open(input_specs(subject.file.ir))
+    samples = subject.samples(options, progress)
     data, held = calibration(samples, options)
     fitted = cut.clone()
     done = refit(subject.work, fitted, removed, data, method, progress)

@@ -16,11 +16,12 @@ import numpy as np
 from prunecli.calibration.gradients import GradientSamples, GradientSource, open_source
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_elements
-from prunecli.masks.decide import Decision, Recipe, decide
+from prunecli.masks.decide import Decision, Recipe, Target, Units, decide
+from prunecli.masks.patterns import Windows, element, parse_pattern
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight
 from prunecli.training.gradual import at_share, share_after
-from prunecli.types import Progress, Skipped, no_progress
+from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import GradientOptions
 from prunecli.zeros.result import MagnitudeResult
@@ -28,6 +29,8 @@ from prunecli.zeros.select import Selection, Selector, WeightChoice
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Shares of a weight's units whose highest score is reported, so that a threshold can be chosen."""
 
 
 def gradient(
@@ -57,15 +60,19 @@ def by_gradient(
     """The selection of `prune gradient`. `asked_steps`: None is what the criterion's evidence says."""
     evidence = of_elements(recipe.criterion or "smoothed").evidence
     assert evidence is not None
-    steps = 1 if recipe.sparsity == 1 else asked_steps or evidence.steps  # with 1 nothing is left to measure
+    once = recipe.sparsity == 1 or recipe.threshold is not None  # with 1 nothing is left to measure
+    steps = 1 if once else asked_steps or evidence.steps
     _check_finite(choice.chosen)
     names = {w.name: w.holder.name for w in choice.chosen if w.holder.graph is file.ir.graph}
     if not names:
         raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
     source = open_source(file, evidence, list(names.values()), samples, progress)
     choice = _reachable(choice, names, source.gradients.unreached)
-    decisions = _in_steps(choice.chosen, source, recipe, steps, progress)
-    return Selection(choice, decisions, {"steps": steps, **source.asked}, source.notes, feed=source.feed)
+    decisions, scores = _in_steps(choice.chosen, source, recipe, steps, progress)
+    details = {name: {"scores": quantiles} for name, quantiles in scores.items()}
+    return Selection(
+        choice, decisions, {"steps": steps, **source.asked}, source.notes, details=details, feed=source.feed
+    )
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:
@@ -95,19 +102,38 @@ def _in_steps(
     recipe: Recipe,
     steps: int,
     progress: Progress,
-) -> Sequence[Decision]:
-    """Decide, `steps` times, each time on gradients of the model with the weights decided on so far at zero."""
+) -> tuple[Sequence[Decision], Mapping[str, Json]]:
+    """Decide, `steps` times, each time on gradients of the model with the weights decided on so far at zero; and the
+    quantiles of the first scores, by weight."""
     originals = {w.name: np.asarray(w.tensor.numpy()) for w in weights}
     alive = {w.name: np.ones(w.shape, np.bool_) for w in weights}
     decisions: Sequence[Decision] = []
+    scores: Mapping[str, Json] = {}
     for step in range(1, steps + 1):
         evidence = source.measure(weights, alive, f"measuring gradients ({step}/{steps})", progress)
         targets = [target_of(w, evidence[w.name]) for w in weights]
+        scores = scores or _quantiles(targets, recipe)
         decisions = decide(targets, at_share(recipe, share_after(step, steps)))
         if step < steps:
             alive = {w.name: ~d.drop(originals[w.name]) for w, d in zip(weights, decisions, strict=True)}
             _gone_to_zero(source, weights, originals, alive)
-    return decisions
+    return decisions, scores
+
+
+def _quantiles(targets: Sequence[Target], recipe: Recipe) -> dict[str, Json]:
+    """By weight: below which score each of QUANTILES of its units lies, and the largest."""
+    form = parse_pattern(recipe.pattern)
+    units = Units(
+        element() if isinstance(form, Windows) else form, of_elements(recipe.criterion or "smoothed"), recipe.seed
+    )
+    found: dict[str, Json] = {}
+    for target in targets:
+        scores = units.keys(target, target.load())
+        if scores.size:
+            values = np.quantile(scores, [*QUANTILES, 1.0], method="higher")
+            found[target.name] = dict(zip([*map(str, QUANTILES), "max"], values.tolist(), strict=True))
+        target.release()
+    return found
 
 
 def _gone_to_zero(

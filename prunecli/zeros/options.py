@@ -118,13 +118,18 @@ class MagnitudeOptions(OtherKinds, ZeroingOptions):
 class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSamples):
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
-    In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then.
+    In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then; with --threshold, which
+    zeroes what scores below T, once.
     Without --limit 256 samples drawn from --data are used.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
     """
 
+    threshold: Annotated[
+        float | None,
+        Option("zero every weight whose score is below T; reports list quantiles of the scores", SELECT, "T"),
+    ] = None
     scope: Annotated[
         Literal["layer", "row", "global", "lamp", "erk"] | None,
         Option("who competes with whom; default global", SELECT),
@@ -156,6 +161,12 @@ class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSample
         if self.trains:
             return 1 if self.step_count > 1 else None
         return self.steps
+
+    def check(self) -> None:
+        super().check()
+        if self.threshold is not None and (self.steps or 1) > 1:
+            raise PruneError("--threshold compares scores of the model as it is, so that it has no steps",
+                             "use --sparsity, or leave --steps out")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

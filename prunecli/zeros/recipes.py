@@ -38,8 +38,10 @@ def with_defaults(recipe: Recipe) -> Recipe:
         raise PruneError(f"--criterion {name} is not of gradients", f"use {command_of(name)}")
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     if recipe.sparsity is None and recipe.threshold is None and not windows:
-        raise PruneError("how much to prune is not given", "give --sparsity 0.5, or --pattern 2:4")
-    return replace(recipe, scope=recipe.scope if windows else recipe.scope or "global")
+        raise PruneError("how much to prune is not given", "give --sparsity 0.5, --threshold T, or --pattern 2:4")
+    if windows or recipe.threshold is not None:
+        return recipe
+    return replace(recipe, scope=recipe.scope or "global")
 
 
 def checked(recipe: Recipe, method: str, allocation: str | None) -> Recipe:

@@ -78,7 +78,7 @@ def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
     title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
     sections = [*warnings(grown(found.before, found.after)), _summary(found), proof_text(found.verification)]
-    sections += [*_how(found), _layers(found)]
+    sections += [*_how(found), _layers(found), *_scores(found)]
     sections += _charts(found)
     sections += _left(found)
     sections += training_sections(found.training)
@@ -130,6 +130,19 @@ def _layers(found: MagnitudeResult) -> Table:
     )  # fmt: skip
     note = "output error: mean squared change of the layer's outputs, as a share of their variance" if fitted else ""
     return Table("Layers", columns, rows, note, top=TOP, top_by="parameters")
+
+
+def _scores(found: MagnitudeResult) -> Iterator[Section]:
+    """Quantiles of what the weights were scored with, where that was measured."""
+    scored = {layer.weight: layer.details["scores"] for layer in found.layers if "scores" in layer.details}
+    if scored:
+        names = list(next(iter(scored.values())))
+        columns = [Column(name if name == "max" else f"{float(name):.0%}", "number") for name in names]
+        rows = [(weight, *(quantiles[name] for name in names)) for weight, quantiles in scored.items()]
+        note = (
+            "Below which score so much of a weight lies, in the model as it was. --threshold T zeroes what is below T."
+        )
+        yield Table("Scores", (Column("weight"), *columns), rows, note, top=TOP)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -32,9 +32,20 @@ def test_a_model_is_pruned_without_data(command: str, model: Path, told: str, pr
     assert found["verification"]["kind"] == "exact" and out.exists()
 
 
+@pytest.mark.parametrize("asked", [(), ("--criterion", "taylor"), ("--criterion", "l2-in")])
+def test_structures_are_cut_without_data(asked: tuple[str, ...], prune: Prune, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = prune("structured", CNN, "--macs", "0.7", "--data", "synthetic", "--limit", "24", "-o", out, *asked,
+                 "--format", "json", "--no-timing")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["recipe"]["data"] == "synthetic" and out.exists()
+    assert any("synthetic, not real" in note for note in done.json["notes"])
+    assert any("fitted to the statistics" in note for note in done.json["notes"])
+
+
 REFUSED = [
     ("evaluate {model} --data synthetic", "real data"),
-    ("structured {model} --ratio 0.3 --data synthetic", "real data"),
+    ("structured {model} --ratio 0.3 --data synthetic --finetune-epochs 1", "training needs real data"),
     ("finetune {model} --data synthetic --epochs 1", "real data"),
     ("oneshot {model} --sparsity 0.5 --data synthetic --label-column y", "--label-column"),
     ("oneshot {model} --sparsity 0.5 --data synthetic --labels {calib}", "--labels"),

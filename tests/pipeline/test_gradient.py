@@ -18,7 +18,7 @@ from tests.model.build import floats, node, proto, save_proto
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 BY_GRADIENT = element_names(lambda evidence: evidence is not None and evidence.differentiates)
-DATA = ("smoothed", "taylor", "fisher", "snip")
+DATA = ("gradient", "smoothed", "taylor", "fisher", "snip")
 
 
 def net(folder: Path, **changes: Any) -> Path:
@@ -84,6 +84,7 @@ def test_the_sparsity_is_exact(tmp_path: Path, criterion: str, pattern: str, sco
 
 
 FORMULAS = {
+    "gradient": lambda w, x: (w != 0) * np.abs(x).mean(0)[:, None],
     "taylor": lambda w, x: np.abs(w) * np.abs(x).mean(0)[:, None],
     "smoothed": lambda w, x: np.abs(w) * (np.abs(x).mean(0)[:, None] + np.abs(x).mean()),
     "fisher": lambda w, x: w**2 * (x**2).mean(0)[:, None],
@@ -188,7 +189,7 @@ def test_a_weight_that_holds_nan_is_named(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": 0.5, "data": None}, "measured on data"),
     ({"sparsity": 0.5, "criterion": "l1"}, "weights alone"),
-    ({"threshold": 0.1}, "no option 'threshold'"),
+    ({"threshold": 0.1, "steps": 2}, "no steps"),
     ({}, "how much to prune"),
     ({"pattern": "4x1"}, "how much to prune"),
     ({"sparsity": 0.5, "loss": "labels"}, "has no labels"),
@@ -252,3 +253,26 @@ def test_criteria_of_other_evidence_name_their_command(name: str, tmp_path: Path
     with pytest.raises(PruneError) as refused:
         prunecli.magnitude(model, sparsity=0.5, criterion=name, output=tmp_path / "o.onnx")
     assert f"oneshot --method {name}" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("criterion", FORMULAS)
+@pytest.mark.parametrize("pattern", ["element", "1x2"])
+def test_what_scores_below_a_threshold_goes(tmp_path: Path, criterion: str, pattern: str) -> None:
+    """y = x w, as above; outputs are differentiated as shares of their root mean square in the first run. So every score
+    is known, and the report's quantiles are those of the scores."""
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    w = floats(6, 8, seed=1)
+    np.savez(tmp_path / "data.npz", x=x)
+    model = save_proto(proto([node("MatMul", ["x", "w"], ["y"], "fc")], {"x": (1, 6)}, weights={"w": w}), tmp_path)
+    size = np.sqrt(np.square(x[:1] @ w).mean())
+    scores = FORMULAS[criterion](w.astype(np.float64), x.astype(np.float64)) / size ** (
+        2 if criterion == "fisher" else 1
+    )
+    if pattern == "1x2":  # of a row's inputs, which lie along the first stored axis
+        scores = scores.reshape(3, 2, 8).mean(axis=1).repeat(2, axis=0)
+    cut = float(np.sort(np.unique(scores))[len(np.unique(scores)) // 3 :][:2].mean())
+    found, arrays = pruned(model, data=tmp_path / "data.npz", criterion=criterion, threshold=cut, pattern=pattern)
+    assert np.array_equal(arrays["w"] == 0, scores < cut) and 0 < (scores < cut).sum() < w.size
+    assert found.recipe["threshold"] == cut and "scope" not in found.recipe and found.recipe["steps"] == 1
+    told = found.layers[0].details["scores"]
+    assert told["max"] == pytest.approx(scores.max()) and told["0.1"] < cut < told["0.9"]
