@@ -35,7 +35,8 @@ class Totals:
     """Size of one model. `params` and `nonzero` count elements of all prunable-kind weights and their
     biases and normalisation parameters (every floating-point tensor of rank 1 or more); `macs` are multiply-accumulates
     of one inference at the stated dimensions, None where a shape is unknown; bytes include external data.
-    `gzip_estimated`: the files are large and only samples of them were compressed."""
+    `gzip_estimated`: the files are large and only samples of them were compressed. `assumed`: sizes of dynamic
+    dimensions that nobody stated, at which the work was counted."""
 
     params: int
     nonzero: int
@@ -43,6 +44,7 @@ class Totals:
     file_bytes: int
     gzip_bytes: int
     gzip_estimated: bool = False
+    assumed: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:

@@ -42,7 +42,7 @@ ALLOWED = {
     "autodiff": MODEL | {"runtime"},
     "verify": MODEL | {"masks", "runtime"},
     "evaluation": THEORY | {"options", "report"},
-    "inspection": MODEL | {"options", "report"},
+    "inspection": MODEL | {"dependency", "options", "report"},
     "calibration": THEORY | {"autodiff", "evaluation", "masks"},
     "reconstruct": THEORY | {"calibration", "masks"},
     "packing": WORK,

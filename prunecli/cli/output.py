@@ -108,16 +108,8 @@ def _report_text(result: Reported, suffix: str) -> str:
 def _print_table(document: Document) -> None:
     from prunecli.report.render import to_terminal
 
-    terminal_width = None
-    if sys.stdout.isatty():
-        terminal_width = max(40, os.get_terminal_size(sys.stdout.fileno()).columns)
-    text = to_terminal(
-        document,
-        width=terminal_width,
-        color=terminal.use_color(sys.stdout),
-        complete=terminal.verbose or terminal_width is None,
-        details=terminal.verbose,
-    )
+    width = max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if sys.stdout.isatty() else None
+    text = to_terminal(document, width=width, color=terminal.use_color(sys.stdout), level=terminal.level)
     _print(text)
 
 

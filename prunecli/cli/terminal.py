@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 from prunecli.errors import PruneError
 from prunecli.files import appeared
+from prunecli.report.document import Level
 from prunecli.report.render_cells import one_line
 from prunecli.types import Progress, no_progress
 
@@ -42,6 +43,11 @@ class Terminal:
     """Whether defaults of pyproject.toml are ignored."""
     ended_by: int = signal.SIGINT
     """The signal, where one ended the command."""
+
+    @property
+    def level(self) -> Level:
+        """How much of a report is printed."""
+        return Level.HEADLINE if self.quiet else Level.DETAIL if self.verbose else Level.NORMAL
 
     def reset(self) -> None:
         """Set the defaults, for a new command line."""

@@ -14,10 +14,11 @@ from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
 from prunecli.evaluation.options import CompareOptions
 from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
-from prunecli.evaluation.report import fidelity_table, gate_sections
+from prunecli.evaluation.report import fidelity_table, gate_sections, number
 from prunecli.report.contract import envelope
-from prunecli.report.document import Document, Section, Text
+from prunecli.report.document import Document, Level, Section
 from prunecli.report.result import Reported
+from prunecli.report.sections import headline, warnings
 from prunecli.types import FileRef, Json, Progress, no_progress
 
 
@@ -56,12 +57,11 @@ class Comparison(Reported):
         return self.fidelity.alike and all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
 
     def to_document(self) -> Document:
-        verdict = "Every value is equal." if self.identical else ""
-        sections: list[Section] = [fidelity_table(self.fidelity)]
-        sections += [Text(verdict, "good")] if verdict else []
-        sections += [Text(note, "warning") for note in self.notes]
-        title = f"Outputs of {self.second.path} against those of {self.first.path}"
-        return Document(title, [*sections, *gate_sections(self.gates)])
+        worst = [f"{name.replace('_', ' ')} {number(value)}" for name, value in self.fidelity.worst().items() if value]
+        said = "Every value is equal." if self.identical else f"The outputs differ: at worst {', '.join(worst)}."
+        sections: list[Section] = [headline(said, "good" if self.identical else "plain"), *gate_sections(self.gates)]
+        sections += [fidelity_table(self.fidelity, Level.NORMAL), *warnings(self.notes)]
+        return Document(f"Outputs of {self.second.path} against those of {self.first.path}", sections)
 
 
 def compare(

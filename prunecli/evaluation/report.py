@@ -21,6 +21,7 @@ from prunecli.report.document import (
     ChartAxis,
     Column,
     Document,
+    Level,
     Mark,
     NumberForm,
     Panel,
@@ -31,6 +32,7 @@ from prunecli.report.document import (
     Tone,
 )
 from prunecli.report.render_cells import cell_text
+from prunecli.report.sections import at_sizes, headline, told, warnings
 from prunecli.types import Json
 
 if TYPE_CHECKING:
@@ -104,18 +106,72 @@ def _overfitting_json(found: Evaluation) -> Json | None:
 
 
 def to_document(found: Evaluation) -> Document:
-    """The tables, most important first; gates last, where a CI log ends."""
+    """The result, the gates, and one table of quality, speed and size; every figure after that."""
     title = found.model.ref.path + (f" against {found.baseline.ref.path}" if found.baseline else "")
-    sections: list[Section] = [*_quality(found), *quality_bars(found)]
+    sections: list[Section] = [_headline(found), *gate_sections(found.gates), _overview(found), *_verdicts(found)]
+    sections += warnings(found.notes)
+    sections += [*_quality(found), *quality_bars(found)]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
     sections += [*_train_gap(found), *_latency(found), *latency_chart(found), _size(found)]
     sections += [*_per_class(found), *class_bars(found)]
     if found.stress is not None:
         sections += [_robustness(found.stress, found.baseline is not None), robustness_chart(found.stress)]
-    sections += [Text(note[:1].upper() + note[1:] + ".") for note in _about_data(found)]
-    sections += [Text(note, "warning") for note in found.notes]
-    return Document(f"Evaluation of {title}", [*sections, *gate_sections(found.gates)])
+    sections += [told(_sentence(note)) for note in _about_data(found)]
+    return Document(f"Evaluation of {title}", sections)
+
+
+SHOWN = 2
+"""Metrics in the table that every reader sees: the first ones."""
+
+
+def _headline(found: Evaluation) -> Text:
+    """Quality, or what stands for it without labels, and speed."""
+    figures = list(found.model.metrics.items())[:1] or [(k, v) for k, v in _fidelity(found) if v is not None][:1]
+    parts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in figures]
+    if found.baseline is not None and figures and figures[0][0] in found.baseline.metrics:
+        parts = [f"{part}, baseline {number(found.baseline.metrics[figures[0][0]])}" for part in parts]
+    if found.speedup is not None:
+        parts.append(found.speedup.words())
+    elif found.model.latency is not None:
+        parts.append(f"{cell_text(found.model.latency.median, 'ms')} a run")
+    return headline("; ".join(parts) or f"{found.model.totals.params:,} parameters")
+
+
+def _fidelity(found: Evaluation) -> list[tuple[str, float | None]]:
+    return [] if found.fidelity is None else list(found.fidelity.short().items())
+
+
+def _overview(found: Evaluation) -> Table:
+    rows = _quality_rows(found)[:SHOWN]
+    empty: list[Cell] = [] if found.baseline is None else [None, None]
+    close = ((key, value) for key, value in _fidelity(found) if key in ("top1_agreement", "cosine", "snr_db"))
+    rows += [[f"{key.replace('_', ' ')} with the {'baseline' if found.baseline else 'original'}", number(value), *empty]
+             for key, value in close if value is not None and not rows[SHOWN:]]  # fmt: skip
+    rows += [row for row in _size_rows(found) if row[0] not in UNSEEN]
+    notes = [f"{found.samples:,} samples of {found.source}" if found.samples else "", at_sizes(found.model.totals)]
+    return Table("Figures", _columns(found, ""), rows, "; ".join(filter(None, notes)), level=Level.NORMAL)
+
+
+UNSEEN = ("nonzero",)
+
+
+def _verdicts(found: Evaluation) -> Iterator[Section]:
+    """Whether the differences in quality and speed are beyond chance."""
+    if found.significance is not None:
+        worse = found.significance.beyond_chance and found.significance.difference < 0
+        yield Text(_sentence(found.significance.words()), "warning" if worse else "plain")
+    timed = [s for s in found.models if s.latency is not None]
+    if found.speedup is not None and found.speedup.reason:
+        yield Text(_sentence(found.speedup.words()), "warning")
+    elif any(s.latency.disturbed for s in timed if s.latency is not None):
+        yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
+    if found.slower_because:
+        yield Text(found.slower_because)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _about_data(found: Evaluation) -> Iterator[str]:
@@ -131,10 +187,7 @@ def _columns(found: Evaluation, first: str) -> list[Column]:
     return columns if found.baseline is None else [*columns, Column("baseline", "number"), Column("change", "number")]
 
 
-def _quality(found: Evaluation) -> Iterator[Section]:
-    predictions = found.model.predictions
-    if predictions is None:
-        return
+def _quality_rows(found: Evaluation) -> list[list[Cell]]:
     rows = []
     for name, value in found.model.metrics.items():
         row: list[Cell] = [name.replace("_", " "), number(value)]
@@ -142,15 +195,18 @@ def _quality(found: Evaluation) -> Iterator[Section]:
             other = found.baseline.metrics.get(name)
             row += [number(other), changed(value, other)]
         rows.append(row)
+    return rows
+
+
+def _quality(found: Evaluation) -> Iterator[Section]:
+    predictions = found.model.predictions
+    if predictions is None:
+        return
     scale = f", read as {predictions.reading.scale}" if predictions.reading.scale else ""
     note = f"{found.samples:,} samples of {found.source}; output {predictions.reading.output}{scale}"
     if not predictions.reading.regression:
         note += f"; precision, recall and F1 are {found.average} averages"
-    yield Table("Quality", _columns(found, "metric"), rows, note)
-    if found.significance is not None:
-        worse = found.significance.beyond_chance and found.significance.difference < 0
-        sentence = found.significance.words()
-        yield Text(sentence[:1].upper() + sentence[1:] + ".", "warning" if worse else "plain")
+    yield Table("Quality", _columns(found, "metric"), _quality_rows(found), note)
 
 
 def _train_gap(found: Evaluation) -> Iterator[Section]:
@@ -164,7 +220,7 @@ def _train_gap(found: Evaluation) -> Iterator[Section]:
     columns = [Column("of"), Column("metric"), *(Column(c, "number") for c in ("train", "test", "gap"))]
     note = f"{found.train_samples:,} training samples; gap: how much better the training data is answered"
     yield Table("Over-fitting", columns, rows, note)
-    yield Text(_gap_words(found))
+    yield told(_gap_words(found))
 
 
 def _gap_words(found: Evaluation) -> str:
@@ -195,29 +251,22 @@ def _latency(found: Evaluation) -> Iterator[Section]:
     if len(timed) > 1:
         note += "; both models in turn, the difference is the median over pairs"
     yield Table("Latency", columns, rows, note)
-    told = found.speedup is None or not found.speedup.reason
-    if told and any(s.latency.disturbed for s in timed if s.latency is not None):
-        yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
-    if found.speedup is not None:
-        sentence = found.speedup.words()
-        faster = not found.speedup.within_noise and found.speedup.speedup > 1
-        tone: Tone = "warning" if found.speedup.reason else "good" if faster else "plain"
-        yield Text(sentence[:1].upper() + sentence[1:] + ".", tone)
-    if found.slower_because:
-        yield Text(found.slower_because)
 
 
 def _size(found: Evaluation) -> Table:
+    return Table("Size", _columns(found, "figure"), _size_rows(found))
+
+
+def _size_rows(found: Evaluation) -> list[list[Cell]]:
     new, old = sizes(found.model), sizes(found.baseline) if found.baseline else {}
-    rows = []
+    rows: list[list[Cell]] = list(_time_rows(found))
     for name in SIZES:
         title, form = SIZE_TITLES[name]
         row: list[Cell] = [title, cell_text(new[name], form)]
         if found.baseline is not None:
             row += [cell_text(old[name], form), _ratio(name, new[name], old[name])]
         rows.append(row)
-    rows += _time_rows(found)
-    return Table("Size", _columns(found, "figure"), rows)
+    return rows
 
 
 def _time_rows(found: Evaluation) -> Iterator[list[Cell]]:
@@ -273,7 +322,7 @@ def quality_bars(found: Evaluation) -> Iterator[Section]:
     names = [n for n, value in found.model.metrics.items() if METRICS[n].fraction and np.isfinite(value)]
     if names:
         series = [(s.role, [s.metrics.get(name) for name in names]) for s in reversed(found.models)]
-        yield Bars("Quality side by side", [n.replace("_", " ") for n in names], series, "percent", detail=True)
+        yield Bars("Quality side by side", [n.replace("_", " ") for n in names], series, "percent")
 
 
 def latency_chart(found: Evaluation) -> Iterator[Section]:
@@ -288,9 +337,7 @@ def latency_chart(found: Evaluation) -> Iterator[Section]:
     marks = [Mark("x", float(np.median(times)), f"{role} {np.median(times):.3g} ms") for role, times in timed]
     panel = Panel(series, marks=marks)
     note = "The share of runs that took so long or less; a mark is at each median."
-    yield Chart(
-        "Latency of single runs", [panel], ChartAxis("time", "ms"), ChartAxis("runs", "percent"), note, detail=True
-    )
+    yield Chart("Latency of single runs", [panel], ChartAxis("time", "ms"), ChartAxis("runs", "percent"), note)
 
 
 def robustness_chart(stress: Stress) -> Section:
@@ -304,7 +351,7 @@ def robustness_chart(stress: Stress) -> Section:
                   for role, clean in reversed(list(stress.clean.items()))]  # fmt: skip
         panels.append(Panel(series, name.replace("_", " "), x=ChartAxis(f"severity, {rows[0].unit}")))
     y = ChartAxis(stress.metric.replace("_", " "), form)
-    return Chart("Robustness curves", panels, ChartAxis("severity"), y, shared="y", detail=True)
+    return Chart("Robustness curves", panels, ChartAxis("severity"), y, shared="y")
 
 
 def class_bars(found: Evaluation) -> Iterator[Section]:
@@ -314,7 +361,7 @@ def class_bars(found: Evaluation) -> Iterator[Section]:
         f1 = {s.role: {str(row["class"]): row["f1"] for row in s.classes} for s in asked}
         names = list(dict.fromkeys(name for values in f1.values() for name in values))
         series = [(role, [values.get(name) for name in names]) for role, values in f1.items()]
-        yield Bars("F1 of each class", names, series, "percent", detail=True)
+        yield Bars("F1 of each class", names, series, "percent")
 
 
 def number(value: float | None) -> Cell:
@@ -347,14 +394,14 @@ def fidelity_json(found: Fidelity | None) -> Json | None:
     }
 
 
-def fidelity_table(found: Fidelity) -> Table:
+def fidelity_table(found: Fidelity, level: Level = Level.DETAIL) -> Table:
     """One row per output."""
     rows: list[list[Cell]] = [
         [name, *(number(values.get(key)) for key in MEASURES)] for name, values in found.outputs.items()
     ]
-    columns = [Column("output"), *(Column(key.replace("_", " "), "number") for key in MEASURES)]
+    columns = [Column("output", "name"), *(Column(key.replace("_", " "), "number") for key in MEASURES)]
     note = f"against {found.reference}, {found.samples:,} samples of {found.inputs}"
-    return Table("Fidelity", columns, rows, note)
+    return Table("Fidelity", columns, rows, note, level=level)
 
 
 def gate_sections(gates: Sequence[GateResult]) -> list[Section]:
@@ -365,11 +412,12 @@ def gate_sections(gates: Sequence[GateResult]) -> list[Section]:
         [g.gate.expr, "not measurable" if g.reason else number(g.value), "passed" if g.passed else "FAILED"]
         for g in gates
     ]
-    failed = sum(not g.passed for g in gates)
-    table = Table("Gates", [Column("fails if"), Column("value", "number"), Column("result")], rows)
+    failed = [g for g in gates if not g.passed]
+    table = Table("Gates", [Column("fails if"), Column("value", "number"), Column("result")], rows, level=Level.NORMAL)
     if failed:
-        return [table, Text(f"{failed} of {len(gates)} gates failed.", "warning")]
-    return [table, Text(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good")]
+        names = ", ".join(g.gate.expr for g in failed)
+        return [headline(f"{len(failed)} of {len(gates)} gates failed: {names}", "warning"), table]
+    return [headline(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good"), table]
 
 
 def speed_ms(found: MeasuredSpeed | None) -> tuple[Json | None, Json | None]:
@@ -401,6 +449,6 @@ def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list
     if found is None:
         return []
     gain = None if found.pair is None else found.pair.gain
-    tone: Tone = "warning" if gain is None or gain.reason or gain.high < 1 else "plain"
+    tone: Tone = "warning" if gain is None or gain.reason or gain.high < 1 else "good" if gain.low > 1 else "plain"
     words = found.words(other)
     return [Text(f"{words[:1].upper()}{words[1:]}.", tone), *([Text(found.why)] if found.why else [])]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from prunecli.inputs import InputSpec
+from prunecli.inspection.cuttable import CuttableUnits, cuttable_units
 from prunecli.inspection.distribution import Distribution, PatternFit, distribution, pattern_fit
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.shape_inference import UNKNOWN_INPUT
+from prunecli.model.shapes import input_specs, output_specs
 from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
 from prunecli.report.result import ModelResult
 from prunecli.types import Progress, Skipped, Totals, Verification, no_progress
 
+CLASH = "ShapeInferenceError"
+"""What a problem of shapes names where they contradict each other."""
 PROBLEMS = 5
 """How many operators without a shape are listed."""
 
@@ -50,7 +55,7 @@ class InspectedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(ModelResult):
-    """What `inspect` found; `patterns` by weight name."""
+    """What `inspect` found; `patterns` by weight name; `interface`: inputs and outputs as the file states them."""
 
     about: Mapping[str, str]
     inputs: Mapping[str, tuple[int, ...]]
@@ -60,6 +65,8 @@ class Inspection(ModelResult):
     nm: tuple[int, int] | None = None
     patterns: Mapping[str, PatternFit] = field(default_factory=dict)
     distribution: Distribution | None = None
+    interface: Mapping[str, Sequence[InputSpec]] = field(default_factory=dict)
+    cuttable: CuttableUnits = field(default_factory=CuttableUnits)
 
     @property
     def totals(self) -> Totals:
@@ -107,14 +114,26 @@ def inspect(
         skipped=weights.skipped,
         notes=[
             *file.notes,
+            *_unfit(shapes),
             *_problems(shapes),
             *(f"weight '{name}' holds NaN or infinity" for name in sorted(broken)),
         ],
         nm=options.nm,
         patterns=patterns,
         distribution=distribution(measurable, progress) if options.histogram else None,
+        interface={"inputs": input_specs(file.ir), "outputs": output_specs(file.ir)},
+        cuttable=cuttable_units(file, options.dims),
         seconds=time.perf_counter() - start,
     )
+
+
+def _unfit(shapes: Shapes) -> list[str]:
+    """A warning where the model contradicts the sizes that were assumed."""
+    clash = next((f"{n.op_type} '{_name(n)}': {why}" for n, why in shapes.facts.problems.items() if CLASH in why), "")
+    if not clash or not shapes.assumed:
+        return []
+    return [f"the model does not run at the sizes assumed ({', '.join(shapes.assumed)}): state others with --dim or"
+            f" --input-shape; {clash}"]  # fmt: skip
 
 
 def _about(model: Model) -> dict[str, str]:

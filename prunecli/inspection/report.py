@@ -10,16 +10,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunecli.report.contract import report_json
-from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Panel, Section, Series, Table, Text
-from prunecli.report.sections import shape_text, warnings
+from prunecli.errors import some
+from prunecli.inputs import InputSpec
+from prunecli.report.contract import report_json, totals_json
+from prunecli.report.document import (
+    Bars,
+    Cell,
+    Chart,
+    ChartAxis,
+    Column,
+    Document,
+    Level,
+    Panel,
+    Section,
+    Series,
+    Table,
+    Text,
+)
+from prunecli.report.render_cells import cell_text
+from prunecli.report.sections import headline, shape_text, warnings
 from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
+    from prunecli.inspection.cuttable import CuttableUnits
     from prunecli.inspection.distribution import Distribution, WeightSpread
     from prunecli.inspection.inspect import InspectedLayer, Inspection
 
 TOP = 24
+LISTED = 3
+"""Inputs, outputs, assumed sizes and reasons that are named."""
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 28
 
@@ -27,10 +46,12 @@ _WIDTH = 28
 def to_json(found: Inspection) -> Json:
     """The contract's keys (before = after: nothing changes) with `totals`, `inputs` and what was asked."""
     extra: Json = {
-        "totals": {**asdict(found.totals), "sparsity": found.sparsity},
+        "totals": {**totals_json(found.totals), "sparsity": found.sparsity},
         "about": dict(found.about),
         "inputs": {name: list(shape) for name, shape in found.inputs.items()},
         "assumed": list(found.assumed),
+        "interface": {side: [_spec_json(spec) for spec in specs] for side, specs in found.interface.items()},
+        "structured": asdict(found.cuttable),
     }
     if found.nm:
         extra["nm"] = f"{found.nm[0]}:{found.nm[1]}"
@@ -68,6 +89,10 @@ def _row(found: Inspection, layer: InspectedLayer) -> LayerRow:
     )
 
 
+def _spec_json(spec: InputSpec) -> Json:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
 def _share(part: int | None, whole: int | None) -> float | None:
     return None if part is None or whole is None else part / whole if whole else 0.0
 
@@ -88,46 +113,65 @@ def _distribution_json(found: Distribution) -> Json:
 
 
 def to_document(found: Inspection) -> Document:
-    """What people read: a summary, the layers, what was asked for, what cannot be pruned."""
-    sections: list[Section] = [_summary(found), _layer_table(found), *share_bars(found)]
+    """What people read: a summary, what was asked for, the layers, what cannot be pruned."""
+    sections: list[Section] = [_headline(found), _summary(found), *warnings(found.notes)]
+    sections += [_layer_table(found), *share_bars(found)]
     sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
     sections += _distribution_tables(found) if found.distribution else []
     sections += [_pattern_table(found)] if found.nm else []
     if found.skipped:
         rows = [(item.name, item.reason) for item in found.skipped]
-        sections.append(Table("Not prunable", (Column("name"), Column("reason")), rows, top=TOP))
-    return Document(f"{found.model.path}: inspect", [*sections, *warnings(found.notes)])
+        sections.append(Table("Not prunable", (Column("name", "name"), Column("reason")), rows, top=TOP))
+    return Document(f"{found.model.path}: inspect", sections)
+
+
+def _headline(found: Inspection) -> Text:
+    sizes, prunable = found.totals, sum(layer.params for layer in found.prunable)
+    macs = f", {cell_text(sizes.macs, 'count')} MACs" if sizes.macs else ""
+    return headline(f"{sizes.params:,} parameters, of which {prunable:,} can be pruned{macs}")
 
 
 def _summary(found: Inspection) -> Table:
-    from prunecli.report.render_cells import cell_text
-
     sizes = found.totals
-    prunable = sum(layer.params for layer in found.prunable)
-    inputs = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.inputs.items())
     about = "about " if sizes.gzip_estimated else ""
+    inputs = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.inputs.items())
+    assumed = f"; assumed: {some(found.assumed, LISTED)}" if found.assumed else ""
     rows: list[tuple[str, str]] = [
         ("made by", f"{found.about['producer']}; {found.about['opsets']}"),
-        ("inputs", inputs or "none"),
-        ("assumed", ", ".join(found.assumed) or "nothing"),
-        (
-            "parameters",
-            f"{cell_text(sizes.params, 'count')}, of which prunable {cell_text(prunable, 'count')}",
-        ),
+        *((side, some([_spec_text(spec) for spec in specs], LISTED)) for side, specs in found.interface.items()),
         ("zeros", f"{cell_text(found.sparsity, 'percent')} of the prunable weights"),
-        ("MACs", f"{cell_text(sizes.macs, 'count')} per inference at these inputs"),
+        ("MACs", f"{cell_text(sizes.macs, 'count')} at {inputs}{assumed}"),
         (
             "file",
             f"{cell_text(sizes.file_bytes, 'bytes')}, gzip {about}{cell_text(sizes.gzip_bytes, 'bytes')}",
         ),
+        *_structured(found.cuttable),
     ]
-    return Table("", (Column(""), Column("")), rows)
+    return Table("", (Column(""), Column("")), rows, level=Level.NORMAL)
+
+
+def _spec_text(spec: InputSpec) -> str:
+    return f"{spec.name} {spec.dtype} {'×'.join('?' if d is None else str(d) for d in spec.shape) or 'scalar'}"
+
+
+def _structured(found: CuttableUnits) -> list[tuple[str, str]]:
+    """What `prune structured` could cut, how much that is, and what stays."""
+    if found.problem:
+        return [("structured", f"not analysed: {found.problem}")]
+    units = " and ".join(f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in found.units.items())
+    shares = [f"{cell_text(value, 'percent')} of the {name}"
+              for name, value in (("parameters", found.params), ("MACs", found.macs)) if value]  # fmt: skip
+    rows = [("structured", f"can cut {units} in {found.groups} groups" if units else "can cut nothing")]
+    if units and shares:
+        rows.append(("", f"at most {' and '.join(shares)}, with one unit left of each group"))
+    why = some([f"{reason} ({axes} ax{'i' if axes == 1 else 'e'}s)" for reason, axes in found.frozen], LISTED)
+    return [*rows, ("", f"stays: {why}")] if why else rows
 
 
 def _layer_table(found: Inspection) -> Table:
     columns = (
-        Column("weight"),
-        Column("layer", drop=5),
+        Column("weight", "name"),
+        Column("layer", "name", drop=5),
         Column("op"),
         Column("shape"),
         Column("params", "count"),
@@ -179,7 +223,7 @@ def _distribution_tables(found: Inspection) -> list[Section]:
 
 def _spread_table(found: Inspection, measured: Distribution) -> Table:
     columns = (
-        Column("weight"),
+        Column("weight", "name"),
         Column("params", "count", drop=2),
         Column("0 to the largest |w|", "graph"),
         Column("largest", "number", drop=1),
@@ -192,7 +236,7 @@ def _spread_table(found: Inspection, measured: Distribution) -> Table:
         for layer in found.prunable
         if (spread := measured.spreads.get(layer.weight)) is not None
     ]
-    return Table("|w| per weight", columns, rows, top=TOP, top_by="params")
+    return Table("|w| per weight", columns, rows, top=TOP, top_by="params", level=Level.NORMAL)
 
 
 def sparkline(counts: tuple[int, ...]) -> str:
@@ -215,18 +259,18 @@ def _step_table(measured: Distribution) -> Table:
         (step.value, step.sparsity, step.below, "█" * -(-_WIDTH * count // largest))
         for step, count in zip(measured.steps, counts, strict=True)
     ]
-    return Table("|w| over all prunable weights", columns, rows)
+    return Table("|w| over all prunable weights", columns, rows, level=Level.NORMAL)
 
 
 def _hint_table(measured: Distribution) -> Table:
     columns = (Column("to zero", "percent"), Column("use --threshold", "number"), Column("zeroes", "percent"))
     rows = [(hint.wanted, hint.value, hint.sparsity) for hint in measured.hints]
     note = "--sparsity S zeroes exactly that fraction without a threshold"
-    return Table("Choosing a threshold", columns, rows, note)
+    return Table("Choosing a threshold", columns, rows, note, level=Level.NORMAL)
 
 
 def _pattern_table(found: Inspection) -> Table:
-    columns = (Column("weight"), Column("op"), Column("follows"), Column("windows", "percent"), Column("note"))
+    columns = (Column("weight", "name"), Column("op"), Column("follows"), Column("windows", "percent"), Column("note"))
     rows: list[tuple[Cell, ...]] = []
     for layer in found.prunable:
         fit = found.patterns[layer.weight]
@@ -236,9 +280,8 @@ def _pattern_table(found: Inspection) -> Table:
     follow = sum(fit.satisfied for fit in found.patterns.values())
     title = f"{n}:{m} along the inputs of each output: {follow} of {len(rows)} weights follow it"
     unused = any(fit.doubts for fit in found.patterns.values())
-    return Table(
-        title, columns, rows, "TensorRT times sparse and dense kernels, and takes the faster" if unused else ""
-    )
+    note = "TensorRT times sparse and dense kernels, and takes the faster" if unused else ""
+    return Table(title, columns, rows, note, top=TOP, level=Level.NORMAL)
 
 
 MOST = 30
@@ -253,7 +296,7 @@ def share_bars(found: Inspection) -> Iterator[Section]:
         series = [("parameters", [layer.params / totals.params if totals.params else None for layer in layers])]
         if totals.macs:
             series.append(("MACs", [None if layer.macs is None else layer.macs / totals.macs for layer in layers]))
-        yield Bars("Share of the model", names, series, "percent", detail=True)
+        yield Bars("Share of the model", names, series, "percent")
 
 
 def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[Section]:
@@ -261,9 +304,7 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
     steps = [step for step in measured.steps if step.value > 0]
     if steps:
         curve = Series("", [0.0, *(s.value for s in steps)], [0.0, *(s.sparsity for s in steps)])
-        yield Chart(
-            "Zeros by threshold", [Panel([curve])], ChartAxis("--threshold"), ChartAxis("zeros", "percent"), detail=True
-        )
+        yield Chart("Zeros by threshold", [Panel([curve])], ChartAxis("--threshold"), ChartAxis("zeros", "percent"))
     layers = [layer for layer in found.prunable if layer.weight in measured.spreads]
     largest = sorted(layers, key=lambda layer: -layer.params)[:MOST]
     panels = []
@@ -272,6 +313,4 @@ def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[S
         edges = np.linspace(0, spread.largest or 1.0, len(spread.picture) + 1).tolist()
         panels.append(Panel([Series("weights", edges, spread.picture, "histogram")], layer.weight))
     note = "" if len(panels) == len(layers) else f"The {len(panels)} largest of {len(layers)} weights."
-    yield Chart(
-        "|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, shared=False, detail=True
-    )
+    yield Chart("|w| in each weight", panels, ChartAxis("|w|"), ChartAxis("weights", "count"), note, shared=False)

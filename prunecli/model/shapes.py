@@ -111,6 +111,11 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     return with_demands(model, [InputSpec(value.name or "", _dtype(value), _dims(value)) for value in values])
 
 
+def output_specs(model: ir.Model) -> list[InputSpec]:
+    """The outputs, with the shapes that the file states."""
+    return [InputSpec(value.name or "", _dtype(value), _dims(value)) for value in model.graph.outputs]
+
+
 def with_demands(model: ir.Model, specs: Sequence[InputSpec]) -> list[InputSpec]:
     """The model's inputs with the sizes that operators ask for; a rank that the file leaves open is theirs, too."""
     if all(s.shape and all(isinstance(dim, int) for dim in s.shape[1:]) for s in specs):

@@ -49,6 +49,7 @@ def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int
         file_bytes=sum(path.stat().st_size for path in files),
         gzip_bytes=sum(gzip_bytes(path) for path in files),
         gzip_estimated=any(path.stat().st_size > EXACT_UP_TO for path in files),
+        assumed=shapes.assumed if shapes else (),
     )
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import fidelity_json, fidelity_table
 from prunecli.report.contract import report_json
-from prunecli.report.document import Cell, Column, Document, Section, Table
+from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
 from prunecli.report.render_cells import cell_text
-from prunecli.report.sections import proof_text, shape_text, warnings, written
+from prunecli.report.sections import headline, proof_text, shape_text, warnings, written
 from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
@@ -62,7 +62,14 @@ def _layer(row: PackRow) -> LayerRow:
 def to_document(found: PackResult) -> Document:
     """What people read: sizes, the proof, loading, the tensors."""
     title = f"{found.model.path}: {f'what would be {found.command}ed' if found.dry_run else found.command}"
-    return Document(title, [*packed_sections(found), *warnings(found.notes), *written(found)])
+    return Document(title, [_headline(found), *packed_sections(found), *warnings(found.notes), *written(found)])
+
+
+def _headline(found: PackResult) -> Text:
+    old, new = (cell_text(each.file_bytes, "bytes") for each in (found.before, found.after))
+    share = found.after.file_bytes / found.before.file_bytes if found.before.file_bytes else None
+    verb = "would become" if found.dry_run else "became"
+    return headline(f"the file's {old} {verb} {new}, {cell_text(share, 'percent')}", "good")
 
 
 def packed_json(found: PackResult | None) -> Json:
@@ -96,7 +103,8 @@ def _sizes(found: PackResult) -> Table:
         rows.append(["their information", None, round(limit(found.rows)), limit(found.rows) / dense])
     columns = (Column(""), Column("before", "bytes"), Column("after", "bytes"), Column("remains", "percent"))
     note = _sizes_note(found, after.file_bytes - stored)
-    return Table("Size, packed" if found.command == "pack" else "Size", columns, rows, note)
+    title = "Size, packed" if found.command == "pack" else "Size"
+    return Table(title, columns, rows, note, level=Level.NORMAL)
 
 
 def _sizes_note(found: PackResult, rest: int) -> str:
@@ -136,7 +144,7 @@ def tensors(found: PackResult) -> Table:
         for row in found.rows
     ]  # fmt: skip
     columns = (
-        Column("tensor"), Column("shape", drop=1), Column("type", drop=3), Column("zeros", "percent"),
+        Column("tensor", "name"), Column("shape", drop=1), Column("type", drop=3), Column("zeros", "percent"),
         Column("stored as"), Column("dense", "bytes"), Column("packed", "bytes"), Column("note", drop=2),
     )  # fmt: skip
     return Table("Tensors", columns, rows, top=TOP, top_by="dense")

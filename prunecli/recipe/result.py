@@ -9,8 +9,9 @@ from typing import Literal
 from prunecli.errors import GateFailed, PruneError
 from prunecli.recipe.toml import Place
 from prunecli.report.contract import envelope
-from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
 from prunecli.report.result import Reported
+from prunecli.report.sections import headline
 from prunecli.types import Json
 
 Status = Literal["planned", "done", "failed", "not run"]
@@ -87,7 +88,7 @@ class RunResult(Reported):
 
     def to_document(self) -> Document:
         title = f"{'Plan of' if self.dry_run else 'Recipe'} {self.path}"
-        sections: list[Section] = [self._overview(), *self._verdict(), *map(Text, self.notes)]
+        sections: list[Section] = [*self._verdict(), self._overview(), *map(Text, self.notes)]
         for step in self.steps:
             sections += _step_sections(step)
         return Document(title, sections)
@@ -98,16 +99,16 @@ class RunResult(Reported):
         if not self.dry_run:
             columns += [Column("status"), Column("seconds", "number")]
             rows = [[*row, step.status, round(step.seconds, 1)] for row, step in zip(rows, self.steps, strict=True)]
-        return Table("Steps", columns, rows)
+        return Table("Steps", columns, rows, level=Level.NORMAL)
 
     def _verdict(self) -> list[Section]:
         if self.dry_run:
-            return [Text("Nothing was run: the recipe is in order as far as can be told without opening its models.")]
+            return [headline("Nothing was run: the recipe is in order, as far as can be told without its models.")]
         gates = [gate for step in self.steps for gate in step.gates]
-        errors: list[Section] = [Text(step.error, "warning") for step in self.steps if step.error]
+        errors: list[Section] = [headline(step.error, "warning") for step in self.steps if step.error]
         if self.passed and gates:
-            return [Text(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good")]
-        return errors
+            return [headline(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good")]
+        return errors or [headline(f"{len(self.steps)} steps done.", "good")]
 
 
 class StepFailed(PruneError):  # noqa: N818 - one of its kind is a gate, see below
@@ -155,12 +156,13 @@ def _step_sections(step: StepRun) -> list[Section]:
     rows = [[value.key, value.text, str(value.place)] for value in step.values]
     sections: list[Section] = [Table(f"Step {step.title}", columns, rows)]
     if step.result is not None:
-        document = step.result.to_document()
-        sections += [Text(document.title), *(_under(step.name, section) for section in document.sections)]
+        sections += [_under(step.name, section) for section in step.result.to_document().sections]
     return sections
 
 
 def _under(name: str, section: Section) -> Section:
-    if isinstance(section, Text) or not section.title:
-        return section
-    return replace(section, title=f"{name}: {section.title}")
+    """A section of a step's report, a level further down."""
+    level = min(Level(section.level + 1), Level.DETAIL)
+    if isinstance(section, Text):
+        return replace(section, body=f"{name}: {section.body}", level=level)
+    return replace(section, title=f"{name}: {section.title}" if section.title else "", level=level)

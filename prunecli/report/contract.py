@@ -37,8 +37,8 @@ def report_json(
         **envelope(command, found.seconds),
         "model": asdict(found.model),
         "output": None if found.output is None else asdict(found.output),
-        "before": asdict(found.before) | times[0],
-        "after": asdict(found.after) | times[1],
+        "before": totals_json(found.before) | times[0],
+        "after": totals_json(found.after) | times[1],
         "sparsity": sparsity,
         "layers": [_layer(layer) for layer in layers],
         "skipped": [asdict(item) for item in skipped],
@@ -46,6 +46,11 @@ def report_json(
         "notes": [*grown(found.before, found.after), *found.notes],
         **extra,
     }
+
+
+def totals_json(found: Totals) -> Json:
+    """The sizes of a model; `assumed` where sizes were."""
+    return {key: value for key, value in asdict(found).items() if key != "assumed" or value}
 
 
 def _layer(row: LayerRow) -> Json:

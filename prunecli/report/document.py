@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal
 
 MARKS = {
@@ -12,6 +13,20 @@ MARKS = {
     ".html": '<meta name="generator" content="prunecli">',
 }
 """What a report of each suffix has among its first characters, so that nothing else is taken for one and replaced."""
+
+
+class Level(IntEnum):
+    """How much a reader asks for. A section is shown to whoever asks for its level or a higher one.
+
+    HEADLINE: the result in a line (`--quiet`). NORMAL: one small table, the proof, what was written, notes that matter.
+    DETAIL: everything (`--verbose`, report files), in full length.
+    """
+
+    HEADLINE = 0
+    NORMAL = 1
+    DETAIL = 2
+
+
 Cell = str | int | float | None
 Tone = Literal["plain", "good", "warning"]
 NumberForm = Literal["count", "bytes", "percent", "number", "ms"]
@@ -22,12 +37,13 @@ class Column:
     """A table column. `form` says how numbers are written; strings are shown as they are.
 
     count: 12,345 or 1.23 M; bytes: 1.2 MB; percent: 0.5 -> 50.0 %; number: four significant digits;
-    graph: text drawn as a picture, never shortened.
+    graph: text drawn as a picture, never shortened; name: a name of the model, of which only as much is left out as
+    leaves different names different; text: prose, which is wrapped.
     On a terminal too narrow for the table, columns with drop > 0 are left out, the largest first.
     """
 
     title: str
-    form: Literal["text", "graph"] | NumberForm = "text"
+    form: Literal["text", "name", "graph"] | NumberForm = "text"
     drop: int = 0
 
 
@@ -43,6 +59,7 @@ class Table:
     note: str = ""
     top: int | None = None
     top_by: str = ""
+    level: Level = Level.DETAIL
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Text:
 
     body: str
     tone: Tone = "plain"
+    level: Level = Level.NORMAL
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,6 @@ class Bars:
         series: (name, values): one value >= 0 per label; None where there is none.
         form: how values are written, see Column.
         stacked: the series are parts of a whole.
-        detail: a terminal shows it with --verbose only; Markdown and HTML always.
         top: a terminal shows only so many labels: the largest in total if stacked, else in the first series.
         full: the value of a bar of full length; None: the largest.
 
@@ -76,9 +93,9 @@ class Bars:
     form: NumberForm = "number"
     stacked: bool = False
     note: str = ""
-    detail: bool = False
     top: int | None = None
     full: float | None = None
+    level: Level = Level.DETAIL
 
     def __post_init__(self) -> None:
         for name, values in self.series:
@@ -156,7 +173,6 @@ class Chart:
 
     Args:
         shared: all panels have the same range of x and y, so that they can be compared; "x" or "y": of that alone.
-        detail: a terminal shows it with --verbose only; Markdown and HTML always.
         top: a terminal shows the first so many panels only.
     """
 
@@ -166,8 +182,8 @@ class Chart:
     y: ChartAxis
     note: str = ""
     shared: bool | Literal["x", "y"] = True
-    detail: bool = False
     top: int | None = None
+    level: Level = Level.DETAIL
 
     def axes(self, panel: Panel) -> tuple[ChartAxis, ChartAxis]:
         """x and y of a panel."""
@@ -185,3 +201,11 @@ Section = Table | Text | Bars | Chart
 class Document:
     title: str
     sections: list[Section] = field(default_factory=list)
+
+    def at(self, level: Level) -> list[Section]:
+        """The sections for whoever asks for so much, in reading order."""
+        return [section for section in self.sections if section.level <= level]
+
+    def by_importance(self) -> list[Section]:
+        """All sections, headlines first and details last."""
+        return sorted(self.sections, key=lambda section: section.level)

@@ -24,7 +24,8 @@ from prunecli.report.figure import (
     style,
     to_svg,
 )
-from prunecli.report.render_cells import cell_text, one_line, shorten
+from prunecli.report.names import in_about
+from prunecli.report.render_cells import cell_text, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ _VALUE = 0.9  # inches for the value at a bar's end
 
 def draw_bars(bars: Bars) -> tuple[Figure, Tips]:
     """The figure, and what each bar says when pointed at."""
-    labels = [shorten(one_line(label), _LABEL) for label in bars.labels]
+    labels = in_about([one_line(label) for label in bars.labels], _LABEL)
     thick = 1 if bars.stacked else max(len(bars.series), 1)
     left = 0.25 + LETTER * max(map(len, labels), default=0)
     height = max(len(labels), 1) * LINE_HEIGHT * (0.8 * thick + 0.4)
@@ -100,6 +101,7 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
     above = _ABOVE if any(panel.title for panel in chart.panels) else 0.1
     names = list(dict.fromkeys(series.name for panel in chart.panels for series in panel.series))
     figure = new_figure(WIDTH, rows * high + (1.5 * LINE_HEIGHT if len(names) > 1 else 0))
+    titles = in_about([one_line(panel.title) for panel in chart.panels], int((wide - _LEFT - _RIGHT) / LETTER))
     drawn: list[Axes] = []
     tips: Tips = {}
     for number, panel in enumerate(chart.panels):
@@ -108,8 +110,7 @@ def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
         axes = add_axes(figure, left, bottom, wide - _LEFT - _RIGHT, high - _BELOW - above, **twins)
         drawn.append(axes)
         _draw_panel(axes, chart, panel, names)
-        title = shorten(one_line(panel.title), int((wide - _LEFT - _RIGHT) / LETTER))
-        axes.set_title(title, fontsize=10, color=FOREGROUND, loc="left", pad=5)
+        axes.set_title(titles[number], fontsize=10, color=FOREGROUND, loc="left", pad=5)
         _collect_tips(axes, chart, panel, number, tips)
     for axes, panel in zip(drawn, chart.panels, strict=True):
         for line, mark in enumerate(panel.marks):  # last, when the ranges are known

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from prunecli.report.document import Bars, Chart, Column, Document, Section, Table, Text
-from prunecli.report.render_cells import is_number, one_line, shorten, table_texts
+from prunecli.errors import some
+from prunecli.report.document import Column, Document, Level, Section, Table, Text
+from prunecli.report.names import common_beginning, least_width, shortened
+from prunecli.report.render_cells import filled, is_number, one_line, table_texts
 from prunecli.report.sketch import as_table
 
 if TYPE_CHECKING:
@@ -16,22 +19,25 @@ if TYPE_CHECKING:
     from rich.text import Text as RichText
 
 UNLIMITED = 100_000
-_MIN_TEXT = 16
+PIPED = 120
+"""Columns of a table where no terminal says how wide it is."""
+MORE = 4
+"""Titles of sections that are named, not shown."""
+_MIN_NAME, _MIN_TEXT = 16, 24
 _GAP = 2
 _TONES = {"plain": "", "good": "green", "warning": "yellow"}
 
 
 def to_terminal(
-    document: Document, width: int | None = None, color: bool = False, complete: bool = False, details: bool = False
-) -> str:
+    document: Document, width: int | None = None, color: bool = False, level: Level = Level.NORMAL
+) -> str:  # fmt: skip
     """Render for reading on a terminal.
 
     Args:
         document: what to show.
-        width: columns of the terminal; None (a pipe or a file): nothing is shortened or left out.
+        width: columns of the terminal; None (a pipe or a file): tables have PIPED columns, lines of text any length.
         color: whether to write escape sequences.
-        complete: show all rows of what asks to be cut to its top.
-        details: show what is a detail, too.
+        level: which sections are shown; with DETAIL tables have all rows, with HEADLINE the title is left out.
     """
     from rich.console import Console
 
@@ -46,50 +52,73 @@ def to_terminal(
         emoji=False,
         legacy_windows=False,
     )
-    console.print(one_line(document.title), style="bold")
-    for section in document.sections:
-        if details or not (isinstance(section, Bars | Chart) and section.detail):
+    if level > Level.HEADLINE:
+        console.print(one_line(document.title), style="bold")
+    before: Section = Text("")
+    for section in document.at(level):
+        if not (isinstance(before, Text) and isinstance(section, Text)):
             console.print()
-            _render(console, section, width, complete)
+        _render(console, section, width or PIPED, complete=level >= Level.DETAIL)
+        before = section
+    if level == Level.NORMAL and (more := _titles(document)):
+        console.print(f"-v shows more: {some(more, MORE)}", style="dim")
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def _render(console: Console, section: Section, width: int | None, complete: bool) -> None:
+def _titles(document: Document) -> list[str]:
+    """Of what only --verbose shows."""
+    hidden = [section for section in document.sections if section.level > Level.NORMAL]
+    return [
+        one_line(section.title) for section in hidden if isinstance(section, Table) and section.rows and section.title
+    ]
+
+
+def _render(console: Console, section: Section, width: int, complete: bool) -> None:
     if isinstance(section, Text):
         console.print(one_line(section.body), style=_TONES[section.tone])
         return
-    if section.title:
-        console.print(one_line(section.title), style="bold")
-    _render_table(console, as_table(section), width, complete)
+    table = filled(as_table(section))
+    if table.title and not (table.columns and not table.columns[0].title and any(c.title for c in table.columns)):
+        console.print(one_line(table.title), style="bold")
+    elif table.columns:  # the title stands above the names of the rows
+        table = replace(table, columns=[replace(table.columns[0], title=one_line(table.title)), *table.columns[1:]])
+    _render_table(console, table, width, complete)
     if section.note:
         console.print(one_line(section.note), style="dim")
 
 
-def _render_table(console: Console, table: Table, width: int | None, complete: bool) -> None:
+def _render_table(console: Console, table: Table, width: int, complete: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     rows = range(len(table.rows)) if complete else top_rows(table)
     texts = [[one_line(text) for text in row] for row in table_texts(table)]
-    columns, texts, dropped = fit(table.columns, [texts[row] for row in rows], width)
+    fitted = fit(table.columns, [texts[row] for row in rows], width)
     rich = RichTable(
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         header_style="bold",
-        show_header=any(column.title for column in columns),
+        show_header=any(column.title for column in fitted.columns),
     )
-    for column in columns:
-        rich.add_column(column.title, justify="right" if is_number(column.form) else "left", no_wrap=True)
-    for row in texts:
+    for column, columns_of_it in zip(fitted.columns, fitted.widths, strict=True):
+        wraps = column.form in ("text", "name")
+        rich.add_column(
+            column.title,
+            justify="right" if is_number(column.form) else "left",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+            width=columns_of_it if wraps else None,
+        )
+    for row in fitted.texts:
         rich.add_row(*map(_literal, row))
     console.print(rich)
     if len(rows) < len(table.rows):
         largest = f", smaller in {table.top_by}" if table.top_by else ""
         console.print(f"and {len(table.rows) - len(rows)} more{largest}; --verbose shows all", style="dim")
-    if dropped:
-        console.print(f"not shown at this width: {', '.join(dropped)}", style="dim")
+    for said in fitted.left_out:
+        console.print(said, style="dim")
 
 
 def top_rows(table: Table) -> Sequence[int]:
@@ -104,53 +133,78 @@ def top_rows(table: Table) -> Sequence[int]:
     return sorted(sorted(range(len(size)), key=lambda row: -size[row])[: table.top])
 
 
-def fit(
-    columns: Sequence[Column], texts: list[list[str]], width: int | None
-) -> tuple[list[Column], list[list[str]], list[str]]:
-    """Make a table fit: leave out columns that allow it, then shorten the longest texts in the middle.
+@dataclass(frozen=True)
+class FittedTable:
+    """A table as a terminal shows it. `left_out`: sentences on what is not shown."""
 
-    Returns:
-        the columns and cells to show, and the titles of the columns left out.
-    """
-    shown = list(columns)
-    if width is None:
-        return shown, texts, []
+    columns: list[Column]
+    texts: list[list[str]]
+    widths: list[int]
+    left_out: list[str]
+
+
+def fit(columns: Sequence[Column], texts: list[list[str]], width: int) -> FittedTable:
+    """Make a table fit: leave out what names begin with, then columns that allow it, then cut names and wrap texts.
+    Different names stay different; where that takes more than the width, they go on in further lines."""
+    shown, cells = list(columns), [[row[i] for row in texts] for i in range(len(columns))]
+    said: list[str] = []
+    if _total(_widths(shown, cells)) > width:
+        _leave_out_beginnings(shown, cells, said)
     dropped: list[str] = []
-    while _total(_least(shown, texts)) > width and (candidate := max(shown, key=lambda c: c.drop)).drop > 0:
+    while _total(_least(shown, cells)) > width and (candidate := max(shown, key=lambda c: c.drop)).drop > 0:
         position = shown.index(candidate)
         dropped.append(candidate.title)
-        shown = shown[:position] + shown[position + 1 :]
-        texts = [row[:position] + row[position + 1 :] for row in texts]
-    widths = _shrunk(shown, texts, width)
-    return shown, [[shorten(t, w) for t, w in zip(row, widths, strict=True)] for row in texts], dropped
+        del shown[position], cells[position]
+    widths = _shrunk(shown, cells, width)
+    for place, column in enumerate(shown):
+        if column.form == "name":
+            room = range(widths[place], 0, -1)
+            cells[place] = next((found for w in room if (found := shortened(cells[place], w))), cells[place])
+    said += [f"not shown at this width: {', '.join(dropped)}"] if dropped else []
+    return FittedTable(shown, [list(row) for row in zip(*cells, strict=True)], widths, said)
 
 
-def _widths(columns: Sequence[Column], texts: list[list[str]]) -> list[int]:
-    return [max(len(c.title), *(len(row[i]) for row in texts), 0) for i, c in enumerate(columns)]
+def _leave_out_beginnings(columns: Sequence[Column], cells: list[list[str]], said: list[str]) -> None:
+    """Shorten every column of names by what they have in common."""
+    for place, column in enumerate(columns):
+        if column.form == "name" and (start := common_beginning(cells[place])):
+            cells[place] = [name[len(start) :] for name in cells[place]]
+            said.append(f"{column.title}: each name begins with {start}")
 
 
-def _least(columns: Sequence[Column], texts: list[list[str]]) -> list[int]:
-    """The widths below which a column is no longer worth reading: numbers and graphs in full."""
-    widths = _widths(columns, texts)
-    return [
-        min(width, max(_MIN_TEXT, len(column.title))) if column.form == "text" else width
-        for column, width in zip(columns, widths, strict=True)
-    ]
+def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
+    return [max(len(c.title), *map(len, own), 0) for c, own in zip(columns, cells, strict=True)]
+
+
+def _least(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
+    """The widths below which a column is no longer worth reading: numbers and graphs in full, names as long as they
+    stay different, texts in lines of a few words."""
+    least = []
+    for column, own, width in zip(columns, cells, _widths(columns, cells), strict=True):
+        if column.form == "name":
+            width = max(len(column.title), least_width(own, _MIN_NAME))
+        elif column.form == "text":
+            width = min(width, max(_MIN_TEXT, len(column.title)))
+        least.append(width)
+    return least
 
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
 
 
-def _shrunk(columns: Sequence[Column], texts: list[list[str]], width: int) -> list[int]:
-    """Take one character at a time from the widest text column until the table fits, down to its least."""
-    widths, least = _widths(columns, texts), _least(columns, texts)
-    while _total(widths) > width:
-        spare = [w if w > m else -1 for w, m in zip(widths, least, strict=True)]
-        widest = spare.index(max(spare))
-        if spare[widest] < 0:
-            break
-        widths[widest] -= 1
+def _shrunk(columns: Sequence[Column], cells: list[list[str]], width: int) -> list[int]:
+    """Take one character at a time from the widest column of names or texts until the table fits: down to its least,
+    and where that is not enough, to lines of a few letters."""
+    widths = _widths(columns, cells)
+    few = [min(w, _MIN_NAME) if c.form in ("name", "text") else w for c, w in zip(columns, widths, strict=True)]
+    for least in (_least(columns, cells), few):
+        while _total(widths) > width:
+            spare = [w if w > m else -1 for w, m in zip(widths, least, strict=True)]
+            widest = spare.index(max(spare, default=-1)) if spare else 0
+            if not spare or spare[widest] < 0:
+                break
+            widths[widest] -= 1
     return widths
 
 
@@ -168,7 +222,7 @@ _MARKS = {"plain": "", "good": "✅ ", "warning": "⚠️ "}
 def to_markdown(document: Document) -> str:
     """All rows and full names; nothing in a name can break out of its cell."""
     blocks = [f"## {escape(document.title)}"]
-    for section in document.sections:
+    for section in document.by_importance():
         blocks += _blocks(section)
     return "\n\n".join(blocks) + "\n"
 
@@ -183,7 +237,7 @@ def _blocks(section: Section) -> list[str]:
         return [_MARKS[section.tone] + escape(section.body)]
     title = [f"### {escape(section.title)}"] if section.title else []
     note = [f"*{escape(section.note)}*"] if section.note else []
-    return [*title, _table(as_table(section)), *note]
+    return [*title, _table(filled(as_table(section))), *note]
 
 
 def _table(table: Table) -> str:

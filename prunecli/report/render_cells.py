@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from prunecli.report.document import Cell, Table
 
@@ -26,6 +27,16 @@ def table_texts(table: Table) -> list[list[str]]:
     return [[cell_text(value, form) for value, form in zip(row, forms, strict=True)] for row in table.rows]
 
 
+def filled(table: Table) -> Table:
+    """The table without columns that have nothing to say in any row; the first one stays."""
+    empty = [place > 0 and all(row[place] in (None, "") for row in table.rows) for place in range(len(table.columns))]
+    if not table.rows or not any(empty):
+        return table
+    columns = [column for column, gone in zip(table.columns, empty, strict=True) if not gone]
+    rows = [[cell for cell, gone in zip(row, empty, strict=True) if not gone] for row in table.rows]
+    return replace(table, columns=columns, rows=rows)
+
+
 def is_number(form: str) -> bool:
     """Whether a column of this form is aligned to the right."""
     return form in _WRITERS
@@ -34,14 +45,6 @@ def is_number(form: str) -> bool:
 def one_line(text: str) -> str:
     """The text with control characters made visible: a name in a model file may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a text, keeping both ends: `/model/la…n.weight`."""
-    if len(text) <= width:
-        return text
-    tail = max(0, width - 1) * 3 // 5
-    return text[: width - 1 - tail] + "…" + text[len(text) - tail :] if width > 1 else "…"[:width]
 
 
 def _count(value: float) -> str:

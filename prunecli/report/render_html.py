@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape as html_escape
 
 from prunecli.report.document import Bars, Chart, Document, Section, Table, Text
-from prunecli.report.render_cells import is_number, one_line, table_texts
+from prunecli.report.render_cells import filled, is_number, one_line, table_texts
 from prunecli.report.sketch import as_table
 
 _STYLE = """
@@ -34,7 +34,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def to_html(document: Document) -> str:
     """All rows and full names, every text escaped; the page loads nothing from anywhere."""
-    body = "\n".join(_section(section) for section in document.sections)
+    body = "\n".join(_section(section) for section in document.by_importance())
     title = escape(document.title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -61,7 +61,7 @@ def _section(section: Section) -> str:
 
 def _body(section: Table | Bars | Chart) -> str:
     """A table; a drawing with its table folded below."""
-    table = f'<div class="scroll"><table>\n{_table(as_table(section))}\n</table></div>'
+    table = f'<div class="scroll"><table>\n{_table(filled(as_table(section)))}\n</table></div>'
     if isinstance(section, Table):
         return table
     if not (section.panels if isinstance(section, Chart) else section.labels):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.sections import headline, subordinate, told
 from prunecli.search.models import FrontModel
 from prunecli.search.strategy import STAGES
 from prunecli.types import Json
@@ -79,7 +80,7 @@ def to_document(found: AdaptiveResult) -> Document:
     if not found.reached:
         sections += _closest(found)
     if found.result is not None:
-        sections += found.result.to_document().sections
+        sections += map(subordinate, found.result.to_document().sections)
     if found.layers:
         sections.append(_thresholds(found))
     if found.curves:
@@ -88,21 +89,21 @@ def to_document(found: AdaptiveResult) -> Document:
         sections += [path_chart(found, goal_name(found)), _path(found), _front(found)]
     if found.reused:
         sections.append(
-            Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+            told(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
     if not found.options.recovers and not found.options.trains:
         sections.append(
             Text("Nothing was fitted or trained: --recover auto fits what is left, and usually allows more.")
         )
-    told = [] if found.result is None else found.result.notes
-    sections += [Text(note, "warning") for note in found.notes if note not in told]
+    known = [] if found.result is None else found.result.notes
+    sections += [Text(note, "warning") for note in found.notes if note not in known]
     return Document(f"{found.model.path}: adaptive", sections)
 
 
 def _promise(found: AdaptiveResult) -> Text:
     what = f"a {found.change} in {found.metric} of at most {found.goal.max_drop:g}"
     if not found.reached:
-        return Text(f"Not reached: no smaller model with {what} was found.", "warning")
+        return headline(f"Not reached: no smaller model with {what} was found.", "warning")
     c = found.confirmations[-1]
     limit = f"{found.goal.max_drop:g}"
     sure = (
@@ -116,7 +117,7 @@ def _promise(found: AdaptiveResult) -> Text:
         f" {found.metric} went from {number(c.baseline)} to {number(c.metric)}: a {found.change} of {c.drop.value:.4f}"
         f" ({100 * c.level:.3g} % interval {c.low:.4f} to {c.high:.4f}).{sure}"
     )
-    return Text(said, "good")
+    return headline(said, "good")
 
 
 def _missed(c: Confirmation, found: AdaptiveResult) -> str:
@@ -184,7 +185,7 @@ def _standing(step: SearchStep, held: Sequence[SearchStep]) -> str:
 
 def _thresholds(found: AdaptiveResult) -> Table:
     elements = found.options.elements
-    columns = (Column("layer" if elements else "group"), Column("elements" if elements else "units", "count"),
+    columns = (Column("layer" if elements else "group", "name"), Column("elements" if elements else "units", "count"),
                Column("removed", "percent"), Column("threshold", "number"))  # fmt: skip
     rows = [(one.layer.name, one.layer.count, one.fraction, number(one.threshold)) for one in found.layers]
     return Table("Thresholds", columns, rows, "the largest score that goes", top=TOP)
@@ -205,9 +206,7 @@ def curves_chart(found: AdaptiveResult) -> Chart:
         for name in order
     ]  # fmt: skip
     note = "damage: how far the outputs move on average, with nothing else removed"
-    return Chart(
-        "Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note, detail=True
-    )
+    return Chart("Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note)
 
 
 def path_chart(found: AdaptiveResult, name: str) -> Chart:
@@ -227,4 +226,4 @@ def path_chart(found: AdaptiveResult, name: str) -> Chart:
     left_out = len(found.steps) - len(shown)
     note = f"steps that lost more than {most:g} are left out: {left_out}" if left_out else ""
     panel = Panel(series, marks=[Mark("y", limit, "limit")])
-    return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(found.change), note, detail=True)
+    return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(found.change), note)

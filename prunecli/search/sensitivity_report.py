@@ -7,14 +7,27 @@ from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
-from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Panel, Section, Series, Table, Text
+from prunecli.report.document import (
+    Cell,
+    Chart,
+    ChartAxis,
+    Column,
+    Document,
+    Level,
+    Panel,
+    Section,
+    Series,
+    Table,
+    Text,
+)
+from prunecli.report.sections import headline, told
 from prunecli.search.metric import SURE
 from prunecli.types import Json
 
 if TYPE_CHECKING:
     from prunecli.search.sensitivity import SensitivityResult, SensitivityRow
 
-TOP = 40
+TOP = 8
 
 
 def to_json(found: SensitivityResult) -> Json:
@@ -45,13 +58,13 @@ def _row(row: SensitivityRow) -> Json:
 
 
 def to_document(found: SensitivityResult) -> Document:
-    sections: list[Section] = [Text(_what(found)), *_answer(found), _table(found), sensitivity_chart(found)]
+    sections: list[Section] = [*_answer(found), _table(found), Text(_what(found)), sensitivity_chart(found)]
     if found.ranking is not None:
         sections.append(_proxy(found))
     sections += [Text(note, "warning") for note in found.notes]
     if found.reused:
         sections.append(
-            Text(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
+            told(f"{found.reused} of {found.reused + found.measured} measurements came from the state file")
         )
     return Document(f"{found.model.path}: sensitivity", sections)
 
@@ -71,24 +84,27 @@ def _answer(found: SensitivityResult) -> list[Section]:
     """How many layers stand how much, and which stand least."""
     spare = {row.layer.name: row.spare for row in found.rows if row.spare is not None}
     if not spare:
-        return []
+        return [headline(f"The most sensitive: {', '.join(row.layer.name for row in found.rows[:3])}.")]
     levels = sorted({share for share in spare.values() if share}, reverse=True)
     counts = [f"{sum(share >= level for share in spare.values())} stand {100 * level:.3g} %" for level in levels]
     none = sum(not share for share in spare.values())
     said = ", ".join([*counts, *([f"{none} not even the least that was tried"] if none else [])])
     least = ", ".join(row.layer.name for row in found.rows[:3])
-    return [Text(f"Cut alone, without a loss beyond {SURE:g} standard errors: of {len(spare)}, {said}."
-                 f" The most sensitive: {least}.", "good")]  # fmt: skip
+    return [headline(f"Cut alone, without a loss beyond {SURE:g} standard errors: of {len(spare)}, {said}."
+                     f" The most sensitive: {least}.", "good")]  # fmt: skip
 
 
 def _table(found: SensitivityResult) -> Table:
     levels = sorted({round(p.fraction, 4) for row in found.rows for p in row.points})
-    columns = [Column("layer" if found.granularity == "element" else "group"), Column("parameters", "count", drop=1)]
+    columns = [
+        Column("layer" if found.granularity == "element" else "group", "name"),
+        Column("parameters", "count", drop=1),
+    ]
     columns += [Column(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}", "number") for level in levels]
     columns.append(Column("mean damage", "number"))
     rows = [[row.layer.name, row.layer.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
     title = "Predicted damage" if found.ranking else f"{found.metric.replace('_', ' ')}: {found.change}"
-    return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP)
+    return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP, level=Level.NORMAL)
 
 
 def _cells(row: SensitivityRow, levels: list[float]) -> list[Cell]:
@@ -121,10 +137,10 @@ def sensitivity_chart(found: SensitivityResult) -> Chart:
     panels = [Panel([_curve(row)], row.layer.name) for row in found.rows]
     if found.ranking is not None:
         y = ChartAxis("predicted damage")
-        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y, detail=True)
+        return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y)
     y = ChartAxis(f"{found.metric.replace('_', ' ')} {found.change}")
     note = "bands: one standard error to both sides"
-    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note, detail=True)
+    return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note)
 
 
 def _curve(row: SensitivityRow) -> Series:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import some
 from prunecli.report.contract import report_json
-from prunecli.report.document import Cell, Column, Document, Section, Table, Text
-from prunecli.report.sections import REMOVED, layer_bars, shape_text, size_bars, warnings, written
+from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
+from prunecli.report.sections import REMOVED, headline, layer_bars, removed_of, shape_text, size_bars, warnings, written
 from prunecli.shrinking.rounds import CONSTANT, EQUAL, UNREAD, ZERO
 from prunecli.types import Json
 
@@ -93,11 +93,19 @@ def shrunk_sections(found: ShrinkResult | None) -> list[Section]:
 def to_document(found: ShrinkResult) -> Document:
     """What people read: what went and why, sizes, the proof."""
     title = f"{found.model.path}: shrink{', what would go' if found.dry_run else ''}"
-    sections = warnings(found.notes)
     if found.removed.nothing:
-        sections.append(Text(f"{NOTHING}: no unit, branch or tensor is there for nothing; no file is written", "good"))
-        return Document(title, sections)
-    sections += [_sizes(found), _proof(found), *_units(found.removed), *_others(found.removed), *_layers(found)]
+        said = f"{NOTHING}: no unit, branch or tensor is there for nothing; no file is written"
+        return Document(title, [headline(said, "good"), *warnings(found.notes)])
+    verb = "would go" if found.dry_run else "removed"
+    sections: list[Section] = [headline(f"{removed_of(found.before, found.after)} {verb}", "good")]
+    sections += [
+        _sizes(found),
+        _proof(found),
+        *warnings(found.notes),
+        *_units(found.removed),
+        *_others(found.removed),
+        *_layers(found),
+    ]
     sections.append(size_bars(found.before, found.after))
     sections += layer_bars([(r.weight, r.params_before, r.params_after) for r in found.layers], REMOVED)
     sections += written(found)
@@ -115,8 +123,9 @@ def _sizes(found: ShrinkResult) -> Table:
     columns = (Column(""), Column("before", "count"), Column("after", "count"), Column("remains", "percent"))
     share = after.file_bytes / before.file_bytes
     return Table(
-        "Size", columns, rows, f"the file: {before.file_bytes:,} bytes became {after.file_bytes:,}, {share:.1%}"
-    )
+        "Size", columns, rows, f"the file: {before.file_bytes:,} bytes became {after.file_bytes:,}, {share:.1%}",
+        level=Level.NORMAL,
+    )  # fmt: skip
 
 
 def _proof(found: ShrinkResult) -> Text:
@@ -143,7 +152,7 @@ def _units(removed: Removed) -> Iterator[Section]:
         rows.append([name, kind, mine[0].before, mine[0].before - gone, told])
     if rows:
         columns = (
-            Column("units of"),
+            Column("units of", "name"),
             Column("kind", drop=1),
             Column("before", "count"),
             Column("after", "count"),
@@ -182,6 +191,6 @@ def _layers(found: ShrinkResult) -> Iterator[Section]:
     for row in found.layers:
         before, after = (shape_text(shape) for shape in (row.shape_before, row.shape_after))
         rows.append([row.weight, row.op, before, after if row.params_after else "gone"])
-    columns = (Column("weight"), Column("op", drop=1), Column("before"), Column("after"))
+    columns = (Column("weight", "name"), Column("op", drop=1), Column("before"), Column("after"))
     if rows:
         yield Table("Weights that changed", columns, rows, top=TOP)

@@ -112,7 +112,8 @@ class Cuttable:
     @cached_property
     def before(self) -> Totals:
         """Sizes of the file as given, work at the sizes that are reported."""
-        return totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
+        found = totals(self.file, concrete_shapes(self.file, Dims(shapes=self.counted.inputs)))
+        return replace(found, assumed=self.counted.assumed)
 
     def fraction(self, budget: Budget, whole: float) -> float:
         """What a budget leaves of the working form, which has `whole` of it: constants computed in it are stored there.

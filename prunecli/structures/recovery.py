@@ -121,8 +121,8 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
         f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
     )
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
-    columns = (Column("weight"), Column("fit"), Column("ridge", "number", drop=1), Column("error before", "number"),
-               Column("after", "number"))  # fmt: skip
+    columns = (Column("weight", "name"), Column("fit"), Column("ridge", "number", drop=1),
+               Column("error before", "number"), Column("after", "number"))  # fmt: skip
     return [Text(text, "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
 
 
@@ -141,4 +141,4 @@ def _why(found: Recovery, judged: str) -> str:
 
 def _left(found: Recovery) -> list[Section]:
     rows = [(skip.name, skip.reason) for skip in found.left]
-    return [Table("Not refitted", (Column("weight"), Column("why")), rows, top=TOP)] if rows else []
+    return [Table("Not refitted", (Column("weight", "name"), Column("why")), rows, top=TOP)] if rows else []

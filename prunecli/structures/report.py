@@ -19,8 +19,10 @@ from prunecli.report.sections import (
     KEPT,
     MOST,
     REMOVED,
+    headline,
     layer_bars,
     proof_text,
+    removed_of,
     shape_text,
     share,
     size_bars,
@@ -89,13 +91,20 @@ def to_document(found: StructuredResult) -> Document:
     """What people read: a summary, the proof, the groups, the layers, and what stays and why."""
     title = f"{found.model.path}: structured{', what would be cut' if found.dry_run else ''}"
     recovered = recovery_sections(found.recovery)
-    sections = warnings([*grown(found.before, found.after), *found.notes])
+    sections: list[Section] = [_headline(found)]
     sections += [size_table(found.before, found.after, speed_rows(found.speed)), *speed_sections(found.speed)]
-    sections += [_proof(found.verification), *recovered[:1], _groups(found)]
-    sections += [_layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
+    sections += [_proof(found.verification), *recovered[:1]]
+    sections += warnings([*grown(found.before, found.after), *found.notes])
     sections += training_sections(found.training)
-    sections += [*packed_sections(found.packed), *written(found)]
+    sections += packed_sections(found.packed)
+    sections += [_groups(found), _layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
+    sections += written(found)
     return Document(title, sections)
+
+
+def _headline(found: StructuredResult) -> Text:
+    verb = "would be removed" if found.dry_run else "removed"
+    return headline(f"{removed_of(found.before, found.after)} {verb}", "good")
 
 
 def _charts(found: StructuredResult) -> list[Section]:
@@ -124,7 +133,7 @@ def _groups(found: StructuredResult) -> Table:
         for group in found.groups
     ]  # fmt: skip
     columns = (
-        Column("group"), Column("kind", drop=2), Column("units", "count"), Column("kept", "count"),
+        Column("group", "name"), Column("kind", drop=2), Column("units", "count"), Column("kept", "count"),
         Column("remains", "percent"), Column("params each", "count", drop=3), Column("MACs each", "count", drop=4),
         Column("lowest score", "number", drop=5), Column("highest", "number", drop=5),
         Column("touches", drop=7), Column("note", drop=6),
@@ -146,7 +155,7 @@ def _layers(found: StructuredResult) -> Table:
         if len(row.shape_before) > 1
     ]
     columns = (
-        Column("weight"),
+        Column("weight", "name"),
         Column("operator", drop=2),
         Column("before"),
         Column("after"),
@@ -161,7 +170,7 @@ def _frozen(found: StructuredResult) -> list[Section]:
     why = Table("What stays", (Column("why"), Column("axes", "count")), counts.most_common())
     rows = [(axis.tensor, axis.axis, axis.positions, axis.size, axis.reason) for axis in found.frozen]
     columns = (
-        Column("weight"),
+        Column("weight", "name"),
         Column("axis", "count"),
         Column("positions", "count", drop=1),
         Column("of", "count", drop=1),
@@ -182,7 +191,7 @@ def score_charts(groups: Sequence[GroupRow]) -> Iterator[Section]:
         more = "" if len(panels) == len(scored) else f" The {len(panels)} largest of {len(scored)} groups."
         note = f"A unit is what must go together; which go is decided by score per cost.{more}"
         x, y = ChartAxis("score"), ChartAxis("units", "count")
-        yield Chart("Scores of units, by group", panels, x, y, note, shared=False, detail=True)
+        yield Chart("Scores of units, by group", panels, x, y, note, shared=False)
 
 
 def _score_panel(group: GroupRow) -> Panel:
@@ -208,4 +217,4 @@ def group_bars(groups: Sequence[GroupRow]) -> Iterator[Section]:
     if groups:
         names, after = [group.name for group in groups], [group.after for group in groups]
         series = [(KEPT, after), (REMOVED, [group.before - group.after for group in groups])]
-        yield Bars("Units by coupled group", names, series, "count", stacked=True, detail=True)
+        yield Bars("Units by coupled group", names, series, "count", stacked=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.packing.report import packed_json, packed_sections
-from prunecli.report.contract import grown, report_json
+from prunecli.report.contract import grown, report_json, totals_json
 from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
-from prunecli.report.sections import proof_text, size_table, warnings, written
+from prunecli.report.sections import headline, proof_text, size_table, warnings, written
 from prunecli.shrinking.report import shrunk_json, shrunk_sections
 from prunecli.training.trainer import Epoch
 from prunecli.types import Json
@@ -60,7 +60,7 @@ def _speed_json(found: FinetuneResult) -> Json:
         return {}
     before, _ = speed_ms(found.speed)
     times = {} if before is None else {"latency_ms": before}
-    return {"teacher": asdict(found.teacher) | times, **speed_delta(found.speed)}
+    return {"teacher": totals_json(found.teacher) | times, **speed_delta(found.speed)}
 
 
 def to_document(found: FinetuneResult) -> Document:
@@ -69,12 +69,12 @@ def to_document(found: FinetuneResult) -> Document:
         (str(epoch.number), *_epoch(epoch), epoch.samples_per_second, _kept(epoch, found)) for epoch in found.epochs
     ]
     columns = (Column("epoch"), *_epoch_columns(found), Column("samples/s", "number", 1), Column(""))
-    sections = warnings(grown(found.before, found.after))
-    sections.append(Table("Training", columns, rows, _note(found)))
-    sections += training_charts([found.epochs], found.score_name, [found.score_before])
-    sections.append(_gain(found))
+    sections: list[Section] = [_gain(found)]
     zeros = found.after.params - found.after.nonzero
     sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))
+    sections += [Text(_note(found)), *warnings(grown(found.before, found.after))]
+    sections.append(Table("Training", columns, rows))
+    sections += training_charts([found.epochs], found.score_name, [found.score_before])
     if found.teacher is not None:
         sections.append(size_table(found.teacher, found.after, speed_rows(found.speed), ("teacher", "model")))
         sections += speed_sections(found.speed, "teacher")
@@ -105,12 +105,12 @@ def _note(found: FinetuneResult) -> str:
 
 def _gain(found: FinetuneResult) -> Text:
     if found.score_before is None or found.score_after is None:
-        return Text(HELD_OUT_NONE, "warning")
+        return headline(HELD_OUT_NONE, "warning")
     body = f"{found.score_name} on held-out data: {found.score_before:.4f} before, {found.score_after:.4f} after"
     if found.best_epoch == 0:
         kept = "nothing was written" if found.output is None else "its weights were kept"
-        return Text(f"{body}; no epoch improved on the start: {kept}", "warning")
-    return Text(body, "good" if found.score_after > found.score_before else "warning")
+        return headline(f"{body}; no epoch improved on the start: {kept}", "warning")
+    return headline(body, "good" if found.score_after > found.score_before else "warning")
 
 
 def training_json(found: Retrained | None) -> Json:
@@ -192,4 +192,4 @@ def training_charts(runs: Sequence[Sequence[Epoch]], score: str, before: Sequenc
         known = [(start + 0.5, value) for start, value in zip(starts, before, strict=True) if value is not None]
         first = Series(f"{score} before training", [x for x, _ in known], [y for _, y in known], "points")
         panels.append(Panel([series, first], "", marks, y=ChartAxis(f"{score}, held out")))
-    yield Chart("Training curves", panels, ChartAxis("epoch", "count"), ChartAxis("loss"), shared="x", detail=True)
+    yield Chart("Training curves", panels, ChartAxis("epoch", "count"), ChartAxis("loss"), shared="x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ from prunecli.report.sections import (
     KEPT,
     MOST,
     ZEROED,
+    headline,
     layer_bars,
     proof_text,
     shape_text,
     size_bars,
     size_table,
+    told,
     warnings,
     written,
 )
@@ -31,15 +34,13 @@ if TYPE_CHECKING:
     from prunecli.zeros.spread import ZeroedSpread
 
 TOP = 24
+NAMED = 3
+"""Kinds of weights that the headline names."""
 HONEST = (
-    "Zeros do not make onnxruntime faster, and the file keeps its size until it is compressed or stored with --pack: "
-    "they help storage and transfer (see gzipped), and hardware that skips them (2:4 on recent NVIDIA GPUs). For a "
-    "model that is smaller and faster as it is, use `prune structured`."
+    "Zeros make no model faster in onnxruntime, and the file smaller only where it is compressed or stored with "
+    "--pack; `prune structured` makes both smaller."
 )
-HONEST_PACKED = (
-    "The file is small; once loaded, the model takes the memory and the time of the dense one. For a model that is "
-    "faster, use `prune structured`."
-)
+HONEST_PACKED = "The file is small; once loaded, the model takes the memory and the time of the dense one."
 
 
 def to_json(found: MagnitudeResult) -> Json:
@@ -77,15 +78,27 @@ def _row(layer: ZeroedLayer) -> LayerRow:
 def to_document(found: MagnitudeResult) -> Document:
     """What people read: sizes, the proof, the layers, what was left alone, and what zeros are good for."""
     title = f"{found.model.path}: {found.command}{', what would be zeroed' if found.dry_run else ''}"
-    sections = [*warnings(grown(found.before, found.after)), _summary(found), proof_text(found.verification)]
-    sections += [*_how(found), _layers(found), *_scores(found)]
-    sections += _charts(found)
-    sections += _left(found)
+    sections: list[Section] = [_headline(found), _summary(found), proof_text(found.verification), *_how(found)]
+    sections += warnings([*grown(found.before, found.after), *found.notes])
     sections += training_sections(found.training)
     sections += packed_sections(found.packed)
     sections += shrunk_sections(found.shrunk)
-    sections += [*warnings(found.notes), Text(HONEST if found.packed is None else HONEST_PACKED), *written(found)]
+    sections += [_layers(found), *_scores(found), *_charts(found), *_left(found)]
+    sections += [Text(HONEST if found.packed is None else HONEST_PACKED), *written(found)]
     return Document(title, sections)
+
+
+def _headline(found: MagnitudeResult) -> Text:
+    """How much of what could be pruned is zero, and what could not be, the most first."""
+    would = "would be" if found.dry_run else "are"
+    said = f"{cell_text(found.sparsity, 'percent')} of {found.params:,} weights that could be pruned {would} zero"
+    reasons = Counter(item.reason for item in found.skipped if item.name not in _named(found)).most_common(1)
+    why = {"weight": f"weights: {reasons[0][0]}"} if reasons else {}
+    left = sorted(found.left.items(), key=lambda item: -item[1][1])[:NAMED]
+    if left:
+        parts = [f"{params:,} {why.get(kind) or KINDS.get(kind, 'other weights')}" for kind, (_, params) in left]
+        said += f"; {sum(params for _, params in found.left.values()):,} were left alone ({', '.join(parts)})"
+    return headline(said, "good")
 
 
 def _charts(found: MagnitudeResult) -> list[Section]:
@@ -112,7 +125,7 @@ def _how(found: MagnitudeResult) -> list[Section]:
         said += f", layers given their share by {recipe['allocate']}"
     if recipe.get("recover", "none") != "none":
         said += f", what is left fitted to the original's outputs ({recipe['recover']})"
-    return [Text(said)]
+    return [told(said)]
 
 
 def _layers(found: MagnitudeResult) -> Table:
@@ -124,7 +137,7 @@ def _layers(found: MagnitudeResult) -> Table:
         for layer, error in zip(found.layers, errors, strict=True)
     ]  # fmt: skip
     columns = (
-        Column("weight"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
+        Column("weight", "name"), Column("operator", drop=2), Column("shape", drop=1), Column("parameters", "count"),
         Column("not zero", "count"), Column("zeros", "percent"), Column("MACs", "count", drop=3),
         *((Column("output error", "number", drop=1),) if fitted else ()), Column("note", drop=4),
     )  # fmt: skip
@@ -155,18 +168,18 @@ def _left(found: MagnitudeResult) -> list[Section]:
     if found.left:
         parts = [f"{KINDS.get(kind, 'other weights')} ({_counted(tensors, 'tensor')}, {_counted(params, 'element')})"
                  for kind, (tensors, params) in found.left.items()]  # fmt: skip
-        sections.append(Text(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
+        sections.append(told(f"not zeroed: {', '.join(parts)} (--also, --include and --exclude choose)"))
     others = [item for item in found.skipped if item.name not in _named(found)]
     if others:
         rows = [(item.name, item.reason) for item in others]
-        sections.append(Table("Cannot be pruned", (Column("what"), Column("why")), rows, top=TOP))
+        sections.append(Table("Cannot be pruned", (Column("what", "name"), Column("why")), rows, top=TOP))
     return sections
 
 
 def _named(found: MagnitudeResult) -> set[str]:
     """Names whose reason is that of their kind or of the user's patterns: told in one sentence."""
-    told = ("are left alone unless", "not matched by --include", "left out by --exclude", "not in the plan")
-    return {item.name for item in found.skipped if any(text in item.reason for text in told)}
+    texts = ("are left alone unless", "not matched by --include", "left out by --exclude", "not in the plan")
+    return {item.name for item in found.skipped if any(text in item.reason for text in texts)}
 
 
 def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int]) -> Iterator[Section]:
@@ -175,12 +188,12 @@ def spread_charts(spreads: Mapping[str, ZeroedSpread], sizes: Mapping[str, int])
         return
     x, y = ChartAxis("|w|", log=True), ChartAxis("weights", "count")
     note = "The leftmost bar also holds what is smaller."
-    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note, detail=True)
+    yield Chart("What was zeroed: |w| over all weights", [_spread_panel(spreads[""], "")], x, y, note)
     largest = sorted((name for name in spreads if name), key=lambda name: -sizes[name])[:MOST]
     panels = [_spread_panel(spreads[name], name) for name in spreads if name in largest]
     if len(largest) < len(spreads) - 1:
         note += f" The {len(largest)} largest of {len(spreads) - 1} weights."
-    yield Chart("What was zeroed: |w| in each weight", panels, x, y, note, shared="x", detail=True)
+    yield Chart("What was zeroed: |w| in each weight", panels, x, y, note, shared="x")
 
 
 def _spread_panel(spread: ZeroedSpread, title: str) -> Panel:

@@ -70,7 +70,10 @@ def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"value": 1}
 
 
-def test_a_pipe_gets_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_every_row_with_verbose(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.terminal, "verbose", True)
     output.emit(Result(), "table")
     out = capsys.readouterr().out
     assert [row for row in range(40) if f"layer{row} " not in out] == []

@@ -16,6 +16,7 @@ from prunecli.cli.output import to_json_text
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.compare import CompareOptions, Comparison, compare
+from prunecli.report.document import Level
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 from tests.tiny import write
@@ -57,7 +58,7 @@ def test_the_same_model_twice() -> None:
     assert as_json(found)["fidelity"] == {
         "top1_agreement": 1, "cosine": 1, "max_abs": 0, "max_rel": 0, "snr_db": None,
     }  # fmt: skip
-    assert "Every value is equal" in to_terminal(found.to_document(), width=100, color=False, complete=True)
+    assert "Every value is equal" in to_terminal(found.to_document(), width=100, color=False, level=Level.DETAIL)
 
 
 def test_random_inputs_follow_the_seed() -> None:

@@ -20,6 +20,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.evaluate import EvaluateOptions, evaluate
 from prunecli.evaluation.figures import Evaluation, figures, known, needs
+from prunecli.report.document import Level
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 
@@ -259,7 +260,7 @@ def test_every_path_has_the_keys_of_the_contract(case: str) -> None:
             if "reason" in gain
             else gain["low"] <= gain["high"]
         )
-    assert "Size" in to_terminal(run.to_document(), width=100, color=False, complete=True)
+    assert "Size" in to_terminal(run.to_document(), width=100, color=False, level=Level.DETAIL)
 
 
 def test_every_figure_has_a_name_and_every_name_a_figure() -> None:

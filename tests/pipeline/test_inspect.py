@@ -12,6 +12,7 @@ import pytest
 
 from prunecli.inspection.inspect import inspect
 from prunecli.inspection.options import InspectOptions
+from prunecli.report.document import Level
 from prunecli.report.render import to_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -172,4 +173,4 @@ def test_weights_that_are_not_finite_are_named_and_do_not_stop_the_rest(tmp_path
     assert found.notes == ["weight 'fc1.weight' holds NaN or infinity", "weight 'fc2.bias' holds NaN or infinity"]
     assert found.distribution is not None
     assert set(found.distribution.spreads) == {layer.weight for layer in found.prunable} - {"fc1.weight"}
-    assert "holds NaN" in to_terminal(found.to_document(), width=100, color=False, complete=True)
+    assert "holds NaN" in to_terminal(found.to_document(), width=100, color=False, level=Level.DETAIL)

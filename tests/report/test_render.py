@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Section, Table, Text
+from prunecli.report.document import Bars, Cell, Chart, ChartAxis, Column, Document, Level, Section, Table, Text
+from prunecli.report.names import common_beginning, in_about, shortened
 from prunecli.report.render import fit, to_markdown, to_terminal, top_rows
-from prunecli.report.render_cells import cell_text, one_line, shorten
+from prunecli.report.render_cells import cell_text, one_line
 from prunecli.report.render_html import to_html
 
 CELLS: list[tuple[Cell, str, str]] = [
@@ -64,7 +65,7 @@ NAMES = [
 ]
 NAMES += ['it\'s & "so"', "layer_1.weight_", "日本", "\\", ":smile:", "# x"]
 COLUMNS = (
-    Column("weight"),
+    Column("weight", "name"),
     Column("params", "count"),
     Column("zeros", "percent", drop=1),
     Column("art", "graph"),
@@ -72,8 +73,9 @@ COLUMNS = (
 
 
 def document(rows: list[tuple[Cell, ...]], **options: object) -> Document:
-    table = Table("Layers", COLUMNS, rows, note="a note", **options)  # type: ignore[arg-type]
-    bars = Bars("Bars", ["first", "none", "last"], [("", [1.0, 0.0, 4.0])], "count", note="bar note")
+    table = Table("Layers", COLUMNS, rows, note="a note", level=Level.NORMAL, **options)  # type: ignore[arg-type]
+    shares = [("", [1.0, 0.0, 4.0])]
+    bars = Bars("Bars", ["first", "none", "last"], shares, "count", note="bar note", level=Level.NORMAL)
     sections: list[Section] = [table, Text("all good", "good"), Text("take care", "warning"), bars]
     return Document("The <title>", sections)
 
@@ -100,9 +102,9 @@ def test_terminal_output_fits_its_width(width: int) -> None:
     lines = to_terminal(document(rows), width=width).splitlines()
     assert max(map(len, lines)) <= width
     if width == 80:
-        shown = [line for line in lines if line.startswith("/model/")]
+        shown = [line for line in lines if re.match(r"conv\d ", line)]
         assert len(shown) == 9
-        assert all("…" in line and f"conv{i} " in line for i, line in enumerate(shown))
+        assert "weight: each name begins with /model/" in " ".join(lines)
 
 
 def test_columns_are_left_out_before_names_become_unreadable() -> None:
@@ -119,7 +121,7 @@ def test_top_shows_the_largest_in_reading_order() -> None:
     text = to_terminal(shown, width=80)
     assert re.findall(r"^n\d", text, re.MULTILINE) == ["n1", "n4", "n5"]
     assert "and 3 more, smaller in params; --verbose shows all" in text
-    assert len(re.findall(r"^n\d", to_terminal(shown, width=80, complete=True), re.MULTILINE)) == 6
+    assert len(re.findall(r"^n\d", to_terminal(shown, width=80, level=Level.DETAIL), re.MULTILINE)) == 6
     assert len(re.findall(r"^\| n\d", to_markdown(shown), re.MULTILINE)) == 6
     assert len(re.findall(r">n\d<", to_html(shown))) == 6
 
@@ -130,13 +132,15 @@ def test_top_without_a_column_shows_the_first() -> None:
 
 
 def test_empty_tables_and_bars() -> None:
-    empty = Document("t", [Table("T", COLUMNS, []), Bars("B", [], []), Chart("C", [], ChartAxis("x"), ChartAxis("y"))])
+    table = Table("T", COLUMNS, [], level=Level.NORMAL)
+    empty = Document("t", [table, Bars("B", [], []), Chart("C", [], ChartAxis("x"), ChartAxis("y"))])
     for text in (to_terminal(empty), to_terminal(empty, width=40), to_markdown(empty), to_html(empty)):
         assert "T" in text
 
 
 def test_a_table_without_titles_has_no_header() -> None:
-    facts = Document("t", [Table("", (Column(""), Column("")), [("inputs", "x"), ("opset", "17")])])
+    rows = [("inputs", "x"), ("opset", "17")]
+    facts = Document("t", [Table("", (Column(""), Column("")), rows, level=Level.NORMAL)])
     assert to_terminal(facts).splitlines()[2:] == ["inputs  x", "opset   17"]
     assert "<th" not in to_html(facts)
 
@@ -184,14 +188,72 @@ def test_html_is_self_contained_and_escaped() -> None:
     assert html.count("<svg") == 1
 
 
-@given(st.text(max_size=60), st.integers(0, 80))
-def test_shorten_keeps_both_ends(text: str, width: int) -> None:
-    short = shorten(text, width)
-    assert len(short) == min(len(text), width)
-    if len(text) > width > 3:
-        head, tail = short.split("…") if "…" not in text else (short[:1], short[-1:])
-        assert text.startswith(head)
-        assert text.endswith(tail)
+SECTIONS: list[Section] = [
+    Text("done", "good", Level.HEADLINE),
+    Table("Small", (Column(""), Column("value", "count")), [("a", 1)], level=Level.NORMAL),
+    Text("proved"),
+    Table("Every layer", (Column("weight", "name"),), [(f"w{i}",) for i in range(50)]),
+    Text("by the way", level=Level.DETAIL),
+]
+LEVELS = [
+    (Level.HEADLINE, ["done"], ["t", "Small", "proved", "Every layer", "by the way"]),
+    (Level.NORMAL, ["t", "done", "Small", "proved", "-v shows more: Every layer"], ["w7", "by the way"]),
+    (Level.DETAIL, ["t", "done", "Small", "proved", "Every layer", "w49", "by the way"], ["-v shows more"]),
+]
+
+
+@pytest.mark.parametrize(("level", "there", "not_there"), LEVELS)
+def test_a_level_shows_its_sections(level: Level, there: list[str], not_there: list[str]) -> None:
+    lines = to_terminal(Document("t", SECTIONS), level=level).splitlines()
+    assert [text for text in there if not any(line.startswith(text) for line in lines)] == []
+    assert [text for text in not_there if any(line.startswith(text) for line in lines)] == []
+
+
+def test_files_have_everything_the_most_important_first() -> None:
+    mixed = Document("t", SECTIONS[::-1])
+    for text in (to_markdown(mixed), to_html(mixed)):
+        places = [text.index(word) for word in ("done", "proved", "Every layer")]
+        assert places == sorted(places)
+
+
+def test_columns_without_content_are_left_out() -> None:
+    columns = (Column("weight", "name"), Column("note"), Column("MACs", "count"))
+    table = Table("T", columns, [("a", "", None), ("b", "", 3)], level=Level.NORMAL)
+    for text in (
+        to_terminal(Document("t", [table])),
+        to_markdown(Document("t", [table])),
+        to_html(Document("t", [table])),
+    ):
+        assert "note" not in text.replace('class="note"', "").replace(".note", "")
+        assert "MACs" in text
+
+
+name = st.text("ab/._…0", min_size=1, max_size=60)
+
+
+@given(st.lists(name, min_size=1, max_size=12), st.integers(1, 80))
+def test_different_names_stay_different(names: list[str], width: int) -> None:
+    short = shortened(names, width)
+    near = in_about(names, width)
+    for found in (near, short or near):
+        assert len(set(found)) == len(set(names))
+        assert len(set(zip(names, found, strict=True))) == len(set(names))
+    assert short is None or max(map(len, short)) <= width
+    start = common_beginning(names)
+    assert all(each.startswith(start) for each in names)
+    assert len({each[len(start) :] for each in names}) == len(set(names))
+
+
+@given(st.lists(name.map(lambda text: f"/model/encoder/{text}"), min_size=1, max_size=12, unique=True), st.booleans())
+def test_names_can_be_told_apart_at_80_columns(names: list[str], notes: bool) -> None:
+    columns = [Column("weight", "name"), Column("op", drop=2), Column("MACs", "count"), Column("zeros", "percent")]
+    rows: list[list[Cell]] = [[each, "ConvTranspose", 123_456, 0.5] for each in names]
+    if notes:
+        columns, rows = [*columns, Column("note", drop=1)], [[*row, "of a " + "long " * 20 + "note"] for row in rows]
+    fitted = fit(columns, [[str(cell) for cell in row] for row in rows], 80)
+    assert len({row[0] for row in fitted.texts}) == len(names)
+    lines = to_terminal(Document("t", [Table("T", columns, rows, level=Level.NORMAL)]), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 @given(
@@ -200,8 +262,15 @@ def test_shorten_keeps_both_ends(text: str, width: int) -> None:
 )
 def test_fit_never_exceeds_the_width_when_texts_can_shrink(texts: list[list[str]], width: int) -> None:
     columns = [Column("one"), Column("two", drop=2), Column("three", drop=1), Column("four", drop=3)]
-    shown, cells, dropped = fit(columns, texts, width)
-    widths = [max(len(c.title), *(len(row[i]) for row in cells)) for i, c in enumerate(shown)]
-    assert sum(widths) + 2 * (len(shown) - 1) <= width
-    assert {c.title for c in shown} | set(dropped) == {"one", "two", "three", "four"}
-    assert "one" not in dropped
+    fitted = fit(columns, texts, width)
+    titles = {column.title for column in fitted.columns}
+    assert sum(fitted.widths) + 2 * (len(titles) - 1) <= width
+    left_out = fitted.left_out[-1].rpartition(": ")[2].split(", ") if len(titles) < 4 else []
+    assert titles | set(left_out) == {"one", "two", "three", "four"}
+    assert "one" not in left_out
+
+
+def test_piped_tables_have_120_columns() -> None:
+    rows: list[tuple[Cell, ...]] = [(f"/model/{'block/' * 19}{i}/conv", i, 0.5, "▁▂▃" * 9) for i in range(9)]
+    lines = to_terminal(document(rows)).splitlines()
+    assert max(len(line) for line in lines if "▁" in line) <= 120

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunecli.report.document import Bars, Chart, ChartAxis, Document, Mark, Panel, Series
+from prunecli.report.document import Bars, Chart, ChartAxis, Document, Level, Mark, Panel, Series
 from prunecli.report.render import to_markdown, to_terminal
 from prunecli.report.sketch import WIDTH, as_table, bar
 
@@ -34,7 +34,8 @@ def test_stacked_bars_are_parts_of_one() -> None:
     table = as_table(Bars("B", ["a", "b"], [("kept", [6.0, 3.0]), ("gone", [2.0, None])], stacked=True, top=1))
     assert [column.title for column in table.columns] == ["", "kept █", "gone ▒", "total", ""]
     assert [list(row) for row in table.rows] == [["a", 6, 2, 8, "█" * 18 + "▒" * 6], ["b", 3, None, 3, "█" * 9]]
-    text = to_terminal(Document("t", [Bars("B", ["a", "b"], [("k", [1, 3]), ("g", [1, 3])], stacked=True, top=1)]), 80)
+    bars = Bars("B", ["a", "b"], [("k", [1, 3]), ("g", [1, 3])], stacked=True, top=1, level=Level.NORMAL)
+    text = to_terminal(Document("t", [bars]), 80)
     assert "and 1 more, smaller in total" in text
 
 
@@ -90,13 +91,13 @@ def test_rows_tell_ends_extremes_and_marks() -> None:
 
 
 def test_details_and_tops_are_for_files_and_verbose() -> None:
-    short = to_terminal(Document("t", [small_multiples(top=1)]), 100)
+    short = to_terminal(Document("t", [small_multiples(top=1, level=Level.NORMAL)]), 100)
     assert "layer1" in short
     assert "layer2" not in short
     assert "and 4 more; --verbose shows all" in short
-    detail = Document("t", [small_multiples(detail=True), Bars("B", ["a"], [("", [1])], detail=True)])
+    detail = Document("t", [small_multiples(), Bars("B", ["a"], [("", [1])])])
     assert to_terminal(detail, 100) == "t\n"
-    for text in (to_terminal(detail, 100, details=True), to_markdown(detail)):
+    for text in (to_terminal(detail, 100, level=Level.DETAIL), to_markdown(detail)):
         assert "layer3" in text
         assert "B" in text
 

@@ -1,0 +1,56 @@
+"""What `prune structured` could cut from a model, and what it leaves alone and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from prunecli.dependency.analysis import analyse, analysed_shapes
+from prunecli.dependency.catalogue import Catalogue, catalogue
+from prunecli.dependency.costs import costs
+from prunecli.dependency.prepare import prepare
+from prunecli.errors import PruneError
+from prunecli.model import Dims, Model, concrete_shapes
+from prunecli.model.shapes import require_ranks
+
+
+@dataclass(frozen=True)
+class CuttableUnits:
+    """`units`: how many, by kind (channel, head). `params`, `macs`: the fraction that goes where one unit of each group
+    stays, None where there is nothing to count. `frozen`: reasons, with the number of weights' axes that stay for each,
+    the most frequent first. `problem`: why nothing is known."""
+
+    units: Mapping[str, int] = field(default_factory=dict)
+    groups: int = 0
+    params: float | None = None
+    macs: float | None = None
+    frozen: Sequence[tuple[str, int]] = ()
+    problem: str = ""
+
+
+def cuttable_units(file: Model, dims: Dims) -> CuttableUnits:
+    """Analyse a model as `prune structured` does."""
+    try:
+        require_ranks(file, dims)
+        work = replace(file, ir=prepare(file.ir))
+        found = catalogue(analyse(work.ir, analysed_shapes(work, dims, concrete_shapes(work, dims))))
+    except PruneError as error:
+        return CuttableUnits(problem=error.message)
+    units = Counter[str]()
+    for group in found.groups:
+        units[group.kind] += group.count
+    shares = _shares(found)
+    reasons = Counter(axis.reason for axis in found.frozen).most_common()
+    return CuttableUnits(units, len(found.groups), shares["params"], shares["macs"], reasons)
+
+
+def _shares(found: Catalogue) -> dict[str, float | None]:
+    """What goes of parameters and work where all units but the first of each group do."""
+    gone = np.ones(found.count, bool)
+    gone[[group.first for group in found.groups]] = False
+    priced = costs(found.analysis)
+    whole, left = priced.of(found.sizes), priced.of(found.kept(gone))
+    return {name: 1 - left[name] / whole[name] if whole[name] else None for name in whole}
