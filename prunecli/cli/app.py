@@ -112,6 +112,12 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Examples"):
+            for example in COMMANDS[str(self.name)].examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
@@ -264,7 +270,7 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
     if hasattr(options, "spreads"):
         object.__setattr__(options, "spreads", draws(options.report))
     result = getattr(prunecli, name)(*arguments, options=options, progress=progress)
-    emit(result, getattr(options, "shown", None) or options.format, options.report)
+    emit(result, getattr(options, "shown", None) or options.format, options.report, getattr(options, "seed", None))
     raise_if_failed = getattr(result, "raise_if_failed", None)
     if raise_if_failed is not None:
         raise_if_failed()
@@ -273,6 +279,7 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code. Prints errors; raises nothing but SystemExit."""
     terminal.reset()
+    terminal.words = tuple(sys.argv[1:] if args is None else args)
     appeared.clear()
     group = typer.main.get_command(app)
     try:

@@ -26,11 +26,14 @@ from prunecli.options.declare import declared_of
 
 @dataclass(frozen=True)
 class Entry:
-    """A command. `options`: the package whose module `options` has its class of options, and that class. `arguments`:
-    for each its name in the library, its name in the usage line, and its help."""
+    """A command. `options`: the package whose module `options` has its class of options, and that class. `usual`: the
+    options that most people need, in the order of its help, where they come first. `examples`: command lines.
+    `arguments`: for each its name in the library, its name in the usage line, and its help."""
 
     summary: str
     options: str
+    usual: str
+    examples: tuple[str, str]
     arguments: tuple[tuple[str, str, str], ...] = (("model", "MODEL", "the ONNX file"),)
 
     @property
@@ -40,28 +43,89 @@ class Entry:
         return getattr(import_module(f"prunecli.{place}"), name)  # type: ignore[no-any-return]
 
 
+_OUTPUT = "output force dry-run format report"
+_ZEROS = f"scope pattern include exclude finetune-epochs shrink pack {_OUTPUT}"
 COMMANDS = {
-    "inspect": Entry("what is in a model, what can be pruned, what cannot and why", "inspection:InspectOptions"),
-    "magnitude": Entry("zero the smallest weights, by threshold or to an exact sparsity", "zeros:MagnitudeOptions"),
-    "gradient": Entry("zero the weights that the outputs would miss least, by gradients on data",
-                      "zeros:GradientOptions"),
-    "oneshot": Entry("zero weights and fit the others on a few unlabelled samples, without training",
-                     "zeros:OneshotOptions"),
-    "structured": Entry("remove channels, neurons and attention heads, and rewrite the graph",
-                        "structures:StructuredOptions"),
-    "shrink": Entry("what a model carries for nothing: dead units, equal ones, tokens, outputs",
-                    "shrinking:ShrinkOptions"),
-    "adaptive": Entry("the smallest model that loses no more than is allowed, confirmed on held-out data",
-                      "search:AdaptiveOptions"),
-    "finetune": Entry("train a pruned model, keeping its zeros and structure", "options.training:FinetuneOptions"),
-    "sensitivity": Entry("what each layer costs when it alone is cut", "search:SensitivityOptions"),
-    "evaluate": Entry("quality, size and latency, alone or against the original", "evaluation:EvaluateOptions"),
-    "compare": Entry("the outputs of two models on the same inputs", "evaluation:CompareOptions",
-                     (("first", "A", "the reference"), ("second", "B", "the other model"))),
-    "run": Entry("a whole experiment in one file: steps, data, gates", "recipe:RunOptions",
-                 (("recipe", "RECIPE", "the recipe, a .toml file"),)),
-    "pack": Entry("store sparse weights small, in a file that any onnxruntime opens", "packing:PackOptions"),
-    "unpack": Entry("store the weights of a packed file densely again", "packing:UnpackOptions"),
+    "inspect": Entry(
+        "what is in a model, what can be pruned, what cannot and why", "inspection:InspectOptions",
+        "histogram nm dim input-shape format report",
+        ("prune inspect model.onnx", "prune -v inspect model.onnx --input-shape image:1,3,320,320"),
+    ),
+    "magnitude": Entry(
+        "zero the smallest weights, by threshold or to an exact sparsity", "zeros:MagnitudeOptions",
+        f"sparsity threshold {_ZEROS}",
+        ("prune magnitude model.onnx --sparsity 50%",
+         "prune magnitude model.onnx --sparsity 0.5 --pattern 2:4 -o sparse.onnx"),
+    ),
+    "gradient": Entry(
+        "zero the weights that the outputs would miss least, by gradients on data", "zeros:GradientOptions",
+        f"data sparsity criterion {_ZEROS}",
+        ("prune gradient model.onnx --data samples.npz --sparsity 70%",
+         "prune gradient model.onnx --data samples.npz --sparsity 70% --criterion taylor --scope layer"),
+    ),
+    "oneshot": Entry(
+        "zero weights and fit the others on a few unlabelled samples, without training", "zeros:OneshotOptions",
+        f"data sparsity method {_ZEROS}",
+        ("prune oneshot model.onnx --data samples.npz --sparsity 70%",
+         "prune oneshot model.onnx --data synthetic --sparsity 50% --pack -o small.onnx"),
+    ),
+    "structured": Entry(
+        "remove channels, neurons and attention heads, and rewrite the graph", "structures:StructuredOptions",
+        f"macs params ratio latency data recover granularity include exclude finetune-epochs {_OUTPUT}",
+        ("prune structured model.onnx --macs 50% --data samples.npz",
+         "prune structured model.onnx --latency 70% --data samples.npz --finetune-epochs 10 -o fast.onnx"),
+    ),
+    "shrink": Entry(
+        "what a model carries for nothing: dead units, equal ones, tokens, outputs", "shrinking:ShrinkOptions",
+        f"outputs last-token vocabulary tokenizer data tolerance {_OUTPUT}",
+        ("prune shrink pruned.onnx", "prune shrink encoder.onnx --vocabulary words.txt --tokenizer tokenizer.json"),
+    ),
+    "adaptive": Entry(
+        "the smallest model that loses no more than is allowed, confirmed on held-out data", "search:AdaptiveOptions",
+        f"data labels max-drop metric minimize granularity recover finetune-epochs state {_OUTPUT}",
+        ("prune adaptive model.onnx --data test.npz --max-drop 1%",
+         "prune adaptive model.onnx --data test.npz --max-drop 1% --granularity channel --recover auto"),
+    ),
+    "finetune": Entry(
+        "train a pruned model, keeping its zeros and structure", "options.training:FinetuneOptions",
+        "data labels teacher epochs batch-size lr val-data output force format report",
+        ("prune finetune pruned.onnx --data train.npz --teacher model.onnx",
+         "prune finetune pruned.onnx --data train.npz --epochs 10 --lr 1e-4 -o tuned.onnx"),
+    ),
+    "sensitivity": Entry(
+        "what each layer costs when it alone is cut", "search:SensitivityOptions",
+        "data labels metric levels fast granularity criterion include exclude state format report",
+        ("prune sensitivity model.onnx --data test.npz",
+         "prune sensitivity model.onnx --data test.npz --fast --granularity channel"),
+    ),
+    "evaluate": Entry(
+        "quality, size and latency, alone or against the original", "evaluation:EvaluateOptions",
+        "baseline data labels label-column fail-if per-class robustness latency-batch threads limit format report",
+        ("prune evaluate pruned.onnx --baseline model.onnx --data test.npz",
+         "prune evaluate pruned.onnx --baseline model.onnx --data test.npz --fail-if 'accuracy.drop>1%'"),
+    ),
+    "compare": Entry(
+        "the outputs of two models on the same inputs", "evaluation:CompareOptions",
+        "data samples limit seed fail-if dim input-shape format report",
+        ("prune compare model.onnx pruned.onnx",
+         "prune compare model.onnx pruned.onnx --data samples.npz --fail-if 'cosine<0.99'"),
+        (("first", "A", "the reference"), ("second", "B", "the other model")),
+    ),
+    "run": Entry(
+        "a whole experiment in one file: steps, data, gates", "recipe:RunOptions",
+        "set dry-run format report",
+        ("prune run recipe.toml --dry-run", "prune run recipe.toml --report report.html"),
+        (("recipe", "RECIPE", "the recipe, a .toml file"),),
+    ),
+    "pack": Entry(
+        "store sparse weights small, in a file that any onnxruntime opens", "packing:PackOptions",
+        f"values max-error include exclude {_OUTPUT}",
+        ("prune pack sparse.onnx", "prune pack sparse.onnx --values float16 -o small.onnx"),
+    ),
+    "unpack": Entry(
+        "store the weights of a packed file densely again", "packing:UnpackOptions", _OUTPUT,
+        ("prune unpack small.onnx", "prune unpack small.onnx -o dense.onnx --force"),
+    ),
 }  # fmt: skip
 
 
@@ -81,6 +145,7 @@ def _meant(name: str) -> str:
     return f"did you mean `prune {close[0]}`?" if close else "`prune --help` lists the commands"
 
 
+USUAL = "Usual options"
 Action = Callable[[str, typer.Context, list[Any], Any], None]
 
 
@@ -89,7 +154,8 @@ def function_of(name: str, action: Action) -> Callable[..., None]:
     `action(name, context, arguments, options)`."""
     entry = COMMANDS[name]
     kind = entry.options_class
-    declared = declared_of(kind)
+    declared, usual = declared_of(kind), entry.usual.split()
+    order = sorted(declared, key=lambda one: usual.index(one.name) if one.name in usual else len(usual))
 
     def command(ctx: typer.Context, **given: Any) -> None:
         arguments = [given[argument] for argument, _, _ in entry.arguments]
@@ -100,7 +166,7 @@ def function_of(name: str, action: Action) -> Callable[..., None]:
     for argument, shown, text in entry.arguments:
         hint = Annotated[Path, typer.Argument(metavar=shown, help=text, show_default=False)]
         parameters.append(inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, annotation=hint))
-    parameters += [_parameter(one) for one in declared]
+    parameters += [_parameter(one, USUAL if one.name in usual else one.option.section) for one in order]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = kind.__doc__
@@ -126,10 +192,11 @@ def parameter_name(declared: Declared) -> str:
     return declared.name.replace("-", "_") + ("_" if declared.name in ("set",) else "")
 
 
-def _parameter(declared: Declared) -> inspect.Parameter:
+def _parameter(declared: Declared, panel: str) -> inspect.Parameter:
+    """`panel`: the heading of the help that the option stands under."""
     option, default = declared.option, declared.default
     names = [f"--{declared.name}", *([f"-{option.short}"] if option.short else [])]
-    settings: dict[str, Any] = {"help": option.help, "rich_help_panel": option.section}
+    settings: dict[str, Any] = {"help": option.help, "rich_help_panel": panel}
     if declared.metavar:
         settings["metavar"] = declared.metavar
     if not option.show_default or declared.many or option.read is not None:

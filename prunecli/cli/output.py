@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prunecli._version import __version__
 from prunecli.cli.terminal import terminal
 from prunecli.files import written
-from prunecli.report.document import MARKS, Document
+from prunecli.report.document import MARKS, Column, Document, Table
 from prunecli.report.result import Reported
 
 _collected: ContextVar[list[Reported] | None] = ContextVar("collected", default=None)
@@ -33,15 +38,18 @@ def collected(drawn: bool = False) -> Iterator[list[Reported]]:
         _drawn.reset(drawn_before)
 
 
-def emit(result: Reported, format: str = "table", report_path: Path | None = None) -> None:
-    """Print the result on stdout in the chosen format, and write the report file if one was asked for.
+def emit(
+    result: Reported, format: str = "table", report_path: Path | None = None, seed: int | None = None
+) -> None:  # fmt: skip
+    """Print the result on stdout in the chosen format, and write the report file if one was asked for, which says also
+    how it was made. `seed`: of the command's random choices, where it has any.
 
     Raises:
         PruneError: the report's suffix is unknown, or it cannot be written.
     """
     if report_path is not None:
         with written(report_path, "report") as file:
-            file.write(_report_text(result, report_path.suffix.lower()))
+            file.write(_report_text(result, report_path.suffix.lower(), seed))
     if (results := _collected.get()) is not None:
         results.append(result)
         return
@@ -93,16 +101,37 @@ def drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report_text(result: Reported, suffix: str) -> str:
+def _report_text(result: Reported, suffix: str, seed: int | None) -> str:
     if suffix == ".json":
         return to_json_text(result)
+    document = result.to_document()
+    document.sections.append(_origin(seed))
     if suffix == ".md":
         from prunecli.report.render import to_markdown
 
-        return f"{MARKS[suffix]}\n{to_markdown(result.to_document())}"
+        return f"{MARKS[suffix]}\n{to_markdown(document)}"
     from prunecli.report.render_html import to_html
 
-    return to_html(result.to_document())
+    return to_html(document)
+
+
+def _origin(seed: int | None) -> Table:
+    """By which command, program and machine a report was made, and when."""
+    rows = [("command", shlex.join(["prune", *terminal.words])), ("version", f"prunecli {__version__}")]
+    rows.append(("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    rows += [] if seed is None else [("seed", str(seed))]
+    machine = f"{cpu_name()}, {os.cpu_count()} logical CPUs, {platform.system()} {platform.release()}"
+    rows.append(("machine", f"{machine}; onnxruntime {version('onnxruntime')}, Python {platform.python_version()}"))
+    return Table("How this was made", (Column(""), Column("")), rows)
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _print_table(document: Document) -> None:

@@ -41,6 +41,8 @@ class Terminal:
     verbose: bool = False
     isolated: bool = False
     """Whether defaults of pyproject.toml are ignored."""
+    words: tuple[str, ...] = ()
+    """The command line."""
     ended_by: int = signal.SIGINT
     """The signal, where one ended the command."""
 

@@ -449,6 +449,6 @@ def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list
     if found is None:
         return []
     gain = None if found.pair is None else found.pair.gain
-    tone: Tone = "warning" if gain is None or gain.reason or gain.high < 1 else "good" if gain.low > 1 else "plain"
+    tone: Tone = "warning" if gain is None or gain.reason or gain.high < 1 else "good" if gain.low > 1 else "dim"
     words = found.words(other)
     return [Text(f"{words[:1].upper()}{words[1:]}.", tone), *([Text(found.why)] if found.why else [])]

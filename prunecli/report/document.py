@@ -28,7 +28,7 @@ class Level(IntEnum):
 
 
 Cell = str | int | float | None
-Tone = Literal["plain", "good", "warning"]
+Tone = Literal["plain", "good", "warning", "dim"]
 NumberForm = Literal["count", "bytes", "percent", "number", "ms"]
 
 
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `tone` colours it: a warning, a passed check, or plain."""
+    """A paragraph. `tone` colours it: a warning, a gain or a passed check, what is within noise (dim), or plain."""
 
     body: str
     tone: Tone = "plain"

@@ -131,7 +131,9 @@ def label_axis(axis: Axis, text: ChartAxis) -> None:
     """Ticks written by the form, whole numbers where it counts things, and the title."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value, text.form)))
+    formatter = FuncFormatter(lambda value, _: tick_text(value, text.form))
+    formatter.format_ticks = lambda values: tick_texts(values, text.form)  # type: ignore[method-assign]
+    axis.set_major_formatter(formatter)
     if text.log:
         low, high = axis.get_view_interval()
         steps = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
@@ -143,11 +145,24 @@ def label_axis(axis: Axis, text: ChartAxis) -> None:
     axis.set_label_text(one_line(text.title), color=DIM, fontsize=10)
 
 
-def tick_text(value: float, form: NumberForm) -> str:
+def tick_texts(values: Sequence[float], form: NumberForm) -> list[str]:
+    """The ticks of an axis, different values in different words: with as many digits as that takes."""
+    for digits in range(4, 17):
+        texts = [tick_text(value, form, digits) for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
+
+
+def tick_text(value: float, form: NumberForm, digits: int = 4) -> str:
     """Short: 20 % and 0.5, not 20.0 % and 0.5000."""
     if form == "percent":
-        return f"{100 * value:.4g} %"
-    return f"{value:.4g} ms" if form == "ms" else cell_text(value, form)
+        return f"{100 * value:.{digits}g} %"
+    if form == "ms":
+        return f"{value:.{digits}g} ms"
+    if digits == 4:
+        return cell_text(value, form)
+    return f"{value:,.{digits}g}{' B' if form == 'bytes' else ''}"
 
 
 def style(axes: Axes, grid: Literal["x", "y", "both"]) -> None:

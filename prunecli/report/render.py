@@ -25,7 +25,7 @@ MORE = 4
 """Titles of sections that are named, not shown."""
 _MIN_NAME, _MIN_TEXT = 16, 24
 _GAP = 2
-_TONES = {"plain": "", "good": "green", "warning": "yellow"}
+_TONES = {"plain": "", "good": "green", "warning": "yellow", "dim": "dim"}
 
 
 def to_terminal(
@@ -216,7 +216,7 @@ def _literal(text: str) -> RichText:
 
 # `_` inside a word is plain text in GitHub's Markdown, and most tensor names are full of them.
 _SPECIAL = re.compile(r"([\\`*|<>\[\]#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
-_MARKS = {"plain": "", "good": "✅ ", "warning": "⚠️ "}
+_MARKS = {"plain": "", "good": "✅ ", "warning": "⚠️ ", "dim": ""}
 
 
 def to_markdown(document: Document) -> str:

@@ -1,10 +1,11 @@
-"""Document -> one self-contained HTML page, light and dark, charts drawn as SVG, without scripts or links."""
+"""Document -> one self-contained HTML page, light and dark, charts drawn as SVG, without scripts; all links
+stay within it."""
 
 from __future__ import annotations
 
 from html import escape as html_escape
 
-from prunecli.report.document import Bars, Chart, Document, Section, Table, Text
+from prunecli.report.document import Bars, Chart, Document, Level, Section, Table, Text
 from prunecli.report.render_cells import filled, is_number, one_line, table_texts
 from prunecli.report.sketch import as_table
 
@@ -20,10 +21,13 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(-
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
+.name, .text { overflow-wrap: anywhere; min-width: 6rem; }
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
-.n { text-align: right; } .graph { font-family: monospace; } .note { color: var(--dim); font-size: .9rem; }
-.good { color: var(--good); } .warning { color: var(--warning); }
+.n { text-align: right; white-space: nowrap; } .graph { font-family: monospace; white-space: nowrap; }
+.note { color: var(--dim); font-size: .9rem; }
+.good { color: var(--good); } .warning { color: var(--warning); } .dim { color: var(--dim); }
+nav { margin: 1rem 0; font-size: .9rem; } nav a { color: var(--c0); margin-right: 1rem; white-space: nowrap; }
 .chart { overflow-x: auto; } .chart svg { display: block; min-width: 56rem; max-width: 100%;
   height: auto; } svg text { font-family: inherit; paint-order: stroke; stroke: var(--bg);
   stroke-width: 3px; stroke-linejoin: round; }
@@ -34,7 +38,13 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def to_html(document: Document) -> str:
     """All rows and full names, every text escaped; the page loads nothing from anywhere."""
-    body = "\n".join(_section(section) for section in document.by_importance())
+    sections = document.by_importance()
+    places = [place for place, section in enumerate(sections) if not isinstance(section, Text) and section.title]
+    links = "\n".join(f'<a href="#s{place}">{escape(_title(sections[place]))}</a>' for place in places)
+    contents = f"<nav>{links}</nav>" if len(places) > 1 else ""
+    blocks = [_section(section, place) for place, section in enumerate(sections)]
+    first = next((place for place, section in enumerate(sections) if section.level > Level.HEADLINE), len(sections))
+    body = "\n".join([*blocks[:first], *filter(None, [contents]), *blocks[first:]])
     title = escape(document.title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -51,10 +61,14 @@ def escape(text: str) -> str:
     return html_escape(one_line(text), quote=True)
 
 
-def _section(section: Section) -> str:
+def _title(section: Section) -> str:
+    return "" if isinstance(section, Text) else section.title
+
+
+def _section(section: Section, place: int) -> str:
     if isinstance(section, Text):
         return f'<p class="{section.tone}">{escape(section.body)}</p>'
-    title = f"<h2>{escape(section.title)}</h2>\n" if section.title else ""
+    title = f'<h2 id="s{place}">{escape(section.title)}</h2>\n' if section.title else ""
     note = f'\n<p class="note">{escape(section.note)}</p>' if section.note else ""
     return f"{title}{_body(section)}{note}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.report.contract import grown, report_json, totals_json
-from prunecli.report.document import Cell, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import (
+    Cell,
+    Chart,
+    ChartAxis,
+    Column,
+    Document,
+    Mark,
+    Panel,
+    Section,
+    Series,
+    Table,
+    Text,
+    Tone,
+)
 from prunecli.report.sections import headline, proof_text, size_table, warnings, written
 from prunecli.shrinking.report import shrunk_json, shrunk_sections
 from prunecli.training.trainer import Epoch
@@ -110,7 +124,16 @@ def _gain(found: FinetuneResult) -> Text:
     if found.best_epoch == 0:
         kept = "nothing was written" if found.output is None else "its weights were kept"
         return headline(f"{body}; no epoch improved on the start: {kept}", "warning")
-    return headline(body, "good" if found.score_after > found.score_before else "warning")
+    return headline(body, _gain_tone(found.score_before, found.score_after, found))
+
+
+def _gain_tone(before: float, after: float, found: FinetuneResult) -> Tone:
+    """Good news only where the gain exceeds the standard error of what was measured, where that is known."""
+    if after <= before:
+        return "warning"
+    count = found.validation_samples if found.score_name == "accuracy" else 0
+    noise = math.sqrt(after * (1 - after) / count) if count and 0 <= after <= 1 else 0.0
+    return "good" if after - before > noise else "dim"
 
 
 def training_json(found: Retrained | None) -> Json:
@@ -169,7 +192,7 @@ def _gains(last: FinetuneResult) -> list[Section]:
     body = f"{last.score_name} on held-out data: {last.score_before:.4f} after the last cut, {last.score_after:.4f}"
     if last.best_epoch == 0:
         return [Text(f"{body} trained: no epoch of the last step improved it", "warning"), kept]
-    return [Text(f"{body} after training", "good"), kept]
+    return [Text(f"{body} after training", _gain_tone(last.score_before, last.score_after, last)), kept]
 
 
 def training_charts(runs: Sequence[Sequence[Epoch]], score: str, before: Sequence[float | None]) -> Iterator[Section]:
