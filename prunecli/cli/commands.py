@@ -32,8 +32,8 @@ class Entry:
 
     summary: str
     options: str
-    usual: str
-    examples: tuple[str, str]
+    usual: str = ""
+    examples: tuple[str, ...] = ()
     arguments: tuple[tuple[str, str, str], ...] = (("model", "MODEL", "the ONNX file"),)
 
     @property

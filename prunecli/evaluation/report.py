@@ -123,6 +123,8 @@ def to_document(found: Evaluation) -> Document:
 
 SHOWN = 2
 """Metrics in the table that every reader sees: the first ones."""
+CLOSE = ("top1_agreement", "cosine", "snr_db")
+UNSEEN = ("nonzero",)
 
 
 def _headline(found: Evaluation) -> Text:
@@ -143,17 +145,15 @@ def _fidelity(found: Evaluation) -> list[tuple[str, float | None]]:
 
 
 def _overview(found: Evaluation) -> Table:
-    rows = _quality_rows(found)[:SHOWN]
+    """Quality, speed and size in one table; without labels, how close the outputs are stands for quality."""
+    rows, other = _quality_rows(found)[:SHOWN], "baseline" if found.baseline else "original"
+    close = [(key, value) for key, value in _fidelity(found) if key in CLOSE and value is not None]
     empty: list[Cell] = [] if found.baseline is None else [None, None]
-    close = ((key, value) for key, value in _fidelity(found) if key in ("top1_agreement", "cosine", "snr_db"))
-    rows += [[f"{key.replace('_', ' ')} with the {'baseline' if found.baseline else 'original'}", number(value), *empty]
-             for key, value in close if value is not None and not rows[SHOWN:]]  # fmt: skip
+    rows += [[f"{key.replace('_', ' ')} with the {other}", number(value), *empty]
+             for key, value in (close[:1] if rows else close)]  # fmt: skip
     rows += [row for row in _size_rows(found) if row[0] not in UNSEEN]
     notes = [f"{found.samples:,} samples of {found.source}" if found.samples else "", at_sizes(found.model.totals)]
     return Table("Figures", _columns(found, ""), rows, "; ".join(filter(None, notes)), level=Level.NORMAL)
-
-
-UNSEEN = ("nonzero",)
 
 
 def _verdicts(found: Evaluation) -> Iterator[Section]:

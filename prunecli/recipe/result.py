@@ -162,7 +162,7 @@ def _step_sections(step: StepRun) -> list[Section]:
 
 def _under(name: str, section: Section) -> Section:
     """A section of a step's report, a level further down."""
-    level = min(Level(section.level + 1), Level.DETAIL)
+    level = Level(min(section.level + 1, Level.DETAIL))
     if isinstance(section, Text):
         return replace(section, body=f"{name}: {section.body}", level=level)
     return replace(section, title=f"{name}: {section.title}" if section.title else "", level=level)

@@ -60,8 +60,9 @@ def size_table(
 
 
 def at_sizes(found: Totals) -> str:
-    """At which sizes of dynamic dimensions the work was counted, where nobody stated them."""
-    return f"multiply-accumulates at {some(found.assumed, ASSUMED)}: sizes assumed" if found.assumed else ""
+    """At which sizes of dynamic dimensions the work was counted, where nobody stated them and they are not 1."""
+    sizes = [size for size in found.assumed if not size.endswith(" = 1")]
+    return f"multiply-accumulates at {some(sizes, ASSUMED)}: sizes assumed" if sizes else ""
 
 
 def size_bars(before: Totals, after: Totals) -> Section:

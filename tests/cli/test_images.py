@@ -51,7 +51,7 @@ def test_top_gates_against_a_baseline(digits: Path, prune: Prune) -> None:
 
 
 def test_the_table_tells_preparation_and_classes(digits: Path, prune: Prune) -> None:
-    out = prune("evaluate", CNN, "--data", digits, "--limit", "20", "--no-latency").out
+    out = prune("-v", "evaluate", CNN, "--data", digits, "--limit", "20", "--no-latency").out
     assert "Images: grey, (x * 0.003922 - 0) / 1." in out
     assert "Classes: 0 0, 1 1, 2 2" in out
 

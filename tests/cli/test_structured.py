@@ -46,7 +46,7 @@ def test_json_follows_the_contract(prune: Prune, path: Path) -> None:
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(prune: Prune, path: Path) -> None:
-    done = prune("structured", path, "--macs", "0.5", "--dry-run")
+    done = prune("-v", "structured", path, "--macs", "0.5", "--dry-run")
     assert done.code == 0
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     for told in ("Units", "w0", "channel", "graph output", "What stays", "proved", "w2[0]"):
