@@ -155,7 +155,7 @@ def _scores(found: MagnitudeResult) -> Iterator[Section]:
         note = (
             "Below which score so much of a weight lies, in the model as it was. --threshold T zeroes what is below T."
         )
-        yield Table("Scores", (Column("weight"), *columns), rows, note, top=TOP)
+        yield Table("Scores", (Column("weight", "name"), *columns), rows, note, top=TOP)
 
 
 def _counted(number: int, noun: str) -> str:
