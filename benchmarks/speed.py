@@ -71,7 +71,7 @@ CASES = {
     "PP-OCR det": Case(_real("ch_PP-OCRv4_det_infer"), {"input_shape": "x:1,3,320,320"}),
     "PP-OCR rec": Case(_real("ch_PP-OCRv4_rec_infer"), {"input_shape": "x:1,3,48,320"}),
     "ResNet-50-sized": Case(lambda folder: resnet50(folder / "resnet50.onnx")),
-    "BERT-base-sized": Case(lambda folder: bert_base(folder / "bert.onnx"), {"dim": ("sequence=64",)}),
+    "BERT-base-sized": Case(lambda folder: bert_base(folder / "bert.onnx"), {"dim": "length=64"}),
 }
 
 
