@@ -20,10 +20,6 @@ class ShrinkOptions(Saving, Reporting, Samples, Batched, Seeded, Sized, Running)
     Channels, neurons, heads and recurrent units go that nothing reads, that are always zero or the same (masked by
     training, dead behind a Relu), or that are there twice; constants go into biases, equal units into one. So do branches
     that add zero, and tensors stored twice. Everything else is asked for: fewer tokens, outputs or positions.
-
-    Example: prune shrink masked.onnx
-
-    Example: prune shrink encoder.onnx --vocabulary corpus.txt --tokenizer tokenizer.json
     """
 
     tolerance: Annotated[

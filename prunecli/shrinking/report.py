@@ -87,7 +87,7 @@ def shrunk_sections(found: ShrinkResult | None) -> list[Section]:
         return []
     if found.removed.nothing:
         return [Text("not shrunk: no unit is empty", "warning")]
-    return [_proof(found), *_units(found.removed), *_others(found.removed)]
+    return [_went(found.removed), _proof(found), *_units(found.removed), *_others(found.removed)]
 
 
 def to_document(found: ShrinkResult) -> Document:
@@ -99,6 +99,7 @@ def to_document(found: ShrinkResult) -> Document:
     verb = "would go" if found.dry_run else "removed"
     sections: list[Section] = [headline(f"{removed_of(found.before, found.after)} {verb}", "good")]
     sections += [
+        _went(found.removed),
         _sizes(found),
         _proof(found),
         *warnings(found.notes),
@@ -136,6 +137,20 @@ def _proof(found: ShrinkResult) -> Text:
     return Text(
         f"{'proved' if proof.kind == 'exact' else 'measured'} {proof.detail} ({proof.samples} runs{error})", "good"
     )
+
+
+def _went(removed: Removed) -> Text:
+    """What went, and why, in a line."""
+    reasons, cut, tidied = Counter[str](), removed.vocabulary, removed.tidied
+    for row in removed.units:
+        reasons.update(row.reasons)
+    parts = [f"{count:,} units ({WHY[why]})" for why, count in reasons.items()]
+    parts += [f"{len(removed.branches)} branches that are always the same"] if removed.branches else []
+    parts += [f"the {one.what} {some(list(one.names))}" for one in removed.interface]
+    parts += [f"all positions but the last of {removed.last_token.output}"] if removed.last_token is not None else []
+    parts += [f"{cut.before - len(cut.kept):,} of {cut.before:,} tokens"] if cut is not None else []
+    parts += [f"{len(tidied.duplicates)} tensors stored twice"] if tidied.duplicates else []
+    return Text(f"gone: {'; '.join(parts)}")
 
 
 def _units(removed: Removed) -> Iterator[Section]:

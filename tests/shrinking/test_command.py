@@ -80,7 +80,7 @@ def test_what_does_not_go_together(
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = cli(capsys, "shrink", "--help")
-    assert out.count("Example: prune shrink") == 2
+    assert out.count("  prune shrink ") == 2
 
 
 def test_a_recipe_can_shrink(surplus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
