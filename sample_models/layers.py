@@ -46,12 +46,14 @@ def dense(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Layer:
     return emit
 
 
-def conv(name: str, inputs: int, outputs: int, stride: int = 1) -> Layer:
-    """3 x 3 with padding 1 and no bias: BatchNormalization follows."""
+def conv(name: str, inputs: int, outputs: int, stride: int = 1, size: int = 3, groups: int = 1) -> Layer:
+    """size x size, padded so that it keeps height and width, and no bias: BatchNormalization follows."""
 
     def emit(graph: Graph, x: str) -> str:
-        weight = graph.store(f"{name}.weight", graph.normal((outputs, inputs, 3, 3), 9 * inputs))
-        return graph.add("Conv", [x, weight], name, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2)
+        columns = inputs // groups
+        weight = graph.store(f"{name}.weight", graph.normal((outputs, columns, size, size), size * size * columns))
+        shape = {"kernel_shape": [size, size], "pads": [size // 2] * 4, "strides": [stride] * 2}
+        return graph.add("Conv", [x, weight], name, group=groups, **shape)
 
     return emit
 

@@ -20,7 +20,17 @@ BASE = {"types", "errors", "files", "quantity", "_version"}
 MODEL = BASE | {"model", "inputs", "operators", "storage"}
 THEORY = MODEL | {"runtime", "data", "registry"}
 WORK = THEORY | {"autodiff", "calibration", "evaluation", "masks", "options", "report", "verify"}
-PRUNER = WORK | {"dependency", "inspection", "packing", "reconstruct", "shrinking", "training", "zeros", "structures"}
+PRUNER = WORK | {
+    "dependency",
+    "inspection",
+    "packing",
+    "predicted",
+    "reconstruct",
+    "shrinking",
+    "training",
+    "zeros",
+    "structures",
+}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -43,6 +53,7 @@ ALLOWED = {
     "verify": MODEL | {"masks", "runtime"},
     "evaluation": THEORY | {"options", "report"},
     "inspection": MODEL | {"dependency", "options", "report"},
+    "predicted": MODEL | {"dependency", "masks", "runtime"},
     "calibration": THEORY | {"autodiff", "evaluation", "masks"},
     "reconstruct": THEORY | {"calibration", "masks"},
     "packing": WORK,

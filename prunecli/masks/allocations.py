@@ -3,6 +3,7 @@
     uniform   round(S n_l) of every layer
     erk       densities by the layers' shapes
     loss      where it is measured to hurt least: a knapsack over curves of losses
+    predicted the same over curves that a graph neural network predicts from the file (`predicted/`)
 
 Where all weights compete by their scores (scopes `global` and `lamp`) the allocation follows from the ranking.
 To add one: a function of (layers, sparsity) with a decorator, and its row in the table of its test.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,27 +61,29 @@ class LayerSize:
     losses: LossCurve | None = None
 
 
+Losses = Literal["measured", "predicted"]
 Amounts = Callable[[Sequence[LayerSize], float], list[int]]
 
 
 @dataclass(frozen=True)
 class AllocationRule:
-    """`amounts`: (layers, sparsity) -> weights to drop per layer. `measured`: whether it reads their losses."""
+    """`amounts`: (layers, sparsity) -> weights to drop per layer. `losses`: where those that it reads come from, None
+    if it reads none."""
 
     name: str
     help: str
     amounts: Amounts
-    measured: bool = False
+    losses: Losses | None = None
 
 
 ALLOCATIONS: Registry[AllocationRule] = Registry("allocation")
 
 
-def allocation(name: str, help: str, measured: bool = False) -> Callable[[Amounts], Amounts]:
+def allocation(name: str, help: str, losses: Losses | None = None) -> Callable[[Amounts], Amounts]:
     """Register a function (layers, sparsity) -> weights to drop per layer."""
 
     def register(amounts: Amounts) -> Amounts:
-        ALLOCATIONS.add(AllocationRule(name, help, amounts, measured))
+        ALLOCATIONS.add(AllocationRule(name, help, amounts, losses))
         return amounts
 
     return register
@@ -129,7 +132,8 @@ def _fill(shares: list[float], limits: list[int], amount: int) -> list[float]:
         full |= over
 
 
-@allocation("loss", "where it is measured to hurt the outputs least", measured=True)
+@allocation("loss", "where it is measured to hurt the outputs least", losses="measured")
+@allocation("predicted", "where it hurts the outputs least as a graph neural network predicts it", losses="predicted")
 def by_loss(layers: Sequence[LayerSize], sparsity: float) -> list[int]:
     """round(S n) in all, with the least sum of losses E_l(s_l) over sparsities s_l with sum n_l s_l = S n (as SPDY and
     OBC pose it). Losses fall steeply and smoothly with density, so curves through a few measured points, straight in

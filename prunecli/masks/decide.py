@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.masks.allocations import budget_of
+from prunecli.masks.allocations import ALLOCATIONS, LossCurve, budget_of
 from prunecli.masks.criteria import Block, Elements, of_elements
 from prunecli.masks.keys import Array, key_chunks, key_format, key_of, magnitude_keys, words
 from prunecli.masks.patterns import (
@@ -36,7 +36,7 @@ from prunecli.masks.patterns import (
     storage_axes,
     window_drop,
 )
-from prunecli.masks.scopes import SCOPES
+from prunecli.masks.scopes import SCOPES, by_allocation
 from prunecli.masks.stream import CutPoint, ScoreSource, count_below, not_finite
 from prunecli.quantity import Quantity, did_you_mean_percent
 from prunecli.types import Json, Progress, no_progress
@@ -44,7 +44,8 @@ from prunecli.types import Json, Progress, no_progress
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked for. One of `sparsity`, `threshold`, or an N:M pattern, which implies its sparsity.
+    """What is asked for. One of `sparsity`, `threshold`, or an N:M pattern, which implies its sparsity. `allocate`: how
+    much goes from which weight, instead of a scope; `losses`: by weight, what that reads.
 
     Raises:
         PruneError: on construction, if the parts do not make sense together.
@@ -56,6 +57,8 @@ class Recipe:
     sparsity: float | None = None
     threshold: float | None = None
     seed: int = 0
+    allocate: str | None = None
+    losses: Mapping[str, LossCurve] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         form = parse_pattern(self.pattern)
@@ -64,6 +67,8 @@ class Recipe:
             of_elements(self.criterion)
         if self.scope is not None:
             SCOPES.get(self.scope)
+        if self.allocate is not None:
+            _check_allocation(self, form)
         if isinstance(form, Windows):
             _check_windows(self, form)
         elif self.threshold is not None:
@@ -74,10 +79,26 @@ class Recipe:
     def to_json(self) -> Json:
         """What was asked for, with the defaults that apply."""
         windows = isinstance(parse_pattern(self.pattern), Windows)
-        scope = None if windows or self.threshold is not None else self.scope or "layer"
-        named = {"pattern": self.pattern, "scope": scope, "criterion": self.criterion or "l1"}
+        scope = None if windows or self.threshold is not None or self.allocate else self.scope or "layer"
+        named = {
+            "pattern": self.pattern,
+            "scope": scope,
+            "criterion": self.criterion or "l1",
+            "allocate": self.allocate,
+        }
         numbers = {"sparsity": self.sparsity, "threshold": self.threshold, "seed": self.seed}
         return {key: value for key, value in {**named, **numbers}.items() if value is not None}
+
+
+def _check_allocation(recipe: Recipe, form: Tiles | Windows) -> None:
+    ALLOCATIONS.get(recipe.allocate or "")
+    if isinstance(form, Windows):
+        raise PruneError(f"the pattern {form.text} says how much of each layer goes", "leave --allocate out")
+    if recipe.threshold is not None:
+        raise PruneError("--threshold looks at each weight by itself", "leave --allocate out, or use --sparsity")
+    if recipe.scope is not None:
+        raise PruneError(f"--scope {recipe.scope} and --allocate {recipe.allocate} both say how layers compete",
+                         "leave one of them out")  # fmt: skip
 
 
 def _check_windows(recipe: Recipe, form: Windows) -> None:
@@ -421,7 +442,9 @@ def _decide(targets: Sequence[Target], recipe: Recipe, progress: Progress) -> Se
     units = Units(pattern, criterion, recipe.seed)
     if recipe.threshold is not None:
         return [_below(target, units, recipe.threshold) for target in progress(targets, "comparing", len(targets))]
-    cuts = SCOPES.get(recipe.scope or "layer").cuts
+    cuts = (
+        by_allocation(recipe.allocate, recipe.losses) if recipe.allocate else SCOPES.get(recipe.scope or "layer").cuts
+    )
     sparsity = recipe.sparsity or 0.0
     if cuts is None:
         return [InRows(target, units, sparsity) for target in targets]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prunecli.masks.allocations import ALLOCATIONS, LayerSize, budget_of
+from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve, budget_of
 from prunecli.masks.lamp import lowest_lamp
 from prunecli.masks.stream import CutPoint, ScoreSource, lowest
 from prunecli.registry import Registry
@@ -23,11 +23,13 @@ class Scope:
     cuts: Cutter | None
 
 
-def by_allocation(name: str) -> Cutter:
-    """The lowest scores of each source, as many as an allocation says."""
+def by_allocation(name: str, losses: Mapping[str, LossCurve] | None = None) -> Cutter:
+    """The lowest scores of each source, as many as an allocation says. `losses`: by source, what it reads."""
+    known = losses or {}
 
     def cuts(sources: Sequence[ScoreSource], sparsity: float, progress: Progress) -> list[CutPoint]:
-        amounts = ALLOCATIONS.get(name).amounts([LayerSize(one.shape, one.weights) for one in sources], sparsity)
+        sizes = [LayerSize(one.shape, one.weights, known.get(one.name)) for one in sources]
+        amounts = ALLOCATIONS.get(name).amounts(sizes, sparsity)
         pairs = list(zip(sources, amounts, strict=True))
         return [lowest([source], amount)[0] for source, amount in progress(pairs, "choosing", len(pairs))]
 

@@ -123,7 +123,7 @@ def adaptive(
     choosing, confirming = both_parts(tune, held, session, options)
     setup = set_up(file, tune, choosing, options, progress)
     goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
-    run = Search(setup.runner, setup.pruner, goal, options.rounds)
+    run = Search(setup.runner, setup.pruner, goal, options.rounds, setup.pruner.predicted)
     with closing(setup.runner), Scratch() as folder:
         models = StepModels(setup, options, folder, progress)
         interrupted = _interruptible(lambda: run.run(options.strategy))
@@ -143,7 +143,8 @@ def adaptive(
         steps=run.steps, confirmations=confirmations, layers=_layers(setup, confirmations),
         curves=run.curves, front=front, closest=run.closest(), result=done, measured=setup.runner.measured,
         reused=setup.runner.reused, interrupted=interrupted,
-        notes=[*file.notes, *setup.pruner.notes, *seen, *_notes(options)], seconds=time.perf_counter() - start,
+        notes=[*file.notes, *setup.pruner.notes, *seen, *run.notes, *_notes(options)],
+        seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 

@@ -149,9 +149,16 @@ class SensitivityOptions(TrialOptions):
             "predict from gradients instead of measuring; the rank correlation with a few measurements is told", SELECT
         ),
     ] = False
+    predicted: Annotated[
+        bool,
+        Option("predict by a graph neural network from the file; its rank correlation with a few measurements is told",
+               SELECT),
+    ] = False  # fmt: skip
 
     def check(self) -> None:
         super().check()
+        if self.fast and self.predicted:
+            raise PruneError("--fast and --predicted are two predictions", "leave one of them out")
         if self.levels is not None and (not self.levels or not all(0 < level <= 1 for level in self.levels)):
             raise PruneError("--levels are fractions above 0, up to 1", "write --levels 0.5,0.9")
 
@@ -196,9 +203,11 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
         Option("what is to become small; default params of elements, macs of structures", GOAL),
     ] = None
     strategy: Annotated[
-        Literal["search", "feedback"],
+        Literal["search", "predicted", "feedback"],
         Option(
-            "search: per layer, from measured sensitivity; feedback: one threshold, up while the error allows", GOAL
+            "search: per layer, from measured sensitivity; predicted: from what a graph neural network says of the file, in"
+            " fewer trials; feedback: one threshold, up while the error allows",
+            GOAL,
         ),
     ] = "search"
     rounds: Annotated[int, Option("of the search, at most; each measures every layer anew", GOAL, "N", least=1)] = 4

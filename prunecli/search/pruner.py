@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import onnx
 
+from prunecli.masks.allocations import LossCurve
 from prunecli.search.options import PrunedFile
 from prunecli.structures.carry_out import StructuredResult
 from prunecli.types import Json, Progress, Skipped
@@ -104,6 +105,14 @@ class Pruner(Space, Protocol):
 
         Raises:
             PruneError: an operator has no gradient.
+        """
+        ...
+
+    def predicted(self) -> Mapping[str, LossCurve]:
+        """By layer, the damage that a graph neural network predicts from the file.
+
+        Raises:
+            Undescribed: the model has what it was not trained on.
         """
         ...
 

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from prunecli.model.saving import check_target
+from prunecli.predicted.features import Undescribed
 from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
 from prunecli.search.pruner import Layer, Proxy, rank_correlation, sample_of
 from prunecli.search.setup import TrialSetup, open_model, set_up
-from prunecli.search.strategy import curve_trials, levels_of
+from prunecli.search.strategy import MOST_PREDICTED, curve_trials, levels_of
 from prunecli.search.trials import Outcome, TrialGroup, TrialSamples
 from prunecli.types import FileRef, Progress, Skipped, no_progress
 
@@ -88,6 +91,7 @@ class SensitivityResult(Reported):
     rows: Sequence[SensitivityRow]
     skipped: Sequence[Skipped]
     ranking: Ranking | None = None
+    proxy: Literal["gradients", "predicted"] | None = None
     measured: int = 0
     reused: int = 0
     notes: list[str] = field(default_factory=list)
@@ -111,20 +115,33 @@ def sensitivity(
         data = data.shuffled(options.seed).take(SAMPLES)
     setup = set_up(file, data, TrialSamples.of(data, session, options), options, progress)
     with closing(setup.runner):
-        rows, ranking = (_by_proxy if options.fast else _by_trials)(setup, options, progress)
+        proxy, told = _proxy(setup, options, progress)
+        rows, ranking = _by_trials(setup, options) if proxy is None else _by_proxy(setup, options, proxy)
     metric, runner = setup.samples.metric, setup.runner
     return SensitivityResult(
         model=file.ref, granularity=options.granularity, criterion=setup.pruner.criterion, metric=metric.name,
         change=metric.change, output=metric.output, baseline=metric.baseline, samples=len(data), source=data.source,
         rows=sorted(rows, key=lambda row: (-row.mean_damage, row.layer.name)), skipped=setup.pruner.skipped,
         ranking=ranking, measured=runner.measured, reused=runner.reused,
-        notes=[*file.notes, *setup.pruner.notes], seconds=time.perf_counter() - start,
+        proxy=None if ranking is None else "predicted" if options.predicted else "gradients",
+        notes=[*file.notes, *setup.pruner.notes, *told], seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
-def _by_trials(
-    setup: TrialSetup, options: SensitivityOptions, progress: Progress
-) -> tuple[list[SensitivityRow], Ranking | None]:
+def _proxy(setup: TrialSetup, options: SensitivityOptions, progress: Progress) -> tuple[Proxy | None, list[str]]:
+    """What stands in for measuring, if asked for, and notes: a model that the network does not know is measured."""
+    if options.fast:
+        return setup.pruner.proxy(progress), []
+    if not options.predicted:
+        return None, []
+    try:
+        curves = setup.pruner.predicted()
+    except Undescribed as reason:
+        return None, [f"measured, not predicted: {reason}"]
+    return lambda layer, fraction: float(curves[layer].at(np.array([1 - min(fraction, MOST_PREDICTED)]))[0]), []
+
+
+def _by_trials(setup: TrialSetup, options: SensitivityOptions) -> tuple[list[SensitivityRow], Ranking | None]:
     layers = _layers(setup, options)
     groups = [replace(group, probe=False) for group in curve_trials(layers, options.levels)]
     found = setup.runner.measure(groups, "cutting each layer alone")
@@ -145,10 +162,10 @@ def _row(setup: TrialSetup, layer: Layer, levels: Sequence[float], outcomes: Seq
 
 
 def _by_proxy(
-    setup: TrialSetup, options: SensitivityOptions, progress: Progress
+    setup: TrialSetup, options: SensitivityOptions, proxy: Proxy
 ) -> tuple[list[SensitivityRow], Ranking | None]:
     """Predicted, and checked on a few allocations that are measured."""
-    layers, proxy = _layers(setup, options), setup.pruner.proxy(progress)
+    layers = _layers(setup, options)
     rows = [_predicted(layer, levels_of(layer, options.levels), proxy) for layer in layers]
     every = [(row.layer.name, point) for row in rows for point in row.points]
     some = sample_of(every, CHECKED, options.seed)

@@ -40,7 +40,7 @@ def to_json(found: SensitivityResult) -> Json:
         "metric": {"name": found.metric, "output": found.output, "baseline": found.baseline, "change": found.change},
         "samples": found.samples,
         "data": found.source,
-        "proxy": None if found.ranking is None else asdict(found.ranking),
+        "proxy": None if found.ranking is None else {**asdict(found.ranking), "by": found.proxy},
         "jobs": {"measured": found.measured, "reused": found.reused},
         "layers": [_row(row) for row in found.rows],
         "skipped": [asdict(item) for item in found.skipped],
@@ -73,7 +73,8 @@ def _what(found: SensitivityResult) -> str:
     things = "weight" if found.granularity == "element" else "group of coupled units"
     how = f"ranked by {found.criterion}, on {found.samples:,} samples of {found.source}"
     if found.ranking is not None:
-        return f"Each {things} cut alone, {how}: damage as predicted from gradients, in no unit."
+        means = "from gradients, in no unit" if found.proxy == "gradients" else "from the file by a neural network"
+        return f"Each {things} cut alone, {how}: damage as predicted {means}."
     return (
         f"Each {things} cut alone, {how}: by how much {found.metric} gets worse ({found.change} from"
         f" {number(found.baseline)}). Damage says how far the outputs move, before anything is counted right or wrong."

@@ -6,6 +6,10 @@ company of all that is pruned by now: what it does there, compared with what it 
 path is drawn and followed anew, until that gains nothing. Layers that hurt more than they save are loosened so, others
 tightened. What `feedback` finds is tried first: with scores that compare across layers it can be hard to beat.
 
+`predicted`: as `search`, from curves that a graph neural network predicts from the file instead of measured ones, and
+without what `feedback` would find: most trials of a search are for these. Only the scale of each curve, and with it the
+order of the layers, is corrected by measurement, around the best so far.
+
 `feedback`: one threshold for everything, up while the error allows it, down by half of the step when it does not.
 """
 
@@ -17,6 +21,8 @@ from itertools import takewhile
 
 import numpy as np
 
+from prunecli.masks.allocations import LossCurve
+from prunecli.predicted.features import Undescribed
 from prunecli.search.metric import Drop
 from prunecli.search.pruner import Allocation, Layer, Space, digest, snapped
 from prunecli.search.runner import TrialRunner
@@ -42,6 +48,8 @@ MOST_STEPS = 12
 FIRST_STEP, LAST_STEP = 0.16, 0.005
 """Of the threshold's share of all units, in the feedback strategy."""
 THRESHOLD, CURVES, REFINED, RECOVERED, TRAINED = "threshold", "curves", "refined", "recovered", "trained"
+MOST_PREDICTED = 0.99
+"""The largest fraction of a layer at which a predicted curve is read."""
 STAGES = {
     THRESHOLD: "the same for all layers",
     CURVES: "each layer by what it costs when it is cut alone",
@@ -100,7 +108,9 @@ class Search:
     space: Space
     goal: Goal
     rounds: int = ROUNDS
+    predict: Callable[[], Mapping[str, LossCurve]] | None = None
     steps: list[SearchStep] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     curves: list[DamageCurve] = field(default_factory=list)
     path: Path = field(default_factory=lambda: Path({}, ()))
     best: SearchStep | None = None
@@ -210,6 +220,28 @@ def search(run: Search) -> None:
     """The default strategy."""
     run.curves = list(measured_curves(run.runner, run.space, run.goal.minimize))
     feedback(run)
+    _along(run)
+
+
+def predicted(run: Search) -> None:
+    """As `search`, from predicted curves."""
+    assert run.predict is not None
+    try:
+        found = run.predict()
+    except Undescribed as reason:
+        run.notes.append(f"--strategy search in place of predicted: {reason}")
+        search(run)
+        return
+    for layer in run.space.layers:
+        if levels := levels_of(layer):
+            damages = found[layer.name].at(1 - np.minimum(levels, MOST_PREDICTED)).tolist()
+            cost = costs_of(run.space.cost, {}, layer.name, run.goal.minimize)
+            run.curves.append(DamageCurve.of(layer.name, [0.0, *levels], [0.0, *damages], cost))
+    _along(run)
+
+
+def _along(run: Search) -> None:
+    """Follow the path of the curves, then those of curves corrected around the best so far."""
     path = run.path = best_path(run.curves)
     run.locate(path.at, path.least / 4, path.most, CURVES)
     for number in range(1, run.rounds):
@@ -249,7 +281,7 @@ def _straight(run: Search) -> Path:
     return Path({}, segments)
 
 
-STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "feedback": feedback}
+STRATEGIES: dict[str, Callable[[Search], None]] = {"search": search, "predicted": predicted, "feedback": feedback}
 
 
 # -- curves ------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from prunecli.dependency.costs import costs
 from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
 from prunecli.evaluation.speed import MeasuredSpeed
+from prunecli.masks.allocations import LossCurve
 from prunecli.model import Dims
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shape_inference import Shape
+from prunecli.predicted.predict import group_curves
 from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
 from prunecli.structures.calibrate import measure
@@ -207,6 +209,9 @@ class StructurePruner(UnitSpace):
             return float(np.nansum(scores[self.mask({layer: fraction})]) / 2)
 
         return predicted
+
+    def predicted(self) -> Mapping[str, LossCurve]:
+        return group_curves(replace(self.cuttable.file, ir=self.cuttable.work), self.cuttable.units)
 
     def save(self, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress) -> StructuredResult:
         return self._save(self.cuttable, allocation, saving, said, progress)

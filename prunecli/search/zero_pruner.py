@@ -16,12 +16,14 @@ import onnx_ir as ir
 from prunecli.calibration.gradients import GradientSamples, open_source
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
+from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import SQUARED, Evidence, of_elements
 from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Units, decide
 from prunecli.masks.patterns import Tiles, Windows, parse_pattern
 from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.constants import holders
 from prunecli.model.sizes import macs_by_weight
+from prunecli.predicted.predict import weight_curves
 from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
 from prunecli.types import Json, Progress, Skipped
@@ -206,6 +208,9 @@ class ZeroPruner(WeightSpace):
             return float((np.square(array, dtype=np.float64) * found.get(layer, 0.0))[drop].sum() / 2)
 
         return predicted
+
+    def predicted(self) -> Mapping[str, LossCurve]:
+        return weight_curves(self.file, list(self.ranking.weights))
 
     def save(self, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress) -> MagnitudeResult:
         return self._save(self.file.path, self.ranking, allocation, saving=saving, said=said, progress=progress)

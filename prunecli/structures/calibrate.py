@@ -11,6 +11,7 @@ import numpy as np
 
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
+from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.runtime import Session
@@ -95,10 +96,12 @@ _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
 }
 
 
-def unit_recipe(options: CutOptions, kind: Kind, target: float) -> UnitRecipe:
-    """The options with a target that is a fraction."""
+def unit_recipe(
+    options: CutOptions, kind: Kind, target: float, curves: Mapping[str, LossCurve] | None = None
+) -> UnitRecipe:
+    """The options with a target that is a fraction. `curves`: by group, predicted damage."""
     return UnitRecipe(
         budget=kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
         normalize=options.normalize, max_ratio=options.largest_ratio, alignment=options.alignment,
-        steps=options.step_count, seed=options.seed,
+        steps=options.step_count, seed=options.seed, curves=curves or {},
     )  # fmt: skip

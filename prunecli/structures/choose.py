@@ -12,6 +12,7 @@ from prunecli.dependency.catalogue import ALL, Catalogue, Group
 from prunecli.dependency.costs import Costs, costs
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
+from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
 from prunecli.structures.budget import (
     NEAR,
@@ -25,6 +26,7 @@ from prunecli.structures.budget import (
     exchange,
     interleaved,
 )
+from prunecli.structures.elimination import UnitCurve
 from prunecli.structures.normalisers import NORMALISERS
 from prunecli.structures.widths import Alignment
 from prunecli.types import Progress, no_progress
@@ -63,7 +65,8 @@ class UnitRecipe:
     target: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
     or an absolute count if `absolute`. max_ratio: largest fraction of a group that may go. alignment: which widths
     groups may keep; looser ones take its place where it cannot meet the budget. steps: how often scores are taken anew
-    on what is left.
+    on what is left. curves: by group, the damage of a fraction of it; scores then say which units of a group go first,
+    and each counts by what it adds to that.
     """
 
     budget: BudgetKind
@@ -76,6 +79,12 @@ class UnitRecipe:
     alignment: Alignment = field(default_factory=Alignment)
     steps: int = 1
     seed: int = 0
+    curves: Mapping[str, LossCurve] = field(default_factory=dict)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all groups compete."""
+        return self.scope == "global" or (self.scope == "auto" and (bool(self.curves) or self.budget != "ratio"))
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ class _Chooser:
         self.evidence = evidence if isinstance(evidence, Measurements) else None
         self.slices = WeightSlices(catalogue)
         self.costs: Costing | Costs = costing or costs(catalogue.analysis)
-        self.scope = ("layer" if recipe.budget == "ratio" else "global") if recipe.scope == "auto" else recipe.scope
+        self.scope = "global" if recipe.everywhere else "layer"
         self.notes: list[str] = []
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
         self.groups = [group for group, wanted in zip(catalogue.groups, use, strict=True) if wanted]
@@ -269,7 +278,8 @@ class _Chooser:
         out = np.full(self.catalogue.count, np.nan)
         normalised = NORMALISERS[self.recipe.normalize](self.catalogue, self.groups, rows)
         for group, score in zip(self.groups, normalised, strict=True):
-            out[group.units] = score
+            curve = self.recipe.curves.get(group.name)
+            out[group.units] = score if curve is None else _steps(curve, score)
         return out
 
     def _part(self, piece: Slice, gone: Mapping[str, Mapping[int, Array]]) -> WeightPart:
@@ -380,6 +390,15 @@ class _Chooser:
     def cost(self, removed: Mask) -> float:
         """What remains of the budgeted amount without the masked units."""
         return float(self.costs.of(self.catalogue.kept(removed))[self.recipe.budget])
+
+
+def _steps(curve: LossCurve, scores: Array) -> Array:
+    """By unit, what it adds to the damage of its group on the convex hull of the curve; the least scores go first, of
+    equal ones the later."""
+    count = len(scores)
+    order = np.lexsort((-np.arange(count), scores))
+    damage = curve.at(1 - np.arange(1, count) / count)
+    return UnitCurve(count, order[: count - 1].tolist(), np.append(0.0, np.maximum.accumulate(damage))).scores()
 
 
 _MOST = 1e200

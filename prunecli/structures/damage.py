@@ -23,7 +23,7 @@ from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.slices import WeightSlices
 from prunecli.model.graphs import reads
 from prunecli.runtime import Session
-from prunecli.structures.elimination import Elimination, UnitReader, convex, eliminate
+from prunecli.structures.elimination import Elimination, UnitCurve, UnitReader, eliminate
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -35,24 +35,7 @@ POSITIONS = 400
 """Per input of a layer, of which its Gram matrix is made."""
 WIDEST = 6144
 """Inputs of a layer whose Gram matrix is inverted."""
-_TINY, _HUGE = float(np.finfo(float).tiny), 1e200
-"""Above the latter damage counts as that: what is infinite has no differences."""
-
-
-@dataclass(frozen=True)
-class UnitCurve:
-    """`order`: units of the group, the first to go first; `damage[k]`: of the outputs without the first k."""
-
-    count: int
-    order: list[int]
-    damage: Array
-
-    def scores(self) -> Array:
-        """One per unit, of which those that go later have larger ones; the units that stay are infinite."""
-        out, damage = np.full(self.count, np.inf), np.minimum(self.damage, _HUGE)
-        steps = np.maximum(np.diff(convex(damage)), 0)
-        out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(damage.max()), _TINY))
-        return out
+_TINY = float(np.finfo(float).tiny)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from prunecli.model import load
 from prunecli.model.constants import INTERFACE
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
+from prunecli.predicted.predict import Curves, Undescribed, group_curves
 from prunecli.structures.blocks import choose_blocks, open_blocks
 from prunecli.structures.budget import Mask
 from prunecli.structures.calibrate import measure, unit_recipe
@@ -66,13 +67,24 @@ def decide(
     if options.granularity == BLOCK:
         return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
     stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
-    recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored))
+    curves, told = predicted(subject) if options.allocate else ({}, [])
+    recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
     evidence = measure(subject, options, progress) if options.source is not None else None
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
         more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
         raise PruneError("at this budget nothing is removed", more)
-    return subject, Decided(decision.removed, decision.scores, _recipe(options, subject), left, decision.notes)
+    return subject, Decided(
+        decision.removed, decision.scores, _recipe(options, subject), left, [*told, *decision.notes]
+    )
+
+
+def predicted(subject: Cuttable) -> tuple[Curves, list[str]]:
+    """By group, the predicted damage; none, and a note, where the network that predicts it does not know a layer."""
+    try:
+        return group_curves(replace(subject.file, ir=subject.work), subject.units), []
+    except Undescribed as reason:
+        return {}, [f"the cut is spread by the scores, --allocate predicted is not possible: {reason}"]
 
 
 def _criterion(options: StructuredOptions) -> str:
@@ -97,6 +109,7 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
         "seed": options.seed,
         "include": list(options.include),
         "exclude": list(options.exclude),
+        **({"allocate": options.allocate} if options.allocate else {}),
         **({"data": options.source.text} if options.source else {}),
         **analysed_as(subject),
     }

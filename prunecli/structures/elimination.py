@@ -47,6 +47,8 @@ class Elimination:
 
 _WORST = float(np.finfo(float).max)
 """What cannot be told goes last, and yet before what is gone already."""
+_TINY, _HUGE = float(np.finfo(float).tiny), 1e200
+"""Above the latter damage counts as that: what is infinite has no differences."""
 DAMPING = 1e-4
 """Of the mean of G's diagonal, added to it: equal and dead inputs make G singular."""
 
@@ -121,3 +123,19 @@ def convex(values: Array) -> Array:
     places = np.arange(len(values))
     corners = lower_hull(places, values)
     return np.interp(places, corners, values[corners])
+
+
+@dataclass(frozen=True)
+class UnitCurve:
+    """`order`: units of the group, the first to go first; `damage[k]`: of the outputs without the first k."""
+
+    count: int
+    order: list[int]
+    damage: Array
+
+    def scores(self) -> Array:
+        """One per unit, of which those that go later have larger ones; the units that stay are infinite."""
+        out, damage = np.full(self.count, np.inf), np.minimum(self.damage, _HUGE)
+        steps = np.maximum(np.diff(convex(damage)), 0)
+        out[self.order] = steps + np.arange(len(steps)) * (1e-9 * max(float(damage.max()), _TINY))
+        return out

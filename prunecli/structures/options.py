@@ -124,13 +124,30 @@ class StructuredOptions(Stepwise, CutOptions):
     macs: Annotated[Amount, _amount("what remains of the multiply-accumulates: 0.5, 50% or 120M")] = None
     params: Annotated[Amount, _amount("what remains of the parameters: 0.5, 50% or 1.2M")] = None
     latency: Annotated[Amount, _amount("what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms")] = None
+    allocate: Annotated[
+        Literal["predicted"] | None,
+        Option("how the cut spreads over the groups; predicted: where it hurts least, as a graph neural network predicts it"
+               " from the file; default by the scores", SELECT),
+    ] = None  # fmt: skip
     plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
 
     def check(self) -> None:
         super().check()
+        self._check_allocation()
         if self.plan is not None and any(value is not None for value in self.amounts.values()):
             raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
         assert self.plan is not None or self.budget is not None
+
+    def _check_allocation(self) -> None:
+        if self.allocate is None:
+            return
+        if self.plan is not None:
+            raise PruneError("--plan fixes what is removed", "leave out --allocate")
+        if self.granularity == BLOCK or self.latency is not None:
+            raise PruneError("--allocate spreads --ratio, --macs and --params over groups of channels and heads",
+                             "leave --allocate out")  # fmt: skip
+        if self.scope == "layer":
+            raise PruneError("--scope layer cuts all groups alike", "leave out --scope or --allocate")
 
     @property
     def amounts(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import GradientOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.select import Selection, Selector, WeightChoice
+from prunecli.zeros.select import Selection, Selector, WeightChoice, allocated
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -68,11 +68,11 @@ def by_gradient(
         raise PruneError("no chosen weight lies in the main graph", "those inside sub-graphs have no gradient")
     source = open_source(file, evidence, list(names.values()), samples, progress)
     choice = _reachable(choice, names, source.gradients.unreached)
+    recipe, notes = allocated(file, choice, recipe)
     decisions, scores = _in_steps(choice.chosen, source, recipe, steps, progress)
     details = {name: {"scores": quantiles} for name, quantiles in scores.items()}
-    return Selection(
-        choice, decisions, {"steps": steps, **source.asked}, source.notes, details=details, feed=source.feed
-    )
+    said = {"steps": steps, **source.asked, **({"allocate": recipe.allocate} if recipe.allocate else {})}
+    return Selection(choice, decisions, said, [*source.notes, *notes], details=details, feed=source.feed)
 
 
 def _check_finite(weights: Sequence[Weight]) -> None:

@@ -27,6 +27,7 @@ from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
+from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
@@ -34,7 +35,7 @@ from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
-from prunecli.zeros.select import Selection, Selector, WeightChoice, check_numbers, matches
+from prunecli.zeros.select import FALLBACK, Selection, Selector, WeightChoice, check_numbers, matches
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
@@ -68,14 +69,15 @@ class Oneshot:
         with Store(self.options.memory_bytes) as store:
             layers, data = self._layers(file, choice.chosen, way, store, progress)
             choice = _measured(choice, layers, self.options.fallback)
-            amounts = self._amounts(layers, recipe, progress)
+            allocation, sizes, told = self._allocated(layers, recipe, progress)
+            amounts = self._amounts(layers, recipe, allocation, sizes)
             done = self._fitted(choice, layers, amounts, progress, by_value=partial(_by_magnitude, recipe))
         names = {"method": way.method.name, "recover": way.recover}
-        allocated = {} if isinstance(way.pattern, Windows) else {"allocate": self._allocation(recipe)}
+        allocated = {} if isinstance(way.pattern, Windows) else {"allocate": allocation}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
         return replace(
-            done, recipe=recipe_json, notes=[*done.notes, *_notes(layers, self.options.fallback), *cautions(data)],
-            feed=first_feed(data),
+            done, recipe=recipe_json,
+            notes=[*done.notes, *told, *_notes(layers, self.options.fallback), *cautions(data)], feed=first_feed(data),
         )  # fmt: skip
 
     def refit(self, file: Model, planned: Selection, progress: Progress) -> Selection:
@@ -125,19 +127,37 @@ class Oneshot:
     def _allocation(self, recipe: Recipe) -> str:
         return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
 
-    def _amounts(self, layers: CalibratedLayers, recipe: Recipe, progress: Progress) -> dict[str, int | Array]:
+    def _allocated(
+        self, layers: CalibratedLayers, recipe: Recipe, progress: Progress
+    ) -> tuple[str, list[LayerSize], list[str]]:
+        """The allocation, the layers with what it reads of them, and notes: where predictions are not to be had,
+        `FALLBACK` takes their place."""
+        name, sparsity = self._allocation(recipe), recipe.sparsity or 0.0
+        sizes = [LayerSize(layer.weight.shape, layer.weight.size) for layer in layers.all]
+        trivial = not 0 < sparsity < 1 or len(sizes) < 2
+        source = ALLOCATIONS.get(name).losses
+        if source is None or trivial or isinstance(parse_pattern(recipe.pattern), Windows):
+            return name, sizes, []
+        if source == "measured":
+            found = losses(layers, 1 - sparsity, progress)
+            return name, [replace(size, losses=curve) for size, curve in zip(sizes, found, strict=True)], []
+        try:
+            names = [layer.weight.name for layer in layers.all]
+            curves = weight_curves(layers.file, names)
+        except Undescribed as reason:
+            return FALLBACK, sizes, [f"--allocate {FALLBACK} in place of predicted: {reason}"]
+        return name, [replace(size, losses=curves[k]) for k, size in zip(names, sizes, strict=True)], []
+
+    def _amounts(
+        self, layers: CalibratedLayers, recipe: Recipe, allocation: str, sizes: list[LayerSize]
+    ) -> dict[str, int | Array]:
         """How many weights of each layer go."""
         pattern, weights = parse_pattern(recipe.pattern), [layer.weight for layer in layers.all]
         if isinstance(pattern, Windows):
             return {w.holder.name: round(w.size * (1 - pattern.keep / pattern.window)) for w in weights}
-        rule, sparsity = ALLOCATIONS.get(self._allocation(recipe)), recipe.sparsity or 0.0
-        sizes = [LayerSize(w.shape, w.size) for w in weights]
-        if rule.measured:
-            if 0 < sparsity < 1 and len(sizes) > 1:
-                found = losses(layers, 1 - sparsity, progress)
-                sizes = [replace(size, losses=curve) for size, curve in zip(sizes, found, strict=True)]
-            else:  # there is nothing to choose
-                rule = ALLOCATIONS.get("uniform")
+        rule, sparsity = ALLOCATIONS.get(allocation), recipe.sparsity or 0.0
+        if rule.losses is not None and any(size.losses is None for size in sizes):  # there is nothing to choose
+            rule = ALLOCATIONS.get("uniform")
         return {w.holder.name: n for w, n in zip(weights, rule.amounts(sizes, sparsity), strict=True)}
 
     def _fitted(

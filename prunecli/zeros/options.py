@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import element_names
@@ -81,7 +81,7 @@ class ZeroingOptions(Chosen, Patterned, Stepwise, Saving, Shrinking, StoredPacke
 
         if self.plan is not None:
             return None
-        named = {name: getattr(self, name, None) for name in ("scope", "criterion", "threshold")}
+        named: dict[str, Any] = {name: getattr(self, name, None) for name in ("scope", "criterion", "threshold")}
         return Recipe(pattern=self.pattern, sparsity=self.sparsity, seed=self.seed, **named)
 
 
@@ -89,7 +89,23 @@ FIXED = ("pattern", "scope", "criterion", "sparsity", "threshold", "include", "e
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagnitudeOptions(OtherKinds, ZeroingOptions):
+class Allocated(ZeroingOptions):
+    """How sparsity spreads over the layers, where nothing is measured for it."""
+
+    allocate: Annotated[
+        Literal["uniform", "erk", "predicted"] | None,
+        Option("how sparsity spreads over the layers, instead of --scope; predicted: where it hurts least, as a graph"
+               " neural network predicts it from the file", SELECT),
+    ] = None  # fmt: skip
+
+    @property
+    def recipe(self) -> Recipe | None:
+        recipe = super().recipe
+        return recipe if recipe is None or self.allocate is None else replace(recipe, allocate=self.allocate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagnitudeOptions(OtherKinds, Allocated):
     """Zero the smallest weights: below a threshold, to an exact sparsity, or to a pattern.
 
     round(S * n) of the n weights of each pool go, never more; of equal ones the later go first. Biases,
@@ -115,7 +131,7 @@ class MagnitudeOptions(OtherKinds, ZeroingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientOptions(OutputNamed, OtherKinds, ZeroingOptions, CalibrationSamples):
+class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
     """Zero the weights that the outputs would miss least, by gradients measured on data. No labels needed.
 
     In --steps (synflow: 30, else 6), gradients taken anew at the weights as they are by then; with --threshold, which
@@ -180,9 +196,10 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
         ),
     ] = "obs"
     allocate: Annotated[
-        Literal["uniform", "erk", "loss"] | None,
-        Option("how sparsity spreads over the layers; loss, the default: where it is measured to hurt least", SELECT),
-    ] = None
+        Literal["uniform", "erk", "loss", "predicted"] | None,
+        Option("how sparsity spreads over the layers; loss, the default: where it is measured to hurt least; predicted:"
+               " where a graph neural network predicts that", SELECT),
+    ] = None  # fmt: skip
     recover: Annotated[
         Literal["auto", "none", "bias", "bn", "lstsq"],
         Option("fit what is left to what the original computes: bias (means), bn (means and variances), lstsq (least"

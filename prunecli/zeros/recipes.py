@@ -39,7 +39,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
     windows = isinstance(parse_pattern(recipe.pattern), Windows)
     if recipe.sparsity is None and recipe.threshold is None and not windows:
         raise PruneError("how much to prune is not given", "give --sparsity 0.5, --threshold T, or --pattern 2:4")
-    if windows or recipe.threshold is not None:
+    if windows or recipe.allocate or recipe.threshold is not None:
         return recipe
     return replace(recipe, scope=recipe.scope or "global")
 

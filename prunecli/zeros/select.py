@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from prunecli.errors import PruneError, advice, did_you_mean
+from prunecli.masks.allocations import ALLOCATIONS
 from prunecli.masks.criteria import of_elements
 from prunecli.masks.decide import Decision, Recipe, decide
 from prunecli.masks.stream import not_finite
 from prunecli.model import Model, Weight, Weights, find_weights
 from prunecli.model.constants import INTERFACE, release
 from prunecli.model.sizes import is_finite
+from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.types import Json, Progress, Skipped
 from prunecli.zeros.recipes import command_of
 from prunecli.zeros.zero import target_of
@@ -49,6 +51,20 @@ class Selector:
     refit: Callable[[Model, Selection, Progress], Selection] | None = None
 
 
+def allocated(file: Model, choice: WeightChoice, recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with the losses that its allocation reads, and notes. Where the network that predicts them does not
+    know a layer, the allocation is `FALLBACK`, which is told."""
+    if recipe.allocate is None or ALLOCATIONS.get(recipe.allocate).losses != "predicted":
+        return recipe, []
+    try:
+        return replace(recipe, losses=weight_curves(file, [weight.name for weight in choice.chosen])), []
+    except Undescribed as reason:
+        return replace(recipe, allocate=FALLBACK), [f"--allocate {FALLBACK} in place of predicted: {reason}"]
+
+
+FALLBACK = "erk"
+
+
 def by_value(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progress) -> Selection:
     """The selection of `prune magnitude`: by the stored values alone.
 
@@ -62,7 +78,9 @@ def by_value(file: Model, choice: WeightChoice, recipe: Recipe, progress: Progre
             f"--criterion {name} needs the {evidence.name}, which magnitude does not measure",
             f"use {command_of(name)}",
         )
-    return Selection(choice, decide([target_of(weight) for weight in choice.chosen], recipe, progress), {})
+    recipe, notes = allocated(file, choice, recipe)
+    decisions = decide([target_of(weight) for weight in choice.chosen], recipe, progress)
+    return Selection(choice, decisions, {"allocate": recipe.allocate} if recipe.allocate else {}, notes)
 
 
 KINDS = {"bias": "biases", "norm": "normalisation parameters", "embedding": "embeddings"}

@@ -1,0 +1,162 @@
+"""Damage predicted from the file: figures by hand, curves that do not depend on order, and what is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import prunecli
+from prunecli import PruneError
+from prunecli.model import Dims, find_weights, load
+from prunecli.predicted.features import ELEMENT_LEVELS, PLAIN, WIDTH, Undescribed, describe_weights
+from prunecli.predicted.flow import flow_of
+from prunecli.predicted.predict import NETWORK, group_curves, weight_curves
+from prunecli.structures.prunable import open_cuttable
+from tests.tiny import ROOT, write
+
+CNN, CALIB = ROOT / "sample_models" / "digits-cnn.onnx", ROOT / "sample_models" / "digits-calib.npz"
+RESIDUAL = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 3, 2, 4}, float[2,2] v = {1, 0, 0, 1}> {
+  a = MatMul(x, w)
+  s = Add(a, x)
+  r = Relu(s)
+  y = MatMul(r, v)
+}"""
+PARALLEL = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 3, 2, 4}, float[2,2] v = {1, 0, 2, 1}> {
+  a = MatMul(x, w)
+  b = MatMul(x, v)
+  y = Add(a, b)
+}"""
+NUMBERS = ", ".join(str(number + 1) for number in range(16))
+TRANSPOSED = f"""g (float[N,4,5,5] x) => (float[N,4,5,5] y) <float[4,4,1,1] w = {{{NUMBERS}}}, float[4,4,1,1] v = {{{NUMBERS}}}> {{
+  a = ConvTranspose(x, w)
+  r = Relu(a)
+  y = Conv(r, v)
+}}"""
+
+
+def transposed(folder: Path) -> Path:
+    """A file with an operator that the network was not trained on."""
+    return write(folder / "transposed.onnx", TRANSPOSED)
+
+
+def test_power_and_reach_of_a_residual_sum(tmp_path: Path) -> None:
+    """w has the rows (1, 2) and (3, 4): a mean of 15 for their squares; the sum hands on 15/16 to it."""
+    file = load(write(tmp_path / "m.onnx", RESIDUAL))
+    found = flow_of(file.ir.graph, find_weights(file).prunable)
+    values = {v.name: v for v in found.power}
+    powers = {"x": 1.0, "a": 15.0, "s": 16.0, "r": 8.0, "y": 8.0}
+    assert {name: found.power[values[name]] for name in powers} == pytest.approx(powers)
+    reaches = {"y": 1.0, "r": 1.0, "s": 1.0, "a": 15 / 16, "x": 1 / 16 + 15 / 16}
+    assert {name: found.reach[values[name]] for name in reaches} == pytest.approx(reaches)
+    assert (found.sums[values["a"]], found.sums[values["r"]]) == (1, 0)
+
+
+def test_figures_of_a_layer(tmp_path: Path) -> None:
+    """Half of w are 1 and 2: 5 of a power of 30, of which 15/16 reach the outputs."""
+    found = describe_weights(load(write(tmp_path / "m.onnx", RESIDUAL)))
+    assert found.names == ("w", "v")
+    assert found.gone[0, ELEMENT_LEVELS.index(0.5)] == pytest.approx(np.log(5 / 30 * 15 / 16))
+    row = dict(zip(PLAIN, found.features[0], strict=False))
+    expected = {"dense": 1, "conv": 0, "any sum": 1, "readers": np.log1p(1), "before": 0.5, "first": 1, "last": 0}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert row["spectral norm"] == pytest.approx(np.log(5.4650 / (np.sqrt(7.5) * 2 * np.sqrt(2))), abs=1e-4)
+    assert found.reads.tolist() == [[0, 0], [1, 0]] and found.features.shape == (2, WIDTH)
+
+
+@pytest.mark.parametrize("body", [RESIDUAL, PARALLEL])
+def test_the_order_of_nodes_and_tensors_does_not_matter(tmp_path: Path, body: str) -> None:
+    path = write(tmp_path / "m.onnx", body)
+    proto = onnx.load(path)
+    tensors = list(proto.graph.initializer)[::-1]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(tensors)
+    if body is PARALLEL:
+        nodes = [proto.graph.node[i] for i in (1, 0, 2)]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    onnx.save(proto, tmp_path / "other.onnx")
+    one, other = (weight_curves(load(tmp_path / name)) for name in ("m.onnx", "other.onnx"))
+    assert list(one) == list(other)[::-1]
+    for name, curve in one.items():
+        assert curve.losses == pytest.approx(other[name].losses, rel=1e-4)
+
+
+def test_curves_rise_and_are_the_same_again() -> None:
+    found = open_cuttable(CNN, "channel,head", Dims())
+    several = [weight_curves(load(CNN)), group_curves(replace(found.file, ir=found.work), found.units)]
+    again = [weight_curves(load(CNN)), group_curves(replace(found.file, ir=found.work), found.units)]
+    assert several == again
+    for curves in several:
+        assert curves and all((np.diff(curve.losses) >= 0).all() and min(curve.losses) > 0 for curve in curves.values())
+
+
+def test_the_network_is_small() -> None:
+    assert NETWORK.stat().st_size <= 200_000
+
+
+@pytest.mark.parametrize("command", ["magnitude", "gradient", "oneshot"])
+def test_zeros_by_predicted_damage(tmp_path: Path, command: str) -> None:
+    """Exactly as many as asked, and more from what matters less: the last block, not the first layer or the last."""
+    data = {} if command == "magnitude" else {"data": CALIB, "limit": 64}
+    run = getattr(prunecli, command)
+    found = run(CNN, sparsity=0.8, allocate="predicted", output=tmp_path / "out.onnx", **data)
+    gone = {layer.weight: 1 - layer.nonzero / layer.params for layer in found.layers}
+    sizes = {layer.weight: layer.params for layer in found.layers}
+    assert sum(layer.params - layer.nonzero for layer in found.layers) == round(0.8 * sum(sizes.values()))
+    assert gone["block2.conv2.weight"] > 0.8 > gone["fc.weight"] and gone["stem.conv.weight"] < 0.6
+    assert found.recipe["allocate"] == "predicted"
+
+
+def test_structures_by_predicted_damage(tmp_path: Path) -> None:
+    plain, found = (
+        prunecli.structured(CNN, macs=0.5, round_to=1, output=tmp_path / f"{name}.onnx", **how)
+        for name, how in (("plain", {}), ("predicted", {"allocate": "predicted"}))
+    )
+    assert found.after.macs <= 0.5 * found.before.macs
+    assert [g.removed for g in found.groups] != [g.removed for g in plain.groups]
+
+
+def test_what_is_not_known_falls_back_with_a_note(tmp_path: Path) -> None:
+    path = transposed(tmp_path)
+    with pytest.raises(Undescribed, match="ConvTranspose"):
+        weight_curves(load(path))
+    found = prunecli.magnitude(path, sparsity=0.5, allocate="predicted", output=tmp_path / "a.onnx")
+    other = prunecli.magnitude(path, sparsity=0.5, scope="erk", output=tmp_path / "b.onnx")
+    assert [one.nonzero for one in found.layers] == [one.nonzero for one in other.layers]
+    assert found.recipe["allocate"] == "erk" and any("ConvTranspose" in note for note in found.notes)
+    cut = prunecli.structured(path, ratio=0.5, allocate="predicted", output=tmp_path / "c.onnx")
+    assert any("ConvTranspose" in note for note in cut.notes)
+    data = tmp_path / "x.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 4, 5, 5)).astype(np.float32))
+    measured = prunecli.sensitivity(path, data=data, levels=(0.5,), predicted=True, jobs=1)
+    assert measured.ranking is None and any("ConvTranspose" in note for note in measured.notes)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sparsity": 0.5, "scope": "global"}, "both say how layers compete"),
+        ({"threshold": 0.1}, "looks at each weight by itself"),
+        ({"pattern": "2:4"}, "says how much of each layer goes"),
+    ],
+)
+def test_contradictions_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(PruneError, match=message):
+        prunecli.magnitude(CNN, allocate="predicted", **options)
+
+
+def test_sensitivity_is_predicted_and_checked() -> None:
+    found = prunecli.sensitivity(CNN, data=CALIB, predicted=True, jobs=1)
+    assert found.proxy == "predicted" and found.ranking is not None and found.ranking.correlation > 0.7
+    assert found.measured == found.ranking.checked
+
+
+def test_the_search_needs_fewer_trials(tmp_path: Path) -> None:
+    data = ROOT / "sample_models" / "digits-test.npz"
+    how = {"data": data, "max_drop": 0.05, "jobs": 1, "dry_run": True, "criterion": "l1", "rounds": 1}
+    slow, fast = (prunecli.adaptive(CNN, strategy=name, **how) for name in ("search", "predicted"))
+    assert fast.reached and fast.measured < slow.measured
