@@ -144,7 +144,7 @@ def _went(removed: Removed) -> Text:
     reasons, cut, tidied = Counter[str](), removed.vocabulary, removed.tidied
     for row in removed.units:
         reasons.update(row.reasons)
-    parts = [f"{count:,} units ({WHY[why]})" for why, count in reasons.items()]
+    parts = [f"{count:,} unit{'s' * (count != 1)} ({WHY[why]})" for why, count in reasons.items()]
     parts += [f"{len(removed.branches)} branches that are always the same"] if removed.branches else []
     parts += [f"the {one.what} {some(list(one.names))}" for one in removed.interface]
     parts += [f"all positions but the last of {removed.last_token.output}"] if removed.last_token is not None else []

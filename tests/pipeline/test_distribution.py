@@ -138,3 +138,30 @@ def test_pattern_needs_a_divisible_axis(tmp_path: Path) -> None:
     weight = find_weights(load(gemm_chain(tmp_path, [np.zeros((6, 4), np.float32)]))).prunable[0]
     found = pattern_fit(weight, 2, 4)
     assert (found.satisfied, found.windows, found.detail) == (False, None, "6 inputs do not divide by 4")
+
+
+# (inputs, outputs), whether the layer is quantised, what is said of each
+DOUBTS = [
+    ((256, 256), False, []),
+    ((8, 256), False, ["8 inputs below 256"]),
+    ((8, 16), False, ["8 inputs and 16 outputs below 256"]),
+    ((256, 256), True, ["Q/DQ around it"]),
+]
+
+
+@pytest.mark.parametrize(("shape", "quantised", "told"), DOUBTS)
+def test_where_tensorrt_makes_no_use_of_2_4(
+    shape: tuple[int, int], quantised: bool, told: list[str], tmp_path: Path
+) -> None:
+    path = gemm_chain(tmp_path, [np.tile(np.array([[1], [0], [0], [1]], np.float32), (shape[0] // 4, shape[1]))])
+    if quantised:
+        model = onnx.load(path)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "scale"))
+        model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["q", "scale"], ["x0"]))
+        del model.graph.input[:]
+        model.graph.input.append(onnx.helper.make_tensor_value_info("q", onnx.TensorProto.INT8, [1, shape[0]]))
+        onnx.save(model, path)
+    found = pattern_fit(find_weights(load(path)).prunable[0], 2, 4)
+    assert found.satisfied and len(found.doubts) == len(told)
+    assert all(piece in doubt and "github.com/NVIDIA/TensorRT/issues" in doubt
+               for piece, doubt in zip(told, found.doubts, strict=True))  # fmt: skip
