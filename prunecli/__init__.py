@@ -7,6 +7,7 @@ result = prunecli.structured("model.onnx", macs=0.5)     # writes model.pruned.o
 result = prunecli.gradient("model.onnx", data="calib.npz", sparsity=0.8)  # as magnitude, by gradients on data
 result = prunecli.oneshot("model.onnx", data="calib.npz", sparsity=0.8)   # zeros, and the rest fitted to make up
 found = prunecli.analyse("model.onnx")                   # what could be cut, and why the rest cannot
+graph = prunecli.unit_graph("model.onnx")                # which unit reads which: a sparse matrix, and PageRank
 result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model.onnx", epochs=3)
 found = prunecli.evaluate("model.pruned.onnx", "model.onnx", data="test.npz")   # both, side by side
 result = prunecli.shrink("masked.onnx")                  # writes masked.shrunk.onnx, equal to the original
@@ -26,6 +27,7 @@ from prunecli.errors import PruneError
 
 if TYPE_CHECKING:
     from prunecli.cli.library import run as run
+    from prunecli.dependency.unit_graph import unit_graph as unit_graph
     from prunecli.evaluation.compare import compare as compare
     from prunecli.evaluation.evaluate import evaluate as evaluate
     from prunecli.inspection.inspect import inspect as inspect
@@ -57,6 +59,7 @@ _WHERE = {
     "sensitivity": "prunecli.search.sensitivity",
     "shrink": "prunecli.shrinking.shrink",
     "structured": "prunecli.structures.structured",
+    "unit_graph": "prunecli.dependency.unit_graph",
 }
 
 __all__ = ["PruneError", "__version__", *_WHERE]

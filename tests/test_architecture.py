@@ -66,6 +66,7 @@ ALLOWED = {
     "__init__": {
         "_version",
         "cli",
+        "dependency",
         "errors",
         "evaluation",
         "inspection",

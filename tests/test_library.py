@@ -37,6 +37,7 @@ CALLS: dict[str, Callable[[Path], Any]] = {
         MODEL, data=TEST, max_drop=0.05, strategy="feedback", jobs=1, output=str(at / "o.onnx")
     ),
     "analyse": lambda at: prunecli.analyse(MODEL),
+    "unit_graph": lambda at: prunecli.unit_graph(MODEL),
     "compare": lambda at: prunecli.compare(MODEL, MODEL, data=TEST),
     "evaluate": lambda at: prunecli.evaluate(
         MODEL, MODEL, data=TEST, latency=False, gates=["accuracy.drop>1%"], output_name=None
@@ -87,6 +88,7 @@ UNKNOWN = [
     ("pack", "minsaving", "did you mean min_saving"),
     ("unpack", "dryrun", "did you mean dry_run"),
     ("analyse", "granulrity", "did you mean granularity"),
+    ("unit_graph", "granulrity", "did you mean granularity"),
     ("run", "dryrun", "did you mean dry_run"),
 ]
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from prunecli.dependency.unit_graph import unit_graph
 from prunecli.inputs import InputSpec
 from prunecli.inspection.cuttable import CuttableUnits, cuttable_units
 from prunecli.inspection.distribution import Distribution, PatternFit, distribution, pattern_fit
+from prunecli.inspection.graph import GraphView, write_graph
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.shape_inference import UNKNOWN_INPUT
@@ -67,6 +69,7 @@ class Inspection(ModelResult):
     distribution: Distribution | None = None
     interface: Mapping[str, Sequence[InputSpec]] = field(default_factory=dict)
     cuttable: CuttableUnits = field(default_factory=CuttableUnits)
+    graph: GraphView | None = None
 
     @property
     def totals(self) -> Totals:
@@ -101,6 +104,9 @@ def inspect(
     measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
     size = totals(file, shapes)
+    graph = unit_graph(file.path, dims=options.dims) if options.graph is not None else None
+    if graph is not None and options.graph is not None:
+        write_graph(graph, options.graph)
     return Inspection(
         model=file.ref,
         output=None,
@@ -123,6 +129,7 @@ def inspect(
         distribution=distribution(measurable, progress) if options.histogram else None,
         interface={"inputs": input_specs(file.ir), "outputs": output_specs(file.ir)},
         cuttable=cuttable_units(file, options.dims),
+        graph=None if graph is None else GraphView.of(graph, str(options.graph)),
         seconds=time.perf_counter() - start,
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from prunecli.errors import PruneError
-from prunecli.options.declare import Option
+from prunecli.options.declare import OUTPUT, Option
 from prunecli.options.groups import Reporting, Sized
+
+GRAPHS = (".graphml", ".json")
 
 
 def parse_nm(text: str) -> tuple[int, int]:
@@ -34,3 +37,14 @@ class InspectOptions(Sized, Reporting):
     nm: Annotated[
         tuple[int, int] | None, Option("say which weights already follow N:M, e.g. 2:4", metavar="N:M", read=parse_nm)
     ] = None
+    graph: Annotated[
+        Path | None,
+        Option(
+            "write the graph of the units that can be cut, with their importance: .graphml or .json", OUTPUT, "PATH"
+        ),
+    ] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.graph is not None and self.graph.suffix.lower() not in GRAPHS:
+            raise PruneError(f"cannot tell the graph's format from {self.graph.name!r}", "end it in .graphml or .json")

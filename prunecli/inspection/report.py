@@ -34,6 +34,7 @@ from prunecli.types import Json, LayerRow
 if TYPE_CHECKING:
     from prunecli.inspection.cuttable import CuttableUnits
     from prunecli.inspection.distribution import Distribution, WeightSpread
+    from prunecli.inspection.graph import GraphView
     from prunecli.inspection.inspect import InspectedLayer, Inspection
 
 TOP = 24
@@ -55,6 +56,8 @@ def to_json(found: Inspection) -> Json:
     }
     if found.nm:
         extra["nm"] = f"{found.nm[0]}:{found.nm[1]}"
+    if found.graph:
+        extra["graph"] = asdict(found.graph)
     if found.distribution:
         extra["distribution"] = _distribution_json(found.distribution)
     layers = [_row(found, layer) for layer in found.layers]
@@ -119,6 +122,7 @@ def to_document(found: Inspection) -> Document:
     sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
     sections += _distribution_tables(found) if found.distribution else []
     sections += [_pattern_table(found)] if found.nm else []
+    sections += graph_sections(found.graph) if found.graph else []
     if found.skipped:
         rows = [(item.name, item.reason) for item in found.skipped]
         sections.append(Table("Not prunable", (Column("name", "name"), Column("reason")), rows, top=TOP))
@@ -129,6 +133,36 @@ def _headline(found: Inspection) -> Text:
     sizes, prunable = found.totals, sum(layer.params for layer in found.prunable)
     macs = f", {cell_text(sizes.macs, 'count')} MACs" if sizes.macs else ""
     return headline(f"{sizes.params:,} parameters, of which {prunable:,} can be pruned{macs}")
+
+
+def graph_sections(graph: GraphView) -> list[Section]:
+    """The unit graph by layers: what each is worth, and what reads what, the strongest links apart."""
+    said = f"{graph.units:,} units, {graph.edges:,} edges: {graph.path}"
+    columns = (
+        Column("layer", "name"),
+        Column("kind", drop=1),
+        Column("units", "count"),
+        Column("importance", "number"),
+    )
+    rows = [(layer.name, layer.kind, layer.units or None, layer.importance) for layer in graph.layers]
+    note = "importance: PageRank of its units, from the outputs backwards through what each reads, added up"
+    table = Table(f"Unit graph: {said}", columns, rows, note, top=TOP, level=Level.NORMAL)
+    worth = [layer.importance for layer in graph.layers]
+    points = Series("layer", list(range(len(worth))), worth, "points", labels=[layer.name for layer in graph.layers])
+    panel = Panel([*_links(graph, worth), points])
+    chart = Chart("Unit graph", [panel], ChartAxis("layer, in the order of the network"), ChartAxis("importance"),
+                  "Lines lead from a layer to what reads it, by the share of what is read.")  # fmt: skip
+    return [table, chart]
+
+
+def _links(graph: GraphView, worth: list[float]) -> Iterator[Series]:
+    bounds = (("a tenth or less", 0.0, 0.1), ("up to half", 0.1, 0.5), ("half or more", 0.5, 2.0))
+    for name, low, high in bounds:
+        links = [(a, b) for a, b, share in graph.links if low <= share < high and a != b]
+        x = [float(place) for a, b in links for place in (a, b, b)]
+        y = [value for a, b in links for value in (worth[a], worth[b], None)]
+        if links:
+            yield Series(name, x, y, "path")
 
 
 def _summary(found: Inspection) -> Table:

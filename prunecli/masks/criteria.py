@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class Evidence:
     """What has to be measured before units can be scored.
 
-    name: as messages call it. source: what is run for it; `flow` needs no data. steps: how often it is measured anew,
+    name: as messages call it. source: what is run for it; `flow` and `unit graph` need no
+    data. steps: how often it is measured anew,
     at the weights as they are by then, unless something else is asked for.
     Of gradients, the mean over runs of |g|^power, g the gradient of one run of `batch` samples; smoothed: plus the mean
     of that over the tensor's weights that are not gone, which steadies it and keeps small tensors from being emptied.
@@ -44,7 +45,7 @@ class Evidence:
     """
 
     name: str
-    source: Literal["activations", "gradients", "flow", "Gram matrices"]
+    source: Literal["activations", "gradients", "flow", "Gram matrices", "unit graph"]
     steps: int = 1
     power: Literal[1, 2] = 1
     batch: int = 1
@@ -54,6 +55,10 @@ class Evidence:
     @property
     def differentiates(self) -> bool:
         return self.source in ("gradients", "flow")
+
+    @property
+    def on_data(self) -> bool:
+        return self.source not in ("flow", "unit graph")
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,14 @@ class WeightPart:
 @dataclass(frozen=True)
 class UnitGroup:
     """What a criterion of structures sees: the parts of one group of like units. `rng` draws for that group alone.
-    `damage`: that each unit adds, where it was measured."""
+    `damage`: that each unit adds, where it was measured. `importance`: of each unit in the unit graph."""
 
     name: str
     count: int
     parts: Sequence[WeightPart]
     rng: np.random.Generator
     damage: Array | None = None
+    importance: Array | None = None
 
     def of(self, *roles: str) -> list[WeightPart]:
         return [part for part in self.parts if part.role in roles]
@@ -260,6 +266,7 @@ FLOW = Evidence("flow", "flow", steps=30)
 MOMENTS = Evidence("moments", "activations")
 GATES = Evidence("gates", "gradients", anew=True)
 DAMAGE = Evidence("damage", "Gram matrices")
+IMPORTANCE = Evidence("importance", "unit graph")
 
 for _entry in (
     Criterion(
@@ -293,6 +300,14 @@ for _entry in (
         "bn-scale", "factors of BatchNormalization",
         "|gamma| per BatchNormalization of the unit (network slimming, Liu et al. 2017)",
         structures=Structures(_bn_scale),
+    ),
+    Criterion(
+        "pagerank", "importance propagated from the outputs through the unit graph; --damping 1: NISP",
+        "r = g (A r + o) + (1 - g) s on the reversed unit graph, A the share of a unit in what its reader reads (Yu et"
+        " al. 2018; Page et al. 1999; `dependency/unit_graph.py`)",
+        structures=Structures(
+            lambda group: _staying(group) if group.importance is None else [group.importance], IMPORTANCE, "none"
+        ),
     ),
     Criterion(
         "random", "seeded random scores, the baseline that others must beat",

@@ -11,6 +11,8 @@ import numpy as np
 
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
+from prunecli.dependency.slices import WeightSlices
+from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
@@ -27,18 +29,43 @@ Array = np.ndarray[Any, Any]
 def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:
     """What the criterion needs to know of the data; None where the weights suffice."""
     criterion = of_structures().get(resolve_criterion(options.criterion, options.source is not None))
-    if criterion is None or criterion.evidence is None or options.source is None:
+    if criterion is None or criterion.evidence is None or (criterion.evidence.on_data and options.source is None):
         return None
     return _MEASURES[criterion.evidence.name](subject, options, progress)
 
 
 def _moments(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    found = Measurements(moments=_input_moments(subject, options, progress))
+    return lambda _: found
+
+
+def _importance(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
+    """With data, edges count the activations, and units are preferred by the norms of theirs."""
+    moments = {} if options.source is None else _input_moments(subject, options, progress)
+    graph = graph_of(subject.units, moments)
+    rank = graph.importance(options.damping, _norms(subject, moments) if moments else None)
+    found = Measurements(importance={group.name: rank[group.units] for group in subject.units.groups})
+    return lambda _: found
+
+
+def _norms(subject: Cuttable, moments: Mapping[str, Array]) -> Array:
+    """Of every unit: the root of the mean E[x^2] over all that read it."""
+    sums, counts = np.zeros(subject.units.count), np.zeros(subject.units.count)
+    slices = WeightSlices(subject.units)
+    for group in subject.units.groups:
+        for piece in slices.of(group):
+            if piece.role == "in" and piece.name in moments:
+                sums[group.units] += moments[piece.name][piece.index].mean(axis=1)
+                counts[group.units] += 1
+    return np.sqrt(sums / np.maximum(counts, 1))
+
+
+def _input_moments(subject: Cuttable, options: CutOptions, progress: Progress) -> dict[str, Array]:
     data = subject.samples(options, progress)
     feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    found = Measurements(moments=second_moments(subject.work, ranks, feeds, start))
-    return lambda _: found
+    return second_moments(subject.work, ranks, feeds, start)
 
 
 def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
@@ -93,6 +120,7 @@ _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,
     "gates": _gates,
     "damage": _damage,
+    "importance": _importance,
 }
 
 

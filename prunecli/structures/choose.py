@@ -91,11 +91,13 @@ class UnitRecipe:
 class Measurements:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
-    over all other axes. damage: by group, the measured damage that each unit adds."""
+    over all other axes. damage: by group, the measured damage that each unit adds. importance: by group, of
+    each unit in the unit graph."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
     damage: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
+    importance: Mapping[str, Array] = field(default_factory=dict)
 
 
 Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
@@ -271,8 +273,9 @@ class _Chooser:
         for number, group in enumerate(self.groups):
             rng = np.random.default_rng([self.recipe.seed, number])
             parts = [self._part(piece, gone) for piece in self.slices.of(group)]
-            damage = self.evidence.damage.get(group.name) if self.evidence is not None else None
-            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng, damage)))
+            found = self.evidence or Measurements()
+            damage, importance = found.damage.get(group.name), found.importance.get(group.name)
+            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng, damage, importance=importance)))
             if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")
         out = np.full(self.catalogue.count, np.nan)

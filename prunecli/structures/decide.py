@@ -69,7 +69,7 @@ def decide(
     stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
     curves, told = predicted(subject) if options.allocate else ({}, [])
     recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
-    evidence = measure(subject, options, progress) if options.source is not None else None
+    evidence = measure(subject, options, progress)
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
     if not decision.removed.any():
         more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
@@ -102,6 +102,7 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
     return {
         budget.kind + unit: budget.target,
         **{name: getattr(options, name) for name in names},
+        **({"damping": options.damping} if options.criterion == "pagerank" else {}),
         "max_ratio": options.largest_ratio,
         "round_to": options.round_to,
         **({"target": options.target} if options.round_to == AUTO else {}),

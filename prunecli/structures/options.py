@@ -18,10 +18,12 @@ from prunecli.structures.widths import AUTO, Alignment, Target, alignment, read_
 
 BLOCK = "block"
 MAX_RATIO = 0.9
+DAMPING = 0.85
+"""Of the unit graph's PageRank (`dependency/unit_graph.py`)."""
 CRITERIA = (
     "auto (default: obs with --data and least squares after, l2-in without data or with training after, else"
-    f" activation), {', '.join(name for name, found in of_structures().items() if found.evidence is None)},"
-    f" and on --data: {', '.join(name for name, found in of_structures().items() if found.evidence is not None)}"
+    f" activation), {', '.join(name for name, found in of_structures().items() if not (found.evidence and found.evidence.on_data))},"
+    f" and on --data: {', '.join(name for name, found in of_structures().items() if found.evidence and found.evidence.on_data)}"
 )
 NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 Amount = Quantity | float | None
@@ -68,6 +70,11 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
                " hidden size", SELECT, "channel|head|block|all"),
     ] = "channel,head"  # fmt: skip
     criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
+    damping: Annotated[
+        float,
+        Option("of --criterion pagerank: the share of a unit's importance that comes from its readers; 1: all", SELECT, "G",
+               read=parse_fraction),
+    ] = DAMPING  # fmt: skip
     normalize: Annotated[
         str,
         Option(f"how layers' scores compare: {NORMALISERS}", SELECT, "NAME"),

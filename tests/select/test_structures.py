@@ -26,7 +26,8 @@ def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
         if moments and role != "norm":
             evidence["gates"] = rng.standard_normal((UNITS, 7))
         parts.append(WeightPart(f"w{number}", role, matrix, role == "norm", evidence))
-    return UnitGroup("g", UNITS, parts, np.random.default_rng(7), DAMAGE if moments else None)
+    measured = DAMAGE if moments else None
+    return UnitGroup("g", UNITS, parts, np.random.default_rng(7), measured, importance=measured)
 
 
 FULL = ("out", "in", "in", "bias", "norm")
@@ -79,6 +80,7 @@ FORMULAS: dict[str, Callable[[list[WeightPart]], list[list[float]]]] = {
     "taylor": lambda parts: gates(parts, abs),
     "fisher": lambda parts: gates(parts, lambda v: v * v),
     "obs": lambda parts: [DAMAGE.tolist()],
+    "pagerank": lambda parts: [DAMAGE.tolist()],
 }
 
 

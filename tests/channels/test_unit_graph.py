@@ -1,0 +1,127 @@
+"""The unit graph against graphs that are known by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import prunecli
+from prunecli.dependency.unit_graph import UnitGraph, graph_of, unit_graph
+from prunecli.errors import PruneError
+from tests.model.build import floats, node, proto, save_proto
+
+Array = np.ndarray[Any, Any]
+W1 = np.array([[3, 0, 1], [4, 1, 0]], np.float32)  # 2 inputs, 3 units
+W2 = np.array([[1, 3], [3, 1], [0, 0]], np.float32)  # 3 units, 2 outputs; nothing reads the last unit
+
+
+def chain(folder: Path, **weights: Array) -> Path:
+    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "w2"], ["y"])]
+    return save_proto(proto(nodes, {"x": ("batch", 2)}, weights={"w1": W1, "w2": W2, **weights}), folder)
+
+
+def residual(folder: Path) -> Path:
+    """h = x A; y = (h + relu(h B) C) D."""
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"]), node("MatMul", ["h", "b"], ["u"]), node("Relu", ["u"], ["r"]),
+        node("MatMul", ["r", "c"], ["v"]), node("Add", ["h", "v"], ["s"]), node("MatMul", ["s", "d"], ["y"]),
+    ]  # fmt: skip
+    weights = {
+        "a": floats(2, 4, seed=1),
+        "b": floats(4, 3, seed=2),
+        "c": floats(3, 4, seed=3),
+        "d": floats(4, 2, seed=4),
+    }
+    return save_proto(proto(nodes, {"x": ("batch", 2)}, weights=weights), folder)
+
+
+def dense(graph: UnitGraph) -> Array:
+    return np.asarray(graph.edges.toarray())
+
+
+def test_edges_are_norms_of_the_weights_between(tmp_path: Path) -> None:
+    graph = unit_graph(chain(tmp_path))
+    given, out = (int(graph.of_kind(kind)[0]) for kind in ("input", "output"))
+    found = dense(graph)
+    assert graph.units == 3 and graph.count == 5 and set(graph.names) == {"x", "y"}
+    assert np.allclose(found[given, :3], [5, 1, 1]) and np.allclose(found[:3, out], [np.sqrt(10), np.sqrt(10), 0])
+    found[given, :3] = found[:3, out] = 0
+    assert not found.any()
+    moments = graph_of(graph.catalogue, {"w2": np.array([4.0, 1.0, 1.0])})
+    assert np.allclose(dense(moments)[:3, out], [2 * np.sqrt(10), np.sqrt(10), 0])
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.85, 0.3])
+def test_pagerank_by_hand(tmp_path: Path, damping: float) -> None:
+    """The output reads both units alike. The input is worth what they are worth, times the damping."""
+    graph = unit_graph(chain(tmp_path))
+    given, out = (int(graph.of_kind(kind)[0]) for kind in ("input", "output"))
+    rank = graph.importance(damping)
+    unit = damping * damping / 2 + (1 - damping) / 2
+    assert rank[out] == pytest.approx(damping) and np.allclose(rank[:3], [unit, unit, 0])
+    assert rank[given] == pytest.approx(damping * 2 * unit) and rank[2] == 0
+    preferred = graph.importance(damping, np.array([3.0, 1.0, 9.0]))
+    assert np.allclose(preferred[:3] - rank[:3], (1 - damping) * np.array([0.25, -0.25, 0]))
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.85])
+def test_pagerank_solves_its_equation(tmp_path: Path, damping: float) -> None:
+    graph = unit_graph(residual(tmp_path))
+    edges = dense(graph)
+    share = edges / np.where(edges.sum(0) > 0, edges.sum(0), 1)
+    start = np.zeros(graph.count)
+    start[graph.of_kind("output")] = damping
+    start[: graph.units] += (1 - damping) / graph.units
+    assert graph.units == 7  # the sum's two sides are one unit
+    wanted = np.linalg.solve(np.eye(graph.count) - damping * share, start)
+    assert np.allclose(graph.importance(damping), wanted, rtol=1e-7)
+    assert np.array_equal(graph.importance(damping), unit_graph(residual(tmp_path)).importance(damping))
+
+
+@pytest.mark.parametrize("damping", [0.0, -1.0, 1.5])
+def test_a_damping_outside_is_refused(tmp_path: Path, damping: float) -> None:
+    with pytest.raises(PruneError, match="damping"):
+        unit_graph(chain(tmp_path)).importance(damping)
+
+
+def test_the_unit_that_nothing_reads_goes_first(tmp_path: Path) -> None:
+    done = prunecli.structured(
+        chain(tmp_path), ratio=0.34, criterion="pagerank", round_to=1, output=tmp_path / "o.onnx", timing=False
+    )
+    assert [group.removed for group in done.groups] == [[0.0]] and done.recipe["damping"] == 0.85
+
+
+def test_a_depthwise_kernel_lies_inside_its_unit(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "a"], ["h"]), node("Conv", ["h", "d"], ["u"], group=4), node("Conv", ["u", "b"], ["y"])]
+    weights = {"a": floats(4, 1, 1, 1, seed=1), "d": floats(4, 1, 3, 3, seed=2), "b": floats(2, 4, 1, 1, seed=3)}
+    graph = unit_graph(save_proto(proto(nodes, {"x": (1, 1, 6, 6)}, weights=weights), tmp_path))
+    given, out = (int(graph.of_kind(kind)[0]) for kind in ("input", "output"))
+    found = dense(graph)
+    assert np.allclose(found[given, :4], np.abs(weights["a"].ravel())) and graph.edges.nnz == 8
+    assert np.allclose(found[:4, out], np.linalg.norm(weights["b"].reshape(2, 4), axis=0))
+
+
+def test_files_hold_the_graph(tmp_path: Path) -> None:
+    model = chain(tmp_path)
+    graph = unit_graph(model)
+    for name in ("g.json", "g.graphml"):
+        found = prunecli.inspect(model, graph=tmp_path / name)
+        assert found.graph is not None and found.graph.edges == graph.edges.nnz
+    table = json.loads((tmp_path / "g.json").read_text())
+    edges = {(e["source"], e["target"]): e["weight"] for e in table["edges"]}
+    rows, cols = graph.edges.nonzero()
+    assert edges == {(a, b): dense(graph)[a, b] for a, b in zip(rows.tolist(), cols.tolist(), strict=True)}
+    assert [n["importance"] for n in table["nodes"]] == graph.importance().tolist()
+    assert [n["kind"] for n in table["nodes"]][:3] == ["channel"] * 3
+    root = ElementTree.parse(tmp_path / "g.graphml").getroot()
+    space = "{http://graphml.graphdrawing.org/xmlns}"
+    assert (
+        len(root.findall(f".//{space}node")) == graph.count and len(root.findall(f".//{space}edge")) == graph.edges.nnz
+    )
+    with pytest.raises(PruneError, match="format"):
+        prunecli.inspect(model, graph=tmp_path / "g.png")
