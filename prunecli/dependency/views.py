@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -53,6 +53,20 @@ def view_geometry(
     else:
         found = _choose(model, inputs, facts)
     return (Geometry(facts), None) if found is None else (Geometry(facts, found[0]), found[1])
+
+
+def single_views(model: ir.Model, inputs: Mapping[str, Shape]) -> Iterator[Facts]:
+    """Facts with one dynamic dimension at 1, each in turn, of those that the model admits: where it broadcasts."""
+    facts = gather_facts(model, inputs)
+    names = _names(model, inputs)
+    for name in dict.fromkeys(name for dims in names.values() for name in dims if name):
+        shapes = dict(inputs)
+        for value, dims in names.items():
+            sizes = zip(dims, inputs[value], strict=True)
+            shapes[value] = tuple(1 if dim == name else size for dim, size in sizes)
+        view = gather_facts(model, shapes, patience=len(facts.problems))
+        if _admitted(facts, view):
+            yield view
 
 
 Choice = tuple[Facts, dict[str, Shape]]

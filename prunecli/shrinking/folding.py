@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.dependency.views import single_views
 from prunecli.model.constants import behind
 from prunecli.model.graphs import free_name, taken_names
 from prunecli.shrinking.contraction import GATES, WeightedSum, whole
@@ -195,8 +196,8 @@ def fold_branches(numbering: SliceNumbering) -> list[Branch]:
             other = node.inputs[1 - index]
             if value is None or other is None or value.producer() is None or behind(value) is not None:
                 continue
-            numbers = _level(numbering, value) if _alike(numbering, other, out) else None
-            if numbers is not None and _level(numbering, out) is None:
+            numbers = _level(numbering, value)
+            if numbers is not None and _level(numbering, out) is None and _alike(numbering, other, out):
                 found.append(Branch(node.name or out.name or "", value.name or "", not numbers.any()))
                 _replace(numbering, node, index, numbers)
                 break
@@ -204,10 +205,13 @@ def fold_branches(numbering: SliceNumbering) -> list[Branch]:
 
 
 def _alike(numbering: SliceNumbering, other: ir.Value, out: ir.Value) -> bool:
-    """Whether an operand has the shape of the result, at all sizes."""
-    geometry = numbering.analysis.geometry
+    """Whether an operand has the shape of the result, at all sizes: also where one of two dimensions is 1."""
+    analysis = numbering.analysis
+    geometry = analysis.geometry
     views = [geometry.facts, *([geometry.other] if geometry.other is not None else [])]
-    return all(view.shapes.get(other) == view.shapes.get(out) is not None for view in views)
+    if any(view.shapes.get(other) != view.shapes.get(out) or other not in view.shapes for view in views):
+        return False
+    return all(view.shapes.get(other) == view.shapes.get(out) for view in single_views(analysis.model, analysis.inputs))
 
 
 def _level(numbering: SliceNumbering, value: ir.Value) -> Array | None:

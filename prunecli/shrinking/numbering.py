@@ -551,6 +551,9 @@ def recurrent(numbering: SliceNumbering, node: ir.Node) -> None:
             numbering.say(out, axis, Slices(np.where(dead, CONSTANT, slices.group), np.where(dead, 0.0, slices.factor)))
 
 
+ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
+"""How many functions each direction has: of the gates first (of LSTM and GRU), then of what they let through."""
+ZERO_AT_ZERO = ("elu", "leakyrelu", "relu", "softsign", "tanh")
 CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}
 """The gate that is what a unit may become: LSTM has i, o, f, c, GRU has z, r, h."""
 
@@ -558,9 +561,8 @@ CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}
 def silent_units(numbering: SliceNumbering, node: ir.Node) -> Array | None:
     """Units that are always zero: the largest set of which no weight of the candidate, outside the set, is not zero."""
     both = {one.index: one for one in numbering.contractions[node]}
-    plain = node.attributes.get("activations") is None and node.attributes.get("clip") is None
     states = [v for v in node.inputs[5:7] if v is not None]
-    if set(both) != {1, RECURRENT} or not plain:
+    if set(both) != {1, RECURRENT} or not _keeps_zero(node):
         return None
     gates, gate = GATES[node.op_type], CANDIDATE[node.op_type]
     live = ~numbering.of(both[1].data, both[1].axis).zero
@@ -575,6 +577,18 @@ def silent_units(numbering: SliceNumbering, node: ir.Node) -> Array | None:
         if not (silent & reads).any():
             return silent
         silent &= ~reads
+
+
+def _keeps_zero(node: ir.Node) -> bool:
+    """Whether a candidate of zero leaves a state of zero at zero: f(0) = 0 for all activations but the gates'."""
+    named = node.attributes.get("activations")
+    if named is None:
+        return True
+    functions = [name.lower() for name in named.as_strings()]
+    count = ACTIVATIONS[node.op_type]
+    sigmoids = 0 if node.op_type == "RNN" else 1
+    places = [name for place, name in enumerate(functions) if place % count >= sigmoids]
+    return all(name in ZERO_AT_ZERO for name in places)
 
 
 def _gate(rows: Array, gates: int, gate: int) -> Array:
@@ -736,6 +750,8 @@ def _padded(numbering: SliceNumbering, node: ir.Node, axis: int, slices: Slices)
     amounts = pad_amounts(node, numbering.facts)
     if amounts is None or all(not any(pair) for place, pair in enumerate(amounts) if place != axis):
         return slices
+    if text(node, "mode", "constant") != "constant":  # of the slice itself
+        return linear(numbering, (node, "padded"), slices, level=True)
     number = _padding(node)
     same = slices.constant & (slices.factor == number)
     zero = number == 0

@@ -293,8 +293,10 @@ def may_fold(one: WeightedSum) -> bool:
         return False
     if (recurrent and one.index == RECURRENT) or (one.groups > 1 and not one.grouped and not recurrent):
         return False
-    place = operator_of(one.node).bias
+    place, beta = operator_of(one.node).bias, one.node.attributes.get("beta")
     if place is None:
         return one.node.op_type == "MatMul"
+    if beta is not None and beta.as_float() == 0:  # of Gemm, which then reads no bias
+        return False
     value = one.node.inputs[place] if place < len(one.node.inputs) else None
     return value is None or whole(value) is not None

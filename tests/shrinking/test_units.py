@@ -155,11 +155,13 @@ def attention(n: Net, mask: str) -> None:
         rows(n, "Wo", slice(6, 9))
 
 
-def recurrent(n: Net, op: str, gates: int, candidate: int, state: float | None = None) -> None:
+def recurrent(
+    n: Net, op: str, gates: int, candidate: int, state: float | None = None, functions: tuple[str, ...] = ()
+) -> None:
     """Unit 2 never has anything to remember, unit 4 is read by nobody."""
     names = ["", n.c(np.full((1, 2, 6), state, np.float32))] if state is not None else []
     y, _ = n(op, n.x("T", 2, 4), n.w(1, gates * 6, 4, name="W"), n.w(1, gates * 6, 6, name="R"),
-             n.w(1, 2 * gates * 6, name="B"), *names, outputs=2, hidden_size=6)  # fmt: skip
+             n.w(1, 2 * gates * 6, name="B"), *names, outputs=2, hidden_size=6, **{"activations": functions} if functions else {})  # fmt: skip
     n.out(n("MatMul", n("Squeeze", y, n.c([1])), n.w(6, 3, name="V")))
     for name in ("W", "R"):
         rows(n, name, candidate * 6 + 2, axis=1)
@@ -261,6 +263,28 @@ def scaled_gemm(n: Net) -> None:
     rows(n, "b", 2, 0.3)
 
 
+def no_bias_read(n: Net) -> None:
+    """With beta 0 a bias cannot take constants; that of one unit goes to the other."""
+    h = n("Relu", n("Gemm", n.x("N", 4), n.w(8, 4, name="W"), n.w(8, name="b"), transB=1))
+    n.out(n("Relu", n("Gemm", h, n.w(8, 3), n.w(3), beta=0.0)))
+    rows(n, "W", [2, 5])
+    rows(n, "b", [2, 5], 0.3)
+
+
+def repeated(n: Net) -> None:
+    """Padding that repeats what is there: a constant stays one."""
+    h = n("Relu", n("Conv", n.x("N", 3, "H", "W"), n.w(8, 3, 1, 1, name="W"), n.w(8, name="b")))
+    n.out(n.conv(n("Pad", h, n.c([0, 0, 1, 1, 0, 0, 1, 1]), mode="reflect"), 8, 4, 3))
+    rows(n, "W", [2, 5])
+    rows(n, "b", [2, 5], [-1.0, 0.3])
+
+
+def other_batch(n: Net) -> None:
+    """A branch of zeros of a batch of its own: with a batch of 1 beside it, it says how long the sum is."""
+    branch = n("Gemm", n.x("T", 4), n.c(np.zeros((4, 6), np.float32)))
+    n.out(n("Add", n.linear(n.x("N", 4), 4, 6), branch))
+
+
 def cropped(n: Net) -> None:
     """A Resize that fills with a number: a channel of zeros is none any more."""
     h = n("Relu", n("Conv", n.x(2, 3, 6, 6), n.w(6, 3, 1, 1, name="W"), n.w(6, name="b")))
@@ -311,12 +335,18 @@ CASES: list[tuple[str, Build | Any, int, int, bool]] = [
     ("equal heads", equal_heads, 1, 0, True),
     ("twice, MatMul and Add", lambda n: linear_twice(n, 2.5), 1, 0, True),
     ("Gemm with factors", scaled_gemm, 1, 0, True),
+    ("Gemm that reads no bias", no_bias_read, 1, 0, True),
     ("Resize that fills", cropped, 0, 0, False),
+    ("Pad that repeats", repeated, 2, 0, True),
+    ("branch that broadcasts", other_batch, 0, 0, False),
     ("head unread", lambda n: attention(n, "output"), 1, 0, False),
     ("LSTM", lambda n: recurrent(n, "LSTM", 4, 3), 2, 0, False),
     ("LSTM, forget gate", lambda n: recurrent(n, "LSTM", 4, 2), 1, 0, False),
     ("GRU", lambda n: recurrent(n, "GRU", 3, 2), 2, 0, False),
     ("RNN", lambda n: recurrent(n, "RNN", 1, 0), 2, 0, False),
+    ("LSTM, functions named", lambda n: recurrent(n, "LSTM", 4, 3, functions=("Sigmoid", "Tanh", "Tanh")), 2, 0, False),
+    ("LSTM, no zero", lambda n: recurrent(n, "LSTM", 4, 3, functions=("Sigmoid", "Sigmoid", "Tanh")), 1, 0, False),
+    ("RNN, Relu", lambda n: recurrent(n, "RNN", 1, 0, functions=("Relu",)), 2, 0, False),
     ("GRU with a state", lambda n: recurrent(n, "GRU", 3, 2, 0.5), 1, 0, False),
     ("GRU with a state of zero", lambda n: recurrent(n, "GRU", 3, 2, 0.0), 2, 0, False),
     ("chain", chain, 2, 0, False),
