@@ -20,7 +20,7 @@ from prunecli.shrinking.folding import drop_unused, stored
 from prunecli.shrinking.promise import InterfaceChange, Outputs
 
 END = np.iinfo(np.int64).max
-BY_TOKEN = (*UNARY, "Dropout", "Gelu", "FastGelu", "BiasGelu", "QuickGelu")
+BY_TOKEN = (*(op for op in UNARY if op != "Trilu"), "Dropout", "Gelu", "FastGelu", "BiasGelu", "QuickGelu")
 NORMALISING = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 

@@ -84,22 +84,23 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
         return told(output=None, after=before, verification=nothing, notes=original.notes)
     proof = _proof(original, options, work, data, progress)
     inspector = _Inspector(original, options, proof if options.verify else None)
+    vocabulary = work.removed.vocabulary
+    text = None if vocabulary is None or vocabulary.in_graph else _tokenizer_text(vocabulary, words)
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("shrink", _recipe(options)))
         saved = save(work.file, place, saving, inspector)
     assert inspector.after is not None
-    vocabulary = work.removed.vocabulary
-    writes = vocabulary is not None and not vocabulary.in_graph and not options.dry_run
-    if vocabulary is not None and writes:
-        _write_tokenizer(vocabulary, words, options.force)
+    if text is not None and not options.dry_run:
+        with written(words, "tokenizer", options.force) as file:
+            file.write(text)
     return told(
         output=None if options.dry_run else saved,
         after=inspector.after,
         layers=inspector.layers,
         verification=inspector.verification,
         notes=[*original.notes, *_notes(work)],
-        tokenizer=str(words) if writes else None,
+        tokenizer=None if text is None or options.dry_run else str(words),
     )
 
 
@@ -240,8 +241,8 @@ def _layer(weight: Weight, now: Weight | None) -> LayerRow:
     )
 
 
-def _write_tokenizer(found: VocabularyCut, path: Path, force: bool) -> None:
-    """Write the tokenizer of the kept tokens; where it was made for a text, it must split that as before.
+def _tokenizer_text(found: VocabularyCut, path: Path) -> str:
+    """The tokenizer of the kept tokens as JSON; where it was made for a text, it must split that as before.
 
     Raises:
         PruneError: it does not.
@@ -254,8 +255,7 @@ def _write_tokenizer(found: VocabularyCut, path: Path, force: bool) -> None:
         wanted = [[new[one] for one in ids] for ids in found.tokenizer.encode(found.wanted.texts)]
         if encoded(text, found.wanted.texts, path) != wanted:
             raise PruneError("internal: the smaller tokenizer splits the text otherwise", "please report this")
-    with written(path, "tokenizer", force) as file:
-        file.write(text)
+    return text
 
 
 def _notes(work: _Work) -> Iterator[str]:

@@ -180,7 +180,10 @@ def encoded(content: str, lines: Sequence[str], path: Path) -> list[list[int]]:
         raise PruneError(f"{path} is not read by the library tokenizers: {error}", "export it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return [list(one.ids) for one in tokenizer.encode_batch(list(lines))]
+    try:
+        return [list(one.ids) for one in tokenizer.encode_batch(list(lines))]
+    except Exception as error:  # as above
+        raise PruneError(f"{path} cannot split the text: {error}", "give the tokenizer's own text, or ids") from error
 
 
 def _pairs(part: Any) -> Iterator[list[Any]]:

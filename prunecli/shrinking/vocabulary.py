@@ -96,7 +96,7 @@ def read_tokens(path: Path, tokenizer: TokenizerFile | None, token_input: str | 
         content = read_json(path, "list of tokens")
         if not isinstance(content, list) or not all(isinstance(one, str | int) for one in content):
             raise PruneError(f"{path} is no list of tokens", "give a JSON list of tokens or ids")
-        return _listed(path, [str(one) for one in content], tokenizer, isinstance(next(iter(content), ""), int))
+        return _listed(path, [str(one) for one in content], tokenizer, isinstance(next(iter(content), 0), int))
     try:
         if path.stat().st_size > LARGEST:
             raise PruneError(f"{path} is too large", "give a part of it")
@@ -150,6 +150,9 @@ def cut_vocabulary(file: Model, options: ShrinkOptions) -> VocabularyCut | None:
     assert options.vocabulary is not None
     tokenizer = None if options.tokenizer is None else TokenizerFile.read(options.tokenizer)
     wanted = read_tokens(options.vocabulary, tokenizer, options.token_input)
+    if not wanted.ids or min(wanted.ids) < 0:
+        found = f"has the id {min(wanted.ids)}" if wanted.ids else "names no token"
+        raise PruneError(f"{options.vocabulary} {found}", "give ids from 0 on, without marks for places of no token")
     work = prepare(file.ir)
     name, lookups = _lookups(work, wanted.ids, tokenizer, options.token_input)
     rows = lookups[0].rows
@@ -259,7 +262,10 @@ def _other_reader(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> ir.N
     queue = [value for value in model.graph.inputs if value.name == name]
     places = {(one.node, one.index) for one in lookups}
     while queue:
-        for node, index in queue.pop().uses():
+        value = queue.pop()
+        if value.is_graph_output() and (producer := value.producer()) is not None:
+            return producer
+        for node, index in value.uses():
             if node.op_type in SAME_IDS and index == 0:
                 queue += node.outputs
             elif (node, index) not in places and node.op_type not in ("Shape", "Size"):
@@ -267,10 +273,28 @@ def _other_reader(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> ir.N
     return None
 
 
+def _chosen(analysis: Analysis, rows: int) -> ir.Node | None:
+    """A node that gives the places of the largest of as many numbers as there are tokens."""
+    for node in analysis.model.graph:
+        data = node.inputs[0] if node.op_type in ("ArgMax", "ArgMin", "TopK") and node.domain == "" else None
+        shape = analysis.facts.shapes.get(data, ()) if data is not None else ()
+        axis = integer(node, "axis", -1 if node.op_type == "TopK" else 0)
+        if shape and -len(shape) <= axis < len(shape) and shape[axis] == rows:
+            return node
+    return None
+
+
 def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
     model, rows = file.ir, wanted.lookups[0].rows
     shapes = analysed_shapes(file, options.dims, concrete_shapes(file, options.dims))
     analysis = analyse(model, shapes)
+    chosen = None if options.remaps_in_graph else _chosen(analysis, rows)
+    if chosen is not None:
+        others = len(model.graph.outputs) > 1
+        raise PruneError(
+            f"{chosen.op_type} {chosen.name!r} gives ids of tokens: the model would take new ones and give old ones",
+            advice(("--remap graph keeps the old ids", True), ("keep other outputs only, with --outputs", others)),
+        )
     gone = np.setdiff1d(np.arange(rows), np.asarray(wanted.kept))
     atoms, outputs = _coupled(analysis, wanted, gone)
     if outputs and options.remaps_in_graph:
@@ -321,6 +345,7 @@ def _coupled(analysis: Analysis, wanted: _Wanted, gone: Ints) -> tuple[Array, li
     parts = np.unique(np.concatenate([solved.component[solved.atoms(number)[gone]] for number in starts]))
     atoms = np.isin(solved.component, parts)
     _check_meeting(analysis, atoms, wanted)
+    _check_lookups(analysis, atoms, wanted)
     hit = set(np.unique(axis_of_atoms(analysis)[atoms]).tolist())
     roots = {(value, axis): solved.table.find(number) for (value, axis), number in numbers.items()}
     ends = analysis.model.graph.outputs
@@ -344,6 +369,23 @@ def _check_meeting(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
         if met is not None and atoms[met].any() and end.node not in allowed:
             raise PruneError(f"the vocabulary cannot be cut: {end.node.op_type} {end.node.name!r} sums over all tokens",
                              "leave out the output with --outputs")  # fmt: skip
+
+
+def _check_lookups(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
+    """Raise PruneError where ids that are not the input's are looked up in what is cut: nothing renumbers those."""
+    solved, allowed = analysis.components, {one.node for one in wanted.lookups}
+    for freeze in solved.table.freezes:
+        value = solved.table.axes[freeze.axis].value
+        if value is None or freeze.reason != LOOKED_UP or not atoms[solved.atoms(freeze.axis)].any():
+            continue
+        for node, index in value.uses():
+            looks = node.op_type.startswith("Gather") or (node.domain, node.op_type) in LOOKUPS
+            if looks and index == LOOKUPS.get((node.domain, node.op_type), (0,))[0] and node not in allowed:
+                raise PruneError(
+                    f"the vocabulary cannot be cut: {node.op_type} {node.name!r} looks other ids than those of"
+                    f" {wanted.input!r} up in the same table",
+                    "leave out the output with --outputs",
+                )
 
 
 def _harmless(reason: str) -> bool:

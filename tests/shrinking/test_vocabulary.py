@@ -174,6 +174,18 @@ def small_table(n: Net) -> Net:
     return n.out(n("Gather", n.w(4, 6), n.x("N", "T", name="input_ids", limit=4)))
 
 
+def shared_table(n: Net) -> Net:
+    """Ids of another input are looked up in the same table."""
+    ids, table, others = n.x("N", "T", name="input_ids", limit=30), n.w(30, 6), n.x("N", "T", name="labels", limit=30)
+    return n.out(n("Add", n("Gather", table, ids), n("Gather", table, others)))
+
+
+def computed_ids(n: Net) -> Net:
+    """The next ids are looked up in the same table."""
+    ids, table = n.x("N", "T", name="input_ids", limit=30), n.w(30, 6)
+    return n.out(n("Add", n("Gather", table, ids), n("Gather", table, n("Mod", n("Add", ids, n.c(1)), n.c(30)))))
+
+
 def no_table(n: Net) -> Net:
     return n.out(n("Relu", n.x("N", 4)))
 
@@ -184,6 +196,16 @@ REFUSED: list[tuple[Any, str, dict[str, Any], str, str]] = [
     (softmax, "3\n5", {"remap": "graph", "unknown_token": "1"}, "Softmax runs over this axis", "--outputs"),
     (mixture, "3\n5", {"unknown_token": "1"}, "sums over all tokens", "--outputs"),
     (small_table, "3\n5", {"unknown_token": "1"}, "largest table has 4 rows, and ids go up to 5", "tokenizer of this"),
+    (
+        shared_table,
+        "3\n5",
+        {"unknown_token": "1", "token_input": "input_ids"},
+        "looks other ids than those of",
+        "--outputs",
+    ),
+    (computed_ids, "3\n5", {"unknown_token": "1"}, "looks other ids than those of 'input_ids' up", "--outputs"),
+    (lambda n: encoder(n, 30), "[3, -100]", {"unknown_token": "1"}, "has the id -100", "from 0 on"),
+    (lambda n: encoder(n, 30), "[]", {"unknown_token": "1"}, "names no token", "ids"),
     (no_table, "3\n5", {"unknown_token": "1"}, "nothing is looked up", "tokenizer"),
     (lambda n: encoder(n, 30), "3\n5", {}, "no unknown token is known", "--unknown-token"),
     (lambda n: encoder(n, 30), "3\nwords", {"unknown_token": "1"}, "nothing says which ids they have", "--tokenizer"),
@@ -200,9 +222,10 @@ def test_what_would_be_ambiguous_is_refused(
 ) -> None:
     net = Net()
     build(net)
-    (tmp_path / "v.txt").write_text(text)
+    listed = tmp_path / ("v.json" if text.startswith("[") else "v.txt")
+    listed.write_text(text)
     with pytest.raises(PruneError) as caught:
-        shrunk(saved(net, tmp_path / "m.onnx"), vocabulary=tmp_path / "v.txt", **options)
+        shrunk(saved(net, tmp_path / "m.onnx"), vocabulary=listed, **options)
     assert message in caught.value.message and hint in caught.value.hint
     assert not (tmp_path / "out.onnx").exists()
 
@@ -222,6 +245,49 @@ def test_ids_that_the_graph_compares_keep_their_numbers(tmp_path: Path) -> None:
     assert found.verification.detail == "equal to the bit" and whole is not None
 
 
+def words(path: Path, count: int, unknown: str = "u") -> Path:
+    """A tokenizer.json of whole words."""
+    vocabulary = {"u": 0, **{f"t{number}": number for number in range(1, count)}}
+    model = {"type": "WordLevel", "unk_token": unknown, "vocab": vocabulary}
+    path.write_text(json.dumps({"version": "1.0", "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}))
+    return path
+
+
+def greedy(n: Net) -> Net:
+    """The output is the id of the next token."""
+    decoder(n, 30, False)
+    return n.out(n("ArgMax", n.outputs.pop(), axis=-1))
+
+
+def echoed(n: Net) -> Net:
+    """The ids are an output, too."""
+    encoder(n, 30)
+    return n.out(n("Identity", "input_ids"))
+
+
+# network, the operator whose ids would be old ones while the model takes new ones
+GIVING = [(greedy, "ArgMax"), (echoed, "Identity")]
+
+
+@pytest.mark.parametrize(("build", "operator"), GIVING, ids=[case[1] for case in GIVING])
+def test_ids_that_the_model_gives_are_not_renumbered(build: Any, operator: str, tmp_path: Path) -> None:
+    net = Net()
+    build(net)
+    path = saved(net, tmp_path / "m.onnx")
+    (tmp_path / "v.json").write_text("[3, 5, 7]")
+    with pytest.raises(PruneError, match=operator) as caught:
+        shrunk(path, vocabulary=tmp_path / "v.json", tokenizer=words(tmp_path / "t.json", 30))
+    assert "--remap graph" in caught.value.hint
+
+
+def test_a_text_that_the_tokenizer_cannot_split(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path = saved(encoder(Net(), 30), tmp_path / "m.onnx")
+    (tmp_path / "text.txt").write_text("t3 strange")
+    with pytest.raises(PruneError, match="cannot split the text"):
+        shrunk(path, vocabulary=tmp_path / "text.txt", tokenizer=words(tmp_path / "t.json", 30, unknown="missing"))
+
+
 def test_the_last_token(tmp_path: Path) -> None:
     net = decoder(Net(), 30, False)
     path = saved(net, tmp_path / "m.onnx")
@@ -236,6 +302,23 @@ def test_the_last_token(tmp_path: Path) -> None:
 def test_no_head_over_positions(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="no output has a head over positions"):
         shrunk(saved(encoder(Net(), 30), tmp_path / "m.onnx"), last_token=True)
+
+
+def test_a_triangle_of_logits_depends_on_positions(tmp_path: Path) -> None:
+    net = decoder(Net(), 30, False)
+    net.out(net("Trilu", net.outputs.pop()))
+    with pytest.raises(PruneError, match="no output has a head over positions"):
+        shrunk(saved(net, tmp_path / "m.onnx"), last_token=True)
+
+
+def test_no_model_without_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers")
+    path = saved(encoder(Net(), 30), tmp_path / "m.onnx")
+    (tmp_path / "text.txt").write_text("t3 t5")
+    monkeypatch.setattr("prunecli.shrinking.shrink.encoded", lambda *given: [])
+    with pytest.raises(PruneError, match="splits the text otherwise"):
+        shrunk(path, vocabulary=tmp_path / "text.txt", tokenizer=words(tmp_path / "t.json", 30))
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def branches(n: Net) -> Net:
