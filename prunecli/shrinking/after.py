@@ -41,5 +41,8 @@ def shrunk_after(
 def told_shrunk(done: Pruned, found: ShrinkResult, output: FileRef | None) -> Pruned:
     """The result of a command that prunes, of the file that it became."""
     made: Any = done
-    after = made.after if found.removed.nothing else found.after
-    return cast("Pruned", replace(made, output=output, after=after, shrunk=found, dry_run=found.dry_run))
+    told: dict[str, Any] = {"output": output, "shrunk": found, "dry_run": found.dry_run}
+    if not found.removed.nothing:
+        proof = replace(made.verification, detail=f"before empty units went, {made.verification.detail}")
+        told |= {"after": found.after, "verification": proof}
+    return cast("Pruned", replace(made, **told))

@@ -183,7 +183,8 @@ def _others(removed: Removed) -> Iterator[Section]:
         for branch in removed.branches
     ]
     for one in removed.interface:
-        told = f"with {one.nodes} nodes that only it used" if one.what == "output" else "nothing reads it"
+        nodes = "1 node" if one.nodes == 1 else f"{one.nodes} nodes"
+        told = f"with {nodes} that only it used" if one.what == "output" else "nothing reads it"
         rows.append([f"{one.what} {some(list(one.names))}", told])
     if removed.last_token is not None:
         rows.append([f"positions of {removed.last_token.output}", "all but the last, as asked"])

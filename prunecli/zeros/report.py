@@ -40,6 +40,10 @@ HONEST = (
     "Zeros make no model faster in onnxruntime, and the file smaller only where it is compressed or stored with "
     "--pack; `prune structured` makes both smaller."
 )
+HONEST_SHRUNK = (
+    "Units that became empty are gone: the model is smaller and faster as it is. The zeros that are left make it "
+    "smaller only where it is compressed or stored with --pack."
+)
 HONEST_PACKED = "The file is small; once loaded, the model takes the memory and the time of the dense one."
 
 
@@ -84,7 +88,7 @@ def to_document(found: MagnitudeResult) -> Document:
     sections += packed_sections(found.packed)
     sections += shrunk_sections(found.shrunk)
     sections += [_layers(found), *_scores(found), *_charts(found), *_left(found)]
-    sections += [Text(HONEST if found.packed is None else HONEST_PACKED), *written(found)]
+    sections += [Text(_honest(found)), *written(found)]
     return Document(title, sections)
 
 
@@ -99,6 +103,13 @@ def _headline(found: MagnitudeResult) -> Text:
         parts = [f"{params:,} {why.get(kind) or KINDS.get(kind, 'other weights')}" for kind, (_, params) in left]
         said += f"; {sum(params for _, params in found.left.values()):,} were left alone ({', '.join(parts)})"
     return headline(said, "good")
+
+
+def _honest(found: MagnitudeResult) -> str:
+    """What the zeros are good for in the file that is written."""
+    if found.packed is not None:
+        return HONEST_PACKED
+    return HONEST if found.shrunk is None or found.shrunk.removed.nothing else HONEST_SHRUNK
 
 
 def _charts(found: MagnitudeResult) -> list[Section]:
