@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from prunecli._version import __version__
 from prunecli.cli.commands import COMMANDS, entry_of, function_of
-from prunecli.cli.terminal import ColorMode, explain, interrupted, say, terminal
+from prunecli.cli.terminal import ColorMode, explain, interrupted, say, terminal, uninterrupted
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 
@@ -287,9 +287,10 @@ def run(args: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        message, hint = interrupted()
-        say("error", message)
-        say("hint", hint)
+        with uninterrupted():
+            message, hint = interrupted()
+            say("error", message)
+            say("hint", hint)
         return 128 + terminal.ended_by
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):

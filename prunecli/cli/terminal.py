@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,6 +89,18 @@ def explain(error: Exception, command: str) -> tuple[str, str, int]:
         return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
     what = f"internal: {type(error).__name__}: {error}"
     return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for so long, so that a second one does not stop what the first one has to say."""
+    with suppress(ValueError):  # not the main thread, which alone is interrupted
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        with suppress(ValueError, NameError):
+            signal.signal(signal.SIGINT, before)
 
 
 def interrupted() -> tuple[str, str]:

@@ -229,7 +229,14 @@ def _layer_table(found: Inspection) -> Table:
         for layer in found.layers
         if layer.kind in ("weight", "none")
     ]
-    return Table("Prunable weights, and (operators) that multiply without one", columns, rows, top=TOP, top_by="params")
+    return Table(
+        "Layers",
+        columns,
+        rows,
+        "in brackets: operators that multiply without a prunable weight",
+        top=TOP,
+        top_by="params",
+    )
 
 
 def _others(found: Inspection) -> Table:
@@ -244,7 +251,7 @@ def _others(found: Inspection) -> Table:
     for kind, tensors in kinds.items():
         group = [layer for layer in found.layers if layer.kind == kind]
         rows.append((kind, tensors, sum(layer.params for layer in group), sum(layer.bytes for layer in group)))
-    return Table("Left alone unless --also names their kind", columns, rows)
+    return Table("Other kinds", columns, rows, "left alone unless --also names them")
 
 
 def _distribution_tables(found: Inspection) -> list[Section]:

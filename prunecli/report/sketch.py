@@ -38,7 +38,7 @@ def chart_table(chart: Chart) -> Table:
     rows = [[[panel.title, *row] if titled else row for row in _panel(chart, panel)] for panel in chart.panels]
     titles = ("first", "last", "least", "most")
     columns = [
-        *([Column("")] if titled else []),
+        *([Column("", "name")] if titled else []),
         Column(""),
         Column(chart.x.title, drop=2),
         Column(chart.y.title, "graph"),
@@ -57,7 +57,7 @@ def bar(length: float) -> str:
 def _side_by_side(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
     finite = [v for _, values in bars.series for v in values if v is not None and math.isfinite(v)] + [bars.full or 0.0]
     scale = max(8, WIDTH // max(len(bars.series), 1)) / (max(finite, default=0) or 1)
-    columns = [Column("")]
+    columns = [Column("", "name")]
     cells: list[list[Cell]] = [[label] for label in bars.labels]
     for name, values in bars.series:
         columns += [Column(name or "value", bars.form), Column("", "graph")]
@@ -76,7 +76,7 @@ def _stacked(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
         ends = [round(sum(part[: k + 1]) / largest * WIDTH) for k in range(len(part))]
         drawn = "".join(s * (end - start) for s, start, end in zip(shades, [0, *ends], ends, strict=False))
         rows.append([label, *(values[i] for _, values in bars.series), sum(part), drawn])
-    return [Column(""), *named, Column("total", bars.form, drop=1), Column("", "graph")], rows
+    return [Column("", "name"), *named, Column("total", bars.form, drop=1), Column("", "graph")], rows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ PLAIN = 17
 
 COMMANDS = [
     # command line, lines at most by default, lines at most with --quiet, what only --verbose says
-    (("inspect", CNN), PLAIN, 1, "Prunable weights"),
+    (("inspect", CNN), PLAIN, 1, "Layers"),
     (("magnitude", CNN, "--sparsity", "0.5", "--dry-run"), PLAIN, 1, "Layers"),
     (("oneshot", MLP, *DATA, "--sparsity", "0.5", "--dry-run"), PLAIN, 1, "output error"),
     (("structured", CNN, "--macs", "0.5", "--dry-run"), PLAIN, 1, "Units"),
