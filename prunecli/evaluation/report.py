@@ -162,9 +162,8 @@ def _verdicts(found: Evaluation) -> Iterator[Section]:
         worse = found.significance.beyond_chance and found.significance.difference < 0
         yield Text(_sentence(found.significance.words()), "warning" if worse else "plain")
     timed = [s for s in found.models if s.latency is not None]
-    if found.speedup is not None and found.speedup.reason:
-        yield Text(_sentence(found.speedup.words()), "warning")
-    elif any(s.latency.disturbed for s in timed if s.latency is not None):
+    measured = found.speedup is None or not found.speedup.reason
+    if measured and any(s.latency.disturbed for s in timed if s.latency is not None):
         yield Text("The machine was busy with other work: repeat this when it is idle.", "warning")
     if found.slower_because:
         yield Text(found.slower_because)
