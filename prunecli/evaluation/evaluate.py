@@ -160,7 +160,7 @@ def _undecided(gain: Speedup | None, gate: Gate) -> str:
 
 def _scored(role: str, bench: OpenedModels, data: Dataset, options: EvaluateOptions, done: EvaluationPass) -> Scored:
     file, runner, predictions = bench.files[role], bench.runners[role], done.predictions.get(role)
-    dims = data_dims(data, runner.inputs, runner.session)
+    dims = data_dims(data, runner.inputs, runner.session.inputs)
     classes = predictions is not None and not predictions.reading.regression
     return Scored(
         role=role,

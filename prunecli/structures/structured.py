@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prunecli.evaluation.passes import at_data
 from prunecli.structures.carry_out import StructuredResult, decided_and_cut, default_output
 from prunecli.structures.gradual import structured_and_trained
 from prunecli.structures.options import StructuredOptions
 from prunecli.types import Progress, no_progress
-
-if TYPE_CHECKING:
-    pass
 
 
 def structured(
@@ -29,6 +27,8 @@ def structured(
     start, options = time.perf_counter(), StructuredOptions.of(options, **changes)
     path = Path(model)
     target = options.output or default_output(path)
+    if options.plan is None:
+        options = at_data(path, options)
     if options.trains:
         return structured_and_trained(path, target, options, progress, start)
     return decided_and_cut(path, target, options, progress, start)

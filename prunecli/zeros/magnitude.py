@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import some
+from prunecli.evaluation.passes import at_data
 from prunecli.files import Scratch
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
@@ -65,6 +66,8 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     """
     start = time.perf_counter()
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
+    if options.plan is None:
+        options = at_data(path, options)
     if options.pack:
         found = _packed(path, target, options, selector, progress)
     elif options.shrink:
