@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -39,6 +40,8 @@ SLACK = 0.05
 """Of the damage to the outputs, measured on a few dozen samples, that is no difference."""
 UNMEASURED_SLACK = 0.2
 """Of a sum of other scores, which only guess at the damage."""
+DEARER = 1.25
+"""Times the sum of scores that coarser widths may cost: the speed of a block is worth no more."""
 
 
 class Costing(Protocol):
@@ -116,6 +119,15 @@ class UnitDecision:
     step_of: Array
     notes: list[str]
 
+    @property
+    def lost(self) -> float:
+        """The sum of the scores of what these steps removed."""
+        return float(np.clip(self.scores[self.step_of >= 0], 0, _MOST).sum())
+
+
+_MOST = 1e200
+"""Above it a score counts as that: what is infinite has no sums."""
+
 
 def decide_units(
     catalogue: Catalogue,
@@ -192,10 +204,10 @@ class _Chooser:
         self.slices = WeightSlices(catalogue)
         self.costs: Costing | Costs = costing or costs(catalogue.analysis)
         self.scope = "global" if recipe.everywhere else "layer"
-        self.notes: list[str] = []
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
         self.groups = [group for group, wanted in zip(catalogue.groups, use, strict=True) if wanted]
         self.alignment, self.pools = recipe.alignment, self._pools(recipe.alignment)
+        self.first: Array | None = None
         self.before = self.costs.of(catalogue.sizes)
 
     def _pools(self, alignment: Alignment) -> list[UnitPool]:
@@ -206,39 +218,51 @@ class _Chooser:
         ]
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
-        """Decide with the widths asked for, or with looser ones where those do not meet the budget."""
+        """Decide with the widths asked for. Finer ones take their place where the scores of what goes add up to less
+        than 1 / DEARER of that, so that a network with few widths to choose from is not spoilt for its speed; looser
+        ones where none of these meet the budget."""
         asked = self.recipe.alignment
-        ways = [asked, *asked.looser()]
+        found = self._cuts([asked, *asked.finer()], progress, gone)
+        for way in asked.looser():
+            found = found or self._cuts([way], progress, gone)
+        found = found or [(self.alignment, self._decided(progress, gone))]
+        bound = DEARER * min(decision.lost for _, decision in found)
+        self.alignment, best = next(pair for pair in found if pair[1].lost <= bound)
+        self.pools = self._pools(self.alignment)
+        told = self._told_of_widths(asked, met=found[0][0] is asked)
+        return replace(best, notes=[*told, *best.notes, *self._told_of_budget(best)])
+
+    def _cuts(
+        self, ways: Iterable[Alignment], progress: Progress, gone: Mask | None
+    ) -> list[tuple[Alignment, UnitDecision]]:
+        """The choice with each of these widths, but where they cannot meet the budget or nothing would go."""
+        found = []
         for way in ways:
             self.alignment, self.pools = way, self._pools(way)
-            try:
-                found = self._decided(progress, gone)
-            except OutOfReachError:
-                if way is ways[-1]:
-                    raise
-                continue
-            if found.removed.any() or way is ways[-1]:
-                break
-        return replace(found, notes=[*self._told_of_widths(asked), *found.notes, *self._told_of_budget(found)])
+            with suppress(OutOfReachError):
+                found.append((way, self._decided(progress, gone)))
+        return [(way, decision) for way, decision in found if decision.removed.any()]
 
     def _decided(self, progress: Progress, gone: Mask | None) -> UnitDecision:
         total = self.catalogue.count
         removed, step_of = np.zeros(total, bool) if gone is None else gone.copy(), np.full(total, -1, np.int64)
-        first = np.full(total, np.nan)
+        self.first = first = self.scores(removed) if self.first is None else self.first
         for step in progress(range(self.recipe.steps), "choosing units", self.recipe.steps):
-            scores = self.scores(removed)
-            if step == 0:
-                first = scores
+            scores = self.scores(removed) if step else first
             chosen = self._choose(scores, removed, (step + 1) / self.recipe.steps)
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
         return UnitDecision(removed, first, self.before, after, step_of, [])
 
-    def _told_of_widths(self, asked: Alignment) -> Iterator[str]:
-        """Where something else was taken than what was asked for, and what is too narrow for that."""
+    def _told_of_widths(self, asked: Alignment, met: bool) -> Iterator[str]:
+        """Where something else was taken than what was asked for, and what is too narrow for that.
+
+        met: whether the widths that were asked for meet the budget.
+        """
         if self.alignment is not asked:
-            told = f"--{self.recipe.budget} {self.recipe.target:g} cannot be met with {asked.told} (--round-to auto)"
+            why = f"would score more than {DEARER:g} times as high" if met else "cannot be met"
+            told = f"--{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told} (--round-to auto)"
             yield f"{told}: widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
@@ -402,10 +426,6 @@ def _steps(curve: LossCurve, scores: Array) -> Array:
     order = np.lexsort((-np.arange(count), scores))
     damage = curve.at(1 - np.arange(1, count) / count)
     return UnitCurve(count, order[: count - 1].tolist(), np.append(0.0, np.maximum.accumulate(damage))).scores()
-
-
-_MOST = 1e200
-"""Above it a score counts as that: what is infinite has no sums."""
 
 
 class _KeptAxes:

@@ -52,6 +52,13 @@ class Alignment:
                   "all": ", halves and quarters of it in every layer"}[self.below]  # fmt: skip
         return f"multiples of {self.block}{halves}" if self.block > 1 else "any width"
 
+    def finer(self) -> Iterator[Alignment]:
+        """Smaller multiples that still run faster than widths in between, the coarser first: a half and a quarter of a
+        block, where the target gains by parts of one."""
+        if self.partial and not self.given:
+            for part in (2, QUARTER):
+                yield replace(self, block=self.block // part)
+
     def looser(self) -> Iterator[Alignment]:
         """What to fall back to where no widths of these meet a budget, one after the other."""
         if not self.given:
@@ -72,7 +79,8 @@ class Alignment:
         step, least = self.multiple(group), group.count - min(group.count - 1, group.count if limit is None else limit)
         found = multiples(group.count, step)
         if self.below == "all" or (self.below == "dense" and step > 1 and gains_below(catalogue, group)):
-            found += [part for part in (step // 2, step // QUARTER) if 0 < part < min(found)]
+            least_part = max(step * self.padded // (self.block * QUARTER), 1)
+            found += [part for part in (step // 2, step // QUARTER) if least_part <= part < min(found)]
         return tuple(width for width in found if width >= least)
 
     def effective(self, kept: Ints) -> Ints:

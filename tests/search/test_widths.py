@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.dependency.analysis import analyse
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
-from prunecli.structures.choose import UnitRecipe, decide_units
+from prunecli.structures.choose import DEARER, Measurements, UnitRecipe, decide_units
 from prunecli.structures.options import StructuredOptions
 from prunecli.structures.widths import Alignment, cpu_block, multiples, read_multiple
 from tests.channels.net import Net
@@ -116,7 +118,40 @@ def test_a_budget_is_met_or_how_far_below_it_is_said(target: float) -> None:
     assert reached <= target
     assert reached >= 0.99 * target or any(f"{reached:.4g} remains, the nearest below" in note for note in found.notes)
     kept = [int((~found.removed[g.units]).sum()) for g in WIDE.groups]
-    assert all(k in CPU.widths(WIDE, g) for k, g in zip(kept, WIDE.groups, strict=True))
+    ways = [
+        way for way in (CPU, *CPU.finer())
+        if all(k in way.widths(WIDE, g) for k, g in zip(kept, WIDE.groups, strict=True))
+    ]  # fmt: skip
+    assert ways and (ways[0] is CPU or any("with multiples of 16" in note for note in found.notes))
+
+
+FEW = chain((24, 3), (24, 3), (48, 3), (48, 3), (8, 3))
+
+
+@given(st.lists(st.floats(1, 6), min_size=4, max_size=4), st.floats(0.3, 0.8))
+@settings(max_examples=25, deadline=None)
+def test_speed_costs_no_more_than_its_worth(powers: list[float], target: float) -> None:
+    """Damage that grows with a power of how many units are gone: what goes with widths of choice scores at most DEARER
+    times as high as with any finer widths."""
+    measured = {
+        group.name: np.diff(np.linspace(0, 1, group.count + 1) ** power)
+        for group, power in zip(FEW.groups, powers, strict=True)
+    }
+
+    def lost(alignment: Alignment) -> float:
+        recipe = UnitRecipe("macs", target, criterion="obs", alignment=alignment)
+        return decide_units(FEW, recipe, evidence=Measurements(damage=measured)).lost
+
+    assert lost(CPU) <= DEARER * min(lost(replace(way, given=True)) for way in CPU.finer()) * (1 + 1e-9)
+
+
+def test_a_dear_block_is_halved_and_that_is_said() -> None:
+    """Of the last two layers little may go: in steps of 16, half the work costs most of one; in steps of 8 it does not."""
+    dear = {group.name: np.linspace(0, 1, group.count) ** 8 for group in FEW.groups}
+    found = decide_units(
+        FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=Measurements(damage=dear)
+    )
+    assert any("would score more than 1.25 times as high with multiples of 16" in note for note in found.notes)
 
 
 def test_more_is_cut_for_a_smaller_budget() -> None:
