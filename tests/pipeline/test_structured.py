@@ -424,7 +424,7 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path: Path) -> None:
     assert real.output is not None
     assert Path(real.output.path) == path.with_name("conv_net.pruned.onnx")
     assert dry.output is None
-    same = {"output": None, "dry_run": True, "seconds": 0.0}
+    same = {"output": None, "dry_run": True, "seconds": 0.0, "speed": None}
     assert replace(dry, **same) == replace(real, **same)
 
 
