@@ -22,7 +22,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
-.name, .text { overflow-wrap: anywhere; min-width: 6rem; }
+.name, .text { overflow-wrap: anywhere; min-width: 6rem; } .name { min-width: 10rem; }
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
 .n { text-align: right; white-space: nowrap; } .graph { font-family: monospace; white-space: nowrap; }
 .note { color: var(--dim); font-size: .9rem; }
