@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import gcd, lcm
-from typing import Literal
+from math import gcd, lcm, prod
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import onnx_ir as ir
-
-from prunecli.dependency.atoms import Ints
-from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.errors import PruneError
-from prunecli.operators import operator_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from prunecli.dependency.atoms import Ints
+    from prunecli.dependency.catalogue import Catalogue, Group
 
 Target = Literal["cpu", "cpu-int8", "tensorrt", "qnn", "npu"]
 AUTO = "auto"
@@ -86,6 +86,8 @@ class Alignment:
     def effective(self, kept: Ints) -> Ints:
         """Positions that the target computes for those that are kept: whole blocks; of a part of one, where that takes
         less time, half of what is missing, since writers compute a block and readers what there is."""
+        import numpy as np
+
         block = self.padded
         whole = -(-kept // block) * block
         return np.where(kept < block, (kept + block) / 2, whole) if self.partial and block > 1 else whole
@@ -128,10 +130,12 @@ def gains_below(catalogue: Catalogue, group: Group) -> bool:
 
 
 def _is_dense(node: ir.Node, weight: ir.Value) -> bool:
+    from prunecli.operators import operator_of
+
     shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
     if not operator_of(node).blocked or len(shape) < 3:
         return True
-    return node.attributes.get_int("group", 1) == 1 and int(np.prod(shape[2:])) > 1
+    return node.attributes.get_int("group", 1) == 1 and prod(shape[2:]) > 1
 
 
 def multiples(count: int, step: int) -> list[int]:
