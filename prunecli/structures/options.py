@@ -83,8 +83,8 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         "auto"
     )
     recover: Annotated[
-        Literal["none", "bias", "bn", "lstsq", "auto"] | None,
-        Option("fit what is left to what the original computes, without training or labels: bias (means), bn (means and"
+        Literal["none", "fold", "bias", "bn", "lstsq", "auto"] | None,
+        Option("fit what is left to what the original computes, without training or labels: fold (without data, readers of what went read the unit most like it), bias (means), bn (means and"
                " variances), lstsq (least squares), auto; default auto with --data, else none", "Recovery"),
     ] = None  # fmt: skip
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None

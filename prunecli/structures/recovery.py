@@ -16,6 +16,7 @@ from prunecli.errors import PruneError
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
+from prunecli.structures.fold import fold
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, Progress, Skipped
@@ -26,13 +27,17 @@ HELD = 8
 MOST = 1024
 """Samples that recovery looks at; more do not change a layer's fit."""
 TOP = 24
+FOLD = "fold"
+"""The recovery that needs no data."""
 
 
 @dataclass(frozen=True)
 class Recovery:
     """What recovery did. Errors: of the outputs (what a final Softmax reads) on the samples that judge, sum of squared
     differences from the original over the spread. `method` is `none` where recovery was undone because it did not
-    lower the error; `tried`: layers that a form was looked for, `left`: those that could not be measured."""
+    lower the error, `fold` needs no samples: its errors are shares of the variance of the layers' outputs, by moments
+    that are carried through the model; `tried`: layers that a form was looked for, `left`: those that could not be
+    measured."""
 
     asked: str
     method: str
@@ -54,9 +59,9 @@ def recovery_method(options: CutOptions) -> str:
     asked = options.recover
     if asked is None:
         return "auto" if options.source is not None else "none"
-    if asked not in METHODS:
-        raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join(METHODS)}")
-    if asked != "none" and options.source is None:
+    if asked not in (*METHODS, FOLD):
+        raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join((*METHODS, FOLD))}")
+    if asked not in ("none", FOLD) and options.source is None:
         raise PruneError(f"--recover {asked} needs data", "give --data; labels are not needed")
     return asked
 
@@ -70,6 +75,8 @@ def recover(
         PruneError: the data cannot be read, or a piece of the model does not run.
     """
     method = recovery_method(options)
+    if method == FOLD:
+        return _folded(subject, cut.clone(), removed)
     if method == "none" or options.source is None:
         return cut, None
     samples = subject.samples(options, progress)
@@ -83,6 +90,13 @@ def recover(
         done.layers if better else [], done.left, len(done.layers),
     )  # fmt: skip
     return (fitted if better else cut), found
+
+
+def _folded(subject: Cuttable, cut: ir.Model, removed: Removed) -> tuple[ir.Model, Recovery]:
+    layers = fold(subject.work, cut, removed)
+    before = float(np.mean([fit.error_before for fit in layers] or [0.0]))
+    after = float(np.mean([fit.error_after for fit in layers] or [0.0]))
+    return cut, Recovery(FOLD, FOLD, 0, 0, before, after, layers=layers, tried=len(layers))
 
 
 def calibration(
@@ -117,7 +131,11 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     if found.method == "none":
         return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
     text = (
-        f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
+        f"folded without data into the units that say most nearly the same: {len(found.layers)} layers miss"
+        f" {found.error_after:.3g} of the variance of their outputs, {found.error_before:.3g} before, as moments"
+        " carried through the model have it"
+        if found.method == FOLD
+        else f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
         f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
     )
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]

@@ -1,0 +1,103 @@
+"""`--recover fold`: units that say the same, and the moments that tell which do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import prunecli
+from prunecli.calibration.gaussian import ChannelMoments, channel_moments, mapped
+from prunecli.calibration.layerwise import working_form
+from prunecli.model import load
+from tests.model.build import floats, node, proto, save_proto
+
+Array = np.ndarray[Any, Any]
+
+
+def dense(folder: Path) -> Path:
+    """Unit 3 is twice unit 1; what reads it is the weakest."""
+    w1, b1, w2 = floats(6, 4, seed=1), floats(4, seed=2), floats(4, 5, seed=3)
+    w1[:, 3], b1[3] = 2 * w1[:, 1], 2 * b1[1]
+    w2[3] *= 0.1
+    nodes = [node("Gemm", ["x", "w1", "b1"], ["h"]), node("Relu", ["h"], ["r"]), node("Gemm", ["r", "w2", "b2"], ["y"])]
+    return save_proto(proto(nodes, {"x": (2, 6)}, weights={"w1": w1, "b1": b1, "w2": w2, "b2": floats(5)}), folder)
+
+
+def convolutional(folder: Path, normalised: bool) -> Path:
+    """Unit 2 is unit 0. With a BatchNormalization that makes the two differ by a factor."""
+    w1, w2 = floats(4, 3, 3, 3, seed=1), floats(5, 4, 3, 3, seed=2)
+    w1[2] = w1[0]
+    w2[:, 2] *= 0.1
+    norm = {"g": np.ones(4), "o": floats(4, seed=3), "m": floats(4, seed=4), "v": np.ones(4)}
+    norm = {name: np.asarray(value, np.float32) for name, value in norm.items()}
+    norm["m"][2] = norm["m"][0]
+    norm["g"][2], norm["o"][2] = 3 * norm["g"][0], 3 * norm["o"][0]
+    first = [node("Conv", ["x", "w1"], ["c"], pads=[1, 1, 1, 1])]
+    if normalised:
+        first += [node("BatchNormalization", ["c", "g", "o", "m", "v"], ["n"])]
+    nodes = [*first, node("Relu", ["n" if normalised else "c"], ["r"]), node("Conv", ["r", "w2", "b2"], ["y"])]
+    weights = {"w1": w1, "w2": w2, "b2": floats(5, seed=5), **(norm if normalised else {})}
+    return save_proto(proto(nodes, {"x": (2, 3, 6, 6)}, weights=weights), folder)
+
+
+NETS = {
+    "scaled": dense,
+    "convolution": lambda folder: convolutional(folder, False),
+    "normalised": lambda folder: convolutional(folder, True),
+}
+
+
+def outputs(path: Path) -> Array:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {i.name: np.random.default_rng(0).normal(size=i.shape).astype(np.float32) for i in session.get_inputs()}
+    return np.asarray(session.run(None, feed)[0])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_equal_units_fold_into_one(name: str, tmp_path: Path) -> None:
+    model, results = NETS[name](tmp_path), {}
+    for recover in ("none", "fold"):
+        out = tmp_path / f"{recover}.onnx"
+        found = prunecli.structured(model, ratio=0.25, round_to=1, recover=recover, output=out, timing=False)
+        results[recover] = outputs(out)
+        assert sum(len(group.removed) for group in found.groups) == 1 and found.verification.kind != "none"
+    assert found.recovery is not None and found.recovery.method == "fold"
+    (layer,) = found.recovery.layers
+    assert layer.error_before > 1e-4 and layer.error_after < 1e-9
+    wanted = outputs(model)
+    assert np.allclose(results["fold"], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    assert not np.allclose(results["none"], wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
+
+
+def test_it_is_the_same_every_time(tmp_path: Path) -> None:
+    asked = {"ratio": 0.5, "round_to": 1, "recover": "fold", "timing": False}
+    for name in "ab":
+        prunecli.structured(dense(tmp_path), **asked, output=tmp_path / f"{name}.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+FUNCTIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "square": np.square}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_moments_behind_a_function_are_those_of_samples(name: str) -> None:
+    """Three standard errors of 400,000 samples, and what is left out after the last coefficient."""
+    mean, mixing = np.array([0.3, -0.5, 1.0]), floats(3, 3, seed=1).astype(np.float64)
+    given = ChannelMoments(mean, mixing @ mixing.T)
+    samples = FUNCTIONS[name](mean + np.random.default_rng(0).normal(size=(400_000, 3)) @ mixing.T)
+    found, spread = mapped(given, FUNCTIONS[name]), samples.std(axis=0)
+    assert np.allclose(found.mean, samples.mean(axis=0), atol=5e-3 * spread.max())
+    assert np.allclose(found.covariance, np.cov(samples.T), atol=1.5e-2 * spread.max() ** 2)
+
+
+def test_moments_of_a_layer_and_of_stored_statistics(tmp_path: Path) -> None:
+    work = working_form(load(convolutional(tmp_path, True)).ir)
+    found, weights = channel_moments(work), work.graph.initializers
+    stored = {name: weights[name].const_value.numpy() for name in "gomv"}  # type: ignore[union-attr]
+    assert np.allclose(found["n"].mean, stored["o"])
+    assert np.allclose(found["n"].variance, stored["g"] ** 2 * stored["v"] / (stored["v"] + 1e-5))
+    assert found["n"].covariance[0, 2] == pytest.approx(3 * found["n"].variance[0])
