@@ -330,7 +330,7 @@ class _Trained:
         graph = differentiate(training.model.ir, items, objective.loss, shapes=training.shapes,
                               options=GradientOptions(weights_as_inputs=False, outputs=tuple(names)))  # fmt: skip
         self.own = {name: graph.outputs[name] for name in names}
-        self.dtypes = {output.name: output.dtype for output in saved.outputs}
+        self.dtypes = {output.name: output.dtype for output in saved.outputs if output.is_tensor}
         self.session = Session.open(graph.model, threads=threads)
 
     def run(self, feed: Feed) -> dict[str, Any]:
@@ -340,4 +340,4 @@ class _Trained:
                    for s in inputs if s.name not in feed}  # fmt: skip
         given = {s.name: np.asarray(feed[s.name], s.dtype) for s in inputs if s.name in feed}
         found = self.session.run(given | targets, list(self.own.values()))
-        return {name: np.asarray(found[own], self.dtypes[name]) for name, own in self.own.items()}
+        return {name: np.asarray(found[own], self.dtypes.get(name)) for name, own in self.own.items()}
