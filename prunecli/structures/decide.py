@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prunecli.calibration.samples import stored_moments
 from prunecli.dependency.analysis import NONE, Whole
 from prunecli.dependency.catalogue import ALL
 from prunecli.dependency.costs import costs
@@ -53,11 +54,11 @@ def decide(
         check_room(path)
     if options.plan is not None:
         return _replay(path, target, options.plan, options)
-    options = replace(options, criterion=_criterion(options))
     budget = options.budget
     assert budget is not None
     start = open_blocks if options.granularity == BLOCK else open_cuttable
     subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
+    options = replace(options, criterion=_criterion(options, subject))
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
@@ -87,10 +88,13 @@ def predicted(subject: Cuttable) -> tuple[Curves, list[str]]:
         return {}, [f"the cut is spread by the scores, --allocate predicted is not possible: {reason}"]
 
 
-def _criterion(options: StructuredOptions) -> str:
-    """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it."""
+def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
+    """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it. On noise that nothing
+    was fitted to the weights tell more than the damage does: `l2-in`."""
     refits = options.granularity != BLOCK and recovery_method(options) in ("lstsq", "auto")
-    return "obs" if options.criterion == "auto" and refits else options.criterion
+    if options.criterion != "auto" or not refits or options.source is None:
+        return options.criterion
+    return "l2-in" if options.source.synthetic and not stored_moments(subject.work) else "obs"
 
 
 def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:

@@ -43,6 +43,13 @@ def test_structures_are_cut_without_data(asked: tuple[str, ...], prune: Prune, t
     assert any("fitted to the statistics" in note for note in done.json["notes"])
 
 
+@pytest.mark.parametrize(("model", "criterion"), [(CNN, "obs"), (MLP, "l2-in")])
+def test_the_criterion_follows_what_the_inputs_were_fitted_to(model: Path, criterion: str, prune: Prune) -> None:
+    done = prune("structured", model, "--macs", "0.7", "--data", "synthetic", "--limit", "24", "--dry-run", "--format",
+                 "json", "--no-timing")  # fmt: skip
+    assert done.code == 0 and done.json["recipe"]["criterion"] == criterion, done.err
+
+
 REFUSED = [
     ("evaluate {model} --data synthetic", "real data"),
     ("structured {model} --ratio 0.3 --data synthetic --finetune-epochs 1", "training needs real data"),
