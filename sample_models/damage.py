@@ -39,7 +39,7 @@ from prunecli.structures.prunable import open_cuttable
 SEED, HERE = 20261129, Path(__file__).parent
 GRANULARITIES = {"element": ("l1", ELEMENT_LEVELS), "channel,head": ("l2-in", UNIT_LEVELS)}
 NODES, COPIES, NOISE = 64, 4, 0.8
-BRIEF = 3
+MEMBERS = 5
 LEAST, MOST = 1e-6, 20.0
 """Damage below and above is not told apart."""
 
@@ -50,18 +50,15 @@ def digits(part: str) -> Split:
 
 
 def networks(work: Path, each: int, epochs: int) -> Iterator[Path]:
-    """Trained networks, `each` of every architecture; of those with BatchNormalization a second file has it folded.
-    From `BRIEF` on they are trained for longer with more weight decay, until few large weights do most, as in real
-    networks."""
+    """Trained networks, `each` of every architecture; of those with BatchNormalization a second file has it folded."""
     data = digits("train")
     for number in range(each):
-        how = {"epochs": epochs} if number < BRIEF else {"epochs": 5 * epochs, "decay": 1.0}
         for kind, make in ZOO.items():
             path = work / f"{kind}-{number}.onnx"
             if not path.exists():
                 seed = zlib.crc32(f"{SEED} {kind} {number}".encode())
                 start = build(make(np.random.default_rng(seed)), seed, kind, "image", (1, 8, 8), "logits", 10)
-                model = train(start, data, **how)
+                model = train(start, data, epochs)
                 if (plain := folded(model)) is not None:
                     onnx.save(plain, path.with_stem(f"{path.stem}-folded"))
                 onnx.save(model, path)
@@ -167,6 +164,34 @@ def fit(found: list[Example], epochs: int, seed: int = 7) -> onnx.ModelProto:
         return onnx.load(folder / "damage.onnx")
 
 
+def ensemble(models: list[onnx.ModelProto]) -> onnx.ModelProto:
+    """The mean of what several networks say, as one network: it varies less with what each happened to learn."""
+    out = onnx.ModelProto()
+    out.CopyFrom(models[0])
+    graph, shared = out.graph, {value.name for value in out.graph.input}
+    answer = graph.output[0].name
+    for field in (graph.node, graph.initializer, out.metadata_props):  # the last names temporary files
+        del field[:]
+    for number, model in enumerate(models):
+        graph.node.extend(renamed(node, number, shared) for node in model.graph.node)
+        for tensor in model.graph.initializer:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = f"{number}.{tensor.name}"
+    graph.node.append(onnx.helper.make_node("Mean", [f"{k}.{answer}" for k in range(len(models))], [answer]))
+    onnx.checker.check_model(out, full_check=True)
+    return out
+
+
+def renamed(node: onnx.NodeProto, number: int, shared: set[str]) -> onnx.NodeProto:
+    """A node of one of several networks; `shared`: what they all read."""
+    out = onnx.NodeProto()
+    out.CopyFrom(node)
+    out.name = f"{number}.{node.name}"
+    for names in (out.input, out.output):
+        names[:] = [name if name in shared else f"{number}.{name}" for name in names]
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("damage"))
@@ -179,7 +204,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     made = examples(networks(options.work, options.each, options.epochs))
     found = [one for one in made if one.kind != options.without]
-    model = fit(found, options.fit_epochs)
+    model = ensemble([fit(found, options.fit_epochs, seed) for seed in range(MEMBERS)])
     options.output.write_bytes(model.SerializeToString(deterministic=True))
     nodes = sum(len(one.graph.names) for one in found)
     print(f"{len(found)} graphs, {nodes} nodes, {options.output.stat().st_size:,} bytes")

@@ -122,7 +122,7 @@ def table_mlp(x: Array, first: int, second: int, outputs: int, last: float = 1.0
     )
 
 
-def train(model: onnx.ModelProto, data: Split, epochs: int, decay: float = 0.05) -> onnx.ModelProto:
+def train(model: onnx.ModelProto, data: Split, epochs: int) -> onnx.ModelProto:
     """AdamW with a cosine schedule, by `prunecli.finetune`; nothing is held out, the last weights stay."""
     frozen = [t.name for t in model.graph.initializer if t.name.startswith("features.")]
     with tempfile.TemporaryDirectory() as name:
@@ -131,7 +131,7 @@ def train(model: onnx.ModelProto, data: Split, epochs: int, decay: float = 0.05)
         np.savez(folder / "data.npz", **{model.graph.input[0].name: data.x, "labels": data.labels})
         prunecli.finetune(
             folder / "start.onnx", data=folder / "data.npz", output=folder / "trained.onnx", epochs=epochs,
-            batch_size=50, optimizer="adamw", rate=2e-3, weight_decay=decay, val_split=0.0, warmup=0.0, bn="update",
+            batch_size=50, optimizer="adamw", rate=2e-3, weight_decay=0.05, val_split=0.0, warmup=0.0, bn="update",
             freeze=frozen, seed=SEED, threads=1,
         )  # fmt: skip
         trained = onnx.load(folder / "trained.onnx")

@@ -129,7 +129,7 @@ class _Table:
             self.relative["fan_in"][k] / 2, self.relative["fan_out"][k] / 2, np.log(taps) / 2,
             before / max(before + after, 1), after / max(before + after, 1),
             self.relative["params"][k] / 2, self.relative["macs"][k] / 2, self.relative["positions"][k] / 2,
-            np.log(np.power(relative, 4).mean()) / 2, *np.quantile(relative, QUANTILES),
+            np.log(np.power(relative, 4).mean() + LEAST) / 2, *np.quantile(relative, QUANTILES),
             norms.std() / (norms.mean() + LEAST), columns.std() / (columns.mean() + LEAST),
             np.log(top / (rms * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))) + LEAST),
             np.log(rank / min(matrix.shape)) / 2, self.sums[k] / max(self.sums.max(), 1), self.sums[k] > 0,
@@ -145,6 +145,7 @@ class _Table:
         matrix = np.square(self.matrices[k])
         total = matrix.sum(axis=1) + LEAST
         scales = self.flow.scales.get(k)
+        scales = None if scales is None else scales[:: _step(self.weights[k])]
         share = np.square(scales) if scales is not None and len(scales) == len(total) else total
         share = share / max(float(share.sum()), LEAST)
         order = np.sort(matrix.reshape(-1))
@@ -157,12 +158,23 @@ class _Table:
 
 
 def _matrix(weight: Weight) -> Array:
-    """(outputs, inputs): evenly spaced rows of large ones."""
-    array = weight.layout.canonical(weight.array()).astype(np.float32)
-    matrix = array.reshape(array.shape[0] * array.shape[1], -1)
+    """(outputs, inputs): evenly spaced rows of large ones.
+
+    Raises:
+        Undescribed: one of the numbers is none.
+    """
+    array = weight.layout.canonical(weight.array())
+    _, rows, taps, cols = array.shape
+    picked = np.arange(0, array.shape[0] * rows, _step(weight))
+    matrix = array[picked // rows, picked % rows].reshape(len(picked), taps * cols).astype(np.float32)
     weight.release()
-    step = max(1, matrix.size // SAMPLE)
-    return matrix[::step]
+    if not np.isfinite(matrix).all():
+        raise Undescribed(f"{weight.name} holds NaN or infinity")
+    return np.asarray(matrix)
+
+
+def _step(weight: Weight) -> int:
+    return max(1, weight.size // SAMPLE)
 
 
 def _spectral(matrix: Array) -> float:

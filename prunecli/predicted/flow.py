@@ -129,9 +129,9 @@ def _power(flow: Flow, node: ir.Node, given: Sequence[ir.Value], weights: Sequen
 
 def _gain(weight: Weight) -> float:
     """Mean over rows of the sum of squares."""
-    array = weight.array()
     batch, rows, _, _ = weight.layout.canonical_shape
-    found = float(np.square(array, dtype=np.float64).sum()) / max(batch * rows, 1)
+    flat = weight.array().reshape(-1).astype(np.float32, copy=False)
+    found = float(np.vdot(flat, flat)) / max(batch * rows, 1)
     weight.release()
     return found
 

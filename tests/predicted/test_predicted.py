@@ -136,6 +136,18 @@ def test_what_is_not_known_falls_back_with_a_note(tmp_path: Path) -> None:
     assert measured.ranking is None and any("ConvTranspose" in note for note in measured.notes)
 
 
+def test_weights_that_are_zero_or_no_numbers(tmp_path: Path) -> None:
+    """Nothing is lost with what is zero; NaN is refused by whoever would zero it."""
+    path = write(tmp_path / "zero.onnx", RESIDUAL.replace("{1, 0, 0, 1}", "{0, 0, 0, 0}"))
+    assert all(np.isfinite(curve.losses).all() for curve in weight_curves(load(path)).values())
+    proto = onnx.load(path)
+    array = np.array([[1, np.nan], [3, 4]], np.float32)
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, "w"))
+    onnx.save(proto, path)
+    with pytest.raises(PruneError, match="NaN"):
+        prunecli.magnitude(path, sparsity=0.5, allocate="predicted", output=tmp_path / "out.onnx")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
