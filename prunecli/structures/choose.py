@@ -261,9 +261,9 @@ class _Chooser:
         met: whether the widths that were asked for meet the budget.
         """
         if self.alignment is not asked:
-            why = f"would score more than {DEARER:g} times as high" if met else "cannot be met"
-            told = f"--{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told} (--round-to auto)"
-            yield f"{told}: widths are {self.alignment.told}"
+            why = f"would cost more than {DEARER:g} times the score" if met else "cannot be met"
+            told = f"--round-to auto: --{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told}"
+            yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
                 if group.count <= asked.multiple(group) and len(pool.widths) == 1:

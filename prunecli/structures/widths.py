@@ -48,9 +48,13 @@ class Alignment:
     @property
     def told(self) -> str:
         """What widths it leaves, in words."""
-        halves = {"never": "", "dense": ", halves and quarters of it where they are faster",
-                  "all": ", halves and quarters of it in every layer"}[self.below]  # fmt: skip
-        return f"multiples of {self.block}{halves}" if self.block > 1 else "any width"
+        if self.block == 1:
+            return "any width"
+        parts = [f"{part}" for part in (self.block // 2, self.block // QUARTER) if part >= self.padded // QUARTER]
+        if self.below == "never" or not parts:
+            return f"multiples of {self.block}"
+        where = "where they are faster" if self.below == "dense" else "in every layer"
+        return f"multiples of {self.block} (or {' and '.join(parts)} {where})"
 
     def finer(self) -> Iterator[Alignment]:
         """Smaller multiples that still run faster than widths in between, the coarser first: a half and a quarter of a

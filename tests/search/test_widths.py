@@ -151,7 +151,7 @@ def test_a_dear_block_is_halved_and_that_is_said() -> None:
     found = decide_units(
         FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=Measurements(damage=dear)
     )
-    assert any("would score more than 1.25 times as high with multiples of 16" in note for note in found.notes)
+    assert any("would cost more than 1.25 times the score with multiples of 16" in note for note in found.notes)
 
 
 def test_more_is_cut_for_a_smaller_budget() -> None:
