@@ -25,9 +25,11 @@ def test_help_goes_to_stdout(args: tuple[str, ...], prune: Prune) -> None:
     assert done.err == ""
 
 
-OWN = {"--scope", "--criterion", "--format", "--granularity", "--data", "--recover", "--threshold", "--train-data"}
+OWN = {"--scope", "--criterion", "--format", "--granularity", "--data", "--recover", "--threshold", "--train-data",
+       "--allocate"}  # fmt: skip
 """Each command lists its own: their values differ between weights and structures, `pack` takes coo besides, some data can be
-made up, `adaptive` recovers before it judges, a threshold is of |w| or of another score, and `evaluate` trains on nothing."""
+made up, `adaptive` recovers before it judges, a threshold is of |w| or of another score, `evaluate` trains on nothing, and what a sparsity
+can be spread by differs from one-shot pruning to structures."""
 
 
 def test_options_of_one_name_have_one_help_text() -> None:
