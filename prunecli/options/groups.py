@@ -319,6 +319,12 @@ class Shrinking(Options):
     ] = False
 
 
+ALLOCATE = (
+    "how the cut spreads over the layers; loss, the default of oneshot: where it is measured to hurt least; predicted: where"
+    " a graph neural network says so from the file"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Options):
     """Which layers are pruned."""

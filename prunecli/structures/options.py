@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
 from prunecli.options.declare import OUTPUT, SELECT, Option, Options
-from prunecli.options.groups import Batched, CalibrationSamples, Chosen, Reporting, Saving, Seeded, Sized, Timing
+from prunecli.options.groups import (
+    ALLOCATE,
+    Batched,
+    CalibrationSamples,
+    Chosen,
+    Reporting,
+    Saving,
+    Seeded,
+    Sized,
+    Timing,
+)
 from prunecli.options.training import Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.target import KINDS, Budget
@@ -133,9 +143,8 @@ class StructuredOptions(Stepwise, CutOptions):
     latency: Annotated[Amount, _amount("what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms")] = None
     allocate: Annotated[
         Literal["predicted"] | None,
-        Option("how the cut spreads over the groups; predicted: where it hurts least, as a graph neural network predicts it"
-               " from the file; default by the scores", SELECT),
-    ] = None  # fmt: skip
+        Option(ALLOCATE, SELECT),
+    ] = None
     plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.criteria import element_names
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
 from prunecli.options.groups import (
+    ALLOCATE,
     CalibrationSamples,
     Chosen,
     OutputNamed,
@@ -94,9 +95,8 @@ class Allocated(ZeroingOptions):
 
     allocate: Annotated[
         Literal["uniform", "erk", "predicted"] | None,
-        Option("how sparsity spreads over the layers, instead of --scope; predicted: where it hurts least, as a graph"
-               " neural network predicts it from the file", SELECT),
-    ] = None  # fmt: skip
+        Option(ALLOCATE, SELECT),
+    ] = None
 
     @property
     def recipe(self) -> Recipe | None:
@@ -197,9 +197,8 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     ] = "obs"
     allocate: Annotated[
         Literal["uniform", "erk", "loss", "predicted"] | None,
-        Option("how sparsity spreads over the layers; loss, the default: where it is measured to hurt least; predicted:"
-               " where a graph neural network predicts that", SELECT),
-    ] = None  # fmt: skip
+        Option(ALLOCATE, SELECT),
+    ] = None
     recover: Annotated[
         Literal["auto", "none", "bias", "bn", "lstsq"],
         Option("fit what is left to what the original computes: bias (means), bn (means and variances), lstsq (least"
