@@ -142,7 +142,7 @@ def _grow(n: Net, rng: np.random.Generator, h: str, width: int) -> tuple[str, in
     return str(n("SpaceToDepth", n("Relu", deep), blocksize=2)), 16
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(2, 7))
 def test_random_graphs_are_cut_exactly(seed: int, steps: int) -> None:
     rng, net = np.random.default_rng(seed), Net(18, seed)

@@ -107,9 +107,9 @@ def test_what_is_missed(budget: Budget, before: Totals, after: Totals, what: str
         assert bool(budget.missed(before, after)) is (what == "told")
 
 
-def test_a_larger_result_is_said_first(tmp_path: Path) -> None:
+def test_a_larger_result_is_said(tmp_path: Path) -> None:
     path = save_proto(computed_constant(), tmp_path)
     found = prunecli.structured(path, ratio=0.1, output=tmp_path / "out.onnx")
     assert found.after.file_bytes > found.before.file_bytes  # what made it is recorded in it
     assert found.notes[0].startswith("the result is larger than its input: ")
-    assert found.to_document().sections[0] == Text(found.notes[0], "warning")
+    assert Text(found.notes[0], "warning") in found.to_document().sections  # at the level that is shown by default

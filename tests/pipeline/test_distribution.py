@@ -119,7 +119,7 @@ def test_bad_patterns(text: str) -> None:
         parse_nm(text)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 10**6))
 def test_pattern_fit_is_the_window_count(n: int, groups: int, seed: int) -> None:
     import tempfile

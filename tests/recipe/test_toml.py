@@ -79,7 +79,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from leaves(part, (*path, key))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(documents())
 def test_every_value_is_found_where_it_was_written(document: tuple[str, list[tuple[tuple[Any, ...], str]]]) -> None:
     text, parts = document

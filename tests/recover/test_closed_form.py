@@ -201,7 +201,7 @@ def test_factor() -> None:
     assert (np.tril(upper, -1) == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.95))
 def test_least_squares_is_the_least(seed: int, share: float) -> None:
     """No change of a kept weight lowers the error: the gradient on the mask is zero, to the digits of a solution."""

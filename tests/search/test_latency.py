@@ -117,7 +117,7 @@ def test_a_layer_that_is_swallowed_takes_no_time_there(units: Catalogue) -> None
     assert table.of(units.sizes)["latency"] == 4e6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 10), min_size=4, max_size=4), st.integers(0, 2**32 - 1))
 def test_a_smaller_model_is_never_predicted_to_be_slower(units: Catalogue, noise: list[float], seed: int) -> None:
     """Whatever was measured: the search for a budget relies on it."""

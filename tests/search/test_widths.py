@@ -129,7 +129,7 @@ FEW = chain((24, 3), (24, 3), (48, 3), (48, 3), (8, 3))
 
 
 @given(st.lists(st.floats(1, 6), min_size=4, max_size=4), st.floats(0.3, 0.8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_speed_costs_no_more_than_its_worth(powers: list[float], target: float) -> None:
     """Damage that grows with a power of how many units are gone: what goes with widths of choice scores at most DEARER
     times as high as with any finer widths."""

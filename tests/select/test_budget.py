@@ -139,7 +139,7 @@ def greedy(problem: WidthProblem) -> Array | None:
     return state
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=4), st.integers(0, 999), st.floats(0.2, 0.95))
 def test_trades_end_within_the_budget_and_are_never_worse(sizes: list[int], seed: int, share: float) -> None:
     problem = problem_of(sizes, seed, share)
@@ -155,7 +155,7 @@ def test_trades_end_within_the_budget_and_are_never_worse(sizes: list[int], seed
     assert (exchange(problem, start) == found).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(2, 5), min_size=2, max_size=3), st.integers(0, 999), st.floats(0.3, 0.9))
 def test_no_single_step_would_improve_what_trades_find(sizes: list[int], seed: int, share: float) -> None:
     """Of two choices that meet the budget equally well the one found damages less, but for what counts as none."""

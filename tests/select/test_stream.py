@@ -47,7 +47,7 @@ def problems(draw: st.DrawFn) -> tuple[list[np.ndarray], list[np.ndarray | int]]
     return arrays, sizes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems(), st.floats(0, 1), st.integers(2, 40))
 def test_lowest_is_a_stable_sort(problem: tuple[list, list], share: float, sample: int) -> None:
     arrays, sizes = problem
@@ -86,7 +86,7 @@ def naive_lamp(arrays: list[np.ndarray], budget: int) -> np.ndarray:
     return np.array(drop_lowest(list(ranked), [1] * ranked.size, budget))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.floats(0, 1), st.booleans())
 def test_lamp_is_the_papers_sort(problem: tuple[list, list], share: float, small: bool) -> None:
     arrays = problem[0]

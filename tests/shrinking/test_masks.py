@@ -55,7 +55,7 @@ def masked(path: Path, target: Path, share: float, seed: int, biases: bool) -> P
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(share=st.floats(0.1, 0.9), seed=st.integers(0, 1 << 20), biases=st.booleans())
 def test_outputs_stay_whatever_is_masked(
     name: str, share: float, seed: int, biases: bool, tmp_path_factory: pytest.TempPathFactory

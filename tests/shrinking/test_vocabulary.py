@@ -68,7 +68,7 @@ def decoder(n: Net, rows: int, tied: bool, width: int = 6) -> Net:
 
 
 @pytest.mark.parametrize("kind", KIND)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_smaller_tokenizer_splits_what_it_can_say_as_before(
     kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

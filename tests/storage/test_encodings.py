@@ -132,7 +132,7 @@ def test_what_stays_exact(name: str, why: str, array: Array) -> None:
     assert widened(array, ir.DataType.FLOAT, name) is array
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 700), max_size=40), st.integers(0, 700), st.integers(1, 3))
 def test_positions(runs: list[int], tail: int, width: int) -> None:
     """Zeros in runs of these lengths between ones; pieces and fillers must not matter."""
