@@ -84,6 +84,7 @@ def test_bad_usage_is_one_line_and_a_hint(args: list[str], message: str, prune: 
     assert message in done.err.splitlines()[0] and done.err.splitlines()[1].startswith("hint: ")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_search_with_the_best_so_far(tmp_path: Path) -> None:
     """A real Ctrl-C, to the whole process group, once the first trials are in the state file."""
     state, out = tmp_path / "state", tmp_path / "o.onnx"

@@ -50,7 +50,12 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+LONG = ("recovered", "trained", "adaptive")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in COMMANDS]
+)
 def test_the_report_of_a_cut_says_how_much_faster_it_is_once(
     command: str, prune: Prune, clock: Fake, tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:
     assert len(list((tmp_path / "front").iterdir())) == len(files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["none", "lstsq"])
 def test_the_models_of_the_front_are_what_its_table_says(recover: str, tmp_path: Path) -> None:
     """Each file, evaluated on the half that was searched on."""
@@ -209,6 +210,7 @@ def test_samples_that_were_searched_on_confirm_nothing(tmp_path: Path) -> None:
     assert any("9 of the 209 samples" in note for note in done.to_json()["notes"])
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
     one, two = found(tmp_path, "one.onnx", jobs=1), found(tmp_path, "two.onnx", jobs=2)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
@@ -258,6 +260,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert done.reached and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_failed_confirmation_looks_for_a_stricter_one(tmp_path: Path) -> None:
     """Held-out data picked to hold nearly all that the first model loses, and little else; a little darker, since equal
     samples would be refused."""

@@ -30,6 +30,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "MOST_STEPS", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["element", "channel"])
 def test_it_goes_further_with_training(granularity: str, tmp_path: Path) -> None:
     done = found(tmp_path, granularity=granularity, save_front=tmp_path / "front")
@@ -46,6 +47,7 @@ def test_it_goes_further_with_training(granularity: str, tmp_path: Path) -> None
     assert any("trained" in step.stage for step in (m.step for m in done.front)) and onnx.load(tmp_path / "o.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("granularity", "drop"), [("element", 0.04), ("channel", 0.02)])
 def test_training_goes_on_from_what_was_recovered(granularity: str, drop: float, tmp_path: Path) -> None:
     done = found(tmp_path, granularity=granularity, recover="lstsq", max_drop=drop, save_front=tmp_path / "front")
