@@ -53,7 +53,8 @@ def conv(name: str, inputs: int, outputs: int, stride: int = 1, size: int = 3, g
         columns = inputs // groups
         weight = graph.store(f"{name}.weight", graph.normal((outputs, columns, size, size), size * size * columns))
         shape = {"kernel_shape": [size, size], "pads": [size // 2] * 4, "strides": [stride] * 2}
-        return graph.add("Conv", [x, weight], name, group=groups, **shape)
+        grouped = {"group": groups} if groups > 1 else {}
+        return graph.add("Conv", [x, weight], name, **shape, **grouped)
 
     return emit
 
