@@ -32,6 +32,7 @@ def test_a_model_is_pruned_without_data(command: str, model: Path, told: str, pr
     assert found["verification"]["kind"] == "exact" and out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [(), ("--criterion", "taylor"), ("--criterion", "l2-in")])
 def test_structures_are_cut_without_data(asked: tuple[str, ...], prune: Prune, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"

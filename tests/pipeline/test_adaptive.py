@@ -167,6 +167,7 @@ def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(tmp_p
     assert page.count("<svg") == 1 or not done.steps  # without steps the chart may be left out, but not fail
 
 
+@pytest.mark.slow
 def test_the_front_is_kept_and_is_one(tmp_path: Path) -> None:
     done = found(tmp_path, save_front=tmp_path / "front")
     drops = [m.step.drop.value for m in done.front]
@@ -234,6 +235,7 @@ class Stops:
         InProcess().close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", few([2, 9], [1]))
 def test_an_interrupted_run_keeps_the_best_and_a_second_one_goes_on(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
