@@ -17,7 +17,7 @@ from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
 from prunecli.model.weights import Weight
 from prunecli.operators import macs_of, operator_of
-from prunecli.types import Totals
+from prunecli.types import LayerRow, Totals
 
 EXACT_UP_TO = 16 << 20
 """Bytes of one file that are really compressed; larger ones are sampled (about 30 MB/s otherwise)."""
@@ -61,6 +61,24 @@ def counts(tensor: ir.TensorProtocol) -> bool:
 def parameters(model: ir.Model) -> Iterator[Holder]:
     """Every tensor that counts, wherever it lies."""
     return (holder for holder in holders(model) if counts(holder.tensor))
+
+
+def row_of(weight: Weight, now: Weight | None) -> LayerRow:
+    """A weight that was cut; `now`: what is left of it, None if it went and has no elements."""
+    nonzero = 0 if now is None else count_nonzero(now.tensor)
+    params, shape = (0, (0,)) if now is None else (now.size, now.shape)
+    return LayerRow(
+        name=weight.node.name or weight.node.outputs[0].name or "",
+        op=weight.op,
+        weight=weight.name,
+        shape_before=weight.shape,
+        shape_after=shape,
+        params_before=weight.size,
+        params_after=params,
+        nonzero=nonzero,
+        sparsity=1 - nonzero / params if params else 0.0,
+        extra={"kind": weight.kind},
+    )
 
 
 def count_nonzero(tensor: ir.TensorProtocol) -> int:

@@ -16,8 +16,7 @@ from prunecli.files import Scratch, check_paths, written
 from prunecli.model import Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
-from prunecli.model.sizes import count_nonzero
-from prunecli.model.weights import Weight
+from prunecli.model.sizes import row_of
 from prunecli.operators.operator import operator_of
 from prunecli.runtime import Session
 from prunecli.shrinking.interface import drop_dead_inputs, keep_outputs, last_token
@@ -219,26 +218,7 @@ def _layers(before: Model, after: Model) -> Iterator[LayerRow]:
     for weight in find_weights(before).all():
         now = late.get(weight.name)
         if now is None or now.shape != weight.shape:
-            yield _layer(weight, now)
-
-
-def _layer(weight: Weight, now: Weight | None) -> LayerRow:
-    nonzero = 0 if now is None else count_nonzero(now.tensor)
-    size, shape = (0, (0,)) if now is None else (now.size, now.shape)
-    name = weight.node.name or weight.node.outputs[0].name or ""
-    zeros = 1 - nonzero / size if size else 0.0
-    return LayerRow(
-        name,
-        weight.op,
-        weight.name,
-        shape_before=weight.shape,
-        shape_after=shape,
-        params_before=weight.size,
-        params_after=size,
-        nonzero=nonzero,
-        sparsity=zeros,
-        extra={"kind": weight.kind},
-    )
+            yield row_of(weight, now)
 
 
 def _tokenizer_text(found: VocabularyCut, path: Path) -> str:

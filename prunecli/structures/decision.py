@@ -13,10 +13,10 @@ from prunecli.dependency.catalogue import Group
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
-from prunecli.model import Model, Weight, find_weights
+from prunecli.model import Model, find_weights
 from prunecli.model.plan_file import identity
 from prunecli.model.shape_inference import Shape
-from prunecli.model.sizes import count_nonzero
+from prunecli.model.sizes import row_of
 from prunecli.structures.cut_plan import ANEW, positions_json
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.prunable import Cuttable
@@ -203,20 +203,4 @@ def layer_rows(subject: Cuttable, removed: Collection[str], saved: Model) -> lis
     found = find_weights(subject.file)
     prunable = {weight.name for weight in found.prunable}
     shown = [w for w in found.all() if w.name in after and (w.name in prunable or w.name in removed)]
-    return [_row(weight, after[weight.name]) for weight in shown]
-
-
-def _row(weight: Weight, late: Weight) -> LayerRow:
-    params, nonzero = late.size, count_nonzero(late.tensor)
-    return LayerRow(
-        name=weight.node.name or weight.node.outputs[0].name or "",
-        op=weight.op,
-        weight=weight.name,
-        shape_before=weight.shape,
-        shape_after=late.shape,
-        params_before=weight.size,
-        params_after=params,
-        nonzero=nonzero,
-        sparsity=1 - nonzero / params if params else 0.0,
-        extra={"kind": weight.kind},
-    )
+    return [row_of(weight, after[weight.name]) for weight in shown]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prunecli.errors import some
 from prunecli.evaluation.passes import at_data
@@ -68,10 +68,9 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.plan is None:
         options = at_data(path, options)
-    if options.pack:
-        found = _packed(path, target, options, selector, progress)
-    elif options.shrink:
-        found = _shrunk(path, target, options, selector, progress)
+    if options.pack or options.shrink:
+        last: Literal["pack", "shrink"] = "pack" if options.pack else "shrink"
+        found = _finished(path, target, options, selector, last=last, progress=progress)
     elif options.trains:
         found = _retrained(path, target, options, selector, progress)
     else:
@@ -79,37 +78,24 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     return replace(found, seconds=time.perf_counter() - start)
 
 
-def _packed(
-    path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
-) -> MagnitudeResult:
-    """Prune, and train if asked, into a file elsewhere; what is written is that file packed."""
-    once = replace(options, pack=False)
+def _finished(
+    path: Path, target: Path, options: ZeroingOptions, selector: Selector, *, last: Literal["pack", "shrink"],
+    progress: Progress,
+) -> MagnitudeResult:  # fmt: skip
+    """Prune, and train if asked, into a file elsewhere; what is written is that file packed, or without its empty
+    units."""
+    once = replace(options, pack=False) if last == "pack" else replace(options, shrink=False)
     if options.dry_run and options.trains:
         found = zeroed(path, once, selector, progress)
-        return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot pack"])
+        return replace(found, notes=[*found.notes, f"a dry run does not train, and so cannot {last}"])
     check_target(load(path), None if options.dry_run else target, options.force, options)
 
     def make(place: Path) -> MagnitudeResult:
         return zeroed(path, replace(once, output=place, dry_run=False), selector, progress)
 
-    found, small = packed_after(target, pack_options(options), make, progress)
-    return told(found, small, options.dry_run)
-
-
-def _shrunk(
-    path: Path, target: Path, options: ZeroingOptions, selector: Selector, progress: Progress
-) -> MagnitudeResult:
-    """Prune, and train if asked, into a file elsewhere; what is written is that file without its empty units."""
-    once = replace(options, shrink=False)
-    if options.dry_run and options.trains:
-        found = zeroed(path, once, selector, progress)
-        return replace(found, notes=[*found.notes, "a dry run does not train, and so cannot shrink"])
-    check_target(load(path), None if options.dry_run else target, options.force, options)
-
-    def make(place: Path) -> MagnitudeResult:
-        return zeroed(path, replace(once, output=place, dry_run=False), selector, progress)
-
-    return told_shrunk(*shrunk_after(target, options, make, progress))
+    if last == "shrink":
+        return told_shrunk(*shrunk_after(target, options, make, progress))
+    return told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
 
 
 def _pruned(
