@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -19,8 +20,12 @@ from prunecli.dependency.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.graphs import captured, reads
 from prunecli.model.shape_inference import Array, Facts, Shape, know_constant
+from prunecli.model.tensors import in_memory
+from prunecli.model.weights import pending
 
 Result = TypeVar("Result")
+LAZY = 1 << 20
+"""Bytes of a constant from which on it is sliced when it is read, so that a cut of any size can be saved."""
 
 
 def remove(
@@ -165,13 +170,21 @@ def _slice_constants(cut: NodeCut) -> None:
         axes = cut.removed.get(value.name or "")
         tensor = value.const_value
         if axes and tensor is not None:
-            array = tensor.numpy()
+            shape = list(tensor.shape.numpy())
             for axis, gone in axes.items():
-                array = np.delete(array, gone, axis)
-            value.const_value = ir.Tensor(np.ascontiguousarray(array), name=value.name, dtype=tensor.dtype)
-            value.shape = ir.Shape(array.shape)
+                shape[axis] = len(np.delete(np.arange(shape[axis]), gone))
+            value.const_value = pending(tensor, partial(_without, axes), tuple(shape), value.name or "")
+            value.shape = ir.Shape(shape)
+            if tensor.nbytes < LAZY:
+                value.const_value = in_memory(value.const_value)
         for view in cut.views:
             know_constant(view.after, value)
+
+
+def _without(axes: Mapping[int, Array], array: Array) -> Array:
+    for axis, gone in axes.items():
+        array = np.delete(array, gone, axis)
+    return np.ascontiguousarray(array)
 
 
 def _unplanned(cut: NodeCut, node: ir.Node) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
 from prunecli.model.constants import behind
 from prunecli.model.shape_inference import Array
+from prunecli.model.tensors import unmap
 from prunecli.model.weights import Weight
 from prunecli.operators import operator_of
 from prunecli.operators.layout import Layout
@@ -63,14 +65,35 @@ class WeightSlices:
             yield Slice(name, axis, self.role(name, axis), index)
 
     def array(self, name: str) -> Array:
-        """The weight; a convolution that feeds a BatchNormalization as it is after folding that in:
+        """The weight, float64; a convolution that feeds a BatchNormalization as it is after folding that in:
         w * scale / sqrt(variance + epsilon)."""
+        return np.asarray(self._folded(name), np.float64)
+
+    def matrix(self, piece: Slice, gone: Mapping[int, Array] | None = None) -> Array:
+        """The slices of a piece, (units, width) float64, without the positions that are gone of its other axes.
+
+        The weight itself is read as it is stored: it may be large."""
+        array = self._folded(piece.name)
+        for axis, positions in (gone or {}).items():
+            if axis != piece.axis:
+                array = np.delete(array, positions, axis)
+        return piece.take(array)
+
+    def width(self, piece: Slice, gone: Mapping[int, Array]) -> int:
+        """Elements that one position of the piece's axis has, without those that are gone of the others."""
+        tensor = self._values[piece.name].const_value
+        assert tensor is not None
+        left = [int(size) - len(gone.get(axis, ())) for axis, size in enumerate(tensor.shape.numpy())]
+        return math.prod(left[: piece.axis] + left[piece.axis + 1 :])
+
+    def _folded(self, name: str) -> Array:
         tensor = self._values[name].const_value
         assert tensor is not None
-        array: Array = np.asarray(tensor.numpy(), np.float64)
+        array: Array = np.asarray(tensor.numpy())
+        unmap(tensor)
         if name in self._folds:
             axis, factor = self._folds[name]
-            array = array * factor.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+            array = array.astype(np.float64) * factor.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
         return array
 
     def role(self, name: str, axis: int) -> Role:

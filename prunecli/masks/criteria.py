@@ -76,15 +76,19 @@ class Block:
 
 @dataclass(frozen=True)
 class WeightPart:
-    """One weight's slices: `matrix` is (units, width). `role`: out (rows that compute the unit), in (columns
-    that read it), bias, norm, or other; `scale`: the factors of a BatchNormalization. `evidence`: by name, arrays of
-    the matrix's shape, or (units, samples)."""
+    """One weight's slices: `read` gives a matrix (units, width), anew each time, since weights may be large. `role`:
+    out (rows that compute the unit), in (columns that read it), bias, norm, or other; `scale`: the factors of a
+    BatchNormalization. `evidence`: by name, arrays of the matrix's shape, or (units, samples)."""
 
     weight: str
     role: str
-    matrix: Array
+    read: Callable[[], Array]
     scale: bool = False
     evidence: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def matrix(self) -> Array:
+        return self.read()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from prunecli.model.constants import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
+from prunecli.model.tensors import unmap
 from prunecli.model.weights import Weight
 from prunecli.operators import macs_of, operator_of
 from prunecli.types import LayerRow, Totals
@@ -85,8 +86,7 @@ def count_nonzero(tensor: ir.TensorProtocol) -> int:
     """Elements that are not zero; negative zero is zero, NaN is not."""
     with np.errstate(invalid="ignore"):  # small floats are cast to booleans, NaN with a warning
         count = int(np.count_nonzero(tensor.numpy()))
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+    unmap(tensor)
     return count
 
 
@@ -94,8 +94,7 @@ def is_finite(tensor: ir.TensorProtocol) -> bool:
     """Whether no element is NaN or infinite."""
     flat = tensor.numpy().reshape(-1)
     found = all(bool(np.isfinite(flat[i : i + PIECE]).all()) for i in range(0, flat.size, PIECE))
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+    unmap(tensor)
     return found
 
 

@@ -104,6 +104,12 @@ class MappedTensor(ir.ExternalTensor):
         self._view = None
 
 
+def unmap(tensor: ir.TensorProtocol) -> None:
+    """Let go of mapped external data; views of it stay valid."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+
+
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The tensor with its values in memory, and all else that it says."""
     return ir.Tensor(

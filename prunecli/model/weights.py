@@ -14,7 +14,7 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Holder, Reader, holders, is_constant, readers
 from prunecli.model.graphs import all_nodes
 from prunecli.model.loading import Model
-from prunecli.model.tensors import FLOATS, QUANTISED
+from prunecli.model.tensors import FLOATS, QUANTISED, unmap
 from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
 from prunecli.operators.layout import Layout, Shape
 from prunecli.operators.operator import LEARNING, Kind
@@ -109,7 +109,7 @@ class Weight:
 
     def release(self) -> None:
         """Let go of mapped external data. Views taken from `array` stay valid."""
-        _release(self.tensor)
+        unmap(self.tensor)
 
     def replace(self, change: Callable[[Values], Values], shape: Shape | None = None) -> None:
         """Let `change(array)` take this tensor's place, computed anew whenever it is read, last while saving.
@@ -126,7 +126,7 @@ def pending(source: ir.TensorProtocol, change: Callable[[Values], Values], shape
 
     def compute() -> ir.TensorProtocol:
         result = np.asarray(change(np.asarray(source.numpy())))
-        _release(source)
+        unmap(source)
         if result.shape != shape or result.dtype != source.dtype.numpy():
             raise PruneError(
                 f"internal: weight '{name}' should become {source.dtype.name} {list(shape)}, "
@@ -143,11 +143,6 @@ def pending(source: ir.TensorProtocol, change: Callable[[Values], Values], shape
         doc_string=source.doc_string,
         metadata_props=dict(source.metadata_props),
     )
-
-
-def _release(tensor: ir.TensorProtocol) -> None:
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
 
 
 @dataclass

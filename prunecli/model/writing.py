@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.tensors import CHUNK, byte_count
+from prunecli.model.tensors import CHUNK, byte_count, unmap
 
 ALIGNMENT = 4096
 """Offsets of large tensors, so that a reader can map them directly."""
@@ -81,8 +81,7 @@ class HashingWriter:
         for piece in chunks(tensor):
             self.write(piece)
         self._settle()
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+        unmap(tensor)
 
     def sha256(self) -> str:
         """Of everything written so far."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.model.tensors import unmap
 from prunecli.shrinking.folding import drop_unused
 
 LEAST = 1024
@@ -34,8 +35,7 @@ def merge_duplicates(model: ir.Model) -> Tidied:
         if tensor.dtype == ir.DataType.STRING:
             continue
         key = (tensor.dtype.name, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).digest())
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+        unmap(tensor)
         other = first.setdefault(key, value)
         if other is not value:
             value.replace_all_uses_with(other)

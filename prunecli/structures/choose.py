@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -310,21 +311,17 @@ class _Chooser:
         return out
 
     def _part(self, piece: Slice, gone: Mapping[str, Mapping[int, Array]]) -> WeightPart:
-        array = self.slices.array(piece.name)
-        for axis, positions in gone.get(piece.name, {}).items():
-            if axis != piece.axis:
-                array = np.delete(array, positions, axis)
+        lost = gone.get(piece.name, {})
         evidence: dict[str, Array] = {}
         assert self.evidence is not None
         if piece.role == "in" and piece.name in self.evidence.moments:
-            evidence["moments"] = self.evidence.moments[piece.name][piece.index].repeat(
-                array.size // array.shape[piece.axis], axis=1
-            )
+            moments = self.evidence.moments[piece.name][piece.index]
+            evidence["moments"] = moments.repeat(self.slices.width(piece, lost), axis=1)
         if (piece.name, piece.axis) in self.evidence.gates:
             gates = self.evidence.gates[piece.name, piece.axis]
             evidence["gates"] = gates[:, piece.index].sum(axis=2, dtype=np.float64).T
         scale = piece.name in self.slices.norm_scales
-        return WeightPart(piece.name, piece.role, piece.take(array), scale, evidence)
+        return WeightPart(piece.name, piece.role, partial(self.slices.matrix, piece, lost), scale, evidence)
 
     # -- choice -----------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class _Trial:
         places = {node: number for number, node in enumerate(source.model.graph)}
         self.first = min((places[node] for node in nodes), default=0)
         self.inputs = [v.name or "" for v in reads(nodes[0]) if v.producer() is not None] if nodes else []
-        self.norm = np.sum([_share(p.take(slices.array(p.name))) for p in self.pieces], axis=0)
+        self.norm = np.sum([_share(slices.matrix(p)) for p in self.pieces], axis=0)
 
     def curve(self, held: Walk, base: Sequence[Array], counts: Sequence[int]) -> UnitCurve:
         """Measured without so many units, as far as memory of what was run before allows: groups come in the order of

@@ -12,6 +12,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.keys import CHUNK_BYTES
 from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
+from prunecli.model.tensors import unmap
 from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]
@@ -20,12 +21,6 @@ Place = tuple[int, str]
 """The number of a graph, and the name of a tensor in it."""
 Holds = Callable[[Array, Array], bool]
 """holds(original, found): whether the values that were found are what the original's must have become."""
-
-
-def release_tensor(tensor: ir.TensorProtocol) -> None:
-    """Let go of mapped external data; views of it stay valid."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
 
 
 def pieces_of(array: Array, itemsize: int = 0) -> Iterator[Array]:
@@ -80,8 +75,8 @@ def check_tensors(
         theirs = found[place].tensor
         if not same_tensor(source, theirs, expected.get(place, same_bits)):
             raise PruneError(f"internal: {place[1]} was not stored as it should be", hint)
-        release_tensor(source)
-        release_tensor(theirs)
+        unmap(source)
+        unmap(theirs)
 
 
 def same_tensor(source: ir.TensorProtocol, saved: ir.TensorProtocol, holds: Holds = same_bits) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli.masks.decide import ByBits, Decision, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
-from prunecli.verify.compare import release_tensor
+from prunecli.model.tensors import unmap
 
 Array = np.ndarray[Any, Any]
 
@@ -57,7 +57,7 @@ class Zeroed:
         return np.asarray(self.original.numpy())
 
     def release(self) -> None:
-        release_tensor(self.original)
+        unmap(self.original)
 
     def expected(self, array: Array) -> Array:
         """What `array`, the stored values, must have become, by `numpy.where` alone."""
@@ -94,7 +94,7 @@ def target_of(weight: Weight, evidence: Array | None = None) -> Target:
         shape=weight.shape,
         dtype=tensor.dtype.numpy(),
         load=lambda: np.asarray(tensor.numpy()),
-        release=lambda: release_tensor(tensor),
+        release=lambda: unmap(tensor),
         canonical=weight.layout.canonical,
         restore=weight.layout.restore,
         evidence=None if evidence is None else lambda: weight.layout.canonical(evidence),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def group(*roles: str, seed: int = 0, moments: bool = True) -> UnitGroup:
         evidence = {"moments": rng.random(matrix.shape)} if moments and role == "in" else {}
         if moments and role != "norm":
             evidence["gates"] = rng.standard_normal((UNITS, 7))
-        parts.append(WeightPart(f"w{number}", role, matrix, role == "norm", evidence))
+        parts.append(WeightPart(f"w{number}", role, partial(np.copy, matrix), role == "norm", evidence))
     measured = DAMAGE if moments else None
     return UnitGroup("g", UNITS, parts, np.random.default_rng(7), measured, importance=measured)
 
