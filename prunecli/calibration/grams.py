@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from prunecli.errors import PruneError
-from prunecli.model.constants import behind
+from prunecli.model.constants import behind, is_constant
 from prunecli.operators import Contraction, operator_of
 from prunecli.runtime import Session, products
 
@@ -161,7 +161,7 @@ def readings(model: ir.Model) -> list[MomentReading]:
         sums = operator_of(node).sums
         for one in sums(node, partial(_rank, node)) if sums else ():
             stored, value = behind(node.inputs[one.weight]), node.inputs[one.data]
-            if stored is None or value is None or behind(value) is not None:
+            if stored is None or value is None or is_constant(value):
                 continue
             if (place := stored.axis(one.axis)) is not None:
                 found.append(MomentReading(stored.name, place, value.name or "", one.data_axis, one.groups))

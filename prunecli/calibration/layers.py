@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model import Model, Weight, find_weights
-from prunecli.model.constants import INTERFACE, Constant, behind
+from prunecli.model.constants import INTERFACE, Constant, behind, is_constant
 from prunecli.model.graphs import free_name, reads, taken_names
 from prunecli.model.weights import Use
 from prunecli.operators import Contraction
@@ -194,12 +194,12 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
         found = use.contraction
         if found is None:
             return f"how {use.op} multiplies it with data is not known"
-        if any(value is not None and value.name == found.data and behind(value) for value in use.node.inputs):
+        if any(value is not None and value.name == found.data and is_constant(value) for value in use.node.inputs):
             return f"{use.op} multiplies it with a constant, not with data"
         if use.op == "Gemm" and not _adds_per_row(use, found):
             return "what Gemm adds to it is not one number for each of its outputs"
         if found.bias is not None and behind(use.node.inputs[found.bias]) is None:
-            return f"what {use.op} adds to it is computed"
+            return f"what {use.op} adds to it is computed, or a part of what is stored"
     if len(weight.uses) > 1 and any(found.bias is not None for found in _contractions(weight.uses)):
         return "several operators with biases of their own share it"
     return ""
@@ -238,7 +238,7 @@ def _layer(weight: Weight, order: dict[ir.Node, int]) -> LinearLayer:
             else:
                 added.append(others[0])
         else:
-            if behind(others[0]) is None:
+            if not is_constant(others[0]):
                 total, carried = user.outputs[0], others[0].name
             break
         value = user.outputs[0]

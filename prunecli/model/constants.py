@@ -3,8 +3,9 @@
 A constant is an initializer, or an attribute of a Constant node (`Holder`).
 
 Exporters feed parameters through Identity (equal tensors stored once), Cast (stored in half precision), Transpose and
-Reshape. `readers` follows such operators, and function calls, forward from a stored tensor; `behind` goes back along
-them: the one way to ask whether an input is constant, what it holds, and to change it.
+Reshape. `readers` follows such operators, and function calls, forward from a stored tensor, also through Slice, Split
+and Concat. `is_constant` goes back along all of them; `behind` names the one stored tensor that a value is, what it
+holds, and how to change it, so that it ends where tensors are taken apart or put together.
 """
 
 from __future__ import annotations
@@ -123,6 +124,10 @@ class Reader:
 
 Through = Callable[[ir.Node, Shape], tuple[Step, ...] | None]
 TRANSPARENT: dict[str, Through] = {}
+PARTS = ("Slice", "Split", "Concat")
+"""Operators whose result is not one stored tensor."""
+ROUNDED = ("QuantizeLinear", "DequantizeLinear")
+"""Operators whose result has other values than the stored tensor."""
 
 
 def through(*op_types: str) -> Callable[[Through], Through]:
@@ -222,7 +227,7 @@ def _undoes(after: ir.Node, before: ir.Node) -> bool:
     return all(array is not None for array in held) and bool(np.all(held[0] == held[1]))
 
 
-@through("Slice", "Split", "Concat")
+@through(*PARTS)
 def _parts(node: ir.Node, shape: Shape) -> tuple[Step, ...] | None:
     """Constants taken apart and put together again (gates of an LSTM, packed projections).
 
@@ -357,7 +362,8 @@ class Constant:
 
 
 def behind(value: ir.Value | None) -> Constant | None:
-    """The constant that `value` is, through at most `MAX_DEPTH` operators that move elements or cast them."""
+    """The stored tensor that `value` is, through at most `MAX_DEPTH` operators that move elements or cast them; None
+    for a part of one, for several put together, and for what is computed."""
     if value is None:
         return None
     way = [value]
@@ -374,8 +380,8 @@ def _along(way: tuple[ir.Value, ...], tensor: ir.TensorProtocol) -> Constant | N
     for value in way[1:]:
         node = value.producer()
         found = moved(node, 0, shape) if node is not None else None
-        if node is None or found is None or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            return None  # what is read is the rounded value
+        if node is None or found is None or node.op_type in (*PARTS, *ROUNDED):
+            return None
         steps += found
         shape = found[-1].apply(shape) if found else shape
         if node.op_type == "Cast":

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.registry import is_named
-from prunecli.model.constants import Constant, behind
+from prunecli.model.constants import Constant, behind, is_constant
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer, integers, text
 from prunecli.operators.layout import Layout
@@ -21,7 +21,6 @@ from prunecli.shrinking.slices import Array
 KEPT_UP_TO = 1 << 26
 """Elements of a weight of which it is remembered which are zero."""
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-PARTS = ("Concat", "Slice", "Split")
 RECURRENT = 2
 """Input of a recurrent operator that multiplies its own last result."""
 
@@ -97,18 +96,15 @@ def _ends(node: ir.Node) -> tuple[ir.Value | None, ...]:
     return (*node.inputs[:3], *(out for out in node.outputs if out.name))
 
 
-def whole(value: ir.Value | None) -> Constant | None:
-    """The stored tensor that a value is, not only a part of it, and that no caller may feed."""
+def fixed(value: ir.Value | None) -> Constant | None:
+    """The stored tensor that a value is, if no caller may feed another."""
     found = behind(value)
-    if found is None or found.is_overridable:
-        return None
-    nodes = (read.producer() for read in found.way[1:])
-    return None if any(node is None or node.op_type in PARTS for node in nodes) else found
+    return None if found is None or found.is_overridable else found
 
 
 def _weight(node: ir.Node, index: int) -> tuple[Constant, Layout] | None:
     """The stored tensor at an input and how the operator reads it."""
-    found = whole(node.inputs[index]) if index < len(node.inputs) else None
+    found = fixed(node.inputs[index]) if index < len(node.inputs) else None
     if found is None or not found.tensor.dtype.is_floating_point():
         return None
     role = role_of(node, index, found.shape)
@@ -141,7 +137,7 @@ def _pads(node: ir.Node) -> bool:
 def _gemm(node: ir.Node) -> Iterator[WeightedSum]:
     for index in (1, 0):
         found, data = _weight(node, index), node.inputs[1 - index]
-        if found is not None and data is not None and behind(data) is None:
+        if found is not None and data is not None and not is_constant(data):
             inner = 1 - integer(node, "transA", 0) if index else integer(node, "transB", 0)
             yield WeightedSum(
                 node, data, inner, out=node.outputs[0], out_axis=index, index=index, weight=found[0], layout=found[1]
@@ -151,7 +147,7 @@ def _gemm(node: ir.Node) -> Iterator[WeightedSum]:
 def _matmul(node: ir.Node, facts: Facts) -> Iterator[WeightedSum]:
     for index in (1, 0):
         found, data = _weight(node, index), node.inputs[1 - index]
-        if found is None or data is None or behind(data) is not None:
+        if found is None or data is None or is_constant(data):
             continue
         axes = matrix_axes(node, 1 - index, len(facts.shapes[data]))
         inner = axes[-1] if index or len(axes) == 1 else axes[-2]

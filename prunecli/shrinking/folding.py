@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.views import single_views
-from prunecli.model.constants import behind
+from prunecli.model.constants import is_constant
 from prunecli.model.graphs import free_name, taken_names
-from prunecli.shrinking.contraction import GATES, WeightedSum, whole
+from prunecli.shrinking.contraction import GATES, WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering, computed
 from prunecli.shrinking.slices import Array, Floats
 from prunecli.shrinking.surplus import Finder, Surplus
@@ -123,8 +123,8 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
 def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) -> None:
     """Add to a stored input of a node, which gets one of its own."""
     value = node.inputs[index] if index < len(node.inputs) else None
-    found = whole(value)
-    weight = whole(node.inputs[1]) or whole(node.inputs[0])
+    found = fixed(value)
+    weight = fixed(node.inputs[1]) or fixed(node.inputs[0])
     assert weight is not None
     if found is not None and found.is_own and found.array().shape == np.shape(rows):
         put(found.way[0], found.stored(found.array() + rows))
@@ -146,7 +146,7 @@ def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> No
     if node is not None and node.op_type == "Add" and node.domain == "" and node.graph is graph:
         place = 1 - uses[0].idx
         other = node.inputs[place]
-        found = whole(other)
+        found = fixed(other)
         if other is not None and found is not None and found.size in (1, len(rows)):
             array = found.array() + rows.reshape(shape[-max(len(found.shape), rank - one.out_axis) :])
             if array.size == len(rows):
@@ -194,7 +194,7 @@ def fold_branches(numbering: SliceNumbering) -> list[Branch]:
         out = node.outputs[0]
         for index, value in enumerate(node.inputs):
             other = node.inputs[1 - index]
-            if value is None or other is None or value.producer() is None or behind(value) is not None:
+            if value is None or other is None or value.producer() is None or is_constant(value):
                 continue
             numbers = _level(numbering, value)
             if numbers is not None and _level(numbering, out) is None and _alike(numbering, other, out):

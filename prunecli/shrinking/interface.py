@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli.dependency.rules.elementwise import UNARY
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.model import Dims, Model, concrete_shapes
-from prunecli.model.constants import behind
+from prunecli.model.constants import is_constant
 from prunecli.model.graphs import free_name, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer
@@ -138,7 +138,7 @@ def _head(out: ir.Value, facts: Facts) -> _Head | None:
 
 def _by_token(node: ir.Node, facts: Facts) -> ir.Value | None:
     """The data input of a node that treats positions (axis 1 of 3) by themselves, None for another node."""
-    data = [v for v in node.inputs if v is not None and behind(v) is None]
+    data = [v for v in node.inputs if v is not None and not is_constant(v)]
     shape = facts.shapes.get(data[0]) if len(data) == 1 else None
     if shape is None or len(shape) != 3 or facts.shapes.get(node.outputs[0], ())[:2] != shape[:2]:
         return None

@@ -22,7 +22,7 @@ from prunecli.dependency.rules.shaping import pad_amounts
 from prunecli.operators import named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, whole
+from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, fixed
 from prunecli.shrinking.slices import (
     CONSTANT,
     Array,
@@ -369,7 +369,7 @@ COMBINE: dict[str, Callable[[SliceNumbering, ir.Node, Sequence[Slices]], Slices]
 def batch_norm(numbering: SliceNumbering, node: ir.Node) -> None:
     """y = a x + b for each channel."""
     x, out = node.inputs[0], node.outputs[0]
-    found = [whole(v) for v in node.inputs[1:5]]
+    found = [fixed(v) for v in node.inputs[1:5]]
     if x is None or numbering.rank(out) < 2 or any(p is None or len(p.shape) != 1 for p in found):
         return
     if integer(node, "training_mode", 0):
@@ -601,7 +601,7 @@ def _biased(node: ir.Node, gate: int, units: int) -> Array:
     value = node.inputs[3] if len(node.inputs) > 3 else None
     if value is None:
         return np.zeros(units, bool)
-    found = whole(value)
+    found = fixed(value)
     if found is None:
         return np.ones(units, bool)
     both = found.array().reshape(-1, 2, GATES[node.op_type], units)[:, :, gate]

@@ -19,7 +19,7 @@ from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
 from prunecli.operators.product import matrix_axes
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, whole
+from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, fixed
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
 from prunecli.shrinking.slices import Array, Ints
 
@@ -299,4 +299,4 @@ def may_fold(one: WeightedSum) -> bool:
     if beta is not None and beta.as_float() == 0:  # of Gemm, which then reads no bias
         return False
     value = one.node.inputs[place] if place < len(one.node.inputs) else None
-    return value is None or whole(value) is not None
+    return value is None or fixed(value) is not None

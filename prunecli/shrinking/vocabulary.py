@@ -19,7 +19,7 @@ from prunecli.model import Model, concrete_shapes
 from prunecli.model.constants import Constant
 from prunecli.model.graphs import free_name, taken_names
 from prunecli.operators.attributes import integer
-from prunecli.shrinking.contraction import whole
+from prunecli.shrinking.contraction import fixed
 from prunecli.shrinking.folding import stored
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.options import ShrinkOptions
@@ -210,7 +210,7 @@ def _lookups(
     found: dict[str, list[Lookup]] = {}
     for node in model.graph:
         places = LOOKUPS.get((node.domain, node.op_type))
-        table = whole(node.inputs[places[0]]) if places is not None and len(node.inputs) > max(places) else None
+        table = fixed(node.inputs[places[0]]) if places is not None and len(node.inputs) > max(places) else None
         source = _source(node.inputs[places[1]]) if places is not None and table is not None else None
         if source is None or table is None or places is None or len(table.shape) != 2 or integer(node, "axis", 0):
             continue

@@ -134,8 +134,12 @@ def test_branches(tmp_path: Path) -> None:
     assert {node.op_type for node in ancestors(norm)} == {"Conv", "BatchNormalization"}
 
 
+BACKWARDS = {"end": np.array([-1]), "start": np.array([-100]), "axis": np.array([0]), "back": np.array([-1])}
 LEFT: list[tuple[str, list[Any], dict[str, np.ndarray], str]] = [
     ("computed bias", [N("Relu", ["x"], ["r"]), N("ReduceSum", ["r"], ["q"], keepdims=0), N("Expand", ["q", "four"], ["b"]), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "four": np.array([4])}, "computed"),
+    ("a part of a bias", [N("Slice", ["c", "end", "start", "axis", "back"], ["b"]), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "c": f(4), **BACKWARDS}, "a part of what is stored"),
+    ("biases put together", [N("Concat", ["c", "d"], ["b"], axis=0), N("Gemm", ["x", "w", "b"], ["y"])], {"w": f(3, 4), "c": f(2), "d": f(2)}, "a part of what is stored"),
+    ("a part of a weight", [N("Slice", ["w", "end", "start", "axis", "back"], ["p"]), N("MatMul", ["x", "p"], ["y"])], {"w": f(3, 4), **BACKWARDS}, "in parts"),
     ("no data", [N("MatMul", ["w", "u"], ["h"]), N("Add", ["x", "h"], ["y"])], {"w": f(2, 4), "u": f(4, 3)}, "a constant, not with data"),
     ("recurrent", [N("LSTM", ["x", "w", "r"], ["y"], hidden_size=4)], {"w": f(1, 16, 3), "r": f(1, 16, 4)}, "LSTM"),
 ]  # fmt: skip

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx.numpy_helper import to_array
+from onnx.numpy_helper import from_array, to_array
 
 from prunecli.data.options import DataOptions
 from prunecli.model import load
-from prunecli.model.constants import behind
+from prunecli.model.constants import behind, is_constant
 from prunecli.runtime import Session
 from prunecli.structures.structured import structured
 from prunecli.training.finetune import finetune
@@ -47,6 +47,30 @@ def test_the_constant_behind_an_input_is_found(spelling: str, tmp_path: Path) ->
         assert np.array_equal(found.stored(found.array()), found.tensor.numpy())
     weight = behind(values[1]["w1"])
     assert weight is not None and [weight.axis(i) for i in range(4)] == ([3, 2, 1, 0] if weight.steps else [0, 1, 2, 3])
+
+
+PARTS = {
+    # of a vector `v` of 8 elements
+    "Slice": [helper.make_node("Slice", ["v", "four", "eight"], ["part"])],
+    "Split": [helper.make_node("Split", ["v"], ["part", "other"], axis=0)],
+    "Concat": [helper.make_node("Concat", ["v", "v"], ["part"], axis=0)],
+    "Concat of a moved one": [
+        helper.make_node("Identity", ["v"], ["same"]),
+        helper.make_node("Concat", ["same", "four"], ["joined"], axis=0),
+        helper.make_node("Cast", ["joined"], ["part"], to=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("way", PARTS)
+def test_a_part_is_constant_but_no_stored_tensor(way: str, tmp_path: Path) -> None:
+    out = helper.make_tensor_value_info("y", 1, None)
+    stored = {"v": np.arange(8, dtype=np.float32), "four": np.array([4.0 if "moved" in way else 4]), "eight": [8]}
+    tensors = [from_array(np.asarray(a, np.float32 if n == "v" else None), n) for n, a in stored.items()]
+    nodes = [*PARTS[way], helper.make_node("Neg", ["part"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [out], tensors)), tmp_path / "m.onnx")
+    value = _value(tmp_path / "m.onnx", "part")
+    assert behind(value) is None and is_constant(value) and not is_constant(value.uses()[0].node.outputs[0])
 
 
 def cut(path: Path, spelling: str) -> Any:
@@ -108,6 +132,31 @@ def test_statistics_that_two_layers_share_stay(tmp_path: Path) -> None:
     )
     assert all((before[name] == after[name]).all() for name in ("m", "v"))
     assert sum("kept its statistics" in note for note in tuned.notes) == 2
+
+
+def test_statistics_that_are_parts_of_others_are_read_as_such(tmp_path: Path) -> None:
+    """A BatchNormalization reads the second halves of what is stored: cut as the plain form, its statistics stay."""
+    model = onnx.load(cnn(tmp_path / "plain.onnx"))
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    for tensor in model.graph.initializer:
+        if tensor.name in norm.input[1:]:
+            array = to_array(tensor)
+            tensor.CopyFrom(from_array(np.concatenate([array[::-1] * 3 + 1, array]), tensor.name))
+    size = len(array)
+    model.graph.initializer.extend([from_array(np.array([size]), "from"), from_array(np.array([2 * size]), "to")])
+    for place, name in enumerate(list(norm.input)[1:], 1):
+        model.graph.node.insert(0, helper.make_node("Slice", [name, "from", "to"], [f"{name}.half"]))
+        norm.input[place] = f"{name}.half"
+    onnx.save(model, tmp_path / "halves.onnx")
+    x = data(tmp_path / "data.npz")
+    before = outputs(tmp_path / "plain.onnx", inputs(x))
+    assert np.array_equal(outputs(tmp_path / "halves.onnx", inputs(x)), before)
+    given = {"ratio": 0.4, "round_to": 1, "data": x}
+    structured(tmp_path / "halves.onnx", output=tmp_path / "cut.onnx", **given)
+    assert np.square(outputs(tmp_path / "cut.onnx", inputs(x)) - before).mean() < np.square(before).mean()
+    tuned = finetune(tmp_path / "halves.onnx", data=x, teacher=tmp_path / "plain.onnx", epochs=1, batch_size=16,
+                     val_split=0.0, output=tmp_path / "tuned.onnx")  # fmt: skip
+    assert any("kept its statistics" in note for note in tuned.notes)
 
 
 def _value(path: Path, name: str) -> Any:

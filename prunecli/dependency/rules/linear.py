@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
-from prunecli.model.constants import behind
+from prunecli.model.constants import is_constant
 from prunecli.operators.product import matrix_axes, subscripts
 
 
@@ -88,7 +88,7 @@ Operand = tuple[ir.Value, tuple[int, ...]]
 
 def _batch(ctx: RuleContext, a: Operand, b: Operand, y: ir.Value) -> None:
     """Leading axes broadcast; where both operands are computed they are what attention calls heads."""
-    both = behind(a[0]) is None and behind(b[0]) is None
+    both = not is_constant(a[0]) and not is_constant(b[0])
     for index in range(ctx.rank(y) - min(2, len(a[1]), len(b[1])) if ctx.rank(y) else 0):
         size = ctx.shape(y)[index]
         for source, axes in (a, b):
@@ -119,7 +119,7 @@ def einsum(ctx: RuleContext) -> None:
 
 def _mark_heads(ctx: RuleContext, labels: list[list[str]], first: dict[str, int]) -> None:
     """A batch letter of a product of two computed operands is what attention calls heads."""
-    if any(behind(v) is not None for v in ctx.inputs):
+    if any(is_constant(v) for v in ctx.inputs if v is not None):
         return
     *terms, right = (set(term) for term in labels)
     for letter in right.intersection(*terms):
