@@ -21,6 +21,7 @@ from prunecli.dependency.views import Geometry
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import counts
+from prunecli.operators import MICROSOFT
 
 _PASS = ("Identity", "Dropout", "Cast")
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
@@ -106,7 +107,7 @@ def _operands(node: ir.Node) -> Iterable[tuple[int, int]]:
 
 
 def _is_skip_norm(node: ir.Node) -> bool:
-    return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
+    return node.op_type in _SKIP_NORMS and node.domain == MICROSOFT
 
 
 def _block(node: ir.Node, branch: int, stream: int, geometry: Geometry) -> ResidualBlock | None:

@@ -17,6 +17,7 @@ from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder, locate
 from prunecli.model.protos import Body, bodies, tensors, value_infos
 from prunecli.model.tensors import byte_count
+from prunecli.operators import MICROSOFT
 
 MAX_ELEMENTS = 1 << 48
 """More than any file system holds; keeps all later arithmetic far from overflow."""
@@ -150,7 +151,7 @@ def _check_scope(body: Body, outer: list[set[str]], path: Path) -> None:
     for node in body.node:
         if not node.op_type:
             raise PruneError(f"{path}: node '{node.name}' has no operator", BROKEN)
-        if not node.output and node.domain in ("", "com.microsoft"):
+        if not node.output and node.domain in ("", MICROSOFT):
             raise PruneError(f"{path}: {_label(node)} has no outputs", BROKEN)
         for name in node.input:
             if name and not any(name in scope for scope in scopes):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prunecli.dependency.registry import is_named
 from prunecli.model.constants import Constant, behind, is_constant
 from prunecli.model.shape_inference import Facts
+from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, integers, text
 from prunecli.operators.layout import Layout
 from prunecli.operators.operator import Role, operator_of, role_of
@@ -80,7 +81,7 @@ def contractions(graph: ir.Graph, facts: Facts) -> Iterator[WeightedSum]:
     """Every contraction with a stored weight, in the graph's order."""
     for node in graph:
         known = all(value is None or value in facts.shapes for value in _ends(node))
-        if not known or node.domain not in ("", "com.microsoft"):
+        if not known or node.domain not in ("", MICROSOFT):
             continue
         if operator_of(node).kernel:
             yield from _convolution(node)

@@ -19,7 +19,7 @@ from prunecli.dependency.registry import RULES as TIES
 from prunecli.dependency.registry import RuleContext
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
-from prunecli.operators import named, operator_of
+from prunecli.operators import MICROSOFT, named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, fixed
@@ -40,7 +40,6 @@ Rule = Callable[["SliceNumbering", ir.Node], None]
 RULES: dict[tuple[str, str], Rule] = {}
 LARGEST = 1 << 26
 """Elements of a constant, not the weight of a contraction, up to which its slices are looked at."""
-MICROSOFT = "com.microsoft"
 HOMOGENEOUS = ("Abs", "Dropout", "Identity", "LeakyRelu", "Relu")
 """f(k x) = k f(x) for positive k."""
 ZERO_STAYS = ("FastGelu", "Gelu", "QuickGelu")

@@ -18,6 +18,7 @@ from prunecli.errors import PruneError, advice, did_you_mean, some
 from prunecli.model import Model, concrete_shapes
 from prunecli.model.constants import Constant
 from prunecli.model.graphs import free_name, taken_names
+from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.contraction import fixed
 from prunecli.shrinking.folding import stored
@@ -28,7 +29,7 @@ from prunecli.shrinking.slices import Array, Ints
 from prunecli.shrinking.surplus import Finder
 from prunecli.shrinking.tokenizer import TokenizerFile, read_json
 
-LOOKUPS = {("", "Gather"): (0, 1), ("com.microsoft", "EmbedLayerNormalization"): (2, 0)}
+LOOKUPS = {("", "Gather"): (0, 1), (MICROSOFT, "EmbedLayerNormalization"): (2, 0)}
 """Operators that look rows up: which input is the table, and which the ids."""
 LOOKED_UP = "looked up by computed indices"
 SAME_IDS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

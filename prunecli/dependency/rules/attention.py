@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
+from prunecli.operators import MICROSOFT
 
-MS = "com.microsoft"
 TURNED = "rotary embedding turns pairs inside a head"
 SEQUENCE = "sequence of an attention"
 
@@ -125,7 +125,7 @@ def keep_scale(node: ir.Node, size: int, left: int) -> None:
 
 
 @rule("RotaryEmbedding")
-@rule("RotaryEmbedding", domain="com.microsoft")
+@rule("RotaryEmbedding", domain=MICROSOFT)
 def rotary(ctx: RuleContext) -> None:
     """Rotates pairs inside every head of X (B, heads, T, d) or (B, T, heads * d): heads can be cut."""
     x, y = ctx.x(), ctx.y
@@ -151,7 +151,7 @@ def rotary_size(ctx: RuleContext) -> int:
 
 
 @rewrite("RotaryEmbedding")
-@rewrite("RotaryEmbedding", domain="com.microsoft")
+@rewrite("RotaryEmbedding", domain=MICROSOFT)
 def rotary_heads(cut: NodeCut, node: ir.Node) -> None:
     x, count = node.inputs[0], node.attributes.get_int("num_heads", 0)
     if count:
@@ -176,7 +176,7 @@ def qkv(parts: Heads) -> list[list[int]]:
     return [[parts.groups, parts.share, parts.key], [parts.groups, parts.key], [parts.groups, parts.value]]
 
 
-@rule("Attention", domain=MS)
+@rule("Attention", domain=MICROSOFT)
 def fused_attention(ctx: RuleContext) -> None:
     """X (B, T, C), W (C, q + k + v), bias (q + k + v), past (2, B, heads, P, d) -> Y (B, T, heads * dv)."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
@@ -211,7 +211,7 @@ def _states(ctx: RuleContext, parts: Heads) -> None:
                 ctx.table.freeze(size, "keys and values of unequal sizes in one state")
 
 
-@rewrite("Attention", domain=MS)
+@rewrite("Attention", domain=MICROSOFT)
 def attention_sizes(cut: NodeCut, node: ir.Node) -> None:
     """Heads, and the widths of queries, keys and values where they are stated or have become unequal."""
     w, count = node.inputs[1], node.attributes["num_heads"].as_int()
@@ -227,7 +227,7 @@ def attention_sizes(cut: NodeCut, node: ir.Node) -> None:
     keep_scale(node, sizes[0] // count, left[0] // remaining)
 
 
-@rule("MultiHeadAttention", domain=MS)
+@rule("MultiHeadAttention", domain=MICROSOFT)
 def multi_head(ctx: RuleContext) -> None:
     """Q, K, V (B, T, heads * d), or packed as (B, T, heads, 3 or 2, d), or K and V as (B, heads, T, d)."""
     q, k, v, y = ctx.x(), ctx.input(1), ctx.input(2), ctx.y
@@ -255,7 +255,7 @@ def multi_head(ctx: RuleContext) -> None:
     ctx.count_terms(*score_axes(parts))
 
 
-@rewrite("MultiHeadAttention", domain=MS)
+@rewrite("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_count(cut: NodeCut, node: ir.Node) -> None:
     q, count = node.inputs[0], node.attributes["num_heads"].as_int()
     shape = cut.before(q)
@@ -268,7 +268,7 @@ def multi_head_count(cut: NodeCut, node: ir.Node) -> None:
     keep_scale(node, shape[2] // count, cut.size(q, 2) // left)
 
 
-@rule("GroupQueryAttention", domain=MS)
+@rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query(ctx: RuleContext) -> None:
     """Q (B, T, heads * d), K, V (B, T, groups * d), or all packed in Q; past and present (B, groups, P, d).
 
@@ -300,7 +300,7 @@ def group_query(ctx: RuleContext) -> None:
     ctx.count_terms(*score_axes(parts))
 
 
-@rewrite("GroupQueryAttention", domain=MS)
+@rewrite("GroupQueryAttention", domain=MICROSOFT)
 def group_query_count(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups, or the same query heads of every group, may have gone."""
     y, count, groups = node.outputs[0], *(node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunecli.dependency.registry import barrier
-from prunecli.operators import named
+from prunecli.operators import MICROSOFT, named
 
 NO_KERNEL = "onnxruntime has no CPU kernel to prove a cut with"
 QUANTISED = "quantised weights are not cut: prune the floating-point model, then quantise it"
@@ -28,7 +28,7 @@ REASONS: dict[str, dict[str, str]] = {
         "its state couples all positions of a head": "LinearAttention",
         "a constant in a form that is not followed": "Constant",
     },
-    "com.microsoft": {
+    MICROSOFT: {
         QUANTISED: """
             MatMulInteger16 QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu
             QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear""",

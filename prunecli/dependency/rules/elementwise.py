@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunecli.dependency.registry import RuleContext, rule
+from prunecli.operators import MICROSOFT
 
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike",
@@ -19,7 +20,7 @@ BROADCASTING = (
 
 
 @rule(*UNARY)
-@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
+@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain=MICROSOFT)
 def unary(ctx: RuleContext) -> None:
     """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
     sources = ctx.inputs[:2] if ctx.node.op_type in ("FastGelu", "BiasGelu") else ctx.inputs[:1]

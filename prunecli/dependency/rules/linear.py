@@ -7,11 +7,12 @@ import onnx_ir as ir
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.model.constants import is_constant
+from prunecli.operators import MICROSOFT
 from prunecli.operators.product import matrix_axes, subscripts
 
 
 @rule("Conv")
-@rule("FusedConv", domain="com.microsoft")
+@rule("FusedConv", domain=MICROSOFT)
 def conv(ctx: RuleContext) -> None:
     """X (N, C, ...), W (M, C/g, k...), B (M) -> Y (N, M, ...); group i reads slab i of C, writes slab i of M."""
     x, w, y = ctx.x(), ctx.x(1), ctx.y
@@ -44,7 +45,7 @@ def grouped(ctx: RuleContext, x: ir.Value, w: ir.Value, y: ir.Value, rows: int, 
 
 
 @rewrite("Conv", "ConvTranspose", "DeformConv")
-@rewrite("FusedConv", domain="com.microsoft")
+@rewrite("FusedConv", domain=MICROSOFT)
 def conv_group(cut: NodeCut, node: ir.Node) -> None:
     """Whole groups may have gone: their number is a whole axis over what one group has of it."""
     if node.attributes.get_int("group", 1) > 1:
@@ -53,7 +54,7 @@ def conv_group(cut: NodeCut, node: ir.Node) -> None:
 
 
 @rule("Gemm")
-@rule("FusedGemm", domain="com.microsoft")
+@rule("FusedGemm", domain=MICROSOFT)
 def gemm(ctx: RuleContext) -> None:
     """Y = alpha * A' B' + beta * C with A' (M, K), B' (K, N), C broadcast to (M, N)."""
     a, b, y = ctx.x(), ctx.x(1), ctx.y
@@ -67,7 +68,7 @@ def gemm(ctx: RuleContext) -> None:
 
 
 @rule("MatMul")
-@rule("FusedMatMul", domain="com.microsoft")
+@rule("FusedMatMul", domain=MICROSOFT)
 def matmul(ctx: RuleContext) -> None:
     """numpy.matmul: (..., M, K) x (..., K, N) -> (..., M, N); 1-D operands are vectors. Fused: transposed before."""
     a, b, y = ctx.x(), ctx.x(1), ctx.y

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
+from prunecli.operators import MICROSOFT
 
 
 @rule("BatchNormalization")
@@ -32,7 +33,7 @@ def instance_norm(ctx: RuleContext) -> None:
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-@rule("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
+@rule("LayerNormalization", "SimplifiedLayerNormalization", domain=MICROSOFT)
 def layer_norm(ctx: RuleContext) -> None:
     """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
     x = ctx.x()
@@ -43,7 +44,7 @@ def layer_norm(ctx: RuleContext) -> None:
     _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)))
 
 
-@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_layer_norm(ctx: RuleContext) -> None:
     """Y = LayerNorm(X + skip + bias); the fourth output is the sum."""
     x = ctx.x()
@@ -58,7 +59,7 @@ def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int]) -> None:
         ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
 
 
-@rule("EmbedLayerNormalization", domain="com.microsoft")
+@rule("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_norm(ctx: RuleContext) -> None:
     """LayerNorm of the sum of embedding tables (rows, hidden), looked up by ids."""
     ids, y = ctx.x(), ctx.y

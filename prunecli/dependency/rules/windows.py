@@ -8,6 +8,7 @@ import onnx_ir as ir
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.linear import grouped
+from prunecli.operators import MICROSOFT
 
 
 @rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -82,7 +83,7 @@ SAMPLED = "sampled axis"
 
 
 @rule("GridSample")
-@rule("GridSample", domain="com.microsoft")
+@rule("GridSample", domain=MICROSOFT)
 def grid_sample(ctx: RuleContext) -> None:
     """X (N, C, D1..), grid (N, E1.., r) -> Y (N, C, E1..)."""
     x, grid, y = ctx.x(), ctx.x(1), ctx.y
