@@ -17,7 +17,7 @@ from prunecli.autodiff.rewrites import RewriteContext, find_rewrite
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind, holders
 from prunecli.model.shape_inference import Shape
-from prunecli.storage.chain import constant_tensor
+from prunecli.storage.stored import constant_tensor
 
 OLDEST, LOWEST = 7, 18  # opsets: the oldest accepted, and the one whose operator forms the rules emit
 _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -119,7 +119,7 @@ class _Copy:
         wanted = name in self.wrt
         single = _single_precision(tensor)
         if wanted and self.options.weights_as_inputs:
-            new = self.ops.input(name, int(single.dtype), tuple(int(d) for d in tensor.shape.numpy()))
+            new = self.ops.input(name, int(single.dtype), tuple(tensor.shape.numpy()))
             self.forward.weights[name] = single
         else:
             new = self.ops.initializer(name, single, known=not wanted)

@@ -374,7 +374,7 @@ class _Builder:
             Frozen(name, axis, "no operator that reads it relates its positions to others", size, size)
             for name, value in self.analysis.model.graph.initializers.items()
             if name not in seen and value.const_value is not None and value.const_value.dtype.is_floating_point()
-            for axis, size in enumerate(int(d) for d in value.const_value.shape.numpy())
+            for axis, size in enumerate(value.const_value.shape.numpy())
             if size > 1
         ]
 

@@ -16,10 +16,10 @@ from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
 from prunecli.model.constants import behind
 from prunecli.model.shape_inference import Array
-from prunecli.model.tensors import unmap
 from prunecli.model.weights import Weight
 from prunecli.operators import operator_of
 from prunecli.operators.layout import Layout
+from prunecli.storage.stored import unmap
 
 _NOWHERE = Path()
 Role = Literal["out", "in", "bias", "norm", "other"]

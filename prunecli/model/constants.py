@@ -24,7 +24,7 @@ from prunecli.model.graphs import all_graphs
 from prunecli.operators import Refused, Role, role_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Reshape, Shape, Step, Transpose
-from prunecli.storage.chain import stored
+from prunecli.storage.stored import stored
 
 INTERFACE = "it is also a graph input, so that a caller may feed other values; --include with its name allows changes"
 _NAMED = "prunecli.named"
@@ -316,7 +316,7 @@ class Constant:
     @property
     def shape(self) -> Shape:
         """As it is read."""
-        shape = tuple(int(d) for d in self.tensor.shape.numpy())
+        shape = tuple(self.tensor.shape.numpy())
         for step in self.steps:
             shape = step.apply(shape)
         return shape
@@ -376,7 +376,7 @@ def behind(value: ir.Value | None) -> Constant | None:
 
 
 def _along(way: tuple[ir.Value, ...], tensor: ir.TensorProtocol) -> Constant | None:
-    shape, steps, types = tuple(int(d) for d in tensor.shape.numpy()), list[Step](), [tensor.dtype]
+    shape, steps, types = tuple(tensor.shape.numpy()), list[Step](), [tensor.dtype]
     for value in way[1:]:
         node = value.producer()
         found = moved(node, 0, shape) if node is not None else None

@@ -22,7 +22,7 @@ from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Shape
 from prunecli.operators.operator import Array
-from prunecli.storage.chain import constant_tensor
+from prunecli.storage.stored import constant_tensor
 
 UNKNOWN_INPUT = "the shape of an input is unknown"
 """The problem of every operator after one with a problem of its own."""
@@ -83,7 +83,7 @@ def know_constant(facts: Facts, value: ir.Value) -> None:
 
 def know_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """`value` is known to be `tensor`; its content is read if it is small."""
-    facts.learn(value, tuple(int(d) for d in tensor.shape.numpy()), int(tensor.dtype))
+    facts.learn(value, tuple(tensor.shape.numpy()), int(tensor.dtype))
     if worth_knowing(int(tensor.dtype), tensor.size):
         facts.values[value] = tensor.numpy()
 

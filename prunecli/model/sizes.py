@@ -15,9 +15,9 @@ from prunecli.model.constants import Holder, holders
 from prunecli.model.loading import Model
 from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
-from prunecli.model.tensors import unmap
 from prunecli.model.weights import Weight
 from prunecli.operators import macs_of, operator_of
+from prunecli.storage.stored import unmap
 from prunecli.types import LayerRow, Totals
 
 EXACT_UP_TO = 16 << 20

@@ -54,7 +54,7 @@ class MappedTensor(ir.ExternalTensor):
     """
 
     def __init__(self, path: Path, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> None:
-        dims = tuple(int(d) for d in shape.numpy())
+        dims = shape.numpy()
         super().__init__(str(path), offset, byte_count(dtype, dims), dtype, shape=shape, name=name)
         self._view: np.ndarray[Any, Any] | None = None
 
@@ -75,7 +75,7 @@ class MappedTensor(ir.ExternalTensor):
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values, read-only; pages enter memory when touched."""
         if self._view is None:
-            dims = tuple(int(d) for d in self.shape.numpy())
+            dims = self.shape.numpy()
             raw = self._bytes()
             if self.dtype.bitwidth < 8:
                 return np.asarray(ir.PackedTensor(raw, self.dtype, shape=self.shape).numpy())
@@ -102,12 +102,6 @@ class MappedTensor(ir.ExternalTensor):
     def release(self) -> None:
         """Let go of the mapping; the pages leave memory once no view of them is alive."""
         self._view = None
-
-
-def unmap(tensor: ir.TensorProtocol) -> None:
-    """Let go of mapped external data; views of it stay valid."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
 
 
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -14,10 +14,11 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Holder, Reader, holders, is_constant, readers
 from prunecli.model.graphs import all_nodes
 from prunecli.model.loading import Model
-from prunecli.model.tensors import FLOATS, QUANTISED, unmap
+from prunecli.model.tensors import FLOATS, QUANTISED
 from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
 from prunecli.operators.layout import Layout, Shape
 from prunecli.operators.operator import LEARNING, Kind
+from prunecli.storage.stored import unmap
 from prunecli.types import Skipped
 
 Values = np.ndarray[Any, Any]
@@ -85,7 +86,7 @@ class Weight:
 
     @property
     def shape(self) -> Shape:
-        return tuple(int(d) for d in self.tensor.shape.numpy())
+        return tuple(self.tensor.shape.numpy())
 
     @property
     def dtype(self) -> ir.DataType:
@@ -168,7 +169,7 @@ def find_weights(model: Model) -> Weights:
         tensor = holder.tensor
         if tensor.dtype == ir.DataType.STRING or tensor.size == 0:
             continue
-        shape = tuple(int(d) for d in tensor.shape.numpy())
+        shape = tuple(tensor.shape.numpy())
         reads = list(readers(model.ir, holder.value, shape))
         weight = _weight(holder, shape, reads, names) if tensor.dtype in FLOATS else None
         if weight is not None and tensor.size > 1:

@@ -19,7 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.tensors import CHUNK, byte_count, unmap
+from prunecli.model.tensors import CHUNK, byte_count
+from prunecli.storage.stored import unmap
 
 ALIGNMENT = 4096
 """Offsets of large tensors, so that a reader can map them directly."""
@@ -48,13 +49,9 @@ def spans(tensors: Iterable[ir.TensorProtocol]) -> list[Span]:
     return result
 
 
-def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
-    return tuple(int(d) for d in tensor.shape.numpy())
-
-
 def size_of(tensor: ir.TensorProtocol) -> int:
     """Bytes of `tensor` in raw form."""
-    return byte_count(tensor.dtype, dims(tensor))
+    return byte_count(tensor.dtype, tuple(tensor.shape.numpy()))
 
 
 class HashingWriter:

@@ -25,6 +25,7 @@ from prunecli.storage import Writer, choose, fit
 from prunecli.storage.chain import Op
 from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor, words
 from prunecli.storage.fitting import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
+from prunecli.storage.stored import unmap
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Skipped
 
@@ -116,7 +117,7 @@ def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
 def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool) -> Item:
     """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function."""
     tensor = holder.tensor
-    shape = tuple(int(d) for d in tensor.shape.numpy())
+    shape = tuple(tensor.shape.numpy())
     size = tensor.nbytes
     row = PackRow(holder.name, shape, tensor.dtype.name.lower(), nonzero=0, dense_bytes=size, packed_bytes=size)
     if reason:
@@ -131,8 +132,7 @@ def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool) -> I
         encoded = fit(EncodedTensor(array, tensor.dtype, inlined, shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
     digest = _digest(array, tensor.dtype)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+    unmap(tensor)
     if packed > (1 - options.min_saving) * size:
         return Item(holder, tensor, replace(row, reason=FEW), None, digest)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
@@ -173,7 +173,7 @@ def drop_signs(model: Model) -> None:
     for holder in holders(model.ir):
         tensor = holder.tensor
         if tensor.dtype in FLOATS and tensor.nbytes >= LEAST:
-            shape = tuple(int(d) for d in tensor.shape.numpy())
+            shape = tuple(tensor.shape.numpy())
             holder.put(pending(tensor, _without_signs, shape, holder.name))
 
 

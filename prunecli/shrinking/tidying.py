@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model.tensors import unmap
 from prunecli.shrinking.folding import drop_unused
+from prunecli.storage.stored import unmap
 
 LEAST = 1024
 """Bytes from which a tensor that is stored twice is worth a look."""

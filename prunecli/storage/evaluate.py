@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.storage.chain import constant
 from prunecli.storage.fitting import TOGETHER
+from prunecli.storage.stored import constant, unmap
 
 MOST_BYTES = 64
 """Of all that is made on the way, per element of the result; chains of float64 need about 40."""
@@ -80,8 +80,7 @@ class ChainEvaluation:
             raise Wrong("an input is missing")
         if (tensor := constant(value)) is not None:
             array = np.asarray(tensor.numpy())
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.release()
+            unmap(tensor)
             return array
         if value not in self._known:
             array = self._known[value] = self._computed(value)
@@ -140,7 +139,7 @@ def split_sizes(node: ir.Node) -> list[int]:
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
     """The shape of the dense tensor, from the constants that state it: nothing of its size is made."""
     if (tensor := constant(value)) is not None:
-        return tuple(int(d) for d in tensor.shape.numpy())
+        return tuple(tensor.shape.numpy())
     node = _producer(value)
     if node.op_type == "Concat":
         axis, shapes = _number(node, "axis", 0), [shape_of(i) for i in node.inputs]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import constant
+from prunecli.storage.stored import constant
 
 MOST = 10
 MakeNode = Callable[[str, Sequence[ir.Value], Sequence[ir.Attr]], ir.Value]

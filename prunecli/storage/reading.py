@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 import prunecli.storage.passes as passes
 from prunecli.errors import PruneError
-from prunecli.storage.chain import constant
 from prunecli.storage.evaluate import DAMAGED, Recent, Wrong, dense, dtype_of, shape_of
+from prunecli.storage.stored import constant
 from prunecli.storage.writing import HELD, MARK
 
 ANY = range(1, 1 << 16)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import ChainPass, Fixed, Node, Op, Stream, constant, streams
+from prunecli.storage.chain import ChainPass, Fixed, Node, Op, Stream, streams
 from prunecli.storage.encodings import numbers
 from prunecli.storage.passes import Passes
+from prunecli.storage.stored import constant, unmap
 
 Array = np.ndarray[Any, Any]
 MARK = "prunecli.pack/"
@@ -64,8 +65,7 @@ class ChainSource:
         def compute() -> ir.TensorProtocol:
             array = np.ascontiguousarray(stream.compute(self.array()))
             for tensor in self.tensors:
-                if isinstance(tensor, ir.ExternalTensor):
-                    tensor.release()
+                unmap(tensor)
             return ir.Tensor(array, dtype=stream.dtype, shape=ir.Shape(array.shape))
 
         return ir.LazyTensor(compute, dtype=stream.dtype, shape=ir.Shape(stream.shape))

@@ -12,7 +12,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.keys import CHUNK_BYTES
 from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
-from prunecli.model.tensors import unmap
+from prunecli.storage.stored import unmap
 from prunecli.types import Progress
 
 Array = np.ndarray[Any, Any]

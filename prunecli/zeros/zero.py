@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli.masks.decide import ByBits, Decision, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
-from prunecli.model.tensors import unmap
+from prunecli.storage.stored import unmap
 
 Array = np.ndarray[Any, Any]
 
