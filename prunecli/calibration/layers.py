@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import INTERFACE, Constant, behind, is_constant
-from prunecli.model.graphs import free_name, reads, taken_names
+from prunecli.model.graphs import add_constant, reads, refill
 from prunecli.model.weights import Use
 from prunecli.operators import Contraction
 from prunecli.operators.operator import input_of
@@ -133,8 +133,7 @@ class LinearLayer:
 
     def put(self, graph: ir.Graph, matrices: Array, constant: Array) -> None:
         """Change the model: the weight, and the offset if there is a place for one."""
-        value = self.weight.holder.value
-        value.const_value = ir.Tensor(self.cast(matrices), dtype=self.weight.dtype, name=value.name)
+        refill(self.weight.holder.value, self.cast(matrices))
         if self.offset is not None:
             use = next(use for use in self.weight.uses if use.node is self.node)
             read = behind(self.node.inputs[use.index])  # it may be cast on the way, and what is added is not
@@ -351,23 +350,13 @@ class Offset:
         if source is None:
             self._put(graph, self.sign * added, dtype, name)
         elif source.is_own and source.name in graph.initializers and (source.size == len(added) or not source.steps):
-            put(source, source.stored(self._read_as(source, added)))
+            refill(source.way[0], source.stored(self._read_as(source, added)))
         else:
             self._put(graph, self._read_as(source, added), source.dtype, source.name)
 
     def _put(self, graph: ir.Graph, array: Array, dtype: ir.DataType, name: str) -> None:
         """Let the node read a new initializer."""
-        fresh = ir.Value(name=free_name(name, taken_names(graph)), type=ir.TensorType(dtype))
-        fresh.shape = ir.Shape(array.shape)
-        fresh.const_value = ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy())), dtype=dtype, name=fresh.name)
-        graph.register_initializer(fresh)
+        fresh = add_constant(graph, name, array.astype(dtype.numpy()))
         if self.index >= len(self.node.inputs):
             self.node.resize_inputs(self.index + 1)
         self.node.replace_input_with(self.index, fresh)
-
-
-def put(source: Constant, array: Array) -> None:
-    """Store `array`, of the stored type and shape, where a constant is."""
-    value = source.way[0]
-    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=source.tensor.dtype, name=value.name)
-    value.shape = ir.Shape(array.shape)

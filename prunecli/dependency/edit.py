@@ -12,7 +12,7 @@ import onnx_ir as ir
 from prunecli.dependency.atoms import Ints
 from prunecli.dependency.views import is_fixed, name_of, open_shape, same_content
 from prunecli.errors import PruneError
-from prunecli.model.graphs import free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
 
 HINT = "exclude the layers around it with --exclude"
@@ -96,7 +96,7 @@ class NodeCut:
 
     def set_input(self, node: ir.Node, index: int, array: Array) -> None:
         """Give the node a constant of its own at an input; other users of the old one keep it."""
-        constant = add_constant(self.model.graph, self._new_name(node), array)
+        constant = add_constant(self.model.graph, _own_name(node), array, self._taken)
         for view in self.views:
             know_constant(view.after, constant)
         if index >= len(node.inputs):
@@ -196,19 +196,16 @@ class NodeCut:
         return step.outputs[0]
 
     def _new_name(self, node: ir.Node) -> str:
-        return free_name(f"{node.name or node.outputs[0].name or node.op_type}.pruned", self._taken)
+        return free_name(_own_name(node), self._taken)
 
     def visit(self, node: ir.Node) -> None:
         for view in self.views:
             visit(node, view.after, self.model)
 
 
-def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer."""
-    kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
+def _own_name(node: ir.Node) -> str:
+    """Of what is added for a node."""
+    return f"{node.name or node.outputs[0].name or node.op_type}.pruned"
 
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:

@@ -23,12 +23,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
-from prunecli.dependency.edit import Removed, add_constant, replace_node
+from prunecli.dependency.edit import Removed, replace_node
 from prunecli.dependency.registry import UNNAMED
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.inputs import resolve_shapes
-from prunecli.model.graphs import free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Array, Facts
 from prunecli.model.shapes import input_specs
 
@@ -260,7 +260,7 @@ def _constant(node: ir.Node, index: int) -> np.ndarray | None:
 
 
 def _vector(graph: ir.Graph, name: str, entries: Sequence[int]) -> ir.Value:
-    return add_constant(graph, free_name(name, taken_names(graph)), np.array(entries, np.int64))
+    return add_constant(graph, name, np.array(entries, np.int64))
 
 
 FOLLOWED = frozenset(

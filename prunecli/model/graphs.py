@@ -1,11 +1,15 @@
-"""Walking over everything in an onnx_ir.Model (graphs, nodes, tensors), and names that nothing in it has yet."""
+"""Walking over everything in an onnx_ir.Model (graphs, nodes, tensors), new names and new constants."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -107,3 +111,20 @@ def free_name(name: str, taken: set[str]) -> str:
     found = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(found)
     return found
+
+
+def add_constant(graph: ir.Graph, name: str, array: Array, taken: set[str] | None = None) -> ir.Value:
+    """A new initializer, called `name`, or so with a number if that is taken. `taken`: names that are, if known."""
+    name = free_name(name, taken_names(graph) if taken is None else taken)
+    value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
+    assert value.const_value is not None
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def refill(value: ir.Value, array: Array) -> None:
+    """Store other content in an initializer, which is of the type that it has."""
+    assert value.const_value is not None
+    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=value.const_value.dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.views import single_views
 from prunecli.model.constants import is_constant
-from prunecli.model.graphs import free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.shrinking.contraction import GATES, WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering, computed
 from prunecli.shrinking.slices import Array, Floats
@@ -95,14 +95,7 @@ def _clear(one: WeightedSum, matrix: Array, positions: Sequence[int]) -> None:
         matrix = flat.reshape(shape).swapaxes(1, 2).swapaxes(2, 3)
     else:
         matrix[..., positions] = 0
-    put(one.weight.way[0], one.stored(np.ascontiguousarray(matrix)))
-
-
-def put(value: ir.Value, array: Array) -> None:
-    """Store other contents in an initializer."""
-    assert value.const_value is not None
-    value.const_value = ir.Tensor(array, name=value.name, dtype=value.const_value.dtype)
-    value.shape = ir.Shape(array.shape)
+    refill(one.weight.way[0], one.stored(np.ascontiguousarray(matrix)))
 
 
 def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
@@ -127,12 +120,12 @@ def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) 
     weight = fixed(node.inputs[1]) or fixed(node.inputs[0])
     assert weight is not None
     if found is not None and found.is_own and found.array().shape == np.shape(rows):
-        put(found.way[0], found.stored(found.array() + rows))
+        refill(found.way[0], found.stored(found.array() + rows))
         return
     array = (rows if found is None else found.array() + rows).astype(weight.dtype.numpy())
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    node.replace_input_with(index, stored(numbering.graph, f"{node.name or node.outputs[0].name}.bias", array))
+    node.replace_input_with(index, add_constant(numbering.graph, f"{node.name or node.outputs[0].name}.bias", array))
 
 
 def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
@@ -150,9 +143,9 @@ def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> No
         if other is not None and found is not None and found.size in (1, len(rows)):
             array = found.array() + rows.reshape(shape[-max(len(found.shape), rank - one.out_axis) :])
             if array.size == len(rows):
-                node.replace_input_with(place, stored(graph, f"{node.name or out.name}.bias", array.astype(kind)))
+                node.replace_input_with(place, add_constant(graph, f"{node.name or out.name}.bias", array.astype(kind)))
                 return
-    bias = stored(graph, f"{one.node.name or out.name}.bias", rows.reshape(shape).astype(kind))
+    bias = add_constant(graph, f"{one.node.name or out.name}.bias", rows.reshape(shape).astype(kind))
     step = ir.Node("", "Add", [None, bias], num_outputs=1, name=f"{one.node.name or out.name}.biased")
     graph.insert_after(one.node, step)
     taken = taken_names(graph)
@@ -162,15 +155,6 @@ def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> No
     step.replace_input_with(0, out)
     out.name = free_name(f"{name}.unbiased", taken)
     new.name = name
-
-
-def stored(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer."""
-    name = free_name(name, taken_names(graph))
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 # -- constant branches ----------------------------------------------------------------------------------
@@ -246,7 +230,7 @@ def _replace(numbering: SliceNumbering, node: ir.Node, index: int, numbers: Arra
         return
     code = numbering.facts.dtypes[out]
     array = numbers.astype(ir.DataType(code).numpy())
-    node.replace_input_with(index, stored(graph, f"{node.name or out.name}.constant", array))
+    node.replace_input_with(index, add_constant(graph, f"{node.name or out.name}.constant", array))
 
 
 def join_constants(model: ir.Model) -> None:
@@ -256,7 +240,7 @@ def join_constants(model: ir.Model) -> None:
         for index in range(1, 4) if node.op_type in GATES else ():
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is not None and value.const_value is None and (array := _content(value, model)) is not None:
-                node.replace_input_with(index, stored(model.graph, f"{value.name}.joined", array))
+                node.replace_input_with(index, add_constant(model.graph, f"{value.name}.joined", array))
                 joined = True
     if joined:
         drop_unused(model.graph)

@@ -13,10 +13,10 @@ from prunecli.dependency.rules.elementwise import UNARY
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import is_constant
-from prunecli.model.graphs import free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer
-from prunecli.shrinking.folding import drop_unused, stored
+from prunecli.shrinking.folding import drop_unused
 from prunecli.shrinking.promise import InterfaceChange, Outputs
 
 END = np.iinfo(np.int64).max
@@ -161,7 +161,7 @@ def _take_last(model: ir.Model, head: _Head) -> None:
     if (model.opset_imports.get("") or 0) < 10:
         inputs, attributes = [head.value], [ir.AttrInt64s(key, value) for key, value in limits.items()]
     else:
-        bounds = [stored(graph, f"{name}.{key}", np.array(value, np.int64)) for key, value in limits.items()]
+        bounds = [add_constant(graph, f"{name}.{key}", np.array(value, np.int64)) for key, value in limits.items()]
         inputs, attributes = [head.value, *bounds], []
     step = ir.Node("", "Slice", inputs, attributes, num_outputs=1, name=name)
     out = step.outputs[0]

@@ -17,11 +17,10 @@ from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError, advice, did_you_mean, some
 from prunecli.model import Model, concrete_shapes
 from prunecli.model.constants import Constant
-from prunecli.model.graphs import free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.contraction import fixed
-from prunecli.shrinking.folding import stored
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.options import ShrinkOptions
 from prunecli.shrinking.promise import Feed, InterfaceChange, Outputs
@@ -413,7 +412,7 @@ def _remap(model: ir.Model, wanted: _Wanted, rows: int) -> None:
         assert ids is not None
         kind = "int32" if ids.dtype == ir.DataType.INT32 or one.node.domain else "int64"
         if kind not in tables:
-            tables[kind] = stored(model.graph, "token_ids", new.astype(np.int32))
+            tables[kind] = add_constant(model.graph, "token_ids", new.astype(np.int32))
         if (ids, kind) not in made:
             made[ids, kind] = _looked_up(model, one.node, tables[kind], ids)
         one.node.replace_input_with(one.index, made[ids, kind])

@@ -21,6 +21,7 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model import concrete_shapes, load, totals
 from prunecli.model.constants import holders
+from prunecli.model.graphs import refill
 from prunecli.model.saving import SaveOptions, save
 from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut, measured
 from prunecli.structures.decide import decide
@@ -157,7 +158,7 @@ def expand(subject: Cuttable, removed: Array, trained: Path) -> ir.Model:
         if tensor is None or name not in values or not np.issubdtype(values[name].dtype, np.floating):
             continue
         array = scattered(values[name], tensor.numpy().shape, positions.get(name, {}))
-        value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+        refill(value, array)
     return work
 
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import PER_UNKNOWN, Equations, Picker, collect
-from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of, put
+from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
@@ -27,6 +27,7 @@ from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
+from prunecli.model.graphs import refill
 from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
 from prunecli.reconstruct.sparsegpt import Quota
@@ -543,7 +544,7 @@ def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -
     if offset is None or source is None or not shift.any():
         return new, None
     moved = offset.content(offset.read(shift.size) + shift)
-    put(source, moved)
+    refill(source.way[0], moved)
     return new, Masked(np.packbits(np.zeros(moved.size, np.bool_)), moved)
 
 
