@@ -3,7 +3,7 @@ messages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -131,11 +131,26 @@ def bodies(model: onnx.ModelProto) -> Iterator[Body]:
 
 def _with_subgraphs(body: Body) -> Iterator[Body]:
     yield body
-    for attribute in attributes_of(body):
+    for graph in graphs_in(attributes_of(body)):
+        yield from _with_subgraphs(graph)
+
+
+def graphs_in(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
+    """The graphs that attributes hold."""
+    for attribute in attributes:
         if attribute.HasField("g"):
-            yield from _with_subgraphs(attribute.g)
-        for graph in attribute.graphs:
-            yield from _with_subgraphs(graph)
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Of the bodies, those that are graphs."""
+    return (body for body in bodies(model) if isinstance(body, onnx.GraphProto))
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of every body, outer before inner."""
+    return (node for body in bodies(model) for node in body.node)
 
 
 def value_infos(body: Body) -> Iterator[onnx.ValueInfoProto]:
@@ -160,9 +175,8 @@ def attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
 
 
 def sparse_tensors(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    for body in bodies(model):
-        if isinstance(body, onnx.GraphProto):
-            yield from body.sparse_initializer
+    for graph in graphs(model):
+        yield from graph.sparse_initializer
     for attribute in attributes(model):
         if attribute.HasField("sparse_tensor"):
             yield attribute.sparse_tensor
@@ -179,9 +193,8 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def dense_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Initializers and attributes."""
-    for body in bodies(model):
-        if isinstance(body, onnx.GraphProto):
-            yield from body.initializer
+    for graph in graphs(model):
+        yield from graph.initializer
     for attribute in attributes(model):
         if attribute.HasField("t"):
             yield attribute.t

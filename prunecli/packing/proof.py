@@ -19,6 +19,7 @@ from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.files import Scratch
 from prunecli.model import Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
+from prunecli.model.protos import nodes
 from prunecli.model.saving import save
 from prunecli.packing.load_cost import LoadCost, measure_load
 from prunecli.packing.options import PackOptions, UnpackOptions
@@ -118,7 +119,8 @@ class PackProof:
         with Scratch() as folder:
             place = folder / "optimised.onnx"
             Session.open(staged, provider=self.execution.provider, optimised=place)
-            left = list(_marked(onnx.load(str(place), load_external_data=False, format="protobuf").graph))
+            runs = onnx.load(str(place), load_external_data=False, format="protobuf")
+            left = [node.name for node in nodes(runs) if MARK in node.name or HELD in node.name]
         found = [name for name in sorted(packed) if any(_ends_chain(node, name) for node in left)]
         if found:  # nodes of the model's own may be named so, too
             raise NotFolded(found)
@@ -216,15 +218,6 @@ def _holds_rounded(dtype: ir.DataType, values: str, original: Array, found: Arra
 
 
 def _ends_chain(node: str, tensor: str) -> bool:
+    """Whether a node of that name ends a chain: with something before it where a function was inlined. onnxruntime
+    renames the outputs where it puts casts behind them."""
     return node.endswith(MARK + tensor) or f"{HELD}{tensor}/" in node
-
-
-def _marked(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names of nodes that may end chains: with something before it where a function was inlined. onnxruntime renames
-    their outputs where it puts casts behind them."""
-    for node in graph.node:
-        if MARK in node.name or HELD in node.name:
-            yield node.name
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _marked(attribute.g)

@@ -7,9 +7,11 @@ or inserted: nothing is taken from one model for another that the other does not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx
+
+from prunecli.model.protos import graphs_in
 
 Node = onnx.NodeProto
 Graph = onnx.GraphProto
@@ -18,17 +20,9 @@ Graph = onnx.GraphProto
 def reads(node: Node) -> set[str]:
     """Names that a node takes from its graph: its inputs, and what its sub-graphs use of what is outside of them."""
     names = {name for name in node.input if name}
-    for graph in _bodies(node):
+    for graph in graphs_in(node.attribute):
         names |= _captured(graph)
     return names
-
-
-def _bodies(node: Node) -> Iterator[Graph]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def _captured(graph: Graph) -> set[str]:

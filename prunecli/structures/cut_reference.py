@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from prunecli.verify.outline import drop_unnamed, free_initializers, graphs
+from prunecli.model.protos import graphs
+from prunecli.verify.outline import drop_unnamed, free_initializers
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from prunecli.model.external_data import pull_in, read_proto
-from prunecli.model.protos import normalise
+from prunecli.model.protos import bodies, graphs, nodes, normalise
 
 OWN = "prunecli."
 """Prefix of the metadata that saving adds."""
@@ -40,7 +39,7 @@ def outline(path: Path) -> bytes:
     for node in nodes(model):
         for attribute in node.attribute:
             _plain_attribute(node, attribute)
-    for body in reversed([*model.functions, *graphs(model)]):  # inner ones first: sorting copies them
+    for body in reversed([*bodies(model)]):  # inner ones first: sorting copies them
         for node in body.node:
             _arrange(node.attribute, lambda attribute: attribute.name)
         _arrange(body.node, lambda node: (*node.output, node.name))
@@ -113,25 +112,3 @@ def drop_unnamed(model: onnx.ModelProto) -> None:
     for node in nodes(model):
         while node.output and not node.output[-1]:
             del node.output[-1]
-
-
-def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph and every graph inside its nodes and inside local functions."""
-    yield model.graph
-    for node in nodes(model):
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                yield from attribute.graphs
-
-
-def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of every graph and local function, outer before inner."""
-    pending = deque([*model.graph.node, *(node for function in model.functions for node in function.node)])
-    while pending:
-        node = pending.popleft()
-        yield node
-        for attribute in node.attribute:
-            inner = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
-            pending += [node for graph in inner for node in graph.node]

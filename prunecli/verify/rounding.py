@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from prunecli.verify.outline import graphs
+from prunecli.model.protos import graphs
 from prunecli.verify.tolerance import RELATIVE
 
 SMALL = 16

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from prunecli.errors import PruneError
 from prunecli.model.external_data import read_whole
-from prunecli.verify.outline import graphs, nodes
+from prunecli.model.protos import graphs, nodes
 from prunecli.zeros.zero import Zeroed
 
 Array = np.ndarray[Any, Any]
