@@ -94,8 +94,8 @@ def stored_moments(work: ir.Model) -> list[Moments]:
         if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx") or len(node.inputs) < 5:
             continue
         stored = [behind(value) for value in node.inputs[3:5]]
-        training, data = node.attributes.get("training_mode"), node.inputs[0]
-        if None in stored or data is None or data.name is None or (training is not None and training.as_int()):
+        data = node.inputs[0]
+        if None in stored or data is None or data.name is None or node.attributes.get_int("training_mode", 0) == 1:
             continue
         mean, variance = (s.array().astype(np.float32) for s in stored if s is not None)
         if (
@@ -105,8 +105,7 @@ def stored_moments(work: ir.Model) -> list[Moments]:
             and (variance >= 0).all()
             and variance.any()
         ):
-            epsilon = node.attributes.get("epsilon")
-            found.append(Moments(data.name, mean, variance, 1e-5 if epsilon is None else epsilon.as_float()))
+            found.append(Moments(data.name, mean, variance, node.attributes.get_float("epsilon", 1e-5)))
     return found
 
 

@@ -51,22 +51,27 @@ class Freeze:
 
 @dataclass
 class AtomTable:
-    """What the rules said. Axes are ints; `find` gives the representative of tied axes."""
+    """What the rules said. Axes are ints, `numbers` those of a tensor; `find` gives the representative of tied axes."""
 
     axes: list[Axis] = field(default_factory=list)
+    numbers: dict[tuple[ir.Value, int], int] = field(default_factory=dict)
     freezes: list[Freeze] = field(default_factory=list)
     approximations: list[tuple[int, str]] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
     products: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     edges: list[tuple[int, Ints, int, Ints]] = field(default_factory=list)
     _parent: list[int] = field(default_factory=list)
-    _ids: dict[tuple[ir.Value, int], int] = field(default_factory=dict)
 
     def axis(self, value: ir.Value, index: int, size: int) -> int:
         key = (value, index)
-        if key not in self._ids:
-            self._ids[key] = self._add(Axis(value, index, size))
-        return self._ids[key]
+        if key not in self.numbers:
+            self.numbers[key] = self._add(Axis(value, index, size))
+        return self.numbers[key]
+
+    def root(self, value: ir.Value, index: int) -> int | None:
+        """The representative of an axis of a tensor; None where no rule has named it."""
+        number = self.numbers.get((value, index))
+        return None if number is None else self.find(number)
 
     def virtual(self, size: int) -> int:
         return self._add(Axis(None, 0, size))

@@ -116,7 +116,7 @@ def free_name(name: str, taken: set[str]) -> str:
 def add_constant(graph: ir.Graph, name: str, array: Array, taken: set[str] | None = None) -> ir.Value:
     """A new initializer, called `name`, or so with a number if that is taken. `taken`: names that are, if known."""
     name = free_name(name, taken_names(graph) if taken is None else taken)
-    value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
+    value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(array, order="C"), name=name))
     assert value.const_value is not None
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
     graph.register_initializer(value)
@@ -126,5 +126,5 @@ def add_constant(graph: ir.Graph, name: str, array: Array, taken: set[str] | Non
 def refill(value: ir.Value, array: Array) -> None:
     """Store other content in an initializer, which is of the type that it has."""
     assert value.const_value is not None
-    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=value.const_value.dtype, name=value.name)
+    value.const_value = ir.Tensor(np.asarray(array, order="C"), dtype=value.const_value.dtype, name=value.name)
     value.shape = ir.Shape(array.shape)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from prunecli.dependency.views import single_views
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
+from prunecli.operators.attributes import number as number_of
 from prunecli.shrinking.contraction import GATES, WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering, computed
 from prunecli.shrinking.slices import Array, Floats
@@ -106,8 +107,7 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
     elif node.op_type == "MatMul":
         _add_behind(numbering, one, rows.reshape(-1))
     else:
-        alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
-        share = (1.0 if alpha is None else alpha.as_float()) / (1.0 if beta is None else beta.as_float() or np.nan)
+        share = number_of(node, "alpha", 1.0) / (number_of(node, "beta", 1.0) or np.nan)
         rows = rows.reshape(-1) * (share if node.op_type == "Gemm" else 1.0)
         _add_to(numbering, node, 2, rows if one.grouped or one.out_axis == 1 else rows[:, None])
     assert graph is node.graph

@@ -240,8 +240,7 @@ def function(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Sl
     level = np.logical_and.reduce([slices.constant for slices in operands.values()])
     values = np.full(len(group), np.nan)
     values[level] = evaluate(numbering, node, {i: slices.factor[level] for i, slices in operands.items()})
-    known = np.isfinite(values)
-    return Slices(np.where(known, CONSTANT, group), np.where(known, values, 1.0))
+    return Slices(group, np.ones(len(group))).where(np.isfinite(values), constants(values))
 
 
 def linear(numbering: SliceNumbering, key: Hashable, slices: Slices, level: bool = False) -> Slices:
@@ -262,10 +261,8 @@ def shifted(numbering: SliceNumbering, slices: Slices, by: Floats) -> Slices:
     """Slices plus a constant for each position."""
     ratio = by / np.where(slices.factor == 0, 1.0, slices.factor)
     group = numbering.groups.number("shifted", slices.group, rounded(ratio))
-    group = np.where(by == 0, slices.group, group)
-    return Slices(
-        np.where(slices.constant, CONSTANT, group), np.where(slices.constant, slices.factor + by, slices.factor)
-    )
+    moved = Slices(np.where(by == 0, slices.group, group), slices.factor)
+    return moved.where(slices.constant, constants(slices.factor + by))
 
 
 def times(numbering: SliceNumbering, key: Hashable, a: Slices, b: Slices) -> Slices:
@@ -294,8 +291,7 @@ def unary(numbering: SliceNumbering, node: ir.Node) -> None:
             made = Slices(slices.group, -slices.factor)
         elif node.op_type in HOMOGENEOUS:
             made, known = homogeneous(numbering, operation(node), slices), function(numbering, node, {0: slices})
-            made = Slices(np.where(slices.constant, known.group, made.group),
-                          np.where(slices.constant, known.factor, made.factor))  # fmt: skip
+            made = made.where(slices.constant, known)
         else:
             made = function(numbering, node, {0: slices})
         numbering.say(out, axis, made)
@@ -326,12 +322,11 @@ def _add(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]) -
 def _sum(numbering: SliceNumbering, a: Slices, b: Slices) -> Slices:
     """A constant shifts the other operand; a sum of two others is told by their ratio."""
     ratio = b.factor / np.where(a.factor == 0, 1.0, a.factor)
-    group, factor = numbering.groups.number("sum", a.group, b.group, rounded(ratio)), a.factor
+    total = Slices(numbering.groups.number("sum", a.group, b.group, rounded(ratio)), a.factor)
     for one, other in ((a, b), (b, a)):
         moved = shifted(numbering, one, np.where(other.constant, other.factor, 0.0))
-        group = np.where(other.constant, moved.group, group)
-        factor = np.where(other.constant, moved.factor, factor)
-    return Slices(group, factor)
+        total = total.where(other.constant, moved)
+    return total
 
 
 def _subtract(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]) -> Slices:
@@ -355,8 +350,7 @@ def _divide(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]
 def _prelu(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]) -> Slices:
     x, slope = operands
     made, known = homogeneous(numbering, "prelu", x, slope.group, slope.factor), _any(numbering, node, operands)
-    level = x.constant & slope.constant
-    return Slices(np.where(level, known.group, made.group), np.where(level, known.factor, made.factor))
+    return made.where(x.constant & slope.constant, known)
 
 
 COMBINE: dict[str, Callable[[SliceNumbering, ir.Node, Sequence[Slices]], Slices]] = {
@@ -374,8 +368,7 @@ def batch_norm(numbering: SliceNumbering, node: ir.Node) -> None:
     if integer(node, "training_mode", 0):
         return
     scale, bias, mean, variance = (p.array() for p in found if p is not None)
-    epsilon = node.attributes.get("epsilon")
-    gain = scale / np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+    gain = scale / np.sqrt(variance + number_of(node, "epsilon", 1e-5))
     slices = times(numbering, "product", numbering.of(x, 1), constants(gain))
     numbering.say(out, 1, shifted(numbering, slices, bias - mean * gain))
 
@@ -391,8 +384,7 @@ def pool(numbering: SliceNumbering, node: ir.Node) -> None:
         numbering.say(out, 1, linear(numbering, node, slices, not integer(node, "count_include_pad", 0)))
         return
     made = homogeneous(numbering, (node, "largest"), slices)
-    numbering.say(out, 1, Slices(np.where(slices.constant, CONSTANT, made.group),
-                                 np.where(slices.constant, slices.factor, made.factor)))  # fmt: skip
+    numbering.say(out, 1, made.where(slices.constant, slices))
 
 
 @rule("Resize", "Upsample", "ReduceMean", "ReduceSum")
@@ -400,19 +392,14 @@ def passing(numbering: SliceNumbering, node: ir.Node) -> None:
     """Linear along other axes than those that pass, but where a Resize fills with a number."""
     if text(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
         return
-    _pass(numbering, node, node.inputs[0], node.outputs[0])
-
-
-def _pass(numbering: SliceNumbering, node: ir.Node, x: ir.Value | None, out: ir.Value) -> None:
+    x, out = node.inputs[0], node.outputs[0]
     if x is None or not numbering.is_data(x):
         return
-    table, numbers = ties(numbering, node)
+    table = ties(numbering, node)
     for axis in range(numbering.rank(out)):
-        for own in range(numbering.rank(x)):
-            both = numbers.get((x, own)), numbers.get((out, axis))
-            tied = None not in both and table.find(both[0]) == table.find(both[1])  # type: ignore[arg-type]
-            if tied and numbering.tells(x, own):
-                numbering.say(out, axis, linear(numbering, node, numbering.of(x, own)))
+        own = _tied(numbering, table, x, (out, axis))
+        if own is not None and numbering.tells(x, own):
+            numbering.say(out, axis, linear(numbering, node, numbering.of(x, own)))
 
 
 @rule("Softmax", "LogSoftmax", "InstanceNormalization")
@@ -514,29 +501,22 @@ def _products(numbering: SliceNumbering, node: ir.Node) -> None:
     a, b, out = node.inputs[0], node.inputs[1], node.outputs[0]
     if a is None or b is None or not numbering.is_data(out):
         return
-    table, numbers = ties(numbering, node)
+    table = ties(numbering, node)
     told = {one.out_axis for one in numbering.contractions[node]}
     for axis in range(numbering.rank(out)):
-        found = [_tied(numbering, v, table, numbers, (out, axis)) for v in (a, b)]
-        if axis in told or not any(s is not None and s.tells for s in found):
+        owns = [(v, _tied(numbering, table, v, (out, axis))) for v in (a, b)]
+        if axis in told or not any(own is not None and numbering.of(v, own).tells for v, own in owns):
             continue
         size = numbering.facts.shapes[out][axis]
-        whole = [
-            Slices(np.repeat(numbering.groups.number(("whole", v.name), np.zeros(1)), size), np.ones(size))
-            for v in (a, b)
-        ]
-        made = [s if s is not None else whole[place] for place, s in enumerate(found)]
+        made = [numbering.alone(v, size) if own is None else numbering.of(v, own) for v, own in owns]
         left, right = (linear(numbering, (node, place), s) for place, s in enumerate(made))
         numbering.say(out, axis, times(numbering, (node, "product"), left, right))
 
 
-def _tied(numbering: SliceNumbering, value: ir.Value, table: AtomTable, numbers: Mapping[tuple[ir.Value, int], int],
-          to: tuple[ir.Value, int]) -> Slices | None:  # fmt: skip
-    """The slices of the axis of an operand that is an axis of the result."""
-    for own in range(numbering.rank(value)):
-        if (value, own) in numbers and to in numbers and table.find(numbers[value, own]) == table.find(numbers[to]):
-            return numbering.of(value, own)
-    return None
+def _tied(numbering: SliceNumbering, table: AtomTable, value: ir.Value, to: tuple[ir.Value, int]) -> int | None:
+    """The axis of an operand that is an axis of the result."""
+    root = table.root(*to)
+    return next((a for a in range(numbering.rank(value)) if root is not None and table.root(value, a) == root), None)
 
 
 @rule("LSTM", "GRU", "RNN")
@@ -546,8 +526,7 @@ def recurrent(numbering: SliceNumbering, node: ir.Node) -> None:
     for out in node.outputs:
         if out.name and dead is not None and dead.any():
             axis = numbering.rank(out) - 1
-            slices = numbering.of(out, axis)
-            numbering.say(out, axis, Slices(np.where(dead, CONSTANT, slices.group), np.where(dead, 0.0, slices.factor)))
+            numbering.say(out, axis, numbering.of(out, axis).where(dead, constants(np.zeros(len(dead)))))
 
 
 ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
@@ -611,40 +590,40 @@ def _biased(node: ir.Node, gate: int, units: int) -> Array:
 # -- operators that move positions ----------------------------------------------------------------------
 
 
-def ties(numbering: SliceNumbering, node: ir.Node) -> tuple[AtomTable, dict[tuple[ir.Value, int], int]]:
-    """What the coupling rule of one node says, and the number of each axis in its table."""
+def ties(numbering: SliceNumbering, node: ir.Node) -> AtomTable:
+    """What the coupling rule of one node says."""
     table = AtomTable()
     opset = node.version or numbering.analysis.model.opset_imports.get(node.domain) or 0
     try:
         TIES[node.domain, node.op_type](RuleContext(node, numbering.analysis.geometry, table, [], opset))
     except (LengthError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return AtomTable(), {}
-    return table, {(a.value, a.index): n for n, a in enumerate(table.axes) if a.value is not None}
+        return AtomTable()
+    return table
 
 
 @rule(*REARRANGING)
 def rearranging(numbering: SliceNumbering, node: ir.Node) -> None:
     """Slices move as the coupling rule says that positions do."""
-    table, numbers = ties(numbering, node)
+    table = ties(numbering, node)
     sources = [v for v in dict.fromkeys(node.inputs) if v is not None and numbering.is_data(v)]
-    roots = _roots(numbering, node, table, numbers, sources)
+    roots = _roots(numbering, node, table, sources)
     for out in node.outputs:
         for axis in range(numbering.rank(out)) if out.name and numbering.is_data(out) else ():
-            made = _result(numbering, node, (table, numbers), roots, (out, axis)) if (out, axis) in numbers else None
+            number = table.numbers.get((out, axis))
+            made = None if number is None else _result(numbering, node, table, roots, number)
             if made is not None and made.tells:
                 numbering.say(out, axis, _padded(numbering, node, axis, made))
 
 
 def _roots(
-    numbering: SliceNumbering, node: ir.Node, table: AtomTable, numbers: Mapping[tuple[ir.Value, int], int],
-    sources: Sequence[ir.Value],
-) -> dict[int, Slices]:  # fmt: skip
+    numbering: SliceNumbering, node: ir.Node, table: AtomTable, sources: Sequence[ir.Value]
+) -> dict[int, Slices]:
     """What is known along each axis of the node's table: of several operands (Concat) together."""
     found: dict[int, list[Slices]] = defaultdict(list)
     for value in sources:
         for axis in range(numbering.rank(value)):
-            if (value, axis) in numbers:
-                found[table.find(numbers[value, axis])].append(numbering.of(value, axis))
+            if (root := table.root(value, axis)) is not None:
+                found[root].append(numbering.of(value, axis))
     roots = {root: _together(numbering, node, parts) for root, parts in found.items() if any(p.tells for p in parts)}
     for product, factors in table.products:
         slices = roots.get(table.find(product))
@@ -668,14 +647,9 @@ def _together(numbering: SliceNumbering, node: ir.Node, parts: Sequence[Slices])
 
 
 def _result(
-    numbering: SliceNumbering,
-    node: ir.Node,
-    tied: tuple[AtomTable, Mapping[tuple[ir.Value, int], int]],
-    roots: Mapping[int, Slices],
-    at: tuple[ir.Value, int],
+    numbering: SliceNumbering, node: ir.Node, table: AtomTable, roots: Mapping[int, Slices], number: int
 ) -> Slices | None:
     """Slices of a result: of the axis it is, of the factors it is made of, or of the positions put together."""
-    table, number = tied[0], tied[1][at]
     if table.find(number) in roots:
         return roots[table.find(number)]
     for product, factors in table.products:
@@ -700,11 +674,7 @@ def _merged(
         mine, rest = part.take(places[number]), [p for k, p in enumerate(places) if k != number]
         group = numbering.groups.number((node, "whole", number), mine.group, *rest)
         found = Slices(np.where(mine.constant, CONSTANT, group), mine.factor)
-        if made is None:
-            made = found
-        else:
-            level = found.constant & ~made.zero
-            made = Slices(np.where(level, CONSTANT, made.group), np.where(level, found.factor, made.factor))
+        made = found if made is None else made.where(found.constant & ~made.zero, found)
     return made
 
 
@@ -738,8 +708,7 @@ def _padding(node: ir.Node) -> float:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is not None:
         return float(value.const_value.numpy().reshape(())) if value.const_value is not None else np.nan
-    attr = node.attributes.get("value")
-    return 0.0 if attr is None else float(attr.as_float())
+    return number_of(node, "value", 0.0)
 
 
 def _padded(numbering: SliceNumbering, node: ir.Node, axis: int, slices: Slices) -> Slices:

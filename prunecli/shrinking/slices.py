@@ -7,7 +7,7 @@ same unknown tensor. This is value numbering (Alpern, Wegman, Zadeck 1988) of sl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,10 @@ class Slices:
     def tells(self) -> bool:
         """Whether anything is known: a slice is constant, or two are multiples of each other."""
         return bool(self.constant.any()) or len(np.unique(self.group)) < len(self.group)
+
+    def where(self, mask: NDArray[np.bool_], other: Slices) -> Slices:
+        """The other's slices where the mask says so."""
+        return Slices(np.where(mask, other.group, self.group), np.where(mask, other.factor, self.factor))
 
     def take(self, positions: Ints) -> Slices:
         """Those of some positions."""
@@ -177,8 +181,3 @@ def of_content(groups: Groups, name: str, array: Array, axis: int, eps: float) -
     level = (rows == rows[:, :1]).all(1)
     found = groups.number(("content", name, axis), first)
     return Slices(np.where(level, CONSTANT, found), np.where(level, rows[:, 0].astype(np.float64), scale))
-
-
-def concatenated(parts: Sequence[Slices]) -> Slices:
-    """Slices of tensors side by side."""
-    return Slices(np.concatenate([p.group for p in parts]), np.concatenate([p.factor for p in parts]))

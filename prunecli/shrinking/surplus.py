@@ -18,6 +18,7 @@ from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
+from prunecli.operators.attributes import number as number_of
 from prunecli.operators.product import matrix_axes
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, fixed
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
@@ -84,8 +85,6 @@ class Finder:
     def __init__(self, catalogue: Catalogue, numbering: SliceNumbering) -> None:
         self.units, self.numbering = catalogue, numbering
         self.solved = catalogue.analysis.components
-        axes = self.solved.table.axes
-        self._numbers = {(a.value, a.index): n for n, a in enumerate(axes) if a.value is not None}
         self.ends = [end for node in reversed(list(numbering.graph)) for end in self._ends(node)]
 
     def find(self, allowed: Array) -> Surplus:
@@ -109,7 +108,7 @@ class Finder:
 
     def atoms(self, value: ir.Value, axis: int) -> Ints | None:
         """The atoms of an axis of a value, None where no rule has named it."""
-        number = self._numbers.get((value, axis))
+        number = self.solved.table.numbers.get((value, axis))
         return None if number is None else self.solved.atoms(number)
 
     def _ends(self, node: ir.Node) -> Iterator[End]:
@@ -251,8 +250,7 @@ class Finder:
 
     def positions(self, group: Group, value: ir.Value, axis: int) -> Ints | None:
         """(units, positions of each on an axis of a value), None where the group is not on that axis."""
-        number = self._numbers.get((value, axis))
-        root = None if number is None else self.solved.table.find(number)
+        root = self.solved.table.root(value, axis)
         if root is None or root not in group.axes:
             return None
         low, high = self.units.start[group.first], self.units.start[group.first + group.count]
@@ -293,10 +291,10 @@ def may_fold(one: WeightedSum) -> bool:
         return False
     if (recurrent and one.index == RECURRENT) or (one.groups > 1 and not one.grouped and not recurrent):
         return False
-    place, beta = operator_of(one.node).bias, one.node.attributes.get("beta")
+    place, beta = operator_of(one.node).bias, number_of(one.node, "beta", 1.0)
     if place is None:
         return one.node.op_type == "MatMul"
-    if beta is not None and beta.as_float() == 0:  # of Gemm, which then reads no bias
+    if beta == 0:  # of Gemm, which then reads no bias
         return False
     value = one.node.inputs[place] if place < len(one.node.inputs) else None
     return value is None or fixed(value) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -219,9 +219,3 @@ def read_json(path: Path, what: str) -> Any:
         raise PruneError(f"{path} cannot be read: {error.strerror}", "check the path") from error
     except (ValueError, RecursionError) as error:
         raise PruneError(f"{path} is no JSON: {error}", f"give the {what} as JSON") from error
-
-
-def names_of(tokenizer: TokenizerFile, ids: Iterable[int]) -> Mapping[int, str]:
-    """Texts of some ids."""
-    wanted = set(ids)
-    return {number: token for token, number in tokenizer.ids.items() if number in wanted}

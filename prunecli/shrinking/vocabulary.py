@@ -338,7 +338,7 @@ def _coupled(analysis: Analysis, wanted: _Wanted, gone: Ints) -> tuple[Array, li
         PruneError: they meet at an operator that would compute something else without them.
     """
     solved, rows = analysis.components, wanted.lookups[0].rows
-    numbers = {(a.value, a.index): n for n, a in enumerate(solved.table.axes) if a.value is not None}
+    numbers = solved.table.numbers
     starts = [numbers[one.table.way[-1], 0] for one in wanted.lookups]
     outputs = [out for out in analysis.model.graph.outputs if analysis.facts.shapes.get(out, ())[-1:] == (rows,)]
     starts += [numbers[out, len(analysis.facts.shapes[out]) - 1] for out in outputs]
@@ -396,7 +396,7 @@ def _harmless(reason: str) -> bool:
 def _place(analysis: Analysis, out: ir.Value, atoms: Array) -> int:
     """The axis of an output along which tokens lie."""
     solved = analysis.components
-    numbers = {(a.value, a.index): n for n, a in enumerate(solved.table.axes) if a.value is not None}
+    numbers = solved.table.numbers
     return next(a for a in _axes(analysis, out) if (out, a) in numbers and atoms[solved.atoms(numbers[out, a])].any())
 
 
