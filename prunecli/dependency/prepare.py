@@ -17,7 +17,7 @@ cut in the names of the user's file, and `restore` merges copies that came out e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +28,9 @@ from prunecli.dependency.registry import UNNAMED
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.inputs import resolve_shapes
+from prunecli.model.constant_values import computed
 from prunecli.model.graphs import add_constant, free_name, taken_names
-from prunecli.model.shape_inference import Array, Facts
+from prunecli.model.shape_inference import Facts
 from prunecli.model.shapes import input_specs
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
@@ -324,10 +325,13 @@ def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
     sources = {v: tensor for v in read if (tensor := _stored(v)) is not None}
     if sum(tensor.size for tensor in sources.values()) > MAX_ELEMENTS:
         return
-    array = _evaluate(model, value, cone, sources)
-    if array is None or not np.issubdtype(array.dtype, np.floating):
+    feed = {v.name or "": tensor.numpy() for v, tensor in sources.items()}
+    try:
+        array = computed(cone, feed, value.name or "", model)
+    except Exception:  # the evaluator raises many kinds; each means that the expression stays
         return
-    if array.nbytes > sum(tensor.nbytes for tensor in sources.values() if _can_be_cut(tensor)):
+    smaller = array.nbytes <= sum(tensor.nbytes for tensor in sources.values() if _can_be_cut(tensor))
+    if not smaller or not np.issubdtype(array.dtype, np.floating):
         return
     name = value.name or ""
     value.name = free_name(f"{name}.unfolded", taken_names(graph))
@@ -337,27 +341,3 @@ def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
     for source in sources:
         if not source.uses() and not source.is_graph_output():
             graph.initializers.pop(source.name or "", None)
-
-
-def _evaluate(
-    model: ir.Model, value: ir.Value, cone: list[ir.Node], sources: Mapping[ir.Value, ir.TensorProtocol]
-) -> Array | None:
-    """The expression's value by ONNX's reference implementation, or None where that has none."""
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
-    graph = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in cone],
-        "weight",
-        [],
-        [onnx.helper.make_empty_tensor_value_info(value.name or "")],
-        [onnx.numpy_helper.from_array(tensor.numpy(), v.name) for v, tensor in sources.items()],
-    )
-    imports = [onnx.helper.make_opsetid("", model.opset_imports[""])]
-    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version or 8, 8))
-    try:
-        with np.errstate(all="ignore"):
-            results = list(ReferenceEvaluator(proto).run(None, {}))
-    except Exception:  # the evaluator raises many kinds; each means that the expression stays
-        return None
-    return np.ascontiguousarray(results[0]) if isinstance(results[0], np.ndarray | np.generic) else None

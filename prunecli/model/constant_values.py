@@ -1,9 +1,10 @@
-"""What operators compute on small known values, in numpy: the other half of following shape computations."""
+"""What operators compute on known values: small ones in numpy, the other half of following shape computations, any by
+ONNX's reference implementation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,29 @@ def fold(node: ir.Node, arrays: list[Array | None]) -> list[Array]:
     """
     found = FOLDS[node.op_type](node, arrays)
     return found if isinstance(found, list) else [np.asarray(found)]
+
+
+def computed(nodes: Sequence[ir.Node], feed: Mapping[str, Array], wanted: str, model: ir.Model) -> Array:
+    """A value that nodes of a model compute, by ONNX's reference implementation.
+
+    Args:
+        feed: what they read, by name.
+        wanted: the name of the value.
+    Raises:
+        Exception: of many kinds, where the implementation does not know a node, or the node makes no sense.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    helper = onnx.helper
+    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), None) for n, a in feed.items()]
+    outputs = [helper.make_empty_tensor_value_info(wanted)]
+    graph = helper.make_graph([ir.to_proto(node) for node in nodes], "part", inputs, outputs)
+    version = nodes[0].version or model.opset_imports.get("") or 0
+    part = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+    with np.errstate(all="ignore"):
+        (found,) = list(ReferenceEvaluator(part).run(None, dict(feed)))
+    return np.asarray(found)
 
 
 def _reshape(node: ir.Node, x: list[Any]) -> Array:

@@ -98,7 +98,9 @@ class AdaptiveResult(Reported):
         """Raise GateFailed where the goal was not reached."""
         if self.interrupted:
             raise KeyboardInterrupt
-        raise_if_missed(self)
+        if not self.reached:
+            said = f"no model within a {self.change} of {self.goal.max_drop:g} in {self.metric} was found"
+            raise GateFailed(said, _remedy(self))
 
 
 def adaptive(
@@ -146,19 +148,6 @@ def adaptive(
         notes=[*file.notes, *setup.pruner.notes, *seen, *run.notes, *_notes(options)],
         seconds=time.perf_counter() - start,
     )  # fmt: skip
-
-
-def raise_if_missed(found: AdaptiveResult) -> None:
-    """To be called after the report was printed.
-
-    Raises:
-        GateFailed: the goal was not reached.
-    """
-    if not found.reached:
-        raise GateFailed(
-            f"no model within a {found.change} of {found.goal.max_drop:g} in {found.metric} was found",
-            _remedy(found),
-        )  # fmt: skip
 
 
 def _remedy(found: AdaptiveResult) -> str:

@@ -61,10 +61,6 @@ class TrialMetric:
     reference: Predictions | None = None
 
     @property
-    def labelled(self) -> bool:
-        return self.reading is not None
-
-    @property
     def higher(self) -> bool:
         return self.name in FIDELITY or METRICS[self.name].higher
 

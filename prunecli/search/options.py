@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +32,6 @@ from prunecli.zeros.options import OtherKinds, Patterned
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
     from prunecli.evaluation.passes import Asked
-    from prunecli.runtime import Execution
 
 ELEMENT = "element"
 GOAL = "Goal"
@@ -102,11 +101,6 @@ class TrialOptions(
         found = self.source
         assert found is not None
         return found
-
-    @property
-    def one_thread(self) -> Execution:
-        """Sums in one order, so that what is decided does not depend on the machine's cores."""
-        return replace(self.execution, threads=1)
 
     def check(self) -> None:
         from prunecli.runtime import check_parallel

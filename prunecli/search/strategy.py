@@ -77,9 +77,6 @@ class Goal:
         expected = drop.value if drop.value > 0 else min(drop.value + self.sureness * drop.error(), 0.0)
         return expected + self.sureness * drop.error(self.held_out)
 
-    def allows(self, drop: Drop) -> bool:
-        return self.bound(drop) <= self.max_drop
-
 
 @dataclass(frozen=True)
 class SearchStep:

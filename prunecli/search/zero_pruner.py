@@ -178,7 +178,8 @@ class ZeroPruner(WeightSpace):
         """By weight, of those that are reached by any."""
         o, chosen = self.options, self.choice.chosen
         names = {w.name: w.holder.name for w in chosen if w.holder.graph is self.file.ir.graph}
-        given = GradientSamples(self.samples, seed=o.seed, dims=o.dims, execution=o.one_thread)
+        one_thread = replace(o.execution, threads=1)  # sums in one order, whatever the machine's cores
+        given = GradientSamples(self.samples, seed=o.seed, dims=o.dims, execution=one_thread)
         source = open_source(self.file, wanted, list(names.values()), given)
         reached = [w for w in chosen if names.get(w.name) and names[w.name] not in source.gradients.unreached]
         alive = {w.name: np.ones(w.shape, np.bool_) for w in reached}

@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.views import single_views
+from prunecli.model.constant_values import fold as fold_node
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.operators.attributes import number as number_of
 from prunecli.shrinking.contraction import GATES, WeightedSum, fixed
-from prunecli.shrinking.numbering import SliceNumbering, computed
+from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.slices import Array, Floats
 from prunecli.shrinking.surplus import Finder, Surplus
 
@@ -239,24 +240,24 @@ def join_constants(model: ir.Model) -> None:
     for node in model.graph:
         for index in range(1, 4) if node.op_type in GATES else ():
             value = node.inputs[index] if index < len(node.inputs) else None
-            if value is not None and value.const_value is None and (array := _content(value, model)) is not None:
+            if value is not None and value.const_value is None and (array := _content(value)) is not None:
                 node.replace_input_with(index, add_constant(model.graph, f"{value.name}.joined", array))
                 joined = True
     if joined:
         drop_unused(model.graph)
 
 
-def _content(value: ir.Value, model: ir.Model) -> Array | None:
+def _content(value: ir.Value) -> Array | None:
     """What a value holds that is put together from stored tensors; None where it is computed otherwise."""
     if value.const_value is not None:
         return None if value.is_graph_input() else value.const_value.numpy()
     node = value.producer()
     if node is None or node.op_type not in JOINING or node.domain != "":
         return None
-    inputs = {v.name or "": _content(v, model) for v in node.inputs if v is not None}
-    if any(array is None for array in inputs.values()):
+    inputs = [None if v is None else _content(v) for v in node.inputs]
+    if any(v is not None and array is None for v, array in zip(node.inputs, inputs, strict=True)):
         return None
-    return computed(node, {n: a for n, a in inputs.items() if a is not None}, model)[value.index() or 0]
+    return fold_node(node, inputs)[value.index() or 0]
 
 
 def drop_unused(graph: ir.Graph) -> list[ir.Node]:

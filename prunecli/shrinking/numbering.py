@@ -19,6 +19,7 @@ from prunecli.dependency.registry import RULES as TIES
 from prunecli.dependency.registry import RuleContext
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
+from prunecli.model.constant_values import computed
 from prunecli.operators import MICROSOFT, named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
@@ -207,29 +208,10 @@ def evaluate(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Fl
         elif value is not None and value.const_value is not None:
             feed[value.name or ""] = value.const_value.numpy().reshape(())
     try:
-        made = computed(node, feed, numbering.analysis.model)[0]
+        made = computed([node], feed, node.outputs[0].name or "", numbering.analysis.model)
     except Exception:  # the evaluator raises many kinds; each means that nothing is known
         return unknown
     return made.astype(np.float64) if made.dtype.kind == "f" and made.shape == unknown.shape else unknown
-
-
-def computed(node: ir.Node, feed: Mapping[str, Array], model: ir.Model) -> list[Array]:
-    """A node's results, by ONNX's reference implementation.
-
-    Args:
-        feed: its inputs by name.
-    """
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
-    types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
-    infos = [onnx.helper.make_tensor_value_info(name, code, None) for name, code in types.items()]
-    outs = [onnx.helper.make_empty_tensor_value_info(out.name) for out in node.outputs if out.name]
-    graph = onnx.helper.make_graph([ir.to_proto(node)], "one", infos, outs)
-    version = node.version or model.opset_imports.get("") or 0
-    one = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-    with np.errstate(all="ignore"):
-        return [np.asarray(array) for array in ReferenceEvaluator(one).run(None, dict(feed))]
 
 
 def function(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Slices]) -> Slices:
