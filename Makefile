@@ -7,17 +7,20 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DOCS := $(VENV)/.ready-docs
 WORKERS ?= 2
 SEED ?= 0
 
-.PHONY: help demo test test-slow lint format types bench campaigns clean
+.PHONY: help demo test test-slow lint format types docs bench campaigns release-check clean
 
 help:
 	@echo "make demo       prune and evaluate a sample model"
 	@echo "make test       the test suite (minutes); make test-slow: the long tests"
 	@echo "make lint types formatting and lint rules; strict type checking"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make bench      the benchmarks (long)"
 	@echo "make campaigns  damaged files, kills, full disks, random cuts (long); SEED=1 for others"
+	@echo "make release-check   wheel and sdist, installed in new environments, with each extra (downloads)"
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found" >&2; \
@@ -47,6 +50,17 @@ format: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+$(READY_DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(READY_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "written: build/site/index.html"
+
+release-check: $(READY)
+	sh tests/release.sh $(BIN)/python
 
 bench: $(READY)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

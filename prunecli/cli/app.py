@@ -192,7 +192,6 @@ ON_BOTH_SIDES = ("quiet", "verbose", "color", "isolated")
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

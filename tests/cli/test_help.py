@@ -48,3 +48,23 @@ def test_examples_parse(example: str, capsys: pytest.CaptureFixture[str]) -> Non
     with checking(), pytest.raises(WorkBegins):
         command_named(name).main(args=["--isolated", *rest], standalone_mode=False)
     assert example in shown(name, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("prune struc", ["structured"]),
+        ("prune structured --rec", ["--recover"]),
+        ("prune evaluate m.onnx --format ", ["table", "json", "markdown"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(
+    words: str, offered: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORDS": words, "CWORD": str(words.count(" "))}.items():
+        monkeypatch.setenv(f"COMP_{name}", value)
+    monkeypatch.setenv("_PRUNE_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit) as ended:
+        run([])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == offered

@@ -1,4 +1,4 @@
-"""What README and the demo tell people to type exists, and the demo does what README says of it."""
+"""What README, the pages of docs/ and the demo tell people to type exists, and the demo does what README says of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import typer
 
 from prunecli.cli.app import COMMANDS, app
 
-ROOT = Path(__file__).parents[1]
-TEXTS = [ROOT / "README.md", ROOT / "sample_models" / "demo.sh", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(__file__).parents[2]
+TEXTS = [ROOT / "README.md", ROOT / "sample_models" / "demo.sh", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands() -> list[tuple[str, list[str]]]:

@@ -1,0 +1,1 @@
+"""Training inside onnxruntime: steps, optimisers, checkpoints, and `finetune`."""
