@@ -1,0 +1,679 @@
+"""The floating-point form of a quantised model: the same network over real numbers.
+
+Whoever reads weights, measures or fits them does it on this form, by the names of the file: a stored integer tensor
+becomes the numbers it stands for (lazily), QuantizeLinear and DequantizeLinear go, and integer operators become the
+operators they stand for. What rounding does to activations is left out. `requantise` writes changed numbers back.
+
+    Quantised         one stored tensor, its scale and zero point (`quantised.py`)
+    floating(model)   the form, and which of its weights are stored as integers
+    @restates         how one operator is said in floating point
+
+A value that is left out is known by another's name (`aliases`): positions of the one are positions of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model.constants import Holder, holders
+from prunecli.model.graphs import all_graphs, free_name, taken_names
+from prunecli.model.loading import Model
+from prunecli.model.quantised import Quantised, nbits, quantised
+from prunecli.operators import MICROSOFT
+from prunecli.operators.attributes import integer, number
+from prunecli.storage.chain import stored
+
+Array = np.ndarray[Any, Any]
+Value = ir.Value | None
+
+
+class RealTensor(ir.LazyTensor):
+    """The numbers that a stored tensor of integers stands for, computed when they are read."""
+
+    def __init__(self, source: Quantised, name: str) -> None:
+        self.source = source
+        shape = ir.Shape(source.shape)
+        super().__init__(self._read, dtype=source.dtype, shape=shape, name=name)
+
+    def _read(self) -> ir.TensorProtocol:
+        array = self.source.array()
+        if isinstance(self.source.tensor, ir.ExternalTensor):
+            self.source.tensor.release()
+        return ir.Tensor(array, dtype=self.source.dtype)
+
+
+@dataclass(frozen=True)
+class FloatingForm:
+    """`model` computes in floating point. `aliases`: by the name of a value that is left out, whose positions are its
+    own. `problem`: why this is the model itself, though it is quantised."""
+
+    model: ir.Model
+    aliases: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+class _UnknownError(Exception):
+    """An operator reads or makes integers in a way that is not known."""
+
+
+def is_quantised(model: ir.Model) -> bool:
+    """Whether any operator reads or makes integers that stand for other numbers."""
+    return any((node.domain, node.op_type) in RESTATED for graph in all_graphs(model) for node in graph)
+
+
+def floating(model: ir.Model) -> FloatingForm:
+    """The floating-point form; the model itself, unchanged, if it is not quantised or not all of it is known."""
+    if not is_quantised(model):
+        return FloatingForm(model)
+    work = model.clone()
+    work.meta.update(model.meta)
+    aliases: dict[str, str] = {}
+    try:
+        for graph in all_graphs(work):
+            editor = Restatement(work, graph, aliases)
+            read = {value for value in _values(graph) if value.uses()}
+            for node in list(graph):
+                editor.visit(node)
+            _drop_unread(graph, read | editor.made)
+    except _UnknownError as reason:
+        return FloatingForm(model, problem=str(reason))
+    return FloatingForm(work, aliases)
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+
+
+def _drop_unread(graph: ir.Graph, read: set[ir.Value]) -> None:
+    """Leave out what was read and is no more: scales, and what is computed of them."""
+    for node in reversed(list(graph)):
+        if all(out in read and not out.uses() and not out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for value in list(graph.initializers.values()):
+        if value in read and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[value.name or ""]
+
+
+def floats_of(model: Model) -> Model:
+    """The model with its floating-point form in place of the graph."""
+    return replace(model, ir=floating(model.ir).model)
+
+
+def stored_as(holder: Holder) -> Quantised | None:
+    """How the file stores a weight of the floating-point form; None if as it is."""
+    tensor = holder.tensor
+    return tensor.source if isinstance(tensor, RealTensor) else None
+
+
+def requantise(floats: ir.Model, model: ir.Model) -> None:
+    """Store in `model` what has changed in its floating-point form since that was made: as it is where the weight is
+    stored in floating point, else by the stored scales. Computed when it is read."""
+    for ours, theirs in zip(all_graphs(floats), all_graphs(model), strict=True):
+        changed = {holder.name: holder for holder in _of(floats, ours)}
+        for holder in _of(model, theirs):
+            made = changed.get(holder.name)
+            if made is None or made.tensor is holder.tensor or isinstance(made.tensor, RealTensor):
+                continue
+            holder.put(_written(holder.tensor, made.tensor, _sources(floats).get(holder.name)))
+
+
+def _of(model: ir.Model, graph: ir.Graph) -> list[Holder]:
+    return [holder for holder in holders(model) if holder.graph is graph]
+
+
+SOURCES = "prunecli.quantised"
+"""Key in the `meta` of the form: by name, how each weight is stored."""
+
+
+def _sources(floats: ir.Model) -> dict[str, Quantised]:
+    found: dict[str, Quantised] = floats.meta.get(SOURCES, {})
+    return found
+
+
+def _written(old: ir.TensorProtocol, new: ir.TensorProtocol, source: Quantised | None) -> ir.TensorProtocol:
+    if source is None:
+        return new
+
+    def compute() -> ir.TensorProtocol:
+        return source.replaced(source.write(new.numpy()))
+
+    return ir.LazyTensor(compute, dtype=old.dtype, shape=ir.Shape(old.shape.numpy()), name=old.name)
+
+
+# -- restating --------------------------------------------------------------------------------------
+
+
+Restate = Callable[["Restatement", ir.Node], None]
+RESTATED: dict[tuple[str, str], Restate] = {}
+
+
+def restates(*ops: str, domain: str = "") -> Callable[[Restate], Restate]:
+    """Register how operators that read or make integers are said in floating point."""
+
+    def add(function: Restate) -> Restate:
+        RESTATED.update({(domain, op): function for op in ops})
+        return function
+
+    return add
+
+
+MOVING = (
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min",
+    "Pad", "Relu", "Reshape", "Resize", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze", "Where",
+)  # fmt: skip
+"""Operators that do to integers what they do to the numbers these stand for, and give the type that they read."""
+
+
+@dataclass
+class Restatement:
+    """The restatement of one graph, in place. `real`: values that integer operators may read as numbers; `reads`: where
+    nodes (and which input of theirs) read as integers what are numbers now; `made`: new constants;
+    `products`: of the DequantizeLinear of a layer's bias, the scales of its data and its weight."""
+
+    model: ir.Model
+    graph: ir.Graph
+    aliases: dict[str, str]
+    real: set[ir.Value] = field(default_factory=set)
+    reads: set[tuple[ir.Node, int]] = field(default_factory=set)
+    made: set[ir.Value] = field(default_factory=set)
+    products: dict[ir.Node, tuple[ir.Value, ...]] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.taken = taken_names(self.graph)
+        for node in self.graph:
+            makers = [value.producer() if value is not None else None for value in node.inputs[:3]]
+            known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(known) == 3:
+                self.products[known[2]] = tuple(v for v in (known[0].inputs[1], known[1].inputs[1]) if v is not None)
+
+    def visit(self, node: ir.Node) -> None:
+        """Restate one node; the ones before it are."""
+        if node.graph is None:  # left out together with one before it
+            return
+        rule = RESTATED.get((node.domain, node.op_type))
+        if rule is not None:
+            rule(self, node)
+        elif any((node, index) in self.reads for index in range(len(node.inputs))):
+            self._follow(node)
+
+    def _follow(self, node: ir.Node) -> None:
+        """A node that treats what was integers as it treats numbers."""
+        if node.op_type == "Cast":
+            if ir.DataType(integer(node, "to", 0)).is_floating_point():
+                return
+            raise _UnknownError(f"{node.op_type} {node.name!r} makes other integers of quantised ones")
+        if node.domain or node.op_type not in MOVING:
+            raise _UnknownError(f"{node.op_type} {node.name!r} reads quantised integers")
+        if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            node.resize_inputs(2)
+        if node.op_type not in ("Shape", "Size"):
+            self.make_real(*node.outputs)
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def make_real(self, *values: ir.Value) -> None:
+        """From now on these are numbers.
+
+        Raises:
+            _UnknownError: one of them is an output of the model, which gives integers.
+        """
+        for value in values:
+            if value.is_graph_output():
+                raise _UnknownError(f"the output {value.name!r} gives quantised integers")
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            self.real.add(value)
+            self.reads.update((use.node, use.idx) for use in value.uses())
+
+    def numbers(self, value: Value, scale: Value, zero_point: Value, *, axis: int = 1, before: ir.Node) -> Value:
+        """The numbers that a value stands for: itself where it is real by now, a stored weight, or a DequantizeLinear
+        put before `before`."""
+        if value is None or value in self.real:
+            return value
+        if stored(value) is not None:
+            return self.weight(value, quantised(value, scale, zero_point, axis=axis), before)
+        inputs = [value, scale, *([zero_point] if zero_point is not None else [])]
+        return self.insert(before, "DequantizeLinear", inputs)
+
+    def weight(self, value: ir.Value, source: Quantised | None, before: ir.Node) -> ir.Value:
+        """Put numbers in the place of a stored tensor. Read by another scale before, what it holds is adapted.
+
+        Raises:
+            _UnknownError: how it is stored is not known.
+        """
+        if source is None:
+            raise _UnknownError(f"the scale of {value.name!r} is computed")
+        present = stored(value)
+        if isinstance(present, RealTensor):
+            return self._adapted(value, present.source, source, before)
+        holder = self._holder(value)
+        holder.put(RealTensor(source, value.name or ""))
+        value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
+        self.model.meta.setdefault(SOURCES, {})[value.name or ""] = source
+        self.real.add(value)
+        self.reads.update((use.node, use.idx) for use in value.uses())
+        return value
+
+    def _holder(self, value: ir.Value) -> Holder:
+        return Holder(value, self.graph, value.producer())
+
+    def _adapted(self, value: ir.Value, first: Quantised, source: Quantised, before: ir.Node) -> ir.Value:
+        """(q - z') s' from (q - z) s."""
+        if first.block or source.block or first.bits or source.bits:
+            raise _UnknownError(f"{value.name!r} is read by several scales in blocks")
+        kind = source.dtype.numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.nan_to_num(np.asarray(source.scale, np.float64) / first.scale)
+        shift = (np.asarray(first.zero_point, np.float64) - source.zero_point) * source.scale
+        made = value
+        if not (ratio == 1).all():
+            made = self.insert(before, "Mul", [made, self.constant(ratio.astype(kind))])
+        return self.insert(before, "Add", [made, self.constant(shift.astype(kind))]) if shift.any() else made
+
+    def constant(self, array: Array) -> ir.Value:
+        """A new stored value."""
+        name = free_name("prunecli.constant", self.taken)
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        )
+        value.const_value = ir.Tensor(array, name=name)
+        if isinstance(self.graph, ir.Graph) and self.graph is self.model.graph:
+            self.graph.register_initializer(value)
+            self.made.add(value)
+            return value
+        node = ir.node("Constant", [], {"value": value.const_value}, name=name)
+        node.outputs[0].name = name
+        self.graph.insert_before(self.graph[0], node)
+        self.made.add(node.outputs[0])
+        return node.outputs[0]
+
+    # -- nodes ------------------------------------------------------------------------------------
+
+    def insert(self, before: ir.Node, op: str, inputs: Sequence[Value], attributes: dict[str, Any] | None = None,
+               domain: str = "") -> ir.Value:  # fmt: skip
+        """A new node before another; its output."""
+        name = free_name(f"{before.name or before.op_type}.{op}", self.taken)
+        node = ir.node(op, inputs, attributes or {}, domain=domain, name=name)
+        node.outputs[0].name = free_name(f"{name}.out", self.taken)
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def become(self, node: ir.Node, op: str, inputs: Sequence[Value], keep: Sequence[str] = (), domain: str = ""
+               ) -> None:  # fmt: skip
+        """Let a node be another operator, on these inputs, with those of its attributes that are named."""
+        kept = {name: node.attributes[name] for name in keep if name in node.attributes}
+        node.op_type, node.domain, node.version = op, domain, None
+        node.resize_inputs(len(inputs))
+        for index, value in enumerate(inputs):
+            node.replace_input_with(index, value)
+        node.attributes.clear()
+        node.attributes.update(kept)
+        for name, setting in attributes.items():
+            node.attributes[name] = (
+                ir.AttrFloat32(name, setting) if isinstance(setting, float) else ir.AttrInt64(name, setting)
+            )
+
+    def skip(self, node: ir.Node, source: ir.Value) -> None:
+        """Leave a node out: whoever reads its output reads `source`."""
+        out = node.outputs[0]
+        if out.is_graph_output():
+            self.become(node, "Identity", [source])
+            return
+        for user, index in list(out.uses()):
+            user.replace_input_with(index, source)
+        self.aliases[out.name or ""] = self.aliases.get(source.name or "", source.name or "")
+        self.graph.remove(node, safe=True)
+
+    def merge(self, node: ir.Node, source: ir.Value) -> None:
+        """Leave out a node that makes integers of numbers."""
+        self.real.add(source)
+        self.reads.update((use.node, use.idx) for use in node.outputs[0].uses())
+        self.skip(node, source)
+
+    def stored_again(self, node: ir.Node, scale: Value, zero_point: Value) -> None:
+        """The node's output, which is real, was rounded to integers by this scale. A zero point at an end of their
+        range makes numbers of one sign: that is how quantisers store what a Relu gives, and leave it out."""
+        out = node.outputs[0]
+        low, high = self._ends(zero_point)
+        if out.is_graph_output():
+            self._rounded_output(node, scale, zero_point)
+            return
+        if low and not (node.op_type == "Relu" and not node.domain):
+            self._through(node, "Relu")
+        elif high:
+            self._through(node, "Min", self.constant(np.zeros((), np.float32)))
+        self.make_real(out)
+
+    def _ends(self, zero_point: Value) -> tuple[bool, bool]:
+        """Whether no number is negative, or none positive."""
+        tensor = stored(zero_point)
+        if tensor is None or tensor.dtype.is_floating_point():
+            return zero_point is None, False
+        array = np.asarray(tensor.numpy())
+        kind = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
+        if kind is None:
+            return False, False
+        return bool((array == kind.min).all()), bool((array == kind.max).all())
+
+    def _through(self, node: ir.Node, op: str, *others: ir.Value) -> None:
+        """Let the output of a node be what `op` makes of it."""
+        inner = self.insert(node, node.op_type, list(node.inputs), dict(node.attributes), node.domain)
+        self.become(node, op, [inner, *others])
+
+    def _rounded_output(self, node: ir.Node, scale: Value, zero_point: Value) -> None:
+        inner = self.insert(node, node.op_type, list(node.inputs), dict(node.attributes), node.domain)
+        self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
+
+
+def _input(node: ir.Node, index: int) -> Value:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+@restates("QuantizeLinear")
+@restates("QuantizeLinear", domain=MICROSOFT)
+def _quantize(r: Restatement, node: ir.Node) -> None:
+    """y = round(x / scale) + zero point; a weight is left as it is."""
+    source, zero_point = node.inputs[0], _input(node, 2)
+    assert source is not None
+    out = node.outputs[0]
+    if out.is_graph_output():
+        return
+    low, high = (False, False) if stored(source) is not None else r._ends(zero_point)
+    producer = source.producer()
+    if low and not (producer is not None and producer.op_type == "Relu"):
+        r.become(node, "Relu", [source])
+        r.make_real(out)
+    elif high:
+        r.become(node, "Min", [source, r.constant(np.zeros((), np.float32))])
+        r.make_real(out)
+    else:
+        r.merge(node, source)
+
+
+@restates("DequantizeLinear")
+@restates("DequantizeLinear", domain=MICROSOFT)
+def _dequantize(r: Restatement, node: ir.Node) -> None:
+    """y = (x - zero point) * scale."""
+    source = node.inputs[0]
+    assert source is not None
+    if source in r.real and not isinstance(stored(source), RealTensor):
+        r.skip(node, source)
+    elif stored(source) is not None:
+        axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
+        found = quantised(source, node.inputs[1], _input(node, 2), axis=axis, block=block)
+        if found is not None:
+            found = replace(found, product=r.products.get(node, ()))
+        r.skip(node, r.weight(source, found, node))
+
+
+@restates("DynamicQuantizeLinear")
+def _dynamic(r: Restatement, node: ir.Node) -> None:
+    """y, scale, zero point: the number itself, 1 and 0."""
+    source, (_, scale, zero_point) = node.inputs[0], node.outputs
+    assert source is not None
+    if any(value.is_graph_output() for value in node.outputs):
+        raise _UnknownError("an output of DynamicQuantizeLinear is one of the model")
+    for old, new in ((scale, np.ones((), np.float32)), (zero_point, np.zeros((), np.uint8))):
+        made = r.constant(new) if old.uses() else None
+        for user, index in list(old.uses()):
+            user.replace_input_with(index, made)
+    r.merge(node, source)
+
+
+@restates("ConvInteger")
+def _conv_integer(r: Restatement, node: ir.Node) -> None:
+    _unscaled(r, node, "Conv", 0, KERNEL)
+
+
+@restates("MatMulInteger")
+def _matmul_integer(r: Restatement, node: ir.Node) -> None:
+    _unscaled(r, node, "MatMul", -1, ())
+
+
+KERNEL = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+
+
+def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[str]) -> None:
+    """op(x - zero point, w - zero point) in integers. The scale that a stored weight's result is multiplied with
+    afterwards is the weight's; where it is not found the weight is read as its steps."""
+    x, w = node.inputs[:2]
+    if x is None or w is None:
+        raise _UnknownError(f"{node.op_type} {node.name!r} lacks an input")
+    if x not in r.real and stored(x) is None:
+        raise _UnknownError(f"{node.op_type} {node.name!r} reads integers of an unknown scale")
+    tail = _Tail.of(r, node)
+    if w not in r.real:
+        source = quantised(w, tail.weight_scale, _input(node, 3), axis=axis) if tail is not None else None
+        if source is None:
+            raise _UnknownError(f"the scale of {w.name!r} is not found behind {node.op_type}")
+        w = r.weight(w, source, node)
+    if tail is None:
+        raise _UnknownError(f"the scales behind {node.op_type} {node.name!r} are not found")
+    r.become(node, op, [x, w], keep)
+    r.make_real(node.outputs[0])
+    tail.leave_out(r, node.outputs[0])
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What follows an integer operator: Cast to floating point, and a product with both scales (or one after the
+    other). `weight_scale`: of a stored weight."""
+
+    nodes: tuple[ir.Node, ...]
+    weight_scale: Value
+
+    @classmethod
+    def of(cls, r: Restatement, node: ir.Node) -> _Tail | None:
+        cast = _only_user(node.outputs[0])
+        if cast is None or cast.op_type != "Cast":
+            return None
+        found, scales = [cast], list[ir.Value]()
+        while (user := _only_user(found[-1].outputs[0])) is not None and user.op_type == "Mul" and len(scales) < 2:
+            other = next((v for v in user.inputs if v is not found[-1].outputs[0]), None)
+            factors = _factors(other)
+            if not factors:
+                break
+            found.append(user)
+            scales += factors
+        if len(scales) != 2:
+            return None
+        weights = [scale for scale in scales if stored(scale) is not None and scale not in r.made]
+        return cls(tuple(found), weights[-1] if weights else None)
+
+    def leave_out(self, r: Restatement, source: ir.Value) -> None:
+        """The numbers are real already."""
+        for node in self.nodes:
+            r.skip(node, source)
+
+
+def _factors(value: Value) -> list[ir.Value]:
+    """The scales that a factor is the product of: itself, or the operands of a Mul; none if it is data."""
+    if value is None:
+        return []
+    producer = value.producer()
+    if stored(value) is not None or (producer is not None and producer.op_type == "DynamicQuantizeLinear"):
+        return [value]
+    if producer is not None and producer.op_type == "Mul" and not producer.domain:
+        inner = [_factors(each) for each in producer.inputs]
+        return [*inner[0], *inner[1]] if all(len(each) == 1 for each in inner) else []
+    return []
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+@restates("QLinearConv")
+def _qlinear_conv(r: Restatement, node: ir.Node) -> None:
+    """x, its scale and zero point, w, .., y, .., bias by the product of both scales."""
+    i = [_input(node, index) for index in range(9)]
+    x = r.numbers(i[0], i[1], i[2], before=node)
+    w = r.numbers(i[3], i[4], i[5], axis=0, before=node)
+    b = _bias(r, node, i[8], (i[1], i[4]))
+    r.become(node, "Conv", [x, w, *([b] if b is not None else [])], KERNEL)
+    r.stored_again(node, i[6], i[7])
+
+
+def _bias(r: Restatement, node: ir.Node, value: Value, scales: tuple[Value, Value], factor: float = 1.0) -> Value:
+    """A stored bias, whose scale is the product of two others."""
+    if value is None or value in r.real:
+        return value
+    tensor, held = stored(value), [stored(scale) for scale in scales]
+    if tensor is None or held[0] is None or held[1] is None:
+        raise _UnknownError(f"the scale of the bias of {node.op_type} {node.name!r} is computed")
+    product = np.asarray(held[0].numpy()).reshape(-1) * np.asarray(held[1].numpy()).reshape(-1) * np.float32(factor)
+    scale = product if product.size > 1 else product.reshape(())
+    both = tuple(scale for scale in scales if scale is not None)
+    return r.weight(value, Quantised(tensor, scale, np.zeros((), np.int32), held[0].dtype, product=both), node)
+
+
+@restates("QLinearMatMul")
+def _qlinear_matmul(r: Restatement, node: ir.Node) -> None:
+    i = [_input(node, index) for index in range(8)]
+    a = r.numbers(i[0], i[1], i[2], axis=-2, before=node)
+    b = r.numbers(i[3], i[4], i[5], axis=-1, before=node)
+    r.become(node, "MatMul", [a, b])
+    r.stored_again(node, i[6], i[7])
+
+
+@restates("QGemm", domain=MICROSOFT)
+def _qgemm(r: Restatement, node: ir.Node) -> None:
+    """A, .., B, .., C by alpha times the product of both scales, the scale of y and its zero point if y is rounded."""
+    i = [_input(node, index) for index in range(9)]
+    a = r.numbers(i[0], i[1], i[2], before=node)
+    b = r.numbers(i[3], i[4], i[5], axis=1 - integer(node, "transB", 0), before=node)
+    c = _bias(r, node, i[6], (i[1], i[4]), number(node, "alpha", 1.0))
+    r.become(node, "Gemm", [a, b, *([c] if c is not None else [])], ("alpha", "transA", "transB"))
+    if i[7] is not None:
+        r.stored_again(node, i[7], i[8])
+
+
+@restates("DynamicQuantizeMatMul", domain=MICROSOFT)
+def _dynamic_matmul(r: Restatement, node: ir.Node) -> None:
+    """A, B, its scale, its zero point, bias."""
+    i = [_input(node, index) for index in range(5)]
+    _product_and_bias(r, node, [i[0], r.numbers(i[1], i[2], i[3], axis=-1, before=node)], i[4])
+
+
+@restates("MatMulIntegerToFloat", domain=MICROSOFT)
+def _matmul_to_float(r: Restatement, node: ir.Node) -> None:
+    """A, B, their scales, their zero points, bias."""
+    i = [_input(node, index) for index in range(7)]
+    a = r.numbers(i[0], i[2], i[4], axis=-2, before=node)
+    _product_and_bias(r, node, [a, r.numbers(i[1], i[3], i[5], axis=-1, before=node)], i[6])
+
+
+def _product_and_bias(r: Restatement, node: ir.Node, factors: Sequence[Value], added: Value) -> None:
+    if added is None:
+        r.become(node, "MatMul", factors)
+    else:
+        r.become(node, "Add", [r.insert(node, "MatMul", factors), added])
+
+
+@restates("MatMulNBits", domain=MICROSOFT)
+def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
+    """A (.., K) times the transposed (N, K), stored as (N, blocks, block)."""
+    i = [_input(node, index) for index in range(6)]
+    width, rows = integer(node, "K", 0), integer(node, "N", 0)
+    source = nbits(i, integer(node, "bits", 4), integer(node, "block_size", 0)) if i[4] is None and i[1] else None
+    if source is None or i[1] is None:
+        raise _UnknownError(f"how {node.op_type} {node.name!r} stores its weight is not known")
+    weight = r.weight(i[1], source, node)
+    blocks, block = source.shape[1:]
+    flat = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, blocks * block], np.int64))])
+    if blocks * block != width:
+        bounds = [r.constant(np.array([n], np.int64)) for n in (0, width, 1)]
+        flat = r.insert(node, "Slice", [flat, *bounds])
+    matrix = r.insert(node, "Transpose", [flat], {"perm": [1, 0]})
+    _product_and_bias(r, node, [i[0], matrix], i[5])
+
+
+@restates("DynamicQuantizeLSTM", domain=MICROSOFT)
+def _lstm(r: Restatement, node: ir.Node) -> None:
+    """As LSTM, with W (directions, I, 4H) and R (directions, H, 4H) transposed, their scales and zero points behind."""
+    i = [_input(node, index) for index in range(12)]
+    matrices = []
+    for value, scale, zero_point in ((i[1], i[8], i[9]), (i[2], i[10], i[11])):
+        source = _by_direction(value, scale, zero_point)
+        if value is None:
+            raise _UnknownError(f"{node.op_type} {node.name!r} lacks a weight")
+        matrices.append(r.insert(node, "Transpose", [r.weight(value, source, node)], {"perm": [0, 2, 1]}))
+    keep = tuple(name for name in node.attributes)
+    r.become(node, "LSTM", [i[0], *matrices, *i[3:8]], keep)
+
+
+def _by_direction(value: Value, scale: Value, zero_point: Value) -> Quantised | None:
+    """Scales (directions) or (directions, 4H) of a tensor (directions, inputs, 4H)."""
+    found, factor, offset = stored(value), stored(scale), stored(zero_point)
+    if found is None or factor is None or (zero_point is not None and offset is None):
+        return None
+    scales, points = (
+        np.asarray(one.numpy()) if one is not None else np.zeros((1,), np.int32) for one in (factor, offset)
+    )
+    shaped = [one.reshape(one.shape[0], 1, -1) for one in (scales, points.astype(np.int32))]
+    return Quantised(found, shaped[0], shaped[1], factor.dtype, parameters=(scale, zero_point))
+
+
+@restates("QAttention", domain=MICROSOFT)
+def _attention(r: Restatement, node: ir.Node) -> None:
+    """Input, weight, bias, scale of the input, scale of the weight, mask, zero points of both, past."""
+    i = [_input(node, index) for index in range(9)]
+    x = r.numbers(i[0], i[3], i[6], before=node)
+    w = r.numbers(i[1], i[4], i[7], axis=-1, before=node)
+    keep = ("num_heads", "unidirectional", "do_rotary", "mask_filter_value", "past_present_share_buffer")
+    r.become(node, "Attention", [x, w, i[2], i[5], i[8]], keep, MICROSOFT)
+
+
+@restates("QLinearAdd", "QLinearMul", domain=MICROSOFT)
+def _binary(r: Restatement, node: ir.Node) -> None:
+    """A, .., B, .., the scale and zero point of the result."""
+    i = [_input(node, index) for index in range(8)]
+    both = [r.numbers(i[0], i[1], i[2], before=node), r.numbers(i[3], i[4], i[5], before=node)]
+    r.become(node, node.op_type.removeprefix("QLinear"), both)
+    r.stored_again(node, i[6], i[7])
+
+
+WINDOW = ("auto_pad", "kernel_shape", "pads", "strides")
+UNARY = {
+    "QLinearAveragePool": ("AveragePool", (*WINDOW, "ceil_mode", "count_include_pad")),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", ()),
+    "QLinearLeakyRelu": ("LeakyRelu", ("alpha",)),
+    "QLinearSigmoid": ("Sigmoid", ()),
+    "QLinearSoftmax": ("Softmax", ("axis",)),
+}  # fmt: skip
+
+
+@restates(*UNARY, domain=MICROSOFT)
+def _unary(r: Restatement, node: ir.Node) -> None:
+    """X, its scale and zero point, those of the result."""
+    if integer(node, "channels_last", 0):
+        raise _UnknownError(f"{node.op_type} {node.name!r} has its channels last")
+    i = [_input(node, index) for index in range(5)]
+    op, keep = UNARY[node.op_type]
+    r.become(node, op, [r.numbers(i[0], i[1], i[2], before=node)], keep)
+    r.stored_again(node, i[3], i[4])
+
+
+@restates("QLinearConcat", domain=MICROSOFT)
+def _concat(r: Restatement, node: ir.Node) -> None:
+    """The scale and zero point of the result, then (X, scale, zero point) of each part."""
+    inputs = list(node.inputs)
+    parts = [r.numbers(*inputs[k : k + 3], before=node) for k in range(2, len(inputs), 3)]
+    r.become(node, "Concat", parts, ("axis",))
+    r.stored_again(node, inputs[0], inputs[1])
+
+
+@restates("QLinearWhere", domain=MICROSOFT)
+def _where(r: Restatement, node: ir.Node) -> None:
+    """The condition, X, .., Y, .., the scale and zero point of the result."""
+    i = [_input(node, index) for index in range(9)]
+    both = [r.numbers(i[1], i[2], i[3], before=node), r.numbers(i[4], i[5], i[6], before=node)]
+    r.become(node, "Where", [i[0], *both])
+    r.stored_again(node, i[7], i[8])

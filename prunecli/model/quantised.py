@@ -1,0 +1,233 @@
+"""Integers that stand for real numbers: how a stored quantised weight is read, zeroed and written.
+
+    w = scale * (q - zero_point)        q integers (or narrow floating-point numbers), as DequantizeLinear has it
+
+`scale` and `zero_point` are one number per tensor, per slice along an axis, or per block of neighbours along it. The
+integers of MatMulNBits are packed, several in a byte. Zero is always exactly a stored number: the zero point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.operators.layout import Shape
+from prunecli.storage.chain import stored
+
+Array = np.ndarray[Any, Any]
+SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.84, 0.8, 0.75, 0.7)
+"""Parts of the range that new scales are tried for: a few clipped numbers may cost less than coarse steps for all."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which numbers a type can store: q in [low, high], whole where `whole`."""
+
+    low: float
+    high: float
+    whole: bool = True
+
+    @classmethod
+    def of(cls, dtype: ir.DataType, bits: int = 0) -> Grid:
+        """Of an element type, or of unsigned integers of so many bits that are packed in bytes."""
+        if bits:
+            return cls(0, (1 << bits) - 1)
+        if dtype.is_floating_point():
+            largest = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
+            return cls(-largest, largest, whole=False)
+        half = 1 << (dtype.bitwidth - 1)
+        return cls(-half, half - 1) if dtype.is_signed() else cls(0, 2 * half - 1)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A stored tensor of integers and what makes numbers of them.
+
+    Attributes:
+        tensor: as it is stored.
+        scale, zero_point: one number per tensor, slice or block; they broadcast to `blocks` of the tensor.
+        dtype: of the numbers.
+        axis, block: the axis along which neighbours share a scale, `block` of them; 0: none do.
+        bits: of one integer, where several are packed in a byte along the last axis; 0: they are not packed.
+        parameters: the values that hold scale and zero point, where each is stored.
+        product: the scale is the product of two others (of a bias: of the data's and the weight's).
+    """
+
+    tensor: ir.TensorProtocol
+    scale: Array
+    zero_point: Array
+    dtype: ir.DataType
+    axis: int = 0
+    block: int = 0
+    bits: int = 0
+    parameters: tuple[ir.Value | None, ir.Value | None] = (None, None)
+    product: tuple[ir.Value, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """Of the numbers; where integers are packed the last axis is longer than the stored one."""
+        *lead, last = (int(d) for d in self.tensor.shape.numpy())
+        return (*lead, last * 8 // self.bits if self.bits else last) if self.tensor.shape else ()
+
+    @property
+    def grid(self) -> Grid:
+        return Grid.of(self.tensor.dtype, self.bits)
+
+    def integers(self) -> Array:
+        """q, of `shape`, as float64 or int32."""
+        array = np.asarray(self.tensor.numpy())
+        if self.bits:
+            array = unpacked(array, self.bits)
+        return array.astype(np.int32 if self.grid.whole else np.float64)
+
+    def array(self) -> Array:
+        """The numbers, of `shape` and `dtype`."""
+        return (self.steps() * self._spread(self.scale)).astype(self.dtype.numpy())
+
+    def array_of(self, integers: Array) -> Array:
+        """The numbers that integers, as they are stored, would stand for."""
+        return replace(self, tensor=self.replaced(integers)).array()
+
+    def steps(self) -> Array:
+        """q - zero_point, of `shape`, float64: zero where the number is."""
+        return self.integers() - self._spread(self.zero_point).astype(np.float64)
+
+    def zeros(self) -> Array:
+        """What is stored where every number is zero, in the stored type and shape."""
+        return self._stored(np.broadcast_to(self._spread(self.zero_point), self.shape))
+
+    def write(self, values: Array) -> Array:
+        """What to store for `values`: the nearest that there is by these scales. What has not changed keeps its bits
+        (of an int32 bias not every integer is a float32)."""
+        before = self.integers()
+        same = np.asarray(values) == self.array()
+        factor = self._spread(self.scale).astype(np.float64)
+        scaled = np.asarray(values, np.float64) / np.where(factor == 0, 1, factor) + self._spread(self.zero_point)
+        grid = self.grid
+        nearest = np.clip(np.rint(scaled) if grid.whole else scaled, grid.low, grid.high)
+        return self._stored(np.where(same, before, nearest))
+
+    def rescaled(self, values: Array) -> Quantised:
+        """The same with scales for `values`: of a few ranges, in each slice or block the one that errs least.
+
+        Zero points stay where they are, so that zeros do. What is zero altogether keeps its scale.
+        """
+        groups = self._grouped(np.asarray(values, np.float64))
+        grid, zero = self.grid, np.broadcast_to(self.zero_point, self.scale.shape).astype(np.float64)
+        room = np.maximum(grid.high - zero, 0), np.maximum(zero - grid.low, 0)
+        ends = groups.max(axis=-1).clip(min=0), (-groups).max(axis=-1).clip(min=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = [np.where(end > 0, end / side, 0) for end, side in zip(ends, room, strict=True)]
+        widest = np.where(np.isfinite(parts), parts, 0).max(axis=0)
+        best, least = self.scale.astype(np.float64), np.full(widest.shape, np.inf)
+        for part in SHRINK if grid.whole else (1.0,):
+            scale = np.where(widest > 0, widest * part, self.scale).astype(self.scale.dtype).astype(np.float64)
+            scale = np.where(scale > 0, scale, self.scale)
+            steps = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], grid.low, grid.high)
+            error = np.square((steps - zero[..., None]) * scale[..., None] - groups).sum(axis=-1)
+            best, least = np.where(error < least, scale, best), np.minimum(error, least)
+        return replace(self, scale=best.astype(self.scale.dtype))
+
+    def _spread(self, parameter: Array) -> Array:
+        """A parameter as it broadcasts to the numbers."""
+        return np.repeat(parameter, self.block, axis=self.axis) if self.block else parameter
+
+    def _grouped(self, values: Array) -> Array:
+        """Values as (*shape of the scale, those that share it)."""
+        slots = (*(1,) * (values.ndim - self.scale.ndim), *self.scale.shape)
+        split = [n for size, count in zip(values.shape, slots, strict=True) for n in (count, size // max(count, 1))]
+        apart = values.reshape(split).transpose(*range(0, len(split), 2), *range(1, len(split), 2))
+        return apart.reshape(*self.scale.shape, -1)
+
+    def _stored(self, integers: Array) -> Array:
+        if self.bits:
+            return packed(integers.astype(np.uint8), self.bits)
+        return np.ascontiguousarray(integers.astype(self.tensor.dtype.numpy()))
+
+    def replaced(self, integers: Array) -> ir.Tensor[Any]:
+        """A tensor of the stored type that holds what `write` or `zeros` gave."""
+        return ir.Tensor(integers, dtype=self.tensor.dtype, name=self.tensor.name)
+
+
+def unpacked(array: Array, bits: int) -> Array:
+    """Unsigned integers of so many bits, the lowest bits of a byte first: (..., n) -> (..., n * 8 / bits)."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return ((array[..., None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(*array.shape[:-1], -1)
+
+
+def packed(integers: Array, bits: int) -> Array:
+    """The inverse of `unpacked`; an incomplete last byte is filled with zero bits."""
+    each = 8 // bits
+    missing = -integers.shape[-1] % each
+    filled = np.pad(integers, [(0, 0)] * (integers.ndim - 1) + [(0, missing)])
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = filled.reshape(*filled.shape[:-1], -1, each) << shifts
+    return np.ascontiguousarray(np.bitwise_or.reduce(parts, axis=-1).astype(np.uint8))
+
+
+def quantised(
+    value: ir.Value | None, scale: ir.Value | None, zero_point: ir.Value | None, *, axis: int = 1, block: int = 0
+) -> Quantised | None:
+    """The numbers that a stored tensor stands for by a stored scale; None where one of them is computed.
+
+    Args:
+        axis: of the tensor, along which scales lie if they are a vector, or blocks.
+        block: neighbours along that axis that share a scale.
+    """
+    tensor, factor, offset = stored(value), stored(scale), stored(zero_point)
+    if tensor is None or factor is None or (zero_point is not None and offset is None):
+        return None
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    scales = np.asarray(factor.numpy())
+    points = np.zeros((), np.int32) if offset is None else _numbers(offset)
+    if block:
+        place = axis % len(shape)
+        if shape[place] % block or scales.shape[place] != shape[place] // block:
+            return None
+        return Quantised(tensor, scales, points, factor.dtype, axis=place, block=block, parameters=(scale, zero_point))
+    along = [_along(one, shape, axis) for one in (scales, points)]
+    if along[0] is None or along[1] is None:
+        return None
+    return Quantised(tensor, along[0], along[1], factor.dtype, parameters=(scale, zero_point))
+
+
+def _numbers(tensor: ir.TensorProtocol) -> Array:
+    array = np.asarray(tensor.numpy())
+    return array.astype(np.float64 if tensor.dtype.is_floating_point() else np.int32)
+
+
+def _along(parameter: Array, shape: Shape, axis: int) -> Array | None:
+    """One number, or a vector along an axis, as it broadcasts to the shape; as it is where it has the rank already."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if parameter.ndim == len(shape):
+        fits = all(n in (1, size) for n, size in zip(parameter.shape, shape, strict=True))
+        return parameter if fits else None
+    if not -len(shape) <= axis < len(shape) or parameter.shape != (shape[axis],):
+        return None
+    return parameter.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+
+
+def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised | None:
+    """The weight of MatMulNBits: (N, blocks, block) packed in bytes, scales (N * blocks), zero points likewise, packed
+    along the blocks of a row, or 2^(bits - 1)."""
+    value, scale, zero_point = inputs[1], inputs[2], inputs[3] if len(inputs) > 3 else None
+    tensor, factor, offset = stored(value), stored(scale), stored(zero_point)
+    if tensor is None or factor is None or (zero_point is not None and offset is None) or bits not in (2, 4, 8):
+        return None
+    rows, blocks, width = (int(d) for d in tensor.shape.numpy())
+    if width * 8 != bits * block or factor.size != rows * blocks:
+        return None
+    points = np.full((1, 1, 1), 1 << (bits - 1), np.int32)
+    if offset is not None:
+        array = np.asarray(offset.numpy())
+        if offset.dtype == ir.DataType.UINT8:
+            array = unpacked(array.reshape(rows, -1), bits)[:, :blocks]
+        points = array.reshape(rows, blocks, 1).astype(np.float64 if offset.dtype.is_floating_point() else np.int32)
+    scales = np.asarray(factor.numpy()).reshape(rows, blocks, 1)
+    return Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))

@@ -1,0 +1,263 @@
+"""Small quantised models, one per way of storing a weight: operator, types, where scales lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = np.ndarray[Any, Any]
+MICROSOFT = "com.microsoft"
+
+
+@dataclass
+class Net:
+    """Nodes and constants by name; `x` is the input, the last node's first output `y` the output."""
+
+    opset: int = 21
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, Array | onnx.TensorProto] = field(default_factory=dict)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, op: str, inputs: str, outputs: str, domain: str = "", **attributes: Any) -> Net:
+        """Names are separated by spaces; `_` is an absent input."""
+        names = ["" if name == "_" else name for name in inputs.split()]
+        self.nodes.append(helper.make_node(op, names, outputs.split(), outputs.split()[0], domain=domain, **attributes))
+        return self
+
+    def hold(self, **arrays: Any) -> Net:
+        self.constants.update({name: value if isinstance(value, onnx.TensorProto) else np.asarray(value)
+                               for name, value in arrays.items()})  # fmt: skip
+        return self
+
+    def integers(self, name: str, shape: tuple[int, ...], dtype: Any = np.int8) -> Net:
+        kind = np.iinfo(dtype)
+        return self.hold(**{name: self.rng.integers(kind.min, kind.max, shape, dtype, endpoint=True)})
+
+    def model(self, shape: tuple[int, ...]) -> onnx.ModelProto:
+        stored = []
+        for name, value in self.constants.items():
+            tensor = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, name)
+            tensor.name = name
+            stored.append(tensor)
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "g", [x], [y], stored)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+F = np.float32
+U = np.uint8
+FINE = F(0.03)
+
+
+def _q(net: Net, source: str, name: str, scale: float = 0.03, zero: int = 128, dtype: Any = U) -> Net:
+    """`name` = QuantizeLinear of a value."""
+    net.hold(**{f"{name}_s": F(scale), f"{name}_z": np.array(zero, dtype)})
+    return net.add("QuantizeLinear", f"{source} {name}_s {name}_z", name)
+
+
+def _dq(net: Net, name: str, out: str, **attributes: Any) -> Net:
+    return net.add("DequantizeLinear", f"{name} {name}_s {name}_z", out, **attributes)
+
+
+def qdq(dtype: Any = np.int8, zero: Any = 0, scale: Any = 0.02, axis: int | None = None, opset: int = 13) -> Net:
+    """Conv 3 -> 4 with its weight behind DequantizeLinear, then a second by 1x1 to 2 channels."""
+    net = _dq(_q(Net(opset), "x", "xq"), "xq", "xf")
+    net.integers("w", (4, 3, 3, 3), dtype).hold(w_s=np.asarray(scale, F), w_z=np.asarray(zero, dtype))
+    _dq(net, "w", "wf", **({} if axis is None else {"axis": axis}))
+    net.add("Conv", "xf wf", "c", pads=[1, 1, 1, 1])
+    _dq(_q(net, "c", "cq", 0.4, 0), "cq", "cf")
+    net.integers("v", (2, 4, 1, 1)).hold(v_s=F(0.01), v_z=np.int8(0))
+    return _dq(net, "v", "vf").add("Conv", "cf vf", "y")
+
+
+def qlinear_conv() -> Net:
+    net = _q(Net(13), "x", "xq")
+    net.integers("w", (4, 3, 3, 3)).hold(w_s=np.array([0.01, 0.02, 0.03, 0.02], F), w_z=np.zeros(4, np.int8))
+    net.hold(b=np.array([500, -300, 20, 0], np.int32), y_s=F(0.1), y_z=U(0))
+    net.add("QLinearConv", "xq xq_s xq_z w w_s w_z y_s y_z b", "cq")
+    net.integers("v", (2, 4, 1, 1), U).hold(v_s=F(0.01), v_z=U(120), q_s=F(0.2), q_z=U(100))
+    net.add("QLinearConv", "cq y_s y_z v v_s v_z q_s q_z", "yq")
+    return net.add("DequantizeLinear", "yq q_s q_z", "y")
+
+
+def qlinear_matmul() -> Net:
+    net = _q(Net(13), "x", "xq")
+    net.integers("w", (6, 4), U).hold(w_s=F(0.01), w_z=U(128), y_s=F(0.05), y_z=U(128))
+    net.add("QLinearMatMul", "xq xq_s xq_z w w_s w_z y_s y_z", "yq")
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def qgemm(rounded: bool) -> Net:
+    net = _q(Net(13), "x", "xq")
+    net.integers("w", (4, 6)).hold(w_s=np.array([0.01, 0.02, 0.03, 0.02], F), w_z=np.zeros(4, np.int8))
+    net.hold(c=np.array([500, -300, 20, 0], np.int32), y_s=F(0.1), y_z=U(128))
+    if not rounded:
+        return net.add("QGemm", "xq xq_s xq_z w w_s w_z c", "y", MICROSOFT, transB=1, alpha=1.0)
+    net.add("QGemm", "xq xq_s xq_z w w_s w_z c y_s y_z", "yq", MICROSOFT, transB=1, alpha=1.0)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def conv_integer(computed: bool = False) -> Net:
+    """As quantize_dynamic writes it; `computed`: the weight is stored in floating point and quantised while it runs."""
+    net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z")
+    if computed:
+        net.hold(w=net.rng.normal(size=(4, 3, 3, 3)).astype(F)).add("DynamicQuantizeLinear", "w", "wq w_s w_z")
+        net.add("ConvInteger", "xq wq z w_z", "i", pads=[1, 1, 1, 1])
+    else:
+        net.integers("w", (4, 3, 3, 3)).hold(w_s=F(0.02), w_z=np.int8(0))
+        net.add("ConvInteger", "xq w z w_z", "i", pads=[1, 1, 1, 1])
+    net.add("Cast", "i", "f", to=TensorProto.FLOAT).add("Mul", "s w_s", "t").add("Mul", "f t", "m")
+    return net.hold(b=np.ones((1, 4, 1, 1), F)).add("Add", "m b", "y")
+
+
+def matmul_integer() -> Net:
+    net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z")
+    net.integers("w", (6, 4)).hold(w_s=np.array([0.01, 0.02, 0.03, 0.02], F), w_z=np.zeros(4, np.int8))
+    net.add("MatMulInteger", "xq w z w_z", "i").add("Cast", "i", "f", to=TensorProto.FLOAT)
+    return net.add("Mul", "s w_s", "t").add("Mul", "f t", "y")
+
+
+def dynamic_matmul(zero: int | None = 3) -> Net:
+    net = Net(13).integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(zero or 0), b=np.ones(4, F))
+    return net.add("DynamicQuantizeMatMul", f"x w w_s {'_' if zero is None else 'w_z'} b", "y", MICROSOFT)
+
+
+def integer_to_float() -> Net:
+    net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z")
+    net.integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0), b=np.ones(4, F))
+    return net.add("MatMulIntegerToFloat", "xq w s w_s z w_z b", "y", MICROSOFT)
+
+
+def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False) -> Net:
+    """x (.., k) to 4 outputs in blocks of 16."""
+    net, blocks = Net(21), -(-k // 16)
+    net.integers("w", (4, blocks, 16 * bits // 8), U).hold(w_s=net.rng.uniform(0.01, 0.1, 4 * blocks).astype(F))
+    if zero:
+        net.integers("w_z", (4 * -(-blocks * bits // 8),), U)
+    net.hold(b=np.ones(4, F))
+    names = f"x w w_s {'w_z' if zero else '_'} _ {'b' if bias else ''}" if zero or bias else "x w w_s"
+    return net.add("MatMulNBits", names, "y", MICROSOFT, K=k, N=4, bits=bits, block_size=16)
+
+
+def blocked(axis: int = 0) -> Net:
+    """A weight (8, 6) with a scale per block of neighbours along an axis."""
+    shape = (2, 6) if axis == 0 else (8, 2)
+    net = Net(21).integers("w", (8, 6)).hold(w_s=Net().rng.uniform(0.01, 0.1, shape).astype(F))
+    net.hold(w_z=np.full(shape, 3, np.int8))
+    return _dq(net, "w", "wf", axis=axis, block_size=4 if axis == 0 else 3).add("MatMul", "x wf", "y")
+
+
+def int4() -> Net:
+    array = Net().rng.integers(-8, 8, (6, 4), endpoint=False)
+    net = Net(21).hold(w=helper.make_tensor("w", TensorProto.INT4, (6, 4), array.reshape(-1)))
+    net.hold(w_s=np.array([0.1, 0.2, 0.3, 0.2], F))
+    return net.add("DequantizeLinear", "w w_s", "wf", axis=1).add("MatMul", "x wf", "y")
+
+
+def unfolded() -> Net:
+    """A floating-point weight that is quantised and dequantised while the model runs."""
+    net = Net(13).hold(w=Net().rng.normal(size=(6, 4)).astype(F))
+    _dq(_q(net, "w", "wq", 0.02, 0, np.int8), "wq", "wf")
+    return net.add("MatMul", "x wf", "y")
+
+
+def two_readers(scale: float, zero: int) -> Net:
+    """One stored weight behind two DequantizeLinear."""
+    net = Net(13).integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0), o_s=F(scale), o_z=np.int8(zero))
+    net.add("DequantizeLinear", "w w_s w_z", "wf").add("MatMul", "x wf", "a")
+    return net.add("DequantizeLinear", "w o_s o_z", "vf").add("MatMul", "x vf", "b").add("Add", "a b", "y")
+
+
+def lstm() -> Net:
+    net = Net(13).integers("w", (1, 3, 16)).integers("r", (1, 4, 16)).hold(w_s=F([0.01]), w_z=np.zeros(1, np.int8))
+    names = "x w r _ _ _ _ _ w_s w_z w_s w_z"
+    return net.add("DynamicQuantizeLSTM", names, "y h c", MICROSOFT, hidden_size=4)
+
+
+def attention() -> Net:
+    net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z")
+    net.integers("w", (8, 24)).hold(w_s=F(0.01), w_z=np.int8(0), b=np.zeros(24, F))
+    return net.add("QAttention", "xq w b s w_s _ z w_z", "y", MICROSOFT, num_heads=2)
+
+
+def unary(op: str, **attributes: Any) -> Net:
+    net = _q(Net(13), "x", "xq").hold(y_s=F(0.02), y_z=U(128))
+    net.add(op, "xq xq_s xq_z y_s y_z", "yq", MICROSOFT, **attributes)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def binary(op: str) -> Net:
+    net = _q(_q(Net(13), "x", "xq"), "x", "zq", 0.02).hold(y_s=F(0.1), y_z=U(128))
+    net.add(op, "xq xq_s xq_z zq zq_s zq_z y_s y_z", "yq", MICROSOFT)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def concat() -> Net:
+    net = _q(_q(Net(13), "x", "xq"), "x", "zq", 0.02).hold(y_s=F(0.03), y_z=U(128))
+    net.add("QLinearConcat", "y_s y_z xq xq_s xq_z zq zq_s zq_z", "yq", MICROSOFT, axis=1)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def where() -> Net:
+    net = _q(_q(Net(13), "x", "xq"), "x", "zq", 0.02).hold(y_s=F(0.03), y_z=U(128), k=np.array([True, False] * 4))
+    net.add("QLinearWhere", "k xq xq_s xq_z zq zq_s zq_z y_s y_z", "yq", MICROSOFT)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+IMAGE, ROWS, WIDE = (2, 3, 6, 6), (5, 6), (3, 8)
+PER_CHANNEL = np.array([0.01, 0.02, 0.03, 0.02])
+CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
+    # name, model, shape of x, the stored weight ("": none)
+    ("int8", qdq, IMAGE, "w"),
+    ("uint8, zero point in the middle", lambda: qdq(U, 128), IMAGE, "w"),
+    ("uint8, zero point at the border", lambda: qdq(U, 0), IMAGE, "w"),
+    ("int8, zero point at the border", lambda: qdq(np.int8, -128), IMAGE, "w"),
+    ("per channel", lambda: qdq(scale=PER_CHANNEL, zero=[0] * 4, axis=0), IMAGE, "w"),
+    ("per channel, asymmetric", lambda: qdq(scale=PER_CHANNEL, zero=[3, -7, 127, -128], axis=0), IMAGE, "w"),
+    ("per input channel", lambda: qdq(scale=PER_CHANNEL[:3], zero=[1, 2, 3], axis=1), IMAGE, "w"),
+    ("opset 10", lambda: qdq(opset=10), IMAGE, "w"),
+    ("opset 19", lambda: qdq(opset=19), IMAGE, "w"),
+    ("opset 21", lambda: qdq(opset=21), IMAGE, "w"),
+    ("QLinearConv", qlinear_conv, IMAGE, "w"),
+    ("QLinearConv, uint8", qlinear_conv, IMAGE, "v"),
+    ("bias of QLinearConv", qlinear_conv, IMAGE, "b"),
+    ("QLinearMatMul", qlinear_matmul, ROWS, "w"),
+    ("QGemm", lambda: qgemm(True), ROWS, "w"),
+    ("QGemm to floating point", lambda: qgemm(False), ROWS, "w"),
+    ("bias of QGemm", lambda: qgemm(True), ROWS, "c"),
+    ("ConvInteger", conv_integer, IMAGE, "w"),
+    ("ConvInteger of a computed weight", lambda: conv_integer(True), IMAGE, ""),
+    ("MatMulInteger", matmul_integer, ROWS, "w"),
+    ("DynamicQuantizeMatMul", dynamic_matmul, ROWS, "w"),
+    ("DynamicQuantizeMatMul without zero point", lambda: dynamic_matmul(None), ROWS, "w"),
+    ("MatMulIntegerToFloat", integer_to_float, ROWS, "w"),
+    ("MatMulNBits, 4 bits", nbits, (3, 32), "w"),
+    ("MatMulNBits, 8 bits", lambda: nbits(8), (3, 32), "w"),
+    ("MatMulNBits, zero points", lambda: nbits(zero=True), (3, 32), "w"),
+    ("MatMulNBits, an odd number of blocks", lambda: nbits(k=48, zero=True, bias=True), (3, 48), "w"),
+    ("MatMulNBits, the last block not full", lambda: nbits(k=40), (3, 40), "w"),
+    ("blocks along the inputs", blocked, WIDE, "w"),
+    ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
+    ("int4", int4, ROWS, "w"),
+    ("floating point, quantised while it runs", unfolded, ROWS, ""),
+    ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
+    ("one weight by two zero points", lambda: two_readers(0.05, 7), ROWS, "w"),
+    ("DynamicQuantizeLSTM", lstm, (5, 2, 3), "w"),
+    ("QAttention", attention, (2, 5, 8), "w"),
+    ("QLinearAdd", lambda: binary("QLinearAdd"), ROWS, ""),
+    ("QLinearMul", lambda: binary("QLinearMul"), ROWS, ""),
+    ("QLinearConcat", concat, ROWS, ""),
+    ("QLinearWhere", where, WIDE, ""),
+    ("QLinearAveragePool", lambda: unary("QLinearAveragePool", kernel_shape=[2, 2]), IMAGE, ""),
+    ("QLinearGlobalAveragePool", lambda: unary("QLinearGlobalAveragePool"), IMAGE, ""),
+    ("QLinearLeakyRelu", lambda: unary("QLinearLeakyRelu", alpha=0.1), ROWS, ""),
+    ("QLinearSigmoid", lambda: unary("QLinearSigmoid"), ROWS, ""),
+    ("QLinearSoftmax", lambda: unary("QLinearSoftmax", axis=-1, opset=13), ROWS, ""),
+]
