@@ -3,14 +3,8 @@ dict from input names to arrays, or (dict, labels), one batch or one sample at a
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +13,7 @@ from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, memory_budget
 from prunecli.data.dataset import Chunk, Dataset, build, match
 from prunecli.data.options import DataOptions, source
+from prunecli.data.user_code import UserFunction, names_function
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -26,8 +21,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _is_loader(asked: DataOptions) -> bool:
-    module, sign, function = asked.text.rpartition(":")
-    return bool(sign and module) and function.isidentifier() and not asked.path.exists()
+    return names_function(asked.text) and not asked.path.exists()
 
 
 @source("loader", "loader.py:function or package.module:function", _is_loader)
@@ -87,15 +81,17 @@ def _join(name: str, chunks: Sequence[Chunk]) -> Chunk:
 
 def _yielded(name: str) -> Iterator[Any]:
     """What the user's function returns, one after the other."""
-    with contextlib.redirect_stdout(sys.stderr), _as_error(name):  # stdout carries the report only
-        found = _function(name)()
+    user = UserFunction(name, "--data")
+    function = user.load()
+    with user.guarded():
+        found = function()
         if isinstance(found, Mapping | tuple):
             found = [found]
         if not isinstance(found, Iterable):
             raise PruneError(f"{name} returned {type(found).__name__}", "make it a generator of dicts")
         iterator = iter(found)
     while True:
-        with contextlib.redirect_stdout(sys.stderr), _as_error(name):
+        with user.guarded():
             item = next(iterator, None)
         if item is None:
             return
@@ -130,44 +126,3 @@ def _array(name: str, value: Any) -> Array:
     if array.dtype.kind == "O":
         raise PruneError(f"{name} holds Python objects", "yield arrays of numbers")
     return array
-
-
-def _function(text: str) -> Callable[[], Any]:
-    place, _, name = text.rpartition(":")
-    module = _module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise PruneError(f"{place} has no function {name}", "write --data FILE.py:FUNCTION")
-    return function  # type: ignore[no-any-return]
-
-
-def _module_from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise PruneError(f"{path} does not exist", "write --data FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"_prunecli_loader_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise PruneError(f"{path} is not a Python file", "write --data FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # as if the file were run as a script
-    try:
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-@contextlib.contextmanager
-def _as_error(text: str) -> Iterator[None]:
-    try:
-        yield
-    except PruneError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        python = frame.filename.startswith("<")  # importlib: the message says which module
-        where = "" if python else f" ({Path(frame.filename).name} line {frame.lineno})"
-        raise PruneError(
-            f"{text} raised {type(error).__name__}: {error}{where}",
-            "run it on its own; PRUNE_DEBUG=1 shows more",
-        ) from error

@@ -24,7 +24,7 @@ from prunecli.evaluation.passes import (
     open_models,
     run_pass,
 )
-from prunecli.evaluation.quality import Significance, compare_predictions, compute_metrics, confusion, per_class
+from prunecli.evaluation.quality import Significance, compare_predictions, confusion, per_class
 from prunecli.evaluation.robustness import measure_stress
 from prunecli.evaluation.speed import explain, first_batch, prepare_runs
 from prunecli.model import concrete_shapes, totals
@@ -51,7 +51,7 @@ def evaluate(
     if baseline is not None:
         changes["baseline"] = baseline
     start, options = time.perf_counter(), EvaluateOptions.of(options, **changes)
-    gates = [parse_gate(text, known()) for text in options.gates]
+    gates = [parse_gate(text, known(options.asked.metrics)) for text in options.gates]
     paths = {MODEL: Path(model)} | ({} if options.baseline is None else {BASELINE: options.baseline})
     bench = open_models(paths, options.execution)
     if options.source is not None:
@@ -87,6 +87,7 @@ def evaluate(
         notes=_notes(bench, done),
         data_notes=data.notes,
         classes=data.classes,
+        asked=options.asked.metrics,
     )
     values = figures(result)
     short = ", ".join(sorted(name for name in values if "." not in name))
@@ -116,7 +117,9 @@ def _missing(name: str, options: EvaluateOptions, data: Dataset, bench: OpenedMo
         "train": (options.train_data is not None, ("training data", "give --train-data")),
         "robustness": (options.robustness, ("robustness", "add --robustness")),
     }
-    return next((hint for need in needs(name) for there, hint in (have[need],) if not there), None)
+    return next(
+        (hint for need in needs(name, options.asked.metrics) for there, hint in (have[need],) if not there), None
+    )
 
 
 def _train_metrics(
@@ -130,7 +133,7 @@ def _train_metrics(
     found = run_pass(
         bench.runners, data, options.batch_size, options.asked, progress=progress, label="evaluating the training data"
     )
-    return {role: compute_metrics(p, options.average) for role, p in found.predictions.items()}, len(data)
+    return {role: found.metrics(role, options.average) for role in bench.runners}, len(data)
 
 
 def _latency(
@@ -166,7 +169,7 @@ def _scored(role: str, bench: OpenedModels, data: Dataset, options: EvaluateOpti
         role=role,
         ref=file.ref,
         totals=totals(file, concrete_shapes(file, dims)),
-        metrics=compute_metrics(predictions, options.average) if predictions else {},
+        metrics=done.metrics(role, options.average),
         predictions=predictions,
         classes=per_class(predictions) if predictions and classes and options.per_class else (),
         confusion=confusion(predictions) if predictions and classes and options.per_class else None,

@@ -10,7 +10,7 @@ from prunecli.data import Classes
 from prunecli.evaluation.fidelity import MEASURES, Fidelity
 from prunecli.evaluation.gates import GateResult, Span, raise_if_failed
 from prunecli.evaluation.latency import Latency, Speedup
-from prunecli.evaluation.quality import METRICS, Average, Significance
+from prunecli.evaluation.quality import METRICS, Average, Merit, Significance
 from prunecli.evaluation.reading import Predictions
 from prunecli.evaluation.robustness import CORRUPTIONS, Stress
 from prunecli.report.result import Reported
@@ -50,6 +50,7 @@ class Evaluation(Reported):
     notes: Sequence[str] = ()
     data_notes: Sequence[str] = ()
     classes: Classes | None = None
+    asked: Mapping[str, Merit] = field(default_factory=dict)
     gates: Sequence[GateResult] = ()
     seconds: float = 0.0
 
@@ -60,6 +61,11 @@ class Evaluation(Reported):
     @property
     def baseline(self) -> Scored | None:
         return self.models[1] if len(self.models) > 1 else None
+
+    @property
+    def merits(self) -> Mapping[str, Merit]:
+        """What is known of each metric, by name."""
+        return {**METRICS, **self.asked}
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where a gate failed."""
@@ -85,8 +91,8 @@ def delta(found: Evaluation) -> Json:
     result: Json = {}
     for name, value in found.model.metrics.items():
         if name in found.baseline.metrics:
-            loss = METRICS[name].sign * (found.baseline.metrics[name] - value)
-            result[name] = {METRICS[name].change: loss}
+            merit = found.merits[name]
+            result[name] = {merit.change: merit.sign * (found.baseline.metrics[name] - value) + 0.0}
     if found.speedup is not None:
         result["latency"] = found.speedup.to_json() | ({"why": found.slower_because} if found.slower_because else {})
     new, old = sizes(found.model), sizes(found.baseline)
@@ -98,10 +104,10 @@ def delta(found: Evaluation) -> Json:
     return result
 
 
-def gaps(scored: Scored) -> dict[str, float]:
+def gaps(scored: Scored, merits: Mapping[str, Merit]) -> dict[str, float]:
     """How much better each metric is on the training data than on the test data."""
     return {
-        name: METRICS[name].sign * (value - scored.metrics[name])
+        name: merits[name].sign * (value - scored.metrics[name])
         for name, value in scored.train.items()
         if name in scored.metrics
     }
@@ -112,7 +118,7 @@ def figures(found: Evaluation) -> dict[str, float]:
     values: Json = {}
     for scored in found.models:
         prefix = "" if scored is found.model else "baseline."
-        values |= {f"{prefix}{name}": value for name, value in _own(scored)}
+        values |= {f"{prefix}{name}": value for name, value in _own(scored, found.merits)}
     for name, changes in delta(found).items():
         values |= {f"{name}.{key}": value for key, value in changes.items() if not isinstance(value, str)}
     if found.speedup is not None and found.speedup.reason:
@@ -128,24 +134,26 @@ def figures(found: Evaluation) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _own(scored: Scored) -> Iterator[tuple[str, float | None]]:
+def _own(scored: Scored, merits: Mapping[str, Merit]) -> Iterator[tuple[str, float | None]]:
     yield from scored.metrics.items()
     yield from sizes(scored).items()
-    yield from ((f"{name}.gap", value) for name, value in gaps(scored).items())
+    yield from ((f"{name}.gap", value) for name, value in gaps(scored, merits).items())
     if scored.latency is not None:
         found = scored.latency.to_json()
         yield from ((f"latency.{name}", found[name]) for name in LATENCY)
 
 
-def known() -> dict[str, Span]:
-    """Return every name that an evaluation may have, with its least and its largest value."""
+def known(asked: Mapping[str, Merit]) -> dict[str, Span]:
+    """Return every name that an evaluation may have, with its least and its largest value. `asked`: the metrics of
+    --metric."""
+    merits = {**METRICS, **asked}
     amount = (0.0, math.inf)
-    own = {name: each.span for name, each in METRICS.items()}
+    own = {name: each.span for name, each in merits.items()}
     own |= {name: (0, 1) if name == "sparsity" else amount for name in SIZES}
-    own |= {f"{name}.gap": difference(each.span) for name, each in METRICS.items()}
+    own |= {f"{name}.gap": difference(each.span) for name, each in merits.items()}
     own |= {f"latency.{name}": amount for name in LATENCY}
     found = {**own, **{f"baseline.{name}": span for name, span in own.items()}}
-    found |= {f"{name}.{each.change}": difference(each.span) for name, each in METRICS.items()}
+    found |= {f"{name}.{each.change}": difference(each.span) for name, each in merits.items()}
     found |= {f"{name}.ratio": amount for name in SIZES if name != "sparsity"}
     found |= {"sparsity.rise": (-1, 1), "significance.p": (0, 1)}
     found |= {name: each.span for name, each in MEASURES.items()}
@@ -158,18 +166,19 @@ def difference(span: Span) -> Span:
     return span[0] - span[1], span[1] - span[0]
 
 
-def needs(name: str) -> list[str]:
-    """Return what a figure needs: of baseline, fidelity, labels, latency, train, robustness."""
+def needs(name: str, asked: Mapping[str, Merit]) -> list[str]:
+    """Return what a figure needs: of baseline, fidelity, labels, latency, train, robustness. What the metrics that were
+    asked for need is said by these."""
     plain = name.removeprefix("baseline.")
     first, _, last = plain.partition(".")
-    asked = {
+    wanted = {
         "baseline": plain != name or last in ("drop", "rise", "ratio", *SPEEDUP) or first == "significance",
         "fidelity": first in MEASURES,
-        "labels": first in METRICS or first == "significance",
+        "labels": (first in METRICS and first not in asked) or first == "significance",
         "latency": first == "latency",
         "train": last == "gap",
         "robustness": first == "robustness",
     }
     if first == "robustness":
-        asked["baseline"] = False
-    return [need for need, yes in asked.items() if yes]
+        wanted["baseline"] = False
+    return [need for need, yes in wanted.items() if yes]

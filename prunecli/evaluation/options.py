@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +13,30 @@ from prunecli.options.groups import Batched, Gated, OutputNamed, Reporting, Runn
 if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
     from prunecli.evaluation.passes import Asked
+    from prunecli.evaluation.quality import Merit
 
 QUALITY = "Measurements"
+NAMES = (
+    "accuracy",
+    "f1",
+    "rmse",
+    "miou",
+    "psnr",
+    "ssim",
+    "perplexity",
+    "wer",
+    "spearman",
+    "recall_at_5",
+    "map",
+    "map50",
+)
+"""Metrics that help names; an unknown one is answered with all."""
+METRIC = "NAME|FILE.py:FUNCTION"
+METRIC_HELP = (
+    f"what quality means: {', '.join(NAMES)}, ..., or a function of your own of `predictions`, `labels`, `inputs` or"
+    " `outputs`, where more is better, else lower:FILE.py:FUNCTION. Default: all that fits the labels (evaluate; repeatable"
+    " there); accuracy or r2, without labels top1_agreement or cosine (trials)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +54,10 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         Any,
         Option("the training data, for the gap between training and test data", DATA, "D"),
     ] = None
+    metric: Annotated[
+        tuple[str, ...],
+        Option(METRIC_HELP, QUALITY, METRIC),
+    ] = ()
     task: Annotated[Literal["auto", "classification", "regression"], Option("what the labels mean", QUALITY)] = "auto"
     average: Annotated[
         Literal["weighted", "macro", "micro"], Option("of precision, recall and F1 over the classes", QUALITY)
@@ -48,8 +75,9 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         from prunecli.evaluation.gates import parse_gate
 
         super().check()
+        assert self.merits is not None
         for text in self.gates:
-            parse_gate(text, known())
+            parse_gate(text, known(self.asked.metrics))
 
     @property
     def measures_time(self) -> bool:
@@ -73,7 +101,14 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
     def asked(self) -> Asked:
         from prunecli.evaluation.passes import Asked
 
-        return Asked(self.task, self.output_name)
+        return Asked(self.task, self.output_name, self.merits)
+
+    @cached_property
+    def merits(self) -> dict[str, Merit]:
+        """The metrics of --metric by their short names."""
+        from prunecli.evaluation.sample_metrics import find_metrics
+
+        return find_metrics(self.metric) if self.metric else {}
 
 
 @dataclass(frozen=True, kw_only=True)

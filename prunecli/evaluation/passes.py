@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from prunecli.data import Batch, Dataset, random_data
 from prunecli.data.columns import cast
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.quality import Average, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
+from prunecli.evaluation.sample_metrics import Entry, MetricCollector, SampleMetric, largest
 from prunecli.inputs import SYNTHETIC, InputSpec, resolve_shapes
 from prunecli.model import Dims, Model, load
 from prunecli.model.shapes import input_specs, with_demands
@@ -230,16 +233,42 @@ class Asked:
 
     task: Task | None = None
     output_name: str | None = None
+    metrics: Mapping[str, Merit] = field(default_factory=dict)
+    """Those that the user names; none: all that have a meaning for the labels."""
+
+    @property
+    def of_samples(self) -> dict[str, SampleMetric]:
+        return {name: metric for name, metric in self.metrics.items() if isinstance(metric, SampleMetric)}
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels are to be read as classes or numbers."""
+        return not self.metrics or len(self.of_samples) < len(self.metrics)
 
 
 @dataclass(frozen=True)
 class EvaluationPass:
     """`predictions` by role, empty without labels. `fidelity` to the baseline, or without one to the recorded
-    outputs of a model-zoo test set, or None."""
+    outputs of a model-zoo test set, or None. `entries`: by role, what the metrics of samples are computed from."""
 
     predictions: Mapping[str, Predictions]
     fidelity: Fidelity | None
     samples: int
+    asked: Asked = field(default_factory=Asked)
+    entries: Mapping[str, Mapping[str, Sequence[Entry]]] = field(default_factory=dict)
+
+    def metrics(self, role: str, average: Average) -> dict[str, float]:
+        """The figures of a model: those that were asked for, in that order, or all."""
+        read = compute_metrics(self.predictions[role], average) if role in self.predictions else {}
+        if not self.asked.metrics:
+            return read
+        own = {name: m.value(self.entries[role][name]) for name, m in self.asked.of_samples.items()}
+        missing = [name for name in self.asked.metrics if name not in own and name not in read]
+        if missing:
+            raise PruneError(
+                f"--metric {missing[0]} has no meaning for this model and data", f"it has {', '.join(read)}"
+            )
+        return {name: own[name] if name in own else read[name] for name in self.asked.metrics}
 
     @property
     def reading(self) -> Reading | None:
@@ -259,8 +288,12 @@ def run_pass(
     Raises:
         PruneError: no output fits the labels, or the models' outputs differ in shape.
     """
-    labels = data.labels
+    labels = data.labels if asked.reads_labels else None
+    if asked.metrics and asked.reads_labels and labels is None:
+        raise PruneError("the metrics need labels", "give data with labels")
     collectors: dict[str, Collector] = {}
+    top = largest(data.labels) if asked.of_samples else math.nan
+    kept = {role: MetricCollector(asked.of_samples, asked.output_name, top) for role in runners}
     fidelity = FidelityCollector(main=asked.output_name)
     for batch in progress(data.batches(batch_size), label, data.batch_count(batch_size)):
         outputs = {role: runner.run(batch) for role, runner in runners.items()}
@@ -272,9 +305,12 @@ def run_pass(
         for role, collector in collectors.items():
             _check_shape(collector, outputs)
             collector.add(_labels(batch), outputs[role])
+        for role, keeper in kept.items():
+            keeper.add(batch, outputs[role])
         _add_fidelity(fidelity, batch, outputs)
     name = BASELINE if BASELINE in runners else "the recorded outputs"
-    return EvaluationPass(_results(collectors), fidelity.result(name, data.source), len(data))
+    entries = {role: keeper.found for role, keeper in kept.items()}
+    return EvaluationPass(_results(collectors), fidelity.result(name, data.source), len(data), asked, entries)
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:

@@ -25,12 +25,10 @@ MAX_CONFUSION = 200
 
 
 @dataclass(frozen=True)
-class Metric:
+class Merit:
     """`higher`: whether more is better. `fraction`: in [0, 1], shown in percent. `span`: the least and the most that it
     can be."""
 
-    compute: Compute
-    regression: bool
     higher: bool
     fraction: bool
     span: tuple[float, float]
@@ -44,6 +42,14 @@ class Metric:
     def change(self) -> str:
         """What the contract calls a loss of it: drop where more is better, else rise."""
         return "drop" if self.higher else "rise"
+
+
+@dataclass(frozen=True)
+class Metric(Merit):
+    """A figure of predictions of classes, or of numbers (`regression`)."""
+
+    compute: Compute
+    regression: bool
 
 
 METRICS: dict[str, Metric] = {}
@@ -60,7 +66,7 @@ def metric(
     """Register a figure of merit; it may return None where it has no meaning."""
 
     def add(compute: Compute) -> Compute:
-        METRICS[name] = Metric(compute, regression, higher, fraction, span)
+        METRICS[name] = Metric(higher, fraction, span, compute, regression)
         return compute
 
     return add

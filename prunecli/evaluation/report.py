@@ -101,7 +101,7 @@ def _model_json(scored: Scored, found: Evaluation) -> Json:
 def _overfitting_json(found: Evaluation) -> Json | None:
     if not found.train_samples:
         return None
-    roles = {s.role: {"train": dict(s.train), "gap": gaps(s)} for s in found.models}
+    roles = {s.role: {"train": dict(s.train), "gap": gaps(s, found.merits)} for s in found.models}
     return {"train_samples": found.train_samples, **roles}
 
 
@@ -122,7 +122,7 @@ def to_document(found: Evaluation) -> Document:
 
 
 SHOWN = 2
-"""Metrics in the table that every reader sees: the first ones."""
+"""Metrics in the table that every reader sees: the first ones, or those that were asked for."""
 CLOSE = ("top1_agreement", "cosine", "snr_db")
 UNSEEN = ("nonzero",)
 
@@ -146,7 +146,7 @@ def _fidelity(found: Evaluation) -> list[tuple[str, float | None]]:
 
 def _overview(found: Evaluation) -> Table:
     """Quality, speed and size in one table; without labels, how close the outputs are stands for quality."""
-    rows, other = _quality_rows(found)[:SHOWN], "baseline" if found.baseline else "original"
+    rows, other = _quality_rows(found)[: len(found.asked) or SHOWN], "baseline" if found.baseline else "original"
     close = [(key, value) for key, value in _fidelity(found) if key in CLOSE and value is not None]
     empty: list[Cell] = [] if found.baseline is None else [None, None]
     rows += [[f"{key.replace('_', ' ')} with the {other}", number(value), *empty]
@@ -199,12 +199,14 @@ def _quality_rows(found: Evaluation) -> list[list[Cell]]:
 
 def _quality(found: Evaluation) -> Iterator[Section]:
     predictions = found.model.predictions
-    if predictions is None:
+    if not found.model.metrics:
         return
-    scale = f", read as {predictions.reading.scale}" if predictions.reading.scale else ""
-    note = f"{found.samples:,} samples of {found.source}; output {predictions.reading.output}{scale}"
-    if not predictions.reading.regression:
-        note += f"; precision, recall and F1 are {found.average} averages"
+    note = f"{found.samples:,} samples of {found.source}"
+    if predictions is not None:
+        scale = f", read as {predictions.reading.scale}" if predictions.reading.scale else ""
+        note += f"; output {predictions.reading.output}{scale}"
+        if not predictions.reading.regression:
+            note += f"; precision, recall and F1 are {found.average} averages"
     yield Table("Quality", _columns(found, "metric"), _quality_rows(found), note)
 
 
@@ -213,7 +215,7 @@ def _train_gap(found: Evaluation) -> Iterator[Section]:
         return
     rows: list[list[Cell]] = []
     for scored in found.models:
-        for name, gap in gaps(scored).items():
+        for name, gap in gaps(scored, found.merits).items():
             figures = (scored.train[name], scored.metrics[name], gap)
             rows.append([scored.role, name.replace("_", " "), *map(number, figures)])
     columns = [Column("of"), Column("metric"), *(Column(c, "number") for c in ("train", "test", "gap"))]
@@ -223,12 +225,12 @@ def _train_gap(found: Evaluation) -> Iterator[Section]:
 
 
 def _gap_words(found: Evaluation) -> str:
-    name = "rmse" if "rmse" in found.model.metrics else "accuracy"
-    own = gaps(found.model)[name]
+    name = next((n for n in ("rmse", "accuracy") if n in found.model.metrics), next(iter(found.model.metrics)))
+    own = gaps(found.model, found.merits)[name]
     text = f"The model's {name} is {abs(own):.4g} {'better' if own > 0 else 'worse'} on its training data"
     if found.baseline is None:
         return f"{text} than on the test data."
-    other = gaps(found.baseline)[name]
+    other = gaps(found.baseline, found.merits)[name]
     trend = "narrower" if own < other else "wider" if own > other else "the same"
     return f"{text} than on the test data; the baseline's gap is {other:.4g}, so the model's is {trend}."
 
@@ -318,7 +320,7 @@ def _robustness(stress: Stress, both: bool) -> Table:
 
 def quality_bars(found: Evaluation) -> Iterator[Section]:
     """The metrics that are fractions, before and after."""
-    names = [n for n, value in found.model.metrics.items() if METRICS[n].fraction and np.isfinite(value)]
+    names = [n for n, value in found.model.metrics.items() if found.merits[n].fraction and np.isfinite(value)]
     if names:
         series = [(s.role, [s.metrics.get(name) for name in names]) for s in reversed(found.models)]
         yield Bars("Quality side by side", [n.replace("_", " ") for n in names], series, "percent")

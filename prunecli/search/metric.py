@@ -18,8 +18,9 @@ from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
 from prunecli.evaluation.passes import Asked
-from prunecli.evaluation.quality import METRICS, compute_metrics
+from prunecli.evaluation.quality import METRICS, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
+from prunecli.evaluation.sample_metrics import BLOCKS, MetricCollector, SampleMetric, find_metrics, largest
 from prunecli.structures.blocks import log_scores
 
 Array = np.ndarray[Any, Any]
@@ -31,8 +32,6 @@ FIDELITY = ("top1_agreement", "cosine")
 PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
 SURE = 2.0
 """Standard errors that a difference must exceed to be more than noise."""
-BLOCKS = 40
-"""Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,47 @@ class Drop:
 
 @dataclass(frozen=True)
 class TrialMetric:
-    """`reading` None: fidelity of `output` to the original. `scales`: mean square of each output that is no class
-    score, over the data. `reference`: the original's predictions, of labelled data."""
+    """`reading` and `judge` None: fidelity of `output` to the original. `scales`: mean square of each output that is no
+    class score, over the data. `reference`: the original's predictions, of labelled data. `judge`: what judges
+    samples in place of a reading, `own`: its records of the original, `top`: the largest label."""
 
     name: str
     output: str
     reading: Reading | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     reference: Predictions | None = None
+    judge: SampleMetric | None = None
+    own: Records = field(default_factory=dict)
+    top: float = math.nan
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other metrics, the content of a function's file included."""
+        return self.name if self.judge is None else self.judge.identity
+
+    @property
+    def merit(self) -> Merit:
+        if self.judge is not None:
+            return self.judge
+        return METRICS[self.name] if self.name in METRICS else Merit(True, self.name == "top1_agreement", (0, 1))
 
     @property
     def higher(self) -> bool:
-        return self.name in FIDELITY or METRICS[self.name].higher
+        return self.merit.higher
 
     @property
     def counted(self) -> bool:
         """Whether the metric counts samples that are right, so that it moves in steps."""
-        return self.name == "top1_agreement" or (self.name in METRICS and METRICS[self.name].fraction)
+        return self.merit.fraction
 
     @property
     def from_zero(self) -> bool:
         """Whether nothing is worse than 0."""
-        return self.name in FIDELITY or METRICS[self.name].fraction
+        return self.name in FIDELITY or self.merit.fraction
+
+    def wanted(self, outputs: Outputs) -> Outputs:
+        """The outputs that the metric looks at."""
+        return outputs if self.judge is not None else {self.output: outputs[self.output]}
 
     @property
     def change(self) -> Literal["drop", "rise"]:
@@ -80,6 +98,11 @@ class TrialMetric:
 
     def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
         """Of batches with a trial's outputs and the original's on them."""
+        if self.judge is not None:
+            collector = MetricCollector({self.name: self.judge}, self.output, self.top)
+            for batch, out, _ in pairs:
+                collector.add(batch, _trimmed(batch, out))
+            return self.judge.parts(collector.found[self.name])
         if self.reading is None:
             rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]))
                     for batch, out, ref in pairs for name in [self.output]]  # fmt: skip
@@ -97,6 +120,8 @@ class TrialMetric:
 
     def value(self, records: Records) -> float:
         """The metric."""
+        if self.judge is not None:
+            return float(records["each"].mean() if "each" in records else records["parts"][0])
         if self.reading is None:
             return float(records["fidelity"].mean())
         return _metric(self.name, self.of(records))
@@ -104,10 +129,14 @@ class TrialMetric:
     @property
     def baseline(self) -> float:
         """The metric of the original."""
+        if self.judge is not None:
+            return self.value(self.own)
         return 1.0 if self.reference is None else _metric(self.name, self.reference)
 
     def drop(self, records: Records) -> Drop:
         """Against the original on the same samples, infinite where the metric is not a number."""
+        if self.judge is not None:
+            return _judged_drop(self.judge, self.own, records)
         if self.reading is None:
             return _mean_drop(1 - records["fidelity"], self.counted)
         assert self.reference is not None
@@ -142,6 +171,11 @@ def choose_metric(
     if not floats:
         raise PruneError("the model has no floating-point output", "export it with its scores as an output")
     scales = {name: _scale([r[name] for r in reference]) for name in floats}
+    merits = find_metrics([wanted]) if wanted is not None and wanted not in MEASURES else {}
+    for name, judge in merits.items():
+        if isinstance(judge, SampleMetric):
+            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge, top=largest(labels))
+            return _with_own(found, zip(batches, reference, reference, strict=True))
     if labels is None or wanted in MEASURES:
         output = asked.output_name or floats[0]
         _check_output(output, floats)
@@ -150,12 +184,27 @@ def choose_metric(
         found = TrialMetric(chosen, output, scales=scales)
         _check_numbers(found, batches, reference)
         return found
-    trimmed = {n: batches[0].trim(n, v) if isinstance(v, np.ndarray) else v for n, v in reference[0].items()}
-    reading = choose_reading(labels, trimmed, asked.task, asked.output_name, classes)
+    reading = choose_reading(labels, _trimmed(batches[0], reference[0]), asked.task, asked.output_name, classes)
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = wanted or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
     return TrialMetric(chosen, reading.output, base.reading, scales, base)
+
+
+def _trimmed(batch: Batch, outputs: Outputs) -> dict[str, Any]:
+    return {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
+
+
+def _with_own(found: TrialMetric, own: Iterable[tuple[Batch, Outputs, Outputs]]) -> TrialMetric:
+    """With the records of the original.
+
+    Raises:
+        PruneError: its figure is not a number.
+    """
+    found = replace(found, own=found.records(own))
+    if not math.isfinite(found.baseline):
+        raise PruneError(f"--metric {found.name} of the original is {found.baseline}", "check the data and the labels")
+    return found
 
 
 def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
@@ -189,14 +238,10 @@ def _check_fidelity(name: str) -> None:
     if name in MEASURES:
         raise PruneError(f"--metric {name} is no mean over samples: nothing follows from it for new data",
                          f"use {' or '.join(FIDELITY)}")  # fmt: skip
-    if name in METRICS:
-        raise PruneError(f"--metric {name} needs labels", f"give labels, or use {' or '.join(FIDELITY)}")
-    raise PruneError(f"there is no metric {name}", f"choose from {', '.join((*METRICS, *FIDELITY))}")
+    raise PruneError(f"--metric {name} needs labels", f"give labels, or use {' or '.join(FIDELITY)}")
 
 
 def _check_metric(name: str, base: Predictions) -> None:
-    if name not in METRICS:
-        raise PruneError(f"there is no metric {name}", f"choose from {', '.join((*METRICS, *FIDELITY))}")
     known = compute_metrics(base)
     if name not in known or not math.isfinite(known[name]):
         raise PruneError(f"--metric {name} has no meaning for this model and data", f"it has {', '.join(known)}")
@@ -257,17 +302,28 @@ def _mean_drop(each: Array, counted: bool) -> Drop:
 def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool) -> Drop:
     """A drop that is no mean: its variance from what it is without each of some blocks of samples."""
     whole, count = figure(trial, base), base.samples
-    if not math.isfinite(whole):
-        return Drop(math.inf, math.inf, count)
     blocks = min(BLOCKS, count)
     owner = np.random.default_rng(0).permutation(count) % blocks
     ranks = np.unique(base.sample, return_inverse=True)[1]
-    pseudo = []
-    for block in range(blocks):
-        keep = owner[ranks] != block
-        value = figure(_some(trial, keep), _some(base, keep))
-        if math.isfinite(value):
-            pseudo.append(blocks * whole - (blocks - 1) * value)
+    kept = [owner[ranks] != block for block in range(blocks)] if math.isfinite(whole) else []
+    return _from_blocks(whole, [figure(_some(trial, keep), _some(base, keep)) for keep in kept], count, counted)
+
+
+def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
+    """The drop of a metric of samples, of the records of the original and of a trial."""
+    if "each" in own and "each" in records:
+        steps = judge.fraction or bool(np.isin(own["each"], (0, 1)).all())
+        return _mean_drop(judge.sign * (own["each"] - records["each"]), steps)
+    lost = judge.sign * (own["parts"] - records["parts"])
+    return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), judge.fraction)
+
+
+def _from_blocks(whole: float, without: Sequence[float], count: int, counted: bool) -> Drop:
+    """A drop by what it is of all samples, and without each of some blocks of them."""
+    if not math.isfinite(whole):
+        return Drop(math.inf, math.inf, count)
+    blocks = len(without)
+    pseudo = [blocks * whole - (blocks - 1) * value for value in without if math.isfinite(value)]
     spread = float(np.var(pseudo, ddof=1)) if len(pseudo) > 1 else 1.0
     return Drop(whole, spread / blocks * count + counted / count, count)
 

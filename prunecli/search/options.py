@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
+from prunecli.evaluation.options import METRIC, METRIC_HELP
 from prunecli.masks.criteria import element_names, of_structures
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option
 from prunecli.options.groups import (
@@ -55,9 +56,7 @@ class TrialOptions(
     ] = None  # fmt: skip
     metric: Annotated[
         str | None,
-        Option(
-            "any of `prune evaluate`; default accuracy or r2, without labels top1_agreement or cosine", DATA, "NAME"
-        ),
+        Option(METRIC_HELP, DATA, METRIC),
     ] = None
     probes: Annotated[int, Option("samples on which the damage by each layer is measured", DATA, "N", least=1)] = 256
     jobs: Annotated[

@@ -89,7 +89,7 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     files, metric, provider = _files(file), samples.metric, options.execution.provider
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(samples.batches),
-        [metric.name, metric.output, options.probes, provider], [__version__, version()],
+        [metric.identity, metric.output, options.probes, provider], [__version__, version()],
     )  # fmt: skip
     workspace = Workspace(identity, files, pruner.at, samples, samples.probes(options.probes), provider=provider)
     return TrialSetup(

@@ -136,8 +136,7 @@ class _ModelRun:
         mine, theirs = ({n: batch.trim(n, found[n]) for n in self.metric.scales} for found in (outputs, reference))
         self.damages.append(self.metric.damage(theirs, mine, batch.count))
         if not self.probe:
-            wanted = self.metric.output
-            self.seen.append((batch, {wanted: outputs[wanted]}, {wanted: reference[wanted]}))
+            self.seen.append((batch, self.metric.wanted(outputs), self.metric.wanted(reference)))
 
     def outcome(self) -> Outcome:
         each = np.concatenate(self.damages)

@@ -133,3 +133,34 @@ def test_what_is_not_measurable_now_fails_its_gate(gate: str, prune: Prune, monk
     assert done.json["delta"]["latency"] == {"speedup": None, "low": None, "high": None, "reason": busy}
     assert done.json["gates"] == [{"expr": gate, "value": None, "passed": False, "reason": busy}]
     assert prune(*EVALUATE, "--fail-if", "params<1").code == 0
+
+
+def test_metrics_of_the_user_are_figures_of_gates(prune: Prune, tmp_path: Path) -> None:
+    """A function as metric, with its name in the table, in JSON and in gates; its error has no traceback."""
+    (tmp_path / "own.py").write_text(
+        "def right(predictions, labels):\n    return (predictions.argmax(1) == labels).mean()\n"
+        "def wrong(predictions, labels):\n    return predictions.argmax(1) != labels\n"
+        "def fails(predictions):\n    return [][1]\n"
+    )
+    base = [
+        "evaluate",
+        MLP,
+        "--baseline",
+        CNN,
+        "--data",
+        SAMPLES / "digits-test.npz",
+        "--no-latency",
+        "--format",
+        "json",
+    ]
+    own = tmp_path / "own.py"
+    run = prune(*base, "--metric", f"{own}:right", "--metric", f"lower:{own}:wrong", "--metric", "accuracy",
+                "--fail-if", "wrong.rise>1%", "--fail-if", "right<50%")  # fmt: skip
+    assert run.code == 1
+    model, baseline = (m["metrics"] for m in run.json["models"])
+    assert list(model) == ["right", "wrong", "accuracy"]
+    assert model["right"] == model["accuracy"] == pytest.approx(1 - model["wrong"])
+    delta = run.json["delta"]
+    assert delta["wrong"] == {"rise": pytest.approx(model["wrong"] - baseline["wrong"])}
+    failed = prune(*base, "--metric", f"{own}:fails")
+    assert failed.code == 2 and "own.py line 6" in failed.err and "Traceback" not in failed.err

@@ -140,13 +140,13 @@ def test_a_gate_that_is_decided_beforehand_is_refused(text: str) -> None:
     with pytest.raises(
         PruneError, match=r"decided before anything is measured: .* (lies between|is at least|is at most)"
     ) as caught:
-        parse_gate(text, known())
+        parse_gate(text, known({}))
     assert DECIDED[text] in caught.value.hint and caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("text", OPEN)
 def test_a_gate_that_may_fail_or_not_is_taken(text: str) -> None:
-    assert parse_gate(text, known()).expr == text
+    assert parse_gate(text, known({})).expr == text
 
 
 def test_every_operator_is_tested() -> None:

@@ -271,10 +271,12 @@ def test_every_figure_has_a_name_and_every_name_a_figure() -> None:
         full = {"train_data": train, "robustness": True, "latency": True, "latency_runs": 3}
         values = figures(measured(model, f"{data}-test.npz", model, **full))
         seen |= set(values)
-    assert seen == set(known())
+    assert seen == set(known({}))
     alone = figures(measured("digits-mlp", "digits-test.npz"))
-    assert all(needs(name) in ([], ["labels"]) for name in alone)
-    assert all(needs(name) for name in known() if name not in alone and not name.startswith(("mae", "rmse", "r2")))
+    assert all(needs(name, {}) in ([], ["labels"]) for name in alone)
+    assert all(
+        needs(name, {}) for name in known({}) if name not in alone and not name.startswith(("mae", "rmse", "r2"))
+    )
 
 
 # gate -> what it lacks in an evaluation of a model alone, without data

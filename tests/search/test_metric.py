@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,3 +160,25 @@ def test_defaults() -> None:
     assert judged(None, NUMBERS, NUMBERS, NUMBERS)[0].name == "r2"
     assert judged(None, None, LOGITS, LOGITS)[0].name == "top1_agreement"
     assert judged(None, None, NUMBERS, NUMBERS)[0].name == "cosine"
+
+
+def test_a_metric_of_samples_is_a_goal_with_its_noise() -> None:
+    """A figure of the registry that is no mean, by blocks; one number per sample, as the metric of the same name."""
+    found, records = judged("miou", CLASSES[:, None], LOGITS[..., None], NOISY[..., None])
+    assert found.judge is not None and set(records) == {"parts", "samples"} and found.higher
+    drop = found.drop(records)
+    assert drop.value == pytest.approx(found.baseline - found.value(records)) and 0 < drop.value < 0.4
+    plain, rows = judged("f1", CLASSES, LOGITS, NOISY)
+    assert 0.5 < drop.error() / plain.drop(rows).error() < 2  # F1 and IoU say nearly the same
+    assert found.drop(found.own).value == 0 and found.drop(found.own).error() == pytest.approx(1 / 400)
+
+
+@pytest.mark.parametrize(("prefix", "sign"), [("", 1), ("lower:", -1)])
+def test_a_function_of_the_user_is_a_goal(tmp_path: Path, prefix: str, sign: int) -> None:
+    (tmp_path / "own.py").write_text("def right(predictions, labels):\n    return predictions.argmax(1) == labels\n")
+    found, records = judged(f"{prefix}{tmp_path / 'own.py'}:right", CLASSES, LOGITS, NOISY)
+    plain, rows = judged("accuracy", CLASSES, LOGITS, NOISY)
+    own, wanted = found.drop(records), plain.drop(rows)
+    assert (found.name, found.baseline, found.higher) == ("right", plain.baseline, sign == 1)
+    assert (own.value, own.variance) == pytest.approx((sign * wanted.value, wanted.variance))
+    assert str(tmp_path) in found.identity

@@ -1,0 +1,290 @@
+"""Metrics of maps, images, tokens, text and embeddings, computed by the libraries of each field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prunecli.data.columns import is_float
+from prunecli.errors import PruneError
+from prunecli.evaluation.reading import IGNORED
+from prunecli.evaluation.sample_metrics import Entry, SampleBatch, sample_metric
+
+Array = np.ndarray[Any, Any]
+VOID = 255
+"""A class of maps that says "do not count", as PASCAL VOC and Cityscapes use it, where the model has no such class."""
+MOST_DB = 100.0
+"""The signal-to-noise ratio of equal images, which would be infinite."""
+
+
+# -- maps of classes ------------------------------------------------------------------------------
+
+
+def _mean_iou(entries: Sequence[Entry]) -> float:
+    """Mean over classes of (pixels of both) / (pixels of either) of all samples, but of those that are in neither."""
+    size = max(each.shape[1] for each in entries)
+    both, either = np.sum([np.pad(each, ((0, 0), (0, size - each.shape[1]))) for each in entries], axis=0)
+    seen = either > 0
+    return float(np.mean(both[seen] / either[seen])) if seen.any() else math.nan
+
+
+@sample_metric("miou", _mean_iou)
+def miou(batch: SampleBatch) -> Sequence[Entry]:
+    """Mean intersection over union. Labels (N, H, W) of class numbers, -100 and 255 are not counted; the output has the
+    scores of classes on axis 1 or the last, one score (N, 1, H, W) of class 1, or class numbers. Everingham et al., The
+    PASCAL Visual Object Classes Challenge, IJCV 2010."""
+    labels = _whole(batch)
+    found, classes = _classes_at(batch.predictions, labels, batch.top)
+    return [_overlap(f.reshape(-1), t.reshape(-1), classes) for f, t in zip(found, labels, strict=True)]
+
+
+def _overlap(found: Array, truth: Array, classes: int) -> Array:
+    """Return pixels in both and in either, by class."""
+    counted = (truth >= 0) & (truth < classes)
+    wrong = counted & (found != truth)
+    both = np.bincount(truth[counted & ~wrong], minlength=classes)
+    return np.stack([both, both + np.bincount(truth[wrong], minlength=classes)
+                     + np.bincount(found[wrong].clip(0, classes - 1), minlength=classes)])  # fmt: skip
+
+
+def _classes_at(output: Array, labels: Array, top: float) -> tuple[Array, int]:
+    """Return the class at each position and the number of classes."""
+    spot = labels.shape[1:]
+    for axis in (1, -1):
+        if output.ndim == labels.ndim + 1 and np.delete(output.shape, axis)[1:].tolist() == list(spot):
+            classes = output.shape[axis]
+            if classes > 1:
+                return _checked(output.argmax(axis), top, classes), classes
+            scores = output.reshape(labels.shape)
+            cut = 0.5 if scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1 else 0.0
+            return _checked((scores > cut).astype(np.int64), top, 2), 2
+    if output.shape == labels.shape and not is_float(output.dtype):
+        return output.astype(np.int64), int(top if top < VOID else max(labels[labels < VOID].max(initial=0), 0)) + 1
+    raise PruneError(f"--metric miou: the output is {output.shape}, the labels are {labels.shape}",
+                     "give one class number for each position of the output")  # fmt: skip
+
+
+def _checked(found: Array, top: float, classes: int) -> Array:
+    if top >= classes and top != VOID:
+        raise PruneError(f"--metric miou: the labels hold the class {top:g}, the output has 0 to {classes - 1}",
+                         f"mark positions that do not count with {IGNORED} or {VOID}")  # fmt: skip
+    return found
+
+
+def _whole(batch: SampleBatch) -> Array:
+    assert batch.labels is not None
+    if batch.labels.dtype.kind not in "biu" and not (batch.labels.dtype.kind == "f" and (batch.labels % 1 == 0).all()):
+        raise PruneError("the labels are no class numbers", "this metric needs whole numbers as labels")
+    return batch.labels.astype(np.int64)
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def _each(entries: Sequence[Entry]) -> Array:
+    return np.array(entries, np.float64)
+
+
+@sample_metric("psnr", _each, span=(-math.inf, math.inf), library="skimage.metrics", extra="metrics")
+def psnr(batch: SampleBatch) -> Sequence[Entry]:
+    """Peak signal-to-noise ratio in dB, mean over images, each at most 100. Labels are the wanted images, of the
+    output's shape; the peak is 255 where they exceed 1, else 1."""
+    from skimage import metrics
+
+    ratio: Any = metrics.peak_signal_noise_ratio  # which has no types
+
+    found, wanted, peak = _images(batch)
+    with np.errstate(divide="ignore"):
+        values = [ratio(w, f, data_range=peak) for f, w in zip(found, wanted, strict=True)]
+    return [min(float(value), MOST_DB) for value in values]
+
+
+@sample_metric("ssim", _each, span=(-1, 1), library="skimage.metrics", extra="metrics")
+def ssim(batch: SampleBatch) -> Sequence[Entry]:
+    """Structural similarity, mean over images, with a Gaussian window as in Wang et al., Image Quality Assessment, IEEE
+    TIP 2004. Labels and peak as of psnr."""
+    from skimage import metrics
+
+    similarity: Any = metrics.structural_similarity  # which has no types
+
+    found, wanted, peak = _images(batch)
+    channels = next((axis for axis in (1, -1) if wanted.ndim == 4 and wanted.shape[axis] in (1, 3, 4)), None)
+    axis = None if channels is None else 0 if channels == 1 else -1
+    if min(np.delete(wanted.shape[1:], axis) if axis is not None else wanted.shape[1:]) < 11:
+        raise PruneError("--metric ssim needs images of at least 11 pixels", "use psnr")
+    how: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return [float(similarity(w, f, data_range=peak, channel_axis=axis, **how))
+            for f, w in zip(found, wanted, strict=True)]  # fmt: skip
+
+
+def _images(batch: SampleBatch) -> tuple[Array, Array, float]:
+    assert batch.labels is not None
+    found, wanted = batch.predictions, batch.labels
+    if wanted.dtype.kind == "U" or found.size != wanted.size or found.ndim < 3:
+        raise PruneError(f"the output is {found.shape}, the labels are {wanted.shape}",
+                         "give the wanted images as labels, of the output's shape")  # fmt: skip
+    peak = 255.0 if batch.top > 1 else 1.0
+    return found.astype(np.float64), wanted.reshape(found.shape).astype(np.float64), peak
+
+
+# -- tokens and text ------------------------------------------------------------------------------
+
+
+def _perplexity(entries: Sequence[Entry]) -> float:
+    total, count = np.sum(entries, axis=0)
+    return math.exp(min(total / count, 700.0)) if count else math.nan
+
+
+@sample_metric("perplexity", _perplexity, higher=False, span=(1, math.inf), needs_labels=False)
+def perplexity(batch: SampleBatch) -> Sequence[Entry]:
+    """exp of the mean of -ln(probability of the token), over all tokens. Labels (N, T) are the tokens that the logits
+    (N, T, V) at each place stand for, -100 is not counted. Without labels, those of the input of tokens, one place on,
+    as of causal language models; an input named "mask" says which count."""
+    from scipy.special import logsumexp
+
+    logits = batch.predictions
+    if logits.ndim != 3 or not is_float(logits.dtype):
+        raise PruneError(
+            f"--metric perplexity: the output is {logits.shape}", "it needs logits (samples, tokens, classes)"
+        )
+    wanted = _next_tokens(batch, logits) if batch.labels is None else _whole(batch)
+    logits = logits[:, : wanted.shape[1]].astype(np.float64)
+    if wanted.shape != logits.shape[:2] or wanted.max(initial=0) >= logits.shape[2]:
+        what = f"tokens {wanted.shape} up to {wanted.max(initial=0)} for logits {logits.shape}"
+        raise PruneError(f"--metric perplexity: {what}", "give one token per place")
+    counted = wanted >= 0
+    own = np.take_along_axis(logits, np.where(counted, wanted, 0)[..., None], axis=2)[..., 0]
+    lost = np.where(counted, logsumexp(logits, axis=2) - own, 0.0)
+    return list(zip(lost.sum(axis=1).tolist(), counted.sum(axis=1).tolist(), strict=True))
+
+
+def _next_tokens(batch: SampleBatch, logits: Array) -> Array:
+    tokens = [v for n, v in batch.inputs.items()
+              if v.shape == logits.shape[:2] and v.dtype.kind in "iu" and not _auxiliary(n)]  # fmt: skip
+    if len(tokens) != 1:
+        raise PruneError("--metric perplexity: no single input holds the tokens", "give them as labels, one place on")
+    masks = [v for n, v in batch.inputs.items() if v.shape == tokens[0].shape and "mask" in n.lower()]
+    wanted = tokens[0][:, 1:].astype(np.int64)
+    return np.where(masks[0][:, 1:] != 0, wanted, IGNORED) if masks else wanted
+
+
+def _auxiliary(name: str) -> bool:
+    return any(word in name.lower() for word in ("mask", "position", "type", "segment"))
+
+
+def _error_rate(entries: Sequence[Entry]) -> float:
+    wrong, words = np.sum(entries, axis=0)
+    return float(wrong / words) if words else math.nan
+
+
+@sample_metric("wer", _error_rate, higher=False, span=(0, math.inf), library="jiwer", extra="metrics")
+def wer(batch: SampleBatch) -> Sequence[Entry]:
+    """Word error rate: (substitutions + deletions + insertions) / (words of the labels). The output is text, token
+    numbers, or scores (N, T, classes) of CTC (Graves et al., ICML 2006): the best class of each step, repeats joined,
+    blanks left out; the blank is class 0, or the last one where labels have a 0. Labels are text, or numbers with -100
+    where there is none; each number is a word."""
+    from jiwer import process_words
+
+    assert batch.labels is not None
+    blank = 0 if not (batch.labels == 0).any() else -1
+    if (batch.labels.dtype.kind == "U") != (batch.predictions.dtype.kind in "OU"):
+        raise PruneError(f"--metric wer: labels of type {batch.labels.dtype} for an output {batch.predictions.shape}",
+                         "give labels as the output writes them: text for text, numbers for tokens")  # fmt: skip
+    found, wanted = _texts(batch.predictions, blank), _texts(batch.labels, blank)
+    entries = []
+    for mine, theirs in zip(found, wanted, strict=True):
+        words = len(theirs.split())
+        if not words or not mine.split():
+            entries.append((max(words, len(mine.split())), words))
+            continue
+        told = process_words(theirs, mine)
+        entries.append((told.substitutions + told.deletions + told.insertions, words))
+    return entries
+
+
+def _texts(values: Array, blank: int) -> list[str]:
+    """Return one text per sample, of tokens as numbers with blanks between them."""
+    if values.dtype.kind in "OU":
+        return [" ".join(map(str, np.atleast_1d(row).reshape(-1).tolist())) for row in values]
+    if is_float(values.dtype) and values.ndim == 3:
+        best = values.argmax(axis=2)
+        changed = np.concatenate([np.ones((len(best), 1), bool), best[:, 1:] != best[:, :-1]], axis=1)
+        kept = changed & (best != blank % values.shape[2])
+        return [" ".join(map(str, row[mine].tolist())) for row, mine in zip(best, kept, strict=True)]
+    if values.ndim > 2 or (is_float(values.dtype) and (values % 1 != 0).any()):
+        raise PruneError(f"--metric wer: {values.shape} are neither tokens nor scores of CTC", "choose another output")
+    rows = values.reshape(len(values), -1).astype(np.int64)
+    return [" ".join(map(str, row[row >= 0].tolist())) for row in rows]
+
+
+# -- embeddings -----------------------------------------------------------------------------------
+
+
+def _rank_correlation(entries: Sequence[Entry]) -> float:
+    from scipy.stats import spearmanr
+
+    if isinstance(entries[0], float | int) or np.ndim(entries[0][0]) == 0:
+        found, wanted = np.array(entries, np.float64).T
+    else:
+        pairs: dict[float, list[Entry]] = {}
+        for each in entries:
+            pairs.setdefault(each[1], []).append(each)
+        whole = [pair for pair in pairs.values() if len(pair) == 2]
+        found = np.array([float(a[0] @ b[0]) for a, b in whole])
+        wanted = np.array([a[2] for a, _ in whole])
+    if len(found) < 3 or np.ptp(found) == 0 or np.ptp(wanted) == 0:
+        return math.nan
+    return float(spearmanr(found, wanted).statistic)
+
+
+@sample_metric("spearman", _rank_correlation, span=(-1, 1))
+def spearman(batch: SampleBatch) -> Sequence[Entry]:
+    """Spearman's rank correlation. Of an output of one number: with the labels. Of embeddings (N, D): of the cosine of
+    two samples with how alike they are, labels (N, 2): the number of the pair, and that. Pairs of which only one sample
+    is there do not count."""
+    assert batch.labels is not None
+    output = batch.predictions.reshape(len(batch.predictions), -1).astype(np.float64)
+    if output.shape[1] == 1 and batch.labels.size == len(output):
+        return list(zip(output[:, 0].tolist(), batch.labels.reshape(-1).astype(float).tolist(), strict=True))
+    if batch.labels.ndim != 2 or batch.labels.shape[1] != 2:
+        what = f"the output is {batch.predictions.shape}, the labels are {batch.labels.shape}"
+        raise PruneError(f"--metric spearman: {what}",
+                         "of embeddings, labels are rows (number of the pair, how alike the two are)")  # fmt: skip
+    rows = _unit(output)
+    return [(row, float(pair), float(like)) for row, (pair, like) in zip(rows, batch.labels.tolist(), strict=True)]
+
+
+def _unit(rows: Array) -> Array:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30))
+
+
+def _recall(k: int) -> Any:
+    def figure(entries: Sequence[Entry]) -> Array:
+        from sklearn.neighbors import NearestNeighbors
+
+        rows, labels = np.stack([row for row, _ in entries]), np.array([label for _, label in entries])
+        if len(rows) < 2:
+            return np.full(len(rows), math.nan)
+        near = NearestNeighbors(n_neighbors=min(k, len(rows) - 1), algorithm="brute").fit(rows)
+        found = near.kneighbors(return_distance=False)  # of the samples themselves, each without itself
+        return np.asarray((labels[found] == labels[:, None]).any(axis=1), np.float64)
+
+    return figure
+
+
+def _embedded(batch: SampleBatch) -> Sequence[Entry]:
+    """Whether one of the k nearest samples by cosine has the sample's own class; mean over samples. Musgrave et al., A
+    Metric Learning Reality Check, ECCV 2020."""
+    assert batch.labels is not None
+    if batch.predictions.ndim < 2 or batch.labels.size != len(batch.predictions):
+        raise PruneError(f"recall of embeddings: the output is {batch.predictions.shape}, labels {batch.labels.shape}",
+                         "it needs embeddings (samples, values) and one class per sample")  # fmt: skip
+    rows = _unit(batch.predictions.reshape(len(batch.predictions), -1).astype(np.float64))
+    return list(zip(rows, batch.labels.reshape(-1).tolist(), strict=True))
+
+
+for _k in (1, 5, 10):
+    sample_metric(f"recall_at_{_k}", _recall(_k))(_embedded)

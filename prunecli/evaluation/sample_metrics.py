@@ -1,0 +1,328 @@
+"""Metrics of outputs of any kind: the user's own functions, and those that `@sample_metric` registers.
+
+A metric takes the samples batch by batch and keeps one entry for each; its figure is computed from the entries. So data
+stream through, samples can be drawn anew for an interval, and memory holds the entries only: a few numbers per sample
+for most, whole outputs for the user's functions, at most half of the machine's memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from prunecli.data import Batch
+from prunecli.data.columns import memory_budget
+from prunecli.data.user_code import UserFunction, names_function
+from prunecli.errors import PruneError, did_you_mean
+from prunecli.evaluation.quality import METRICS, Merit
+from prunecli.evaluation.reading import float_outputs
+
+Array = np.ndarray[Any, Any]
+Entry = Any
+"""What a metric keeps of one sample: numbers, arrays, or tuples and dictionaries of them."""
+Figure = float | Array
+"""One number, or one per sample, of which the mean counts."""
+BLOCKS = 40
+"""Parts that are left out in turn where a metric is no mean over samples (Quenouille's jackknife)."""
+LOWER = "lower:"
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """One batch as a metric sees it: `outputs` and `inputs` by name, with one row per sample. `main`: the output that
+    counts. `top`: the largest of all labels that are numbers."""
+
+    outputs: Mapping[str, Any]
+    main: str
+    labels: Array | None
+    inputs: Mapping[str, Array]
+    count: int
+    top: float = math.nan
+
+    @property
+    def predictions(self) -> Array:
+        return np.asarray(self.outputs[self.main])
+
+
+@dataclass(frozen=True)
+class SampleMetric(Merit, ABC):
+    """A metric by its `name`."""
+
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others of its name."""
+        return self.name
+
+    @abstractmethod
+    def entries(self, batch: SampleBatch) -> Sequence[Entry]:
+        """Return one entry per sample.
+
+        Raises:
+            PruneError: the metric has no meaning for these outputs and labels.
+        """
+
+    @abstractmethod
+    def figure(self, entries: Sequence[Entry]) -> Figure:
+        """Return the figure of samples by their entries."""
+
+    def value(self, entries: Sequence[Entry]) -> float:
+        return float(np.mean(self.figure(entries)))
+
+    def parts(self, entries: Sequence[Entry]) -> dict[str, Array]:
+        """Return what the figure and its noise follow from: "each", one number per sample; or "parts", the figure of
+        all samples, then without each of at most `BLOCKS` blocks of them, and "samples", how many there are."""
+        whole = self.figure(entries)
+        if isinstance(whole, np.ndarray):
+            return {"each": whole.astype(np.float64)}
+        owner = np.random.default_rng(0).permutation(len(entries)) % min(BLOCKS, len(entries))
+        kept = [[e for e, mine in zip(entries, owner, strict=True) if mine != block] for block in np.unique(owner)]
+        parts = np.array([whole, *(self.value(some) if some else math.nan for some in kept)])
+        return {"parts": parts, "samples": np.array(len(entries))}
+
+
+Entries = Callable[[SampleBatch], Sequence[Entry]]
+
+
+@dataclass(frozen=True)
+class Registered(SampleMetric):
+    """A metric of the registry. `extra`: the extra of the package that installs `library`; "" where it is there."""
+
+    keep: Entries = field(repr=False)
+    summarise: Callable[[Sequence[Entry]], Figure] = field(repr=False)
+    library: str = ""
+    extra: str = ""
+    needs_labels: bool = True
+
+    def check_installed(self) -> None:
+        """Raise PruneError where the library is missing."""
+        try:
+            import_module(self.library or "numpy")
+        except ImportError as error:
+            hint = f"pip install 'prunecli[{self.extra}]'"
+            raise PruneError(f"--metric {self.name} needs {self.library.split('.')[0]}", hint) from error
+
+    def entries(self, batch: SampleBatch) -> Sequence[Entry]:
+        if batch.labels is None and self.needs_labels:
+            raise PruneError(f"--metric {self.name} needs labels", "give data with labels")
+        return self.keep(batch)
+
+    def figure(self, entries: Sequence[Entry]) -> Figure:
+        return self.summarise(entries)
+
+
+SAMPLE_METRICS: dict[str, Registered] = {}
+_MODULES = ("prunecli.evaluation.library_metrics", "prunecli.evaluation.detection")
+"""Where the metrics of the registry are."""
+
+
+def sample_metric(
+    name: str,
+    summarise: Callable[[Sequence[Entry]], Figure],
+    *,
+    higher: bool = True,
+    span: tuple[float, float] = (0, 1),
+    library: str = "",
+    extra: str = "",
+    needs_labels: bool = True,
+) -> Callable[[Entries], Entries]:
+    """Register a metric: the decorated function makes the entries of a batch, `summarise` the figure of entries."""
+
+    def add(keep: Entries) -> Entries:
+        SAMPLE_METRICS[name] = Registered(
+            higher, span == (0, 1), span, name,
+            keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels,
+        )  # fmt: skip
+        return keep
+
+    return add
+
+
+def registered() -> Mapping[str, Registered]:
+    """Return the metrics of the registry by name."""
+    for module in _MODULES:
+        import_module(module)
+    return SAMPLE_METRICS
+
+
+@dataclass(frozen=True)
+class UserMetric(SampleMetric):
+    """The user's function of what its parameters name: `predictions` (the output that counts), `outputs` (all, by
+    name), `labels`, `inputs` (by name). An array has one row per sample; where samples differ in size it is a list. It
+    returns one number, or one per sample."""
+
+    text: str
+
+    ROLES: ClassVar[Mapping[str, str]] = {
+        "predictions": "predictions", "predicted": "predictions", "y_pred": "predictions", "y_score": "predictions",
+        "outputs": "outputs",
+        "labels": "labels", "y_true": "labels", "truth": "labels", "targets": "labels",
+        "inputs": "inputs", "samples": "inputs",
+    }  # fmt: skip
+
+    @property
+    def _user(self) -> UserFunction:
+        return UserFunction(self.text, "--metric")
+
+    @property
+    def identity(self) -> str:
+        """The name and the content of the file."""
+        path = self._user.path
+        return self.text if path is None else f"{self.text} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+    @cached_property
+    def _function(self) -> Callable[..., Any]:
+        return self._user.load()
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        """What each parameter is given."""
+        try:
+            parameters = inspect.signature(self._function).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise PruneError(f"{self.text} does not say what it takes", "name its parameters") from error
+        wanted = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        unknown = [p.name for p in wanted if p.name not in self.ROLES and p.default is p.empty]
+        found = {p.name: self.ROLES[p.name] for p in wanted if p.name in self.ROLES}
+        if unknown or not found:
+            raise PruneError(
+                f"{self.text} has the parameter {unknown[0]}" if unknown else f"{self.text} takes no samples",
+                "parameters are named predictions, outputs, labels and inputs, as far as they are wanted",
+            )
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the function: another process imports its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_function", "_roles")}
+
+    def check(self) -> None:
+        """Raise PruneError where the function cannot be called."""
+        assert self._roles
+
+    def entries(self, batch: SampleBatch) -> Sequence[Entry]:
+        wanted = set(self._roles.values())
+        if "labels" in wanted and batch.labels is None:
+            raise PruneError(f"{self.text} takes labels, and the data has none", "give data with labels")
+        given = {"predictions": batch.predictions, "outputs": batch.outputs, "labels": batch.labels,
+                 "inputs": batch.inputs}  # fmt: skip
+        return [{role: _row(given[role], i, batch.count) for role in wanted} for i in range(batch.count)]
+
+    def figure(self, entries: Sequence[Entry]) -> Figure:
+        given = {name: _joined([each[role] for each in entries]) for name, role in self._roles.items()}
+        with self._user.guarded():
+            found = np.asarray(self._function(**given))
+        if found.dtype.kind not in "biuf" or found.shape not in ((), (1,), (len(entries),)):
+            what = f"{found.dtype} of shape {found.shape}" if found.dtype.kind in "biuf" else "no number"
+            raise PruneError(f"{self.text} returned {what}", "return one number, or one per sample")
+        one = found.size == 1
+        return float(found.reshape(())) if one else found.astype(np.float64)
+
+
+def _row(value: Any, i: int, count: int) -> Any:
+    """The part of an array, or of arrays by name, that is of sample `i`. Of a single sample it is the whole where it
+    has no row per sample, as boxes that were found."""
+    if isinstance(value, Mapping):
+        return {name: _row(each, i, count) for name, each in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim and len(value) == count:
+        return value[i]
+    if count > 1:
+        raise PruneError(f"an output of shape {value.shape} has no row for each of {count} samples",
+                         "run one sample at a time with --batch-size 1")  # fmt: skip
+    return value
+
+
+def _joined(rows: Sequence[Any]) -> Any:
+    """Rows as one array, as a list where their shapes differ; dictionaries entry by entry."""
+    if isinstance(rows[0], dict):
+        return {name: _joined([row[name] for row in rows]) for name in rows[0]}
+    alike = all(isinstance(row, np.ndarray | np.generic) for row in rows) and len({row.shape for row in rows}) == 1
+    return np.stack(rows) if alike else list(rows)
+
+
+def find_metrics(texts: Sequence[str]) -> dict[str, Merit]:
+    """Return the metrics that --metric names, by their short names: those of `METRICS`, of the registry, and the user's
+    functions, with `lower:` before them where less is better.
+
+    Raises:
+        PruneError: there is no such metric, or its library or function is missing.
+    """
+    found: dict[str, Merit] = {}
+    for text in texts:
+        name, metric = _find(text)
+        if name in found:
+            raise PruneError(f"--metric names {name} twice", "leave one out, or rename a function")
+        found[name] = metric
+    return found
+
+
+def _find(text: str) -> tuple[str, Merit]:
+    lower = text.startswith(LOWER)
+    place = text.removeprefix(LOWER)
+    if names_function(place):
+        metric = UserMetric(not lower, False, (-math.inf, math.inf), UserFunction(place, "--metric").name, text=place)
+        if metric.name in METRICS or metric.name in registered():
+            raise PruneError(f"{metric.name} is the name of a metric of `prune evaluate`, too", "rename the function")
+        metric.check()
+        return metric.name, metric
+    known: dict[str, Merit] = {**METRICS, **registered()}
+    if lower or place not in known:
+        hint = "`lower:` is for functions; metrics know what is better" if lower else did_you_mean(
+            place, known, f"choose from {', '.join(known)}, or give FILE.py:FUNCTION")  # fmt: skip
+        raise PruneError(f"there is no metric {text}", hint)
+    if isinstance(chosen := known[place], Registered):
+        chosen.check_installed()
+    return place, known[place]
+
+
+@dataclass
+class MetricCollector:
+    """Takes a model's outputs batch by batch, and keeps the entries of each metric. `main`: the output that counts;
+    None: the first of floating-point numbers, else the first. `top`: the largest label."""
+
+    metrics: Mapping[str, SampleMetric]
+    main: str | None = None
+    top: float = math.nan
+    found: dict[str, list[Entry]] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def add(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+        """One batch with its trimmed outputs.
+
+        Raises:
+            PruneError: a metric has no meaning for it, or the entries take too much memory.
+        """
+        inputs = {name: batch.trim(name, value) for name, value in batch.feed.items()}
+        main = self.main or next(iter([*float_outputs(outputs), *outputs]))
+        seen = SampleBatch(outputs, main, batch.labels, inputs, count=batch.count, top=self.top)
+        for name, metric in self.metrics.items():
+            rows = metric.entries(seen)
+            self._bytes += sum(_size(row) for row in rows)
+            self.found.setdefault(name, []).extend(rows)
+        if self._bytes > memory_budget():
+            raise PruneError(f"what --metric keeps of the samples takes over {self._bytes / 1e9:.1f} GB",
+                             "use fewer samples with --limit, or take only `predictions` and `labels`")  # fmt: skip
+
+
+def _size(entry: Entry) -> int:
+    if isinstance(entry, dict):
+        return sum(map(_size, entry.values()))
+    if isinstance(entry, tuple | list):
+        return sum(map(_size, entry))
+    return int(entry.nbytes) if isinstance(entry, np.ndarray) else 8
+
+
+def largest(labels: Array | None) -> float:
+    """The largest label that is a number; NaN where there is none."""
+    return float(labels.max()) if labels is not None and labels.size and labels.dtype.kind in "biuf" else math.nan

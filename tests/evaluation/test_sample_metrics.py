@@ -1,0 +1,371 @@
+"""Metrics of maps, images, tokens, text, embeddings and boxes, and the user's own functions."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunecli.data import Batch
+from prunecli.errors import PruneError
+from prunecli.evaluation import detection
+from prunecli.evaluation.sample_metrics import (
+    MetricCollector,
+    SampleMetric,
+    UserMetric,
+    find_metrics,
+    largest,
+    registered,
+)
+
+Array = np.ndarray[Any, Any]
+RNG = np.random.default_rng(0)
+
+
+def value(name: str, output: Any, labels: Array | None, feed: dict[str, Array] | None = None, batch: int = 2) -> float:
+    """The figure of a metric, computed batch by batch."""
+    metric = find_metrics([name])
+    outputs = output if isinstance(output, dict) else {"y": output}
+    count = len(next(iter(outputs.values())))
+    (judge,) = metric.values()
+    assert isinstance(judge, SampleMetric)
+    collector = MetricCollector({"m": judge}, top=largest(labels))
+    for i in range(0, count, batch):
+        part = slice(i, i + batch)
+        inputs = {n: v[part] for n, v in (feed or {}).items()}
+        own = None if labels is None else labels[part]
+        collector.add(Batch(inputs, len(range(count)[part]), own), {n: v[part] for n, v in outputs.items()})
+    parts = judge.parts(collector.found["m"])
+    found = judge.value(collector.found["m"])
+    assert math.isnan(found) or found == pytest.approx(parts["each"].mean() if "each" in parts else parts["parts"][0])
+    return found
+
+
+def one_hot(labels: Array, classes: int, axis: int = 1) -> Array:
+    return np.moveaxis(np.eye(classes, dtype=np.float32)[labels], -1, axis)
+
+
+MAPS = RNG.integers(0, 3, (4, 6, 5))
+WRONG = np.where(RNG.random(MAPS.shape) < 0.3, (MAPS + 1) % 3, MAPS)
+IMAGES = RNG.random((3, 3, 16, 16)).astype(np.float32)
+NOISY = (IMAGES + RNG.normal(scale=0.05, size=IMAGES.shape)).astype(np.float32)
+LOGITS = RNG.normal(size=(4, 5, 7)).astype(np.float32)
+TOKENS = RNG.integers(0, 7, (4, 5))
+VECTORS = RNG.normal(size=(12, 6)).astype(np.float32)
+KINDS = np.repeat(np.arange(4), 3)
+
+
+def iou() -> float:
+    from sklearn.metrics import jaccard_score
+
+    return float(jaccard_score(MAPS.reshape(-1), WRONG.reshape(-1), average="macro"))
+
+
+def noise_ratio() -> float:
+    return float(
+        np.mean([10 * np.log10(1 / np.square(a - b).mean()) for a, b in zip(IMAGES.astype(float), NOISY, strict=True)])
+    )
+
+
+def surprise(logits: Array, tokens: Array) -> float:
+    raised = np.exp(logits.astype(float))
+    chosen = np.take_along_axis(raised / raised.sum(-1, keepdims=True), tokens[..., None], -1)
+    return float(np.exp(-np.log(chosen).mean()))
+
+
+def steps(*rows: list[int], classes: int = 5) -> Array:
+    return one_hot(np.array(rows), classes, -1)
+
+
+def pairs(found: Array) -> float:
+    from scipy.stats import spearmanr
+
+    unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    return float(spearmanr((unit[0::2] * unit[1::2]).sum(1), found).statistic)
+
+
+def neighbours(k: int) -> float:
+    unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    near = unit @ unit.T - 9 * np.eye(12)
+    return float(np.mean([(KINDS[np.argsort(-row)[:k]] == kind).any() for row, kind in zip(near, KINDS, strict=True)]))
+
+
+ALIKE = np.linspace(0, 1, 6)
+PAIRED = np.stack([np.repeat(np.arange(6), 2), np.repeat(ALIKE, 2)], axis=1)
+
+# metric, outputs, labels, inputs, wanted
+VALUES = [
+    ("miou", one_hot(WRONG, 3), MAPS, {}, iou()),
+    ("miou", one_hot(WRONG, 3, -1), MAPS, {}, iou()),
+    ("miou", WRONG, MAPS, {}, iou()),
+    ("miou", one_hot(MAPS, 3), np.where(RNG.random(MAPS.shape) < 0.5, 255, MAPS), {}, 1.0),
+    ("miou", one_hot(MAPS, 3), np.where(RNG.random(MAPS.shape) < 0.5, -100, MAPS), {}, 1.0),
+    ("miou", np.array([[[[0.9, 0.2], [0.6, 0.4]]]]), np.array([[[1, 1], [1, 0]]]), {}, (2 / 3 + 1 / 2) / 2),
+    ("miou", np.array([[[[3.0, -1.0], [2.0, -2.0]]]]), np.array([[[1, 0], [0, 0]]]), {}, (1 / 2 + 2 / 3) / 2),
+    ("psnr", NOISY, IMAGES, {}, noise_ratio()),
+    ("psnr", 255 * NOISY, 255 * IMAGES, {}, noise_ratio()),
+    ("psnr", IMAGES, IMAGES, {}, 100.0),
+    ("ssim", IMAGES, IMAGES, {}, 1.0),
+    ("ssim", IMAGES[:, 0], IMAGES[:, 0], {}, 1.0),
+    ("perplexity", LOGITS, TOKENS, {}, surprise(LOGITS, TOKENS)),
+    ("perplexity", np.zeros((2, 3, 8)), np.zeros((2, 3), int), {}, 8.0),
+    ("perplexity", LOGITS, np.where(np.arange(5) < 3, TOKENS, -100), {}, surprise(LOGITS[:, :3], TOKENS[:, :3])),
+    ("perplexity", LOGITS, None, {"input_ids": TOKENS}, surprise(LOGITS[:, :-1], TOKENS[:, 1:])),
+    ("perplexity", LOGITS, None, {"input_ids": TOKENS, "attention_mask": np.tile(np.arange(5) < 3, (4, 1)).astype(int)},
+     surprise(LOGITS[:, :2], TOKENS[:, 1:3])),
+    ("wer", steps([1, 1, 0, 1, 2], [3, 0, 0, 0, 4]), np.array([[1, 1, 2], [3, 4, -100]]), {}, 0.0),
+    ("wer", steps([1, 1, 0, 1, 2], [3, 0, 0, 0, 0]), np.array([[1, 1, 2], [3, 4, -100]]), {}, 1 / 5),
+    ("wer", steps([4, 0, 4, 1, 1]), np.array([[0, 1]]), {}, 0.0),  # the blank is the last class
+    ("wer", np.array([[1, 2, 3]]), np.array([[1, 3, -100]]), {}, 1 / 2),
+    ("wer", steps([0, 0, 0]), np.array([[1, 2]]), {}, 1.0),
+    ("wer", np.array(["a fat cat", "sat"], object), np.array(["a cat", "sat"]), {}, 1 / 3),
+    ("spearman", ALIKE[:, None] ** 3, ALIKE, {}, 1.0),
+    ("spearman", -ALIKE[:, None], ALIKE, {}, -1.0),
+    ("spearman", VECTORS, PAIRED, {}, pairs(ALIKE)),
+    ("recall_at_1", VECTORS, KINDS, {}, neighbours(1)),
+    ("recall_at_5", VECTORS, KINDS, {}, neighbours(5)),
+    ("recall_at_10", VECTORS, KINDS, {}, neighbours(10)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "output", "labels", "feed", "wanted"), VALUES)
+def test_values(name: str, output: Array, labels: Array | None, feed: dict[str, Array], wanted: float) -> None:
+    assert value(name, output, labels, feed) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_ssim_is_lower_with_noise() -> None:
+    assert 0.3 < value("ssim", NOISY, IMAGES, {}) < 0.999
+    last = value("ssim", np.moveaxis(NOISY, 1, -1), np.moveaxis(IMAGES, 1, -1), {})
+    assert last == pytest.approx(value("ssim", NOISY, IMAGES, {}))
+
+
+# metric, outputs, labels, part of the message
+REFUSED = [
+    ("miou", one_hot(MAPS, 3), MAPS[:, :4], "the labels are"),
+    ("miou", one_hot(MAPS, 3), MAPS + 1, "the class 3"),
+    ("miou", one_hot(MAPS, 3), None, "needs labels"),
+    ("psnr", IMAGES, MAPS[:3], "give the wanted images"),
+    ("ssim", IMAGES[..., :8], IMAGES[..., :8], "at least 11"),
+    ("perplexity", LOGITS, TOKENS + 1, "up to 7"),
+    ("perplexity", LOGITS, None, "no single input"),
+    ("wer", LOGITS, np.array(["a"] * 4), "give labels as the output writes them"),
+    ("spearman", VECTORS, KINDS, "number of the pair"),
+    ("recall_at_1", VECTORS, PAIRED, "one class per sample"),
+    ("map", LOGITS, np.zeros((4, 2, 4)), "class, x1, y1, x2, y2"),
+    ("map", np.zeros((4, 9, 5)), np.zeros((4, 2, 5)), "no layout"),
+]
+
+
+@pytest.mark.parametrize(("name", "output", "labels", "part"), REFUSED)
+def test_refusals(name: str, output: Array, labels: Array | None, part: str) -> None:
+    with pytest.raises(PruneError) as error:
+        value(name, output, labels, batch=8)
+    assert part in f"{error.value.message} {error.value.hint}"
+
+
+def test_every_metric_of_the_registry_has_a_value_here() -> None:
+    assert {name for name, *_ in VALUES} | {"map", "map50"} == set(registered())
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(PruneError, match="--metric wer needs jiwer") as error:
+        find_metrics(["wer"])
+    assert error.value.hint == "pip install 'prunecli[metrics]'"
+
+
+# -- boxes ----------------------------------------------------------------------------------------
+
+TRUTH = np.array([[[1, 10, 10, 30, 40], [0, 50, 20, 80, 60]], [[1, 5, 5, 25, 25], [-1, -1, -1, -1, -1]]], float)
+"""Two images of 100 pixels, three boxes: class and corners."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Detections as a network would find them: the boxes themselves, one box nowhere, and one again beside itself."""
+
+    @staticmethod
+    def rows() -> list[list[tuple[Array, int, float]]]:
+        images = []
+        for image in TRUTH:
+            real = [(row[1:], int(row[0]), 0.9) for row in image if row[0] >= 0]
+            again = [(real[0][0] + 1, real[0][1], 0.6)]
+            images.append(
+                [*real, *again, (np.array([70.0, 70, 90, 95]), 1, 0.2), *[(np.zeros(4), 0, 0.0)] * (9 - len(real))]
+            )
+        return images
+
+
+def centred(box: Array) -> Array:
+    return np.concatenate([(box[:2] + box[2:]) / 2, box[2:] - box[:2]])
+
+
+def scores(kind: int, score: float) -> list[float]:
+    return [score * (kind == k) for k in range(2)]
+
+
+def layout(name: str) -> dict[str, Array]:
+    rows = Found.rows()
+    if name == "yolo5":
+        return {"y": np.array([[[*centred(b), s, *scores(k, 1.0)] for b, k, s in image] for image in rows])}
+    if name == "yolo8":
+        return {
+            "y": np.array([[[*centred(b), *scores(k, s)] for b, k, s in image] for image in rows]).transpose(0, 2, 1)
+        }
+    if name == "ended":
+        return {"y": np.array([[[*b, s, k] for b, k, s in image[:3]] for image in rows])}
+    fractions = name == "fractions"
+    boxes = np.array([[centred(b) / 100 if fractions else b for b, *_ in image] for image in rows])
+    return {"scores": np.array([[scores(k, s) for _, k, s in image] for image in rows]), "boxes": boxes}
+
+
+FEED = {"x": np.zeros((2, 3, 100, 100), np.float32)}
+
+
+@pytest.mark.parametrize("name", ["yolo5", "yolo8", "ended", "corners", "fractions"])
+def test_boxes_of_every_layout(name: str) -> None:
+    assert value("map50", layout(name), TRUTH, FEED) == pytest.approx(1.0)
+    assert value("map", layout(name), TRUTH, FEED) == pytest.approx(1.0)
+
+
+def test_a_class_that_is_lost_costs_its_precision() -> None:
+    lost = layout("yolo8")
+    lost["y"][:, 4] = 0  # scores of class 0
+    assert value("map50", lost, TRUTH, FEED) == pytest.approx(0.5)
+    moved = layout("corners")
+    moved["boxes"][:, :, 2] += 8  # overlaps of 0.71 to 0.79: right at 0.5, wrong at 0.8 and more
+    assert value("map50", moved, TRUTH, FEED) == pytest.approx(1.0) and value("map", moved, TRUTH, FEED) < 0.8
+
+
+def test_overlaps_are_suppressed_within_a_class() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [20, 0, 30, 10]], float)
+    assert detection.suppress(boxes, np.array([0, 0, 1, 0])).tolist() == [0, 2, 3]
+
+
+def test_logits_of_detr_have_a_class_of_nothing() -> None:
+    logits = np.array([[[5.0, 0, 0], [0, 0, 5.0], [0, 0, 6.0]]])
+    boxes = np.tile([0.5, 0.5, 0.2, 0.4], (1, 3, 1))
+    (found,) = detection.read_detections({"pred_boxes": boxes, "logits": logits}, (100, 100))
+    assert found.classes[0] == 0 and found.scores[0] > 0.9
+    assert found.scores[1:].max() < 0.02
+    assert found.corners[0].tolist() == pytest.approx([40, 30, 60, 70])
+
+
+# -- the user's own -------------------------------------------------------------------------------
+
+CODE = """
+import numpy as np
+
+def right(predictions, labels):
+    print("noise on stdout")
+    return float((predictions.argmax(1) == labels).mean())
+
+def each(predictions, labels):
+    return predictions.argmax(1) == labels
+
+def error(y_true, y_pred):
+    return np.abs(y_pred - y_true).mean()
+
+def of_inputs(inputs, outputs, k=3):
+    return float((inputs["x"].sum() + outputs["y"].sum()) / k)
+
+def sizes(predictions):
+    return np.array([len(p) for p in predictions])
+
+def breaks(predictions):
+    return predictions @ np.ones(99)
+
+def words(predictions):
+    return "many"
+
+def pairs(predictions):
+    return np.ones((2, 2))
+
+def alien(scores):
+    return 1.0
+"""
+CLASSES = np.array([0, 1, 2, 0])
+RIGHT = one_hot(np.array([0, 1, 1, 0]), 3, -1)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(CODE)
+    return str(path)
+
+
+def test_functions_of_the_user(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert value(f"{code}:right", RIGHT, CLASSES) == 0.75
+    assert value(f"{code}:each", RIGHT, CLASSES) == 0.75
+    assert value(f"lower:{code}:error", RIGHT, RIGHT + 2) == 2.0
+    assert value(f"{code}:of_inputs", RIGHT, None, {"x": np.ones((4, 2))}) == pytest.approx(12 / 3)
+    assert value("sklearn.metrics:accuracy_score", np.array([0, 1, 1, 0]), CLASSES) == 0.75
+    assert capsys.readouterr().out == ""  # which is the report's
+
+
+def test_functions_take_lists_where_sizes_differ(code: str) -> None:
+    metric = UserMetric(True, False, (-math.inf, math.inf), "sizes", text=f"{code}:sizes")
+    collector = MetricCollector({"m": metric})
+    for size in (2, 3):
+        collector.add(Batch({}, 1), {"y": np.zeros((1, size))})
+    assert metric.value(collector.found["m"]) == 2.5
+    found = MetricCollector({"m": metric})
+    found.add(Batch({}, 1), {"y": np.zeros((7, 6))})  # boxes that were found in one image
+    assert metric.value(found.found["m"]) == 7
+    with pytest.raises(PruneError, match="no row for each") as error:
+        found.add(Batch({}, 2), {"y": np.zeros((7, 6))})
+    assert "--batch-size 1" in error.value.hint
+
+
+# function, part of the message
+WRONG_CODE = [
+    (":breaks", "raised ValueError"), (":words", "returned no number"), (":pairs", "returned float64 of shape (2, 2)"),
+    (":alien", "has the parameter scores"), (":missing", "has no function missing"), (":right", "takes labels"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "part"), WRONG_CODE)
+def test_what_goes_wrong_in_the_users_code_is_told(code: str, name: str, part: str) -> None:
+    with pytest.raises(PruneError) as error:
+        value(code + name, RIGHT, None)
+    assert part in error.value.message
+    if name == ":breaks":
+        assert (
+            f"(mine.py line {CODE.splitlines().index('    return predictions @ np.ones(99)') + 1})"
+            in error.value.message
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("acuracy", "did you mean accuracy?"), ("lower:accuracy", "is for functions"), ("no.py:f", "FILE.py:FUNCTION")],
+)
+def test_unknown_metrics(text: str, hint: str) -> None:
+    with pytest.raises(PruneError) as error:
+        find_metrics([text])
+    assert hint in error.value.hint
+
+
+def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("x = 1\ndef f(predictions:\n")
+    with pytest.raises(PruneError, match=r"SyntaxError.*bad.py line 2"):
+        find_metrics([f"{tmp_path / 'bad.py'}:f"])
+
+
+def test_functions_go_to_other_processes_by_name(code: str) -> None:
+    (metric,) = find_metrics([f"{code}:each"]).values()
+    assert isinstance(metric, UserMetric)
+    again = pickle.loads(pickle.dumps(metric))
+    entries = [{"predictions": RIGHT[i], "labels": CLASSES[i]} for i in range(4)]
+    assert again.value(entries) == metric.value(entries) == 0.75
+    before = metric.identity
+    Path(code).write_text(CODE + "\n# other\n")
+    assert metric.identity != before
