@@ -26,7 +26,7 @@ from prunecli.model.loading import Model
 from prunecli.model.quantised import Quantised, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
-from prunecli.storage.chain import stored
+from prunecli.storage.stored import stored, unmap
 
 Array = np.ndarray[Any, Any]
 Value = ir.Value | None
@@ -42,8 +42,7 @@ class RealTensor(ir.LazyTensor):
 
     def _read(self) -> ir.TensorProtocol:
         array = self.source.array()
-        if isinstance(self.source.tensor, ir.ExternalTensor):
-            self.source.tensor.release()
+        unmap(self.source.tensor)
         return ir.Tensor(array, dtype=self.source.dtype)
 
 
@@ -314,10 +313,6 @@ class Restatement:
             node.replace_input_with(index, value)
         node.attributes.clear()
         node.attributes.update(kept)
-        for name, setting in attributes.items():
-            node.attributes[name] = (
-                ir.AttrFloat32(name, setting) if isinstance(setting, float) else ir.AttrInt64(name, setting)
-            )
 
     def skip(self, node: ir.Node, source: ir.Value) -> None:
         """Leave a node out: whoever reads its output reads `source`."""

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.operators.layout import Shape
-from prunecli.storage.chain import stored
+from prunecli.storage.stored import stored
 
 Array = np.ndarray[Any, Any]
 SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.84, 0.8, 0.75, 0.7)
