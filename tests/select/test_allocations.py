@@ -10,6 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve, budget_of, by_loss, erk
+from prunecli.masks.scopes import SCOPES
+from prunecli.options.declare import declared_of
+from prunecli.zeros.options import GradientOptions, MagnitudeOptions, OneshotOptions
 
 SHAPES = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
 SIZES = [int(np.prod(shape)) for shape in SHAPES]
@@ -32,6 +35,17 @@ def test_totals(mode: str, sparsity: float) -> None:
         assert drops == [round(sparsity * size) for size in SIZES]
     else:
         assert sum(drops) == round(sparsity * sum(SIZES))
+
+
+def test_what_there_is_can_be_chosen() -> None:
+    """The choices are written out, so that the help needs no numpy; they must not lag behind the registries."""
+    known = {(options, one.field): set(one.choices) for options in (MagnitudeOptions, GradientOptions, OneshotOptions)
+             for one in declared_of(options)}  # fmt: skip
+    unmeasured = {entry.name for entry in ALLOCATIONS if entry.losses != "measured"}
+    for options in (MagnitudeOptions, GradientOptions):
+        assert known[options, "allocate"] == unmeasured
+        assert known[options, "scope"] == {entry.name for entry in SCOPES}
+    assert known[OneshotOptions, "allocate"] == {entry.name for entry in ALLOCATIONS}
 
 
 @settings(max_examples=60)
