@@ -12,6 +12,7 @@ result = prunecli.finetune("model.pruned.onnx", data="train.npz", teacher="model
 found = prunecli.evaluate("model.pruned.onnx", "model.onnx", data="test.npz")   # both, side by side
 result = prunecli.shrink("masked.onnx")                  # writes masked.shrunk.onnx, equal to the original
 result = prunecli.run("recipe.toml")                     # all steps of a recipe, as `prune run` does
+result = prunecli.quantize("model.onnx", data="calib.npz")                # int8, fitted to the float model
 result = prunecli.pack("model.pruned.onnx")              # writes model.pruned.packed.onnx; prunecli.unpack undoes it
 
 What cannot be done raises PruneError, with a message and a `hint`.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from prunecli.inspection.inspect import inspect as inspect
     from prunecli.packing.pack import pack as pack
     from prunecli.packing.pack import unpack as unpack
+    from prunecli.quantization.quantize import quantize as quantize
     from prunecli.search.adaptive import adaptive as adaptive
     from prunecli.search.sensitivity import sensitivity as sensitivity
     from prunecli.shrinking.shrink import shrink as shrink
@@ -55,6 +57,7 @@ _WHERE = {
     "pack": "prunecli.packing.pack",
     "unpack": "prunecli.packing.pack",
     "oneshot": "prunecli.zeros.oneshot",
+    "quantize": "prunecli.quantization.quantize",
     "run": "prunecli.cli.library",
     "sensitivity": "prunecli.search.sensitivity",
     "shrink": "prunecli.shrinking.shrink",

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -308,6 +308,129 @@ PER_CHANNEL_SINCE = 13
 """The opset in which a weight may have a scale per output channel."""
 
 
+def prepare_to_quantise(model: Path, folder: Path, name: str = "model") -> Path:
+    """A copy of a model as onnxruntime's tool asks for it: its basic graph optimisations done (a BatchNormalization is
+    part of the convolution before it), shapes inferred, every node named.
+
+    Raises:
+        PruneError: the tool refuses the model.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    out = folder / f"{name}.prepared.onnx"
+    with _quantiser(f"onnxruntime cannot prepare {model}"):
+        quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
+        proto = onnx.load(str(out))
+        taken = {node.name for node in proto.graph.node}
+        for number, node in enumerate(proto.graph.node):
+            if not node.name:
+                node.name = next(n for n in (f"{node.op_type}_{number}{'_' * k}" for k in range(99)) if n not in taken)
+                taken.add(node.name)
+        onnx.save(proto, str(out))
+    return out
+
+
+@dataclass(frozen=True)
+class QuantisedGraph:
+    """What onnxruntime's tool is asked for.
+
+    form: `qdq`: QuantizeLinear and DequantizeLinear around operators; `dynamic`: activations quantised as the model
+    runs; `nbits`: MatMulNBits, weights in blocks alone. weights, activations: names of integer types. ranges: least and
+    largest value of every activation, for `qdq`. exclude: names of nodes that stay as they are. block: columns that
+    share a scale, for `nbits`.
+    """
+
+    form: Literal["qdq", "dynamic", "nbits"]
+    weights: str
+    activations: str = "uint8"
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    exclude: Sequence[str] = ()
+    block: int = 32
+
+    def of(self, prepared: Path) -> onnx.ModelProto:
+        """The quantised model, by `onnxruntime.quantization`, weights rounded to the nearest.
+
+        Args:
+            prepared: as `prepare_to_quantise` has it; for `nbits` any model.
+        Raises:
+            PruneError: the tool refuses the model.
+        """
+        make = {"qdq": self._static, "dynamic": self._dynamic, "nbits": self._blocks}[self.form]
+        with _quantiser(f"onnxruntime cannot quantise {prepared.name}"):
+            found: onnx.ModelProto = make(prepared)
+            return found
+
+    def _static(self, prepared: Path) -> Any:
+        import numpy as np
+        from onnxruntime import quantization as tool
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+        ends = {name: tuple(np.array(end, np.float32) for end in pair) for name, pair in self.ranges.items()}
+        ranges = TensorsData(tool.CalibrationMethod.MinMax, ends)
+        found = QDQQuantizer(
+            load_model_with_shape_infer(prepared), per_channel=True, reduce_range=False,
+            weight_qType=_tool_type(self.weights), activation_qType=_tool_type(self.activations), tensors_range=ranges,
+            nodes_to_quantize=[], nodes_to_exclude=list(self.exclude), op_types_to_quantize=_operators_to_quantise(),
+            extra_options={},
+        )  # fmt: skip
+        found.quantize_model()
+        return found.model.model
+
+    def _dynamic(self, prepared: Path) -> Any:
+        import onnx
+        from onnxruntime import quantization as tool
+
+        out = prepared.with_name(f"{prepared.stem}.dynamic.onnx")
+        tool.quantize_dynamic(
+            str(prepared), str(out), list(DYNAMIC), per_channel=True, weight_type=_tool_type(self.weights),
+            nodes_to_exclude=list(self.exclude),
+        )  # fmt: skip
+        return onnx.load(str(out))
+
+    def _blocks(self, prepared: Path) -> Any:
+        import onnx
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        found = MatMulNBitsQuantizer(
+            onnx.load(str(prepared)), bits=4, block_size=self.block, is_symmetric=False,
+            nodes_to_exclude=list(self.exclude),
+        )  # fmt: skip
+        found.process()
+        return found.model.model
+
+
+DYNAMIC = ("MatMul", "Gemm", "LSTM", "Attention", "Gather")
+"""Operators that are quantised dynamically; of convolutions so quantised onnxruntime is slower than in float."""
+
+
+def _operators_to_quantise() -> list[str]:
+    """All that `quantize_static` takes by default, in a fixed order."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return sorted({*QDQRegistry, *QLinearOpsRegistry})
+
+
+def _tool_type(name: str) -> Any:
+    from onnxruntime.quantization import QuantType
+
+    return {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "int4": QuantType.QInt4}[name]
+
+
+@contextlib.contextmanager
+def _quantiser(what: str) -> Iterator[None]:
+    """onnxruntime's tool kept quiet (it advises on the root logger), and its errors as ours."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with _translated(what, "exclude the node it names with --exclude, or re-export the model"), _silent_stderr():
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Path:
     """Quantises a model statically to int8 by onnxruntime's own tool, as users deploy it on CPUs: its graph
     optimisations first, then QuantizeLinear and DequantizeLinear around operators, activations uint8 and weights int8,
@@ -322,7 +445,6 @@ def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Pat
     """
     import onnx
     from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # it has no types
         def __init__(self) -> None:
@@ -331,20 +453,14 @@ def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Pat
         def get_next(self) -> Feed | None:
             return next(self._rest, None)
 
-    prepared, out = folder / f"{name}.prepared.onnx", folder / f"{name}.onnx"
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # it advises on the root logger
-    try:
-        with _translated(f"onnxruntime cannot quantise {model}", "use --target cpu"), _silent_stderr():
-            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-            opset = next(o.version for o in onnx.load(prepared).opset_import if o.domain in ("", "ai.onnx"))
-            quantization.quantize_static(
-                str(prepared), str(out), Reader(), quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-                per_channel=opset >= PER_CHANNEL_SINCE,
-            )  # fmt: skip
-    finally:
-        logging.disable(disabled)
+    prepared, out = prepare_to_quantise(model, folder, name), folder / f"{name}.onnx"
+    with _quantiser(f"onnxruntime cannot quantise {model}"):
+        opset = next(o.version for o in onnx.load(prepared).opset_import if o.domain in ("", "ai.onnx"))
+        quantization.quantize_static(
+            str(prepared), str(out), Reader(), quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            per_channel=opset >= PER_CHANNEL_SINCE,
+        )  # fmt: skip
     return out
 
 

@@ -48,6 +48,9 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     "magnitude": lambda at: prunecli.magnitude(MODEL, sparsity=0.5, output=str(at / "o.onnx")),
     "oneshot": lambda at: prunecli.oneshot(MODEL, data=CALIB, sparsity=0.5, output=str(at / "o.onnx")),
     "pack": packed,
+    "quantize": lambda at: prunecli.quantize(
+        MODEL, data=CALIB, limit=32, timing=False, threads=1, output=str(at / "o.onnx")
+    ),
     "run": run,
     "sensitivity": lambda at: prunecli.sensitivity(MODEL, data=CALIB, levels=[0.5], jobs=1),
     "shrink": lambda at: prunecli.shrink(MODEL, output=str(at / "o.onnx")),
@@ -56,7 +59,7 @@ CALLS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-WRITERS = {"adaptive", "finetune", "gradient", "magnitude", "oneshot", "structured", "unpack"}
+WRITERS = {"adaptive", "finetune", "gradient", "magnitude", "oneshot", "quantize", "structured", "unpack"}
 FUNCTIONS = sorted(set(prunecli.__all__) - {"__version__", "PruneError"})
 
 
@@ -79,6 +82,7 @@ UNKNOWN = [
     ("structured", "mac", "did you mean macs"),
     ("magnitude", "sparsty", "did you mean sparsity"),
     ("gradient", "step", "did you mean steps"),
+    ("quantize", "weight", "did you mean weights"),
     ("oneshot", "methd", "did you mean method"),
     ("finetune", "epoch", "did you mean epochs"),
     ("adaptive", "max_dop", "did you mean max_drop"),

@@ -80,6 +80,12 @@ COMMANDS = {
         f"outputs last-token vocabulary tokenizer data tolerance {_OUTPUT}",
         ("prune shrink pruned.onnx", "prune shrink encoder.onnx --vocabulary words.txt --tokenizer tokenizer.json"),
     ),
+    "quantize": Entry(
+        "weights and activations as small integers, fitted on a few unlabelled samples", "quantization:QuantizeOptions",
+        f"data weights activations keep-float test include exclude {_OUTPUT}",
+        ("prune quantize model.onnx --data samples.npz",
+         "prune quantize encoder.onnx --data samples.npz --weights int4-block32 -o small.onnx"),
+    ),
     "adaptive": Entry(
         "the smallest model that loses no more than is allowed, confirmed on held-out data", "search:AdaptiveOptions",
         f"data labels max-drop metric minimize granularity recover finetune-epochs state {_OUTPUT}",

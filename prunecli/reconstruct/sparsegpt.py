@@ -1,8 +1,13 @@
 """SparseGPT (Frantar and Alistarh 2023): one sweep over the columns, in which what is still to come makes up for what
-went. All rows share one factor of the inverse of G, so that a layer of thousands of columns takes seconds."""
+went. All rows share one factor of the inverse of G, so that a layer of thousands of columns takes seconds.
+
+The sweep itself is that of rounding, too (`rounding`): a column is settled, at zero or on a grid, and the later ones
+make up for how far it moved.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +18,8 @@ from prunecli.masks.patterns import drop_within, keep_top
 from prunecli.reconstruct.obs import Columns
 
 Array = np.ndarray[Any, Any]
-_BLOCK = 128
-"""Columns within which the weights that go are chosen together."""
+BLOCK = 128
+"""Columns within which the weights that go are chosen together, and after which the rest is brought up to date."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,29 @@ def factor(gram: Array) -> Array:
     return upper
 
 
+def sweep(
+    weights: Array, upper: Array, blocks: Iterable[tuple[int, int]], settle: Callable[[int, Array], Array],
+    enter: Callable[[int, int], object] = lambda start, stop: None,
+) -> None:  # fmt: skip
+    """Settle one column after another, in place. If column j of a row moves by d, the later columns of the row change
+    by d / U_jj times row j of U, which is what keeps the error w^T G w of the row least.
+
+    Args:
+        weights: (rows, K) float64. upper: U of `factor`. blocks: stretches of columns that cover K in order.
+        settle: (j, column as the sweep has it) -> the column as it stays.
+        enter: is called at the start of each block with its bounds.
+    """
+    for start, stop in blocks:
+        enter(start, stop)
+        moved = np.zeros((len(weights), stop - start))
+        for j in range(start, stop):
+            settled = settle(j, weights[:, j])
+            moved[:, j - start] = (weights[:, j] - settled) / upper[j, j]
+            weights[:, j:stop] -= moved[:, j - start, None] * upper[j, j:stop]
+            weights[:, j] = settled
+        weights[:, stop:] -= moved @ upper[start:stop, stop:]
+
+
 @dataclass
 class _Sweep:
     weights: Array
@@ -72,26 +100,27 @@ class _Sweep:
     def run(self, quota: Quota) -> None:
         windows = self.columns.windows
         opening = set() if windows is None else set(np.flatnonzero(np.diff(windows, prepend=-1)).tolist())
-        for start, stop in self._blocks():
-            if self.columns.windows is None:
+
+        def enter(start: int, stop: int) -> None:
+            if windows is None:
                 self._choose(start, stop, quota)
-            errors = np.zeros((len(self.weights), stop - start))
-            for j in range(start, stop):
-                if j in opening:
-                    self._choose_window(j)
-                errors[:, j - start] = np.where(self.drop[:, j], self.weights[:, j], 0) / self.upper[j, j]
-                self.weights[:, j:stop] -= errors[:, j - start, None] * self.upper[j, j:stop]
-            self.weights[:, stop:] -= errors @ self.upper[start:stop, stop:]
+
+        def settle(j: int, column: Array) -> Array:
+            if j in opening:
+                self._choose_window(j)
+            return np.where(self.drop[:, j], 0.0, column)
+
+        sweep(self.weights, self.upper, self._blocks(), settle, enter)
         self.weights[self.drop] = 0
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """Stretches of whole units, of about _BLOCK columns; all windows are whole, too."""
+        """Stretches of whole units, of about BLOCK columns; all windows are whole, too."""
         ends = self.columns.starts[1:]
         if self.columns.windows is not None:
             ends = np.append(np.flatnonzero(np.diff(self.columns.windows)) + 1, len(self.columns.windows))
         blocks, start = [], 0
         while start < ends[-1]:
-            fit = ends[(ends > start) & (ends <= start + _BLOCK)]
+            fit = ends[(ends > start) & (ends <= start + BLOCK)]
             stop = int(fit[-1]) if fit.size else int(ends[ends > start][0])
             blocks.append((start, stop))
             start = stop

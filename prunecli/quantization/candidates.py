@@ -1,0 +1,182 @@
+"""Quantised graphs of one model, and how far each is from it: how they are built, judged, and made small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateInitializersPass
+
+from prunecli.calibration.gradients import mean_error
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.model import Model, load
+from prunecli.quantization.ranges import Range
+from prunecli.quantization.stored import Form, IntegerGraph
+from prunecli.runtime import QuantisedGraph, Session
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Opener = Callable[..., Session]
+TOOL = "onnxruntime"
+_SHARED = 1024
+"""Elements up to which equal tensors are stored once."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantised graph. `error`: of its outputs on the samples that judge, as `mean_error`; `fidelity` on the same."""
+
+    name: str
+    graph: IntegerGraph
+    error: float
+    fidelity: Fidelity | None
+
+
+@dataclass
+class Judge:
+    """Runs candidates on the samples that judge, beside the float model."""
+
+    feeds: Sequence[Feed]
+    start: Opener
+    wanted: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, name: str, graph: IntegerGraph) -> Candidate:
+        """Raises PruneError: onnxruntime does not run it."""
+        return Candidate(name, graph, *self.measured(ir.to_proto(graph.model)))
+
+    def error(self, proto: onnx.ModelProto) -> float:
+        return self.measured(proto)[0]
+
+    def measured(self, model: onnx.ModelProto | Path) -> tuple[float, Fidelity | None]:
+        session, collector = self.start(model), FidelityCollector()
+        wanted, found = list[Array](), list[Array]()
+        for feed, reference in zip(self.feeds, self.wanted, strict=True):
+            got = session.run(feed)
+            collector.add(reference, got, 1)
+            for name, value in reference.items():
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                    wanted.append(value.reshape(-1))
+                    found.append(np.asarray(got[name]).reshape(-1))
+        names = max(len(wanted) // max(len(self.feeds), 1), 1)
+        pairs = [(np.concatenate(wanted[n::names]), np.concatenate(found[n::names])) for n in range(names) if wanted]
+        error = mean_error([a for a, _ in pairs], [b for _, b in pairs])
+        return error, collector.result("the float model", "held-out samples")
+
+    @classmethod
+    def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:
+        session = start(path)
+        return cls(feeds, start, [session.run(feed) for feed in feeds])
+
+
+@dataclass(frozen=True)
+class GraphBuilder:
+    """Makes quantised graphs of one prepared model.
+
+    prepared: its file; model: the same, loaded. weights, activations: as the options name them.
+    """
+
+    prepared: Path
+    model: Model
+    form: Form
+    weights: str
+    activations: str
+
+    @classmethod
+    def of(cls, prepared: Path, form: Form, weights: str, activations: str) -> GraphBuilder:
+        return cls(prepared, load(prepared), form, weights, activations)
+
+    def built(self, ranges: Mapping[str, Range], exclude: Sequence[str], open_ends: bool = True) -> IntegerGraph:
+        """As onnxruntime's tool makes it. `open_ends`: outputs of the model that a product of matrices computes
+        stay float, which costs nothing."""
+        weights = "int4" if self.form == "nbits" else self.weights
+        asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
+        graph = IntegerGraph.of(ir.from_proto(asked.of(self.prepared)), self.form)
+        if open_ends:
+            open_outputs(graph.model)
+        return graph
+
+
+def open_outputs(model: ir.Model) -> None:
+    """Outputs that are rounded right behind a Gemm or MatMul are given as they are: kernels of integers compute those
+    in float anyway."""
+    for position, output in enumerate(list(model.graph.outputs)):
+        back = output.producer()
+        there = back.inputs[0].producer() if back is not None and back.inputs[0] is not None else None
+        if back is None or there is None or (back.op_type, there.op_type) != ("DequantizeLinear", "QuantizeLinear"):
+            continue
+        value = there.inputs[0]
+        made = None if value is None else value.producer()
+        if value is None or made is None or made.op_type not in ("Gemm", "MatMul"):
+            continue
+        if len(list(value.uses())) + len(list(output.uses())) > 1 or len(list(there.outputs[0].uses())) > 1:
+            continue
+        name, kind, shape = output.name, output.type, output.shape
+        model.graph.outputs[position] = value
+        model.graph.remove([back, there], safe=False)
+        value.name, value.type, value.shape = name, kind, shape
+
+
+def made_small(graph: IntegerGraph, names: frozenset[str]) -> None:
+    """Shorten what the tool has written at length: names of its own, zero points that are none, shapes of inner values,
+    equal scales. Integers take the name of the weight they stand for.
+
+    Args:
+        names: that the float model uses, which stay.
+    """
+    model, taken = graph.model, set(names)
+    held = [*graph.weights.values(), *graph.biases.values()]
+    for stored in held:
+        _drop_zero(stored.integers)
+    _remove_unread(model)
+    DeduplicateInitializersPass(size_limit=_SHARED)(model)
+    own = {stored.name for stored in held}
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.name = None
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+                if value.name and (value.name not in names or value.name in own):
+                    value.name = _free("v", taken)
+    for stored in held:
+        _rename(model, stored.integers, stored.name)
+    for value in list(model.graph.initializers.values()):
+        if value.name not in names:
+            _rename(model, value, _free("q", taken))
+
+
+def _free(start: str, taken: set[str]) -> str:
+    number = len(taken)
+    while f"{start}{number}" in taken:
+        number += 1
+    taken.add(f"{start}{number}")
+    return f"{start}{number}"
+
+
+def _rename(model: ir.Model, value: ir.Value, name: str) -> None:
+    if value.name == name:
+        return
+    model.graph.initializers.pop(value.name or "", None)
+    value.name = name
+    if value.const_value is not None:
+        value.const_value.name = name
+    model.graph.register_initializer(value)
+
+
+def _drop_zero(integers: ir.Value) -> None:
+    """DequantizeLinear takes a zero point that is left out for 0."""
+    for node, index in list(integers.uses()):
+        zero = node.inputs[2] if node.op_type == "DequantizeLinear" and index == 0 and len(node.inputs) > 2 else None
+        if zero is not None and zero.const_value is not None and not zero.const_value.numpy().any():
+            node.resize_inputs(2)
+
+
+def _remove_unread(model: ir.Model) -> None:
+    for name, value in list(model.graph.initializers.items()):
+        if not list(value.uses()) and not value.is_graph_output() and not value.is_graph_input():
+            del model.graph.initializers[name]

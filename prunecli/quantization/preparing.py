@@ -1,0 +1,89 @@
+"""A model as onnxruntime's tool takes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from prunecli.calibration.layerwise import working_form
+from prunecli.model import Model
+from prunecli.model.constants import Constant, behind
+from prunecli.model.copies import plain_path, raised
+from prunecli.model.graphs import add_constant, free_name, refill, taken_names
+from prunecli.model.saving import SaveOptions, save
+from prunecli.quantization.stored import Form
+from prunecli.runtime import PER_CHANNEL_SINCE, prepare_to_quantise
+
+DYNAMIC_SINCE = 11
+"""The opset of DynamicQuantizeLinear."""
+
+
+def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of a model in `folder`, every node named: for `qdq` of an opset with scales per channel and optimised by
+    the tool; else with its constants as initializers and its products of matrices as MatMul. Also notes on that.
+
+    Raises:
+        PruneError: the opset is too old and cannot be raised; the tool refuses the model.
+    """
+    place = folder / "model.onnx"
+    if form == "qdq":
+        newer = raised(file, PER_CHANNEL_SINCE, "a scale per output channel")
+        if newer is file:
+            return prepare_to_quantise(plain_path(file), folder), []
+        save(newer, place)
+        return prepare_to_quantise(place, folder), newer.notes[len(file.notes) :]
+    newer = raised(file, DYNAMIC_SINCE, "dynamic quantisation") if form == "dynamic" else file
+    work = working_form(newer.ir)
+    for node in list(work.graph):
+        _as_product(work.graph, node)
+    RemoveUnusedNodesPass()(work)
+    taken = {node.name for node in work.graph if node.name}
+    for number, node in enumerate(work.graph):
+        if not node.name:
+            node.name = free_name(f"{node.op_type}_{number}", taken)
+            taken.add(node.name)
+    save(replace(file, ir=work), place, SaveOptions("never"))
+    return place, newer.notes[len(file.notes) :]
+
+
+def _as_product(graph: ir.Graph, node: ir.Node) -> None:
+    """A MatMul with the matrix itself for a Gemm, and for a MatMul that reads a stored matrix transposed."""
+    if node.op_type not in ("Gemm", "MatMul") or node.domain:
+        return
+    matrix = behind(node.inputs[1])
+    if matrix is None or matrix.is_overridable or len(matrix.shape) != 2 or not matrix.dtype.is_floating_point():
+        return
+    if node.op_type == "MatMul":
+        if len(matrix.way) > 1:
+            node.replace_input_with(1, _stored(graph, matrix, transposed=False))
+        return
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or any(attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        return
+    value = _stored(graph, matrix, transposed=bool(attributes.get_int("transB", 0)))
+    added, output = [*node.inputs, None][2], node.outputs[0]
+    product = ir.Node("", "MatMul", [node.inputs[0], value], num_outputs=1, name=node.name)
+    made = [product]
+    if added is not None:
+        product.outputs[0].name = free_name(f"{output.name}.product", taken_names(graph))
+        made.append(ir.Node("", "Add", [product.outputs[0], added], num_outputs=1))
+    last, name, kind, shape = made[-1].outputs[0], output.name, output.type, output.shape
+    graph.insert_before(node, made)
+    output.replace_all_uses_with(last, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    last.name, last.type, last.shape = name, kind, shape
+
+
+def _stored(graph: ir.Graph, matrix: Constant, transposed: bool) -> ir.Value:
+    """The matrix as it is read, an initializer; of its name, where one node alone reads it."""
+    value = matrix.way[0]
+    if len(matrix.way) == 1 and not transposed:
+        return value
+    array = matrix.read().T if transposed else matrix.read()
+    if matrix.is_own and matrix.dtype == matrix.tensor.dtype and value.is_initializer():
+        refill(value, array)
+        return value
+    return add_constant(graph, matrix.name, array)

@@ -1,0 +1,42 @@
+"""What can be proved of a quantised file: it opens, it holds the weights that were decided, and how far off it is.
+
+That integers compute what floats did cannot be: it is measured, on samples that nothing was fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecli.errors import PruneError
+from prunecli.model import load
+from prunecli.quantization.candidates import Judge
+from prunecli.quantization.stored import Form, IntegerGraph
+from prunecli.types import Verification
+
+Array = np.ndarray[Any, Any]
+
+
+def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: Judge) -> Verification:
+    """Read the file anew and run it.
+
+    Raises:
+        PruneError: a weight is not stored as it was decided, or onnxruntime does not run the file.
+    """
+    found = IntegerGraph.of(load(staged).ir, form).floats()
+    for name, wanted in decided.items():
+        got = found.get(name)
+        if got is None or not np.array_equal(got, wanted):
+            raise PruneError(f"internal: the weight {name} is not stored as it was decided",
+                             "nothing was written; please report this")  # fmt: skip
+    error, fidelity = judge.measured(staged)
+    worst = fidelity.worst() if fidelity is not None else {}
+    count = 0 if fidelity is None else fidelity.samples
+    detail = (
+        f"{len(decided)} stored tensors give back the decided values, bit for bit; on samples that nothing was fitted"
+        f" to the outputs differ from the float model's by {error:.2g} of their variance"
+    )
+    return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), count, detail)

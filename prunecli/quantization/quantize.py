@@ -1,0 +1,289 @@
+"""`prune quantize`: weights and activations as small integers, fitted on unlabelled samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.calibration.samples import about, calibration_samples, cautions
+from prunecli.data import Dataset
+from prunecli.errors import PruneError, some
+from prunecli.evaluation.passes import at_data
+from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
+from prunecli.files import Scratch
+from prunecli.model import Model, Weight, concrete_shapes, find_weights, load, totals
+from prunecli.model.copies import plain_path
+from prunecli.model.graphs import all_graphs
+from prunecli.model.saving import Provenance, SaveOptions, check_target, save
+from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
+from prunecli.quantization.candidates import TOOL, Candidate, GraphBuilder, Judge, made_small
+from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
+from prunecli.quantization.options import QuantizeOptions, named_path
+from prunecli.quantization.preparing import prepared
+from prunecli.quantization.proof import check_stored
+from prunecli.quantization.quality import labelled_samples, measured_quality
+from prunecli.quantization.ranges import RUNS, Range, fitted_ranges, observe
+from prunecli.quantization.result import QuantizeResult
+from prunecli.quantization.stored import IntegerGraph
+from prunecli.reconstruct.refit import CalibrationBatches
+from prunecli.runtime import Session
+from prunecli.types import Json, Progress, Skipped, Totals, Verification, no_progress
+
+Array = np.ndarray[Any, Any]
+SAMPLES = 512
+HELD = 4
+"""One sample in so many judges, and is fitted to by nothing."""
+FEWEST = 16
+"""Samples below which all of them fit and judge."""
+ACTIVATIONS = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+def quantize(
+    model: str | Path, options: QuantizeOptions | None = None, progress: Progress = no_progress, **changes: Any
+) -> QuantizeResult:
+    """Quantise a model, fit its weights on unlabelled data, and save it. `changes` override fields of `options`:
+    `quantize("model.onnx", data="calib.npz")`.
+
+    Raises:
+        PruneError: the file or an option is unusable, nothing in it can be quantised, its opset is too old and cannot
+            be raised, or onnxruntime does not run the result.
+    """
+    start, options = time.perf_counter(), QuantizeOptions.of(options, **changes)
+    path = Path(model)
+    options = at_data(path, options)
+    if options.verify:
+        options.execution.check()
+    file, target = load(path), options.output or named_path(path)
+    check_target(file, None if options.dry_run else target, options.force, options)
+    with Scratch() as folder:
+        work = Quantisation.of(file, options, folder, progress)
+        candidates, layers, left = work.candidates(progress)
+        best = min(candidates, key=lambda one: one.error)
+        return replace(
+            _saved(work, best, candidates, _told(layers, best), target), left=left, seconds=time.perf_counter() - start
+        )
+
+
+def _told(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLayer]:
+    """What became of the layers in the candidate that is written, which may not be the fitted one."""
+    return [layer if best.name == FITTED else replace(layer, method=best.name, errors={}) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What is settled before a graph is built. `exclude`: nodes that stay float. `feeds`: calibration samples, RUNS at
+    a time, for the ranges. `test`: labelled samples, if any. `notes` on preparing."""
+
+    file: Model
+    options: QuantizeOptions
+    folder: Path
+    builder: GraphBuilder
+    batches: CalibrationBatches
+    data: Dataset
+    judge: Judge
+    exclude: Sequence[str]
+    feeds: Sequence[Mapping[str, Array]]
+    test: Dataset | None
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, file: Model, options: QuantizeOptions, folder: Path, progress: Progress) -> Quantisation:
+        """Read the data, and prepare the model for onnxruntime's tool.
+
+        Raises:
+            PruneError: as `quantize`.
+        """
+        _check_finite(file)
+        assert options.source is not None
+        execution = options.execution
+        data = calibration_samples(
+            file, options.source, SAMPLES, seed=options.seed, dims=options.dims, execution=execution, progress=progress
+        )
+        test = labelled_samples(file, options)
+        start = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        batches, held, feeds = _divided(data, options, start)
+        place, notes = prepared(file, options.form, folder)
+        builder = GraphBuilder.of(place, options.form, options.weights, options.activation_type)
+        judge = Judge.of(plain_path(file), held, start)
+        exclude = _excluded(builder.model, options)
+        return cls(file=file, options=options, folder=folder, builder=builder, batches=batches, data=data, judge=judge,
+                   exclude=exclude, feeds=feeds, test=test, notes=notes)  # fmt: skip
+
+    def candidates(self, progress: Progress) -> tuple[list[Candidate], list[QuantisedLayer], list[Skipped]]:
+        """onnxruntime's own graph, the same with weights rounded to the nearest on better grids, and the fitted one."""
+        ranges = self._ranges(progress)
+        tool = self.builder.built(ranges[0], self.exclude, open_ends=False)
+        if not tool.weights:
+            raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}",
+                             "`prune inspect` lists its weights; --format chooses another form")  # fmt: skip
+        found = [self.judge(TOOL, tool)]
+        rounded = [self.judge(NEAREST, self._rounded(one, self.exclude)) for one in ranges]
+        best = min(rounded, key=lambda one: one.error)
+        chosen = ranges[rounded.index(best)]
+        exclude = [*self.exclude, *self._hurting(chosen, best.error, progress)]
+        if len(exclude) > len(self.exclude):
+            best = self.judge(NEAREST, self._rounded(chosen, exclude))
+        graph = self.builder.built(chosen, exclude)
+        layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress)
+        return [*found, best, self.judge(FITTED, graph)], layers, left
+
+    def _rounded(self, ranges: Mapping[str, Range], exclude: Sequence[str]) -> IntegerGraph:
+        graph = self.builder.built(ranges, exclude)
+        round_graph(self.builder.model.ir, graph)
+        return graph
+
+    def _ranges(self, progress: Progress) -> list[dict[str, Range]]:
+        """Of activations: all that was seen, and the parts that err least; one that is empty where none are needed."""
+        if self.options.form != "qdq":
+            return [{}]
+        seen = observe(self.batches.start, self.builder.prepared, self.feeds, len(self.feeds), progress)
+        whole = {name: one.whole for name, one in seen.items()}
+        return [whole, fitted_ranges(seen, *ACTIVATIONS[self.options.activation_type])]
+
+    def _hurting(self, ranges: Mapping[str, Range], error: float, progress: Progress) -> list[str]:
+        """Names of nodes that stay float: those without whose quantisation the outputs come nearest to the float
+        model's, per parameter, as far as the budget goes."""
+        weights = [w for w in find_weights(self.builder.model).prunable if w.node.name not in self.exclude]
+        budget = self.options.keep_float * sum(w.size for w in weights)
+        gains: list[tuple[float, Weight]] = []
+        for weight in progress([w for w in weights if w.size <= budget], "measuring layers"):
+            names = [use.node.name or "" for use in weight.uses]
+            alone = self.judge(weight.name, self._rounded(ranges, [*self.exclude, *names]))
+            gains.append(((error - alone.error) / weight.size, weight))
+        chosen: list[str] = []
+        for gain, weight in sorted(gains, key=lambda pair: -pair[0]):
+            if gain > 0 and weight.size <= budget:
+                budget -= weight.size
+                chosen += [use.node.name or "" for use in weight.uses]
+        return chosen
+
+
+def _check_finite(file: Model) -> None:
+    for weight in find_weights(file).all():
+        array = weight.array()
+        if weight.kind == "weight" and not np.isfinite(array).all():
+            raise PruneError(f"the weight {weight.name} holds NaN or infinity",
+                             "repair the model or export it again: what it computes are no numbers")  # fmt: skip
+        weight.release()
+
+
+def _divided(
+    data: Dataset, options: QuantizeOptions, start: Any
+) -> tuple[CalibrationBatches, Sequence[Mapping[str, Array]], Sequence[Mapping[str, Array]]]:
+    """Batches that fit and then those that judge, the latter, and the former in small runs. One sample in HELD judges;
+    of few samples all do both."""
+    order = np.random.default_rng(options.seed).permutation(len(data))
+    held = len(order) // HELD if len(order) >= FEWEST else 0
+    fit, judge = data.select(np.sort(order[held:])), data.select(np.sort(order[:held]))
+    batches = [batch.feed for batch in fit.batches(options.batch_size)]
+    judging = [batch.feed for batch in judge.batches(options.batch_size)] if held else batches
+    feeds = [batch.feed for batch in fit.batches(RUNS)]
+    return CalibrationBatches([*batches, *(judging if held else [])], len(batches), start), judging, feeds
+
+
+def _excluded(model: Model, options: QuantizeOptions) -> list[str]:
+    """Names of the nodes that --include and --exclude leave float."""
+
+    def matched(weight: Weight, patterns: Sequence[str]) -> bool:
+        names = [weight.name, *(use.node.name or "" for use in weight.uses)]
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    weights = find_weights(model).prunable
+    left = [w for w in weights if (options.include and not matched(w, options.include)) or matched(w, options.exclude)]
+    if weights and len(left) == len(weights):
+        raise PruneError("--include and --exclude leave nothing to quantise", "`prune inspect` lists the names")
+    return list(dict.fromkeys(use.node.name or "" for weight in left for use in weight.uses))
+
+
+def _saved(
+    work: Quantisation, best: Candidate, candidates: Sequence[Candidate], layers: list[QuantisedLayer], target: Path
+) -> QuantizeResult:
+    """Write the best candidate, checked, and tell of it."""
+    options, file = work.options, work.file
+    shapes = concrete_shapes(file, options.dims)
+    before = totals(load(plain_path(file)), shapes) if file.packed else totals(file, shapes)
+    decided = dict(best.graph.floats())
+    names = frozenset(v for graph in all_graphs(work.builder.model.ir) for v in _names(graph))
+    if options.form == "qdq":
+        made_small(best.graph, names)
+    for key, value in file.ir.metadata_props.items():
+        best.graph.model.metadata_props.setdefault(key, value)
+    recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}
+    inspector = QuantisedInspector(work, best, decided, before)
+    saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
+    with Scratch() as elsewhere:
+        place = elsewhere / target.name if options.dry_run else target
+        saved = save(replace(file, ir=best.graph.model), place, saving, inspector)
+        speed = measure_speed(place, plain_path(file), options) if options.timing else None
+        quality = None if work.test is None else measured_quality(plain_path(file), place, work.test, options)
+    assert inspector.after is not None
+    return QuantizeResult(
+        model=file.ref, output=None if options.dry_run else saved, before=before, after=inspector.after,
+        verification=inspector.verification,
+        notes=[*file.notes, *work.notes, *cautions(work.data), *_notes(work, best, speed)],
+        dry_run=options.dry_run, recipe=recipe, layers=layers, left=[], speed=speed, quality=quality,
+        errors={one.name: one.error for one in candidates}, chosen=best.name, fidelity=best.fidelity,
+        tool=candidates[0].fidelity,
+    )  # fmt: skip
+
+
+def _names(graph: ir.Graph) -> list[str]:
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    return [value.name for value in values if value.name]
+
+
+@dataclass
+class QuantisedInspector:
+    """Takes the staged file: it opens, it holds what was decided, and its sizes. `decided`: floats by weight."""
+
+    work: Quantisation
+    best: Candidate
+    decided: Mapping[str, Array]
+    before: Totals
+    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    after: Totals | None = None
+
+    def __call__(self, staged: Path) -> None:
+        form = self.work.options.form
+        zeros = sum(int(array.size - np.count_nonzero(array)) for array in self.decided.values())
+        if self.work.options.verify:
+            self.verification = check_stored(staged, self.decided, form, self.work.judge)
+        saved = load(staged)
+        files = [staged, *saved.data_files]
+        self.after = replace(
+            self.before, nonzero=min(self.before.nonzero, self.before.params - zeros),
+            file_bytes=sum(each.stat().st_size for each in files), gzip_bytes=sum(gzip_bytes(each) for each in files),
+            gzip_estimated=any(each.stat().st_size > EXACT_UP_TO for each in files),
+        )  # fmt: skip
+
+
+def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> list[str]:
+    notes = []
+    if best.name == TOOL:
+        notes.append(
+            "what onnxruntime's own tool makes was nearest to the float model on held-out samples, and is written"
+        )
+    gain = None if speed is None or speed.pair is None else speed.pair.gain
+    if gain is not None and not gain.reason and gain.high < 1.05:
+        notes.append(_slow(work))
+    return notes
+
+
+def _slow(work: Quantisation) -> str:
+    """Why integers are no faster here, as far as it can be told."""
+    ops = sorted(
+        {node.op_type for node in work.builder.model.ir.graph if node.op_type in ("Sigmoid", "Erf", "HardSwish")}
+    )
+    hint = f"; {some(ops)} between layers are computed in float" if ops else ""
+    return (
+        "integers are not faster than floats on this machine and model: the file is smaller all the same; processors"
+        f" with VNNI or dot-product instructions gain more{hint}"
+    )

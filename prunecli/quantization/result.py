@@ -1,0 +1,39 @@
+"""What `prune quantize` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prunecli.evaluation.fidelity import Fidelity
+from prunecli.evaluation.speed import MeasuredSpeed
+from prunecli.quantization.fitting import QuantisedLayer
+from prunecli.report.result import ModelResult
+from prunecli.types import Json, Skipped
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Metrics on labelled data, of the float model and of the quantised one."""
+
+    samples: int
+    source: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeResult(ModelResult):
+    """What was quantised. `errors`: of the outputs on the samples that judge, by candidate; `chosen`: the one that was
+    written; `fidelity` of it, and `tool` that of onnxruntime's own; `left`: weights that were not fitted."""
+
+    recipe: Json
+    layers: Sequence[QuantisedLayer]
+    left: Sequence[Skipped]
+    errors: Mapping[str, float]
+    chosen: str
+    fidelity: Fidelity | None
+    tool: Fidelity | None
+    speed: MeasuredSpeed | None = None
+    quality: Quality | None = None
+    notes: Sequence[str] = field(default_factory=list)

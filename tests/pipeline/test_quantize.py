@@ -1,0 +1,182 @@
+"""`prune quantize` from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import prunecli
+from prunecli.errors import PruneError
+from prunecli.runtime import Session
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+MLP, CALIB, TEST = (SAMPLES / f"digits-{name}" for name in ("mlp.onnx", "calib.npz", "test.npz"))
+RNG = np.random.default_rng(0)
+
+
+def f(*shape: int) -> np.ndarray:
+    return np.asarray(RNG.standard_normal(shape), np.float32)
+
+
+def made(path: Path, nodes: list[Any], constants: dict[str, np.ndarray], shape: list[Any], opset: int = 17) -> Path:
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    x, y = helper.make_tensor_value_info("x", 1, shape), helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def op(kind: str, *inputs: str, out: str = "y", **attributes: Any) -> Any:
+    return helper.make_node(kind, list(inputs), [out], **attributes)
+
+
+CONV = ([op("Conv", "x", "w", "b", out="h", group=2, pads=[1, 1, 1, 1]), op("Relu", "h", out="r"), op("Conv", "r", "v")],
+        {"w": f(8, 2, 3, 3), "b": f(8), "v": f(3, 8, 1, 1)}, ["N", 4, 6, 6])  # fmt: skip
+PLAIN = ([op("MatMul", "x", "w", out="h"), op("Add", "h", "b", out="a"), op("Relu", "a", out="r"), op("MatMul", "r", "v")],
+         {"w": f(40, 32), "b": f(32), "v": f(32, 6)}, ["N", 40])  # fmt: skip
+TURNED = ([op("Transpose", "w", out="t"), op("MatMul", "x", "t", out="h"), op("Gemm", "h", "v", "c", transB=1)],
+          {"w": f(32, 40), "v": f(6, 32), "c": f(6)}, ["N", 40])  # fmt: skip
+NORMED = ([op("Conv", "x", "w", out="h"), op("BatchNormalization", "h", "s", "c", "m", "var", out="n"), op("Conv", "n", "v")],
+          {"w": f(6, 4, 1, 1), "s": f(6), "c": f(6), "m": f(6), "var": np.abs(f(6)) + 1, "v": f(3, 6, 1, 1)},
+          ["N", 4, 6, 6])  # fmt: skip
+DEAD = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")],
+        {"w": f(40, 8) * (np.arange(8) > 2), "v": f(8, 6)}, ["N", 40])  # fmt: skip
+BIAS = ([op("Conv", "x", "w", "b")], {"w": 1e-9 * f(3, 4, 1, 1), "b": 1e3 * f(3)}, ["N", 4, 6, 6])
+CASES = [
+    # model, options, weights that are stored as integers
+    ("grouped", CONV, {}, 2),
+    ("grouped", CONV, {"weights": "uint8"}, 2),
+    ("grouped", CONV, {"activations": "int8"}, 2),
+    ("products", PLAIN, {}, 2),
+    ("products", PLAIN, {"format": ("dynamic",)}, 2),
+    ("products", PLAIN, {"format": ("dynamic",), "weights": "uint8"}, 2),
+    ("products", PLAIN, {"weights": "int4-block32"}, 2),
+    ("transposed", TURNED, {}, 2),
+    ("transposed", TURNED, {"format": ("dynamic",)}, 2),
+    ("transposed", TURNED, {"weights": "int4-block32"}, 2),
+    ("normalised", NORMED, {}, 2),
+    ("dead units", DEAD, {}, 2),
+    ("a bias that int32 hardly holds", BIAS, {}, 1),
+    ("one left float", PLAIN, {"exclude": ("v",)}, 1),
+    ("one chosen", PLAIN, {"include": ("v",)}, 1),
+]  # fmt: skip
+INTEGER = {2: "uint8", 3: "int8"}
+
+
+def stored(path: Path) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load(str(path)).graph.initializer}
+
+
+@pytest.mark.parametrize(("label", "net", "changes", "count"), CASES, ids=lambda value: str(value)[:24])
+def test_the_file_computes_nearly_what_the_float_model_does(
+    label: str, net: Any, changes: dict[str, Any], count: int, tmp_path: Path
+) -> None:
+    nodes, constants, shape = net
+    path, out = made(tmp_path / "m.onnx", nodes, constants, shape), tmp_path / "q.onnx"
+    x = f(64, *shape[1:])
+    np.savez(tmp_path / "d.npz", x=x)
+    found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(out), threads=1, timing=False, **changes)
+    test = f(32, *shape[1:])
+    wanted, got = (Session.open(p).run({"x": test})["y"] for p in (path, out))
+    four = "block" in str(changes)
+    assert np.square(got - wanted).mean() < (0.02 if four else 2e-3) * wanted.var()
+    assert found.errors[found.chosen] == min(found.errors.values())
+    integers = [t for t in stored(out).values() if t.data_type in INTEGER and len(t.dims) > 1 and "zero" not in t.name]
+    assert len(integers) == count
+
+
+def test_the_digits_keep_their_accuracy_and_every_figure_is_told(tmp_path: Path) -> None:
+    found = prunecli.quantize(MLP, data=CALIB, test=TEST, output=str(tmp_path / "q.onnx"), threads=1, timing=False)
+    assert found.quality is not None and found.quality.after["accuracy"] > found.quality.before["accuracy"] - 0.005
+    told = found.to_json()
+    assert told["after"]["file_bytes"] < 0.3 * told["before"]["file_bytes"]
+    assert set(told["quantization"]["errors"]) == {"onnxruntime", "nearest", "fitted"}
+    assert found.errors["fitted"] < 0.7 * found.errors["onnxruntime"]
+    assert {layer["method"] for layer in told["layers"]} <= {"nearest", "compensated", "fitted"}
+    assert told["verification"]["kind"] == "approximate" and told["fidelity"]["top1_agreement"] > 0.95
+
+
+def test_zeros_stay_zeros(tmp_path: Path) -> None:
+    prunecli.magnitude(MLP, sparsity=0.8, output=str(tmp_path / "z.onnx"))
+    before = stored(tmp_path / "z.onnx")
+    found = prunecli.quantize(tmp_path / "z.onnx", data=CALIB, output=str(tmp_path / "q.onnx"), threads=1, timing=False)
+    after = stored(tmp_path / "q.onnx")
+    for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+        old, new = (numpy_helper.to_array(each[name]) for each in (before, after))
+        assert (new[old == 0] == 0).all() and new.dtype == np.int8
+    assert found.to_json()["sparsity"] > 0.7999
+
+
+def test_layers_that_hurt_stay_float_within_the_budget(tmp_path: Path) -> None:
+    w, v = f(40, 32), f(32, 6)
+    w[:, :4] *= 300.0  # a few outputs of which everything behind is small
+    v[:4] /= 300.0
+    nodes = [op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")]
+    path = made(tmp_path / "m.onnx", nodes, {"w": w, "v": v}, ["N", 40])
+    np.savez(tmp_path / "d.npz", x=f(64, 40))
+    found = prunecli.quantize(
+        path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), threads=1, timing=False, keep_float=0.2
+    )
+    kept = [t for t in stored(tmp_path / "q.onnx").values() if t.data_type == 1 and len(t.dims) == 2]
+    assert [tuple(t.dims) for t in kept] == [(32, 6)] and [layer.name for layer in found.layers] == ["w"]
+
+
+REFUSED = [
+    ({}, "fitted on data", "--data synthetic"),
+    ({"data": CALIB, "format": ("nbits",)}, "does not store --weights int8", "int4-block32"),
+    ({"data": CALIB, "format": ("qdq", "dynamic")}, "two forms", "choose one"),
+    ({"data": CALIB, "format": ("dynamic",), "activations": "int8"}, "has no --activations int8", "uint8"),
+    ({"data": CALIB, "weights": "uint8", "activations": "int8"}, "no kernels", "--weights int8"),
+    ({"data": CALIB, "exclude": ("*",)}, "leave nothing", "inspect"),
+    ({"data": CALIB, "test": CALIB}, "has no labels", "labelled"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message", "hint"), REFUSED)
+def test_what_cannot_be_done_is_refused(changes: dict[str, Any], message: str, hint: str, tmp_path: Path) -> None:
+    with np.load(CALIB) as data:
+        np.savez(tmp_path / "calib.npz", **{name: data[name][:32] for name in data.files if name != "labels"})
+    given = {name: tmp_path / "calib.npz" if value is CALIB else value for name, value in changes.items()}
+    with pytest.raises(PruneError, match=message) as caught:
+        prunecli.quantize(MLP, output=str(tmp_path / "q.onnx"), threads=1, timing=False, **given)
+    assert hint in caught.value.hint and not (tmp_path / "q.onnx").exists()
+
+
+NOTHING = ([op("Relu", "x")], {}, ["N", 4])
+NAN = ([op("MatMul", "x", "w")], {"w": np.full((4, 4), np.nan, np.float32)}, ["N", 4])
+
+
+@pytest.mark.parametrize(("net", "message"), [(NOTHING, "can be quantised"), (NAN, "NaN or infinity")])
+def test_models_that_cannot_be_quantised_are_refused(net: Any, message: str, tmp_path: Path) -> None:
+    path = made(tmp_path / "m.onnx", *net)
+    np.savez(tmp_path / "d.npz", x=f(32, 4))
+    with pytest.raises(PruneError, match=message) as caught:
+        prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
+    assert caught.value.hint and not (tmp_path / "q.onnx").exists()
+
+
+def test_an_old_opset_is_raised_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    nodes, constants, shape = CONV
+    path = made(tmp_path / "m.onnx", nodes, constants, shape, opset=11)
+    np.savez(tmp_path / "d.npz", x=f(32, *shape[1:]))
+    found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), threads=1, timing=False, dry_run=True)
+    assert found.output is None and sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "m.onnx"]
+    assert any("the opset was raised from 11 to 13" in note for note in found.notes)
+
+
+def test_a_file_that_does_not_hold_what_was_decided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.quantization import quantize as module
+
+    def spoilt(graph: Any, names: Any) -> None:
+        first = next(iter(graph.weights.values()))
+        first.integers.const_value = type(first.integers.const_value)(1 - first.integers.const_value.numpy())
+
+    monkeypatch.setattr(module, "made_small", spoilt)
+    with pytest.raises(PruneError, match="is not stored as it was decided"):
+        prunecli.quantize(MLP, data=CALIB, output=str(tmp_path / "q.onnx"), threads=1, timing=False)
+    assert not (tmp_path / "q.onnx").exists()
