@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 MANUAL = {
     "magnitude": "zeros", "gradient": "zeros", "oneshot": "zeros", "pack": "zeros", "unpack": "zeros",
-    "structured": "structures", "shrink": "shrink", "adaptive": "search", "sensitivity": "search",
+    "quantize": "integers", "structured": "structures",
+    "shrink": "shrink", "adaptive": "search", "sensitivity": "search",
     "finetune": "training", "evaluate": "judge", "compare": "judge",
 }  # fmt: skip
 """The page of the manual that speaks of a command at length."""

@@ -28,7 +28,7 @@ from prunecli.model import Model, find_weights
 from prunecli.quantization.stored import GridForm, IntegerGraph, stand_in
 from prunecli.reconstruct.fit import FitTask
 from prunecli.reconstruct.refit import CalibrationBatches, Fit
-from prunecli.reconstruct.rounding import Grid, fitted_grid, rounded
+from prunecli.reconstruct.rounding import IntegerGrid, fitted_grid, rounded
 from prunecli.types import Progress, Skipped, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ class _Rounding:
     """One rounding of a layer, by matrix; `shift` of the constant."""
 
     name: str
-    grids: list[Grid]
+    grids: list[IntegerGrid]
     values: Array
     shift: Array
 
@@ -131,7 +131,7 @@ class _LayerVisit:
     form: GridForm
     graph: IntegerGraph
 
-    def grid(self, weights: Array, importance: Array, at: int) -> Grid:
+    def grid(self, weights: Array, importance: Array, at: int) -> IntegerGrid:
         """Of matrix `at`, for these weights."""
         least = self.graph.least_scale(self.layer, self.aim.bias())
         form = self.form

@@ -19,7 +19,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from prunecli.calibration.layers import LinearLayer
-from prunecli.reconstruct.rounding import INTEGERS, Grid, IntegerType
+from prunecli.model.quantised import nbits, packed, quantised
+from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, IntegerType
 
 Array = np.ndarray[Any, Any]
 Form = Literal["qdq", "dynamic", "nbits"]
@@ -50,21 +51,13 @@ class StoredWeight:
 
     def floats(self) -> Array:
         """The float32 tensor that is meant, as the operator that reads it computes it."""
-        integers, scale = content(self.integers), content(self.scale)
         if self.size:
-            return self._blocks(integers, scale)
-        zero = np.zeros(scale.shape, np.int64) if self.zero is None else content(self.zero).astype(np.int64)
-        if self.axis is not None:
-            shape = [-1 if axis == self.axis % integers.ndim else 1 for axis in range(integers.ndim)]
-            scale, zero = scale.reshape(shape), zero.reshape(shape)
-        return np.asarray((integers.astype(np.int64) - zero) * scale.astype(np.float64), np.float32)
-
-    def _blocks(self, integers: Array, scale: Array) -> Array:
-        rows, blocks, _ = integers.shape
-        zero = np.full((rows, blocks), 8) if self.zero is None else _out_of_bytes(content(self.zero), rows)[:, :blocks]
-        values = _out_of_bytes(integers, rows).reshape(rows, blocks, -1) - zero[..., None]
-        found = values * scale.reshape(rows, blocks, 1).astype(np.float64)
-        return np.ascontiguousarray(found.reshape(rows, -1)[:, : self.size].T, np.float32)
+            found = nbits([None, self.integers, self.scale, self.zero], 4, content(self.integers).shape[2] * 2)
+            assert found is not None
+            return np.ascontiguousarray(found.array().reshape(found.shape[0], -1)[:, : self.size].T)
+        found = quantised(self.integers, self.scale, self.zero, axis=self.axis or 0)
+        assert found is not None
+        return found.array()
 
 
 def content(value: ir.Value) -> Array:
@@ -126,7 +119,7 @@ class IntegerGraph:
         step = self._step(layer)
         return None if step is None else np.abs(bias) / (step * BIAS)
 
-    def put(self, layer: LinearLayer, grids: Sequence[Grid], values: Array, bias: Array | None) -> None:
+    def put(self, layer: LinearLayer, grids: Sequence[IntegerGrid], values: Array, bias: Array | None) -> None:
         """Store a layer.
 
         Args:
@@ -158,17 +151,15 @@ class IntegerGraph:
         elif bias is not None and name in self.model.graph.initializers:
             put(self.model.graph.initializers[name], layer.offset.content(bias.reshape(-1)))  # type: ignore[union-attr]
 
-    def _put_blocks(self, stored: StoredWeight, grid: Grid, integers: Array) -> None:
+    def _put_blocks(self, stored: StoredWeight, grid: IntegerGrid, integers: Array) -> None:
         """(rows, K) as (rows, blocks, bytes), the earlier of two values in the lower half of a byte."""
-        rows, blocks, width = content(stored.integers).shape
+        width = content(stored.integers).shape[2]
         padded = np.repeat(grid.zero.astype(np.int64), width * 2, axis=1)
         padded[:, : integers.shape[1]] = integers
-        put(stored.integers, _in_bytes(padded))
+        put(stored.integers, packed(padded, 4))
         put(stored.scale, grid.scale)
         if stored.zero is not None:
-            zeros = np.full((rows, blocks + blocks % 2), 0)
-            zeros[:, :blocks] = grid.zero
-            put(stored.zero, _in_bytes(zeros))
+            put(stored.zero, packed(grid.zero.astype(np.int64), 4))
 
     def _block(self, name: str) -> int:
         return int(content(self.weights[name].integers).shape[2]) * 2
@@ -217,16 +208,6 @@ def _blocked(model: ir.Model) -> Iterator[StoredWeight]:
             if integers is not None and scale is not None and integers.const_value is not None:
                 base = (integers.name or "").removesuffix("_Q4")
                 yield StoredWeight(base, integers, scale, zero, size=node.attributes.get_int("K", 0))
-
-
-def _out_of_bytes(values: Array, rows: int) -> Array:
-    """(rows, twice as many) integers."""
-    flat = values.reshape(rows, -1)
-    return np.stack([flat & 15, flat >> 4], axis=2).reshape(rows, -1).astype(np.int64)
-
-
-def _in_bytes(values: Array) -> Array:
-    return np.asarray(values[:, ::2] | (values[:, 1::2] << 4), np.uint8)
 
 
 def stand_in(graph: IntegerGraph, prepared: ir.Model) -> ir.Model:

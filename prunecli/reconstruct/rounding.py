@@ -51,7 +51,7 @@ INTEGERS = {
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """The grid of one matrix (rows, K). `scale`, `zero`: (rows, B), for stretches of `block` columns; scales are
     float32 numbers, held as float64."""
 
@@ -91,7 +91,7 @@ class Grid:
 def fitted_grid(
     weights: Array, importance: Array, kind: IntegerType, block: int = 0, *, shared: bool = False,
     least: Array | None = None,
-) -> Grid:  # fmt: skip
+) -> IntegerGrid:  # fmt: skip
     """The grid on which sum_k importance_k (w_k - nearest)^2 is least, among `SHRINKS` of the range.
 
     Args:
@@ -119,7 +119,7 @@ def fitted_grid(
         best, scale, zero = (np.where(better, new, old) for new, old in ((wrong, best), (step, scale), (origin, zero)))
     if shared:
         scale, zero = np.broadcast_to(scale, (rows, 1)), np.broadcast_to(zero, (rows, 1))
-    return Grid(kind, scale, zero, max(size, 1) if shared else width)
+    return IntegerGrid(kind, scale, zero, max(size, 1) if shared else width)
 
 
 def _spaced(low: Array, high: Array, kind: IntegerType) -> tuple[Array, Array]:
@@ -134,7 +134,7 @@ def _spaced(low: Array, high: Array, kind: IntegerType) -> tuple[Array, Array]:
     return step, origin
 
 
-def rounded(weights: Array, gram: Array, grid: Grid, zero: Array) -> Array:
+def rounded(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Array:
     """Values on the grid, (rows, K), with which sum_rows (w - w0)^T G (w - w0) is small.
 
     Args:
@@ -157,7 +157,7 @@ def rounded(weights: Array, gram: Array, grid: Grid, zero: Array) -> Array:
         return descended(out, weights, gram, grid, zero)
 
 
-def descended(values: Array, weights: Array, gram: Array, grid: Grid, zero: Array) -> Array:
+def descended(values: Array, weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Array:
     """Every column rounded anew to what is best given the others, some times over: coordinate descent on the grid."""
     values = values.copy()
     wrong = (values - weights) @ gram

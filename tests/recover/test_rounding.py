@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecli.reconstruct.rounding import INTEGERS, Grid, descended, fitted_grid, rounded
+from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, descended, fitted_grid, rounded
 from prunecli.reconstruct.sparsegpt import factor, sweep
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +24,7 @@ def loss(change: Array, gram: Array) -> float:
     return float(np.einsum("ij,jk,ik->", change, gram, change))
 
 
-def grid_of(weights: Array, gram: Array, kind: str, block: int, **how: Any) -> Grid:
+def grid_of(weights: Array, gram: Array, kind: str, block: int, **how: Any) -> IntegerGrid:
     return fitted_grid(weights, gram.diagonal(), INTEGERS[kind], block, **how)
 
 
@@ -46,7 +46,7 @@ def test_values_are_those_of_stored_integers_and_float32_scales(kind: str, block
 def test_a_grid_that_clips_an_outlier_errs_less() -> None:
     weights = np.r_[np.random.default_rng(0).standard_normal(500), 9.0][None]
     grid = fitted_grid(weights, np.ones(501), INTEGERS["int4"])
-    whole = Grid(INTEGERS["int4"], np.array([[9 / 7]]), np.zeros((1, 1)), 501)
+    whole = IntegerGrid(INTEGERS["int4"], np.array([[9 / 7]]), np.zeros((1, 1)), 501)
     errors = [np.square(one.values(one.integers(weights)) - weights).sum() for one in (grid, whole)]
     assert grid.scale[0, 0] < 0.8 * 9 / 7 and errors[0] < 0.8 * errors[1]
 
@@ -65,7 +65,7 @@ def test_scales_do_not_fall_below_what_a_bias_needs(shared: bool) -> None:
     assert grid.scale[0, 0] == 9 and (len(np.unique(grid.scale)) == 1) == shared
 
 
-def greedy(weights: Array, gram: Array, grid: Grid, zero: Array) -> Array:
+def greedy(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Array:
     """Column after column to the nearest; after each, the rest solves least squares with those fixed."""
     out, size = weights.copy(), weights.shape[1]
     for j in range(size):
