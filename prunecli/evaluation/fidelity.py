@@ -72,10 +72,80 @@ def is_single(output: Array) -> bool:
     return output.ndim == 0 or output.size == len(output)
 
 
+NO_SCORES = ("embed", "feature", "hidden", "state", "pool", "box", "keypoint", "landmark", "coord", "image", "depth")
+"""Parts of names of outputs whose values are no scores of classes."""
+LEAST_POSITIONS, MOST_ELEMENTS, APART, FAINT = 8, 4096, 8.0, 1e-4
+
+
+def are_scores(name: str, output: Array) -> bool:
+    """Whether an output may be scores of classes, by its name and its values: vectors of length 1 are embeddings, many
+    exact zeros come from a Relu, three planes are an image, and boxes with scores are more than scores."""
+    axis = 1 if output.ndim >= 4 else output.ndim - 1
+    if output.ndim < 2 or output.shape[axis] < 2 or not output.size:
+        return False
+    if any(word in name.lower() for word in NO_SCORES):
+        return False
+    if np.abs(output.sum(axis=axis) - 1).max() < 1e-3:  # probabilities
+        return True
+    lengths = np.linalg.norm(output, axis=axis)
+    features = np.abs(lengths - 1).max() < 1e-3 or (output == 0).mean() > 0.2
+    return not features and not (output.ndim >= 4 and output.shape[axis] == 3) and mixture_of(output) is None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An output whose elements mean different things, such as boxes and scores: those along `axis` before `cut`, and
+    those from there on."""
+
+    axis: int
+    cut: int
+
+    def parts(self, reference: Array, other: Array) -> list[tuple[Array, Array]]:
+        """Return both parts of both outputs, each without the mean over the positions of a sample of the reference, so
+        that what is always there (the grid of boxes) does not count."""
+        positions = tuple(a for a in range(1, reference.ndim) if a != self.axis)
+        mean = reference.mean(axis=positions, keepdims=True)
+        split = [np.split(values - mean, [self.cut], axis=self.axis) for values in (reference, other)]
+        return list(zip(*split, strict=True))
+
+    def words(self, size: int) -> list[str]:
+        """The elements of each part."""
+        return [f"{first} to {last}" if last > first else str(first)
+                for first, last in ((0, self.cut - 1), (self.cut, size - 1))]  # fmt: skip
+
+
+def mixture_of(output: Array) -> Mixture | None:
+    """Return the parts of an output (samples, positions, elements), in either order, or (samples, elements, height,
+    width): where the spread of the elements changes most, by a factor of `APART` in the medians of both sides. Elements
+    with less than `FAINT` of the largest spread, such as scores of classes that are nowhere, count as that. None where
+    the elements are alike, or probabilities."""
+    if output.ndim < 3 or not output.size:
+        return None
+    axis = 1 if output.ndim >= 4 or output.shape[1] < output.shape[2] else 2
+    size = output.shape[axis]
+    if size > MOST_ELEMENTS or size < 2 or output.size < LEAST_POSITIONS * size or not np.isfinite(output).all():
+        return None
+    if np.abs(output.sum(axis=axis) - 1).max() < 1e-3:
+        return None
+    spread = output.std(axis=tuple(a for a in range(output.ndim) if a != axis))
+    if not spread.max():
+        return None
+    known = np.log(np.maximum(spread, FAINT * spread.max()))
+    jumps = [abs(float(np.median(known[:k]) - np.median(known[k:]))) for k in range(1, size)]
+    cut = int(np.argmax(jumps)) + 1
+    return Mixture(axis, cut) if jumps[cut - 1] > math.log(APART) else None
+
+
 @dataclass
 class FidelitySums:
-    """The sums over all batches that the measures of one output are computed from."""
+    """The sums over all batches that the measures of one output, `name`, are computed from. What kind of output it is
+    follows from the first batch; of a mixture, `parts` are the sums of each part."""
 
+    name: str = ""
+    scores: bool | None = None
+    mixture: Mixture | None = None
+    parts: list[FidelitySums] = field(default_factory=list)
+    elements: int = 0
     same: float = 0.0
     places: int = 0
     alike: float = 0.0
@@ -89,7 +159,14 @@ class FidelitySums:
 
     def add(self, reference: Array, other: Array) -> None:
         """The reference and the other output of one batch, float64 and of equal shape."""
-        same = same_place(reference, other)
+        if self.scores is None and reference.size:
+            self.scores, self.mixture = are_scores(self.name, reference), mixture_of(reference)
+            self.parts = [FidelitySums(scores=False) for _ in range(2)] if self.mixture else []
+        if self.mixture is not None:
+            self.elements = reference.shape[self.mixture.axis]
+            for sums, pair in zip(self.parts, self.mixture.parts(reference, other), strict=True):
+                sums.add(*pair)
+        same = same_place(reference, other) if self.scores else np.zeros(0, bool)
         self.same, self.places = self.same + float(same.sum()), self.places + same.size
         if not is_single(reference):  # whose cosine would be its sign
             alike = cosines(reference, other)
@@ -109,8 +186,26 @@ class FidelitySums:
         top1_agreement: mean of `same_place`. cosine: mean of `cosines`. Boxes have neither: their values are no scores
         and no directions. max_abs: the largest absolute difference of two corresponding values. max_rel: that over the
         largest magnitude of the reference; 0 if both are all zero. snr_db: 10 log10(sum of squares of the reference /
-        sum of squares of the difference); infinite for equal outputs.
+        sum of squares of the difference); infinite for equal outputs. Of a mixture, cosine, max_rel and snr_db are
+        those of the part that is worse, each around its mean.
         """
+        if self.parts:
+            own = [sums.values() for sums in self.parts]
+            return self._plain() | {n: _worst(n, [each[n] for each in own]) for n in ("cosine", "max_rel", "snr_db")}
+        return self._plain()
+
+    def note(self) -> str:
+        """Say which elements are told apart, and which are worse; empty where none are."""
+        if self.mixture is None:
+            return ""
+        words, ratios = self.mixture.words(self.elements), [sums.values()["snr_db"] for sums in self.parts]
+        known = [math.inf if ratio is None else ratio for ratio in ratios]
+        worse = words[int(np.argmin(known))]
+        return (f"{self.name}: elements {words[0]} and {words[1]} of axis {self.mixture.axis} are compared apart, since"
+                f" they differ in kind; cosine and SNR are those of the worse ones, {worse}")  # fmt: skip
+
+    def _plain(self) -> dict[str, float | None]:
+        """The measures over all elements."""
         means = self.boxes < BOXES
         seen = self.values_seen > 0
         relative = self.largest / self.magnitude if self.magnitude else math.inf
@@ -144,14 +239,15 @@ class Fidelity:
 
     def worst(self) -> dict[str, float | None]:
         """Each measure at its worst over the outputs; NaN is the worst of all."""
-        found: dict[str, float | None] = {}
-        for name, measure in MEASURES.items():
-            values = [m[name] for m in self.outputs.values() if m.get(name) is not None]
-            known = [v for v in values if v is not None]
-            nan = any(math.isnan(v) for v in known)
-            pick = min if measure.higher else max
-            found[name] = None if not known else math.nan if nan else pick(known)
-        return found
+        return {name: _worst(name, [each.get(name) for each in self.outputs.values()]) for name in MEASURES}
+
+
+def _worst(name: str, values: Sequence[float | None]) -> float | None:
+    """The worst of the values of a measure; NaN is the worst of all, None where there is none."""
+    known = [v for v in values if v is not None]
+    if any(math.isnan(v) for v in known):
+        return math.nan
+    return (min if MEASURES[name].higher else max)(known) if known else None
 
 
 @dataclass
@@ -183,7 +279,7 @@ class FidelityCollector:
                     "only models whose outputs have the same shapes can be compared",
                 )
             with np.errstate(all="ignore"):
-                self._sums.setdefault(name, FidelitySums()).add(a.astype(np.float64), b.astype(np.float64))
+                self._sums.setdefault(name, FidelitySums(name)).add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
         """Count the texts that differ; values that are missing or of another kind are not compared."""
@@ -201,9 +297,8 @@ class FidelityCollector:
             return None
         outputs = {name: sums.values() for name, sums in self._sums.items()}
         main = self.main if self.main in outputs else next(iter(outputs))
-        return Fidelity(
-            outputs, main, self._samples, reference, inputs=inputs, skipped=[*self._skipped.values()], alike=self._alike
-        )
+        notes = [*self._skipped.values(), *filter(None, (sums.note() for sums in self._sums.values()))]
+        return Fidelity(outputs, main, self._samples, reference, inputs=inputs, skipped=notes, alike=self._alike)
 
 
 def _tensors(name: str, reference: Any, other: Any) -> list[tuple[str, Any, Any]]:

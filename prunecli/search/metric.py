@@ -16,7 +16,7 @@ import numpy as np
 from prunecli.data import Batch, Classes
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import MEASURES, cosines, same_place
+from prunecli.evaluation.fidelity import MEASURES, Mixture, are_scores, cosines, mixture_of, same_place
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
@@ -30,6 +30,7 @@ Records = dict[str, Array]
 FIDELITY = ("top1_agreement", "cosine")
 """Measures of fidelity that are means over samples: of extremes nothing can be promised for new data."""
 PER_SAMPLE = {"accuracy", "top5", "log_loss", "mae"}
+TINY = float(np.finfo(np.float32).tiny)
 SURE = 2.0
 """Standard errors that a difference must exceed to be more than noise."""
 
@@ -52,7 +53,8 @@ class Drop:
 class TrialMetric:
     """`reading` and `judge` None: fidelity of `output` to the original. `scales`: mean square of each output that is no
     class score, over the data. `reference`: the original's predictions, of labelled data. `judge`: what judges
-    samples in place of a reading, `own`: its records of the original, `top`: the largest label."""
+    samples in place of a reading, `own`: its records of the original, `top`: the largest label. `mixtures`:
+    outputs whose elements differ in kind."""
 
     name: str
     output: str
@@ -61,6 +63,7 @@ class TrialMetric:
     reference: Predictions | None = None
     judge: SampleMetric | None = None
     own: Records = field(default_factory=dict)
+    mixtures: Mapping[str, Mixture] = field(default_factory=dict)
     top: float = math.nan
 
     @property
@@ -104,7 +107,8 @@ class TrialMetric:
                 collector.add(batch, _trimmed(batch, out))
             return self.judge.parts(collector.found[self.name])
         if self.reading is None:
-            rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]))
+            mixture = self.mixtures.get(self.output)
+            rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]), mixture)
                     for batch, out, ref in pairs for name in [self.output]]  # fmt: skip
             return {"fidelity": np.concatenate(rows)}
         found = predictions(self.reading, ((batch, out) for batch, out, _ in pairs))
@@ -151,7 +155,7 @@ class TrialMetric:
     def damage(self, reference: Outputs, outputs: Outputs, count: int) -> Array:
         """Per sample, how far the outputs are from the original's: the mean over outputs of the Kullback-Leibler
         divergence of class scores, elsewhere of |a - b|^2 over the mean |a|^2; infinite where not finite."""
-        rows = [_damage(reference[n], outputs[n], self.scales[n], count) for n in self.scales]
+        rows = [_damage(reference[n], outputs[n], self.scales[n], count, self.mixtures.get(n)) for n in self.scales]
         return np.asarray(np.mean(rows, axis=0))
 
 
@@ -171,24 +175,27 @@ def choose_metric(
     if not floats:
         raise PruneError("the model has no floating-point output", "export it with its scores as an output")
     scales = {name: _scale([r[name] for r in reference]) for name in floats}
+    first = {name: batches[0].trim(name, reference[0][name]).astype(np.float64) for name in floats}
+    mixtures = {name: found for name in floats if (found := mixture_of(first[name])) is not None}
     merits = find_metrics([wanted]) if wanted is not None and wanted not in MEASURES else {}
     for name, judge in merits.items():
         if isinstance(judge, SampleMetric):
-            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge, top=largest(labels))
+            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge, top=largest(labels),
+                                mixtures=mixtures)  # fmt: skip
             return _with_own(found, zip(batches, reference, reference, strict=True))
     if labels is None or wanted in MEASURES:
         output = asked.output_name or floats[0]
         _check_output(output, floats)
-        chosen = wanted or ("top1_agreement" if _has_classes(reference[0][output]) else "cosine")
+        chosen = wanted or ("top1_agreement" if are_scores(output, first[output]) else "cosine")
         _check_fidelity(chosen)
-        found = TrialMetric(chosen, output, scales=scales)
+        found = TrialMetric(chosen, output, scales=scales, mixtures=mixtures)
         _check_numbers(found, batches, reference)
         return found
     reading = choose_reading(labels, _trimmed(batches[0], reference[0]), asked.task, asked.output_name, classes)
     base = predictions(reading, zip(batches, reference, strict=True))
     chosen = wanted or ("r2" if reading.regression else "accuracy")
     _check_metric(chosen, base)
-    return TrialMetric(chosen, reading.output, base.reading, scales, base)
+    return TrialMetric(chosen, reading.output, base.reading, scales, reference=base, mixtures=mixtures)
 
 
 def _trimmed(batch: Batch, outputs: Outputs) -> dict[str, Any]:
@@ -257,11 +264,14 @@ def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Pre
     return collector.result()
 
 
-def agreement(metric: str, reference: Array, other: Array) -> Array:
-    """Per sample, the fidelity measure of that name."""
+def agreement(metric: str, reference: Array, other: Array, mixture: Mixture | None = None) -> Array:
+    """Per sample, the fidelity measure of that name; of a mixture the cosine of the worse part."""
     a, b = reference.astype(np.float64), other.astype(np.float64)
     with np.errstate(all="ignore"):
-        parts = cosines(a, b) if metric == "cosine" else same_place(a, b)
+        if metric == "cosine" and mixture is not None:
+            parts = np.min([cosines(x, y) for x, y in mixture.parts(a, b)], axis=0)
+        else:
+            parts = cosines(a, b) if metric == "cosine" else same_place(a, b)
     if not parts.size:
         raise PruneError(f"--metric {metric} has no meaning for this output", "use --metric cosine")
     rows = parts.reshape(len(a), -1).mean(axis=1)
@@ -339,14 +349,10 @@ def _some(p: Predictions, keep: Array) -> Predictions:
 def _scale(values: Sequence[Array]) -> float:
     """Mean square of an output, where it is finite."""
     total = sum(float(np.square(v[np.isfinite(v)], dtype=np.float64).sum()) for v in values)
-    return max(total / max(sum(v.size for v in values), 1), float(np.finfo(np.float32).tiny))
+    return max(total / max(sum(v.size for v in values), 1), TINY)
 
 
-def _has_classes(output: Array) -> bool:
-    return output.ndim >= 2 and output.shape[1 if output.ndim >= 4 else -1] > 1
-
-
-def _damage(reference: Array, output: Array, scale: float, count: int) -> Array:
+def _damage(reference: Array, output: Array, scale: float, count: int, mixture: Mixture | None) -> Array:
     if not is_float(output.dtype) or not reference.size:
         return np.zeros(count)
     if reference.shape != output.shape:
@@ -362,6 +368,9 @@ def _damage(reference: Array, output: Array, scale: float, count: int) -> Array:
     elif known.all() and np.isfinite(b).all() and (scores := log_scores(a, b)) is not None:
         p, q = scores
         rows = (np.exp(p) * (p - q)).sum(axis=-1).reshape(count, -1).mean(axis=1)
+    elif mixture is not None:  # each part by its own spread, so that scores count beside boxes
+        rows = np.mean([np.square(x - y).reshape(count, -1).mean(axis=1) / max(float(np.square(x).mean()), TINY)
+                        for x, y in mixture.parts(a, b)], axis=0)  # fmt: skip
     else:
         rows = np.square(a - b).reshape(count, -1).mean(axis=1) / scale
     return np.where(np.isfinite(rows), np.maximum(rows, 0.0), np.inf)

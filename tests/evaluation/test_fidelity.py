@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import MEASURES, FidelityCollector
+from prunecli.evaluation.fidelity import MEASURES, FidelityCollector, cosines, mixture_of
 
 RNG = np.random.default_rng(3)
 A = RNG.standard_normal((40, 6)).astype(np.float32)
@@ -53,6 +53,7 @@ def test_every_measure_has_a_formula() -> None:
     assert set(FORMULAS) == set(MEASURES)
 
 
+UNIT = A / np.linalg.norm(A, axis=1, keepdims=True)
 # reference, other -> measures that matter
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "equal": (A, A, {"top1_agreement": 1, "cosine": 1, "max_abs": 0, "max_rel": 0, "snr_db": math.inf}),
@@ -74,6 +75,10 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "image classes are axis 1": (
         np.arange(8.0).reshape(1, 2, 2, 2), np.arange(8.0)[::-1].reshape(1, 2, 2, 2), {"top1_agreement": 0},
     ),
+    "embeddings of length 1": (UNIT, UNIT, {"top1_agreement": None, "cosine": 1}),
+    "features of a Relu": (np.maximum(A, 0), np.maximum(B, 0), {"top1_agreement": None}),
+    "three planes": (A.reshape(2, 3, 8, 5), A.reshape(2, 3, 8, 5), {"top1_agreement": None, "cosine": 1}),
+    "maps of classes": (A.reshape(2, 4, 6, 5), A.reshape(2, 4, 6, 5), {"top1_agreement": 1}),
 }  # fmt: skip
 
 
@@ -126,3 +131,48 @@ def test_other_shapes_are_refused_and_text_is_equal_or_not() -> None:
     assert list(result.outputs) == ["y"]
     assert result.skipped == ["t is text, of which 1 of 2 values differ"]
     assert FidelityCollector().result("x") is None
+
+
+def detections(layout: str) -> tuple[Any, Any]:
+    """Boxes of 40 places in pixels and scores of 6 classes, of which a few are high; and the same with half of the high
+    scores gone."""
+    rng = np.random.default_rng(1)
+    boxes = rng.uniform(0, 320, (4, 40, 4))
+    scores = rng.uniform(0, 0.01, (4, 40, 6))
+    high = rng.random((4, 40)) < 0.1
+    scores[..., 2][high] = rng.uniform(0.6, 0.9, int(high.sum()))
+    lost = scores.copy()
+    lost[..., 2][high & (np.arange(40) % 2 == 0)] = 0.01
+    found = [np.concatenate([boxes, each], axis=-1) for each in (scores, lost)]
+    if layout == "elements first":
+        found = [each.transpose(0, 2, 1) for each in found]
+    if layout == "maps":
+        found = [each.transpose(0, 2, 1).reshape(4, 10, 8, 5) for each in found]
+    if layout == "scores first":
+        found = [each[..., ::-1] for each in found]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("layout", ["elements last", "elements first", "maps", "scores first"])
+def test_scores_beside_boxes_are_compared_by_their_own_spread(layout: str) -> None:
+    reference, other = detections(layout)
+    assert cosines(reference, other).min() > 0.9999  # what the whole would say
+    found = measured(reference, other, 2)
+    assert (found["cosine"] or 1) < 0.85 and (found["snr_db"] or 99) < 6 and found["top1_agreement"] is None
+    same = measured(reference, reference, 2)
+    assert same["cosine"] == 1 and same["snr_db"] == math.inf
+    collector = FidelityCollector()
+    collector.add({"y": reference}, {"y": other}, 4)
+    result = collector.result("x")
+    assert result is not None
+    parts = "0 to 3 and 4 to 9" if layout != "scores first" else "0 to 5 and 6 to 9"
+    worse = parts.split(" and ")[layout != "scores first"]
+    assert parts in result.skipped[0] and result.skipped[0].endswith(f"worse ones, {worse}")
+
+
+@pytest.mark.parametrize("output", [
+    RNG.normal(size=(2, 30, 9)), np.exp(A64.reshape(4, 10, 6)) / np.exp(A64.reshape(4, 10, 6)).sum(-1, keepdims=True),
+    RNG.normal(size=(2, 8, 5, 5)), A64, np.zeros((2, 9, 4)),
+])  # fmt: skip
+def test_elements_that_are_alike_are_no_mixture(output: Any) -> None:
+    assert mixture_of(output) is None
