@@ -42,10 +42,19 @@ class BlockCatalogue(Catalogue):
     def __init__(self, base: Catalogue, blocks: Sequence[ResidualBlock]) -> None:
         work, empty = base.analysis.model, np.zeros(0, np.int64)
         groups = [
-            Group(block.name, "block", number, 1, (), (), tuple((name, 0) for name in _stored(work, block)))
+            Group(
+                block.name,
+                "block",
+                first=number,
+                count=1,
+                axes=(),
+                per_unit=(),
+                weights=tuple((name, 0) for name in _stored(work, block)),
+            )
             for number, block in enumerate(blocks)
         ]
-        super().__init__(base.analysis, groups, np.zeros(len(blocks) + 1, np.int64), empty, [], base.axis_of_atom)
+        start = np.zeros(len(blocks) + 1, np.int64)
+        super().__init__(base.analysis, groups, start, empty, frozen=[], axis_of_atom=base.axis_of_atom)
         self.blocks = blocks
 
     def removed(self, units: Array) -> Removed:
@@ -108,7 +117,7 @@ def open_blocks(
     Raises:
         PruneError: the file is not a valid model, or has no residual blocks.
     """
-    base = open_cuttable(path, "channel", dims, inputs, whole, include)
+    base = open_cuttable(path, "channel", dims, inputs, whole=whole, include=include)
     geometry = base.units.analysis.geometry
     blocks = [b for b in find_blocks(base.work, geometry) if plan_names(base.work, b.positions, geometry)]
     if not blocks:

@@ -66,7 +66,7 @@ def decided_and_cut(
 
     def attempt(whole: Whole) -> StructuredResult:
         subject, decided = decide(path, target, options, progress, whole=whole)
-        return carry_out(subject, decided, target, options, progress, start)
+        return carry_out(subject, decided, target, options, progress=progress, start=start)
 
     return following(attempt)
 
@@ -81,7 +81,7 @@ def carry_out(
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
-        cut, recovery = _recovered(subject, cut, positions, inspector, options, elsewhere, progress)
+        cut, recovery = _recovered(inspector, cut, positions, elsewhere)
         check = inspector if recovery is None else inspector.measure
         saved = save(replace(subject.file, ir=cut), place, saving, check)
         speed = measured(place, subject.file.path, options, progress) if options.timing else None
@@ -98,19 +98,19 @@ def measured(cut: Path, original: Path, options: TargetOptions, progress: Progre
 
 
 def _recovered(
-    subject: Cuttable, cut: ir.Model, positions: Removed, inspector: CutInspector, options: CutOptions,
-    folder: Path, progress: Progress,
-) -> tuple[ir.Model, Recovery | None]:  # fmt: skip
+    inspector: CutInspector, cut: ir.Model, positions: Removed, folder: Path
+) -> tuple[ir.Model, Recovery | None]:
     """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
     from prunecli.structures.recovery import recover, recovery_method
 
+    subject, options = inspector.subject, inspector.options
     if recovery_method(options) == "none":
         return cut, None
     save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
     proof = inspector.verification
     if proof.kind != "none":
         inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")
-    return recover(subject, cut, positions, options, progress)
+    return recover(subject, cut, positions, options, inspector.progress)
 
 
 def _result(

@@ -254,7 +254,7 @@ class _Chooser:
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
-        return UnitDecision(removed, first, self.before, after, step_of, [])
+        return UnitDecision(removed, first, self.before, after, step_of=step_of, notes=[])
 
     def _told_of_widths(self, asked: Alignment, met: bool) -> Iterator[str]:
         """Where something else was taken than what was asked for, and what is too narrow for that.

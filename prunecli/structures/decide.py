@@ -63,10 +63,10 @@ def decide(
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
-    if budget.kind == "latency":
-        return subject, choose_for_latency(subject, options, allowed, left, _recipe(options, subject), progress)
-    if options.granularity == BLOCK:
-        return subject, choose_blocks(subject, options, allowed, left, _recipe(options, subject), progress)
+    if budget.kind == "latency" or options.granularity == BLOCK:
+        choose = choose_for_latency if budget.kind == "latency" else choose_blocks
+        how = _recipe(options, subject)
+        return subject, choose(subject, options, allowed, left, recipe=how, progress=progress)
     stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
     curves, told = predicted(subject) if options.allocate else ({}, [])
     recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
@@ -131,7 +131,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     shapes = recipe_shapes(recipe, input_specs(file.ir))
     given = recipe.get("include")
     include = [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
-    subject = start(path, granularity, options.dims, shapes, recipe_whole(recipe), include)
+    subject = start(path, granularity, options.dims, shapes, whole=recipe_whole(recipe), include=include)
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)

@@ -111,10 +111,10 @@ class _Cutter:
 
         def attempt(whole: Whole) -> StructuredResult:
             known = {} if self.subject is None else self.subject.whole
-            subject, decided = decide(base, place, options, self.progress, self.removed, {**known, **whole})
+            subject, decided = decide(base, place, options, self.progress, gone=self.removed, whole={**known, **whole})
             if self.subject is not None:
                 _same(self.subject, subject)
-            found = carry_out(subject, decided, place, options, self.progress, start)
+            found = carry_out(subject, decided, place, options, progress=self.progress, start=start)
             self.subject = subject if self.subject is None else self.subject
             self.removed = decided.removed
             return found

@@ -262,7 +262,7 @@ class UnitChooser:
     def choose(self, aim: float) -> TimedChoice:
         recipe = replace(unit_recipe(self.bench.options, "latency", aim), alignment=timed_widths(self.bench.options))
         units = self.bench.subject.units
-        found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, self.table)
+        found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, costing=self.table)
         return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
 
     def _predict(self, removed: Array) -> float:
@@ -336,7 +336,8 @@ def choose_for_latency(
         "threads": threads,
         "inputs": {name: list(shape) for name, shape in bench.shapes.items()},
     }
-    return Decided(best.choice.removed, best.choice.scores, recipe, left, [*best.choice.notes, told], measured)
+    notes = [*best.choice.notes, told]
+    return Decided(best.choice.removed, best.choice.scores, recipe, left, notes, latency=measured)
 
 
 def search(

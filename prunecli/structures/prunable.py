@@ -174,7 +174,7 @@ class Cuttable:
         named = self.named(removed)
         averaged, merged = (self._averaged, self._merged(units)) if width else (frozenset[tuple[str, int]](), {})
         listed = frozenset(needed(self.file.ir.graph, named))
-        return Forced(named, listed, self.shapes, self.dtypes, averaged, merged)
+        return Forced(named, listed, self.shapes, self.dtypes, averaged=averaged, merged=merged)
 
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:
@@ -261,7 +261,16 @@ def open_cuttable(
         analysis = solve(work, shapes, whole={**unlisted, **whole})
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     analysis.written[:] = _written(analysis, counted)
-    return Cuttable(file, work, catalogue(analysis, kinds), shapes, granularity, counted, whole, tuple(include))
+    return Cuttable(
+        file,
+        work,
+        catalogue(analysis, kinds),
+        shapes,
+        granularity,
+        counted=counted,
+        whole=whole,
+        include=tuple(include),
+    )
 
 
 def less(options: CutOptions, subject: Cuttable) -> str:

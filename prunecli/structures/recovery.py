@@ -82,12 +82,13 @@ def recover(
     samples = subject.samples(options, progress)
     data, held = calibration(samples, options)
     fitted = cut.clone()
-    done = refit(subject.work, fitted, removed, data, method, progress)
+    done = refit(subject.work, fitted, removed, data, method, progress=progress)
     before, after = output_error(subject.work, [cut, fitted], data)
     better = after < before
     found = Recovery(
-        method, method if better else "none", min(len(samples), MOST), held, before, after if better else before,
-        done.layers if better else [], done.left, len(done.layers),
+        method, method if better else "none", samples=min(len(samples), MOST), held=held, error_before=before,
+        error_after=after if better else before, layers=done.layers if better else [], left=done.left,
+        tried=len(done.layers),
     )  # fmt: skip
     return (fitted if better else cut), found
 
@@ -96,7 +97,9 @@ def _folded(subject: Cuttable, cut: ir.Model, removed: Removed) -> tuple[ir.Mode
     layers = fold(subject.work, cut, removed)
     before = float(np.mean([fit.error_before for fit in layers] or [0.0]))
     after = float(np.mean([fit.error_after for fit in layers] or [0.0]))
-    return cut, Recovery(FOLD, FOLD, 0, 0, before, after, layers=layers, tried=len(layers))
+    return cut, Recovery(
+        FOLD, FOLD, samples=0, held=0, error_before=before, error_after=after, layers=layers, tried=len(layers)
+    )
 
 
 def calibration(
