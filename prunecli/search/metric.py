@@ -176,7 +176,7 @@ def choose_metric(
         raise PruneError("the model has no floating-point output", "export it with its scores as an output")
     scales = {name: _scale([r[name] for r in reference]) for name in floats}
     first = {name: batches[0].trim(name, reference[0][name]).astype(np.float64) for name in floats}
-    mixtures = {name: found for name in floats if (found := mixture_of(first[name])) is not None}
+    mixtures = {name: made for name in floats if (made := mixture_of(first[name])) is not None}
     merits = find_metrics([wanted]) if wanted is not None and wanted not in MEASURES else {}
     for name, judge in merits.items():
         if isinstance(judge, SampleMetric):
