@@ -19,6 +19,7 @@ from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.shape_inference import UNKNOWN_INPUT
 from prunecli.model.shapes import input_specs, output_specs
+from prunecli.model.floating import as_stored, floats_of
 from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
 from prunecli.report.result import ModelResult
 from prunecli.types import Progress, Skipped, Totals, Verification, no_progress
@@ -97,13 +98,14 @@ def inspect(
     """
     start, options = time.perf_counter(), InspectOptions.of(options, **changes)
     file = load(Path(model))
-    weights = find_weights(file)
-    shapes = concrete_shapes(file, options.dims)
-    macs = count_macs(file, shapes)
+    floats = floats_of(file)
+    weights = find_weights(floats)
+    shapes = concrete_shapes(floats, options.dims)
+    macs = count_macs(floats, shapes)
     broken = {w.name for w in weights.all() if not is_finite(w.tensor)}
     measurable = [w for w in weights.prunable if w.name not in broken]
     patterns = {w.name: pattern_fit(w, *options.nm) for w in weights.prunable} if options.nm else {}
-    size = totals(file, shapes)
+    size = totals(floats, shapes)
     graph = unit_graph(file.path, dims=options.dims) if options.graph is not None else None
     if graph is not None and options.graph is not None:
         write_graph(graph, options.graph)
@@ -116,7 +118,7 @@ def inspect(
         about=_about(file),
         inputs=shapes.inputs,
         assumed=shapes.assumed,
-        layers=_layers(file, weights, macs, progress),
+        layers=_layers(floats, weights, macs, progress),
         skipped=weights.skipped,
         notes=[
             *file.notes,
@@ -177,17 +179,18 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
 
 
 def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
+    stored = as_stored(weight.tensor)
     return InspectedLayer(
         name=_name(weight.node),
         op=weight.op,
         weight=weight.name,
         kind=weight.kind,
         shape=weight.shape,
-        dtype=weight.dtype.name.lower(),
+        dtype=stored.dtype.name.lower(),
         params=weight.size,
         nonzero=count_nonzero(weight.tensor),
         macs=macs if weight.kind == "weight" else 0,
-        bytes=weight.nbytes,
+        bytes=stored.nbytes,
         notes=weight.notes,
     )
 

@@ -103,10 +103,14 @@ def floats_of(model: Model) -> Model:
     return replace(model, ir=floating(model.ir).model)
 
 
-def stored_as(holder: Holder) -> Quantised | None:
-    """How the file stores a weight of the floating-point form; None if as it is."""
-    tensor = holder.tensor
+def stored_as(tensor: ir.TensorProtocol) -> Quantised | None:
+    """How the file stores a tensor of the floating-point form; None if as it is."""
     return tensor.source if isinstance(tensor, RealTensor) else None
+
+
+def as_stored(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """What the file stores where its floating-point form has this."""
+    return tensor.source.tensor if isinstance(tensor, RealTensor) else tensor
 
 
 def requantise(floats: ir.Model, model: ir.Model) -> None:

@@ -101,6 +101,10 @@ class Quantised:
         """What is stored where every number is zero, in the stored type and shape."""
         return self._stored(np.broadcast_to(self._spread(self.zero_point), self.shape))
 
+    def zeroed(self, gone: Array) -> Array:
+        """What is stored where the numbers in `gone`, a mask, are zero and the others as they are."""
+        return self._stored(np.where(gone, self._spread(self.zero_point), self.integers()))
+
     def write(self, values: Array) -> Array:
         """What to store for `values`: the nearest that there is by these scales. What has not changed keeps its bits
         (of an int32 bias not every integer is a float32)."""
@@ -228,6 +232,8 @@ def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised
         array = np.asarray(offset.numpy())
         if offset.dtype == ir.DataType.UINT8:
             array = unpacked(array.reshape(rows, -1), bits)[:, :blocks]
-        points = array.reshape(rows, blocks, 1).astype(np.float64 if offset.dtype.is_floating_point() else np.int32)
+        if not (array == np.rint(array)).all():  # no integer stands for zero
+            return None
+        points = array.reshape(rows, blocks, 1).astype(np.int32)
     scales = np.asarray(factor.numpy()).reshape(rows, blocks, 1)
     return Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.constants import Holder, holders
+from prunecli.model.floating import floating
 from prunecli.model.loading import Model
 from prunecli.model.shape_inference import Facts, Inner
 from prunecli.model.shapes import Shapes
@@ -34,12 +35,12 @@ def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int
     """Sizes of a loaded model and of the files it was loaded from.
 
     `params` and `nonzero` count every floating-point tensor that is stored, as initializer or in a Constant node, but
-    for single numbers.
+    for single numbers; of a quantised model the numbers that its integers stand for, without their scales.
     Without `shapes`, or where one is unknown, `macs` is None. `counted`: by `id` of a tensor, how many of its
     elements are not zero, where that is known already.
     """
     params, nonzero, known = 0, 0, counted or {}
-    for tensor in (holder.tensor for holder in parameters(model.ir)):
+    for tensor in (holder.tensor for holder in parameters(floating(model.ir).model)):
         params += tensor.size
         nonzero += known[id(tensor)] if id(tensor) in known else count_nonzero(tensor)
     files = [model.path, *model.data_files]

@@ -85,6 +85,6 @@ def same_tensor(source: ir.TensorProtocol, saved: ir.TensorProtocol, holds: Hold
         return False
     if source.dtype == ir.DataType.STRING:
         return bool(source.numpy().tolist() == saved.numpy().tolist())
-    if source.dtype.bitwidth < 8:
+    if source.dtype.bitwidth < 8 and holds is same_bits:
         return bool(source.tobytes() == saved.tobytes())
     return holds(np.asarray(source.numpy()), np.asarray(saved.numpy()))

@@ -20,6 +20,7 @@ from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.constants import release
+from prunecli.model.floating import floats_of, requantise
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
 from prunecli.packing.after import pack_options, packed_after, told
@@ -104,6 +105,7 @@ def _pruned(
     work = prepare(path, target, options, recipe=recipe, selector=selector, progress=progress)
     found = work.selection
     zero(work.changed)
+    requantise(work.floats.ir, work.file.ir)
     inspector = ZeroInspector(work, options, progress)
     with Scratch() as elsewhere:  # a dry run does everything, but there
         place = elsewhere / target.name if options.dry_run else target
@@ -158,7 +160,7 @@ def _retrained(
 
 
 def _layers(work: Zeroing) -> list[ZeroedLayer]:
-    macs = macs_by_weight(work.selection.choice.chosen, count_macs(work.file, work.shapes))
+    macs = macs_by_weight(work.selection.choice.chosen, count_macs(work.floats, work.shapes))
     return [
         ZeroedLayer(
             name=one.weight.node.name or one.weight.node.outputs[0].name or "",
@@ -166,7 +168,7 @@ def _layers(work: Zeroing) -> list[ZeroedLayer]:
             weight=one.weight.name,
             kind=one.weight.kind,
             shape=one.weight.shape,
-            dtype=one.weight.dtype.name.lower(),
+            dtype=one.stored.dtype.name.lower(),
             params=one.size,
             nonzero_before=one.nonzero_before,
             nonzero=one.nonzero_after,
@@ -205,9 +207,11 @@ def _left(choice: WeightChoice) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Zeroing:
-    """What is settled before a weight changes. `zeroed`: the pruned weights; `moved`: what moves with them."""
+    """What is settled before a weight changes. `floats`: the file in floating point, which is the file itself unless it
+    is quantised; its weights are decided on. `zeroed`: the pruned ones; `moved`: what moves with them."""
 
     file: Model
+    floats: Model
     shapes: Shapes
     before: Totals
     selection: Selection
@@ -229,12 +233,13 @@ def prepare(
         options.execution.check()
     file = load(path)
     check_target(file, None if options.dry_run else target, options.force, options)
-    shapes = concrete_shapes(file, options.dims)
-    found = _selected(file, options, recipe, selector, progress)
+    floats = floats_of(file)
+    shapes = concrete_shapes(floats, options.dims)
+    found = _selected(floats, options, recipe, selector, progress)
     zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     return Zeroing(
-        file=file, shapes=shapes, before=totals(file, shapes, counted), selection=found, command=selector.command,
+        file=file, floats=floats, shapes=shapes, before=totals(floats, shapes, counted), selection=found, command=selector.command,
         zeroed=zeroed, moved=[Zeroed(w, one, w.tensor) for w, one in found.moved],
     )  # fmt: skip
 
@@ -289,4 +294,5 @@ class ZeroInspector:
         work, execution = self.work, self.options.execution
         opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
         sizes = sizes_to_try(work.file, work.shapes.inputs, self.options.dims)
-        return ZeroProof(work.file, work.changed, sizes, open=opener, progress=self.progress, given=work.selection.feed)
+        return ZeroProof(work.file, work.floats.ir, work.changed, sizes, open=opener, progress=self.progress,
+                         given=work.selection.feed)  # fmt: skip

@@ -63,7 +63,7 @@ def _slots(model: onnx.ModelProto) -> dict[str, list[TensorSlot]]:
 
 def _take(slots: dict[str, list[TensorSlot]], one: Zeroed) -> tuple[TensorSlot, Array]:
     """The slot of that name which holds the weight's values; of equal ones, in two branches, each once."""
-    name, wanted = one.weight.holder.name, one.values()
+    name, wanted = one.weight.holder.name, np.asarray(one.stored.numpy())
     for slot in slots.get(name, []):
         values = slot.read()
         if values.dtype == wanted.dtype and values.shape == wanted.shape and values.tobytes() == wanted.tobytes():

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prunecli.masks.decide import ByBits, Decision, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
+from prunecli.model.floating import as_stored, stored_as
 from prunecli.storage.stored import unmap
 
 Array = np.ndarray[Any, Any]
@@ -21,8 +22,9 @@ Array = np.ndarray[Any, Any]
 class Zeroed:
     """A weight, what becomes of it, and how many of its elements are not zero before and after.
 
+    `original` is of the model's floating-point form: `stored` is what the file stores of it, which may be integers.
     The counts are those that choosing has taken, else taken from the values when the decision is first applied
-    (when they are asked for, or while saving). `original` is the tensor as it was stored.
+    (when they are asked for, or while saving).
     """
 
     weight: Weight
@@ -59,8 +61,23 @@ class Zeroed:
     def release(self) -> None:
         unmap(self.original)
 
+    @property
+    def stored(self) -> ir.TensorProtocol:
+        """The original as the file stores it."""
+        return as_stored(self.original)
+
     def expected(self, array: Array) -> Array:
-        """What `array`, the stored values, must have become, by `numpy.where` alone."""
+        """What `array`, as it is stored, must have become, by `numpy.where` alone: integers are zero at the zero point
+        and stand for fitted values by the scales that are there."""
+        source = stored_as(self.original)
+        if source is None:
+            return self._expected(array)
+        if self.decision.values is not None:
+            return source.write(self._expected(source.array()))
+        return source.zeroed(self.decision.drop(source.array()))
+
+    def _expected(self, array: Array) -> Array:
+        """The same of floating-point values."""
         decision = self.decision
         kept = array if decision.values is None else decision.values
         return np.where(decision.drop(array), np.zeros((), array.dtype), kept)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.errors import PruneError
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
 from prunecli.model.copies import plain_path
+from prunecli.model.graphs import all_graphs
 from prunecli.runtime import Session
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.compare import Place, check_tensors, pieces_of, placed, same_bits
@@ -43,6 +45,8 @@ class ZeroProof:
     """What to prove: that the file differs from `model` by `zeroed` alone: zeros, and what was fitted around them."""
 
     model: Model
+    floats: ir.Model
+    """The model's floating-point form, whose weights `zeroed` names."""
     zeroed: Sequence[Zeroed]
     sizes: Iterable[InputShapes]
     """Input shapes for the run, to be tried in this order."""
@@ -81,10 +85,11 @@ class ZeroProof:
     def _check_stored(self, staged: Path) -> None:
         """Every tensor has the bits that numpy gives it, and the rest of the file is the same."""
         before, changed = dict[Place, Any](), dict[Place, Any]()
-        expected = {id(one.weight.holder.value): one for one in self.zeroed}
+        numbers = {id(graph): number for number, graph in enumerate(all_graphs(self.floats))}
+        expected = {(numbers[id(one.weight.holder.graph)], one.weight.holder.name): one for one in self.zeroed}
         for place, holder in placed(self.model.ir).items():
-            one = expected.get(id(holder.value))
-            before[place] = holder.tensor if one is None else one.original
+            one = expected.get(place)
+            before[place] = holder.tensor if one is None else one.stored
             if one is not None:
                 changed[place] = partial(_holds, one)
         check_tensors(before, load(staged).ir, changed, _REPORT, self.progress)
@@ -106,7 +111,7 @@ class ZeroProof:
 
 def _holds(one: Zeroed, original: Array, found: Array) -> bool:
     """Whether `found` is what numpy makes of the original's values by the decision."""
-    if one.decision.values is not None:
+    if one.decision.values is not None or one.stored is not one.original:
         return same_bits(one.expected(original), found)
     return is_masked(original, one.decision.drop(original), found)
 

@@ -49,7 +49,7 @@ def pruned(model: onnx.ModelProto, folder: Path, sparsity: float = 0.5) -> tuple
 
 def prove(file: Model, zeroed: list[Zeroed], path: Path, **options: Any) -> Verification:
     tries = sizes_to_try(file, concrete_shapes(file, Dims()).inputs, Dims())
-    return ZeroProof(file, zeroed, tries, **options)(path)
+    return ZeroProof(file, file.ir, zeroed, tries, **options)(path)
 
 
 def test_the_masked_model_is_proved_by_running_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def run(path: Path, shape: tuple[int, ...]) -> Any:
 
 def stored(model: ir.Model, name: str) -> Quantised:
     holder = next(holder for holder in holders(model) if holder.name == name)
-    found = stored_as(holder)
+    found = stored_as(holder.tensor)
     assert found is not None
     return found
 
@@ -150,7 +150,7 @@ def test_what_is_not_known_leaves_the_model_alone() -> None:
     net.nodes.sort(key=lambda n: ["xq", "xf", "n", "wf", "c", "cq", "cf", "vf", "y"].index(n.output[0]))
     model = ir.from_proto(net.model(IMAGE))
     form = floating(model)
-    found = {holder.name for holder in holders(form.model) if stored_as(holder) is not None}
+    found = {holder.name for holder in holders(form.model) if stored_as(holder.tensor) is not None}
     assert found == {"v"} or form.model is model
 
 
