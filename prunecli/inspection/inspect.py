@@ -17,9 +17,9 @@ from prunecli.inspection.distribution import Distribution, PatternFit, distribut
 from prunecli.inspection.graph import GraphView, write_graph
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
+from prunecli.model.floating import as_stored, floats_of
 from prunecli.model.shape_inference import UNKNOWN_INPUT
 from prunecli.model.shapes import input_specs, output_specs
-from prunecli.model.floating import as_stored, floats_of
 from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
 from prunecli.report.result import ModelResult
 from prunecli.types import Progress, Skipped, Totals, Verification, no_progress

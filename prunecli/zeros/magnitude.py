@@ -239,7 +239,8 @@ def prepare(
     zeroed = [Zeroed(w, one, w.tensor) for w, one in zip(found.choice.chosen, found.decisions, strict=True)]
     counted = {id(one.original): one.counts[0] for one in zeroed if one.counts is not None}
     return Zeroing(
-        file=file, floats=floats, shapes=shapes, before=totals(floats, shapes, counted), selection=found, command=selector.command,
+        file=file, floats=floats, shapes=shapes, before=totals(floats, shapes, counted), selection=found,
+        command=selector.command,
         zeroed=zeroed, moved=[Zeroed(w, one, w.tensor) for w, one in found.moved],
     )  # fmt: skip
 
