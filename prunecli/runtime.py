@@ -258,14 +258,14 @@ def _without_maps(value: Any) -> Any:
     return found[0] if isinstance(value, dict) else found
 
 
-def products(left: Any, right: Any, threads: int = 0) -> Any:
+def products(left: Any, right: Any) -> Any:
     """left (m, r) times right (n, r) transposed, float32, in onnxruntime's matrix multiplication: on shared cores it
     keeps its speed, where a BLAS whose threads wait for each other loses most of it."""
-    return _multiplier(threads).run(None, {"left": left, "right": right})[0]
+    return _multiplier().run(None, {"left": left, "right": right})[0]
 
 
 @functools.cache
-def _multiplier(threads: int) -> Any:
+def _multiplier() -> Any:
     from onnx import TensorProto, helper
 
     names = (("left", ["m", "r"]), ("right", ["n", "r"]))
@@ -275,7 +275,7 @@ def _multiplier(threads: int) -> Any:
         [helper.make_node("Gemm", ["left", "right"], ["product"], transB=1)], "g", inputs, [output]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return Session.open(model.SerializeToString(), threads=threads)._raw
+    return Session.open(model.SerializeToString())._raw
 
 
 def run_limit() -> float:

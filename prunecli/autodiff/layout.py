@@ -23,9 +23,9 @@ LANES = 4  # channels that ReorderInput wants a multiple of
 _MAX_WEIGHTS = 1 << 20  # elements: above, the filters leave the cache and the plain kernel is as fast
 
 
-def block_convolutions(ops: Ops, block: int | None = None) -> None:
+def block_convolutions(ops: Ops) -> None:
     """Put every 2-d convolution with changing weights into the blocked layout, where it is the faster one."""
-    block = channel_block() if block is None else block
+    block = channel_block()
     if block == 1:
         return
     layout = _Layout(ops, block)

@@ -91,9 +91,9 @@ def taps_of(layer: LinearLayer) -> Array:
     return layer.matrices().reshape(rows, taps, cols)
 
 
-def variance_of(kernel: Array, moments: ChannelMoments, rho: float = RHO) -> Array:
+def variance_of(kernel: Array, moments: ChannelMoments) -> Array:
     """The variance of every output of a kernel (rows, taps, cols)."""
-    return np.asarray(np.diag(_covariance(kernel, moments, rho)))
+    return np.asarray(np.diag(_covariance(kernel, moments, RHO)))
 
 
 def _covariance(kernel: Array, moments: ChannelMoments, rho: float) -> Array:

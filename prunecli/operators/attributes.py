@@ -42,10 +42,10 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return str(_read(node, name, node.attributes.get_string, default))
 
 
-def axes_of(node: ir.Node, arrays: Sequence[np.ndarray[Any, Any] | None], index: int = 1) -> tuple[int, ...] | None:
+def axes_of(node: ir.Node, arrays: Sequence[np.ndarray[Any, Any] | None]) -> tuple[int, ...] | None:
     """`axes` as an attribute (older opsets) or as an input (newer ones), of which the content is in `arrays`."""
     from_attribute = node.attributes.get_ints("axes")
     if from_attribute is not None:
         return tuple(from_attribute)
-    given = arrays[index] if index < len(arrays) else None
+    given = arrays[1] if len(arrays) > 1 else None
     return None if given is None else tuple(int(axis) for axis in np.atleast_1d(given))

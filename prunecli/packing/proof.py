@@ -77,7 +77,7 @@ class PackProof:
         self._check_stored(staged)
         if sum(item.row.dense_bytes for item in self.items) > RUN_UP_TO:
             Session.open(staged, provider=self.execution.provider, mode="low memory")
-            self._apart("it is too large to be run on both sides")
+            self._apart()
             return
         original = open_original(partial(self.execution.open, self.original))
         self._folded(staged, {item.row.name for item in self.items if item.encoded is not None})
@@ -96,8 +96,9 @@ class PackProof:
         if nodes_of(saved) != self.nodes:
             raise PruneError("internal: packing changed more than weights", REPORT)
 
-    def _apart(self, why: str) -> None:
+    def _apart(self) -> None:
         """The smallest tensor of each encoding is folded, alone in a model of its own, in the last of the passes."""
+        why = "it is too large to be run on both sides"
         if self.asked.max_error is not None:
             raise PruneError(f"--max-error cannot be checked: {why}", "leave it out")
         kinds: dict[tuple[str, str], list[Item]] = {}

@@ -76,7 +76,7 @@ def fit_graph(
     layers, left = _layers(student)
     left = [skip for skip in left if skip.name in graph.weights]
     done = []
-    with Store(data.memory) as store:
+    with Store() as store:
         walks = [Walk(model, data.feeds, store, data.start) for model in (teacher, student)]
         pair = _BothWalks(walks[0], walks[1], student.graph, data)
         for layer in progress(layers, "fitting layers", len(layers)):

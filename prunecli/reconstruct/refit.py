@@ -23,7 +23,7 @@ import onnx_ir as ir
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
-from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
+from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.errors import PruneError
 from prunecli.registry import into
 from prunecli.runtime import Session
@@ -149,13 +149,11 @@ _TINY = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class CalibrationBatches:
-    """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `memory`: bytes of activations
-    held in memory, beyond which they lie on disk."""
+    """Batches of feeds: the first `fitted` of them are for fitting, the others judge."""
 
     feeds: Sequence[Mapping[str, Array]]
     fitted: int
     start: Opener = Session.open
-    memory: int = LIMIT
 
     @property
     def held(self) -> bool:
@@ -203,7 +201,7 @@ def refit(
         return out
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
-    with Store(data.memory) as store:
+    with Store() as store:
         walks = [Walk(model, data.feeds, store, data.start) for model in (original, cut)]
         pair = _Pair(walks[0], walks[1], removed, data, cut.graph)
         for layer in progress(layers, "refitting", len(layers)):
@@ -326,6 +324,6 @@ def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibrati
     names = looked_at(original.graph.outputs)
     found = []
     for model in (original, *others):
-        with Store(data.memory) as store:
+        with Store() as store:
             found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
     return [mean_error(found[0], outputs) for outputs in found[1:]]

@@ -80,7 +80,6 @@ class Bars:
         series: (name, values): one value >= 0 per label; None where there is none.
         form: how values are written, see Column.
         stacked: the series are parts of a whole.
-        top: a terminal shows only so many labels: the largest in total if stacked, else in the first series.
         full: the value of a bar of full length; None: the largest.
 
     Raises:
@@ -93,7 +92,6 @@ class Bars:
     form: NumberForm = "number"
     stacked: bool = False
     note: str = ""
-    top: int | None = None
     full: float | None = None
     level: Level = Level.DETAIL
 
@@ -173,7 +171,6 @@ class Chart:
 
     Args:
         shared: all panels have the same range of x and y, so that they can be compared; "x" or "y": of that alone.
-        top: a terminal shows the first so many panels only.
     """
 
     title: str
@@ -182,7 +179,6 @@ class Chart:
     y: ChartAxis
     note: str = ""
     shared: bool | Literal["x", "y"] = True
-    top: int | None = None
     level: Level = Level.DETAIL
 
     def axes(self, panel: Panel) -> tuple[ChartAxis, ChartAxis]:

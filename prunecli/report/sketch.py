@@ -28,8 +28,7 @@ def bars_table(bars: Bars) -> Table:
     """One row per label: the values, then what they look like."""
     stacked = bars.stacked and len(bars.series) > 1
     columns, rows = _stacked(bars) if stacked else _side_by_side(bars)
-    top_by = "total" if stacked else columns[1].title if bars.series else ""
-    return Table(bars.title, columns, rows, bars.note, top=bars.top, top_by=top_by)
+    return Table(bars.title, columns, rows, bars.note)
 
 
 def chart_table(chart: Chart) -> Table:
@@ -44,8 +43,7 @@ def chart_table(chart: Chart) -> Table:
         Column(chart.y.title, "graph"),
         *(Column(title, chart.y.form, drop=1 if title in titles[:2] else 0) for title in titles),
     ]
-    top = None if chart.top is None else sum(map(len, rows[: chart.top]))
-    return Table(chart.title, columns, [row for panel in rows for row in panel], chart.note, top)
+    return Table(chart.title, columns, [row for panel in rows for row in panel], chart.note)
 
 
 def bar(length: float) -> str:

@@ -66,14 +66,14 @@ WIDE = {"float16": (ir.DataType.FLOAT, ir.DataType.DOUBLE),
 """What each may stand in for: onnxruntime has no bfloat16 arithmetic on the CPU."""
 
 
-def choose_narrow(subject: EncodedTensor, name: str, names: tuple[str, ...] | None = None) -> Encoded | None:
+def choose_narrow(subject: EncodedTensor, name: str) -> Encoded | None:
     """The smallest encoding of the narrow values, with the operators that widen them; None where this does not
     apply: vectors, types as narrow already, NaN and infinity."""
     if not applies(subject.array, subject.dtype, name):
         return None
     how = VALUES[name]
     small = EncodedTensor(how.apply(subject.array), how.dtype, subject.inlined)
-    found = choose(small, names)
+    found = choose(small)
     plain = Stream("values", how.dtype, subject.shape, lambda array: array)
     narrow = _narrowed(plain if found is None else found.chain, how)
     chain = cast(narrow, subject.dtype) if how.scales is None else _scaled(narrow, how.scales, subject)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
-from prunecli.calibration.layerwise import LIMIT, Opener, Store, Walk
+from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.slices import WeightSlices
 from prunecli.model.graphs import reads
@@ -47,7 +47,6 @@ class DamageSource:
     feeds: Feeds
     held: Feeds
     start: Opener = Session.open
-    memory: int = LIMIT
     progress: Progress = no_progress
     outputs: list[str] = field(init=False)
     sites: dict[str, LinearLayer] = field(init=False)
@@ -74,7 +73,7 @@ def curves(source: DamageSource, asked: Sequence[tuple[Group, int, Sequence[int]
     slices = WeightSlices(source.catalogue)
     groups = [group for group, _, _ in asked]
     wanted = {name for group in groups for name, axis in group.weights if slices.role(name, axis) == "in"}
-    with Store(source.memory) as store:
+    with Store() as store:
         _measure_inputs(source, wanted, store)
         held = Walk(source.model, source.held, store, source.start, keep=source.outputs)
         base = outputs_ahead(Walk(source.model, source.held, store, source.start), source.outputs)
