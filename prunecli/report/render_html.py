@@ -3,6 +3,7 @@ stay within it."""
 
 from __future__ import annotations
 
+import re
 from html import escape as html_escape
 
 from prunecli.report.document import Bars, Chart, Document, Level, Section, Table, Text
@@ -22,7 +23,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
-.name, .text { overflow-wrap: anywhere; min-width: 6rem; } .name { min-width: 10rem; }
+.name, .text { overflow-wrap: anywhere; min-width: 8rem; } .name { min-width: 10rem; }
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
 .n { text-align: right; white-space: nowrap; } .graph { font-family: monospace; white-space: nowrap; }
 .note { color: var(--dim); font-size: .9rem; }
@@ -95,5 +96,10 @@ def _table(table: Table) -> str:
 
 
 def _row(kinds: list[str], texts: list[str]) -> str:
-    cells = (f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, texts, strict=True))
+    cells = (f'<td class="{kind}">{_breakable(text, kind)}</td>' for kind, text in zip(kinds, texts, strict=True))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _breakable(text: str, kind: str) -> str:
+    """Names may go on in the next line behind a dot, slash or underscore, before they are broken anywhere."""
+    return re.sub(r"(?<=\w)([._/]+)(?=\w)", r"\1<wbr>", escape(text)) if kind in ("name", "text") else escape(text)

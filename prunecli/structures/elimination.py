@@ -83,9 +83,14 @@ class _State:
 
 
 def _inverse(gram: Array) -> Array:
-    """Of G with what is added to its diagonal: more where G is so small that rounding has made it indefinite."""
+    """Of G with what is added to its diagonal: more where G is so small that rounding has made it indefinite.
+
+    Products in float32 are not symmetric to the bit. Where means are large beside deviations, that is more than the
+    damping, and grows with every removal; hence the mean of G and its transpose.
+    """
     if not np.isfinite(gram).all():
         return np.full_like(gram, np.nan)
+    gram = (gram + gram.T) / 2
     size = len(gram)
     mean = float(np.trace(gram)) / max(size, 1)
     added = DAMPING * mean if mean > 0 else 1.0

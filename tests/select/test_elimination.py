@@ -124,3 +124,15 @@ def test_what_is_not_finite_goes_nowhere() -> None:
     given = reader(inputs())
     given.gram[0, 0] = np.nan
     assert len(eliminate([given], UNITS, UNITS - 1).order) == UNITS - 1
+
+
+def test_products_whose_rounding_exceeds_the_damping_are_survived() -> None:
+    """Many units of few causes with large means: G, whose products are in float32, is not symmetric to the bit."""
+    rng, count = np.random.default_rng(0), 96
+    x = (5 + 0.1 * rng.standard_normal((500, 20)) @ rng.standard_normal((20, count)) / 20).astype(np.float32)
+    noise = rng.standard_normal((count, count)) * 2e-6
+    given = UnitReader(
+        np.cov(x.T) + noise, rng.standard_normal((count, 3)), np.arange(count), np.arange(count)[:, None], 1.0
+    )
+    found = eliminate([given], count, count - 1, [count - 1])
+    assert np.isfinite(found.errors).all() and np.abs(found.snapshots[count - 1][0]).max() < 1e3
