@@ -163,17 +163,22 @@ class _Page(HTMLParser):
         self.open: list[str] = []
         self.texts: list[str] = []
         self.tags: set[str] = set()
+        self.goes_on = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         assert all(value is None or value.startswith("#") for name, value in attrs if name in ("href", "src"))
-        if tag != "meta":
+        self.goes_on = tag == "wbr"
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        self.goes_on = False
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.goes_on:
+            data = self.texts.pop() + data
         self.texts.append(data)
 
 
