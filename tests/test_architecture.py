@@ -25,6 +25,7 @@ PRUNER = WORK | {
     "inspection",
     "packing",
     "predicted",
+    "quantization",
     "reconstruct",
     "shrinking",
     "training",

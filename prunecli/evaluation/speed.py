@@ -133,17 +133,33 @@ def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: P
     """As `measure_speed`, of both models quantised by onnxruntime on samples of the data, or on random inputs."""
     try:
         bench = open_models({BASELINE: baseline}, options.timed_execution)
-        if options.source is None:
-            data = bench.random_data(CALIBRATED, options.seed, options.stated_dims)
-        else:
-            data = options.source.open(bench.specs, bench.first.outputs).take(CALIBRATED)
-        feeds = [batch.feed for batch in data.batches(data.fixed_batch or 1)]
+        feeds = _calibration(bench, options)
         with Scratch() as folder:
             paths = {MODEL: model, BASELINE: baseline}
             files = {role: quantise(paths[role], feeds, folder, role) for role in progress(paths, "quantising")}
             return replace(measure_speed(files[MODEL], files[BASELINE], options, progress), why="", int8=True)
     except PruneError as error:
         return MeasuredSpeed(None, {}, error.message, int8=True)
+
+
+def measure_int8_alone(model: Path, options: TimedOptions, progress: Progress = no_progress) -> MeasuredSpeed:
+    """A model quantised by onnxruntime on samples of the data, beside itself in floating point."""
+    try:
+        bench = open_models({BASELINE: model}, options.timed_execution)
+        with Scratch() as folder:
+            made = quantise(model, _calibration(bench, options), folder, MODEL)
+            return measure_speed(made, model, options, progress)
+    except PruneError as error:
+        return MeasuredSpeed(None, {}, error.message)
+
+
+def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:
+    """Inputs of some runs: samples of the data, or random."""
+    if options.source is None:
+        data = bench.random_data(CALIBRATED, options.seed, options.stated_dims)
+    else:
+        data = options.source.open(bench.specs, bench.first.outputs).take(CALIBRATED)
+    return [batch.feed for batch in data.batches(data.fixed_batch or 1)]
 
 
 # -- why it is less than the work that was saved ---------------------------------------------------------------------

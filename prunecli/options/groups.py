@@ -311,6 +311,22 @@ class StoredPacked(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizedLast(Options):
+    """Integers in place of floats, of what was pruned."""
+
+    quantize: Annotated[
+        Literal["int8", "uint8"] | None,
+        Option("then weights and activations become integers, as with `prune quantize`: fitted on --data, zeros stay",
+               OUTPUT),
+    ] = None  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.quantize is not None and getattr(self, "data", None) is None:
+            raise PruneError("--quantize is fitted on data", "give --data; a few hundred unlabelled samples will do")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shrinking(Options):
     """Zeros of which whole units consist."""
 

@@ -57,7 +57,7 @@ class Judge:
         wanted, found = list[Array](), list[Array]()
         for feed, reference in zip(self.feeds, self.wanted, strict=True):
             got = session.run(feed)
-            collector.add(reference, got, 1)
+            collector.add(reference, got, len(next(iter(feed.values()))))
             for name, value in reference.items():
                 if isinstance(value, np.ndarray) and value.dtype.kind == "f":
                     wanted.append(value.reshape(-1))

@@ -26,7 +26,7 @@ from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.model import Model, find_weights
 from prunecli.quantization.stored import GridForm, IntegerGraph, stand_in
-from prunecli.reconstruct.fit import FitTask
+from prunecli.reconstruct.fit import FitTask, masked_least_squares
 from prunecli.reconstruct.refit import CalibrationBatches, Fit
 from prunecli.reconstruct.rounding import IntegerGrid, fitted_grid, rounded
 from prunecli.types import Progress, Skipped, no_progress
@@ -35,6 +35,9 @@ Array = np.ndarray[Any, Any]
 NEAREST, COMPENSATED, FITTED = "nearest", "compensated", "fitted"
 WIDEST = 8192
 """Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""
+
+POSITIONS = 40
+"""Per input of a layer that are looked at: rounding is far coarser than what more would settle."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,22 @@ class _Rounding:
 
 
 def fit_graph(
-    prepared: ir.Model, graph: IntegerGraph, data: CalibrationBatches, progress: Progress = no_progress
+    prepared: ir.Model,
+    graph: IntegerGraph,
+    data: CalibrationBatches,
+    progress: Progress = no_progress,
+    aim: ir.Model | None = None,
 ) -> tuple[list[QuantisedLayer], list[Skipped]]:
     """Store fitted weights in the graph. Returns what became of them, and which are as onnxruntime's tool rounded them.
 
     Args:
         prepared: the float model that the graph was made from.
+        aim: what it should compute, where that is more than `prepared` does: the model before weights were zeroed.
     Raises:
         PruneError: what a layer reads is not finite; onnxruntime cannot run a piece of the model.
     """
-    teacher, student = working_form(prepared), working_form(stand_in(graph, prepared))
-    before = {layer.name: layer for layer in _layers(teacher)[0]}
+    teacher, student = working_form(aim or prepared), working_form(stand_in(graph, prepared))
+    aims, sources = ({one.name: one for one in _layers(work)[0]} for work in (teacher, working_form(prepared)))
     layers, left = _layers(student)
     left = [skip for skip in left if skip.name in graph.weights]
     done = []
@@ -80,11 +88,17 @@ def fit_graph(
         walks = [Walk(model, data.feeds, store, data.start) for model in (teacher, student)]
         pair = _BothWalks(walks[0], walks[1], student.graph, data)
         for layer in progress(layers, "fitting layers", len(layers)):
-            form, aim = graph.form_of(layer), before.get(layer.name)
-            if form is None or aim is None or len(layer.uses) > 1 or layer.shape[2] * layer.shape[3] > WIDEST:
+            form, wanted, source = graph.form_of(layer), aims.get(layer.name), sources.get(layer.name)
+            if (
+                form is None
+                or wanted is None
+                or source is None
+                or len(layer.uses) > 1
+                or layer.shape[2] * layer.shape[3] > WIDEST
+            ):
                 left += [Skipped(layer.name, "it is stored in a form of its own")] * (layer.name in graph.weights)
                 continue
-            done.append(_fit(_LayerVisit(layer, aim, form, graph), pair))
+            done.append(_fit(_LayerVisit(layer, wanted, source, form, graph), pair))
     return done, left
 
 
@@ -95,7 +109,7 @@ def round_graph(prepared: ir.Model, graph: IntegerGraph) -> None:
         if form is None:
             continue
         weights = layer.matrices(_floats(prepared)[layer.name])
-        visit = _LayerVisit(layer, layer, form, graph)
+        visit = _LayerVisit(layer, layer, layer, form, graph)
         grids = [visit.grid(one, np.ones(one.shape[1]), at) for at, one in enumerate(weights)]
         values = np.stack([grid.values(grid.integers(one)) for grid, one in zip(grids, weights, strict=True)])
         graph.put(layer, grids, values, None)
@@ -124,16 +138,18 @@ class _BothWalks:
 
 @dataclass(frozen=True)
 class _LayerVisit:
-    """A layer of the stand-in whose turn it is. `aim`: the same one of the float model."""
+    """A layer of the stand-in whose turn it is. `aim`: the one whose output is wanted; `source`: the one whose weights
+    are rounded."""
 
     layer: LinearLayer
     aim: LinearLayer
+    source: LinearLayer
     form: GridForm
     graph: IntegerGraph
 
     def grid(self, weights: Array, importance: Array, at: int) -> IntegerGrid:
         """Of matrix `at`, for these weights."""
-        least = self.graph.least_scale(self.layer, self.aim.bias())
+        least = self.graph.least_scale(self.layer, self.source.bias())
         form = self.form
         return fitted_grid(
             weights, importance, form.kind, form.block, shared=form.shared, least=None if least is None else least[at]
@@ -173,7 +189,7 @@ def _sums(visit: _LayerVisit, pair: _BothWalks) -> tuple[Equations, Equations | 
     teacher.reach([wanted])
     student.reach([read.data])
     sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
-    pickers = [Picker(max(n, 1), taps * cols) for n in (data.fitted, count - data.fitted)]
+    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (data.fitted, count - data.fitted)]
     for number in range(count):
         side = int(number >= data.fitted)
         target = teacher.read(wanted, number)
@@ -189,7 +205,7 @@ def _tasks(visit: _LayerVisit, sums: Equations) -> list[FitTask]:
     """The least-squares problem of each matrix, from the float model's weights."""
     layer = visit.layer
     free, bias, tasks = layer.offset is not None, layer.bias(), []
-    for at, weights in enumerate(visit.aim.matrices()):
+    for at, weights in enumerate(visit.source.matrices()):
         found, offset = sums.problem(at, free), bias[at]
         cross, variance = found.cross, found.squares
         if not free:
@@ -202,10 +218,17 @@ def _tasks(visit: _LayerVisit, sums: Equations) -> list[FitTask]:
     return tasks
 
 
+def _optimum(task: FitTask) -> Array:
+    """The weights that come nearest to the aim, zeros where they are now."""
+    if not task.gone.any():
+        return task.optimum().weights
+    return masked_least_squares(task.damped, task.target, ~task.gone, task.weights)
+
+
 def _rounded(visit: _LayerVisit, tasks: Sequence[FitTask], name: str) -> _Rounding:
     grids, values, shifts = [], [], []
     for at, task in enumerate(tasks):
-        aim = task.optimum().weights if name == FITTED else task.weights
+        aim = _optimum(task) if name == FITTED else task.weights
         grid = visit.grid(aim, task.gram.diagonal() + np.square(task.x), at)
         found = grid.values(grid.integers(aim)) if name == NEAREST else rounded(aim, task.damped, grid, task.gone)
         grids.append(grid)

@@ -16,6 +16,7 @@ from prunecli.report.sections import headline, proof_text, shape_text, size_bars
 from prunecli.types import Json, LayerRow
 
 if TYPE_CHECKING:
+    from prunecli.evaluation.speed import MeasuredSpeed
     from prunecli.quantization.fitting import QuantisedLayer
     from prunecli.quantization.result import QuantizeResult
 
@@ -24,8 +25,11 @@ TITLES = {
     "onnxruntime": "onnxruntime's own",
     "nearest": "rounded to the nearest",
     "fitted": "fitted",
+    "pruned": "pruned",
+    "quantised": "quantised by onnxruntime",
+    "both": "pruned and quantised",
 }
-"""What candidates are called."""
+"""What candidates, and what was timed, are called."""
 SHOWN = ("accuracy", "f1", "r2", "spearman", "mse")
 """Metrics that the size table shows, as far as there are any."""
 
@@ -53,9 +57,35 @@ def quantization_json(found: QuantizeResult) -> Json:
     return {
         "chosen": found.chosen,
         "errors": dict(found.errors),
+        **({"speeds": {name: speed.to_json() for name, speed in found.speeds.items()}} if found.speeds else {}),
         "methods": dict(Counter(layer.method for layer in found.layers)),
         "onnxruntime": fidelity_json(found.tool),
     }
+
+
+def quantised_json(found: QuantizeResult | None) -> Json:
+    """The key `quantization` of a command with `--quantize`; nothing where nothing was quantised."""
+    return {} if found is None else {"quantization": quantization_json(found)}
+
+
+def quantised_sections(found: QuantizeResult | None) -> list[Section]:
+    """What a command with `--quantize` tells of it."""
+    if found is None:
+        return []
+    sections: list[Section] = [_errors(found), *speed_sections(found.speed, "float model")]
+    if found.speeds:
+        rows = [(TITLES[name], *_speed_cells(speed)) for name, speed in found.speeds.items()]
+        columns = (Column("beside the original"), Column("time"), Column("times as fast"))
+        sections.append(Table("Speed", columns, rows, level=Level.NORMAL))
+    return sections
+
+
+def _speed_cells(found: MeasuredSpeed) -> tuple[Cell, Cell]:
+    if found.pair is None:
+        return "", f"not measured: {found.reason}"
+    gain = found.pair.gain
+    interval = "not measurable now" if gain.reason else f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+    return cell_text(found.pair.model.median, "ms"), interval
 
 
 def _row(layer: QuantisedLayer) -> LayerRow:

@@ -25,7 +25,8 @@ class Quality:
 @dataclass(frozen=True, kw_only=True)
 class QuantizeResult(ModelResult):
     """What was quantised. `errors`: of the outputs on the samples that judge, by candidate; `chosen`: the one that was
-    written; `fidelity` of it, and `tool` that of onnxruntime's own; `left`: weights that were not fitted."""
+    written; `speeds`: of a model that was pruned before, beside the original: pruned alone, quantised alone, both;
+    `fidelity` of it, and `tool` that of onnxruntime's own; `left`: weights that were not fitted."""
 
     recipe: Json
     layers: Sequence[QuantisedLayer]
@@ -35,5 +36,6 @@ class QuantizeResult(ModelResult):
     fidelity: Fidelity | None
     tool: Fidelity | None
     speed: MeasuredSpeed | None = None
+    speeds: Mapping[str, MeasuredSpeed] = field(default_factory=dict)
     quality: Quality | None = None
     notes: Sequence[str] = field(default_factory=list)

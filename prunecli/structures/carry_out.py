@@ -16,6 +16,7 @@ from prunecli.evaluation.speed import MeasuredSpeed, TimedOptions, measure_int8,
 from prunecli.files import Scratch
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
+from prunecli.quantization.result import QuantizeResult
 from prunecli.report.result import ModelResult
 from prunecli.structures.cut_plan import save_cut_plan
 from prunecli.structures.decide import decide
@@ -53,6 +54,7 @@ class StructuredResult(ModelResult):
     recovery: Recovery | None = None
     speed: MeasuredSpeed | None = None
     packed: PackResult | None = None
+    quantised: QuantizeResult | None = None
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""

@@ -15,6 +15,7 @@ from prunecli.options.groups import (
     Batched,
     CalibrationSamples,
     Chosen,
+    QuantizedLast,
     Reporting,
     Saving,
     Seeded,
@@ -124,7 +125,7 @@ def _amount(text: str) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructuredOptions(Stepwise, CutOptions):
+class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     """Remove channels, neurons and attention heads and rewrite the graph: smaller and faster as it is.
 
     Positions that are coupled go together, in every tensor they appear in. The result is proved in onnxruntime

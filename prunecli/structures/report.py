@@ -13,6 +13,7 @@ import numpy as np
 from prunecli.errors import some
 from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.packing.report import packed_json, packed_sections
+from prunecli.quantization.report import quantised_json, quantised_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.sections import (
@@ -55,6 +56,7 @@ def to_json(found: StructuredResult) -> Json:
         **({"latency": found.latency} if found.latency else {}),
         **recovery_json(found.recovery),
         **training_json(found.training),
+        **quantised_json(found.quantised),
         **packed_json(found.packed),
         **speed_delta(found.speed),
     }
@@ -96,6 +98,7 @@ def to_document(found: StructuredResult) -> Document:
     sections += [_proof(found.verification), *recovered[:1]]
     sections += warnings([*grown(found.before, found.after), *found.notes])
     sections += training_sections(found.training)
+    sections += quantised_sections(found.quantised)
     sections += packed_sections(found.packed)
     sections += [_groups(found), _layers(found), *recovered[1:], *_charts(found), *_frozen(found)]
     sections += written(found)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunecli.evaluation.passes import at_data
+from prunecli.model import load
+from prunecli.model.saving import check_target
+from prunecli.quantization.after import quantized_after, told_quantized
 from prunecli.structures.carry_out import StructuredResult, decided_and_cut, default_output
 from prunecli.structures.gradual import structured_and_trained
 from prunecli.structures.options import StructuredOptions
@@ -29,6 +33,22 @@ def structured(
     target = options.output or default_output(path)
     if options.plan is None:
         options = at_data(path, options)
+    if options.quantize is not None:
+        found = _quantised(path, target, options, progress)
+        return replace(found, seconds=time.perf_counter() - start)
     if options.trains:
         return structured_and_trained(path, target, options, progress, start)
     return decided_and_cut(path, target, options, progress, start)
+
+
+def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
+    """Cut, and train if asked, into a file elsewhere, with widths for kernels of integers; what is written is that file
+    quantised."""
+    check_target(load(path), None if options.dry_run else target, options.force, options)
+    aim = "cpu-int8" if options.target == "cpu" else options.target
+    once = replace(options, quantize=None, target=aim, timing=False, dry_run=False)
+
+    def make(place: Path) -> StructuredResult:
+        return structured(path, replace(once, output=place), progress)
+
+    return told_quantized(*quantized_after(path, target, options, make, progress, zeros=False))

@@ -23,7 +23,9 @@ from prunecli.model.constants import release
 from prunecli.model.floating import floats_of, requantise
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
+from prunecli.options.groups import QuantizedLast
 from prunecli.packing.after import pack_options, packed_after, told
+from prunecli.quantization.after import quantized_after, told_quantized
 from prunecli.runtime import Session
 from prunecli.shrinking.after import shrunk_after, told_shrunk
 from prunecli.training.gradual import (
@@ -69,8 +71,8 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
     if options.plan is None:
         options = at_data(path, options)
-    if options.pack or options.shrink:
-        last: Literal["pack", "shrink"] = "pack" if options.pack else "shrink"
+    last: LastStep = "pack" if options.pack else "quantize" if _quantizes(options) else "shrink"
+    if last != "shrink" or options.shrink:
         found = _finished(path, target, options, selector, last=last, progress=progress)
     elif options.trains:
         found = _retrained(path, target, options, selector, progress)
@@ -79,13 +81,21 @@ def zeroed(path: Path, options: ZeroingOptions, selector: Selector, progress: Pr
     return replace(found, seconds=time.perf_counter() - start)
 
 
+LastStep = Literal["pack", "quantize", "shrink"]
+
+
+def _quantizes(options: ZeroingOptions) -> bool:
+    return isinstance(options, QuantizedLast) and options.quantize is not None
+
+
 def _finished(
-    path: Path, target: Path, options: ZeroingOptions, selector: Selector, *, last: Literal["pack", "shrink"],
+    path: Path, target: Path, options: ZeroingOptions, selector: Selector, *, last: LastStep,
     progress: Progress,
 ) -> MagnitudeResult:  # fmt: skip
-    """Prune, and train if asked, into a file elsewhere; what is written is that file packed, or without its empty
-    units."""
-    once = replace(options, pack=False) if last == "pack" else replace(options, shrink=False)
+    """Prune, and train if asked, into a file elsewhere; what is written is that file packed, quantised, or without its
+    empty units."""
+    off: dict[str, Any] = {last: None if last == "quantize" else False}
+    once = replace(options, **off)
     if options.dry_run and options.trains:
         found = zeroed(path, once, selector, progress)
         return replace(found, notes=[*found.notes, f"a dry run does not train, and so cannot {last}"])
@@ -96,6 +106,10 @@ def _finished(
 
     if last == "shrink":
         return told_shrunk(*shrunk_after(target, options, make, progress))
+    if last == "quantize":
+        assert isinstance(options, QuantizedLast)
+        zeros = not once.shrink
+        return told_quantized(*quantized_after(path, target, options, make, progress, zeros=zeros))
     return told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
 
 

@@ -14,6 +14,7 @@ from prunecli.options.groups import (
     CalibrationSamples,
     Chosen,
     OutputNamed,
+    QuantizedLast,
     Reporting,
     Running,
     Saving,
@@ -217,7 +218,7 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneshotOptions(Fitting, ZeroingOptions):
+class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
     """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
 
     Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prunecli.packing.report import packed_json, packed_sections
+from prunecli.quantization.report import quantised_json, quantised_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
 from prunecli.report.render_cells import cell_text
@@ -55,6 +56,7 @@ def to_json(found: MagnitudeResult) -> Json:
         "left_alone": {kind: {"tensors": tensors, "params": params} for kind, (tensors, params) in found.left.items()},
         "plan": found.plan,
         **training_json(found.training),
+        **quantised_json(found.quantised),
         **packed_json(found.packed),
         **shrunk_json(found.shrunk),
     }
@@ -85,6 +87,7 @@ def to_document(found: MagnitudeResult) -> Document:
     sections: list[Section] = [_headline(found), _summary(found), proof_text(found.verification), *_how(found)]
     sections += warnings([*grown(found.before, found.after), *found.notes])
     sections += training_sections(found.training)
+    sections += quantised_sections(found.quantised)
     sections += packed_sections(found.packed)
     sections += shrunk_sections(found.shrunk)
     sections += [_layers(found), *_scores(found), *_charts(found), *_left(found)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prunecli.packing.pack import PackResult
+from prunecli.quantization.result import QuantizeResult
 from prunecli.report.result import ModelResult
 from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.gradual import Retrained, raise_if_all_harmful
@@ -48,6 +49,7 @@ class MagnitudeResult(ModelResult):
     command: str = "magnitude"
     spreads: Mapping[str, ZeroedSpread] = field(default_factory=dict)
     packed: PackResult | None = None
+    quantised: QuantizeResult | None = None
     shrunk: ShrinkResult | None = None
 
     @property

@@ -180,3 +180,35 @@ def test_a_file_that_does_not_hold_what_was_decided_is_refused(tmp_path: Path, m
     with pytest.raises(PruneError, match="is not stored as it was decided"):
         prunecli.quantize(MLP, data=CALIB, output=str(tmp_path / "q.onnx"), threads=1, timing=False)
     assert not (tmp_path / "q.onnx").exists()
+
+
+def test_pruning_and_rounding_are_fitted_together_and_zeros_stay(tmp_path: Path) -> None:
+    found = prunecli.oneshot(
+        MLP, data=CALIB, sparsity=0.7, quantize="int8", limit=64, output=str(tmp_path / "q.onnx"), threads=1
+    )
+    tensors = {n: numpy_helper.to_array(t) for n, t in stored(tmp_path / "q.onnx").items() if t.data_type == 3}
+    zeros = sum(int((array == 0).sum()) for array in tensors.values() if array.ndim == 2)
+    assert zeros >= 0.699 * sum(array.size for array in tensors.values() if array.ndim == 2)
+    told = found.to_json()
+    assert told["command"] == "oneshot" and told["after"]["file_bytes"] < 0.3 * told["before"]["file_bytes"]
+    assert told["quantization"]["chosen"] in told["quantization"]["errors"]
+    assert "as integers" in told["verification"]["detail"] and told["output"]["path"] == str(tmp_path / "q.onnx")
+
+
+def test_a_cut_model_is_quantised(tmp_path: Path) -> None:
+    found = prunecli.structured(
+        MLP, data=CALIB, macs=0.5, quantize="int8", limit=64, output=str(tmp_path / "q.onnx"), threads=1, timing=False
+    )
+    assert found.after.params < 0.6 * found.before.params and found.after.file_bytes < 0.2 * found.before.file_bytes
+    assert found.quantised is not None and Session.open(tmp_path / "q.onnx").inputs
+    with pytest.raises(PruneError, match="--quantize is fitted on data"):
+        prunecli.structured(MLP, macs=0.5, quantize="int8")
+
+
+def test_a_teacher_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    nodes, constants, shape = PLAIN
+    path = made(tmp_path / "m.onnx", nodes, constants, shape)
+    np.savez(tmp_path / "d.npz", x=f(32, 40))
+    with pytest.raises(PruneError, match="other names or shapes") as caught:
+        prunecli.quantize(path, data=str(tmp_path / "d.npz"), original=MLP, output=str(tmp_path / "q.onnx"))
+    assert "leave it out" in caught.value.hint
