@@ -1,4 +1,4 @@
-"""Named choices that a user makes and a plug-in may add to: a dictionary and a decorator."""
+"""Choices that a user makes, and rules of operators, to which a plug-in may add: a dictionary and a decorator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,25 @@ Entry = TypeVar("Entry", bound=Named)
 Function = TypeVar("Function")
 
 
-def into(table: dict[str, Function]) -> Callable[[str], Callable[[Function], Function]]:
-    """A decorator `@add("name")` that puts functions into a table."""
+def into(table: dict[str, Function]) -> Callable[..., Callable[[Function], Function]]:
+    """A decorator `@add("name", ...)` that puts a function into a table under each of the names."""
 
-    def named(name: str) -> Callable[[Function], Function]:
+    def named(*names: str) -> Callable[[Function], Function]:
         def add(function: Function) -> Function:
-            table[name] = function
+            table.update(dict.fromkeys(names, function))
+            return function
+
+        return add
+
+    return named
+
+
+def into_operators(table: dict[tuple[str, str], Function]) -> Callable[..., Callable[[Function], Function]]:
+    """A decorator `@add("Gemm", ..., domain="")` that puts a function into a table of operators, (domain, type)."""
+
+    def named(*ops: str, domain: str = "") -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
+            table.update({(domain, op): function for op in ops})
             return function
 
         return add

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "prunecli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # part of the program -> the parts it may import from, besides itself
-BASE = {"types", "errors", "files", "quantity", "_version"}
+BASE = {"types", "errors", "files", "quantity", "registry", "_version"}
 MODEL = BASE | {"model", "inputs", "operators", "storage"}
-THEORY = MODEL | {"runtime", "data", "registry"}
+THEORY = MODEL | {"runtime", "data"}
 WORK = THEORY | {"autodiff", "calibration", "evaluation", "masks", "options", "report", "verify"}
 PRUNER = WORK | {
     "dependency",
@@ -48,7 +48,7 @@ ALLOWED = {
     "report": BASE,
     "options": BASE | {"data", "evaluation", "inputs", "model", "report", "runtime"},
     "recipe": BASE | {"options", "report"},
-    "masks": BASE | {"registry"},
+    "masks": BASE,
     "dependency": MODEL,
     "autodiff": MODEL | {"runtime"},
     "verify": MODEL | {"masks", "runtime"},

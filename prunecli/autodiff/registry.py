@@ -18,6 +18,7 @@ import onnx_ir as ir
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
 from prunecli.model.shape_inference import Shape
+from prunecli.registry import into_operators
 
 
 class Zero:
@@ -41,15 +42,8 @@ STEPS = frozenset(
 """Operators that are piecewise constant or not numeric: their derivative is zero wherever it exists."""
 
 
-def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a gradient rule for operators of one domain."""
-
-    def add(function: Rule) -> Rule:
-        for op in ops:
-            RULES[domain, op] = function
-        return function
-
-    return add
+rule = into_operators(RULES)
+"""Register a gradient rule for operators of one domain."""
 
 
 def derivative(*ops: str, domain: str = "") -> Callable[[Derivative], Derivative]:

@@ -31,6 +31,7 @@ from prunecli.dependency.views import Geometry
 from prunecli.model.shape_inference import Array, Facts, Shape
 from prunecli.operators import amend, macs_of
 from prunecli.operators.operator import ShapeRule
+from prunecli.registry import into_operators
 
 if TYPE_CHECKING:
     from prunecli.dependency.edit import NodeCut
@@ -56,15 +57,8 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     return add
 
 
-def rewrite(*ops: str, domain: str = "") -> Callable[[Rewrite], Rewrite]:
-    """Register a function that adapts attributes and shape constants of a node to a cut."""
-
-    def add(function: Rewrite) -> Rewrite:
-        for op in ops:
-            REWRITES[domain, op] = function
-        return function
-
-    return add
+rewrite = into_operators(REWRITES)
+"""Register a function that adapts attributes and shape constants of a node to a cut."""
 
 
 def shapes(*ops: str, domain: str) -> Callable[[ShapeRule], ShapeRule]:

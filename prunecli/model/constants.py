@@ -24,6 +24,7 @@ from prunecli.model.graphs import all_graphs
 from prunecli.operators import Refused, Role, role_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Reshape, Shape, Step, Transpose
+from prunecli.registry import into
 from prunecli.storage.stored import stored
 
 INTERFACE = "it is also a graph input, so that a caller may feed other values; --include with its name allows changes"
@@ -130,14 +131,8 @@ ROUNDED = ("QuantizeLinear", "DequantizeLinear")
 """Operators whose result has other values than the stored tensor."""
 
 
-def through(*op_types: str) -> Callable[[Through], Through]:
-    """Register how an operator moves (never changes) the elements of its first input."""
-
-    def register(rule: Through) -> Through:
-        TRANSPARENT.update(dict.fromkeys(op_types, rule))
-        return rule
-
-    return register
+through = into(TRANSPARENT)
+"""Register how an operator moves (never changes) the elements of its first input."""
 
 
 def readers(model: ir.Model, value: ir.Value, shape: Shape) -> Iterator[Reader]:

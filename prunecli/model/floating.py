@@ -26,6 +26,7 @@ from prunecli.model.loading import Model
 from prunecli.model.quantised import Quantised, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
+from prunecli.registry import into_operators
 from prunecli.storage.stored import stored, unmap
 
 Array = np.ndarray[Any, Any]
@@ -155,14 +156,8 @@ Restate = Callable[["Restatement", ir.Node], None]
 RESTATED: dict[tuple[str, str], Restate] = {}
 
 
-def restates(*ops: str, domain: str = "") -> Callable[[Restate], Restate]:
-    """Register how operators that read or make integers are said in floating point."""
-
-    def add(function: Restate) -> Restate:
-        RESTATED.update({(domain, op): function for op in ops})
-        return function
-
-    return add
+restates = into_operators(RESTATED)
+"""Register how operators that read or make integers are said in floating point."""
 
 
 MOVING = (

@@ -22,6 +22,7 @@ from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Shape
 from prunecli.operators.operator import Array
+from prunecli.registry import into
 from prunecli.storage.stored import constant_tensor
 
 UNKNOWN_INPUT = "the shape of an input is unknown"
@@ -271,14 +272,8 @@ Visitor = Callable[[ir.Node, Facts, ir.Model], None]
 VISITORS: dict[str, Visitor] = {}
 
 
-def enters(op_type: str) -> Callable[[Visitor], Visitor]:
-    """Register a visitor for a standard operator with graph attributes."""
-
-    def register(visitor: Visitor) -> Visitor:
-        VISITORS[op_type] = visitor
-        return visitor
-
-    return register
+enters = into(VISITORS)
+"""Register a visitor for a standard operator with graph attributes."""
 
 
 def enter(node: ir.Node, facts: Facts, model: ir.Model) -> bool:

@@ -23,6 +23,7 @@ from prunecli.model.constant_values import computed
 from prunecli.operators import MICROSOFT, named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
+from prunecli.registry import into_operators
 from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, fixed
 from prunecli.shrinking.slices import (
     CONSTANT,
@@ -52,14 +53,8 @@ Measured = Mapping[tuple[str, int], tuple[Ints, Floats]]
 """(value, axis) -> positions whose slices are constant on some data, and the constants."""
 
 
-def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register what operators make of slices."""
-
-    def add(function: Rule) -> Rule:
-        RULES.update({(domain, op): function for op in ops})
-        return function
-
-    return add
+rule = into_operators(RULES)
+"""Register what operators make of slices."""
 
 
 class SliceNumbering:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
+from prunecli.registry import into
 from prunecli.storage.fitting import TOGETHER
 from prunecli.storage.stored import constant, unmap
 
@@ -33,12 +34,7 @@ class Wrong(Exception):  # noqa: N818 - becomes a PruneError that names the tens
     """What makes a chain impossible."""
 
 
-def rule(name: str) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
-        RULES[name] = function
-        return function
-
-    return add
+rule = into(RULES)
 
 
 def dense(value: ir.Value, where: str, recent: Recent | None = None) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.dependency.catalogue import Catalogue, Group
+from prunecli.registry import into
 
 Array = np.ndarray[Any, Any]
 Rows = Sequence[Array]
@@ -18,15 +19,9 @@ NORMALISERS: dict[str, Normaliser] = {}
 _TINY = np.finfo(float).tiny
 
 
-def normaliser(name: str) -> Callable[[Normaliser], Normaliser]:
-    """Register: `function(catalogue, groups, rows)` returns one score per unit for each group, from the rows (one
-    per slice) that the criterion gave for it."""
-
-    def add(function: Normaliser) -> Normaliser:
-        NORMALISERS[name] = function
-        return function
-
-    return add
+normaliser = into(NORMALISERS)
+"""Register: `function(catalogue, groups, rows)` returns one score per unit for each group, from the rows (one per slice)
+that the criterion gave for it."""
 
 
 def _over(row: Array, size: float) -> Array:
