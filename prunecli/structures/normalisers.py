@@ -20,8 +20,8 @@ _TINY = np.finfo(float).tiny
 
 
 normaliser = into(NORMALISERS)
-"""Register: `function(catalogue, groups, rows)` returns one score per unit for each group, from the rows (one per slice)
-that the criterion gave for it."""
+"""Register: `function(catalogue, groups, rows)` returns one score per unit for each group, from the rows (one per
+slice) that the criterion gave for it."""
 
 
 def _over(row: Array, size: float) -> Array:
