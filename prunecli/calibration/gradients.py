@@ -21,6 +21,7 @@ from prunecli.calibration.layerwise import Walk
 from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Batch, Dataset
+from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.reading import float_outputs
@@ -292,9 +293,11 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def outputs_ahead(walk: Walk, names: Sequence[str], contents: Mapping[str, Array] | None = None) -> list[Array]:
-    """Each value over all batches as one float64 vector; see `Walk.ahead`."""
+    """Each value over all batches as one float64 vector; see `Walk.ahead`. Values whose type the graph does not tell,
+    and that are no floating-point numbers (names of classes), are left out."""
     runs = [run for (run,) in walk.ahead(names, [contents or {}])]
-    return [np.concatenate([np.asarray(run[name], np.float64).reshape(-1) for run in runs]) for name in names]
+    floats = [name for name in names if is_float(np.asarray(runs[0][name]).dtype)]
+    return [np.concatenate([np.asarray(run[name], np.float64).reshape(-1) for run in runs]) for name in floats]
 
 
 def relative_error(wanted: Array, found: Array) -> float:

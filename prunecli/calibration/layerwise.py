@@ -233,6 +233,9 @@ class Walk:
             if name in free:
                 graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, tensor.shape.numpy()))
                 continue
+            if tensor.dtype == ir.DataType.STRING:  # names of classes
+                graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy().astype(object), name))
+                continue
             array = (contents or {}).get(name)
             held = ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name)
             graph.initializer.append(ir.to_proto(held))

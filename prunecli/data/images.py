@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -114,6 +115,8 @@ def _fit(image: Image, name: str, how: Preparation) -> Image:
     return image.crop((left, top, left + how.crop[1], top + how.crop[0]))
 
 
+STEP = 32
+"""Pixels by which networks that halve their maps five times want heights and widths to grow."""
 CACHE_BYTES = 512 << 20
 """Pixels kept in memory, for what passes over the data many times; the other images are decoded each time."""
 
@@ -172,10 +175,17 @@ class Pixels:
         if pixels.shape[:2] != self.size:
             have, want = (f"{h}x{w}" for h, w in (pixels.shape[:2], self.size))
             whose = "the model takes" if self.how.size else "the first is"
+            hint = f"give --preset imagenet, or --resize {want} to change the aspect, or --resize and --crop"
             raise PruneError(
                 f"{self.name}: {_name(self.files[i])} is {have} (height x width), {whose} {want}",
-                f"give --preset imagenet, or --resize {want} to change the aspect, or --resize and --crop",
+                hint if self.how.size else self._one_size(),
             )
+
+    def _one_size(self) -> str:
+        """A hint for a model that takes any size: a square about as large as the first image, in steps that networks
+        halve five times."""
+        side = STEP * max(round(math.sqrt(self.size[0] * self.size[1]) / STEP), 1)
+        return f"the model takes any size: give one with --resize {side}x{side}, or --resize and --crop"
 
     def _decode(self, i: int) -> Array:
         pixels = decode(self.files[i], f"{self.name}: {_name(self.files[i])}", self.how)

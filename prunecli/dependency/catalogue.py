@@ -24,8 +24,8 @@ from prunecli.dependency.cut import Removed
 from prunecli.dependency.units import Family
 from prunecli.errors import PruneError
 
-Kind = Literal["channel", "head", "head_dim", "width", "block"]
-KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width")
+Kind = Literal["channel", "head", "head_dim", "width", "vocabulary", "block"]
+KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "vocabulary")
 DEFAULT_KINDS: tuple[Kind, ...] = ("channel", "head")
 
 
@@ -141,15 +141,19 @@ def axis_of_atoms(analysis: Analysis) -> Ints:
 
 
 def parse_granularity(text: str) -> tuple[Kind, ...]:
-    """`channel,head` or `all`; `block` is another matter (`blocks.py`). Raises PruneError."""
+    """`channel,head` or `all`, which categories of inputs are no part of; `block` is another matter (`blocks.py`).
+    Raises PruneError."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     if "block" in names:
         raise PruneError("--granularity block stands alone", "drop blocks first, then cut what is left")
     if "all" in names:
-        return KINDS
+        names += [kind for kind in KINDS if kind != "vocabulary"]
+        names.remove("all")
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
-        raise PruneError(f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, block or all")
+        raise PruneError(
+            f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, vocabulary, block or all"
+        )
     return tuple(kind for kind in KINDS if kind in names)
 
 
@@ -189,7 +193,10 @@ class _Builder:
         self.atom_order = order
         self.atom_start = np.searchsorted(self.solved.component[order], np.arange(self.solved.count + 1))
         self.slices = self._weight_slices()
-        self.heads = {self.table.find(axis) for axis, kind in self.table.marks if kind == "head"}
+        self.marked = {
+            kind: {self.table.find(axis) for axis, own in self.table.marks if own == kind}
+            for kind in ("head", "vocabulary")
+        }
 
     def build(self, kinds: tuple[Kind, ...]) -> Catalogue:
         batches = [b for number, f in enumerate(self.analysis.families) for b in self._batches(number, f)]
@@ -275,9 +282,11 @@ class _Builder:
         return found
 
     def _kind(self, family: Family, unit: int, axes: Ints) -> Kind:
+        if not self.marked["vocabulary"].isdisjoint(axes.tolist()):
+            return "vocabulary"
         if family.approximate[unit] >= 0:
             return "width"
-        return "head" if family.factor and not self.heads.isdisjoint(axes.tolist()) else "channel"
+        return "head" if family.factor and not self.marked["head"].isdisjoint(axes.tolist()) else "channel"
 
     def _reason(self, index: int) -> str:
         return self.solved.reasons[index] if index >= 0 else ""
@@ -350,7 +359,8 @@ class _Builder:
             free[self._components(batch)] = True
         for batch in batches:
             other = {"width": f"{batch.approximation} ({ALL} cuts it)",
-                     "head_dim": f"inside attention heads ({ALL} cuts it)"}  # fmt: skip
+                     "head_dim": f"inside attention heads ({ALL} cuts it)",
+                     "vocabulary": "categories of an input (--granularity vocabulary cuts them)"}  # fmt: skip
             why = COUPLED if len(batch.units) == 1 else other.get(batch.kind, f"{batch.kind}: not asked for")
             for component in self._components(batch)[~free[self._components(batch)]].tolist():
                 out[component] = why

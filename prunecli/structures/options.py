@@ -78,7 +78,8 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
     granularity: Annotated[
         str,
         Option("which structures may be cut: channel,head; block: whole residual blocks; all: also inside heads and the"
-               " hidden size", SELECT, "channel|head|block|all"),
+               " hidden size; vocabulary: categories of one-hot inputs, which nothing else cuts", SELECT,
+               "channel|head|block|all|vocabulary"),
     ] = "channel,head"  # fmt: skip
     criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
     damping: Annotated[

@@ -356,8 +356,9 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
     save(tmp_path / "a/1.png", noise(4, 4))
     save(tmp_path / "a/2.png", noise(4, 6))
     data = opened(tmp_path, "x: float32 (N, 3, H, W)")
-    with pytest.raises(PruneError, match=r"a/2.png is 4x6 \(height x width\), the first is 4x4"):
+    with pytest.raises(PruneError, match=r"a/2.png is 4x6 \(height x width\), the first is 4x4") as found:
         first(data)
+    assert "--resize 32x32" in found.value.hint  # what networks can halve five times
     assert first(opened(tmp_path, "x: float32 (N, 3, H, W)", resize="8", crop="8x6")).shape == (2, 3, 8, 6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from prunecli.dependency.registry import RuleContext, rule
 from prunecli.operators import MICROSOFT
 
@@ -44,5 +46,14 @@ def dropout(ctx: RuleContext) -> None:
 
 @rule(*BROADCASTING)
 def broadcasting(ctx: RuleContext) -> None:
-    """numpy's broadcasting: axes are aligned from the right."""
+    """numpy's broadcasting: axes are aligned from the right. What is compared with each of many whole numbers becomes
+    one-hot: these are categories."""
     ctx.elementwise(*ctx.inputs, ctx.y)
+    if ctx.node.op_type == "Equal":
+        for known in (ctx.fixed(index) for index in range(2)):
+            if known is not None and known.ndim and known.size == known.shape[-1] > 1 and _are_numbers(known):
+                ctx.table.mark(ctx.axis(ctx.y, ctx.rank(ctx.y) - 1), "vocabulary")
+
+
+def _are_numbers(known: np.ndarray) -> bool:
+    return known.dtype.kind in "iuf" and len(np.unique(known)) == known.size and bool((known % 1 == 0).all())

@@ -14,6 +14,8 @@ from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.model.constant_values import slice_bounds, slice_index
 from prunecli.model.shape_inference import Facts
 
+MOST_LOOKED_AT = 1 << 24
+"""Elements of a table that is looked at, whether it is one-hot."""
 WHOLE = (0, (1 << 31) - 1, 1)  # start, end, step of a Slice that takes all
 
 
@@ -125,6 +127,8 @@ def gather(ctx: RuleContext) -> None:
     fixed = ctx.fixed(1)
     if fixed is None:
         ctx.freeze(x, "looked up by computed indices", axis)
+        if axis == 0 and _is_one_hot(x):
+            ctx.table.mark(ctx.axis(x, 1), "vocabulary")
         for index in range(rank):
             ctx.tie(indices, index, y, axis + index)
         return
@@ -137,6 +141,14 @@ def gather(ctx: RuleContext) -> None:
     else:
         ctx.freeze(x, "positions are gathered more than once", axis)
         ctx.freeze_axes([y], range(axis, axis + rank), "positions are gathered more than once")
+
+
+def _is_one_hot(table: ir.Value) -> bool:
+    """Whether a stored table has at most one element in each row that is not zero, as the unit matrix has."""
+    tensor = table.const_value
+    if tensor is None or len(tensor.shape) != 2 or tensor.size > MOST_LOOKED_AT or 1 in tensor.shape.numpy():
+        return False
+    return bool((np.count_nonzero(tensor.numpy(), axis=1) <= 1).all())
 
 
 @rewrite("Gather")
