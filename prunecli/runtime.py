@@ -467,7 +467,7 @@ def quantise(model: Path, feeds: Iterable[Feed], folder: Path, name: str) -> Pat
 _OPEN_HINT = "check it with `prune inspect`; it may be damaged or use operators this onnxruntime lacks"
 _LARGE_HINT = "2 GB is the limit in memory; magnitude, oneshot and evaluate take larger models"
 _RUN_HINT = (
-    "check the inputs' shapes and values; --dim and --input-shape set dynamic dimensions, --resize 320x320 the images'"
+    "check the inputs' shapes and values; --dim and --input-shape set dynamic sizes, --resize 320x320 the images'"
 )
 
 
