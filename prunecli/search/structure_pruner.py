@@ -47,7 +47,7 @@ Array = np.ndarray[Any, Any]
 class UnitRanking:
     """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
     that it is analysed at. `max_ratio`: the largest fraction of a group; `widths`: by group, numbers of units that may
-    stay. `whole`: axes that stay whole, see `Cuttable`."""
+    stay. `whole`, `convolved`: see `Cuttable`."""
 
     granularity: str
     shapes: Mapping[str, Shape]
@@ -56,10 +56,13 @@ class UnitRanking:
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
+    convolved: tuple[str, ...] = ()
 
     def opened(self, path: Path, dims: Dims) -> Cuttable:
         """A model with the same values, analysed in the same way."""
-        return open_cuttable(path, self.granularity, dims, self.shapes, whole=self.whole, include=self.include)
+        return open_cuttable(
+            path, self.granularity, dims, self.shapes, whole=self.whole, include=self.include, convolved=self.convolved
+        )
 
     def at(self, path: Path) -> UnitSpace:
         return UnitSpace(self.opened(path, Dims()), self)
@@ -167,7 +170,7 @@ class StructurePruner(UnitSpace):
             options.granularity, dict(cuttable.inputs), scores,
             max_ratio=options.largest_ratio,
             widths={g.name: alignment.widths(cuttable.units, g) for g in cuttable.units.groups},
-            whole=cuttable.whole, include=cuttable.include,
+            whole=cuttable.whole, include=cuttable.include, convolved=cuttable.convolved,
         )  # fmt: skip
         super().__init__(cuttable, ranking, table)
 
@@ -251,7 +254,9 @@ def _remaining(speed: MeasuredSpeed | None) -> Json | None:
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
     """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
     trial that cannot follow would end the search."""
-    cuttable = open_cuttable(path, options.granularity, options.dims, whole=whole, include=options.include)
+    cuttable = open_cuttable(
+        path, options.granularity, options.dims, whole=whole, include=options.include, convolved=options.convolved
+    )
     allowed, left = choose_groups(cuttable, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(cuttable, left)

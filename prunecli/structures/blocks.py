@@ -3,7 +3,7 @@ measured change of the outputs, measured anew as blocks go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -107,7 +107,7 @@ class BlockCuttable(Cuttable):
 
 def open_blocks(
     path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
-    include: Sequence[str] = (),
+    include: Sequence[str] = (), convolved: Collection[str] | None = (),
 ) -> BlockCuttable:  # fmt: skip
     """Load, prepare and analyse a model, and find its residual blocks.
 
@@ -117,7 +117,7 @@ def open_blocks(
     Raises:
         PruneError: the file is not a valid model, or has no residual blocks.
     """
-    base = open_cuttable(path, "channel", dims, inputs, whole=whole, include=include)
+    base = open_cuttable(path, "channel", dims, inputs, whole=whole, include=include, convolved=convolved)
     geometry = base.units.analysis.geometry
     blocks = [b for b in find_blocks(base.work, geometry) if plan_names(base.work, b.positions, geometry)]
     if not blocks:

@@ -37,7 +37,7 @@ Array = np.ndarray[Any, Any]
 BudgetKind = Literal["ratio", "macs", "params", "latency"]
 
 
-SLACK = 0.05
+SLACK = 0.01
 """Of the damage to the outputs, measured on a few dozen samples, that is no difference."""
 UNMEASURED_SLACK = 0.2
 """Of a sum of other scores, which only guess at the damage."""

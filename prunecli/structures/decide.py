@@ -25,7 +25,7 @@ from prunecli.structures.calibrate import measure, unit_recipe
 from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.structures.cut_proof import check_room
-from prunecli.structures.decision import Decided, analysed_as, recipe_shapes, recipe_whole
+from prunecli.structures.decision import Decided, analysed_as, recipe_names, recipe_shapes, recipe_whole
 from prunecli.structures.latency import choose_for_latency
 from prunecli.structures.options import BLOCK, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
@@ -57,7 +57,9 @@ def decide(
     budget = options.budget
     assert budget is not None
     start = open_blocks if options.granularity == BLOCK else open_cuttable
-    subject = start(path, options.granularity, options.dims, whole=whole, include=options.include)
+    subject = start(
+        path, options.granularity, options.dims, whole=whole, include=options.include, convolved=options.convolved
+    )
     options = replace(options, criterion=_criterion(options, subject))
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
@@ -129,9 +131,10 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
         raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
     start = open_blocks if granularity == BLOCK else open_cuttable
     shapes = recipe_shapes(recipe, input_specs(file.ir))
-    given = recipe.get("include")
-    include = [pattern for pattern in given if isinstance(pattern, str)] if isinstance(given, list) else []
-    subject = start(path, granularity, options.dims, shapes, whole=recipe_whole(recipe), include=include)
+    include, convolved = (recipe_names(recipe, key) for key in ("include", "convolved"))
+    subject = start(
+        path, granularity, options.dims, shapes, whole=recipe_whole(recipe), include=include, convolved=convolved
+    )
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)

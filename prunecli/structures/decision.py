@@ -152,10 +152,17 @@ def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[st
 
 
 def analysed_as(subject: Cuttable) -> Json:
-    """What a recipe says so that a replay finds the same units: `recipe_shapes` and `recipe_whole` read it."""
+    """What a recipe says so that a replay finds the same units; `recipe_shapes` and others read it."""
     whole = [[name, axis, why] for (name, axis), why in subject.whole.items()]
     inputs = {name: list(shape) for name, shape in subject.inputs.items()}
-    return {"inputs": inputs, **({"whole": whole} if whole else {})}
+    convolved = {"convolved": list(subject.convolved)} if subject.convolved else {}
+    return {"inputs": inputs, **({"whole": whole} if whole else {}), **convolved}
+
+
+def recipe_names(recipe: Json, key: str) -> list[str]:
+    """A list of names in a plan's recipe; empty where there is none."""
+    given = recipe.get(key)
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
 
 
 def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:

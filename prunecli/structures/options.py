@@ -70,6 +70,11 @@ class Widths(Options):
         """The widths that groups may keep."""
         return alignment(self.round_to, self.target)
 
+    @property
+    def convolved(self) -> tuple[()] | None:
+        """Shortcuts that an equal operator is to compute (`shortcuts.py`): None, where that is faster on the target."""
+        return None if self.round_to == AUTO and self.target.startswith("cpu") else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing):

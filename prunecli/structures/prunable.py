@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -23,7 +23,7 @@ from prunecli.dependency.costs import axes_of_outputs, costs
 from prunecli.dependency.cut import Removed, remove
 from prunecli.dependency.prepare import plan_names, prepare
 from prunecli.dependency.registry import Work
-from prunecli.errors import PruneError, advice, did_you_mean, keywords
+from prunecli.errors import PruneError, advice, did_you_mean, keywords, some
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import name_inputs
 from prunecli.model.shape_inference import Shape
@@ -32,6 +32,7 @@ from prunecli.model.sizes import totals
 from prunecli.structures.cut_plan import needed
 from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions
+from prunecli.structures.shortcuts import replace_shortcuts
 from prunecli.structures.target import Budget
 from prunecli.types import Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
@@ -45,7 +46,7 @@ MADE = 256
 class Cuttable:
     """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
     `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut;
-    `made`, synthetic inputs."""
+    `made`, synthetic inputs; `convolved`, shortcuts that became an operator of the same result, by what they yield."""
 
     file: Model
     work: ir.Model
@@ -56,6 +57,7 @@ class Cuttable:
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
     made: Dataset | None = None
+    convolved: tuple[str, ...] = ()
 
     def samples(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
         """The data of the options. Synthetic inputs are made once, MADE of them without a limit.
@@ -77,8 +79,11 @@ class Cuttable:
 
     @property
     def cautions(self) -> list[str]:
-        """What readers of a report have to know of inputs that were made."""
-        return [] if self.made is None else cautions(self.made)
+        """What readers of a report have to know of inputs that were made, and of operators that were exchanged."""
+        told = [] if self.made is None else cautions(self.made)
+        if self.convolved:
+            told.append(f"{some(self.convolved)}: computed by an equal convolution or pooling, which is faster")
+        return told
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:
@@ -235,7 +240,7 @@ def _names(node: ir.Node) -> set[str]:
 
 def open_cuttable(
     path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
-    include: Sequence[str] = (),
+    include: Sequence[str] = (), convolved: Collection[str] | None = (),
 ) -> Cuttable:  # fmt: skip
     """Load, prepare and analyse a model.
 
@@ -244,6 +249,8 @@ def open_cuttable(
         inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
         whole: axes that stay whole, and why.
         include: patterns; initializers that are graph inputs too are cut only if one matches their name.
+        convolved: results of shortcuts that an equal operator computes from now on (`replace_shortcuts`); None: where
+            that is faster.
     Raises:
         PruneError: the file is not a valid model, or an option names what it does not have.
     """
@@ -256,6 +263,9 @@ def open_cuttable(
         require_ranks(file, dims)
     counted = concrete_shapes(replace(file, ir=work), dims)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
+    if convolved is None or convolved:
+        convolved = replace_shortcuts(work, shapes, convolved)
+        counted = concrete_shapes(replace(file, ir=work), dims) if convolved else counted
     analysis = solve(work, shapes, whole=whole)
     if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
         analysis = solve(work, shapes, whole={**unlisted, **whole})
@@ -270,6 +280,7 @@ def open_cuttable(
         counted=counted,
         whole=whole,
         include=tuple(include),
+        convolved=tuple(convolved),
     )
 
 
