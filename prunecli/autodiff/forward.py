@@ -25,7 +25,8 @@ _OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 @dataclass
 class Forward:
-    """The copy. `values` finds its values by the model's names; `weights` are the tensors that became inputs."""
+    """The copy. `values` finds its values by the model's names; `weights` are the tensors that became inputs;
+    `barriers` are nodes that pass no gradient."""
 
     ops: Ops
     values: dict[str, ir.Value] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Forward:
     inputs: list[str] = field(default_factory=list)
     weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
     statistics: dict[str, ir.Value] = field(default_factory=dict)
+    barriers: set[ir.Node] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
@@ -44,11 +46,14 @@ class DifferentiationOptions:
         an optimizer updates); otherwise they stay stored, which runs faster when they do not change.
     batch_statistics: BatchNormalization uses the batch's statistics (training), not the stored ones (frozen).
     outputs: values of the model to return as well, by name (model outputs, hidden values).
+    detached: hidden values whose readers in the model send no gradient back to them; the loss, which may be of them,
+        still does.
     """
 
     weights_as_inputs: bool = True
     batch_statistics: bool = False
     outputs: tuple[str, ...] = ()
+    detached: tuple[str, ...] = ()
 
 
 def copy_forward(
@@ -126,8 +131,14 @@ class _Copy:
         self._define(value, new)
 
     def _define(self, old: ir.Value, new: ir.Value) -> None:
+        name = str(old.name)
+        self.forward.values[name] = new
+        if name in self.options.detached:
+            new = self.ops.op("Identity", new)
+            barrier = new.producer()
+            assert barrier is not None
+            self.forward.barriers.add(barrier)
         self.map[old] = new
-        self.forward.values[str(old.name)] = new
 
     # ---- nodes
 

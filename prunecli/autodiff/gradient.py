@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -75,7 +75,7 @@ def differentiate(
     except PruneError:  # an unknown operator leaves the shapes behind it unknown: it is the cause to tell
         check_ends(forward.ops, [forward.values[name] for name in forward.outputs], list(targets.values()))
         raise
-    gradients = sweep(forward.ops, scalar, list(targets.values()))
+    gradients = sweep(forward.ops, scalar, list(targets.values()), forward.barriers)
     return _assemble(scope, scalar, {name: gradients.get(value) for name, value in targets.items()}, options)
 
 
@@ -130,19 +130,22 @@ _NO_PATH = {"If", "Loop", "Scan", "SequenceMap"}
 _LOOPS = "export it without (an EmbeddingBag becomes a Loop: as Gather and ReduceMean it is trained), "
 
 
-def sweep(ops: Ops, loss: ir.Value, wrt: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+def sweep(
+    ops: Ops, loss: ir.Value, wrt: Sequence[ir.Value], barriers: Collection[ir.Node] = ()
+) -> dict[ir.Value, ir.Value]:
     """Append the backward pass of a scalar.
 
     Args:
         ops: the graph under construction, complete up to `loss`.
         loss: a scalar of the graph.
         wrt: the values to differentiate by.
+        barriers: nodes through which no gradient passes.
     Returns:
         The gradient of each value of `wrt`, of its shape; a value the loss does not depend on is absent.
     Raises:
         PruneError: operators on the way have no rule, or a rule refuses an attribute.
     """
-    nodes, active = _path(ops, loss, wrt)
+    nodes, active = _path(ops, loss, wrt, barriers)
     _check_rules(nodes, wrt)
     parts: dict[ir.Value, list[ir.Value]] = {loss: [ops.const(1.0, ops.dtype(loss).numpy())]}
     done: dict[ir.Value, ir.Value] = {}
@@ -161,12 +164,14 @@ def check_ends(ops: Ops, ends: Iterable[ir.Value], wrt: Sequence[ir.Value]) -> N
         _check_rules(_path(ops, end, wrt)[0], wrt)
 
 
-def _path(ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value]) -> tuple[list[ir.Node], set[ir.Value]]:
+def _path(
+    ops: Ops, loss: ir.Value, wrt: Iterable[ir.Value], barriers: Collection[ir.Node] = ()
+) -> tuple[list[ir.Node], set[ir.Value]]:
     """The nodes between `wrt` and the loss, in order, and the values on the way that carry a gradient."""
     active = set(wrt)
     forward = []
     for node in ops.graph:
-        if node.op_type in STEPS and node.domain == "":
+        if node in barriers or (node.op_type in STEPS and node.domain == ""):
             continue
         if any(v in active for v in reads(node)):
             forward.append(node)

@@ -32,7 +32,8 @@ class ObjectiveOptions:
 @dataclass(frozen=True)
 class Objective:
     """`loss` for the gradient model; `output` it judges; `reading` of the labels, None with a teacher alone;
-    `imitated`: outputs that are compared with the teacher's. `ignoring`: some labels are IGNORED."""
+    `imitated`: outputs that are compared with the teacher's, `features`: hidden values that are, too. `ignoring`: some
+    labels are IGNORED."""
 
     loss: Loss
     output: str
@@ -40,6 +41,7 @@ class Objective:
     soft: bool
     imitated: tuple[str, ...] = ()
     ignoring: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> list[str]:
@@ -57,7 +59,7 @@ class Objective:
 
     def answers(self, told: Mapping[str, Array], labels: Array | None) -> dict[str, Array]:
         """The teacher's outputs as the loss's inputs; NaN where the label says not to count."""
-        found = {TEACHER + name: np.asarray(told[name], np.float32) for name in self.imitated}
+        found = {TEACHER + name: np.asarray(told[name], np.float32) for name in (*self.imitated, *self.features)}
         if self.ignoring and self.reading is not None and labels is not None:
             answer, truth = found[TEACHER + self.output], self.reading.truth(labels)
             spread = np.expand_dims(truth, self.reading.axis) if self.reading.kind == "scores" else truth
@@ -118,6 +120,21 @@ def choose_objective(
     return replace(made, loss=Weighted(tuple(terms)), imitated=(reading.output, *others))
 
 
+def with_features(made: Objective, told: Mapping[str, Array], weight: float) -> Objective:
+    """The objective plus `weight` times the mean over hidden values of the squared difference from the teacher's, each
+    over its variance (FitNets, Romero et al. 2015).
+
+    Args:
+        told: the teacher's hidden values for a first batch, by the model's names.
+    """
+    terms: list[tuple[float, Loss]] = [(1.0, made.loss)]
+    for name, value in told.items():
+        spread = float(np.square(value - value.mean(0), dtype=np.float64).mean()) if value.ndim else 0.0
+        scale = 1 / spread if 1e-20 < spread < 1e20 else 1.0
+        terms.append((weight * scale / len(told), MeanSquaredError(name, TEACHER + name)))
+    return replace(made, loss=Weighted(tuple(terms)), features=tuple(told))
+
+
 def _imitated(outputs: Mapping[str, Array], name: str | None) -> tuple[str, ...]:
     """The floating-point outputs, or the one that was named."""
     floats = float_outputs(outputs)
@@ -127,11 +144,8 @@ def _imitated(outputs: Mapping[str, Array], name: str | None) -> tuple[str, ...]
 
 
 def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
-    """The mean squared difference; of several outputs the sum, each over the teacher's mean square, so that all count
-    alike."""
+    """The sum of the mean squared differences, each over the teacher's mean square, so that all outputs count alike."""
     losses = [MeanSquaredError(name, TEACHER + name) for name in names]
-    if len(names) == 1:
-        return losses[0]
     sizes = [float(np.square(teacher[name], dtype=np.float64).mean()) for name in names]
     return Weighted(tuple((1 / s if 1e-20 < s < 1e20 else 1.0, loss) for s, loss in zip(sizes, losses, strict=True)))
 

@@ -17,6 +17,7 @@ from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
 Array = np.ndarray[Any, Any]
+SPLITTABLE = 20
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,10 @@ class Dataset:
         """The first `count` samples (recorded test sets stay whole)."""
         return self.select(np.arange(min(count, len(self))))
 
+    def without_labels(self) -> Dataset:
+        """The same samples, with nothing known of them."""
+        return replace(self, chunks=[replace(chunk, labels=None) for chunk in self.chunks], classes=None)
+
     def shuffled(self, seed: int) -> Dataset:
         """The same samples in an order drawn from `seed`; chunks keep together."""
         return self.select(np.random.default_rng(seed).permutation(len(self)))
@@ -203,6 +208,13 @@ class Dataset:
             raise PruneError(f"cannot split {total} samples at {fraction:g}", "give more samples")
         order = np.random.default_rng(seed).permutation(total)
         return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
+
+
+def hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """The samples to fit on, and those held out to judge by; of fewer than SPLITTABLE none are."""
+    if fraction <= 0 or len(data) < SPLITTABLE:
+        return data, None
+    return data.split(1 - fraction, seed)
 
 
 def build(

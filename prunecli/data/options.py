@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prunecli.data.axes import Axes, batch_axes
-from prunecli.data.dataset import Dataset
+from prunecli.data.dataset import Dataset, hold_out
 from prunecli.data.preprocessing import ImageOptions
 from prunecli.errors import PruneError
 from prunecli.inputs import SYNTHETIC, InputSpec
@@ -19,7 +19,8 @@ class DataOptions:
 
     `text`: as given to --data, a path or `module:function`. `labels`: the .npy of --labels. `label_column`: of a .csv.
     `limit`: only so many samples; nothing after them is read. `batch_axes`: of inputs and outputs that have the samples
-    on another axis than their names say.
+    on another axis than their names say. `held_out`: the fraction that is left out, to judge by, and the seed that draws
+    it (see `hold_out`).
     """
 
     text: str
@@ -28,6 +29,7 @@ class DataOptions:
     limit: int | None = None
     images: ImageOptions = field(default_factory=ImageOptions)
     batch_axes: Axes = field(default_factory=dict)
+    held_out: tuple[float, int] | None = None
 
     @property
     def path(self) -> Path:
@@ -40,7 +42,7 @@ class DataOptions:
 
     def like(self, text: str) -> DataOptions:
         """Other data of the same kind: training or validation data beside the test data."""
-        return replace(self, text=text, labels=None, limit=None)
+        return replace(self, text=text, labels=None, limit=None, held_out=None)
 
     def check_synthetic(self, allowed: bool) -> None:
         """Refuse made data where real data is needed, and options of real data beside it.
@@ -74,7 +76,8 @@ class DataOptions:
         asked = replace(self, limit=None) if inside else self
         try:
             found = _find_source(asked).read(asked, specs, axes)
-            return found.take(self.limit) if inside and self.limit is not None else found
+            found = found.take(self.limit) if inside and self.limit is not None else found
+            return found if self.held_out is None else hold_out(found, *self.held_out)[0]
         except OSError as error:
             raise PruneError(
                 f"cannot read {self.text}: {error.strerror or error}", "check the path and its permissions"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from prunecli.data.options import DataOptions
 
 TRAIN, TEACH, LONG = "Training", "Loss and teacher", "Long runs"
+DISTILL = "distill"
+"""As `recover`: closed forms, then training on what the unpruned model answers."""
+DISTILLED = (
+    "train on what the original answers, without labels, as long as samples that are held out gain by it; weights stay as"
+    " they are where they do not"
+)
 NONE = "none"
 """As `teacher`: labels alone."""
 AUGMENTS = ("flip", "shift", "cutout")
@@ -43,7 +50,7 @@ def parse_augments(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Learning(Options):
-    """How weights are trained, and on what loss. `rate` None: the optimizer's own."""
+    """How weights are trained, and on what loss. None: `resolved` decides by the data."""
 
     validation: Annotated[Any, Option("data that chooses the best weights", DATA, "D", name="val-data")] = None
     val_split: Annotated[
@@ -51,11 +58,12 @@ class Learning(Options):
         Option("fraction of the training data held out for that instead; 0: keep the last weights", DATA, "F", least=0,
                most=0.9),
     ] = 0.1  # fmt: skip
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option("sgd has Nesterov momentum", TRAIN)] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option("sgd has Nesterov momentum", TRAIN)] = "adamw"
     rate: Annotated[
         float | None,
-        Option("learning rate; default 0.05 for sgd, 0.001 for adam and adamw", TRAIN, "RATE", name="lr", least=0),
-    ] = None
+        Option("learning rate; default 0.05 for sgd, 0.001 for adam and adamw, lowered where it harms on held-out samples",
+               TRAIN, "RATE", name="lr", least=0),
+    ] = None  # fmt: skip
     weight_decay: Annotated[float, Option("of matrices and kernels", TRAIN, "F", least=0)] = 5e-4
     schedule: Annotated[
         Literal["cosine", "onecycle", "step", "constant"], Option("learning rate over the run", TRAIN)
@@ -64,8 +72,23 @@ class Learning(Options):
     clip: Annotated[float, Option("largest norm of the gradient; 0: any", TRAIN, "NORM", least=0)] = 1.0
     bn: Annotated[Literal["auto", "update", "frozen"], Option("BatchNormalization statistics", TRAIN)] = "auto"
     augment: Annotated[
-        tuple[str, ...], Option("flip, shift, cutout of image-like input", TRAIN, "LIST", read=parse_augments)
-    ] = ()
+        tuple[str, ...] | None,
+        Option("flip, shift, cutout of image-like input, or none; default with a teacher alone what helps on held-out"
+               " samples, else none", TRAIN, "LIST", read=parse_augments),
+    ] = None  # fmt: skip
+    mixup: Annotated[
+        float | None,
+        Option("mix samples, shares from Beta(ALPHA, ALPHA); default as --augment", TRAIN, "ALPHA", least=0),
+    ] = None
+    patience: Annotated[
+        int | None,
+        Option("stop after N epochs without a better score; 0: never; default a third of them", TRAIN, "N", least=0),
+    ] = None  # fmt: skip
+    minutes: Annotated[
+        float | None,
+        Option("end training after so many minutes, the learning rate falling in time", TRAIN, "MINUTES", name="budget",
+               least=0),
+    ] = None  # fmt: skip
     teacher: Annotated[
         str | None,
         Option("learn from this model's outputs, with or without labels; with --finetune-epochs by default the unpruned"
@@ -73,6 +96,16 @@ class Learning(Options):
     ] = None  # fmt: skip
     temperature: Annotated[float, Option("softens the teacher's scores", TEACH, "T", least=0.1)] = 4.0
     alpha: Annotated[float, Option("share of the teacher's loss beside the labels'", TEACH, "F", least=0, most=1)] = 0.9
+    features: Annotated[
+        float | None,
+        Option("weight of the values between the teacher's blocks beside its outputs; default 1 with a teacher alone, else 0",
+               TEACH, "F", least=0),
+    ] = None  # fmt: skip
+    blocks: Annotated[
+        float | None,
+        Option("fraction of the epochs that come first, in which each block learns from the teacher's same block alone;"
+               " default as --features", TEACH, "F", least=0, most=1),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +120,11 @@ class FinetuneOptions(
 
     # bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto` updates where
     # the model has BatchNormalization and batches are large enough
-    epochs: Annotated[int, Option("passes over the data", TRAIN, "N", least=1)] = 5
+    epochs: Annotated[
+        int | None, Option("passes over the data; default 5, more where they are few", TRAIN, "N", least=1)
+    ] = None
     batch_size: Annotated[int, Option("samples per run", DATA, "N", least=1)] = 64
     momentum: Annotated[float, Option("of sgd; beta1 of adam", TRAIN, "F", least=0, most=0.9999)] = 0.9
-    mixup: Annotated[float, Option("mix samples, shares from Beta(ALPHA, ALPHA)", TRAIN, "ALPHA", least=0)] = 0.0
     regularize: Annotated[
         Literal["l1", "group-lasso", "bn-l1"] | None, Option("push weights towards zero, for pruning later", TRAIN)
     ] = None
@@ -101,7 +135,6 @@ class FinetuneOptions(
         Option(INCLUDE, TRAIN, "GLOB"),
     ] = ()
     reset_head: Annotated[int | None, Option("new last layer for N classes", TRAIN, "N", least=2)] = None
-    patience: Annotated[int, Option("stop after N epochs without a better score; 0: never", TRAIN, "N", least=0)] = 0
     smoothing: Annotated[float, Option("of class labels", TEACH, "F", name="label-smoothing", least=0, most=0.9)] = 0.0
     checkpoint: Annotated[Path | None, Option("save the state here every minute", LONG, "DIR")] = None
     resume: Annotated[bool, Option("continue from --checkpoint", LONG)] = False
@@ -111,6 +144,14 @@ class FinetuneOptions(
     salvage: bool = True
     # where every epoch is worse than the start, save that
     keep_start: bool = False
+    # learn from the teacher alone, whatever labels there are
+    unlabelled: bool = False
+    # positions along axes of the teacher's hidden values that the model no longer has
+    removed: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    # the fraction of the masks of these tensors that is exchanged while they are trained, in their pattern
+    exchange: float = 0.0
+    pattern: str = "element"
+    masked: tuple[str, ...] = ()
 
     def check(self) -> None:
         super().check()
@@ -124,7 +165,7 @@ class FinetuneOptions(
     @property
     def soft_labels(self) -> bool:
         """Whether labels are distributions over the classes: mixing samples makes them so."""
-        return self.mixup > 0
+        return bool(self.mixup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +176,16 @@ class Retraining(Learning, Samples, Seeded, Running):
         int | None,
         Option("train the result for N passes over the data, after each of --steps; see `prune finetune`", TRAIN, "N",
                least=1),
+    ] = None  # fmt: skip
+    epochs: Annotated[
+        int | None,
+        Option("passes over the data of --recover distill, at most; default: by how many samples there are", TRAIN, "N",
+               least=1),
+    ] = None  # fmt: skip
+    exchange: Annotated[
+        float | None,
+        Option("fraction of the kept weights whose place --recover distill exchanges at a time for zeroed ones, at the same"
+               " sparsity and in the same pattern; 0: zeros stay where they are", TRAIN, "F", least=0, most=0.5),
     ] = None  # fmt: skip
     train_data: Annotated[
         Any,
@@ -148,33 +199,55 @@ class Retraining(Learning, Samples, Seeded, Running):
 
     def check(self) -> None:
         super().check()
-        if self.finetune_epochs is None:
+        asked = "--recover distill" if self.distills else "--finetune-epochs"
+        if self.distills and self.finetune_epochs is not None:
+            raise PruneError("--recover distill trains by itself, for as long as helps on held-out samples",
+                             "leave --finetune-epochs out; --epochs and --budget say how long at most")  # fmt: skip
+        if self.distills and self.teacher == NONE:
+            raise PruneError("--recover distill learns from the unpruned model", "leave --teacher out")
+        if not self.trains:
             given = [*Learning.given(vars(self)), *Retraining.given(vars(self), *UNTRAINED)]
             if given:
-                raise PruneError(f"{given[0]} is of training, which was not asked for", "add --finetune-epochs 5")
+                raise PruneError(f"{given[0]} is of training, which was not asked for",
+                                 "add --finetune-epochs 5, or --recover distill")  # fmt: skip
+        elif not self.distills and (self.epochs is not None or self.exchange is not None):
+            name = "--epochs" if self.epochs is not None else "--exchange"
+            raise PruneError(f"{name} is of --recover distill", "add it, or see --finetune-epochs")
         elif self.train_data is None and self.data is None:
-            raise PruneError("--finetune-epochs needs data", "give --data or --train-data")
+            raise PruneError(f"{asked} needs data", "give --data or --train-data")
         elif self.train_data is None and self.data == SYNTHETIC:
-            raise PruneError("training needs real data", "add --train-data, or leave --finetune-epochs out")
+            raise PruneError("training needs real data", f"add --train-data, or leave {asked} out")
+
+    @property
+    def distills(self) -> bool:
+        """Whether the pruned model learns from the unpruned one, without labels, where that helps."""
+        return getattr(self, "recover", None) == DISTILL
 
     @property
     def trains(self) -> bool:
-        return self.finetune_epochs is not None
+        return self.finetune_epochs is not None or self.distills
+
+    @property
+    def source(self) -> DataOptions | None:
+        """Return where the data are. What judges distillation later is held out from the cut and its closed forms."""
+        found = super().source
+        shared = self.distills and self.train_data is None and self.validation is None
+        return replace(found, held_out=(self.val_split, self.seed)) if shared and found is not None else found
 
     @property
     def training_data(self) -> DataOptions | None:
-        return self.source if self.train_data is None else self.like(self.train_data)
+        return super().source if self.train_data is None else self.like(self.train_data)
 
     @property
     def retraining(self) -> FinetuneOptions:
         """Training as `prune finetune` does it, of whatever file; the teacher only if one was named."""
-        assert self.finetune_epochs is not None
         return FinetuneOptions(
             **{name: getattr(self, name) for name in LEARNING},
             data=self.training_data,
             validation=None if self.validation is None else self.like(self.validation),
-            epochs=self.finetune_epochs,
+            epochs=self.epochs if self.distills else self.finetune_epochs,
             batch_size=self.train_batch_size,
+            unlabelled=self.distills,
             seed=self.seed,
             provider=self.provider,
             threads=self.threads,

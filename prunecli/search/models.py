@@ -107,7 +107,7 @@ class StepModels:
             cut = pruner.save(allocation, saving, {}, self.progress)
         else:
             cut = pruner.cut_further(last.path, last.allocation, allocation, saving, self.progress)
-        training = training_of(self.options, self.setup.file.path, folder / "trained.onnx", keep_start=True)
+        training = training_of(self.options, self.setup.file.path, folder / "trained.onnx", cut, keep_start=True)
         done: FinetuneResult = finetune(folder / "cut.onnx", training, self.progress)
         return Trained(folder / "trained.onnx", allocation, (*rounds, Round(1.0, cut, done)))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -42,7 +42,8 @@ class TargetOptions(TimedOptions, Protocol):
 class StructuredResult(ModelResult):
     """What was cut, and the proof. `groups`: units of like structure; `frozen`: axes of weights that cannot be
     cut; `left`: groups that --include or --exclude leave alone; `latency`: what was measured for that budget;
-    `speed`: of the model beside the original; `packed`: of adaptive pruning with `--pack`."""
+    `speed`: of the model beside the original; `packed`: of adaptive pruning with `--pack`; `removed`: positions that
+    are gone, by value and axis."""
 
     recipe: Json
     groups: list[GroupRow]
@@ -55,6 +56,9 @@ class StructuredResult(ModelResult):
     speed: MeasuredSpeed | None = None
     packed: PackResult | None = None
     quantised: QuantizeResult | None = None
+    removed: Removed = field(default_factory=dict)
+    masked: ClassVar[tuple[str, ...]] = ()
+    pattern: ClassVar[str] = "element"
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""
@@ -90,7 +94,7 @@ def carry_out(
     if options.save_plan is not None:
         save_cut_plan(options.save_plan, plan_json(subject, decided, positions), options.force)
     found = _result(subject, decided, inspector, None if options.dry_run else saved, options)
-    return replace(found, recovery=recovery, speed=speed, seconds=time.perf_counter() - start)
+    return replace(found, recovery=recovery, speed=speed, removed=positions, seconds=time.perf_counter() - start)
 
 
 def measured(cut: Path, original: Path, options: TargetOptions, progress: Progress) -> MeasuredSpeed:

@@ -77,9 +77,9 @@ def structured_and_trained(
 
 
 def _criterion(options: StructuredOptions) -> str:
-    """Where training follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is left after a
-    cut by the norm of the weights learns better."""
-    automatic = options.criterion == "auto" and options.granularity != BLOCK
+    """Where training with labels follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is
+    left after a cut by the norm of the weights learns better."""
+    automatic = options.criterion == "auto" and options.granularity != BLOCK and not options.distills
     return TRAINED if automatic else options.criterion
 
 

@@ -22,7 +22,7 @@ from prunecli.options.groups import (
     Sized,
     Timing,
 )
-from prunecli.options.training import Stepwise
+from prunecli.options.training import DISTILL, DISTILLED, Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.target import KINDS, Budget
 from prunecli.structures.widths import AUTO, Alignment, Target, alignment, read_multiple
@@ -100,11 +100,17 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         "auto"
     )
     recover: Annotated[
-        Literal["none", "fold", "bias", "bn", "lstsq", "auto"] | None,
+        Literal["none", "fold", "bias", "bn", "lstsq", "distill", "auto"] | None,
         Option("fit what is left to what the original computes, without training or labels: fold (without data, readers of what went read the unit most like it), bias (means), bn (means and"
-               " variances), lstsq (least squares), auto; default auto with --data, else none", "Recovery"),
+               f" variances), lstsq (least squares), auto; distill: auto, then {DISTILLED}; default auto with --data, else"
+               " none", "Recovery"),
     ] = None  # fmt: skip
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+
+    @property
+    def closed_form(self) -> str | None:
+        """What is fitted before any training; None: `auto` with data."""
+        return "auto" if self.recover == DISTILL else self.recover
 
     @property
     def budget(self) -> Budget | None:

@@ -56,7 +56,7 @@ def recovery_method(options: CutOptions) -> str:
     Raises:
         PruneError: an unknown method, or one that needs data without any.
     """
-    asked = options.recover
+    asked = options.closed_form
     if asked is None:
         return "auto" if options.source is not None else "none"
     if asked not in (*METHODS, FOLD):

@@ -14,6 +14,7 @@ import numpy as np
 from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import differentiate
 from prunecli.data import Dataset
+from prunecli.data.dataset import hold_out
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed
 from prunecli.evaluation.passes import common_specs, pair
@@ -29,10 +30,11 @@ from prunecli.runtime import Session
 from prunecli.shrinking.after import shrunk_after
 from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.checkpoint import Keeper, Log
+from prunecli.training.hyperparameters import Hyperparameters
 from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
-from prunecli.training.trainer import DivergedError, Epoch, learning_rate, lower_rate
+from prunecli.training.trainer import DivergedError, Epoch, lower_rate
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
@@ -94,6 +96,8 @@ def finetune(
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
     if options.resume:
         keeper.resume()
+    else:
+        training.tune()
     score_before = training.trainer.at.first_score
     diverged = _run(training, keeper, options, progress)
     training.store()
@@ -118,7 +122,7 @@ def finetune(
         trained=training.trainer.parameters.count,
         samples=len(data),
         validation_samples=held,
-        recipe=_recipe(options),
+        recipe=_recipe(options) | _used(training.trainer.hyper),
         verification=proof.verification,
         notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *saved.small.notes],
         packed=saved.small.packed,
@@ -209,7 +213,8 @@ def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, 
         other = options.execution.open(options.teacher_path)
         teacher = pair(session, other)
         specs = common_specs(specs, teacher)
-    data, held = _split(_data(options).open(specs, session.outputs), options, specs)
+    data = _data(options).open(specs, session.outputs)
+    data, held = _split(data.without_labels() if options.unlabelled else data, options, specs)
     return prepare_training(file, data, held, options, teacher), data, len(held) if held is not None else 0
 
 
@@ -221,17 +226,16 @@ def _data(options: FinetuneOptions) -> DataOptions:
 
 def _split(data: Dataset, options: FinetuneOptions, specs: Any) -> tuple[Dataset, Dataset | None]:
     if options.validation is not None:
-        return data, options.like(options.validation).open(specs)
-    if options.val_split <= 0 or len(data) < 20:
-        return data, None
-    return data.split(1 - options.val_split, options.seed)
+        held = options.like(options.validation).open(specs)
+        return data, held.without_labels() if options.unlabelled else held
+    return hold_out(data, options.val_split, options.seed)
 
 
 def _run(training: Training, keeper: Keeper, options: FinetuneOptions, progress: Progress) -> DivergedError | None:
     """Train; on divergence return the error if an epoch improved on the start, else raise it."""
     trainer = training.trainer
     log = Log(options.log)
-    remaining = trainer.options.epochs * trainer.supply.steps - trainer.total_steps
+    remaining = trainer.hyper.epochs * trainer.supply.steps - trainer.total_steps
     bar: Iterator[int] = progress(iter(range(remaining)), "training", remaining)
 
     def on_step(_: Any) -> None:
@@ -266,10 +270,10 @@ def _recipe(options: FinetuneOptions) -> Json:
         **{name: getattr(o, name) for name in ("epochs", "batch_size", "optimizer", "rate")},
         "knobs": asdict(Knobs(o.momentum, weight_decay=o.weight_decay)),
         **{name: getattr(o, name) for name in ("schedule", "warmup", "clip", "mixup")},
-        "augment": list(o.augment),
+        "augment": None if o.augment is None else list(o.augment),
         **{name: getattr(o, name) for name in ("regularize", "strength", "patience", "seed")},
+        **{name: getattr(o, name) for name in ("features", "blocks", "minutes", "exchange", "pattern")},
         **asdict(objective_options(o)),
-        "learning_rate": learning_rate(o),
         "freeze": list(o.freeze),
         "bn": o.bn,
         "data": _data(options).text,
@@ -278,6 +282,13 @@ def _recipe(options: FinetuneOptions) -> Json:
         "reset_head": options.reset_head,
         **({"images": _data(options).images.to_json()} if _data(options).images.given else {}),
     }
+
+
+def _used(hyper: Hyperparameters) -> Json:
+    """What was decided of what the options leave open."""
+    found = asdict(hyper) | {"learning_rate": hyper.rate, "augment": list(hyper.augment)}
+    del found["rate"]
+    return found
 
 
 def _layers(file: Model) -> list[LayerRow]:

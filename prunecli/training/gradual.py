@@ -6,7 +6,7 @@ The share after step t of K is 1 - (1 - t/K)^3: much at first, little when littl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -39,9 +39,17 @@ class Pruned(Protocol):
 
     @property
     def verification(self) -> Verification: ...
+    @property
+    def masked(self) -> tuple[str, ...]: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def removed(self) -> Mapping[str, Mapping[int, Any]]: ...
 
 
 R = TypeVar("R", bound=Pruned)
+EXCHANGED = 0.05
+"""The fraction of the kept weights that moves at a time, at first."""
 Cut = Callable[[Path, Path, float], R]
 """cut(source, target, share): prune the file `source` to `share` of what was asked, save it with proof."""
 
@@ -62,6 +70,7 @@ class Retrained:
 
     rounds: list[Round[Any]] = field(default_factory=list)
     teacher: str | None = None
+    distilled: bool = False
 
     @property
     def last(self) -> FinetuneResult:
@@ -127,7 +136,7 @@ def prune_and_train(
             source = target if final else place / "trained.onnx"
             needed = not final or any(not one.trained.harmful for one in rounds)
             training = training_of(
-                options, path, source, force=final and forced(options), salvage=final, keep_start=needed
+                options, path, source, done, force=final and forced(options), salvage=final, keep_start=needed
             )
             trained = finetune(place / "cut.onnx", training, progress)
             rounds.append(Round(share, done, trained))
@@ -143,19 +152,24 @@ def forced(options: Retraining) -> bool:
 
 
 def training_of(
-    options: Retraining, original: Path, output: Path, *, force: bool = False, salvage: bool = False, keep_start: bool
-) -> FinetuneOptions:
-    """The training that the options of a pruning command ask for; where they name no teacher, the original is one."""
+    options: Retraining, original: Path, output: Path, cut: Pruned, *, force: bool = False, salvage: bool = False,
+    keep_start: bool,
+) -> FinetuneOptions:  # fmt: skip
+    """The training of a cut that the options of a pruning command ask for; where they name no teacher, the original is
+    one. Distillation that gains nothing leaves the cut as it is."""
     teacher = str(original) if options.teacher is None else options.teacher
-    return replace(
-        options.retraining, teacher=teacher, output=output, force=force, salvage=salvage, keep_start=keep_start
-    )
+    training = replace(options.retraining, teacher=teacher, output=output, force=force, salvage=salvage,
+                       keep_start=keep_start or options.distills, removed=cut.removed)  # fmt: skip
+    if not options.distills:
+        return training
+    fraction = EXCHANGED if options.exchange is None else options.exchange
+    return replace(training, exchange=fraction, pattern=cut.pattern, masked=cut.masked)
 
 
 def retrained(path: Path, options: Retraining, rounds: list[Round[Any]]) -> Retrained:
     """The rounds as a part of a result."""
     teacher = str(path) if options.teacher is None else None if options.teacher == NONE else options.teacher
-    return Retrained(list(rounds), teacher)
+    return Retrained(list(rounds), teacher, options.distills)
 
 
 def proof_of(rounds: list[Round[Any]]) -> Verification:
@@ -190,7 +204,8 @@ def check_plans(options: Planned) -> None:
 
 def left_out(options: Retraining) -> str:
     """The sentence of a dry run on the training that it leaves out."""
-    steps, told = step_count(options), f"a dry run trains nothing: {options.finetune_epochs} epochs are left out"
+    length = "--recover distill is" if options.distills else f"{options.finetune_epochs} epochs are"
+    steps, told = step_count(options), f"a dry run trains nothing: {length} left out"
     return told if steps == 1 else f"{told}, and the {steps} cuts between them are shown as one"
 
 
@@ -200,5 +215,5 @@ def raise_if_all_harmful(found: Retrained | None) -> None:
     Raises:
         GateFailed: training improved nothing at any step.
     """
-    if found is not None and all(one.trained.harmful for one in found.rounds):
+    if found is not None and not found.distilled and all(one.trained.harmful for one in found.rounds):
         raise_if_harmful(found.last)

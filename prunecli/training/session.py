@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,26 @@ import numpy as np
 from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import GradientModel, differentiate
 from prunecli.autodiff.losses import MeanSquaredError
-from prunecli.calibration.objective import Objective, ObjectiveOptions, choose_objective, is_distribution
+from prunecli.calibration.objective import (
+    Objective,
+    ObjectiveOptions,
+    choose_objective,
+    is_distribution,
+    with_features,
+)
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
-from prunecli.model import Model
+from prunecli.model import Model, load
 from prunecli.model.constants import Holder, holders
 from prunecli.options.training import FinetuneOptions
 from prunecli.runtime import Session
+from prunecli.training.blocks import block_ends
+from prunecli.training.exchange import MovingMasks, movable
+from prunecli.training.hyperparameters import Hyperparameters, settle, tuned
 from prunecli.training.parameters import Parameters, put, trainable
-from prunecli.training.supply import Supply, Teacher, check_trainable
-from prunecli.training.trainer import Stepper, Trainer
+from prunecli.training.supply import Supply, check_trainable, is_image
+from prunecli.training.trainer import Stepper, Steppers, Trainer
 
 Array = np.ndarray[Any, Any]
 SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
@@ -41,6 +51,14 @@ class Training:
     def store(self) -> None:
         """Put weights and statistics into the model."""
         store(self.model, self.trainer.parameters, self.trainer.statistics)
+
+    def tune(self) -> None:
+        """Choose what the options leave open by short runs, where there is something to judge them by."""
+        trainer = self.trainer
+        if trainer.score is None or trainer.supply.teacher is None or trainer.supply.data.labels is not None:
+            return
+        images = any(is_image(array) for array in next(trainer.supply.data.take(1).batches(1)).feed.values())
+        trainer.at.hyper = asdict(tuned(trainer.hyper, trainer.options, images, trainer.short))
 
     @property
     def score_name(self) -> str:
@@ -70,61 +88,135 @@ def prepare_training(
     batch_size = check_trainable(data, options.batch_size)
     run_size, threads = data.fixed_batch or batch_size, options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
+    hyper = settle(options, len(data) // batch_size, alone=teacher is not None and data.labels is None)
+    imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
     outputs = Session.open(model.ir, threads=threads).run(first.feed)
-    told = teacher.session.run(teacher.feed(first.feed)) if teacher is not None else None
-    named = {ours: told[own] for ours, own in teacher.outputs.items()} if teacher and told else None
-    objective = choose_objective(data, outputs, named, objective_options(options))
+    told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
+    objective = choose_objective(data, outputs, told, objective_options(options))
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
+    build = _Builder(model, shapes, options, run_size)
     left: dict[str, str] = {}
     try:
-        graph, parameters = _build(model, objective, shapes, options, run_size)
+        graph, parameters = build.first(objective)
     except PruneError:
-        left = _without_gradient(model, objective.imitated, shapes, options)
+        left = build.without_gradient(objective.imitated)
         if len(left) in (0, len(objective.imitated)):
             raise
         kept = {name: value for name, value in outputs.items() if name not in left}
-        objective = choose_objective(data, kept, named, objective_options(options))
-        graph, parameters = _build(model, objective, shapes, options, run_size)
+        objective = choose_objective(data, kept, told, objective_options(options))
+        graph, parameters = build.first(objective)
     _check_logits(objective, outputs[objective.output], graph)
-    ask = _ask(teacher, objective.imitated) if teacher is not None else None
-    supply = Supply(data, objective, batch_size, outputs[objective.output], options, teacher=ask)
+    hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
+    steppers, objective = build.with_features(graph, parameters, objective, hidden, hyper)
+    ask = None if imitation is None else partial(imitation.answer, names=[*objective.imitated, *objective.features])
+    supply = Supply(data, objective, batch_size, outputs[objective.output], options.seed, teacher=ask)
     score = None
     if validation is not None:
         score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
-    trainer = Trainer(Stepper(graph, parameters, threads), supply, options, score)
+    moving = MovingMasks(options.exchange, options.pattern, movable(parameters, options.masked))
+    trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if moving.names else None)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
     return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, options), *notes])
 
 
-def _without_gradient(
-    model: Model, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]], options: FinetuneOptions
-) -> dict[str, str]:
-    """Which of several outputs cannot be imitated, and why."""
-    names, found = [w.name for w in trainable(model, options.freeze)], {}
-    for name in outputs if len(outputs) > 1 else ():
-        try:
-            differentiate(model.ir, names, MeanSquaredError(name), shapes=shapes)
-        except PruneError as error:
-            found[name] = error.message
-    return found
+@dataclass(frozen=True)
+class _Imitation:
+    """A teacher: its outputs, and the values between its blocks that the model has, too, each less what the model no
+    longer has of it."""
+
+    runner: Runner
+    session: Session
+    hidden: tuple[str, ...]
+    removed: Mapping[str, Mapping[int, Array]]
+
+    @classmethod
+    def of(
+        cls, model: Model, teacher: Runner | None, hyper: Hyperparameters, options: FinetuneOptions,
+        feed: Mapping[str, Array],
+    ) -> _Imitation | None:  # fmt: skip
+        """The teacher; with hidden values where they are asked for, the two have some of one name and shape, and
+        they have gradients."""
+        if teacher is None:
+            return None
+        plain = cls(teacher, teacher.session, (), options.removed)
+        if options.teacher_path is None or not (hyper.features or hyper.blocks):
+            return plain
+        matrices = [w.name for w in trainable(model, options.freeze) if w.kind == "weight"]
+        known = {value.name for node in load(options.teacher_path).ir.graph for value in node.outputs}
+        ends = tuple(name for name in block_ends(model.ir, matrices) if name in known)
+        if not ends:
+            return plain
+        start = partial(Session.open, threads=options.execution.thread_count, outputs=ends)
+        found = replace(plain, session=start(options.teacher_path, provider=options.execution.provider), hidden=ends)
+        theirs, ours = found.answer(feed, ends), start(model.ir).run(feed, ends)
+        alike = tuple(n for n in ends if theirs[n].shape == ours[n].shape and np.issubdtype(ours[n].dtype, np.floating))
+        return replace(found, hidden=alike)
+
+    def answer(self, feed: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """Outputs and hidden values by the model's names."""
+        own = [self.runner.outputs.get(name, name) for name in names]
+        told = self.session.run(self.runner.feed(dict(feed)), own)
+        return {name: _restricted(told[its], self.removed.get(name, {})) for name, its in zip(names, own, strict=True)}
 
 
-def _build(
-    model: Model, objective: Objective, shapes: Mapping[str, tuple[int, ...]], options: FinetuneOptions, run_size: int
-) -> tuple[GradientModel, Parameters]:
-    weights = trainable(model, options.freeze)
-    norm = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
-    update = options.bn == "update" or (options.bn == "auto" and norm and run_size >= SMALLEST_STATISTICS)
-    how = GradientOptions(weights_as_inputs=True, batch_statistics=update)
-    graph = differentiate(model.ir, [w.name for w in weights], objective.loss, shapes=shapes, options=how)
-    reached = [w for w in weights if w.name in graph.gradients]
-    if not reached:
-        raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
-    if graph.unreached:  # they would be inputs nobody reads
-        names = [w.name for w in reached]
-        graph = differentiate(model.ir, names, objective.loss, shapes=shapes, options=how)
-    return graph, Parameters(reached)
+def _restricted(value: Array, removed: Mapping[int, Array]) -> Array:
+    """A value without the positions that are gone."""
+    for axis, gone in removed.items():
+        value = np.delete(value, gone, axis)
+    return value
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Gradient models of one model at given shapes."""
+
+    model: Model
+    shapes: Mapping[str, tuple[int, ...]]
+    options: FinetuneOptions
+    run_size: int
+
+    def first(self, objective: Objective) -> tuple[GradientModel, Parameters]:
+        """The gradients of what the objective says of the outputs, by all that it depends on."""
+        weights = trainable(self.model, self.options.freeze)
+        graph = self._graph([w.name for w in weights], objective)
+        reached = [w for w in weights if w.name in graph.gradients]
+        if not reached:
+            raise PruneError("the loss depends on no trainable tensor", "choose another --output-name")
+        if graph.unreached:  # they would be inputs nobody reads
+            graph = self._graph([w.name for w in reached], objective)
+        return graph, Parameters(reached)
+
+    def _graph(self, names: Sequence[str], objective: Objective, detached: Sequence[str] = ()) -> GradientModel:
+        norm = any(node.op_type == "BatchNormalization" for node in self.model.ir.graph)
+        enough = norm and self.run_size >= SMALLEST_STATISTICS
+        update = self.options.bn == "update" or (self.options.bn == "auto" and enough)
+        how = GradientOptions(weights_as_inputs=True, batch_statistics=update, detached=tuple(detached))
+        return differentiate(self.model.ir, names, objective.loss, shapes=self.shapes, options=how)
+
+    def without_gradient(self, outputs: Sequence[str]) -> dict[str, str]:
+        """Which of several outputs cannot be imitated, and why."""
+        names, found = [w.name for w in trainable(self.model, self.options.freeze)], {}
+        for name in outputs if len(outputs) > 1 else ():
+            try:
+                differentiate(self.model.ir, names, MeanSquaredError(name), shapes=self.shapes)
+            except PruneError as error:
+                found[name] = error.message
+        return found
+
+    def with_features(
+        self, graph: GradientModel, parameters: Parameters, objective: Objective, told: Mapping[str, Array],
+        hyper: Hyperparameters,
+    ) -> tuple[Steppers, Objective]:  # fmt: skip
+        """The losses of the run: of outputs and hidden values, and where blocks learn alone, of each block."""
+        start = partial(Stepper, parameters=parameters, threads=self.options.execution.thread_count)
+        if not told:
+            return Steppers(start(graph)), objective
+        names = [item.name for item in parameters.items]
+        both = with_features(objective, told, hyper.features or 1.0)
+        whole = self._graph(names, both) if hyper.features else graph
+        alone = start(self._graph(names, both, detached=list(told))) if hyper.blocks else None
+        return Steppers(start(whole), alone), both
 
 
 def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> None:
@@ -144,16 +236,6 @@ def _notes(graph: GradientModel, batch_size: int, options: FinetuneOptions) -> l
     if batch_size != options.batch_size:
         notes.append(f"the batch size was {batch_size} (asked for {options.batch_size})")
     return notes
-
-
-def _ask(teacher: Runner, outputs: Sequence[str]) -> Teacher:
-    own = {name: teacher.outputs.get(name, name) for name in outputs}
-
-    def answer(feed: Mapping[str, Array]) -> dict[str, Array]:
-        told = teacher.session.run(teacher.feed(dict(feed)), list(own.values()))
-        return {name: told[its] for name, its in own.items()}
-
-    return answer
 
 
 @dataclass(frozen=True)

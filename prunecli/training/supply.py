@@ -12,8 +12,8 @@ from prunecli.calibration.objective import Objective
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis
-from prunecli.options.training import FinetuneOptions
 from prunecli.registry import into
+from prunecli.training.hyperparameters import Hyperparameters
 
 Array = np.ndarray[Any, Any]
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -21,8 +21,7 @@ Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Supply:
-    """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape. Of `options` it
-    takes the seed and what is done to the samples.
+    """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape.
 
     A model of fixed batch size gets several runs for one batch. Samples that do not fill a batch wait for the
     next epoch's order.
@@ -32,7 +31,7 @@ class Supply:
     objective: Objective
     batch_size: int
     like: Array
-    options: FinetuneOptions
+    seed: int
     teacher: Teacher | None = None
 
     @property
@@ -45,28 +44,30 @@ class Supply:
         """Samples in one run of the model."""
         return self.data.fixed_batch or self.batch_size
 
-    def feeds(self, epoch: int, step: int, rng: np.random.Generator) -> list[Mapping[str, Array]]:
+    def feeds(
+        self, epoch: int, step: int, rng: np.random.Generator, hyper: Hyperparameters
+    ) -> list[Mapping[str, Array]]:
         """The runs of a step: model inputs and the loss's inputs."""
-        order = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.data))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         parts = [rows[i : i + self.run_size] for i in range(0, len(rows), self.run_size)]
-        return [self._feed(next(self.data.select(part).batches(self.run_size)), rng) for part in parts]
+        return [self._feed(next(self.data.select(part).batches(self.run_size)), rng, hyper) for part in parts]
 
-    def _feed(self, batch: Batch, rng: np.random.Generator) -> dict[str, Array]:
-        feed = apply_augments(dict(batch.feed), self.options.augment, rng)
+    def _feed(self, batch: Batch, rng: np.random.Generator, hyper: Hyperparameters) -> dict[str, Array]:
+        feed = apply_augments(dict(batch.feed), hyper.augment, rng)
         targets = self.objective.targets(batch.labels, self.like)
-        if self.options.mixup:
-            feed, targets = self._mixed(feed, targets, rng)
+        if hyper.mixup:
+            feed, targets = self._mixed(feed, targets, rng, hyper.mixup)
         if self.teacher is not None:
             targets |= self.objective.answers(self.teacher(feed), batch.labels)
         return feed | targets
 
     def _mixed(
-        self, feed: dict[str, Array], targets: dict[str, Array], rng: np.random.Generator
+        self, feed: dict[str, Array], targets: dict[str, Array], rng: np.random.Generator, alpha: float
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         axes = self.data.axes
         floats = {n: np.moveaxis(a, axes.get(n, 0), 0) for n, a in feed.items() if np.issubdtype(a.dtype, np.floating)}
-        mixed = mixup(floats | targets, self.options.mixup, rng)
+        mixed = mixup(floats | targets, alpha, rng)
         back = {n: np.ascontiguousarray(np.moveaxis(mixed[n], 0, axes.get(n, 0))) for n in floats}
         return feed | back, {n: mixed[n] for n in targets}
 
@@ -129,13 +130,18 @@ def cutout(images: Array, rng: np.random.Generator) -> Array:
     return np.where(inside[:, None], np.zeros((), images.dtype), images)
 
 
+def is_image(value: Array) -> bool:
+    """Whether an input is like images: floating-point, with four axes."""
+    return value.ndim == 4 and np.issubdtype(value.dtype, np.floating)
+
+
 def apply_augments(feed: dict[str, Array], names: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:
-    """The feed with its image-like inputs (floating-point, four axes) changed. Channels are the last axis where only
+    """The feed with its image-like inputs changed. Channels are the last axis where only
     that has 1, 3 or 4 entries, else the first after the batch."""
     out = dict(feed)
     for name in names:
         for key, value in feed.items():
-            if value.ndim == 4 and np.issubdtype(value.dtype, np.floating):
+            if is_image(value):
                 channels = channel_axis(value.shape) or 1
                 changed = AUGMENTS[name](np.moveaxis(out[key], channels, 1), rng)
                 out[key] = np.ascontiguousarray(np.moveaxis(changed, 1, channels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,20 @@ from prunecli.errors import PruneError, advice
 from prunecli.options.training import FinetuneOptions
 from prunecli.registry import into
 from prunecli.runtime import Session
-from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, Schedule, clip_norm, warmed
+from prunecli.training.exchange import TIMES, UNTIL, MovingMasks
+from prunecli.training.hyperparameters import Hyperparameters
+from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, clip_norm, warmed
 from prunecli.training.parameters import Parameter, Parameters
 from prunecli.training.supply import Supply
+from prunecli.types import Json
 
 Array = np.ndarray[Any, Any]
 RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
 _SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
 _DIVERGED = 10.0  # times the loss it started from
 _MOST_LOWERED = 3  # tenths of the learning rate that are tried where it is not given
-
-
-def learning_rate(options: FinetuneOptions) -> float:
-    """The learning rate that is asked for, else the optimizer's own."""
-    return OPTIMIZERS[options.optimizer].rate if options.rate is None else options.rate
+GRACE = 0.1  # of the epochs, that may end worse than the start before the learning rate is lowered
+SLOPES = 0.9  # share of the older gradients in the running mean that moving masks go by
 
 
 def lower_rate(optimizer: str, rate: float) -> float:
@@ -51,7 +51,7 @@ class Epoch:
 @dataclass
 class Progressed:
     """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
-    `since`: the step that the optimizer started at."""
+    `since`: the step that the optimizer started at; `hyper`: the hyperparameters."""
 
     epoch: int = 0
     step: int = 0
@@ -64,6 +64,7 @@ class Progressed:
     lowered: int = 0
     since: int = 0
     history: list[Epoch] = field(default_factory=list)
+    hyper: Json = field(default_factory=dict)
 
     @property
     def harmful(self) -> bool:
@@ -78,34 +79,61 @@ class DivergedError(PruneError):
     """Training diverged; the parameters are the best seen."""
 
 
+@dataclass(frozen=True)
+class Steppers:
+    """Two losses of the same parameters: of the `whole` model, and of each block `alone`, where that is asked for."""
+
+    whole: Stepper
+    alone: Stepper | None = None
+
+
 class Trainer:
-    """Trains the parameters of `stepper` on `supply`.
+    """Trains the parameters of `steppers` on `supply`.
 
     score: judges the present parameters, given BatchNormalization's statistics, higher is better; None: no validation,
-    and the last weights stay. Where no learning rate is asked for, each epoch that ends worse than the start before any
-    was better is undone, and the rate cut to a tenth.
+    and the last weights stay. Where no learning rate is asked for, and a tenth of the epochs ended worse than the start
+    without one that was better, they are undone, and the rate is cut to a tenth.
     """
 
     def __init__(
         self,
-        stepper: Stepper,
+        steppers: Steppers,
         supply: Supply,
         options: FinetuneOptions,
+        hyper: Hyperparameters,
+        *,
         score: Callable[[Mapping[str, Array]], float] | None = None,
+        moving: MovingMasks | None = None,
     ) -> None:
-        self.learning_rate = learning_rate(options)
-        if not 0 < self.learning_rate < math.inf:
-            raise PruneError(f"a learning rate of {self.learning_rate} is no positive number", "try --lr 0.01")
-        self.stepper, self.supply, self.options, self.score = stepper, supply, options, score
-        self.parameters = stepper.parameters
-        self.at = Progressed()
+        if not 0 < hyper.rate < math.inf:
+            raise PruneError(f"a learning rate of {hyper.rate} is no positive number", "try --lr 0.01")
+        self.steppers, self.supply, self.options, self.score = steppers, supply, options, score
+        self.parameters, self.moving = steppers.whole.parameters, moving
+        self.at = Progressed(hyper=asdict(hyper))
         knobs = Knobs(options.momentum, weight_decay=options.weight_decay)
         self.optimizer: Optimizer = OPTIMIZERS[options.optimizer].make(len(self.parameters.values), knobs)
+        self.slopes = np.zeros_like(self.parameters.values) if moving else np.zeros(0, np.float32)
         self.statistics: dict[str, Array] = {}
         self.best: dict[str, Array] = {}
-        steps = options.epochs * supply.steps
-        base = SCHEDULES[options.schedule](steps)
-        self.schedule: Schedule = warmed(base, round(options.warmup * steps)) if options.warmup else base
+        self._started = time.perf_counter()
+
+    @property
+    def hyper(self) -> Hyperparameters:
+        """The hyperparameters of the run."""
+        return Hyperparameters(**self.at.hyper | {"augment": tuple(self.at.hyper["augment"])})
+
+    def short(self, hyper: Hyperparameters) -> float:
+        """Return the score after a short run with these hyperparameters, and undo it."""
+        one = Trainer(self.steppers, self.supply, self.options, hyper.trial(), score=self.score)
+        one.begin(self.statistics)
+        try:
+            one.run()
+        except DivergedError:
+            return -math.inf
+        finally:
+            self.use_best()
+        found = one.at.history[-1].score
+        return -math.inf if found is None else found
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -118,7 +146,7 @@ class Trainer:
 
     def arrays(self) -> dict[str, Array]:
         """Everything numeric that the rest of the run depends on."""
-        own = {"values": self.parameters.values}
+        own = {"values": self.parameters.values, "keep": self.parameters.keep, "slopes": self.slopes}
         own |= {f"optimizer/{k}": v for k, v in self.optimizer.state.items()}
         own |= {f"statistics/{k}": v for k, v in self.statistics.items()}
         return own | {f"best/{k}": v for k, v in self.best.items()}
@@ -128,13 +156,14 @@ class Trainer:
             np.copyto(array, arrays[name])
 
     def _keep_best(self) -> None:
-        self.best = {"values": self.parameters.values.copy()} | {n: a.copy() for n, a in self.statistics.items()}
+        own = {"values": self.parameters.values, "keep": self.parameters.keep, **self.statistics}
+        self.best = {name: array.copy() for name, array in own.items()}
 
     def use_best(self) -> None:
         """Go back to the best weights seen (the last ones without validation)."""
         if self.score is None and self.at.history:
             return
-        self.parameters.values[:] = self.best["values"]
+        self.parameters.values[:], self.parameters.keep[:] = self.best["values"], self.best["keep"]
         for name, array in self.statistics.items():
             array[...] = self.best[name]
 
@@ -147,7 +176,7 @@ class Trainer:
             PruneError: the loss is not finite before anything was trained.
             DivergedError: it is not finite later or grew tenfold; names step and learning rate.
         """
-        while self.at.epoch < self.options.epochs and not self._stopped():
+        while self.at.epoch < self.hyper.epochs and not self._stopped():
             self._epoch(on_step)
         self.use_best()
 
@@ -155,53 +184,82 @@ class Trainer:
         """The reason why training ends before its last epoch, or nothing."""
         if self.at.lowered > _MOST_LOWERED:
             return "no learning rate made it better"
-        if 0 < self.options.patience <= self.at.stale:
+        if 0 < self.hyper.patience <= self.at.stale:
             return f"no better score for {self.at.stale} epochs"
+        if self.options.minutes is not None and self.done >= 1:
+            return f"the {self.options.minutes:g} minutes of --budget are over"
         return ""
 
     def notes(self) -> list[str]:
         """Sentences for the report: lowered rates, an early stop, a perfect start."""
-        at, rate = self.at, self.learning_rate
+        at, rate, epochs = self.at, self.hyper.rate, self.hyper.epochs
         tried = [f"{rate * 0.1**k:.2g}" for k in range(min(at.lowered, _MOST_LOWERED) + 1)]
         lowered = [
             f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
         ]
-        stopped = [f"stopped after epoch {at.epoch} of {self.options.epochs}: {self._stopped()}"]
+        stopped = [f"stopped after epoch {at.epoch} of {epochs}: {self._stopped()}"]
         perfect = ["the start answers as the teacher does: nothing was left to learn"]
         return [
             *(perfect if at.first_score == math.inf else []),
             *(lowered if at.lowered else []),
-            *(stopped if at.epoch < self.options.epochs and self._stopped() else []),
+            *(stopped if at.epoch < epochs and self._stopped() else []),
         ]
 
     def _epoch(self, on_step: Callable[[Trainer], None]) -> None:
-        started, first = time.perf_counter(), self.at.step
+        self._started, first = time.perf_counter(), self.at.step
         for number in range(self.at.step, self.supply.steps):
             loss = self._step(number)
             self.at.loss_sum += loss
             self.at.step = number + 1
             self._check(loss)
             on_step(self)
-        seconds = time.perf_counter() - started
-        done = (self.supply.steps - first) * self.supply.batch_size
+            if self.done >= 1:
+                break
+        seconds = time.perf_counter() - self._started
+        done = (self.at.step - first) * self.supply.batch_size
         self._end_epoch(seconds, done / max(seconds, 1e-9))
 
     def _step(self, number: int) -> float:
-        o, p = self.options, self.parameters
+        o, p, hyper = self.options, self.parameters, self.hyper
+        stepper = self.steppers.alone if self.done < hyper.blocks else None
+        stepper = stepper or self.steppers.whole
         rng = np.random.default_rng([o.seed, self.at.epoch, number])
-        loss = self.stepper.run_many(self.supply.feeds(self.at.epoch, number, rng))
+        loss = stepper.run_many(self.supply.feeds(self.at.epoch, number, rng, hyper))
         if not math.isfinite(loss):
             return loss
         if o.regularize:
             add_penalty(o.regularize, o.strength, p)
+        if self.moving is not None:
+            self.slopes *= SLOPES
+            self.slopes += p.gradients
         p.mask_gradients()
         if o.clip:
             clip_norm(p.gradients, o.clip)
         with np.errstate(over="ignore", invalid="ignore"):  # the loss of the next step, or the score, tells
             self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
         p.values *= p.keep
-        self._update_statistics()
+        self._update_statistics(stepper)
+        self._move_masks()
         return loss
+
+    def _move_masks(self) -> None:
+        """Now and then, and not once what comes back could no longer learn."""
+        if self.moving is None or self.done >= UNTIL:
+            return
+        every = max(math.ceil(UNTIL * self.hyper.epochs * self.supply.steps / TIMES), 1)
+        if (self.total_steps + 1) % every == 0:
+            changed = self.moving.exchange(self.parameters, self.slopes, self.done)
+            for state in self.optimizer.state.values():
+                state[changed] = 0
+
+    @property
+    def done(self) -> float:
+        """How much of the run is over: of its steps, or of the time that it may take."""
+        steps = self.total_steps / max(self.hyper.epochs * self.supply.steps, 1)
+        if self.options.minutes is None:
+            return steps
+        seconds = sum(epoch.seconds for epoch in self.at.history) + (time.perf_counter() - self._started)
+        return max(steps, seconds / max(60 * self.options.minutes, 1e-9))
 
     @property
     def total_steps(self) -> int:
@@ -211,13 +269,17 @@ class Trainer:
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return self._rate_at(self.total_steps)
+        return self._rate_at(self.done)
 
-    def _rate_at(self, step: int) -> float:
-        return self.learning_rate * 0.1**self.at.lowered * self.schedule(step)
+    def _rate_at(self, done: float) -> float:
+        o, hyper = self.options, self.hyper
+        steps = hyper.epochs * self.supply.steps
+        base = SCHEDULES[o.schedule](steps)
+        schedule = warmed(base, round(o.warmup * steps)) if o.warmup else base
+        return hyper.rate * 0.1**self.at.lowered * schedule(round(done * steps))
 
-    def _update_statistics(self) -> None:
-        for name, batch in self.stepper.statistics.items():
+    def _update_statistics(self, stepper: Stepper) -> None:
+        for name, batch in stepper.statistics.items():
             self.statistics[name] *= RUNNING
             self.statistics[name] += (1 - RUNNING) * batch
 
@@ -234,14 +296,13 @@ class Trainer:
                 f"the loss is {loss} before anything was trained",
                 "look for NaN, infinite or huge values in the data, or in what the model makes of them",
             )
-        step, o = self.total_steps, self.options
-        rate = self._rate_at(step - 1)
+        step, o, rate = self.total_steps, self.options, self.rate
         self.use_best()
         raise DivergedError(
             f"training diverged at step {step:,}: the loss, which was {first:.3g} at first, is {loss:.3g}"
-            f" at a learning rate of {rate:.3g} (--lr {self.learning_rate:g})",
+            f" at a learning rate of {rate:.3g} (--lr {self.hyper.rate:g})",
             advice(
-                (f"try --lr {lower_rate(o.optimizer, self.learning_rate):.2g}", True),
+                (f"try --lr {lower_rate(o.optimizer, self.hyper.rate):.2g}", True),
                 ("a longer --warmup", o.warmup < 1),
                 ("--clip 1", not 0 < o.clip <= 1),
             ),
@@ -250,7 +311,7 @@ class Trainer:
     def _end_epoch(self, seconds: float, speed: float) -> None:
         at = self.at
         score = self.score(self.statistics) if self.score is not None else None
-        loss = at.loss_sum / self.supply.steps
+        loss = at.loss_sum / at.step
         at.history.append(Epoch(at.epoch + 1, loss, score, self.rate, seconds=seconds, samples_per_second=speed))
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         if score is None:
@@ -260,7 +321,8 @@ class Trainer:
             self._keep_best()
             return
         at.stale += 1
-        if self.options.rate is None and at.best_epoch == 0 and at.first_score is not None and score < at.first_score:
+        harmed = at.best_epoch == 0 and at.first_score is not None and score < at.first_score
+        if self.options.rate is None and harmed and at.stale >= math.ceil(GRACE * self.hyper.epochs):
             self._lower()
 
     def _lower(self) -> None:
@@ -268,7 +330,7 @@ class Trainer:
         self.use_best()
         for state in self.optimizer.state.values():
             state[:] = 0
-        self.at.lowered, self.at.since = self.at.lowered + 1, self.total_steps
+        self.at.lowered, self.at.since, self.at.stale = self.at.lowered + 1, self.total_steps, 0
 
 
 class Stepper:

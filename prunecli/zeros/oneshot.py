@@ -28,6 +28,7 @@ from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.graphs import refill
+from prunecli.options.training import DISTILL
 from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
 from prunecli.reconstruct.sparsegpt import Quota
@@ -99,14 +100,14 @@ class Oneshot:
         way = self._way(recipe)
         if planned.get("method") in [method.name for method in METHODS]:
             way = replace(way, method=METHODS.get(str(planned["method"])))
-        if self.options.recover == "auto" and planned.get("recover") in get_args(Recover):
+        if self.options.recover in ("auto", DISTILL) and planned.get("recover") in get_args(Recover):
             way = replace(way, recover=planned["recover"])
         return way
 
     def _way(self, recipe: Recipe) -> Way:
         o = self.options
         return Way(
-            METHODS.get(o.method), parse_pattern(recipe.pattern), "lstsq" if o.recover == "auto" else o.recover,
+            METHODS.get(o.method), parse_pattern(recipe.pattern), o.closed_form,
             by_row=recipe.scope == "row", workers=o.execution.thread_count or 1, seed=o.seed,
             start=partial(Session.open, provider=o.execution.provider, threads=o.execution.thread_count),
         )  # fmt: skip

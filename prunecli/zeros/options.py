@@ -23,7 +23,7 @@ from prunecli.options.groups import (
     Sized,
     StoredPacked,
 )
-from prunecli.options.training import Stepwise
+from prunecli.options.training import DISTILLED, Stepwise
 from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 
 if TYPE_CHECKING:
@@ -92,12 +92,13 @@ FIXED = ("pattern", "scope", "criterion", "sparsity", "threshold", "include", "e
 
 @dataclass(frozen=True, kw_only=True)
 class Allocated(ZeroingOptions):
-    """How sparsity spreads over the layers, where nothing is measured for it."""
+    """How sparsity spreads over the layers, where nothing is measured for it, and what makes up for it."""
 
     allocate: Annotated[
         Literal["uniform", "erk", "predicted"] | None,
         Option(ALLOCATE, SELECT),
     ] = None
+    recover: Annotated[Literal["none", "distill"], Option(DISTILLED, "Recovery")] = "none"
 
     @property
     def recipe(self) -> Recipe | None:
@@ -128,7 +129,8 @@ class MagnitudeOptions(OtherKinds, Allocated):
     def check(self) -> None:
         super().check()
         if not self.trains and (self.data is not None or self.steps is not None):
-            raise PruneError("--data and --steps are of training, which was not asked for", "add --finetune-epochs 5")
+            raise PruneError("--data and --steps are of training, which was not asked for",
+                             "add --finetune-epochs 5, or --recover distill")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +203,17 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
         Option(ALLOCATE, SELECT),
     ] = None
     recover: Annotated[
-        Literal["auto", "none", "bias", "bn", "lstsq"],
+        Literal["auto", "none", "bias", "bn", "lstsq", "distill"],
         Option("fit what is left to what the original computes: bias (means), bn (means and variances), lstsq (least"
-               " squares); auto, the default, is lstsq", "Recovery", "none|bias|bn|lstsq|auto"),
+               f" squares); auto, the default, is lstsq; distill: auto, then {DISTILLED}", "Recovery",
+               "none|bias|bn|lstsq|distill|auto"),
     ] = "auto"  # fmt: skip
+
+    @property
+    def closed_form(self) -> Literal["none", "bias", "bn", "lstsq"]:
+        """What is fitted before any training."""
+        return "lstsq" if self.recover == "auto" or self.recover == "distill" else self.recover
+
     fallback: Annotated[bool, Option("zero weights that cannot be measured by magnitude", SELECT)] = False
     memory: Annotated[
         Quantity | float,
@@ -238,7 +247,8 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
         if isinstance(self.memory, Quantity) and self.memory.kind not in ("bytes", "plain"):
             raise PruneError("--memory takes a number of bytes", "write it as 2GB or 500MB")
         if self.steps is not None and not self.trains:
-            raise PruneError("--steps is of training between cuts", "add --finetune-epochs, or leave --steps out")
+            raise PruneError("--steps is of training between cuts",
+                             "add --finetune-epochs or --recover distill, or leave --steps out")  # fmt: skip
         if self.data is None:
             raise PruneError(
                 "one-shot pruning is measured on data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prunecli.packing.pack import PackResult
 from prunecli.quantization.result import QuantizeResult
@@ -61,6 +62,21 @@ class MagnitudeResult(ModelResult):
     def sparsity(self) -> float:
         """The fraction of zeros among the weights that were pruned."""
         return 1 - sum(layer.nonzero for layer in self.layers) / self.params if self.params else 0.0
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Names of the weights that were pruned."""
+        return tuple(layer.weight for layer in self.layers)
+
+    @property
+    def pattern(self) -> str:
+        """What was dropped together."""
+        return str(self.recipe.get("pattern", "element"))
+
+    @property
+    def removed(self) -> Mapping[str, Mapping[int, Any]]:
+        """Positions that are gone, by value and axis: none, since shapes stay."""
+        return {}
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed where training improved nothing at any step."""

@@ -1,0 +1,130 @@
+"""Masks that move while the weights are trained: what matters least by now goes, and what the loss asks for most comes
+back, at the same number of zeros and in the same pattern (RigL, Evci et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunecli.masks.patterns import Tiles, Tiling, Windows, parse_pattern
+from prunecli.training.parameters import Parameter, Parameters
+
+Array = np.ndarray[Any, Any]
+UNTIL = 0.75
+"""Of the steps: what comes back later has no time to learn."""
+TIMES = 20
+"""Exchanges of a run, at most."""
+SMALLEST = 1e-4
+"""What a weight starts from that comes back, of the mean size of the others: not zero, so that the count is exact."""
+
+
+@dataclass(frozen=True)
+class MovingMasks:
+    """Which masks move, and how far: `fraction` of what is kept at first, less and less along a half cosine."""
+
+    fraction: float
+    pattern: str
+    names: frozenset[str]
+
+    def share(self, done: float) -> float:
+        """The fraction to exchange once `done` of the run is over."""
+        return 0.5 * self.fraction * (1 + math.cos(math.pi * min(done / UNTIL, 1.0)))
+
+    def exchange(self, parameters: Parameters, slopes: Array, done: float) -> Array:
+        """Move the masks in place.
+
+        Args:
+            slopes: the gradient of every element, of the pruned ones too.
+        Returns:
+            Which elements changed sides, as a mask over the flat buffers.
+        """
+        before = parameters.keep.copy()
+        for item in parameters.items:
+            if item.name in self.names:
+                self._move(parameters, item, slopes[item.start : item.stop], self.share(done))
+        return np.asarray(before != parameters.keep)
+
+    def _move(self, parameters: Parameters, item: Parameter, slopes: Array, share: float) -> None:
+        shape, layout = item.weight.shape, item.weight.layout
+        values, keep = parameters.value(item), parameters.keep[item.start : item.stop].reshape(shape)
+        canonical = [layout.canonical(array) for array in (values, slopes.reshape(shape), keep)]
+        goes, comes = moved(np.abs(canonical[0]), np.abs(canonical[1]), canonical[2] != 0, self.pattern, share)
+        goes, comes = np.asarray(layout.restore(goes)), np.asarray(layout.restore(comes))
+        typical = float(np.abs(values[keep != 0]).mean()) if keep.any() else 0.0
+        values[goes], keep[goes] = 0.0, 0.0
+        values[comes] = np.where(slopes.reshape(shape)[comes] > 0, -1, 1) * np.float32(SMALLEST * typical)
+        keep[comes] = 1.0
+
+
+def moved(sizes: Array, slopes: Array, keep: Array, pattern: str, share: float) -> tuple[Array, Array]:
+    """Which weights go and which come back: as many, so that their number and the pattern are what they were.
+
+    Args:
+        sizes, slopes: absolute weights and gradients, (batch, rows, taps, columns).
+        keep: what is not pruned now.
+        share: of the units that are kept, to exchange at most.
+    """
+    form = parse_pattern(pattern)
+    if isinstance(form, Windows):
+        return _in_windows(sizes, slopes, keep, form, share)
+    return _in_tiles(sizes, slopes, keep, form, share)
+
+
+def _in_windows(sizes: Array, slopes: Array, keep: Array, form: Windows, share: float) -> tuple[Array, Array]:
+    """The smallest kept weight for the steepest pruned one, in the windows where that gains most for what it loses."""
+    whole = keep.shape[3] - keep.shape[3] % form.window
+    cut = (*keep.shape[:3], whole // form.window, form.window)
+    w, g, on = (array[..., :whole].reshape(cut) for array in (sizes, slopes, keep))
+    weakest, steepest = np.where(on, w, np.inf).argmin(-1)[..., None], np.where(on, -1.0, g).argmax(-1)[..., None]
+    gain = np.take_along_axis(g, steepest, -1) / (np.take_along_axis(w, weakest, -1) + 1e-12)
+    gain[on.sum(-1, keepdims=True) != form.keep] = 0.0
+    count = min(math.floor(share * gain.size), int((gain > 0).sum()))
+    chosen = np.zeros(gain.size, bool)
+    chosen[np.argsort(-gain.reshape(-1), kind="stable")[:count]] = True
+    both = []
+    for place in (weakest, steepest):
+        mask = np.zeros(keep.shape, bool)
+        inside = np.zeros(cut, bool)
+        np.put_along_axis(inside, place, chosen.reshape(gain.shape), -1)
+        mask[..., :whole] = inside.reshape(*keep.shape[:3], whole)
+        both.append(mask)
+    return both[0], both[1]
+
+
+def _in_tiles(sizes: Array, slopes: Array, keep: Array, form: Tiles, share: float) -> tuple[Array, Array]:
+    """The whole tiles of the smallest mean weight for the empty ones of the largest mean slope, all of one size."""
+    batch, rows, taps, columns = keep.shape
+    tiling = Tiling((batch, rows, taps, columns), form.tile((batch, rows, taps, columns)), (0, 1, 2, 3))
+    full = tiling.sizes() == math.prod(tiling.tile)
+    filled = _sums(keep.astype(np.float64), tiling)
+    on, off = full & (filled == tiling.sizes()), full & (filled == 0)
+    count = math.floor(share * min(int(on.sum()), int(off.sum())))
+    both = []
+    for scores, where in ((_sums(sizes, tiling), on), (-_sums(slopes, tiling), off)):
+        chosen = np.zeros(where.size, bool)
+        chosen[np.argsort(np.where(where, scores, np.inf).reshape(-1), kind="stable")[:count]] = True
+        both.append(tiling.expand(chosen))
+    return both[0], both[1]
+
+
+def _sums(values: Array, tiling: Tiling) -> Array:
+    """The sum over every tile, in the shape of the grid."""
+    found = values.astype(np.float64)
+    for axis, (size, tile) in enumerate(zip(tiling.shape, tiling.tile, strict=True)):
+        if tile > 1:
+            found = np.add.reduceat(found, np.arange(0, size, tile), axis=axis)
+    return found
+
+
+def movable(parameters: Parameters, names: Collection[str]) -> frozenset[str]:
+    """Those of the named parameters of which some are pruned and some are not."""
+    found = set()
+    for item in parameters.items:
+        kept = int(parameters.keep[item.start : item.stop].sum())
+        if item.name in names and 0 < kept < item.weight.size:
+            found.add(item.name)
+    return frozenset(found)

@@ -1,0 +1,89 @@
+"""What the options of training leave open: decided by the data, or by short runs judged on held-out samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from prunecli.options.training import FinetuneOptions
+from prunecli.training.optimizers import OPTIMIZERS
+
+EPOCHS, LONGEST = 5, 100
+"""Passes over the data by default: at least, and at most where samples are few."""
+STEPS = 700
+"""Steps of a run by default, where LONGEST allows."""
+BLOCKS = 0.25
+"""Of the run, by default, in which each block learns alone."""
+TRIAL = 0.08
+"""Length of a short run, of the whole."""
+IMAGES, MIXUP = ("flip", "shift"), 1.0
+"""How images are changed where that helps; the teacher answers for what they have become."""
+RATES = (3.0, 1 / 3, 3.0)
+"""Times the best learning rate so far, to try one after the other."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """`epochs`, the fraction `blocks` of them block by block; `rate`: of learning; `features`: weight of hidden values;
+    `augment` and `mixup`: what is done to the samples; `patience`: epochs without a better score, 0 for any number."""
+
+    epochs: int
+    blocks: float
+    patience: int
+    rate: float
+    features: float
+    augment: tuple[str, ...]
+    mixup: float
+
+    def trial(self) -> Hyperparameters:
+        """The same for a short run."""
+        return replace(self, epochs=max(1, round(TRIAL * self.epochs)), blocks=0.0, patience=0)
+
+
+def settle(options: FinetuneOptions, steps: int, alone: bool) -> Hyperparameters:
+    """Decide what the options leave open.
+
+    Args:
+        steps: of an epoch.
+        alone: whether a teacher is all there is to learn from.
+    """
+    o = options
+    epochs = o.epochs or max(EPOCHS, min(LONGEST, math.ceil(STEPS / max(steps, 1))))
+    return Hyperparameters(
+        epochs=epochs,
+        blocks=(float(alone) * BLOCKS) if o.blocks is None else o.blocks,
+        patience=max(2, math.ceil(epochs / 3)) if o.patience is None else o.patience,
+        rate=OPTIMIZERS[o.optimizer].rate if o.rate is None else o.rate,
+        features=float(alone) if o.features is None else o.features,
+        augment=o.augment or (),
+        mixup=o.mixup or 0.0,
+    )
+
+
+def tuned(
+    first: Hyperparameters, options: FinetuneOptions, images: bool, score: Callable[[Hyperparameters], float]
+) -> Hyperparameters:
+    """Return the best by `score`, higher is better, of the first and of one change after the other.
+
+    Args:
+        images: whether the model reads some, which can be changed.
+    """
+    found: dict[Hyperparameters, float] = {}
+
+    def best() -> Hyperparameters:
+        return max(found, key=lambda one: found[one])
+
+    def consider(one: Hyperparameters) -> None:
+        if one not in found:
+            found[one] = score(one)
+
+    free = images and options.augment is None and options.mixup is None
+    if not free and options.rate is not None:
+        return first
+    consider(first)
+    if free:
+        consider(replace(first, augment=IMAGES, mixup=MIXUP))
+    for factor in RATES if options.rate is None else ():
+        consider(replace(best(), rate=best().rate * factor))
+    return best()
