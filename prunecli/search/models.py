@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prunecli.data.dataset import hold_out
 from prunecli.files import copy
+from prunecli.options.training import FinetuneOptions
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.runtime import Session
 from prunecli.search.options import AdaptiveOptions, PrunedFile
 from prunecli.search.pruner import Allocation, Result, digest
-from prunecli.search.setup import TrialSetup
+from prunecli.search.setup import SampleSubset, TrialSetup
 from prunecli.search.strategy import RECOVERED, TRAINED, Search, SearchStep
 from prunecli.structures.carry_out import measured
 from prunecli.training.finetune import FinetuneResult, finetune
@@ -107,9 +109,22 @@ class StepModels:
             cut = pruner.save(allocation, saving, {}, self.progress)
         else:
             cut = pruner.cut_further(last.path, last.allocation, allocation, saving, self.progress)
-        training = training_of(self.options, self.setup.file.path, folder / "trained.onnx", cut, keep_start=True)
+        training = self._training(cut, folder / "trained.onnx")
         done: FinetuneResult = finetune(folder / "cut.onnx", training, self.progress)
         return Trained(folder / "trained.onnx", allocation, (*rounds, Round(1.0, cut, done)))
+
+    def _training(self, cut: Result, output: Path) -> FinetuneOptions:
+        """As asked. Distillation on the samples of the search is judged on those that neither search nor confirm."""
+        o = self.options
+        training = training_of(o, self.setup.file.path, output, cut, keep_start=True)
+        if not o.distills or o.train_data is not None:
+            return training
+        judging = o.validation
+        if judging is None and o.training_data is not None:
+            session = self.setup.open(self.setup.file.path)
+            held = hold_out(o.training_data.open(session.inputs, session.outputs), o.val_split, o.seed)[1]
+            judging = None if held is None else SampleSubset.of_data(o.training_data, held)
+        return replace(training, data=self.setup.data, validation=judging)
 
     # -- opened and written --------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from prunecli.options.groups import (
     StoredPacked,
     Timing,
 )
-from prunecli.options.training import Retraining
+from prunecli.options.training import DISTILLED, Retraining
 from prunecli.quantity import parse_fraction, parse_quantity
 from prunecli.structures.options import Widths
 from prunecli.structures.widths import AUTO
@@ -207,9 +207,9 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
     confirm_data: Annotated[Any, Option("data that only confirm, instead of a part of --data", DATA, "D")] = None
     confirm_split: Annotated[float, Option("fraction of --data that only confirms", DATA, "F", least=0, most=1)] = 0.5
     recover: Annotated[
-        Literal["none", "bias", "bn", "lstsq", "auto"],
+        Literal["none", "bias", "bn", "lstsq", "distill", "auto"],
         Option("fit what is left to the original's outputs, without labels, on the samples of the search, and cut further"
-               " for it; judged after that", SELECT),
+               f" for it; judged after that; distill: auto, then after each further cut {DISTILLED}", SELECT),
     ] = "none"  # fmt: skip
     save_front: Annotated[Path | None, Option("keep the models of the Pareto front in DIR", OUTPUT, "DIR")] = None
 
@@ -219,7 +219,7 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
 
     @property
     def recovery(self) -> Literal["none", "bias", "bn", "lstsq", "auto"]:
-        return self.recover
+        return "auto" if self.recover == "distill" else self.recover
 
     @property
     def limit_of_drop(self) -> float:
@@ -246,7 +246,11 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
         self._check_front()
 
     def _check_training(self) -> None:
-        if self.trains and (self.train_data is None or self.like(self.train_data).text == self.tried.text):
+        if (
+            self.trains
+            and not self.distills
+            and (self.train_data is None or self.like(self.train_data).text == self.tried.text)
+        ):
             raise PruneError("what is trained on the samples that judge it learns them by heart",
                              "give other samples to train on with --train-data")  # fmt: skip
         if self.trains and self.external_data == "always":

@@ -57,6 +57,7 @@ class TrialSetup:
     file: Model
     pruner: Pruner
     runner: TrialRunner
+    data: DataOptions
 
     @property
     def samples(self) -> TrialSamples:
@@ -85,7 +86,8 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     Raises:
         PruneError: an option is unusable, there is nothing to prune, or the state file is of something else.
     """
-    pruner = open_pruner(file.path, options, SampleSubset.of_data(options.tried, data), progress)
+    given = SampleSubset.of_data(options.tried, data)
+    pruner = open_pruner(file.path, options, given, progress)
     files, metric, provider = _files(file), samples.metric, options.execution.provider
     identity = digest(
         [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(samples.batches),
@@ -93,7 +95,7 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     )  # fmt: skip
     workspace = Workspace(identity, files, pruner.at, samples, samples.probes(options.probes), provider=provider)
     return TrialSetup(
-        file, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress)
+        file, pruner, TrialRunner(workspace, pool_of(options), Journal(options.state, identity), progress), given
     )
 
 
@@ -154,8 +156,8 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
         PruneError: most of them are: nothing would be confirmed.
     """
     others = {"--data": tune} if options.confirm_data is not None else {}
-    if options.trains and options.training_data is not None:
-        others["--train-data"] = options.training_data.open(session.inputs, session.outputs)
+    if options.trains and options.train_data is not None:
+        others["--train-data"] = options.like(options.train_data).open(session.inputs, session.outputs)
     notes = []
     for name, other in others.items():
         again = shared(held, other)

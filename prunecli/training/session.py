@@ -55,7 +55,8 @@ class Training:
     def tune(self) -> None:
         """Choose what the options leave open by short runs, where there is something to judge them by."""
         trainer = self.trainer
-        if trainer.score is None or trainer.supply.teacher is None or trainer.supply.data.labels is not None:
+        taught = trainer.supply.teacher is not None and trainer.supply.data.labels is None
+        if trainer.score is None or not taught or trainer.at.first_score == math.inf:
             return
         images = any(is_image(array) for array in next(trainer.supply.data.take(1).batches(1)).feed.values())
         trainer.at.hyper = asdict(tuned(trainer.hyper, trainer.options, images, trainer.short))
@@ -114,7 +115,7 @@ def prepare_training(
     if validation is not None:
         score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
     moving = MovingMasks(options.exchange, options.pattern, movable(parameters, options.masked))
-    trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if moving.names else None)
+    trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if score and moving.names else None)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
     return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, options), *notes])

@@ -27,6 +27,7 @@ RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, th
 _SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
 _DIVERGED = 10.0  # times the loss it started from
 _MOST_LOWERED = 3  # tenths of the learning rate that are tried where it is not given
+FIXED = 2 / 3  # of the run, before masks begin to move, from the best weights by then
 GRACE = 0.1  # of the epochs, that may end worse than the start before the learning rate is lowered
 SLOPES = 0.9  # share of the older gradients in the running mean that moving masks go by
 
@@ -51,7 +52,7 @@ class Epoch:
 @dataclass
 class Progressed:
     """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
-    `since`: the step that the optimizer started at; `hyper`: the hyperparameters."""
+    `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters."""
 
     epoch: int = 0
     step: int = 0
@@ -63,6 +64,7 @@ class Progressed:
     stale: int = 0
     lowered: int = 0
     since: int = 0
+    moves: bool = False
     history: list[Epoch] = field(default_factory=list)
     hyper: Json = field(default_factory=dict)
 
@@ -221,6 +223,9 @@ class Trainer:
 
     def _step(self, number: int) -> float:
         o, p, hyper = self.options, self.parameters, self.hyper
+        if self.moving is not None and not self.at.moves and self.done >= FIXED:
+            self.at.moves = True
+            self._restart()
         stepper = self.steppers.alone if self.done < hyper.blocks else None
         stepper = stepper or self.steppers.whole
         rng = np.random.default_rng([o.seed, self.at.epoch, number])
@@ -244,11 +249,12 @@ class Trainer:
 
     def _move_masks(self) -> None:
         """Now and then, and not once what comes back could no longer learn."""
-        if self.moving is None or self.done >= UNTIL:
+        along = self._along(self.done)
+        if self.moving is None or not self.at.moves or along >= UNTIL:
             return
-        every = max(math.ceil(UNTIL * self.hyper.epochs * self.supply.steps / TIMES), 1)
+        every = max(math.ceil((1 - FIXED) * UNTIL * self.hyper.epochs * self.supply.steps / TIMES), 1)
         if (self.total_steps + 1) % every == 0:
-            changed = self.moving.exchange(self.parameters, self.slopes, self.done)
+            changed = self.moving.exchange(self.parameters, self.slopes, along)
             for state in self.optimizer.state.values():
                 state[changed] = 0
 
@@ -271,12 +277,18 @@ class Trainer:
         """The learning rate of the next step."""
         return self._rate_at(self.done)
 
+    def _along(self, done: float) -> float:
+        """How much of its part is over, once `done` of the run is: where masks move, of the part before or after."""
+        if self.moving is None:
+            return done
+        return (done - FIXED) / (1 - FIXED) if self.at.moves else min(done / FIXED, 1.0)
+
     def _rate_at(self, done: float) -> float:
         o, hyper = self.options, self.hyper
         steps = hyper.epochs * self.supply.steps
         base = SCHEDULES[o.schedule](steps)
         schedule = warmed(base, round(o.warmup * steps)) if o.warmup else base
-        return hyper.rate * 0.1**self.at.lowered * schedule(round(done * steps))
+        return hyper.rate * 0.1**self.at.lowered * schedule(round(self._along(done) * steps))
 
     def _update_statistics(self, stepper: Stepper) -> None:
         for name, batch in stepper.statistics.items():
@@ -327,10 +339,15 @@ class Trainer:
 
     def _lower(self) -> None:
         """Restore the best weights, and go on at a tenth of the rate."""
+        self.at.lowered += 1
+        self._restart()
+
+    def _restart(self) -> None:
+        """Go on from the best weights with a new optimizer."""
         self.use_best()
         for state in self.optimizer.state.values():
             state[:] = 0
-        self.at.lowered, self.at.since, self.at.stale = self.at.lowered + 1, self.total_steps, 0
+        self.at.since, self.at.stale = self.total_steps, 0
 
 
 class Stepper:

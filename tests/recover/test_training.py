@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from prunecli.options.training import FinetuneOptions
 from prunecli.training import optimizers
 from prunecli.training.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
 from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmful
-from prunecli.training.trainer import PENALTIES, DivergedError, learning_rate
+from prunecli.training.hyperparameters import settle
+from prunecli.training.trainer import PENALTIES, DivergedError
 from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -370,7 +371,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
 
 
 def too_high(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", replace(optimizers.OPTIMIZERS["sgd"], rate=rate))
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "adamw", replace(optimizers.OPTIMIZERS["adamw"], rate=rate))
 
 
 def test_a_default_rate_that_harms_is_lowered_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +398,7 @@ def test_training_that_nothing_helps_stops_early_and_writes_nothing(
     assert len(result.epochs) == 4 and result.harmful and result.output is None and not (tmp_path / "out.onnx").exists()
     assert any("stopped after epoch 4 of 9: no learning rate made it better" in note for note in result.notes)
     with pytest.raises(
-        GateFailed, match=r"0.05 and below the accuracy fell from 1.0000 to 0.5000 .*nothing was written"
+        GateFailed, match=r"0.001 and below the accuracy fell from 1.0000 to 0.5000 .*nothing was written"
     ):
         raise_if_harmful(result)
 
@@ -421,9 +422,18 @@ def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
     assert accuracy(out) <= accuracy(start) + 0.1
 
 
-def test_options_are_values() -> None:
-    assert learning_rate(FinetuneOptions(data="x.npz")) == 0.05
-    assert learning_rate(FinetuneOptions(data="x.npz", rate=0.2)) == 0.2
+@pytest.mark.parametrize(("asked", "steps", "alone", "wanted"), [
+    ({}, 1000, False, {"rate": 1e-3, "epochs": 5, "patience": 2, "features": 0.0, "blocks": 0.0, "augment": ()}),
+    ({"optimizer": "sgd"}, 1000, True, {"rate": 0.05, "epochs": 5, "features": 1.0}),
+    ({}, 7, True, {"epochs": 100, "patience": 34, "mixup": 0.0}),
+    ({"rate": 0.2, "epochs": 2, "patience": 0, "features": 0, "blocks": 0}, 7, True,
+     {"rate": 0.2, "epochs": 2, "patience": 0, "features": 0.0, "blocks": 0.0}),
+])  # fmt: skip
+def test_options_leave_the_rest_to_the_data(
+    asked: dict[str, Any], steps: int, alone: bool, wanted: dict[str, Any]
+) -> None:
+    found = asdict(settle(FinetuneOptions(data="x.npz", **asked), steps, alone))
+    assert {name: found[name] for name in wanted} == wanted
 
 
 def test_a_model_that_is_its_own_teacher_is_kept(tmp_path: Path) -> None:
