@@ -2,8 +2,8 @@
 PyTorch eager (needs the benchmark extra), and the gradient of real models beside their plain inference.
 
 Both sides compute the same network from the same weights, in turn, in one process per network and thread count;
-the time is the lower quartile of each side. The gradients are compared with
-float64 first. Memory is the peak of a process of its own.
+the time is the lower quartile of each side. Ours runs a batch as training does, its halves side by side on two threads.
+The gradients of a whole batch are compared with float64 first. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -24,43 +24,39 @@ import numpy as np
 from common import HERE, SHARED, show
 
 import prunecli.autodiff.rules  # noqa: F401  (the memory of imports is not the memory of a step)
-from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
+from prunecli.autodiff import DifferentiationOptions, differentiate
 from prunecli.autodiff.losses import CrossEntropy, OutputProduct
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.runtime import Session, random_inputs
-from prunecli.training.parameters import trainable
+from prunecli.training.parameters import Parameters, trainable
+from prunecli.training.supply import size_of_run
+from prunecli.training.trainer import Stepper
 
 sys.path.insert(0, str(HERE / "peers"))
 Array = np.ndarray[Any, Any]
 SIZES = {"det": (1, 3, 320, 320), "rec": (1, 3, 48, 320), "cls": (1, 3, 48, 192)}
 
 
-def gradient_model(path: Path, shape: Sequence[int]) -> GradientModel:
-    """Cross entropy of the first output, batch statistics, by every trained tensor."""
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    names = [n for n, v in model.graph.initializers.items() if is_weight(n, v)]
-    options = DifferentiationOptions(batch_statistics=True)
-    return differentiate(model, names, CrossEntropy(), shapes={"x": tuple(shape)}, options=options)
-
-
-def is_weight(name: str, value: Any) -> bool:
-    return value.dtype.is_floating_point() and "running_" not in name and value.const_value.size > 1
-
-
 def our_step(
-    built: GradientModel, x: Array, target: Array, threads: int
-) -> tuple[Callable[[], None], dict[str, Array]]:
-    """A step on bound memory as in training, and where the gradients appear."""
-    session = Session.open(built.model, threads=threads, mode="training")
-    weights = {n: np.ascontiguousarray(t.numpy()) for n, t in built.weights.items()}
-    found = {n: np.zeros(weights[n].shape, np.float32) for n in built.gradients}
-    results = {out: found[n] for n, out in built.gradients.items()} | {built.loss: np.zeros((), np.float32)}
-    shapes = {s.name: s.shape for s in session.outputs}
-    results |= {out: np.zeros([int(d) for d in shapes[out] if d], np.float32) for out in built.statistics.values()}
-    return session.bind({"x": x, "labels": target, **weights}, results), found
+    path: Path, x: Array, target: Array, threads: int, pieces: int
+) -> tuple[Callable[[], float], dict[str, Array]]:
+    """A step of training on a batch in so many pieces, and where the gradients appear: cross entropy of the first
+    output, by every trained tensor, with batch statistics of each piece."""
+    model, size = load(path), len(x) // pieces
+    options = DifferentiationOptions(batch_statistics=True)
+    weights = [w for w in trainable(model) if w.size > 1]
+    built = differentiate(model.ir, [w.name for w in weights], CrossEntropy(), shapes={"x": (size, *x.shape[1:])},
+                          options=options)  # fmt: skip
+    parameters = Parameters([w for w in weights if w.name in built.gradients])
+    stepper = Stepper(built, parameters, threads, pieces)
+    feeds = [{"x": x[i : i + size], "labels": target[i : i + size]} for i in range(0, len(x), size)]
+    return lambda: stepper.run_many(feeds), {item.name: parameters.gradient(item) for item in parameters.items}
+
+
+def pieces_of(path: Path, count: int) -> int:
+    """As training takes a batch apart."""
+    return count // size_of_run(count, None, load(path))
 
 
 def alternate(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
@@ -85,8 +81,9 @@ def race(name: str, path: Path, threads: int, seconds: float) -> dict[str, float
     torch.set_num_threads(threads)
     net, theirs = torch_nets.step(name)
     x, target = torch_nets.network(name)[1].numpy(), torch_nets.labels(name).numpy()
-    ours, found = our_step(gradient_model(path, x.shape), x, target, threads)
-    ours(), theirs()
+    whole, found = our_step(path, x, target, threads, 1)
+    ours, _ = our_step(path, x, target, threads, pieces_of(path, len(x)))
+    whole(), ours(), theirs()
     single = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
     exact = torch_nets.exact_gradients(name)
     largest = max(float(np.abs(g).max()) for g in exact.values())
@@ -109,7 +106,7 @@ def own_memory(path: Path, shape: Sequence[int], threads: int) -> dict[str, floa
     before = peak_kilobytes()
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 10, shape[0])
-    step, _ = our_step(gradient_model(path, shape), x, target, threads)
+    step, _ = our_step(path, x, target, threads, pieces_of(path, len(x)))
     for _ in range(5):
         step()
     peak = peak_kilobytes()

@@ -44,7 +44,7 @@ class Entry:
 
 
 _OUTPUT = "output force dry-run format report"
-_ZEROS = f"scope pattern include exclude finetune-epochs shrink pack {_OUTPUT}"
+_ZEROS = f"scope pattern include exclude recover finetune-epochs shrink pack {_OUTPUT}"
 COMMANDS = {
     "inspect": Entry(
         "what is in a model, what can be pruned, what cannot and why", "inspection:InspectOptions",

@@ -70,7 +70,10 @@ class Learning(Options):
     ] = "cosine"
     warmup: Annotated[float, Option("fraction of the steps that the rate rises", TRAIN, "F", least=0, most=1)] = 0.05
     clip: Annotated[float, Option("largest norm of the gradient; 0: any", TRAIN, "NORM", least=0)] = 1.0
-    bn: Annotated[Literal["auto", "update", "frozen"], Option("BatchNormalization statistics", TRAIN)] = "auto"
+    bn: Annotated[
+        Literal["auto", "update", "frozen"],
+        Option("BatchNormalization statistics; auto: update with labels, frozen with a teacher alone", TRAIN),
+    ] = "auto"
     augment: Annotated[
         tuple[str, ...] | None,
         Option("flip, shift, cutout of image-like input, or none; default with a teacher alone what helps on held-out"

@@ -101,7 +101,7 @@ def finetune(
     score_before = training.trainer.at.first_score
     diverged = _run(training, keeper, options, progress)
     training.store()
-    proof = _Proof(training, next(data.batches(data.fixed_batch or training.trainer.supply.batch_size)).feed, options)
+    proof = _Proof(training, next(data.batches(training.trainer.supply.run_size)).feed, options)
     at = training.trainer.at
     saved = _saved(file, target, options, proof, progress)
     if diverged is not None:

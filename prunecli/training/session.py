@@ -31,7 +31,7 @@ from prunecli.training.blocks import block_ends
 from prunecli.training.exchange import MovingMasks, movable
 from prunecli.training.hyperparameters import Hyperparameters, settle, tuned
 from prunecli.training.parameters import Parameters, put, trainable
-from prunecli.training.supply import Supply, check_trainable, is_image
+from prunecli.training.supply import Supply, check_trainable, is_image, size_of_run
 from prunecli.training.trainer import Stepper, Steppers, Trainer
 
 Array = np.ndarray[Any, Any]
@@ -87,7 +87,7 @@ def prepare_training(
         PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
     """
     batch_size = check_trainable(data, options.batch_size)
-    run_size, threads = data.fixed_batch or batch_size, options.execution.thread_count
+    run_size, threads = size_of_run(batch_size, data.fixed_batch, model), options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
     hyper = settle(options, len(data) // batch_size, alone=teacher is not None and data.labels is None)
     imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
@@ -95,7 +95,7 @@ def prepare_training(
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
     objective = choose_objective(data, outputs, told, objective_options(options))
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
-    build = _Builder(model, shapes, options, run_size)
+    build = _Builder(model, shapes, options, batch_size, run_size)
     left: dict[str, str] = {}
     try:
         graph, parameters = build.first(objective)
@@ -110,7 +110,7 @@ def prepare_training(
     hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
     steppers, objective = build.with_features(graph, parameters, objective, hidden, hyper)
     ask = None if imitation is None else partial(imitation.answer, names=[*objective.imitated, *objective.features])
-    supply = Supply(data, objective, batch_size, outputs[objective.output], options.seed, teacher=ask)
+    supply = Supply(data, objective, batch_size, run_size, outputs[objective.output], options.seed, teacher=ask)
     score = None
     if validation is not None:
         score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
@@ -175,6 +175,7 @@ class _Builder:
     model: Model
     shapes: Mapping[str, tuple[int, ...]]
     options: FinetuneOptions
+    batch_size: int
     run_size: int
 
     def first(self, objective: Objective) -> tuple[GradientModel, Parameters]:
@@ -190,8 +191,8 @@ class _Builder:
 
     def _graph(self, names: Sequence[str], objective: Objective, detached: Sequence[str] = ()) -> GradientModel:
         norm = any(node.op_type == "BatchNormalization" for node in self.model.ir.graph)
-        enough = norm and self.run_size >= SMALLEST_STATISTICS
-        update = self.options.bn == "update" or (self.options.bn == "auto" and enough)
+        enough = norm and self.batch_size >= SMALLEST_STATISTICS
+        update = self.options.bn == "update" or (self.options.bn == "auto" and enough and objective.reading is not None)
         how = GradientOptions(weights_as_inputs=True, batch_statistics=update, detached=tuple(detached))
         return differentiate(self.model.ir, names, objective.loss, shapes=self.shapes, options=how)
 
@@ -210,7 +211,8 @@ class _Builder:
         hyper: Hyperparameters,
     ) -> tuple[Steppers, Objective]:  # fmt: skip
         """The losses of the run: of outputs and hidden values, and where blocks learn alone, of each block."""
-        start = partial(Stepper, parameters=parameters, threads=self.options.execution.thread_count)
+        threads, replicas = self.options.execution.thread_count, self.batch_size // self.run_size
+        start = partial(Stepper, parameters=parameters, threads=threads, replicas=replicas)
         if not told:
             return Steppers(start(graph)), objective
         names = [item.name for item in parameters.items]

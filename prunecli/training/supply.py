@@ -12,24 +12,29 @@ from prunecli.calibration.objective import Objective
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.robustness import channel_axis
+from prunecli.model import Model
 from prunecli.registry import into
 from prunecli.training.hyperparameters import Hyperparameters
 
 Array = np.ndarray[Any, Any]
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+LEAST_RUN, LEAST_NORMALISED = 4, 16
+"""Samples of a run below which a batch is not halved: of images, which have many positions, and of what is normalised
+by the samples alone."""
 
 
 @dataclass(frozen=True)
 class Supply:
     """Draws batches from `data`. `like`: an output of the model for one run, for the targets' shape.
 
-    A model of fixed batch size gets several runs for one batch. Samples that do not fill a batch wait for the
-    next epoch's order.
+    A batch is several runs of `run_size` samples, of which a model may ask for a fixed number. Samples that do not fill
+    a batch wait for the next epoch's order.
     """
 
     data: Dataset
     objective: Objective
     batch_size: int
+    run_size: int
     like: Array
     seed: int
     teacher: Teacher | None = None
@@ -38,11 +43,6 @@ class Supply:
     def steps(self) -> int:
         """Steps of an epoch."""
         return len(self.data) // self.batch_size
-
-    @property
-    def run_size(self) -> int:
-        """Samples in one run of the model."""
-        return self.data.fixed_batch or self.batch_size
 
     def feeds(
         self, epoch: int, step: int, rng: np.random.Generator, hyper: Hyperparameters
@@ -70,6 +70,19 @@ class Supply:
         mixed = mixup(floats | targets, alpha, rng)
         back = {n: np.ascontiguousarray(np.moveaxis(mixed[n], 0, axes.get(n, 0))) for n in floats}
         return feed | back, {n: mixed[n] for n in targets}
+
+
+def size_of_run(batch_size: int, fixed: int | None, model: Model) -> int:
+    """How many samples of a batch are run together: halves run side by side on two threads (data-parallel training),
+    each normalised by its own statistics where BatchNormalization takes those of the batch.
+
+    Args:
+        fixed: what the model asks for.
+    """
+    normalised = any(node.op_type == "BatchNormalization" for node in model.ir.graph)
+    images = all(value.shape is not None and len(value.shape) >= 4 for value in model.ir.graph.inputs)
+    least = LEAST_NORMALISED if normalised and not images else LEAST_RUN
+    return fixed or (batch_size // 2 if batch_size % 2 == 0 and batch_size >= 2 * least else batch_size)
 
 
 def check_trainable(data: Dataset, batch_size: int) -> int:
