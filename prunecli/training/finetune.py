@@ -97,7 +97,7 @@ def finetune(
     if options.resume:
         keeper.resume()
     else:
-        training.tune()
+        training.tune(progress)
     score_before = training.trainer.at.first_score
     diverged = _run(training, keeper, options, progress)
     training.store()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from prunecli.training.hyperparameters import Hyperparameters, settle, tuned
 from prunecli.training.parameters import Parameters, put, trainable
 from prunecli.training.supply import Supply, check_trainable, is_image, size_of_run
 from prunecli.training.trainer import Stepper, Steppers, Trainer
+from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
 SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
@@ -52,14 +53,24 @@ class Training:
         """Put weights and statistics into the model."""
         store(self.model, self.trainer.parameters, self.trainer.statistics)
 
-    def tune(self) -> None:
+    def tune(self, progress: Progress = no_progress) -> None:
         """Choose what the options leave open by short runs, where there is something to judge them by."""
         trainer = self.trainer
         taught = trainer.supply.teacher is not None and trainer.supply.data.labels is None
         if trainer.score is None or not taught or trainer.at.first_score == math.inf:
             return
         images = any(is_image(array) for array in next(trainer.supply.data.take(1).batches(1)).feed.values())
-        trainer.at.hyper = asdict(tuned(trainer.hyper, trainer.options, images, trainer.short))
+
+        def score(hyper: Hyperparameters) -> float:
+            steps = hyper.trial().epochs * trainer.supply.steps
+            bar: Iterator[int] = progress(iter(range(steps)), "trying a short run", steps)
+            found = trainer.short(hyper, lambda _: next(bar, None))
+            for _ in bar:
+                pass
+            return found
+
+        best = tuned(trainer.hyper, trainer.options, images, score)
+        trainer.at.tuned, trainer.at.hyper = best != trainer.hyper, asdict(best)
 
     @property
     def score_name(self) -> str:

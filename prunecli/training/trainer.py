@@ -54,7 +54,8 @@ class Epoch:
 @dataclass
 class Progressed:
     """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
-    `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters."""
+    `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters,
+    `tuned` by short runs."""
 
     epoch: int = 0
     step: int = 0
@@ -67,6 +68,7 @@ class Progressed:
     lowered: int = 0
     since: int = 0
     moves: bool = False
+    tuned: bool = False
     history: list[Epoch] = field(default_factory=list)
     hyper: Json = field(default_factory=dict)
 
@@ -126,12 +128,12 @@ class Trainer:
         """The hyperparameters of the run."""
         return Hyperparameters(**self.at.hyper | {"augment": tuple(self.at.hyper["augment"])})
 
-    def short(self, hyper: Hyperparameters) -> float:
+    def short(self, hyper: Hyperparameters, on_step: Callable[[Trainer], object]) -> float:
         """Return the score after a short run with these hyperparameters, and undo it."""
         one = Trainer(self.steppers, self.supply, self.options, hyper.trial(), score=self.score)
         one.begin(self.statistics)
         try:
-            one.run()
+            one.run(on_step)
         except DivergedError:
             return -math.inf
         finally:
@@ -173,7 +175,7 @@ class Trainer:
 
     # -- the loop ---------------------------------------------------------------------------------
 
-    def run(self, on_step: Callable[[Trainer], None] = lambda trainer: None) -> None:
+    def run(self, on_step: Callable[[Trainer], object] = lambda trainer: None) -> None:
         """Train until the epochs are over or patience ends; the best weights are left in place.
 
         Raises:
@@ -202,14 +204,17 @@ class Trainer:
             f"epochs that ended worse than the start were undone and the learning rate lowered: {', '.join(tried)}"
         ]
         stopped = [f"stopped after epoch {at.epoch} of {epochs}: {self._stopped()}"]
+        changes = [*self.hyper.augment, *(["mixup"] if self.hyper.mixup else [])]
+        chosen = f"short runs chose a learning rate of {rate:.2g}, samples changed by {', '.join(changes) or 'nothing'}"
         perfect = ["the start answers as the teacher does: nothing was left to learn"]
         return [
             *(perfect if at.first_score == math.inf else []),
+            *([chosen] if at.tuned else []),
             *(lowered if at.lowered else []),
             *(stopped if at.epoch < epochs and self._stopped() else []),
         ]
 
-    def _epoch(self, on_step: Callable[[Trainer], None]) -> None:
+    def _epoch(self, on_step: Callable[[Trainer], object]) -> None:
         self._started, first = time.perf_counter(), self.at.step
         for number in range(self.at.step, self.supply.steps):
             loss = self._step(number)
