@@ -156,6 +156,7 @@ class _Imitation:
             return plain
         matrices = [w.name for w in trainable(model, options.freeze) if w.kind == "weight"]
         known = {value.name for node in load(options.teacher_path).ir.graph for value in node.outputs}
+        known -= {value.name for value in model.ir.graph.outputs}  # those are imitated anyway
         ends = tuple(name for name in block_ends(model.ir, matrices) if name in known)
         if not ends:
             return plain
@@ -167,6 +168,8 @@ class _Imitation:
 
     def answer(self, feed: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         """Outputs and hidden values by the model's names."""
+        if not names:
+            return {}
         own = [self.runner.outputs.get(name, name) for name in names]
         told = self.session.run(self.runner.feed(dict(feed)), own)
         return {name: _restricted(told[its], self.removed.get(name, {})) for name, its in zip(names, own, strict=True)}
