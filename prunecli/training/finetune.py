@@ -94,10 +94,7 @@ def finetune(
         reset_head(file, options.reset_head, options.seed)
     training, data, held = _prepare(file, options)
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
-    if options.resume:
-        keeper.resume()
-    else:
-        training.tune(progress)
+    keeper.resume() if options.resume else training.tune(progress)
     score_before = training.trainer.at.first_score
     diverged = _run(training, keeper, options, progress)
     training.store()

@@ -106,7 +106,7 @@ def prepare_training(
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
     objective = choose_objective(data, outputs, told, objective_options(options))
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
-    build = _Builder(model, shapes, options, batch_size, run_size)
+    build = _LossGradients(model, shapes, options, batch_size, run_size)
     left: dict[str, str] = {}
     try:
         graph, parameters = build.first(objective)
@@ -121,7 +121,9 @@ def prepare_training(
     hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
     steppers, objective = build.with_features(graph, parameters, objective, hidden, hyper)
     ask = None if imitation is None else partial(imitation.answer, names=[*objective.imitated, *objective.features])
-    supply = Supply(data, objective, batch_size, run_size, outputs[objective.output], options.seed, teacher=ask)
+    supply = Supply(
+        data, objective, batch_size, run_size, like=outputs[objective.output], seed=options.seed, teacher=ask
+    )
     score = None
     if validation is not None:
         score = _Judge(model, parameters, objective, validation, options, teacher=teacher).score
@@ -183,7 +185,7 @@ def _restricted(value: Array, removed: Mapping[int, Array]) -> Array:
 
 
 @dataclass(frozen=True)
-class _Builder:
+class _LossGradients:
     """Gradient models of one model at given shapes."""
 
     model: Model
