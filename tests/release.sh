@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 PYTHON=$(command -v "$1")
 case "$PYTHON" in /*) ;; *) PYTHON="$(pwd)/$PYTHON" ;; esac
 shift
-EXTRAS=${*:-images tokenizers distributed docs}
+EXTRAS=${*:-images metrics tokenizers distributed docs}
 PLACE=$(mktemp -d)
 trap 'rm -rf "$PLACE"' EXIT
 
@@ -38,7 +38,7 @@ for file in "$PLACE"/dist/*.whl "$PLACE"/dist/*.tar.gz; do
 done
 for extra in $EXTRAS; do
     case "$extra" in
-    images) modules=PIL ;; docs) modules="mkdocs material mkdocstrings" ;; *) modules=$extra ;;
+    images) modules=PIL ;; metrics) modules="jiwer pycocotools skimage" ;; docs) modules="mkdocs material mkdocstrings" ;; *) modules=$extra ;;
     esac
     try "$extra" "$(echo "$PLACE"/dist/*.whl)[$extra]" $modules
 done

@@ -50,6 +50,9 @@ def detector(folder: Path) -> None:
     scores = n("Reshape", n("Sigmoid", n.conv(h, 32, 3)), n.c([0, 3, -1]))
     _save(n.out(n("Concat", boxes, scores, axis=1)), folder / "detector.onnx", "predictions")
     _images(folder, "images")
+    corners = np.random.default_rng(9).uniform(0, 16, (48, 2, 2))
+    box = np.concatenate([np.ones((48, 2, 1)), corners, corners + 12], axis=2)
+    np.savez(folder / "test.npz", images=np.load(folder / "test.npz")["images"], labels=box)
 
 
 def segmentation(folder: Path) -> None:
@@ -95,6 +98,8 @@ def embedding(folder: Path) -> None:
     for split, seed in (("calib", 0), ("test", 1), ("train", 2)):
         ids, seen = _sentences(seed)
         np.savez(folder / f"{split}.npz", input_ids=ids, attention_mask=seen)
+    alike = np.random.default_rng(9).random(32).repeat(2)
+    np.savez(folder / "pairs.npz", **np.load(folder / "test.npz"), labels=np.stack([np.arange(64) // 2, alike], axis=1))
     np.save(folder / "used-tokens.npy", np.arange(WORDS - 10))
 
 
@@ -128,7 +133,8 @@ def speech(folder: Path) -> None:
     for split, seed in (("calib", 0), ("test", 1), ("train", 2)):
         rng = np.random.default_rng(seed)
         draw = rng.standard_normal((96, 64)).astype(np.float32), rng.standard_normal((1, 96, 24)).astype(np.float32)
-        np.savez(folder / f"{split}.npz", sound=draw[0], state=np.tanh(draw[1]))
+        labels = {"labels": rng.integers(0, 2, 96)} if split == "test" else {}
+        np.savez(folder / f"{split}.npz", sound=draw[0], state=np.tanh(draw[1]), **labels)
 
 
 def _images(folder: Path, name: str) -> None:
