@@ -7,29 +7,48 @@ the distance to the original as it was is told as the cost of the approximation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
-from prunecli.data.columns import free_memory
+import numpy as np
+
 from prunecli.errors import PruneError, UnprovedError
+from prunecli.files import Scratch
+from prunecli.model import load
 from prunecli.model.external_data import read_whole
 from prunecli.runtime import Session
 from prunecli.structures.cut_reference import FLOATS, Forced, masked_original, stored_bytes
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.inner_values import InnerValues
-from prunecli.verify.inputs import Case
-from prunecli.verify.prove import Agreement, Claim, Proof, open_original, open_result, prove
+from prunecli.verify.inputs import Case, Described, TakesInputs
+from prunecli.verify.pieces import Handed, ModelPiece, ModelPieces, Outlined, ValueTypes, divide, own
+from prunecli.verify.prove import (
+    RUN_UP_TO,
+    Agreement,
+    Claim,
+    NothingRanError,
+    Proof,
+    open_original,
+    open_result,
+    prove,
+)
 from prunecli.verify.rounding import nudged, relative_of
-from prunecli.verify.tolerance import Difference, InconclusiveError, Rounding, differences
+from prunecli.verify.tolerance import (
+    Difference,
+    Feed,
+    InconclusiveError,
+    Outputs,
+    Rounding,
+    Runs,
+    Tolerance,
+    differences,
+)
 
-RUN_UP_TO = 1 << 30
-"""Bytes of weights up to which reference and sessions are held in memory, however much is free."""
-LARGEST = (1 << 31) - (1 << 26)
-"""Bytes that a reference in one piece may have; protobuf ends at 2 GiB."""
-COPIES = 8
-"""How often a proof holds the weights: reference (serialised, two sessions), original, cut, copies on the way."""
+FEW = 20
+"""Sizes that are tried on a model in pieces."""
 HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
 
 
@@ -37,12 +56,13 @@ HINT = "nothing was written; leave the layer out with --exclude, and please repo
 class CutProof:
     """What to prove about a staged file: that it is the original at `path` less what `forced` lists.
 
-    `cases` makes the inputs, given a session of the original.
+    `cases` makes the inputs, given a session of the original, or its description. A model of more than RUN_UP_TO bytes
+    is proved in pieces, one at a time in memory: each runs on what the reference yields before it.
     """
 
     path: Path
     forced: Forced
-    cases: Callable[[Session], Iterable[Case]]
+    cases: Callable[[TakesInputs], Iterable[Case]]
     open: Callable[..., Session] = Session.open
     progress: Progress = no_progress
 
@@ -53,56 +73,173 @@ class CutProof:
             UnprovedError: the original cannot be run, or not beside its reference.
             PruneError: naming the first tensor that differs.
         """
-        check_room(self.path)
-        start = partial(self.open, self.path)
-        original = open_original(start)
-        sides = _Sides(self.path, self.forced, self.open, original)
-        cut = open_result(partial(self.open, staged), start, "cut model", HINT)
-        inner = sides.inner_values(staged)
-        demand = _Demand(sides, inner)
-        claim = Claim(reference=sides.reference, result=cut, original=original, names=("cut model", "masked original"),
-                      tolerance=sides.tolerance, hint=HINT, locate=inner.first_difference, demand=demand)  # fmt: skip
-        found = prove(claim, self.cases(original), self.progress)
-        return _verdict(found, demand.effects if sides.restricted else None)
+        if stored_bytes(self.path) > RUN_UP_TO:
+            with Scratch() as folder:
+                return self._in_pieces(staged, folder)
+        both = _Sides(self.path, staged, self.forced, self.open)
+        found = both.prove(self.cases(both.original), self.progress)
+        return _verdict(found, both.effects)
+
+    def _in_pieces(self, staged: Path, folder: Path) -> Verification:
+        """All cases together; where the original runs on none of them, others in turn."""
+        models = Outlined.read(self.path), Outlined.read(staged)
+        types = ValueTypes(self.forced.dtypes, self.forced.shapes)
+        pieces = ModelPieces(*models, types, divide(*models, types))
+        cases = list(islice(self.cases(Described(load(self.path))), FEW))
+        first = [case for case in cases if not case.spare]
+        attempts = [first, *([case] for case in cases if case.spare)]
+        problem: NothingRanError | None = None
+        for attempt in filter(None, attempts):
+            try:
+                return self._through(pieces, attempt, folder)
+            except NothingRanError as error:
+                problem = problem or error
+        raise problem or UnprovedError("there are no inputs to run the original on")
+
+    def _through(self, pieces: ModelPieces, cases: Sequence[Case], folder: Path) -> Verification:
+        """Every piece on what the reference yields for each case; those on which the original fails are left out."""
+        runs = [Handed(case.feed(), case.label, case.required) for case in cases]
+        found, effects = list[Difference](), list[Difference]()
+        for piece in self.progress(list(pieces), "proving"):
+            both = _Sides(*piece.write(folder), self.forced, self.open, piece)
+            found += both.prove([run.case(piece) for run in runs], no_progress).differences
+            effects += both.effects or []
+            runs = [
+                run.after(piece, *both.results[run.label], self.forced.less)
+                for run in runs
+                if run.label in both.results
+            ]
+        return _verdict(Proof(len(runs), found), effects if self.forced.restricts else None, len(pieces))
 
 
-def _verdict(found: Proof, effects: Sequence[Difference] | None) -> Verification:
+def _verdict(found: Proof, effects: Sequence[Difference] | None, pieces: int = 1) -> Verification:
     """`effects`: how far plain zeros would be off, where the reference normalises over what is kept."""
+    how = f"; proved in {pieces} pieces, each on what the reference yields before it" if pieces > 1 else ""
     if effects is None:
-        return found.verification("equals, to rounding, the original with the removed positions forced to zero")
+        return found.verification(f"equals, to rounding, the original with the removed positions forced to zero{how}")
     effect = max((one.relative for one in effects), default=0.0)
     return found.verification(
         "equals, to rounding, the original whose normalisations see the kept positions only; with the removed"
-        f" ones forced to zero instead, outputs would differ by {effect:.2g} of their largest element",
+        f" ones forced to zero instead, outputs would differ by {effect:.2g} of their largest element{how}",
         "approximate",
     )
 
 
 @dataclass
-class _Demand:
-    """What must hold beside agreement: outputs that depend on what was removed, or else inner values that agree.
+class _Reference:
+    """A session of the original's side, whose outputs are given as the cut model should have them. `latest`: as they
+    are."""
 
-    Inner values are looked at once in any case: outputs may hardly depend on one.
-    """
+    session: Session
+    forced: Forced
+    compared: Callable[[str], bool]
+    latest: Outputs = field(default_factory=dict)
 
-    sides: _Sides
-    inner: InnerValues
-    effects: list[Difference] = field(default_factory=list)
+    def run(self, feed: Feed) -> Outputs:
+        self.latest = self.session.run(feed)
+        return {name: self.forced.less(name, v) for name, v in self.latest.items() if self.compared(name)}
+
+
+@dataclass
+class _Result:
+    """The session of the cut model."""
+
+    session: Session
+
+    def run(self, feed: Feed) -> Outputs:
+        return self.session.run(own(feed))
+
+
+@dataclass
+class _Sides:
+    """One proof: of a whole model, or of a piece. Sessions are opened when they are needed; models are kept
+    serialised: they may be large, and go with this object, which nothing it holds refers to. `results`: by case, what
+    the reference and the cut yielded."""
+
+    path: Path
+    staged: Path
+    forced: Forced
+    open: Callable[..., Session]
+    piece: ModelPiece | None = None
+    results: dict[str, tuple[Outputs, Outputs]] = field(default_factory=dict)
+    effects: list[Difference] | None = None
     effective: bool = False
     inside: bool = False
 
-    def __call__(self, agreed: Agreement) -> None:
+    @cached_property
+    def original(self) -> Session:
+        return open_original(partial(self.open, self.path))
+
+    def prove(self, cases: Iterable[Case], progress: Progress) -> Proof:
+        original = self._side(self.original)
+        cut = open_result(partial(self.open, self.staged), partial(self.open, self.path), "cut model", HINT)
+        if self.forced.restricts:
+            self.effects = []
+        claim = Claim(reference=self.reference, result=_Result(cut), original=original, tolerance=self.tolerance,
+                      names=("cut model", "masked original"), hint=HINT, locate=self.inner.first_difference,
+                      demand=self.demand)  # fmt: skip
+        return prove(claim, cases, progress)
+
+    def _side(self, session: Session) -> _Reference:
+        return _Reference(session, self.forced, (lambda name: True) if self.piece is None else self.piece.is_compared)
+
+    @cached_property
+    def masked(self) -> bytes:
+        return bytes(masked_original(read_whole(self.path), self.forced, self.forced.restricts).SerializeToString())
+
+    @cached_property
+    def reference(self) -> _Reference:
+        return self._side(self.open(self.masked))
+
+    @cached_property
+    def plain_reference(self) -> _Reference:
+        return self._side(self.open(self.masked, mode="plain"))
+
+    @cached_property
+    def zeroed(self) -> _Reference:
+        return self._side(self.open(masked_original(read_whole(self.path), self.forced)))
+
+    @cached_property
+    def nudged(self) -> Sequence[_Reference]:
+        return [self._side(self.open(model, mode="plain")) for model in self._moved()]
+
+    def _moved(self) -> Iterator[bytes]:
+        """The reference with every weight moved by one unit in the last place: what rounding does to it."""
+        return (nudged(self.masked, seed) for seed in range(2))
+
+    @property
+    def tolerance(self) -> Tolerance:
+        found = Rounding(self.relative, lambda: self.plain_reference, lambda: self.nudged)
+        return found if self.piece is None else _WhereAlike(found, self.piece.outputs)
+
+    @property
+    def inner(self) -> InnerValues:
+        forced = self.forced
+        floats = {name for name in forced.shapes if forced.dtypes.get(name) in FLOATS}
+        return InnerValues(self.staged, self.masked, nudged=self._moved, aligned=forced.less, shapes=forced.shapes,
+                           floats=floats, relative=self.relative, given=own)  # fmt: skip
+
+    @cached_property
+    def relative(self) -> float:
+        return relative_of(self.path)
+
+    def demand(self, agreed: Agreement) -> None:
+        """What must hold beside agreement: outputs that depend on what was removed, or else inner values that agree.
+
+        Inner values are looked at once in any case: outputs may hardly depend on one.
+        """
+        self.results[agreed.label] = self.reference.latest, agreed.got
         telling = not all(one.hopeless for one in agreed.differences) and self._has_effect(agreed)
         if not self.inside:
             self._look_inside(agreed, telling)
-        if self.sides.restricted:
-            self.effects += differences(agreed.got, self.sides.zeroed.run(agreed.feed))
+        if self.effects is not None:
+            self.effects += differences(agreed.got, self.zeroed.run(agreed.feed))
 
     def _has_effect(self, agreed: Agreement) -> bool:
         """Whether the outputs depend on what was removed; if not (a saturated Sigmoid), they cannot tell."""
         if not self.effective:
-            plain = self.sides.original.run(agreed.feed)
-            found = differences(agreed.wanted, plain, relative=self.sides.relative)
+            plain = self._side(self.original).run(agreed.feed)
+            found = differences(agreed.wanted, plain, relative=self.relative)
             self.effective = not all(one.agrees for one in found)
         return self.effective
 
@@ -116,69 +253,19 @@ class _Demand:
         self.inside = first is not None
 
 
-@dataclass
-class _Sides:
-    """The sessions of one proof, opened when they are needed. Models are kept serialised: they may be large."""
+@dataclass(frozen=True)
+class _WhereAlike:
+    """A tolerance for values between pieces. Those of another shape than planned had an axis cut that a plan cannot
+    list, since its length depends on dynamic dimensions: what reads them tells. `outputs` of the model are all
+    compared."""
 
-    path: Path
-    forced: Forced
-    open: Callable[..., Session]
-    original: Session
-
-    @cached_property
-    def restricted(self) -> bool:
-        """Whether the cut runs through the axis of a normalisation."""
-        return self.forced.restricts
-
-    @cached_property
-    def masked(self) -> bytes:
-        return bytes(masked_original(read_whole(self.path), self.forced, self.restricted).SerializeToString())
-
-    @cached_property
-    def reference(self) -> Session:
-        return self.open(self.masked)
-
-    @cached_property
-    def plain_reference(self) -> Session:
-        return self.open(self.masked, mode="plain")
-
-    @cached_property
-    def zeroed(self) -> Session:
-        return self.open(masked_original(read_whole(self.path), self.forced))
-
-    @cached_property
-    def nudged(self) -> Sequence[Session]:
-        return [self.open(model, mode="plain") for model in self.moved()]
-
-    def moved(self) -> Iterator[bytes]:
-        """The reference with every weight moved by one unit in the last place: what rounding does to it."""
-        return (nudged(self.masked, seed) for seed in range(2))
+    inner: Rounding
+    outputs: Collection[str]
 
     @property
-    def tolerance(self) -> Rounding:
-        return Rounding(self.relative, lambda: self.plain_reference, lambda: self.nudged)
+    def reason(self) -> str:
+        return self.inner.reason
 
-    def inner_values(self, staged: Path) -> InnerValues:
-        forced = self.forced
-        floats = {name for name in forced.shapes if forced.dtypes.get(name) in FLOATS}
-        return InnerValues(staged, self.masked, nudged=self.moved, aligned=forced.less, shapes=forced.shapes,
-                           floats=floats, relative=self.relative)  # fmt: skip
-
-    @cached_property
-    def relative(self) -> float:
-        return relative_of(self.path)
-
-
-def check_room(path: Path) -> None:
-    """Whether a model of that size can be run beside its reference.
-
-    Raises:
-        UnprovedError: protobuf holds no such reference in one piece, or memory may not suffice for it.
-    """
-    size = stored_bytes(path)
-    most = min(LARGEST, max(RUN_UP_TO, free_memory() // COPIES))
-    if size > most:
-        raise UnprovedError(
-            f"nothing is proved, since {size / 2**30:.1f} GiB of weights cannot be run beside their reference:"
-            f" {most / 2**30:.1f} GiB can, in the memory that is free"
-        )
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        alike = {n: v for n, v in wanted.items() if n in self.outputs or (n in got and np.shape(got[n]) == np.shape(v))}
+        return self.inner.differences(got, alike, reference, feed) if alike else []

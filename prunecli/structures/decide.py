@@ -24,7 +24,6 @@ from prunecli.structures.budget import Mask
 from prunecli.structures.calibrate import measure, unit_recipe
 from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
-from prunecli.structures.cut_proof import check_room
 from prunecli.structures.decision import Decided, analysed_as, recipe_names, recipe_shapes, recipe_whole
 from prunecli.structures.latency import choose_for_latency
 from prunecli.structures.options import BLOCK, StructuredOptions
@@ -50,8 +49,6 @@ def decide(
     Raises:
         PruneError: the model or the plan is unusable, the output cannot be written, or nothing can be cut.
     """
-    if options.verify:
-        check_room(path)
     if options.plan is not None:
         return _replay(path, target, options.plan, options)
     budget = options.budget

@@ -18,7 +18,7 @@ from prunecli.structures.cut_reference import Forced
 from prunecli.structures.decision import layer_rows
 from prunecli.structures.prunable import Cuttable, less
 from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
-from prunecli.verify.inputs import Case, random_case, sizes_to_try, spare_cases
+from prunecli.verify.inputs import Case, TakesInputs, random_case, sizes_to_try, spare_cases
 
 if TYPE_CHECKING:
     from prunecli.structures.options import CutOptions
@@ -71,7 +71,7 @@ class CutInspector:
         )
         self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
 
-    def cases(self, original: Session) -> Iterator[Case]:
+    def cases(self, original: TakesInputs) -> Iterator[Case]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
         if self.options.source is not None:
             size = min(self.options.batch_size, REAL_BATCH)

@@ -13,6 +13,7 @@ import onnx
 
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
+from prunecli.verify.outline import of_shapes
 from prunecli.verify.tolerance import Feed, Outputs, differences
 
 PORTION = 1 << 28
@@ -28,6 +29,7 @@ class InnerValues:
     `reference` is serialised, as are the models that `nudged` makes: versions of it that differ by rounding, which show
     its noise. `aligned(name, value)`: a value of the reference as the result should have it. `shapes`: of all values
     of the reference, at the usual sizes of its inputs; `floats`: names of those to compare. `relative`: as of outputs.
+    `given`: what the result is fed where the reference is fed something.
     """
 
     staged: Path
@@ -37,6 +39,7 @@ class InnerValues:
     shapes: Mapping[str, tuple[int, ...]]
     floats: Collection[str]
     relative: float
+    given: Callable[[Feed], Feed] = lambda feed: feed
 
     def first_difference(self, feed: Feed) -> str | None:
         """`'VALUE' (OP NODE): what differs` for the first such value in the order of the graph; "" if there is none,
@@ -60,12 +63,12 @@ class InnerValues:
         """The node of the result behind each value that both sides have."""
         graph = onnx.load(str(self.staged), load_external_data=False, format="protobuf").graph
         theirs = {name for node in onnx.load_from_string(self.reference).graph.node for name in node.output if name}
-        shapes = _of_shapes(graph)
+        shapes = of_shapes(graph.node, (tensor.name for tensor in graph.initializer))
         return {n: node for node in graph.node for n in node.output if n in theirs and n not in shapes}
 
     def _problems(self, names: Sequence[str], feed: Feed) -> dict[str, str]:
         """What differs, by value, in the order of `names`. The noise of the reference is measured where it matters."""
-        got = _values(self.staged, names, feed)
+        got = _values(self.staged, names, self.given(feed))
         wanted = self._wanted(self.reference, names, feed)
         unsure = [name for name in names if self._differs(got[name], wanted[name], ())]
         others = [self._wanted(model, unsure, feed) for model in self.nudged()] if unsure else []
@@ -101,15 +104,3 @@ class InnerValues:
 
 def _values(model: Path | bytes, names: Sequence[str], feed: Feed) -> Outputs:
     return Session.open(model, outputs=names, mode="plain").run(feed, names)
-
-
-def _of_shapes(graph: onnx.GraphProto) -> set[str]:
-    """Values computed from shapes and constants alone."""
-    fixed, found = {tensor.name for tensor in graph.initializer}, set[str]()
-    for node in graph.node:
-        read = {name for name in node.input if name}
-        if node.op_type in ("Shape", "Size") or (read & found and read <= found | fixed):
-            found.update(node.output)
-        elif read <= fixed:
-            fixed.update(node.output)
-    return found

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
+from typing import Protocol
 
 import numpy as np
 
-from prunecli.inputs import InputSpec, evaluate, resolve_shapes
+from prunecli.inputs import InputSpec, evaluate, index_limits, random_inputs, resolve_shapes
 from prunecli.model import Dims, Model
 from prunecli.model.constants import holders
 from prunecli.model.graphs import all_graphs
 from prunecli.model.shapes import input_specs
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import integers
-from prunecli.runtime import Session
 from prunecli.verify.tolerance import Feed
 
 InputShapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +51,24 @@ class Case:
     spare: bool = False
 
 
-def random_case(session: Session, shapes: InputShapes, seed: int = 0, spare: bool = False) -> Case:
+class TakesInputs(Protocol):
+    """What random inputs are made for: a session, or the description of a model that is too large to be opened."""
+
+    def random_inputs(self, *, seed: int, shapes: InputShapes) -> Feed: ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """The inputs of a model file, without a session of it."""
+
+    model: Model
+
+    def random_inputs(self, *, seed: int, shapes: InputShapes) -> Feed:
+        limits = index_limits(self.model.path)
+        return random_inputs(input_specs(self.model.ir), None, seed, limits=limits, shapes=shapes)
+
+
+def random_case(session: TakesInputs, shapes: InputShapes, seed: int = 0, spare: bool = False) -> Case:
     """Random inputs of these shapes, as `session` takes them."""
     sizes = ", ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
     return Case(
@@ -59,7 +76,7 @@ def random_case(session: Session, shapes: InputShapes, seed: int = 0, spare: boo
     )
 
 
-def spare_cases(session: Session, sizes: Iterable[InputShapes], seed: int = 0) -> Iterator[Case]:
+def spare_cases(session: TakesInputs, sizes: Iterable[InputShapes], seed: int = 0) -> Iterator[Case]:
     """Random inputs of each of the sizes, to be tried until the model runs on one."""
     return (random_case(session, shapes, seed, spare=True) for shapes in sizes)
 

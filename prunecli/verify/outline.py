@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from prunecli.model.external_data import pull_in, read_proto
-from prunecli.model.protos import bodies, graphs, nodes, normalise
+from prunecli.model.protos import bodies, graphs, graphs_in, nodes, normalise
 
 OWN = "prunecli."
 """Prefix of the metadata that saving adds."""
@@ -112,3 +112,26 @@ def drop_unnamed(model: onnx.ModelProto) -> None:
     for node in nodes(model):
         while node.output and not node.output[-1]:
             del node.output[-1]
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The values that a node reads, those that the bodies in its attributes take from outside included."""
+    found = [name for name in node.input if name]
+    for body in graphs_in(node.attribute):
+        own = {info.name for info in body.input} | {t.name for t in body.initializer}
+        own |= {name for inner in body.node for name in inner.output}
+        inside = [name for inner in body.node for name in reads(inner)] + [info.name for info in body.output]
+        found += [name for name in inside if name not in own]
+    return found
+
+
+def of_shapes(nodes: Iterable[onnx.NodeProto], constants: Iterable[str]) -> set[str]:
+    """Values computed from the shapes of others and from constants: they mean nothing until they meet data."""
+    fixed, found = set(constants), set[str]()
+    for node in nodes:
+        read = {name for name in node.input if name}
+        if node.op_type in ("Shape", "Size") or (read & found and read <= found | fixed):
+            found.update(node.output)
+        elif read <= fixed:
+            fixed.update(node.output)
+    return found

@@ -64,6 +64,10 @@ class Claim:
     demand: Callable[[Agreement], None] = lambda agreement: None
 
 
+class NothingRanError(UnprovedError):
+    """On none of the inputs both sides ran."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was compared: over how many cases, and how far each output was off."""
@@ -84,7 +88,7 @@ def prove(claim: Claim, cases: Iterable[Case], progress: Progress = no_progress)
     Raises:
         PruneError: they differ, or the result or the reference does not run where the original does; also where a
             required case proves nothing.
-        UnprovedError: no case proved anything.
+        NothingRanError: no case proved anything.
         RandomOutputsError: the reference yields something else each time.
         TimedOutError: a run of the reference takes too long.
     """
@@ -104,13 +108,13 @@ def prove(claim: Claim, cases: Iterable[Case], progress: Progress = no_progress)
     return Proof(runs, found)
 
 
-def _nothing_ran(given: str, problem: PruneError | None) -> UnprovedError:
+def _nothing_ran(given: str, problem: PruneError | None) -> NothingRanError:
     """`problem`: what was said to the first case."""
     if isinstance(problem, NoNumbersError):
-        return UnprovedError(f"{given} makes no sense: {problem.message}",
-                             "look for NaN or infinite weights with `prune inspect`")  # fmt: skip
+        return NothingRanError(f"{given} makes no sense: {problem.message}",
+                               "look for NaN or infinite weights with `prune inspect`")  # fmt: skip
     reason = "there are no inputs to run it on" if problem is None else problem.message
-    return UnprovedError(f"{given} does not run: {reason}", "try other sizes with --dim or --input-shape")
+    return NothingRanError(f"{given} does not run: {reason}", "try other sizes with --dim or --input-shape")
 
 
 def _compared(claim: Claim, case: Case) -> Sequence[Difference]:

@@ -10,9 +10,20 @@ import onnx_ir as ir
 import pytest
 
 from prunecli.errors import PruneError, UnprovedError
+from prunecli.structures import cut_proof
+from prunecli.verify import pieces
 from prunecli.verify.inputs import Case
 from tests.apply import cuts
 from tests.apply.cuts import carry_out, edit, net_file, shift_one, swap_rows
+
+
+@pytest.fixture(params=["whole", "in pieces"], autouse=True)
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every proof, and every refusal, is the same where the model counts as too large to be run as a whole."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(cut_proof, "RUN_UP_TO", 0)
+        monkeypatch.setattr(pieces, "PIECE", 1)
+
 
 RIGHT = [
     # model, dtype, granularity, kind

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import prunecli
-from prunecli.errors import PruneError, UnprovedError
+from prunecli.errors import UnprovedError
 from tests.model.build import floats, node, proto, save_proto
 
 
@@ -63,15 +63,3 @@ def test_sizes_that_run_are_found(command: str, tmp_path: Path) -> None:
     """Neither 16 nor 64 times 6 is a multiple of 42."""
     path = save_proto(shaped(42), tmp_path)
     assert WRITERS[command](path, output=tmp_path / "out.onnx").verification.kind == "exact"
-
-
-def test_a_model_too_large_for_its_proof_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunecli.structures import cut_proof
-
-    monkeypatch.setattr(cut_proof, "RUN_UP_TO", 100)
-    path, out = save_proto(shaped(6), tmp_path), tmp_path / "out.onnx"
-    assert WRITERS["structured"](path, output=out).verification.kind == "exact"  # memory is free
-    monkeypatch.setattr(cut_proof, "free_memory", lambda: 800)
-    with pytest.raises(PruneError, match="cannot be run beside their reference"):
-        WRITERS["structured"](path, output=out, force=True)
-    assert WRITERS["structured"](path, output=out, force=True, verify=False).verification.kind == "none"

@@ -1,0 +1,314 @@
+"""A model in pieces: parts of its graph between values that are all that later parts read of earlier ones.
+
+Two models that agree on every piece, each run on what the reference yields before it, agree as a whole. So models of
+any size are compared with one piece of each in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from prunecli.errors import UnprovedError
+from prunecli.model.external_data import external, pull_in, read_proto
+from prunecli.verify.inputs import Case
+from prunecli.verify.outline import drop_unnamed, free_initializers, of_shapes, reads
+from prunecli.verify.tolerance import Feed
+
+Shape = tuple[int, ...]
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+PIECE = 96 << 20
+"""Bytes of weights from which on a piece ends at the next boundary that serves."""
+LARGEST = (1 << 31) - (1 << 26)
+"""Bytes of weights that a piece may have; protobuf ends at 2 GiB."""
+
+
+Boundary = tuple[str, ...]
+"""The computed values that what comes after a place in a graph reads of what comes before it."""
+
+
+@dataclass(frozen=True)
+class ValueTypes:
+    """What is known of the values of a model, by name: ONNX element types, and shapes, of which the rank counts."""
+
+    dtypes: Mapping[str, int]
+    shapes: Mapping[str, Shape]
+
+    def info(self, name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, self.dtypes[name], [None] * len(self.shapes[name]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.dtypes and name in self.shapes
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A model file without its weights, whose nodes are in an order in which they can be run."""
+
+    model: onnx.ModelProto
+    nodes: Sequence[onnx.NodeProto]
+    producers: Mapping[str, int]
+    """Value name -> number of its node."""
+
+    @staticmethod
+    def read(path: Path) -> Outlined:
+        model = read_proto(path)
+        free_initializers(model)
+        drop_unnamed(model)
+        nodes = _in_order(model.graph)
+        return Outlined(model, nodes, {name: k for k, node in enumerate(nodes) for name in node.output if name})
+
+    @cached_property
+    def bytes_of(self) -> dict[str, int]:
+        """By initializer."""
+        return {t.name: max(t.ByteSize(), _stored(t)) for t in self.model.graph.initializer}
+
+    @cached_property
+    def fixed(self) -> set[str]:
+        """Initializers, and values computed of constants alone: every piece that reads them has its own."""
+        found = set(self.bytes_of) | {sparse.values.name for sparse in self.model.graph.sparse_initializer}
+        for node in self.nodes:
+            read = [name for name in reads(node) if name]
+            if node.op_type == "Constant" or (read and found.issuperset(read)):
+                found.update(name for name in node.output if name)
+        return found
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        return [info.name for info in self.model.graph.input]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [info.name for info in self.model.graph.output]
+
+    @cached_property
+    def of_shapes(self) -> set[str]:
+        """Values computed from the shapes of others and from constants."""
+        return of_shapes(self.nodes, self.fixed)
+
+    def behind(self, wanted: Iterable[str], given: Collection[str]) -> list[int]:
+        """Numbers of the nodes that compute the wanted values from the given ones, constants, and graph inputs."""
+        pending, found = [name for name in wanted if name not in given], set[int]()
+        while pending:
+            number = self.producers.get(pending.pop())
+            if number is not None and number not in found:
+                found.add(number)
+                pending += [name for name in reads(self.nodes[number]) if name not in given]
+        return sorted(found)
+
+    def part(self, given: Collection[str], wanted: Sequence[str], types: ValueTypes) -> onnx.ModelProto:
+        """The model that computes the wanted values from the given ones; its weights lie where they are.
+
+        Raises:
+            UnprovedError: it has more weights than one file can hold.
+        """
+        graph = self.model.graph
+        nodes = [self.nodes[number] for number in self.behind(wanted, given)]
+        read = {name for node in nodes for name in reads(node)} | set(wanted)
+        stored = [t for t in graph.initializer if t.name in read]
+        if (size := sum(self.bytes_of[t.name] for t in stored)) > LARGEST:
+            raise UnprovedError(f"a part of the graph that nothing divides has {size / 2**30:.1f} GiB of weights")
+        own = {info.name: info for info in graph.output}
+        result = onnx.ModelProto()
+        result.CopyFrom(_without_graph(self.model))
+        result.graph.name = graph.name or "piece"
+        result.graph.node.extend(nodes)
+        result.graph.initializer.extend(stored)
+        result.graph.sparse_initializer.extend(s for s in graph.sparse_initializer if s.values.name in read)
+        result.graph.input.extend(info for info in graph.input if info.name in read)
+        known = {info.name for info in result.graph.input}
+        result.graph.input.extend(types.info(name) for name in given if name in read and name not in known)
+        result.graph.output.extend(own.get(name, onnx.ValueInfoProto(name=name)) for name in wanted)
+        return result
+
+    def has(self, name: str) -> bool:
+        """Whether it computes or takes a value of this name."""
+        return name in self.producers or name in self.inputs or name in self.outputs
+
+
+@dataclass(frozen=True)
+class ModelPiece:
+    """The part of two models between two boundaries, `given` and `after`. `outputs`: of the whole models."""
+
+    original: Outlined
+    result: Outlined
+    types: ValueTypes
+    given: Boundary
+    after: Boundary
+
+    @property
+    def outputs(self) -> list[str]:
+        return self.original.outputs
+
+    @cached_property
+    def wanted(self) -> list[str]:
+        """What the original computes here."""
+        return [name for name in self.after if name not in self.given]
+
+    def is_compared(self, name: str) -> bool:
+        """Whether both sides must agree on it: an output, or data that both have."""
+        return name in self.outputs or (self._is_data(name) and self.result.has(name))
+
+    def _is_data(self, name: str) -> bool:
+        return self.types.dtypes.get(name) in FLOATS and name not in self.original.of_shapes
+
+    @cached_property
+    def parts(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """Without weights: both sides, each of what it computes here."""
+        theirs = [name for name in self.wanted if self.result.has(name)]
+        return self.original.part(self.given, self.wanted, self.types), self.result.part(self.given, theirs, self.types)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Both parts as files of their own, weights included."""
+        places = folder / "original.onnx", folder / "result.onnx"
+        for part, place in zip(self.parts, places, strict=True):
+            whole = onnx.ModelProto()
+            whole.CopyFrom(part)
+            for tensor in external(whole):
+                pull_in(tensor)
+            onnx.save(whole, str(place))
+        return places
+
+
+@dataclass(frozen=True)
+class ModelPieces:
+    """Two models divided at the same boundaries."""
+
+    original: Outlined
+    result: Outlined
+    types: ValueTypes
+    boundaries: Sequence[Boundary]
+
+    def __len__(self) -> int:
+        return len(self.boundaries) - 1
+
+    def __iter__(self) -> Iterator[ModelPiece]:
+        for given, after in pairwise(self.boundaries):
+            yield ModelPiece(self.original, self.result, self.types, given, after)
+
+
+class Handed(dict[str, Any]):
+    """The inputs of one case, and the values at a boundary: those of the reference, and `own`, as the result has
+    them. What is computed from shapes, and what is not rounded, the result computes for itself throughout."""
+
+    def __init__(self, reference: Feed, label: str, required: bool = False, own: Feed | None = None) -> None:
+        super().__init__(reference)
+        self.label, self.required = label, required
+        self.own = reference if own is None else own
+
+    def case(self, piece: ModelPiece) -> Case:
+        """On what each side of a piece takes."""
+        mine, theirs = ({info.name for info in part.graph.input} for part in piece.parts)
+        taken = {name: value for name, value in self.items() if name in mine}
+        feed = Handed(taken, self.label, self.required, {n: v for n, v in self.own.items() if n in theirs})
+        return Case(self.label, lambda: feed, self.required)
+
+    def after(self, piece: ModelPiece, wanted: Feed, got: Feed, aligned: Callable[[str, Any], Any]) -> Handed:
+        """At the boundary behind a piece. `wanted` and `got`: what reference and result computed in it."""
+        given = {*piece.after, *piece.original.inputs}
+        planned = {name: aligned(name, value) for name, value in wanted.items() if piece.is_compared(name)}
+        handed = {n: v for n, v in planned.items() if n in got and np.shape(v) == np.shape(got[n])}
+        mine = {name: value for name, value in {**self, **wanted}.items() if name in given}
+        theirs = {name: value for name, value in {**self.own, **got, **handed}.items() if name in given}
+        return Handed(mine, self.label, self.required, theirs)
+
+
+def own(feed: Feed) -> Feed:
+    """What the result is given where the reference is given `feed`."""
+    return feed.own if isinstance(feed, Handed) else feed
+
+
+def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Boundary]:
+    """Boundaries at which both models can be divided, from that behind the inputs to that of the outputs.
+
+    Those places in the order of the original's nodes serve behind which only tensors are alive that both models have
+    under the same names, except for what is computed from shapes. Of the places in the second half of a piece, the one
+    with the fewest such values is taken.
+    """
+    boundaries: list[Boundary] = [()]
+    weights, alive = _own_weights(original), list(_alive(original))
+    seen, best, number = set[str](), -1, 0
+    while number < len(weights) - 1:
+        seen |= weights[number]
+        size = sum(original.bytes_of[name] for name in seen)
+        fewer = best < 0 or 2 * size < PIECE or len(alive[number]) <= len(alive[best])
+        if fewer and _serves(alive[number], original, other, types):
+            best = number
+        if size >= PIECE and best >= 0:
+            boundaries.append(tuple(alive[best]))
+            seen, number, best = set(), best, -1
+        number += 1
+    return [*boundaries, tuple(original.outputs)]
+
+
+def _serves(alive: Sequence[str], original: Outlined, other: Outlined, types: ValueTypes) -> bool:
+    data = [name for name in alive if name not in original.of_shapes]
+    known = all(name in types for name in alive)
+    return bool(data) and known and all(map(other.has, data))
+
+
+def _own_weights(model: Outlined) -> list[set[str]]:
+    """Per node, the initializers that it reads, directly or by way of constants computed of them."""
+    behind: dict[str, set[str]] = {name: {name} for name in model.bytes_of}
+    out = []
+    for node in model.nodes:
+        mine = set().union(*(behind.get(name, ()) for name in reads(node)))
+        if all(name in model.fixed for name in node.output if name):
+            behind.update(dict.fromkeys(node.output, mine))
+        out.append(mine)
+    return out
+
+
+def _alive(model: Outlined) -> Iterator[list[str]]:
+    """After each node, the computed values that later ones read, or that are outputs."""
+    last = {name: len(model.nodes) for name in model.outputs}
+    for number, node in enumerate(model.nodes):
+        for name in reads(node):
+            last[name] = max(last.get(name, 0), number)
+    alive: dict[str, None] = {}
+    for number, node in enumerate(model.nodes):
+        alive.update(dict.fromkeys(n for n in node.output if n and n not in model.fixed and last.get(n, 0) > number))
+        for name in reads(node):
+            if last[name] == number:
+                alive.pop(name, None)
+        yield list(alive)
+
+
+def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes, each after those whose values it reads."""
+    waiting = {name for node in graph.node for name in node.output if name}
+    out, pending = [], list(graph.node)
+    while pending:
+        later = []
+        for node in pending:
+            if waiting.isdisjoint(reads(node)):
+                out.append(node)
+                waiting.difference_update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(pending):  # a circle: onnxruntime will say so
+            return [*out, *later]
+        pending = later
+    return out
+
+
+def _stored(tensor: onnx.TensorProto) -> int:
+    size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize if tensor.data_type else 0
+    for length in tensor.dims:
+        size *= length
+    return size
+
+
+def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    result = onnx.ModelProto(ir_version=model.ir_version)
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    return result
