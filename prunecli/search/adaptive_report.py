@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prunecli.evaluation.report import number
 from prunecli.report.contract import envelope
@@ -16,6 +16,7 @@ from prunecli.search.strategy import STAGES
 from prunecli.types import Json
 
 if TYPE_CHECKING:
+    from prunecli.evaluation.latency import TimedPair
     from prunecli.search.adaptive import AdaptiveResult, Confirmation
     from prunecli.search.strategy import SearchStep
 
@@ -209,21 +210,59 @@ def curves_chart(found: AdaptiveResult) -> Chart:
     return Chart("Damage by each layer alone", panels, ChartAxis("removed", "percent"), ChartAxis("damage"), note)
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """What the steps are drawn over. By default: what is lost, over what is left. Where time is to be saved and was
+    measured, as `pair`: the metric, over milliseconds of a run, which a table of layers predicts for steps."""
+
+    found: AdaptiveResult
+    pair: TimedPair | None
+
+    @classmethod
+    def of(cls, found: AdaptiveResult) -> _Scales:
+        speed = getattr(found.result, "speed", None) if found.goal.minimize == "latency" else None
+        pair = None if speed is None else speed.pair
+        return cls(found, None if pair is None or pair.gain.reason else pair)
+
+    def across(self, step: SearchStep) -> float:
+        return step.remains * (1 if self.pair is None else self.pair.baseline.median)
+
+    def up(self, lost: float) -> float:
+        return lost if self.pair is None else self.found.baseline - (lost if self.found.change == "drop" else -lost)
+
+    def confirmed(self, c: Confirmation) -> Series:
+        """Over the time that was measured, where the step is the one that was written."""
+        written = c is self.found.confirmations[-1] and self.pair is not None
+        x = self.pair.model.median if written and self.pair is not None else self.across(c.step)
+        low, high = sorted((self.up(c.low), self.up(c.high)))
+        return Series("on held-out samples", [x], [self.up(c.drop.value)], "points", low=[low], high=[high])
+
+    def chart(self, panel: Panel, name: str, note: str) -> Chart:
+        if self.pair is None:
+            return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(self.found.change), note)
+        metric = self.found.metric.replace("_", " ")
+        said = "milliseconds of steps are predicted from a table of layers, that of the result is measured"
+        across = ChartAxis("milliseconds of a run")
+        return Chart(f"{metric} over time", [panel], across, ChartAxis(metric), f"{said}. {note}".strip())
+
+
 def path_chart(found: AdaptiveResult, name: str) -> Chart:
     """Every step by what it leaves and what it loses, the front as a line, and the limit."""
-    limit, most = found.goal.max_drop, 10 * found.goal.max_drop
+    limit, most, scales = found.goal.max_drop, 10 * found.goal.max_drop, _Scales.of(found)
     shown = [step for step in found.steps if step.drop.value <= most]
-    series = []
-    for title, allowed in (("allowed", True), ("not allowed", False)):
-        mine = [step for step in shown if step.allowed == allowed]  # also if empty: colours keep their meaning
-        series.append(Series(title, [s.remains for s in mine], [s.drop.value for s in mine], "points",
-                             labels=[f"step {s.number}" for s in mine]))  # fmt: skip
+
+    def series(title: str, steps: Sequence[SearchStep], draw: Literal["points", "line"]) -> Series:
+        labels = [f"step {step.number}" for step in steps] if draw == "points" else []
+        x, y = [scales.across(step) for step in steps], [scales.up(step.drop.value) for step in steps]
+        return Series(title, x, y, draw, labels=labels)
+
+    drawn = [  # also if empty: colours keep their meaning
+        series(title, [step for step in shown if step.allowed == allowed], "points")
+        for title, allowed in (("allowed", True), ("not allowed", False))
+    ]
     front = [m.step for m in found.front if m.step.drop.value <= most]
-    if front:
-        series.append(Series("Pareto front", [s.remains for s in front], [s.drop.value for s in front], "line"))
-    series += [Series("on held-out samples", [c.step.remains], [c.drop.value], "points", low=[c.low], high=[c.high])
-               for c in found.confirmations if c.drop.value <= most]  # fmt: skip
+    drawn += [series("Pareto front", front, "line")] * bool(front)
+    drawn += [scales.confirmed(c) for c in found.confirmations if c.drop.value <= most]
     left_out = len(found.steps) - len(shown)
     note = f"steps that lost more than {most:g} are left out: {left_out}" if left_out else ""
-    panel = Panel(series, marks=[Mark("y", limit, "limit")])
-    return Chart("Steps", [panel], ChartAxis(f"{name} left", "percent"), ChartAxis(found.change), note)
+    return scales.chart(Panel(drawn, marks=[Mark("y", scales.up(limit), "limit")]), name, note)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ import prunecli
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.evaluate import evaluate
+from prunecli.evaluation.latency import Latency, Speedup, TimedPair, TimingOptions
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.masks.criteria import element_names
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
-from prunecli.search.adaptive import AdaptiveResult, adaptive, raise_if_missed
+from prunecli.search.adaptive import AdaptiveResult, adaptive
 from prunecli.search.adaptive_report import path_chart, to_document
 from prunecli.search.pruner import Layer
 from prunecli.search.runner import InProcess
@@ -115,7 +117,7 @@ def test_what_cannot_be_kept_writes_nothing_and_tells_the_closest(tmp_path: Path
     done = found(tmp_path, max_drop=0.0001, save_front=tmp_path / "front")
     assert not done.reached and not (tmp_path / "out.onnx").exists() and done.closest is not None
     with pytest.raises(GateFailed, match="no model within a drop"):
-        raise_if_missed(done)
+        done.raise_if_failed()
     assert done.to_json()["output"] is None and done.to_json()["closest"]["bound"] > 0.0001
 
 
@@ -127,7 +129,7 @@ def test_what_to_do_about_a_missed_goal_names_what_was_not_tried(
     tmp_path: Path, changes: dict[str, Any], told: list[str], untold: list[str]
 ) -> None:
     with pytest.raises(GateFailed) as caught:
-        raise_if_missed(found(tmp_path, max_drop=0.0001, strategy="feedback", **changes))
+        found(tmp_path, max_drop=0.0001, strategy="feedback", **changes).raise_if_failed()
     hint = caught.value.hint or ""
     assert all(t in hint for t in ["allow more", "more data", *told]) and not any(t in hint for t in untold)
 
@@ -165,6 +167,21 @@ def test_colours_of_the_steps_keep_their_meaning_where_one_kind_is_missing(tmp_p
     assert [series.name for series in chart.panels[0].series][:2] == ["allowed", "not allowed"]
     page = to_html(Document("t", [chart]))
     assert page.count("<svg") == 1 or not done.steps  # without steps the chart may be left out, but not fail
+
+
+def test_where_time_was_to_be_saved_the_steps_are_drawn_as_the_metric_over_milliseconds(tmp_path: Path) -> None:
+    done = found(tmp_path, strategy="feedback")
+    how = TimingOptions(1, "CPUExecutionProvider")
+    whole, small = (Latency(np.full(9, ms), how) for ms in (4.0, 3.0))
+    timed = SimpleNamespace(speed=SimpleNamespace(pair=TimedPair(small, whole, Speedup(4 / 3, 1.3, 1.4))))
+    fast: Any = replace(done, goal=replace(done.goal, minimize="latency"), result=timed)
+    chart, step = path_chart(fast, "time"), next(s for s in done.steps if s.allowed)
+    series = {one.name: one for one in chart.panels[0].series}
+    assert (chart.x.title, chart.y.title) == ("milliseconds of a run", "accuracy")
+    assert (series["allowed"].x[0], series["allowed"].y[0]) == (4 * step.remains, done.baseline - step.drop.value)
+    assert series["on held-out samples"].x == [3.0] and series["on held-out samples"].low[0] <= done.baseline
+    assert chart.panels[0].marks[0].at == pytest.approx(done.baseline - done.goal.max_drop)
+    assert path_chart(done, "time").x.form == "percent"
 
 
 @pytest.mark.slow
