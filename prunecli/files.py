@@ -149,6 +149,16 @@ class Scratch:
         self.close()
 
 
+@contextlib.contextmanager
+def written_to(target: Path, dry_run: bool) -> Iterator[Path]:
+    """Where a result is written: a dry run does everything, too, but in a folder that goes."""
+    if not dry_run:
+        yield target
+        return
+    with Scratch() as folder:
+        yield folder / target.name
+
+
 def _discard(folder: Path, handle: int | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if handle is not None:

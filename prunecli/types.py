@@ -97,3 +97,6 @@ class Verification:
     max_rel_error: float | None = None
     samples: int = 0
     detail: str = ""
+
+
+UNVERIFIED = Verification("none", detail="left out by --no-verify")

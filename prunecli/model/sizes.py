@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -43,16 +43,23 @@ def totals(model: Model, shapes: Shapes | None = None, counted: Mapping[int, int
     for tensor in (holder.tensor for holder in parameters(floating(model.ir).model)):
         params += tensor.size
         nonzero += known[id(tensor)] if id(tensor) in known else count_nonzero(tensor)
-    files = [model.path, *model.data_files]
     return Totals(
         params=params,
         nonzero=nonzero,
         macs=count_macs(model, shapes).total if shapes else None,
-        file_bytes=sum(path.stat().st_size for path in files),
-        gzip_bytes=sum(gzip_bytes(path) for path in files),
-        gzip_estimated=any(path.stat().st_size > EXACT_UP_TO for path in files),
         assumed=shapes.assumed if shapes else (),
+        **file_sizes(model),
     )
+
+
+def file_sizes(model: Model) -> dict[str, Any]:
+    """Of `Totals`, what is of the files that a model was loaded from."""
+    files = [model.path, *model.data_files]
+    return {
+        "file_bytes": sum(path.stat().st_size for path in files),
+        "gzip_bytes": sum(gzip_bytes(path) for path in files),
+        "gzip_estimated": any(path.stat().st_size > EXACT_UP_TO for path in files),
+    }
 
 
 def counts(tensor: ir.TensorProtocol) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity
-from prunecli.files import Scratch
+from prunecli.files import written_to
 from prunecli.model import Model, concrete_shapes, load, totals
 from prunecli.model.copies import plain_path, raised
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
@@ -143,10 +143,9 @@ class _Saved:
     zstd: int = 0
 
     def save(self, target: Path, made: Provenance, sparse: frozenset[str] = frozenset()) -> FileRef | None:
-        """What was written; None of a dry run, which does everything, but elsewhere."""
+        """What was written; None of a dry run."""
         options = self.proof.options
-        with Scratch() as elsewhere:
-            place = elsewhere / target.name if options.dry_run else target
+        with written_to(target, options.dry_run) as place:
             saving = SaveOptions(options.external_data, options.force, made, sparse)
             found = save(self.proof.model, place, saving, self._inspect)
         return None if options.dry_run else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from prunecli.storage import Writer
 from prunecli.storage.chain import Op, after
 from prunecli.storage.fitting import PASSES, widened
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
-from prunecli.types import Progress, Verification
+from prunecli.types import UNVERIFIED, Progress, Verification
 from prunecli.verify.compare import check_tensors, placed, same_bits
 from prunecli.verify.inputs import Case, InputShapes, random_case, sizes_to_try, spare_cases
 from prunecli.verify.prove import RUN_UP_TO, Agreement, Claim, open_original, prove
@@ -59,7 +59,7 @@ class PackProof:
     items: Sequence[Item]
     options: UnpackOptions
     progress: Progress
-    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    verification: Verification = UNVERIFIED
     fidelity: Fidelity | None = None
     loads: tuple[LoadCost, LoadCost] | None = None
     """Of the dense file and of the packed one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.passes import at_data
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
-from prunecli.files import Scratch
+from prunecli.files import Scratch, written_to
 from prunecli.model import Model, Weight, concrete_shapes, find_weights, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
-from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes
+from prunecli.model.sizes import file_sizes
 from prunecli.quantization.candidates import TOOL, Candidate, GraphBuilder, Judge, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
 from prunecli.quantization.options import QuantizeOptions, named_path
@@ -35,7 +35,7 @@ from prunecli.quantization.result import QuantizeResult
 from prunecli.quantization.stored import IntegerGraph
 from prunecli.reconstruct.refit import CalibrationBatches
 from prunecli.runtime import Session
-from prunecli.types import Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 512
@@ -237,8 +237,7 @@ def _saved(
     recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}
     inspector = QuantisedInspector(work, best, decided, before)
     saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
-    with Scratch() as elsewhere:
-        place = elsewhere / target.name if options.dry_run else target
+    with written_to(target, options.dry_run) as place:
         saved = save(replace(file, ir=best.graph.model), place, saving, inspector)
         speed = measure_speed(place, plain_path(file), options) if options.timing else None
         quality = None if work.test is None else measured_quality(plain_path(file), place, work.test, options)
@@ -266,7 +265,7 @@ class QuantisedInspector:
     best: Candidate
     decided: Mapping[str, Array]
     before: Totals
-    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    verification: Verification = UNVERIFIED
     after: Totals | None = None
 
     def __call__(self, staged: Path) -> None:
@@ -274,13 +273,8 @@ class QuantisedInspector:
         zeros = sum(int(array.size - np.count_nonzero(array)) for array in self.decided.values())
         if self.work.options.verify:
             self.verification = check_stored(staged, self.decided, form, self.work.judge)
-        saved = load(staged)
-        files = [staged, *saved.data_files]
-        self.after = replace(
-            self.before, nonzero=min(self.before.nonzero, self.before.params - zeros),
-            file_bytes=sum(each.stat().st_size for each in files), gzip_bytes=sum(gzip_bytes(each) for each in files),
-            gzip_estimated=any(each.stat().st_size > EXACT_UP_TO for each in files),
-        )  # fmt: skip
+        nonzero = min(self.before.nonzero, self.before.params - zeros)
+        self.after = replace(self.before, nonzero=nonzero, **file_sizes(load(staged)))
 
 
 def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.files import Scratch, check_paths, written
+from prunecli.files import check_paths, written, written_to
 from prunecli.model import Model, concrete_shapes, find_weights, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
@@ -31,7 +31,7 @@ from prunecli.shrinking.surplus import Finder
 from prunecli.shrinking.tidying import Tidied, drop_copies, merge_duplicates
 from prunecli.shrinking.tokenizer import encoded
 from prunecli.shrinking.vocabulary import VocabularyCut, cut_vocabulary
-from prunecli.types import Json, LayerRow, Progress, Totals, Verification, no_progress
+from prunecli.types import UNVERIFIED, Json, LayerRow, Progress, Totals, Verification, no_progress
 
 ORDER = "terms that were zero left its sums, whose order onnxruntime then chose anew"
 ADDED = "constants went into biases and equal units into one, and their sums are rounded anew"
@@ -85,8 +85,7 @@ def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress
     inspector = _Inspector(original, options, proof if options.verify else None)
     vocabulary = work.removed.vocabulary
     text = None if vocabulary is None or vocabulary.in_graph else _tokenizer_text(vocabulary, words)
-    with Scratch() as elsewhere:  # a dry run does everything, but there
-        place = elsewhere / target.name if options.dry_run else target
+    with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("shrink", _recipe(options)))
         saved = save(work.file, place, saving, inspector)
     assert inspector.after is not None
@@ -200,7 +199,7 @@ class _Inspector:
     original: Model
     options: ShrinkOptions
     proof: ShrinkProof | None
-    verification: Verification = Verification("none", detail="left out by --no-verify")  # noqa: RUF009 - it is frozen
+    verification: Verification = UNVERIFIED
     after: Totals | None = None
     layers: Sequence[LayerRow] = ()
 

@@ -13,7 +13,7 @@ from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Frozen
 from prunecli.dependency.cut import Removed, following
 from prunecli.evaluation.speed import MeasuredSpeed, TimedOptions, measure_int8, measure_speed
-from prunecli.files import Scratch
+from prunecli.files import Scratch, written_to
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
 from prunecli.quantization.result import QuantizeResult
@@ -56,7 +56,7 @@ class StructuredResult(ModelResult):
     speed: MeasuredSpeed | None = None
     packed: PackResult | None = None
     quantised: QuantizeResult | None = None
-    removed: Removed = field(default_factory=dict)
+    removed: Removed = field(default_factory=dict, compare=False)
     masked: ClassVar[tuple[str, ...]] = ()
     pattern: ClassVar[str] = "element"
 
@@ -84,10 +84,9 @@ def carry_out(
     positions = subject.units.removed(decided.removed)
     cut = subject.without(decided.removed, positions)
     inspector = CutInspector(subject, subject.forced(positions, decided.removed), options, progress)
-    with Scratch() as elsewhere:  # a dry run does everything, but there
-        place = elsewhere / target.name if options.dry_run else target
+    with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance("structured", decided.recipe))
-        cut, recovery = _recovered(inspector, cut, positions, elsewhere)
+        cut, recovery = _recovered(inspector, cut, positions)
         check = inspector if recovery is None else inspector.measure
         saved = save(replace(subject.file, ir=cut), place, saving, check)
         speed = measured(place, subject.file.path, options, progress) if options.timing else None
@@ -103,16 +102,15 @@ def measured(cut: Path, original: Path, options: TargetOptions, progress: Progre
     return measure(cut, original, options, progress)
 
 
-def _recovered(
-    inspector: CutInspector, cut: ir.Model, positions: Removed, folder: Path
-) -> tuple[ir.Model, Recovery | None]:
+def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tuple[ir.Model, Recovery | None]:
     """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
     from prunecli.structures.recovery import recover, recovery_method
 
     subject, options = inspector.subject, inspector.options
     if recovery_method(options) == "none":
         return cut, None
-    save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
+    with Scratch() as folder:
+        save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
     proof = inspector.verification
     if proof.kind != "none":
         inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")

@@ -17,7 +17,7 @@ from prunecli.structures.cut_proof import CutProof
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.decision import layer_rows
 from prunecli.structures.prunable import Cuttable, less
-from prunecli.types import LayerRow, Progress, Totals, Verification, no_progress
+from prunecli.types import UNVERIFIED, LayerRow, Progress, Totals, Verification, no_progress
 from prunecli.verify.inputs import Case, TakesInputs, random_case, sizes_to_try, spare_cases
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CutInspector:
     forced: Forced
     options: CutOptions
     progress: Progress = no_progress
-    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    verification: Verification = UNVERIFIED
     after: Totals | None = None
     layers: list[LayerRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

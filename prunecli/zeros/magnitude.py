@@ -8,21 +8,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.errors import some
 from prunecli.evaluation.passes import at_data
-from prunecli.files import Scratch
+from prunecli.files import written_to
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
 from prunecli.model import Model, Shapes, Weight, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.constants import release
 from prunecli.model.floating import floats_of, requantise
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
-from prunecli.model.sizes import EXACT_UP_TO, gzip_bytes, macs_by_weight
+from prunecli.model.sizes import file_sizes, macs_by_weight
 from prunecli.options.groups import QuantizedLast
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.quantization.after import quantized_after, told_quantized
@@ -37,7 +37,7 @@ from prunecli.training.gradual import (
     retrained,
     share_after,
 )
-from prunecli.types import Json, Progress, Skipped, Totals, Verification, no_progress
+from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 from prunecli.verify.inputs import sizes_to_try
 from prunecli.zeros.options import MagnitudeOptions, OtherKinds, ZeroingOptions
 from prunecli.zeros.plans import load_plan, save_plan
@@ -121,8 +121,7 @@ def _pruned(
     zero(work.changed)
     requantise(work.floats.ir, work.file.ir)
     inspector = ZeroInspector(work, options, progress)
-    with Scratch() as elsewhere:  # a dry run does everything, but there
-        place = elsewhere / target.name if options.dry_run else target
+    with written_to(target, options.dry_run) as place:
         saving = SaveOptions(options.external_data, options.force, Provenance(work.command, found.recipe))
         saved = save(work.file, place, saving, inspector)
     if options.save_plan is not None:
@@ -289,21 +288,15 @@ class ZeroInspector:
     work: Zeroing
     options: ZeroingOptions
     progress: Progress
-    verification: Verification = field(default_factory=lambda: Verification("none", detail="left out by --no-verify"))
+    verification: Verification = UNVERIFIED
     after: Totals | None = None
 
     def __call__(self, staged: Path) -> None:
         if self.options.verify:
             self.verification = self._proof()(staged)
-        files = [staged, *load(staged).data_files]
         dropped = sum(one.nonzero_before - one.nonzero_after for one in self.work.changed)
-        self.after = replace(
-            self.work.before,
-            nonzero=self.work.before.nonzero - dropped,
-            file_bytes=sum(file.stat().st_size for file in files),
-            gzip_bytes=sum(gzip_bytes(file) for file in files),
-            gzip_estimated=any(file.stat().st_size > EXACT_UP_TO for file in files),
-        )
+        before = self.work.before
+        self.after = replace(before, nonzero=before.nonzero - dropped, **file_sizes(load(staged)))
 
     def _proof(self) -> ZeroProof:
         work, execution = self.work, self.options.execution
