@@ -1,0 +1,137 @@
+"""Small integers: quality, size and CPU time of a run, beside onnxruntime's quantiser alone on the same samples.
+
+`onnxruntime` is `quantize_static` with least and largest values, per channel, after its preprocessing (int4: its
+MatMulNBits quantiser). `cut` is half the multiply-accumulates, `zeros` 80 % of them. Times are of one run on one
+thread, as parts of that of the float model, measured in turn; `x int8` is how much faster than onnxruntime's integers
+of the uncut model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from common import SHARED, parser, show
+
+from prunecli import oneshot, pack, quantize, structured
+from prunecli.evaluation.evaluate import evaluate
+from prunecli.evaluation.options import EvaluateOptions
+from prunecli.evaluation.speed import measure_speed
+from prunecli.quantization.options import QuantizeOptions
+from prunecli.runtime import QuantisedGraph, Session, quantise
+
+DATA, MODELS = SHARED / "data", SHARED / "models" / "real"
+IMAGES = {"mean": "127", "std": "128", "scale": "1", "classes": str(DATA / "imagenet-classes.txt")}
+CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz", {})
+CASES: dict[str, tuple[Path, Path, dict[str, str]]] = {
+    "resnet20-cifar10": CIFAR,
+    "resnet56-cifar10": CIFAR,
+    "efficientnet-lite0": (DATA / "imagenet-calib", DATA / "imagenet-test", IMAGES),
+    "minilm-l6": (DATA / "sick-calib.npz", DATA / "sick-pairs.npz", {}),
+}
+WAYS = ("plain", "cut", "zeros")
+
+
+def accuracy(path: Path, options: QuantizeOptions, test: Path) -> float:
+    given = options.like(test)
+    found = evaluate(path, options=EvaluateOptions(data=replace(given, limit=None), latency=False, threads=1))
+    return float(found.to_json()["models"][0]["metrics"]["accuracy"])
+
+
+def cosine(path: Path, model: Path, pairs: Path) -> float:
+    """Mean cosine with the float model's embeddings of sentences that nothing was fitted to."""
+    with np.load(pairs) as data:
+        feed = {name: data[f"a_{name}"][:500].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    one, other = (Session.open(each, threads=1).run(feed)["embedding"] for each in (model, path))
+    return float((one * other).sum(axis=1).mean())
+
+
+def tool(model: Path, options: QuantizeOptions, folder: Path) -> Path:
+    """The model by onnxruntime's quantiser alone, on the samples that ours is fitted and judged on."""
+    if options.form == "nbits":
+        place = folder / "tool.onnx"
+        onnx.save(QuantisedGraph("nbits", "int4").of(model), place)
+        return place
+    assert options.source is not None
+    data = options.source.open(Session.open(model).inputs)
+    data = data.shuffled(0).take(512) if options.limit is None else data
+    return quantise(model, (batch.feed for batch in data.batches(16)), folder, "tool")
+
+
+class Table:
+    """Rows of one model: each file beside the float one."""
+
+    def __init__(self, name: str, options: QuantizeOptions, test: Path) -> None:
+        self.name, self.model, self.options, self.test = name, MODELS / f"{name}.onnx", options, test
+        self.rows: list[list[Any]] = []
+        self.baseline: Path | None = None
+
+    def add(self, label: str, path: Path, timed: bool) -> None:
+        four = self.options.form == "nbits"
+        quality = cosine(path, self.model, self.test) if four else accuracy(path, self.options, self.test)
+        size = path.stat().st_size / self.model.stat().st_size
+        self.rows.append([self.name, label, quality, size, *(self._times(path) if timed else ("", ""))])
+        print(self.rows[-1], flush=True)
+
+    def _times(self, path: Path) -> tuple[Any, Any]:
+        pairs = [measure_speed(path, base, self.options).pair for base in (self.model, self.baseline) if base]
+        gains = ["" if pair is None or pair.gain.reason else pair.gain.speedup for pair in pairs]
+        return (1 / gains[0] if gains[0] else ""), (gains[1] if len(gains) > 1 else "")
+
+
+def main() -> None:
+    made = parser(__doc__ or "")
+    made.add_argument("--models", nargs="+", default=list(CASES))
+    made.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    made.add_argument("--limit", type=int)
+    made.add_argument("--no-timing", action="store_true")
+    args = made.parse_args()
+    rows: list[list[Any]] = []
+    for name in args.models:
+        calibration, test, images = CASES[name]
+        weights = "int4-block32" if name == "minilm-l6" else "int8"
+        options = QuantizeOptions(
+            data=str(calibration), limit=args.limit, threads=1, timing=False, weights=weights, **images
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measured(Table(name, options, test), args.ways, Path(folder), not args.no_timing)
+    show("Small integers", ("model", "file", "quality", "size", "time", "x int8"), rows)
+
+
+def measured(table: Table, ways: list[str], folder: Path, timed: bool) -> list[list[Any]]:
+    model, options = table.model, table.options
+    table.add("float", model, False)
+    table.baseline = tool(model, options, folder)
+    table.add("onnxruntime", table.baseline, timed)
+    if "plain" in ways:
+        quantize(model, replace(options, output=folder / "plain.onnx"))
+        table.add("prune quantize", folder / "plain.onnx", timed)
+    if options.form == "nbits":
+        return table.rows
+    common = {"data": options.data, "limit": options.limit, "threads": 1,
+              **{name: getattr(options, name) for name in IMAGES}}  # fmt: skip
+    if "cut" in ways:
+        cut, both = folder / "cut.onnx", folder / "cut8.onnx"
+        structured(model, macs="50%", target="cpu-int8", output=cut, timing=False, **common)
+        table.add("cut", cut, timed)
+        quantize(cut, replace(options, output=both))
+        table.add("cut, prune quantize", both, timed)
+        (folder / "alone").mkdir()
+        table.add("cut, onnxruntime", tool(cut, options, folder / "alone"), timed)
+    if "zeros" in ways:
+        zero, both, small = (folder / f"{name}.onnx" for name in ("zero", "zero8", "zero8p"))
+        oneshot(model, sparsity=0.8, output=zero, **common)
+        table.add("zeros", zero, False)
+        quantize(zero, replace(options, output=both, original=model))
+        table.add("zeros, prune quantize", both, False)
+        pack(both, output=small, threads=1)
+        table.add("zeros, prune quantize, pack", small, False)
+    return table.rows
+
+
+if __name__ == "__main__":
+    main()
