@@ -16,7 +16,7 @@ from prunecli.calibration.gradients import mean_error
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.model import Model, load
 from prunecli.quantization.ranges import Range
-from prunecli.quantization.stored import Form, IntegerGraph
+from prunecli.quantization.stored import Form, IntegerGraph, weights_alone
 from prunecli.runtime import QuantisedGraph, Session
 
 Array = np.ndarray[Any, Any]
@@ -90,9 +90,16 @@ class GraphBuilder:
     def of(cls, prepared: Path, form: Form, weights: str, activations: str) -> GraphBuilder:
         return cls(prepared, load(prepared), form, weights, activations)
 
+    @property
+    def weights_alone(self) -> bool:
+        """Whether activations stay float in a graph of QuantizeLinear and the like, which the tool does not make."""
+        return self.form == "qdq" and self.activations == "none"
+
     def built(self, ranges: Mapping[str, Range], exclude: Sequence[str], open_ends: bool = True) -> IntegerGraph:
         """As onnxruntime's tool makes it. `open_ends`: outputs of the model that a product of matrices computes
         stay float, which costs nothing."""
+        if self.weights_alone:
+            return IntegerGraph.of(weights_alone(self.model.ir, self.weights, exclude), self.form)
         weights = "int4" if self.form == "nbits" else self.weights
         asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
         graph = IntegerGraph.of(ir.from_proto(asked.of(self.prepared)), self.form)

@@ -27,7 +27,9 @@ class Quantizing(Options):
     ] = "int8"  # fmt: skip
     activations: Annotated[
         Literal["int8", "uint8", "none"] | None,
-        Option("what goes between operators; default uint8, none with int4-block32", QUANTIZATION),
+        Option(
+            "what goes between operators; none: they stay float; default uint8, none with int4-block32", QUANTIZATION
+        ),
     ] = None
     keep_float: Annotated[
         float,
@@ -75,10 +77,10 @@ class QuantizeOptions(Quantizing, Chosen, CalibrationSamples, Batched, Seeded, S
         if (self.form == "nbits") != (self.weights == "int4-block32"):
             raise PruneError(f"--format {self.form} does not store --weights {self.weights}",
                              "--weights int4-block32 goes with --format nbits, int8 and uint8 with qdq and dynamic")  # fmt: skip
-        wanted = {"qdq": ("int8", "uint8"), "dynamic": ("uint8",), "nbits": ("none",)}[self.form]
+        wanted = {"qdq": ("int8", "uint8", "none"), "dynamic": ("uint8",), "nbits": ("none",)}[self.form]
         if self.activations is not None and self.activations not in wanted:
             raise PruneError(f"--format {self.form} has no --activations {self.activations}",
-                             f"it has {' and '.join(wanted)}")  # fmt: skip
+                             f"it has {', '.join(wanted)}")  # fmt: skip
         if self.activations == "int8" and self.weights == "uint8":
             raise PruneError("onnxruntime has no kernels for uint8 weights with int8 activations",
                              "use --weights int8, or --activations uint8")  # fmt: skip

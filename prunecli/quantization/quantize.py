@@ -127,7 +127,7 @@ class Quantisation:
         if not tool.weights:
             raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}",
                              "`prune inspect` lists its weights; --format chooses another form")  # fmt: skip
-        found = [self.judge(TOOL, tool)]
+        found = [] if self.builder.weights_alone else [self.judge(TOOL, tool)]
         rounded = [self.judge(NEAREST, self._rounded(one, self.exclude)) for one in ranges]
         best = min(rounded, key=lambda one: one.error)
         chosen = ranges[rounded.index(best)]
@@ -145,7 +145,7 @@ class Quantisation:
 
     def _ranges(self, progress: Progress) -> list[dict[str, Range]]:
         """Of activations: all that was seen, and the parts that err least; one that is empty where none are needed."""
-        if self.options.form != "qdq":
+        if self.options.activation_type not in ACTIVATIONS or self.options.form != "qdq":
             return [{}]
         seen = observe(self.batches.start, self.builder.prepared, self.feeds, len(self.feeds), progress)
         whole = {name: one.whole for name, one in seen.items()}
@@ -248,7 +248,7 @@ def _saved(
         notes=[*file.notes, *work.notes, *cautions(work.data), *_notes(work, best, speed)],
         dry_run=options.dry_run, recipe=recipe, layers=layers, left=[], speed=speed, quality=quality,
         errors={one.name: one.error for one in candidates}, chosen=best.name, fidelity=best.fidelity,
-        tool=candidates[0].fidelity,
+        tool=next((one.fidelity for one in candidates if one.name == TOOL), None),
     )  # fmt: skip
 
 
@@ -291,6 +291,8 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
 
 def _slow(work: Quantisation) -> str:
     """Why integers are no faster here, as far as it can be told."""
+    if work.options.activation_type == "none":
+        return "weights alone are integers, which become floats again at every run: the file is smaller, no run faster"
     ops = sorted(
         {node.op_type for node in work.builder.model.ir.graph if node.op_type in ("Sigmoid", "Erf", "HardSwish")}
     )

@@ -10,15 +10,19 @@ and its weights changed on the way; what quantises activations is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from prunecli.calibration.layers import LinearLayer
+from prunecli.calibration.layers import LinearLayer, layers_of
+from prunecli.calibration.layerwise import working_form
+from prunecli.model import Model, find_weights
+from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.quantised import nbits, packed, quantised
 from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, IntegerType
 
@@ -74,6 +78,19 @@ def put(value: ir.Value, array: Array) -> None:
     value.const_value = ir.Tensor(fresh, dtype=old.dtype, name=value.name)
 
 
+def row_axis(layer: LinearLayer) -> int | None:
+    """The axis of the stored weight along which its rows lie, those of all matrices in order; None where there is none
+    such."""
+    batch, rows, taps, cols = layer.shape
+    marks = np.arange(batch * rows, dtype=np.float64).reshape(batch, rows, 1, 1)
+    spread = layer.stored(np.broadcast_to(marks, layer.shape).reshape(batch, rows, taps * cols))
+    for axis, size in enumerate(spread.shape):
+        along = np.moveaxis(spread, axis, 0).reshape(size, -1)
+        if size == batch * rows and (along == np.arange(size)[:, None]).all():
+            return axis
+    return None
+
+
 @dataclass(frozen=True)
 class IntegerGraph:
     """A quantised graph. `weights`: by the name of the float tensor they stand for; `biases` likewise, int32."""
@@ -100,7 +117,7 @@ class IntegerGraph:
         stored = self.weights.get(layer.name)
         if stored is None:
             return None
-        batch, rows, taps, cols = layer.shape
+        batch, _, taps, _ = layer.shape
         if self.form == "nbits":
             return GridForm(INTEGERS["uint4"], self._block(layer.name)) if batch == taps == 1 else None
         dtype = stored.integers.const_value.dtype.name.lower()  # type: ignore[union-attr]
@@ -108,11 +125,7 @@ class IntegerGraph:
             return None
         if content(stored.scale).size == 1:
             return GridForm(INTEGERS[dtype], shared=True) if batch == 1 else None
-        marks = np.arange(batch * rows, dtype=np.float64).reshape(batch, rows, 1, 1)
-        spread = layer.stored(np.broadcast_to(marks, layer.shape).reshape(batch, rows, taps * cols))
-        along = np.moveaxis(spread, stored.axis or 0, 0).reshape(spread.shape[stored.axis or 0], -1)
-        fits = len(along) == batch * rows and (along == np.arange(batch * rows)[:, None]).all()
-        return GridForm(INTEGERS[dtype]) if fits else None
+        return GridForm(INTEGERS[dtype]) if row_axis(layer) == stored.axis else None
 
     def least_scale(self, layer: LinearLayer, bias: Array) -> Array | None:
         """(batch, rows) of the scales, with which the bias is still an int32; None where there is no such bias."""
@@ -208,6 +221,30 @@ def _blocked(model: ir.Model) -> Iterator[StoredWeight]:
             if integers is not None and scale is not None and integers.const_value is not None:
                 base = (integers.name or "").removesuffix("_Q4")
                 yield StoredWeight(base, integers, scale, zero, size=node.attributes.get_int("K", 0))
+
+
+def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> ir.Model:
+    """A copy of a model whose weights are integers behind DequantizeLinear, a scale per row; activations stay float.
+
+    Args:
+        kind: of integers. exclude: names of nodes whose weights stay as they are.
+    """
+    work = working_form(model)
+    graph, dtype = work.graph, np.int8 if INTEGERS[kind].symmetric else np.uint8
+    for layer in layers_of(work, find_weights(Model(work, Path(), "")).prunable)[0]:
+        value, axis = layer.weight.holder.value, row_axis(layer)
+        if axis is None or len(list(value.uses())) != 1 or value.is_graph_output() or layer.node.name in exclude:
+            continue
+        reader, shape = next(iter(value.uses())).node, layer.weight.shape
+        arrays: dict[str, Array] = {"quantized": np.zeros(shape, dtype), "scale": np.ones(shape[axis], np.float32)}
+        arrays |= {} if INTEGERS[kind].symmetric else {"zero_point": np.zeros(shape[axis], dtype)}
+        stored = [add_constant(graph, f"{value.name}_{name}", array) for name, array in arrays.items()]
+        back = ir.Node("", "DequantizeLinear", stored, [ir.AttrInt64("axis", axis)], num_outputs=1)
+        back.outputs[0].name = free_name(f"{value.name}.float", taken_names(graph))
+        graph.insert_before(reader, [back])
+        value.replace_all_uses_with(back.outputs[0])
+        del graph.initializers[value.name or ""]
+    return work
 
 
 def stand_in(graph: IntegerGraph, prepared: ir.Model) -> ir.Model:
