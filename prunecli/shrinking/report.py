@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 from prunecli.errors import some
 from prunecli.report.contract import report_json
-from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
-from prunecli.report.sections import REMOVED, headline, layer_bars, removed_of, shape_text, size_bars, warnings, written
+from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.sections import (
+    REMOVED,
+    headline,
+    layer_bars,
+    removed_of,
+    shape_text,
+    size_bars,
+    size_table,
+    warnings,
+    written,
+)
 from prunecli.shrinking.rounds import CONSTANT, EQUAL, UNREAD, ZERO
 from prunecli.types import Json
 
@@ -100,7 +110,7 @@ def to_document(found: ShrinkResult) -> Document:
     sections: list[Section] = [headline(f"{removed_of(found.before, found.after)} {verb}", "good")]
     sections += [
         _went(found.removed),
-        _sizes(found),
+        size_table(found.before, found.after),
         _proof(found),
         *warnings(found.notes),
         *_units(found.removed),
@@ -113,20 +123,6 @@ def to_document(found: ShrinkResult) -> Document:
     if found.tokenizer is not None:
         sections.append(Text(f"tokenizer: {found.tokenizer}", "good"))
     return Document(title, sections)
-
-
-def _sizes(found: ShrinkResult) -> Table:
-    before, after = found.before, found.after
-    pairs = [("parameters", before.params, after.params), ("multiply-accumulates", before.macs, after.macs)]
-    rows: list[list[Cell]] = [
-        [name, old, new, new / old if old and new is not None else None] for name, old, new in pairs
-    ]
-    columns = (Column(""), Column("before", "count"), Column("after", "count"), Column("remains", "percent"))
-    share = after.file_bytes / before.file_bytes
-    return Table(
-        "Size", columns, rows, f"the file: {before.file_bytes:,} bytes became {after.file_bytes:,}, {share:.1%}",
-        level=Level.NORMAL,
-    )  # fmt: skip
 
 
 def _proof(found: ShrinkResult) -> Text:
