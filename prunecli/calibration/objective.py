@@ -104,7 +104,7 @@ def choose_objective(
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
         names = _imitated(outputs, options.output_name)
-        return Objective(_squares(names, teacher or {}), names[0], None, False, names)
+        return Objective(_alone(names, teacher or {}, options), names[0], None, False, names)
     reading = _reading(data, labels, outputs, options.output_name)
     ignoring = reading.kind in ("scores", "binary") and labels.dtype.kind != "U" and bool((labels == IGNORED).any())
     if ignoring and (labels == IGNORED).all():
@@ -141,6 +141,23 @@ def _imitated(outputs: Mapping[str, Array], name: str | None) -> tuple[str, ...]
     if not floats or name not in (None, *floats):
         raise PruneError("the model has no floating-point output to imitate", "choose one with --output-name")
     return tuple(floats) if name is None else (name,)
+
+
+def _alone(names: Sequence[str], teacher: Mapping[str, Array], options: ObjectiveOptions) -> Loss:
+    """What is learned from a teacher alone: of probabilities the divergence, whose gradient does not vanish where the
+    teacher is sure, of other outputs the squared difference."""
+    sure = [name for name in names if _is_classes(teacher[name])]
+    terms: list[tuple[float, Loss]] = [
+        (1.0, Distillation(name, TEACHER + name, options.temperature, probabilities=True)) for name in sure
+    ]
+    others = [name for name in names if name not in sure]
+    return Weighted((*terms, *([(1.0, _squares(others, teacher))] if others else [])))
+
+
+def _is_classes(output: Array) -> bool:
+    """Whether an output holds probabilities of several classes, where the losses look for classes."""
+    axis = 1 if output.ndim >= 4 else output.ndim - 1
+    return output.ndim >= 2 and output.shape[axis] > 1 and is_distribution(output, axis)
 
 
 def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
