@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,8 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 class FinetuneResult(ModelResult):
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
     the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
-    start on held-out data. `speed`: beside the teacher, of sizes `teacher`, where the model is a cut of it."""
+    start on held-out data. `course`: what the run decided by itself, among the notes. `speed`: beside the teacher, of
+    sizes `teacher`, where the model is a cut of it."""
 
     layers: list[LayerRow]
     skipped: list[Skipped]
@@ -63,6 +64,7 @@ class FinetuneResult(ModelResult):
     packed: PackResult | None = None
     shrunk: ShrinkResult | None = None
     harmful: bool = False
+    course: Sequence[str] = ()
     speed: MeasuredSpeed | None = None
     teacher: Totals | None = None
 
@@ -81,8 +83,8 @@ def finetune(
     start on held-out data nothing is written (`output` is None, `harmful` true), unless `keep_start` asks for it.
 
     Raises:
-        DivergedError: training diverged; where it had improved before, the message says where the best weights are.
-        PruneError: the model, the data or an option is unusable; an operator without a gradient.
+        PruneError: the model, the data or an option is unusable; an operator without a gradient; training diverged
+            (`DivergedError`, which says where the best weights are, if any were better).
     """
     start, path, options = time.perf_counter(), Path(model), FinetuneOptions.of(options, **changes)
     target = options.output or path.with_name(f"{path.stem}.pruned.onnx")
@@ -90,8 +92,6 @@ def finetune(
     file = load(path)
     check_target(file, target, options.force, options)
     before = totals(file, concrete_shapes(file, Dims()))
-    if options.reset_head is not None:
-        reset_head(file, options.reset_head, options.seed)
     training, data, held = _prepare(file, options)
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
     keeper.resume() if options.resume else training.tune(progress)
@@ -99,7 +99,7 @@ def finetune(
     diverged = _run(training, keeper, options, progress)
     training.store()
     proof = _Proof(training, next(data.batches(training.trainer.supply.run_size)).feed, options)
-    at = training.trainer.at
+    at, course = training.trainer.at, [*training.notes, *training.trainer.notes()]
     saved = _saved(file, target, options, proof, progress)
     if diverged is not None:
         raise _salvaged(diverged, at.best_epoch, target)
@@ -121,10 +121,11 @@ def finetune(
         validation_samples=held,
         recipe=_recipe(options) | _used(training.trainer.hyper),
         verification=proof.verification,
-        notes=[*file.notes, *data.notes, *training.notes, *training.trainer.notes(), *saved.small.notes],
+        notes=[*file.notes, *data.notes, *course, *saved.small.notes],
         packed=saved.small.packed,
         shrunk=saved.shrunk,
         harmful=at.harmful,
+        course=course,
         **_beside_teacher(options, saved.output, after_file, progress),
         seconds=time.perf_counter() - start,
     )
@@ -201,6 +202,8 @@ def raise_if_harmful(found: FinetuneResult) -> None:
 
 
 def _prepare(file: Model, options: FinetuneOptions) -> tuple[Training, Dataset, int]:
+    if options.reset_head is not None:
+        reset_head(file, options.reset_head, options.seed)
     name_inputs(file.ir, options.include)
     changed, threads = options.reset_head is not None, options.execution.thread_count
     session = Session.open(file.ir, threads=threads) if changed else options.execution.open(file.path)

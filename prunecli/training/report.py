@@ -149,6 +149,7 @@ def training_json(found: Retrained | None) -> Json:
             "score": {"name": last.score_name, **_score(last)},
             "steps": [_step(number, one) for number, one in enumerate(found.rounds, 1)],
             "verification": asdict(last.verification),
+            "notes": list(last.course),
         }
     }
 
@@ -182,16 +183,17 @@ def training_sections(found: Retrained | None) -> list[Section]:
                Column(""))  # fmt: skip
     table = Table("Training", columns, rows, _note(last) + (f", teacher {found.teacher}" if found.teacher else ""))
     curves = training_charts([run.epochs for run in runs], last.score_name, [run.score_before for run in runs])
-    return [table, *curves, *_gains(last)]
+    return [table, *curves, *_gains(last, found.distilled), *warnings(last.course)]
 
 
-def _gains(last: FinetuneResult) -> list[Section]:
+def _gains(last: FinetuneResult, distilled: bool) -> list[Section]:
     kept = Text("What was cut stayed cut: the proof is of each cut before training, sizes are of the trained model.")
     if last.score_before is None or last.score_after is None:
         return [Text(HELD_OUT_NONE, "warning"), kept]
     body = f"{last.score_name} on held-out data: {last.score_before:.4f} after the last cut, {last.score_after:.4f}"
     if last.best_epoch == 0:
-        return [Text(f"{body} trained: no epoch of the last step improved it", "warning"), kept]
+        stay = ", and the weights stay as the cut left them" if distilled else ""
+        return [Text(f"{body} trained: no epoch of the last step improved it{stay}", "warning"), kept]
     return [Text(f"{body} after training", _gain_tone(last.score_before, last.score_after, last)), kept]
 
 

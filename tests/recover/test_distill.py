@@ -134,7 +134,7 @@ def test_the_smallest_go_and_the_steepest_come_back() -> None:
 
 
 ZEROS = [("magnitude", {"sparsity": 0.8}), ("magnitude", {"sparsity": 0.5, "pattern": "4x1"}),
-         ("oneshot", {"sparsity": 0.8}), ("oneshot", {"pattern": "2:4"}),
+         pytest.param("oneshot", {"sparsity": 0.8}, marks=pytest.mark.slow), ("oneshot", {"pattern": "2:4"}),
          ("gradient", {"sparsity": 0.8, "scope": "layer"})]  # fmt: skip
 
 
@@ -164,6 +164,7 @@ def test_zeros_are_exact_after_masks_have_moved(
 # -- the command --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_structures_keep_their_shapes_and_gain(tmp_path: Path) -> None:
     asked = {"macs": 0.3, "timing": False, "threads": 1, "data": TRAIN, "limit": 200}
     plain = prunecli.structured(CNN, output=tmp_path / "plain.onnx", **asked)
@@ -173,6 +174,7 @@ def test_structures_keep_their_shapes_and_gain(tmp_path: Path) -> None:
     assert shapes[0].keys() == shapes[1].keys() and plain.after.macs == found.after.macs
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run("oneshot", tmp_path / f"{name}.onnx", sparsity=0.8, rate=None)
