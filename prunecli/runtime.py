@@ -119,7 +119,7 @@ class Session:
         """
         ort = _onnxruntime()
         label = str(model) if isinstance(model, str | Path) else "the model"
-        source = _source(model, outputs)
+        source = _with_fixed_noise(_source(model, outputs))
         options = _options(ort, threads, mode)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
@@ -569,6 +569,24 @@ def _source(model: Source, outputs: Sequence[str] | Literal["all"] | None) -> st
             else read_proto(Path(model)) if isinstance(model, str | Path) else model
         )  # fmt: skip
     return _whole(proto, outputs or ())
+
+
+def _with_fixed_noise(source: str | bytes) -> str | bytes:
+    """What onnxruntime is given, where operators of random numbers yield the same in each run and in each version of a
+    model. A model of more than 2 GB cannot be changed so, and stays random."""
+    from prunecli.model.noise import fix_noise, may_have_noise
+
+    if not may_have_noise(source if isinstance(source, bytes) else Path(source)):
+        return source
+    import onnx
+
+    from prunecli.model.external_data import read_proto
+
+    try:
+        proto = onnx.load_from_string(source) if isinstance(source, bytes) else read_proto(Path(source))
+        return _whole(proto, ()) if fix_noise(proto) else source
+    except Exception:  # what onnxruntime says of the file itself is what matters
+        return source
 
 
 def _whole(model: onnx.ModelProto | ir.Model, outputs: Sequence[str] | Literal["all"]) -> bytes:

@@ -18,6 +18,7 @@ import prunecli.model.graphs as graphs
 import prunecli.model.lossless as preserve
 from prunecli.errors import PruneError
 from prunecli.model.external_data import DataFolder
+from prunecli.model.noise import noise_notes
 from prunecli.model.protos import drop_repeated, normalise
 from prunecli.model.sparse import densify, note
 from prunecli.model.tensors import CHUNK, MappedTensor, in_memory
@@ -126,7 +127,7 @@ def _build(
     normalise(proto)
     folder = check_tensors(proto, path, allow_outside_data)
     sparse = densify(proto, path)
-    notes = [*([note(sparse)] if sparse else []), *_tidy(proto, path)]
+    notes = [*([note(sparse)] if sparse else []), *noise_notes(proto), *_tidy(proto, path)]
     check_graph(proto, path)
     lost = preserve.detach(proto)
     model = ir.from_proto(proto)

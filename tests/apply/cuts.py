@@ -130,7 +130,7 @@ def chooses(n: Net) -> Net:
 
 def rolls_dice(n: Net) -> Net:
     conv_net(n)
-    n.outputs = [n("Add", n.outputs[0], n("RandomNormalLike", n.outputs[0]))]
+    n.outputs = [n("Cast", n("Multinomial", n("Flatten", n.outputs[0]), sample_size=64), to=1)]
     return n
 
 
