@@ -54,11 +54,14 @@ OLDEST_OPSET = 7  # before it, broadcasting was stated by attributes
 Whole = Mapping[tuple[str, int], str]
 """(value, axis) -> why no position of it may go."""
 NONE: Whole = MappingProxyType({})
+NO_BLOCKS: Mapping[tuple[str, int], int] = MappingProxyType({})
+BLOCK = "a block of a quantised weight shares a scale"
 
 
 def analyse(
-    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE
-) -> Analysis:
+    model: ir.Model, inputs: Mapping[str, Shape], other_inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
+    blocks: Mapping[tuple[str, int], int] = NO_BLOCKS,
+) -> Analysis:  # fmt: skip
     """State the relations of every operator and find all units.
 
     Args:
@@ -66,6 +69,7 @@ def analyse(
         inputs: concrete shape of every graph input (`gather_facts`). A batch of at least 2 sees more.
         other_inputs: the same at other sizes of the dynamic dimensions; chosen where it is not given.
         whole: axes that stay whole, apart from what the rules say (`cut.UnfollowedError`).
+        blocks: axes of which so many neighbours go together.
     """
     geometry, other = view_geometry(model, inputs, other_inputs)
     table, work = AtomTable(), list[Work]()
@@ -74,6 +78,10 @@ def analyse(
         for index, size in enumerate(shape):
             if (value.name or "", index) in whole:
                 table.freeze(table.axis(value, index, size), whole[value.name or "", index])
+            if (block := blocks.get((value.name or "", index), 1)) > 1:
+                parts = table.virtual(size // block), table.virtual(block)
+                table.freeze(parts[1], BLOCK)
+                table.product(table.axis(value, index, size), parts)
     for node in model.graph:
         imported = model.opset_imports.get(node.domain)
         _apply_rule(RuleContext(node, geometry, table, work, node.version or imported or 0))

@@ -29,6 +29,7 @@ from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.inputs import resolve_shapes
 from prunecli.model.constant_values import computed
+from prunecli.model.floating import touches_integers
 from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.model.shapes import input_specs
@@ -78,7 +79,7 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _copy_shared(model: ir.Model) -> None:
-    """One copy per use of each floating-point vector that several nodes of the main graph read."""
+    """One copy per use of each floating-point vector, and of zero points, that several nodes of the main graph read."""
     graph = model.graph
     taken = taken_names(graph)
     for value in list(graph.initializers.values()):
@@ -87,7 +88,8 @@ def _copy_shared(model: ir.Model) -> None:
         if len(uses) < 2 or tensor is None or value.is_graph_input() or value.is_graph_output():
             continue
         vector = sum(n > 1 for n in tensor.shape.numpy()) == 1 and tensor.size <= COPY_LIMIT
-        if not vector or not tensor.dtype.is_floating_point() or any(u.node.graph is not graph for u in uses):
+        copied = tensor.dtype.is_floating_point() or all(touches_integers(use.node) for use in uses)
+        if not vector or not copied or any(u.node.graph is not graph for u in uses):
             continue
         for number, (node, index) in enumerate(uses[1:], 2):
             copy = ir.Value(name=free_name(f"{value.name}::{number}", taken), shape=value.shape, type=value.type)

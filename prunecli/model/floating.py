@@ -13,15 +13,16 @@ A value that is left out is known by another's name (`aliases`): positions of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.errors import PruneError
 from prunecli.model.constants import Holder, holders
-from prunecli.model.graphs import all_graphs, free_name, taken_names
+from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
 from prunecli.model.quantised import Quantised, nbits, quantised
 from prunecli.operators import MICROSOFT
@@ -31,6 +32,7 @@ from prunecli.storage.stored import stored, unmap
 
 Array = np.ndarray[Any, Any]
 Value = ir.Value | None
+Positions = dict[str, dict[int, Array]]
 
 
 class RealTensor(ir.LazyTensor):
@@ -48,22 +50,76 @@ class RealTensor(ir.LazyTensor):
 
 
 @dataclass(frozen=True)
+class Companion:
+    """Axis `own` of the value `name`, a scale or a zero point, has one position for every `block` positions of axis
+    `axis` of `owner`."""
+
+    name: str
+    own: int
+    owner: str
+    axis: int
+    block: int = 1
+
+
+@dataclass(frozen=True)
 class FloatingForm:
-    """`model` computes in floating point. `aliases`: by the name of a value that is left out, whose positions are its
-    own. `problem`: why this is the model itself, though it is quantised."""
+    """`model` computes in floating point.
+
+    Attributes:
+        sources: by the name of a weight, how the file stores it.
+        aliases: by the name of a value that is left out, whose positions are its own.
+        companions: what has to be cut together with weights.
+        zero_points: by the name of a value that the file rounds, the name of its zero point, "" for zero.
+        results: by the name of what an integer operator gives, the name of the value that has the numbers.
+        problem: why this is the model itself, though it is quantised.
+    """
 
     model: ir.Model
+    sources: dict[str, Quantised] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    companions: list[Companion] = field(default_factory=list)
+    zero_points: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)
     problem: str = ""
+
+    def _resolved(self) -> Iterator[tuple[str, str]]:
+        """Aliases of what is in the form: one may be of another."""
+        for name, source in self.aliases.items():
+            while source in self.aliases:
+                source = self.aliases[source]
+            yield name, source
+
+    def extended(self, removed: Positions) -> Positions:
+        """Positions of this form, and those that go with them of the values that only the quantised model has.
+
+        Raises:
+            PruneError: a scale is shared by weights that lose different positions.
+        """
+        out = {name: dict(axes) for name, axes in removed.items()}
+        out |= {name: out[source] for name, source in self._resolved() if source in out}
+        shared = dict[tuple[str, int], Array]()
+        for one in self.companions:
+            gone = np.unique(removed.get(one.owner, {}).get(one.axis, np.zeros(0, np.int64)) // one.block)
+            if not np.array_equal(shared.setdefault((one.name, one.own), gone), gone):
+                raise PruneError(f"the scale {one.name!r} is shared by weights that lose different channels",
+                                 "leave one of their layers out with --exclude")  # fmt: skip
+            if len(gone):
+                out.setdefault(one.name, {})[one.own] = gone
+        return out
 
 
 class _UnknownError(Exception):
     """An operator reads or makes integers in a way that is not known."""
 
 
+def touches_integers(node: ir.Node) -> bool:
+    """Whether a node reads or makes integers that stand for other numbers."""
+    return (node.domain, node.op_type) in RESTATED
+
+
 def is_quantised(model: ir.Model) -> bool:
     """Whether any operator reads or makes integers that stand for other numbers."""
-    return any((node.domain, node.op_type) in RESTATED for graph in all_graphs(model) for node in graph)
+    return any(touches_integers(node) for graph in all_graphs(model) for node in graph)
 
 
 def floating(model: ir.Model) -> FloatingForm:
@@ -72,17 +128,18 @@ def floating(model: ir.Model) -> FloatingForm:
         return FloatingForm(model)
     work = model.clone()
     work.meta.update(model.meta)
-    aliases: dict[str, str] = {}
+    form = FloatingForm(work)
     try:
         for graph in all_graphs(work):
-            editor = Restatement(work, graph, aliases)
+            editor = Restatement(form, graph)
             read = {value for value in _values(graph) if value.uses()}
             for node in list(graph):
                 editor.visit(node)
             _drop_unread(graph, read | editor.made)
     except _UnknownError as reason:
         return FloatingForm(model, problem=str(reason))
-    return FloatingForm(work, aliases)
+    work.meta[SOURCES] = form.sources
+    return form
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -174,9 +231,8 @@ class Restatement:
     nodes (and which input of theirs) read as integers what are numbers now; `made`: new constants;
     `products`: of the DequantizeLinear of a layer's bias, the scales of its data and its weight."""
 
-    model: ir.Model
+    form: FloatingForm
     graph: ir.Graph
-    aliases: dict[str, str]
     real: set[ir.Value] = field(default_factory=set)
     reads: set[tuple[ir.Node, int]] = field(default_factory=set)
     made: set[ir.Value] = field(default_factory=set)
@@ -253,10 +309,25 @@ class Restatement:
         holder = self._holder(value)
         holder.put(RealTensor(source, value.name or ""))
         value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
-        self.model.meta.setdefault(SOURCES, {})[value.name or ""] = source
+        self.form.sources[value.name or ""] = source
+        for parameter in source.parameters:
+            self.follow(parameter, value, source)
         self.real.add(value)
         self.reads.update((use.node, use.idx) for use in value.uses())
         return value
+
+    def follow(self, parameter: Value, owner: ir.Value, source: Quantised) -> None:
+        """A scale or zero point is cut with the axes of the weight that it has numbers for."""
+        held = stored(parameter)
+        if held is None or held.size == 1 or source.bits or parameter is None:
+            return
+        own = tuple(held.shape.numpy())
+        spread = source.scale.shape if source.scale.size > 1 else source.zero_point.shape
+        varied = [axis for axis, size in enumerate(spread) if size > 1]
+        places = [axis for axis, size in enumerate(own) if size > 1]
+        for place, axis in zip(places, varied, strict=True):
+            block = source.block if source.block and axis == source.axis else 1
+            self.form.companions.append(Companion(parameter.name or "", place, owner.name or "", axis, block))
 
     def _holder(self, value: ir.Value) -> Holder:
         return Holder(value, self.graph, value.producer())
@@ -276,16 +347,13 @@ class Restatement:
 
     def constant(self, array: Array) -> ir.Value:
         """A new stored value."""
-        name = free_name("prunecli.constant", self.taken)
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        )
-        value.const_value = ir.Tensor(array, name=name)
-        if isinstance(self.graph, ir.Graph) and self.graph is self.model.graph:
-            self.graph.register_initializer(value)
+        name = "prunecli.constant"
+        if self.graph is self.form.model.graph:
+            value = add_constant(self.graph, name, array, self.taken)
             self.made.add(value)
             return value
-        node = ir.node("Constant", [], {"value": value.const_value}, name=name)
+        name = free_name(name, self.taken)
+        node = ir.node("Constant", [], {"value": ir.Tensor(array, name=name)}, name=name)
         node.outputs[0].name = name
         self.graph.insert_before(self.graph[0], node)
         self.made.add(node.outputs[0])
@@ -321,7 +389,7 @@ class Restatement:
             return
         for user, index in list(out.uses()):
             user.replace_input_with(index, source)
-        self.aliases[out.name or ""] = self.aliases.get(source.name or "", source.name or "")
+        self.form.aliases[out.name or ""] = source.name or ""
         self.graph.remove(node, safe=True)
 
     def merge(self, node: ir.Node, source: ir.Value) -> None:
@@ -335,6 +403,7 @@ class Restatement:
         range makes numbers of one sign: that is how quantisers store what a Relu gives, and leave it out."""
         out = node.outputs[0]
         low, high = self._ends(zero_point)
+        self.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
         if out.is_graph_output():
             self._rounded_output(node, scale, zero_point)
             return
@@ -376,8 +445,10 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
     source, zero_point = node.inputs[0], _input(node, 2)
     assert source is not None
     out = node.outputs[0]
+    r.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
     if out.is_graph_output():
         return
+    _follow_vectors(r, node, source)
     low, high = (False, False) if stored(source) is not None else r._ends(zero_point)
     producer = source.producer()
     if low and not (producer is not None and producer.op_type == "Relu"):
@@ -390,6 +461,22 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
         r.merge(node, source)
 
 
+def _follow_vectors(r: Restatement, node: ir.Node, owner: ir.Value) -> None:
+    """Scales of data, or of a weight that is rounded while the model runs, along an axis.
+
+    Raises:
+        _UnknownError: the axis is counted from the end, or scales are of blocks.
+    """
+    axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
+    for parameter in node.inputs[1:3]:
+        held = stored(parameter)
+        if held is None or held.size == 1 or parameter is None:
+            continue
+        if axis < 0 or block or len(held.shape) != 1:
+            raise _UnknownError(f"{node.op_type} {node.name!r} has scales of data in a way that is not known")
+        r.form.companions.append(Companion(parameter.name or "", 0, owner.name or "", axis))
+
+
 @restates("DequantizeLinear")
 @restates("DequantizeLinear", domain=MICROSOFT)
 def _dequantize(r: Restatement, node: ir.Node) -> None:
@@ -397,6 +484,7 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
     source = node.inputs[0]
     assert source is not None
     if source in r.real and not isinstance(stored(source), RealTensor):
+        _follow_vectors(r, node, source)
         r.skip(node, source)
     elif stored(source) is not None:
         axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
@@ -447,6 +535,10 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
         if source is None:
             raise _UnknownError(f"the scale of {w.name!r} is not found behind {node.op_type}")
         w = r.weight(w, source, node)
+        assert tail is not None
+        scale = tail.weight_scale.name if tail.weight_scale is not None else None
+        mine = [one for one in r.form.companions if (one.name, one.owner) == (scale, w.name)]
+        r.form.companions.extend(replace(one, name=product.name or "") for product in tail.products for one in mine)
     if tail is None:
         raise _UnknownError(f"the scales behind {node.op_type} {node.name!r} are not found")
     r.become(node, op, [x, w], keep)
@@ -457,17 +549,18 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
 @dataclass(frozen=True)
 class _Tail:
     """What follows an integer operator: Cast to floating point, and a product with both scales (or one after the
-    other). `weight_scale`: of a stored weight."""
+    other). `weight_scale`: of a stored weight; `products`: of both scales."""
 
     nodes: tuple[ir.Node, ...]
     weight_scale: Value
+    products: tuple[ir.Value, ...] = ()
 
     @classmethod
     def of(cls, r: Restatement, node: ir.Node) -> _Tail | None:
         cast = _only_user(node.outputs[0])
         if cast is None or cast.op_type != "Cast":
             return None
-        found, scales = [cast], list[ir.Value]()
+        found, scales, products = [cast], list[ir.Value](), list[ir.Value]()
         while (user := _only_user(found[-1].outputs[0])) is not None and user.op_type == "Mul" and len(scales) < 2:
             other = next((v for v in user.inputs if v is not found[-1].outputs[0]), None)
             factors = _factors(other)
@@ -475,13 +568,15 @@ class _Tail:
                 break
             found.append(user)
             scales += factors
+            products += [other] if len(factors) == 2 and other is not None else []
         if len(scales) != 2:
             return None
         weights = [scale for scale in scales if stored(scale) is not None and scale not in r.made]
-        return cls(tuple(found), weights[-1] if weights else None)
+        return cls(tuple(found), weights[-1] if weights else None, tuple(products))
 
     def leave_out(self, r: Restatement, source: ir.Value) -> None:
         """The numbers are real already."""
+        r.form.results[source.name or ""] = self.nodes[-1].outputs[0].name or ""
         for node in self.nodes:
             r.skip(node, source)
 

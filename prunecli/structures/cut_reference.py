@@ -47,7 +47,8 @@ class Forced:
     `positions` are removed; zeros are forced at the values in `listed`, which is enough (`cut_listing`).
     `shapes` and `dtypes` (ONNX element types) are of all values. `averaged`: axes (value, axis) whose positions
     normalisations average over: there only kept positions are to count. `merged`: the same of axes that `positions`
-    cannot list, because their lengths vary.
+    cannot list, because their lengths vary. `zeros`: what a stored tensor of integers holds where it stands for zeros;
+    `zero_points`: the name of what stands for zero in a computed one ("": zero does).
     """
 
     positions: Positions
@@ -56,6 +57,8 @@ class Forced:
     dtypes: Mapping[str, int]
     averaged: Collection[tuple[str, int]] = field(default_factory=frozenset)
     merged: Mapping[str, Mapping[int, Merged]] = field(default_factory=dict)
+    zeros: Mapping[str, Array] = field(default_factory=dict)
+    zero_points: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def restricts(self) -> bool:
@@ -74,7 +77,8 @@ class Forced:
         return value
 
     def is_listed(self, name: str) -> bool:
-        return name in self.listed and self.dtypes.get(name, TensorProto.FLOAT) in FLOATS
+        stands = name in self.zeros or name in self.zero_points
+        return name in self.listed and (stands or self.dtypes.get(name, TensorProto.FLOAT) in FLOATS)
 
 
 def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = False) -> onnx.ModelProto:
@@ -84,8 +88,8 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
     """
     free_initializers(model)
     for tensor in model.graph.initializer:
-        if forced.is_listed(tensor.name) and tensor.data_type in FLOATS:
-            tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name]))
+        if forced.is_listed(tensor.name) and (tensor.data_type in FLOATS or tensor.name in forced.zeros):
+            tensor.CopyFrom(zeroed(tensor, forced.positions[tensor.name], forced.zeros.get(tensor.name)))
     drop_unnamed(model)
     editor = _Editor(model, forced)
     nodes = list(model.graph.node)
@@ -96,11 +100,12 @@ def masked_original(model: onnx.ModelProto, forced: Forced, restrict: bool = Fal
     return model
 
 
-def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array]) -> onnx.TensorProto:
-    """The tensor with zeros at the positions of each axis."""
+def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array], zeros: Array | None = None) -> onnx.TensorProto:
+    """The tensor with zeros, or what stands for them, at the positions of each axis."""
     array = np.array(numpy_helper.to_array(tensor))
     for axis, gone in axes.items():
-        array[(slice(None),) * axis + (gone,)] = 0
+        where = (slice(None),) * axis + (gone,)
+        array[where] = 0 if zeros is None else zeros[where]
     return numpy_helper.from_array(array, tensor.name)
 
 
@@ -141,8 +146,20 @@ class _Editor:
             keep = np.ones(shape[axis], bool)
             keep[gone] = False
             target = name if number == len(axes) - 1 else self._name(name)
-            yield self._mask(keep.reshape([-1 if i == axis else 1 for i in range(len(shape))]), source, target, code)
+            spread = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            if name in self.forced.zeros or name in self.forced.zero_points:
+                zero = self._zero_of(name, code)
+                yield helper.make_node("Where", [self._constant(spread), source, zero], [target])
+            else:
+                yield self._mask(spread, source, target, code)
             source = target
+
+    def _zero_of(self, name: str, code: int) -> str:
+        """What stands for zero in a tensor of integers."""
+        if name in self.forced.zeros:
+            return self._constant(self.forced.zeros[name])
+        point = self.forced.zero_points[name]
+        return point or self._constant(np.zeros((), helper.tensor_dtype_to_np_dtype(code)))
 
     def _mask(self, keep: Array, source: str, target: str, code: int) -> onnx.NodeProto:
         """Where(keep, x, 0); x * keep where Where does not exist or has no kernel."""

@@ -14,6 +14,7 @@ from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 from prunecli.model import Model, find_weights
+from prunecli.model.floating import floats_of
 from prunecli.model.plan_file import identity
 from prunecli.model.shape_inference import Shape
 from prunecli.model.sizes import row_of
@@ -206,8 +207,8 @@ def recipe_whole(recipe: Json) -> dict[tuple[str, int], str]:
 
 def layer_rows(subject: Cuttable, removed: Collection[str], saved: Model) -> list[LayerRow]:
     """Every weight that is prunable or was cut (named in `removed`), before and after."""
-    after = {weight.name: weight for weight in find_weights(saved).all()}
-    found = find_weights(subject.file)
+    after = {weight.name: weight for weight in find_weights(floats_of(saved)).all()}
+    found = find_weights(floats_of(subject.file))
     prunable = {weight.name for weight in found.prunable}
     shown = [w for w in found.all() if w.name in after and (w.name in prunable or w.name in removed)]
     return [row_of(weight, after[weight.name]) for weight in shown]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from prunecli.calibration.samples import calibration_samples, cautions
 from prunecli.data import Dataset
-from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes
+from prunecli.dependency.analysis import BLOCK, NONE, Analysis, Whole, analysed_shapes
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import axes_of_outputs, costs
@@ -26,13 +26,15 @@ from prunecli.dependency.registry import Work
 from prunecli.errors import PruneError, advice, did_you_mean, keywords, some
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import name_inputs
-from prunecli.model.shape_inference import Shape
+from prunecli.model.floating import FloatingForm, floating, floats_of
+from prunecli.model.shape_inference import Shape, gather_facts
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
 from prunecli.structures.cut_plan import needed
 from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions
 from prunecli.structures.shortcuts import replace_shortcuts
+from prunecli.structures.silent import silent
 from prunecli.structures.target import Budget
 from prunecli.types import Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
@@ -44,9 +46,10 @@ MADE = 256
 
 @dataclass
 class Cuttable:
-    """`file` as given; `work`, its working form (never changed: copies are cut); `inputs`, the analysed shapes;
-    `counted`, the shapes of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut;
-    `made`, synthetic inputs; `convolved`, shortcuts that became an operator of the same result, by what they yield."""
+    """`file` as given; `work`, its working form in floating point; `inputs`, the analysed shapes; `counted`, the shapes
+    of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut; `made`, synthetic
+    inputs; `convolved`, shortcuts that became an operator of the same result, by what they yield. `stored`: the working
+    form as the file stores it, quantised perhaps (never changed: copies are cut); `form`: how `work` came of it."""
 
     file: Model
     work: ir.Model
@@ -58,6 +61,12 @@ class Cuttable:
     include: tuple[str, ...] = ()
     made: Dataset | None = None
     convolved: tuple[str, ...] = ()
+    stored: ir.Model = field(kw_only=True)
+    form: FloatingForm = field(kw_only=True)
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.form.model is not self.stored
 
     def samples(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
         """The data of the options. Synthetic inputs are made once, MADE of them without a limit.
@@ -99,6 +108,14 @@ class Cuttable:
     def dtypes(self) -> dict[str, int]:
         return {v.name: code for v, code in self.units.analysis.facts.dtypes.items() if v.name}
 
+    @cached_property
+    def stored_dtypes(self) -> dict[str, int]:
+        """As the file has them."""
+        if not self.is_quantised:
+            return self.dtypes
+        facts = gather_facts(self.stored, self.inputs)
+        return {v.name: code for v, code in facts.dtypes.items() if v.name}
+
     def named(self, removed: Removed) -> Removed:
         """A cut in the names of the user's file: its floating-point values."""
         found = plan_names(self.work, removed, self.units.analysis.geometry)
@@ -106,12 +123,20 @@ class Cuttable:
 
     def listed(self, removed: Removed) -> Removed:
         """What a plan lists of a cut: weights, and the values at which zeros make a difference."""
-        return needed(self.file.ir.graph, self.named(removed))
+        return self._needed(removed, self.named(removed))
+
+    def _needed(self, removed: Removed, named: Removed) -> Removed:
+        """`named`: what is removed, in the names of the file."""
+        found = needed(self.file.ir.graph, named)
+        if not self.is_quantised:
+            return found
+        still = silent(self.work.graph, removed)
+        return {name: axes for name, axes in found.items() if name not in still}
 
     def without(self, units: Array, positions: Removed) -> ir.Model:
-        """A copy of the working form without the masked units, whose positions are given."""
-        cut = self.work.clone()
-        remove(cut, positions, self.inputs, self.other_inputs)
+        """A copy of the working form, as the file stores it, without the masked units, whose positions are given."""
+        cut = self.stored.clone()
+        remove(cut, self.form.extended(positions), self.inputs, self.other_inputs)
         return cut
 
     @cached_property
@@ -178,8 +203,10 @@ class Cuttable:
         width = any(self.units.groups[g].approximation for g in groups)
         named = self.named(removed)
         averaged, merged = (self._averaged, self._merged(units)) if width else (frozenset[tuple[str, int]](), {})
-        listed = frozenset(needed(self.file.ir.graph, named))
-        return Forced(named, listed, self.shapes, self.dtypes, averaged=averaged, merged=merged)
+        listed = frozenset(self._needed(removed, named))
+        zeros = {name: one.zeros() for name, one in self.form.sources.items() if name in named}
+        return Forced(named, listed, self.shapes, self.stored_dtypes, averaged=averaged, merged=merged, zeros=zeros,
+                      zero_points=self.form.zero_points)  # fmt: skip
 
     @cached_property
     def _averaged(self) -> frozenset[tuple[str, int]]:
@@ -256,19 +283,23 @@ def open_cuttable(
     """
     kinds = parse_granularity(granularity)
     file = load(path)
-    check_numbers(file)
+    check_numbers(floats_of(file))
     name_inputs(file.ir, include)
-    work = prepare(file.ir)
+    stored = prepare(file.ir)
+    form = floating(stored)
+    work = form.model
     if not inputs:
         require_ranks(file, dims)
     counted = concrete_shapes(replace(file, ir=work), dims)
     shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
-    if convolved is None or convolved:
+    if form.model is stored and (convolved is None or convolved):
         convolved = replace_shortcuts(work, shapes, convolved)
         counted = concrete_shapes(replace(file, ir=work), dims) if convolved else counted
-    analysis = solve(work, shapes, whole=whole)
+    together = {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
+    held = {**dict.fromkeys(((name, 2) for name, one in form.sources.items() if one.bits), BLOCK), **whole}
+    analysis = solve(work, shapes, whole=held, blocks=together)
     if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
-        analysis = solve(work, shapes, whole={**unlisted, **whole})
+        analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     analysis.written[:] = _written(analysis, counted)
     return Cuttable(
@@ -280,7 +311,9 @@ def open_cuttable(
         counted=counted,
         whole=whole,
         include=tuple(include),
-        convolved=tuple(convolved),
+        convolved=tuple(convolved or ()),
+        stored=stored,
+        form=form,
     )
 
 

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from prunecli.data import Dataset
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
+from prunecli.model.floating import floating
+from prunecli.model.requantise import requantised
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.runtime import Session
@@ -81,9 +83,10 @@ def recover(
         return cut, None
     samples = subject.samples(options, progress)
     data, held = calibration(samples, options)
-    fitted = cut.clone()
-    done = refit(subject.work, fitted, removed, data, method, progress=progress)
-    before, after = output_error(subject.work, [cut, fitted], data)
+    form = floating(cut.clone())
+    done = refit(subject.work, form.model, removed, data, method, progress=progress)
+    fitted = requantised(form, cut) if subject.is_quantised else form.model
+    before, after = output_error(subject.stored, [cut, fitted], data)
     better = after < before
     found = Recovery(
         method, method if better else "none", samples=min(len(samples), MOST), held=held, error_before=before,

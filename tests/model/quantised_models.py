@@ -87,6 +87,18 @@ def qlinear_conv() -> Net:
     return net.add("DequantizeLinear", "yq q_s q_z", "y")
 
 
+def depthwise(op: str) -> Net:
+    """Every channel by a kernel of its own."""
+    if op == "ConvInteger":
+        net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z").integers("w", (3, 1, 3, 3))
+        net.hold(w_s=F(0.02), w_z=np.int8(0)).add(op, "xq w z w_z", "i", group=3).add("Cast", "i", "f", to=1)
+        return net.add("Mul", "s w_s", "t").add("Mul", "f t", "y")
+    net = _q(Net(13), "x", "xq").integers("w", (3, 1, 3, 3))
+    net.hold(w_s=F(0.02), w_z=np.int8(0), y_s=F(0.1), y_z=U(128))
+    net.add(op, "xq xq_s xq_z w w_s w_z y_s y_z", "yq", group=3)
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
 def qlinear_matmul() -> Net:
     net = _q(Net(13), "x", "xq")
     net.integers("w", (6, 4), U).hold(w_s=F(0.01), w_z=U(128), y_s=F(0.05), y_z=U(128))
@@ -177,7 +189,8 @@ def two_readers(scale: float, zero: int) -> Net:
 
 def lstm() -> Net:
     net = Net(13).integers("w", (1, 3, 16)).integers("r", (1, 4, 16)).hold(w_s=F([0.01]), w_z=np.zeros(1, np.int8))
-    names = "x w r _ _ _ _ _ w_s w_z w_s w_z"
+    names = "x w r _ _ _ _ _ w_s w_z r_s w_z"
+    net.hold(r_s=F([0.01]))
     return net.add("DynamicQuantizeLSTM", names, "y h c", MICROSOFT, hidden_size=4)
 
 
@@ -228,6 +241,8 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("QLinearConv", qlinear_conv, IMAGE, "w"),
     ("QLinearConv, uint8", qlinear_conv, IMAGE, "v"),
     ("bias of QLinearConv", qlinear_conv, IMAGE, "b"),
+    ("QLinearConv, depthwise", lambda: depthwise("QLinearConv"), IMAGE, "w"),
+    ("ConvInteger, depthwise", lambda: depthwise("ConvInteger"), IMAGE, "w"),
     ("QLinearMatMul", qlinear_matmul, ROWS, "w"),
     ("QGemm", lambda: qgemm(True), ROWS, "w"),
     ("QGemm to floating point", lambda: qgemm(False), ROWS, "w"),

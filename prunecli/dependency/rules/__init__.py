@@ -9,6 +9,7 @@ from prunecli.dependency.rules import (  # noqa: F401
     indexing,
     linear,
     norms,
+    quantised,
     recurrent,
     reductions,
     shaping,

@@ -1,0 +1,134 @@
+"""Numbers that were fitted in the floating-point form, stored in the quantised model by scales of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.model.floating import FloatingForm, RealTensor
+from prunecli.model.graphs import add_constant, free_name, refill, taken_names
+from prunecli.model.quantised import Quantised
+
+Array = np.ndarray[Any, Any]
+
+
+def requantised(form: FloatingForm, model: ir.Model) -> ir.Model:
+    """A copy of a quantised model that holds the numbers of its floating-point form, in which weights and biases were
+    changed, or biases added. Weights get new scales, where a scale is theirs alone; biases the product of the scales
+    that integer kernels take for granted.
+
+    Args:
+        form: of a copy of `model`, changed since it was made.
+    """
+    writer = _Writer(form, model.clone())
+    writer.write()
+    return writer.model
+
+
+@dataclass
+class _Writer:
+    form: FloatingForm
+    model: ir.Model
+
+    def write(self) -> None:
+        theirs, ours = self.form.model.graph.initializers, self.model.graph.initializers
+        owners = Counter(_name(one.parameters[0]) for one in self.form.sources.values())
+        fresh: dict[str, Array] = {}
+        for name, source in self.form.sources.items():
+            value = theirs.get(name)
+            tensor = value.const_value if value is not None else None
+            if tensor is None or isinstance(tensor, RealTensor) or source.product or name not in ours:
+                continue
+            scale = _name(source.parameters[0])
+            if scale in ours and owners[scale] == 1:
+                source = source.rescaled(tensor.numpy())
+                fresh[scale] = self._put(scale, source.scale)
+            refill(ours[name], source.write(tensor.numpy()))
+        self._biases(fresh)
+        for name, value in list(theirs.items()):
+            if name in ours and name not in self.form.sources and value.const_value is not None:
+                if value.const_value is not ours[name].const_value:
+                    refill(ours[name], np.asarray(value.const_value.numpy()))
+            elif name not in ours and not name.startswith("prunecli.constant"):
+                self._add(value)
+
+    def _put(self, scale: str, array: Array) -> Array:
+        value = self.model.graph.initializers[scale]
+        assert value.const_value is not None
+        shape = tuple(value.const_value.shape.numpy())
+        refill(value, array.reshape(shape))
+        return array.reshape(-1)
+
+    def _biases(self, fresh: Mapping[str, Array]) -> None:
+        """Those that were fitted, and those of layers whose weight has new scales."""
+        theirs, ours = self.form.model.graph.initializers, self.model.graph.initializers
+        for name, source in self.form.sources.items():
+            value = theirs.get(name)
+            if not source.product or value is None or value.const_value is None or name not in ours:
+                continue
+            factors = [fresh.get(_name(one), _held(one)) for one in source.product]
+            moved = any(_name(one) in fresh for one in source.product)
+            if not moved and isinstance(value.const_value, RealTensor):
+                continue
+            if moved:
+                source = self._rescaled(source, np.prod(np.broadcast_arrays(*factors), axis=0))
+            refill(ours[name], source.write(value.const_value.numpy()))
+
+    def _rescaled(self, source: Quantised, scale: Array) -> Quantised:
+        stated = _name(source.parameters[0])
+        if stated in self.model.graph.initializers:
+            self._put(stated, scale.astype(source.scale.dtype))
+        return replace(source, scale=scale.astype(source.scale.dtype) if scale.size > 1 else scale.reshape(()))
+
+    def _add(self, value: ir.Value) -> None:
+        """A bias where the quantised layer has none: added to what the layer gives, before that is rounded."""
+        assert value.const_value is not None
+        array = np.asarray(value.const_value.numpy())
+        for node, index in value.uses():
+            made = next((n for n in self.model.graph if n.outputs[0].name == node.outputs[0].name), None)
+            name = self.form.results.get(node.outputs[0].name or "", node.outputs[0].name or "")
+            layer = next((n for n in self.model.graph if n.outputs[0].name == name), None)
+            if layer is None or made is None or index != 2:
+                continue
+            if made.op_type == "QLinearConv":
+                self._integer_bias(made, array)
+            else:
+                rank = self.form.model.graph.initializers[node.inputs[1].name or ""].const_value.shape  # type: ignore[union-attr]
+                spread = array.reshape(-1, *(1,) * (len(rank) - 2)) if node.op_type != "Gemm" else array
+                _add_behind(self.model.graph, layer.outputs[0], spread)
+
+    def _integer_bias(self, node: ir.Node, array: Array) -> None:
+        scales = [node.inputs[k] for k in (1, 4)]
+        product = np.prod(np.broadcast_arrays(*(_held(one) for one in scales if one is not None)), axis=0)
+        integers = np.rint(array / product).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        node.resize_inputs(9)
+        node.replace_input_with(8, add_constant(self.model.graph, f"{node.inputs[3].name}.bias", integers))  # type: ignore[union-attr]
+
+
+def _add_behind(graph: ir.Graph, value: ir.Value, array: Array) -> None:
+    """Let whoever reads a value read it with something added."""
+    uses, name = list(value.uses()), value.name or ""
+    taken = taken_names(graph)
+    node = ir.node(
+        "Add", [value, add_constant(graph, f"{name}.bias", array, taken)], name=free_name(f"{name}.add", taken)
+    )
+    node.outputs[0].name = free_name(f"{name}.biased", taken)
+    producer = value.producer()
+    assert producer is not None
+    graph.insert_after(producer, node)
+    for user, index in uses:
+        user.replace_input_with(index, node.outputs[0])
+
+
+def _name(value: ir.Value | None) -> str:
+    return value.name or "" if value is not None else ""
+
+
+def _held(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy()).reshape(-1)

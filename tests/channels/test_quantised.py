@@ -1,0 +1,145 @@
+"""Structural cuts of quantised models: proved against the masked original with onnxruntime's integer kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+import prunecli
+from prunecli.dependency.registry import REWRITES
+from prunecli.errors import PruneError
+from prunecli.model.floating import RESTATED, FloatingForm, RealTensor, floating
+from prunecli.model.graphs import refill
+from prunecli.model.requantise import requantised
+from prunecli.runtime import Session
+from tests.model.quantised_models import CASES, IMAGE, Net, blocked, nbits
+
+Made = Callable[[], Net]
+
+
+def between(net: Net, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The model with a layer in floating point before it and one behind it, so that both sides of it can be cut."""
+    rng, image = np.random.default_rng(3), shape == IMAGE
+    model = net.model(shape)
+    for node in model.graph.node:
+        node.input[:] = [{"x": "inner"}.get(name, name) for name in node.input]
+        node.output[:] = [{"y": "outer"}.get(name, name) for name in node.output]
+    width = shape[1] if image else shape[-1]
+    given = Session.open(net.model(shape).SerializeToString()).run({"x": np.zeros(shape, np.float32)})["y"].shape
+    last = given[1] if image else given[-1]
+    axes = (1, 1) if image else ()
+    first, second = rng.normal(size=(width, width, *axes)), rng.normal(size=(3, last, *axes) if image else (last, 3))
+    for name, array in (("first", first), ("second", second)):
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    op = "Conv" if image else "MatMul"
+    model.graph.node.insert(0, helper.make_node(op, ["x", "first"], ["inner"], "first"))
+    model.graph.node.append(helper.make_node(op, ["outer", "second"], ["y"], "second"))
+    return model
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(t.dims) for t in onnx.load(path).graph.initializer}
+
+
+CUT = [case for case in CASES if case[0] not in ("per input channel", "QLinearSoftmax")]
+"""onnxruntime does not run the one where it fuses, and the other runs over all channels."""
+
+
+@pytest.mark.parametrize(("name", "made", "shape", "weight"), CUT, ids=[case[0] for case in CUT])
+def test_both_sides_of_a_quantised_layer_are_cut_and_proved(
+    tmp_path: Path, name: str, made: Made, shape: tuple[int, ...], weight: str
+) -> None:
+    onnx.save(between(made(), shape), tmp_path / "m.onnx")
+    found = prunecli.structured(
+        tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx", granularity="channel,head"
+    )
+    assert found.verification.kind == "exact"
+    before, after = shapes(tmp_path / "m.onnx"), shapes(tmp_path / "cut.onnx")
+    assert after["first"] != before["first"] or after["second"] != before["second"]
+    if weight and not name.startswith(("bias", "QAttention")):
+        assert after[weight] != before[weight]
+
+
+def chain(scales: str = "own") -> onnx.ModelProto:
+    """Conv 3 -> 4 -> 4 -> 4, weights behind DequantizeLinear per channel, by one scale vector or by one each."""
+    net, before = Net(13), "x"
+    net.hold(z=np.zeros(4, np.int8), a_s=np.float32(0.2), a_z=np.uint8(128))
+    for number, inputs in enumerate((3, 4, 4)):
+        net.add("QuantizeLinear", f"{before} a_s a_z", f"q{number}").add(
+            "DequantizeLinear", f"q{number} a_s a_z", f"f{number}"
+        )
+        net.integers(f"w{number}", (4, inputs, 3, 3))
+        scale = "common" if scales == "shared" else f"s{number}"
+        net.hold(**{scale: np.array([0.01, 0.02, 0.03, 0.02], np.float32)})
+        net.add("DequantizeLinear", f"w{number} {scale} z", f"v{number}", axis=0)
+        before = "y" if number == 2 else f"c{number}"
+        net.add("Conv", f"f{number} v{number}", before, pads=[1, 1, 1, 1])
+    return net.model(IMAGE)
+
+
+@pytest.mark.parametrize("scales", ["own", "shared"])
+def test_scales_are_cut_with_their_channels(tmp_path: Path, scales: str) -> None:
+    """A scale that several weights share is split where they lose different channels."""
+    onnx.save(chain(scales), tmp_path / "m.onnx")
+    prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx")
+    after = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "cut.onnx").graph.initializer}
+    assert [after[f"w{n}"].shape[:2] for n in range(3)] == [(2, 3), (2, 2), (4, 2)]
+    vectors = [array.shape for array in after.values() if array.dtype == np.float32 and array.ndim == 1]
+    assert set(vectors) == {(2,), (4,)}
+
+
+def test_a_scale_that_is_not_cut_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: scales stay as long as they were."""
+    monkeypatch.setattr(FloatingForm, "extended", lambda self, removed: removed)
+    onnx.save(chain(), tmp_path / "m.onnx")
+    with pytest.raises(PruneError):
+        prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx")
+
+
+def test_blocks_go_whole(tmp_path: Path) -> None:
+    """Of 8 inputs in two blocks of 4, and of 32 in two of 16, one block stays, and its scales."""
+    for net, shape, inputs in ((blocked(), (3, 8), 4), (nbits(), (3, 32), 16)):
+        onnx.save(between(net, shape), tmp_path / "m.onnx")
+        prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx", force=True)
+        after = shapes(tmp_path / "cut.onnx")
+        assert after["first"] == (shape[1], inputs)
+        scales = after.get("w_s", after.get("y.pruned"))
+        assert scales is not None
+        assert np.prod(scales) * inputs == np.prod(after["w"]) * (1 if inputs == 4 else 2)
+
+
+@pytest.mark.parametrize(("name", "made", "shape", "weight"), CUT, ids=[case[0] for case in CUT])
+def test_fitted_numbers_are_stored_with_new_scales(
+    tmp_path: Path, name: str, made: Made, shape: tuple[int, ...], weight: str
+) -> None:
+    """Twice the weight and its bias: the quantised model gives about what its floating-point form does."""
+    model = ir.from_proto(made().model(shape))
+    form = floating(model.clone())
+    for held in form.model.graph.initializers.values():
+        if isinstance(held.const_value, RealTensor):
+            refill(held, held.const_value.numpy() * np.float32(1.7))
+    written = requantised(form, model)
+    found = [ir.to_proto(one).SerializeToString() for one in (written, form.model)]
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32) * 0.5
+    got, wanted = (Session.open(one, mode="plain").run({"x": x})["y"] for one in found)
+    assert np.corrcoef(got.reshape(-1), wanted.reshape(-1))[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("key", sorted(REWRITES.keys() & RESTATED.keys()), ids=lambda key: ".".join(key))
+def test_every_rewrite_is_noticed_when_it_is_gone(
+    key: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [(made(), shape) for _, made, shape, _ in CUT]
+    mine = [(net, shape) for net, shape in cases if key in {(node.domain, node.op_type) for node in net.nodes}]
+    grouped = [one for one in mine if any(a.name == "group" for node in one[0].nodes for a in node.attribute)]
+    net, shape = (grouped or mine)[0]
+    onnx.save(between(net, shape), tmp_path / "m.onnx")
+    monkeypatch.delitem(REWRITES, key)
+    with pytest.raises(PruneError):
+        prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx")
