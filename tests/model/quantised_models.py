@@ -94,7 +94,7 @@ def depthwise(op: str) -> Net:
         net.hold(w_s=F(0.02), w_z=np.int8(0)).add(op, "xq w z w_z", "i", group=3).add("Cast", "i", "f", to=1)
         return net.add("Mul", "s w_s", "t").add("Mul", "f t", "y")
     net = _q(Net(13), "x", "xq").integers("w", (3, 1, 3, 3))
-    net.hold(w_s=F(0.02), w_z=np.int8(0), y_s=F(0.1), y_z=U(128))
+    net.hold(w_s=F(0.02), w_z=np.int8(0), y_s=F(0.2), y_z=U(128))
     net.add(op, "xq xq_s xq_z w w_s w_z y_s y_z", "yq", group=3)
     return net.add("DequantizeLinear", "yq y_s y_z", "y")
 
