@@ -102,8 +102,8 @@ def choose_reading(
             ("choose one with --output-name", output_name is None and len(outputs) > 1),
             ("say what the labels mean with --task", task == "auto"),
             (
-                "check the labels: classes are whole numbers, other targets have an output's shape (without labels, as of"
-                " images in one folder without sub-folders, models are compared with --baseline)",
+                "check the labels: classes are whole numbers, other targets have an output's shape (without labels, as"
+                " of images in one folder without sub-folders, models are compared with --baseline)",
                 True,
             ),
         ),

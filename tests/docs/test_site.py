@@ -64,6 +64,13 @@ def test_links_of_files_lead_to_files(file: str) -> None:
         assert link.startswith("http") or (ROOT / file).parent.joinpath(link).is_file(), link
 
 
+def test_the_results_of_readme_are_those_of_the_benchmarks() -> None:
+    table = (ROOT / "README.md").read_text("utf-8").partition("## Results")[2].partition("| | made by |")[0]
+    figures = set(re.findall(r"\d[\d,]*\.?\d*", re.sub(r"\[\d\]|-\d+|\d %|Lite0", "", table)))
+    said = set(re.findall(r"\d[\d,]*\.?\d*", (DOCS / "benchmarks.md").read_text("utf-8")))
+    assert len(figures) > 20 and figures - said == set()
+
+
 def test_every_page_is_in_the_contents() -> None:
     listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
     assert sorted(listed) == sorted(PAGES)
