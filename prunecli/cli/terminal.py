@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -148,6 +148,7 @@ def progress_for(disabled: bool = False) -> Progress:
 def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Pass items through and show a bar once they take longer than DELAY."""
     start, done = monotonic(), 0
+    total = len(items) if total is None and isinstance(items, Sized) else total
     bar: Bar | None = None
     try:
         for item in items:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,11 @@ from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.quality import Average, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
 from prunecli.evaluation.sample_metrics import Entry, MetricCollector, SampleMetric, largest
-from prunecli.inputs import SYNTHETIC, InputSpec, resolve_shapes
+from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model import Dims, Model, load
-from prunecli.model.shapes import input_specs, with_demands
+from prunecli.model.shapes import with_demands
 from prunecli.runtime import Execution, Session
 from prunecli.types import Progress, no_progress
-
-if TYPE_CHECKING:
-    from prunecli.data.options import DataOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -71,49 +68,6 @@ def open_models(paths: Mapping[str, Path], execution: Execution) -> OpenedModels
             runners[role] = pair(next(iter(runners.values())).session, session)
             specs = common_specs(specs, runners[role])
     return OpenedModels(files, runners, specs)
-
-
-class SizedOptions(Protocol):
-    """What the options of a command say of data and of sizes of dynamic dimensions."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def source(self) -> DataOptions | None: ...
-    @property
-    def dim(self) -> tuple[str, ...]: ...
-    @property
-    def input_shape(self) -> tuple[str, ...]: ...
-
-
-AnySized = TypeVar("AnySized", bound=SizedOptions)
-
-
-def at_data(path: Path, options: AnySized) -> AnySized:
-    """The options with the sizes of dynamic dimensions that the data have, the batch aside, where none are stated.
-
-    Raises:
-        PruneError: the model or the data cannot be read.
-    """
-    source = options.source
-    if source is None or source.text == SYNTHETIC or options.dim or options.input_shape:
-        return options
-    specs = input_specs(load(path).ir)
-    if all(isinstance(size, int) for spec in specs for size in spec.shape[1:]):
-        return options
-    data = source.open(specs)
-    shapes = data_dims(data, {}, specs).shapes
-    sizes: dict[str, int] = {}
-    stated: list[str] = []
-    for spec in (spec for spec in specs if spec.name in shapes):
-        batch = data.axes.get(spec.name, 0)
-        for axis, (name, size) in enumerate(zip(spec.shape, shapes[spec.name], strict=True)):
-            if axis != batch and isinstance(name, str):
-                sizes.setdefault(name, size)
-        if None in (name for axis, name in enumerate(spec.shape) if axis != batch):
-            stated.append(f"{spec.name}:{','.join(map(str, shapes[spec.name]))}")
-    named = tuple(f"{name}={size}" for name, size in sizes.items() if not set(name) & set("+-*/() "))
-    return replace(options, dim=named, input_shape=tuple(stated))
 
 
 def data_dims(data: Dataset, names: Mapping[str, str], inputs: Sequence[InputSpec]) -> Dims:

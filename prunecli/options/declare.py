@@ -11,7 +11,7 @@ A field without an `Option` is for callers of the library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -163,9 +163,9 @@ class Options:
                              "give its options by their names, as keywords")  # fmt: skip
         return cls(**changes) if options is None else replace(options, **changes)
 
-    def part(self, group: type[Group], *, but: Collection[str] = (), **changes: Any) -> Group:
-        """Return the fields of a group as an object of that group alone; those of `but` keep their defaults."""
-        own = {one.name for one in fields(self)} - {*but}
+    def part(self, group: type[Group], **changes: Any) -> Group:
+        """Return the fields of a group as an object of that group alone."""
+        own = {one.name for one in fields(self)}
         return group(**{one.name: getattr(self, one.name) for one in fields(group) if one.name in own} | changes)
 
     @classmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from prunecli.files import Scratch
 from prunecli.model import load
+from prunecli.model.loading import file_sha256
 from prunecli.model.saving import SaveOptions, save
 from prunecli.options.groups import Written
 from prunecli.packing.options import PackOptions
@@ -21,7 +22,9 @@ Pruned = TypeVar("Pruned")
 
 def pack_options(options: Written) -> PackOptions:
     """How `--pack` of a command stores its file: as `prune pack` does by default."""
-    return options.part(PackOptions, but=("format", "include", "exclude", "report"))
+    own = {one.name for one in fields(options)} - {"format", "include", "exclude", "report"}
+    known = {one.name for one in fields(PackOptions)} & own
+    return PackOptions(**{name: getattr(options, name) for name in known})
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ def packed_after(
             found = pack(place, replace(options, output=target), progress)
             return made, Small(found, found.output, found.notes)
         except NothingSmaller as error:
-            saving = SaveOptions(options.external_data, options.force)
-            output = None if options.dry_run else save(load(place), target, saving)
             why = error.message.replace(str(place), "it")
-            return made, Small(None, output, (f"not packed, it is stored as it is: {why}",))
+            if not options.dry_run:
+                save(load(place), target, SaveOptions(options.external_data, options.force))
+    output = None if options.dry_run else FileRef(str(target), file_sha256(target))
+    return made, Small(None, output, (f"not packed, it is stored as it is: {why}",))
 
 
 def told(done: Pruned, small: Small, dry_run: bool) -> Pruned:

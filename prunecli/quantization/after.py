@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,9 +32,11 @@ def quantized_after(
         model: the original. zeros: weights were zeroed and have the original's shapes, so that they are fitted to what
             the original computes, which makes up for zeros and rounding in one pass; else to what the cut one does.
     """
-    weights = options.quantize or "int8"
-    asked = options.part(QuantizeOptions, but=OWN, output=target, weights=weights, original=model if zeros else None,
-                         timing=False)  # fmt: skip
+    known = {one.name for one in fields(QuantizeOptions)} & {one.name for one in fields(options)} - OWN
+    taken: dict[str, Any] = {name: getattr(options, name) for name in known}
+    asked = QuantizeOptions(
+        **taken, output=target, weights=options.quantize or "int8", original=model if zeros else None, timing=False
+    )
     with Scratch() as folder:
         place = folder / target.name
         made = make(place)

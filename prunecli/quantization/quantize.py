@@ -16,7 +16,6 @@ import onnx_ir as ir
 from prunecli.calibration.samples import about, calibration_samples, cautions
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
-from prunecli.evaluation.passes import at_data
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
 from prunecli.files import Scratch, written_to
 from prunecli.model import Model, Weight, concrete_shapes, find_weights, load, totals
@@ -24,6 +23,7 @@ from prunecli.model.copies import plain_path
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import file_sizes
+from prunecli.options.sizes import at_data
 from prunecli.quantization.candidates import TOOL, Candidate, GraphBuilder, Judge, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
 from prunecli.quantization.options import QuantizeOptions, named_path

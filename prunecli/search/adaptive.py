@@ -12,6 +12,7 @@ from typing import Any
 from prunecli.errors import GateFailed, PruneError
 from prunecli.files import Scratch
 from prunecli.model.saving import check_target
+from prunecli.options.sizes import at_data
 from prunecli.report.result import Reported
 from prunecli.search.metric import Drop
 from prunecli.search.models import FrontModel, StepModels
@@ -118,6 +119,7 @@ def adaptive(
     start, options = time.perf_counter(), AdaptiveOptions.of(options, **changes)
     path = Path(model)
     target = options.output or default_output(path)
+    options = at_data(path, options)
     file, session = open_model(path, options)
     check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prunecli.model.saving import check_target
+from prunecli.options.sizes import at_data
 from prunecli.predicted.features import Undescribed
 from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
@@ -108,6 +109,7 @@ def sensitivity(
         PruneError: the model, the data or an option is unusable.
     """
     start, options = time.perf_counter(), SensitivityOptions.of(options, **changes)
+    options = at_data(Path(model), options)
     file, session = open_model(Path(model), options)
     check_target(file, None, False, options)
     data = options.tried.open(session.inputs, session.outputs)

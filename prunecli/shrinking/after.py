@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from prunecli.files import Scratch
 from prunecli.model import load
+from prunecli.model.loading import file_sha256
 from prunecli.model.saving import SaveOptions, save
 from prunecli.options.groups import Written
 from prunecli.shrinking.options import ShrinkOptions
@@ -16,7 +17,7 @@ from prunecli.shrinking.result import ShrinkResult
 from prunecli.shrinking.shrink import shrink
 from prunecli.types import FileRef, Progress
 
-TAKEN = ("dry_run", "external_data", "force", "verify", "dim", "input_shape", "provider", "threads", "seed")
+TAKEN = ("dry_run", "external_data", "verify", "dim", "input_shape", "provider", "threads", "seed")
 """Options of a command that its last step has, too."""
 Made = TypeVar("Made")
 Pruned = TypeVar("Pruned")
@@ -26,14 +27,15 @@ def shrunk_after(
     target: Path, options: Written, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, ShrinkResult, FileRef | None]:
     """What `make(place)` wrote, shrunk to `target`; as it is where nothing can go."""
-    taken = {name: getattr(options, name) for name in TAKEN if hasattr(options, name)}
+    own = {one.name for one in fields(options)}
+    taken = {name: getattr(options, name) for name in TAKEN if name in own}
     with Scratch() as folder:
         place = folder / target.name
         made = make(place)
-        found = shrink(place, ShrinkOptions(output=target, **taken), progress)
-        if not found.removed.nothing or found.dry_run:
-            return made, found, found.output
-        return made, found, save(load(place), target, SaveOptions(options.external_data, options.force))
+        found = shrink(place, ShrinkOptions(output=target, force=options.force, **taken), progress)
+        if found.removed.nothing and not found.dry_run:
+            save(load(place), target, SaveOptions(options.external_data, options.force))
+    return made, found, None if found.dry_run else FileRef(str(target), file_sha256(target))
 
 
 def told_shrunk(done: Pruned, found: ShrinkResult, output: FileRef | None) -> Pruned:

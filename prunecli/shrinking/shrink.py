@@ -18,6 +18,7 @@ from prunecli.model.copies import plain_path
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import row_of
 from prunecli.operators.operator import operator_of
+from prunecli.options.sizes import at_data
 from prunecli.runtime import Session
 from prunecli.shrinking.interface import drop_dead_inputs, keep_outputs, last_token
 from prunecli.shrinking.measuring import constant_on
@@ -66,6 +67,7 @@ class _Work:
 def _shrunk(path: Path, target: Path, options: ShrinkOptions, progress: Progress) -> ShrinkResult:
     if options.verify:
         options.execution.check()
+    options = at_data(path, options)
     original = load(path)
     check_target(original, None if options.dry_run else target, options.force, options)
     _check_kind(original, options)

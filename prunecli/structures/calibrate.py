@@ -62,7 +62,8 @@ def _norms(subject: Cuttable, moments: Mapping[str, Array]) -> Array:
 
 def _input_moments(subject: Cuttable, options: CutOptions, progress: Progress) -> dict[str, Array]:
     data = subject.samples(options, progress)
-    feeds = (batch.feed for batch in progress(data.batches(options.batch_size), "measuring activations"))
+    batches, count = data.batches(options.batch_size), data.batch_count(options.batch_size)
+    feeds = (batch.feed for batch in progress(batches, "measuring activations", count))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
     start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
     return second_moments(subject.work, ranks, feeds, start)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.evaluation.passes import at_data
 from prunecli.model import load
 from prunecli.model.saving import check_target
+from prunecli.options.sizes import at_data
 from prunecli.quantization.after import quantized_after, told_quantized
 from prunecli.structures.carry_out import StructuredResult, decided_and_cut, default_output
 from prunecli.structures.gradual import structured_and_trained

@@ -17,11 +17,12 @@ from prunecli.data import Dataset
 from prunecli.data.dataset import hold_out
 from prunecli.data.options import DataOptions
 from prunecli.errors import GateFailed
-from prunecli.evaluation.passes import common_specs, pair
+from prunecli.evaluation.passes import common_specs, data_dims, pair
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights, load, totals
 from prunecli.model.constants import INTERFACE, name_inputs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
+from prunecli.model.shapes import input_specs
 from prunecli.options.training import FinetuneOptions
 from prunecli.packing.after import Small, pack_options, packed_after
 from prunecli.packing.pack import PackResult
@@ -91,8 +92,10 @@ def finetune(
     options.execution.check()
     file = load(path)
     check_target(file, target, options.force, options)
-    before = totals(file, concrete_shapes(file, Dims()))
     training, data, held = _prepare(file, options)
+    dims = data_dims(data, {}, input_specs(file.ir))
+    original = load(path)  # preparing may have replaced the last layer
+    before = totals(original, concrete_shapes(original, dims))
     keeper = Keeper(training.trainer, options, _fingerprint(file, options, data))
     keeper.resume() if options.resume else training.tune(progress)
     score_before = training.trainer.at.first_score
@@ -108,7 +111,7 @@ def finetune(
         model=file.ref,
         output=saved.output,
         before=before,
-        after=totals(after_file, concrete_shapes(after_file, Dims())),
+        after=totals(after_file, concrete_shapes(after_file, dims)),
         layers=_layers(after_file),
         skipped=_skipped(file, training),
         epochs=at.history,
@@ -126,7 +129,7 @@ def finetune(
         shrunk=saved.shrunk,
         harmful=at.harmful,
         course=course,
-        **_beside_teacher(options, saved.output, after_file, progress),
+        **_beside_teacher(options, saved.output, after_file, dims, progress=progress),
         seconds=time.perf_counter() - start,
     )
 
@@ -170,17 +173,17 @@ def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof,
 
 
 def _beside_teacher(
-    options: FinetuneOptions, saved: FileRef | None, after: Model, progress: Progress
+    options: FinetuneOptions, saved: FileRef | None, after: Model, dims: Dims, progress: Progress
 ) -> dict[str, Any]:
     """The teacher's sizes and the speed beside it, where the model has less work than the teacher."""
     if options.teacher_path is None or saved is None or not options.timing:
         return {}
     file = load(options.teacher_path)
-    work = [count_macs(each, concrete_shapes(each, Dims())).total for each in (file, after)]
+    work = [count_macs(each, concrete_shapes(each, dims)).total for each in (file, after)]
     if not work[0] or not work[1] or work[1] >= work[0]:
         return {}
     speed = measure_speed(Path(saved.path), options.teacher_path, options, progress)
-    return {"speed": speed, "teacher": totals(file, concrete_shapes(file, Dims()))}
+    return {"speed": speed, "teacher": totals(file, concrete_shapes(file, dims))}
 
 
 def raise_if_harmful(found: FinetuneResult) -> None:

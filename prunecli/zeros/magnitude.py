@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunecli.errors import some
-from prunecli.evaluation.passes import at_data
 from prunecli.files import written_to
 from prunecli.masks.decide import Recipe
 from prunecli.masks.patterns import Windows, parse_pattern
@@ -24,6 +23,7 @@ from prunecli.model.floating import floats_of, requantise
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import file_sizes, macs_by_weight
 from prunecli.options.groups import QuantizedLast
+from prunecli.options.sizes import at_data
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.quantization.after import quantized_after, told_quantized
 from prunecli.runtime import Session

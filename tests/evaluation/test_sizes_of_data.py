@@ -49,3 +49,17 @@ def test_work_is_counted_at(options: dict[str, Any], with_data: bool, length: in
     if with_data:
         evaluated = prunecli.evaluate(model, data=data, latency=False).models[0].totals
         assert evaluated.macs == 8 * 4 * 3 * 20
+
+
+# what runs on the data with the options -> the MACs that it counts, of 8 * 4 * 3 per place
+COMMANDS = {
+    "sensitivity": lambda model, data, out: prunecli.sensitivity(model, data=data, jobs=1, levels=(0.5,), metric="cosine").rows[0].layer.macs,
+    "adaptive": lambda model, data, out: prunecli.adaptive(model, data=data, jobs=1, max_drop=0.9, output=out, rounds=1, metric="cosine").result.before.macs,
+    "finetune": lambda model, data, out: prunecli.finetune(model, data=data, teacher=model, epochs=1, output=out, timing=False).before.macs,
+    "shrink": lambda model, data, out: prunecli.shrink(model, data=data, tolerance=0, output=out).before.macs,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_counts_at_the_sizes_of_its_data(command: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    assert COMMANDS[command](*files, tmp_path / "out.onnx") == 8 * 4 * 3 * 20
