@@ -37,6 +37,23 @@ def peer(python: str | None, script: str, *args: object, timeout: float = 900) -
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A Markdown table."""
-    print(f"\n{title}\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    print(f"\n{title}\n\n{line(head)}\n|" + "---|" * len(head))
     for row in rows:
-        print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row) + " |")
+        print(line(row))
+
+
+def line(row: Sequence[object]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row) + " |"
+
+
+def record(page: Path, head: Sequence[str], row: Sequence[object], keys: int) -> None:
+    """Put a row into the table of a page that has this head: in the place of the row with the same first `keys` cells,
+    or at its end."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = lines.index(line(head)) + 2
+    end = next((number for number in range(first, len(lines)) if not lines[number].startswith("|")), len(lines))
+    beginning = line(row[:keys])[:-1]
+    places = [number for number in range(first, end) if lines[number].startswith(beginning)]
+    lines[places[0] if places else end : places[0] + 1 if places else end] = [line(row)]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """How much faster a cut is, in float32 and after static quantisation to int8, and what it costs.
 
-    python benchmarks/speed.py [--models NAME ...] [--ways WAY ...]
+    python benchmarks/speed.py [--models NAME ...] [--ways WAY ...] [--record docs/benchmarks.md]
 
 Each row is one command, at its defaults but for one thread. Speeds: original and cut in turn, medians of the ratios of
 pairs of the CPU time of the calling thread, so a busy machine adds nothing. int8: both quantised by onnxruntime on
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SHARED, parser, show
+from common import SHARED, parser, record, show
 from generate import bert_base, resnet50
 
 from prunecli import evaluate, structured
@@ -62,9 +62,9 @@ CASES = {
     "ResNet-20": Case(_real("resnet20-cifar10"), {"data": DATA / "cifar10-train.npz"}, DATA / "cifar10-test.npz"),
     "ResNet-56": Case(_real("resnet56-cifar10"), {"data": DATA / "cifar10-train.npz"}, DATA / "cifar10-test.npz"),
     "EfficientNet-Lite0": Case(
-        _real("efficientnet-lite0"), {"data": DATA / "imagenet-calib", **_PIXELS}, DATA / "imagenet-test"
+        _real("efficientnet-lite0"), {"data": DATA / "imagenet-calib", "limit": 128, **_PIXELS}, DATA / "imagenet-test"
     ),
-    "MiniLM": Case(_real("minilm-l6"), {"data": DATA / "sick-calib.npz"}),
+    "MiniLM": Case(_real("minilm-l6"), {"data": DATA / "sick-calib.npz", "limit": 512}),
     "PP-OCR cls": Case(
         _real("ch_ppocr_mobile_v2.0_cls_infer"), {"data": DATA / "ocr-cls-calib.npz"}, DATA / "ocr-cls-test.npz"
     ),
@@ -122,20 +122,26 @@ def quality(case: Case, model: Path, cut: Path, fed: Mapping[str, Any]) -> Itera
         yield from ("", f"cosine {np.float64(told['fidelity']['cosine']):.4f}")
 
 
+HEAD = ("model", "`prune structured`", "MACs remain", "fp32 faster", "int8 faster", "quality before", "after")
+
+
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    options.add_argument("--record", type=Path, help="a page whose table gets each row as soon as it is measured")
     args = options.parse_args()
     rows = []
     for name in args.models:
         with tempfile.TemporaryDirectory() as place:
             model = CASES[name].path(Path(place))
             for way in args.ways:
-                rows.append([name, f"`{way} {CASES[name].told}`", *row(CASES[name], model, way, Path(place))])
+                command = " ".join(filter(None, (way, CASES[name].told)))
+                rows.append([name, f"`{command}`", *row(CASES[name], model, way, Path(place))])
                 print(rows[-1], flush=True)
-    head = ("model", "prune structured", "MACs remain", "fp32 faster", "int8 faster", "quality before", "after")
-    show("Speed of cuts", head, rows)
+                if args.record is not None:
+                    record(args.record, HEAD, rows[-1], keys=2)
+    show("Speed of cuts", HEAD, rows)
 
 
 if __name__ == "__main__":
