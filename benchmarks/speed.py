@@ -113,8 +113,8 @@ def quality(case: Case, model: Path, cut: Path, fed: Mapping[str, Any]) -> Itera
     if "data" not in fed:
         yield from ("", "")  # outputs on random inputs, or of random weights, say nothing
         return
-    data = fed | ({"data": str(case.test)} if case.test is not None else {})
-    told = evaluate(cut, baseline=model, latency=False, threads=1, **data).to_json()
+    judged = {**fed, "limit": None} | ({"data": str(case.test)} if case.test is not None else {})
+    told = evaluate(cut, baseline=model, latency=False, threads=1, **judged).to_json()
     before, after = (next(m["metrics"] for m in told["models"] if m["role"] == role) for role in ("baseline", "model"))
     if "accuracy" in after:
         yield from (before["accuracy"], after["accuracy"])
