@@ -21,7 +21,6 @@ from prunecli.data import Dataset
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
-from prunecli.inputs import SYNTHETIC
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import behind
 from prunecli.runtime import Execution, Session
@@ -271,5 +270,5 @@ def about(data: Dataset) -> Json:
 
 
 def cautions(data: Dataset) -> list[str]:
-    """What readers of the report have to know of the data."""
-    return list(data.notes) if data.source == SYNTHETIC else []
+    """What readers of the report have to know of how the data came about."""
+    return list(data.notes)

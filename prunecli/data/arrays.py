@@ -16,6 +16,7 @@ import numpy as np
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Dataset, build, match, split_labels
+from prunecli.data.language import tokens_of, windows
 from prunecli.data.options import DataOptions, has_suffix, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
@@ -169,10 +170,12 @@ def _limited(column: InputColumn, limit: int | None) -> InputColumn:
 
 @source("npy", "x.npy with --labels y.npy", has_suffix(".npy"), ("--labels",))
 def read_npy(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Dataset:
-    column = open_npy(asked.path, asked.path.name, asked.limit)
-    labels = None if asked.labels is None else read_labels(asked.labels, asked.limit)
-    columns = match(specs, {asked.path.stem: column}, asked.path.name, axes)
-    return build(specs, columns, labels, asked.text, axes)
+    limit = asked.limit if tokens_of(specs) is None else None  # a row of tokens is no sample
+    column = open_npy(asked.path, asked.path.name, limit)
+    labels = None if asked.labels is None else read_labels(asked.labels, limit)
+    columns = match(specs, {asked.path.stem: windows(column, specs)}, asked.path.name, axes)
+    found = build(specs, columns, labels, asked.text, axes)
+    return found if asked.limit is None else found.take(asked.limit)
 
 
 def read_labels(path: Path, limit: int | None) -> InputColumn:

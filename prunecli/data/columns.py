@@ -22,13 +22,15 @@ Array = np.ndarray[Any, Any]
 class InputColumn:
     """An array whose first axis counts samples. `shape` and `dtype` are known at once; `read()` is called for values,
     and may return a memory map. `name` is what the user calls it, for messages. `pick(index)`: the rows at `index`, for
-    a source that reads them one by one; `read()` is then for who needs everything."""
+    a source that reads them one by one; `read()` is then for who needs everything. `made`: how the values came about,
+    where they are not simply what a file holds; readers of reports are told."""
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
     read: Callable[[], Array]
     pick: Callable[[Array], Array] | None = None
+    made: str = ""
 
     @classmethod
     def of(cls, name: str, array: Array) -> InputColumn:
@@ -39,7 +41,7 @@ class InputColumn:
         if not axis:
             return self
         shape = (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
-        return InputColumn(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0))
+        return InputColumn(self.name, shape, self.dtype, lambda: np.moveaxis(self.array(), axis, 0), made=self.made)
 
     @functools.cached_property
     def _array(self) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunecli.data.axes import Axes, samples_first
 from prunecli.data.columns import InputColumn, cast, check_dtype, check_sample_shape, fits
+from prunecli.data.language import made_beside, tokens_of
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
@@ -248,7 +249,8 @@ def build(
     check_labels(labels, count)
     kept = {s.name: columns[s.name] for s in batched}
     chunk = Chunk(kept, np.arange(count), labels, constants=constants)
-    return Dataset(specs, [chunk], source, unbatched, axes=axes)
+    notes = tuple(dict.fromkeys(column.made for column in columns.values() if column.made))
+    return Dataset(specs, [chunk], source, unbatched, notes=notes, axes=axes)
 
 
 def _moved(column: InputColumn, spec: InputSpec, axis: int) -> InputColumn:
@@ -318,7 +320,8 @@ def match(
     """A column for every input.
 
     Exact names first; then names that agree without case, punctuation and a ":0" suffix; then, among what is
-    left, inputs that exactly one column fits in shape. A single input and a single column always match.
+    left, inputs that exactly one column fits in shape. A single input and a single column always match. Beside the
+    tokens of a language model, masks, positions and empty pasts are made.
 
     Raises:
         PruneError: an input has no column, or several could be meant; both sides are named.
@@ -331,6 +334,13 @@ def match(
                 found[spec.name] = columns[close[0]]
     missing = [s for s in specs if s.name not in found]
     found |= _by_elimination(missing, _left(columns, found), axes or {})
+    if (
+        (tokens := tokens_of(specs)) is not None
+        and tokens.name not in found
+        and len(left := _left(columns, found)) == 1
+    ):
+        found[tokens.name] = next(iter(left.values()))
+    found |= made_beside(specs, found)
     missing = [s for s in specs if s.name not in found]
     if missing:
         raise PruneError(

@@ -132,7 +132,7 @@ def _result(
         frozen=subject.units.frozen,
         left=[Skipped(name, reason) for name, reason in decided.left.items()],
         verification=inspector.verification,
-        notes=[*inspector.warnings, *subject.file.notes, *decided.notes, *subject.cautions],
+        notes=[*inspector.warnings, *subject.file.notes, *decided.notes, *subject.told],
         latency=decided.latency,
         plan=None if options.save_plan is None else str(options.save_plan),
         dry_run=options.dry_run,

@@ -78,7 +78,9 @@ class Cuttable:
         if source is None:
             raise PruneError("this is measured on data", "give --data")
         if not source.synthetic:
-            return source.open(input_specs(self.file.ir))
+            found = source.open(input_specs(self.file.ir))
+            self.told = cautions(found)
+            return found
         if self.made is None:
             self.made = calibration_samples(
                 self.file, source, MADE, seed=options.seed, dims=options.dims, execution=options.execution,
