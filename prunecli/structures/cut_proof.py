@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -47,6 +48,7 @@ from prunecli.verify.tolerance import (
     differences,
 )
 
+T = TypeVar("T")
 FEW = 20
 """Sizes that are tried on a model in pieces."""
 HINT = "nothing was written; leave the layer out with --exclude, and please report the model"
@@ -125,18 +127,22 @@ def _verdict(found: Proof, effects: Sequence[Difference] | None, pieces: int = 1
     )
 
 
+def _constant(value: T) -> Callable[[], T]:
+    return lambda: value
+
+
 @dataclass
 class _Reference:
-    """A session of the original's side, whose outputs are given as the cut model should have them. `latest`: as they
-    are."""
+    """A session of the original's side, opened when it is run, whose outputs are given as the cut model should have
+    them. `latest`: as they are."""
 
-    session: Session
+    session: Callable[[], Session]
     forced: Forced
     compared: Callable[[str], bool]
     latest: Outputs = field(default_factory=dict)
 
     def run(self, feed: Feed) -> Outputs:
-        self.latest = self.session.run(feed)
+        self.latest = self.session().run(feed)
         return {name: self.forced.less(name, v) for name, v in self.latest.items() if self.compared(name)}
 
 
@@ -171,7 +177,7 @@ class _Sides:
         return open_original(partial(self.open, self.path))
 
     def prove(self, cases: Iterable[Case], progress: Progress) -> Proof:
-        original = self._side(self.original)
+        original = self._side(lambda: self.original)
         cut = open_result(partial(self.open, self.staged), partial(self.open, self.path), "cut model", HINT)
         if self.forced.restricts:
             self.effects = []
@@ -180,7 +186,7 @@ class _Sides:
                       demand=self.demand)  # fmt: skip
         return prove(claim, cases, progress)
 
-    def _side(self, session: Session) -> _Reference:
+    def _side(self, session: Callable[[], Session]) -> _Reference:
         return _Reference(session, self.forced, (lambda name: True) if self.piece is None else self.piece.is_compared)
 
     @cached_property
@@ -189,19 +195,19 @@ class _Sides:
 
     @cached_property
     def reference(self) -> _Reference:
-        return self._side(self.open(self.masked))
+        return self._side(_constant(self.open(self.masked)))
 
     @cached_property
     def plain_reference(self) -> _Reference:
-        return self._side(self.open(self.masked, mode="plain"))
+        return self._side(_constant(self.open(self.masked, mode="plain")))
 
     @cached_property
     def zeroed(self) -> _Reference:
-        return self._side(self.open(masked_original(read_whole(self.path), self.forced)))
+        return self._side(_constant(self.open(masked_original(read_whole(self.path), self.forced))))
 
     @cached_property
     def nudged(self) -> Sequence[_Reference]:
-        return [self._side(self.open(model, mode="plain")) for model in self._moved()]
+        return [self._side(_constant(self.open(model, mode="plain"))) for model in self._moved()]
 
     def _moved(self) -> Iterator[bytes]:
         """The reference with every weight moved by one unit in the last place: what rounding does to it."""
@@ -229,26 +235,25 @@ class _Sides:
         Inner values are looked at once in any case: outputs may hardly depend on one.
         """
         self.results[agreed.label] = self.reference.latest, agreed.got
-        telling = not all(one.hopeless for one in agreed.differences) and self._has_effect(agreed)
         if not self.inside:
-            self._look_inside(agreed, telling)
+            self._look_inside(agreed)
         if self.effects is not None:
             self.effects += differences(agreed.got, self.zeroed.run(agreed.feed))
 
     def _has_effect(self, agreed: Agreement) -> bool:
         """Whether the outputs depend on what was removed; if not (a saturated Sigmoid), they cannot tell."""
         if not self.effective:
-            plain = self._side(self.original).run(agreed.feed)
+            plain = self._side(lambda: self.original).run(agreed.feed)
             found = differences(agreed.wanted, plain, relative=self.relative)
             self.effective = not all(one.agrees for one in found)
         return self.effective
 
-    def _look_inside(self, agreed: Agreement, telling: bool) -> None:
+    def _look_inside(self, agreed: Agreement) -> None:
         first = self.inner.first_difference(agreed.feed)
         if first:
             raise PruneError(f"the cut model does not compute what the masked original does ({agreed.label}): "
                              f"the first tensor that differs is {first}", HINT)  # fmt: skip
-        if first is None and not telling:
+        if first is None and (all(one.hopeless for one in agreed.differences) or not self._has_effect(agreed)):
             raise InconclusiveError("its outputs tell nothing, and its inner values cannot be compared")
         self.inside = first is not None
 

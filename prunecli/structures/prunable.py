@@ -60,6 +60,7 @@ class Cuttable:
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
     made: Dataset | None = None
+    told: list[str] = field(default_factory=list)
     convolved: tuple[str, ...] = ()
     stored: ir.Model = field(kw_only=True)
     form: FloatingForm = field(kw_only=True)

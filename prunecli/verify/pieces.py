@@ -25,8 +25,8 @@ from prunecli.verify.tolerance import Feed
 
 Shape = tuple[int, ...]
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-PIECE = 96 << 20
-"""Bytes of weights from which on a piece ends at the next boundary that serves."""
+PIECE = 64 << 20
+"""Bytes of weights that a piece has at most, where boundaries that serve allow it."""
 LARGEST = (1 << 31) - (1 << 26)
 """Bytes of weights that a piece may have; protobuf ends at 2 GiB."""
 
@@ -237,14 +237,15 @@ def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Bound
     weights, alive = _own_weights(original), list(_alive(original))
     seen, best, number = set[str](), -1, 0
     while number < len(weights) - 1:
+        size = sum(original.bytes_of[name] for name in seen | weights[number])
+        if size > PIECE and best >= 0:
+            boundaries.append(tuple(alive[best]))
+            seen, number, best = set(), best + 1, -1
+            continue
         seen |= weights[number]
-        size = sum(original.bytes_of[name] for name in seen)
         fewer = best < 0 or 2 * size < PIECE or len(alive[number]) <= len(alive[best])
         if fewer and _serves(alive[number], original, other, types):
             best = number
-        if size >= PIECE and best >= 0:
-            boundaries.append(tuple(alive[best]))
-            seen, number, best = set(), best, -1
         number += 1
     return [*boundaries, tuple(original.outputs)]
 
