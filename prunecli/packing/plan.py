@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from prunecli.model import Model
 from prunecli.model.constants import Holder, holders
+from prunecli.model.floating import floating
 from prunecli.model.graphs import all_graphs
 from prunecli.model.lossless import is_described
 from prunecli.model.sizes import count_nonzero
@@ -23,7 +24,7 @@ from prunecli.model.weights import pending
 from prunecli.packing.options import PackOptions
 from prunecli.storage import Writer, choose, fit
 from prunecli.storage.chain import Op
-from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor, words
+from prunecli.storage.encodings import FOLDED_UP_TO, SHARED_OVERHEAD, Encoded, EncodedTensor, shifted, words
 from prunecli.storage.fitting import PASSES, SHARED_UP_TO, SPREAD_FROM, bundles, spread
 from prunecli.storage.stored import unmap
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
@@ -34,6 +35,8 @@ LEAST = 1024
 """Bytes below which a tensor is not looked at: a chain takes more than half of that."""
 COO_ENTRY = 8
 """Bytes of one int64 index."""
+BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+"""Types of quantised weights that are packed; MatMulNBits keeps several numbers in a UINT8."""
 FEW = "too few zeros to be smaller"
 
 
@@ -72,14 +75,15 @@ def information(size: int, nonzero: int, itemsize: int) -> float:
 
 @dataclass
 class Item:
-    """A stored float tensor, and how it will be stored. `digest`: equal for equal tensors of
-    one type and shape."""
+    """A stored tensor, and how it will be stored. `digest`: equal for equal tensors of one type and shape; `fill`: what
+    its zeros are stored as."""
 
     holder: Holder
     tensor: ir.TensorProtocol
     row: PackRow
     encoded: Encoded | None = None
     digest: str = ""
+    fill: int = 0
 
     @property
     def is_packed(self) -> bool:
@@ -88,17 +92,34 @@ class Item:
 
 
 def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress: Progress) -> list[Item]:
-    """Every float tensor, with the smallest encoding where that saves enough. One tensor is in memory at a time.
+    """Every float tensor and every quantised weight, with the smallest encoding where that saves enough. One tensor is
+    in memory at a time.
 
     `dense`: names that must stay dense, with the reason.
     """
     inlined = {id(graph) for graph in _inlined(model.ir)}
-    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS]
+    integers = {} if options.coo else _integers(model.ir)
+    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS or h.name in integers]
     reasons = _taken(model.ir, stored) | dict(dense)
     return [
-        _item(holder, _refusal(holder, reasons, options, model), options, id(holder.graph) in inlined)
+        _item(
+            holder,
+            _refusal(holder, reasons, options, model),
+            options,
+            id(holder.graph) in inlined,
+            fill=integers.get(holder.name, 0),
+        )
         for holder in progress(stored, "choosing encodings", len(stored))
     ]
+
+
+def _integers(model: ir.Model) -> dict[str, int]:
+    """By the name of a quantised weight in whole bytes of which all zeros are stored alike, how they are."""
+    found = {}
+    for name, source in floating(model).sources.items():
+        if source.tensor.dtype in BYTES and (source.zero_point == source.zero_point.flat[0]).all():
+            found[name] = int(source.zeros().reshape(-1)[0])
+    return found
 
 
 def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
@@ -114,30 +135,33 @@ def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
-def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool) -> Item:
-    """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function."""
+def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool, *, fill: int) -> Item:
+    """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function; `fill`: what is stored for
+    zero."""
     tensor = holder.tensor
     shape = tuple(tensor.shape.numpy())
     size = tensor.nbytes
     row = PackRow(holder.name, shape, tensor.dtype.name.lower(), nonzero=0, dense_bytes=size, packed_bytes=size)
     if reason:
-        return Item(holder, tensor, replace(row, nonzero=count_nonzero(tensor), reason=reason))
+        nonzero = int(np.count_nonzero(np.asarray(tensor.numpy()) != fill)) if fill else count_nonzero(tensor)
+        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason), fill=fill)
     array = np.ascontiguousarray(tensor.numpy())
-    nonzero = int(np.count_nonzero(array))
-    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(array))) - nonzero)
+    subject = EncodedTensor(array, tensor.dtype, inlined, fill=fill)
+    nonzero = int(np.count_nonzero(shifted(subject)))
+    row = replace(row, nonzero=nonzero, negative_zeros=int(np.count_nonzero(words(shifted(subject)))) - nonzero)
     encoded = None
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if options.coo else size
     if not options.coo:
         shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and options.values == "exact" and not inlined
-        encoded = fit(EncodedTensor(array, tensor.dtype, inlined, shares), options.values)
+        encoded = fit(replace(subject, shares=shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
     digest = _digest(array, tensor.dtype)
     unmap(tensor)
     if packed > (1 - options.min_saving) * size:
-        return Item(holder, tensor, replace(row, reason=FEW), None, digest)
+        return Item(holder, tensor, replace(row, reason=FEW), None, digest=digest, fill=fill)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
-    return Item(holder, tensor, row, encoded, digest)
+    return Item(holder, tensor, row, encoded, digest=digest, fill=fill)
 
 
 def _digest(array: Array, dtype: ir.DataType) -> str:
@@ -244,8 +268,8 @@ def _units(items: Sequence[Item]) -> list[_Unit]:
     shared = [item for item in items if _shares(item)]
     alone = [_alone(item) for item in items if not _shares(item)]
 
-    def kind(item: Item) -> tuple[str, str]:
-        return item.row.dtype, item.row.encoding
+    def kind(item: Item) -> tuple[str, str, int]:
+        return item.row.dtype, item.row.encoding, item.fill
 
     for _, found in groupby(sorted(shared, key=kind), kind):
         alone += _together(list(found))
@@ -274,6 +298,7 @@ def _together(items: Sequence[Item]) -> Iterator[_Unit]:
             continue
         first = mine[0][0]
         source = ChainSource(first.row.encoding, tuple(same[0].tensor for same in mine), first.digest)
-        encoded = choose(EncodedTensor(source.array(), first.tensor.dtype, shares=True), (first.row.encoding,))
+        subject = EncodedTensor(source.array(), first.tensor.dtype, shares=True, fill=first.fill)
+        encoded = choose(subject, (first.row.encoding,))
         assert encoded is not None  # each of them is smaller
         yield _Unit(encoded.chain, source, tuple(mine))

@@ -105,6 +105,36 @@ def after(node: Node, number: int) -> Node:
     return with_streams(node, wait) if number else node
 
 
+@dataclass(frozen=True)
+class Filler:
+    """What ConstantOfShape repeats: one element of a type."""
+
+    dtype: ir.DataType
+    value: int = 0
+
+
+def filled(node: Node, fill: int) -> Node:
+    """The chain of a tensor in which `fill` stands where another has zeros: it is made for the tensor xor `fill`, of
+    which only the positions matter, and gives what it holds."""
+
+    def shift(stream: Stream) -> Stream:
+        inner, is_value = stream.compute, stream.role == "values"
+
+        def compute(array: Array) -> Array:
+            mask = array.dtype.type(fill)
+            made = inner(array ^ mask)
+            return made ^ mask if is_value else made
+
+        return replace(stream, compute=compute)
+
+    if isinstance(node, Stream):
+        return shift(node)
+    if not isinstance(node, Op):
+        return node
+    attributes = tuple((n, replace(v, value=fill) if isinstance(v, Filler) else v) for n, v in node.attributes)
+    return replace(node, inputs=tuple(filled(i, fill) for i in node.inputs), attributes=attributes)
+
+
 def cast(node: Node, to: ir.DataType) -> Op:
     return Op("Cast", (node,), (("to", to),))
 
@@ -116,5 +146,7 @@ def reshape(node: Node, shape: Shape) -> Op:
 def zeros(shape: Shape, dtype: ir.DataType) -> Op:
     """A tensor of zeros; older opsets have no bfloat16 ones."""
     narrow = dtype == ir.DataType.BFLOAT16
-    made = Op("ConstantOfShape", (Fixed.of(shape, "int64"),), (("value", ir.DataType.FLOAT if narrow else dtype),))
+    made = Op(
+        "ConstantOfShape", (Fixed.of(shape, "int64"),), (("value", Filler(ir.DataType.FLOAT if narrow else dtype)),)
+    )
     return cast(made, dtype) if narrow else made

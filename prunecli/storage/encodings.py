@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, cast, reshape, streams, zeros
+from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, cast, filled, reshape, streams, zeros
 
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 22
@@ -128,12 +128,14 @@ class Encoded:
 @dataclass(frozen=True)
 class EncodedTensor:
     """A tensor as encodings see it. `inlined`: it lies in a function, whose values have no shapes of their own
-    once onnxruntime has put the function's nodes in place of its calls. `shares`: it may share a chain with others."""
+    once onnxruntime has put the function's nodes in place of its calls. `shares`: it may share a chain with others.
+    `fill`: of integers, what most elements are, in place of zero."""
 
     array: Array
     dtype: ir.DataType
     inlined: bool = False
     shares: bool = False
+    fill: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -146,6 +148,17 @@ class EncodedTensor:
 
     def values(self, shape: Shape, compute: Callable[[Array], Array]) -> Stream:
         return Stream("values", self.dtype, shape, compute)
+
+
+def shifted(subject: EncodedTensor) -> Array:
+    """The elements with zeros where they are what most are."""
+    return subject.array ^ subject.array.dtype.type(subject.fill) if subject.fill else subject.array
+
+
+def _with_fill(chain: Op, fill: int) -> Op:
+    made = filled(chain, fill)
+    assert isinstance(made, Op)
+    return made
 
 
 Encoding = Callable[[EncodedTensor, Rows, int], Encoded | None]
@@ -169,6 +182,9 @@ def choose(subject: EncodedTensor, names: tuple[str, ...] | None = None) -> Enco
     size = subject.array.size
     if not 0 < size <= LARGEST or size * max(subject.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
         return None
+    if subject.fill:
+        found = choose(replace(subject, array=shifted(subject), fill=0), names)
+        return None if found is None else replace(found, chain=_with_fill(found.chain, subject.fill))
     rows = Rows(np.ascontiguousarray(subject.array).reshape(-1))
     best: Encoded | None = None
     for name, plan in ENCODINGS.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.storage.chain import ChainPass, Fixed, Node, Op, Stream, streams
+from prunecli.storage.chain import ChainPass, Filler, Fixed, Node, Op, Stream, streams
 from prunecli.storage.encodings import numbers
 from prunecli.storage.passes import Passes
 from prunecli.storage.stored import constant, unmap
@@ -185,9 +185,8 @@ class Writer:
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
-    """Types in place of tensors mean a single zero of that type."""
     if name == "to":
         return ir.AttrInt64(name, int(value))
-    if isinstance(value, ir.DataType):
-        return ir.AttrTensor(name, ir.tensor(np.zeros(1, value.numpy())))
+    if isinstance(value, Filler):
+        return ir.AttrTensor(name, ir.tensor(np.full(1, value.value, value.dtype.numpy())))
     return ir.AttrInt64s(name, value) if isinstance(value, tuple) else ir.AttrInt64(name, value)

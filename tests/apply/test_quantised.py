@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import prunecli
-from prunecli.model import find_weights, load
+from prunecli.model import find_weights, load, save
+from prunecli.model.constants import holders
 from prunecli.model.floating import floats_of
+from prunecli.packing.options import PackOptions
+from prunecli.packing.plan import plan, write
+from prunecli.runtime import Session
+from prunecli.types import no_progress
 from tests.model.quantised_models import CASES, IMAGE, Net, qdq
 
 PRUNABLE = [case for case in CASES if case[3] and not case[0].startswith(("bias", "per input"))]
@@ -55,3 +61,61 @@ def test_inspect_counts_the_numbers_that_integers_stand_for(tmp_path: Path) -> N
     assert found.totals.params == 108 + 8
     assert found.totals.macs == 2 * 36 * (108 + 8)
     assert found.skipped == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero", "size"),
+    [(np.int8, 0, 64), (np.int8, -7, 64), (np.uint8, 128, 64), (np.uint8, 0, 64), (np.uint8, 255, 1500)],
+)
+def test_sparse_integers_are_packed_and_unpacked_to_the_bit(tmp_path: Path, dtype: type, zero: int, size: int) -> None:
+    """Several small tensors that share a chain, or a large one in pieces."""
+    rng, before = np.random.default_rng(0), "x"
+    net = Net(13)
+    for number in range(3 if size == 64 else 1):
+        array = np.full((size, size), zero, dtype)
+        gone = rng.random(array.shape) < 0.9
+        array[~gone] = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, int((~gone).sum()), dtype, endpoint=True)
+        net.hold(**{f"w{number}": array, f"s{number}": np.float32(0.01), f"z{number}": np.array(zero, dtype)})
+        net.add("DequantizeLinear", f"w{number} s{number} z{number}", f"f{number}")
+        after = "y" if number == 2 or size > 64 else f"h{number}"
+        net.add("MatMul", f"{before} f{number}", after)
+        before = after
+    assert_packed(tmp_path, net, (2, size), 0.5)
+
+
+def assert_packed(folder: Path, net: Net, shape: tuple[int, ...], most: float) -> None:
+    """Stored tensors are much smaller, onnxruntime computes the same, and what is read again has the same bits."""
+    onnx.save(net.model(shape), folder / "m.onnx")
+    file = load(folder / "m.onnx")
+    given = {holder.name: holder.tensor.numpy() for holder in holders(file.ir)}
+    items = plan(file, PackOptions(), {}, no_progress)
+    assert any(item.is_packed for item in items)
+    write(file, items)
+    save(file, folder / "p.onnx")
+    assert (folder / "p.onnx").stat().st_size < most * (folder / "m.onnx").stat().st_size
+    again = {holder.name: holder.tensor.numpy() for holder in holders(load(folder / "p.onnx").ir)}
+    assert given.keys() == again.keys()
+    assert all(np.array_equal(given[name], again[name]) and given[name].dtype == again[name].dtype for name in given)
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    runs = [Session.open(folder / name).run({"x": x})["y"] for name in ("m.onnx", "p.onnx")]
+    assert np.array_equal(*runs)
+
+
+def test_packed_bits_of_sparse_blocks(tmp_path: Path) -> None:
+    """MatMulNBits keeps two numbers in a byte: where both are zero the byte is."""
+    net = Net(21).hold(w=np.full((64, 4, 8), 0x88, np.uint8), w_s=np.ones(256, np.float32))
+    net.constants["w"][:, 0, 0] = np.arange(64)  # type: ignore[index]
+    net.add("MatMulNBits", "x w w_s", "y", "com.microsoft", K=64, N=64, bits=4, block_size=16)
+    assert_packed(tmp_path, net, (2, 64), 0.9)
+
+
+@pytest.mark.slow  # loading is measured
+def test_pack_and_unpack_a_quantised_model(tmp_path: Path) -> None:
+    net = Net(13).hold(w=np.full((64, 64), 128, np.uint8), s=np.float32(0.1), z=np.uint8(128))
+    net.constants["w"][::7] = 3  # type: ignore[index]
+    onnx.save(net.add("DequantizeLinear", "w s z", "f").add("MatMul", "x f", "y").model((2, 64)), tmp_path / "m.onnx")
+    found = prunecli.pack(tmp_path / "m.onnx", output=tmp_path / "p.onnx")
+    assert [(row.name, row.nonzero) for row in found.rows] == [("w", 640)]
+    prunecli.unpack(tmp_path / "p.onnx", output=tmp_path / "u.onnx")
+    again = next(t for t in onnx.load(tmp_path / "u.onnx").graph.initializer if t.name == "w")
+    assert np.array_equal(numpy_helper.to_array(again), net.constants["w"])
