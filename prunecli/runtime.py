@@ -708,5 +708,6 @@ class Execution:
         """Raises PruneError if onnxruntime lacks the provider, for commands that may not open a session at all."""
         _provider_list(_onnxruntime(), self.provider)
 
-    def open(self, path: Path) -> Session:
-        return Session.open(path, provider=self.provider, threads=self.thread_count)
+    def open(self, model: Source, **options: Any) -> Session:
+        """As `Session.open`, by this provider and with these threads."""
+        return Session.open(model, provider=self.provider, threads=self.thread_count, **options)

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from prunecli.evaluation.passes import BASELINE, MODEL, OpenedModels, open_model
 from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles
 from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights
-from prunecli.runtime import Execution, PreparedRun, Session, channel_block, quantise
+from prunecli.runtime import Execution, PreparedRun, channel_block, quantise
 from prunecli.types import Json, Progress, no_progress
 
 REPORT_SECONDS = 2.0
@@ -195,9 +194,8 @@ def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execu
     once = (pair.model.median + pair.baseline.median) / 1e3
     if not work[0] or not work[1] or pair.gain.high >= NEAR * work[1] / work[0] or once > SLOW_SECONDS:
         return ""
-    start = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
     paths = [bench.files[role].path for role in (BASELINE, MODEL)]
-    found = profiles(paths, feed, start, seconds=PROFILE_SECONDS)
+    found = profiles(paths, feed, execution.open, seconds=PROFILE_SECONDS)
     plain = net_of_timing(found, float(np.quantile(pair.baseline.times, QUARTILE)))
     before, after = (_TimeByNode.of(bench.files[role], own) for role, own in zip((BASELINE, MODEL), plain, strict=True))
     cause = _cause(before, after, work[1] / work[0])

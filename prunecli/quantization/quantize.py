@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from prunecli.quantization.ranges import RUNS, Range, fitted_ranges, observe
 from prunecli.quantization.result import QuantizeResult
 from prunecli.quantization.stored import IntegerGraph
 from prunecli.reconstruct.refit import CalibrationBatches
-from prunecli.runtime import Session
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -109,7 +107,7 @@ class Quantisation:
             file, options.source, SAMPLES, seed=options.seed, dims=options.dims, execution=execution, progress=progress
         )
         test = labelled_samples(file, options)
-        start = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        start = execution.open
         batches, held, feeds = _divided(data, options, start)
         place, notes = prepared(file, options.form, folder)
         builder = GraphBuilder.of(place, options.form, options.weights, options.activation_type)

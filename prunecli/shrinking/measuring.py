@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from prunecli.data import Dataset
 from prunecli.model import Model
-from prunecli.runtime import Session
 from prunecli.shrinking.numbering import Measured
 from prunecli.shrinking.options import ShrinkOptions
 from prunecli.shrinking.slices import Array
@@ -39,7 +38,7 @@ def constant_on(
     ranges: dict[tuple[str, int], tuple[Array, Array]] = {}
     axes = {value.name or "": places for value, places in wanted.items() if places}
     for number, portion in enumerate(portions := _portions(names, sizes)):
-        session = Session.open(file.ir, provider=execution.provider, threads=execution.thread_count, outputs=portion)
+        session = execution.open(file.ir, outputs=portion)
         told = f"looking at the data, {number + 1} of {len(portions)}"
         for batch in progress(data.batches(batch_size), told, data.batch_count(batch_size)):
             found = session.run(batch.feed, portion)

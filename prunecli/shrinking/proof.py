@@ -15,7 +15,7 @@ from prunecli.errors import UnprovedError
 from prunecli.model import Model, concrete_shapes
 from prunecli.model.copies import plain_path
 from prunecli.model.external_data import read_whole
-from prunecli.runtime import Mode, Session
+from prunecli.runtime import Session
 from prunecli.shrinking.options import ShrinkOptions
 from prunecli.shrinking.promise import Adapted, Expected, Feed, InterfaceChange
 from prunecli.shrinking.vocabulary import VocabularyCut
@@ -58,9 +58,9 @@ class ShrinkProof:
         """
         self._check_room()
         path = plain_path(self.file)
-        start = partial(self._open, path)
+        start = partial(self.options.execution.open, path)
         session = open_original(start)
-        shrunk = open_result(partial(self._open, staged), start, "shrunk model", HINT)
+        shrunk = open_result(partial(self.options.execution.open, staged), start, "shrunk model", HINT)
         claim = Claim(reference=Expected(session, self.changes), result=Adapted(shrunk, self.changes),
                       tolerance=self._tolerance(path), names=("shrunk model", "original"), hint=HINT)  # fmt: skip
         return self._verdict(prove(claim, self._cases(session), self.progress))
@@ -70,19 +70,17 @@ class ShrinkProof:
         if COPIES * size > free_memory():
             raise UnprovedError(f"{size / 2**30:.1f} GiB of weights cannot be run twice in the memory that is free")
 
-    def _open(self, model: Path | bytes, mode: Mode = "fast") -> Session:
-        execution = self.options.execution
-        return Session.open(model, provider=execution.provider, threads=execution.thread_count, mode=mode)
-
     def _tolerance(self, path: Path) -> Tolerance:
         if self.promise and self.options.tolerance:
             return OfLargest(float("inf"), "units that hardly fire went, so that outputs are measured, not judged")
 
+        open_ = self.options.execution.open
+
         def moved() -> list[Expected]:
             whole = bytes(read_whole(path).SerializeToString())
-            return [Expected(self._open(nudged(whole, seed), "plain"), self.changes) for seed in range(2)]
+            return [Expected(open_(nudged(whole, seed), mode="plain"), self.changes) for seed in range(2)]
 
-        return Rounding(relative_of(path), lambda: Expected(self._open(path, "plain"), self.changes), moved)
+        return Rounding(relative_of(path), lambda: Expected(open_(path, mode="plain"), self.changes), moved)
 
     def _cases(self, session: Session) -> Iterator[Case]:
         """Given inputs first, then random ones, unless what went was dead on the data only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def check_block_options(options: CutOptions) -> None:
 
 def block_damage(subject: BlockCuttable, options: CutOptions) -> tuple[Damage, list[str]]:
     """How blocks are measured, and what is to be said of it."""
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
+    start = options.execution.open
     session = start(gated(subject.work, subject.blocks, subject.units.analysis.facts))
     if options.source is None:
         seeds = range(options.seed, options.seed + RANDOM_BATCHES)

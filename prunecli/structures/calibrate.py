@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
-from prunecli.runtime import Session
 from prunecli.structures.choose import Measure, Measurements, UnitRecipe, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
@@ -65,8 +63,7 @@ def _input_moments(subject: Cuttable, options: CutOptions, progress: Progress) -
     batches, count = data.batches(options.batch_size), data.batch_count(options.batch_size)
     feeds = (batch.feed for batch in progress(batches, "measuring activations", count))
     ranks = {name: len(shape) for name, shape in subject.shapes.items()}
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    return second_moments(subject.work, ranks, feeds, start)
+    return second_moments(subject.work, ranks, feeds, options.execution.open)
 
 
 def _gates(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -187,8 +187,7 @@ class LatencyBench:
 
     @property
     def start(self) -> Callable[..., Session]:
-        execution = self.options.execution
-        return partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        return self.options.execution.open
 
     def build(self, removed: Array) -> ir.Model:
         """The model without the units."""

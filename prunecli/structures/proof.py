@@ -12,7 +12,6 @@ from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.saving import objection
-from prunecli.runtime import Session
 from prunecli.structures.cut_proof import CutProof
 from prunecli.structures.cut_reference import Forced
 from prunecli.structures.decision import layer_rows
@@ -47,10 +46,7 @@ class CutInspector:
     def __call__(self, staged: Path) -> None:
         original = plain_path(self.subject.file)
         if self.options.verify:
-            start = partial(
-                Session.open, provider=self.options.execution.provider, threads=self.options.execution.thread_count
-            )
-            proof = CutProof(original, self.forced, self.cases, start, self.progress)
+            proof = CutProof(original, self.forced, self.cases, self.options.execution.open, self.progress)
             self.verification = proof(staged)
         self.measure(staged)
 

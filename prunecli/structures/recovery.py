@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
-from prunecli.runtime import Session
 from prunecli.structures.fold import fold
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
@@ -118,8 +116,7 @@ def calibration(
     batches = [
         [b.feed for b in samples.select(rows).batches(options.batch_size)] if len(rows) else [] for rows in parts
     ]
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    return CalibrationBatches(batches[0] + batches[1], len(batches[0]), start), held
+    return CalibrationBatches(batches[0] + batches[1], len(batches[0]), options.execution.open), held
 
 
 # -- reports ------------------------------------------------------------------------------------------

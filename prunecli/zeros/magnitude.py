@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,6 @@ from prunecli.options.groups import QuantizedLast
 from prunecli.options.sizes import at_data
 from prunecli.packing.after import pack_options, packed_after, told
 from prunecli.quantization.after import quantized_after, told_quantized
-from prunecli.runtime import Session
 from prunecli.shrinking.after import shrunk_after, told_shrunk
 from prunecli.training.gradual import (
     at_share,
@@ -299,8 +297,7 @@ class ZeroInspector:
         self.after = replace(before, nonzero=before.nonzero - dropped, **file_sizes(load(staged)))
 
     def _proof(self) -> ZeroProof:
-        work, execution = self.work, self.options.execution
-        opener = partial(Session.open, provider=execution.provider, threads=execution.thread_count)
+        work = self.work
         sizes = sizes_to_try(work.file, work.shapes.inputs, self.options.dims)
-        return ZeroProof(work.file, work.floats.ir, work.changed, sizes, open=opener, progress=self.progress,
-                         given=work.selection.feed)  # fmt: skip
+        return ZeroProof(work.file, work.floats.ir, work.changed, sizes, open=self.options.execution.open,
+                         progress=self.progress, given=work.selection.feed)  # fmt: skip

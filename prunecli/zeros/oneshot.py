@@ -109,7 +109,7 @@ class Oneshot:
         return Way(
             METHODS.get(o.method), parse_pattern(recipe.pattern), o.closed_form,
             by_row=recipe.scope == "row", workers=o.execution.thread_count or 1, seed=o.seed,
-            start=partial(Session.open, provider=o.execution.provider, threads=o.execution.thread_count),
+            start=o.execution.open,
         )  # fmt: skip
 
     def _layers(
@@ -194,8 +194,7 @@ def measured_scores(
         PruneError: none can be measured.
     """
     method, form = Method(criterion, "", criterion, updates=False), parse_pattern(pattern)
-    start = partial(Session.open, provider=options.execution.provider, threads=options.execution.thread_count)
-    way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=start)
+    way = Way(method, form, "none", by_row=False, workers=1, seed=options.seed, start=options.execution.open)
     names = {w.holder.name: w.name for w in chosen}
     with Store(options.memory_bytes) as store:
         layers, _ = Oneshot(options)._layers(file, chosen, way, store, progress)
