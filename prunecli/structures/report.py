@@ -124,7 +124,7 @@ def _proof(proof: Verification) -> Text:
     if proof.kind == "none":
         return proof_text(proof)
     error, relative = f"largest difference {proof.max_abs_error:.2g}", proof.max_rel_error
-    if math.isfinite(relative):  # else the original gives zeros alone on one of the inputs
+    if relative is not None and math.isfinite(relative):  # else the original gives zeros alone on one of the inputs
         error += f", {relative:.2g} of the largest element"
     return proof_text(proof, f"{error}, {proof.samples} runs")
 
