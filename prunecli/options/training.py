@@ -12,7 +12,6 @@ from prunecli.inputs import SYNTHETIC
 from prunecli.options.declare import DATA, SELECT, Option, Options
 from prunecli.options.groups import (
     INCLUDE,
-    Batched,
     OutputNamed,
     Reporting,
     Running,
@@ -36,6 +35,8 @@ DISTILLED = (
 )
 NONE = "none"
 """As `teacher`: labels alone."""
+BATCH, SMALL_BATCH, FEW = 64, 32, 2048
+BATCHES = f"default {BATCH}, of fewer than {FEW} {SMALL_BATCH}"
 AUGMENTS = ("flip", "shift", "cutout")
 
 
@@ -112,9 +113,7 @@ class Learning(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(
-    OutputNamed, Learning, Samples, Batched, Seeded, Written, Shrinking, StoredPacked, Reporting, Timing
-):
+class FinetuneOptions(OutputNamed, Learning, Samples, Seeded, Written, Shrinking, StoredPacked, Reporting, Timing):
     """Train a model, its zeros and its structure kept, with labels, a teacher, or both.
 
     Gradients run in onnxruntime; the result is an ordinary model with the same inputs and outputs. Without
@@ -126,7 +125,7 @@ class FinetuneOptions(
     epochs: Annotated[
         int | None, Option("passes over the data; default 5, more where they are few", TRAIN, "N", least=1)
     ] = None
-    batch_size: Annotated[int, Option("samples per run", DATA, "N", least=1)] = 64
+    batch_size: Annotated[int | None, Option(f"samples per step; {BATCHES}", DATA, "N", least=1)] = None
     momentum: Annotated[float, Option("of sgd; beta1 of adam", TRAIN, "F", least=0, most=0.9999)] = 0.9
     regularize: Annotated[
         Literal["l1", "group-lasso", "bn-l1"] | None, Option("push weights towards zero, for pruning later", TRAIN)
@@ -194,7 +193,9 @@ class Retraining(Learning, Samples, Seeded, Running):
         Any,
         Option("the training data, to train on instead of --data", DATA, "D"),
     ] = None
-    train_batch_size: Annotated[int, Option("samples per step of training", TRAIN, "N", least=1)] = 64
+    train_batch_size: Annotated[int | None, Option(f"samples per step of training; {BATCHES}", TRAIN, "N", least=1)] = (
+        None
+    )
 
     @property
     def other_data(self) -> bool:

@@ -31,11 +31,10 @@ from prunecli.runtime import Session
 from prunecli.shrinking.after import shrunk_after
 from prunecli.shrinking.result import ShrinkResult
 from prunecli.training.checkpoint import Keeper, Log
-from prunecli.training.hyperparameters import Hyperparameters
 from prunecli.training.optimizers import Knobs
 from prunecli.training.parameters import reset_head
 from prunecli.training.session import Training, objective_options, prepare_training
-from prunecli.training.trainer import DivergedError, Epoch, lower_rate
+from prunecli.training.trainer import DivergedError, Epoch, Trainer, lower_rate
 from prunecli.types import FileRef, Json, LayerRow, Progress, Skipped, Totals, Verification, no_progress
 from prunecli.verify.inputs import Case
 from prunecli.verify.prove import Agreement, Claim, prove
@@ -122,7 +121,7 @@ def finetune(
         trained=training.trainer.parameters.count,
         samples=len(data),
         validation_samples=held,
-        recipe=_recipe(options) | _used(training.trainer.hyper),
+        recipe=_recipe(options) | _used(training.trainer),
         verification=proof.verification,
         notes=[*file.notes, *data.notes, *course, *saved.small.notes],
         packed=saved.small.packed,
@@ -287,11 +286,12 @@ def _recipe(options: FinetuneOptions) -> Json:
     }
 
 
-def _used(hyper: Hyperparameters) -> Json:
+def _used(trainer: Trainer) -> Json:
     """What was decided of what the options leave open."""
+    hyper = trainer.hyper
     found = asdict(hyper) | {"learning_rate": hyper.rate, "augment": list(hyper.augment)}
     del found["rate"]
-    return found
+    return found | {"batch_size": trainer.supply.batch_size}
 
 
 def _layers(file: Model) -> list[LayerRow]:

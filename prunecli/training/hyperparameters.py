@@ -11,7 +11,7 @@ from prunecli.training.optimizers import OPTIMIZERS
 
 EPOCHS, LONGEST = 5, 100
 """Passes over the data by default: at least, and at most where samples are few."""
-STEPS = 700
+STEPS = 1000
 """Steps of a run by default, where LONGEST allows."""
 BLOCKS = 0.25
 """Of the run, by default, in which each block learns alone."""

@@ -25,7 +25,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
 from prunecli.model import Model, load
 from prunecli.model.constants import Holder, holders
-from prunecli.options.training import FinetuneOptions
+from prunecli.options.training import BATCH, FEW, SMALL_BATCH, FinetuneOptions
 from prunecli.runtime import Session
 from prunecli.training.blocks import block_ends
 from prunecli.training.exchange import MovingMasks, movable
@@ -97,7 +97,8 @@ def prepare_training(
     Raises:
         PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
     """
-    batch_size = check_trainable(data, options.batch_size)
+    asked = options.batch_size or (SMALL_BATCH if len(data) < FEW else BATCH)
+    batch_size = check_trainable(data, asked)
     run_size, threads = size_of_run(batch_size, data.fixed_batch, model), options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
     hyper = settle(options, len(data) // batch_size, alone=teacher is not None and data.labels is None)
@@ -131,7 +132,7 @@ def prepare_training(
     trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if score and moving.names else None)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
-    return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, options), *notes])
+    return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, asked), *notes])
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,12 @@ def _check_logits(objective: Objective, output: Array, graph: GradientModel) -> 
         )
 
 
-def _notes(graph: GradientModel, batch_size: int, options: FinetuneOptions) -> list[str]:
+def _notes(graph: GradientModel, batch_size: int, asked: int) -> list[str]:
     notes = list(graph.notes)
     if graph.statistics:
         notes.append("BatchNormalization used each batch's statistics and updated the stored ones")
-    if batch_size != options.batch_size:
-        notes.append(f"the batch size was {batch_size} (asked for {options.batch_size})")
+    if batch_size != asked:
+        notes.append(f"the batch size was {batch_size} (asked for {asked})")
     return notes
 
 
@@ -277,12 +278,12 @@ class _Judge:
             own = {name: self.teacher.outputs.get(name, name) for name in self.objective.imitated}
             pair = {MODEL: replace(runners[MODEL], outputs={name: name for name in own}),
                     BASELINE: replace(self.teacher, outputs=own)}  # fmt: skip
-            done = run_pass(pair, self.data, self.options.batch_size, asked)
+            done = run_pass(pair, self.data, BATCH, asked)
             assert done.fidelity is not None
             ratios = [done.fidelity.outputs[name]["snr_db"] for name in self.objective.imitated]
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
             return mean_ratio(known)
-        done = run_pass(runners, self.data, self.options.batch_size, asked)
+        done = run_pass(runners, self.data, BATCH, asked)
         return float(done.predictions[MODEL].goodness().mean())
 
 
