@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from prunecli.options.training import FinetuneOptions
 from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.training.exchange import TIMES, UNTIL, MovingMasks
-from prunecli.training.hyperparameters import Hyperparameters
+from prunecli.training.hyperparameters import TRIAL, Hyperparameters
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, Optimizer, clip_norm, warmed
 from prunecli.training.parameters import Parameter, Parameters
 from prunecli.training.supply import Supply
@@ -55,7 +55,7 @@ class Epoch:
 class Progressed:
     """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
     `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters,
-    `tuned` by short runs."""
+    `tuned` by short runs, which took `spent` seconds."""
 
     epoch: int = 0
     step: int = 0
@@ -69,6 +69,7 @@ class Progressed:
     since: int = 0
     moves: bool = False
     tuned: bool = False
+    spent: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     hyper: Json = field(default_factory=dict)
 
@@ -130,7 +131,9 @@ class Trainer:
 
     def short(self, hyper: Hyperparameters, on_step: Callable[[Trainer], object]) -> float:
         """Return the score after a short run with these hyperparameters, and undo it."""
-        one = Trainer(self.steppers, self.supply, self.options, hyper.trial(), score=self.score)
+        started, minutes = time.perf_counter(), self.options.minutes
+        options = replace(self.options, minutes=None if minutes is None else TRIAL * minutes)
+        one = Trainer(self.steppers, self.supply, options, hyper.trial(), score=self.score)
         one.begin(self.statistics)
         try:
             one.run(on_step)
@@ -138,6 +141,7 @@ class Trainer:
             return -math.inf
         finally:
             self.use_best()
+            self.at.spent += time.perf_counter() - started
         found = one.at.history[-1].score
         return -math.inf if found is None else found
 
@@ -272,7 +276,7 @@ class Trainer:
         if self.options.minutes is None:
             return steps
         seconds = sum(epoch.seconds for epoch in self.at.history) + (time.perf_counter() - self._started)
-        return max(steps, seconds / max(60 * self.options.minutes, 1e-9))
+        return max(steps, seconds / max(60 * self.options.minutes - self.at.spent, 1e-9))
 
     @property
     def total_steps(self) -> int:

@@ -11,8 +11,10 @@ import pytest
 
 from prunecli.errors import PruneError
 from prunecli.model import find_weights, load
+from prunecli.search import models
 from prunecli.search import strategy as search_module
 from prunecli.search.adaptive import AdaptiveResult, adaptive
+from prunecli.training.finetune import finetune
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -20,7 +22,7 @@ MLP, TEST, TRAIN = SAMPLES / "digits-mlp.onnx", SAMPLES / "digits-test.npz", SAM
 
 
 def found(tmp_path: Path, data: Path = TRAIN, **options: Any) -> AdaptiveResult:
-    retrain = {"train_data": data, "finetune_epochs": 2, "rate": 0.02}
+    retrain = {"train_data": data, "finetune_epochs": 2, "optimizer": "sgd", "rate": 0.02}
     given: dict[str, Any] = {"data": TEST, "max_drop": 0.04, "jobs": 1, "seed": 1, "rounds": 1, "criterion": "l1"}
     return adaptive(MLP, output=tmp_path / "o.onnx", **(given | retrain | options))
 
@@ -56,6 +58,26 @@ def test_training_goes_on_from_what_was_recovered(granularity: str, drop: float,
     assert done.reached and fitted and trained and fitted[-1].number < trained[0].number
     assert trained[0].remains < min(step.remains for step in fitted if step.allowed)
     assert onnx.load(tmp_path / "o.onnx")
+
+
+@pytest.mark.slow
+def test_distillation_learns_on_the_searched_part_and_is_judged_on_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples to search, to confirm and to judge training share none; labels are not read."""
+    parts: list[set[bytes]] = []
+
+    def watched(path: Path, options: Any, progress: Any) -> Any:
+        sets = [each.open([]) for each in (options.data, options.validation)]
+        parts.extend({row.tobytes() for batch in each.batches(64) for row in batch.feed["image"]} for each in sets)
+        return finetune(path, options, progress)
+
+    monkeypatch.setattr(models, "finetune", watched)
+    done = adaptive(MLP, data=TEST, max_drop=0.04, jobs=1, seed=1, rounds=1, criterion="l1", recover="distill", epochs=2,
+                    rate=1e-3, augment=(), output=tmp_path / "o.onnx")  # fmt: skip
+    assert done.reached and parts and len(parts[0]) > 4 * len(parts[1]) and not parts[0] & parts[1]
+    assert done.samples[0] == pytest.approx(len(parts[0]), abs=3)
+    assert sum(done.samples) + len(parts[1]) == pytest.approx(len(np.load(TEST)["labels"]), abs=3)
 
 
 def test_what_went_stays_gone(tmp_path: Path) -> None:
