@@ -15,6 +15,8 @@ STEPS = 1000
 """Steps of a run by default, where LONGEST allows."""
 BLOCKS = 0.25
 """Of the run, by default, in which each block learns alone."""
+PATIENT = 0.5
+"""Of the run, by default, before epochs without a better score count: as long as the rate is high, few are better."""
 TRIAL = 0.08
 """Length of a short run, of the whole."""
 IMAGES, MIXUP = ("flip", "shift"), 1.0
@@ -29,11 +31,13 @@ rate, which gets further in a long one (docs/benchmarks.md)."""
 @dataclass(frozen=True)
 class Hyperparameters:
     """`epochs`, the fraction `blocks` of them block by block; `rate`: of learning; `features`: weight of hidden values;
-    `augment` and `mixup`: what is done to the samples; `patience`: epochs without a better score, 0 for any number."""
+    `augment` and `mixup`: what is done to the samples; `patience`: epochs without a better score, 0 for any number,
+    after the fraction `patient` of the run."""
 
     epochs: int
     blocks: float
     patience: int
+    patient: float
     rate: float
     features: float
     augment: tuple[str, ...]
@@ -57,6 +61,7 @@ def settle(options: FinetuneOptions, steps: int, alone: bool) -> Hyperparameters
         epochs=epochs,
         blocks=(float(alone) * BLOCKS) if o.blocks is None else o.blocks,
         patience=max(2, math.ceil(epochs / 3)) if o.patience is None else o.patience,
+        patient=PATIENT if o.patience is None else 0.0,
         rate=OPTIMIZERS[o.optimizer].rate if o.rate is None else o.rate,
         features=float(alone) if o.features is None else o.features,
         augment=o.augment or (),

@@ -70,7 +70,7 @@ class Training:
             return found
 
         best = tuned(trainer.hyper, trainer.options, images, score)
-        trainer.at.tuned, trainer.at.hyper = best != trainer.hyper, asdict(best)
+        trainer.at.tuned, trainer.at.hyper = trainer.options.rate is None, asdict(best)
 
     @property
     def score_name(self) -> str:

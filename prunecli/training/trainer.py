@@ -53,7 +53,8 @@ class Epoch:
 
 @dataclass
 class Progressed:
-    """Where a run is: what a checkpoint holds besides the arrays. `lowered`: how often the rate was cut to a tenth;
+    """Where a run is: what a checkpoint holds besides the arrays. `worse`: epochs since the best or the last restart,
+    `stale`: those of them that patience counts; `lowered`: how often the rate was cut to a tenth;
     `since`: the step that the optimizer started at; `moves`: whether masks move by now; `hyper`: hyperparameters,
     `tuned` by short runs, which took `spent` seconds."""
 
@@ -65,6 +66,7 @@ class Progressed:
     best_score: float | None = None
     first_score: float | None = None
     stale: int = 0
+    worse: int = 0
     lowered: int = 0
     since: int = 0
     moves: bool = False
@@ -98,8 +100,8 @@ class Trainer:
     """Trains the parameters of `steppers` on `supply`.
 
     score: judges the present parameters, given BatchNormalization's statistics, higher is better; None: no validation,
-    and the last weights stay. Where no learning rate is asked for, and a tenth of the epochs ended worse than the start
-    without one that was better, they are undone, and the rate is cut to a tenth.
+    and the last weights stay. Where no learning rate is asked for, nor chosen by short runs, and a tenth of the epochs
+    ended worse than the start without one that was better, they are undone, and the rate is cut to a tenth.
     """
 
     def __init__(
@@ -340,12 +342,14 @@ class Trainer:
         if score is None:
             return
         if at.best_score is None or score > at.best_score:
-            at.best_score, at.best_epoch, at.stale = score, at.epoch, 0
+            at.best_score, at.best_epoch, at.stale, at.worse = score, at.epoch, 0, 0
             self._keep_best()
             return
-        at.stale += 1
+        at.worse += 1
+        at.stale += self.done > self.hyper.patient
         harmed = at.best_epoch == 0 and at.first_score is not None and score < at.first_score
-        if self.options.rate is None and harmed and at.stale >= math.ceil(GRACE * self.hyper.epochs):
+        free = self.options.rate is None and not at.tuned
+        if free and harmed and at.worse >= math.ceil(GRACE * self.hyper.epochs):
             self._lower()
 
     def _lower(self) -> None:
@@ -358,7 +362,7 @@ class Trainer:
         self.use_best()
         for state in self.optimizer.state.values():
             state[:] = 0
-        self.at.since, self.at.stale = self.total_steps, 0
+        self.at.since, self.at.stale, self.at.worse = self.total_steps, 0, 0
 
 
 class Stepper:
