@@ -370,11 +370,12 @@ class QuantisedGraph:
 
         ends = {name: tuple(np.array(end, np.float32) for end in pair) for name, pair in self.ranges.items()}
         ranges = TensorsData(tool.CalibrationMethod.MinMax, ends)
+        model = load_model_with_shape_infer(prepared)
         found = QDQQuantizer(
-            load_model_with_shape_infer(prepared), per_channel=True, reduce_range=False,
+            model, per_channel=True, reduce_range=False,
             weight_qType=_tool_type(self.weights), activation_qType=_tool_type(self.activations), tensors_range=ranges,
             nodes_to_quantize=[], nodes_to_exclude=list(self.exclude), op_types_to_quantize=_operators_to_quantise(),
-            extra_options={},
+            extra_options={"QDQKeepRemovableActivations": _has_graphs(model)},
         )  # fmt: skip
         found.quantize_model()
         return found.model.model
@@ -411,6 +412,11 @@ def _operators_to_quantise() -> list[str]:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return sorted({*QDQRegistry, *QLinearOpsRegistry})
+
+
+def _has_graphs(model: onnx.ModelProto) -> bool:
+    """Whether nodes hold graphs, which may read an activation that the tool would leave to a rounding behind it."""
+    return any(attribute.type in (5, 10) for node in model.graph.node for attribute in node.attribute)
 
 
 def _tool_type(name: str) -> Any:

@@ -9,14 +9,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from prunecli.calibration.layerwise import working_form
+from prunecli.errors import PruneError
 from prunecli.model import Model
-from prunecli.model.constants import Constant, behind
+from prunecli.model.constants import Constant, behind, holders
 from prunecli.model.copies import plain_path, raised
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.model.saving import SaveOptions, save
 from prunecli.quantization.stored import Form
 from prunecli.runtime import PER_CHANNEL_SINCE, prepare_to_quantise
 
+LARGEST = 1_900_000_000
+"""Bytes of weights that fit into one file with everything else."""
 DYNAMIC_SINCE = 11
 """The opset of DynamicQuantizeLinear."""
 
@@ -31,9 +34,9 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
     place = folder / "model.onnx"
     if form == "qdq":
         newer = raised(file, PER_CHANNEL_SINCE, "a scale per output channel")
-        if newer is file:
+        if newer is file and not file.data_files:
             return prepare_to_quantise(plain_path(file), folder), []
-        save(newer, place)
+        _save_whole(newer, place)
         return prepare_to_quantise(place, folder), newer.notes[len(file.notes) :]
     newer = raised(file, DYNAMIC_SINCE, "dynamic quantisation") if form == "dynamic" else file
     work = working_form(newer.ir)
@@ -45,8 +48,16 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
         if not node.name:
             node.name = free_name(f"{node.op_type}_{number}", taken)
             taken.add(node.name)
-    save(replace(file, ir=work), place, SaveOptions("never"))
+    _save_whole(replace(file, ir=work), place)
     return place, newer.notes[len(file.notes) :]
+
+
+def _save_whole(model: Model, place: Path) -> None:
+    """In one file: the tool does not find data beside it."""
+    if sum(holder.tensor.nbytes for holder in holders(model.ir)) > LARGEST:
+        raise PruneError(f"{model.path} is too large for onnxruntime's quantiser, which takes models up to 2 GB",
+                         "prune it first, or quantise its parts")  # fmt: skip
+    save(model, place, SaveOptions("never"))
 
 
 def _as_product(graph: ir.Graph, node: ir.Node) -> None:

@@ -19,6 +19,7 @@ from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
 from prunecli.files import Scratch, written_to
 from prunecli.model import Model, Weight, concrete_shapes, find_weights, load, totals
 from prunecli.model.copies import plain_path
+from prunecli.model.floating import is_quantised
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
 from prunecli.model.sizes import file_sizes
@@ -41,6 +42,8 @@ HELD = 4
 """One sample in so many judges, and is fitted to by nothing."""
 FEWEST = 16
 """Samples below which all of them fit and judge."""
+RUINED = 0.1
+"""Error beyond which a result is warned of."""
 ACTIVATIONS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -100,7 +103,7 @@ class Quantisation:
         Raises:
             PruneError: as `quantize`.
         """
-        _check_finite(file)
+        _check_float(file, options)
         assert options.source is not None
         execution = options.execution
         data = calibration_samples(
@@ -122,7 +125,7 @@ class Quantisation:
         """onnxruntime's own graph, the same with weights rounded to the nearest on better grids, and the fitted one."""
         ranges = self._ranges(progress)
         tool = self.builder.built(ranges[0], self.exclude, open_ends=False)
-        if not tool.weights:
+        if not is_quantised(tool.model):
             raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}",
                              "`prune inspect` lists its weights; --format chooses another form")  # fmt: skip
         found = [] if self.builder.weights_alone else [self.judge(TOOL, tool)]
@@ -182,8 +185,16 @@ def _aim(teacher: Model, model: Model, options: QuantizeOptions, folder: Path) -
     return found.ir
 
 
-def _check_finite(file: Model) -> None:
-    for weight in find_weights(file).all():
+def _check_float(file: Model, options: QuantizeOptions) -> None:
+    """Raises PruneError: weights are integers already, no finite numbers, or of a type that is not quantised."""
+    if is_quantised(file.ir):
+        raise PruneError(f"{file.path} is quantised already", "quantise the floating-point model that it was made from")
+    weights = find_weights(file)
+    if options.form != "nbits" and not any(w.dtype == ir.DataType.FLOAT for w in weights.prunable) and weights.prunable:
+        kind = weights.prunable[0].dtype.name.lower()
+        raise PruneError(f"the weights of {file.path} are {kind}, which onnxruntime's quantiser does not take",
+                         "export the model in float32, or use --weights int4-block32")  # fmt: skip
+    for weight in weights.all():
         array = weight.array()
         if weight.kind == "weight" and not np.isfinite(array).all():
             raise PruneError(f"the weight {weight.name} holds NaN or infinity",
@@ -281,6 +292,9 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
         notes.append(
             "what onnxruntime's own tool makes was nearest to the float model on held-out samples, and is written"
         )
+    if best.error > RUINED:
+        notes.append(f"outputs differ from the float model's by {best.error:.2g} of their variance on held-out samples:"
+                     " integers do not suit this model as it is; try --keep-float 5%, or another --format")  # fmt: skip
     gain = None if speed is None or speed.pair is None else speed.pair.gain
     if gain is not None and not gain.reason and gain.high < 1.05:
         notes.append(_slow(work))

@@ -206,10 +206,11 @@ def _dequantised(node: ir.Node) -> StoredWeight | None:
 def _named(model: ir.Model) -> Iterator[StoredWeight]:
     """The weights of a dynamically quantised graph, by the names that the tool gives."""
     stored = model.graph.initializers
-    for name, integers in stored.items():
-        base = name.removesuffix("_quantized")
+    for node in model.graph:
+        integers = node.inputs[1] if node.op_type == "MatMulInteger" else None
+        base = "" if integers is None else (integers.name or "").removesuffix("_quantized")
         scale = stored.get(f"{base}_scale")
-        if base != name and scale is not None:
+        if integers is not None and integers.const_value is not None and scale is not None:
             axis = None if content(scale).size == 1 else content(integers).ndim - 1
             yield StoredWeight(base, integers, scale, stored.get(f"{base}_zero_point"), axis)
 
@@ -267,11 +268,12 @@ def _without_integers(graph: IntegerGraph) -> ir.Model:
         stored = _dequantised(node)
         if stored is None or stored.name not in floats:
             continue
-        old, array = node.outputs[0], floats[stored.name]
-        fresh = ir.Value(name=stored.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
-        fresh.const_value = ir.Tensor(array, name=stored.name)
+        fresh = add_constant(work.graph, f"{stored.name}.float", floats[stored.name])
+        old = node.outputs[0]
         old.replace_all_uses_with(fresh)
         work.graph.remove(node, safe=True)
+        work.graph.initializers.pop(fresh.name or "")
+        fresh.name = stored.name
         work.graph.register_initializer(fresh)
     return work
 

@@ -213,3 +213,25 @@ def test_a_teacher_of_other_shapes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="other names or shapes") as caught:
         prunecli.quantize(path, data=str(tmp_path / "d.npz"), original=MLP, output=str(tmp_path / "q.onnx"))
     assert "leave it out" in caught.value.hint
+
+
+def test_what_a_subgraph_reads_is_not_left_to_a_rounding_behind_it(tmp_path: Path) -> None:
+    """The tool takes a Relu for part of the rounding that follows it, which a branch does not read."""
+    value = helper.make_tensor_value_info("o", 1, None)
+    branches = {
+        f"{name}_branch": helper.make_graph([op("Neg", "r", out="o")], name, [], [value]) for name in ("then", "else")
+    }
+    nodes = [op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("If", "c", **branches)]
+    path = made(tmp_path / "m.onnx", nodes, {"w": f(16, 8), "c": np.array(True)}, ["N", 16])
+    np.savez(tmp_path / "d.npz", x=f(64, 16))
+    found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
+    assert found.errors[found.chosen] < 0.01
+
+
+def test_data_beside_the_model_and_what_is_quantised_already(tmp_path: Path) -> None:
+    onnx.save(onnx.load(str(MLP)), str(tmp_path / "m.onnx"), save_as_external_data=True, size_threshold=0)
+    once = {"data": CALIB, "limit": 32, "threads": 1, "timing": False}
+    found = prunecli.quantize(tmp_path / "m.onnx", output=str(tmp_path / "q.onnx"), **once)
+    assert found.errors[found.chosen] < 1e-3 and len(list(tmp_path.glob("q.onnx.*.data"))) == 1
+    with pytest.raises(PruneError, match="is quantised already"):
+        prunecli.quantize(tmp_path / "q.onnx", output=str(tmp_path / "r.onnx"), **once)
