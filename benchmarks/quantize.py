@@ -126,7 +126,7 @@ def measured(table: Table, ways: list[str], folder: Path, timed: bool) -> list[l
         zero, both, small = (folder / f"{name}.onnx" for name in ("zero", "zero8", "zero8p"))
         oneshot(model, sparsity=0.8, output=zero, **common)
         table.add("zeros", zero, False)
-        quantize(zero, replace(options, output=both, original=model))
+        quantize(zero, replace(options, output=both))
         table.add("zeros, prune quantize", both, False)
         pack(both, output=small, threads=1)
         table.add("zeros, prune quantize, pack", small, False)

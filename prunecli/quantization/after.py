@@ -17,26 +17,19 @@ from prunecli.quantization.quantize import quantize
 from prunecli.quantization.result import QuantizeResult
 from prunecli.types import Progress
 
-OWN = {"format", "report", "include", "exclude", "output", "timing", "weights", "activations", "keep_float", "original"}
+OWN = {"format", "report", "include", "exclude", "output", "timing", "weights", "activations", "keep_float"}
 """Options that mean something else to the command before."""
 Made = TypeVar("Made")
 Pruned = TypeVar("Pruned")
 
 
 def quantized_after(
-    model: Path, target: Path, options: QuantizedLast, make: Callable[[Path], Made], progress: Progress, *, zeros: bool
+    model: Path, target: Path, options: QuantizedLast, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, QuantizeResult]:
-    """What `make(place)` wrote, quantised to `target`.
-
-    Args:
-        model: the original. zeros: weights were zeroed and have the original's shapes, so that they are fitted to what
-            the original computes, which makes up for zeros and rounding in one pass; else to what the cut one does.
-    """
+    """What `make(place)` wrote, quantised to `target`. `model`: the original."""
     known = {one.name for one in fields(QuantizeOptions)} & {one.name for one in fields(options)} - OWN
     taken: dict[str, Any] = {name: getattr(options, name) for name in known}
-    asked = QuantizeOptions(
-        **taken, output=target, weights=options.quantize or "int8", original=model if zeros else None, timing=False
-    )
+    asked = QuantizeOptions(**taken, output=target, weights=options.quantize or "int8", timing=False)
     with Scratch() as folder:
         place = folder / target.name
         made = make(place)

@@ -65,22 +65,17 @@ class _Rounding:
 
 
 def fit_graph(
-    prepared: ir.Model,
-    graph: IntegerGraph,
-    data: CalibrationBatches,
-    progress: Progress = no_progress,
-    aim: ir.Model | None = None,
+    prepared: ir.Model, graph: IntegerGraph, data: CalibrationBatches, progress: Progress = no_progress
 ) -> tuple[list[QuantisedLayer], list[Skipped]]:
     """Store fitted weights in the graph. Returns what became of them, and which are as onnxruntime's tool rounded them.
 
     Args:
         prepared: the float model that the graph was made from.
-        aim: what it should compute, where that is more than `prepared` does: the model before weights were zeroed.
     Raises:
         PruneError: what a layer reads is not finite; onnxruntime cannot run a piece of the model.
     """
-    teacher, student = working_form(aim or prepared), working_form(stand_in(graph, prepared))
-    aims, sources = ({one.name: one for one in _layers(work)[0]} for work in (teacher, working_form(prepared)))
+    teacher, student = working_form(prepared), working_form(stand_in(graph, prepared))
+    aims = {layer.name: layer for layer in _layers(teacher)[0]}
     layers, left = _layers(student)
     left = [skip for skip in left if skip.name in graph.weights]
     done = []
@@ -88,17 +83,12 @@ def fit_graph(
         walks = [Walk(model, data.feeds, store, data.start) for model in (teacher, student)]
         pair = _BothWalks(walks[0], walks[1], student.graph, data)
         for layer in progress(layers, "fitting layers", len(layers)):
-            form, wanted, source = graph.form_of(layer), aims.get(layer.name), sources.get(layer.name)
-            if (
-                form is None
-                or wanted is None
-                or source is None
-                or len(layer.uses) > 1
-                or layer.shape[2] * layer.shape[3] > WIDEST
-            ):
+            form, aim = graph.form_of(layer), aims.get(layer.name)
+            fits = len(layer.uses) == 1 and layer.shape[2] * layer.shape[3] <= WIDEST
+            if form is None or aim is None or not fits:
                 left += [Skipped(layer.name, "it is stored in a form of its own")] * (layer.name in graph.weights)
                 continue
-            done.append(_fit(_LayerVisit(layer, wanted, source, form, graph), pair))
+            done.append(_fit(_LayerVisit(layer, aim, form, graph), pair))
     return done, left
 
 
@@ -109,7 +99,7 @@ def round_graph(prepared: ir.Model, graph: IntegerGraph) -> None:
         if form is None:
             continue
         weights = layer.matrices(_floats(prepared)[layer.name])
-        visit = _LayerVisit(layer, layer, layer, form, graph)
+        visit = _LayerVisit(layer, layer, form, graph)
         grids = [visit.grid(one, np.ones(one.shape[1]), at) for at, one in enumerate(weights)]
         values = np.stack([grid.values(grid.integers(one)) for grid, one in zip(grids, weights, strict=True)])
         graph.put(layer, grids, values, None)
@@ -138,18 +128,16 @@ class _BothWalks:
 
 @dataclass(frozen=True)
 class _LayerVisit:
-    """A layer of the stand-in whose turn it is. `aim`: the one whose output is wanted; `source`: the one whose weights
-    are rounded."""
+    """A layer of the stand-in whose turn it is. `aim`: the same one of the float model."""
 
     layer: LinearLayer
     aim: LinearLayer
-    source: LinearLayer
     form: GridForm
     graph: IntegerGraph
 
     def grid(self, weights: Array, importance: Array, at: int) -> IntegerGrid:
         """Of matrix `at`, for these weights."""
-        least = self.graph.least_scale(self.layer, self.source.bias())
+        least = self.graph.least_scale(self.layer, self.aim.bias())
         form = self.form
         return fitted_grid(
             weights, importance, form.kind, form.block, shared=form.shared, least=None if least is None else least[at]
@@ -205,7 +193,7 @@ def _tasks(visit: _LayerVisit, sums: Equations) -> list[FitTask]:
     """The least-squares problem of each matrix, from the float model's weights."""
     layer = visit.layer
     free, bias, tasks = layer.offset is not None, layer.bias(), []
-    for at, weights in enumerate(visit.source.matrices()):
+    for at, weights in enumerate(visit.aim.matrices()):
         found, offset = sums.problem(at, free), bias[at]
         cross, variance = found.cross, found.squares
         if not free:

@@ -49,10 +49,6 @@ class QuantizeOptions(Quantizing, Chosen, CalibrationSamples, Batched, Seeded, S
     from --data are used.
     """
 
-    original: Annotated[
-        Path | None,
-        Option("the model before weights were zeroed, which is then what is fitted to; zeros stay", DATA, "ORIGINAL"),
-    ] = None
     test: Annotated[
         Any,
         Option("labelled data on which the float and the quantised model are measured, read as --data is", DATA, "D"),

@@ -81,7 +81,7 @@ def _told(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLa
 @dataclass(frozen=True)
 class Quantisation:
     """What is settled before a graph is built. `exclude`: nodes that stay float. `feeds`: calibration samples, RUNS at
-    a time, for the ranges. `test`: labelled samples, if any. `notes` on preparing. `aim`: see `fit_graph`."""
+    a time, for the ranges. `test`: labelled samples, if any. `notes` on preparing."""
 
     file: Model
     options: QuantizeOptions
@@ -94,7 +94,6 @@ class Quantisation:
     feeds: Sequence[Mapping[str, Array]]
     test: Dataset | None
     notes: Sequence[str]
-    aim: ir.Model | None
 
     @classmethod
     def of(cls, file: Model, options: QuantizeOptions, folder: Path, progress: Progress) -> Quantisation:
@@ -114,12 +113,10 @@ class Quantisation:
         batches, held, feeds = _divided(data, options, start)
         place, notes = prepared(file, options.form, folder)
         builder = GraphBuilder.of(place, options.form, options.weights, options.activation_type)
-        teacher = None if options.original is None else load(options.original)
-        aim = None if teacher is None else _aim(teacher, builder.model, options, folder)
-        judge = Judge.of(plain_path(teacher or file), held, start)
+        judge = Judge.of(plain_path(file), held, start)
         exclude = _excluded(builder.model, options)
         return cls(file=file, options=options, folder=folder, builder=builder, batches=batches, data=data, judge=judge,
-                   exclude=exclude, feeds=feeds, test=test, notes=notes, aim=aim)  # fmt: skip
+                   exclude=exclude, feeds=feeds, test=test, notes=notes)  # fmt: skip
 
     def candidates(self, progress: Progress) -> tuple[list[Candidate], list[QuantisedLayer], list[Skipped]]:
         """onnxruntime's own graph, the same with weights rounded to the nearest on better grids, and the fitted one."""
@@ -136,7 +133,7 @@ class Quantisation:
         if len(exclude) > len(self.exclude):
             best = self.judge(NEAREST, self._rounded(chosen, exclude))
         graph = self.builder.built(chosen, exclude)
-        layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress, aim=self.aim)
+        layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress)
         return [*found, best, self.judge(FITTED, graph)], layers, left
 
     def _rounded(self, ranges: Mapping[str, Range], exclude: Sequence[str]) -> IntegerGraph:
@@ -168,21 +165,6 @@ class Quantisation:
                 budget -= weight.size
                 chosen += [use.node.name or "" for use in weight.uses]
         return chosen
-
-
-def _aim(teacher: Model, model: Model, options: QuantizeOptions, folder: Path) -> ir.Model:
-    """The teacher, prepared as the model was.
-
-    Raises:
-        PruneError: its weights have other shapes.
-    """
-    (folder / "teacher").mkdir()
-    found = load(prepared(teacher, options.form, folder / "teacher")[0])
-    shapes = [{w.name: w.shape for w in find_weights(each).prunable} for each in (found, model)]
-    if shapes[0] != shapes[1]:
-        raise PruneError(f"the weights of {teacher.path} have other names or shapes",
-                         "--original is the model before weights were zeroed; leave it out for cut ones")  # fmt: skip
-    return found.ir
 
 
 def _check_float(file: Model, options: QuantizeOptions) -> None:

@@ -42,13 +42,11 @@ def structured(
 
 
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
-    """Cut, and train if asked, into a file elsewhere, with widths for kernels of integers; what is written is that file
-    quantised."""
+    """Cut, and train if asked, into a file elsewhere; what is written is that file quantised."""
     check_target(load(path), None if options.dry_run else target, options.force, options)
-    aim = "cpu-int8" if options.target == "cpu" else options.target
-    once = replace(options, quantize=None, target=aim, timing=False, dry_run=False)
+    once = replace(options, quantize=None, timing=False, dry_run=False)
 
     def make(place: Path) -> StructuredResult:
         return structured(path, replace(once, output=place), progress)
 
-    return told_quantized(*quantized_after(path, target, options, make, progress, zeros=False))
+    return told_quantized(*quantized_after(path, target, options, make, progress))

@@ -106,8 +106,7 @@ def _finished(
         return told_shrunk(*shrunk_after(target, options, make, progress))
     if last == "quantize":
         assert isinstance(options, QuantizedLast)
-        zeros = not once.shrink
-        return told_quantized(*quantized_after(path, target, options, make, progress, zeros=zeros))
+        return told_quantized(*quantized_after(path, target, options, make, progress))
     return told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
 
 

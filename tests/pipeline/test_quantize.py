@@ -206,15 +206,6 @@ def test_a_cut_model_is_quantised(tmp_path: Path) -> None:
         prunecli.structured(MLP, macs=0.5, quantize="int8")
 
 
-def test_a_teacher_of_other_shapes_is_refused(tmp_path: Path) -> None:
-    nodes, constants, shape = PLAIN
-    path = made(tmp_path / "m.onnx", nodes, constants, shape)
-    np.savez(tmp_path / "d.npz", x=f(32, 40))
-    with pytest.raises(PruneError, match="other names or shapes") as caught:
-        prunecli.quantize(path, data=str(tmp_path / "d.npz"), original=MLP, output=str(tmp_path / "q.onnx"))
-    assert "leave it out" in caught.value.hint
-
-
 def test_what_a_subgraph_reads_is_not_left_to_a_rounding_behind_it(tmp_path: Path) -> None:
     """The tool takes a Relu for part of the rounding that follows it, which a branch does not read."""
     value = helper.make_tensor_value_info("o", 1, None)
