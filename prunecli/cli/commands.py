@@ -272,8 +272,10 @@ def _named_by_typer() -> Iterator[None]:
 GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
 """Options about the terminal and about this command line, which no file can set."""
 Shape = Literal["flag", "one", "many"]
-Role = Literal["model", "data", "path", "other"]
-_ROLES: dict[str, Role] = {"ORIGINAL": "model", "D": "data", "PATH": "path", "DIR": "path", "FILE": "path"}
+Role = Literal["model", "data", "path", "code", "other"]
+_ROLES: dict[str, Role] = {
+    "ORIGINAL": "model", "D": "data", "PATH": "path", "DIR": "path", "FILE": "path", "FILE.py:FUNCTION": "code",
+}  # fmt: skip
 """What a metavar, or one of its alternatives as in `sorted|numbers|FILE`, tells of a text."""
 
 
@@ -281,9 +283,9 @@ _ROLES: dict[str, Role] = {"ORIGINAL": "model", "D": "data", "PATH": "path", "DI
 class Slot:
     """One parameter. `key`: its long option without the dashes, or an argument's name in the usage line.
 
-    `role`: `model` and `data` may name something in the recipe; they and `path` are relative to where they are written,
-    but for `literals`, texts that mean something of their own. `display`: what stdout carries, which in a recipe is of
-    the whole run.
+    `role`: `model` and `data` may name something in the recipe; they, `path` and the file of `code` (a function of the
+    user's) are relative to where they are written, but for `literals`, texts that mean something of their own.
+    `display`: what stdout carries, which in a recipe is of the whole run.
     """
 
     key: str

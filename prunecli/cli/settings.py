@@ -111,6 +111,9 @@ def resolve(text: str, role: Role, folder: Path) -> str:
     """Return a path relative to the working folder; texts that are not paths stay as they are."""
     if role == "other":
         return text
+    if role == "code":
+        *prefix, place = text.split(":", 1) if text.startswith("lower:") else (text,)
+        return ":".join([*prefix, str(folder / place) if ".py:" in place else place])
     module, sign, function = text.rpartition(":")
     if role == "data" and sign and function.isidentifier() and not (folder / text).exists():
         return f"{folder / module}:{function}" if module.endswith(".py") else text
@@ -233,8 +236,9 @@ def _check_harmless(setting: Setting, argument: bool, role: str) -> None:
     command."""
     if argument:
         raise setting.error("is an argument, which has no default", "give it on the command line or in a recipe")
-    if role == "data" and any(runs_code(text, setting.folder) for text in setting.texts):
-        raise setting.error("data that runs code cannot be a default", "give it on the command line or in a recipe")
+    if role in ("data", "code") and any(runs_code(text, setting.folder) for text in setting.texts):
+        what = "data" if role == "data" else "a metric"
+        raise setting.error(f"{what} that runs code cannot be a default", "give it on the command line or in a recipe")
 
 
 @dataclass(frozen=True)

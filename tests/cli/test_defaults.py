@@ -129,6 +129,8 @@ REFUSED = [
     ("[tool.prune]\nmodel = 'm.onnx'", ZEROS, "2:9", "is an argument", "command line"),
     ("[tool.prune]\ndata = 'load.py:batches'", ZEROS, "2:8", "runs code", "command line"),
     ("[tool.prune.evaluate]\ndata = 'pack.age:batches'", ZEROS, "2:8", "runs code", "command line"),
+    ("[tool.prune]\nmetric = 'own.py:f'", ZEROS, "2:10", "metric that runs code", "command line"),
+    ("[tool.prune.adaptive]\nmetric = 'lower:pack.age:f'", ZEROS, "2:10", "metric that runs code", "command line"),
     ("[tool.prune]\nseed = 1\n[x", ZEROS, "3:3", "not valid TOML", ""),
 ]
 
@@ -186,3 +188,17 @@ def test_print_recipe_writes_the_defaults_out(folder: Path, prune: Prune) -> Non
     out = prune("magnitude", MODEL, "--sparsity", "0.5", "--print-recipe").out
     assert 'data = "../d.npz"  # from ../pyproject.toml:3:8' in out
     assert "seed = 3  # from" in out and 'save-plan = "../p.json"' in out and 'exclude = ["a", "b"]  # from' in out
+
+
+# text of a metric, what a recipe in /r makes of it
+METRICS = [("accuracy", "accuracy"), ("own.py:f", "/r/own.py:f"), ("lower:own.py:f", "lower:/r/own.py:f"),
+           ("lower:/a/own.py:f", "lower:/a/own.py:f"), ("sklearn.metrics:f1_score", "sklearn.metrics:f1_score")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "wanted"), METRICS)
+def test_functions_are_beside_the_file_that_names_them(text: str, wanted: str) -> None:
+    from prunecli.cli.commands import schema_of
+    from prunecli.cli.settings import resolved
+
+    for command in ("evaluate", "adaptive", "sensitivity"):
+        assert resolved(text, schema_of(command)["metric"], Path("/r")) == wanted
