@@ -44,3 +44,19 @@ def test_the_commands_of_a_guide_run(
             assert code == 0 or (code == 1 and (words[0] == "finetune" or "--fail-if" in words)), f"{line}\n{told.err}"
             ran += 1
     assert ran >= 4
+
+
+@pytest.mark.slow
+def test_the_workflow_and_the_recipe_for_ci_pass_on_a_sample_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KINDS["classifier"](tmp_path)
+    (tmp_path / "classifier.onnx").rename(tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    found = dict(reversed(blocks("ci.md")))  # the first of each language
+    lines = re.findall(r"^ +(prune .*)$", found["yaml"].replace("\\\n", " "), re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["structured", "evaluate"]
+    for line in lines:
+        assert run(shlex.split(line.partition(">>")[0])[1:]) == 0, capsys.readouterr().err
+    Path("recipe.toml").write_text(found["toml"], encoding="utf-8")
+    assert run(["run", "recipe.toml"]) == 0, capsys.readouterr().err
