@@ -16,6 +16,7 @@ from prunecli.dependency.views import Geometry, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import INTERFACE, overridable
+from prunecli.model.floating import FloatingForm
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.model.shapes import Shapes, input_specs
@@ -56,6 +57,12 @@ Whole = Mapping[tuple[str, int], str]
 NONE: Whole = MappingProxyType({})
 NO_BLOCKS: Mapping[tuple[str, int], int] = MappingProxyType({})
 BLOCK = "a block of a quantised weight shares a scale"
+
+
+def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], int]]:
+    """Axes of quantised weights that stay whole, and those whose positions go in blocks, for `analyse`."""
+    packed = dict.fromkeys(((name, 2) for name, one in form.sources.items() if one.bits), BLOCK)
+    return packed, {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
 
 
 def analyse(

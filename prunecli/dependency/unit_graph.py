@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prunecli.dependency.analysis import analyse, analysed_shapes
+from prunecli.dependency.analysis import analyse, analysed_shapes, kept_together
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
 from prunecli.dependency.slices import WeightSlices
 from prunecli.errors import PruneError, keywords
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights, load
+from prunecli.model.floating import floating
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -117,9 +118,10 @@ def unit_graph(model: str | Path, granularity: str = "channel,head", dims: Dims 
         PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
     """
     kinds, sizes, file = parse_granularity(granularity), dims or Dims(), load(Path(model))
-    work = replace(file, ir=prepare(file.ir))
+    form = floating(prepare(file.ir))
+    work, (whole, blocks) = replace(file, ir=form.model), kept_together(form)
     shapes = analysed_shapes(work, sizes, concrete_shapes(work, sizes))
-    return graph_of(catalogue(analyse(work.ir, shapes), kinds))
+    return graph_of(catalogue(analyse(work.ir, shapes, whole=whole, blocks=blocks), kinds))
 
 
 class _GraphBuilder:

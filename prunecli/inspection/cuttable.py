@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunecli.dependency.analysis import analyse, analysed_shapes
+from prunecli.dependency.analysis import analyse, analysed_shapes, kept_together
 from prunecli.dependency.catalogue import Catalogue, catalogue
 from prunecli.dependency.costs import costs
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes
+from prunecli.model.floating import floating
 from prunecli.model.shapes import require_ranks
 
 
@@ -35,8 +36,10 @@ def cuttable_units(file: Model, dims: Dims) -> CuttableUnits:
     """Analyse a model as `prune structured` does."""
     try:
         require_ranks(file, dims)
-        work = replace(file, ir=prepare(file.ir))
-        found = catalogue(analyse(work.ir, analysed_shapes(work, dims, concrete_shapes(work, dims))))
+        form = floating(prepare(file.ir))
+        work, (whole, blocks) = replace(file, ir=form.model), kept_together(form)
+        shapes = analysed_shapes(work, dims, concrete_shapes(work, dims))
+        found = catalogue(analyse(work.ir, shapes, whole=whole, blocks=blocks))
     except PruneError as error:
         return CuttableUnits(problem=error.message)
     units = Counter[str]()

@@ -23,6 +23,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.speed import MeasuredSpeed
 from prunecli.masks.allocations import LossCurve
 from prunecli.model import Dims
+from prunecli.model.floating import as_stored
 from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shape_inference import Shape
 from prunecli.predicted.predict import group_curves
@@ -111,7 +112,7 @@ class UnitSpace:
     def build(self, allocation: Allocation) -> onnx.ModelProto:
         mask = self.mask(allocation)
         if not mask.any():
-            return ir.to_proto(self.cuttable.work)
+            return ir.to_proto(self.cuttable.stored)
         return ir.to_proto(self.cuttable.without(mask, self.cuttable.units.removed(mask)))
 
     def cost(self, allocation: Allocation) -> Mapping[str, float]:
@@ -133,10 +134,10 @@ class UnitSpace:
 
     @cached_property
     def _width(self) -> float:
-        """Bytes of a parameter."""
+        """Bytes of a parameter, as it is stored."""
         held = [v.const_value for v in self.cuttable.work.graph.initializers.values() if v.const_value is not None]
         floats = [t for t in held if t.dtype.is_floating_point()]
-        return sum(t.nbytes for t in floats) / max(sum(t.size for t in floats), 1)
+        return sum(as_stored(t).nbytes for t in floats) / max(sum(t.size for t in floats), 1)
 
     def by_threshold(self, share: float) -> Allocation:
         order = np.argsort(np.where(np.isnan(self.ranking.scores), np.inf, self.ranking.scores), kind="stable")

@@ -57,6 +57,8 @@ def decide(
     subject = start(
         path, options.granularity, options.dims, whole=whole, include=options.include, convolved=options.convolved
     )
+    if subject.is_quantised:
+        _check_quantised(options, budget.kind)
     options = replace(options, criterion=_criterion(options, subject))
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
@@ -77,6 +79,17 @@ def decide(
     return subject, Decided(
         decision.removed, decision.scores, _recipe(options, subject), left, [*told, *decision.notes]
     )
+
+
+def _check_quantised(options: StructuredOptions, kind: str) -> None:
+    """Raise PruneError for what is measured or trained on the model as it runs, of which only the floating-point form
+    could be."""
+    asked = {"--latency": kind == "latency", "--granularity block": options.granularity == BLOCK,
+             "--finetune": options.trains}  # fmt: skip
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise PruneError(f"{option} is not for quantised models",
+                             "cut the floating-point model and quantise it, or give --macs or --params")  # fmt: skip
 
 
 def predicted(subject: Cuttable) -> tuple[Curves, list[str]]:

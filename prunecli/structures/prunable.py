@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from prunecli.calibration.samples import calibration_samples, cautions
 from prunecli.data import Dataset
-from prunecli.dependency.analysis import BLOCK, NONE, Analysis, Whole, analysed_shapes
+from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes, kept_together
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import axes_of_outputs, costs
@@ -298,8 +298,8 @@ def open_cuttable(
     if form.model is stored and (convolved is None or convolved):
         convolved = replace_shortcuts(work, shapes, convolved)
         counted = concrete_shapes(replace(file, ir=work), dims) if convolved else counted
-    together = {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
-    held = {**dict.fromkeys(((name, 2) for name, one in form.sources.items() if one.bits), BLOCK), **whole}
+    packed, together = kept_together(form)
+    held = {**packed, **whole}
     analysis = solve(work, shapes, whole=held, blocks=together)
     if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
         analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)

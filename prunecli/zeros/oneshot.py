@@ -27,6 +27,7 @@ from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
 from prunecli.model import Model, Weight, find_weights
+from prunecli.model.floating import stored_as
 from prunecli.model.graphs import refill
 from prunecli.options.training import DISTILL
 from prunecli.predicted.predict import Undescribed, weight_curves
@@ -538,6 +539,9 @@ def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -
     """Store the weights in the pruned model, rounded as they will be saved."""
     array = layer.weight.array()
     values, drop, shift = layers.plain(layer, best)
+    integers = stored_as(layer.weight.tensor)
+    if integers is not None:
+        values = integers.array_of(integers.write(np.where(drop, 0, values)))
     new = Masked.rewritten(values, drop, array.dtype)
     layer.weight.holder.put(ir.Tensor(new.apply(array), dtype=layer.weight.dtype, name=layer.weight.holder.name))
     offset, source = layer.offset, layer.offset.source if layer.offset is not None else None
