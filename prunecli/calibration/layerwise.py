@@ -1,8 +1,9 @@
 """Running a model piece by piece over data, so that weights may change between the pieces.
 
 A layer is fitted on what the layers before it, already changed, really give it. So the model is run only as far as a
-value is asked for; what later nodes still need is kept, everything else is let go. A walk over a network of L layers
-runs every node once, however many values are asked for on the way.
+value is asked for; what later nodes still need is kept, everything else is let go. Where that does not fit into memory,
+the walk stays where it is and makes the values anew, batch by batch, when they are read: early layers of convolutional
+networks have outputs many times as large as what is left of them a few nodes later.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ class Walk:
         self._done: set[ir.Node] = set()
         self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
         self._known: set[str] = set()
+        self._unheld: dict[str, None] = {}  # reached, and made when they are read
+        self._maker: _Piece | None = None
+        self._made: tuple[int, dict[str, Any]] = -1, {}
         self.batches = self._feed(feeds)
 
     def _constants(self) -> dict[str, ir.Node]:
@@ -93,21 +97,29 @@ class Walk:
         for count, feed in enumerate(feeds, 1):
             for name, value in feed.items():
                 if self._pending.get(name) or name in self._pinned:
-                    self._store.put((id(self), name, count - 1), value)
+                    self._store.put((id(self), name, count - 1), value, counted=False)
                     self._known.add(name)
         return count
 
     def reach(self, names: Sequence[str]) -> None:
-        """Run as far as these values need. They stay held until `release`, whoever reads them.
+        """Run as far as these values need. They can be read until `release`, whoever reads them.
+
+        What would not fit into the store's memory is made when it is read, with the weights as they are then: weights
+        on which a value depends must not change while it is needed.
 
         Raises:
             PruneError: a value is unknown or no longer held, or onnxruntime fails.
         """
-        wanted = [name for name in dict.fromkeys(names) if name not in self._known]
-        nodes = self._needed(wanted)
-        if not nodes:
+        new = [name for name in dict.fromkeys(names) if name not in self._known and name not in self._unheld]
+        self._forget_made()
+        if not self._needed(new):
             return
-        self._run(nodes, wanted)
+        wanted = [*self._unheld, *new]
+        nodes = self._needed(wanted)
+        if not self._run(nodes, wanted):
+            self._unheld.update(dict.fromkeys(new))
+            return
+        self._unheld.clear()
         self._done.update(node for node in nodes if node not in self._moving)
         for name in {n for node in nodes for n in self._reads[node]}:
             self._pending[name] -= sum(name in self._reads[node] for node in nodes)
@@ -116,6 +128,10 @@ class Walk:
 
     def release(self, name: str) -> None:
         """Forget a value that no node that is still to run reads; of others, nothing."""
+        if name in self._unheld:
+            del self._unheld[name]
+            self._forget_made()
+            return
         if self._pending.get(name) or name in self._pinned:
             return
         for batch in range(self.batches):
@@ -124,8 +140,23 @@ class Walk:
 
     def read(self, name: str, batch: int) -> Array:
         """A value that has been reached."""
+        if name in self._unheld:
+            again: Array = self._made_again(batch)[name]
+            return again
         found: Array = self._store.get((id(self), name, batch))
         return found
+
+    def _made_again(self, batch: int) -> dict[str, Any]:
+        """What is reached and not held, of one batch; that of the last batch stays."""
+        if self._maker is None:
+            self._maker = self._piece(self._needed(list(self._unheld)), list(self._unheld))
+        if self._made[0] != batch:
+            self._made = -1, {}
+            self._made = batch, self._maker.run(batch)
+        return self._made[1]
+
+    def _forget_made(self) -> None:
+        self._maker, self._made = None, (-1, {})
 
     def arrays(self, name: str) -> Iterator[Array]:
         """The value on every batch."""
@@ -134,6 +165,8 @@ class Walk:
     def close(self) -> None:
         """Let go of everything."""
         self._pending, self._pinned = {}, set()
+        self._unheld.clear()
+        self._forget_made()
         for name in list(self._known):
             self.release(name)
 
@@ -153,7 +186,9 @@ class Walk:
                 stack.extend(self._reads[node])
         return [node for node in self._nodes if node in found]
 
-    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str]) -> None:
+    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str]) -> bool:
+        """Hold what these nodes make that is wanted or still to be read. False, and nothing is held, where that is more
+        than fits into memory, by the first batch, and few enough nodes to run them again for each value."""
         left = dict(self._pending)
         for node in nodes:
             for name in self._reads[node]:
@@ -162,9 +197,14 @@ class Walk:
         kept = [n for n in made if n in wanted or n in self._pinned or (left.get(n) and n not in self._fixed)]
         piece = self._piece(nodes, kept)
         for batch in range(self.batches):
-            for name, value in piece.run(batch).items():
+            found = piece.run(batch)
+            size = sum(_bytes(value) for value in found.values()) * self.batches
+            if batch == 0 and len(nodes) <= MOST_AGAIN and not self._store.fits(size):
+                return False
+            for name, value in found.items():
                 self._store.put((id(self), name, batch), value)
         self._known.update(kept)
+        return True
 
     def ahead(
         self,
@@ -282,8 +322,14 @@ def _reads(node: ir.Node) -> list[str]:
     return [value.name or "" for value in reads(node)]
 
 
-LIMIT = 4 << 30
+LIMIT = 512 << 20
 """Bytes of arrays in memory, unless something else is asked for."""
+MOST_AGAIN = 64
+"""Nodes that are run again for each value that is read, rather than what they make held in files."""
+
+
+def _bytes(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) and value.dtype != object else 0
 
 
 class Store:
@@ -297,18 +343,25 @@ class Store:
         self.held = 0
         self.spilled = 0
         self._arrays: dict[Hashable, Any] = {}
+        self._sizes: dict[Hashable, int] = {}
         self._files: dict[Hashable, Path] = {}
         self._folder: Scratch | None = None
         self._serial = 0
 
-    def put(self, key: Hashable, value: Any) -> None:
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes more are within the limit."""
+        return self.held + size <= self.limit
+
+    def put(self, key: Hashable, value: Any, counted: bool = True) -> None:
+        """`counted`: False for what is in memory anyway, as its maker holds it."""
         self.drop(key)
-        size = value.nbytes if isinstance(value, np.ndarray) and value.dtype != object else 0
-        if size and self.held + size > self.limit:
+        size = _bytes(value) if counted else 0
+        if size and not self.fits(size):
             self._files[key] = self._write(value)
             self.spilled += size
         else:
             self._arrays[key] = value
+            self._sizes[key] = size
             self.held += size
 
     def _write(self, value: Array) -> Path:
@@ -338,9 +391,8 @@ class Store:
             del self._arrays[path]
             path.unlink(missing_ok=True)
         elif key in self._arrays:
-            value = self._arrays.pop(key)
-            if isinstance(value, np.ndarray) and value.dtype != object:
-                self.held -= value.nbytes
+            del self._arrays[key]
+            self.held -= self._sizes.pop(key)
 
     def __enter__(self) -> Store:
         return self
@@ -349,6 +401,7 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._arrays.clear()
+        self._sizes.clear()
         self._files.clear()
         if self._folder is not None:
             self._folder.close()

@@ -34,8 +34,11 @@ def feeds_of(path: Path, count: int) -> list[dict[str, np.ndarray]]:
     return [session.random_inputs(seed=seed) for seed in range(count)]
 
 
-@pytest.mark.parametrize("limit", [1 << 30, 1000], ids=["memory", "files"])
-def test_values_are_those_of_the_whole_model(limit: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "again"), [(1 << 30, 64), (1000, 64), (1000, 3), (1000, 0)], ids=["memory", "again", "both", "files"]
+)
+def test_values_are_those_of_the_whole_model(limit: int, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunecli.calibration.layerwise.MOST_AGAIN", again)
     model, feeds = working_form(load(DIGITS).ir), feeds_of(DIGITS, 2)
     wanted = [everything(model, feed) for feed in feeds]
     names = [v.name or "" for node in model.graph for v in node.outputs][::2]
@@ -47,7 +50,7 @@ def test_values_are_those_of_the_whole_model(limit: int) -> None:
                 np.testing.assert_allclose(value, wanted[batch][name], rtol=1e-4, atol=1e-4)
             walk.release(name)
         walk.reach(outputs_of(model))
-        assert (store.spilled > 0) == (limit == 1000)
+        assert (store.spilled > 0) == (again < 64)
         walk.close()
         assert store.held == 0
 
