@@ -29,7 +29,7 @@ PER_UNKNOWN = 100
 """Positions per row of X that are looked at: more do not change the solution by more than about a percent of its
 error (K / R), and an image has far more."""
 _AT_LEAST = 10_000
-_CHUNK = 64 << 20  # bytes of X at a time
+_CHUNK = 16 << 20  # bytes of X at a time
 
 
 @dataclass
@@ -88,6 +88,40 @@ class Equations:
             cross = cross - np.outer(y, x)
             squares = squares - y * y
         return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
+
+
+HELD = 4
+"""One batch in so many judges fits and is not fitted on."""
+
+
+def is_held(number: int, batches: int) -> bool:
+    """Whether a batch judges: the last of each HELD, where there are so many."""
+    return batches >= HELD and number % HELD == HELD - 1
+
+
+@dataclass
+class Folds:
+    """Sums over the samples that are `fitted`, and over those that are `held` out; None where there are too few."""
+
+    fitted: Equations
+    held: Equations | None
+
+    @classmethod
+    def empty(cls, batch: int, rows: int, size: int, held: bool) -> Folds:
+        return cls(Equations.empty(batch, rows, size), Equations.empty(batch, rows, size) if held else None)
+
+    def side(self, held: bool) -> Equations:
+        """Where samples belong."""
+        return self.held if self.held is not None and held else self.fitted
+
+    def whole(self) -> Equations:
+        """All samples."""
+        if self.held is None:
+            return self.fitted
+        total = Equations.empty(*self.fitted.cross.shape)
+        total += self.fitted
+        total += self.held
+        return total
 
 
 @dataclass(frozen=True)

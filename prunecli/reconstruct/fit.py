@@ -16,7 +16,7 @@ from scipy import linalg
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import Evidence, of_elements
-from prunecli.masks.patterns import Pattern
+from prunecli.masks.patterns import Pattern, parse_pattern
 from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, removal_losses, suited
 from prunecli.reconstruct.sparsegpt import Quota, sparsegpt
 from prunecli.registry import Registry
@@ -24,6 +24,8 @@ from prunecli.registry import Registry
 Array = np.ndarray[Any, Any]
 DIRECT = 2e11
 """Multiplications up to which every row is solved by Cholesky; beyond, all rows at once by conjugate gradients."""
+QUICK = 1e9
+"""The same for estimates, which a sweep gives too."""
 _THREADED = 1e7  # multiplications below which threads cost more than they save
 _STEPS = 60
 _TOLERANCE = 1e-5
@@ -36,10 +38,10 @@ def damping(gram: Array, count: int) -> float:
     return max(mean, 1e-30) * (1e-3 + 0.1 * len(gram) / max(count, 1))
 
 
-def affordable(keep: Array) -> bool:
-    """Whether every row of the mask can be solved on its own."""
+def affordable(keep: Array, most: float) -> bool:
+    """Whether every row of the mask can be solved on its own, with so many multiplications at most."""
     kept = keep.sum(axis=1, dtype=np.float64)
-    return float((kept**3).sum()) / 3 <= DIRECT
+    return float((kept**3).sum()) / 3 <= most
 
 
 def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, workers: int = 1) -> Array:
@@ -52,9 +54,12 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
     Returns:
         (rows, K) float64.
     """
-    if not affordable(keep):
+    if not affordable(keep, DIRECT):
         return _by_gradients(gram, cross, keep, start)
     out = np.zeros(cross.shape)
+    if cross.shape[1] <= SMALL:
+        only: Array = small_least_squares(gram[None], cross[None], keep[None])[0]
+        return only
     same: dict[bytes, list[int]] = {}
     for row, bits in enumerate(np.packbits(keep, axis=1)):
         same.setdefault(bits.tobytes(), []).append(row)
@@ -75,6 +80,18 @@ def masked_least_squares(gram: Array, cross: Array, keep: Array, start: Array, w
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(solve, same.values()))
     return out
+
+
+SMALL = 32
+"""Inputs up to which all rows of all matrices are solved at once."""
+
+
+def small_least_squares(grams: Array, cross: Array, keep: Array) -> Array:
+    """`masked_least_squares` of many small matrices: (B, K, K), (B, rows, K), (B, rows, K)."""
+    both = keep[..., :, None] & keep[..., None, :]
+    system = np.where(both, grams[:, None], np.eye(grams.shape[-1]))
+    found: Array = np.linalg.solve(system, np.where(keep, cross, 0.0)[..., None])[..., 0]
+    return np.where(keep, found, 0.0)
 
 
 def _by_gradients(gram: Array, cross: Array, keep: Array, start: Array) -> Array:
@@ -111,6 +128,7 @@ class FitTask:
         weights: as they are; cross, gram: of X and the wanted Y (`Problem` of evidence), less their means where an
             intercept may change; x, y: those means; variance: (rows,) of Y; count: of positions.
         offset: (rows,) what is added to the output; free: whether that may change.
+        ridge: added to the diagonal of the Gram matrix, in parts of its mean; None: see `damping`.
     """
 
     weights: Array
@@ -123,12 +141,15 @@ class FitTask:
     offset: Array
     free: bool
     taps: int
+    ridge: float | None = None
 
     @cached_property
     def damping(self) -> float:
         """`damping`, and more where the Gram matrix is not positive even so: rounding is all that is left of it where
         inputs hardly move about a large mean, as behind a layer that is empty."""
         usual = damping(self.gram, self.count)
+        if self.ridge is not None:
+            usual = max(float(np.trace(self.gram)) / max(len(self.gram), 1), 1e-30) * self.ridge
         try:
             linalg.cholesky(self.gram + usual / 2 * np.eye(len(self.gram)), check_finite=False)
         except linalg.LinAlgError:
@@ -160,13 +181,22 @@ class FitTask:
         rows, size = self.weights.shape
         return columns_of(pattern, rows, self.taps, size // self.taps)
 
+    def rows(self, chosen: Array) -> FitTask:
+        """Some rows of it."""
+        names = ("weights", "cross", "y", "variance", "offset")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
     def error(self, weights: Array, shift: Array) -> float:
-        """The mean square of what is wrong with the output, over that of the wanted output about its mean."""
+        """`loss` over the mean square of the wanted output about its mean."""
+        total = float(self.variance.sum())
+        return self.loss(weights, shift) / total if total > 0 else 0.0
+
+    def loss(self, weights: Array, shift: Array) -> float:
+        """The mean square of what is wrong with the output, summed over rows."""
         wrong = np.einsum("ij,ij->i", weights @ self.gram - 2 * self.cross, weights) + self.variance
         if self.free:
             wrong = wrong + np.square(weights @ self.x + self.offset + shift - self.y)
-        total = float(self.variance.sum())
-        return float(np.maximum(wrong, 0).sum()) / total if total > 0 else 0.0
+        return float(np.maximum(wrong, 0).sum())
 
 
 @dataclass(frozen=True)
@@ -182,13 +212,24 @@ class Fitted:
 class Method:
     """How weights are chosen. `criterion`: the score of `select` that ranks them, from `scores` below; None where they
     are chosen on the way (`sparsegpt`). `updates`: whether the others change even without recovery. `estimate`: the
-    method whose losses, nearly the same and sooner had, tell layers apart."""
+    method whose losses, nearly the same and sooner had, tell layers apart. `iterates`: from how many operations of
+    exact elimination on `admm` ranks them instead, None: never."""
 
     name: str
     help: str
     criterion: str | None
     updates: bool
     estimate: str | None = None
+    iterates: float | None = None
+
+    def is_iterated(self, pattern: Pattern, shape: tuple[int, ...]) -> bool:
+        """Whether `admm` chooses the weights of a layer of (matrices, rows, taps, cols)."""
+        matrices, rows, taps, cols = shape
+        return (
+            self.iterates is not None
+            and pattern.text != "row"
+            and matrices * rows * (taps * cols) ** 3 >= self.iterates
+        )
 
     @property
     def evidence(self) -> Evidence:
@@ -202,8 +243,11 @@ class Method:
         return METHODS.get(self.estimate) if self.estimate and pattern.text != "row" else self
 
 
+WIDE = 1e11
+"""Rows times inputs cubed, from which on exact elimination takes more than some seconds."""
 METHODS: Registry[Method] = Registry("method")
 for _method in (
+    Method("auto", "obs, and admm for layers where that takes long", "obs", True, estimate="sparsegpt", iterates=WIDE),
     Method(
         "obs",
         "exact Optimal Brain Surgeon, row by row: the least loss; slow on very wide layers",
@@ -211,6 +255,7 @@ for _method in (
         True,
         "sparsegpt",
     ),
+    Method("admm", "as good as obs, in far less time on wide layers", "obs", True, estimate="sparsegpt", iterates=0.0),
     Method("sparsegpt", "one sweep over the columns: nearly as good, quick on the widest layers", None, True),
     Method("wanda", "|w| times the norm of its input: no inverse, the least memory", "wanda", False),
 ):
@@ -239,14 +284,73 @@ def scores(evidence: Evidence, tasks: Sequence[FitTask], pattern: Pattern, worke
     return removal_losses(weights, damped, tasks[0].columns(pattern), workers)
 
 
+RIDGES = (1e-3, 1e-2, 1e-1, 0.4, 1.5, 6.0)
+"""Parts of the mean of G's diagonal, of which held-out samples choose one."""
+_SWEPT = 0.1
+_WORTH = 0.99
+"""Of the error with the next smaller ridge: what gains less is noise."""
+_TRIED = 64
+"""Rows of a layer on which ridges are tried, of as many matrices at most."""
+
+
+@dataclass(frozen=True)
+class RidgeChoice:
+    """`ridge`, and by it the errors on the samples that were fitted and on those held out."""
+
+    ridge: float
+    fitted: float
+    held: float
+
+
+def best_ridge(
+    fitted: Sequence[FitTask], held: Sequence[FitTask], recover: Recover, pattern: Pattern, density: float,
+    ridges: Sequence[float] = RIDGES,
+) -> RidgeChoice:  # fmt: skip
+    """The ridge with which a layer, pruned to `density`, errs least on samples that it is not fitted on.
+
+    From the smallest on as long as it lowers the error; on some of the rows, with the mask that `sparsegpt` finds at a
+    ridge of its own: large ones make a better one of its sweep, which says nothing of the fit.
+    """
+    chosen = np.unique(np.linspace(0, len(fitted) - 1, min(len(fitted), _TRIED)).astype(int))
+    each = max(_TRIED // len(chosen), 1)
+    pairs = [(_some(fitted[i], each), _some(held[i], each)) for i in chosen]
+    if pattern.text == "row":  # a row is left whole, or nothing of it is left
+        pattern, density = parse_pattern("element"), 1.0
+    masks = [
+        fit(METHODS.get("sparsegpt"), recover, replace(one, ridge=_SWEPT), pattern,
+            Quota(round((1 - density) * one.weights.size)), refine=False).drop for one, _ in pairs
+    ]  # fmt: skip
+    total = sum(float(judge.variance.sum()) for _, judge in pairs) or 1.0
+    power = sum(float(task.variance.sum()) for task, _ in pairs) or 1.0
+    best: RidgeChoice | None = None
+    for ridge in ridges:
+        losses = np.zeros(2)
+        for (one, judge), mask in zip(pairs, masks, strict=True):
+            task = replace(one, ridge=ridge)
+            found = fit(METHODS.get("obs"), recover, task, pattern, mask)
+            losses += task.loss(found.weights, found.shift), judge.loss(found.weights, found.shift)
+        now = RidgeChoice(ridge, float(losses[0]) / power, float(losses[1]) / total)
+        if best is not None and now.held >= _WORTH * best.held:
+            break
+        best = now
+    assert best is not None
+    return best
+
+
+def _some(task: FitTask, rows: int) -> FitTask:
+    return task.rows(np.unique(np.linspace(0, len(task.weights) - 1, min(len(task.weights), rows)).astype(int)))
+
+
 def fit(
-    method: Method, recover: Recover, task: FitTask, pattern: Pattern, chosen: Array | Quota, workers: int = 1
-) -> Fitted:
+    method: Method, recover: Recover, task: FitTask, pattern: Pattern, chosen: Array | Quota, workers: int = 1, *,
+    refine: bool = True,
+) -> Fitted:  # fmt: skip
     """The matrix with what was `chosen` at zero (a mask, or how many `sparsegpt` may choose) and the rest fitted.
 
     none: to what the matrix itself computes on these inputs, if the method updates at all. bias: also the constant, so
     that the means are as wanted. bn: also a factor per row, so that the variances are, as re-estimating a
-    BatchNormalization does. lstsq: everything, to what is wanted.
+    BatchNormalization does. lstsq: everything, to what is wanted. Without `refine` a sweep's own weights stay
+    where solving for better ones takes long.
     """
     with suited(task.weights.shape[1]):
         gram = task.damped
@@ -255,7 +359,7 @@ def fit(
             best = task.optimum().weights if recover == "lstsq" else task.weights
             weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
             drop = drop | task.gone
-            update = affordable(~drop)
+            update = affordable(~drop, DIRECT if refine else QUICK)
         else:
             weights, drop = task.weights, chosen | task.gone
             update = method.updates or recover == "lstsq"

@@ -60,8 +60,13 @@ class Surgeon:
         return self.place if self.single else np.broadcast_to(np.arange(len(self.members)), self.gone.shape)
 
     def losses(self) -> Array:
-        """(problems, left) by how much the error grows without each of the `units`; infinite for those gone."""
-        return np.where(self.gone, np.inf, self._pivots.losses(self, slice(None)))
+        """(problems, left) by how much the error grows without each of the `units`, at most the largest number,
+        infinite for those gone."""
+        found = self._pivots.losses(self, slice(None))
+        if not np.isfinite(found).all():
+            worst = np.finfo(found.dtype).max
+            found = np.nan_to_num(found, nan=worst, posinf=worst)
+        return np.where(self.gone, np.inf, found)
 
     def losses_of(self, units: Array) -> Array:
         """(problems, len(units)) the same of some units that are there in all problems."""
@@ -209,8 +214,10 @@ def _power(size: float) -> float:
     return 2.0 ** round(np.log2(size)) if 0 < size < np.inf else 1.0
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _removal(weights: Array, inverses: Array, columns: Columns) -> Array:
-    """Of groups of rows (groups, height, K), (groups, K): the running greatest loss per weight of the unit."""
+    """Of groups of rows (groups, height, K), (groups, K): the running greatest loss per weight of the unit; what
+    overflows goes last."""
     places, widths = np.arange(columns.widths.max()), columns.widths
     members = np.minimum(columns.starts[:-1, None] + places, columns.starts[1:, None] - 1)
     surgeon = Surgeon(weights, inverses, members if len(places) > 1 else None, places < widths[:, None], _FLOOR)

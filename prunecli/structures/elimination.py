@@ -19,16 +19,22 @@ from prunecli.reconstruct.obs import Surgeon
 Array = np.ndarray[Any, Any]
 
 
+RIDGE = 1e-4
+"""Where no data choose one."""
+
+
 @dataclass
 class UnitReader:
     """A layer that reads the units. `gram` (d, d) and `matrix` B (d, m), float64. `rows` (n, p): the rows of the units
-    in `units` (n,), each of them once. `weight`: of its errors in the sum over readers."""
+    in `units` (n,), each of them once. `weight`: of its errors in the sum over readers. `ridge`: of the mean of G's
+    diagonal, added to it: equal and dead inputs make G singular."""
 
     gram: Array
     matrix: Array
     units: Array
     rows: Array
     weight: float = 1.0
+    ridge: float = RIDGE
 
     def energy(self) -> float:
         """sum Y^2."""
@@ -49,8 +55,6 @@ _WORST = float(np.finfo(float).max)
 """What cannot be told goes last, and yet before what is gone already."""
 _TINY, _HUGE = float(np.finfo(float).tiny), 1e200
 """Above the latter damage counts as that: what is infinite has no differences."""
-DAMPING = 1e-4
-"""Of the mean of G's diagonal, added to it: equal and dead inputs make G singular."""
 
 
 class _State:
@@ -59,7 +63,7 @@ class _State:
     def __init__(self, reader: UnitReader, count: int) -> None:
         wide = reader.rows.shape[1] > 1
         members = reader.rows if wide else None
-        self.surgeon = Surgeon(reader.matrix.T[None].copy(), _inverse(reader.gram)[None], members)
+        self.surgeon = Surgeon(reader.matrix.T[None].copy(), _inverse(reader.gram, reader.ridge)[None], members)
         self.weight, self.own = reader.weight, np.full(count, -1)
         self.own[reader.units] = np.arange(len(reader.units)) if wide else reader.rows[:, 0]
 
@@ -82,18 +86,18 @@ class _State:
             self.surgeon.remove(self.own[[unit]])
 
 
-def _inverse(gram: Array) -> Array:
-    """Of G with what is added to its diagonal: more where G is so small that rounding has made it indefinite.
+def _inverse(gram: Array, ridge: float) -> Array:
+    """Of G with `ridge` added to its diagonal: more where G is so small that rounding has made it indefinite.
 
     Products in float32 are not symmetric to the bit. Where means are large beside deviations, that is more than the
-    damping, and grows with every removal; hence the mean of G and its transpose.
+    ridge, and grows with every removal; hence the mean of G and its transpose.
     """
     if not np.isfinite(gram).all():
         return np.full_like(gram, np.nan)
     gram = (gram + gram.T) / 2
     size = len(gram)
     mean = float(np.trace(gram)) / max(size, 1)
-    added = DAMPING * mean if mean > 0 else 1.0
+    added = ridge * mean if mean > 0 else 1.0
     while True:
         damped = gram + np.eye(size) * added
         try:
@@ -104,8 +108,10 @@ def _inverse(gram: Array) -> Array:
             return np.linalg.inv(damped)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def eliminate(readers: Sequence[UnitReader], count: int, most: int, snapshots: Collection[int] = ()) -> Elimination:
-    """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first."""
+    """Remove up to `most` of `count` units, the least missed first; equal ones: the later goes first. A unit whose loss
+    overflows goes last."""
     states = [_State(reader, count) for reader in readers]
     alive, order, errors = np.ones(count, bool), list[int](), [0.0]
     kept = {0: [state.matrix for state in states]} if 0 in snapshots else {}

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.calibration.gradients import looked_at, relative_error
-from prunecli.calibration.grams import PER_UNKNOWN, Equations, Picker, collect
+from prunecli.calibration.grams import HELD, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
@@ -31,7 +31,18 @@ from prunecli.model.floating import stored_as
 from prunecli.model.graphs import refill
 from prunecli.options.training import DISTILL
 from prunecli.predicted.predict import Undescribed, weight_curves
-from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, Method, Recover, fit, scores
+from prunecli.reconstruct.admm import admm
+from prunecli.reconstruct.fit import (
+    METHODS,
+    FitTask,
+    Fitted,
+    Method,
+    Recover,
+    RidgeChoice,
+    best_ridge,
+    fit,
+    scores,
+)
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.types import Json, Progress, Skipped, no_progress
@@ -44,6 +55,10 @@ from prunecli.zeros.zero import target_of
 Array = np.ndarray[Any, Any]
 SAMPLES = 512
 BATCH = 64
+BATCHES = 16
+"""At least so many batches, where there are samples enough: some of them judge."""
+BATCH_BYTES = 8 << 20
+"""Of the inputs that are run together: what a network makes of an image can be thirty times as large."""
 
 
 def oneshot(
@@ -123,7 +138,7 @@ class Oneshot:
             file, o.source, SAMPLES, seed=o.seed, dims=o.dims, execution=o.execution, progress=progress
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
-        feeds = [batch.feed for batch in data.batches(BATCH)]
+        feeds = [batch.feed for batch in data.batches(_batch_size(data))]
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
         return CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed), data
 
@@ -181,8 +196,15 @@ class Oneshot:
             if vector is not None and layer.offset is not None:
                 moved.append((vectors[layer.offset.name], vector))
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
+        told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
         return Selection(choice, every, {}, told, moved, details=details)
+
+
+def _batch_size(data: Dataset) -> int:
+    """Samples that are run together."""
+    size = sum(array.nbytes for array in next(data.batches(1)).feed.values())
+    return max(1, min(BATCH, -(-len(data) // BATCHES), BATCH_BYTES // max(size, 1)))
 
 
 def measured_scores(
@@ -225,6 +247,22 @@ def _measured(choice: WeightChoice, layers: CalibratedLayers, fallback: bool) ->
     return WeightChoice(kept, [*choice.left, *without], [*choice.skipped, *told])
 
 
+FEW = 2.0
+"""Times the error of fitted samples, from which on that of held-out ones says that there are too few."""
+_SLIGHT = 0.01
+
+
+def _too_few(details: Mapping[str, Json]) -> list[str]:
+    """A note on layers that err far more on samples that they were not fitted on."""
+    judged = {name: one for name, one in details.items() if "held_out_error" in one}
+    names = [name for name, one in judged.items() if one["held_out_error"] > max(FEW * one["fitted_error"], _SLIGHT)]
+    if not names:
+        return []
+    which = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    far = f"{len(names)} of {len(details)} layers err more than twice as much on held-out samples as on fitted ones"
+    return [f"{far} ({which}): the samples are too few for them, and more calibration data would help"]
+
+
 def _notes(layers: CalibratedLayers, fallback: bool) -> list[str]:
     if not (layers.left and fallback):
         return []
@@ -256,7 +294,7 @@ class Way:
 class CalibratedLayers:
     """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
-    `scores`: what the method's criterion asks for, once it was measured."""
+    `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do."""
 
     file: Model
     original: ir.Model
@@ -267,6 +305,7 @@ class CalibratedLayers:
     left: list[Skipped]
     fixed: frozenset[str]
     scores: dict[str, Array] = field(default_factory=dict)
+    quick: bool = False
 
     @classmethod
     def of(
@@ -282,7 +321,14 @@ class CalibratedLayers:
         """A run of the original, or of another model, from its start."""
         return Walk(model or self.original, self.feeds, self.store, self.way.start)
 
-    def tasks(self, layer: LinearLayer, sums: Equations) -> Iterator[FitTask]:
+    def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
+        """The ridge that held-out samples choose, None without any."""
+        if folds.held is None or not folds.held.count:
+            return None
+        fitted, held = list(self.tasks(layer, folds.fitted)), list(self.tasks(layer, folds.held))
+        return best_ridge(fitted, held, recover, self.way.pattern, density)
+
+    def tasks(self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None) -> Iterator[FitTask]:
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
         with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
@@ -298,6 +344,7 @@ class CalibratedLayers:
             yield FitTask(
                 weights=weights * g[:, None], gram=found.gram, cross=cross * g[:, None], x=found.x, y=found.y * g,
                 variance=variance * g**2, count=found.count, offset=offset * g, free=free, taps=taps,
+                ridge=None if ridge is None else ridge.ridge,
             )  # fmt: skip
 
     def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
@@ -308,11 +355,11 @@ class CalibratedLayers:
         shift = np.stack([one.shift for one in best]) / worth
         return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
 
-    def sums(self, layer: LinearLayer, wanted: Walk, given: Walk, others: str | None = None) -> Equations:
+    def sums(self, layer: LinearLayer, wanted: Walk, given: Walk, others: str | None = None) -> Folds:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
-        total = Equations.empty(batch, rows, taps * cols)
+        folds = Folds.empty(batch, rows, taps * cols, held=wanted.batches >= HELD)
         for use in layer.uses:
             extra = [] if others is None else [others]
             assert use.output is not None
@@ -324,8 +371,17 @@ class CalibratedLayers:
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
-                collect(use, picker, total, given.read(use.data, number), target)
-        return total
+                into = folds.side(is_held(number, wanted.batches))
+                collect(use, picker, into, given.read(use.data, number), target)
+        return folds
+
+    def contents(self, layer: LinearLayer, best: Sequence[Fitted]) -> dict[str, Array]:
+        """What the weight, and the vector beside it, would hold, by their names."""
+        values, _, shift = self.plain(layer, best)
+        made = {layer.weight.holder.name: values.astype(layer.weight.dtype.numpy())}
+        if layer.offset is not None and layer.offset.source is not None:
+            made[layer.offset.name] = layer.offset.content(layer.offset.read(shift.size) + shift)
+        return made
 
     def release(self, layer: LinearLayer, *walks: Walk) -> None:
         """Let the walks go of what `sums` asked for."""
@@ -337,24 +393,36 @@ class CalibratedLayers:
     def choose(self, layer: LinearLayer, tasks: Sequence[FitTask], amount: int) -> list[Array | Quota]:
         """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
         method, pattern = self.way.method, self.way.pattern
-        if method.criterion is None:
+        several = self.quick and len(tasks) > 1 and pattern.text != "row"
+        if method.criterion is None and not several:
             return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
+        if method.is_iterated(pattern, layer.shape) or several:
+            weights, grams = np.stack([task.weights for task in tasks]), np.stack([task.damped for task in tasks])
+            return list(admm(weights, grams, lambda each: self.lowest(layer, each.reshape(layer.shape), amount)))
         if layer.name not in self.scores:
             each = scores(method.evidence, tasks, pattern, self.way.workers)
             scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
             self.scores[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
-        found = self.scores[layer.name]
+        return list(self.lowest(layer, self.scores[layer.name], amount))
+
+    def lowest(self, layer: LinearLayer, scores: Array, amount: int) -> Array:
+        """(matrices, rows, K): the `amount` weights of the least scores, which have the layer's shape, as the pattern
+        allows."""
+        method, pattern = self.way.method, self.way.pattern
         sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
         scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
-        recipe = Recipe(pattern.text, scope, method.criterion, sparsity)
+        recipe = Recipe(pattern.text, scope, method.criterion or "obs", sparsity)
         array = layer.weight.array()
-        drop = decide([target_of(layer.weight, layer.stored(found))], recipe)[0].drop(array)
-        return list(layer.matrices(drop.astype(np.float32)) > 0)
+        drop = decide([target_of(layer.weight, layer.stored(scores))], recipe)[0].drop(array)
+        return layer.matrices(drop.astype(np.float32)) > 0
 
     def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
         way = self.way
         pairs = zip(tasks, chosen, strict=True)
-        return [fit(way.method, recover, task, way.pattern, one, workers=way.workers) for task, one in pairs]
+        return [
+            fit(way.method, recover, task, way.pattern, one, workers=way.workers, refine=not self.quick)
+            for task, one in pairs
+        ]
 
 
 def fittable(
@@ -405,6 +473,7 @@ LEVELS = (2.5, 1.4, 0.6, 0.3)
 """Densities at which a layer's loss is taken, in parts of the density that is asked for."""
 ROUGHLY = 30
 """Positions per unknown for those losses, which need not be as exact as the fit."""
+PROBED_SAMPLES = 64
 PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
 
@@ -413,63 +482,73 @@ def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[Linea
     """What the method's criterion needs of each weight, layer by layer, as the original model runs."""
     walk, way = layers.walk(), layers.way
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
-        tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk)))
+        tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk).whole()))
         layers.release(layer, walk)
         yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, way.workers))
     walk.close()
 
 
 def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list[LossCurve]:
-    """What the outputs lose when one layer alone is pruned, for each layer."""
+    """What the outputs lose when one layer alone is pruned, for each layer, on samples that it was not fitted on."""
     levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
     with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
     way = layers.way
-    quick = replace(layers, way=replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY))
+    rough = replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY)
+    quick = replace(layers, way=rough, quick=True)
     walk = layers.walk()
-    base = _numbers(walk, looked_at(layers.original.graph.outputs))
+    probe = Probe.of(walk, looked_at(layers.original.graph.outputs))
     found = []
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
-        sums = quick.sums(layer, walk, walk)
-        tasks = list(layers.tasks(layer, sums))
-        own, variants = [], []
+        folds = quick.sums(layer, walk, walk)
+        ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
+        tasks = list(layers.tasks(layer, folds.fitted, ridge))
+        judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held))
+        own: list[float] = []
+        variants: list[dict[str, Array]] = []
         for level in levels:
             amount = round((1 - level) * layer.weight.size)
-            best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "none")
-            own.append(sum(_moved(task, one.weights) for task, one in zip(tasks, best, strict=True)))
+            best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "bias")
+            own.append(sum(judge.loss(one.weights, one.shift) for judge, one in zip(judges, best, strict=True)))
             if level in with_probe:
-                variants.append(layers.plain(layer, best)[0].astype(layer.weight.dtype.numpy()))
-        far = _reaching(layers, layer, walk, variants, base)
+                variants.append(layers.contents(layer, best))
+        far = probe.reaching(layer, walk, variants)
         layers.release(layer, walk)
         if not far:  # of no output is it known how it moves: as if all of the relative error came through
-            total = sum(float(task.variance.sum()) for task in tasks)
+            total = sum(float(task.variance.sum()) for task in judges)
             far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
         found.append(LossCurve(levels, _scaled(levels, own, with_probe, far)))
     walk.close()
     return found
 
 
-def _reaching(
-    layers: CalibratedLayers, layer: LinearLayer, walk: Walk, variants: Sequence[Array], base: Mapping[str, Array]
-) -> list[float]:
-    """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
-    name = layer.weight.holder.name
-    moved = walk.moved(name, list(base))
-    if not moved:
-        return []
-    found = next(walk.ahead(moved, [{name: variant} for variant in variants], [0]))
-    return [sum(relative_error(base[output], one[output]) for output in moved) for one in found]
+@dataclass(frozen=True)
+class Probe:
+    """What the original's outputs are on some batches that judge, by name, batch by batch."""
 
+    batches: list[int]
+    base: list[dict[str, Array]]
 
-def _numbers(walk: Walk, names: Sequence[str]) -> dict[str, Array]:
-    """Those of the values that are numbers, on the first batch."""
-    [found] = next(walk.ahead(names, batches=[0]))
-    return {n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"}
+    @classmethod
+    def of(cls, walk: Walk, names: Sequence[str]) -> Probe:
+        """Of the values that are numbers."""
+        held = [number for number in range(walk.batches) if is_held(number, walk.batches)] or [0]
+        base, seen = [], 0
+        for [found] in walk.ahead(names, batches=held):
+            base.append({n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"})
+            seen += max((len(v) for v in base[-1].values() if v.ndim), default=1)
+            if seen >= PROBED_SAMPLES:
+                break
+        return cls(held[: len(base)], base)
 
-
-def _moved(task: FitTask, weights: Array) -> float:
-    """The mean square of what changes in the output, its mean put right where that is possible."""
-    change = weights - task.weights
-    return max(float(np.einsum("ij,ij->", change @ task.gram, change)), 0.0)
+    def reaching(self, layer: LinearLayer, walk: Walk, variants: Sequence[Mapping[str, Array]]) -> list[float]:
+        """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
+        moved = walk.moved(layer.weight.holder.name, list(self.base[0]))
+        if not moved:
+            return []
+        far = np.zeros(len(variants))
+        for base, runs in zip(self.base, walk.ahead(moved, variants, self.batches), strict=True):
+            far += [sum(relative_error(base[output], one[output]) for output in moved) for one in runs]
+        return [float(value) for value in far / len(self.base)]
 
 
 def _scaled(
@@ -502,12 +581,14 @@ def pruned(
     for layer in progress(mine, "pruning layers", len(mine)):
         # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
         others = layer.carried if layer.is_summed_plainly else None
-        sums = shared.get(layer.name) or layers.sums(layer, wanted, given, others)
+        folds = shared.get(layer.name) or layers.sums(layer, wanted, given, others)
         layers.release(layer, wanted, given)
-        tasks = list(layers.tasks(layer, sums))
-        picks = _picked(layers, layer, tasks, chosen[layer.weight.holder.name])
-        best = layers.fitted(tasks, picks, layers.way.recover)
-        yield layer, *_put(layers, layer, best), _report(tasks, best)
+        goes = chosen[layer.weight.holder.name]
+        amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
+        ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+        tasks = list(layers.tasks(layer, folds.whole(), ridge))
+        best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
+        yield layer, *_put(layers, layer, best), _report(tasks, best, ridge)
     wanted.close()
     given.close()
 
@@ -524,7 +605,7 @@ def _picked(
     return layers.choose(layer, tasks, amount)
 
 
-def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer]) -> dict[str, Equations]:
+def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer]) -> dict[str, Folds]:
     """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
     several = [layer for layer in mine if len(layer.uses) > 1]
     if not several:
@@ -552,6 +633,7 @@ def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -
     return new, Masked(np.packbits(np.zeros(moved.size, np.bool_)), moved)
 
 
-def _report(tasks: Sequence[FitTask], best: Sequence[Fitted]) -> dict[str, float]:
+def _report(tasks: Sequence[FitTask], best: Sequence[Fitted], ridge: RidgeChoice | None) -> dict[str, float]:
     error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
-    return {"reconstruction_error": error}
+    held = {} if ridge is None else {"held_out_error": ridge.held, "fitted_error": ridge.fitted, "ridge": ridge.ridge}
+    return {"reconstruction_error": error, **held}

@@ -29,7 +29,7 @@ from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 if TYPE_CHECKING:
     from prunecli.masks.decide import Recipe
 
-MEMORY = 4 << 30
+MEMORY = 512 << 20
 """Bytes of activations that `prune oneshot` holds in memory."""
 
 
@@ -193,11 +193,10 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     """How weights are chosen and fitted on calibration data, whose labels are not read."""
 
     method: Annotated[
-        Literal["obs", "sparsegpt", "wanda"],
-        Option(
-            "obs: exact, least loss; sparsegpt: one sweep, for wide layers; wanda: |w| times its input's norm", SELECT
-        ),
-    ] = "obs"
+        Literal["auto", "obs", "admm", "sparsegpt", "wanda"],
+        Option("obs: exact, least loss; admm: as good, for wide layers; auto: obs, and admm where that takes long;"
+               " sparsegpt: one sweep; wanda: |w| times its input's norm", SELECT),
+    ] = "auto"  # fmt: skip
     allocate: Annotated[
         Literal["uniform", "erk", "loss", "predicted"] | None,
         Option(ALLOCATE, SELECT),
@@ -217,7 +216,7 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     fallback: Annotated[bool, Option("zero weights that cannot be measured by magnitude", SELECT)] = False
     memory: Annotated[
         Quantity | float,
-        Option("activations held in memory, the rest in temporary files; default 4GiB", RUN, "BYTES", read=parse_quantity,
+        Option("activations held in memory, the rest made again or in temporary files; default 512MiB", RUN, "BYTES", read=parse_quantity,
                show_default=False),
     ] = MEMORY  # fmt: skip
 

@@ -331,6 +331,24 @@ def test_data_are_needed_and_must_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "o.onnx").exists()
 
 
+def test_a_layer_of_few_samples_is_judged_on_others(tmp_path: Path) -> None:
+    """The second layer has more inputs than samples: fitted ones say that it can lose nearly all, held-out ones not."""
+    rng = np.random.default_rng(0)
+    constants = {"a": f(16, 96) / 4, "b": f(96, 40) / 10}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"]),
+    ]
+    path = made(tmp_path / "m.onnx", nodes, constants, ["n", 16])
+    few_samples = data(tmp_path / "d.npz", rng.standard_normal((48, 16)).astype(np.float32))
+    found = prunecli.oneshot(path, data=few_samples, sparsity=0.5, output=tmp_path / "o.onnx")
+    rows = {layer["name"]: layer for layer in found.to_json()["layers"]}
+    wide = next(row for row in rows.values() if row["weight"] == "b")
+    assert wide["held_out_error"] > 2 * wide["reconstruction_error"] and wide["ridge"] > 1e-3
+    assert any("too few" in note for note in found.to_json()["notes"])
+
+
 @pytest.mark.slow
 def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     outs = [tmp_path / "a.onnx", tmp_path / "b.onnx"]

@@ -13,7 +13,20 @@ import prunecli.reconstruct.fit as fitting
 from prunecli.errors import PruneError
 from prunecli.masks.patterns import parse_pattern
 from prunecli.reconstruct import obs
-from prunecli.reconstruct.fit import METHODS, FitTask, Fitted, check, damping, fit, masked_least_squares, scores
+from prunecli.reconstruct.admm import admm
+from prunecli.reconstruct.fit import (
+    METHODS,
+    RIDGES,
+    FitTask,
+    Fitted,
+    best_ridge,
+    check,
+    damping,
+    fit,
+    masked_least_squares,
+    scores,
+    small_least_squares,
+)
 from prunecli.reconstruct.obs import Surgeon, columns_of, removal_losses
 from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
 
@@ -281,6 +294,64 @@ def test_what_is_zero_stays_zero() -> None:
     for method in METHODS:
         chosen: Any = Quota(20) if method.criterion is None else np.zeros(task.weights.shape, bool)
         assert (fit(method, "lstsq", task, parse_pattern("element"), chosen).weights[:, ::3] == 0).all()
+
+
+def lowest(amount: int) -> Any:
+    """The projection of `admm` that drops so many weights of all."""
+
+    def project(found: Array) -> Array:
+        drop = np.zeros(found.size, bool)
+        drop[np.argsort(found.reshape(-1), kind="stable")[:amount]] = True
+        return drop.reshape(found.shape)
+
+    return project
+
+
+@pytest.mark.parametrize("size", [24, 400], ids=["float64", "float32"])
+def test_admm_errs_as_little_as_exact_elimination(size: int) -> None:
+    weights, gram = problem(3, 12, size, 2 * size)
+    amount = int(0.7 * weights.size)
+    exact = removal_losses(weights[None], gram[None], columns_of(parse_pattern("element"), 12, 1, size))[0]
+    masks = {
+        "admm": admm(weights[None], gram[None], lowest(amount))[0],
+        "obs": lowest(amount)(exact),
+        "magnitude": lowest(amount)(np.abs(weights)),
+    }
+    errors = {name: loss(masked_least_squares(gram, weights @ gram, ~drop, weights) - weights, gram)
+              for name, drop in masks.items()}  # fmt: skip
+    assert {int(drop.sum()) for drop in masks.values()} == {amount}
+    assert errors["admm"] < 1.05 * errors["obs"] < 0.9 * errors["magnitude"]
+
+
+def test_admm_takes_what_is_zero_first() -> None:
+    weights, gram = problem(4, 6, 24)
+    weights[:, ::3] = 0
+    assert admm(weights[None], gram[None], lowest(60))[0][:, ::3].all()
+
+
+def test_many_small_matrices_are_solved_at_once() -> None:
+    many = [problem(seed, 3, 9) for seed in range(4)]
+    keep = np.random.default_rng(0).random((4, 3, 9)) > 0.5
+    grams, cross = np.stack([g for _, g in many]), np.stack([w @ g for w, g in many])
+    found = small_least_squares(grams, cross, keep)
+    for number, (weights, gram) in enumerate(many):
+        for row in range(3):
+            at = np.flatnonzero(keep[number, row])
+            wanted = np.zeros(9)
+            wanted[at] = np.linalg.solve(gram[np.ix_(at, at)], (weights @ gram)[row, at])
+            np.testing.assert_allclose(found[number, row], wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize(("samples", "least", "most"), [(4000, 0, 0.1), (40, 0.4, 10)], ids=["many", "few"])
+def test_held_out_samples_choose_the_ridge(samples: int, least: float, most: float) -> None:
+    """Of fewer samples than inputs the error on the fitted ones says nothing, and much is to be added."""
+    rng = np.random.default_rng(5)
+    mix, weights = rng.standard_normal((64, 64)), rng.standard_normal((32, 64))
+    parts = [mix @ rng.standard_normal((64, count)) for count in (samples, 4000)]
+    tasks = [task_of(weights, x, weights @ x, np.zeros(32)) for x in parts]
+    found = best_ridge([tasks[0]], [tasks[1]], "lstsq", parse_pattern("element"), 0.4)
+    assert least <= found.ridge <= most and found.ridge in RIDGES
+    assert (found.held > 1.5 * found.fitted) == (samples == 40)
 
 
 def test_two_equal_inputs_one_goes_free() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunecli.structures.elimination import DAMPING, UnitReader, convex, eliminate
+from prunecli.structures.elimination import RIDGE, UnitReader, convex, eliminate
 
 Array = np.ndarray[Any, Any]
 UNITS, PER_UNIT = 6, 2
@@ -30,12 +31,23 @@ def reader(x: Array, outputs: int = 3, weight: float = 1.0, seed: int = 1) -> Un
 def solved(given: UnitReader, gone: list[int]) -> tuple[Array, float]:
     """B without the rows of some units, and its error, from the damped problem as elimination sees it."""
     size = len(given.gram)
-    damped = given.gram + np.eye(size) * DAMPING * np.trace(given.gram) / size
+    damped = given.gram + np.eye(size) * RIDGE * np.trace(given.gram) / size
     keep = np.setdiff1d(np.arange(size), given.rows[gone])
     best = np.zeros_like(given.matrix)
     best[keep] = np.linalg.solve(damped[np.ix_(keep, keep)], (damped @ given.matrix)[keep])
     change = best - given.matrix
     return best, given.weight * float((change * (damped @ change)).sum())
+
+
+def test_losses_beyond_all_numbers_are_told_in_silence() -> None:
+    """As behind a generator whose values explode."""
+    x = inputs() * np.where(np.arange(UNITS * PER_UNIT) % UNITS == 2, 1e140, 1)
+    size = x.shape[1]
+    huge = UnitReader(x.T @ x, np.full((size, 3), 1e20), np.arange(size), np.arange(size)[:, None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = eliminate([huge], size, size - 1)
+    assert len(set(found.order)) == size - 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
