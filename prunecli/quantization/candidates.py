@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,41 +129,49 @@ def open_outputs(model: ir.Model) -> None:
         value.name, value.type, value.shape = name, kind, shape
 
 
-def made_small(graph: IntegerGraph, names: frozenset[str]) -> None:
-    """Shorten what the tool has written at length: names of its own, zero points that are none, shapes of inner values,
-    equal scales. Integers take the name of the weight they stand for.
+def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]) -> None:
+    """Shorten what is written at length: names of inner values, zero points that are none, shapes of inner values,
+    equal scales, attributes that are as they would be without. Integers take the name of the weight they stand for.
 
     Args:
-        names: that the float model uses, which stay.
+        taken: names that are in use. parameters: names of stored tensors that stay.
     """
-    model, taken = graph.model, set(names)
+    model, numbers = graph.model, itertools.count()
     held = [*graph.weights.values(), *graph.biases.values()]
+    own = {stored.name for stored in held}
+
+    def fresh() -> str:
+        return next(name for name in (f"v{number}" for number in numbers) if name not in taken)
+
     for stored in held:
         _drop_zero(stored.integers)
     _remove_unread(model)
     DeduplicateInitializersPass(size_limit=_SHARED)(model)
-    own = {stored.name for stored in held}
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             node.name = None
+        _drop_defaults(node, model.opset_imports)
         for value in node.outputs:
-            if not value.is_graph_output():
-                value.type = value.shape = None
-                if value.name and (value.name not in names or value.name in own):
-                    value.name = _free("v", taken)
+            if value.name and not value.is_graph_output():
+                value.name, value.type, value.shape = fresh(), None, None
     for stored in held:
         _rename(model, stored.integers, stored.name)
     for value in list(model.graph.initializers.values()):
-        if value.name not in names:
-            _rename(model, value, _free("q", taken))
+        if value.name not in own and value.name not in parameters and not value.is_graph_input():
+            _rename(model, value, fresh())
 
 
-def _free(start: str, taken: set[str]) -> str:
-    number = len(taken)
-    while f"{start}{number}" in taken:
-        number += 1
-    taken.add(f"{start}{number}")
-    return f"{start}{number}"
+def _drop_defaults(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    """Leave out attributes that say what holds without them."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return
+    for name, attribute in list(node.attributes.items()):
+        known = schema.attributes.get(name)
+        default: Any = None if known is None or not known.default_value.type else ir.from_proto(known.default_value)
+        if default is not None and not attribute.is_ref() and default.value == attribute.value:
+            del node.attributes[name]
 
 
 def _rename(model: ir.Model, value: ir.Value, name: str) -> None:

@@ -220,9 +220,10 @@ def _saved(
     shapes = concrete_shapes(file, options.dims)
     before = totals(load(plain_path(file)), shapes) if file.packed else totals(file, shapes)
     decided = dict(best.graph.floats())
-    names = frozenset(v for graph in all_graphs(work.builder.model.ir) for v in _names(graph))
     if options.form == "qdq":
-        made_small(best.graph, names)
+        taken = {name for graph in all_graphs(best.graph.model) for name in _names(graph)}
+        found = find_weights(work.builder.model)
+        made_small(best.graph, taken, [weight.name for weight in (*found.all(), *found.single)])
     for key, value in file.ir.metadata_props.items():
         best.graph.model.metadata_props.setdefault(key, value)
     recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}

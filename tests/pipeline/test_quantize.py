@@ -173,7 +173,7 @@ def test_an_old_opset_is_raised_and_a_dry_run_writes_nothing(tmp_path: Path) -> 
 def test_a_file_that_does_not_hold_what_was_decided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunecli.quantization import quantize as module
 
-    def spoilt(graph: Any, names: Any) -> None:
+    def spoilt(graph: Any, *names: Any) -> None:
         first = next(iter(graph.weights.values()))
         first.integers.const_value = type(first.integers.const_value)(1 - first.integers.const_value.numpy())
 
