@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecli.cli.commands import Role, Schema, Slot, schema_of
+from prunecli.cli.commands import Role, Schema, Slot, entry_of, parameter_name, schema_of
 from prunecli.cli.terminal import say, terminal
 from prunecli.errors import PruneError, did_you_mean
+from prunecli.options.declare import declared_of
 from prunecli.recipe.toml import Place, Toml, read_toml
 
 
@@ -255,6 +256,11 @@ class AppliedDefaults:
         if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
             return cls({})
         schema, found = schema_of(command), defaults.of(command)
+        own = defaults.own.get(command, {})
+        kind = entry_of(command).options_class
+        unused = kind.idle([*raw, *(schema[key].name for key in found)])
+        idle = {parameter_name(declared) for declared in declared_of(kind) if declared.field in unused}
+        found = {key: setting for key, setting in found.items() if key in own or schema[key].name not in idle}
         files = {slot.name for key, slot in schema.items() if key == "force" or slot.role == "path"}
         settings = {schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw}
         return cls(settings, frozenset(files & settings.keys()))

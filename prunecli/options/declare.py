@@ -11,7 +11,7 @@ A field without an `Option` is for callers of the library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -147,6 +147,12 @@ class Options:
 
     def check(self) -> None:
         """Raise PruneError where values do not go together."""
+
+    @classmethod
+    def idle(cls, given: Collection[str]) -> frozenset[str]:
+        """Return the fields that mean nothing where the user gives only these: what a file sets for every command is
+        not for a command line that has no use for it."""
+        return frozenset()
 
     @classmethod
     def of(cls, options: Self | None = None, /, **changes: Any) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -200,6 +200,12 @@ class Retraining(Learning, Samples, Seeded, Running):
     @property
     def other_data(self) -> bool:
         return self.train_data is not None
+
+    @classmethod
+    def idle(cls, given: Collection[str]) -> frozenset[str]:
+        """Without training, or a recovery that may be by training, none of its options is of use."""
+        trained = {*Learning.__dataclass_fields__, *Retraining.__dataclass_fields__} - {*UNTRAINED}
+        return frozenset[str]() if {"finetune_epochs", "recover"} & {*given} else frozenset(trained)
 
     def check(self) -> None:
         super().check()

@@ -35,6 +35,7 @@ APPLIES = [
     ("[tool.prune]\nsparsity = 0.75\n[tool.prune.magnitude]\nsparsity = false", ["--sparsity", "0.25"], 0.25),
     ("[tool.prune.gradient]\nsparsity = 0.75", ["--sparsity", "0.25"], 0.25),
     ("[tool.prune]\nepochs = 3\nlatency-runs = 9", ["--sparsity", "0.25"], 0.25),
+    ("[tool.prune]\nepochs = 3\nlr = 0.1\nseed = 5", ["--sparsity", "0.25"], 0.25),
     ("[tool.prune]\nthreshold = 0.1\n[tool.prune.magnitude]\nthreshold = false\nsparsity = 0.25", [], 0.25),
     ("[tool.other]\nprune = 1", ["--sparsity", "0.25"], 0.25),
     ("not TOML, but it does not speak of the tool either", ["--sparsity", "0.25"], 0.25),
@@ -119,7 +120,7 @@ def test_isolated_ignores_the_file(words: list[object], folder: Path, prune: Pru
 # pyproject.toml, command line -> line:column, a piece of the error, a piece of the hint
 REFUSED = [
     ("[tool.prune]\nsparsty = 0.5", ZEROS, "2:1", "no command has an option 'sparsty'", "did you mean sparsity"),
-    ("[tool.prune.magnitude]\nepochs = 5", ZEROS, "2:1", "magnitude has no option 'epochs'", ""),
+    ("[tool.prune.magnitude]\nfreeze = ['w']", ZEROS, "2:1", "magnitude has no option 'freeze'", ""),
     ("[tool.prune.magnitud]\nseed = 5", ZEROS, "1:1", "no such command: magnitud", "did you mean magnitude"),
     ("[tool.prune]\nsparsity = 'half'", ZEROS, "2:12", "sparsity: 'half' is not a number", "--isolated"),
     ("[tool.prune]\nsparsity = [1]", ZEROS, "2:12", "takes one value", ""),
@@ -202,3 +203,13 @@ def test_functions_are_beside_the_file_that_names_them(text: str, wanted: str) -
 
     for command in ("evaluate", "adaptive", "sensitivity"):
         assert resolved(text, schema_of(command)["metric"], Path("/r")) == wanted
+
+
+def test_training_options_for_a_command_that_does_not_train_are_refused_where_they_are_for_it(
+    folder: Path, prune: Prune
+) -> None:
+    project(folder, "[tool.prune.magnitude]\nepochs = 5")
+    done = prune(*ZEROS, "--sparsity", "0.5")
+    assert done.code == 2
+    assert "--epochs is of training" in done.err
+    assert "a default is from ../pyproject.toml:2:10" in done.err
