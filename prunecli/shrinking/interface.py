@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,24 @@ from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.folding import drop_unused
-from prunecli.shrinking.promise import InterfaceChange, Outputs
+from prunecli.verify.tolerance import Feed, Outputs
 
 END = np.iinfo(np.int64).max
 BY_TOKEN = (*(op for op in UNARY if op != "Trilu"), "Dropout", "Gelu", "FastGelu", "BiasGelu", "QuickGelu")
 NORMALISING = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+
+@dataclass(frozen=True)
+class InterfaceChange:
+    """One change of what a model takes or gives.
+
+    `feed`: the changed model's inputs for those of the original. `outputs`: what it gives, from what the original does.
+    `asked`: what the original is asked instead, where the changed model takes several inputs for one (ids that went).
+    """
+
+    feed: Callable[[Feed], Feed] = lambda feed: feed
+    outputs: Callable[[Outputs], Outputs] = lambda outputs: outputs
+    asked: Callable[[Feed], Feed] = lambda feed: feed
 
 
 @dataclass(frozen=True)

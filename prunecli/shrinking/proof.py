@@ -16,20 +16,48 @@ from prunecli.model import Model, concrete_shapes
 from prunecli.model.copies import plain_path
 from prunecli.model.external_data import read_whole
 from prunecli.runtime import Session
+from prunecli.shrinking.interface import InterfaceChange
 from prunecli.shrinking.options import ShrinkOptions
-from prunecli.shrinking.promise import Adapted, Expected, Feed, InterfaceChange
 from prunecli.shrinking.vocabulary import VocabularyCut
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.inputs import Case, InputShapes, random_case, sizes_to_try
 from prunecli.verify.prove import Claim, Proof, open_original, open_result, prove
-from prunecli.verify.rounding import nudged, relative_of
-from prunecli.verify.tolerance import OfLargest, Rounding, Tolerance
+from prunecli.verify.tolerance import Feed, OfLargest, Outputs, Rounding, Runs, Tolerance, nudged, relative_of
 
 HINT = "nothing was written; please report the model"
 SEEDS = 3
 PROOF_BATCH = 8
 COPIES = 3
 """How often a proof holds the weights: of the original in two sessions, and of the result."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The original, with the changes that were asked for made to its inputs and outputs."""
+
+    original: Runs
+    changes: Sequence[InterfaceChange]
+
+    def run(self, feed: Feed) -> Outputs:
+        for change in self.changes:
+            feed = change.asked(feed)
+        outputs: Outputs = self.original.run(feed)
+        for change in self.changes:
+            outputs = change.outputs(outputs)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The changed model, which is given inputs of the original."""
+
+    changed: Runs
+    changes: Sequence[InterfaceChange]
+
+    def run(self, feed: Feed) -> Outputs:
+        for change in self.changes:
+            feed = change.feed(feed)
+        return self.changed.run(feed)
 
 
 @dataclass(frozen=True)

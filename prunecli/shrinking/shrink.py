@@ -20,11 +20,10 @@ from prunecli.model.sizes import row_of
 from prunecli.operators.operator import operator_of
 from prunecli.options.sizes import at_data
 from prunecli.runtime import Session
-from prunecli.shrinking.interface import drop_dead_inputs, keep_outputs, last_token
+from prunecli.shrinking.interface import InterfaceChange, drop_dead_inputs, keep_outputs, last_token
 from prunecli.shrinking.measuring import constant_on
 from prunecli.shrinking.numbering import Measured
 from prunecli.shrinking.options import ShrinkOptions
-from prunecli.shrinking.promise import InterfaceChange
 from prunecli.shrinking.proof import ShrinkProof
 from prunecli.shrinking.result import Removed, ShrinkResult
 from prunecli.shrinking.rounds import Measure, Shrunk, check_finite, remove_surplus

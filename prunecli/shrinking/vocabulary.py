@@ -21,12 +21,13 @@ from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.contraction import fixed
+from prunecli.shrinking.interface import InterfaceChange
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.options import ShrinkOptions
-from prunecli.shrinking.promise import Feed, InterfaceChange, Outputs
 from prunecli.shrinking.slices import Array, Ints
 from prunecli.shrinking.surplus import Finder
 from prunecli.shrinking.tokenizer import TokenizerFile, read_json
+from prunecli.verify.tolerance import Feed, Outputs
 
 LOOKUPS = {("", "Gather"): (0, 1), (MICROSOFT, "EmbedLayerNormalization"): (2, 0)}
 """Operators that look rows up: which input is the table, and which the ids."""

@@ -36,7 +36,6 @@ from prunecli.verify.prove import (
     open_result,
     prove,
 )
-from prunecli.verify.rounding import nudged, relative_of
 from prunecli.verify.tolerance import (
     Difference,
     Feed,
@@ -46,6 +45,8 @@ from prunecli.verify.tolerance import (
     Runs,
     Tolerance,
     differences,
+    nudged,
+    relative_of,
 )
 
 T = TypeVar("T")
