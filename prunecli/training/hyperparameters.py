@@ -21,8 +21,8 @@ TRIAL = 0.08
 """Length of a short run, of the whole."""
 IMAGES, MIXUP = ("flip", "shift"), 1.0
 """How images are changed where that helps; the teacher answers for what they have become."""
-RATES = (3.0, 1 / 3, 3.0)
-"""Times the best learning rate so far, to try one after the other."""
+RATE, MOST = 3.0, 6
+"""Learning rates are tried in steps of this factor, up and down from the best so far, in so many short runs at most."""
 CHANGED, STEEP = 0.25, 0.1
 """What a short run does not show, in dB: of changed images, which are learned by heart less, and of three times the
 rate, which gets further in a long one (docs/benchmarks.md)."""
@@ -93,6 +93,7 @@ def tuned(
     consider(first)
     if free:
         consider(replace(first, augment=IMAGES, mixup=MIXUP))
-    for factor in RATES if options.rate is None else ():
-        consider(replace(best(), rate=best().rate * factor))
+    for factor in (RATE, 1 / RATE) if options.rate is None else ():
+        while (one := replace(best(), rate=best().rate * factor)) not in found and len(found) < MOST:
+            consider(one)
     return best()

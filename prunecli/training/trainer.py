@@ -137,6 +137,7 @@ class Trainer:
         options = replace(self.options, minutes=None if minutes is None else TRIAL * minutes)
         one = Trainer(self.steppers, self.supply, options, hyper.trial(), score=self.score)
         one.begin(self.statistics)
+        one.at.tuned = True  # a rate that is lowered on the way would say nothing of the one it began with
         try:
             one.run(on_step)
         except DivergedError:

@@ -265,8 +265,8 @@ CHOICES = [
      (IMAGES, MIXUP, 1e-3)),
     ("images that help", {}, True, lambda h: bool(h.augment) - abs(np.log(h.rate / 1e-3)), (IMAGES, MIXUP, 1e-3)),
     ("images that harm", {}, True, lambda h: -bool(h.augment) - abs(np.log(h.rate / 1e-3)), ((), 0.0, 1e-3)),
-    ("a high rate", {}, False, lambda h: 1e3 * h.rate, ((), 0.0, 9e-3)),
-    ("a low rate", {}, False, lambda h: -1e3 * h.rate, ((), 0.0, 1e-3 / 3)),
+    ("a high rate", {}, False, lambda h: 1e3 * h.rate, ((), 0.0, 1e-3 * 3**5)),
+    ("a low rate", {}, False, lambda h: -1e6 * h.rate, ((), 0.0, 1e-3 / 3**4)),
     ("all is given", {"rate": 0.1, "augment": ()}, True, None, ((), 0.0, 0.1)),
 ]  # fmt: skip
 
