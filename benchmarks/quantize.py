@@ -1,9 +1,9 @@
-"""Small integers: quality, size and CPU time of a run, beside onnxruntime's quantiser alone on the same samples.
+"""Small integers: quality, size and CPU time of a run, beside others' quantisers on the same samples.
 
 `onnxruntime` is `quantize_static` with least and largest values, per channel, after its preprocessing (int4: its
-MatMulNBits quantiser). `cut` is half the multiply-accumulates, `zeros` 80 % of them. Times are of one run on one
-thread, as parts of that of the float model, measured in turn; `x int8` is how much faster than onnxruntime's integers
-of the uncut model.
+MatMulNBits quantiser); `NNCF` runs with --peer-python. `cut` is half the multiply-accumulates, `blocks` the same by
+whole residual blocks, `zeros` 80 %. Times are of one run on one thread, as parts of that of the float model, measured
+in turn; `x int8` is how much faster than onnxruntime's integers of the uncut model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import SHARED, parser, show
+from common import SHARED, parser, peer, show
 
 from prunecli import oneshot, pack, quantize, structured
 from prunecli.evaluation.evaluate import evaluate
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Path, Path, dict[str, str]]] = {
     "efficientnet-lite0": (DATA / "imagenet-calib", DATA / "imagenet-test", IMAGES),
     "minilm-l6": (DATA / "sick-calib.npz", DATA / "sick-pairs.npz", {}),
 }
-WAYS = ("plain", "cut", "zeros")
+WAYS = ("plain", "cut", "blocks", "zeros")
 
 
 def accuracy(path: Path, options: QuantizeOptions, test: Path) -> float:
@@ -98,15 +98,33 @@ def main() -> None:
             data=str(calibration), limit=args.limit, threads=1, timing=False, weights=weights, **images
         )
         with tempfile.TemporaryDirectory() as folder:
-            rows += measured(Table(name, options, test), args.ways, Path(folder), not args.no_timing)
+            rows += measured(Table(name, options, test), args.ways, Path(folder), not args.no_timing, args.peer_python)
     show("Small integers", ("model", "file", "quality", "size", "time", "x int8"), rows)
 
 
-def measured(table: Table, ways: list[str], folder: Path, timed: bool) -> list[list[Any]]:
+def samples(model: Path, options: QuantizeOptions) -> dict[str, np.ndarray]:
+    """What onnxruntime's quantiser and ours see, as one array per input."""
+    assert options.source is not None
+    data = options.source.open(Session.open(model).inputs)
+    data = data.shuffled(0).take(512) if options.limit is None else data
+    feeds = [batch.feed for batch in data.batches(16)]
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def measured(table: Table, ways: list[str], folder: Path, timed: bool, python: str | None = None) -> list[list[Any]]:
     model, options = table.model, table.options
     table.add("float", model, False)
     table.baseline = tool(model, options, folder)
     table.add("onnxruntime", table.baseline, timed)
+    if python is not None and options.form == "qdq":
+        given = samples(model, options)
+        np.savez(folder / "peer.npz", **given)
+        count = len(next(iter(given.values())))
+        told = peer(python, "nncf_quantize.py", model, folder / "peer.npz", count, folder / "nncf.onnx")
+        if isinstance(told, str):
+            table.rows.append([table.name, f"NNCF {told}", "", "", "", ""])
+        else:
+            table.add("NNCF", folder / "nncf.onnx", timed)
     if "plain" in ways:
         quantize(model, replace(options, output=folder / "plain.onnx"))
         table.add("prune quantize", folder / "plain.onnx", timed)
@@ -114,14 +132,15 @@ def measured(table: Table, ways: list[str], folder: Path, timed: bool) -> list[l
         return table.rows
     common = {"data": options.data, "limit": options.limit, "threads": 1,
               **{name: getattr(options, name) for name in IMAGES}}  # fmt: skip
-    if "cut" in ways:
-        cut, both = folder / "cut.onnx", folder / "cut8.onnx"
-        structured(model, macs="50%", target="cpu-int8", output=cut, timing=False, **common)
-        table.add("cut", cut, timed)
+    kinds = {"cut": {}, "blocks": {"granularity": "block"}}
+    for way in (way for way in kinds if way in ways):
+        cut, both = folder / f"{way}.onnx", folder / f"{way}8.onnx"
+        structured(model, macs="50%", output=cut, timing=False, **common, **kinds[way])
+        table.add(way, cut, timed)
         quantize(cut, replace(options, output=both))
-        table.add("cut, prune quantize", both, timed)
-        (folder / "alone").mkdir()
-        table.add("cut, onnxruntime", tool(cut, options, folder / "alone"), timed)
+        table.add(f"{way}, prune quantize", both, timed)
+        (folder / way).mkdir()
+        table.add(f"{way}, onnxruntime", tool(cut, options, folder / way), timed)
     if "zeros" in ways:
         zero, both, small = (folder / f"{name}.onnx" for name in ("zero", "zero8", "zero8p"))
         oneshot(model, sparsity=0.8, output=zero, **common)

@@ -327,8 +327,30 @@ def prepare_to_quantise(model: Path, folder: Path, name: str = "model") -> Path:
             if not node.name:
                 node.name = next(n for n in (f"{node.op_type}_{number}{'_' * k}" for k in range(99)) if n not in taken)
                 taken.add(node.name)
+        _name_as_before(proto)
         onnx.save(proto, str(out))
     return out
+
+
+_FUSED = re.compile(r"^(?:Conv\w+?Fusion_(?:W|BN_B|B|Add_B|Mul_B)_)+")
+
+
+def _name_as_before(model: onnx.ModelProto) -> None:
+    """Give weights that were fused with what follows the names of those they were made of."""
+    from prunecli.model.protos import nodes
+
+    taken = {tensor.name for tensor in model.graph.initializer}
+    taken |= {name for node in nodes(model) for name in (*node.input, *node.output)}
+    new = {}
+    for tensor in model.graph.initializer:
+        name = _FUSED.sub("", tensor.name)
+        if name not in taken:
+            new[tensor.name] = name
+            tensor.name = name
+            taken.add(name)
+    for node in nodes(model) if new else ():
+        for place, name in enumerate(node.input):
+            node.input[place] = new.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def test_the_file_computes_nearly_what_the_float_model_does(
     assert found.errors[found.chosen] == min(found.errors.values())
     integers = [t for t in stored(out).values() if t.data_type in INTEGER and len(t.dims) > 1 and "zero" not in t.name]
     assert len(integers) == count
+    if label in ("grouped", "normalised"):
+        assert {t.name for t in integers} <= set(constants)
 
 
 def test_the_digits_keep_their_accuracy_and_every_figure_is_told(tmp_path: Path) -> None:
