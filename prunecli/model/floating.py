@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.constants import Holder, holders
+from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
 from prunecli.model.quantised import Quantised, nbits, quantised
@@ -492,6 +492,22 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         if found is not None:
             found = replace(found, product=r.products.get(node, ()))
         r.skip(node, r.weight(source, found, node))
+    elif (moved := behind(source)) is not None and len(moved.types) == 1 and not integer(node, "block_size", 0):
+        _moved_weight(r, node, moved)
+
+
+def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
+    """A stored weight whose integers are transposed or reshaped before they become numbers."""
+    axis = moved.axis(integer(node, "axis", 1)) if moved.steps else integer(node, "axis", 1)
+    single = all(held is None or held.size == 1 for held in map(stored, node.inputs[1:3]))
+    if axis is None and not single:
+        return
+    found = quantised(moved.way[0], node.inputs[1], _input(node, 2), axis=axis or 0)
+    if found is None or isinstance(moved.tensor, RealTensor):
+        return
+    r.weight(moved.way[0], found, node)
+    r.make_real(*moved.way[1:])
+    r.skip(node, moved.way[-1])
 
 
 @restates("DynamicQuantizeLinear")

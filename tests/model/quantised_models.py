@@ -180,6 +180,13 @@ def unfolded() -> Net:
     return net.add("MatMul", "x wf", "y")
 
 
+def transposed(scale: Any = 0.02) -> Net:
+    """The integers are transposed before they become numbers."""
+    net = Net(13).integers("w", (4, 6)).hold(w_s=np.asarray(scale, F), w_z=np.zeros(np.shape(scale), np.int8))
+    net.add("Transpose", "w", "wt", perm=[1, 0]).add("DequantizeLinear", "wt w_s w_z", "wf", axis=1)
+    return net.add("MatMul", "x wf", "y")
+
+
 def two_readers(scale: float, zero: int) -> Net:
     """One stored weight behind two DequantizeLinear."""
     net = Net(13).integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0), o_s=F(scale), o_z=np.int8(zero))
@@ -262,6 +269,8 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
     ("int4", int4, ROWS, "w"),
     ("floating point, quantised while it runs", unfolded, ROWS, ""),
+    ("transposed integers", transposed, ROWS, "w"),
+    ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
     ("one weight by two zero points", lambda: two_readers(0.05, 7), ROWS, "w"),
     ("DynamicQuantizeLSTM", lstm, (5, 2, 3), "w"),

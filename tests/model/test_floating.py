@@ -162,3 +162,25 @@ def test_bytes_of_a_packed_weight_are_what_numpy_reads(tmp_path: Path) -> None:
     low, high = (proto["w"] & 15).astype(int) - 8, (proto["w"] >> 4).astype(int) - 8
     wanted = np.stack([low, high], -1).reshape(4, 2, 16) * proto["w_s"].reshape(4, 2, 1)
     assert np.allclose(source.array(), wanted)
+
+
+def test_integers_at_the_interface_stay(tmp_path: Path) -> None:
+    """x and y of the model are uint8: the form takes and gives them, too, and rounds nothing in between."""
+    net = (
+        Net(13)
+        .integers("w", (4, 3, 1, 1))
+        .hold(s=np.float32(0.1), z=np.uint8(128), w_s=np.float32(0.002), w_z=np.int8(0))
+    )
+    net.add("QLinearConv", "x s z w w_s w_z s z", "h").integers("v", (2, 4, 1, 1))
+    proto = net.add("QLinearConv", "h s z v w_s w_z s z", "y").model(IMAGE)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(proto, tmp_path / "m.onnx")
+    form = floating(load(tmp_path / "m.onnx").ir)
+    assert not form.problem
+    assert form.sources.keys() == {"w", "v"}
+    save(Model(form.model, tmp_path / "m.onnx", ""), tmp_path / "float.onnx")
+    x = np.random.default_rng(0).integers(0, 255, IMAGE, np.uint8)
+    given, found = (Session.open(tmp_path / name).run({"x": x})["y"] for name in ("m.onnx", "float.onnx"))
+    assert given.dtype == found.dtype == np.uint8
+    assert np.abs(given.astype(int) - found).max() <= 3
