@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 PER_UNKNOWN = 100
 """Positions per row of X that are looked at: more do not change the solution by more than about a percent of its
 error (K / R), and an image has far more."""
-_AT_LEAST = 10_000
+_AT_LEAST = 4_000
 _CHUNK = 16 << 20  # bytes of X at a time
 
 
@@ -51,17 +51,18 @@ class Equations:
 
     def add(self, columns: Array, targets: Array) -> None:
         """columns (batch, K, R), targets (batch, rows, R), float32."""
-        size = columns.shape[1]
-        for one in range(len(columns)):
-            left = np.concatenate([columns[one], np.ones((1, columns.shape[2]), np.float32)])
-            found = products(left, np.concatenate([left, targets[one]])).astype(np.float64)
-            with np.errstate(invalid="ignore"):  # infinities of both signs: `check` tells
-                self.gram[one] += found[:size, :size]
-                self.x[one] += found[size, :size]
-                self.cross[one] += found[:size, size + 1 :].T
-                self.y[one] += found[size, size + 1 :]
-                self.squares[one] += np.einsum("ij,ij->i", targets[one], targets[one], dtype=np.float64)
-        self.count += columns.shape[2]
+        batch, size, count = columns.shape
+        left = np.concatenate([columns, np.ones((batch, 1, count), np.float32)], axis=1)
+        right = np.concatenate([left, targets], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs: `check` tells
+            many = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
+            found = many.astype(np.float64)
+            self.gram += found[:, :size, :size]
+            self.x += found[:, size, :size]
+            self.cross += found[:, :size, size + 1 :].swapaxes(1, 2)
+            self.y += found[:, size, size + 1 :]
+            self.squares += np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
+        self.count += count
 
     def __iadd__(self, other: Equations) -> Equations:
         with np.errstate(invalid="ignore"):

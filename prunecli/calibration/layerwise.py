@@ -116,7 +116,7 @@ class Walk:
             return
         wanted = [*self._unheld, *new]
         nodes = self._needed(wanted)
-        if not self._run(nodes, wanted):
+        if not self._run(nodes, wanted, names):
             self._unheld.update(dict.fromkeys(new))
             return
         self._unheld.clear()
@@ -186,21 +186,27 @@ class Walk:
                 stack.extend(self._reads[node])
         return [node for node in self._nodes if node in found]
 
-    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str]) -> bool:
-        """Hold what these nodes make that is wanted or still to be read. False, and nothing is held, where that is more
-        than fits into memory, by the first batch, and few enough nodes to run them again for each value."""
+    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str], asked: Sequence[str]) -> bool:
+        """Hold what these nodes make that is wanted or still to be read, and what is asked for. False, and nothing is
+        held, where that is more than fits into memory, by the first batch, and few enough nodes to run them again for
+        each value."""
         left = dict(self._pending)
         for node in nodes:
             for name in self._reads[node]:
                 left[name] -= 1
         made = [v.name for node in nodes for v in node.outputs if v.name]
         kept = [n for n in made if n in wanted or n in self._pinned or (left.get(n) and n not in self._fixed)]
+        read = {name for node in nodes for name in self._reads[node]} & self._known
+        consumed = [name for name in read if not left[name] and name not in {*wanted, *asked, *self._pinned}]
         piece = self._piece(nodes, kept)
         for batch in range(self.batches):
             found = piece.run(batch)
-            size = sum(_bytes(value) for value in found.values()) * self.batches
-            if batch == 0 and len(nodes) <= MOST_AGAIN and not self._store.fits(size):
-                return False
+            if batch == 0 and len(nodes) <= MOST_AGAIN:
+                freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
+                if not self._store.fits(sum(_bytes(value) for value in found.values()) * self.batches - freed):
+                    return False
+            for name in consumed:  # before what takes its place
+                self._store.drop((id(self), name, batch))
             for name, value in found.items():
                 self._store.put((id(self), name, batch), value)
         self._known.update(kept)
@@ -351,6 +357,10 @@ class Store:
     def fits(self, size: int) -> bool:
         """Whether so many bytes more are within the limit."""
         return self.held + size <= self.limit
+
+    def size(self, key: Hashable) -> int:
+        """Bytes in memory that dropping it frees."""
+        return self._sizes.get(key, 0)
 
     def put(self, key: Hashable, value: Any, counted: bool = True) -> None:
         """`counted`: False for what is in memory anyway, as its maker holds it."""
