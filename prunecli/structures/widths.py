@@ -57,9 +57,9 @@ class Alignment:
         return f"multiples of {self.block} (or {' and '.join(parts)} {where})"
 
     def finer(self) -> Iterator[Alignment]:
-        """Smaller multiples that still run faster than widths in between, the coarser first: a half and a quarter of a
-        block, where the target gains by parts of one."""
-        if self.partial and not self.given:
+        """Smaller multiples, the coarser first: a half and a quarter of a block. They are worth less, in int8 little,
+        and take the place of blocks where these spoil the network."""
+        if not self.given:
             for part in (2, QUARTER):
                 yield replace(self, block=self.block // part)
 
