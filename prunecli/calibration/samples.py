@@ -18,6 +18,7 @@ from prunecli.autodiff import DifferentiationOptions, GradientModel, differentia
 from prunecli.autodiff.losses import LossScope
 from prunecli.calibration.layerwise import working_form
 from prunecli.data import Dataset
+from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
@@ -174,7 +175,7 @@ class _Descent:
     def start(self, feed: Feed) -> Feed:
         """The run in single precision, in the range of the model's inputs."""
         moved = {name: feed[name].astype(np.float32) * self.scale + self.offset for name in self.names}
-        single = {n: a.astype(np.float32) if _is_float(a) else a for n, a in feed.items()}
+        single = {n: a.astype(np.float32) if is_float(a.dtype) else a for n, a in feed.items()}
         return {name: moved.get(name, single[name]) for name in self.graph.inputs}
 
     def loss(self, feed: Feed) -> float:
@@ -201,10 +202,6 @@ class _Descent:
                 rate = sizes[name] * 0.5 * (1 + np.cos(np.pi * step / max(self.steps, 1)))
                 now[name] = (now[name] - rate * ahead / (size + 1e-20)).astype(np.float32)
         return {name: best[name].astype(array.dtype) for name, array in feed.items()}, before, lowest
-
-
-def _is_float(array: Array) -> bool:
-    return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: int) -> _Descent | str:

@@ -27,6 +27,7 @@ from prunecli.model.loading import Model
 from prunecli.model.quantised import Quantised, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
+from prunecli.operators.operator import input_of
 from prunecli.registry import into_operators
 from prunecli.storage.stored import stored, unmap
 
@@ -434,15 +435,11 @@ class Restatement:
         self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
 
 
-def _input(node: ir.Node, index: int) -> Value:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 @restates("QuantizeLinear")
 @restates("QuantizeLinear", domain=MICROSOFT)
 def _quantize(r: Restatement, node: ir.Node) -> None:
     """y = round(x / scale) + zero point; a weight is left as it is."""
-    source, zero_point = node.inputs[0], _input(node, 2)
+    source, zero_point = node.inputs[0], input_of(node, 2)
     assert source is not None
     out = node.outputs[0]
     r.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
@@ -488,7 +485,7 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         r.skip(node, source)
     elif stored(source) is not None:
         axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
-        found = quantised(source, node.inputs[1], _input(node, 2), axis=axis, block=block)
+        found = quantised(source, node.inputs[1], input_of(node, 2), axis=axis, block=block)
         if found is not None:
             found = replace(found, product=r.products.get(node, ()))
         r.skip(node, r.weight(source, found, node))
@@ -502,7 +499,7 @@ def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
     single = all(held is None or held.size == 1 for held in map(stored, node.inputs[1:3]))
     if axis is None and not single:
         return
-    found = quantised(moved.way[0], node.inputs[1], _input(node, 2), axis=axis or 0)
+    found = quantised(moved.way[0], node.inputs[1], input_of(node, 2), axis=axis or 0)
     if found is None or isinstance(moved.tensor, RealTensor):
         return
     r.weight(moved.way[0], found, node)
@@ -547,7 +544,7 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
         raise _UnknownError(f"{node.op_type} {node.name!r} reads integers of an unknown scale")
     tail = _Tail.of(r, node)
     if w not in r.real:
-        source = quantised(w, tail.weight_scale, _input(node, 3), axis=axis) if tail is not None else None
+        source = quantised(w, tail.weight_scale, input_of(node, 3), axis=axis) if tail is not None else None
         if source is None:
             raise _UnknownError(f"the scale of {w.name!r} is not found behind {node.op_type}")
         w = r.weight(w, source, node)
@@ -618,7 +615,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 @restates("QLinearConv")
 def _qlinear_conv(r: Restatement, node: ir.Node) -> None:
     """x, its scale and zero point, w, .., y, .., bias by the product of both scales."""
-    i = [_input(node, index) for index in range(9)]
+    i = [input_of(node, index) for index in range(9)]
     x = r.numbers(i[0], i[1], i[2], before=node)
     w = r.numbers(i[3], i[4], i[5], axis=0, before=node)
     b = _bias(r, node, i[8], (i[1], i[4]))
@@ -641,7 +638,7 @@ def _bias(r: Restatement, node: ir.Node, value: Value, scales: tuple[Value, Valu
 
 @restates("QLinearMatMul")
 def _qlinear_matmul(r: Restatement, node: ir.Node) -> None:
-    i = [_input(node, index) for index in range(8)]
+    i = [input_of(node, index) for index in range(8)]
     a = r.numbers(i[0], i[1], i[2], axis=-2, before=node)
     b = r.numbers(i[3], i[4], i[5], axis=-1, before=node)
     r.become(node, "MatMul", [a, b])
@@ -651,7 +648,7 @@ def _qlinear_matmul(r: Restatement, node: ir.Node) -> None:
 @restates("QGemm", domain=MICROSOFT)
 def _qgemm(r: Restatement, node: ir.Node) -> None:
     """A, .., B, .., C by alpha times the product of both scales, the scale of y and its zero point if y is rounded."""
-    i = [_input(node, index) for index in range(9)]
+    i = [input_of(node, index) for index in range(9)]
     a = r.numbers(i[0], i[1], i[2], before=node)
     b = r.numbers(i[3], i[4], i[5], axis=1 - integer(node, "transB", 0), before=node)
     c = _bias(r, node, i[6], (i[1], i[4]), number(node, "alpha", 1.0))
@@ -663,14 +660,14 @@ def _qgemm(r: Restatement, node: ir.Node) -> None:
 @restates("DynamicQuantizeMatMul", domain=MICROSOFT)
 def _dynamic_matmul(r: Restatement, node: ir.Node) -> None:
     """A, B, its scale, its zero point, bias."""
-    i = [_input(node, index) for index in range(5)]
+    i = [input_of(node, index) for index in range(5)]
     _product_and_bias(r, node, [i[0], r.numbers(i[1], i[2], i[3], axis=-1, before=node)], i[4])
 
 
 @restates("MatMulIntegerToFloat", domain=MICROSOFT)
 def _matmul_to_float(r: Restatement, node: ir.Node) -> None:
     """A, B, their scales, their zero points, bias."""
-    i = [_input(node, index) for index in range(7)]
+    i = [input_of(node, index) for index in range(7)]
     a = r.numbers(i[0], i[2], i[4], axis=-2, before=node)
     _product_and_bias(r, node, [a, r.numbers(i[1], i[3], i[5], axis=-1, before=node)], i[6])
 
@@ -685,7 +682,7 @@ def _product_and_bias(r: Restatement, node: ir.Node, factors: Sequence[Value], a
 @restates("MatMulNBits", domain=MICROSOFT)
 def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
     """A (.., K) times the transposed (N, K), stored as (N, blocks, block)."""
-    i = [_input(node, index) for index in range(6)]
+    i = [input_of(node, index) for index in range(6)]
     width, rows = integer(node, "K", 0), integer(node, "N", 0)
     source = nbits(i, integer(node, "bits", 4), integer(node, "block_size", 0)) if i[4] is None and i[1] else None
     if source is None or i[1] is None:
@@ -703,7 +700,7 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
 @restates("DynamicQuantizeLSTM", domain=MICROSOFT)
 def _lstm(r: Restatement, node: ir.Node) -> None:
     """As LSTM, with W (directions, I, 4H) and R (directions, H, 4H) transposed, their scales and zero points behind."""
-    i = [_input(node, index) for index in range(12)]
+    i = [input_of(node, index) for index in range(12)]
     matrices = []
     for value, scale, zero_point in ((i[1], i[8], i[9]), (i[2], i[10], i[11])):
         source = _by_direction(value, scale, zero_point)
@@ -729,7 +726,7 @@ def _by_direction(value: Value, scale: Value, zero_point: Value) -> Quantised | 
 @restates("QAttention", domain=MICROSOFT)
 def _attention(r: Restatement, node: ir.Node) -> None:
     """Input, weight, bias, scale of the input, scale of the weight, mask, zero points of both, past."""
-    i = [_input(node, index) for index in range(9)]
+    i = [input_of(node, index) for index in range(9)]
     x = r.numbers(i[0], i[3], i[6], before=node)
     w = r.numbers(i[1], i[4], i[7], axis=-1, before=node)
     keep = ("num_heads", "unidirectional", "do_rotary", "mask_filter_value", "past_present_share_buffer")
@@ -739,7 +736,7 @@ def _attention(r: Restatement, node: ir.Node) -> None:
 @restates("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def _binary(r: Restatement, node: ir.Node) -> None:
     """A, .., B, .., the scale and zero point of the result."""
-    i = [_input(node, index) for index in range(8)]
+    i = [input_of(node, index) for index in range(8)]
     both = [r.numbers(i[0], i[1], i[2], before=node), r.numbers(i[3], i[4], i[5], before=node)]
     r.become(node, node.op_type.removeprefix("QLinear"), both)
     r.stored_again(node, i[6], i[7])
@@ -760,7 +757,7 @@ def _unary(r: Restatement, node: ir.Node) -> None:
     """X, its scale and zero point, those of the result."""
     if integer(node, "channels_last", 0):
         raise _UnknownError(f"{node.op_type} {node.name!r} has its channels last")
-    i = [_input(node, index) for index in range(5)]
+    i = [input_of(node, index) for index in range(5)]
     op, keep = UNARY[node.op_type]
     r.become(node, op, [r.numbers(i[0], i[1], i[2], before=node)], keep)
     r.stored_again(node, i[3], i[4])
@@ -778,7 +775,7 @@ def _concat(r: Restatement, node: ir.Node) -> None:
 @restates("QLinearWhere", domain=MICROSOFT)
 def _where(r: Restatement, node: ir.Node) -> None:
     """The condition, X, .., Y, .., the scale and zero point of the result."""
-    i = [_input(node, index) for index in range(9)]
+    i = [input_of(node, index) for index in range(9)]
     both = [r.numbers(i[1], i[2], i[3], before=node), r.numbers(i[4], i[5], i[6], before=node)]
     r.become(node, "Where", [i[0], *both])
     r.stored_again(node, i[7], i[8])

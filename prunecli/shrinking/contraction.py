@@ -17,11 +17,11 @@ from prunecli.operators.attributes import integer, integers, text
 from prunecli.operators.layout import Layout
 from prunecli.operators.operator import Role, operator_of, role_of
 from prunecli.operators.product import matrix_axes
+from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.slices import Array
 
 KEPT_UP_TO = 1 << 26
 """Elements of a weight of which it is remembered which are zero."""
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 RECURRENT = 2
 """Input of a recurrent operator that multiplies its own last result."""
 

@@ -15,7 +15,8 @@ from prunecli.model.constant_values import fold as fold_node
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.operators.attributes import number as number_of
-from prunecli.shrinking.contraction import GATES, WeightedSum, fixed
+from prunecli.operators.recurrent import GATES
+from prunecli.shrinking.contraction import WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.slices import Array, Floats
 from prunecli.shrinking.surplus import Finder, Surplus

@@ -23,8 +23,9 @@ from prunecli.model.constant_values import computed
 from prunecli.operators import MICROSOFT, named, operator_of
 from prunecli.operators.attributes import integer, text
 from prunecli.operators.attributes import number as number_of
+from prunecli.operators.recurrent import GATES
 from prunecli.registry import into_operators
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, contractions, fixed
+from prunecli.shrinking.contraction import RECURRENT, WeightedSum, contractions, fixed
 from prunecli.shrinking.slices import (
     CONSTANT,
     Array,

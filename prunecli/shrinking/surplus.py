@@ -20,7 +20,8 @@ from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import number as number_of
 from prunecli.operators.product import matrix_axes
-from prunecli.shrinking.contraction import GATES, RECURRENT, WeightedSum, fixed
+from prunecli.operators.recurrent import GATES
+from prunecli.shrinking.contraction import RECURRENT, WeightedSum, fixed
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
 from prunecli.shrinking.slices import Array, Ints
 
