@@ -491,6 +491,8 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         r.skip(node, r.weight(source, found, node))
     elif (moved := behind(source)) is not None and len(moved.types) == 1 and not integer(node, "block_size", 0):
         _moved_weight(r, node, moved)
+    else:
+        _looked_up(r, node, source)
 
 
 def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
@@ -505,6 +507,19 @@ def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
     r.weight(moved.way[0], found, node)
     r.make_real(*moved.way[1:])
     r.skip(node, moved.way[-1])
+
+
+def _looked_up(r: Restatement, node: ir.Node, rows: ir.Value) -> None:
+    """Rows of a stored table of integers, as of an embedding, that become numbers by one scale."""
+    lookup = rows.producer()
+    table = lookup.inputs[0] if lookup is not None and lookup.op_type == "Gather" and not lookup.domain else None
+    single = all(held is None or held.size == 1 for held in map(stored, node.inputs[1:3]))
+    found = quantised(table, node.inputs[1], _input(node, 2)) if single else None
+    if table is None or found is None or isinstance(stored(table), RealTensor):
+        return
+    r.weight(table, found, node)
+    r.make_real(rows)
+    r.skip(node, rows)
 
 
 @restates("DynamicQuantizeLinear")

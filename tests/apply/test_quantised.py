@@ -34,7 +34,7 @@ def test_the_smallest_become_zero(
     tmp_path: Path, name: str, made: Callable[[], Net], shape: tuple[int, ...], weight: str
 ) -> None:
     path = written(tmp_path, made, shape)
-    found = prunecli.magnitude(path, sparsity=0.5, include=[weight], output=tmp_path / "z.onnx")
+    found = prunecli.magnitude(path, sparsity=0.5, include=[weight], also=["embedding"], output=tmp_path / "z.onnx")
     before, after = (
         next(w for w in find_weights(floats_of(load(file))).all() if w.name == weight).array().astype(np.float64)
         for file in (path, tmp_path / "z.onnx")

@@ -187,6 +187,13 @@ def transposed(scale: Any = 0.02) -> Net:
     return net.add("MatMul", "x wf", "y")
 
 
+def embedding() -> Net:
+    """Rows of a table of integers, looked up by rounded data."""
+    net = Net(13).integers("w", (7, 4), U).hold(w_s=F(0.02), w_z=U(100), low=F(0), high=F(6))
+    net.add("Clip", "x low high", "xc").add("Cast", "xc", "i", to=TensorProto.INT64).add("Gather", "w i", "r")
+    return net.add("DequantizeLinear", "r w_s w_z", "y")
+
+
 def two_readers(scale: float, zero: int) -> Net:
     """One stored weight behind two DequantizeLinear."""
     net = Net(13).integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0), o_s=F(scale), o_z=np.int8(zero))
@@ -269,6 +276,7 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
     ("int4", int4, ROWS, "w"),
     ("floating point, quantised while it runs", unfolded, ROWS, ""),
+    ("a table of rows", embedding, (5, 6), "w"),
     ("transposed integers", transposed, ROWS, "w"),
     ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
