@@ -185,8 +185,11 @@ def _rename(model: ir.Model, value: ir.Value, name: str) -> None:
 
 
 def _drop_zero(integers: ir.Value) -> None:
-    """DequantizeLinear takes a zero point that is left out for 0."""
+    """DequantizeLinear takes a zero point that is left out for 0. Of the weight of a product of matrices it stays:
+    without it onnxruntime finds no kernel of integers."""
     for node, index in list(integers.uses()):
+        if any(use.node.op_type not in ("Conv", "ConvTranspose") and use.idx < 2 for use in node.outputs[0].uses()):
+            continue
         zero = node.inputs[2] if node.op_type == "DequantizeLinear" and index == 0 and len(node.inputs) > 2 else None
         if zero is not None and zero.const_value is not None and not zero.const_value.numpy().any():
             node.resize_inputs(2)

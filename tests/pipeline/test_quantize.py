@@ -104,6 +104,28 @@ def test_the_digits_keep_their_accuracy_and_every_figure_is_told(tmp_path: Path)
     assert told["verification"]["kind"] == "approximate" and told["fidelity"]["top1_agreement"] > 0.95
 
 
+KERNELS = [
+    # model, what onnxruntime runs in place of the floating-point operators
+    (CONV, "Conv", "QLinearConv"),
+    (TURNED, "Gemm", "QGemm"),
+    (PLAIN, "MatMul", "MatMulIntegerToFloat"),
+]
+
+
+@pytest.mark.parametrize(
+    ("net", "plain", "integer"), KERNELS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_onnxruntime_finds_its_kernels_of_integers(net: Any, plain: str, integer: str, tmp_path: Path) -> None:
+    nodes, constants, shape = net
+    path = made(tmp_path / "m.onnx", nodes, constants, shape)
+    np.savez(tmp_path / "d.npz", x=f(32, *shape[1:]))
+    out = tmp_path / "q.onnx"
+    prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(out), threads=1, timing=False)
+    Session.open(out, optimised=tmp_path / "o.onnx")
+    ran = [node.op_type for node in onnx.load(str(tmp_path / "o.onnx")).graph.node]
+    assert integer in ran and plain not in ran
+
+
 def test_zeros_stay_zeros(tmp_path: Path) -> None:
     prunecli.magnitude(MLP, sparsity=0.8, output=str(tmp_path / "z.onnx"))
     before = stored(tmp_path / "z.onnx")
