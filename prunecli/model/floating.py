@@ -514,7 +514,7 @@ def _looked_up(r: Restatement, node: ir.Node, rows: ir.Value) -> None:
     lookup = rows.producer()
     table = lookup.inputs[0] if lookup is not None and lookup.op_type == "Gather" and not lookup.domain else None
     single = all(held is None or held.size == 1 for held in map(stored, node.inputs[1:3]))
-    found = quantised(table, node.inputs[1], _input(node, 2)) if single else None
+    found = quantised(table, node.inputs[1], input_of(node, 2)) if single else None
     if table is None or found is None or isinstance(stored(table), RealTensor):
         return
     r.weight(table, found, node)

@@ -14,6 +14,8 @@ from prunecli.dependency.catalogue import Frozen
 from prunecli.dependency.cut import Removed, following
 from prunecli.evaluation.speed import MeasuredSpeed, TimedOptions, measure_int8, measure_speed
 from prunecli.files import Scratch, written_to
+from prunecli.model import load
+from prunecli.model.floating import is_quantised
 from prunecli.model.saving import Provenance, SaveOptions, save
 from prunecli.packing.pack import PackResult
 from prunecli.quantization.result import QuantizeResult
@@ -97,8 +99,9 @@ def carry_out(
 
 
 def measured(cut: Path, original: Path, options: TargetOptions, progress: Progress) -> MeasuredSpeed:
-    """How much faster a cut is than its original, in the form that the target runs."""
-    measure = measure_int8 if options.target == "cpu-int8" else measure_speed
+    """How much faster a cut is than its original, in the form that the target runs: what is quantised already is."""
+    floats = options.target == "cpu-int8" and not is_quantised(load(original).ir)
+    measure = measure_int8 if floats else measure_speed
     return measure(cut, original, options, progress)
 
 
