@@ -26,7 +26,20 @@ def test_pruning_and_training_in_one_command(
     command: str, amount: tuple[str, str], prune: Prune, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.onnx"
-    options = ("--data", TRAIN, "--finetune-epochs", "1", "--steps", "2", "--lr", "0.02", "--augment", "shift")
+    options = (
+        "--data",
+        TRAIN,
+        "--finetune-epochs",
+        "1",
+        "--steps",
+        "2",
+        "--lr",
+        "0.02",
+        "--optimizer",
+        "sgd",
+        "--augment",
+        "shift",
+    )
     done = prune(command, MLP, *amount, *options, "-o", out, "--format", "json")
     assert done.code == 0, done.err
     told = done.json
