@@ -90,10 +90,11 @@ def _yielded(name: str) -> Iterator[Any]:
         if not isinstance(found, Iterable):
             raise PruneError(f"{name} returned {type(found).__name__}", "make it a generator of dicts")
         iterator = iter(found)
+    end = object()  # unlike None, nothing that is yielded
     while True:
         with user.guarded():
-            item = next(iterator, None)
-        if item is None:
+            item = next(iterator, end)
+        if item is end:
             return
         yield item
 

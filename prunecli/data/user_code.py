@@ -39,7 +39,7 @@ class UserFunction:
         return Path(place) if place.endswith(".py") else None
 
     def load(self) -> Callable[..., Any]:
-        """Import the file or module, as a script in its own folder, and return the function.
+        """Import the file or module and return the function.
 
         Raises:
             PruneError: there is no such file or function, or importing it raised.
@@ -55,13 +55,14 @@ class UserFunction:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Run the user's code: what it prints goes to stderr, what it raises becomes an error with its line.
+        """Run the user's code: what it prints goes to stderr, what it raises becomes an error with its line. It imports
+        as a script in its own folder does; modules that are named are looked for in the working directory last.
 
         Raises:
             PruneError: the code raised, or ended the program.
         """
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the report only
+            with contextlib.redirect_stdout(sys.stderr), self._importing():  # stdout carries the report only
                 yield
         except PruneError:
             raise
@@ -70,6 +71,19 @@ class UserFunction:
                 f"{self.text} raised {type(error).__name__}: {error}{self._where(error)}",
                 "run it on its own; PRUNE_DEBUG=1 shows more",
             ) from error
+
+    @contextlib.contextmanager
+    def _importing(self) -> Iterator[None]:
+        """Only while the user's code runs, since files of his may have the names of modules that others import later.
+        What he adds to the path himself stays."""
+        folder = str((Path() if self.path is None else self.path.parent).resolve())
+        sys.path.insert(len(sys.path) if self.path is None else 0, folder)
+        try:
+            yield
+        finally:
+            places = [at for at, place in enumerate(sys.path) if place == folder]
+            if places:
+                del sys.path[places[-1 if self.path is None else 0]]
 
     def _where(self, error: BaseException) -> str:
         """The last line of the user's file that the error passed through, else the last of all."""
@@ -89,10 +103,6 @@ def _module_from_file(path: Path, hint: str) -> Any:
     if spec is None or spec.loader is None:
         raise PruneError(f"{path} is not a Python file", hint)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # as if the file were run as a script
-    try:
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
     return module

@@ -40,12 +40,11 @@ def read_detections(outputs: Mapping[str, Any], size: tuple[int, int] | None = N
         PruneError: the outputs are of no known layout.
     """
     arrays = {n: v.astype(np.float64) for n, v in outputs.items() if isinstance(v, np.ndarray) and v.ndim == 3}
-    boxes = next((n for n, v in arrays.items() if v.shape[2] == 4 and _paired(n, arrays)), None)
-    if boxes is not None:
-        scores = next(v for n, v in arrays.items() if n != boxes and v.shape[1] == arrays[boxes].shape[1])
-        own = _probabilities(scores)
-        centred = not (arrays[boxes][..., 2:] >= arrays[boxes][..., :2]).all()
-        return [_kept(_corners(b, size, centred), s) for b, s in zip(arrays[boxes], own, strict=True)]
+    pair = _pair(arrays)
+    if pair is not None:
+        boxes, own = arrays[pair[0]], _probabilities(arrays[pair[1]])
+        centred = _are_centred(boxes)
+        return [_kept(_corners(b, size, centred), s) for b, s in zip(boxes, own, strict=True)]
     if len(arrays) != 1:
         listed = ", ".join(f"{n} {np.shape(v)}" for n, v in outputs.items())
         raise PruneError(f"no layout of boxes is known for the outputs {listed}", f"known are {_LAYOUTS}")
@@ -59,21 +58,59 @@ def read_detections(outputs: Mapping[str, Any], size: tuple[int, int] | None = N
     return [_kept(_corners(rows[:, :4], size, True), rows[:, 4:5] * rows[:, 5:]) for rows in value]
 
 
-def _paired(name: str, arrays: Mapping[str, Array]) -> bool:
-    """Whether another output has a row for each of these boxes."""
-    return any(n != name and v.shape[1] == arrays[name].shape[1] for n, v in arrays.items())
+_BOXES, _SCORES = ("box", "loc", "coord"), ("score", "logit", "conf", "class", "cls", "prob", "label")
+"""Parts of names of outputs that tell them from others of their shape."""
+
+
+def _pair(arrays: Mapping[str, Array]) -> tuple[str, str] | None:
+    """Return the names of boxes (N, boxes, 4) and of their scores (N, boxes, classes); where several would do, as where
+    there are four classes, those whose names say so. None where there are no two such outputs.
+
+    Raises:
+        PruneError: several would do, and their names do not tell.
+    """
+    pairs = [(a, b) for a, x in arrays.items() for b, y in arrays.items()
+             if a != b and x.shape[2] == 4 and x.shape[1] == y.shape[1]]  # fmt: skip
+    told = [(_says(a, _BOXES) - _says(a, _SCORES), _says(b, _SCORES) - _says(b, _BOXES)) for a, b in pairs]
+    best = [pair for pair, weight in zip(pairs, told, strict=True) if sum(weight) == max(map(sum, told))]
+    if len(best) > 1:
+        listed = ", ".join(f"{n} {v.shape}" for n, v in arrays.items())
+        raise PruneError(f"which are boxes and which scores is not clear of the outputs {listed}",
+                         "name them boxes and scores: `prune shrink --outputs` leaves out others")  # fmt: skip
+    return best[0] if best else None
+
+
+def _says(name: str, parts: Sequence[str]) -> int:
+    return int(any(part in name.lower() for part in parts))
+
+
+def _are_centred(boxes: Array) -> bool:
+    """Whether boxes are a centre and a size: of corners, nearly all are in order, but for some that a network gets
+    wrong."""
+    given = boxes[np.isfinite(boxes).all(axis=-1) & (boxes != 0).any(axis=-1)]
+    return bool(len(given)) and bool((given[:, 2:] >= given[:, :2]).all(axis=1).mean() < 0.9)
 
 
 def _probabilities(scores: Array) -> Array:
-    """Scores as probabilities of classes: softmax without its last class, "no object", of logits (N, A, classes + 1) as
-    of DETR, where that class leads most; sigmoid of other logits."""
-    if scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1:
-        total = scores.sum(axis=2)
-        return scores[..., :-1] if scores.shape[2] > 2 and np.abs(total - 1).max(initial=0) < 1e-3 else scores
-    if scores.shape[2] > 1 and (scores.argmax(axis=2) == scores.shape[2] - 1).mean() > 0.5:
+    """Scores as probabilities of classes. Of a softmax one class is "no object", and leads at most boxes: the last
+    one, as of DETR, is left out, the first one, as of SSD, is 0 everywhere, so that classes keep their numbers. Logits
+    with such a class go through softmax, others through sigmoid."""
+    last = scores.shape[2] - 1
+    best = np.bincount(scores.argmax(axis=2).reshape(-1), minlength=last + 1) / max(
+        scores.shape[0] * scores.shape[1], 1
+    )
+    nothing = next((kind for kind in (last, 0) if last and best[kind] > 0.5), None)
+    plain = scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1
+    if plain and (not last or np.abs(scores.sum(axis=2) - 1).max(initial=0) >= 1e-3):
+        return scores
+    if not plain and nothing is None:
+        return np.asarray(1 / (1 + np.exp(-scores.clip(-60, 60))))
+    if not plain:
         raised = np.exp(scores - scores.max(axis=2, keepdims=True))
-        return np.asarray((raised / raised.sum(axis=2, keepdims=True))[..., :-1])
-    return np.asarray(1 / (1 + np.exp(-scores.clip(-60, 60))))
+        scores = raised / raised.sum(axis=2, keepdims=True)
+    if nothing == 0:
+        return np.where(np.arange(last + 1) > 0, scores, 0.0)
+    return scores[..., :-1] if nothing == last or last > 1 else scores
 
 
 def _corners(boxes: Array, size: tuple[int, int] | None, centred: bool) -> Array:
@@ -93,7 +130,8 @@ def _ended(rows: Array, size: tuple[int, int] | None) -> Detections:
 
 
 def _kept(corners: Array, scores: Array) -> Detections:
-    """Return the best detections after greedy suppression within each class."""
+    """Return the best detections after greedy suppression within each class. Boxes that are no numbers are none."""
+    scores = np.where(np.isfinite(corners).all(axis=1, keepdims=True), scores, 0.0)
     at, kinds = np.nonzero(scores > LEAST_SCORE)
     values = scores[at, kinds]
     order = np.argsort(-values, kind="stable")[: 30 * MOST]
@@ -125,6 +163,12 @@ def _boxed(batch: SampleBatch) -> Sequence[Entry]:
     assert labels is not None
     if labels.ndim != 3 or labels.shape[2] != 5 or labels.dtype.kind not in "biuf":
         raise PruneError(f"--metric map: the labels are {labels.shape}", "give rows of class, x1, y1, x2, y2")
+    truth = labels[labels[..., 0] >= 0][:, 1:]
+    if (truth[:, 2:] < truth[:, :2]).any():
+        raise PruneError("--metric map: boxes of the labels end before they begin",
+                         "give rows of class, x1, y1, x2, y2: corners, not a size or a centre")  # fmt: skip
+    if truth.size and truth.max() <= 1:
+        raise PruneError("--metric map: boxes of the labels are fractions", "give corners in pixels of the input")
     sizes = [v.shape[2:] if v.shape[1] in (1, 3, 4) else v.shape[1:3] for v in batch.inputs.values() if v.ndim == 4]
     found = read_detections(batch.outputs, (sizes[0][0], sizes[0][1]) if sizes else None)
     return [(each, truth[truth[:, 0] >= 0]) for each, truth in zip(found, labels.astype(np.float64), strict=True)]

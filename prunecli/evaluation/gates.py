@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from prunecli.errors import GateFailed, PruneError, did_you_mean
 from prunecli.evaluation.fidelity import MEASURES
-from prunecli.quantity import Quantity, did_you_mean_percent, parse_quantity
+from prunecli.quantity import Kind, Quantity, did_you_mean_percent, parse_quantity
 from prunecli.types import Json
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -97,8 +97,32 @@ def parse_gate(text: str, known: Mapping[str, Span] | None = None) -> Gate:
             raise PruneError(f"--fail-if: there is no figure named {name}", hint)
     gate = Gate(text.strip(), name, op, limit.value)
     if known is not None:
+        _check_unit(gate, limit)
         check_span(gate, known[name], limit)
     return gate
+
+
+SIZE_UNITS: Mapping[str, Kind] = {
+    "params": "count", "nonzero": "count", "macs": "count", "file_bytes": "bytes", "gzip_bytes": "bytes",
+    "latency.median": "ms", "latency.p10": "ms", "latency.p90": "ms",
+}  # fmt: skip
+"""Units of figures that have one; all others are plain numbers, or fractions that may be written in percent."""
+
+
+def _check_unit(gate: Gate, limit: Quantity) -> None:
+    """Refuse a limit in a unit that its figure does not have, such as 50 % of bytes."""
+    unit = SIZE_UNITS.get(gate.name.removeprefix("baseline."), "percent")
+    taken = {"plain", unit} | ({"count"} if unit == "bytes" else set())
+    if limit.kind in taken:
+        return
+    relative = "latency.speedup" if unit == "ms" else f"{gate.name.removeprefix('baseline.')}.ratio"
+    hint = (f"of the baseline's: {relative}" if limit.kind == "percent"
+            else f"write a number{'' if unit == 'percent' else f', as {_EXAMPLES[unit]}'}")  # fmt: skip
+    raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} is no figure in {_UNIT_WORDS[limit.kind]}", hint)
+
+
+_EXAMPLES: Mapping[Kind, str] = {"count": "120M", "bytes": "2MB", "ms": "3.5ms"}
+_UNIT_WORDS: Mapping[Kind, str] = {"percent": "percent", "count": "thousands", "bytes": "bytes", "ms": "milliseconds"}
 
 
 def check_span(gate: Gate, span: Span, limit: Quantity | None = None) -> None:

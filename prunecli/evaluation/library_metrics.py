@@ -34,10 +34,10 @@ def _mean_iou(entries: Sequence[Entry]) -> float:
 @sample_metric("miou", _mean_iou)
 def miou(batch: SampleBatch) -> Sequence[Entry]:
     """Mean intersection over union. Labels (N, H, W) of class numbers, -100 and 255 are not counted; the output has the
-    scores of classes on axis 1 or the last, one score (N, 1, H, W) of class 1, or class numbers. Everingham et al., The
-    PASCAL Visual Object Classes Challenge, IJCV 2010."""
+    scores of classes on axis 1 or the last, one score (N, 1, H, W) of class 1, or class numbers. A score that is no
+    number is of no class. Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010."""
     labels = _whole(batch)
-    found, classes = _classes_at(batch.predictions, labels, batch.top)
+    found, classes = _classes_at(batch.predictions, labels)
     return [_overlap(f.reshape(-1), t.reshape(-1), classes) for f, t in zip(found, labels, strict=True)]
 
 
@@ -45,31 +45,35 @@ def _overlap(found: Array, truth: Array, classes: int) -> Array:
     """Return pixels in both and in either, by class."""
     counted = (truth >= 0) & (truth < classes)
     wrong = counted & (found != truth)
+    other = found[wrong]
     both = np.bincount(truth[counted & ~wrong], minlength=classes)
     return np.stack([both, both + np.bincount(truth[wrong], minlength=classes)
-                     + np.bincount(found[wrong].clip(0, classes - 1), minlength=classes)])  # fmt: skip
+                     + np.bincount(other[(other >= 0) & (other < classes)], minlength=classes)])  # fmt: skip
 
 
-def _classes_at(output: Array, labels: Array, top: float) -> tuple[Array, int]:
-    """Return the class at each position and the number of classes."""
+def _classes_at(output: Array, labels: Array) -> tuple[Array, int]:
+    """Return the class at each position, -1 where there is none, and the number of classes."""
     spot = labels.shape[1:]
     for axis in (1, -1):
         if output.ndim == labels.ndim + 1 and np.delete(output.shape, axis)[1:].tolist() == list(spot):
             classes = output.shape[axis]
+            lost = np.isnan(output).any(axis)
             if classes > 1:
-                return _checked(output.argmax(axis), top, classes), classes
+                return _checked(np.where(lost, -1, output.argmax(axis)), labels, classes), classes
             scores = output.reshape(labels.shape)
             cut = 0.5 if scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1 else 0.0
-            return _checked((scores > cut).astype(np.int64), top, 2), 2
+            return _checked(np.where(lost, -1, scores > cut), labels, 2), 2
     if output.shape == labels.shape and not is_float(output.dtype):
-        return output.astype(np.int64), int(top if top < VOID else max(labels[labels < VOID].max(initial=0), 0)) + 1
+        found = output.astype(np.int64)
+        return found, 1 + max(int(each[each != VOID].max(initial=0)) for each in (found, labels))
     raise PruneError(f"--metric miou: the output is {output.shape}, the labels are {labels.shape}",
                      "give one class number for each position of the output")  # fmt: skip
 
 
-def _checked(found: Array, top: float, classes: int) -> Array:
-    if top >= classes and top != VOID:
-        raise PruneError(f"--metric miou: the labels hold the class {top:g}, the output has 0 to {classes - 1}",
+def _checked(found: Array, labels: Array, classes: int) -> Array:
+    top = int(labels[labels != VOID].max(initial=0))
+    if top >= classes:
+        raise PruneError(f"--metric miou: the labels hold the class {top}, the output has 0 to {classes - 1}",
                          f"mark positions that do not count with {IGNORED} or {VOID}")  # fmt: skip
     return found
 
@@ -91,7 +95,8 @@ def _each(entries: Sequence[Entry]) -> Array:
 @sample_metric("psnr", _each, span=(-math.inf, math.inf), library="skimage.metrics", extra="metrics")
 def psnr(batch: SampleBatch) -> Sequence[Entry]:
     """Peak signal-to-noise ratio in dB, mean over images, each at most 100. Labels are the wanted images, of the
-    output's shape; the peak is 255 where they exceed 1, else 1."""
+    output's shape, or with channels last where it has them first, and the other way round. The peak is that of their
+    type where it is uint8 or uint16, else 255 where they exceed 2, else 1."""
     from skimage import metrics
 
     ratio: Any = metrics.peak_signal_noise_ratio  # which has no types
@@ -123,11 +128,27 @@ def ssim(batch: SampleBatch) -> Sequence[Entry]:
 def _images(batch: SampleBatch) -> tuple[Array, Array, float]:
     assert batch.labels is not None
     found, wanted = batch.predictions, batch.labels
-    if wanted.dtype.kind == "U" or found.size != wanted.size or found.ndim < 3:
+    images = None if wanted.dtype.kind not in "biuf" or found.ndim < 3 else _laid_out(wanted, found.shape)
+    if images is None:
         raise PruneError(f"the output is {found.shape}, the labels are {wanted.shape}",
                          "give the wanted images as labels, of the output's shape")  # fmt: skip
-    peak = 255.0 if batch.top > 1 else 1.0
-    return found.astype(np.float64), wanted.reshape(found.shape).astype(np.float64), peak
+    peak = _PEAKS.get(wanted.dtype.name, 255.0 if batch.known.top > 2 else 1.0)
+    return found.astype(np.float64), images.astype(np.float64), peak
+
+
+_PEAKS = {"uint8": 255.0, "uint16": 65535.0}
+
+
+def _laid_out(images: Array, shape: tuple[int, ...]) -> Array | None:
+    """Images in an output's shape, from which theirs may differ in axes of size 1 and in where channels are; None where
+    it differs otherwise."""
+
+    def plain(sizes: tuple[int, ...]) -> list[int]:
+        return [size for size in sizes[1:] if size != 1]
+
+    turned = [images] + [np.moveaxis(images, a, b) for a, b in ((-1, 1), (1, -1)) if images.ndim == 4]
+    return next((each.reshape(shape) for each in turned
+                 if len(each) == shape[0] and plain(each.shape) == plain(shape)), None)  # fmt: skip
 
 
 # -- tokens and text ------------------------------------------------------------------------------
@@ -184,12 +205,12 @@ def _error_rate(entries: Sequence[Entry]) -> float:
 def wer(batch: SampleBatch) -> Sequence[Entry]:
     """Word error rate: (substitutions + deletions + insertions) / (words of the labels). The output is text, token
     numbers, or scores (N, T, classes) of CTC (Graves et al., ICML 2006): the best class of each step, repeats joined,
-    blanks left out; the blank is class 0, or the last one where labels have a 0. Labels are text, or numbers with -100
+    blanks left out; the blank is class 0, or the last one where any label is 0. Labels are text, or numbers with -100
     where there is none; each number is a word."""
     from jiwer import process_words
 
     assert batch.labels is not None
-    blank = 0 if not (batch.labels == 0).any() else -1
+    blank = -1 if batch.known.zero else 0
     if (batch.labels.dtype.kind == "U") != (batch.predictions.dtype.kind in "OU"):
         raise PruneError(f"--metric wer: labels of type {batch.labels.dtype} for an output {batch.predictions.shape}",
                          "give labels as the output writes them: text for text, numbers for tokens")  # fmt: skip
@@ -266,7 +287,7 @@ def _recall(k: int) -> Any:
         from sklearn.neighbors import NearestNeighbors
 
         rows, labels = np.stack([row for row, _ in entries]), np.array([label for _, label in entries])
-        if len(rows) < 2:
+        if len(rows) < 2 or not np.isfinite(rows).all():
             return np.full(len(rows), math.nan)
         near = NearestNeighbors(n_neighbors=min(k, len(rows) - 1), algorithm="brute").fit(rows)
         found = near.kneighbors(return_distance=False)  # of the samples themselves, each without itself

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.evaluation.quality import Average, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
-from prunecli.evaluation.sample_metrics import Entry, MetricCollector, SampleMetric, largest
+from prunecli.evaluation.sample_metrics import Entry, LabelFacts, MetricCollector, SampleMetric
 from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model import Dims, Model, load
 from prunecli.model.shapes import with_demands
@@ -246,8 +245,8 @@ def run_pass(
     if asked.metrics and asked.reads_labels and labels is None:
         raise PruneError("the metrics need labels", "give data with labels")
     collectors: dict[str, Collector] = {}
-    top = largest(data.labels) if asked.of_samples else math.nan
-    kept = {role: MetricCollector(asked.of_samples, asked.output_name, top) for role in runners}
+    known = LabelFacts.of(data.labels) if asked.of_samples else LabelFacts()
+    kept = {role: MetricCollector(asked.of_samples, asked.output_name, known) for role in runners}
     fidelity = FidelityCollector(main=asked.output_name)
     for batch in progress(data.batches(batch_size), label, data.batch_count(batch_size)):
         outputs = {role: runner.run(batch) for role, runner in runners.items()}

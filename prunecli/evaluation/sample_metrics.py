@@ -23,6 +23,7 @@ from prunecli.data import Batch
 from prunecli.data.columns import memory_budget
 from prunecli.data.user_code import UserFunction, names_function
 from prunecli.errors import PruneError, did_you_mean
+from prunecli.evaluation.fidelity import MEASURES
 from prunecli.evaluation.quality import METRICS, Merit
 from prunecli.evaluation.reading import float_outputs
 
@@ -37,16 +38,31 @@ LOWER = "lower:"
 
 
 @dataclass(frozen=True)
+class LabelFacts:
+    """What is known of all labels, so that a batch is read as the others are. Of labels that are numbers `top`: the
+    largest; `zero`: whether there is a 0."""
+
+    top: float = math.nan
+    zero: bool = False
+
+    @classmethod
+    def of(cls, labels: Array | None) -> LabelFacts:
+        if labels is None or not labels.size or labels.dtype.kind not in "biuf":
+            return cls()
+        return cls(float(labels.max()), bool((labels == 0).any()))
+
+
+@dataclass(frozen=True)
 class SampleBatch:
     """One batch as a metric sees it: `outputs` and `inputs` by name, with one row per sample. `main`: the output that
-    counts. `top`: the largest of all labels that are numbers."""
+    counts. `known`: of the labels of all batches."""
 
     outputs: Mapping[str, Any]
     main: str
     labels: Array | None
     inputs: Mapping[str, Array]
     count: int
-    top: float = math.nan
+    known: LabelFacts = LabelFacts()
 
     @property
     def predictions(self) -> Array:
@@ -248,7 +264,15 @@ def _joined(rows: Sequence[Any]) -> Any:
     if isinstance(rows[0], dict):
         return {name: _joined([row[name] for row in rows]) for name in rows[0]}
     alike = all(isinstance(row, np.ndarray | np.generic) for row in rows) and len({row.shape for row in rows}) == 1
-    return np.stack(rows) if alike else list(rows)
+    # copies, which the user's code may write to
+    return np.stack(rows) if alike else [row.copy() if isinstance(row, np.ndarray) else row for row in rows]
+
+
+FIGURES = frozenset(
+    {*MEASURES, "params", "nonzero", "sparsity", "macs", "file_bytes", "gzip_bytes", "latency", "significance"}
+    | {"robustness", "baseline"}
+)
+"""First parts of names of figures that are no metrics, which gates and reports know by these names."""
 
 
 def find_metrics(texts: Sequence[str]) -> dict[str, Merit]:
@@ -256,7 +280,8 @@ def find_metrics(texts: Sequence[str]) -> dict[str, Merit]:
     functions, with `lower:` before them where less is better.
 
     Raises:
-        PruneError: there is no such metric, or its library or function is missing.
+        PruneError: there is no such metric, its library or function is missing, or a function has the name of another
+            figure.
     """
     found: dict[str, Merit] = {}
     for text in texts:
@@ -272,8 +297,8 @@ def _find(text: str) -> tuple[str, Merit]:
     place = text.removeprefix(LOWER)
     if names_function(place):
         metric = UserMetric(not lower, False, (-math.inf, math.inf), UserFunction(place, "--metric").name, text=place)
-        if metric.name in METRICS or metric.name in registered():
-            raise PruneError(f"{metric.name} is the name of a metric of `prune evaluate`, too", "rename the function")
+        if metric.name in METRICS or metric.name in registered() or metric.name in FIGURES:
+            raise PruneError(f"{metric.name} is the name of a figure of `prune evaluate`, too", "rename the function")
         metric.check()
         return metric.name, metric
     known: dict[str, Merit] = {**METRICS, **registered()}
@@ -289,11 +314,11 @@ def _find(text: str) -> tuple[str, Merit]:
 @dataclass
 class MetricCollector:
     """Takes a model's outputs batch by batch, and keeps the entries of each metric. `main`: the output that counts;
-    None: the first of floating-point numbers, else the first. `top`: the largest label."""
+    None: the first of floating-point numbers of the first batch, else the first. `known`: of all labels."""
 
     metrics: Mapping[str, SampleMetric]
     main: str | None = None
-    top: float = math.nan
+    known: LabelFacts = LabelFacts()
     found: dict[str, list[Entry]] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -304,8 +329,8 @@ class MetricCollector:
             PruneError: a metric has no meaning for it, or the entries take too much memory.
         """
         inputs = {name: batch.trim(name, value) for name, value in batch.feed.items()}
-        main = self.main or next(iter([*float_outputs(outputs), *outputs]))
-        seen = SampleBatch(outputs, main, batch.labels, inputs, count=batch.count, top=self.top)
+        self.main = self.main or next(iter([*float_outputs(outputs), *outputs]))
+        seen = SampleBatch(outputs, self.main, batch.labels, inputs, count=batch.count, known=self.known)
         for name, metric in self.metrics.items():
             rows = metric.entries(seen)
             self._bytes += sum(_size(row) for row in rows)
@@ -321,8 +346,3 @@ def _size(entry: Entry) -> int:
     if isinstance(entry, tuple | list):
         return sum(map(_size, entry))
     return int(entry.nbytes) if isinstance(entry, np.ndarray) else 8
-
-
-def largest(labels: Array | None) -> float:
-    """The largest label that is a number; NaN where there is none."""
-    return float(labels.max()) if labels is not None and labels.size and labels.dtype.kind in "biuf" else math.nan

@@ -20,7 +20,7 @@ from prunecli.evaluation.fidelity import MEASURES, Mixture, are_scores, cosines,
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
-from prunecli.evaluation.sample_metrics import BLOCKS, MetricCollector, SampleMetric, find_metrics, largest
+from prunecli.evaluation.sample_metrics import BLOCKS, LabelFacts, MetricCollector, SampleMetric, find_metrics
 from prunecli.structures.blocks import log_scores
 
 Array = np.ndarray[Any, Any]
@@ -53,8 +53,8 @@ class Drop:
 class TrialMetric:
     """`reading` and `judge` None: fidelity of `output` to the original. `scales`: mean square of each output that is no
     class score, over the data. `reference`: the original's predictions, of labelled data. `judge`: what judges
-    samples in place of a reading, `own`: its records of the original, `top`: the largest label. `mixtures`:
-    outputs whose elements differ in kind."""
+    samples in place of a reading, `own`: its records of the original, `known`: of all labels.
+    `mixtures`: outputs whose elements differ in kind."""
 
     name: str
     output: str
@@ -64,7 +64,7 @@ class TrialMetric:
     judge: SampleMetric | None = None
     own: Records = field(default_factory=dict)
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)
-    top: float = math.nan
+    known: LabelFacts = field(default_factory=LabelFacts)
 
     @property
     def identity(self) -> str:
@@ -102,7 +102,7 @@ class TrialMetric:
     def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
         """Of batches with a trial's outputs and the original's on them."""
         if self.judge is not None:
-            collector = MetricCollector({self.name: self.judge}, self.output, self.top)
+            collector = MetricCollector({self.name: self.judge}, self.output, self.known)
             for batch, out, _ in pairs:
                 collector.add(batch, _trimmed(batch, out))
             return self.judge.parts(collector.found[self.name])
@@ -180,8 +180,8 @@ def choose_metric(
     merits = find_metrics([wanted]) if wanted is not None and wanted not in MEASURES else {}
     for name, judge in merits.items():
         if isinstance(judge, SampleMetric):
-            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge, top=largest(labels),
-                                mixtures=mixtures)  # fmt: skip
+            found = TrialMetric(name, asked.output_name or floats[0], scales=scales, judge=judge,
+                                known=LabelFacts.of(labels), mixtures=mixtures)  # fmt: skip
             return _with_own(found, zip(batches, reference, reference, strict=True))
     if labels is None or wanted in MEASURES:
         output = asked.output_name or floats[0]

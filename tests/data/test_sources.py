@@ -279,6 +279,7 @@ LOADERS = {
     "yields nothing": ("def f():\n    yield from ()\n", "yields no samples"),
     "returns None": ("def f():\n    pass\n", "returned NoneType"),
     "yields arrays": ("def f():\n    yield [[1, 2, 3]]\n", "yielded list"),
+    "yields None on the way": ("def f():\n    yield {'x': [[1, 2, 3]]}\n    yield None\n", "yielded NoneType"),
     "objects": ("def f():\n    yield {'x': [object()]}\n", "Python objects"),
     "leaves": ("import sys\ndef f():\n    sys.exit(3)\n", "raised SystemExit: 3 .loader.py line 3."),
     "labels of two ranks": (

@@ -149,6 +149,34 @@ def test_a_gate_that_may_fail_or_not_is_taken(text: str) -> None:
     assert parse_gate(text, known({})).expr == text
 
 
+# gate -> a piece of the hint, where the limit is in a unit that the figure does not have
+UNITS = {
+    "file_bytes>50%": "file_bytes.ratio",
+    "baseline.macs>50%": "macs.ratio",
+    "latency.median>80%": "latency.speedup",
+    "latency.p90>2MB": "3.5ms",
+    "params>3ms": "120M",
+    "gzip_bytes>3s": "2MB",
+    "accuracy<95ms": "write a number",
+    "log_loss>2k": "write a number",
+    "macs.ratio>2MB": "write a number",
+}
+
+
+@pytest.mark.parametrize("text", UNITS)
+def test_a_limit_in_another_unit_is_refused(text: str) -> None:
+    with pytest.raises(PruneError, match="is no figure in") as caught:
+        parse_gate(text, known({}))
+    assert UNITS[text] in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["file_bytes>2MB", "gzip_bytes>2M", "macs>1.5G", "latency.p10>3.5ms", "macs.ratio>50%"]
+)
+def test_a_limit_in_the_unit_of_its_figure_is_taken(text: str) -> None:
+    assert parse_gate(text, known({})).limit
+
+
 def test_every_operator_is_tested() -> None:
     assert set(HOLDS) == set(OPERATORS)
 

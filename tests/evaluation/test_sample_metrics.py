@@ -15,11 +15,11 @@ from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.evaluation import detection
 from prunecli.evaluation.sample_metrics import (
+    LabelFacts,
     MetricCollector,
     SampleMetric,
     UserMetric,
     find_metrics,
-    largest,
     registered,
 )
 
@@ -34,7 +34,7 @@ def value(name: str, output: Any, labels: Array | None, feed: dict[str, Array] |
     count = len(next(iter(outputs.values())))
     (judge,) = metric.values()
     assert isinstance(judge, SampleMetric)
-    collector = MetricCollector({"m": judge}, top=largest(labels))
+    collector = MetricCollector({"m": judge}, known=LabelFacts.of(labels))
     for i in range(0, count, batch):
         part = slice(i, i + batch)
         inputs = {n: v[part] for n, v in (feed or {}).items()}
@@ -72,6 +72,11 @@ def noise_ratio() -> float:
     )
 
 
+def grey_ratio() -> float:
+    return float(np.mean([10 * np.log10(1 / np.square(a - b).mean())
+                          for a, b in zip(IMAGES[:, 0].astype(float), NOISY[:, 0], strict=True)]))  # fmt: skip
+
+
 def surprise(logits: Array, tokens: Array) -> float:
     raised = np.exp(logits.astype(float))
     chosen = np.take_along_axis(raised / raised.sum(-1, keepdims=True), tokens[..., None], -1)
@@ -107,7 +112,13 @@ VALUES = [
     ("miou", one_hot(MAPS, 3), np.where(RNG.random(MAPS.shape) < 0.5, -100, MAPS), {}, 1.0),
     ("miou", np.array([[[[0.9, 0.2], [0.6, 0.4]]]]), np.array([[[1, 1], [1, 0]]]), {}, (2 / 3 + 1 / 2) / 2),
     ("miou", np.array([[[[3.0, -1.0], [2.0, -2.0]]]]), np.array([[[1, 0], [0, 0]]]), {}, (1 / 2 + 2 / 3) / 2),
+    ("miou", np.where(MAPS == 1, 5, MAPS), MAPS, {}, 1 / 2),  # classes 1 and 5 have no pixel in common
+    ("miou", np.where(one_hot(MAPS, 3) * (MAPS == 1)[:, None], np.nan, one_hot(MAPS, 3)), MAPS, {}, 2 / 3),
     ("psnr", NOISY, IMAGES, {}, noise_ratio()),
+    ("psnr", NOISY, np.moveaxis(IMAGES, 1, -1), {}, noise_ratio()),
+    ("psnr", NOISY[:, :1], IMAGES[:, 0], {}, grey_ratio()),
+    ("psnr", NOISY, np.where(IMAGES > 0.999, 1 + 1e-6, IMAGES), {}, noise_ratio()),
+    ("psnr", np.ones((1, 2, 2)), np.zeros((1, 2, 2), np.uint8), {}, 20 * math.log10(255)),
     ("psnr", 255 * NOISY, 255 * IMAGES, {}, noise_ratio()),
     ("psnr", IMAGES, IMAGES, {}, 100.0),
     ("ssim", IMAGES, IMAGES, {}, 1.0),
@@ -121,13 +132,16 @@ VALUES = [
     ("wer", steps([1, 1, 0, 1, 2], [3, 0, 0, 0, 4]), np.array([[1, 1, 2], [3, 4, -100]]), {}, 0.0),
     ("wer", steps([1, 1, 0, 1, 2], [3, 0, 0, 0, 0]), np.array([[1, 1, 2], [3, 4, -100]]), {}, 1 / 5),
     ("wer", steps([4, 0, 4, 1, 1]), np.array([[0, 1]]), {}, 0.0),  # the blank is the last class
+    ("wer", steps([1, 4, 1], [2, 4, 2], [3, 4, 3], [0, 4, 1]), np.array([[1, 1], [2, 2], [3, 3], [0, 1]]), {}, 0.0),
     ("wer", np.array([[1, 2, 3]]), np.array([[1, 3, -100]]), {}, 1 / 2),
     ("wer", steps([0, 0, 0]), np.array([[1, 2]]), {}, 1.0),
     ("wer", np.array(["a fat cat", "sat"], object), np.array(["a cat", "sat"]), {}, 1 / 3),
     ("spearman", ALIKE[:, None] ** 3, ALIKE, {}, 1.0),
     ("spearman", -ALIKE[:, None], ALIKE, {}, -1.0),
     ("spearman", VECTORS, PAIRED, {}, pairs(ALIKE)),
+    ("spearman", np.array([[1.0], [2], [2], [3]]), np.array([1, 2, 3, 3]), {}, 5 / 6),  # ties have their mean rank
     ("recall_at_1", VECTORS, KINDS, {}, neighbours(1)),
+    ("recall_at_1", np.where(KINDS[:, None] == 1, np.nan, VECTORS), KINDS, {}, math.nan),
     ("recall_at_5", VECTORS, KINDS, {}, neighbours(5)),
     ("recall_at_10", VECTORS, KINDS, {}, neighbours(10)),
 ]  # fmt: skip
@@ -135,7 +149,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("name", "output", "labels", "feed", "wanted"), VALUES)
 def test_values(name: str, output: Array, labels: Array | None, feed: dict[str, Array], wanted: float) -> None:
-    assert value(name, output, labels, feed) == pytest.approx(wanted, rel=1e-5)
+    assert value(name, output, labels, feed) == pytest.approx(wanted, rel=1e-5, nan_ok=True)
 
 
 def test_ssim_is_lower_with_noise() -> None:
@@ -149,7 +163,9 @@ REFUSED = [
     ("miou", one_hot(MAPS, 3), MAPS[:, :4], "the labels are"),
     ("miou", one_hot(MAPS, 3), MAPS + 1, "the class 3"),
     ("miou", one_hot(MAPS, 3), None, "needs labels"),
+    ("miou", one_hot(MAPS, 3), np.where(MAPS == 0, 255, MAPS + 1), "the class 3"),
     ("psnr", IMAGES, MAPS[:3], "give the wanted images"),
+    ("psnr", IMAGES[..., :12], np.swapaxes(IMAGES[..., :12], 1, 2), "give the wanted images"),
     ("ssim", IMAGES[..., :8], IMAGES[..., :8], "at least 11"),
     ("perplexity", LOGITS, TOKENS + 1, "up to 7"),
     ("perplexity", LOGITS, None, "no single input"),
@@ -157,7 +173,9 @@ REFUSED = [
     ("spearman", VECTORS, KINDS, "number of the pair"),
     ("recall_at_1", VECTORS, PAIRED, "one class per sample"),
     ("map", LOGITS, np.zeros((4, 2, 4)), "class, x1, y1, x2, y2"),
-    ("map", np.zeros((4, 9, 5)), np.zeros((4, 2, 5)), "no layout"),
+    ("map", np.zeros((4, 9, 5)), np.tile([0.0, 1, 1, 2, 2], (4, 2, 1)), "no layout"),
+    ("map", LOGITS, np.tile([0.0, 50, 20, 30, 40], (4, 1, 1)), "corners, not a size"),
+    ("map", LOGITS, np.tile([0.0, 0.1, 0.2, 0.3, 0.4], (4, 1, 1)), "are fractions"),
 ]
 
 
@@ -244,6 +262,47 @@ def test_a_class_that_is_lost_costs_its_precision() -> None:
     assert value("map50", moved, TRUTH, FEED) == pytest.approx(1.0) and value("map", moved, TRUTH, FEED) < 0.8
 
 
+def pair_of(name: str) -> dict[str, Array]:
+    """Boxes and scores as other networks give them."""
+    given = layout("corners")
+    boxes, found = given["boxes"], given["scores"]
+    if name == "four classes, scores first":
+        return {"scores": np.pad(found, ((0, 0), (0, 0), (0, 2))), "boxes": boxes}
+    if name == "points between":
+        return {"boxes": boxes, "points": np.full((2, boxes.shape[1], 10), 0.5), "scores": found}
+    if name == "no numbers":
+        first = np.full((2, 1, 4), np.nan)
+        return {"boxes": np.concatenate([first, boxes], 1), "scores": np.concatenate([found[:, :1], found], 1)}
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["four classes, scores first", "points between", "no numbers"])
+def test_boxes_and_scores_are_told_apart(name: str) -> None:
+    assert value("map50", pair_of(name), TRUTH, FEED) == pytest.approx(1.0)
+
+
+def test_a_few_corners_out_of_order_are_corners() -> None:
+    corners = np.tile([10.0, 20, 30, 40], (1, 20, 1))
+    corners[0, 3] = [30, 20, 29, 40]
+    (found,) = detection.read_detections({"boxes": corners, "scores": np.ones((1, 20, 1))})
+    assert found.corners.tolist() == [[10, 20, 30, 40], [30, 20, 29, 40]]
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_a_first_class_of_nothing_is_no_detection(softmax: bool) -> None:
+    """As of SSD: all other classes keep their numbers."""
+    likely = np.array([[[0.98, 0.01, 0.01], [0.04, 0.95, 0.01], [0.9, 0.05, 0.05], [0.99, 0.005, 0.005]]])
+    boxes = np.arange(16.0).reshape(1, 4, 4) * 10
+    scores = likely if softmax else np.log(likely)
+    (found,) = detection.read_detections({"boxes": boxes, "scores": scores})
+    assert found.classes[0] == 1 and found.scores[0] == pytest.approx(0.95) and 0 not in found.classes
+
+
+def test_which_of_two_alike_are_boxes_must_be_told() -> None:
+    with pytest.raises(PruneError, match="which are boxes"):
+        detection.read_detections({"a": np.ones((1, 3, 4)), "b": np.ones((1, 3, 4))})
+
+
 def test_overlaps_are_suppressed_within_a_class() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [20, 0, 30, 10]], float)
     assert detection.suppress(boxes, np.array([0, 0, 1, 0])).tolist() == [0, 2, 3]
@@ -278,6 +337,9 @@ def of_inputs(inputs, outputs, k=3):
 
 def sizes(predictions):
     return np.array([len(p) for p in predictions])
+
+def total(predictions):
+    return float(sum(p.sum() for p in predictions))
 
 def breaks(predictions):
     return predictions @ np.ones(99)
@@ -325,6 +387,27 @@ def test_functions_take_lists_where_sizes_differ(code: str) -> None:
     assert "--batch-size 1" in error.value.hint
 
 
+def test_functions_may_write_to_what_they_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "writes.py"
+    path.write_text(
+        "def f(predictions):\n    for p in predictions:\n        p += 1\n    return float(predictions[0].max())"
+    )
+    metric = UserMetric(True, False, (-math.inf, math.inf), "f", text=f"{path}:f")
+    collector = MetricCollector({"m": metric})
+    for size in (2, 3):
+        collector.add(Batch({}, 1), {"y": np.zeros((1, size))})
+    assert [metric.value(collector.found["m"]) for _ in range(2)] == [1, 1]
+
+
+def test_the_output_that_counts_is_that_of_the_first_batch(code: str) -> None:
+    (metric,) = find_metrics([f"{code}:total"]).values()
+    assert isinstance(metric, SampleMetric)
+    collector = MetricCollector({"m": metric})
+    for first in (np.ones((1, 2)), np.ones((1, 0))):
+        collector.add(Batch({}, 1), {"y": first, "z": np.full((1, 2), 9.0)})
+    assert metric.value(collector.found["m"]) == 2
+
+
 # function, part of the message
 WRONG_CODE = [
     (":breaks", "raised ValueError"), (":words", "returned no number"), (":pairs", "returned float64 of shape (2, 2)"),
@@ -352,6 +435,37 @@ def test_unknown_metrics(text: str, hint: str) -> None:
     with pytest.raises(PruneError) as error:
         find_metrics([text])
     assert hint in error.value.hint
+
+
+def test_functions_have_no_name_of_another_figure(tmp_path: Path) -> None:
+    from prunecli.evaluation.figures import known
+
+    names = {name.partition(".")[0] for name in known({})}
+    (tmp_path / "mine.py").write_text("".join(f"def {name}(predictions):\n    return 1.0\n" for name in names))
+    for name in names:
+        with pytest.raises(PruneError, match=f"{name} is the name of a figure"):
+            find_metrics([f"{tmp_path / 'mine.py'}:{name}"])
+
+
+def test_imports_are_those_of_a_script_and_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    for name, text in {
+        "own/lazily.py": "import sys\nsys.path.insert(0, 'added')\n"
+                         "def f(predictions):\n    import beside_it\n    return beside_it.VALUE\n",
+        "own/beside_it.py": "VALUE = 3.0\n",
+        "package_of_his/measures.py": "def g(predictions):\n    return 4.0\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    before = list(sys.path)
+    assert value("own/lazily.py:f", RIGHT, None) == 3.0
+    assert value("package_of_his.measures:g", RIGHT, None) == 4.0
+    assert sys.path == ["added", *before]
 
 
 def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
