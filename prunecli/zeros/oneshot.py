@@ -473,7 +473,8 @@ LEVELS = (2.5, 1.4, 0.6, 0.3)
 """Densities at which a layer's loss is taken, in parts of the density that is asked for."""
 ROUGHLY = 30
 """Positions per unknown for those losses, which need not be as exact as the fit."""
-PROBED_SAMPLES = 32
+PROBED_SAMPLES = 64
+"""At most, on which it is measured how much reaches the outputs."""
 PROBED = (1, 2)
 """Of those, at which it is measured how much reaches the outputs."""
 
