@@ -13,6 +13,7 @@ import onnx_ir as ir
 from prunecli.model.floating import FloatingForm, RealTensor
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.model.quantised import Quantised
+from prunecli.storage.stored import stored
 
 Array = np.ndarray[Any, Any]
 
@@ -86,28 +87,61 @@ class _Writer:
         return replace(source, scale=scale.astype(source.scale.dtype) if scale.size > 1 else scale.reshape(()))
 
     def _add(self, value: ir.Value) -> None:
-        """A bias where the quantised layer has none: added to what the layer gives, before that is rounded."""
+        """A bias where the quantised layer has none: in integers where its operator takes such, else added to what it
+        gives, before that is rounded."""
         assert value.const_value is not None
         array = np.asarray(value.const_value.numpy())
+        makers = {node.outputs[0].name: node for node in self.model.graph if node.outputs}
         for node, index in value.uses():
-            made = next((n for n in self.model.graph if n.outputs[0].name == node.outputs[0].name), None)
-            name = self.form.results.get(node.outputs[0].name or "", node.outputs[0].name or "")
-            layer = next((n for n in self.model.graph if n.outputs[0].name == name), None)
+            name = node.outputs[0].name or ""
+            made, layer = makers.get(name), makers.get(self.form.results.get(name, name))
             if layer is None or made is None or index != 2:
                 continue
-            if made.op_type == "QLinearConv":
-                self._integer_bias(made, array)
+            scales = _scales(made)
+            if scales is not None:
+                self._integer_bias(made, array, scales)
             else:
-                rank = self.form.model.graph.initializers[node.inputs[1].name or ""].const_value.shape  # type: ignore[union-attr]
-                spread = array.reshape(-1, *(1,) * (len(rank) - 2)) if node.op_type != "Gemm" else array
-                _add_behind(self.model.graph, layer.outputs[0], spread)
+                rank = 1 if node.op_type == "Gemm" else len(_of(self.form.model, node.inputs[1]).shape) - 1
+                _add_behind(self.model.graph, layer.outputs[0], array.reshape(-1, *(1,) * (rank - 1)))
 
-    def _integer_bias(self, node: ir.Node, array: Array) -> None:
-        scales = [node.inputs[k] for k in (1, 4)]
-        product = np.prod(np.broadcast_arrays(*(_held(one) for one in scales if one is not None)), axis=0)
-        integers = np.rint(array / product).clip(-(2**31), 2**31 - 1).astype(np.int32)
-        node.resize_inputs(9)
-        node.replace_input_with(8, add_constant(self.model.graph, f"{node.inputs[3].name}.bias", integers))  # type: ignore[union-attr]
+    def _integer_bias(self, node: ir.Node, array: Array, scales: tuple[Array, Array]) -> None:
+        """As int32 by the product of the scales, which integer kernels take for granted."""
+        graph, name = self.model.graph, f"{node.outputs[0].name}.bias"
+        product = np.prod(np.broadcast_arrays(*scales), axis=0)
+        integers = add_constant(graph, name, np.rint(array / product).clip(-(2**31), 2**31 - 1).astype(np.int32))
+        if node.op_type == "QLinearConv":
+            node.resize_inputs(9)
+            node.replace_input_with(8, integers)
+            return
+        scale = product.astype(np.float32) if product.size > 1 else product.astype(np.float32).reshape(())
+        read = ir.node("DequantizeLinear", [integers, add_constant(graph, f"{name}_scale", scale)], {"axis": 0})
+        if not scale.ndim:
+            del read.attributes["axis"]
+        taken = taken_names(graph)
+        read.name, read.outputs[0].name = free_name(f"{name}.node", taken), free_name(f"{name}.numbers", taken)
+        graph.insert_before(node, read)
+        node.resize_inputs(3)
+        node.replace_input_with(2, read.outputs[0])
+
+
+def _scales(node: ir.Node) -> tuple[Array, Array] | None:
+    """Of the data and the weight of a layer that takes an int32 bias; None for others."""
+    if node.op_type == "QLinearConv":
+        found = [node.inputs[1], node.inputs[4]]
+    else:
+        makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+        known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+        found = [maker.inputs[1] for maker in known] if node.op_type == "Conv" else []
+    held = [stored(value) for value in found]
+    if len(held) != 2 or held[0] is None or held[1] is None:
+        return None
+    return np.asarray(held[0].numpy()).reshape(-1), np.asarray(held[1].numpy()).reshape(-1)
+
+
+def _of(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol:
+    tensor = model.graph.initializers[_name(value)].const_value
+    assert tensor is not None
+    return tensor
 
 
 def _add_behind(graph: ir.Graph, value: ir.Value, array: Array) -> None:

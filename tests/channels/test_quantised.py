@@ -143,3 +143,20 @@ def test_every_rewrite_is_noticed_when_it_is_gone(
     monkeypatch.delitem(REWRITES, key)
     with pytest.raises(PruneError):
         prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx")
+
+
+def test_layers_without_a_bias_get_one_in_integers(tmp_path: Path) -> None:
+    """Fitted after a cut: what the removed inputs added on average has to go somewhere."""
+    model = chain()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(48, *IMAGE[1:])).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=np.abs(x))
+    found = prunecli.structured(
+        tmp_path / "m.onnx", ratio=0.5, data=str(tmp_path / "x.npz"), output=tmp_path / "cut.onnx", timing=False
+    )
+    assert found.recovery is not None
+    assert found.recovery.error_after < 0.8 * found.recovery.error_before
+    after = onnx.load(tmp_path / "cut.onnx")
+    biases = [t for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    assert len(biases) == sum(len(node.input) == 3 for node in after.graph.node if node.op_type == "Conv") == 2
