@@ -74,7 +74,8 @@ def is_single(output: Array) -> bool:
 
 NO_SCORES = ("embed", "feature", "hidden", "state", "pool", "box", "keypoint", "landmark", "coord", "image", "depth")
 """Parts of names of outputs whose values are no scores of classes."""
-LEAST_POSITIONS, MOST_ELEMENTS, APART, FAINT = 8, 4096, 8.0, 1e-4
+LEAST_POSITIONS, MOST_ELEMENTS, APART, BOX = 8, 4096, 8.0, 4
+TINY = float(np.finfo(np.float64).tiny)
 
 
 def are_scores(name: str, output: Array) -> bool:
@@ -94,46 +95,82 @@ def are_scores(name: str, output: Array) -> bool:
 
 @dataclass(frozen=True)
 class Mixture:
-    """An output whose elements mean different things, such as boxes and scores: those along `axis` before `cut`, and
-    those from there on."""
+    """An output whose elements mean different things, such as boxes and scores: those along `axis` before each of
+    `cuts`, in order, and those after the last."""
 
     axis: int
-    cut: int
+    cuts: tuple[int, ...]
 
     def parts(self, reference: Array, other: Array) -> list[tuple[Array, Array]]:
-        """Return both parts of both outputs, each without the mean over the positions of a sample of the reference, so
+        """Return the parts of both outputs, each without the mean over the positions of a sample of the reference, so
         that what is always there (the grid of boxes) does not count."""
         positions = tuple(a for a in range(1, reference.ndim) if a != self.axis)
         mean = reference.mean(axis=positions, keepdims=True)
-        split = [np.split(values - mean, [self.cut], axis=self.axis) for values in (reference, other)]
+        split = [np.split(values - mean, self.cuts, axis=self.axis) for values in (reference, other)]
         return list(zip(*split, strict=True))
 
     def words(self, size: int) -> list[str]:
         """The elements of each part."""
-        return [f"{first} to {last}" if last > first else str(first)
-                for first, last in ((0, self.cut - 1), (self.cut, size - 1))]  # fmt: skip
+        ends = [0, *self.cuts, size]
+        return [f"{first} to {last - 1}" if last - 1 > first else str(first)
+                for first, last in zip(ends, ends[1:], strict=False)]  # fmt: skip
 
 
 def mixture_of(output: Array) -> Mixture | None:
     """Return the parts of an output (samples, positions, elements), in either order, or (samples, elements, height,
-    width): where the spread of the elements changes most, by a factor of `APART` in the medians of both sides. Elements
-    with less than `FAINT` of the largest spread, such as scores of classes that are nowhere, count as that. None where
-    the elements are alike, or probabilities."""
-    if output.ndim < 3 or not output.size:
+    width): where the spread of the elements changes by a factor of `APART` or more (`_cuts`), on the axis where it
+    changes more. None where the elements are alike, or probabilities."""
+    if output.ndim < 3 or not output.size or not np.isfinite(output).all():
         return None
-    axis = 1 if output.ndim >= 4 or output.shape[1] < output.shape[2] else 2
+    found = [(each.max() / max(each.min(), TINY), axis, _cuts(each, _are_plain(output, axis)))
+             for axis in ((1,) if output.ndim >= 4 else (1, 2))
+             if (each := _spread(output, axis)) is not None]  # fmt: skip
+    cut = [(ratio, axis, cuts) for ratio, axis, cuts in found if cuts]
+    if not cut:
+        return None
+    _, axis, cuts = max(cut)
+    return Mixture(axis, tuple(cuts))
+
+
+def _spread(output: Array, axis: int) -> Array | None:
+    """The spread of each element along an axis; None where nothing can be told of it."""
     size = output.shape[axis]
-    if size > MOST_ELEMENTS or size < 2 or output.size < LEAST_POSITIONS * size or not np.isfinite(output).all():
+    if size > MOST_ELEMENTS or size < 2 or output.size < LEAST_POSITIONS * size:
         return None
     if np.abs(output.sum(axis=axis) - 1).max() < 1e-3:
         return None
-    spread = output.std(axis=tuple(a for a in range(output.ndim) if a != axis))
-    if not spread.max():
-        return None
-    known = np.log(np.maximum(spread, FAINT * spread.max()))
-    jumps = [abs(float(np.median(known[:k]) - np.median(known[k:]))) for k in range(1, size)]
-    cut = int(np.argmax(jumps)) + 1
-    return Mixture(axis, cut) if jumps[cut - 1] > math.log(APART) else None
+    spread: Array = output.std(axis=tuple(a for a in range(output.ndim) if a != axis))
+    return spread if spread.max() else None
+
+
+def _are_plain(output: Array, axis: int) -> Array:
+    """Per element along an axis, whether it is between 0 and 1 throughout."""
+    return np.asarray(((output >= 0) & (output <= 1)).all(axis=tuple(a for a in range(output.ndim) if a != axis)))
+
+
+def _cuts(spread: Array, plain: Array, start: int = 0) -> list[int]:
+    """Return where elements of another kind begin: after the first four, as of boxes, where these are wider by a factor
+    of `APART` in the medians of both sides; else where both sides are nearest to their medians, if these do. Then within both
+    sides, but for such as lie between 0 and 1: there classes that are rare spread less than others.
+
+    What spreads less than half of that factor below the widest counts as that, as scores beside pixels do."""
+    known = np.log(np.maximum(spread, spread.max() / (2 * APART))) if spread.max() else np.zeros(len(spread))
+    if known.max() - known.min() <= math.log(APART):
+        return []
+
+    def jump(k: int) -> float:
+        return float(np.median(known[:k]) - np.median(known[k:]))
+
+    def misfit(k: int) -> float:
+        return sum(float(np.abs(side - np.median(side)).sum()) for side in (known[:k], known[k:]))
+
+    boxed = len(known) > BOX and jump(BOX) > math.log(APART)
+    k = BOX if boxed else min(range(1, len(known)), key=misfit)
+    if abs(jump(k)) <= math.log(APART):
+        return []
+    sides = [[] if part_plain.all() else _cuts(part, part_plain, start + at)
+             for at, part, part_plain in ((0, spread[:k], plain[:k]), (k, spread[k:], plain[k:]))]  # fmt: skip
+    return [*sides[0], start + k, *sides[1]]
 
 
 @dataclass
@@ -161,7 +198,8 @@ class FidelitySums:
         """The reference and the other output of one batch, float64 and of equal shape."""
         if self.scores is None and reference.size:
             self.scores, self.mixture = are_scores(self.name, reference), mixture_of(reference)
-            self.parts = [FidelitySums(scores=False) for _ in range(2)] if self.mixture else []
+            cuts = self.mixture.cuts if self.mixture else None
+            self.parts = [] if cuts is None else [FidelitySums(scores=False) for _ in range(len(cuts) + 1)]
         if self.mixture is not None:
             self.elements = reference.shape[self.mixture.axis]
             for sums, pair in zip(self.parts, self.mixture.parts(reference, other), strict=True):
@@ -201,7 +239,8 @@ class FidelitySums:
         words, ratios = self.mixture.words(self.elements), [sums.values()["snr_db"] for sums in self.parts]
         known = [math.inf if ratio is None else ratio for ratio in ratios]
         worse = words[int(np.argmin(known))]
-        return (f"{self.name}: elements {words[0]} and {words[1]} of axis {self.mixture.axis} are compared apart, since"
+        listed = f"{', '.join(words[:-1])} and {words[-1]}"
+        return (f"{self.name}: elements {listed} of axis {self.mixture.axis} are compared apart, since"
                 f" they differ in kind; cosine and SNR are those of the worse ones, {worse}")  # fmt: skip
 
     def _plain(self) -> dict[str, float | None]:

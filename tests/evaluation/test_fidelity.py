@@ -170,6 +170,33 @@ def test_scores_beside_boxes_are_compared_by_their_own_spread(layout: str) -> No
     assert parts in result.skipped[0] and result.skipped[0].endswith(f"worse ones, {worse}")
 
 
+def network(width: float, small: float, places: int, often: int) -> tuple[Any, Any]:
+    """Centres and sizes up to `width` and `small` and scores of 40 classes, (N, 44, places), most nowhere and the first
+    one often there; and the same without any scores."""
+    rng = np.random.default_rng(0)
+    scores = 1e-6 * rng.random((2, 40, places))
+    for kind, share in ((0, 0.02 * often), (17, 0.01)):
+        there = rng.random((2, places)) < share
+        scores[:, kind][there] = rng.uniform(0.4, 0.9, int(there.sum()))
+    scores[:, 3, 0] = 0.7
+    boxes = rng.uniform(0, 1, (2, 4, places)) * np.array([width, width, small, small])[:, None]
+    return np.concatenate([boxes, scores], 1), np.concatenate([boxes, scores * 0], 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "small", "places", "often"),
+    [(640, 300, 400, 1), (1280, 900, 2100, 1), (640, 12, 400, 1), (1, 0.6, 400, 1), (1, 0.8, 400, 10), (64, 40, 20, 5)],
+)
+def test_lost_scores_are_seen_beside_boxes_of_any_size(width: float, small: float, places: int, often: int) -> None:
+    """Where classes are rare, boxes in fractions, objects small, or places fewer than elements."""
+    reference, lost = network(width, small, places, often)
+    mixture = mixture_of(reference)
+    assert mixture is not None and mixture.axis == 1 and mixture.cuts[-1] == 4
+    assert (measured(reference, lost, 2)["cosine"] or 1) < 0.1
+    turned = mixture_of(reference.transpose(0, 2, 1))
+    assert turned is not None and turned.axis == 2 and turned.cuts == mixture.cuts
+
+
 @pytest.mark.parametrize("output", [
     RNG.normal(size=(2, 30, 9)), np.exp(A64.reshape(4, 10, 6)) / np.exp(A64.reshape(4, 10, 6)).sum(-1, keepdims=True),
     RNG.normal(size=(2, 8, 5, 5)), A64, np.zeros((2, 9, 4)),
