@@ -50,9 +50,6 @@ class Judge:
         """Raises PruneError: onnxruntime does not run it."""
         return Candidate(name, graph, *self.measured(ir.to_proto(graph.model)))
 
-    def error(self, proto: onnx.ModelProto) -> float:
-        return self.measured(proto)[0]
-
     def measured(self, model: onnx.ModelProto | Path) -> tuple[float, Fidelity | None]:
         session, collector = self.start(model), FidelityCollector()
         wanted, found = list[Array](), list[Array]()

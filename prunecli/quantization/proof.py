@@ -20,8 +20,8 @@ from prunecli.types import Verification
 Array = np.ndarray[Any, Any]
 
 
-def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: Judge) -> Verification:
-    """Read the file anew and run it.
+def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: Judge, held: bool) -> Verification:
+    """Read the file anew and run it. `held`: nothing was fitted to the samples of the judge.
 
     Raises:
         PruneError: a weight is not stored as it was decided, or onnxruntime does not run the file.
@@ -35,8 +35,9 @@ def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: 
     error, fidelity = judge.measured(staged)
     worst = fidelity.worst() if fidelity is not None else {}
     count = 0 if fidelity is None else fidelity.samples
+    samples = "samples that nothing was fitted to" if held else "the samples that were fitted to"
     detail = (
-        f"{len(decided)} stored tensors give back the decided values, bit for bit; on samples that nothing was fitted"
-        f" to the outputs differ from the float model's by {error:.2g} of their variance"
+        f"{len(decided)} stored tensors give back the decided values, bit for bit; on {samples} the outputs differ from"
+        f" the float model's by {error:.2g} of their variance"
     )
     return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), count, detail)

@@ -264,7 +264,7 @@ class QuantisedInspector:
         form = self.work.options.form
         zeros = sum(int(array.size - np.count_nonzero(array)) for array in self.decided.values())
         if self.work.options.verify:
-            self.verification = check_stored(staged, self.decided, form, self.work.judge)
+            self.verification = check_stored(staged, self.decided, form, self.work.judge, self.work.batches.held)
         nonzero = min(self.before.nonzero, self.before.params - zeros)
         self.after = replace(self.before, nonzero=nonzero, **file_sizes(load(staged)))
 
@@ -274,6 +274,10 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
     if best.name == TOOL:
         notes.append(
             "what onnxruntime's own tool makes was nearest to the float model on held-out samples, and is written"
+        )
+    if not work.batches.held:
+        notes.append(
+            f"of fewer than {FEWEST} samples all fit and judge: more would tell what the rounding really costs"
         )
     if best.error > RUINED:
         notes.append(f"outputs differ from the float model's by {best.error:.2g} of their variance on held-out samples:"

@@ -185,6 +185,15 @@ def test_models_that_cannot_be_quantised_are_refused(net: Any, message: str, tmp
     assert caught.value.hint and not (tmp_path / "q.onnx").exists()
 
 
+def test_of_few_samples_it_is_said_that_all_were_fitted_to(tmp_path: Path) -> None:
+    nodes, constants, shape = PLAIN
+    path = made(tmp_path / "m.onnx", nodes, constants, shape)
+    np.savez(tmp_path / "d.npz", x=f(9, 40))
+    found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
+    assert "on the samples that were fitted to" in found.verification.detail
+    assert any("of fewer than 16 samples" in note for note in found.notes)
+
+
 def test_an_old_opset_is_raised_and_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     nodes, constants, shape = CONV
     path = made(tmp_path / "m.onnx", nodes, constants, shape, opset=11)
