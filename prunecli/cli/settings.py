@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ def check_shape(setting: Setting, slot: Slot) -> None:
 def given(settings: Settings) -> Settings:
     """Return the settings without those that are `false`, which count as not written."""
     return {key: setting for key, setting in settings.items() if setting.value is not False}
+
+
+def of_use(command: str, found: Settings, own: Collection[str], raw: Collection[str] = ()) -> Settings:
+    """Return the settings without those for every command or step that this one has no use for. `own`: keys of what is
+    for it alone; `raw`: parameters that are given anyway."""
+    schema, kind = schema_of(command), entry_of(command).options_class
+    unused = kind.idle([*raw, *(schema[key].name for key in found)])
+    idle = {parameter_name(declared) for declared in declared_of(kind) if declared.field in unused}
+    return {key: setting for key, setting in found.items() if key in own or schema[key].name not in idle}
 
 
 def resolve(text: str, role: Role, folder: Path) -> str:
@@ -257,10 +266,7 @@ class AppliedDefaults:
             return cls({})
         schema, found = schema_of(command), defaults.of(command)
         own = defaults.own.get(command, {})
-        kind = entry_of(command).options_class
-        unused = kind.idle([*raw, *(schema[key].name for key in found)])
-        idle = {parameter_name(declared) for declared in declared_of(kind) if declared.field in unused}
-        found = {key: setting for key, setting in found.items() if key in own or schema[key].name not in idle}
+        found = of_use(command, found, own, raw)
         files = {slot.name for key, slot in schema.items() if key == "force" or slot.role == "path"}
         settings = {schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw}
         return cls(settings, frozenset(files & settings.keys()))

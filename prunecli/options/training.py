@@ -49,6 +49,9 @@ def parse_augments(text: str) -> tuple[str, ...]:
     return found
 
 
+EPOCHS = "passes over the data, at most; default: by how many samples there are"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learning(Options):
     """How weights are trained, and on what loss. None: `resolved` decides by the data."""
@@ -122,9 +125,7 @@ class FinetuneOptions(OutputNamed, Learning, Samples, Seeded, Written, Shrinking
 
     # bn: `update` normalises by each batch and updates the stored statistics, `frozen` leaves both; `auto` updates where
     # the model has BatchNormalization and batches are large enough
-    epochs: Annotated[
-        int | None, Option("passes over the data; default 5, more where they are few", TRAIN, "N", least=1)
-    ] = None
+    epochs: Annotated[int | None, Option(EPOCHS, TRAIN, "N", least=1)] = None
     batch_size: Annotated[int | None, Option(f"samples per step; {BATCHES}", DATA, "N", least=1)] = None
     momentum: Annotated[float, Option("of sgd; beta1 of adam", TRAIN, "F", least=0, most=0.9999)] = 0.9
     regularize: Annotated[
@@ -181,8 +182,7 @@ class Retraining(Learning, Samples, Seeded, Running):
     ] = None  # fmt: skip
     epochs: Annotated[
         int | None,
-        Option("passes over the data of --recover distill, at most; default: by how many samples there are", TRAIN, "N",
-               least=1),
+        Option(EPOCHS, TRAIN, "N", least=1),
     ] = None  # fmt: skip
     exchange: Annotated[
         float | None,

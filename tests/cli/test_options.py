@@ -26,10 +26,10 @@ def test_help_goes_to_stdout(args: tuple[str, ...], prune: Prune) -> None:
 
 
 OWN = {"--scope", "--criterion", "--format", "--granularity", "--data", "--recover", "--threshold", "--train-data",
-       "--allocate"}  # fmt: skip
+       "--allocate", "--batch-size"}  # fmt: skip
 """Each command lists its own: their values differ between weights and structures, `pack` takes coo besides, some data can be
-made up, `adaptive` recovers before it judges, a threshold is of |w| or of another score, `evaluate` trains on nothing, and what a sparsity
-can be spread by differs from one-shot pruning to structures."""
+made up, `adaptive` recovers before it judges, a threshold is of |w| or of another score, `evaluate` trains on nothing, what a sparsity
+can be spread by differs from one-shot pruning to structures, and batches of training are steps."""
 
 
 def test_options_of_one_name_have_one_help_text() -> None:

@@ -333,7 +333,9 @@ SETS = [
     ("model=gone.onnx", 2, "--set model: model: there is no file gone.onnx"),
     ("zeros.sparsty=0.3", 2, "--set zeros.sparsty: magnitude has no option 'sparsty'"),
     ("zero.sparsity=0.3", 2, "--set zero.sparsity: no step is called zero"),
-    ("epochs=3", 2, "--set epochs: no step has an option 'epochs'"),
+    ("freeze=w", 2, "--set freeze: no step has an option 'freeze'"),
+    ("epochs=3", 0, ""),
+    ("zeros.epochs=3", 2, "--epochs is of training, which was not asked for"),
     ("zeros.sparsity=x", 2, "--set zeros.sparsity: sparsity: 'x' is not a number"),
     ("sparsity", 2, "--set 'sparsity' is not [STEP.]OPTION=VALUE"),
 ]

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.cli.commands import Schema, Slot, schema_of
-from prunecli.cli.settings import Defaults, Setting, Settings, check_key, check_shape, checked, given, settings_in
+from prunecli.cli.settings import (
+    Defaults,
+    Setting,
+    Settings,
+    check_key,
+    check_shape,
+    checked,
+    given,
+    of_use,
+    settings_in,
+)
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.recipe.toml import Place, Toml, read_toml, value_of
 
@@ -147,6 +157,8 @@ def _steps(toml: Toml, folder: Path, defaults: Defaults, changes: tuple[Change, 
         own = _own(toml, at, table, command, folder)
         fitting = {key: setting for key, setting in common.items() if key in schema_of(command)}
         merged = {**defaults.of(command), **fitting, **own, **_wanted(changes, name, command)}
+        mine = {*defaults.own.get(command, ()), *own, *(c.setting.key for c in changes if c.step == name)}
+        merged = of_use(command, merged, mine)
         in_order = {key: merged[key] for key in keys_of_steps({command}) if key in merged}
         steps.append(RecipeStep(name, command, toml.place("step", at), given(in_order)))
     return tuple(steps)
