@@ -15,6 +15,7 @@ from prunecli.dependency.unit_graph import graph_of
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
+from prunecli.reconstruct.refit import CalibrationBatches
 from prunecli.structures.choose import Measure, Measurements, UnitRecipe, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
@@ -93,9 +94,10 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 
 
 def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
-    """On a quarter of the samples, at most MOST_HELD, after fitting on the others."""
+    """On a quarter of the samples, at most MOST_HELD, after fitting on the others; of many groups together on some of
+    these, with the fit that follows the cut."""
     from prunecli.structures.damage import DamageSource, curves
-    from prunecli.structures.recovery import calibration
+    from prunecli.structures.recovery import calibration, joint_damage
 
     data, _ = calibration(subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
@@ -106,13 +108,18 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     usable = [n for n, m in enumerate(most) if m > 0]
     source = DamageSource(subject.work, subject.units, fit, judge, data.start, progress=progress)
     found = curves(source, [(groups[n], most[n], widths[n]) for n in usable])
-    evidence = Measurements(damage={groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)})
+    damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
+    few = fit[: -(-JOINTLY_FITTED // options.batch_size)]
+    rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
+    evidence = Measurements(damage=damage, joint=lambda removed: joint_damage(subject, options, removed, rough))
     return lambda _: evidence
 
 
 HELD_SHARE = 4
 MOST_HELD = 96
 """Samples on which the damage is measured, some hundred runs of the model on each."""
+JOINTLY_FITTED = 64
+"""Samples that a cut is fitted on before its damage as a whole is measured: they rank cuts as a thousand do."""
 
 _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,

@@ -42,7 +42,9 @@ SLACK = 0.01
 UNMEASURED_SLACK = 0.2
 """Of a sum of other scores, which only guess at the damage."""
 DEARER = 1.25
-"""Times the sum of scores that coarser widths may cost: the speed of a block is worth no more."""
+"""Times the sum of scores that faster widths may cost: the speed of a block is worth no more."""
+JOINTLY_DEARER = 1.1
+"""Times the joint damage that they may cost, which is measured of the whole cut and so better known than a sum."""
 
 
 class Costing(Protocol):
@@ -96,12 +98,13 @@ class Measurements:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
     over all other axes. damage: by group, the measured damage that each unit adds. importance: by group, of
-    each unit in the unit graph."""
+    each unit in the unit graph. joint: of a mask over all units, the measured damage when they go together."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
     damage: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
     importance: Mapping[str, Array] = field(default_factory=dict)
+    joint: Callable[[Mask], float] | None = None
 
 
 Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
@@ -126,6 +129,8 @@ class UnitDecision:
         return float(np.clip(self.scores[self.step_of >= 0], 0, _MOST).sum())
 
 
+WayCut = tuple[Alignment, UnitDecision]
+"""Widths, and what goes with them."""
 _MOST = 1e200
 """Above it a score counts as that: what is infinite has no sums."""
 
@@ -219,23 +224,41 @@ class _Chooser:
         ]
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
-        """Decide with the widths asked for. Finer ones take their place where the scores of what goes add up to less
-        than 1 / DEARER of that, so that a network with few widths to choose from is not spoilt for its speed; looser
-        ones where none of these meet the budget."""
+        """Decide with the widths asked for. Finer ones take their place where these spoil a network that has few widths
+        to choose from (`_fastest`); looser ones where none of these meet the budget."""
         asked = self.recipe.alignment
         found = self._cuts([asked, *asked.finer()], progress, gone)
         for way in asked.looser():
             found = found or self._cuts([way], progress, gone)
         found = found or [(self.alignment, self._decided(progress, gone))]
-        bound = DEARER * min(decision.lost for _, decision in found)
-        self.alignment, best = next(pair for pair in found if pair[1].lost <= bound)
+        (self.alignment, best), why = self._fastest(found, progress)
         self.pools = self._pools(self.alignment)
-        told = self._told_of_widths(asked, met=found[0][0] is asked)
+        told = self._told_of_widths(asked, why if found[0][0] is asked else "cannot be met")
         return replace(best, notes=[*told, *best.notes, *self._told_of_budget(best)])
 
-    def _cuts(
-        self, ways: Iterable[Alignment], progress: Progress, gone: Mask | None
-    ) -> list[tuple[Alignment, UnitDecision]]:
+    def _fastest(self, found: Sequence[WayCut], progress: Progress) -> tuple[WayCut, str]:
+        """The fastest of these cuts, the coarsest widths first, whose damage is not much larger than the least; and in
+        words what speaks against the first.
+
+        Sums of the damage of groups say little about the damage of all together, so that is measured where data are
+        given. With a table of times the same choice is made again and again, and sums decide.
+        """
+        different: dict[bytes, WayCut] = {}
+        for pair in found:
+            different.setdefault(pair[1].removed.tobytes(), pair)
+        distinct = list(different.values())
+        joint = None if self.evidence is None or self.costing is not None else self.evidence.joint
+        if joint is None or len(distinct) == 1:
+            bound = DEARER * min(decision.lost for _, decision in distinct)
+            chosen = next(pair for pair in distinct if pair[1].lost <= bound)
+            return chosen, f"would cost more than {DEARER:g} times the score"
+        damage = [joint(cut.removed) for _, cut in progress(distinct, "measuring choices", len(distinct))]
+        good = [pair for pair, own in zip(distinct, damage, strict=True) if own <= JOINTLY_DEARER * min(damage)]
+        chosen = min(good, key=lambda pair: self.time(pair[1].removed))
+        dear = f"would change the outputs more than {JOINTLY_DEARER:g} times as much"
+        return chosen, "is no faster" if distinct[0] in good else dear
+
+    def _cuts(self, ways: Iterable[Alignment], progress: Progress, gone: Mask | None) -> list[WayCut]:
         """The choice with each of these widths, but where they cannot meet the budget or nothing would go."""
         found = []
         for way in ways:
@@ -256,13 +279,12 @@ class _Chooser:
         after = self.costs.of(self.catalogue.kept(removed))
         return UnitDecision(removed, first, self.before, after, step_of=step_of, notes=[])
 
-    def _told_of_widths(self, asked: Alignment, met: bool) -> Iterator[str]:
+    def _told_of_widths(self, asked: Alignment, why: str) -> Iterator[str]:
         """Where something else was taken than what was asked for, and what is too narrow for that.
 
-        met: whether the widths that were asked for meet the budget.
+        why: what the budget would do with the widths that were asked for.
         """
         if self.alignment is not asked:
-            why = f"would cost more than {DEARER:g} times the score" if met else "cannot be met"
             told = f"--round-to auto: --{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told}"
             yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
@@ -414,6 +436,14 @@ class _Chooser:
     def cost(self, removed: Mask) -> float:
         """What remains of the budgeted amount without the masked units."""
         return float(self.costs.of(self.catalogue.kept(removed))[self.recipe.budget])
+
+    def time(self, removed: Mask) -> float:
+        """What a run takes without the masked units, roughly; what remains of the budgeted amount where costs tell no
+        time."""
+        kept = self.catalogue.kept(removed).astype(float)
+        axes = np.unique([axis for group in self.groups for axis in group.axes])
+        kept[axes] = self.recipe.alignment.effective(kept[axes])
+        return self.costs.time(kept) if isinstance(self.costs, Costs) else self.cost(removed)
 
 
 def _steps(curve: LossCurve, scores: Array) -> Array:

@@ -94,6 +94,18 @@ def recover(
     return (fitted if better else cut), found
 
 
+def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
+    """What the outputs differ by without the masked units, after the recovery that is asked for, in floating point.
+
+    Raises:
+        PruneError: an operator cannot follow the cut, or a piece of the model does not run.
+    """
+    removed, method = subject.units.removed(units), recovery_method(options)
+    form = floating(subject.without(units, removed))
+    refit(subject.work, form.model, removed, data, "none" if method == FOLD else method)
+    return output_error(subject.work, [form.model], data)[0]
+
+
 def _folded(subject: Cuttable, cut: ir.Model, removed: Removed) -> tuple[ir.Model, Recovery]:
     layers = fold(subject.work, cut, removed)
     before = float(np.mean([fit.error_before for fit in layers] or [0.0]))

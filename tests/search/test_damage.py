@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from prunecli.model import Dims
+from prunecli.structures.calibrate import measure
+from prunecli.structures.choose import Measurements
 from prunecli.structures.damage import DamageSource, UnitCurve, curves
+from prunecli.structures.options import StructuredOptions
 from prunecli.structures.prunable import Cuttable, open_cuttable
+from prunecli.types import no_progress
 from tests.model.build import floats, node, proto, save_proto
 
 SIZE = 8
@@ -66,3 +70,38 @@ def test_units_that_no_matrix_reads_are_measured_too(tmp_path: Path) -> None:
         pytest.skip("a sum over the units freezes them")
     curve = measured(subject)
     assert np.isfinite(curve.damage).all() and len(set(curve.order)) == SIZE - 1
+
+
+def twins(folder: Path) -> tuple[Cuttable, Measurements]:
+    """Two equal hidden layers side by side, whose units are added: what one lost the other can make up for."""
+    weights = {"w1": np.hstack([np.eye(4), -np.eye(4)]).astype(np.float32), "w2": floats(SIZE, 3, seed=3)}
+    nodes = [
+        *(node("MatMul", ["x", f"{side}1"], [f"{side}m"]) for side in "uv"),
+        *(node("Relu", [f"{side}m"], [f"{side}r"]) for side in "uv"),
+        *(node("MatMul", [f"{side}r", f"{side}2"], [f"{side}y"]) for side in "uv"),
+        node("Add", ["uy", "vy"], ["y"]),
+    ]
+    both = {f"{side}{name[1]}": array for name, array in weights.items() for side in "uv"}
+    path = save_proto(proto(nodes, {"x": ("n", 4)}, weights=both), folder)
+    np.savez(folder / "data.npz", x=floats(128, 4, seed=5))
+    subject = open_cuttable(path, "channel,head", Dims())
+    options = StructuredOptions(macs=0.5, data=str(folder / "data.npz"), criterion="obs")
+    find = measure(subject, options, no_progress)
+    assert find is not None
+    return subject, find({})
+
+
+def test_sums_mislead_where_the_whole_tells(tmp_path: Path) -> None:
+    """A unit and its twin score less in sum than the unit and another one, and do more damage together."""
+    subject, found = twins(tmp_path)
+    one, two = subject.units.groups
+    assert found.joint is not None
+    orders = [np.argsort(found.damage[group.name]) for group in (one, two)]
+    for number in range(3):
+        sums, joint = [], []
+        for second in (orders[0][number], orders[1][number + 1]):
+            removed = np.zeros(subject.units.count, bool)
+            removed[[one.first + orders[0][number], two.first + second]] = True
+            sums.append(found.damage[one.name][orders[0][number]] + found.damage[two.name][second])
+            joint.append(found.joint(removed))
+        assert sums[0] <= sums[1] and joint[0] > 1.5 * joint[1]

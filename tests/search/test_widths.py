@@ -129,7 +129,7 @@ FEW = chain((24, 3), (24, 3), (48, 3), (48, 3), (8, 3))
 
 
 @given(st.lists(st.floats(1, 6), min_size=4, max_size=4), st.floats(0.3, 0.8))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_speed_costs_no_more_than_its_worth(powers: list[float], target: float) -> None:
     """Damage that grows with a power of how many units are gone: what goes with widths of choice scores at most DEARER
     times as high as with any finer widths."""
@@ -152,6 +152,34 @@ def test_a_dear_block_is_halved_and_that_is_said() -> None:
         FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=Measurements(damage=dear)
     )
     assert any("would cost more than 1.25 times the score with multiples of 16" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("power", "joint", "multiple", "why"),
+    [
+        (8, {}, 4, "would cost more than 1.25 times the score"),
+        (8, {16: 0.20, 4: 0.19}, 16, ""),
+        (8, {16: 0.22, 4: 0.19}, 4, "would change the outputs more than 1.1 times as much"),
+        (1, {}, 8, "would cost more than 1.25 times the score"),
+        (1, {16: 0.20, 8: 0.19, 4: 0.19}, 16, ""),
+        (1, {16: 0.22, 8: 0.19, 4: 0.19}, 8, "would change the outputs more than 1.1 times as much"),
+    ],
+)
+def test_the_damage_of_all_together_decides(power: int, joint: dict[int, float], multiple: int, why: str) -> None:
+    """Where it is measured (`joint`, by the multiple of all widths that are left), sums do not count."""
+    sums = {group.name: np.diff(np.linspace(0, 1, group.count + 1) ** power) for group in FEW.groups}
+
+    def multiple_of(removed: np.ndarray) -> int:
+        kept = [int((~removed[group.units]).sum()) for group in FEW.groups]
+        cut = [n for n, group in zip(kept, FEW.groups, strict=True) if n < group.count]
+        return max(n for n in (16, 8, 4) if not any(width % n for width in cut))
+
+    evidence = Measurements(damage=sums, joint=(lambda removed: joint[multiple_of(removed)]) if joint else None)
+    found = decide_units(FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=evidence)
+    assert multiple_of(found.removed) == multiple
+    assert [note.partition("with multiples")[0].strip() for note in found.notes if "round-to" in note] == (
+        [f"--round-to auto: --macs 0.62 {why}"] if why else []
+    )
 
 
 def test_more_is_cut_for_a_smaller_budget() -> None:
