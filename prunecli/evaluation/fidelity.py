@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Mixture:
         """The elements of each part."""
         ends = [0, *self.cuts, size]
         return [f"{first} to {last - 1}" if last - 1 > first else str(first)
-                for first, last in zip(ends, ends[1:], strict=False)]  # fmt: skip
+                for first, last in pairwise(ends)]  # fmt: skip
 
 
 def mixture_of(output: Array) -> Mixture | None:
@@ -150,8 +151,8 @@ def _are_plain(output: Array, axis: int) -> Array:
 
 def _cuts(spread: Array, plain: Array, start: int = 0) -> list[int]:
     """Return where elements of another kind begin: after the first four, as of boxes, where these are wider by a factor
-    of `APART` in the medians of both sides; else where both sides are nearest to their medians, if these do. Then within both
-    sides, but for such as lie between 0 and 1: there classes that are rare spread less than others.
+    of `APART` in the medians of both sides; else where both sides are nearest to their medians, if these differ so.
+    Then within both sides, but for such as lie between 0 and 1: there classes that are rare spread less than others.
 
     What spreads less than half of that factor below the widest counts as that, as scores beside pixels do."""
     known = np.log(np.maximum(spread, spread.max() / (2 * APART))) if spread.max() else np.zeros(len(spread))
