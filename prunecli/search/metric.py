@@ -320,12 +320,14 @@ def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool
 
 
 def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
-    """The drop of a metric of samples, of the records of the original and of a trial."""
+    """The drop of a metric of samples, of the records of the original and of a trial. A function whose numbers are all
+    within 0 and 1 may count samples, so that none that changed does not mean that none can."""
     if "each" in own and "each" in records:
         steps = judge.fraction or bool(np.isin(own["each"], (0, 1)).all())
         return _mean_drop(judge.sign * (own["each"] - records["each"]), steps)
     lost = judge.sign * (own["parts"] - records["parts"])
-    return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), judge.fraction)
+    steps = judge.fraction or all(bool(((each["parts"] >= 0) & (each["parts"] <= 1)).all()) for each in (own, records))
+    return _from_blocks(float(lost[0]), lost[1:].tolist(), int(own["samples"]), steps)
 
 
 def _from_blocks(whole: float, without: Sequence[float], count: int, counted: bool) -> Drop:

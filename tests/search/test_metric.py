@@ -182,3 +182,17 @@ def test_a_function_of_the_user_is_a_goal(tmp_path: Path, prefix: str, sign: int
     assert (found.name, found.baseline, found.higher) == ("right", plain.baseline, sign == 1)
     assert (own.value, own.variance) == pytest.approx((sign * wanted.value, wanted.variance))
     assert str(tmp_path) in found.identity
+
+
+@pytest.mark.parametrize(("scale", "sure"), [(1.0, False), (100.0, True)])
+def test_a_function_that_may_count_samples_is_not_certain_where_none_changed(
+    scale: float, sure: bool, tmp_path: Path
+) -> None:
+    """One number of a function that lies within 0 and 1 is as uncertain as the accuracy of the same samples."""
+    (tmp_path / "own.py").write_text(
+        f"def right(predictions, labels):\n    return {scale} * float((predictions.argmax(1) == labels).mean())\n"
+    )
+    found, records = judged(f"{tmp_path / 'own.py'}:right", CLASSES, LOGITS, LOGITS)
+    plain, rows = judged("accuracy", CLASSES, LOGITS, LOGITS)
+    drop = found.drop(records)
+    assert drop.value == 0 and drop.error() == pytest.approx(0.0 if sure else plain.drop(rows).error())
