@@ -30,8 +30,9 @@ def may_have_noise(source: bytes | Path) -> bool:
 
 
 def fix_noise(proto: onnx.ModelProto) -> bool:
-    """Replace operators of random numbers by numbers that follow from the position and the name of the value alone, of
-    the same distribution and shape, in place, in bodies of If and Loop too. Return whether there were any."""
+    """Replace operators of random numbers by numbers that follow from the position and the name of the value alone, or
+    from the seed where a node has one, of the same distribution and shape, in place, in bodies of If and Loop too.
+    Return whether there were any."""
     opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     return opset >= LEAST_OPSET and _fix(proto.graph, opset)
 
@@ -69,7 +70,8 @@ class _Numbers:
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
         self.node, self.opset, self.made = node, opset, list[onnx.NodeProto]()
         self.given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        self.seed = zlib.crc32(node.output[0].encode())
+        own = "seed" in self.given  # nodes of one seed see the same noise, others do not
+        self.seed = zlib.crc32(repr(self.given["seed"]).encode() if own else node.output[0].encode())
 
     def nodes(self) -> Iterator[onnx.NodeProto]:
         like = bool(self.node.input)

@@ -55,6 +55,24 @@ def test_two_values_have_different_noise_and_a_prefix_keeps_its_own() -> None:
     assert (few["y"] == found["y"][:3]).all()
 
 
+# seeds of two nodes, whether they see the same noise
+SEEDS = [("seed = 7.0", "seed = 7.0", True), ("seed = 0.0", "seed = 0.0", True), ("seed = 7.0", "seed = 8.0", False),
+         ("seed = 7.0", "mean = 0.0", False), ("mean = 0.0", "mean = 0.0", False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "second", "same"), SEEDS)
+def test_nodes_of_one_seed_see_the_same_noise_as_when_they_run(first: str, second: str, same: bool) -> None:
+    shape = "shape = [64, 50]"
+    content = model(
+        f"g (float[N, 50] x) => (float[64, 50] y, float[64, 50] z) {{ y = RandomNormal <{shape}, {first}> ()"
+        f" z = RandomNormal <{shape}, {second}> () }}"
+    )
+    feed = {"x": np.zeros((1, 50), np.float32)}
+    plain = onnxruntime.InferenceSession(content).run(None, feed)
+    fixed = Session.open(content).run(feed)
+    assert np.array_equal(plain[0], plain[1]) == np.array_equal(fixed["y"], fixed["z"]) == same
+
+
 def test_noise_in_a_body_is_fixed_too() -> None:
     content = model(
         "g (float[N, 50] x, bool c) => (float[N, 50] y) { y = If (c) <"
