@@ -82,6 +82,8 @@ def _see_through(ops: Ops, value: Value, ends: Sequence[str]) -> tuple[Value, st
         return None
     if node.op_type in ends:
         return source, node.op_type
+    if node.op_type == "Concat" and "Softmax" in ends and (two := _two_classes(ops, node)):
+        return two, "Sigmoid"
     if node.op_type not in _PASSING:
         return None
     found = _see_through(ops, source, ends)
@@ -89,6 +91,24 @@ def _see_through(ops: Ops, value: Value, ends: Sequence[str]) -> tuple[Value, st
         return found
     plain = {k: a.value for k, a in node.attributes.items()}
     return ops.op(node.op_type, found[0], *node.inputs[1:], **plain), found[1]
+
+
+def _two_classes(ops: Ops, node: ir.Node) -> Value | None:
+    """The logits of two classes whose probabilities are written as a Concat of 1 - sigmoid(z) and sigmoid(z), in either
+    order, as scikit-learn's classifiers of two classes are exported: these are softmax(0, z)."""
+    parts, axis = [part for part in node.inputs if part is not None], node.attributes.get_int("axis", -1)
+    rank = ops.rank(node.outputs[0])
+    if len(parts) != 2 or axis % rank != _class_axis(rank):
+        return None
+    for place, (rest, score) in enumerate((parts, reversed(parts))):
+        minus, found = rest.producer(), _see_through(ops, score, ("Sigmoid",))
+        if found is None or minus is None or minus.op_type != "Sub" or minus.inputs[1] is not score:
+            continue
+        one, z = ops.value(minus.inputs[0]), found[0]
+        if one is not None and one.size == 1 and one.item() == 1:
+            logits = [ops.zeros(ops.shape(z), z), z]
+            return ops.concat(logits if place == 0 else logits[::-1], axis)
+    return None
 
 
 def _class_axis(rank: int) -> int:

@@ -17,13 +17,15 @@ HIDDEN = 16
 RNG = np.random.default_rng(0)
 
 
-def pipeline(path: Path, zipmap: bool) -> Path:
-    """StandardScaler and MLPClassifier of three classes; what skl2onnx 1.20 makes of them, node by node."""
-    weights = {"c0": RNG.normal(size=(4, HIDDEN)), "i0": np.zeros((1, HIDDEN)), "c1": RNG.normal(size=(HIDDEN, 3)),
-               "i1": np.zeros((1, 3))}  # fmt: skip
+def pipeline(path: Path, zipmap: bool, classes: int = 3) -> Path:
+    """StandardScaler and MLPClassifier of three classes, or of two, which have one logit; what skl2onnx 1.20 makes of
+    them, node by node."""
+    names, logits = NAMES[:classes], classes if classes > 2 else 1
+    weights = {"c0": RNG.normal(size=(4, HIDDEN)), "i0": np.zeros((1, HIDDEN)),
+               "c1": RNG.normal(size=(HIDDEN, logits)), "i1": np.zeros((1, logits)), "one": np.ones(())}  # fmt: skip
     inits = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
     inits += [
-        numpy_helper.from_array(np.array(NAMES, object), "classes"),
+        numpy_helper.from_array(np.array(names, object), "classes"),
         numpy_helper.from_array(np.array([-1]), "shape"),
     ]
     made, learned = helper.make_node, "ai.onnx.ml"
@@ -31,17 +33,19 @@ def pipeline(path: Path, zipmap: bool) -> Path:
         made("Scaler", ["X"], ["scaled"], domain=learned, offset=[1.0] * 4, scale=[0.5] * 4),
         made("Cast", ["scaled"], ["cast"], to=onnx.TensorProto.FLOAT),
         made("MatMul", ["cast", "c0"], ["m0"]), made("Add", ["m0", "i0"], ["a0"]), made("Relu", ["a0"], ["r0"]),
-        made("MatMul", ["r0", "c1"], ["m1"]), made("Add", ["m1", "i1"], ["a1"]), made("Softmax", ["a1"], ["p"]),
+        made("MatMul", ["r0", "c1"], ["m1"]), made("Add", ["m1", "i1"], ["a1"]),
+        *([made("Softmax", ["a1"], ["p"])] if classes > 2 else
+          [made("Sigmoid", ["a1"], ["s"]), made("Sub", ["one", "s"], ["t"]), made("Concat", ["t", "s"], ["p"], axis=1)]),
         made("ArgMax", ["p"], ["best"], axis=1),
         made("ArrayFeatureExtractor", ["classes", "best"], ["named"], domain=learned),
         made("Reshape", ["named", "shape"], ["label"]), made("Identity", ["label"], ["output_label"]),
     ]  # fmt: skip
-    last = made("ZipMap", ["p"], ["output_probability"], domain=learned, classlabels_strings=NAMES)
+    last = made("ZipMap", ["p"], ["output_probability"], domain=learned, classlabels_strings=names)
     nodes.append(last if zipmap else made("Identity", ["p"], ["output_probability"]))
     maps = helper.make_sequence_type_proto(
         helper.make_map_type_proto(onnx.TensorProto.STRING, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, []))
     )
-    kind = maps if zipmap else helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, 3])
+    kind = maps if zipmap else helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, classes])
     outputs = [helper.make_tensor_value_info("output_label", onnx.TensorProto.STRING, [None]),
                helper.make_value_info("output_probability", kind)]  # fmt: skip
     inputs = [helper.make_tensor_value_info("X", onnx.TensorProto.FLOAT, [None, 4])]
@@ -51,22 +55,27 @@ def pipeline(path: Path, zipmap: bool) -> Path:
     return path
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data_of(path: Path, classes: int = 3) -> Path:
     """Two hundred samples, whose labels are names that follow from the first feature."""
     samples = RNG.normal(1, 2, (200, 4)).astype(np.float32)
-    labels = np.array(NAMES)[np.digitize(samples[:, 0], (0, 2))]
-    np.savez(tmp_path / "data.npz", X=samples, labels=labels)
-    return tmp_path / "data.npz"
+    labels = np.array(NAMES)[np.digitize(samples[:, 0], (0, 2)[: classes - 1])]
+    np.savez(path, X=samples, labels=labels)
+    return path
 
 
-@pytest.mark.parametrize("zipmap", [True, False])
-def test_a_pipeline_is_cut_recovered_trained_and_measured(tmp_path: Path, data: Path, zipmap: bool) -> None:
-    model, small = pipeline(tmp_path / "m.onnx", zipmap), tmp_path / "small.onnx"
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return data_of(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(("zipmap", "classes"), [(True, 3), (False, 3), (True, 2)])
+def test_a_pipeline_is_cut_recovered_trained_and_measured(tmp_path: Path, zipmap: bool, classes: int) -> None:
+    model, small = pipeline(tmp_path / "m.onnx", zipmap, classes), tmp_path / "small.onnx"
+    data = data_of(tmp_path / "data.npz", classes)
     done: dict[str, Any] = prunecli.structured(model, ratio=0.5, data=data, output=small, timing=False).to_json()
     assert done["after"]["params"] < 0.6 * done["before"]["params"]
     weights = {each.name: tuple(each.dims) for each in onnx.load(small).graph.initializer}
-    assert (4, HIDDEN // 2) in weights.values() and (3,) in weights.values()  # the names of the classes are there
+    assert (4, HIDDEN // 2) in weights.values() and (classes,) in weights.values()  # the names of the classes are there
     # what training improves is the probabilities, not the text that is the first output
     trained = tmp_path / "trained.onnx"
     found = prunecli.finetune(small, data=data, epochs=8, rate=0.1, output=trained, timing=False)
