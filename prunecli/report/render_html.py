@@ -4,9 +4,10 @@ stay within it."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import escape as html_escape
 
-from prunecli.report.document import Bars, Chart, Document, Level, Section, Table, Text
+from prunecli.report.document import Bars, Chart, Column, Document, Level, Section, Table, Text
 from prunecli.report.render_cells import filled, is_number, one_line, table_texts
 from prunecli.report.sketch import as_table
 
@@ -24,6 +25,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem; text-align: left; border-bottom: 1px solid var(--line); }
 .name, .text { overflow-wrap: anywhere; min-width: 8rem; } .name { min-width: 10rem; }
+.short { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; } th { background: var(--head); font-weight: 600; }
 .n { text-align: right; white-space: nowrap; } .graph { font-family: monospace; white-space: nowrap; }
 .note { color: var(--dim); font-size: .9rem; }
@@ -86,13 +88,25 @@ def _body(section: Table | Bars | Chart) -> str:
     return f'<div class="chart">{draw(section)}</div>\n<details><summary>in figures</summary>{table}</details>'
 
 
+_SHORT = 16
+"""Letters of the longest cell of columns that are not broken into lines."""
+
+
 def _table(table: Table) -> str:
-    kinds = ["n" if is_number(column.form) else column.form for column in table.columns]
+    texts = table_texts(table)
+    kinds = [_kind(column, [row[place] for row in texts]) for place, column in enumerate(table.columns)]
     head = "".join(
         f'<th class="{kind}">{escape(column.title)}</th>' for kind, column in zip(kinds, table.columns, strict=True)
     )
     header = [f"<tr>{head}</tr>"] if any(column.title for column in table.columns) else []
-    return "\n".join([*header, *(_row(kinds, row) for row in table_texts(table))])
+    return "\n".join([*header, *(_row(kinds, row) for row in texts)])
+
+
+def _kind(column: Column, texts: Sequence[str]) -> str:
+    """The class of a column's cells."""
+    if is_number(column.form):
+        return "n"
+    return "short" if max(map(len, [column.title, *texts])) <= _SHORT else column.form
 
 
 def _row(kinds: list[str], texts: list[str]) -> str:
@@ -102,4 +116,4 @@ def _row(kinds: list[str], texts: list[str]) -> str:
 
 def _breakable(text: str, kind: str) -> str:
     """Names may go on in the next line behind a dot, slash or underscore, before they are broken anywhere."""
-    return re.sub(r"(?<=\w)([._/]+)(?=\w)", r"\1<wbr>", escape(text)) if kind in ("name", "text") else escape(text)
+    return re.sub(r"(?<=\w)([._/]+)(?=[^\W\d])", r"\1<wbr>", escape(text)) if kind in ("name", "text") else escape(text)

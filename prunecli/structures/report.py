@@ -140,7 +140,7 @@ def _groups(found: StructuredResult) -> Table:
     columns = (
         Column("group", "name"), Column("kind", drop=2), Column("units", "count"), Column("kept", "count"),
         Column("remains", "percent"), Column("params each", "count", drop=3), Column("MACs each", "count", drop=4),
-        Column("lowest score", "number", drop=5), Column("highest", "number", drop=5),
+        Column("lowest score", "number", drop=5), Column("highest score", "number", drop=5),
         Column("touches", drop=7), Column("note", drop=6),
     )  # fmt: skip
     note = "Positions that must go together are one unit; a unit's cost is what its removal alone saves."
