@@ -439,9 +439,11 @@ def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
         return []
     pair, gain = found.pair, found.pair.gain
     title = f"latency{' of int8' * found.int8}{', CPU time' * (pair.model.clock == 'cpu')}"
+    if gain.reason:
+        return [(title, None, None, None), ("times faster", None, "not measurable now", None)]
     times = [cell_text(each.median, "ms") for each in (pair.baseline, pair.model)]
-    interval = "not measurable now" if gain.reason else f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
-    remains = None if gain.reason else 1 / gain.speedup
+    interval = f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+    remains = None if gain.within_noise else pair.model.median / pair.baseline.median
     return [(title, *times, remains), ("times faster", None, interval, None)]
 
 
