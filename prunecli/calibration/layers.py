@@ -192,7 +192,7 @@ def _reason(weight: Weight, order: Collection[ir.Node]) -> str:
             return "it reaches its layer in parts, or quantised on the way"
         found = use.contraction
         if found is None:
-            return f"how {use.op} multiplies it with data is not known"
+            return f"{use.op} is no layer that can be fitted"
         if any(value is not None and value.name == found.data and is_constant(value) for value in use.node.inputs):
             return f"{use.op} multiplies it with a constant, not with data"
         if use.op == "Gemm" and not _adds_per_row(use, found):

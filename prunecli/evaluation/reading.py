@@ -101,6 +101,7 @@ def choose_reading(
         advice(
             ("choose one with --output-name", output_name is None and len(outputs) > 1),
             ("say what the labels mean with --task", task == "auto"),
+            ("say what they mean with --metric (map, miou, wer, ...)", task is not None),
             (
                 "check the labels: classes are whole numbers, other targets have an output's shape (without labels, as"
                 " of images in one folder without sub-folders, models are compared with --baseline)",

@@ -215,7 +215,7 @@ def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
     if lost[part] <= 0 or not whole:
         return ""
     names = sorted(parts[part], key=lambda name: -after.times.get(name, 0.0))
-    takes = f"{_sum(after, names) / whole:.0%} of its time"
+    takes = f"{100 * _sum(after, names) / whole:.0f} % of its time"
     if part == "whole":
         return f"layers that were not cut take {takes} ({some(names, NAMED)})"
     if part == "cut":

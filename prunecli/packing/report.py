@@ -99,8 +99,8 @@ def _sizes(found: PackResult) -> Table:
     rows: list[list[Cell]] = [[name, old, new, new / old if old else None] for name, old, new in pairs]
     dense, stored = (sum(getattr(row, key) for row in found.rows) for key in ("dense_bytes", "packed_bytes"))
     if found.command == "pack" and dense:
-        rows.append(["these tensors", dense, stored, stored / dense])
-        rows.append(["their information", None, round(limit(found.rows)), limit(found.rows) / dense])
+        rows.append(["packed tensors", dense, stored, stored / dense])
+        rows.append(["least possible", None, round(limit(found.rows)), limit(found.rows) / dense])
     columns = (Column(""), Column("before", "bytes"), Column("after", "bytes"), Column("remains", "percent"))
     note = _sizes_note(found, after.file_bytes - stored)
     title = "Size, packed" if found.command == "pack" else "Size"
@@ -117,7 +117,7 @@ def _sizes_note(found: PackResult, rest: int) -> str:
         said.append(
             f"about {cell_text(rest, 'bytes')} of the file are the graph, names, integers and tensors below 1 kB"
         )
-    said.append("their information: the entropy of zeros without a pattern, and the exact values"
+    said.append("least possible: the entropy of zeros without a pattern, and the exact values"
                 " (patterns and narrower values take less)")  # fmt: skip
     return "; ".join(said)
 

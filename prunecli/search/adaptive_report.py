@@ -110,7 +110,7 @@ def _promise(found: AdaptiveResult) -> Text:
     sure = (
         f" The interval reaches beyond {limit}: on other data it may be more; more --data narrow it."
         if c.high > found.goal.max_drop
-        else f" So, at this level, it is within {limit} in general."
+        else f" So the {found.change} on other data of this kind is within {limit}, at that level of confidence."
     )
     gone, name = 100 * (1 - c.step.remains), goal_name(found)
     said = (

@@ -142,7 +142,8 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     """What it gained, and each layer."""
     if found is None:
         return []
-    judged = f"{found.held} held-out samples" if found.held else f"the {found.samples} samples it was fitted on"
+    held = f"{found.held} held-out sample{'s' * (found.held != 1)}"
+    judged = held if found.held else f"the {found.samples} samples it was fitted on"
     if found.method == "none":
         return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
     text = (

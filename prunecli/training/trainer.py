@@ -212,7 +212,8 @@ class Trainer:
         ]
         stopped = [f"stopped after epoch {at.epoch} of {epochs}: {self._stopped()}"]
         changes = [*self.hyper.augment, *(["mixup"] if self.hyper.mixup else [])]
-        chosen = f"short runs chose a learning rate of {rate:.2g}, samples changed by {', '.join(changes) or 'nothing'}"
+        varied = f"augmentation by {', '.join(changes)}" if changes else "no augmentation"
+        chosen = f"short runs chose a learning rate of {rate:.2g} and {varied}"
         perfect = ["the start answers as the teacher does: nothing was left to learn"]
         return [
             *(perfect if at.first_score == math.inf else []),

@@ -264,8 +264,12 @@ def _too_few(details: Mapping[str, Json]) -> list[str]:
 
 
 def _notes(layers: CalibratedLayers, fallback: bool) -> list[str]:
-    if not (layers.left and fallback):
+    if not layers.left:
         return []
+    if not fallback:
+        return [
+            f"{len(layers.left)} weights that cannot be fitted stay as they are; --fallback zeroes them by magnitude"
+        ]
     return [f"{len(layers.left)} weights without evidence were zeroed by magnitude (--fallback): "
             + ", ".join(skip.name for skip in layers.left[:5])]  # fmt: skip
 

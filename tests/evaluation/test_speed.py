@@ -41,14 +41,14 @@ CAUSES: list[tuple[Times, str]] = [
     ({"a": ("Conv", 3.0, (13, 3, 3, 3)), "b": ("Conv", 4.0, (27, 13, 3, 3))},
      "widths such as 13, 27 are no multiples of 16, the channels that onnxruntime computes together on this CPU"),
     ({"a": ("Conv", 3.0, (32, 3, 3, 3)), "b": ("Conv", 3.0, (32, 32, 3, 3))},
-     "the layers that were cut take 71% of its time: narrow layers use the processor less well"),
+     "the layers that were cut take 71 % of its time: narrow layers use the processor less well"),
     ({"fc": ("Gemm", 3.0, (10, 13)), "a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 1.0, (32, 32, 3, 3))},
-     "the layers that were cut take 77% of its time: narrow layers use the processor less well"),
+     "the layers that were cut take 77 % of its time: narrow layers use the processor less well"),
     ({"a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 4.0, (64, 64, 3, 3))},
-     "layers that were not cut take 67% of its time (b, fc)"),
+     "layers that were not cut take 67 % of its time (b, fc)"),
     ({"a": ("Conv", 1.0, (32, 3, 3, 3)), "b": ("Conv", 1.0, (32, 32, 3, 3)), "fc": ("Gemm", 0.5, (10, 32)),
       "softmax": ("Softmax", 1.4, None), "": ("", 1.1, None)},
-     "operators without weights take 50% of its time (Softmax, reordering)"),
+     "operators without weights take 50 % of its time (Softmax, reordering)"),
 ]  # fmt: skip
 
 

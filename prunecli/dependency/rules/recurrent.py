@@ -34,7 +34,7 @@ def recurrent(ctx: RuleContext) -> None:
         if state is not None:
             ctx.table.tie(ctx.axis(state, 2), hidden)
             ctx.tie(state, 0 if batch_first else 1, x, batch)
-            ctx.freeze(state, "directions", 1 if batch_first else 0)
+            ctx.freeze(state, "directions of a recurrent layer", 1 if batch_first else 0)
     y = ctx.output(0)
     if y is not None:
         ctx.table.tie(ctx.axis(y, 3), hidden)
@@ -47,9 +47,9 @@ def _stack(ctx: RuleContext, value: ir.Value | None, parts: int, hidden: int) ->
     """Axis 1 holds one block of hidden units per gate; the gates stay."""
     if value is None:
         return
-    ctx.freeze(value, "directions", 0)
+    ctx.freeze(value, "directions of a recurrent layer", 0)
     gate = ctx.table.virtual(parts)
-    ctx.table.freeze(gate, "gates")
+    ctx.table.freeze(gate, "gates of a recurrent layer")
     ctx.table.product(ctx.axis(value, 1), (gate, hidden))
 
 
