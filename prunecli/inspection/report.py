@@ -12,6 +12,7 @@ import numpy as np
 
 from prunecli.errors import some
 from prunecli.inputs import InputSpec
+from prunecli.model.shapes import UNKNOWN
 from prunecli.report.contract import report_json, totals_json
 from prunecli.report.document import (
     Bars,
@@ -185,6 +186,8 @@ def _summary(found: Inspection) -> Table:
 
 
 def _spec_text(spec: InputSpec) -> str:
+    if spec.dtype == UNKNOWN:
+        return f"{spec.name} (no tensor, as a sequence of maps)"
     return f"{spec.name} {spec.dtype} {'×'.join('?' if d is None else str(d) for d in spec.shape) or 'scalar'}"
 
 
@@ -214,6 +217,7 @@ def _layer_table(found: Inspection) -> Table:
         Column("bytes", "bytes", drop=3),
         Column("zeros", "percent", drop=1),
     )
+    shown = [layer for layer in found.layers if layer.kind in ("weight", "none")]
     rows: list[tuple[Cell, ...]] = [
         (
             layer.weight or f"({layer.name})",
@@ -226,14 +230,13 @@ def _layer_table(found: Inspection) -> Table:
             layer.bytes,
             layer.sparsity if layer.weight else None,
         )
-        for layer in found.layers
-        if layer.kind in ("weight", "none")
+        for layer in shown
     ]
     return Table(
         "Layers",
         columns,
         rows,
-        "in brackets: operators that multiply without a prunable weight",
+        "in brackets: operators that multiply without a prunable weight" * any(not layer.weight for layer in shown),
         top=TOP,
         top_by="params",
     )

@@ -151,10 +151,14 @@ def demands(model: ir.Model) -> dict[str, Demand]:
     return {value.name or "": asked.get(value, NO_DEMAND) for value in model.graph.inputs}
 
 
+UNKNOWN = "unknown()"
+"""The dtype of what is no tensor, or of none that the file states."""
+
+
 def _dtype(value: ir.Value) -> str:
     dtype = value.dtype
     if dtype is None or dtype == ir.DataType.UNDEFINED:
-        return "unknown()"
+        return UNKNOWN
     return "str" if dtype == ir.DataType.STRING else str(dtype.numpy().name)
 
 

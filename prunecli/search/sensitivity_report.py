@@ -71,7 +71,7 @@ def to_document(found: SensitivityResult) -> Document:
 
 def _what(found: SensitivityResult) -> str:
     things = "weight" if found.granularity == "element" else "group of coupled units"
-    how = f"ranked by {found.criterion}, on {found.samples:,} samples of {found.source}"
+    how = f"by --criterion {found.criterion}, on {found.samples:,} samples of {found.source}"
     if found.ranking is not None:
         means = "from gradients, in no unit" if found.proxy == "gradients" else "from the file by a neural network"
         return f"Each {things} cut alone, {how}: damage as predicted {means}."
@@ -99,9 +99,12 @@ def _table(found: SensitivityResult) -> Table:
     levels = sorted({round(p.fraction, 4) for row in found.rows for p in row.points})
     columns = [
         Column("layer" if found.granularity == "element" else "group", "name"),
-        Column("parameters", "count", drop=1),
+        Column("parameters", "count", drop=2),
     ]
-    columns += [Column(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}", "number") for level in levels]
+    columns += [
+        Column(f"{level:.0%}" if level * 100 % 1 == 0 else f"{level:.1%}", "number", drop=int(place % 2 == 0))
+        for place, level in enumerate(levels)
+    ]
     columns.append(Column("mean damage", "number"))
     rows = [[row.layer.name, row.layer.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
     title = "Predicted damage" if found.ranking else f"{found.metric.replace('_', ' ')}: {found.change}"
