@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -183,12 +183,18 @@ def measure(
     before = MachineLoad.now()
     stand = _Stand(dict(runs), how)
     was_enabled, most = gc.isenabled(), how.pairs or MAX_PAIRS
+    shown: Iterator[int] = progress(iter(range(1, 101)), "measuring latency (%)", 100)
+    percent = next(shown)
     gc.disable()
     try:
-        for turn in progress(range(most), "measuring latency", most):
+        for turn in range(most):
             if stand.done(turn):
                 break
             stand.pair(turn)
+            while percent < 100 * stand.part(turn + 1):
+                percent = next(shown, 101)
+        for _ in shown:  # the bar ends with the measurement
+            pass
     finally:
         if was_enabled:
             gc.enable()
@@ -223,12 +229,15 @@ class _Stand:
         late = time.perf_counter() - self.began > PATIENCE * self.how.seconds
         return late or (turn >= MIN_PAIRS and self.spent() > self.how.seconds)
 
-    def pair(self, turn: int) -> None:
+    def part(self, turn: int) -> float:
+        """The fraction of the measurement that is over after `turn` pairs."""
+        if self.how.pairs is not None:
+            return turn / self.how.pairs
         wall = (time.perf_counter() - self.began) / PATIENCE
-        part = turn / self.how.pairs if self.how.pairs else max(
-            max(self.spent(), wall) / self.how.seconds, turn / MAX_PAIRS
-        )  # fmt: skip
-        if part * self.openable >= self.opened:
+        return max(max(self.spent(), wall) / self.how.seconds, turn / MAX_PAIRS)
+
+    def pair(self, turn: int) -> None:
+        if self.part(turn) * self.openable >= self.opened:
             self.open()
         names = list(self.runs)
         for name in names if turn % 2 == 0 else reversed(names):
