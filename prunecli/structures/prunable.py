@@ -60,10 +60,19 @@ class Cuttable:
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
     made: Dataset | None = None
-    told: list[str] = field(default_factory=list)
+    told: list[str] = field(init=False)
     convolved: tuple[str, ...] = ()
     stored: ir.Model = field(kw_only=True)
     form: FloatingForm = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.told = self.unknown
+
+    @property
+    def unknown(self) -> list[str]:
+        """Why a quantised model is cut only where it computes in floating point."""
+        why = self.form.problem
+        return [f"its integers stay as they are, and what they compute: {why}"] if why else []
 
     @property
     def is_quantised(self) -> bool:
@@ -80,7 +89,7 @@ class Cuttable:
             raise PruneError("this is measured on data", "give --data")
         if not source.synthetic:
             found = source.open(input_specs(self.file.ir))
-            self.told = cautions(found)
+            self.told = [*self.unknown, *cautions(found)]
             return found
         if self.made is None:
             self.made = calibration_samples(

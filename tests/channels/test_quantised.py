@@ -160,3 +160,20 @@ def test_layers_without_a_bias_get_one_in_integers(tmp_path: Path) -> None:
     after = onnx.load(tmp_path / "cut.onnx")
     biases = [t for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT32]
     assert len(biases) == sum(len(node.input) == 3 for node in after.graph.node if node.op_type == "Conv") == 2
+
+
+def test_integers_whose_meaning_is_not_known_are_left_and_named(tmp_path: Path) -> None:
+    """An output that gives integers: layers in floating point before it are cut all the same."""
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(6, 8)), "b": rng.normal(size=(8, 5))}
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("Relu", ["h"], ["r"]),
+             helper.make_node("MatMul", ["r", "b"], ["f"]), helper.make_node("DynamicQuantizeLinear", ["f"], ["y", "s", "z"])]  # fmt: skip
+    value = helper.make_tensor_value_info
+    inputs, outputs = [value("x", 1, ["N", 6])], [value("y", 2, ["N", 5]), value("s", 1, [])]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, stored), ir_version=8,
+                              opset_imports=[helper.make_opsetid("", 17)])  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    found = prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx", timing=False)
+    assert shapes(tmp_path / "cut.onnx")["a"] == (6, 4)
+    assert [note for note in found.notes if "its integers stay as they are" in note and "DynamicQuantizeLinear" in note]
