@@ -119,7 +119,8 @@ HELD_SHARE = 4
 MOST_HELD = 96
 """Samples on which the damage is measured, some hundred runs of the model on each."""
 JOINTLY_FITTED = 64
-"""Samples that a cut is fitted on before its damage as a whole is measured: they rank cuts as a thousand do."""
+"""Samples that a cut is fitted on before its damage as a whole is measured: enough to tell bad from good, not to order
+those of nearly the same damage."""
 
 _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "moments": _moments,
