@@ -99,13 +99,19 @@ def test_degenerate_data_leave_finite_weights(name: str, case: str) -> None:
 
 
 def test_groups_are_fitted_each_on_its_own() -> None:
+    """To the rounding of float32 sums, which are in another order for several groups, times the condition of inputs whose
+    means are four times their deviations."""
     (x0, y0), (x1, y1) = samples(0), samples(1)
     both = sums(np.concatenate([x0, x1]), np.concatenate([y0, 3 * y1]))
     old = Fit("none", np.repeat(present().weights, 2, axis=0), np.zeros((2, OUTPUTS)))
     together = next(iter(FORMERS["lstsq"](both, old, True)))
     for one, (x, y) in enumerate([(x0, y0), (x1, 3 * y1)]):
         alone = next(iter(FORMERS["lstsq"](sums(x, y), present(), True)))
-        np.testing.assert_allclose(together.weights[one], alone.weights[0], rtol=1e-9)
+        np.testing.assert_allclose(together.weights[one], alone.weights[0], rtol=1e-3, atol=1e-4)
+        assert (
+            abs(together.weights[one] - alone.weights[0]).max()
+            < 1e-3 * abs(together.weights[0] - together.weights[1]).max()
+        )
 
 
 def test_held_out_data_choose() -> None:
