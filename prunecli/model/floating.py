@@ -139,7 +139,6 @@ def floating(model: ir.Model) -> FloatingForm:
             _drop_unread(graph, read | editor.made)
     except _UnknownError as reason:
         return FloatingForm(model, problem=str(reason))
-    work.meta[SOURCES] = form.sources
     return form
 
 
@@ -181,20 +180,15 @@ def requantise(floats: ir.Model, model: ir.Model) -> None:
             made = changed.get(holder.name)
             if made is None or made.tensor is holder.tensor or isinstance(made.tensor, RealTensor):
                 continue
-            holder.put(_written(holder.tensor, made.tensor, _sources(floats).get(holder.name)))
+            holder.put(_written(holder.tensor, made.tensor, made.value.meta.get(SOURCE)))
 
 
 def _of(model: ir.Model, graph: ir.Graph) -> list[Holder]:
     return [holder for holder in holders(model) if holder.graph is graph]
 
 
-SOURCES = "prunecli.quantised"
-"""Key in the `meta` of the form: by name, how each weight is stored."""
-
-
-def _sources(floats: ir.Model) -> dict[str, Quantised]:
-    found: dict[str, Quantised] = floats.meta.get(SOURCES, {})
-    return found
+SOURCE = "prunecli.quantised"
+"""Key in the `meta` of a weight of the form: how it is stored. Two branches may have weights of one name."""
 
 
 def _written(old: ir.TensorProtocol, new: ir.TensorProtocol, source: Quantised | None) -> ir.TensorProtocol:
@@ -310,7 +304,8 @@ class Restatement:
         holder = self._holder(value)
         holder.put(RealTensor(source, value.name or ""))
         value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
-        self.form.sources[value.name or ""] = source
+        value.meta[SOURCE] = source
+        self.form.sources.setdefault(value.name or "", source)
         for parameter in source.parameters:
             self.follow(parameter, value, source)
         self.real.add(value)
@@ -435,6 +430,9 @@ class Restatement:
         self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
 
 
+UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT4)
+
+
 @restates("QuantizeLinear")
 @restates("QuantizeLinear", domain=MICROSOFT)
 def _quantize(r: Restatement, node: ir.Node) -> None:
@@ -442,11 +440,12 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
     source, zero_point = node.inputs[0], input_of(node, 2)
     assert source is not None
     out = node.outputs[0]
+    unsigned = zero_point is not None or integer(node, "output_dtype", 0) in (0, *UNSIGNED)
     r.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
     if out.is_graph_output():
         return
     _follow_vectors(r, node, source)
-    low, high = (False, False) if stored(source) is not None else r._ends(zero_point)
+    low, high = (False, False) if stored(source) is not None or not unsigned else r._ends(zero_point)
     producer = source.producer()
     if low and not (producer is not None and producer.op_type == "Relu"):
         r.become(node, "Relu", [source])
@@ -482,7 +481,7 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
     assert source is not None
     if source in r.real and not isinstance(stored(source), RealTensor):
         _follow_vectors(r, node, source)
-        r.skip(node, source)
+        r.skip(node, _read_again(r, node, source))
     elif stored(source) is not None:
         axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
         found = quantised(source, node.inputs[1], input_of(node, 2), axis=axis, block=block)
@@ -493,6 +492,28 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         _moved_weight(r, node, moved)
     else:
         _looked_up(r, node, source)
+
+
+def _read_again(r: Restatement, node: ir.Node, source: ir.Value) -> ir.Value:
+    """What a DequantizeLinear makes of numbers: the same, but of a stored weight, moved or looked up, that another
+    DequantizeLinear has read by other scales, these numbers adapted.
+
+    Raises:
+        _UnknownError: one of the scales is no single number.
+    """
+    producer = source.producer()
+    looked_up = producer is not None and producer.op_type == "Gather" and not producer.domain
+    held = behind(producer.inputs[0] if looked_up and producer is not None else source)
+    first = stored_as(held.tensor) if held is not None else None
+    if first is None or first.parameters == (node.inputs[1], input_of(node, 2)):
+        return source
+    scale, zero_point = stored(node.inputs[1]), stored(input_of(node, 2))
+    single = all(one is None or one.size == 1 for one in (scale, zero_point, first.scale, first.zero_point))
+    if scale is None or not single:
+        raise _UnknownError(f"{source.name!r} is read by several scales that are no single numbers")
+    offset = np.zeros((), np.int32) if zero_point is None else np.asarray(zero_point.numpy()).astype(np.int32)
+    second = replace(first, scale=np.asarray(scale.numpy()).reshape(()), zero_point=offset.reshape(()))
+    return r._adapted(source, first, second, node)
 
 
 def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:

@@ -102,8 +102,9 @@ class Quantised:
         return self._stored(np.broadcast_to(self._spread(self.zero_point), self.shape))
 
     def zeroed(self, gone: Array) -> Array:
-        """What is stored where the numbers in `gone`, a mask, are zero and the others as they are."""
-        return self._stored(np.where(gone, self._spread(self.zero_point), self.integers()))
+        """What is stored where the numbers in `gone`, a mask, are zero and the others as they are. What is zero already
+        (by a scale of zero every number is) keeps its bits."""
+        return self._stored(np.where(gone & (self.array() != 0), self._spread(self.zero_point), self.integers()))
 
     def write(self, values: Array) -> Array:
         """What to store for `values`: the nearest that there is by these scales. What has not changed keeps its bits
@@ -132,7 +133,9 @@ class Quantised:
         for part in SHRINK if grid.whole else (1.0,):
             scale = np.where(widest > 0, widest * part, self.scale).astype(self.scale.dtype).astype(np.float64)
             scale = np.where(scale > 0, scale, self.scale)
-            steps = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], grid.low, grid.high)
+            steps = np.clip(
+                np.rint(groups / np.where(scale == 0, 1, scale)[..., None]) + zero[..., None], grid.low, grid.high
+            )
             error = np.square((steps - zero[..., None]) * scale[..., None] - groups).sum(axis=-1)
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         return replace(self, scale=best.astype(self.scale.dtype))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import prunecli
 from prunecli.model import find_weights, load, save
@@ -22,6 +22,10 @@ from tests.model.quantised_models import CASES, IMAGE, Net, qdq
 
 PRUNABLE = [case for case in CASES if case[3] and not case[0].startswith(("bias", "per input"))]
 """onnxruntime itself does not run scales per input channel where it fuses."""
+ZEROED = [
+    *PRUNABLE,
+    ("a scale of zero", lambda: qdq(scale=[0, 0.02, 0.03, 0.02], zero=[3, -7, 1, 0], axis=0), IMAGE, "w"),
+]
 
 
 def written(folder: Path, made: Callable[[], Net], shape: tuple[int, ...]) -> Path:
@@ -29,7 +33,7 @@ def written(folder: Path, made: Callable[[], Net], shape: tuple[int, ...]) -> Pa
     return folder / "m.onnx"
 
 
-@pytest.mark.parametrize(("name", "made", "shape", "weight"), PRUNABLE, ids=[case[0] for case in PRUNABLE])
+@pytest.mark.parametrize(("name", "made", "shape", "weight"), ZEROED, ids=[case[0] for case in ZEROED])
 def test_the_smallest_become_zero(
     tmp_path: Path, name: str, made: Callable[[], Net], shape: tuple[int, ...], weight: str
 ) -> None:
@@ -48,6 +52,32 @@ def test_the_smallest_become_zero(
     assert row.nonzero == np.count_nonzero(after)
     assert row.dtype in ("int8", "uint8", "int4")
     assert "bit for bit" in found.verification.detail
+
+
+def test_weights_of_one_name_in_two_branches_keep_their_own_scales(tmp_path: Path) -> None:
+    branches, given = {}, {}
+    for number, (name, scale) in enumerate({"then": 0.02, "else": 0.5}.items()):
+        array = np.random.default_rng(number).integers(-128, 128, (6, 4)).astype(np.int8)
+        tensors = {"w": array, "s": np.float32(scale), "z": np.int8(3 - 9 * number)}
+        nodes = [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], [f"{name}_f"]),
+            helper.make_node("MatMul", ["x", f"{name}_f"], [f"{name}_y"]),
+        ]
+        out = helper.make_tensor_value_info(f"{name}_y", onnx.TensorProto.FLOAT, None)
+        stored = [numpy_helper.from_array(np.asarray(value), key) for key, value in tensors.items()]
+        branches[f"{name}_branch"], given[float(np.float32(scale))] = (
+            helper.make_graph(nodes, name, [], [out], stored),
+            tensors,
+        )
+    net = Net(13).hold(c=np.array(True)).add("If", "c", "y", **branches)
+    onnx.save(net.model((5, 6)), tmp_path / "m.onnx")
+    prunecli.magnitude(tmp_path / "m.onnx", sparsity=0.5, output=tmp_path / "z.onnx")
+    node = onnx.load(tmp_path / "z.onnx").graph.node[0]
+    for attribute in node.attribute:
+        after = {t.name: numpy_helper.to_array(t) for t in attribute.g.initializer}
+        before = given[float(after["s"])]
+        assert ((after["w"] == before["w"]) | (after["w"] == before["z"])).all()
+        assert (after["w"] == before["z"]).sum() >= 12
 
 
 def test_inspect_counts_the_numbers_that_integers_stand_for(tmp_path: Path) -> None:

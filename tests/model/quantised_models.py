@@ -201,6 +201,31 @@ def two_readers(scale: float, zero: int) -> Net:
     return net.add("DequantizeLinear", "w o_s o_z", "vf").add("MatMul", "x vf", "b").add("Add", "a b", "y")
 
 
+def transposed_twice(second: bool) -> Net:
+    """Integers that are transposed, once or each time anew, become numbers by two scales."""
+    net = transposed()
+    del net.nodes[-1]
+    net.hold(o_s=F(0.05), o_z=np.int8(5)).add("MatMul", "x wf", "a")
+    if second:
+        net.add("Transpose", "w", "wu", perm=[1, 0])
+    net.add("DequantizeLinear", f"{'wu' if second else 'wt'} o_s o_z", "vf").add("MatMul", "x vf", "b")
+    return net.add("Add", "a b", "y")
+
+
+def embedding_twice() -> Net:
+    """Rows that become numbers by two scales."""
+    net = embedding().hold(o_s=F(0.07), o_z=U(3))
+    net.nodes[-1].name = net.nodes[-1].output[0] = "p"
+    return net.add("DequantizeLinear", "r o_s o_z", "q").add("Add", "p q", "y")
+
+
+def signed_without_zero_point() -> Net:
+    """QuantizeLinear of opset 21 names its integers where it has no zero point."""
+    net = Net(21).hold(q_s=F(0.03), w_s=F(0.01)).add("QuantizeLinear", "x q_s", "xq", output_dtype=TensorProto.INT8)
+    net.add("DequantizeLinear", "xq q_s", "xf").integers("w", (6, 4)).add("DequantizeLinear", "w w_s", "wf")
+    return net.add("MatMul", "xf wf", "y")
+
+
 def lstm() -> Net:
     net = Net(13).integers("w", (1, 3, 16)).integers("r", (1, 4, 16)).hold(w_s=F([0.01]), w_z=np.zeros(1, np.int8))
     names = "x w r _ _ _ _ _ w_s w_z r_s w_z"
@@ -281,6 +306,10 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
     ("one weight by two zero points", lambda: two_readers(0.05, 7), ROWS, "w"),
+    ("transposed integers by two scales", lambda: transposed_twice(False), ROWS, "w"),
+    ("integers transposed twice by two scales", lambda: transposed_twice(True), ROWS, "w"),
+    ("a table of rows by two scales", embedding_twice, (5, 6), ""),
+    ("int8 without zero point", signed_without_zero_point, ROWS, "w"),
     ("DynamicQuantizeLSTM", lstm, (5, 2, 3), "w"),
     ("QAttention", attention, (2, 5, 8), "w"),
     ("QLinearAdd", lambda: binary("QLinearAdd"), ROWS, ""),
