@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -387,13 +387,12 @@ class QuantisedGraph:
         import numpy as np
         from onnxruntime import quantization as tool
         from onnxruntime.quantization.calibrate import TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
         ends = {name: tuple(np.array(end, np.float32) for end in pair) for name, pair in self.ranges.items()}
         ranges = TensorsData(tool.CalibrationMethod.MinMax, ends)
         model = load_model_with_shape_infer(prepared)
-        found = QDQQuantizer(
+        found = _quantizer_of(_read_elsewhere(model))(
             model, per_channel=True, reduce_range=False,
             weight_qType=_tool_type(self.weights), activation_qType=_tool_type(self.activations), tensors_range=ranges,
             nodes_to_quantize=[], nodes_to_exclude=list(self.exclude), op_types_to_quantize=_operators_to_quantise(),
@@ -439,6 +438,30 @@ def _operators_to_quantise() -> list[str]:
 def _has_graphs(model: onnx.ModelProto) -> bool:
     """Whether nodes hold graphs, which may read an activation that the tool would leave to a rounding behind it."""
     return any(attribute.type in (5, 10) for node in model.graph.node for attribute in node.attribute)
+
+
+def _quantizer_of(elsewhere: Collection[str]) -> Any:
+    """The tool's class, which takes for what a Relu or Clip alone reads the range behind it: not so of values that are
+    read `elsewhere`, which would be clipped."""
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    class RangeKeepingQuantizer(QDQQuantizer):  # type: ignore[misc]  # it has no types
+        def adjust_tensor_ranges(self) -> None:
+            kept = {name: self.tensors_range[name] for name in elsewhere if name in self.tensors_range}
+            super().adjust_tensor_ranges()
+            for node in self.model.nodes():
+                if node.op_type in ("Clip", "Relu") and node.input[0] in kept:
+                    self.tensors_range[node.input[0]] = kept[node.input[0]]
+
+    return RangeKeepingQuantizer
+
+
+def _read_elsewhere(model: onnx.ModelProto) -> set[str]:
+    """Names of values that are outputs of the model, or read by graphs that nodes hold."""
+    from prunecli.model.protos import graphs
+
+    inner = (node for graph in graphs(model) if graph is not model.graph for node in graph.node)
+    return {value.name for value in model.graph.output} | {name for node in inner for name in node.input}
 
 
 def _tool_type(name: str) -> Any:

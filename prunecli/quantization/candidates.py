@@ -102,14 +102,21 @@ class GraphBuilder:
         asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
         graph = IntegerGraph.of(ir.from_proto(asked.of(self.prepared)), self.form)
         if open_ends:
-            open_outputs(graph.model)
+            open_outputs(graph.model, self.model.ir)
         return graph
 
 
-def open_outputs(model: ir.Model) -> None:
+def open_outputs(model: ir.Model, prepared: ir.Model) -> None:
     """Outputs that are rounded right behind a Gemm or MatMul are given as they are: kernels of integers compute those
-    in float anyway."""
+    in float anyway.
+
+    Args:
+        prepared: what the model was made from. A rounding that stands for a Relu or Clip of it stays.
+    """
+    products = {node.outputs[0].name for node in prepared.graph if node.op_type in ("Gemm", "MatMul")}
     for position, output in enumerate(list(model.graph.outputs)):
+        if output.name not in products:
+            continue
         back = output.producer()
         there = back.inputs[0].producer() if back is not None and back.inputs[0] is not None else None
         if back is None or there is None or (back.op_type, there.op_type) != ("DequantizeLinear", "QuantizeLinear"):
@@ -154,7 +161,9 @@ def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]
     for stored in held:
         _rename(model, stored.integers, stored.name)
     for value in list(model.graph.initializers.values()):
-        if value.name not in own and value.name not in parameters and not value.is_graph_input():
+        if value.is_graph_input() or value.is_graph_output():
+            continue
+        if value.name not in own and value.name not in parameters:
             _rename(model, value, fresh())
 
 

@@ -252,6 +252,34 @@ def test_what_a_subgraph_reads_is_not_left_to_a_rounding_behind_it(tmp_path: Pat
     assert found.errors[found.chosen] < 0.01
 
 
+ENDS = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v", out="a"), op("Relu", "a")],
+        {"w": f(16, 8), "v": f(8, 8)}, ["N", 16])  # fmt: skip
+GIVEN = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")],
+         {"w": f(16, 8), "v": f(8, 8)}, ["N", 16])  # fmt: skip
+STORED = ([op("MatMul", "x", "w"), op("Identity", "w", out="h")], {"w": f(16, 8)}, ["N", 16])
+OUTPUTS = [
+    # the model, its outputs beside y
+    ("a Relu at the end", ENDS, []),
+    ("what a Relu reads is given, too", GIVEN, ["h"]),
+    ("a weight is given", STORED, ["h"]),
+]
+
+
+@pytest.mark.parametrize(("label", "net", "others"), OUTPUTS, ids=[case[0] for case in OUTPUTS])
+def test_every_output_is_near(label: str, net: Any, others: list[str], tmp_path: Path) -> None:
+    path = made(tmp_path / "m.onnx", *net)
+    model = onnx.load(path)
+    model.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in others)
+    onnx.save(model, path)
+    x = np.asarray(np.random.default_rng(1).standard_normal((64, 16)), np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
+    wanted, got = (Session.open(p).run({"x": x}) for p in (path, tmp_path / "q.onnx"))
+    assert wanted.keys() == got.keys() == {"y", *others}
+    assert all(np.square(got[name] - wanted[name]).mean() < 0.01 * wanted[name].var() for name in wanted)
+    assert max(found.errors.values()) < 0.01
+
+
 def test_data_beside_the_model_and_what_is_quantised_already(tmp_path: Path) -> None:
     onnx.save(onnx.load(str(MLP)), str(tmp_path / "m.onnx"), save_as_external_data=True, size_threshold=0)
     once = {"data": CALIB, "limit": 32, "threads": 1, "timing": False}
