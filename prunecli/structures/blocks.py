@@ -124,7 +124,7 @@ def open_blocks(
         raise PruneError(
             f"{path} has no residual blocks (y = x + f(x)) that could be dropped", "cut channels and heads instead"
         )
-    own = {field.name: getattr(base, field.name) for field in fields(base)}
+    own = {field.name: getattr(base, field.name) for field in fields(base) if field.init}
     return BlockCuttable(**{**own, "units": BlockCatalogue(base.units, blocks), "granularity": granularity})
 
 
