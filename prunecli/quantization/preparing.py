@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -34,9 +35,10 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
     place = folder / "model.onnx"
     if form == "qdq":
         newer = raised(file, PER_CHANNEL_SINCE, "a scale per output channel")
-        if newer is file and not file.data_files:
+        scaled = any(_is_scaled(node) for node in newer.ir.graph)
+        if newer is file and not file.data_files and not scaled:
             return prepare_to_quantise(plain_path(file), folder), []
-        _save_whole(newer, place)
+        _save_whole(replace(newer, ir=_with_products_unscaled(newer.ir)) if scaled else newer, place)
         return prepare_to_quantise(place, folder), newer.notes[len(file.notes) :]
     newer = raised(file, DYNAMIC_SINCE, "dynamic quantisation") if form == "dynamic" else file
     work = working_form(newer.ir)
@@ -58,6 +60,35 @@ def _save_whole(model: Model, place: Path) -> None:
         raise PruneError(f"{model.path} is too large for onnxruntime's quantiser, which takes models up to 2 GB",
                          "prune it first, or quantise its parts")  # fmt: skip
     save(model, place, SaveOptions("never"))
+
+
+def _is_scaled(node: ir.Node) -> bool:
+    """Whether a Gemm has an alpha or beta. onnxruntime's tool forgets the beta of a bias that it stores in integers."""
+    factors = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+    return node.op_type == "Gemm" and not node.domain and any(factor != 1 for factor in factors)
+
+
+def _with_products_unscaled(model: ir.Model) -> ir.Model:
+    """A copy in which the matrices and biases of Gemm hold its alpha and beta."""
+    work = working_form(model)
+    for node in [node for node in work.graph if _is_scaled(node)]:
+        for index, name in ((1, "alpha"), (2, "beta")):
+            factor, value = node.attributes.get_float(name, 1.0), [*node.inputs, None, None][index]
+            if factor == 1 or value is None:
+                continue
+            held = behind(value)
+            if held is not None and held.is_own and len(held.way) == 1 and value.is_initializer():
+                refill(value, (held.read() * factor).astype(held.dtype.numpy()))
+                continue
+            taken = taken_names(work.graph)
+            by = add_constant(work.graph, f"{node.name}.{name}", np.array(factor, np.float32), taken)
+            product = ir.Node("", "Mul", [value, by], num_outputs=1, name=free_name(f"{node.name}.{name}.Mul", taken))
+            product.outputs[0].name = free_name(f"{node.name}.{name}.product", taken)
+            work.graph.insert_before(node, [product])
+            node.replace_input_with(index, product.outputs[0])
+        for name in ("alpha", "beta"):
+            node.attributes.pop(name, None)
+    return work
 
 
 def _as_product(graph: ir.Graph, node: ir.Node) -> None:

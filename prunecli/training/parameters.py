@@ -14,6 +14,7 @@ import onnx_ir as ir
 from prunecli.errors import PruneError
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import Holder, behind
+from prunecli.model.floating import is_quantised
 from prunecli.training.optimizers import Flat
 
 Array = np.ndarray[Any, Any]
@@ -120,6 +121,9 @@ def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
             "--include '*' trains it all the same",
         )
     kept = [w for w in kept if not w.holder.overridable]
+    if not kept and is_quantised(model.ir):
+        raise PruneError("the weights of a quantised model are integers, which gradients do not change",
+                         "train the floating-point model and quantise it then")  # fmt: skip
     if not kept:
         raise PruneError("the model has nothing to train", "`prune inspect` says what is in it")
     return kept

@@ -44,6 +44,9 @@ TURNED = ([op("Transpose", "w", out="t"), op("MatMul", "x", "t", out="h"), op("G
 NORMED = ([op("Conv", "x", "w", out="h"), op("BatchNormalization", "h", "s", "c", "m", "var", out="n"), op("Conv", "n", "v")],
           {"w": f(6, 4, 1, 1), "s": f(6), "c": f(6), "m": f(6), "var": np.abs(f(6)) + 1, "v": f(3, 6, 1, 1)},
           ["N", 4, 6, 6])  # fmt: skip
+SCALED = ([op("Gemm", "x", "w", "b", out="h", alpha=0.5, beta=2.0), op("ReduceMean", "x", out="r", axes=[1]),
+           op("Gemm", "h", "v", "r", beta=3.0, transB=1)],
+          {"w": PLAIN[1]["w"], "b": 9 * PLAIN[1]["b"], "v": TURNED[1]["v"]}, ["N", 40])  # fmt: skip
 DEAD = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")],
         {"w": f(40, 8) * (np.arange(8) > 2), "v": f(8, 6)}, ["N", 40])  # fmt: skip
 BIAS = ([op("Conv", "x", "w", "b")], {"w": 1e-9 * f(3, 4, 1, 1), "b": 1e3 * f(3)}, ["N", 4, 6, 6])
@@ -61,6 +64,7 @@ CASES = [
     ("transposed", TURNED, {}, 2),
     ("transposed", TURNED, {"format": ("dynamic",)}, 2),
     ("transposed", TURNED, {"weights": "int4-block32"}, 2),
+    ("products with factors", SCALED, {}, 2),
     ("normalised", NORMED, {}, 2),
     ("dead units", DEAD, {}, 2),
     ("a bias that int32 hardly holds", BIAS, {}, 1),
@@ -287,3 +291,6 @@ def test_data_beside_the_model_and_what_is_quantised_already(tmp_path: Path) -> 
     assert found.errors[found.chosen] < 1e-3 and len(list(tmp_path.glob("q.onnx.*.data"))) == 1
     with pytest.raises(PruneError, match="is quantised already"):
         prunecli.quantize(tmp_path / "q.onnx", output=str(tmp_path / "r.onnx"), **once)
+    with pytest.raises(PruneError, match="integers, which gradients do not change") as caught:
+        prunecli.finetune(tmp_path / "q.onnx", data=TEST, output=str(tmp_path / "r.onnx"))
+    assert "quantise it then" in caught.value.hint
