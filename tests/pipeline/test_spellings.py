@@ -98,12 +98,13 @@ def test_pruned_and_refitted_as_the_plain_form(command: Any, spelling: str, tmp_
     assert np.abs(wanted - original).max() > 3 * limit * np.abs(wanted).max(), "something was cut"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", SPELLED)
 def test_statistics_are_trained_as_those_of_the_plain_form(spelling: str, tmp_path: Path) -> None:
     found = []
     for name in ("plain", spelling):
         path, out = cnn(tmp_path / f"{name}.onnx", name), tmp_path / f"{name}.tuned.onnx"
-        given = {"epochs": 1, "rate": 1e-3, "batch_size": 16, "val_split": 0.0, "output": out}
+        given = {"epochs": 1, "rate": 1e-3, "batch_size": 16, "val_split": 0.0, "bn": "update", "output": out}
         finetune(path, data=data(tmp_path / "data.npz"), teacher=cnn(tmp_path / "teacher.onnx"), **given)
         graph = load(out).ir.graph
         values = {v.name: v for node in graph for v in node.inputs if v is not None}
@@ -126,7 +127,7 @@ def test_statistics_that_two_layers_share_stay(tmp_path: Path) -> None:
         model.graph.node.insert(place + number, node)
     onnx.save(model, tmp_path / "two.onnx")
     tuned = finetune(tmp_path / "two.onnx", data=data(tmp_path / "data.npz"), teacher=tmp_path / "two.onnx", epochs=1,
-                     rate=1e-3, batch_size=16, val_split=0.0, output=tmp_path / "out.onnx")  # fmt: skip
+                     bn="update", rate=1e-3, batch_size=16, val_split=0.0, output=tmp_path / "out.onnx")  # fmt: skip
     before, after = (
         {t.name: to_array(t) for t in onnx.load(tmp_path / n).graph.initializer} for n in ("two.onnx", "out.onnx")
     )
@@ -155,7 +156,7 @@ def test_statistics_that_are_parts_of_others_are_read_as_such(tmp_path: Path) ->
     structured(tmp_path / "halves.onnx", output=tmp_path / "cut.onnx", **given)
     assert np.square(outputs(tmp_path / "cut.onnx", inputs(x)) - before).mean() < np.square(before).mean()
     tuned = finetune(tmp_path / "halves.onnx", data=x, teacher=tmp_path / "plain.onnx", epochs=1, batch_size=16,
-                     val_split=0.0, output=tmp_path / "tuned.onnx")  # fmt: skip
+                     bn="update", val_split=0.0, output=tmp_path / "tuned.onnx")  # fmt: skip
     assert any("kept its statistics" in note for note in tuned.notes)
 
 
