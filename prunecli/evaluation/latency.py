@@ -192,7 +192,7 @@ def measure(
                 break
             stand.pair(turn)
             while percent < 100 * stand.part(turn + 1):
-                percent = next(shown, 101)
+                percent = next(shown, 100)
         for _ in shown:  # the bar ends with the measurement
             pass
     finally:
@@ -234,7 +234,7 @@ class _Stand:
         if self.how.pairs is not None:
             return turn / self.how.pairs
         wall = (time.perf_counter() - self.began) / PATIENCE
-        return max(max(self.spent(), wall) / self.how.seconds, turn / MAX_PAIRS)
+        return min(max(max(self.spent(), wall) / self.how.seconds, turn / MAX_PAIRS), 1.0)  # the last pair ends late
 
     def pair(self, turn: int) -> None:
         if self.part(turn) * self.openable >= self.opened:

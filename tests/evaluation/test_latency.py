@@ -260,6 +260,12 @@ def test_a_number_of_pairs_that_is_asked_for_takes_its_time(monkeypatch: pytest.
     assert len(found.times) == MIN_PAIRS + 1 and not found.short
 
 
+def test_the_bar_ends_though_the_least_pairs_take_longer_than_they_may() -> None:
+    how = TimingOptions(1, CPU, seconds=1e-4)
+    found = measure({"a": PreparedRun(lambda: sum(range(20000)))}, how)["a"]
+    assert len(found.times) >= 1
+
+
 @pytest.mark.parametrize(
     ("threads", "provider", "clock"),
     [(1, CPU, "cpu"), (2, CPU, "wall"), (1, "CUDAExecutionProvider", "wall")],
