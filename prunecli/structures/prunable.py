@@ -60,19 +60,22 @@ class Cuttable:
     whole: Whole = field(default_factory=dict)
     include: tuple[str, ...] = ()
     made: Dataset | None = None
-    told: list[str] = field(init=False)
+    heard: tuple[str, ...] = ()
     convolved: tuple[str, ...] = ()
     stored: ir.Model = field(kw_only=True)
     form: FloatingForm = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        self.told = self.unknown
-
     @property
-    def unknown(self) -> list[str]:
-        """Why a quantised model is cut only where it computes in floating point."""
-        why = self.form.problem
-        return [f"its integers stay as they are, and what they compute: {why}"] if why else []
+    def told(self) -> list[str]:
+        """Notes for the report: why a quantised model is cut only where it computes in floating point, how the samples
+        came about, and which operators were exchanged."""
+        why, told = self.form.problem, self.heard if self.made is None else cautions(self.made)
+        return [
+            *([f"its integers stay as they are, and what they compute: {why}"] if why else []),
+            *told,
+            *([f"{some(self.convolved)}: computed by an equal convolution or pooling, which is faster"]
+              if self.convolved else []),
+        ]  # fmt: skip
 
     @property
     def is_quantised(self) -> bool:
@@ -89,7 +92,7 @@ class Cuttable:
             raise PruneError("this is measured on data", "give --data")
         if not source.synthetic:
             found = source.open(input_specs(self.file.ir))
-            self.told = [*self.unknown, *cautions(found)]
+            self.heard = tuple(cautions(found))
             return found
         if self.made is None:
             self.made = calibration_samples(
@@ -97,14 +100,6 @@ class Cuttable:
                 progress=progress,
             )  # fmt: skip
         return self.made
-
-    @property
-    def cautions(self) -> list[str]:
-        """What readers of a report have to know of inputs that were made, and of operators that were exchanged."""
-        told = [] if self.made is None else cautions(self.made)
-        if self.convolved:
-            told.append(f"{some(self.convolved)}: computed by an equal convolution or pooling, which is faster")
-        return told
 
     @property
     def other_inputs(self) -> dict[str, Shape] | None:

@@ -196,8 +196,8 @@ def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatc
     seen: list[Any] = []
     original = module.decide
 
-    def watched(*args: Any) -> Any:
-        subject, decided = original(*args)
+    def watched(*args: Any, **more: Any) -> Any:
+        subject, decided = original(*args, **more)
         seen.append(decided.removed)
         return subject, decided
 

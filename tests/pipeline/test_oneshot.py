@@ -127,7 +127,7 @@ def test_twice_is_the_same_and_a_plan_replays(tmp_path: Path) -> None:
     prunecli.oneshot(DIGITS, data=CALIB, output=outs[2], plan=plan, limit=64)
     one, two, three = (weights_of(out) for out in outs)
     assert all((one[name] == two[name]).all() and (one[name] == three[name]).all() for name in one)
-    assert json.loads(plan.read_text())["recipe"]["method"] == "obs"
+    assert json.loads(plan.read_text())["recipe"]["method"] == "auto"
 
 
 def gemm(x: str, w: str, y: str) -> Any:
@@ -355,7 +355,8 @@ def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     for out, memory in zip(outs, (1 << 30, 1000), strict=True):
         prunecli.oneshot(DIGITS, data=CALIB, sparsity=0.6, limit=64, output=out, memory=memory)
     one, two = map(weights_of, outs)
-    assert all((one[name] == two[name]).all() for name in one)
+    assert all(((one[name] == 0) == (two[name] == 0)).all() for name in one)
+    assert all(np.allclose(one[name], two[name], rtol=0, atol=1e-4) for name in one)  # sums in other portions round
 
 
 @pytest.mark.slow
