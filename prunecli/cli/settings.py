@@ -264,9 +264,8 @@ class AppliedDefaults:
         """Return the defaults of a command line. `raw`: the values that it gives itself, by the parameter's name."""
         if (defaults := find_defaults(Path())) == Defaults():  # the usual case, which should cost nothing
             return cls({})
-        schema, found = schema_of(command), defaults.of(command)
-        own = defaults.own.get(command, {})
-        found = of_use(command, found, own, raw)
+        schema = schema_of(command)
+        found = of_use(command, defaults.of(command), defaults.own.get(command, {}), raw)
         files = {slot.name for key, slot in schema.items() if key == "force" or slot.role == "path"}
         settings = {schema[key].name: setting for key, setting in found.items() if schema[key].name not in raw}
         return cls(settings, frozenset(files & settings.keys()))

@@ -20,8 +20,9 @@ from prunecli.errors import PruneError, UnprovedError
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.external_data import read_whole
+from prunecli.model.tensors import FLOATS
 from prunecli.runtime import Session
-from prunecli.structures.cut_reference import FLOATS, Forced, masked_original, stored_bytes
+from prunecli.structures.cut_reference import Forced, masked_original, stored_bytes
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.inner_values import InnerValues
 from prunecli.verify.inputs import Case, Described, TakesInputs

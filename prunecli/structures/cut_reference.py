@@ -16,12 +16,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model.protos import graphs
+from prunecli.model.tensors import FLOATS
 from prunecli.verify.outline import drop_unnamed, free_initializers
+from prunecli.verify.pieces import value_bytes
 
 Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
 """Value name -> axis -> positions, in the names of the user's file."""
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 NORMS = (
     "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "InstanceNormalization", "GroupNormalization",
@@ -112,11 +113,7 @@ def zeroed(tensor: onnx.TensorProto, axes: Mapping[int, Array], zeros: Array | N
 def stored_bytes(path: Path) -> int:
     """Size of all weights of a model file, external data included."""
     model = onnx.load(str(path), load_external_data=False, format="protobuf")
-    return sum(_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer)
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.float64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return sum(value_bytes(tensor) for graph in graphs(model) for tensor in graph.initializer)
 
 
 @dataclass

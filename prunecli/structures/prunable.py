@@ -30,8 +30,9 @@ from prunecli.model.floating import FloatingForm, floating, floats_of
 from prunecli.model.shape_inference import Shape, gather_facts
 from prunecli.model.shapes import Shapes, input_specs, require_ranks
 from prunecli.model.sizes import totals
+from prunecli.model.tensors import FLOATS
 from prunecli.structures.cut_plan import needed
-from prunecli.structures.cut_reference import FLOATS, NORMS, Forced, Merged
+from prunecli.structures.cut_reference import NORMS, Forced, Merged
 from prunecli.structures.options import CutOptions
 from prunecli.structures.shortcuts import replace_shortcuts
 from prunecli.structures.silent import silent
@@ -48,8 +49,9 @@ MADE = 256
 class Cuttable:
     """`file` as given; `work`, its working form in floating point; `inputs`, the analysed shapes; `counted`, the shapes
     of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut; `made`, synthetic
-    inputs; `convolved`, shortcuts that became an operator of the same result, by what they yield. `stored`: the working
-    form as the file stores it, quantised perhaps (never changed: copies are cut); `form`: how `work` came of it."""
+    inputs; `heard`, how other samples came about; `convolved`, shortcuts that became an operator of the same result, by
+    what they yield. `stored`: the working form as the file stores it, quantised perhaps (never changed: copies are
+    cut); `form`: how `work` came of it."""
 
     file: Model
     work: ir.Model

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from prunecli.errors import UnprovedError
 from prunecli.model.external_data import external, pull_in, read_proto
+from prunecli.model.tensors import FLOATS
 from prunecli.verify.inputs import Case
 from prunecli.verify.outline import drop_unnamed, free_initializers, of_shapes, reads
 from prunecli.verify.tolerance import Feed
 
 Shape = tuple[int, ...]
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 PIECE = 64 << 20
 """Bytes of weights that a piece has at most, where boundaries that serve allow it."""
 LARGEST = (1 << 31) - (1 << 26)
@@ -69,7 +69,7 @@ class Outlined:
     @cached_property
     def bytes_of(self) -> dict[str, int]:
         """By initializer."""
-        return {t.name: max(t.ByteSize(), _stored(t)) for t in self.model.graph.initializer}
+        return {t.name: max(t.ByteSize(), value_bytes(t)) for t in self.model.graph.initializer}
 
     @cached_property
     def fixed(self) -> set[str]:
@@ -301,7 +301,8 @@ def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return out
 
 
-def _stored(tensor: onnx.TensorProto) -> int:
+def value_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of the elements of a tensor, wherever they lie, one element to a byte at least."""
     size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize if tensor.data_type else 0
     for length in tensor.dims:
         size *= length
