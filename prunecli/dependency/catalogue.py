@@ -3,7 +3,7 @@
     unit    a minimal closed set of atoms (`units.py`): one channel everywhere it appears, one attention head
     group   units of the same structure: they touch the same axes in the same number of positions
     kind    channel, head, head_dim (the same dimension inside all heads) or width (an axis that a
-            normalisation averages over, such as the hidden size: cutting it is an approximation)
+            normalisation averages over, such as the hidden size: cutting it is an approximation, unless it has no mean)
 
 Units of different groups never share atoms, except heads and the dimensions inside them.
 """
@@ -195,7 +195,7 @@ class _Builder:
         self.slices = self._weight_slices()
         self.marked = {
             kind: {self.table.find(axis) for axis, own in self.table.marks if own == kind}
-            for kind in ("head", "vocabulary")
+            for kind in ("head", "vocabulary", "width")
         }
 
     def build(self, kinds: tuple[Kind, ...]) -> Catalogue:
@@ -284,7 +284,7 @@ class _Builder:
     def _kind(self, family: Family, unit: int, axes: Ints) -> Kind:
         if not self.marked["vocabulary"].isdisjoint(axes.tolist()):
             return "vocabulary"
-        if family.approximate[unit] >= 0:
+        if family.approximate[unit] >= 0 or not self.marked["width"].isdisjoint(axes.tolist()):
             return "width"
         return "head" if family.factor and not self.marked["head"].isdisjoint(axes.tolist()) else "channel"
 
@@ -358,7 +358,7 @@ class _Builder:
         for batch in usable:
             free[self._components(batch)] = True
         for batch in batches:
-            other = {"width": f"{batch.approximation} ({ALL} cuts it)",
+            other = {"width": f"{batch.approximation or 'a normalisation runs over this axis'} ({ALL} cuts it)",
                      "head_dim": f"inside attention heads ({ALL} cuts it)",
                      "vocabulary": "categories of an input (--granularity vocabulary cuts them)"}  # fmt: skip
             why = COUPLED if len(batch.units) == 1 else other.get(batch.kind, f"{batch.kind}: not asked for")

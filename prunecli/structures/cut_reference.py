@@ -24,11 +24,10 @@ Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
 """Value name -> axis -> positions, in the names of the user's file."""
 NORMS = (
-    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "InstanceNormalization", "GroupNormalization",
-    "ReduceMean",
+    "LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization", "InstanceNormalization",
+    "GroupNormalization", "ReduceMean",
 )  # fmt: skip
-"""Operators whose statistics depend on how many positions there are."""
+"""Operators whose statistics depend on how many positions there are, and in which no scale makes up for that."""
 _WHERE_SINCE = 9
 
 

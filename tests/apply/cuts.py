@@ -89,7 +89,19 @@ def two_groups_by_means(n: Net) -> Net:
     return _group_norm_written(n, 2, mean=True)
 
 
-WIDTH = (norm_net, written_norm, group_norm, one_group, two_groups, two_groups_by_means)
+def rms_net(n: Net) -> Net:
+    """The width goes through a normalisation without a mean, whose scale is stored and of another operator computed."""
+    x = n.x("N", "T", 4)
+    h = n.linear(x, 4, 8)
+    computed = n("Mul", n.positive(8), n("ReduceMax", x, keepdims=0))
+    first = n("SimplifiedLayerNormalization", h, computed, axis=-1, epsilon=0.1)
+    second = n.ms("SkipSimplifiedLayerNormalization", first, h, n.positive(8), epsilon=0.3)
+    return n.out(n.linear(second, 8, 3))
+
+
+SCALED = (written_norm, rms_net)
+"""Networks whose normalisations average over what `all` cuts, and are scaled."""
+WIDTH = (norm_net, group_norm, one_group, two_groups, two_groups_by_means)
 """Networks whose normalisations average over what `all` cuts."""
 
 

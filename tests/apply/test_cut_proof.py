@@ -37,6 +37,7 @@ RIGHT = [
     (cuts.saturated, np.float32, "channel", "exact"),
     (cuts.faint, np.float32, "channel", "exact"),
     *((build, np.float32, "all", "approximate") for build in cuts.WIDTH),
+    *((build, np.float32, "all", "exact") for build in cuts.SCALED),
 ]
 
 

@@ -271,7 +271,7 @@ ATTENTION = {
     "ms.GroupQueryAttention packed rotary cache": Case(lambda n: _group_query(n, True, True, True), 2 + 2),
     "ms.EmbedLayerNormalization": Case(_embed_norm, 6, options={"wide": 8}),
     "ms.LayerNormalization": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("LayerNormalization", h, n.w(8), n.w(8)), 8, 6), 8, 6), 6, options=BOTH),
-    "ms.SimplifiedLayerNormalization, standing alone": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SimplifiedLayerNormalization", h, n.w(8)), 8, 6), 8, 6), 6, options=BOTH),
+    "ms.SimplifiedLayerNormalization, standing alone": Case(lambda n: tokens(n, lambda n, h: n.linear(n.ms("SimplifiedLayerNormalization", h, n.w(8)), 8, 6), 8, 6), 14, options={"unproven": True}),
 }  # fmt: skip
 
 NEWEST = {

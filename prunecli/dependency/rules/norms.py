@@ -1,11 +1,15 @@
-"""Normalisation: per-channel parameters are tied, axes that statistics run over are frozen or approximate."""
+"""Normalisation: per-channel parameters are tied, axes that statistics run over are frozen, scaled or approximate."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_ir as ir
 
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
+from prunecli.model.constants import behind
 from prunecli.operators import MICROSOFT
 
 
@@ -32,16 +36,20 @@ def instance_norm(ctx: RuleContext) -> None:
     _over(ctx, x, range(2, ctx.rank(x)))
 
 
-@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+ROOT_MEAN_SQUARE = ("RMSNormalization", "SimplifiedLayerNormalization")
+
+
+@rule("LayerNormalization", *ROOT_MEAN_SQUARE)
 @rule("LayerNormalization", "SimplifiedLayerNormalization", domain=MICROSOFT)
 def layer_norm(ctx: RuleContext) -> None:
-    """Normalises over the axes from `axis` on: cutting those changes the statistics of the rest."""
+    """Normalises over the axes from `axis` on. Cutting those changes the mean of the rest, which is an approximation;
+    without a mean, scale and epsilon follow (`root_mean_square_of_fewer`)."""
     x = ctx.x()
     ctx.elementwise(*ctx.inputs, ctx.y)
     for statistic in ctx.outputs[1:]:
         if statistic.name:
             ctx.elementwise(x, statistic)
-    _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)))
+    _over(ctx, x, range(ctx.int("axis", -1) % ctx.rank(x), ctx.rank(x)), (1, 2))
 
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -51,12 +59,42 @@ def skip_layer_norm(ctx: RuleContext) -> None:
     for index, sources in ((0, ctx.inputs), (3, ctx.inputs), (1, [x]), (2, [x])):
         if (out := ctx.output(index)) is not None:
             ctx.elementwise(*sources, out)
-    _over(ctx, x, [ctx.rank(x) - 1])
+    _over(ctx, x, [ctx.rank(x) - 1], (1, 2))
 
 
-def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int]) -> None:
+def _over(ctx: RuleContext, x: ir.Value, axes: range | list[int], statistics: tuple[int, ...] = ()) -> None:
+    """`statistics`: outputs that give what is normalised by."""
+    exact = ctx.node.op_type in (*ROOT_MEAN_SQUARE, "SkipSimplifiedLayerNormalization")
     for axis in axes:
-        ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
+        if not exact:
+            ctx.table.approximate(ctx.axis(x, axis), f"{ctx.node.op_type} normalises over this axis")
+        elif any(ctx.output(index) is not None for index in statistics):
+            ctx.freeze(x, f"{ctx.node.op_type} gives out the root mean square over this axis", axis)
+        else:
+            ctx.table.mark(ctx.axis(x, axis), "width")
+
+
+@rewrite(*ROOT_MEAN_SQUARE)
+@rewrite("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def root_mean_square_of_fewer(cut: NodeCut, node: ir.Node) -> None:
+    """x / sqrt(s m / n + e) = sqrt(n / m) x / sqrt(s + e n / m), with m of n positions left and s the mean of their
+    squares: what the normalisation gives where the removed positions are zero."""
+    skips = node.op_type == "SkipSimplifiedLayerNormalization"
+    x, place = node.inputs[0], 2 if skips else 1
+    shape = cut.before(x)
+    first = len(shape) - 1 if skips else node.attributes.get_int("axis", -1) % len(shape)
+    share = math.prod(cut.size(x, axis) / shape[axis] for axis in range(first, len(shape)) if shape[axis])
+    if share == 1:
+        return
+    epsilon = node.attributes.get_float("epsilon", 1e-12 if skips else 1e-5)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon / share)
+    scale = node.inputs[place]
+    stored = behind(scale)
+    dtype = ir.DataType(cut.views[0].before.dtypes[scale]).numpy()  # type: ignore[index]
+    if stored is None:
+        node.replace_input_with(place, cut.insert(node, "Mul", scale, np.array(share**-0.5, dtype)))
+    else:
+        cut.set_input(node, place, (stored.array().astype(np.float64) / math.sqrt(share)).astype(dtype))
 
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)

@@ -25,7 +25,7 @@ def reduce(ctx: RuleContext) -> None:
     """Y = f(X along axes). A mean of n positions of which m stay is that of the m times m / n.
 
     Where it normalises what it was taken from (LayerNorm written out), the cut is the same normalisation of what
-    stays, as it is for LayerNormalization: an approximation.
+    stays, as it is for LayerNormalization: an approximation. A mean of squares alone (RMSNorm) is scaled.
     """
     x, y, op = ctx.x(), ctx.y, ctx.node.op_type
     axes = reduced_axes(ctx.node, ctx.rank(x), ctx.known(1))
@@ -38,7 +38,11 @@ def reduce(ctx: RuleContext) -> None:
         ctx.tie(x, axis, y, axis if keepdims else place)
     for axis in axes:
         if op == "ReduceMean" and normalises(ctx.node, ctx.facts):
-            ctx.table.approximate(ctx.axis(x, axis), "ReduceMean normalises over this axis")
+            if of_squares(ctx.node):
+                ctx.zero_is_absent(x, axis)
+                ctx.table.mark(ctx.axis(x, axis), "width")
+            else:
+                ctx.table.approximate(ctx.axis(x, axis), "ReduceMean normalises over this axis")
         elif op == "ReduceMean" or op in ADDITIVE:
             ctx.zero_is_absent(x, axis)
         else:
@@ -69,6 +73,20 @@ def normalises(node: ir.Node, facts: Facts) -> bool:
     return any(facts.shapes.get(out) == shape for out in _readers(node, facts, size))
 
 
+def of_squares(node: ir.Node) -> bool:
+    """Whether the mean is of x x or of a power of x, x no difference: nothing was taken from x to centre it."""
+    value = node.inputs[0]
+    squared = value.producer() if value is not None else None
+    if squared is None or squared.op_type not in ("Mul", "Pow"):
+        return False
+    if squared.op_type == "Mul" and squared.inputs[0] is not squared.inputs[1]:
+        return False
+    maker = squared.inputs[0].producer() if squared.inputs[0] is not None else None
+    while maker is not None and maker.op_type in ("Cast", "Identity") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker is None or maker.op_type != "Sub"
+
+
 def _readers(node: ir.Node, facts: Facts, size: int) -> Iterator[ir.Value]:
     """Outputs of the element-wise nodes that a statistic of `size` elements passes through."""
     queue, seen = [node.outputs[0]], set[ir.Value]()
@@ -91,7 +109,7 @@ def mean_of_fewer(cut: NodeCut, node: ir.Node) -> None:
     shape = cut.before(x)
     axes = reduced_axes(node, len(shape), cut.known(node, 1)) or []
     share = math.prod(cut.size(x, axis) / shape[axis] for axis in axes if shape[axis])
-    if share != 1 and not normalises(node, facts):
+    if share != 1 and (of_squares(node) or not normalises(node, facts)):
         factor = np.array(share, ir.DataType(facts.dtypes[node.outputs[0]]).numpy())
         node.replace_input_with(0, cut.insert(node, "Mul", x, factor))
 
