@@ -57,11 +57,13 @@ Whole = Mapping[tuple[str, int], str]
 NONE: Whole = MappingProxyType({})
 NO_BLOCKS: Mapping[tuple[str, int], int] = MappingProxyType({})
 BLOCK = "a block of a quantised weight shares a scale"
+GROUPED = "inputs of a quantised weight belong to scales by a table (g_idx)"
 
 
 def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], int]]:
     """Axes of quantised weights that stay whole, and those whose positions go in blocks, for `analyse`."""
     packed = dict.fromkeys(((name, 2) for name, one in form.sources.items() if one.bits), BLOCK)
+    packed |= dict.fromkeys(((name, 1) for name, one in form.sources.items() if one.grouped), GROUPED)
     return packed, {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
 
 

@@ -24,7 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
-from prunecli.model.quantised import Quantised, nbits, quantised
+from prunecli.model.quantised import Quantised, Unfolded, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
 from prunecli.operators.operator import input_of
@@ -330,6 +330,8 @@ class Restatement:
 
     def _adapted(self, value: ir.Value, first: Quantised, source: Quantised, before: ir.Node) -> ir.Value:
         """(q - z') s' from (q - z) s."""
+        if _holds_the_same(first, source):
+            return value
         if first.block or source.block or first.bits or source.bits:
             raise _UnknownError(f"{value.name!r} is read by several scales in blocks")
         kind = source.dtype.numpy()
@@ -430,19 +432,29 @@ class Restatement:
         self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
 
 
+def _holds_the_same(one: Quantised, other: Quantised) -> bool:
+    """Whether scales and zero points are alike."""
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("scale", "zero_point"))
+
+
 UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT4)
 
 
 @restates("QuantizeLinear")
 @restates("QuantizeLinear", domain=MICROSOFT)
 def _quantize(r: Restatement, node: ir.Node) -> None:
-    """y = round(x / scale) + zero point; a weight is left as it is."""
+    """y = round(x / scale) + zero point."""
     source, zero_point = node.inputs[0], input_of(node, 2)
     assert source is not None
     out = node.outputs[0]
     unsigned = zero_point is not None or integer(node, "output_dtype", 0) in (0, *UNSIGNED)
     r.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
     if out.is_graph_output():
+        return
+    if (unfolded := _unfolded(node, source, zero_point)) is not None:
+        weight = r.weight(source, unfolded, node)
+        r.reads.update((use.node, use.idx) for use in out.uses())
+        r.skip(node, weight)
         return
     _follow_vectors(r, node, source)
     low, high = (False, False) if stored(source) is not None or not unsigned else r._ends(zero_point)
@@ -455,6 +467,18 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
         r.make_real(out)
     else:
         r.merge(node, source)
+
+
+def _unfolded(node: ir.Node, source: ir.Value, zero_point: Value) -> Unfolded | None:
+    """A weight stored in floating point that nothing else reads, by the scales by which it becomes integers."""
+    held, offset = stored(source), stored(zero_point)
+    if held is None or not held.dtype.is_floating_point() or len(list(source.uses())) > 1 or source.is_graph_output():
+        return None
+    default = ir.DataType(integer(node, "output_dtype", 0) or ir.DataType.UINT8)
+    kind = offset.dtype if offset is not None else default
+    axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
+    found = quantised(source, node.inputs[1], zero_point, axis=axis, block=block)
+    return None if found is None or kind.is_floating_point() else Unfolded.of(found, kind)
 
 
 def _follow_vectors(r: Restatement, node: ir.Node, owner: ir.Value) -> None:
@@ -720,9 +744,10 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
     """A (.., K) times the transposed (N, K), stored as (N, blocks, block)."""
     i = [input_of(node, index) for index in range(6)]
     width, rows = integer(node, "K", 0), integer(node, "N", 0)
-    source = nbits(i, integer(node, "bits", 4), integer(node, "block_size", 0)) if i[4] is None and i[1] else None
+    source = nbits(i, integer(node, "bits", 4), integer(node, "block_size", 0)) if i[1] else None
     if source is None or i[1] is None:
-        raise _UnknownError(f"how {node.op_type} {node.name!r} stores its weight is not known")
+        how = " by groups of its inputs (g_idx)" if i[4] is not None else ""
+        raise _UnknownError(f"how {node.op_type} {node.name!r} stores its weight{how} is not known")
     weight = r.weight(i[1], source, node)
     blocks, block = source.shape[1:]
     flat = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, blocks * block], np.int64))])

@@ -9,7 +9,7 @@ integers of MatMulNBits are packed, several in a byte. Zero is always exactly a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import ml_dtypes
@@ -56,6 +56,7 @@ class Quantised:
         bits: of one integer, where several are packed in a byte along the last axis; 0: they are not packed.
         parameters: the values that hold scale and zero point, where each is stored.
         product: the scale is the product of two others (of a bias: of the data's and the weight's).
+        grouped: inputs belong to scales by a table of their own, not by where they are stored.
     """
 
     tensor: ir.TensorProtocol
@@ -67,6 +68,7 @@ class Quantised:
     bits: int = 0
     parameters: tuple[ir.Value | None, ir.Value | None] = (None, None)
     product: tuple[ir.Value, ...] = ()
+    grouped: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -161,6 +163,41 @@ class Quantised:
         return ir.Tensor(integers, dtype=self.tensor.dtype, name=self.tensor.name)
 
 
+@dataclass(frozen=True)
+class Unfolded(Quantised):
+    """A floating-point tensor that becomes integers of type `kind` while the model runs, and these numbers again: it
+    stands for those, rounded and as far as integers reach."""
+
+    kind: ir.DataType = ir.DataType.INT8
+
+    @classmethod
+    def of(cls, integers: Quantised, kind: ir.DataType) -> Unfolded:
+        return cls(**{each.name: getattr(integers, each.name) for each in fields(Quantised)}, kind=kind)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid.of(self.kind)
+
+    def integers(self) -> Array:
+        scaled = np.asarray(self.tensor.numpy()) / self._spread(self.scale) + self._spread(self.zero_point)
+        return np.clip(np.rint(scaled), self.grid.low, self.grid.high).astype(np.int32)
+
+    def zeros(self) -> Array:
+        return np.zeros(self.shape, self.tensor.dtype.numpy())
+
+    def zeroed(self, gone: Array) -> Array:
+        before = np.asarray(self.tensor.numpy())
+        return np.where(gone & (self.array() != 0), before.dtype.type(0), before)
+
+    def write(self, values: Array) -> Array:
+        same = np.asarray(values) == self.array()
+        return np.where(same, np.asarray(self.tensor.numpy()), super().write(values))
+
+    def _stored(self, integers: Array) -> Array:
+        numbers = (integers - self._spread(self.zero_point)) * self._spread(self.scale).astype(np.float64)
+        return np.ascontiguousarray(numbers.astype(self.tensor.dtype.numpy()))
+
+
 def unpacked(array: Array, bits: int) -> Array:
     """Unsigned integers of so many bits, the lowest bits of a byte first: (..., n) -> (..., n * 8 / bits)."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
@@ -222,8 +259,9 @@ def _along(parameter: Array, shape: Shape, axis: int) -> Array | None:
 
 def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised | None:
     """The weight of MatMulNBits: (N, blocks, block) packed in bytes, scales (N * blocks), zero points likewise, packed
-    along the blocks of a row, or 2^(bits - 1)."""
-    value, scale, zero_point = inputs[1], inputs[2], inputs[3] if len(inputs) > 3 else None
+    along the blocks of a row, or 2^(bits - 1). An input k may have the scale of block g_idx[k] in place of its own: in
+    4 bits without zero points, which is where onnxruntime computes that."""
+    value, scale, zero_point, order = [*inputs[1:5], None, None, None][:4]
     tensor, factor, offset = stored(value), stored(scale), stored(zero_point)
     if tensor is None or factor is None or (zero_point is not None and offset is None) or bits not in (2, 4, 8):
         return None
@@ -239,4 +277,20 @@ def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised
             return None
         points = array.reshape(rows, blocks, 1).astype(np.int32)
     scales = np.asarray(factor.numpy()).reshape(rows, blocks, 1)
-    return Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))
+    found = Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))
+    if order is None or in_order(order, block):
+        return found
+    table = stored(order)
+    if table is None or bits != 4 or offset is not None or not 0 < table.size <= blocks * block:
+        return None
+    groups = np.pad(np.asarray(table.numpy()).reshape(-1), (0, blocks * block - table.size))
+    if groups.min() < 0 or groups.max() >= blocks:
+        return None
+    return replace(found, scale=scales[:, groups].reshape(rows, blocks, block), grouped=True)
+
+
+def in_order(order: ir.Value, block: int) -> bool:
+    """Whether a table of groups says what holds without it: inputs belong to the block that they are stored in."""
+    table = stored(order)
+    groups = None if table is None else np.asarray(table.numpy()).reshape(-1)
+    return groups is not None and np.array_equal(groups, np.arange(groups.size) // block)

@@ -46,7 +46,7 @@ class _Writer:
             if tensor is None or isinstance(tensor, RealTensor) or source.product or name not in ours:
                 continue
             scale = _name(source.parameters[0])
-            if scale in ours and owners[scale] == 1:
+            if scale in ours and owners[scale] == 1 and not source.grouped:
                 source = source.rescaled(tensor.numpy())
                 fresh[scale] = self._put(scale, source.scale)
             refill(ours[name], source.write(tensor.numpy()))

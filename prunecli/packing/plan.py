@@ -18,6 +18,7 @@ from prunecli.model.constants import Holder, holders
 from prunecli.model.floating import floating
 from prunecli.model.graphs import all_graphs
 from prunecli.model.lossless import is_described
+from prunecli.model.quantised import Quantised
 from prunecli.model.sizes import count_nonzero
 from prunecli.model.tensors import FLOATS
 from prunecli.model.weights import pending
@@ -38,6 +39,7 @@ COO_ENTRY = 8
 BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 """Types of quantised weights that are packed; MatMulNBits keeps several numbers in a UINT8."""
 FEW = "too few zeros to be smaller"
+UNLIKE = "its zeros are stored as several integers, or an integer takes less than a byte"
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
     `dense`: names that must stay dense, with the reason.
     """
     inlined = {id(graph) for graph in _inlined(model.ir)}
-    integers = {} if options.coo else _integers(model.ir)
-    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS or h.name in integers]
-    reasons = _taken(model.ir, stored) | dict(dense)
+    every = {} if options.coo else floating(model.ir).sources
+    sources = {name: one for name, one in every.items() if one.tensor.dtype not in FLOATS}
+    integers = {name: fill for name, one in sources.items() if (fill := _fill(one)) is not None}
+    stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS or h.name in sources]
+    reasons = dict.fromkeys(sources.keys() - integers.keys(), UNLIKE) | _taken(model.ir, stored) | dict(dense)
     return [
         _item(
             holder,
@@ -108,18 +112,17 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
             options,
             id(holder.graph) in inlined,
             fill=integers.get(holder.name, 0),
+            source=sources.get(holder.name),
         )
         for holder in progress(stored, "choosing encodings", len(stored))
     ]
 
 
-def _integers(model: ir.Model) -> dict[str, int]:
-    """By the name of a quantised weight in whole bytes of which all zeros are stored alike, how they are."""
-    found = {}
-    for name, source in floating(model).sources.items():
-        if source.tensor.dtype in BYTES and (source.zero_point == source.zero_point.flat[0]).all():
-            found[name] = int(source.zeros().reshape(-1)[0])
-    return found
+def _fill(source: Quantised) -> int | None:
+    """What all zeros of a quantised weight in whole bytes are stored as; None where they are stored in several ways, or
+    an integer has less than a byte to itself."""
+    alike = source.tensor.dtype in BYTES and (source.zero_point == source.zero_point.flat[0]).all()
+    return int(source.zeros().reshape(-1)[0]) if alike else None
 
 
 def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
@@ -135,16 +138,19 @@ def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
-def _item(holder: Holder, reason: str, options: PackOptions, inlined: bool, *, fill: int) -> Item:
+def _item(
+    holder: Holder, reason: str, options: PackOptions, inlined: bool, *, fill: int, source: Quantised | None = None
+) -> Item:
     """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function; `fill`: what is stored for
-    zero."""
+    zero; `source`: of a quantised weight."""
     tensor = holder.tensor
     shape = tuple(tensor.shape.numpy())
     size = tensor.nbytes
     row = PackRow(holder.name, shape, tensor.dtype.name.lower(), nonzero=0, dense_bytes=size, packed_bytes=size)
     if reason:
-        nonzero = int(np.count_nonzero(np.asarray(tensor.numpy()) != fill)) if fill else count_nonzero(tensor)
-        return Item(holder, tensor, replace(row, nonzero=nonzero, reason=reason), fill=fill)
+        nonzero = count_nonzero(tensor) if source is None else int(np.count_nonzero(source.steps()))
+        shape = row.shape if source is None else source.shape
+        return Item(holder, tensor, replace(row, shape=shape, nonzero=nonzero, reason=reason), fill=fill)
     array = np.ascontiguousarray(tensor.numpy())
     subject = EncodedTensor(array, tensor.dtype, inlined, fill=fill)
     nonzero = int(np.count_nonzero(shifted(subject)))

@@ -16,8 +16,9 @@ from onnx_ir.passes.common import DeduplicateInitializersPass
 from prunecli.calibration.gradients import mean_error
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
 from prunecli.model import Model, load
+from prunecli.model.graphs import add_constant
 from prunecli.quantization.ranges import Range
-from prunecli.quantization.stored import Form, IntegerGraph, weights_alone
+from prunecli.quantization.stored import Form, IntegerGraph, StoredWeight, weights_alone
 from prunecli.runtime import QuantisedGraph, Session
 
 Array = np.ndarray[Any, Any]
@@ -135,14 +136,16 @@ def open_outputs(model: ir.Model, prepared: ir.Model) -> None:
 
 def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]) -> None:
     """Shorten what is written at length: names of inner values, zero points that are none, shapes of inner values,
-    equal scales, attributes that are as they would be without. Integers take the name of the weight they stand for.
+    equal scales, attributes that are as they would be without, biases with scales of their own. Integers take the name
+    of the weight they stand for.
 
     Args:
         taken: names that are in use. parameters: names of stored tensors that stay.
     """
     model, numbers = graph.model, itertools.count()
-    held = [*graph.weights.values(), *graph.biases.values()]
-    own = {stored.name for stored in held}
+    loose = {name for name, stored in graph.biases.items() if _made_float(model, stored)}
+    held = [*graph.weights.values(), *(stored for name, stored in graph.biases.items() if name not in loose)]
+    own = {stored.name for stored in held} | loose
 
     def fresh() -> str:
         return next(name for name in (f"v{number}" for number in numbers) if name not in taken)
@@ -167,6 +170,31 @@ def made_small(graph: IntegerGraph, taken: set[str], parameters: Collection[str]
             _rename(model, value, fresh())
 
 
+def _made_float(model: ir.Model, bias: StoredWeight) -> bool:
+    """Store a bias as the floats that its integers stand for, where a Conv alone reads it whose result is rounded:
+    onnxruntime makes the same integers of it when it opens the file (`WeightBiasQuantization`, since 1.22)."""
+    reads = [use for use in bias.integers.uses() if use.node.op_type == "DequantizeLinear"]
+    if len(reads) != 1 or len(list(bias.integers.uses())) != 1 or bias.name in model.graph.initializers:
+        return False
+    back = reads[0].node
+    uses = list(back.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Conv" or uses[0].idx != 2 or not _is_rounded(uses[0].node.outputs[0]):
+        return False
+    uses[0].node.replace_input_with(2, None)
+    model.graph.remove(back, safe=True)  # which may have its name
+    uses[0].node.replace_input_with(2, add_constant(model.graph, bias.name, bias.floats()))
+    return True
+
+
+def _is_rounded(value: ir.Value) -> bool:
+    """Whether a QuantizeLinear alone reads a value, or what a Relu or Clip makes of it."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return False
+    node = uses[0].node
+    return node.op_type == "QuantizeLinear" or (node.op_type in ("Relu", "Clip") and _is_rounded(node.outputs[0]))
+
+
 def _drop_defaults(node: ir.Node, opsets: Mapping[str, int]) -> None:
     """Leave out attributes that say what holds without them."""
     try:
@@ -176,7 +204,8 @@ def _drop_defaults(node: ir.Node, opsets: Mapping[str, int]) -> None:
     for name, attribute in list(node.attributes.items()):
         known = schema.attributes.get(name)
         default: Any = None if known is None or not known.default_value.type else ir.from_proto(known.default_value)
-        if default is not None and not attribute.is_ref() and default.value == attribute.value:
+        ones = name in ("strides", "dilations") and all(step == 1 for step in attribute.as_ints())
+        if not attribute.is_ref() and (ones or (default is not None and default.value == attribute.value)):
             del node.attributes[name]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.quantization.candidates import Judge
-from prunecli.quantization.stored import Form, IntegerGraph
+from prunecli.quantization.stored import Form, IntegerGraph, content
 from prunecli.types import Verification
 
 Array = np.ndarray[Any, Any]
@@ -26,9 +26,11 @@ def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: 
     Raises:
         PruneError: a weight is not stored as it was decided, or onnxruntime does not run the file.
     """
-    found = IntegerGraph.of(load(staged).ir, form).floats()
+    model = load(staged).ir
+    plain = model.graph.initializers
+    found = IntegerGraph.of(model, form).floats()
     for name, wanted in decided.items():
-        got = found.get(name)
+        got = content(plain[name]) if name not in found and name in plain else found.get(name)
         if got is None or not np.array_equal(got, wanted):
             raise PruneError(f"internal: the weight {name} is not stored as it was decided",
                              "nothing was written; please report this")  # fmt: skip

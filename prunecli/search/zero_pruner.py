@@ -22,6 +22,7 @@ from prunecli.masks.decide import ByBits, ByUnits, Decision, Recipe, Target, Uni
 from prunecli.masks.patterns import Tiles, Windows, parse_pattern
 from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights, load
 from prunecli.model.constants import holders
+from prunecli.model.floating import as_stored, floats_of, requantise
 from prunecli.model.sizes import macs_by_weight
 from prunecli.predicted.predict import weight_curves
 from prunecli.search.options import PrunedFile, TrialOptions
@@ -79,14 +80,17 @@ class WeightRanking:
 
 
 class WeightSpace:
-    """The weights of a loaded model, whose tensors are held in memory."""
+    """The weights of a loaded model, whose tensors are held in memory: of a quantised one, those of its floating-point
+    form. What is built of it is quantised as it is."""
 
     def __init__(self, model: Model, ranking: WeightRanking) -> None:
         self.model, self.ranking = model, ranking
         for holder in holders(model.ir):
             if isinstance(holder.tensor, ir.ExternalTensor):
                 holder.put(ir.Tensor(np.array(holder.tensor.numpy()), dtype=holder.tensor.dtype, name=holder.name))
-        self.weights = {w.name: w for w in find_weights(model).all() if w.name in ranking.weights}
+        self.stored = [(holder, holder.tensor) for holder in holders(model.ir)]
+        self.floats = floats_of(model)
+        self.weights = {w.name: w for w in find_weights(self.floats).all() if w.name in ranking.weights}
         self.originals = {name: weight.tensor for name, weight in self.weights.items()}
         self.targets = {name: ranking.target(weight) for name, weight in self.weights.items()}
         self.zeros = {name: w.size - int(np.count_nonzero(w.array())) for name, w in self.weights.items()}
@@ -102,18 +106,21 @@ class WeightSpace:
                 original = self.originals[name]
                 array = decision.apply(np.asarray(original.numpy()))
                 self.weights[name].holder.put(ir.Tensor(array, dtype=original.dtype, name=original.name))
+            requantise(self.floats.ir, self.model.ir)
             return ir.to_proto(self.model.ir)
         finally:
             for name, weight in self.weights.items():
                 weight.holder.put(self.originals[name])
+            for holder, tensor in self.stored:
+                holder.put(tensor)
 
     def cost(self, allocation: Allocation) -> Mapping[str, float]:
         params = macs = bytes_ = 0.0
         for name, weight in self.weights.items():
-            work, size = self.ranking.weights[name] or 0, weight.size
+            work, size, stored = self.ranking.weights[name] or 0, weight.size, as_stored(weight.tensor).nbytes
             left = size - max(round(allocation.get(name, 0.0) * size), self.zeros[name])
             params, macs = params + left, macs + work * left / max(size, 1)
-            bytes_ += min(weight.nbytes, left * weight.nbytes / max(size, 1) + size / 8)
+            bytes_ += min(stored, left * stored / max(size, 1) + size / 8)
         return {"params": params, "macs": macs, "file_bytes": bytes_}
 
     def by_threshold(self, share: float) -> Allocation:
@@ -135,8 +142,8 @@ def _dropped(decision: Decision) -> int:
 
 
 class ZeroPruner(WeightSpace):
-    """A space of zeros that saves what it builds. `file`, `choice`: the model as given, and its weights as
-    `prune magnitude` chooses them."""
+    """A space of zeros that saves what it builds. `file`, `choice`: the model as given, in floating point, and its
+    weights as `prune magnitude` chooses them."""
 
     goals = ("params", "file_bytes", "macs")
 
@@ -144,7 +151,7 @@ class ZeroPruner(WeightSpace):
         form = parse_pattern(options.pattern)
         if isinstance(form, Windows):
             raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
-        self.options, self.samples, self.file = options, samples, load(path)
+        self.options, self.samples, self.file = options, samples, floats_of(load(path))
         self.choice = choose(find_weights(self.file), options.include, options.exclude, options.also)
         self.criterion, evidence, self.notes = self._ranked(progress)
         needs = of_elements(self.criterion).evidence

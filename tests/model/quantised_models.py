@@ -147,14 +147,17 @@ def integer_to_float() -> Net:
     return net.add("MatMulIntegerToFloat", "xq w s w_s z w_z b", "y", MICROSOFT)
 
 
-def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False) -> Net:
-    """x (.., k) to 4 outputs in blocks of 16."""
+def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False, order: Any = None) -> Net:
+    """x (.., k) to 4 outputs in blocks of 16. order: which block's scale an input has."""
     net, blocks = Net(21), -(-k // 16)
     net.integers("w", (4, blocks, 16 * bits // 8), U).hold(w_s=net.rng.uniform(0.01, 0.1, 4 * blocks).astype(F))
     if zero:
         net.integers("w_z", (4 * -(-blocks * bits // 8),), U)
     net.hold(b=np.ones(4, F))
     names = f"x w w_s {'w_z' if zero else '_'} _ {'b' if bias else ''}" if zero or bias else "x w w_s"
+    if order is not None:
+        net.hold(g=np.asarray(order, np.int32))
+        names = "x w w_s _ g b"
     return net.add("MatMulNBits", names, "y", MICROSOFT, K=k, N=4, bits=bits, block_size=16)
 
 
@@ -173,10 +176,11 @@ def int4() -> Net:
     return net.add("DequantizeLinear", "w w_s", "wf", axis=1).add("MatMul", "x wf", "y")
 
 
-def unfolded() -> Net:
+def unfolded(scale: Any = 0.02, zero: Any = 0, dtype: Any = np.int8, axis: int | None = None) -> Net:
     """A floating-point weight that is quantised and dequantised while the model runs."""
-    net = Net(13).hold(w=Net().rng.normal(size=(6, 4)).astype(F))
-    _dq(_q(net, "w", "wq", 0.02, 0, np.int8), "wq", "wf")
+    net = Net(13).hold(w=Net().rng.normal(size=(6, 4)).astype(F), q_s=np.asarray(scale, F), q_z=np.asarray(zero, dtype))
+    along = {} if axis is None else {"axis": axis}
+    net.add("QuantizeLinear", "w q_s q_z", "q", **along).add("DequantizeLinear", "q q_s q_z", "wf", **along)
     return net.add("MatMul", "x wf", "y")
 
 
@@ -297,10 +301,15 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("MatMulNBits, zero points", lambda: nbits(zero=True), (3, 32), "w"),
     ("MatMulNBits, an odd number of blocks", lambda: nbits(k=48, zero=True, bias=True), (3, 48), "w"),
     ("MatMulNBits, the last block not full", lambda: nbits(k=40), (3, 40), "w"),
+    ("MatMulNBits, inputs by groups", lambda: nbits(order=np.arange(32) * 7 % 32 // 16), (3, 32), "w"),
+    ("MatMulNBits, groups in order", lambda: nbits(order=np.arange(32) // 16), (3, 32), "w"),
     ("blocks along the inputs", blocked, WIDE, "w"),
     ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
     ("int4", int4, ROWS, "w"),
-    ("floating point, quantised while it runs", unfolded, ROWS, ""),
+    ("floating point, quantised while it runs", unfolded, ROWS, "w"),
+    ("the same, per channel", lambda: unfolded(PER_CHANNEL, [0] * 4, axis=1), ROWS, "w"),
+    ("the same, clipped at both ends", lambda: unfolded(0.004), ROWS, "w"),
+    ("the same, clipped to one sign", lambda: unfolded(0.01, 0, U), ROWS, "w"),
     ("a table of rows", embedding, (5, 6), "w"),
     ("transposed integers", transposed, ROWS, "w"),
     ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite
 from prunecli.dependency.rules.attention import attention_sizes
-from prunecli.model.quantised import packed, unpacked
+from prunecli.model.quantised import in_order, packed, unpacked
 from prunecli.model.shape_inference import Array
 from prunecli.operators import MICROSOFT
 
@@ -48,6 +48,11 @@ def blocks_of_bits(cut: NodeCut, node: ir.Node) -> None:
         cut.set_input(node, index, _of_blocks(array, rows, blocks, shape, bits))
         if not value.uses():
             del cut.model.graph.initializers[value.name or ""]
+    order = node.inputs[4] if len(node.inputs) > 4 else None
+    if order is not None and in_order(order, width):  # a table that says more keeps its inputs
+        cut.set_input(node, 4, (np.arange(node.attributes["K"].as_int()) // width).astype(np.int32))
+        if not order.uses():
+            del cut.model.graph.initializers[order.name or ""]
 
 
 def _of_blocks(array: Array, rows: Array, blocks: Array, shape: tuple[int, ...], bits: int) -> Array:
