@@ -57,6 +57,8 @@ def named(asked: object, name: str = "") -> Iterator[tuple[str, Path]]:
     elif isinstance(asked, Mapping):
         for key, value in asked.items():
             yield from named(value, name or str(key))
+    elif isinstance(asked, list | tuple):
+        yield from ((name, item) for item in asked if isinstance(item, Path))
     elif dataclasses.is_dataclass(asked) and not isinstance(asked, type):
         for each in dataclasses.fields(asked):
             if each.name != "output":  # given apart: it may be of a default name, or not be written

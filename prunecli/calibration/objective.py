@@ -11,7 +11,7 @@ import numpy as np
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.reading import IGNORED, Reading, choose_reading, float_outputs
+from prunecli.evaluation.reading import IGNORED, Reading, UnansweredLabelsError, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
 LABELS, TEACHER = "prune/labels", "prune/teacher/"
@@ -118,6 +118,14 @@ def choose_objective(
     terms = [(1 - options.alpha, hard), (options.alpha, main)]
     terms += [(options.alpha, _squares(others, teacher))] if others else []
     return replace(made, loss=Weighted(tuple(terms)), imitated=(reading.output, *others))
+
+
+def answers(data: Dataset, outputs: Mapping[str, Array], output_name: str | None) -> bool:
+    """Whether the data have labels that an output answers, at least in form; boxes, texts and the like are others."""
+    try:
+        return data.labels is not None and _reading(data, data.labels, outputs, output_name) is not None
+    except UnansweredLabelsError:
+        return False
 
 
 def with_features(made: Objective, told: Mapping[str, Array], weight: float) -> Objective:

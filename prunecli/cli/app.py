@@ -42,7 +42,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line; options that it lacks get the defaults of pyproject.toml."""
         words, name = list(args), str(self.name)
-        parsed = self.make_parser(ctx).parse_args(args=list(args))[0]
+        parsed, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        _refuse_repeated(order)
         raw = {key: value for key, value in parsed.items() if isinstance(value, str | bool | list)}
         if not (terminal.isolated or {"isolated", "help"} & set(raw)):
             from prunecli.cli.settings import AppliedDefaults
@@ -130,6 +131,20 @@ class Command(TyperCommand):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+def _refuse_repeated(order: list[Any]) -> None:
+    """Refuse an option of one value that is given twice: neither of the two is what the user meant to lose.
+
+    Args:
+        order: the parameters of a command line, one entry per occurrence.
+    Raises:
+        PruneError: naming the option.
+    """
+    single = [param for param in order if param.param_type_name == "option" and not (param.multiple or param.is_flag)]
+    for param in single:
+        if single.count(param) > 1:
+            raise PruneError(f"{max(param.opts, key=len)} is given more than once", "it takes one value: give it once")
 
 
 def _comes_of_interrupt(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -39,17 +39,17 @@ def collected(drawn: bool = False) -> Iterator[list[Reported]]:
 
 
 def emit(
-    result: Reported, format: str = "table", report_path: Path | None = None, seed: int | None = None
+    result: Reported, format: str = "table", reports: Sequence[Path] = (), seed: int | None = None
 ) -> None:  # fmt: skip
-    """Print the result on stdout in the chosen format, and write the report file if one was asked for, which says also
-    how it was made. `seed`: of the command's random choices, where it has any.
+    """Print the result on stdout in the chosen format, and write the report files, which say also how they were made.
+    `seed`: of the command's random choices, where it has any.
 
     Raises:
-        PruneError: the report's suffix is unknown, or it cannot be written.
+        PruneError: a report cannot be written.
     """
-    if report_path is not None:
-        with written(report_path, "report") as file:
-            file.write(_report_text(result, report_path.suffix.lower(), seed))
+    for path in reports:
+        with written(path, "report") as file:
+            file.write(_report_text(result, path.suffix.lower(), seed))
     if (results := _collected.get()) is not None:
         results.append(result)
         return
@@ -63,9 +63,9 @@ def emit(
         _print(to_markdown(result.to_document()))
 
 
-def draws(report_path: Path | None) -> bool:
+def draws(reports: Sequence[Path]) -> bool:
     """Whether a report will show charts, whose values a command must then measure."""
-    return _drawn.get() or (report_path is not None and report_path.suffix.lower() in (".md", ".html"))
+    return _drawn.get() or any(path.suffix.lower() in (".md", ".html") for path in reports)
 
 
 def to_json_text(result: Reported) -> str:

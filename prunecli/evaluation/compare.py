@@ -91,7 +91,7 @@ def compare(
 
 
 def _run(runners: Mapping[str, Runner], data: Dataset, batch_size: int, progress: Progress) -> Fidelity:
-    collector = FidelityCollector()
+    collector = FidelityCollector(heads=runners[BASELINE].heads)
     for batch in progress(data.batches(batch_size), "comparing", data.batch_count(batch_size)):
         collector.add(runners[BASELINE].run(batch), runners[MODEL].run(batch), batch.count)
     found = collector.result("the first model", data.source)

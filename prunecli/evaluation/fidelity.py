@@ -12,9 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
+from prunecli.operators import operator_of
 
 Array = np.ndarray[Any, Any]
 
@@ -43,7 +45,7 @@ MEASURES = {
 def same_place(reference: Array, other: Array) -> Array:
     """Per position, whether both have their largest value at the same place, along the last axis (axis 1 for images, of
     rank 4 and more). Without a sample axis, or with one class, there is no position."""
-    axis = 1 if reference.ndim >= 4 else reference.ndim - 1
+    axis = class_axis(reference)
     if reference.ndim < 2 or reference.shape[axis] < 2:
         return np.zeros(0, bool)
     return np.asarray((reference.argmax(axis) == other.argmax(axis)) & ~np.isnan(other).any(axis))
@@ -75,23 +77,88 @@ def is_single(output: Array) -> bool:
 
 NO_SCORES = ("embed", "feature", "hidden", "state", "pool", "box", "keypoint", "landmark", "coord", "image", "depth")
 """Parts of names of outputs whose values are no scores of classes."""
+SCORES = ("logit", "prob", "softmax")
+"""Parts of names of outputs whose values are such."""
 LEAST_POSITIONS, MOST_ELEMENTS, APART, BOX = 8, 4096, 8.0, 4
+COMMON = 0.5
+"""The mean of logits varies less than this times what the mean of independent elements would."""
 TINY = float(np.finfo(np.float64).tiny)
+_MOVING = frozenset({
+    "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "QuantizeLinear", "ReduceMean", "Reshape",
+    "Resize", "Squeeze", "Transpose", "Unsqueeze", "Upsample",
+})  # fmt: skip
 
 
-def are_scores(name: str, output: Array) -> bool:
-    """Whether an output may be scores of classes, by its name and its values: vectors of length 1 are embeddings, many
-    exact zeros come from a Relu, three planes are an image, and boxes with scores are more than scores."""
-    axis = 1 if output.ndim >= 4 else output.ndim - 1
-    if output.ndim < 2 or output.shape[axis] < 2 or not output.size:
+def heads_of(graph: ir.Graph) -> frozenset[str]:
+    """Names of the outputs that end in a product with weights, with or without a bias, behind what moves, averages or
+    rounds its result: the form of logits, which values that were normalised or squashed last do not have."""
+    return frozenset(value.name for value in graph.outputs if value.name and _is_product(value))
+
+
+def _is_product(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    if node is None:
+        return False
+    if node.op_type in _MOVING:
+        return _is_product(node.inputs[0])
+    if node.op_type == "Add":
+        return sum(_is_product(each) for each in node.inputs) == 1
+    return operator_of(node).contraction is not None
+
+
+def class_axis(output: Array) -> int:
+    """The axis of classes: the last, of images (rank 4 and more) axis 1."""
+    return 1 if output.ndim >= 4 else output.ndim - 1
+
+
+def are_scores(name: str, output: Array) -> bool | None:
+    """Whether an output is scores of classes, for which something must speak: probabilities, which may be logarithms,
+    sum to 1 over the classes, or a name says so (`SCORES`). None: if it ends in a product, `LogitMoments` decide.
+
+    Vectors of length 1 are embeddings, many exact zeros come from a Relu, three planes are an image, and boxes beside
+    scores are more than scores."""
+    axis = class_axis(output)
+    if output.ndim < 2 or output.shape[axis] < 2 or not output.size or not np.isfinite(output).all():
         return False
     if any(word in name.lower() for word in NO_SCORES):
         return False
-    if np.abs(output.sum(axis=axis) - 1).max() < 1e-3:  # probabilities
+    if any(np.abs(values.sum(axis=axis) - 1).max() < 1e-3 for values in (output, np.exp(np.minimum(output, 1)))):
         return True
     lengths = np.linalg.norm(output, axis=axis)
     features = np.abs(lengths - 1).max() < 1e-3 or (output == 0).mean() > 0.2
-    return not features and not (output.ndim >= 4 and output.shape[axis] == 3) and mixture_of(output) is None
+    if features or (output.ndim >= 4 and output.shape[axis] == 3) or mixture_of(output) is not None:
+        return False
+    return any(word in name.lower() for word in SCORES) or None
+
+
+@dataclass
+class LogitMoments:
+    """Tells logits from other products by what their classes have in common over the positions. Softmax does not see
+    what is added to all classes, so the gradients of cross-entropy by the logits of a sample sum to 0, and the rows of
+    the last layer grow apart while their sum stays. Of C elements of variance v, the variance of their mean is then
+    less than v / C, which it is of independent elements; of coordinates, which move together, it is more."""
+
+    count: int = 0
+    start: Array | None = None
+    sums: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, output: Array) -> None:
+        """One batch of the output."""
+        axis = class_axis(output)
+        values = np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
+        values = np.column_stack([values, values.mean(axis=1)])
+        self.start = values.mean(axis=0) if self.start is None else self.start
+        values = values - self.start
+        self.count += len(values)
+        self.sums, self.squares = self.sums + values.sum(axis=0), self.squares + np.square(values).sum(axis=0)
+
+    @property
+    def of_logits(self) -> bool:
+        if self.count < LEAST_POSITIONS:
+            return False
+        *each, mean = self.squares / self.count - np.square(self.sums / self.count)
+        return bool(mean < COMMON * np.mean(each) / len(each))
 
 
 @dataclass(frozen=True)
@@ -180,7 +247,10 @@ class FidelitySums:
     follows from the first batch; of a mixture, `parts` are the sums of each part."""
 
     name: str = ""
+    product: bool = False
     scores: bool | None = None
+    moments: LogitMoments | None = None
+    known: bool = False
     mixture: Mixture | None = None
     parts: list[FidelitySums] = field(default_factory=list)
     elements: int = 0
@@ -194,20 +264,28 @@ class FidelitySums:
     magnitude: float = 0.0
     signal: float = 0.0
     noise: float = 0.0
+    numbers: int = 0
+    level: float = 0.0
 
     def add(self, reference: Array, other: Array) -> None:
         """The reference and the other output of one batch, float64 and of equal shape."""
-        if self.scores is None and reference.size:
-            self.scores, self.mixture = are_scores(self.name, reference), mixture_of(reference)
+        if not self.known and reference.size:
+            self.known, self.mixture = True, mixture_of(reference)
+            self.scores = are_scores(self.name, reference) if self.scores is None else self.scores
+            self.moments = LogitMoments() if self.scores is None and self.product else None
             cuts = self.mixture.cuts if self.mixture else None
             self.parts = [] if cuts is None else [FidelitySums(scores=False) for _ in range(len(cuts) + 1)]
         if self.mixture is not None:
             self.elements = reference.shape[self.mixture.axis]
             for sums, pair in zip(self.parts, self.mixture.parts(reference, other), strict=True):
                 sums.add(*pair)
-        same = same_place(reference, other) if self.scores else np.zeros(0, bool)
+        if self.moments is not None:
+            self.moments.add(reference)
+        same = same_place(reference, other) if self.scores or self.moments is not None else np.zeros(0, bool)
         self.same, self.places = self.same + float(same.sum()), self.places + same.size
-        if not is_single(reference):  # whose cosine would be its sign
+        if is_single(reference):
+            self.numbers, self.level = self.numbers + reference.size, self.level + float(reference.sum())
+        else:
             alike = cosines(reference, other)
             self.alike, self.vectors = self.alike + float(alike.sum()), self.vectors + alike.size
         self.boxes += reference.size / 4 if are_boxes(reference) else -math.inf  # one batch of none decides
@@ -222,11 +300,13 @@ class FidelitySums:
     def values(self) -> dict[str, float | None]:
         """Every measure by name; None where it has no meaning for this output, NaN if an output held NaN.
 
-        top1_agreement: mean of `same_place`. cosine: mean of `cosines`. Boxes have neither: their values are no scores
-        and no directions. max_abs: the largest absolute difference of two corresponding values. max_rel: that over the
-        largest magnitude of the reference; 0 if both are all zero. snr_db: 10 log10(sum of squares of the reference /
-        sum of squares of the difference); infinite for equal outputs. Of a mixture, cosine, max_rel and snr_db are
-        those of the part that is worse, each around its mean.
+        top1_agreement: mean of `same_place`, of scores of classes. cosine: mean of `cosines`; boxes have none, since
+        their values are no directions, and one number per sample has none: it would be its sign. max_abs: the largest
+        absolute difference of two corresponding values. max_rel: that over the largest magnitude of the reference; 0 if
+        both are all zero. snr_db: 10 log10(sum of squares of the reference / sum of squares of the difference);
+        infinite for equal outputs. Of one number per sample the signal is around its mean over the samples, since what
+        all have in common tells none of them from another; None where they do not differ. Of a mixture, cosine, max_rel
+        and snr_db are those of the part that is worse, each around its mean.
         """
         if self.parts:
             own = [sums.values() for sums in self.parts]
@@ -247,17 +327,25 @@ class FidelitySums:
     def _plain(self) -> dict[str, float | None]:
         """The measures over all elements."""
         means = self.boxes < BOXES
+        scores = self.scores or (self.moments is not None and self.moments.of_logits)
         seen = self.values_seen > 0
         relative = self.largest / self.magnitude if self.magnitude else math.inf
+        signal = self._spread() if self.numbers else self.signal
         with np.errstate(all="ignore"):
-            ratio = 10 * float(np.log10(np.float64(self.signal) / self.noise)) if self.noise else math.inf
+            ratio = 10 * float(np.log10(np.float64(signal) / self.noise)) if self.noise else math.inf
         return {
-            "top1_agreement": self.same / self.places if self.places and means else None,
+            "top1_agreement": self.same / self.places if self.places and means and scores else None,
             "cosine": self.alike / self.vectors if self.vectors and means else None,
             "max_abs": self.largest if seen else None,
             "max_rel": (relative if self.largest else 0.0) if seen else None,
-            "snr_db": ratio if seen else None,
+            "snr_db": ratio if seen and not (self.numbers and ratio == -math.inf) else None,
         }
+
+    def _spread(self) -> float:
+        """The sum of squares of numbers around their mean, 0 where that is all rounding."""
+        about_zero = self.level**2 / self.numbers
+        spread = self.signal - about_zero
+        return spread if spread > 1e-12 * about_zero or math.isnan(spread) else 0.0
 
 
 @dataclass(frozen=True)
@@ -292,9 +380,12 @@ def _worst(name: str, values: Sequence[float | None]) -> float | None:
 
 @dataclass
 class FidelityCollector:
-    """Takes the outputs of both models batch by batch."""
+    """Takes the outputs of both models batch by batch. `heads`: of `heads_of` the reference's graph. `scores`: of
+    outputs whose labels say so, whether they are scores of classes."""
 
     main: str | None = None
+    heads: frozenset[str] = frozenset()
+    scores: dict[str, bool] = field(default_factory=dict)
     _sums: dict[str, FidelitySums] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
     _samples: int = 0
@@ -319,7 +410,9 @@ class FidelityCollector:
                     "only models whose outputs have the same shapes can be compared",
                 )
             with np.errstate(all="ignore"):
-                self._sums.setdefault(name, FidelitySums(name)).add(a.astype(np.float64), b.astype(np.float64))
+                if name not in self._sums:
+                    self._sums[name] = FidelitySums(name, name in self.heads, self.scores.get(name))
+                self._sums[name].add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
         """Count the texts that differ; values that are missing or of another kind are not compared."""

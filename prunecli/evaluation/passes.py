@@ -12,7 +12,7 @@ import numpy as np
 from prunecli.data import Batch, Dataset, random_data
 from prunecli.data.columns import cast
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.evaluation.quality import Average, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
 from prunecli.evaluation.sample_metrics import Entry, LabelFacts, MetricCollector, SampleMetric
@@ -62,7 +62,7 @@ def open_models(paths: Mapping[str, Path], execution: Execution) -> OpenedModels
     for role, path in paths.items():
         files[role], session = load(path), execution.open(path)
         if not runners:
-            runners[role], specs = Runner(session), session.inputs
+            runners[role], specs = Runner(session, heads=heads_of(files[role].ir.graph)), session.inputs
         else:
             runners[role] = pair(next(iter(runners.values())).session, session)
             specs = common_specs(specs, runners[role])
@@ -90,12 +90,14 @@ def data_dims(data: Dataset, names: Mapping[str, str], inputs: Sequence[InputSpe
 
 @dataclass(frozen=True)
 class Runner:
-    """A session that answers in another model's names: `inputs` and `outputs` map those names to its own."""
+    """A session that answers in another model's names: `inputs` and `outputs` map those names to its own. `heads`: of
+    `heads_of` its graph, where that was read."""
 
     session: Session
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()
+    heads: frozenset[str] = frozenset()
 
     def feed(self, feed: dict[str, Array]) -> dict[str, Array]:
         """The feed under this session's names and in its element types."""
@@ -247,14 +249,14 @@ def run_pass(
     collectors: dict[str, Collector] = {}
     known = LabelFacts.of(data.labels) if asked.of_samples else LabelFacts()
     kept = {role: MetricCollector(asked.of_samples, asked.output_name, known) for role in runners}
-    fidelity = FidelityCollector(main=asked.output_name)
+    fidelity = FidelityCollector(asked.output_name, next(iter(runners.values())).heads)
     for batch in progress(data.batches(batch_size), label, data.batch_count(batch_size)):
         outputs = {role: runner.run(batch) for role, runner in runners.items()}
         _check_name(asked.output_name, outputs[MODEL])
         if labels is not None and not collectors:
             reading = choose_reading(labels, outputs[MODEL], asked.task, asked.output_name, data.classes)
             collectors = {role: Collector(reading) for role in runners}
-            fidelity.main = reading.output
+            fidelity.main, fidelity.scores[reading.output] = reading.output, reading.kind == "scores"
         for role, collector in collectors.items():
             _check_shape(collector, outputs)
             collector.add(_labels(batch), outputs[role])

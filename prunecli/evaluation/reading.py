@@ -64,6 +64,10 @@ class Reading:
         return _as_text(labels) if self.text else labels.astype(np.int64)
 
 
+class UnansweredLabelsError(PruneError):
+    """Labels that no output of the model answers."""
+
+
 def choose_reading(
     labels: Array,
     outputs: Mapping[str, Array],
@@ -81,7 +85,8 @@ def choose_reading(
         classes: what the labels' numbers stand for, where the data says so.
 
     Raises:
-        PruneError: no output fits, a label is no class of the output, or the data has other classes.
+        UnansweredLabelsError: no output fits.
+        PruneError: a label is no class of the output, or the data has other classes.
     """
     if output_name is not None and output_name not in outputs:
         raise PruneError(f"the model has no output named {output_name}", f"it has {', '.join(outputs)}")
@@ -95,7 +100,7 @@ def choose_reading(
     shapes = ", ".join(f"{n}: {_shape_text(outputs[n])}" for n in names)
     what = "" if task in (None, "auto") else f" for {task}"
     broken = labels.dtype.kind == "f" and bool((labels % 1 != 0).any())
-    raise PruneError(
+    raise UnansweredLabelsError(
         f"labels {'with fractions, ' * broken}of shape {labels.shape} ({labels.dtype}) fit no output of the model{what}"
         f" ({shapes})",
         advice(

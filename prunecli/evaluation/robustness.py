@@ -274,7 +274,7 @@ def _defined(names: Sequence[str], scores: Sequence[Mapping[str, float | None]])
 
 
 def _agreement(runner: Runner, clean: Iterator[Batch], noisy: Iterator[Batch]) -> Mapping[str, float | None]:
-    collector = FidelityCollector()
+    collector = FidelityCollector(heads=runner.heads)
     for a, b in zip(clean, noisy, strict=True):
         collector.add(runner.run(a), runner.run(b), a.count)
     result = collector.result("clean")

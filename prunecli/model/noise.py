@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import mmap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli")
-_MARKS = (b"RandomNormal", b"RandomUniform", b"Bernoulli")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+_MARKS = (b"RandomNormal", b"RandomUniform", b"Bernoulli", b"Multinomial")
 _PRIME = (1 << 31) - 1
 LEAST_OPSET = 9
 """Of NonZero, by which positions are numbered."""
@@ -32,18 +32,35 @@ def may_have_noise(source: bytes | Path) -> bool:
 def fix_noise(proto: onnx.ModelProto) -> bool:
     """Replace operators of random numbers by numbers that follow from the position and the name of the value alone, or
     from the seed where a node has one, of the same distribution and shape, in place, in bodies of If and Loop too.
-    Return whether there were any."""
+    Functions of the model that hold some take the place of their calls first. Return whether there were any."""
     opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    return opset >= LEAST_OPSET and _fix(proto.graph, opset)
+    if opset < LEAST_OPSET:
+        return False
+    if any(_kinds(function.node) for function in proto.functions):
+        from onnx.inliner import inline_local_functions
+
+        proto.CopyFrom(inline_local_functions(proto))
+    return _fix(proto.graph, opset)
 
 
 def noise_notes(proto: onnx.ModelProto) -> list[str]:
     """Say that noise is fixed while a model is looked at, where its graph has some."""
-    kinds = sorted({node.op_type for node in proto.graph.node} & set(RANDOM))
+    kinds = sorted(set[str]().union(*(_kinds(each.node) for each in (proto.graph, *proto.functions))))
     if not kinds:
         return []
     what = "proved, measured and fitted with the noise fixed; the file stays random"
     return [f"outputs are random ({', '.join(kinds)}): {what}"]
+
+
+def _kinds(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Types of the random operators among nodes and in their bodies."""
+    found = set[str]()
+    for node in nodes:
+        found |= {node.op_type} & set(RANDOM) if node.domain in ("", "ai.onnx") else set()
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                found |= _kinds(body.node)
+    return found
 
 
 def _fix(graph: onnx.GraphProto, opset: int) -> bool:
@@ -65,7 +82,8 @@ def _fix(graph: onnx.GraphProto, opset: int) -> bool:
 
 class _Numbers:
     """The nodes that take the place of one random node. Numbers are hashes of their positions: x -> x^2 + c modulo a
-    prime, in int64; normal ones by Box and Muller, Annals of Mathematical Statistics 29 (1958)."""
+    prime, in int64; normal ones by Box and Muller, Annals of Mathematical Statistics 29 (1958), classes by the largest
+    of their scores plus Gumbel noise (Gumbel, Statistical Theory of Extreme Values, 1954)."""
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
         self.node, self.opset, self.made = node, opset, list[onnx.NodeProto]()
@@ -74,6 +92,12 @@ class _Numbers:
         self.seed = zlib.crc32(repr(self.given["seed"]).encode() if own else node.output[0].encode())
 
     def nodes(self) -> Iterator[onnx.NodeProto]:
+        if self.node.op_type == "Multinomial":
+            classes = self._classes(int(self.given.get("sample_size", 1)))
+            dtype = self.given.get("dtype", onnx.TensorProto.INT32)
+            self.made.append(helper.make_node("Cast", [classes], [self.node.output[0]], to=dtype))
+            yield from self.made
+            return
         like = bool(self.node.input)
         fixed = np.array(self.given.get("shape", ()), np.int64)
         shape = self._add("Shape", self.node.input[0]) if like else self._constant(fixed)
@@ -91,6 +115,16 @@ class _Numbers:
             value = self._add("Add", spread, self._number(low))
         self._as_typed(self._add("Reshape", value, shape), like)
         yield from self.made
+
+    def _classes(self, samples: int) -> str:
+        """Classes (N, samples), drawn by logarithms of probabilities (N, classes)."""
+        sizes = self._add("Shape", self.node.input[0])
+        count, classes = (self._add("Gather", sizes, self._constant(np.array([axis]))) for axis in (0, 1))
+        each, one = (self._add("Concat", count, self._constant(np.array([n])), classes, axis=0) for n in (samples, 1))
+        unit = self._add("Reshape", self._uniform(self._positions(each), 1), each)
+        noise = self._add("Log", self._add("Neg", self._add("Log", unit)))
+        scores = self._add("Reshape", self._add("Cast", self.node.input[0], to=onnx.TensorProto.FLOAT), one)
+        return self._add("ArgMax", self._add("Sub", scores, noise), axis=2, keepdims=0)
 
     def _as_typed(self, value: str, like: bool) -> None:
         """Give the numbers the node's type and the name of its output."""

@@ -48,9 +48,9 @@ class Reporting(Options):
         Literal["table", "json", "markdown"], Option("what stdout carries; messages go to stderr", REPORT)
     ] = "table"
     report: Annotated[
-        Path | None,
-        Option("the same report as a file: .json, .md or .html", REPORT, "PATH", check=check_report_path),
-    ] = None
+        tuple[Path, ...],
+        Option("the same report as a file: .json, .md or .html; repeatable", REPORT, "PATH", check=check_report_path),
+    ] = ()
     progress: Annotated[
         bool, Option("no progress bars; also implied off a terminal", REPORT, name="no-progress", off=True)
     ] = True
@@ -80,22 +80,10 @@ class Sized(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provided(Options):
-    """The execution provider of onnxruntime."""
-
-    provider: Annotated[str | None, Option("onnxruntime execution provider", RUN, "NAME")] = None
-
-    @property
-    def execution(self) -> Execution:
-        from prunecli.runtime import Execution
-
-        return Execution(self.provider or "cpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running(Provided):
+class Running(Options):
     """How onnxruntime runs models."""
 
+    provider: Annotated[str | None, Option("onnxruntime execution provider", RUN, "NAME")] = None
     threads: Annotated[int | None, Option("onnxruntime threads", RUN, "N", least=1)] = None
 
     def check(self) -> None:

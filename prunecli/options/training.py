@@ -146,7 +146,7 @@ class FinetuneOptions(OutputNamed, Learning, Samples, Seeded, Written, Shrinking
     # where training diverges after it improved, save the best weights before the error is raised
     salvage: bool = True
     # where every epoch is worse than the start, save that
-    keep_start: bool = False
+    keep_start: Literal["never", "equal", "always"] = "never"
     # learn from the teacher alone, whatever labels there are
     unlabelled: bool = False
     # positions along axes of the teacher's hidden values that the model no longer has

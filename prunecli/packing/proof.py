@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import GateFailed, PruneError
-from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.files import Scratch
 from prunecli.model import Model, concrete_shapes, load
 from prunecli.model.graphs import all_graphs
@@ -128,7 +128,8 @@ class PackProof:
 
     def _run(self, original: Session, packed: Session) -> None:
         """Run both files, and measure how far outputs move where values were rounded on purpose."""
-        exact, collector, ran = self.asked.values == "exact", FidelityCollector(), list[InputShapes]()
+        collector, ran = FidelityCollector(heads=heads_of(self.model.ir.graph)), list[InputShapes]()
+        exact = self.asked.values == "exact"
 
         def seen(agreed: Agreement) -> None:
             collector.add(agreed.wanted, agreed.got, 1)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from prunecli.calibration.gradients import mean_error
-from prunecli.evaluation.fidelity import Fidelity, FidelityCollector
+from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.model import Model, load
 from prunecli.model.graphs import add_constant
 from prunecli.quantization.ranges import Range
@@ -46,13 +46,14 @@ class Judge:
     feeds: Sequence[Feed]
     start: Opener
     wanted: list[dict[str, Any]] = field(default_factory=list)
+    heads: frozenset[str] = frozenset()
 
     def __call__(self, name: str, graph: IntegerGraph) -> Candidate:
         """Raises PruneError: onnxruntime does not run it."""
         return Candidate(name, graph, *self.measured(ir.to_proto(graph.model)))
 
     def measured(self, model: onnx.ModelProto | Path) -> tuple[float, Fidelity | None]:
-        session, collector = self.start(model), FidelityCollector()
+        session, collector = self.start(model), FidelityCollector(heads=self.heads)
         wanted, found = list[Array](), list[Array]()
         for feed, reference in zip(self.feeds, self.wanted, strict=True):
             got = session.run(feed)
@@ -69,7 +70,7 @@ class Judge:
     @classmethod
     def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:
         session = start(path)
-        return cls(feeds, start, [session.run(feed) for feed in feeds])
+        return cls(feeds, start, [session.run(feed) for feed in feeds], heads_of(load(path).ir.graph))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.errors import GateFailed, PruneError
+from prunecli.evaluation.fidelity import heads_of
 from prunecli.files import Scratch
 from prunecli.model.saving import check_target
 from prunecli.options.sizes import at_data
@@ -124,7 +125,7 @@ def adaptive(
     check_target(file, None if options.dry_run else target, options.force, options)
     tune, held = split(options, session)
     seen = check_apart(tune, held, session, options)
-    choosing, confirming = both_parts(tune, held, session, options)
+    choosing, confirming = both_parts(tune, held, session, options, heads_of(file.ir.graph))
     setup = set_up(file, tune, choosing, options, progress)
     goal = Goal(options.limit_of_drop, _minimised(setup.pruner, options.minimize), len(held))
     run = Search(setup.runner, setup.pruner, goal, options.rounds, setup.pruner.predicted)

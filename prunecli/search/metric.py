@@ -16,7 +16,7 @@ import numpy as np
 from prunecli.data import Batch, Classes
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.evaluation.fidelity import MEASURES, Mixture, are_scores, cosines, mixture_of, same_place
+from prunecli.evaluation.fidelity import MEASURES, LogitMoments, Mixture, are_scores, cosines, mixture_of, same_place
 from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, Merit, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_reading, float_outputs
@@ -161,11 +161,12 @@ class TrialMetric:
 
 def choose_metric(
     wanted: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
-    classes: Classes | None = None,
+    classes: Classes | None = None, heads: frozenset[str] = frozenset(),
 ) -> TrialMetric:  # fmt: skip
     """The metric for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
     outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
     they mean must not depend on which of them a part happens to have. `classes`: what their numbers stand for.
+    `heads`: of `heads_of`.
 
     Raises:
         PruneError: the metric is unknown, needs labels, or says nothing about new data; or the labels are of other
@@ -186,7 +187,13 @@ def choose_metric(
     if labels is None or wanted in MEASURES:
         output = asked.output_name or floats[0]
         _check_output(output, floats)
-        chosen = wanted or ("top1_agreement" if are_scores(output, first[output]) else "cosine")
+        scores = are_scores(output, first[output])
+        if scores is None and output in heads:
+            moments = LogitMoments()
+            for batch, outputs in zip(batches, reference, strict=True):
+                moments.add(batch.trim(output, outputs[output]).astype(np.float64))
+            scores = moments.of_logits
+        chosen = wanted or ("top1_agreement" if scores else "cosine")
         _check_fidelity(chosen)
         found = TrialMetric(chosen, output, scales=scales, mixtures=mixtures)
         _check_numbers(found, batches, reference)

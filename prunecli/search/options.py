@@ -15,8 +15,8 @@ from prunecli.options.groups import (
     Batched,
     Chosen,
     OutputNamed,
-    Provided,
     Reporting,
+    Running,
     Samples,
     Saving,
     Seeded,
@@ -40,7 +40,7 @@ GOAL = "Goal"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions(
-    OutputNamed, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Provided
+    OutputNamed, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Running
 ):
     """What is tried, how it is judged, and where trials run."""
 
@@ -60,7 +60,8 @@ class TrialOptions(
     ] = None
     probes: Annotated[int, Option("samples on which the damage by each layer is measured", DATA, "N", least=1)] = 256
     jobs: Annotated[
-        int | None, Option("processes that run trials; default one per core", RUN, "N", short="j", least=1)
+        int | None,
+        Option("processes that run trials; default one per core, or as --threads says", RUN, "N", short="j", least=1),
     ] = None
     backend: Annotated[Literal["local", "dask"], Option("where trials run; dask: on the cluster at --address", RUN)] = (
         "local"

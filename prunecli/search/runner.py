@@ -20,7 +20,6 @@ import numpy as np
 
 from prunecli.errors import PruneError
 from prunecli.files import appeared
-from prunecli.runtime import Execution
 from prunecli.search.options import TrialOptions
 from prunecli.search.pruner import Allocation
 from prunecli.search.trials import Outcome, TrialGroup, Workspace, forget, run_group
@@ -315,7 +314,7 @@ def pool_of(options: TrialOptions) -> WorkerPool:
     """
     if options.backend == "dask":
         return Dask(str(options.address))
-    workers = options.jobs or Execution(options.execution.provider).thread_count
+    workers = options.jobs or options.execution.thread_count
     return LocalProcesses(workers) if workers > 1 else InProcess()
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.evaluation.fidelity import heads_of
 from prunecli.model.saving import check_target
 from prunecli.options.sizes import at_data
 from prunecli.predicted.features import Undescribed
@@ -115,7 +116,7 @@ def sensitivity(
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
         data = data.shuffled(options.seed).take(SAMPLES)
-    setup = set_up(file, data, TrialSamples.of(data, session, options), options, progress)
+    setup = set_up(file, data, TrialSamples.of(data, session, options, heads_of(file.ir.graph)), options, progress)
     with closing(setup.runner):
         proxy, told = _proxy(setup, options, progress)
         rows, ranking = _by_trials(setup, options) if proxy is None else _by_proxy(setup, options, proxy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
 
 
 def both_parts(
-    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions
+    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions, heads: frozenset[str]
 ) -> tuple[TrialSamples, TrialSamples]:
     """Both parts, read alike.
 
@@ -181,10 +181,12 @@ def both_parts(
     if len({None if labels is None else labels.shape[1:] for labels in parts}) > 1:
         raise PruneError("the labels of --data and --confirm-data differ in shape", "give labels alike for both")
     labels = None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
-    both = tuple(TrialSamples.of(part, session, options, labels) for part in (tune, held))
-    for samples in both:
+    first = TrialSamples.of(tune, session, options, heads, labels)
+    same = options if labels is not None else replace(options, metric=first.metric.name)
+    second = TrialSamples.of(held, session, same, heads, labels)
+    for samples in (first, second):
         _check_promise(samples, options.limit_of_drop)
-    return both[0], both[1]
+    return first, second
 
 
 def _check_promise(samples: TrialSamples, max_drop: float) -> None:

@@ -64,12 +64,17 @@ class TrialSamples:
     metric: TrialMetric
 
     @classmethod
-    def of(cls, data: Dataset, session: Session, options: TrialOptions, labels: Array | None = None) -> TrialSamples:
-        """`labels`: all that there are, if `data` is a part; see `choose_metric`."""
+    def of(
+        cls, data: Dataset, session: Session, options: TrialOptions, heads: frozenset[str],
+        labels: Array | None = None,
+    ) -> TrialSamples:  # fmt: skip
+        """`labels`: all that there are, if `data` is a part; `heads`: of the graph; see `choose_metric`."""
         batches = list(data.batches(options.batch_size))
         reference = list(outputs_of(session, batches, OUTPUT_LIMIT))
         known = data.labels if labels is None else labels
-        metric = choose_metric(options.metric, options.asked, known, batches, reference, classes=data.classes)
+        metric = choose_metric(
+            options.metric, options.asked, known, batches, reference, classes=data.classes, heads=heads
+        )
         return cls(batches, reference, metric)
 
     def probes(self, samples: int) -> int:

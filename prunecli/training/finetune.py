@@ -46,7 +46,7 @@ TOLERANCE = 1e-3  # of the largest output: float32 rounding of two differently o
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult(ModelResult):
     """What training did. `score`: of the validation part, named `score_name`, higher is better; before, and of
-    the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: every epoch was worse than the
+    the weights that were kept (`best_epoch`, 0: those it started from). `harmful`: no epoch was better than the
     start on held-out data. `course`: what the run decided by itself, among the notes. `speed`: beside the teacher, of
     sizes `teacher`, where the model is a cut of it."""
 
@@ -79,8 +79,9 @@ def finetune(
     """Train a model on data and save it, with the same inputs and outputs; what is zero stays zero.
 
     `changes` override fields of `options`:
-    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`. Where every epoch was worse than the
-    start on held-out data nothing is written (`output` is None, `harmful` true), unless `keep_start` asks for it.
+    `finetune("pruned.onnx", data="train.npz", epochs=3, teacher="original.onnx")`. Where no epoch was better than the
+    start on held-out data nothing is written (`output` is None, `harmful` true). With `keep_start` the start is written
+    where one was `equal`, which is not harmful then, or `always`.
 
     Raises:
         PruneError: the model, the data or an option is unusable; an operator without a gradient; training diverged
@@ -126,7 +127,7 @@ def finetune(
         notes=[*file.notes, *data.notes, *course, *saved.small.notes],
         packed=saved.small.packed,
         shrunk=saved.shrunk,
-        harmful=at.harmful,
+        harmful=at.harmful(ties=options.keep_start == "never"),
         course=course,
         **_beside_teacher(options, saved.output, after_file, dims, progress=progress),
         seconds=time.perf_counter() - start,
@@ -147,7 +148,8 @@ class _Written:
 
 
 def _saved(file: Model, target: Path, options: FinetuneOptions, proving: _Proof, progress: Progress) -> _Written:
-    if proving.training.trainer.at.harmful and not options.keep_start:
+    never = options.keep_start == "never"
+    if proving.training.trainer.at.harmful(ties=never) and options.keep_start != "always":
         proving.verification = Verification("none", detail="nothing was written")
         return _Written()
     proof = proving if options.verify else None
@@ -189,16 +191,17 @@ def raise_if_harmful(found: FinetuneResult) -> None:
     """For command lines, once the result is out.
 
     Raises:
-        GateFailed: every epoch was worse than the start, so nothing was written.
+        GateFailed: no epoch was better than the start, so nothing was written.
     """
     if not found.harmful:
         return
     rate, given = float(found.recipe["learning_rate"]), found.recipe["rate"] is not None
     lower = lower_rate(found.recipe["optimizer"], rate)
     best = max(epoch.score for epoch in found.epochs if epoch.score is not None)
+    went = f"fell from {found.score_before:.4f} to" if best != found.score_before else "stayed at"
     raise GateFailed(
         f"training improved nothing: at a learning rate of {rate:.3g}{'' if given else ' and below'} the"
-        f" {found.score_name} fell from {found.score_before:.4f} to {best:.4f} at best; nothing was written",
+        f" {found.score_name} {went} {best:.4f} at best; nothing was written",
         f"{f'try --lr {lower:.2g}' if given else 'give more data'}, or see whether data and labels are the model's",
     )
 

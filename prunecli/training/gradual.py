@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
@@ -158,8 +158,9 @@ def training_of(
     """The training of a cut that the options of a pruning command ask for; where they name no teacher, the original is
     one. Distillation that gains nothing leaves the cut as it is."""
     teacher = str(original) if options.teacher is None else options.teacher
+    kept: Literal["equal", "always"] = "always" if keep_start or options.distills else "equal"
     training = replace(options.retraining, teacher=teacher, output=output, force=force, salvage=salvage,
-                       keep_start=keep_start or options.distills, removed=cut.removed)  # fmt: skip
+                       keep_start=kept, removed=cut.removed)  # fmt: skip
     if not options.distills:
         return training
     fraction = EXCHANGED if options.exchange is None else options.exchange

@@ -16,6 +16,7 @@ from prunecli.autodiff.losses import MeanSquaredError
 from prunecli.calibration.objective import (
     Objective,
     ObjectiveOptions,
+    answers,
     choose_objective,
     is_distribution,
     with_features,
@@ -92,7 +93,8 @@ def prepare_training(
 
     Args:
         model: its weights are read now and written by `store`.
-        data: of the model's inputs, for training; `validation` judges the weights after each epoch.
+        data: of the model's inputs, for training; `validation` judges the weights after each epoch. With a teacher,
+            labels that no output answers, as of boxes, are not read.
         teacher: a session that answers in the model's names.
     Raises:
         PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
@@ -101,9 +103,12 @@ def prepare_training(
     batch_size = check_trainable(data, asked)
     run_size, threads = size_of_run(batch_size, data.fixed_batch, model), options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
+    outputs = Session.open(model.ir, threads=threads).run(first.feed)
+    unread = teacher is not None and data.labels is not None and not answers(data, outputs, options.output_name)
+    if unread:
+        data, validation = data.without_labels(), None if validation is None else validation.without_labels()
     hyper = settle(options, len(data) // batch_size, alone=teacher is not None and data.labels is None)
     imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
-    outputs = Session.open(model.ir, threads=threads).run(first.feed)
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
     objective = choose_objective(data, outputs, told, objective_options(options))
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
@@ -132,6 +137,7 @@ def prepare_training(
     trainer = Trainer(steppers, supply, options, hyper, score=score, moving=moving if score and moving.names else None)
     trainer.begin({n: _holder(model, n).tensor.numpy().astype(np.float32) for n in graph.statistics})
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
+    notes += ["the labels fit no output and are not read: the teacher alone is learned from"] if unread else []
     return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, asked), *notes])
 
 

@@ -75,13 +75,13 @@ class Progressed:
     history: list[Epoch] = field(default_factory=list)
     hyper: Json = field(default_factory=dict)
 
-    @property
-    def harmful(self) -> bool:
-        """Whether every epoch was worse than the start on held-out data, which could have been bettered."""
+    def harmful(self, ties: bool = False) -> bool:
+        """Whether every epoch was worse than the start on held-out data, which could have been bettered; with `ties`
+        whether none was better."""
         start = self.first_score
         if start is None or start == math.inf or not self.history:
             return False
-        return all(e.score is None or e.score < start for e in self.history)
+        return all(e.score is None or e.score < start or (ties and e.score == start) for e in self.history)
 
 
 class DivergedError(PruneError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import typer
 
 from prunecli.cli.app import COMMANDS, app
+from prunecli.options.declare import declared_of
 from tests.cli.conftest import SAMPLES, Prune
 
 MODEL = SAMPLES / "digits-mlp.onnx"
@@ -43,6 +46,44 @@ def test_options_of_one_name_have_one_help_text() -> None:
                 texts.setdefault(max(param.opts, key=len), set()).add(param.help or "")
     assert {option: help for option, help in texts.items() if len(help) > 1} == {}
     assert all(help != {""} for help in texts.values())
+
+
+NO_FILE, NO_DATA = "inspect sensitivity evaluate compare", "inspect run pack unpack"
+COMMON = {
+    "format report no-progress": "",
+    "provider threads": "inspect run",  # run nothing, or what steps say
+    "dim input-shape": "finetune run",  # where the data fix the sizes, and steps do
+    "data labels label-column limit batch-axis seed": NO_DATA,
+    "preset resize mean std layout": NO_DATA,
+    "output force external-data no-verify": f"{NO_FILE} run",
+    "dry-run": f"{NO_FILE} finetune",
+    "include": "inspect evaluate compare run shrink unpack",  # take all of a model
+    "exclude": "inspect evaluate compare run shrink unpack finetune",  # --freeze
+    "save-plan": f"{NO_FILE} run shrink unpack pack finetune quantize",  # choose nothing that a plan holds
+}
+"""Common options, and the commands that have no use for them."""
+
+
+@pytest.mark.parametrize("names", COMMON)
+def test_every_command_takes_the_common_options(names: str) -> None:
+    lacking = {name for name, entry in COMMANDS.items()
+               if not set(names.split()) <= {each.name for each in declared_of(entry.options_class)}}  # fmt: skip
+    assert lacking == set(COMMON[names].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_of_one_value_is_given_once(command: str, prune: Prune) -> None:
+    done = prune(command, MODEL, "--color", "always", "--color", "never")
+    assert done.code == 2
+    assert "--color is given more than once" in done.err and "it takes one value" in done.err
+
+
+def test_every_report_is_written(prune: Prune, tmp_path: Path) -> None:
+    names = [tmp_path / f"r.{suffix}" for suffix in ("json", "md", "html")]
+    assert prune("inspect", MODEL, *(word for name in names for word in ("--report", name))).code == 0
+    assert all(name.read_text() for name in names)
+    done = prune("inspect", MODEL, "--report", names[0], "--report", tmp_path / "r.txt")
+    assert done.code == 2 and "r.txt" in done.err
 
 
 @pytest.mark.parametrize("args", [("-v", "inspect"), ("inspect", "-v"), ("inspect", "--verbose")])

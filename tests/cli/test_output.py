@@ -92,7 +92,7 @@ REPORTS = [
 def test_report_file_by_suffix(
     name: str, form: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output.emit(Result(1), form, tmp_path / name)
+    output.emit(Result(1), form, [tmp_path / name])
     assert text in (tmp_path / name).read_text(encoding="utf-8")
     assert capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -102,7 +102,7 @@ def test_report_replaces_an_old_one_with_ordinary_permissions(tmp_path: Path) ->
     path, other = tmp_path / "r.json", tmp_path / "other"
     path.write_text('{\n  "schema": "prunecli/1"}')
     other.write_text("")
-    output.emit(Result(2), "json", path)
+    output.emit(Result(2), "json", [path])
     assert json.loads(path.read_text()) == {"value": 2}
     assert path.stat().st_mode == other.stat().st_mode
 
@@ -124,6 +124,6 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(PruneError, match="No space left"):
-        output.emit(Result(1), "json", path)
+        output.emit(Result(1), "json", [path])
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

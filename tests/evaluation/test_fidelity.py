@@ -14,6 +14,7 @@ from prunecli.evaluation.fidelity import MEASURES, FidelityCollector, cosines, m
 
 RNG = np.random.default_rng(3)
 A = RNG.standard_normal((40, 6)).astype(np.float32)
+A -= A.mean(axis=1, keepdims=True)  # as logits, which have nothing in common
 B = (A + 0.7 * RNG.standard_normal((40, 6))).astype(np.float32)
 A64, B64 = A.astype(float), B.astype(float)
 
@@ -31,11 +32,13 @@ FORMULAS: dict[str, Callable[[], float]] = {
 }
 
 
-def measured(reference: Any, other: Any, batch: int = 7) -> dict[str, float | None]:
-    collector = FidelityCollector()
+def measured(
+    reference: Any, other: Any, batch: int = 7, name: str = "y", product: bool = True
+) -> dict[str, float | None]:
+    collector = FidelityCollector(heads=frozenset([name]) if product else frozenset())
     for start in range(0, max(len(reference), 1), batch):
         part = slice(start, start + batch)
-        collector.add({"y": reference[part]}, {"y": other[part]}, len(reference[part]))
+        collector.add({name: reference[part]}, {name: other[part]}, len(reference[part]))
     result = collector.result("the other")
     assert result is not None
     assert result.samples == len(reference)
@@ -85,9 +88,59 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_special_values(case: str) -> None:
     reference, other, expected = CASES[case]
-    found = measured(reference, other)
+    found = measured(reference, other, name="logits" if expected.get("top1_agreement") is not None else "y")
     for name, value in expected.items():
         assert found[name] == (value if value is None else pytest.approx(value, abs=1e-9)), name
+
+
+def softmax(scores: Any) -> Any:
+    return np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+
+
+LANDMARKS = np.array([0.3, 0.7, 0.5, 0.4, 0.6, 0.9]) + 0.05 * RNG.standard_normal((40, 1)) + 0.01 * A64
+KINDS: dict[str, tuple[str, Any, bool, bool]] = {
+    "logits by their values": ("191", A64, True, True),
+    "logits with a common level": ("191", A64 + 7, True, True),
+    "two classes": ("191", np.stack([A64[:, 0], 0.1 - 0.8 * A64[:, 0]], axis=1), True, True),
+    "maps of logits": ("out", A64.reshape(2, 20, 6).transpose(0, 2, 1).reshape(2, 6, 4, 5), True, True),
+    "tokens": ("out", A64.reshape(4, 10, 6), True, True),
+    "logits by their name": ("head_logits", LANDMARKS, False, True),
+    "probabilities": ("y", softmax(A64), False, True),
+    "logarithms of probabilities": ("y", np.log(softmax(A64)), False, True),
+    "landmarks": ("y", LANDMARKS, True, False),
+    "numbers of no relation": ("y", RNG.standard_normal((40, 6)), True, False),
+    "normalised features": ("y", A64, False, False),
+    "scores each between 0 and 1": ("y", 1 / (1 + np.exp(-A64)), False, False),
+    "boxes of one spread": ("y", RNG.uniform(0, 1, (4, 10, 6)), True, False),
+    "a name of something else": ("box_logits", A64, True, False),
+}  # fmt: skip
+"""Name, values, whether the output ends in a product, and whether it is scores of classes."""
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_agreement_is_of_scores_of_classes(kind: str, batch: int) -> None:
+    name, values, product, scores = KINDS[kind]
+    assert (measured(values, values, batch, name, product)["top1_agreement"] is not None) == scores
+
+
+def test_labels_say_what_an_output_is() -> None:
+    for said in (True, False):
+        collector = FidelityCollector(scores={"y": said})
+        collector.add({"y": A}, {"y": A}, 40)
+        found = collector.result("x")
+        assert found is not None and (found.short()["top1_agreement"] == 1) == said
+
+
+def test_one_number_per_sample_is_judged_around_its_mean() -> None:
+    """A model that always answers 1000 knows nothing of numbers about 1000, whose size would give it 60 dB."""
+    numbers = 1000 + A64[:, :1]
+    assert measured(numbers, np.full_like(numbers, 1000))["snr_db"] == pytest.approx(
+        10 * np.log10(numbers.var() / np.square(A64[:, 0]).mean()), abs=1e-6
+    )
+    assert measured(numbers, numbers)["snr_db"] == math.inf
+    constant = np.full((9, 1), 0.1)
+    assert measured(constant, constant + 1)["snr_db"] is None and measured(numbers[:1], numbers[1:2])["snr_db"] is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "max_abs", "max_rel", "snr_db"])

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from prunecli.model.noise import fix_noise, may_have_noise
+from prunecli.model.noise import fix_noise, may_have_noise, noise_notes
 from prunecli.runtime import Session
 from tests.tiny import model, write
 
@@ -42,6 +42,32 @@ def test_distributions(case: str) -> None:
     assert found.std() == pytest.approx(deviation, rel=0.05)
     rows = np.corrcoef(found)[np.triu_indices(SIZE[0], 1)]  # samples of one batch see noise of their own
     assert abs(rows).max() < 0.6 and abs(rows.mean()) < 0.02
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("", np.int32), (", dtype = 7", np.int64)])
+def test_classes_are_drawn_by_their_probabilities(asked: str, dtype: Any) -> None:
+    kind = "int64" if dtype is np.int64 else "int32"
+    content = model(f"g (float[N, 3] x) => ({kind}[N, 50] y) {{ y = Multinomial <sample_size = 50{asked}> (x) }}")
+    chances = np.array([0.2, 0.5, 0.3])
+    feed = {"x": np.tile(np.log(chances), (64, 1)).astype(np.float32)}
+    session = Session.open(content)
+    found = session.run(feed)["y"]
+    assert found.dtype == dtype and found.shape == (64, 50) and (found == session.run(feed)["y"]).all()
+    assert np.bincount(found.reshape(-1)) / found.size == pytest.approx(chances, abs=0.035)
+
+
+def test_noise_in_a_function_of_the_model_is_fixed_too() -> None:
+    content = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[N, 50] x) => (float[N, 50] y, float[N, 50] z) { y = own.noisy (x)  z = own.noisy (x) }
+        <domain: "own", opset_import: ["": 17]>
+        noisy (a) => (c) { b = RandomNormalLike (a)  c = Add (a, b) }"""
+    ).SerializeToString()
+    session, feed = Session.open(content), {"x": np.zeros(SIZE, np.float32)}
+    found = session.run(feed)
+    assert all((session.run(feed)[name] == found[name]).all() for name in "yz") and found["y"].std() > 0.5
+    assert abs(np.corrcoef(found["y"].reshape(-1), found["z"].reshape(-1))[0, 1]) < 0.1
+    assert noise_notes(onnx.load_from_string(content))
 
 
 def test_two_values_have_different_noise_and_a_prefix_keeps_its_own() -> None:

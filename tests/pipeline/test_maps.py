@@ -65,7 +65,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "structured": lambda path, fed, out: structured(path, ratio=0.4, output=out),
     "structured with data": lambda path, fed, out: structured(path, ratio=0.4, data=fed, output=out),
     "adaptive": lambda path, fed, out: adaptive(path, max_drop=0.3, granularity="channel", data=fed, output=out),
-    "finetune": lambda path, fed, out: finetune(path, data=fed, teacher=path, epochs=1, keep_start=True, output=out),
+    "finetune": lambda path, fed, out: finetune(
+        path, data=fed, teacher=path, epochs=1, keep_start="always", output=out
+    ),
 }
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_is_not_what_was_trained_is_refused(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(module, "save", spoilt)
     with pytest.raises(PruneError, match="the saved model does not compute what the trained one does"):
-        run(MLP, tmp_path / "out.onnx", 1, keep_start=True)
+        run(MLP, tmp_path / "out.onnx", 1, keep_start="always")
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -387,13 +387,37 @@ def test_a_default_rate_that_harms_is_lowered_and_that_is_said(tmp_path: Path, m
     assert given.epochs[1].rate > 5 * result.epochs[1].rate and not any("lowered" in note for note in given.notes)
 
 
+def scored(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Held-out data on which the start has the first score, and epochs the others."""
+    from prunecli.training.session import _Judge
+
+    left = iter(scores)
+    monkeypatch.setattr(_Judge, "score", lambda self, statistics: next(left))
+
+
+@pytest.mark.parametrize(("scores", "asked", "kept"), [
+    ((0.9, 0.9), {}, False),  # a tie is no improvement
+    ((0.9, 0.9), {"keep_start": "equal"}, True),  # as of training that follows a cut
+    ((0.9, 0.8), {"keep_start": "equal"}, False),
+    ((0.9, 0.8), {"keep_start": "always"}, True),
+    ((0.9, 0.91), {}, True),
+])  # fmt: skip
+def test_what_is_no_better_than_the_start_is_not_written(
+    scores: tuple[float, float], asked: Any, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(monkeypatch, *scores)
+    result = run(MLP, tmp_path / "out.onnx", 1, verify=False, **asked)
+    assert (result.output is not None) == kept == (tmp_path / "out.onnx").exists()
+    if not kept:
+        word = "stayed at 0.9000 at best" if scores[0] == scores[1] else "fell from 0.9000 to 0.8000"
+        with pytest.raises(GateFailed, match=f"accuracy {word}.*nothing was written"):
+            raise_if_harmful(result)
+
+
 def test_training_that_nothing_helps_stops_early_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunecli.training.session import _Judge
-
-    scores = iter([1.0, *([0.5] * 20)])
-    monkeypatch.setattr(_Judge, "score", lambda self, statistics: next(scores))
+    scored(monkeypatch, 1.0, *([0.5] * 20))
     result = run(MLP, tmp_path / "out.onnx", 9)
     assert len(result.epochs) == 4 and result.harmful and result.output is None and not (tmp_path / "out.onnx").exists()
     assert any("stopped after epoch 4 of 9: no learning rate made it better" in note for note in result.notes)
@@ -434,6 +458,16 @@ def test_options_leave_the_rest_to_the_data(
 ) -> None:
     found = asdict(settle(FinetuneOptions(data="x.npz", **asked), steps, alone))
     assert {name: found[name] for name in wanted} == wanted
+
+
+def test_labels_of_another_kind_are_not_read_beside_a_teacher(tmp_path: Path) -> None:
+    with np.load(TRAIN) as file:
+        np.savez(tmp_path / "boxes.npz", image=file["image"][:200], labels=np.zeros((200, 3, 5), np.float32))
+    start = pruned(MLP, tmp_path, 0.7)
+    found = run(start, tmp_path / "o.onnx", 1, teacher=MLP, data=tmp_path / "boxes.npz")
+    assert any("labels fit no output" in note for note in found.notes) and found.score_name.startswith("signal")
+    with pytest.raises(PruneError, match="fit no output"):
+        run(start, tmp_path / "p.onnx", 1, data=tmp_path / "boxes.npz")
 
 
 def test_a_model_that_is_its_own_teacher_is_kept(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def pieces(values: Array) -> list[dict[str, Array]]:
 
 
 def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[TrialMetric, dict[str, Array]]:
-    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base))
+    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base), heads=frozenset("y"))
     return found, found.records(zip(batches(labels), pieces(trial), pieces(base), strict=True))
 
 
@@ -78,7 +78,7 @@ def test_an_accuracy_that_did_not_change_is_not_certain() -> None:
 @pytest.mark.parametrize("metric", FIDELITY)
 def test_fidelity_is_that_of_evaluate(metric: str) -> None:
     found, records = judged(metric, None, LOGITS, NOISY)
-    sums = FidelitySums()
+    sums = FidelitySums("logits")
     sums.add(LOGITS.astype(np.float64), NOISY.astype(np.float64))
     whole = sums.values()[metric] or 0.0
     assert found.value(records) == pytest.approx(whole)
@@ -158,7 +158,9 @@ def test_what_promises_nothing_is_refused(metric: str | None, labels: Array | No
 
 def test_defaults() -> None:
     assert judged(None, NUMBERS, NUMBERS, NUMBERS)[0].name == "r2"
-    assert judged(None, None, LOGITS, LOGITS)[0].name == "top1_agreement"
+    assert judged(None, None, LOGITS, LOGITS)[0].name == "cosine"  # nothing says that they are
+    centred = LOGITS - LOGITS.mean(axis=1, keepdims=True)
+    assert judged(None, None, centred, centred)[0].name == "top1_agreement"
     assert judged(None, None, NUMBERS, NUMBERS)[0].name == "cosine"
 
 

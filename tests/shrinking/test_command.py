@@ -120,7 +120,7 @@ def test_training_ends_with_it(tmp_path: Path) -> None:
     path = saved(net, tmp_path / "m.onnx")
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     np.savez(tmp_path / "d.npz", x0=x, labels=(x[:, 0] > 0).astype(np.int64))
-    found = prunecli.finetune(path, data=tmp_path / "d.npz", epochs=1, shrink=True, keep_start=True,
+    found = prunecli.finetune(path, data=tmp_path / "d.npz", epochs=1, shrink=True, keep_start="always",
                               output=tmp_path / "o.onnx")  # fmt: skip
     assert found.shrunk is not None and sum(row.removed for row in found.shrunk.removed.units) >= 2
     assert load(tmp_path / "o.onnx").ir.graph.initializers["V"].shape[1] <= 14

@@ -222,16 +222,16 @@ def run_recipe(ctx: typer.Context, recipe: Path, options: RunOptions, command_na
     with planned_recipe(recipe, changes_of(options.changes), terminal.isolated, command_named) as plan:
         shown = _from_recipe(ctx, plan)
         format = str(shown.get("format", options.format))
-        report = Path(shown["report"]) if "report" in shown else options.report
+        reports = tuple(map(Path, shown["report"])) if "report" in shown else options.report
         if options.dry_run:
-            emit(planned_result(plan), format, report)
+            emit(planned_result(plan), format, reports)
             return
         try:
-            result = carry_out(plan, lambda text: say("note", text), draws(report))
+            result = carry_out(plan, lambda text: say("note", text), draws(reports))
         except StepFailed as failed:
-            emit(failed.result, format, report)
+            emit(failed.result, format, reports)
             raise
-    emit(result, format, report)
+    emit(result, format, reports)
 
 
 def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
