@@ -29,6 +29,7 @@ PRUNER = WORK | {
     "reconstruct",
     "shrinking",
     "training",
+    "workers",
     "zeros",
     "structures",
 }
@@ -40,6 +41,7 @@ ALLOWED = {
     "quantity": BASE,
     "inputs": BASE,
     "registry": BASE,
+    "workers": BASE,
     "storage": BASE,
     "operators": {"types", "errors"},
     "model": MODEL,

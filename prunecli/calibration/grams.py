@@ -30,12 +30,15 @@ PER_UNKNOWN = 100
 error (K / R), and an image has far more."""
 _AT_LEAST = 4_000
 _CHUNK = 16 << 20  # bytes of X at a time
+LARGE = 1 << 24
+"""Elements of a matrix of sums, beyond which they are float32: the rounding of sixteen sums is far below what a ridge
+adds, and layers of 11,008 inputs have a Gram matrix of half a gigabyte so."""
 
 
 @dataclass
 class Equations:
     """Sums over positions, per batch of the weight: `gram` X X^T (batch, K, K), `cross` Y X^T (batch, rows, K), `x` and
-    `y` the sums of X and Y, `squares` of Y^2, all float64; `count` of positions."""
+    `y` the sums of X and Y, `squares` of Y^2, all float64 but for matrices that are `LARGE`; `count` of positions."""
 
     gram: Array
     cross: Array
@@ -46,7 +49,8 @@ class Equations:
 
     @classmethod
     def empty(cls, batch: int, rows: int, size: int) -> Equations:
-        gram, cross = np.zeros((batch, size, size)), np.zeros((batch, rows, size))
+        dtype = np.float32 if batch * size * max(size, rows) > LARGE else np.float64
+        gram, cross = np.zeros((batch, size, size), dtype), np.zeros((batch, rows, size), dtype)
         return cls(gram, cross, np.zeros((batch, size)), np.zeros((batch, rows)), np.zeros((batch, rows)))
 
     def add(self, columns: Array, targets: Array) -> None:
@@ -55,8 +59,7 @@ class Equations:
         left = np.concatenate([columns, np.ones((batch, 1, count), np.float32)], axis=1)
         right = np.concatenate([left, targets], axis=1)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs: `check` tells
-            many = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
-            found = many.astype(np.float64)
+            found = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
             self.gram += found[:, :size, :size]
             self.x += found[:, size, :size]
             self.cross += found[:, :size, size + 1 :].swapaxes(1, 2)
@@ -78,16 +81,17 @@ class Equations:
         if not (np.isfinite(self.gram).all() and np.isfinite(self.cross).all()):
             raise PruneError(f"what {name} reads is not finite", "look for NaN or huge values in the data")
 
-    def problem(self, batch: int, intercept: bool) -> Problem:
-        """The least-squares problem of one matrix of the weight; with an intercept, after taking it out."""
+    def problem(self, batch: int, intercept: bool, rows: Array | slice = slice(None)) -> Problem:
+        """The least-squares problem of one matrix of the weight, or of some rows of it; with an intercept, after taking
+        it out."""
         n = max(self.count, 1)
-        gram, cross = self.gram[batch] / n, self.cross[batch] / n
-        squares = self.squares[batch] / n
-        x, y = self.x[batch] / n, self.y[batch] / n
+        gram, cross = self.gram[batch] / n, self.cross[batch, rows] / n
+        squares = self.squares[batch, rows] / n
+        x, y = self.x[batch] / n, self.y[batch, rows] / n
         if intercept:
-            gram = gram - np.outer(x, x)
-            cross = cross - np.outer(y, x)
-            squares = squares - y * y
+            gram -= np.outer(x, x)
+            cross -= np.outer(y, x)
+            squares -= y * y
         return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
 
 
@@ -115,14 +119,18 @@ class Folds:
         """Where samples belong."""
         return self.held if self.held is not None and held else self.fitted
 
+    def __iadd__(self, other: Folds) -> Folds:
+        self.fitted += other.fitted
+        if self.held is not None and other.held is not None:
+            self.held += other.held
+        return self
+
     def whole(self) -> Equations:
-        """All samples."""
-        if self.held is None:
-            return self.fitted
-        total = Equations.empty(*self.fitted.cross.shape)
-        total += self.fitted
-        total += self.held
-        return total
+        """All samples, added up in place: none are held out from then on."""
+        if self.held is not None:
+            self.fitted += self.held
+            self.held = None
+        return self.fitted
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ class Picker:
         most = -(-(self.per_unknown * self.size + _AT_LEAST) // max(self.batches, 1))
         some = available > most
         chosen = np.sort(self.rng.choice(available, most, replace=False)) if some else np.arange(available)
-        step = max(1, _CHUNK // (4 * max(self.size, 1)))
+        step = max(1, _CHUNK // (4 * max(self.size, 1)), self.size // 8 if self.size**2 > LARGE else 0)
         for start in range(0, len(chosen), step):
             yield chosen[start : start + step]
 

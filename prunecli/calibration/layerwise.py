@@ -25,6 +25,7 @@ from prunecli.files import Scratch
 from prunecli.model.constants import TRANSPARENT
 from prunecli.model.graphs import reads
 from prunecli.runtime import Session
+from prunecli.storage.stored import unmap
 
 Array = np.ndarray[Any, Any]
 Opener = Callable[..., Session]
@@ -49,7 +50,7 @@ class Walk:
         feeds: the batches; each holds the model's inputs.
         store: where values are kept; walks may share one.
         open_session: as `Session.open`.
-        keep: values that stay held once they are reached, as the model's outputs do.
+        keep: values that stay held once they are reached; by default the model's outputs.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Walk:
         feeds: Iterable[Mapping[str, Any]],
         store: Store,
         open_session: Opener = Session.open,
-        keep: Iterable[str] = (),
+        keep: Iterable[str] | None = None,
     ) -> None:
         self._model = model
         self._store = store
@@ -71,7 +72,7 @@ class Walk:
         for node in self._nodes:
             for name in self._reads[node]:
                 self._pending[name] = self._pending.get(name, 0) + 1
-        self._pinned = {*keep, *(v.name or "" for v in model.graph.outputs)}
+        self._pinned = {v.name or "" for v in model.graph.outputs} if keep is None else set(keep)
         self._producer = {v.name or "": node for node in self._nodes for v in node.outputs if v.name}
         self._done: set[ir.Node] = set()
         self._protos: dict[ir.Node, tuple[Any, onnx.NodeProto]] = {}
@@ -115,16 +116,62 @@ class Walk:
         if not self._needed(new):
             return
         wanted = [*self._unheld, *new]
-        nodes = self._needed(wanted)
-        if not self._run(nodes, wanted, names):
+        parts = self._parts(self._needed(wanted))
+        if len(parts) == 1 and not self._run(parts[0], wanted, names):
             self._unheld.update(dict.fromkeys(new))
             return
         self._unheld.clear()
-        self._done.update(node for node in nodes if node not in self._moving)
-        for name in {n for node in nodes for n in self._reads[node]}:
-            self._pending[name] -= sum(name in self._reads[node] for node in nodes)
-            if name not in names:
-                self.release(name)
+        for part in parts:
+            if len(parts) > 1:
+                self._run(part, wanted, names, hold=True)
+            self._done.update(node for node in part if node not in self._moving)
+            for name in {n for node in part for n in self._reads[node]}:
+                self._pending[name] -= sum(name in self._reads[node] for node in part)
+                if name not in names:
+                    self.release(name)
+
+    def _parts(self, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+        """The nodes in stretches whose weights take about `PART` bytes at most; what moves a parameter is part of every
+        stretch that reads it."""
+        parts: list[list[ir.Node]] = [[]]
+        seen, size = set[str](), 0
+        for node in nodes:
+            mine = self._stored_behind([node]) - seen
+            extra = sum(self._nbytes(name) for name in mine)
+            if size + extra > PART and any(each not in self._moving for each in parts[-1]):
+                parts.append([])
+                mine, size = self._stored_behind([node]), 0
+                seen, extra = set(), sum(self._nbytes(name) for name in mine)
+            if node not in self._moving:
+                parts[-1].append(node)
+                seen |= mine
+                size += extra
+        return [self._with_constants(part) for part in parts] if len(parts) > 1 else [list(nodes)]
+
+    def _stored_behind(self, nodes: Iterable[ir.Node]) -> set[str]:
+        """Initializers that nodes read, directly or moved."""
+        stack, found = [name for node in nodes for name in self._reads[node]], set[str]()
+        while stack:
+            name = stack.pop()
+            if name in self._fixed:
+                stack += self._reads[self._fixed[name]]
+            elif name in self._model.graph.initializers:
+                found.add(name)
+        return found
+
+    def _with_constants(self, nodes: Sequence[ir.Node]) -> list[ir.Node]:
+        """The nodes, and those that move the parameters they read, in the graph's order."""
+        found, stack = set(nodes), [name for node in nodes for name in self._reads[node]]
+        while stack:
+            mover = self._fixed.get(stack.pop())
+            if mover is not None and mover not in found:
+                found.add(mover)
+                stack += self._reads[mover]
+        return [node for node in self._nodes if node in found]
+
+    def _nbytes(self, name: str) -> int:
+        tensor = self._model.graph.initializers[name].const_value
+        return 0 if tensor is None else tensor.nbytes
 
     def release(self, name: str) -> None:
         """Forget a value that no node that is still to run reads; of others, nothing."""
@@ -186,10 +233,12 @@ class Walk:
                 stack.extend(self._reads[node])
         return [node for node in self._nodes if node in found]
 
-    def _run(self, nodes: Sequence[ir.Node], wanted: Sequence[str], asked: Sequence[str]) -> bool:
+    def _run(
+        self, nodes: Sequence[ir.Node], wanted: Sequence[str], asked: Sequence[str], *, hold: bool = False
+    ) -> bool:
         """Hold what these nodes make that is wanted or still to be read, and what is asked for. False, and nothing is
-        held, where that is more than fits into memory, by the first batch, and few enough nodes to run them again for
-        each value."""
+        held, where that is more than fits into memory, by the first batch, and little enough work to do it again for
+        each value; with `hold` it is held all the same."""
         left = dict(self._pending)
         for node in nodes:
             for name in self._reads[node]:
@@ -199,9 +248,10 @@ class Walk:
         read = {name for node in nodes for name in self._reads[node]} & self._known
         consumed = [name for name in read if not left[name] and name not in {*wanted, *asked, *self._pinned}]
         piece = self._piece(nodes, kept)
+        light = sum(self._nbytes(name) for name in self._stored_behind(nodes)) <= AGAIN
         for batch in range(self.batches):
             found = piece.run(batch)
-            if batch == 0 and len(nodes) <= MOST_AGAIN:
+            if batch == 0 and not hold and light and len(nodes) <= MOST_AGAIN:
                 freed = sum(self._store.size((id(self), n, every)) for n in consumed for every in range(self.batches))
                 if not self._store.fits(sum(_bytes(value) for value in found.values()) * self.batches - freed):
                     return False
@@ -226,11 +276,17 @@ class Walk:
             variants: contents by initializer; several that change the same ones share a session.
             batches: all by default.
         Raises:
-            PruneError: a value can no longer be made (see `moved`), or onnxruntime fails.
+            PruneError: a value can no longer be made (see `moved`), what is still to run has more weights than one
+                session takes, or onnxruntime fails.
         """
         hidden = self._behind(set().union(*variants))
         asked = [name for name in dict.fromkeys(names) if name not in self._known or name in hidden]
         nodes = self._needed(asked, hidden)
+        if (size := sum(map(self._nbytes, self._stored_behind(nodes)))) > LARGEST:
+            problem = f"{size / 2**30:.1f} GiB of weights would have to be run at once, again and again"
+            raise PruneError(
+                problem, "measure by what needs no run of the whole model: --allocate uniform or predicted"
+            )
         alone = variants[0] if len(variants) == 1 else {}  # a constant, which onnxruntime fuses
         piece = self._piece(nodes, asked, hidden, alone, [] if alone else list(variants[0])) if asked else None
         for batch in range(self.batches) if batches is None else batches:
@@ -285,6 +341,7 @@ class Walk:
             array = (contents or {}).get(name)
             held = ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name)
             graph.initializer.append(ir.to_proto(held))
+            unmap(tensor)
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return _Piece(self, read, list(outputs), self._open(self._as_model(graph)))
@@ -332,6 +389,12 @@ LIMIT = 512 << 20
 """Bytes of arrays in memory, unless something else is asked for."""
 MOST_AGAIN = 64
 """Nodes that are run again for each value that is read, rather than what they make held in files."""
+AGAIN = 32 << 20
+"""Bytes of their weights up to which they are: to read a file takes less time than products with large matrices."""
+PART = 256 << 20
+"""Bytes of weights in a session, where one node does not have more."""
+LARGEST = (1 << 31) - (1 << 26)
+"""Bytes of weights that fit into one session with what is beside them; protobuf ends at 2 GiB."""
 
 
 def _bytes(value: Any) -> int:

@@ -24,6 +24,7 @@ from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs,
 from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import behind
+from prunecli.model.shapes import input_specs
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
 
@@ -249,7 +250,7 @@ def calibration_samples(
         wanted.check_synthetic(True)
         shapes, count = concrete_shapes(file, dims).inputs, wanted.limit or samples
         return synthetic_data(file, shapes, count, seed=seed, execution=execution, progress=progress)
-    data = wanted.open(execution.open(file.path).inputs)
+    data = wanted.open(input_specs(file.ir))
     if wanted.limit is None and len(data) > samples:
         data = data.shuffled(seed).take(samples)
     return data

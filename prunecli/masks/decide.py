@@ -257,9 +257,12 @@ _SLAB = 1 << 18
 
 
 class Decision:
-    """Which elements of one weight become zero. `values`: of the whole weight, where the others change too."""
+    """Which elements of one weight become zero."""
 
-    values: Array | None = None
+    @property
+    def values(self) -> Array | None:
+        """Of the whole weight, where the others change too."""
+        return None
 
     def drop(self, array: Array) -> Mask:
         """True where an element of the stored array becomes zero."""

@@ -50,7 +50,7 @@ def at_data(path: Path, options: AnySized) -> AnySized:
     for spec in (spec for spec in specs if spec.name in shapes):
         batch = data.axes.get(spec.name, 0)
         for axis, (name, size) in enumerate(zip(spec.shape, shapes[spec.name], strict=True)):
-            if axis != batch and isinstance(name, str):
+            if axis != batch and isinstance(name, str) and size:  # 0: an empty past
                 sizes.setdefault(name, size)
         if None in (name for axis, name in enumerate(spec.shape) if axis != batch):
             stated.append(f"{spec.name}:{','.join(map(str, shapes[spec.name]))}")

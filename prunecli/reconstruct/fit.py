@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,13 @@ def damping(gram: Array, count: int) -> float:
     the data are few for so many columns, and never nothing."""
     mean = float(np.trace(gram)) / max(len(gram), 1)
     return max(mean, 1e-30) * (1e-3 + 0.1 * len(gram) / max(count, 1))
+
+
+def with_diagonal(gram: Array, added: float) -> Array:
+    """G + added I."""
+    out = gram.copy()
+    out.reshape(-1)[:: len(gram) + 1] += added
+    return out
 
 
 def affordable(keep: Array, most: float) -> bool:
@@ -96,23 +104,23 @@ def small_least_squares(grams: Array, cross: Array, keep: Array) -> Array:
 
 def _by_gradients(gram: Array, cross: Array, keep: Array, start: Array) -> Array:
     """Conjugate gradients with the diagonal as preconditioner, every row with steps of its own."""
-    scale = 1 / gram.diagonal()
+    scale, least = 1 / gram.diagonal(), np.finfo(gram.dtype).tiny
     found = np.where(keep, start, 0.0)
     rest = np.where(keep, cross - found @ gram, 0.0)
     ahead = rest * scale
     way, size = ahead.copy(), np.einsum("ij,ij->i", rest, ahead)
-    goal = _TOLERANCE**2 * np.maximum(np.einsum("ij,ij->i", cross * keep, cross * scale), 1e-300)
+    goal = _TOLERANCE**2 * np.maximum(np.einsum("ij,ij->i", cross * keep, cross * scale), least)
     for _ in range(_STEPS):
         if (size <= goal).all():
             break
         pushed = np.where(keep, way @ gram, 0.0)
         bend = np.einsum("ij,ij->i", way, pushed)
-        step = np.where(bend > 0, size / np.maximum(bend, 1e-300), 0.0)[:, None]
+        step = np.where(bend > 0, size / np.maximum(bend, least), 0.0)[:, None]
         found += step * way
         rest -= step * pushed
         ahead = rest * scale
         new = np.einsum("ij,ij->i", rest, ahead)
-        way = ahead + (new / np.maximum(size, 1e-300))[:, None] * way
+        way = ahead + (new / np.maximum(size, least))[:, None] * way
         size = new
     return found
 
@@ -151,7 +159,7 @@ class FitTask:
         if self.ridge is not None:
             usual = max(float(np.trace(self.gram)) / max(len(self.gram), 1), 1e-30) * self.ridge
         try:
-            linalg.cholesky(self.gram + usual / 2 * np.eye(len(self.gram)), check_finite=False)
+            linalg.cholesky(with_diagonal(self.gram, usual / 2).T, overwrite_a=True, check_finite=False)
         except linalg.LinAlgError:
             return usual + 10 * abs(float(linalg.eigvalsh(self.gram, check_finite=False)[0]))
         return usual
@@ -159,7 +167,7 @@ class FitTask:
     @property
     def damped(self) -> Array:
         """The Gram matrix with `damping` on its diagonal."""
-        return self.gram + self.damping * np.eye(len(self.gram))
+        return with_diagonal(self.gram, self.damping)
 
     @property
     def target(self) -> Array:
@@ -170,7 +178,7 @@ class FitTask:
     def optimum(self) -> FitTask:
         """The same with the weights that, without more zeros, come nearest to the wanted output."""
         with suited(len(self.gram)):
-            solved = linalg.solve(self.damped, self.target.T, assume_a="pos", check_finite=False).T
+            solved = linalg.solve(self.damped, self.target.T, assume_a="pos", overwrite_a=True, check_finite=False).T
         return replace(self, weights=np.where(self.gone, 0.0, solved))
 
     @property
@@ -291,6 +299,8 @@ _WORTH = 0.99
 """Of the error with the next smaller ridge: what gains less is noise."""
 _TRIED = 64
 """Rows of a layer on which ridges are tried, of as many matrices at most."""
+_TRIED_WORK, _LEAST_TRIED = 5e10, 8
+"""Multiplications that the solutions of those rows may take, and the fewest rows of a matrix all the same."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +322,7 @@ def best_ridge(
     ridge of its own: large ones make a better one of its sweep, which says nothing of the fit.
     """
     chosen = np.unique(np.linspace(0, len(fitted) - 1, min(len(fitted), _TRIED)).astype(int))
-    each = max(_TRIED // len(chosen), 1)
+    each = tried_rows(len(fitted), fitted[0].weights.shape, density)
     pairs = [(_some(fitted[i], each), _some(held[i], each)) for i in chosen]
     if pattern.text == "row":  # a row is left whole, or nothing of it is left
         pattern, density = parse_pattern("element"), 1.0
@@ -337,8 +347,19 @@ def best_ridge(
     return best
 
 
+def tried_rows(matrices: int, shape: tuple[int, ...], density: float) -> int:
+    """Rows of each matrix (rows, K) on which ridges are tried: fewer where each of them takes long."""
+    most = _TRIED // min(matrices, _TRIED)
+    return max(min(most, int(_TRIED_WORK / max((density * shape[1]) ** 3 / 3, 1.0))), min(most, _LEAST_TRIED), 1)
+
+
+def spread(rows: int, count: int) -> Array:
+    """`count` of so many rows, evenly spread."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, count)).astype(int))
+
+
 def _some(task: FitTask, rows: int) -> FitTask:
-    return task.rows(np.unique(np.linspace(0, len(task.weights) - 1, min(len(task.weights), rows)).astype(int)))
+    return task.rows(spread(len(task.weights), rows))
 
 
 def fit(
@@ -350,8 +371,17 @@ def fit(
     none: to what the matrix itself computes on these inputs, if the method updates at all. bias: also the constant, so
     that the means are as wanted. bn: also a factor per row, so that the variances are, as re-estimating a
     BatchNormalization does. lstsq: everything, to what is wanted. Without `refine` a sweep's own weights stay
-    where solving for better ones takes long.
+    where solving for better ones takes long. Of matrices of more than `AT_ONCE` weights some rows are fitted at a time,
+    of which each has its even share of what goes.
     """
+    parts = _row_parts(task, pattern)
+    if len(parts) > 1:
+        shares = [_share(chosen, part, len(task.weights)) for part in parts]
+        each = [
+            fit(method, recover, task.rows(part), pattern, share, workers=workers, refine=refine)
+            for part, share in zip(parts, shares, strict=True)
+        ]
+        return Fitted(*(np.concatenate([getattr(one, name) for one in each]) for name in ("weights", "drop", "shift")))
     with suited(task.weights.shape[1]):
         gram = task.damped
         target = task.target if recover == "lstsq" else task.weights @ gram
@@ -366,6 +396,25 @@ def fit(
         if update:
             weights = masked_least_squares(gram, target, ~drop, weights, workers)
         return _finished(task, recover, np.where(drop, 0.0, weights), drop)
+
+
+AT_ONCE = 1 << 26
+
+
+def _row_parts(task: FitTask, pattern: Pattern) -> list[Array]:
+    """Rows that are fitted together: whole units, of about as many weights in each part."""
+    rows, size = task.weights.shape
+    height = task.columns(pattern).rows or rows
+    count = min(-(-rows * size // AT_ONCE), max(rows // height, 1))
+    edges = [round(k * rows / count / height) * height for k in range(count)]
+    return [np.arange(*pair) for pair in pairwise([*edges, rows])]
+
+
+def _share(chosen: Array | Quota, part: Array, rows: int) -> Array | Quota:
+    if not isinstance(chosen, Quota):
+        return chosen[part]
+    start, stop = (round(chosen.total * end / rows) for end in (int(part[0]), int(part[-1]) + 1))
+    return replace(chosen, total=stop - start)
 
 
 def _finished(task: FitTask, recover: Recover, weights: Array, drop: Array) -> Fitted:

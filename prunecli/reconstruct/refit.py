@@ -25,6 +25,7 @@ from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.errors import PruneError
+from prunecli.reconstruct.fit import with_diagonal
 from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
@@ -109,9 +110,9 @@ def _solved(gram: Array, wanted: Array, ridge: float) -> Array:
     mean = float(np.trace(gram)) / max(len(gram), 1)
     if mean <= _SMALLEST:
         return np.zeros_like(wanted)
-    damped = gram + np.eye(len(gram)) * (ridge * mean)
     try:
-        factor = linalg.cho_factor(damped, lower=True, check_finite=False)
+        damped = with_diagonal(gram, ridge * mean)
+        factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
     except linalg.LinAlgError:
         return np.full_like(wanted, np.nan)
     return np.asarray(linalg.cho_solve(factor, wanted.T, check_finite=False)).T

@@ -42,11 +42,12 @@ def sparsegpt(weights: Array, gram: Array, columns: Columns, quota: Quota, gone:
             weight is zero already: those go first and stay zero.
 
     Returns:
-        The new weights, float64, and where they are zero. As many are zero as the quota says, short of it by less
-        than a unit.
+        The new weights, of the Gram matrix's type, and where they are zero. As many are zero as the quota says, short
+        of it by less than a unit.
     """
     order = columns.order
-    work = _Sweep(weights[:, order].astype(np.float64), factor(gram[np.ix_(order, order)]), columns, gone[:, order])
+    sorted_ = gram if np.array_equal(order, np.arange(len(order))) else gram[np.ix_(order, order)]
+    work = _Sweep(weights[:, order].astype(gram.dtype), factor(sorted_), columns, gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop
@@ -57,10 +58,12 @@ def factor(gram: Array) -> Array:
     """U, upper, with U^T U = gram^-1: the inverse of the upper R with R R^T = gram, which is a Cholesky factor read
     from the other end."""
     lower = linalg.cholesky(gram[::-1, ::-1], lower=True, check_finite=False)
-    inverse, info = linalg.lapack.dtrtri(lower[::-1, ::-1].copy(order="F"), lower=0)
+    upper: Array = lower[::-1, ::-1].copy(order="F")
+    del lower
+    invert = linalg.get_lapack_funcs("trtri", (upper,))
+    upper, info = invert(upper, lower=0, overwrite_c=1)
     if info:
         raise linalg.LinAlgError("a zero on the diagonal of a Cholesky factor")
-    upper: Array = np.triu(inverse)
     return upper
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from multiprocessing import parent_process
+from functools import partial
 from pathlib import Path
 from pickle import PicklingError
-from threading import Thread
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -24,6 +20,7 @@ from prunecli.search.options import TrialOptions
 from prunecli.search.pruner import Allocation
 from prunecli.search.trials import Outcome, TrialGroup, Workspace, forget, run_group
 from prunecli.types import Json, Progress, no_progress
+from prunecli.workers import WAIT, dask_client, end_with_parent
 
 
 @dataclass
@@ -206,8 +203,6 @@ def _unpacked(text: str) -> dict[str, Any]:
 Result = tuple[int, list[Outcome]]
 MAPPED = 10_000
 """Arrays of more bytes are written once and mapped by every process; smaller ones are sent with each group."""
-WAIT = 60
-"""Seconds that a cluster may be without workers."""
 RESTARTS = 3
 """How often workers that died are replaced without a single result in between."""
 
@@ -238,23 +233,8 @@ def _numbered(workspace: Workspace, number: int, group: TrialGroup) -> Result:
 
 
 def _in_child(workspace: Workspace, number: int, group: TrialGroup) -> Result:
-    _end_with_parent()
+    end_with_parent()
     return _numbered(workspace, number, group)
-
-
-@cache
-def _end_with_parent() -> None:
-    """From now on a child ends within a second of its parent, however that ends; with --jobs 1 there is no child."""
-    if (parent := parent_process()) is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent.pid:
-            time.sleep(1)
-        os._exit(1)
-
-    if os.name == "posix":
-        Thread(target=watch, daemon=True).start()
 
 
 def _persistent(
@@ -323,15 +303,7 @@ class Dask:
     before all are there."""
 
     def __init__(self, address: str) -> None:
-        try:
-            import distributed
-        except ImportError as error:
-            problem = "--backend dask needs the package distributed"
-            raise PruneError(problem, "pip install 'prunecli[distributed]'") from error
-        try:
-            self._client = distributed.Client(address, timeout=20)
-        except (OSError, ValueError) as error:
-            raise PruneError(f"no Dask scheduler answers at {address}", "write --address tcp://HOST:8786") from error
+        self._client = dask_client(address)
         self._sent: dict[str, Any] = {}
 
     def run(self, workspace: Workspace, groups: Sequence[TrialGroup]) -> Iterator[Result]:

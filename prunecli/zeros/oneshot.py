@@ -7,28 +7,35 @@ layer, to fit what is left to what the original computes. Everything else (proof
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli._version import __version__
 from prunecli.calibration.gradients import looked_at, relative_error
-from prunecli.calibration.grams import HELD, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
+from prunecli.calibration.grams import HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
+from prunecli.files import Scratch
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows, parse_pattern
-from prunecli.model import Model, Weight, find_weights
-from prunecli.model.floating import stored_as
+from prunecli.model import Model, Weight, find_weights, load
+from prunecli.model.floating import floats_of, stored_as
 from prunecli.model.graphs import refill
+from prunecli.operators import Contraction
 from prunecli.options.training import DISTILL
 from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.admm import admm
@@ -42,10 +49,15 @@ from prunecli.reconstruct.fit import (
     best_ridge,
     fit,
     scores,
+    spread,
+    tried_rows,
 )
 from prunecli.reconstruct.sparsegpt import Quota
-from prunecli.runtime import Session
+from prunecli.runtime import Session, version
 from prunecli.types import Json, Progress, Skipped, no_progress
+from prunecli.verify.prove import RUN_UP_TO
+from prunecli.workers import InProcesses, InThisProcess, OnCluster, Workers
+from prunecli.zeros.fitted import FittedLayer, LayerJournal, identity_of
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
@@ -53,6 +65,8 @@ from prunecli.zeros.select import FALLBACK, Selection, Selector, WeightChoice, c
 from prunecli.zeros.zero import target_of
 
 Array = np.ndarray[Any, Any]
+LAYERWISE = "uniform"
+"""The allocation of models that are too large to be run once more for each layer."""
 SAMPLES = 512
 BATCH = 64
 BATCHES = 16
@@ -87,9 +101,10 @@ class Oneshot:
         with Store(self.options.memory_bytes) as store:
             layers, data = self._layers(file, choice.chosen, way, store, progress)
             choice = _measured(choice, layers, self.options.fallback)
-            allocation, sizes, told = self._allocated(layers, recipe, progress)
-            amounts = self._amounts(layers, recipe, allocation, sizes)
-            done = self._fitted(choice, layers, amounts, progress, by_value=partial(_by_magnitude, recipe))
+            with self._journal(layers, recipe) as journal:
+                amounts, allocation, told = self._settled(layers, recipe, journal, progress)
+                done = self._fitted(choice, layers, amounts, journal=journal, progress=progress,
+                                    by_value=partial(_by_magnitude, recipe))  # fmt: skip
         names = {"method": way.method.name, "recover": way.recover}
         allocated = {} if isinstance(way.pattern, Windows) else {"allocate": allocation}
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
@@ -107,7 +122,9 @@ class Oneshot:
             layers, data = self._layers(file, planned.choice.chosen, way, store, progress)
             known = {w.name: d for w, d in zip(planned.choice.chosen, planned.decisions, strict=True)}
             masks = {w.holder.name: known[w.name].drop(w.array()) for w in planned.choice.chosen}
-            done = self._fitted(planned.choice, layers, masks, progress, by_value=lambda weight: known[weight.name])
+            with self._journal(layers, sorted(masks), *(masks[name] for name in sorted(masks))) as journal:
+                done = self._fitted(planned.choice, layers, masks, journal=journal, progress=progress,
+                                    by_value=lambda weight: known[weight.name])  # fmt: skip
         asked = about(data) | {"recover": way.recover}
         return replace(done, recipe=planned.recipe | asked, notes=[*done.notes, *cautions(data)], feed=first_feed(data))
 
@@ -119,6 +136,30 @@ class Oneshot:
         if self.options.recover in ("auto", DISTILL) and planned.get("recover") in get_args(Recover):
             way = replace(way, recover=planned["recover"])
         return way
+
+    def _journal(self, layers: CalibratedLayers, *decisive: object) -> LayerJournal:
+        """Where layers that are done are kept."""
+        path = self.options.state if isinstance(self.options, OneshotOptions) else None
+        if path is None:
+            return LayerJournal(None, "")
+        way, o = layers.way, self.options
+        assert isinstance(o, OneshotOptions)
+        texts = [np.packbits(one).tobytes() if isinstance(one, np.ndarray) else one for one in decisive]
+        how = (way.method, way.pattern.text, way.recover, way.by_row, way.workers, way.seed, way.per_unknown)
+        limits = (o.allocate, o.memory_bytes, o.execution, o.shard_count, sorted(layers.fixed), __version__, version())
+        return LayerJournal(path, identity_of(layers.file, layers.feeds, texts, how, limits))
+
+    def _settled(
+        self, layers: CalibratedLayers, recipe: Recipe, journal: LayerJournal, progress: Progress
+    ) -> tuple[dict[str, int | Array], str, list[str]]:
+        """How many weights of each layer go, by which allocation, and notes; as the journal has it, if it does."""
+        known = journal.amounts
+        if known is None:
+            allocation, sizes, told = self._allocated(layers, recipe, progress)
+            amounts = self._amounts(layers, recipe, allocation, sizes)
+            known = {"of": amounts, "allocation": allocation, "told": told}
+            journal.put_amounts(known)
+        return dict(known["of"]), str(known["allocation"]), list(known["told"])
 
     def _way(self, recipe: Recipe) -> Way:
         o = self.options
@@ -156,6 +197,10 @@ class Oneshot:
         source = ALLOCATIONS.get(name).losses
         if source is None or trivial or isinstance(parse_pattern(recipe.pattern), Windows):
             return name, sizes, []
+        if source == "measured" and (size := self._too_large(layers, recipe)):
+            told = f"{size / 2**30:.1f} GiB of weights would have to be run again for each layer to measure its loss"
+            ways = "--allocate predicted needs no run, --allocate loss measures all the same"
+            return LAYERWISE, sizes, [f"--allocate {LAYERWISE}, since {told}; {ways}"]
         if source == "measured":
             found = losses(layers, 1 - sparsity, progress)
             return name, [replace(size, losses=curve) for size, curve in zip(sizes, found, strict=True)], []
@@ -166,9 +211,15 @@ class Oneshot:
             return FALLBACK, sizes, [f"--allocate {FALLBACK} in place of predicted: {reason}"]
         return name, [replace(size, losses=curves[k]) for k, size in zip(names, sizes, strict=True)], []
 
+    def _too_large(self, layers: CalibratedLayers, recipe: Recipe) -> int:
+        """The bytes of the layers' weights, where nobody asked for a measured allocation and they are too many for one;
+        else 0."""
+        size = sum(layer.weight.nbytes for layer in layers.all)
+        return size if size > RUN_UP_TO and recipe.scope != "global" and self.options.allocate is None else 0
+
     def _amounts(
         self, layers: CalibratedLayers, recipe: Recipe, allocation: str, sizes: list[LayerSize]
-    ) -> dict[str, int | Array]:
+    ) -> dict[str, int]:
         """How many weights of each layer go."""
         pattern, weights = parse_pattern(recipe.pattern), [layer.weight for layer in layers.all]
         if isinstance(pattern, Windows):
@@ -178,9 +229,31 @@ class Oneshot:
             rule = ALLOCATIONS.get("uniform")
         return {w.holder.name: n for w, n in zip(weights, rule.amounts(sizes, sparsity), strict=True)}
 
+    @contextmanager
+    def _walks(self, layers: CalibratedLayers, journal: LayerJournal) -> Iterator[LayerSums]:
+        """What adds up the sums of each layer, in one part or several."""
+        o = self.options
+        count = min(o.shard_count, len(layers.feeds)) if isinstance(o, OneshotOptions) else 1
+        if count == 1:
+            found: LayerSums = LayerWalks(layers)
+            workers: Workers = InThisProcess()
+        else:
+            assert isinstance(o, OneshotOptions)
+            if o.backend == "dask":
+                workers = OnCluster(str(o.address))
+            else:
+                workers = InProcesses(min(o.jobs, count)) if o.jobs > 1 else InThisProcess()
+            shards = shards_of(layers, count, o, sent=o.backend == "dask")
+            found = ShardedWalks(shards, workers)
+        try:
+            yield found
+        finally:
+            found.close()
+            workers.close()
+
     def _fitted(
-        self, choice: WeightChoice, layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress, *,
-        by_value: Callable[[Weight], Decision],
+        self, choice: WeightChoice, layers: CalibratedLayers, chosen: Mapping[str, int | Array], *,
+        journal: LayerJournal, progress: Progress, by_value: Callable[[Weight], Decision],
     ) -> Selection:  # fmt: skip
         """Prune and fit. `chosen`: by the stored tensor's name, see `pruned`; `by_value`: decides on weights that are
         not among the layers."""
@@ -190,11 +263,12 @@ class Oneshot:
         decisions: dict[str, Decision] = {}
         moved: list[tuple[Weight, Decision]] = []
         details: dict[str, Json] = {}
-        for layer, matrix, vector, found in pruned(layers, chosen, progress):
-            name = by_name[layer.weight.holder.name]
-            decisions[name], details[name] = matrix, found
-            if vector is not None and layer.offset is not None:
-                moved.append((vectors[layer.offset.name], vector))
+        with self._walks(layers, journal) as walks:
+            for layer, done in pruned(layers, walks, chosen, journal=journal, progress=progress):
+                name = by_name[layer.weight.holder.name]
+                decisions[name], details[name] = done.weight, dict(done.details)
+                if (vector := done.moved) is not None and layer.offset is not None:
+                    moved.append((vectors[layer.offset.name], vector))
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
         told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
@@ -294,11 +368,24 @@ class Way:
     per_unknown: int = PER_UNKNOWN
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which batches of how many are run: those from `first` on."""
+
+    first: int
+    batches: int
+
+
+WHOLE = Part(0, 0)
+"""All there are."""
+
+
 @dataclass
 class CalibratedLayers:
     """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
-    `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do."""
+    `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
+    the batches, where others are run elsewhere."""
 
     file: Model
     original: ir.Model
@@ -310,6 +397,7 @@ class CalibratedLayers:
     fixed: frozenset[str]
     scores: dict[str, Array] = field(default_factory=dict)
     quick: bool = False
+    part: Part = field(default_factory=lambda: WHOLE)
 
     @classmethod
     def of(
@@ -321,32 +409,41 @@ class CalibratedLayers:
         layers, left = fittable(file, original, names, fixed)
         return cls(file=file, original=original, feeds=feeds, way=way, store=store, all=layers, left=left, fixed=fixed)
 
-    def walk(self, model: ir.Model | None = None) -> Walk:
-        """A run of the original, or of another model, from its start."""
-        return Walk(model or self.original, self.feeds, self.store, self.way.start)
+    def walk(self, model: ir.Model | None = None, keep: Iterable[str] | None = ()) -> Walk:
+        """A run of the original, or of another model, from its start. `keep`: see `Walk`."""
+        return Walk(model or self.original, self.feeds, self.store, self.way.start, keep)
+
+    def student(self) -> tuple[ir.Model, list[LinearLayer]]:
+        """A copy to be pruned, and its layers."""
+        model = working_form(self.file.ir)
+        return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], self.fixed)[0]
 
     def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
         """The ridge that held-out samples choose, None without any."""
         if folds.held is None or not folds.held.count:
             return None
-        fitted, held = list(self.tasks(layer, folds.fitted)), list(self.tasks(layer, folds.held))
+        batch, rows = layer.shape[:2]
+        some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
+        fitted, held = (list(self.tasks(layer, side, rows=some)) for side in (folds.fitted, folds.held))
         return best_ridge(fitted, held, recover, self.way.pattern, density)
 
-    def tasks(self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None) -> Iterator[FitTask]:
+    def tasks(
+        self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
+    ) -> Iterator[FitTask]:
         """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
         with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
         sums.check(layer.name)
         free, taps = layer.offset is not None, layer.shape[2]
-        bias, worth = layer.bias(), _worth(layer)
-        for batch, weights in enumerate(layer.matrices()):
-            found, offset = sums.problem(batch, free), bias[batch]
+        bias, worth = layer.bias()[:, rows], _worth(layer)[:, rows]
+        for batch, weights in enumerate(layer.matrices()[:, rows].astype(sums.gram.dtype, copy=False)):
+            found, offset = sums.problem(batch, free, rows), bias[batch]
             cross, variance = found.cross, found.squares
             if not free:  # what is added stays: the product alone is to be fitted
-                cross = cross - np.outer(offset, found.x)
+                cross -= np.outer(offset, found.x)
                 variance = variance - 2 * offset * found.y + offset**2
-            g = worth[batch]
+            g, column = worth[batch], worth[batch][:, None].astype(weights.dtype)
             yield FitTask(
-                weights=weights * g[:, None], gram=found.gram, cross=cross * g[:, None], x=found.x, y=found.y * g,
+                weights=weights * column, gram=found.gram, cross=cross * column, x=found.x, y=found.y * g,
                 variance=variance * g**2, count=found.count, offset=offset * g, free=free, taps=taps,
                 ridge=None if ridge is None else ridge.ridge,
             )  # fmt: skip
@@ -363,21 +460,27 @@ class CalibratedLayers:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
-        folds = Folds.empty(batch, rows, taps * cols, held=wanted.batches >= HELD)
+        part = self.part if self.part.batches else Part(0, wanted.batches)
+        held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
+        folds = Folds.empty(batch, rows, taps * cols, held=held)
         for use in layer.uses:
-            extra = [] if others is None else [others]
-            assert use.output is not None
-            given.reach([use.data, *extra])
-            wanted.reach([use.data, use.output, *extra])
-            picker = Picker(wanted.batches, taps * cols, self.way.per_unknown, self.way.seed)
+            self.reach(use, wanted, given, others)
+            picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
             for number in range(wanted.batches):
                 target = wanted.read(use.output, number)
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
-                into = folds.side(is_held(number, wanted.batches))
+                into = folds.side(is_held(part.first + number, part.batches))
                 collect(use, picker, into, given.read(use.data, number), target)
         return folds
+
+    def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
+        """Let the walks come to where a layer is read."""
+        extra = [] if others is None else [others]
+        assert use.output is not None
+        given.reach([use.data, *extra])
+        wanted.reach([use.data, use.output, *extra])
 
     def contents(self, layer: LinearLayer, best: Sequence[Fitted]) -> dict[str, Array]:
         """What the weight, and the vector beside it, would hold, by their names."""
@@ -500,28 +603,31 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
     way = layers.way
     rough = replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY)
     quick = replace(layers, way=rough, quick=True)
-    walk = layers.walk()
+    walk = layers.walk(keep=None)
     probe = Probe.of(walk, looked_at(layers.original.graph.outputs))
     found = []
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
-        folds = quick.sums(layer, walk, walk)
+        own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
+        folds = quick.sums(layer, own, own)
         ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
         tasks = list(layers.tasks(layer, folds.fitted, ridge))
         judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held))
-        own: list[float] = []
+        alone: list[float] = []
         variants: list[dict[str, Array]] = []
         for level in levels:
             amount = round((1 - level) * layer.weight.size)
             best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "bias")
-            own.append(sum(judge.loss(one.weights, one.shift) for judge, one in zip(judges, best, strict=True)))
+            alone.append(sum(judge.loss(one.weights, one.shift) for judge, one in zip(judges, best, strict=True)))
             if level in with_probe:
                 variants.append(layers.contents(layer, best))
         far = probe.reaching(layer, walk, variants)
-        layers.release(layer, walk)
+        layers.release(layer, own)
+        if own is not walk:
+            own.close()
         if not far:  # of no output is it known how it moves: as if all of the relative error came through
             total = sum(float(task.variance.sum()) for task in judges)
-            far = [own[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
-        found.append(LossCurve(levels, _scaled(levels, own, with_probe, far)))
+            far = [alone[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
+        found.append(LossCurve(levels, _scaled(levels, alone, with_probe, far)))
     walk.close()
     return found
 
@@ -570,32 +676,95 @@ def _scaled(
     return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
 
 
+class LayerSums(Protocol):
+    """Gives the sums of layer after layer, each with the layers before it as they were put."""
+
+    def sums(self, number: int) -> Folds: ...
+
+    def put(self, number: int, done: FittedLayer) -> None:
+        """Let what follows see a layer as it was fitted."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class LayerWalks:
+    """Original and pruned model side by side. Layers that were put without a look at their sums are walked past on the
+    same way, so that what follows is the same to the last bit."""
+
+    def __init__(self, layers: CalibratedLayers) -> None:
+        self._layers = layers
+        student, self._mine = layers.student()
+        self._wanted, self._given = layers.walk(), layers.walk(student)
+        self._shared: dict[str, Folds] | None = None
+        self.reached = self.placed = 0
+
+    def sums(self, number: int) -> Folds:
+        layer = self._mine[number]
+        self.reached = number + 1
+        if len(layer.uses) > 1:
+            if self._shared is None:
+                done = {one.name for one in self._mine[: self.placed]}
+                self._shared = _shared(self._layers, self._mine, done)
+            self._layers.release(layer, self._wanted, self._given)
+            return self._shared.pop(layer.name)
+        found = self._layers.sums(layer, self._wanted, self._given, self._others(layer))
+        self._layers.release(layer, self._wanted, self._given)
+        return found
+
+    @staticmethod
+    def _others(layer: LinearLayer) -> str | None:
+        # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
+        return layer.carried if layer.is_summed_plainly else None
+
+    def put(self, number: int, done: FittedLayer) -> None:
+        layer = self._mine[number]
+        if number >= self.reached:
+            for use in layer.uses if len(layer.uses) == 1 else ():
+                self._layers.reach(use, self._wanted, self._given, self._others(layer))
+            self._layers.release(layer, self._wanted, self._given)
+            self.reached = number + 1
+        _put(layer, done)
+        self.placed = number + 1
+
+    def close(self) -> None:
+        self._wanted.close()
+        self._given.close()
+
+
 def pruned(
-    layers: CalibratedLayers, chosen: Mapping[str, int | Array], progress: Progress
-) -> Iterator[tuple[LinearLayer, Masked, Masked | None, dict[str, float]]]:
-    """Prune and fit layer after layer.
+    layers: CalibratedLayers, walks: LayerSums, chosen: Mapping[str, int | Array], *, journal: LayerJournal,
+    progress: Progress,
+) -> Iterator[tuple[LinearLayer, FittedLayer]]:  # fmt: skip
+    """Prune and fit layer after layer. Those that the journal has are taken from it.
 
     Args:
         chosen: by the name of the stored tensor, how many weights go, or which (a mask of the stored shape).
     """
-    student = working_form(layers.file.ir)
-    mine, _ = fittable(layers.file, student, [layer.weight.holder.name for layer in layers.all], layers.fixed)
-    wanted = layers.walk()
-    given = layers.walk(student)
-    shared = _shared(layers, mine)
-    for layer in progress(mine, "pruning layers", len(mine)):
-        # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
-        others = layer.carried if layer.is_summed_plainly else None
-        folds = shared.get(layer.name) or layers.sums(layer, wanted, given, others)
-        layers.release(layer, wanted, given)
-        goes = chosen[layer.weight.holder.name]
-        amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
-        ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
-        tasks = list(layers.tasks(layer, folds.whole(), ridge))
-        best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
-        yield layer, *_put(layers, layer, best), _report(tasks, best, ridge)
-    wanted.close()
-    given.close()
+    _, mine = layers.student()
+    for number, layer in progress(list(enumerate(mine)), "pruning layers", len(mine)):
+        done = journal.layers.get(layer.name)
+        if done is None:
+            folds = walks.sums(number)
+            done = _fitted_layer(layers, layer, folds, chosen[layer.weight.holder.name], journal)
+        _put(layer, done)
+        walks.put(number, done)
+        yield layer, done
+
+
+def _fitted_layer(
+    layers: CalibratedLayers, layer: LinearLayer, folds: Folds, goes: int | Array, journal: LayerJournal
+) -> FittedLayer:
+    """One layer fitted to its sums, and kept."""
+    amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
+    ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+    tasks = list(layers.tasks(layer, folds.whole(), ridge))
+    del folds
+    best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
+    new, vector = _contents(layers, layer, best)
+    return journal.put(layer.name, new, vector, _report(tasks, best, ridge))
 
 
 def _picked(
@@ -610,35 +779,195 @@ def _picked(
     return layers.choose(layer, tasks, amount)
 
 
-def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer]) -> dict[str, Folds]:
-    """Layers whose weight is read in several places are fitted on what the original gives them in all of them."""
+def _shared(layers: CalibratedLayers, mine: Sequence[LinearLayer], done: Container[str]) -> dict[str, Folds]:
+    """Layers whose weight is read in several places are fitted on what the original gives them in all of them. Nothing
+    is added up for those that are `done`."""
     several = [layer for layer in mine if len(layer.uses) > 1]
-    if not several:
-        return {}
+    found: dict[str, Folds] = {}
+    if all(layer.name in done for layer in several):
+        return found
     walk = layers.walk()
-    found = {layer.name: layers.sums(layer, walk, walk) for layer in several}
+    for layer in several:
+        if layer.name in done:
+            for use in layer.uses:
+                layers.reach(use, walk, walk, None)
+        else:
+            found[layer.name] = layers.sums(layer, walk, walk)
     walk.close()
     return found
 
 
-def _put(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Masked, Masked | None]:
-    """Store the weights in the pruned model, rounded as they will be saved."""
+def _contents(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Masked, Array | None]:
+    """The weight as it will be saved, and the vector beside it if that moves."""
     array = layer.weight.array()
     values, drop, shift = layers.plain(layer, best)
     integers = stored_as(layer.weight.tensor)
     if integers is not None:
         values = integers.array_of(integers.write(np.where(drop, 0, values)))
     new = Masked.rewritten(values, drop, array.dtype)
-    layer.weight.holder.put(ir.Tensor(new.apply(array), dtype=layer.weight.dtype, name=layer.weight.holder.name))
-    offset, source = layer.offset, layer.offset.source if layer.offset is not None else None
-    if offset is None or source is None or not shift.any():
+    offset = layer.offset
+    if offset is None or offset.source is None or not shift.any():
         return new, None
-    moved = offset.content(offset.read(shift.size) + shift)
-    refill(source.way[0], moved)
-    return new, Masked(np.packbits(np.zeros(moved.size, np.bool_)), moved)
+    return new, offset.content(offset.read(shift.size) + shift)
+
+
+def _put(layer: LinearLayer, done: FittedLayer) -> None:
+    """Let the pruned model have what was fitted."""
+    holder, dtype = layer.weight.holder, layer.weight.dtype
+    layer.weight.release()
+    holder.put(done.weight.content.tensor(dtype, holder.name))
+    if done.vector is not None and layer.offset is not None and layer.offset.source is not None:
+        refill(layer.offset.source.way[0], done.vector.read())
 
 
 def _report(tasks: Sequence[FitTask], best: Sequence[Fitted], ridge: RidgeChoice | None) -> dict[str, float]:
     error = float(np.mean([task.error(one.weights, one.shift) for task, one in zip(tasks, best, strict=True)]))
     held = {} if ridge is None else {"held_out_error": ridge.held, "fitted_error": ridge.fitted, "ridge": ridge.ridge}
     return {"reconstruction_error": error, **held}
+
+
+# -- parts of the samples, each on its own way -----------------------------------------------------
+
+
+SENT = 1 << 30
+"""Bytes of a model up to which it is sent to workers that do not have it."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the samples, and all that the sums over it need. `files`: the model's content by name, the model first;
+    empty: it is where `path` says."""
+
+    name: str
+    path: Path
+    sha256: str
+    files: Mapping[str, bytes]
+    names: Sequence[str]
+    fixed: frozenset[str]
+    way: Way
+    memory: int
+    feeds: Sequence[Mapping[str, Any]]
+    part: Part
+
+    def open(self) -> _OpenShard:
+        """Raises PruneError where the model is not there."""
+        path, home = self.path, None
+        if self.files:
+            home = Scratch()
+            for name, content in self.files.items():
+                (home.path / name).write_bytes(content)
+            path = home.path / next(iter(self.files))
+        if not path.is_file() or (file := load(path)).sha256 != self.sha256:
+            raise PruneError(f"a worker has no such model at {path}", "put it into a folder that all workers have")
+        store = Store(self.memory)
+        layers = CalibratedLayers.of(floats_of(file), self.names, self.feeds, self.way, store, fixed=self.fixed)
+        layers.part = self.part
+        return _OpenShard(layers, home)
+
+
+class _OpenShard(LayerWalks):
+    """A shard that is on its way in some process."""
+
+    def __init__(self, layers: CalibratedLayers, home: Scratch | None) -> None:
+        super().__init__(layers)
+        self._home, self._kept, self._store = home, LayerJournal(None, ""), layers.store
+
+    def put_arrays(self, values: Array, vector: Array | None) -> None:
+        """As `put`, of what was sent."""
+        empty = Masked(np.empty(0, np.uint8), values)
+        self.put(self.placed, self._kept.put(str(self.placed), empty, vector, {}))
+
+    def close(self) -> None:
+        super().close()
+        self._kept.close()
+        self._store.__exit__(None, None, None)
+
+
+def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, sent: bool) -> list[Shard]:
+    """The samples in `count` parts of whole batches. `sent`: workers may be on other machines."""
+    file, way = layers.file, replace(layers.way, start=replace(options.execution, threads=1).open)
+    paths = [file.path, *file.data_files]
+    small = sum(path.stat().st_size for path in paths) <= SENT
+    files = {path.name: path.read_bytes() for path in paths} if sent and small else {}
+    names = [layer.weight.holder.name for layer in layers.all]
+    edges = [round(number * len(layers.feeds) / count) for number in range(count + 1)]
+    name = f"{file.sha256}-{os.getpid()}-{time.time_ns()}"
+    return [
+        Shard(
+            name=f"{name}-{start}", path=file.path.resolve(), sha256=file.sha256, files=files, names=names,
+            fixed=layers.fixed, way=way, memory=layers.store.limit, feeds=list(layers.feeds[start:stop]),
+            part=Part(start, len(layers.feeds)),
+        )
+        for start, stop in pairwise(edges)
+    ]  # fmt: skip
+
+
+_OPEN: dict[str, _OpenShard] = {}
+"""By the shard's name, in a worker."""
+
+
+def _shard_sums(name: str, number: int, since: int, done: Sequence[Sent], shard: Shard | None) -> Folds | str:
+    """The sums of a layer over a shard, after taking in the layers from `since` on. UNKNOWN where the shard is not open
+    here, or not that far; with the `shard` itself it is opened."""
+    if shard is not None:
+        _close_shard(name)
+        _OPEN[name] = shard.open()
+    run = _OPEN.get(name)
+    if run is None or run.placed != since or run.reached > number:
+        return UNKNOWN
+    for values, vector in done:
+        run.put_arrays(values, vector)
+    return run.sums(number)
+
+
+def _close_shard(name: str) -> None:
+    if (run := _OPEN.pop(name, None)) is not None:
+        run.close()
+
+
+UNKNOWN = "unknown"
+RESTARTS = 3
+"""How often a shard is begun anew for one layer."""
+Sent = tuple[Array, Array | None]
+"""A layer's weight, and the vector beside it if that moved."""
+
+
+class ShardedWalks:
+    """Sums over shards, wherever they run, added up in the shards' order. A shard whose worker died is begun anew, with
+    the layers as they were put."""
+
+    def __init__(self, shards: Sequence[Shard], workers: Workers) -> None:
+        self._shards, self._workers = shards, workers
+        self._done: list[FittedLayer] = []
+        self._since: dict[int, int] = {}  # layers that a shard has; not in it: it is not open
+
+    def sums(self, number: int) -> Folds:
+        found: dict[int, Folds] = {}
+        for _ in range(RESTARTS + 1):
+            asked = [shard for shard in range(len(self._shards)) if shard not in found]
+            for shard, result in self._workers.run({shard: self._call(shard, number) for shard in asked}).items():
+                if isinstance(result, Folds):
+                    found[shard], self._since[shard] = result, number
+                else:
+                    self._since.pop(shard, None)
+            if len(found) == len(self._shards):
+                total = found[0]
+                for shard in range(1, len(self._shards)):
+                    total += found.pop(shard)
+                return total
+        raise PruneError("the workers that run parts of the samples die again and again",
+                         "use fewer --jobs, or look into the cluster's logs: memory may be short")  # fmt: skip
+
+    def _call(self, shard: int, number: int) -> Callable[[], Any]:
+        known = shard in self._since
+        since = self._since.get(shard, 0)
+        done = [(np.asarray(one.weight.values), None if one.vector is None else np.asarray(one.vector.read()))
+                for one in self._done[since:]]  # fmt: skip
+        given = self._shards[shard]
+        return partial(_shard_sums, given.name, number, since, done=done, shard=None if known else given)
+
+    def put(self, number: int, done: FittedLayer) -> None:
+        self._done.append(done)
+
+    def close(self) -> None:
+        self._workers.run({n: partial(_close_shard, self._shards[n].name) for n in self._since})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prunecli.masks.decide import Recipe
 
 MEMORY = 512 << 20
+SHARDS = 4
 """Bytes of activations that `prune oneshot` holds in memory."""
 
 
@@ -230,7 +231,9 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
     """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
 
     Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
-    the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used.
+    the layers before, pruned by now, really give. Without --limit 512 samples drawn from --data are used. Weights of
+    more than 512 MiB lose the same share of every layer unless --allocate says otherwise; with --state a run that was
+    cut short continues.
 
     With --finetune-epochs the result is trained, the unpruned model its teacher, and with --steps K little by little:
     after step t 1 - (1 - t/K)^3 of the sparsity is reached. What is zero stays zero.
@@ -240,6 +243,27 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
         Literal["layer", "row", "global", "erk"] | None,
         Option("who competes inside a layer; global and erk mean --allocate loss and erk", SELECT),
     ] = None
+    state: Annotated[
+        Path | None,
+        Option("keep every layer in PATH as it is done; a later run with the same PATH continues", RUN, "PATH"),
+    ] = None
+    shards: Annotated[
+        int | None,
+        Option("parts of the samples that are run apart and added up, each on one thread; default one for each of --jobs,"
+               " four with --backend dask; the result depends on their number, not on where they run", RUN, "N", least=1),
+    ] = None  # fmt: skip
+    jobs: Annotated[
+        int, Option("processes that run parts of the samples, and hold a part of the model each", RUN, "N", short="j", least=1)
+    ] = 1  # fmt: skip
+    backend: Annotated[
+        Literal["local", "dask"], Option("where the parts run; dask: on the cluster at --address", RUN)
+    ] = "local"
+    address: Annotated[str | None, Option("the scheduler of a Dask cluster", RUN, "tcp://HOST:PORT")] = None
+
+    @property
+    def shard_count(self) -> int:
+        """Parts of the samples."""
+        return self.shards or (SHARDS if self.backend == "dask" else self.jobs)
 
     def check(self) -> None:
         super().check()
@@ -248,6 +272,13 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
         if self.steps is not None and not self.trains:
             raise PruneError("--steps is of training between cuts",
                              "add --finetune-epochs or --recover distill, or leave --steps out")  # fmt: skip
+        from prunecli.runtime import check_parallel
+
+        check_parallel("--jobs", self.jobs)
+        if (self.backend == "dask") != (self.address is not None):
+            raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
+        if self.state is not None and self.step_count > 1:
+            raise PruneError("--state is of one fit, and --steps prunes several times", "leave one of them out")
         if self.data is None:
             raise PruneError(
                 "one-shot pruning is measured on data",

@@ -142,9 +142,9 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 ORPHANS = """
 import os, time
 from joblib import Parallel, delayed
-from prunecli.search import runner
+from prunecli.workers import end_with_parent
 def job(number):
-    runner._end_with_parent()
+    end_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(600)
 Parallel(2)(delayed(job)(number) for number in range(2))

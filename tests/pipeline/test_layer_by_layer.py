@@ -1,0 +1,213 @@
+"""One-shot pruning of what does not fit into memory: layers that are kept as they are done, parts of the samples that
+are run apart, sums in float32, stretches of a model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import prunecli
+from prunecli.calibration import grams, layerwise
+from prunecli.errors import PruneError
+from prunecli.masks.decide import Masked
+from prunecli.reconstruct import fit
+from prunecli.runtime import Session
+from prunecli.workers import InProcesses, OnCluster
+from prunecli.zeros import fitted
+from prunecli.zeros import oneshot as module
+
+WIDTH, LAYERS, SAMPLES = 24, 4, 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Residual blocks with a bias that moves, the last of which shares its matrix with the first."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("model") / "m.onnx"
+    stored, nodes, last = [], [], "x"
+    for k in range(LAYERS):
+        name = f"w{k % (LAYERS - 1)}"
+        if k < LAYERS - 1:
+            stored.append(numpy_helper.from_array(rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 5, name))
+        stored.append(numpy_helper.from_array(rng.normal(size=WIDTH).astype(np.float32), f"b{k}"))
+        nodes += [
+            helper.make_node("MatMul", [last, name], [f"m{k}"]),
+            helper.make_node("Add", [f"m{k}", f"b{k}"], [f"a{k}"]),
+            helper.make_node("Tanh", [f"a{k}"], [f"t{k}"]),
+            helper.make_node("Add", [last, f"t{k}"], [f"s{k}"]),
+        ]
+        last = f"s{k}"
+    x = helper.make_tensor_value_info("x", 1, ["n", 6, WIDTH])
+    y = helper.make_tensor_value_info(last, 1, ["n", 6, WIDTH])
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    np.save(path.parent / "x.npy", rng.normal(size=(SAMPLES, 6, WIDTH)).astype(np.float32))
+    return path
+
+
+def pruned(model: Path, name: str, **options: Any) -> bytes:
+    target = model.parent / name
+    given = {"sparsity": 0.5, "method": "sparsegpt", "allocate": "uniform", "force": True} | options
+    prunecli.oneshot(model, data=str(model.parent / "x.npy"), output=target, **given)
+    return target.read_bytes()
+
+
+def differs_by(model: Path, one: bytes) -> float:
+    """From the original, on the samples."""
+    feed = {"x": np.load(model.parent / "x.npy")}
+    (wanted,), (got,) = (Session.open(each).run(feed).values() for each in (model, one))
+    return float(np.square(wanted - got).mean())
+
+
+class Stops:
+    """Interrupts a run where it keeps its n-th layer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        self.left, put = after, fitted.LayerJournal.put
+
+        def counted(journal: Any, *args: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return put(journal, *args)
+
+        monkeypatch.setattr(fitted.LayerJournal, "put", counted)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_run_that_was_cut_short_continues(model: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = model.parent / f"state{after}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Stops(patch, after)
+        pruned(model, "stopped.onnx", state=state)
+    assert not (model.parent / "stopped.onnx").exists()
+    with state.open("ab") as file:
+        file.write(b'{"layer": "w')  # as a kill leaves it
+    Stops(monkeypatch, LAYERS - 1 - after)  # no more than these are fitted
+    assert pruned(model, "b.onnx", state=state) == pruned(model, "a.onnx", state=state)
+    monkeypatch.undo()
+    assert (model.parent / "b.onnx").read_bytes() == pruned(model, "c.onnx")
+
+
+def test_a_state_of_something_else_is_refused(model: Path) -> None:
+    state = model.parent / "state"
+    pruned(model, "a.onnx", state=state)
+    with pytest.raises(PruneError, match="of another model, other data or other options"):
+        pruned(model, "a.onnx", state=state, sparsity=0.6)
+    content = bytearray(state.read_bytes())
+    content[-10] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(PruneError, match="is damaged"):
+        pruned(model, "a.onnx", state=state)
+    state.write_bytes(b"something else\n")
+    with pytest.raises(PruneError, match="is not a state file"):
+        pruned(model, "a.onnx", state=state)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_is_told() -> None:
+    with fitted.LayerJournal(None, "") as journal, Path("/dev/full").open("wb", buffering=0) as full:
+        journal._file = full  # type: ignore[assignment]
+        with pytest.raises(PruneError, match="No space left"):
+            journal.put("w", Masked(np.zeros(1, np.uint8), np.ones(8, np.float32)), None, {})
+
+
+SMALL: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
+    ("stretches of a model", lambda patch: patch.setattr(layerwise, "PART", 1)),
+    ("sums in float32", lambda patch: patch.setattr(grams, "LARGE", 1)),
+    ("rows apart", lambda patch: patch.setattr(fit, "AT_ONCE", WIDTH * WIDTH // 2)),
+    ("files for activations", lambda patch: patch.setattr(layerwise, "AGAIN", 0)),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), SMALL, ids=[what for what, _ in SMALL])
+def test_little_at_a_time_is_as_good(
+    model: Path, what: str, change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"memory": 1.0} if what.startswith("files") else {}
+    wanted = differs_by(model, pruned(model, "a.onnx"))
+    change(monkeypatch)
+    assert 0 < differs_by(model, pruned(model, "b.onnx", **memory)) < 1.05 * wanted
+
+
+def test_models_too_large_to_be_measured_lose_the_same_everywhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RUN_UP_TO", 0)
+    options: dict[str, Any] = {"data": str(model.parent / "x.npy"), "sparsity": 0.5, "force": True}
+    found = prunecli.oneshot(model, output=model.parent / "d.onnx", **options)
+    assert found.recipe["allocate"] == "uniform" and any("--allocate uniform, since" in note for note in found.notes)
+    asked = prunecli.oneshot(model, output=model.parent / "d.onnx", allocate="loss", **options)
+    assert asked.recipe["allocate"] == "loss"
+
+
+def test_parts_of_the_samples_add_up(model: Path) -> None:
+    whole, parts = (differs_by(model, pruned(model, "a.onnx", shards=count)) for count in (1, 3))
+    assert parts == pytest.approx(whole, rel=0.02)
+    assert pruned(model, "a.onnx", shards=3) == pruned(model, "b.onnx", shards=3, state=model.parent / "shards")
+    assert pruned(model, "a.onnx", shards=3) == pruned(model, "b.onnx", shards=3, state=model.parent / "shards")
+
+
+class Dying(InProcesses):
+    """Whose first process is killed before its third call."""
+
+    runs = 0
+
+    def run(self, calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
+        self.runs += 1
+        if self.runs == 3:
+            os.kill(super().run({0: os.getpid})[0], signal.SIGKILL)
+        return super().run(calls)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_though_one_is_killed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = pruned(model, "a.onnx", shards=3)
+    assert pruned(model, "b.onnx", shards=3, jobs=2) == wanted
+    monkeypatch.setattr(module, "InProcesses", Dying)
+    assert pruned(model, "b.onnx", shards=3, jobs=2) == wanted
+
+
+@pytest.mark.slow
+def test_processes_that_always_die_are_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead(InProcesses):
+        def run(self, calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
+            return super().run(dict.fromkeys(calls, os.abort))
+
+    monkeypatch.setattr(module, "InProcesses", Dead)
+    with pytest.raises(PruneError, match="die again and again"):
+        pruned(model, "b.onnx", shards=2, jobs=2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as made:
+        yield made.scheduler_address
+
+
+class DyingCluster(OnCluster):
+    """One of whose workers is killed in the middle."""
+
+    runs = 0
+
+    def run(self, calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
+        self.runs += 1
+        if self.runs == 3:
+            os.kill(next(iter(self._client.run(os.getpid).values())), signal.SIGKILL)
+        return super().run(calls)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_though_a_worker_is_killed(
+    model: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, asked = pruned(model, "a.onnx", shards=3), {"shards": 3, "backend": "dask", "address": cluster}
+    assert pruned(model, "b.onnx", **asked) == wanted
+    monkeypatch.setattr(module, "OnCluster", DyingCluster)
+    assert pruned(model, "b.onnx", **asked) == wanted
