@@ -70,7 +70,7 @@ class FloatingForm:
         sources: by the name of a weight, how the file stores it.
         aliases: by the name of a value that is left out, whose positions are its own.
         companions: what has to be cut together with weights.
-        zero_points: by the name of a value that the file rounds, the name of its zero point, "" for zero.
+        rounded: by the name of a value that the file rounds, the names of its scale and zero point, "" for none.
         results: by the name of what an integer operator gives, the name of the value that has the numbers.
         problem: why this is the model itself, though it is quantised.
     """
@@ -79,16 +79,25 @@ class FloatingForm:
     sources: dict[str, Quantised] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     companions: list[Companion] = field(default_factory=list)
-    zero_points: dict[str, str] = field(default_factory=dict)
+    rounded: dict[str, tuple[str, str]] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def zero_points(self) -> dict[str, str]:
+        """By the name of a value that the file rounds, the name of its zero point, "" for zero."""
+        return {name: zero for name, (_, zero) in self.rounded.items()}
+
     def _resolved(self) -> Iterator[tuple[str, str]]:
         """Aliases of what is in the form: one may be of another."""
-        for name, source in self.aliases.items():
-            while source in self.aliases:
-                source = self.aliases[source]
-            yield name, source
+        for name in self.aliases:
+            yield name, self.value_of(name)
+
+    def value_of(self, name: str) -> str:
+        """The name of the value of the form that has the numbers."""
+        while name in self.aliases:
+            name = self.aliases[name]
+        return name
 
     def extended(self, removed: Positions) -> Positions:
         """Positions of this form, and those that go with them of the values that only the quantised model has.
@@ -401,7 +410,7 @@ class Restatement:
         range makes numbers of one sign: that is how quantisers store what a Relu gives, and leave it out."""
         out = node.outputs[0]
         low, high = self._ends(zero_point)
-        self.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
+        self.form.rounded[out.name or ""] = _names(scale, zero_point)
         if out.is_graph_output():
             self._rounded_output(node, scale, zero_point)
             return
@@ -432,6 +441,10 @@ class Restatement:
         self.become(node, "QuantizeLinear", [inner, scale, *([zero_point] if zero_point is not None else [])])
 
 
+def _names(scale: Value, zero_point: Value) -> tuple[str, str]:
+    return tuple(value.name or "" if value is not None else "" for value in (scale, zero_point))  # type: ignore[return-value]
+
+
 def _holds_the_same(one: Quantised, other: Quantised) -> bool:
     """Whether scales and zero points are alike."""
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("scale", "zero_point"))
@@ -448,7 +461,7 @@ def _quantize(r: Restatement, node: ir.Node) -> None:
     assert source is not None
     out = node.outputs[0]
     unsigned = zero_point is not None or integer(node, "output_dtype", 0) in (0, *UNSIGNED)
-    r.form.zero_points[out.name or ""] = (zero_point.name or "") if zero_point is not None else ""
+    r.form.rounded[out.name or ""] = _names(node.inputs[1], zero_point)
     if out.is_graph_output():
         return
     if (unfolded := _unfolded(node, source, zero_point)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,17 @@ from prunecli.storage.stored import stored
 Array = np.ndarray[Any, Any]
 
 
-def requantised(form: FloatingForm, model: ir.Model) -> ir.Model:
+def requantised(form: FloatingForm, model: ir.Model, seen: Mapping[str, Array] | None = None) -> ir.Model:
     """A copy of a quantised model that holds the numbers of its floating-point form, in which weights and biases were
     changed, or biases added. Weights get new scales, where a scale is theirs alone; biases the product of the scales
     that integer kernels take for granted.
 
     Args:
         form: of a copy of `model`, changed since it was made.
+        seen: by the name of a value of the form, numbers that it takes; activations of which there are some get new
+            scales, too, zero points staying.
     """
-    writer = _Writer(form, model.clone())
+    writer = _Writer(form, model.clone(), seen or {})
     writer.write()
     return writer.model
 
@@ -35,11 +37,12 @@ def requantised(form: FloatingForm, model: ir.Model) -> ir.Model:
 class _Writer:
     form: FloatingForm
     model: ir.Model
+    seen: Mapping[str, Array]
 
     def write(self) -> None:
         theirs, ours = self.form.model.graph.initializers, self.model.graph.initializers
         owners = Counter(_name(one.parameters[0]) for one in self.form.sources.values())
-        fresh: dict[str, Array] = {}
+        fresh = self._activations(owners.keys())
         for name, source in self.form.sources.items():
             value = theirs.get(name)
             tensor = value.const_value if value is not None else None
@@ -57,6 +60,26 @@ class _Writer:
                     refill(ours[name], np.asarray(value.const_value.numpy()))
             elif name not in ours and not name.startswith("prunecli.constant"):
                 self._add(value)
+
+    def _activations(self, weights: Collection[str]) -> dict[str, Array]:
+        """New scales of what is rounded, by the name of the scale. Scales that are equal now stay so: values that are
+        moved without being computed with have one."""
+        ours, tied = self.model.graph.initializers, dict[tuple[bytes, bytes], tuple[Quantised, set[str], list[Array]]]()
+        for name, parameters in self.form.rounded.items():
+            scale, zero = (stored(ours.get(parameter)) for parameter in parameters)
+            if scale is None or zero is None or scale.size != 1 or parameters[0] in weights:
+                continue
+            step, point = (np.asarray(one.numpy()).reshape(()) for one in (scale, zero))
+            grid = Quantised(ir.Tensor(point, dtype=zero.dtype), step, point.astype(np.int32), scale.dtype)
+            _, names, values = tied.setdefault((scale.tobytes(), zero.tobytes()), (grid, set(), []))
+            names.add(parameters[0])
+            values.append(self.seen.get(self.form.value_of(name), np.zeros(0)).reshape(-1))
+        fresh = dict[str, Array]()
+        for grid, names, values in tied.values():
+            if any(each.size for each in values):
+                new = grid.rescaled(np.concatenate(values)).scale
+                fresh |= {name: self._put(name, new) for name in names}
+        return fresh
 
     def _put(self, scale: str, array: Array) -> Array:
         value = self.model.graph.initializers[scale]

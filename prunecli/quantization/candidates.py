@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from prunecli.calibration.gradients import mean_error
+from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.model import Model, load
 from prunecli.model.graphs import add_constant
@@ -31,7 +33,7 @@ _SHARED = 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantised graph. `error`: of its outputs on the samples that judge, as `mean_error`; `fidelity` on the same."""
+    """A quantised graph. `error`: of its outputs on the samples that judge; `fidelity` on the same."""
 
     name: str
     graph: IntegerGraph
@@ -41,7 +43,11 @@ class Candidate:
 
 @dataclass
 class Judge:
-    """Runs candidates on the samples that judge, beside the float model."""
+    """Runs candidates on the samples that judge, beside the float model.
+
+    The error is `mean_error` of the outputs in floating point. Where there are none it is the share of elements of the
+    others, such as labels, that differ.
+    """
 
     feeds: Sequence[Feed]
     start: Opener
@@ -54,23 +60,45 @@ class Judge:
 
     def measured(self, model: onnx.ModelProto | Path) -> tuple[float, Fidelity | None]:
         session, collector = self.start(model), FidelityCollector(heads=self.heads)
-        wanted, found = list[Array](), list[Array]()
+        found = []
         for feed, reference in zip(self.feeds, self.wanted, strict=True):
-            got = session.run(feed)
-            collector.add(reference, got, len(next(iter(feed.values()))))
-            for name, value in reference.items():
-                if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                    wanted.append(value.reshape(-1))
-                    found.append(np.asarray(got[name]).reshape(-1))
-        names = max(len(wanted) // max(len(self.feeds), 1), 1)
-        pairs = [(np.concatenate(wanted[n::names]), np.concatenate(found[n::names])) for n in range(names) if wanted]
-        error = mean_error([a for a, _ in pairs], [b for _, b in pairs])
-        return error, collector.result("the float model", "held-out samples")
+            found.append(session.run(feed))
+            collector.add(reference, found[-1], len(next(iter(feed.values()))))
+        fidelity = collector.result("the float model", "held-out samples")
+        pairs = [
+            tuple(np.concatenate([np.asarray(one[name]).reshape(-1) for one in side]) for side in (self.wanted, found))
+            for name in self.names
+        ]
+        if self.counts:
+            return float(np.mean([np.mean(wanted != got) for wanted, got in pairs])), fidelity
+        return mean_error([wanted for wanted, _ in pairs], [got for _, got in pairs]), fidelity
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The outputs that are compared."""
+        arrays = {name: value for name, value in self.wanted[0].items() if isinstance(value, np.ndarray)}
+        return [name for name, value in arrays.items() if value.dtype.kind == "f"] or list(arrays)
+
+    @property
+    def counts(self) -> bool:
+        """Whether elements that differ are counted."""
+        return all(self.wanted[0][name].dtype.kind != "f" for name in self.names)
+
+    def told(self, error: float) -> str:
+        """An error in words."""
+        if self.counts:
+            return f"{error:.2%} of the outputs, which are no floating-point numbers, are other than the float model's"
+        return f"the outputs differ from the float model's by {error:.2g} of their variance"
 
     @classmethod
     def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:
+        """Raises PruneError: no output is a tensor."""
         session = start(path)
-        return cls(feeds, start, [session.run(feed) for feed in feeds], heads_of(load(path).ir.graph))
+        found = cls(feeds, start, [session.run(feed) for feed in feeds], heads_of(load(path).ir.graph))
+        if not found.names:
+            raise PruneError(f"no output of {path} is a tensor, so that what quantising does to it cannot be measured",
+                             "take the tensors that its last nodes read as outputs")  # fmt: skip
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,7 +127,7 @@ class GraphBuilder:
         """As onnxruntime's tool makes it. `open_ends`: outputs of the model that a product of matrices computes
         stay float, which costs nothing."""
         if self.weights_alone:
-            return IntegerGraph.of(weights_alone(self.model.ir, self.weights, exclude), self.form)
+            return weights_alone(self.model.ir, self.weights, exclude)
         weights = "int4" if self.form == "nbits" else self.weights
         asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
         graph = IntegerGraph.of(ir.from_proto(asked.of(self.prepared)), self.form)

@@ -21,6 +21,8 @@ from prunecli.runtime import PER_CHANNEL_SINCE, prepare_to_quantise
 
 LARGEST = 1_900_000_000
 """Bytes of weights that fit into one file with everything else."""
+SUFFIXES = ("_quantized", "_scale", "_zero_point", "_Q4", "_scales", "_zero_points")
+"""Of the names of what the tool stores for a weight."""
 DYNAMIC_SINCE = 11
 """The opset of DynamicQuantizeLinear."""
 
@@ -36,12 +38,15 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
     if form == "qdq":
         newer = raised(file, PER_CHANNEL_SINCE, "a scale per output channel")
         scaled = any(_is_scaled(node) for node in newer.ir.graph)
-        if newer is file and not file.data_files and not scaled:
+        if newer is file and not file.data_files and not scaled and not _mistakable(file.ir.graph):
             return prepare_to_quantise(plain_path(file), folder), []
-        _save_whole(replace(newer, ir=_with_products_unscaled(newer.ir)) if scaled else newer, place)
+        work = _with_products_unscaled(newer.ir) if scaled else newer.ir.clone()
+        _rename(work.graph)
+        _save_whole(replace(newer, ir=work), place)
         return prepare_to_quantise(place, folder), newer.notes[len(file.notes) :]
     newer = raised(file, DYNAMIC_SINCE, "dynamic quantisation") if form == "dynamic" else file
     work = working_form(newer.ir)
+    _rename(work.graph)
     for node in list(work.graph):
         _as_product(work.graph, node)
     RemoveUnusedNodesPass()(work)
@@ -52,6 +57,32 @@ def prepared(file: Model, form: Form, folder: Path) -> tuple[Path, list[str]]:
             taken.add(node.name)
     _save_whole(replace(file, ir=work), place)
     return place, newer.notes[len(file.notes) :]
+
+
+def _mistakable(graph: ir.Graph) -> list[ir.Value]:
+    """Values that have the name that the tool would give to a part of another one: it takes these for its own."""
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    names = {value.name for value in values if value.name}
+
+    def base(name: str) -> str:
+        return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), "")
+
+    inner = [value for value in values if not value.is_graph_input() and not value.is_graph_output()]
+    return [value for value in inner if base(value.name or "") in names]
+
+
+def _rename(graph: ir.Graph) -> None:
+    """Give other names to what the tool would mistake."""
+    taken = taken_names(graph)
+    for value in _mistakable(graph):
+        name = free_name(f"{value.name}.float", taken)
+        taken.add(name)
+        if value.is_initializer():
+            del graph.initializers[value.name or ""]
+        value.name = name
+        if value.const_value is not None:
+            value.const_value.name = name
+            graph.register_initializer(value)
 
 
 def _save_whole(model: Model, place: Path) -> None:

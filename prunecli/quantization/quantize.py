@@ -67,7 +67,7 @@ def quantize(
     with Scratch() as folder:
         work = Quantisation.of(file, options, folder, progress)
         candidates, layers, left = work.candidates(progress)
-        best = min(candidates, key=lambda one: one.error)
+        best = min(reversed(candidates), key=lambda one: one.error)  # of equal ones the fitted
         return replace(
             _saved(work, best, candidates, _told(layers, best), target), left=left, seconds=time.perf_counter() - start
         )
@@ -280,8 +280,11 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
             f"of fewer than {FEWEST} samples all fit and judge: more would tell what the rounding really costs"
         )
     if best.error > RUINED:
-        notes.append(f"outputs differ from the float model's by {best.error:.2g} of their variance on held-out samples:"
-                     " integers do not suit this model as it is; try --keep-float 5%, or another --format")  # fmt: skip
+        notes.append(f"on held-out samples {work.judge.told(best.error)}: integers do not suit this model as it is; try"
+                     " --keep-float 5%, or another --format")  # fmt: skip
+    if work.judge.counts:
+        notes.append("no output is in floating point: candidates are judged by the elements that change, which tells"
+                     " little of few samples")  # fmt: skip
     gain = None if speed is None or speed.pair is None else speed.pair.gain
     if gain is not None and not gain.reason and gain.high < 1.05:
         notes.append(_slow(work))

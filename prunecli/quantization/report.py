@@ -136,7 +136,8 @@ def _errors(found: QuantizeResult) -> Table:
         for name, error in found.errors.items()
     ]
     note = (
-        "error: mean squared difference of the outputs from the float model's over their variance, on held-out samples"
+        "error: mean squared difference of the outputs from the float model's over their variance, on held-out samples;"
+        " where none is in floating point, the share of elements that differ"
     )
     return Table("Rounding", (Column("weights"), Column("error", "number"), Column("")), rows, note, level=Level.NORMAL)
 

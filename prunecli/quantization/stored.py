@@ -101,11 +101,16 @@ class IntegerGraph:
     biases: Mapping[str, StoredWeight]
 
     @classmethod
-    def of(cls, model: ir.Model, form: Form) -> IntegerGraph:
-        """Find the weights of a graph that onnxruntime's tool has made; its nodes are put in order."""
+    def of(cls, model: ir.Model, form: Form, names: Mapping[str, str] | None = None) -> IntegerGraph:
+        """Find the weights of a quantised graph; its nodes are put in order.
+
+        Args:
+            names: by the name of a tensor of integers behind DequantizeLinear, that of the float tensor that it stands
+                for; where it is not given it is what onnxruntime's tool has made of that.
+        """
         TopologicalSortPass()(model)
         if form == "qdq":
-            found = {one.name: one for node in model.graph if (one := _dequantised(node)) is not None}
+            found = {one.name: one for node in model.graph if (one := _dequantised(node, names or {})) is not None}
             biases = {n: w for n, w in found.items() if content(w.integers).dtype == np.int32}
             return cls(model, form, {n: w for n, w in found.items() if n not in biases}, biases)
         read = _named(model) if form == "dynamic" else _blocked(model)
@@ -192,14 +197,15 @@ class IntegerGraph:
         return {name: one.floats() for name, one in {**self.weights, **self.biases}.items()}
 
 
-def _dequantised(node: ir.Node) -> StoredWeight | None:
+def _dequantised(node: ir.Node, names: Mapping[str, str]) -> StoredWeight | None:
     inputs = list(node.inputs)
     if node.op_type != "DequantizeLinear" or not all(v is None or v.const_value is not None for v in inputs):
         return None
     if inputs[0] is None or inputs[1] is None:
         return None
     axis = node.attributes.get_int("axis", 1) if content(inputs[1]).size > 1 else None
-    name = (inputs[0].name or "").removesuffix("_quantized")
+    name = inputs[0].name or ""
+    name = names.get(name, name.removesuffix("_quantized"))
     return StoredWeight(name, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, axis)
 
 
@@ -224,7 +230,7 @@ def _blocked(model: ir.Model) -> Iterator[StoredWeight]:
                 yield StoredWeight(base, integers, scale, zero, size=node.attributes.get_int("K", 0))
 
 
-def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> ir.Model:
+def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> IntegerGraph:
     """A copy of a model whose weights are integers behind DequantizeLinear, a scale per row; activations stay float.
 
     Args:
@@ -232,6 +238,7 @@ def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> ir.Mo
     """
     work = working_form(model)
     graph, dtype = work.graph, np.int8 if INTEGERS[kind].symmetric else np.uint8
+    names = dict[str, str]()
     for layer in layers_of(work, find_weights(Model(work, Path(), "")).prunable)[0]:
         value, axis = layer.weight.holder.value, row_axis(layer)
         if axis is None or len(list(value.uses())) != 1 or value.is_graph_output() or layer.node.name in exclude:
@@ -240,12 +247,13 @@ def weights_alone(model: ir.Model, kind: str, exclude: Collection[str]) -> ir.Mo
         arrays: dict[str, Array] = {"quantized": np.zeros(shape, dtype), "scale": np.ones(shape[axis], np.float32)}
         arrays |= {} if INTEGERS[kind].symmetric else {"zero_point": np.zeros(shape[axis], dtype)}
         stored = [add_constant(graph, f"{value.name}_{name}", array) for name, array in arrays.items()]
+        names[stored[0].name or ""] = value.name or ""
         back = ir.Node("", "DequantizeLinear", stored, [ir.AttrInt64("axis", axis)], num_outputs=1)
         back.outputs[0].name = free_name(f"{value.name}.float", taken_names(graph))
         graph.insert_before(reader, [back])
         value.replace_all_uses_with(back.outputs[0])
         del graph.initializers[value.name or ""]
-    return work
+    return IntegerGraph.of(work, "qdq", names)
 
 
 def stand_in(graph: IntegerGraph, prepared: ir.Model) -> ir.Model:
@@ -264,8 +272,9 @@ def stand_in(graph: IntegerGraph, prepared: ir.Model) -> ir.Model:
 
 def _without_integers(graph: IntegerGraph) -> ir.Model:
     floats, work = graph.floats(), graph.model.clone()
+    names = {one.integers.name or "": one.name for one in (*graph.weights.values(), *graph.biases.values())}
     for node in list(work.graph):
-        stored = _dequantised(node)
+        stored = _dequantised(node, names)
         if stored is None or stored.name not in floats:
             continue
         fresh = add_constant(work.graph, f"{stored.name}.float", floats[stored.name])

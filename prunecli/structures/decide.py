@@ -59,6 +59,9 @@ def decide(
     )
     if subject.is_quantised:
         _check_quantised(options, budget.kind)
+    elif options.rescale_activations:
+        raise PruneError("--rescale-activations is for quantised models, and this one computes in floating point",
+                         "leave it out; `prune quantize` takes the result")  # fmt: skip
     options = replace(options, criterion=_criterion(options, subject))
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)

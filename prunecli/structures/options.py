@@ -105,6 +105,11 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
                f" variances), lstsq (least squares), auto; distill: auto, then {DISTILLED}; default auto with --data, else"
                " none", "Recovery"),
     ] = None  # fmt: skip
+    rescale_activations: Annotated[
+        bool,
+        Option("of a quantised model: what goes between operators gets new scales from --data, too, where that lowers the"
+               " error of the outputs", "Recovery"),
+    ] = False  # fmt: skip
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
 
     @property
@@ -128,6 +133,9 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
         super().check()
         check_choices(self.criterion, self.normalize, self.scope)
+        if self.rescale_activations and (self.source is None or self.closed_form in ("none", "fold")):
+            raise PruneError("--rescale-activations is a part of recovery on data",
+                             "give --data, and no --recover or one that reads it")  # fmt: skip
         if self.granularity != BLOCK:
             parse_granularity(self.granularity)
 

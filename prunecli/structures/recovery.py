@@ -14,6 +14,7 @@ from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
+from prunecli.quantization.ranges import observe
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
 from prunecli.structures.fold import fold
@@ -37,7 +38,7 @@ class Recovery:
     differences from the original over the spread. `method` is `none` where recovery was undone because it did not
     lower the error, `fold` needs no samples: its errors are shares of the variance of the layers' outputs, by moments
     that are carried through the model; `tried`: layers that a form was looked for, `left`: those that could not be
-    measured."""
+    measured; `rescaled`: activations of a quantised model have new scales."""
 
     asked: str
     method: str
@@ -48,6 +49,7 @@ class Recovery:
     layers: list[LayerFit] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
     tried: int = 0
+    rescaled: bool = False
 
 
 def recovery_method(options: CutOptions) -> str:
@@ -83,15 +85,25 @@ def recover(
     data, held = calibration(samples, options)
     form = floating(cut.clone())
     done = refit(subject.work, form.model, removed, data, method, progress=progress)
-    fitted = requantised(form, cut) if subject.is_quantised else form.model
-    before, after = output_error(subject.stored, [cut, fitted], data)
-    better = after < before
+    fitted = [requantised(form, cut)] if subject.is_quantised else [form.model]
+    if options.rescale_activations:
+        fitted.append(requantised(form, cut, _activations(form.model, data)))
+    before, *errors = output_error(subject.stored, [cut, *fitted], data)
+    after = min(errors)
+    better, rescaled = after < before, after < errors[0]
     found = Recovery(
         method, method if better else "none", samples=min(len(samples), MOST), held=held, error_before=before,
         error_after=after if better else before, layers=done.layers if better else [], left=done.left,
-        tried=len(done.layers),
+        tried=len(done.layers), rescaled=better and rescaled,
     )  # fmt: skip
-    return (fitted if better else cut), found
+    return (fitted[errors.index(after)] if better else cut), found
+
+
+def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
+    """Some of the numbers that each value takes on the fitting data."""
+    feeds = data.feeds[: data.fitted]
+    seen = observe(data.start, ir.to_proto(model), feeds, len(feeds))
+    return {name: np.concatenate(one.some) for name, one in seen.items()}
 
 
 def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:
@@ -153,6 +165,7 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
         if found.method == FOLD
         else f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
         f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
+        f"{'; activations have new scales' if found.rescaled else ''}"
     )
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
     columns = (Column("weight", "name"), Column("fit"), Column("ridge", "number", drop=1),

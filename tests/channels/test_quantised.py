@@ -17,6 +17,7 @@ from prunecli.errors import PruneError
 from prunecli.model.floating import RESTATED, FloatingForm, RealTensor, floating
 from prunecli.model.graphs import refill
 from prunecli.model.requantise import requantised
+from prunecli.quantization.ranges import observe
 from prunecli.runtime import Session
 from tests.model.quantised_models import CASES, IMAGE, Net, blocked, nbits
 
@@ -124,11 +125,19 @@ def test_fitted_numbers_are_stored_with_new_scales(
     for held in form.model.graph.initializers.values():
         if isinstance(held.const_value, RealTensor):
             refill(held, held.const_value.numpy() * np.float32(1.7))
-    written = requantised(form, model)
-    found = [ir.to_proto(one).SerializeToString() for one in (written, form.model)]
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32) * 0.5
-    got, wanted = (Session.open(one, mode="plain").run({"x": x})["y"] for one in found)
-    assert np.corrcoef(got.reshape(-1), wanted.reshape(-1))[0, 1] > 0.98
+    floats = ir.to_proto(form.model).SerializeToString()
+    seen = {name: one.some[0] for name, one in observe(Session.open, floats, [{"x": x}], 1).items()}
+    written = [requantised(form, model, some) for some in ({}, seen)]
+    models = [floats, *(ir.to_proto(one).SerializeToString() for one in written)]
+    wanted, *both = (Session.open(one, mode="plain").run({"x": x})["y"].reshape(-1) for one in models)
+    for got in both:
+        assert np.corrcoef(got, wanted)[0, 1] > 0.98
+    before, after = (float(np.square(got - wanted).mean()) for got in both)
+    assert after <= 1.5 * before + 1e-4 * wanted.var()
+    step = written[1].graph.initializers.get("xq_s")
+    if step is not None and step.const_value is not None:  # of 8 bits around 128
+        assert 0.69 < step.const_value.numpy() / max(x.max() / 127, -x.min() / 128) < 1.001
 
 
 @pytest.mark.parametrize("key", sorted(REWRITES.keys() & RESTATED.keys()), ids=lambda key: ".".join(key))
@@ -153,8 +162,9 @@ def test_layers_without_a_bias_get_one_in_integers(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(48, *IMAGE[1:])).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=np.abs(x))
     found = prunecli.structured(
-        tmp_path / "m.onnx", ratio=0.5, data=str(tmp_path / "x.npz"), output=tmp_path / "cut.onnx", timing=False
-    )
+        tmp_path / "m.onnx", ratio=0.5, data=str(tmp_path / "x.npz"), output=tmp_path / "cut.onnx", timing=False,
+        rescale_activations=True,
+    )  # fmt: skip
     assert found.recovery is not None
     assert found.recovery.error_after < 0.8 * found.recovery.error_before
     after = onnx.load(tmp_path / "cut.onnx")

@@ -49,6 +49,8 @@ SCALED = ([op("Gemm", "x", "w", "b", out="h", alpha=0.5, beta=2.0), op("ReduceMe
           {"w": PLAIN[1]["w"], "b": 9 * PLAIN[1]["b"], "v": TURNED[1]["v"]}, ["N", 40])  # fmt: skip
 DEAD = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")],
         {"w": f(40, 8) * (np.arange(8) > 2), "v": f(8, 6)}, ["N", 40])  # fmt: skip
+NAMED = ([op("MatMul", "x", "w_quantized", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "w")],
+         {"w_quantized": f(40, 32), "w": f(32, 6)}, ["N", 40])  # fmt: skip
 BIAS = ([op("Conv", "x", "w", "b")], {"w": 1e-9 * f(3, 4, 1, 1), "b": 1e3 * f(3)}, ["N", 4, 6, 6])
 CASES = [
     # model, options, weights that are stored as integers
@@ -68,6 +70,9 @@ CASES = [
     ("normalised", NORMED, {}, 2),
     ("dead units", DEAD, {}, 2),
     ("a bias that int32 hardly holds", BIAS, {}, 1),
+    ("named as the tool names", NAMED, {}, 2),
+    ("named as the tool names", NAMED, {"activations": "none"}, 2),
+    ("named as the tool names", NAMED, {"format": ("dynamic",)}, 2),
     ("one left float", PLAIN, {"exclude": ("v",)}, 1),
     ("one chosen", PLAIN, {"include": ("v",)}, 1),
 ]  # fmt: skip
@@ -95,6 +100,24 @@ def test_the_file_computes_nearly_what_the_float_model_does(
     assert len(integers) == count
     if label in ("grouped", "normalised"):
         assert {t.name for t in integers} <= set(constants)
+
+
+LABELS = [op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v", out="l"),
+          op("ArgMax", "l", axis=1, keepdims=0)]  # fmt: skip
+
+
+def test_labels_alone_are_judged_by_those_that_change(tmp_path: Path) -> None:
+    path = made(tmp_path / "m.onnx", LABELS, {"w": f(40, 32), "v": 1e-2 * f(32, 6)}, ["N", 40])
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, path)
+    np.savez(tmp_path / "d.npz", x=f(400, 40))
+    found = prunecli.quantize(
+        path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), threads=1, timing=False
+    )
+    assert 0 < found.errors["onnxruntime"] < 0.1
+    assert "no floating-point numbers" in found.verification.detail
+    assert any("elements that change" in note for note in found.notes)
 
 
 def test_the_digits_keep_their_accuracy_and_every_figure_is_told(tmp_path: Path) -> None:
