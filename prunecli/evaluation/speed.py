@@ -141,15 +141,15 @@ def measure_int8(model: Path, baseline: Path, options: TimedOptions, progress: P
         return MeasuredSpeed(None, {}, error.message, int8=True)
 
 
-def measure_int8_alone(model: Path, options: TimedOptions, progress: Progress = no_progress) -> MeasuredSpeed:
-    """A model quantised by onnxruntime on samples of the data, beside itself in floating point."""
-    try:
-        bench = open_models({BASELINE: model}, options.timed_execution)
-        with Scratch() as folder:
-            made = quantise(model, _calibration(bench, options), folder, MODEL)
-            return measure_speed(made, model, options, progress)
-    except PruneError as error:
-        return MeasuredSpeed(None, {}, error.message)
+def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
+    """A model quantised by onnxruntime on samples of the data, in a folder.
+
+    Raises:
+        PruneError: the tool does not take it.
+    """
+    return quantise(
+        model, _calibration(open_models({BASELINE: model}, options.timed_execution), options), folder, MODEL
+    )
 
 
 def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:

@@ -307,9 +307,16 @@ class QuantizedLast(Options):
         Option("then weights and activations become integers, as with `prune quantize`: fitted on --data, zeros stay",
                OUTPUT),
     ] = None  # fmt: skip
+    test: Annotated[
+        Any,
+        Option("with --quantize: labelled data on which the float, the pruned, the quantised model and both are measured",
+               DATA, "D"),
+    ] = None  # fmt: skip
 
     def check(self) -> None:
         super().check()
+        if self.test is not None and self.quantize is None:
+            raise PruneError("--test goes with --quantize", "`prune evaluate` measures models on labelled data")
         if self.quantize is not None and getattr(self, "data", None) is None:
             raise PruneError("--quantize is fitted on data", "give --data; a few hundred unlabelled samples will do")
 

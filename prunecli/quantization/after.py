@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from prunecli.evaluation.speed import measure_int8_alone, measure_speed
+from prunecli.errors import PruneError
+from prunecli.evaluation.speed import MeasuredSpeed, int8_alone, measure_speed
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.copies import plain_path
+from prunecli.model.sizes import file_sizes
 from prunecli.options.groups import QuantizedLast
 from prunecli.quantization.options import QuantizeOptions
+from prunecli.quantization.quality import labelled_samples, measured_quality
 from prunecli.quantization.quantize import quantize
-from prunecli.quantization.result import QuantizeResult
+from prunecli.quantization.result import QuantizeResult, StageFigures
 from prunecli.types import Progress
 
 OWN = {"format", "report", "include", "exclude", "output", "timing", "weights", "activations", "keep_float"}
 """Options that mean something else to the command before."""
+STAGES = ("float", "pruned", "quantised", "both")
 Made = TypeVar("Made")
 Pruned = TypeVar("Pruned")
 
@@ -34,15 +38,46 @@ def quantized_after(
         place = folder / target.name
         made = make(place)
         found = quantize(place, asked, progress)
-        if not getattr(options, "timing", False) or found.output is None:
+        if found.output is None or not (getattr(options, "timing", False) or asked.test is not None):
             return made, found
         original = plain_path(load(model))
-        speeds = {
-            "pruned": measure_speed(place, original, asked, progress),
-            "quantised": measure_int8_alone(original, asked, progress),
-            "both": measure_speed(target, original, asked, progress),
-        }
-        return made, replace(found, speeds=speeds)
+        timing = replace(asked, timing=bool(getattr(options, "timing", False)))
+        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress)
+        return made, replace(found, stages=stages, notes=[*found.notes, *notes])
+
+
+def _stages(
+    original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress
+) -> tuple[dict[str, StageFigures], list[str]]:
+    """The original, what was made of it, and the original in integers of onnxruntime's tool; notes on what of it is
+    missing or no faster."""
+    test = labelled_samples(load(original), options)
+    with Scratch() as folder:
+        paths = {"float": original, **made}
+        try:
+            paths["quantised"], notes = int8_alone(original, options, folder), list[str]()
+        except PruneError as reason:
+            notes = [f"the original alone is not quantised: {reason.message}"]
+        found = dict[str, StageFigures]()
+        for name in STAGES:
+            if name not in paths:
+                continue
+            path, other = paths[name], name != "float"
+            speed = measure_speed(path, original, options, progress) if options.timing and other else None
+            quality = None if test is None else measured_quality(original, path, test, options).after
+            found[name] = StageFigures(file_sizes(load(path))["file_bytes"], quality or {}, speed)
+        return found, [*notes, *_slow(found["pruned"].speed, found["both"].speed)]
+
+
+def _slow(pruned: MeasuredSpeed | None, both: MeasuredSpeed | None) -> list[str]:
+    gains = [None if speed is None or speed.pair is None else speed.pair.gain for speed in (pruned, both)]
+    before, after = gains
+    if before is None or after is None or before.reason or after.reason or after.low > before.high:
+        return []
+    return [
+        "as integers the pruned model is not faster on this machine than in floating point, only smaller: kernels of"
+        " integers want widths in multiples of 16, which --target cpu-int8 keeps"
+    ]
 
 
 def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:

@@ -25,6 +25,7 @@ TITLES = {
     "onnxruntime": "onnxruntime's own",
     "nearest": "rounded to the nearest",
     "fitted": "fitted",
+    "float": "float",
     "pruned": "pruned",
     "quantised": "quantised by onnxruntime",
     "both": "pruned and quantised",
@@ -53,11 +54,15 @@ def to_json(found: QuantizeResult) -> Json:
 
 
 def quantization_json(found: QuantizeResult) -> Json:
-    """The key `quantization`: which candidate was written, and how far each is from the float model."""
+    """The key `quantization`: which candidate was written, how far each is from the float model, and of a model that
+    was pruned before the figures on the way."""
+    speeds = {name: one.speed.to_json() for name, one in found.stages.items() if one.speed is not None}
+    stages = {name: {"file_bytes": one.file_bytes, "metrics": dict(one.metrics)} for name, one in found.stages.items()}
     return {
         "chosen": found.chosen,
         "errors": dict(found.errors),
-        **({"speeds": {name: speed.to_json() for name, speed in found.speeds.items()}} if found.speeds else {}),
+        **({"speeds": speeds} if speeds else {}),
+        **({"stages": stages} if stages else {}),
         "methods": dict(Counter(layer.method for layer in found.layers)),
         "onnxruntime": fidelity_json(found.tool),
     }
@@ -73,14 +78,26 @@ def quantised_sections(found: QuantizeResult | None) -> list[Section]:
     if found is None:
         return []
     sections: list[Section] = [_errors(found), *speed_sections(found.speed, "float model")]
-    if found.speeds:
-        rows = [(TITLES[name], *_speed_cells(speed)) for name, speed in found.speeds.items()]
-        columns = (Column("beside the original"), Column("time"), Column("times as fast"))
-        sections.append(Table("Speed", columns, rows, level=Level.NORMAL))
+    if found.stages:
+        sections.append(_stages(found))
     return sections
 
 
-def _speed_cells(found: MeasuredSpeed) -> tuple[Cell, Cell]:
+def _stages(found: QuantizeResult) -> Table:
+    """Float, pruned, quantised and both, side by side."""
+    shown = [name for name in SHOWN if any(name in one.metrics for one in found.stages.values())]
+    rows = [
+        (TITLES[name], one.file_bytes, *(one.metrics.get(metric) for metric in shown), *_speed_cells(one.speed))
+        for name, one in found.stages.items()
+    ]
+    metrics = [Column(metric, "number") for metric in shown]
+    columns = (Column("model"), Column("file", "bytes"), *metrics, Column("time"), Column("times as fast"))
+    return Table("Side by side", columns, rows, level=Level.NORMAL)
+
+
+def _speed_cells(found: MeasuredSpeed | None) -> tuple[Cell, Cell]:
+    if found is None:
+        return "", ""
     if found.pair is None:
         return "", f"not measured: {found.reason}"
     gain = found.pair.gain

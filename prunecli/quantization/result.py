@@ -22,10 +22,19 @@ class Quality:
     after: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class StageFigures:
+    """Of a model on the way. `metrics`: on labelled data, where there are any; `speed`: beside the original."""
+
+    file_bytes: int
+    metrics: Mapping[str, float]
+    speed: MeasuredSpeed | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeResult(ModelResult):
     """What was quantised. `errors`: of the outputs on the samples that judge, by candidate; `chosen`: the one that was
-    written; `speeds`: of a model that was pruned before, beside the original: pruned alone, quantised alone, both;
+    written; `stages`: of a model that was pruned before: the original (float), pruned alone, quantised alone, both;
     `fidelity` of it, and `tool` that of onnxruntime's own; `left`: weights that were not fitted."""
 
     recipe: Json
@@ -36,6 +45,6 @@ class QuantizeResult(ModelResult):
     fidelity: Fidelity | None
     tool: Fidelity | None
     speed: MeasuredSpeed | None = None
-    speeds: Mapping[str, MeasuredSpeed] = field(default_factory=dict)
+    stages: Mapping[str, StageFigures] = field(default_factory=dict)
     quality: Quality | None = None
     notes: Sequence[str] = field(default_factory=list)

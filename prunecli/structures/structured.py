@@ -44,7 +44,7 @@ def structured(
 def _quantised(path: Path, target: Path, options: StructuredOptions, progress: Progress) -> StructuredResult:
     """Cut, and train if asked, into a file elsewhere; what is written is that file quantised."""
     check_target(load(path), None if options.dry_run else target, options.force, options)
-    once = replace(options, quantize=None, timing=False, dry_run=False)
+    once = replace(options, quantize=None, test=None, timing=False, dry_run=False)
 
     def make(place: Path) -> StructuredResult:
         return structured(path, replace(once, output=place), progress)

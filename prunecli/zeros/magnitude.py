@@ -92,7 +92,7 @@ def _finished(
 ) -> MagnitudeResult:  # fmt: skip
     """Prune, and train if asked, into a file elsewhere; what is written is that file packed, quantised, or without its
     empty units."""
-    off: dict[str, Any] = {last: None if last == "quantize" else False}
+    off: dict[str, Any] = {"quantize": None, "test": None} if last == "quantize" else {last: False}
     once = replace(options, **off)
     if options.dry_run and options.trains:
         found = zeroed(path, once, selector, progress)

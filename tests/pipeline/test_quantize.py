@@ -258,10 +258,22 @@ def test_pruning_and_rounding_are_fitted_together_and_zeros_stay(tmp_path: Path)
 
 def test_a_cut_model_is_quantised(tmp_path: Path) -> None:
     found = prunecli.structured(
-        MLP, data=CALIB, macs=0.5, quantize="int8", limit=64, output=str(tmp_path / "q.onnx"), threads=1, timing=False
+        MLP,
+        data=CALIB,
+        macs=0.5,
+        quantize="int8",
+        limit=64,
+        output=str(tmp_path / "q.onnx"),
+        threads=1,
+        timing=False,
+        test=TEST,
     )
     assert found.after.params < 0.6 * found.before.params and found.after.file_bytes < 0.2 * found.before.file_bytes
     assert found.quantised is not None and Session.open(tmp_path / "q.onnx").inputs
+    sizes = {name: one.file_bytes for name, one in found.quantised.stages.items()}
+    assert sizes["float"] > sizes["pruned"] > sizes["both"] and sizes["float"] > 2 * sizes["quantised"]
+    told = found.to_json()["quantization"]["stages"]
+    assert all(one["metrics"]["accuracy"] > 0.5 for one in told.values()) and sizes["both"] == found.after.file_bytes
     with pytest.raises(PruneError, match="--quantize is fitted on data"):
         prunecli.structured(MLP, macs=0.5, quantize="int8")
 
