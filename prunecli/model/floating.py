@@ -308,6 +308,8 @@ class Restatement:
         if source is None:
             raise _UnknownError(f"the scale of {value.name!r} is computed")
         present = stored(value)
+        for parameter in source.parameters:
+            self.follow(parameter, value, source)
         if isinstance(present, RealTensor):
             return self._adapted(value, present.source, source, before)
         holder = self._holder(value)
@@ -315,8 +317,6 @@ class Restatement:
         value.shape, value.type = ir.Shape(source.shape), ir.TensorType(source.dtype)
         value.meta[SOURCE] = source
         self.form.sources.setdefault(value.name or "", source)
-        for parameter in source.parameters:
-            self.follow(parameter, value, source)
         self.real.add(value)
         self.reads.update((use.node, use.idx) for use in value.uses())
         return value

@@ -88,8 +88,9 @@ class Quantised:
         return array.astype(np.int32 if self.grid.whole else np.float64)
 
     def array(self) -> Array:
-        """The numbers, of `shape` and `dtype`."""
-        return (self.steps() * self._spread(self.scale)).astype(self.dtype.numpy())
+        """The numbers, of `shape` and `dtype`; infinity where it has none so large."""
+        with np.errstate(over="ignore"):
+            return (self.steps() * self._spread(self.scale)).astype(self.dtype.numpy())
 
     def array_of(self, integers: Array) -> Array:
         """The numbers that integers, as they are stored, would stand for."""

@@ -198,9 +198,10 @@ def embedding() -> Net:
     return net.add("DequantizeLinear", "r w_s w_z", "y")
 
 
-def two_readers(scale: float, zero: int) -> Net:
+def two_readers(scale: Any, zero: int, own: Any = 0.02) -> Net:
     """One stored weight behind two DequantizeLinear."""
-    net = Net(13).integers("w", (6, 4)).hold(w_s=F(0.02), w_z=np.int8(0), o_s=F(scale), o_z=np.int8(zero))
+    net = Net(13).integers("w", (6, 4)).hold(w_s=np.asarray(own, F), w_z=np.zeros(np.shape(own), np.int8))
+    net.hold(o_s=np.asarray(scale, F), o_z=np.full(np.shape(scale), zero, np.int8))
     net.add("DequantizeLinear", "w w_s w_z", "wf").add("MatMul", "x wf", "a")
     return net.add("DequantizeLinear", "w o_s o_z", "vf").add("MatMul", "x vf", "b").add("Add", "a b", "y")
 
@@ -315,6 +316,7 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
     ("one weight by two zero points", lambda: two_readers(0.05, 7), ROWS, "w"),
+    ("one weight by two scales per channel", lambda: two_readers(2 * PER_CHANNEL, 0, PER_CHANNEL), ROWS, "w"),
     ("transposed integers by two scales", lambda: transposed_twice(False), ROWS, "w"),
     ("integers transposed twice by two scales", lambda: transposed_twice(True), ROWS, "w"),
     ("a table of rows by two scales", embedding_twice, (5, 6), ""),
