@@ -54,6 +54,10 @@ class Command(TyperCommand):
             rest = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             raise (self.used and self.used.placed(error)) or error from error.__cause__
+        except PruneError as error:  # of one value of several
+            if self.used is not None:
+                self.used.explain(error)
+            raise
         if self.used is not None:
             self.used.tell()
         if "print_recipe" in raw:

@@ -165,9 +165,19 @@ def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T
 
 def _start(label: str, total: int | None) -> Bar:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    known: list[ProgressColumn] = [MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True)]
+    unknown: list[ProgressColumn] = [TextColumn("{task.completed} done in"), TimeElapsedColumn()]
+    columns = (TextColumn("{task.description}"), BarColumn(), *(unknown if total is None else known))
     console = Console(stderr=True, no_color=not terminal.use_color(sys.stderr))
     bar = Progress(*columns, console=console, transient=True)
     bar.add_task(label, total=total)

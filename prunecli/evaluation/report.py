@@ -434,17 +434,13 @@ def speed_delta(found: MeasuredSpeed | None) -> Json:
 
 
 def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
-    """Rows of `size_table`."""
-    if found is None or found.pair is None:
+    """The row of `size_table`; `speed_sections` say how many times that is, and how sure."""
+    if found is None or found.pair is None or found.pair.gain.reason:
         return []
     pair, gain = found.pair, found.pair.gain
     title = f"latency{' of int8' * found.int8}{', CPU time' * (pair.model.clock == 'cpu')}"
-    if gain.reason:
-        return [(title, None, None, None), ("times faster", None, "not measurable now", None)]
     times = [cell_text(each.median, "ms") for each in (pair.baseline, pair.model)]
-    interval = f"{gain.speedup:.2f} ({gain.low:.2f} to {gain.high:.2f})"
-    remains = None if gain.within_noise else pair.model.median / pair.baseline.median
-    return [(title, *times, remains), ("times faster", None, interval, None)]
+    return [(title, *times, None if gain.within_noise else pair.model.median / pair.baseline.median)]
 
 
 def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list[Section]:

@@ -208,14 +208,14 @@ def _structured(found: CuttableUnits) -> list[tuple[str, str]]:
 def _layer_table(found: Inspection) -> Table:
     columns = (
         Column("weight", "name"),
-        Column("layer", "name", drop=5),
-        Column("op"),
+        Column("layer", "name", drop=1),
+        Column("op", drop=2),
         Column("shape"),
         Column("params", "count"),
-        Column("share", "percent"),
+        Column("share", "percent", drop=4),
         Column("MACs", "count"),
-        Column("bytes", "bytes", drop=3),
-        Column("zeros", "percent", drop=1),
+        Column("bytes", "bytes", drop=5),
+        Column("zeros", "percent", drop=3),
     )
     shown = [layer for layer in found.layers if layer.kind in ("weight", "none")]
     rows: list[tuple[Cell, ...]] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import fidelity_json, fidelity_table
@@ -62,7 +62,8 @@ def _layer(row: PackRow) -> LayerRow:
 def to_document(found: PackResult) -> Document:
     """What people read: sizes, the proof, loading, the tensors."""
     title = f"{found.model.path}: {f'what would be {found.command}ed' if found.dry_run else found.command}"
-    return Document(title, [_headline(found), *packed_sections(found), *warnings(found.notes), *written(found)])
+    return Document(title, [_headline(found), *_packing_sections(found, Level.NORMAL), tensors(found),
+                            *warnings(found.notes), *written(found)])  # fmt: skip
 
 
 def _headline(found: PackResult) -> Text:
@@ -78,13 +79,16 @@ def packed_json(found: PackResult | None) -> Json:
 
 
 def packed_sections(found: PackResult | None) -> list[Section]:
-    """What a command with `--pack` tells of it; nothing where nothing was packed."""
-    return [] if found is None else [*packing_sections(found), tensors(found)]
+    """What a command with `--pack` tells of it, whose own table has the sizes; nothing where nothing was packed."""
+    return [] if found is None else [*_packing_sections(found, Level.DETAIL), tensors(found)]
 
 
-def packing_sections(found: PackResult) -> list[Section]:
+def _packing_sections(found: PackResult, sizes: Level) -> list[Section]:
     """Sizes, the proof and loading."""
-    sections: list[Section] = [_sizes(found), proof_text(found.verification, approximate=("verified", "good"))]
+    sections: list[Section] = [
+        replace(_sizes(found), level=sizes),
+        proof_text(found.verification, approximate=("verified", "good")),
+    ]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
     if found.loads is not None:

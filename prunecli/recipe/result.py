@@ -108,7 +108,7 @@ class RunResult(Reported):
         errors: list[Section] = [headline(step.error, "warning") for step in self.steps if step.error]
         if self.passed and gates:
             return [headline(f"All {len(gates)} gates passed." if len(gates) > 1 else "The gate passed.", "good")]
-        return errors or [headline(f"{len(self.steps)} steps done.", "good")]
+        return errors or [headline(f"{len(self.steps)} step{'s' * (len(self.steps) != 1)} done.", "good")]
 
 
 class StepFailed(PruneError):  # noqa: N818 - one of its kind is a gate, see below

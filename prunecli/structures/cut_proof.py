@@ -81,7 +81,7 @@ class CutProof:
             with Scratch() as folder:
                 return self._in_pieces(staged, folder)
         both = _Sides(self.path, staged, self.forced, self.open)
-        found = both.prove(self.cases(both.original), self.progress)
+        found = both.prove(list(self.cases(both.original)), self.progress)
         return _verdict(found, both.effects)
 
     def _in_pieces(self, staged: Path, folder: Path) -> Verification:

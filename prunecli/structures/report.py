@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -15,7 +14,20 @@ from prunecli.evaluation.report import speed_delta, speed_ms, speed_rows, speed_
 from prunecli.packing.report import packed_json, packed_sections
 from prunecli.quantization.report import quantised_json, quantised_sections
 from prunecli.report.contract import grown, report_json
-from prunecli.report.document import Bars, Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
+from prunecli.report.document import (
+    Bars,
+    Cell,
+    Chart,
+    ChartAxis,
+    Column,
+    Document,
+    Mark,
+    Panel,
+    Section,
+    Series,
+    Table,
+    Text,
+)
 from prunecli.report.sections import (
     KEPT,
     MOST,
@@ -170,18 +182,21 @@ def _layers(found: StructuredResult) -> Table:
 
 
 def _frozen(found: StructuredResult) -> list[Section]:
-    """Every axis of a weight that cannot be cut; before it the reasons, the most frequent first."""
-    counts = Counter(axis.reason for axis in found.frozen)
-    why = Table("What stays", (Column("why"), Column("axes", "count")), counts.most_common())
-    rows = [(axis.tensor, axis.axis, axis.positions, axis.size, axis.reason) for axis in found.frozen]
+    """The reasons why axes of weights cannot be cut, the most frequent first, and the axes of each."""
+    if not found.frozen:
+        return []
+    axes: dict[str, list[tuple[Cell, ...]]] = {}
+    for axis in found.frozen:
+        axes.setdefault(axis.reason, []).append((axis.tensor, axis.axis, axis.positions, axis.size))
+    ordered = sorted(axes.items(), key=lambda item: -len(item[1]))
+    why = Table("What stays", (Column("why"), Column("axes", "count")), [(name, len(rows)) for name, rows in ordered])
     columns = (
         Column("weight", "name"),
         Column("axis", "count"),
         Column("positions", "count", drop=1),
         Column("of", "count", drop=1),
-        Column("why"),
     )
-    return [why, Table("Axes that stay", columns, rows, top=TOP)] if rows else []
+    return [why, *(Table(f"Axes that stay: {name}", columns, rows, top=TOP) for name, rows in ordered)]
 
 
 BINS = 24

@@ -124,6 +124,8 @@ def _gain(found: FinetuneResult) -> Text:
     if found.best_epoch == 0:
         kept = "nothing was written" if found.output is None else "its weights were kept"
         return headline(f"{body}; no epoch improved on the start: {kept}", "warning")
+    if found.score_after == found.score_before:
+        return headline(f"{body}, given more probability", "dim")
     return headline(body, _gain_tone(found.score_before, found.score_after, found))
 
 

@@ -33,7 +33,7 @@ from prunecli.training.exchange import MovingMasks, movable
 from prunecli.training.hyperparameters import Hyperparameters, settle, tuned
 from prunecli.training.parameters import Parameters, put, trainable
 from prunecli.training.supply import Supply, check_trainable, is_image, size_of_run
-from prunecli.training.trainer import Stepper, Steppers, Trainer
+from prunecli.training.trainer import Score, Stepper, Steppers, Trainer
 from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -290,7 +290,9 @@ class _Judge:
             known = [snr for snr in ratios if snr is not None and not math.isnan(snr)]
             return mean_ratio(known)
         done = run_pass(runners, self.data, BATCH, asked)
-        return float(done.predictions[MODEL].goodness().mean())
+        found = done.predictions[MODEL]
+        score = float(found.goodness().mean())
+        return score if found.log_prob is None else Score.of(score, float(found.log_prob.mean()))
 
 
 def mean_ratio(decibels: Sequence[float]) -> float:

@@ -64,6 +64,7 @@ class Progressed:
     first_loss: float | None = None
     best_epoch: int = 0
     best_score: float | None = None
+    best_finer: float | None = None
     first_score: float | None = None
     stale: int = 0
     worse: int = 0
@@ -79,9 +80,26 @@ class Progressed:
         """Whether every epoch was worse than the start on held-out data, which could have been bettered; with `ties`
         whether none was better."""
         start = self.first_score
-        if start is None or start == math.inf or not self.history:
+        if start is None or start == math.inf or not self.history or self.best_epoch > 0:
             return False
-        return all(e.score is None or e.score < start or (ties and e.score == start) for e in self.history)
+        return ties or all(e.score is None or e.score < start for e in self.history)
+
+
+class Score(float):
+    """A score that moves in steps, as a fraction of samples does, with a `finer` one that decides between equals."""
+
+    finer: float
+
+    @classmethod
+    def of(cls, value: float, finer: float) -> Score:
+        made = cls(value)
+        made.finer = finer
+        return made
+
+
+def finer_of(score: float) -> float | None:
+    """What decides between this score and an equal one; None where nothing does."""
+    return score.finer if isinstance(score, Score) else None
 
 
 class DivergedError(PruneError):
@@ -154,7 +172,8 @@ class Trainer:
         """Start from the model as it is; `statistics`: BatchNormalization's stored ones, by name."""
         self.statistics = {name: array.copy() for name, array in statistics.items()}
         if self.score is not None:
-            self.at.first_score = self.at.best_score = self.score(self.statistics)
+            first = self.score(self.statistics)
+            self.at.first_score, self.at.best_score, self.at.best_finer = float(first), float(first), finer_of(first)
         self._keep_best()
 
     def arrays(self) -> dict[str, Array]:
@@ -337,14 +356,18 @@ class Trainer:
 
     def _end_epoch(self, seconds: float, speed: float) -> None:
         at = self.at
-        score = self.score(self.statistics) if self.score is not None else None
+        judged = self.score(self.statistics) if self.score is not None else None
+        score = None if judged is None else float(judged)
         loss = at.loss_sum / at.step
         at.history.append(Epoch(at.epoch + 1, loss, score, self.rate, seconds=seconds, samples_per_second=speed))
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
-        if score is None:
+        if judged is None or score is None:
             return
-        if at.best_score is None or score > at.best_score:
-            at.best_score, at.best_epoch, at.stale, at.worse = score, at.epoch, 0, 0
+        finer, best = finer_of(judged), at.best_finer
+        tied = score == at.best_score and finer is not None and best is not None and finer > best
+        if at.best_score is None or score > at.best_score or tied:
+            at.best_score, at.best_finer = score, finer
+            at.best_epoch, at.stale, at.worse = at.epoch, 0, 0
             self._keep_best()
             return
         at.worse += 1

@@ -93,9 +93,8 @@ def prove(claim: Claim, cases: Iterable[Case], progress: Progress = no_progress)
         TimedOutError: a run of the reference takes too long.
     """
     runs, found, problem = 0, list[Difference](), None
-    for case in progress(cases, "proving"):
-        if case.spare and runs:
-            continue
+    total = (sum(not case.spare for case in cases) or 1) if isinstance(cases, Sequence) else None
+    for case in progress((case for case in cases if not (case.spare and runs)), "proving", total):
         try:
             found += _compared(claim, case)
             runs += 1

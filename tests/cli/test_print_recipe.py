@@ -163,7 +163,7 @@ RUNS = [
         "adaptive",
         ["--data", "train.npz", "--max-drop", "10%", "--strategy", "feedback", "--criterion", "l1", "--jobs", "1"],
     ),
-    ("finetune", ["--data", "train.npz", "--epochs", "1", "--teacher", "m.onnx", "--lr", "1e-2"]),
+    ("finetune", ["--data", "train.npz", "--epochs", "1", "--teacher", "m.onnx", "--lr", "1e-2", "--val-split", "0"]),
 ]
 
 

@@ -97,7 +97,7 @@ MISTAKES = [
     ("[data]", "[dta]", "2:1", "a recipe has no 'dta'", "did you mean data"),
     ("model = ", "sparsity = 1\nmodel = ", "1:1", "a recipe has no 'sparsity'", "[[step]]"),
     ("[data]", "format = 'xml'\n[data]", "2:10", "'xml' is not one of", "prune run"),
-    ("[data]", "report = 'r.pdf'\n[data]", "2:10", "r.pdf", "prune run"),
+    ("[data]", "report = 'r.pdf'\n[data]", "2:10", "r.pdf", "end it in .json"),
     ("[data]", "[defaults]\nmomentum = 3\n[data]", "3:1", "no step here has an option 'momentum'", "evaluate, magnitude"),
     ("[data]", "[defaults]\nsed = 3\n[data]", "3:1", "no step here has an option 'sed'", "did you mean seed"),
     ("sparsity = 0.5", 'sparsity = 0.5\noutput = "no/x.onnx"', "8:10", "there is no folder no", "make it"),

@@ -70,8 +70,8 @@ def test_the_report_of_a_cut_says_how_much_faster_it_is_once(
     assert found["after"]["latency_ms"].keys() >= {"median", "p10", "p90", "runs", "batch", "threads"}
     report = (tmp_path / "report.md").read_text()
     assert "| latency, CPU time | 4 ms | 2 ms | 50.0 % |" in report
-    assert "2.00 (1.90 to 2.10)" in report
     assert "2.00 times faster than the original (95 % interval 1.90 to 2.10); CPU time of a run at" in report
+    assert report.count("1.90 to 2.10") == 1
     quiet = prune(*words, "--no-timing", "--force", "--report", tmp_path / "report.md")
     assert quiet.code == 0 and len(asked) == 1
     assert "delta" not in quiet.json and "latency_ms" not in quiet.json["before"] | quiet.json["after"]

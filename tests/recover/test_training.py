@@ -26,7 +26,7 @@ from prunecli.training import optimizers
 from prunecli.training.checkpoint import NAME, Checkpoint, load_checkpoint, save_checkpoint
 from prunecli.training.finetune import FinetuneResult, finetune, raise_if_harmful
 from prunecli.training.hyperparameters import settle
-from prunecli.training.trainer import PENALTIES, DivergedError
+from prunecli.training.trainer import PENALTIES, DivergedError, Score
 from tests.tiny import few
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -241,7 +241,7 @@ def test_a_learning_rate_is_a_positive_number(rate: float, tmp_path: Path) -> No
 
 def test_without_an_improvement_the_start_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    result = run(MLP, out, 1, rate=1e-12)
+    result = run(MLP, out, 1, rate=1e-12, keep_start="equal")
     assert result.best_epoch == 0 and result.score_before == result.score_after
     before, after = tensors(MLP), tensors(out)
     assert all((before[name] == after[name]).all() for name in before)
@@ -397,6 +397,9 @@ def scored(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
 
 @pytest.mark.parametrize(("scores", "asked", "kept"), [
     ((0.9, 0.9), {}, False),  # a tie is no improvement
+    ((Score.of(0.9, -0.2), Score.of(0.9, -0.1)), {}, True),  # but where what is right has become more probable
+    ((Score.of(0.9, -0.1), Score.of(0.9, -0.2)), {}, False),
+    ((Score.of(0.9, -0.2), Score.of(0.8, -0.1)), {"keep_start": "equal"}, False),
     ((0.9, 0.9), {"keep_start": "equal"}, True),  # as of training that follows a cut
     ((0.9, 0.8), {"keep_start": "equal"}, False),
     ((0.9, 0.8), {"keep_start": "always"}, True),

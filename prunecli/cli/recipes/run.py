@@ -248,4 +248,6 @@ def _from_recipe(ctx: typer.Context, plan: RecipePlan) -> dict[str, Any]:
             found[key] = param.process_value(ctx, slot.value(texts))
         except typer.BadParameter as error:
             raise setting.error(error.message, "`prune run --help` explains it") from error
+        except PruneError as error:  # of one value of several
+            raise setting.error(error.message, error.hint) from error
     return found
