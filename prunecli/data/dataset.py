@@ -198,17 +198,20 @@ class Dataset:
         """The same samples in an order drawn from `seed`; chunks keep together."""
         return self.select(np.random.default_rng(seed).permutation(len(self)))
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two disjoint sets: `round(fraction * len)` samples drawn by `seed`, and the others, both in order.
+    def split(self, fraction: float, seed: int = 0, groups: Array | None = None) -> tuple[Dataset, Dataset]:
+        """Two disjoint sets: `round(fraction * len)` samples drawn by `seed`, and the others, both in order. `groups`:
+        numbers of which samples with the same one stay together; then that fraction of the groups.
 
         Raises:
             PruneError: one side would be empty.
         """
-        total, first = len(self), round(fraction * len(self))
+        group = np.arange(len(self)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+        total = len(np.unique(group))
+        first = round(fraction * total)
         if not 0 < first < total:
-            raise PruneError(f"cannot split {total} samples at {fraction:g}", "give more samples")
-        order = np.random.default_rng(seed).permutation(total)
-        return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
+            raise PruneError(f"cannot split {len(self)} samples at {fraction:g}", "give more samples")
+        chosen = np.isin(group, np.random.default_rng(seed).permutation(total)[:first])
+        return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
 
 def hold_out(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -80,6 +80,10 @@ class SampleMetric(Merit, ABC):
         """What tells it from others of its name."""
         return self.name
 
+    def groups(self, labels: Array) -> Array | None:
+        """Return a number per sample, equal for those that only together make a figure; None where each one does."""
+        return None
+
     @abstractmethod
     def entries(self, batch: SampleBatch) -> Sequence[Entry]:
         """Return one entry per sample.
@@ -119,6 +123,10 @@ class Registered(SampleMetric):
     library: str = ""
     extra: str = ""
     needs_labels: bool = True
+    paired: bool = False
+
+    def groups(self, labels: Array) -> Array | None:
+        return labels[:, 0] if self.paired and labels.ndim == 2 and labels.shape[1] == 2 else None
 
     def check_installed(self) -> None:
         """Raise PruneError where the library is missing."""
@@ -151,13 +159,15 @@ def sample_metric(
     library: str = "",
     extra: str = "",
     needs_labels: bool = True,
+    paired: bool = False,
 ) -> Callable[[Entries], Entries]:
-    """Register a metric: the decorated function makes the entries of a batch, `summarise` the figure of entries."""
+    """Register a metric: the decorated function makes the entries of a batch, `summarise` the figure of entries.
+    `paired`: labels (N, 2) begin with the number of a pair of samples."""
 
     def add(keep: Entries) -> Entries:
         SAMPLE_METRICS[name] = Registered(
             higher, span == (0, 1), span, name,
-            keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels,
+            keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels, paired=paired,
         )  # fmt: skip
         return keep
 

@@ -17,6 +17,7 @@ from prunecli.data.dataset import shared
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
+from prunecli.evaluation.sample_metrics import SampleMetric, find_metrics
 from prunecli.inputs import InputSpec
 from prunecli.model import Model, load
 from prunecli.model.external_data import external, located, read_proto, refer
@@ -143,10 +144,18 @@ def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]
         if held.has_labels != data.has_labels:
             raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
         return data, held
-    confirming, choosing = data.split(options.confirm_split, options.seed)
+    confirming, choosing = data.split(options.confirm_split, options.seed, _groups(data, options))
     if not len(confirming) or not len(choosing):
         raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
     return choosing, confirming
+
+
+def _groups(data: Dataset, options: AdaptiveOptions) -> Array | None:
+    """Numbers of the samples that the metric judges together, as of pairs; None where it judges each."""
+    if options.metric is None or options.metric in MEASURES or data.labels is None:
+        return None
+    (metric,) = find_metrics([options.metric]).values()
+    return metric.groups(data.labels) if isinstance(metric, SampleMetric) else None
 
 
 def check_apart(tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions) -> list[str]:

@@ -165,3 +165,10 @@ def test_inputs_fixed_at_different_sizes() -> None:
     data = build([spec("a: float32 (2, 2)"), spec("b: float32 (3, 2)")], columns, None, "data")
     with pytest.raises(PruneError, match="different batches: a: "):
         next(data.batches())
+
+
+def test_groups_stay_together() -> None:
+    numbers = np.repeat([7, 3, 9, 1, 4], [2, 2, 1, 3, 2])[np.random.default_rng(0).permutation(10)]
+    parts = [seen(part, 8) for part in dataset(count=10).split(0.4, 1, numbers)]
+    first, second = ({int(numbers[sample]) for sample in part} for part in parts)
+    assert sorted(parts[0] + parts[1]) == list(range(10)) and len(first) == 2 and not first & second
