@@ -303,17 +303,50 @@ def outputs_ahead(walk: Walk, names: Sequence[str], contents: Mapping[str, Array
 def relative_error(wanted: Array, found: Array) -> float:
     """sum (y' - y)^2 / sum (y - mean y)^2 where the wanted y is finite, or / sum y^2 where it does not vary; `RUINED`
     at most."""
-    if found.shape != wanted.shape:
-        return RUINED
-    y = np.asarray(wanted, np.float64)
-    finite = np.isfinite(y)
-    y, other = y[finite], np.asarray(found, np.float64)[finite]
-    if not y.size:
-        return 0.0
-    spread, energy = float(np.square(y - y.mean()).sum()), float(np.square(y).sum())
-    scale = spread if spread > 1e-9 * energy else energy
-    wrong = float(np.square(other - y).sum())
-    return min(wrong / scale, RUINED) if np.isfinite(wrong) and scale > _TINY else RUINED * (wrong != 0)
+    sums = OutputError()
+    sums.add(wanted, found)
+    return sums.relative
+
+
+@dataclass
+class OutputError:
+    """`relative_error` of an output of which batch after batch is seen, all of the same number of axes. Sums are taken
+    about the mean of the first batch, so that a small spread about a large mean is not lost."""
+
+    about: float | None = None
+    count: int = 0
+    first: float = 0.0
+    second: float = 0.0
+    energy: float = 0.0
+    wrong: float = 0.0
+    unlike: bool = False
+
+    def add(self, wanted: Array, found: Array) -> None:
+        if found.shape != wanted.shape:
+            self.unlike = True
+            return
+        y = np.asarray(wanted, np.float64)
+        finite = np.isfinite(y)
+        y, other = y[finite], np.asarray(found, np.float64)[finite]
+        if not y.size:
+            return
+        self.about = float(y.mean()) if self.about is None else self.about
+        self.count += y.size
+        self.energy += float(np.square(y).sum())
+        self.wrong += float(np.square(other - y).sum())
+        y -= self.about
+        self.first += float(y.sum())
+        self.second += float(np.square(y).sum())
+
+    @property
+    def relative(self) -> float:
+        """The error over all batches."""
+        if self.unlike or not self.count:
+            return RUINED if self.unlike else 0.0
+        spread = max(self.second - self.first**2 / self.count, 0.0)
+        scale = spread if spread > 1e-9 * self.energy else self.energy
+        fine = np.isfinite(self.wrong) and scale > _TINY
+        return min(self.wrong / scale, RUINED) if fine else RUINED * (self.wrong != 0)
 
 
 def mean_error(wanted: Sequence[Array], found: Sequence[Array]) -> float:

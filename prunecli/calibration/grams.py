@@ -9,7 +9,7 @@ the graph (ReduceSumSquare over all axes but j's), so that a run returns one sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from prunecli.calibration.layerwise import PART, Store, Walk
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind, is_constant
 from prunecli.operators import Contraction, operator_of
@@ -235,16 +236,12 @@ def second_moments(
     places = {(r.data, r.data_axis): f"{_SUM}{number}" for number, r in enumerate(wanted)}
     if not wanted:
         return {}
-    session = open_session(_summing(ir.to_proto(model), places, ranks))
     sums: dict[tuple[str, int], Array] = {}
     counts: dict[tuple[str, int], float] = {}
-    names = [n for name in places.values() for n in (name, f"{name}.size")]
-    for feed in batches:
-        found = session.run(feed, names)
-        for key, name in places.items():
-            squares = np.asarray(found[name], np.float64)
-            sums[key] = sums.get(key, 0.0) + squares
-            counts[key] = counts.get(key, 0.0) + float(found[f"{name}.size"]) / max(len(squares), 1)
+    if sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value) > PART:
+        _walked(model, list(places), list(batches), open_session, into=(sums, counts))
+    else:
+        _summed(model, places, ranks, batches, open_session, into=(sums, counts))
     out: dict[str, Array] = {}
     for reading in wanted:
         key = reading.data, reading.data_axis
@@ -252,6 +249,43 @@ def second_moments(
             mean = (sums[key] / max(counts[key], 1.0)).reshape(reading.groups, -1).mean(axis=0)
             out[reading.weight] = out.get(reading.weight, 0.0) + mean
     return out
+
+
+Moments = tuple[dict[tuple[str, int], Array], dict[tuple[str, int], float]]
+"""Sums of squares and how many each is of, by a value and its axis from the end."""
+
+
+def _walked(
+    model: ir.Model, places: Sequence[tuple[str, int]], feeds: Sequence[Mapping[str, Any]],
+    open_session: Callable[..., Session], *, into: Moments,
+) -> None:  # fmt: skip
+    """One value after another, of a model that is too large for a session."""
+    with Store() as store:
+        walk = Walk(model, feeds, store, open_session, keep=())
+        for name, axis in places:
+            walk.reach([name])
+            for array in walk.arrays(name):
+                last = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+                squares = np.einsum("ij,ij->j", last, last, dtype=np.float64)
+                into[0][name, axis] = into[0].get((name, axis), 0.0) + squares
+                into[1][name, axis] = into[1].get((name, axis), 0.0) + float(len(last))
+        walk.close()
+
+
+def _summed(
+    model: ir.Model, places: Mapping[tuple[str, int], str], ranks: Mapping[str, int],
+    batches: Iterable[Mapping[str, Any]], open_session: Callable[..., Session], *, into: Moments,
+) -> None:  # fmt: skip
+    """All values at once, in the graph itself."""
+    sums, counts = into
+    session = open_session(_summing(ir.to_proto(model), places, ranks))
+    names = [n for name in places.values() for n in (name, f"{name}.size")]
+    for feed in batches:
+        found = session.run(feed, names)
+        for key, name in places.items():
+            squares = np.asarray(found[name], np.float64)
+            sums[key] = sums.get(key, 0.0) + squares
+            counts[key] = counts.get(key, 0.0) + float(found[f"{name}.size"]) / max(len(squares), 1)
 
 
 def _summing(

@@ -134,6 +134,10 @@ class LinearLayer:
     def put(self, graph: ir.Graph, matrices: Array, constant: Array) -> None:
         """Change the model: the weight, and the offset if there is a place for one."""
         refill(self.weight.holder.value, self.cast(matrices))
+        self.put_constant(graph, constant)
+
+    def put_constant(self, graph: ir.Graph, constant: Array) -> None:
+        """The offset alone, if there is a place for one."""
         if self.offset is not None:
             use = next(use for use in self.weight.uses if use.node is self.node)
             read = behind(self.node.inputs[use.index])  # it may be cast on the way, and what is added is not

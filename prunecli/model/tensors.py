@@ -50,11 +50,14 @@ class MappedTensor(ir.ExternalTensor):
     """A tensor whose bytes are a range of a file that validation has already resolved and measured.
 
     Unlike its base class it maps only its own range, so that `release` returns just these pages, never
-    fails while a view is alive, and does not refuse files that a model cache has hard-linked.
+    fails while a view is alive, and does not refuse files that a model cache has hard-linked. `owner` is what keeps a
+    temporary folder from going.
     """
 
-    def __init__(self, path: Path, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> None:
-        dims = shape.numpy()
+    def __init__(
+        self, path: Path, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str, owner: object = None
+    ) -> None:
+        dims, self.owner = shape.numpy(), owner
         super().__init__(str(path), offset, byte_count(dtype, dims), dtype, shape=shape, name=name)
         self._view: np.ndarray[Any, Any] | None = None
 

@@ -14,16 +14,18 @@ lstsq   W = W0 + (C - W0 G) (G + r d I)^-1, b = E[y] - W E[x]: least squares wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
+from prunecli.calibration.fitted import LayerJournal, StoredLayer
+from prunecli.calibration.gradients import OutputError, looked_at
 from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
+from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.reconstruct.fit import with_diagonal
 from prunecli.registry import into
@@ -183,8 +185,8 @@ class Refit:
 
 
 def refit(
-    original: ir.Model, cut: ir.Model, removed: Positions, data: CalibrationBatches, method: str = "auto",
-    progress: Progress = no_progress,
+    original: ir.Model, cut: ir.Model, removed: Positions, data: CalibrationBatches, method: str = "auto", *,
+    journal: LayerJournal | None = None, progress: Progress = no_progress,
 ) -> Refit:  # fmt: skip
     """Fit the layers of `cut`, in place. Layers whose inputs are the original's are left as they are.
 
@@ -192,6 +194,7 @@ def refit(
         original: in working form.
         cut: a copy of it without the positions `removed` (of every value, by its name).
         method: see `prunecli.reconstruct.refit`; `auto`: held-out data choose, layer by layer.
+        journal: where layers are kept once they are done; what it has is taken from it.
     Raises:
         PruneError: an unknown method, or onnxruntime cannot run a piece of the model.
     """
@@ -202,14 +205,31 @@ def refit(
         return out
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
-    with Store() as store:
-        walks = [Walk(model, data.feeds, store, data.start) for model in (original, cut)]
-        pair = _Pair(walks[0], walks[1], removed, data, cut.graph)
+    with Store() as store, journal or LayerJournal(None, "") as kept:
+        walks = [Walk(model, data.feeds, store, data.start, keep=()) for model in (original, cut)]
+        pair = _Pair(walks[0], walks[1], removed, data)
         for layer in progress(layers, "refitting", len(layers)):
             if layer.output in before:
-                _visit(layer, before[layer.output], pair, method, out)
+                known = kept.layers.get(layer.name)
+                found = _visit(layer, before[layer.output], pair, method, kept) if known is None else known
+                if known is not None:
+                    pair.reach(layer, before[layer.output])
+                    pair.leave(layer, before[layer.output])
+                _take(layer, found, cut.graph, out)
     out.left += left
     return out
+
+
+def _take(layer: LinearLayer, found: StoredLayer, graph: ir.Graph, out: Refit) -> None:
+    """Let the model have what was fitted, and the result what was said."""
+    if "left" in found.details:
+        out.left.append(Skipped(layer.weight.name, found.details["left"]))
+    elif found.details:
+        out.layers.append(LayerFit(**found.details))
+    if found.arrays:
+        weights, constant = found.arrays
+        weights.put_into(layer.weight.holder, layer.weight.dtype)
+        layer.put_constant(graph, constant.read())
 
 
 @dataclass
@@ -218,7 +238,6 @@ class _Pair:
     cut: Walk
     removed: Positions
     data: CalibrationBatches
-    graph: ir.Graph
 
     def reach(self, layer: LinearLayer, before: LinearLayer) -> None:
         self.original.reach([*_read(before), layer.target, layer.branch])
@@ -263,36 +282,36 @@ class _UnlikeError(Exception):
     """The two models' values do not correspond, position by position."""
 
 
-def _visit(layer: LinearLayer, before: LinearLayer, pair: _Pair, method: str, out: Refit) -> None:
-    """Fit one layer, unless it lost no inputs and nothing before it changed."""
+def _visit(
+    layer: LinearLayer, before: LinearLayer, pair: _Pair, method: str, journal: LayerJournal
+) -> StoredLayer:  # fmt: skip
+    """Fit one layer, unless it lost no inputs and nothing before it changed, and keep what came of it: nothing, why it
+    was left, or a `LayerFit` with the new weight and constant."""
     pair.reach(layer, before)
     held_by = layer, before
     try:
         if pair.is_repeated(layer):
             layer, before = layer.alone(), before.alone()
         if before.shape[3] == layer.shape[3] and pair.is_same(layer, before):
-            return
+            return journal.put(layer.name, {})
         if layer.shape[2] * layer.shape[3] > WIDEST:
-            out.left.append(Skipped(layer.weight.name, f"it has more than {WIDEST} inputs"))
-            return
+            return journal.put(layer.name, {"left": f"it has more than {WIDEST} inputs"})
         fitted, held = _equations(layer, pair)
     except _UnlikeError:
-        out.left.append(Skipped(layer.weight.name, "its values do not correspond to the original's one by one"))
-        return
+        return journal.put(layer.name, {"left": "its values do not correspond to the original's one by one"})
     finally:
         pair.leave(*held_by)
     if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
-        out.left.append(Skipped(layer.weight.name, "what it reads or should yield is not finite"))
-        return
+        return journal.put(layer.name, {"left": "what it reads or should yield is not finite"})
     present = Fit("none", layer.matrices(), layer.constant())
     fit, after, error = choose(method, fitted, held, present, layer.offset is not None)
     judge = fitted if held is None else held
     spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
     scale = max(spread, _TINY)
     name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
-    out.layers.append(LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors))
-    if fit.method != "none":
-        layer.put(pair.graph, fit.weights, fit.constant)
+    done = LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors)
+    changed = [] if fit.method == "none" else [layer.cast(fit.weights), fit.constant]
+    return journal.put(layer.name, asdict(done), changed)
 
 
 def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None]:
@@ -323,8 +342,17 @@ def output_error(original: ir.Model, others: Sequence[ir.Model], data: Calibrati
     """
     feeds = data.feeds[data.fitted :] if data.held else data.feeds
     names = looked_at(original.graph.outputs)
-    found = []
-    for model in (original, *others):
-        with Store() as store:
-            found.append(outputs_ahead(Walk(model, feeds, store, data.start), names))
-    return [mean_error(found[0], outputs) for outputs in found[1:]]
+    with Store() as store:
+        base, *walks = (Walk(model, feeds, store, data.start, keep=()) for model in (original, *others))
+        base.reach(names)
+        names = [name for name in names if is_float(np.asarray(base.read(name, 0)).dtype)]
+        found = []
+        for walk in walks:
+            walk.reach(names)
+            sums = [OutputError() for _ in names]
+            for number in range(walk.batches):
+                for name, one in zip(names, sums, strict=True):
+                    one.add(base.read(name, number), walk.read(name, number))
+            walk.close()
+            found.append(float(np.mean([one.relative for one in sums])) if sums else 0.0)
+    return found

@@ -177,7 +177,7 @@ class StructurePruner(UnitSpace):
 
     def _cut_options(self, criterion: str | None, **changes: Any) -> CutOptions:
         o = self.options
-        given = {"data": self.samples, "criterion": criterion or "auto", "threads": o.execution.threads}
+        given = {"data": self.samples, "criterion": criterion or "auto", "threads": o.execution.threads, "state": None}
         return o.part(CutOptions, **given | changes)
 
     def _scores(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
-from prunecli.options.declare import OUTPUT, SELECT, Option, Options
+from prunecli.options.declare import OUTPUT, RUN, SELECT, Option, Options
 from prunecli.options.groups import (
     ALLOCATE,
     Batched,
@@ -111,6 +111,10 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
                " error of the outputs", "Recovery"),
     ] = False  # fmt: skip
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
+    state: Annotated[
+        Path | None,
+        Option("keep every layer that --recover fits in PATH; a later run with the same PATH continues", RUN, "PATH"),
+    ] = None
 
     @property
     def closed_form(self) -> str | None:

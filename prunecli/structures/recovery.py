@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli._version import __version__
+from prunecli.calibration.fitted import LayerJournal, identity_of
 from prunecli.data import Dataset
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
@@ -17,6 +19,7 @@ from prunecli.model.requantise import requantised
 from prunecli.quantization.ranges import observe
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
+from prunecli.runtime import version
 from prunecli.structures.fold import fold
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
@@ -84,7 +87,8 @@ def recover(
     samples = subject.samples(options, progress)
     data, held = calibration(samples, options)
     form = floating(cut.clone())
-    done = refit(subject.work, form.model, removed, data, method, progress=progress)
+    with _journal(subject, removed, options, data, method) as journal:
+        done = refit(subject.work, form.model, removed, data, method, journal=journal, progress=progress)
     fitted = [requantised(form, cut)] if subject.is_quantised else [form.model]
     if options.rescale_activations:
         fitted.append(requantised(form, cut, _activations(form.model, data)))
@@ -104,6 +108,19 @@ def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
     feeds = data.feeds[: data.fitted]
     seen = observe(data.start, ir.to_proto(model), feeds, len(feeds))
     return {name: np.concatenate(one.some) for name, one in seen.items()}
+
+
+def _journal(
+    subject: Cuttable, removed: Removed, options: CutOptions, data: CalibrationBatches, method: str
+) -> LayerJournal:
+    """Where layers that are refitted are kept."""
+    if options.state is None:
+        return LayerJournal(None, "")
+    gone = {
+        name: {axis: gone.tolist() for axis, gone in sorted(axes.items())} for name, axes in sorted(removed.items())
+    }
+    decisive = (gone, method, data.fitted, subject.convolved, options.execution, __version__, version())
+    return LayerJournal(options.state, identity_of(subject.file, data.feeds, *decisive))
 
 
 def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: CalibrationBatches) -> float:

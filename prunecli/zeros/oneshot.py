@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli._version import __version__
+from prunecli.calibration.fitted import FittedLayer, LayerJournal, identity_of
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
@@ -57,7 +58,6 @@ from prunecli.runtime import Session, version
 from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.verify.prove import RUN_UP_TO
 from prunecli.workers import InProcesses, InThisProcess, OnCluster, Workers
-from prunecli.zeros.fitted import FittedLayer, LayerJournal, identity_of
 from prunecli.zeros.magnitude import zeroed
 from prunecli.zeros.options import Fitting, OneshotOptions
 from prunecli.zeros.result import MagnitudeResult
@@ -745,10 +745,11 @@ def pruned(
     """
     _, mine = layers.student()
     for number, layer in progress(list(enumerate(mine)), "pruning layers", len(mine)):
-        done = journal.layers.get(layer.name)
-        if done is None:
-            folds = walks.sums(number)
-            done = _fitted_layer(layers, layer, folds, chosen[layer.weight.holder.name], journal)
+        known = journal.layers.get(layer.name)
+        if known is not None:
+            done = FittedLayer.of(known)
+        else:
+            done = _fitted_layer(layers, layer, walks.sums(number), chosen[layer.weight.holder.name], journal)
         _put(layer, done)
         walks.put(number, done)
         yield layer, done
@@ -764,7 +765,7 @@ def _fitted_layer(
     del folds
     best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
     new, vector = _contents(layers, layer, best)
-    return journal.put(layer.name, new, vector, _report(tasks, best, ridge))
+    return FittedLayer.kept(journal, layer.name, new, vector, details=_report(tasks, best, ridge))
 
 
 def _picked(
@@ -813,9 +814,7 @@ def _contents(layers: CalibratedLayers, layer: LinearLayer, best: Sequence[Fitte
 
 def _put(layer: LinearLayer, done: FittedLayer) -> None:
     """Let the pruned model have what was fitted."""
-    holder, dtype = layer.weight.holder, layer.weight.dtype
-    layer.weight.release()
-    holder.put(done.weight.content.tensor(dtype, holder.name))
+    done.weight.content.put_into(layer.weight.holder, layer.weight.dtype)
     if done.vector is not None and layer.offset is not None and layer.offset.source is not None:
         refill(layer.offset.source.way[0], done.vector.read())
 
@@ -875,7 +874,7 @@ class _OpenShard(LayerWalks):
     def put_arrays(self, values: Array, vector: Array | None) -> None:
         """As `put`, of what was sent."""
         empty = Masked(np.empty(0, np.uint8), values)
-        self.put(self.placed, self._kept.put(str(self.placed), empty, vector, {}))
+        self.put(self.placed, FittedLayer.kept(self._kept, str(self.placed), empty, vector, details={}))
 
     def close(self) -> None:
         super().close()

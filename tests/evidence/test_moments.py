@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from prunecli.calibration import grams
 from prunecli.calibration.grams import second_moments
 from prunecli.dependency.prepare import prepare
 from prunecli.model.shape_inference import gather_facts
@@ -107,3 +108,13 @@ def test_batches_add_up_and_tied_weights_count_both_uses() -> None:
     weight = onnx.numpy_helper.to_array(net.initializers[0])
     hidden = np.maximum(x @ weight, 0)
     np.testing.assert_allclose(whole["w0"], mean_square(x, 1) + mean_square(hidden, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Conv grouped", "MatMul weight first", "LSTM"])
+def test_moments_of_a_large_model_are_taken_value_by_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grams, "PART", 0)
+    monkeypatch.setattr(grams, "_summed", None)
+    build, shape, wanted = CASES[name]
+    net, x = Net(13), np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    net.out(build(net))
+    np.testing.assert_allclose(run(net, x)["w0"], wanted(x), rtol=1e-5)

@@ -15,13 +15,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
-from prunecli.calibration import grams, layerwise
+from prunecli.calibration import fitted, grams, layerwise
 from prunecli.errors import PruneError
-from prunecli.masks.decide import Masked
 from prunecli.reconstruct import fit
 from prunecli.runtime import Session
 from prunecli.workers import InProcesses, OnCluster
-from prunecli.zeros import fitted
 from prunecli.zeros import oneshot as module
 
 WIDTH, LAYERS, SAMPLES = 24, 4, 40
@@ -96,6 +94,24 @@ def test_a_run_that_was_cut_short_continues(model: Path, after: int, monkeypatch
     assert (model.parent / "b.onnx").read_bytes() == pruned(model, "c.onnx")
 
 
+def test_a_recovery_that_was_cut_short_continues(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = Path(__file__).parents[2] / "sample_models"
+
+    def cut(name: str, **options: Any) -> bytes:
+        target = model.parent / name
+        given: dict[str, Any] = {"ratio": 0.4, "data": digits / "digits-calib.npz", "limit": 64, "force": True}
+        prunecli.structured(digits / "digits-mlp.onnx", output=target, criterion="l2", **given, **options)
+        return target.read_bytes()
+
+    whole, state = cut("a.onnx"), model.parent / "recovery"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Stops(patch, 2)
+        cut("b.onnx", state=state)
+    assert cut("b.onnx", state=state) == whole
+    monkeypatch.setattr("prunecli.reconstruct.refit._visit", None)  # nothing is left to do
+    assert cut("b.onnx", state=state) == whole
+
+
 def test_a_state_of_something_else_is_refused(model: Path) -> None:
     state = model.parent / "state"
     pruned(model, "a.onnx", state=state)
@@ -116,7 +132,7 @@ def test_a_disk_that_is_full_is_told() -> None:
     with fitted.LayerJournal(None, "") as journal, Path("/dev/full").open("wb", buffering=0) as full:
         journal._file = full  # type: ignore[assignment]
         with pytest.raises(PruneError, match="No space left"):
-            journal.put("w", Masked(np.zeros(1, np.uint8), np.ones(8, np.float32)), None, {})
+            journal.put("w", {}, [np.ones(8, np.float32)])
 
 
 SMALL: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [

@@ -141,8 +141,8 @@ def test_what_is_really_lost_is_made_up_for_in_part(name: str, tmp_path: Path) -
 
 def test_a_wrong_fit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(tmp_path, convs, [5, 6])
-    put = module.LinearLayer.put
-    monkeypatch.setattr(module.LinearLayer, "put", lambda self, graph, w, c: put(self, graph, w[:, ::-1], c))
+    cast = module.LinearLayer.cast
+    monkeypatch.setattr(module.LinearLayer, "cast", lambda self, weights: cast(self, weights[:, ::-1]))
     before, after = case.errors(case.cut, case.refit()[0])
     assert after > 0.1 * before
 

@@ -23,7 +23,9 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch, appeared
 from prunecli.masks.decide import Decision, Masked
 from prunecli.model import Model
+from prunecli.model.constants import Holder
 from prunecli.model.tensors import CHUNK, MappedTensor
+from prunecli.storage.stored import unmap
 from prunecli.types import Json
 
 Array = np.ndarray[Any, Any]
@@ -54,9 +56,11 @@ class StoredArray:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def tensor(self, dtype: ir.DataType, name: str) -> MappedTensor:
-        """As what a model stores."""
-        return MappedTensor(self.path, self.offset, dtype, ir.Shape(self.shape), name)
+    def put_into(self, holder: Holder, dtype: ir.DataType) -> None:
+        """Let a model store it; what was there is let go."""
+        unmap(holder.tensor)
+        tensor = MappedTensor(self.path, self.offset, dtype, ir.Shape(self.shape), holder.name, owner=self.owner)
+        holder.put(tensor)
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,32 @@ class StoredMask(Decision):
 
 
 @dataclass(frozen=True)
+class StoredLayer:
+    """A record of the file: what was measured or said of a layer, and its arrays."""
+
+    details: Json
+    arrays: Sequence[StoredArray]
+
+
+@dataclass(frozen=True)
 class FittedLayer:
     """A layer that is done: its weight's mask and values, the vector beside it if that moved, and what was measured."""
 
     weight: StoredMask
     vector: StoredArray | None
-    details: Mapping[str, float]
+    details: Json
+
+    @classmethod
+    def kept(cls, journal: LayerJournal, name: str, new: Masked, vector: Array | None, details: Json) -> FittedLayer:
+        """Put into the journal."""
+        assert new.values is not None
+        return cls.of(journal.put(name, details, [new.packed, new.values, *([] if vector is None else [vector])]))
+
+    @classmethod
+    def of(cls, stored: StoredLayer) -> FittedLayer:
+        """As `kept` has put it."""
+        bits, values, *vector = stored.arrays
+        return cls(StoredMask(bits, values), vector[0] if vector else None, stored.details)
 
     @property
     def moved(self) -> Masked | None:
@@ -107,7 +131,7 @@ class LayerJournal:
         self._scratch = Scratch() if path is None else None
         self._path = path if self._scratch is None else self._scratch.path / "layers"
         assert self._path is not None
-        self.layers: dict[str, FittedLayer] = {}
+        self.layers: dict[str, StoredLayer] = {}
         self.amounts: Json | None = None
         self._file: BinaryIO | None = None
         try:
@@ -139,15 +163,14 @@ class LayerJournal:
         self._append({"amounts": found}, [])
         self.amounts = found
 
-    def put(self, name: str, new: Masked, vector: Array | None, details: Mapping[str, float]) -> FittedLayer:
+    def put(self, name: str, details: Json, arrays: Sequence[Array] = ()) -> StoredLayer:
         """Keep a layer; written before this returns.
 
         Raises:
             PruneError: the file cannot be written, as on a full disk.
         """
-        assert new.values is not None
-        arrays = [new.packed, new.values, *([] if vector is None else [vector])]
-        self.layers[name] = found = _layer(self._append({"layer": name, "details": dict(details)}, arrays), details)
+        found = StoredLayer(details, self._append({"layer": name, "details": details}, arrays))
+        self.layers[name] = found
         return found
 
     def _append(self, entry: Json, arrays: Sequence[Array]) -> list[StoredArray]:
@@ -214,18 +237,13 @@ class LayerJournal:
                 if _crc(_chunks(self._file, size)) != entry["crc"]:
                     raise ValueError
                 if "layer" in entry:
-                    self.layers[str(entry["layer"])] = _layer(arrays, entry["details"])
+                    self.layers[str(entry["layer"])] = StoredLayer(entry["details"], arrays)
                 else:
                     self.amounts = entry["amounts"]
             except (KeyError, TypeError, ValueError) as error:
                 raise PruneError(f"{self._path} is damaged", ANEW) from error
             place = start + size
         return place
-
-
-def _layer(arrays: Sequence[StoredArray], details: Mapping[str, float]) -> FittedLayer:
-    bits, values, *vector = arrays
-    return FittedLayer(StoredMask(bits, values), vector[0] if vector else None, details)
 
 
 def _crc(parts: Iterable[Any]) -> int:
