@@ -4,6 +4,7 @@ are run apart, sums in float32, stretches of a model."""
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +20,11 @@ from prunecli.calibration import fitted, grams, layerwise
 from prunecli.errors import PruneError
 from prunecli.reconstruct import fit
 from prunecli.runtime import Session
+from prunecli.structures import cut_proof
+from prunecli.verify import pieces
 from prunecli.workers import InProcesses, OnCluster
 from prunecli.zeros import oneshot as module
+from tests.tiny import few
 
 WIDTH, LAYERS, SAMPLES = 24, 4, 40
 
@@ -110,6 +114,60 @@ def test_a_recovery_that_was_cut_short_continues(model: Path, monkeypatch: pytes
     assert cut("b.onnx", state=state) == whole
     monkeypatch.setattr("prunecli.reconstruct.refit._visit", None)  # nothing is left to do
     assert cut("b.onnx", state=state) == whole
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder as the benchmark makes it: float16, grouped query attention with a cache, external data."""
+    path = tmp_path_factory.mktemp("language") / "lm.onnx"
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "make_language_model.py"))
+    script["make"](path, script["Size"](vocabulary=50, width=64, layers=4, heads=4, groups=2, inner=96))
+    np.save(path.parent / "tokens.npy", np.random.default_rng(0).integers(0, 50, 24 * 16))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [None, "3.down", "3.gate"])
+def test_an_error_in_a_late_layer_of_a_large_model_is_caught(
+    language: Path, late: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut_proof, "RUN_UP_TO", 0)
+    monkeypatch.setattr(pieces, "PIECE", 1 << 14)
+    in_pieces, target = cut_proof.CutProof._in_pieces, language.parent / "cut.onnx"
+
+    def planted(proof: cut_proof.CutProof, staged: Path, folder: Path) -> Any:
+        model = onnx.load(str(staged))
+        for tensor in (one for one in model.graph.initializer if one.name == late):
+            array = numpy_helper.to_array(tensor).copy()
+            array[3, 5] += 0.5
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        onnx.save(model, str(staged))
+        return in_pieces(proof, staged, folder)
+
+    monkeypatch.setattr(cut_proof.CutProof, "_in_pieces", planted)
+    options: dict[str, Any] = {"ratio": 0.25, "timing": False, "force": True}
+    if late is None:
+        found = prunecli.structured(language, output=target, **options)
+        assert "proved in" in found.verification.detail and found.verification.kind == "exact"
+        target.unlink()
+        return
+    with pytest.raises(PruneError, match="does not compute what the masked original does"):
+        prunecli.structured(language, output=target, **options)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("method", few(["sparsegpt", "wanda"], [0]))
+def test_a_language_model_is_pruned_in_float16(language: Path, method: str) -> None:
+    target = language.parent / "zeros.onnx"
+    found = prunecli.oneshot(
+        language, data=str(language.parent / "tokens.npy"), limit=1, sparsity=0.5, method=method, allocate="uniform",
+        output=target, force=True,
+    )  # fmt: skip
+    assert found.verification.kind == "exact" and "fitted" in found.verification.detail
+    for tensor in onnx.load(str(target)).graph.initializer:
+        if tensor.name.endswith((".q", ".k", ".v", ".o", ".gate", ".up", ".down")):
+            array = numpy_helper.to_array(tensor)
+            assert array.dtype == np.float16 and (array == 0).mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_state_of_something_else_is_refused(model: Path) -> None:
