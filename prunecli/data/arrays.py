@@ -173,7 +173,9 @@ def read_npy(asked: DataOptions, specs: Sequence[InputSpec], axes: Axes) -> Data
     limit = asked.limit if tokens_of(specs) is None else None  # a row of tokens is no sample
     column = open_npy(asked.path, asked.path.name, limit)
     labels = None if asked.labels is None else read_labels(asked.labels, limit)
-    columns = match(specs, {asked.path.stem: windows(column, specs)}, asked.path.name, axes)
+    column, following = windows(column, specs, asked.windows)
+    labels = following if labels is None else labels
+    columns = match(specs, {asked.path.stem: column}, asked.path.name, axes)
     found = build(specs, columns, labels, asked.text, axes)
     return found if asked.limit is None else found.take(asked.limit)
 

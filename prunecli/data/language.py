@@ -4,9 +4,11 @@ tokens ends."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from prunecli.data.columns import InputColumn
 from prunecli.errors import PruneError
@@ -15,6 +17,8 @@ from prunecli.inputs import InputSpec
 Array = np.ndarray[Any, Any]
 WINDOW = 512
 """Tokens of a sample, where the model does not say."""
+NOT_COUNTED = -100
+"""The label of a place that metrics leave out."""
 
 _SAME_SHAPE: Mapping[str, tuple[Callable[[int, int], Array], str]] = {
     "attention_mask": (lambda rows, length: np.ones((rows, length), np.int64), "ones: no token is padding"),
@@ -52,25 +56,64 @@ def made_beside(specs: Sequence[InputSpec], found: Mapping[str, InputColumn]) ->
     return columns
 
 
-def windows(column: InputColumn, specs: Sequence[InputSpec]) -> InputColumn:
-    """One long row of tokens as samples (N, tokens), which do not overlap; what is left at the end is no sample.
-    Anything else as it is.
+@dataclass(frozen=True)
+class TokenWindows:
+    """How one long row of tokens becomes samples.
+
+    Attributes:
+        length: tokens of a sample; None: as many as the model asks for, else `WINDOW`.
+        stride: by how many tokens a sample begins after the one before; None: by its length, so that none overlap.
+    """
+
+    length: int | None = None
+    stride: int | None = None
+
+
+def windows(
+    column: InputColumn, specs: Sequence[InputSpec], asked: TokenWindows
+) -> tuple[InputColumn, InputColumn | None]:
+    """One long row of tokens as samples (N, tokens); what is left at the end is no sample. Anything else as it is.
+
+    Where samples overlap there are labels, too: the next tokens, of which each is counted in one sample alone, with as
+    many tokens before it as that has.
 
     Raises:
-        PruneError: there are fewer tokens than one sample has.
+        PruneError: there are fewer tokens than one sample has, or samples of another length than the model takes.
     """
     spec = tokens_of(specs)
     if spec is None or len(column.shape) != 1 or np.dtype(column.dtype).kind not in "iu":
-        return column
-    size = spec.shape[1] if isinstance(spec.shape[1], int) else min(WINDOW, column.shape[0])
-    count = column.shape[0] // size if size else 0
+        if asked != TokenWindows():
+            problem = f"{column.name} is no row of tokens, or the model takes more than one"
+            raise PruneError(f"{problem}: there are no windows", "leave out --window and --stride")
+        return column, None
+    fixed, total = spec.shape[1], column.shape[0]
+    if isinstance(fixed, int) and asked.length not in (None, fixed):
+        raise PruneError(f"--window {asked.length}: the model takes {fixed} tokens", f"leave it out, or write {fixed}")
+    size = fixed if isinstance(fixed, int) else asked.length or min(WINDOW, total)
+    step = asked.stride or size
+    if not 0 < step <= size:
+        raise PruneError(f"--stride {step} leaves tokens out between samples of {size}", f"give at most {size}")
+    count = (total - size) // step + 1 if 0 < size <= total else 0
     if not count:
-        raise PruneError(f"{column.name} has {column.shape[0]} tokens, a sample of the model has {size}", "give more")
+        raise PruneError(f"{column.name} has {total} tokens, a sample of the model has {size}", "give more")
+    read, overlap = column.array, step < size
     made = f"{column.name} was read as {count:,} samples of {size} tokens"
-    read = column.array
-    return InputColumn(
-        column.name, (count, size), column.dtype, lambda: read()[: count * size].reshape(count, size), made=made
-    )
+    made += f", {step} apart: of each but the first the last {step} count" if overlap else ""
+
+    def samples() -> Array:
+        return np.ascontiguousarray(sliding_window_view(read(), size)[::step][:count])
+
+    found = InputColumn(column.name, (count, size), column.dtype, samples, made=made)
+    return found, _column("labels", _next(samples(), step), "") if overlap else None
+
+
+def _next(samples: Array, step: int) -> Array:
+    """The token after each place; `NOT_COUNTED` at the last one, and in all but the first sample where an earlier one
+    has it."""
+    found = np.full(samples.shape, NOT_COUNTED, np.int64)
+    found[:, :-1] = samples[:, 1:]
+    found[1:, : samples.shape[1] - step - 1] = NOT_COUNTED
+    return found
 
 
 def _column(name: str, array: Array, made: str) -> InputColumn:

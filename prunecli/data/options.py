@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prunecli.data.axes import Axes, batch_axes
 from prunecli.data.dataset import Dataset, hold_out
+from prunecli.data.language import TokenWindows
 from prunecli.data.preprocessing import ImageOptions
 from prunecli.errors import PruneError
 from prunecli.inputs import SYNTHETIC, InputSpec
@@ -20,7 +21,7 @@ class DataOptions:
     `text`: as given to --data, a path or `module:function`. `labels`: the .npy of --labels. `label_column`: of a .csv.
     `limit`: only so many samples; nothing after them is read. `batch_axes`: of inputs and outputs that have the samples
     on another axis than their names say. `held_out`: the fraction that is left out, to judge by, and the seed that draws
-    it (see `hold_out`).
+    it (see `hold_out`). `windows`: how a row of tokens becomes samples.
     """
 
     text: str
@@ -30,6 +31,7 @@ class DataOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
     batch_axes: Axes = field(default_factory=dict)
     held_out: tuple[float, int] | None = None
+    windows: TokenWindows = field(default_factory=TokenWindows)
 
     @property
     def path(self) -> Path:
@@ -71,6 +73,10 @@ class DataOptions:
         self.check_synthetic(False)
         if not specs:
             raise PruneError("the model has no inputs, so it takes no data", "leave out --data")
+        if self.windows != TokenWindows() and self.path.suffix.lower() != ".npy":
+            raise PruneError(
+                f"--window and --stride are of a row of tokens in a .npy, not of {self.text}", "leave them out"
+            )
         axes = {name: axis for name, axis in batch_axes(specs, outputs, self.batch_axes).items() if axis}
         inside = any(spec.name in axes for spec in specs)  # then the rows of a file are no samples
         asked = replace(self, limit=None) if inside else self

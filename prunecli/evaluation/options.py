@@ -63,6 +63,16 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         Literal["weighted", "macro", "micro"], Option("of precision, recall and F1 over the classes", QUALITY)
     ] = "weighted"
     per_class: Annotated[bool, Option("precision, recall and F1 of each class", QUALITY)] = False
+    window: Annotated[
+        int | None,
+        Option("tokens of a sample, where --data is one long row of tokens; default as the model asks, else 512", DATA, "N",
+               least=2),
+    ] = None  # fmt: skip
+    stride: Annotated[
+        int | None,
+        Option("tokens between the beginnings of such samples: a sliding window, in which every token is counted once, after"
+               " as many others as fit; default: samples do not overlap", DATA, "N", least=1),
+    ] = None  # fmt: skip
     robustness: Annotated[bool, Option("quality under noise, outliers, blur, contrast", QUALITY)] = False
     latency: Annotated[bool, Option("do not measure time", QUALITY, name="no-latency", off=True)] = True
     latency_runs: Annotated[
@@ -82,6 +92,13 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
     @property
     def measures_time(self) -> bool:
         return self.latency and self.timing
+
+    def _read_as(self, text: str) -> DataOptions:
+        from dataclasses import replace
+
+        from prunecli.data.language import TokenWindows
+
+        return replace(super()._read_as(text), windows=TokenWindows(self.window, self.stride))
 
     @property
     def other_data(self) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunecli.data.language import WINDOW, tokens_of
+from prunecli.data.language import WINDOW, TokenWindows, tokens_of
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
@@ -52,6 +52,39 @@ def test_what_follows_from_tokens_is_made(
 def test_a_limit_counts_samples(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.zeros(3 * WINDOW, np.int64))
     assert len(DataOptions(str(tmp_path / "tokens.npy"), limit=2).open([TOKENS])) == 2
+
+
+def test_every_token_is_counted_once_in_a_sliding_window(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.arange(21))
+    asked = DataOptions(str(tmp_path / "tokens.npy"), windows=TokenWindows(8, 3))
+    (batch,) = asked.open([TOKENS]).batches(8)
+    tokens = next(iter(batch.feed.values()))
+    assert tokens[:, 0].tolist() == [0, 3, 6, 9, 12] and (np.diff(tokens, axis=1) == 1).all()
+    assert batch.labels is not None
+    counted = batch.labels[batch.labels >= 0]
+    assert sorted(counted.tolist()) == list(range(1, 20))  # the 20 tokens of five samples, but for the first
+    assert ((batch.labels == tokens + 1) | (batch.labels == -100)).all()
+    assert (batch.labels[1:, :4] == -100).all() and (batch.labels[1:, 4:7] >= 0).all()
+
+
+WINDOWS = [
+    (TokenWindows(8, 9), "leaves tokens out"), (TokenWindows(22), "a sample of the model has 22"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("windows", "problem"), WINDOWS)
+def test_windows_that_do_not_fit_are_refused(windows: TokenWindows, problem: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.arange(21))
+    with pytest.raises(PruneError, match=problem):
+        DataOptions(str(tmp_path / "tokens.npy"), windows=windows).open([TOKENS])
+
+
+def test_windows_are_of_rows_of_tokens_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.zeros((2, 8), np.int64))
+    np.savez(tmp_path / "x.npz", input_ids=np.ones((2, 3), np.int64))
+    for name in ("tokens.npy", "x.npz"):
+        with pytest.raises(PruneError, match="row of tokens"):
+            DataOptions(str(tmp_path / name), windows=TokenWindows(8, 4)).open([TOKENS])
 
 
 def test_a_mask_that_is_given_is_taken(tmp_path: Path) -> None:
