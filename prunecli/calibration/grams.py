@@ -10,7 +10,7 @@ the graph (ReduceSumSquare over all axes but j's), so that a run returns one sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,8 @@ PER_UNKNOWN = 100
 error (K / R), and an image has far more."""
 _AT_LEAST = 4_000
 _CHUNK = 16 << 20  # bytes of X at a time
+APART = 1024
+"""Inputs of a layer from which on the sums of X and of Y are taken apart, so that layers share those of X."""
 LARGE = 1 << 24
 """Elements of a matrix of sums, beyond which they are float32: the rounding of sixteen sums is far below what a ridge
 adds, and layers of 11,008 inputs have a Gram matrix of half a gigabyte so."""
@@ -56,6 +58,10 @@ class Equations:
 
     def add(self, columns: Array, targets: Array) -> None:
         """columns (batch, K, R), targets (batch, rows, R), float32."""
+        if columns.shape[0] == 1 and columns.shape[1] >= APART:
+            self.add_inputs(columns)
+            self.add_targets(columns, targets)
+            return
         batch, size, count = columns.shape
         left = np.concatenate([columns, np.ones((batch, 1, count), np.float32)], axis=1)
         right = np.concatenate([left, targets], axis=1)
@@ -67,6 +73,29 @@ class Equations:
             self.y += found[:, size, size + 1 :]
             self.squares += np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
         self.count += count
+
+    def add_inputs(self, columns: Array) -> None:
+        """The sums of X alone, of one matrix: those that layers which read the same share."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.gram[0] += products(columns[0], columns[0])
+            self.x[0] += columns[0].sum(axis=1, dtype=np.float64)
+        self.count += columns.shape[2]
+
+    def add_targets(self, columns: Array, targets: Array) -> None:
+        """The sums of Y, of one matrix."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.cross[0] += products(targets[0], columns[0])
+            self.y[0] += targets[0].sum(axis=1, dtype=np.float64)
+            self.squares[0] += np.einsum("ij,ij->i", targets[0], targets[0], dtype=np.float64)
+
+    def with_inputs_of(self, other: Equations) -> Equations:
+        """These sums with those of X of another layer, which read the same."""
+        return replace(self, gram=other.gram.copy(), x=other.x.copy(), count=other.count)
+
+    def inputs(self) -> Equations:
+        """A copy of the sums of X alone."""
+        found = Equations.empty(len(self.gram), 0, self.gram.shape[1])
+        return found.with_inputs_of(self)
 
     def __iadd__(self, other: Equations) -> Equations:
         with np.errstate(invalid="ignore"):
@@ -119,6 +148,15 @@ class Folds:
     def side(self, held: bool) -> Equations:
         """Where samples belong."""
         return self.held if self.held is not None and held else self.fitted
+
+    def with_inputs_of(self, other: Folds) -> Folds:
+        """See `Equations`."""
+        held = self.held if self.held is None or other.held is None else self.held.with_inputs_of(other.held)
+        return Folds(self.fitted.with_inputs_of(other.fitted), held)
+
+    def inputs(self) -> Folds:
+        """The sums of X alone."""
+        return Folds(self.fitted.inputs(), None if self.held is None else self.held.inputs())
 
     def __iadd__(self, other: Folds) -> Folds:
         self.fitted += other.fitted
@@ -176,10 +214,16 @@ class Picker:
             yield chosen[start : start + step]
 
 
-def collect(found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array) -> None:
-    """Add one batch: what the layer reads, and what it is to give."""
+def collect(
+    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, known: bool = False
+) -> None:  # fmt: skip
+    """Add one batch: what the layer reads, and what it is to give. `known`: the sums of what it reads are had."""
     for positions in picker.pick(found.positions(wanted.shape)):
-        into.add(found.columns(data, wanted.shape, positions), found.targets(wanted, positions))
+        columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
+        if known:
+            into.add_targets(columns, targets)
+        else:
+            into.add(columns, targets)
 
 
 _AXES_AS_INPUT = 18

@@ -299,7 +299,7 @@ _WORTH = 0.99
 """Of the error with the next smaller ridge: what gains less is noise."""
 _TRIED = 64
 """Rows of a layer on which ridges are tried, of as many matrices at most."""
-_TRIED_WORK, _LEAST_TRIED = 5e10, 8
+_TRIED_WORK, _LEAST_TRIED = 1e10, 8
 """Multiplications that the solutions of those rows may take, and the fewest rows of a matrix all the same."""
 
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from prunecli._version import __version__
 from prunecli.calibration.fitted import FittedLayer, LayerJournal, identity_of
 from prunecli.calibration.gradients import looked_at, relative_error
-from prunecli.calibration.grams import HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
+from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
@@ -385,7 +385,7 @@ class CalibratedLayers:
     """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
     `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
-    the batches, where others are run elsewhere."""
+    the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of."""
 
     file: Model
     original: ir.Model
@@ -398,6 +398,7 @@ class CalibratedLayers:
     scores: dict[str, Array] = field(default_factory=dict)
     quick: bool = False
     part: Part = field(default_factory=lambda: WHOLE)
+    inputs: tuple[object, Folds] | None = None
 
     @classmethod
     def of(
@@ -463,6 +464,11 @@ class CalibratedLayers:
         part = self.part if self.part.batches else Part(0, wanted.batches)
         held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
         folds = Folds.empty(batch, rows, taps * cols, held=held)
+        key = self._shares(layer, given)
+        known = key is not None and self.inputs is not None and self.inputs[0] == key
+        if known and self.inputs is not None:
+            folds = folds.with_inputs_of(self.inputs[1])
+        self.inputs = self.inputs if known else None
         for use in layer.uses:
             self.reach(use, wanted, given, others)
             picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
@@ -472,8 +478,21 @@ class CalibratedLayers:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
                 into = folds.side(is_held(part.first + number, part.batches))
-                collect(use, picker, into, given.read(use.data, number), target)
+                collect(use, picker, into, given.read(use.data, number), target, known=known)
+        if key is not None and not known:
+            self.inputs = key, folds.inputs()
         return folds
+
+    def _shares(self, layer: LinearLayer, given: Walk) -> tuple[object, ...] | None:
+        """What names the sums of a layer's inputs, where another layer has the same: queries, keys and values, or both
+        branches of a gated product."""
+        use, (matrices, rows, taps, cols) = layer.found, layer.shape
+        read = use.data, "MatMul", cols
+        alike = [one for one in self.all if (one.found.data, one.node.op_type, one.shape[3]) == read]
+        plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
+        if not plain or cols < APART or len(alike) < 2:
+            return None
+        return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown
 
     def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
         """Let the walks come to where a layer is read."""

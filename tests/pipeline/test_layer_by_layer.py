@@ -156,6 +156,21 @@ def test_an_error_in_a_late_layer_of_a_large_model_is_caught(
     assert not target.exists()
 
 
+def test_layers_that_read_the_same_share_its_sums(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grams, "APART", 1)
+    target, taken = language.parent / "zeros.onnx", list[tuple[int, ...]]()
+    products = grams.products
+    monkeypatch.setattr(grams, "products", lambda a, b: taken.append((len(a), len(b))) or products(a, b))
+    results = []
+    for apart in (1 << 20, 1):  # nothing is shared, and whatever can be
+        taken.clear()
+        monkeypatch.setattr(module, "APART", apart)
+        prunecli.oneshot(language, data=str(language.parent / "tokens.npy"), sparsity=0.5, method="sparsegpt",
+                         allocate="uniform", output=target, force=True)  # fmt: skip
+        results.append((target.read_bytes(), sum(a == b == 64 for a, b in taken)))
+    assert results[0][0] == results[1][0] and results[0][1] > results[1][1]
+
+
 @pytest.mark.parametrize("method", few(["sparsegpt", "wanda"], [0]))
 def test_a_language_model_is_pruned_in_float16(language: Path, method: str) -> None:
     target = language.parent / "zeros.onnx"
@@ -196,6 +211,7 @@ def test_a_disk_that_is_full_is_told() -> None:
 SMALL: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("stretches of a model", lambda patch: patch.setattr(layerwise, "PART", 1)),
     ("sums in float32", lambda patch: patch.setattr(grams, "LARGE", 1)),
+    ("sums of inputs apart", lambda patch: (patch.setattr(grams, "APART", 1), patch.setattr(module, "APART", 1))),
     ("rows apart", lambda patch: patch.setattr(fit, "AT_ONCE", WIDTH * WIDTH // 2)),
     ("files for activations", lambda patch: patch.setattr(layerwise, "AGAIN", 0)),
 ]
