@@ -261,7 +261,7 @@ def _rank_correlation(entries: Sequence[Entry]) -> float:
     return float(spearmanr(found, wanted).statistic)
 
 
-@sample_metric("spearman", _rank_correlation, span=(-1, 1), paired=True)
+@sample_metric("spearman", _rank_correlation, span=(-1, 1))
 def spearman(batch: SampleBatch) -> Sequence[Entry]:
     """Spearman's rank correlation. Of an output of one number: with the labels. Of embeddings (N, D): of the cosine of
     two samples with how alike they are, labels (N, 2): the number of the pair, and that. Pairs of which only one sample

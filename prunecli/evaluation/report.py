@@ -31,7 +31,7 @@ from prunecli.report.document import (
     Text,
     Tone,
 )
-from prunecli.report.render_cells import cell_text
+from prunecli.report.render_cells import cell_text, how_many
 from prunecli.report.sections import at_sizes, headline, told, warnings
 from prunecli.types import Json
 
@@ -152,7 +152,10 @@ def _overview(found: Evaluation) -> Table:
     rows += [[f"{key.replace('_', ' ')} with the {other}", number(value), *empty]
              for key, value in (close[:1] if rows else close)]  # fmt: skip
     rows += [row for row in _size_rows(found) if row[0] not in UNSEEN]
-    notes = [f"{found.samples:,} samples of {found.source}" if found.samples else "", at_sizes(found.model.totals)]
+    notes = [
+        f"{how_many(found.samples, 'sample')} of {found.source}" if found.samples else "",
+        at_sizes(found.model.totals),
+    ]
     return Table("Figures", _columns(found, ""), rows, "; ".join(filter(None, notes)), level=Level.NORMAL)
 
 
@@ -201,7 +204,7 @@ def _quality(found: Evaluation) -> Iterator[Section]:
     predictions = found.model.predictions
     if not found.model.metrics:
         return
-    note = f"{found.samples:,} samples of {found.source}"
+    note = f"{how_many(found.samples, 'sample')} of {found.source}"
     if predictions is not None:
         scale = f", read as {predictions.reading.scale}" if predictions.reading.scale else ""
         note += f"; output {predictions.reading.output}{scale}"
@@ -401,7 +404,7 @@ def fidelity_table(found: Fidelity, level: Level = Level.DETAIL) -> Table:
         [name, *(number(values.get(key)) for key in MEASURES)] for name, values in found.outputs.items()
     ]
     columns = [Column("output", "name"), *(Column(key.replace("_", " "), "number") for key in MEASURES)]
-    note = f"against {found.reference}, {found.samples:,} samples of {found.inputs}"
+    note = f"against {found.reference}, {how_many(found.samples, 'sample')} of {found.inputs}"
     return Table("Fidelity", columns, rows, note, level=level)
 
 

@@ -123,10 +123,9 @@ class Registered(SampleMetric):
     library: str = ""
     extra: str = ""
     needs_labels: bool = True
-    paired: bool = False
 
     def groups(self, labels: Array) -> Array | None:
-        return labels[:, 0] if self.paired and labels.ndim == 2 and labels.shape[1] == 2 else None
+        return labels[:, 0] if self.name in PAIRED and labels.ndim == 2 and labels.shape[1] == 2 else None
 
     def check_installed(self) -> None:
         """Raise PruneError where the library is missing."""
@@ -145,6 +144,8 @@ class Registered(SampleMetric):
         return self.summarise(entries)
 
 
+PAIRED = ("spearman",)
+"""Metrics whose labels (N, 2) begin with the number of a pair of samples."""
 SAMPLE_METRICS: dict[str, Registered] = {}
 _MODULES = ("prunecli.evaluation.library_metrics", "prunecli.evaluation.detection")
 """Where the metrics of the registry are."""
@@ -159,15 +160,13 @@ def sample_metric(
     library: str = "",
     extra: str = "",
     needs_labels: bool = True,
-    paired: bool = False,
 ) -> Callable[[Entries], Entries]:
-    """Register a metric: the decorated function makes the entries of a batch, `summarise` the figure of entries.
-    `paired`: labels (N, 2) begin with the number of a pair of samples."""
+    """Register a metric: the decorated function makes the entries of a batch, `summarise` the figure of entries."""
 
     def add(keep: Entries) -> Entries:
         SAMPLE_METRICS[name] = Registered(
             higher, span == (0, 1), span, name,
-            keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels, paired=paired,
+            keep=keep, summarise=summarise, library=library, extra=extra, needs_labels=needs_labels,
         )  # fmt: skip
         return keep
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prunecli.evaluation.report import fidelity_json, fidelity_table, speed_delta, speed_ms, speed_rows, speed_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Cell, Column, Document, Level, Section, Table, Text
-from prunecli.report.render_cells import cell_text
+from prunecli.report.render_cells import cell_text, how_many
 from prunecli.report.sections import headline, proof_text, shape_text, size_bars, size_table, told, warnings, written
 from prunecli.types import Json, LayerRow
 
@@ -116,7 +116,7 @@ def to_document(found: QuantizeResult) -> Document:
     sections: list[Section] = [_headline(found), _sizes(found), _errors(found), proof_text(found.verification)]
     sections += speed_sections(found.speed, "float model")
     sections += warnings([*grown(found.before, found.after), *found.notes])
-    sections += [told(f"fitted on {found.recipe['samples']:,} samples of {found.recipe['data']}")]
+    sections += [told(f"fitted on {how_many(found.recipe['samples'], 'sample')} of {found.recipe['data']}")]
     if found.fidelity is not None:
         sections.append(fidelity_table(found.fidelity))
     sections += [size_bars(found.before, found.after), _layers(found), *_left(found), *written(found)]

@@ -21,6 +21,11 @@ def cell_text(value: Cell, form: str) -> str:
     return str(value)
 
 
+def how_many(count: int, what: str) -> str:
+    """`1 sample`, `2,000 samples`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def table_texts(table: Table) -> list[list[str]]:
     """All cells of a table, written."""
     forms = [column.form for column in table.columns]

@@ -20,6 +20,7 @@ from prunecli.report.document import (
     Table,
     Text,
 )
+from prunecli.report.render_cells import how_many
 from prunecli.report.sections import headline, told
 from prunecli.search.metric import SURE
 from prunecli.types import Json
@@ -71,7 +72,7 @@ def to_document(found: SensitivityResult) -> Document:
 
 def _what(found: SensitivityResult) -> str:
     things = "weight" if found.granularity == "element" else "group of coupled units"
-    how = f"by --criterion {found.criterion}, on {found.samples:,} samples of {found.source}"
+    how = f"by --criterion {found.criterion}, on {how_many(found.samples, 'sample')} of {found.source}"
     if found.ranking is not None:
         means = "from gradients, in no unit" if found.proxy == "gradients" else "from the file by a neural network"
         return f"Each {things} cut alone, {how}: damage as predicted {means}."

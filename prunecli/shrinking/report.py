@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prunecli.errors import some
 from prunecli.report.contract import report_json
 from prunecli.report.document import Cell, Column, Document, Section, Table, Text
+from prunecli.report.render_cells import how_many
 from prunecli.report.sections import (
     REMOVED,
     headline,
@@ -131,7 +132,8 @@ def _proof(found: ShrinkResult) -> Text:
         return Text(f"not proved: {proof.detail}", "warning")
     error = "" if not proof.max_abs_error else f", at most {proof.max_abs_error:.2g} apart"
     return Text(
-        f"{'proved' if proof.kind == 'exact' else 'measured'} {proof.detail} ({proof.samples} runs{error})", "good"
+        f"{'proved' if proof.kind == 'exact' else 'measured'} {proof.detail} ({how_many(proof.samples, 'run')}{error})",
+        "good",
     )
 
 

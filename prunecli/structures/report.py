@@ -28,6 +28,7 @@ from prunecli.report.document import (
     Table,
     Text,
 )
+from prunecli.report.render_cells import how_many
 from prunecli.report.sections import (
     KEPT,
     MOST,
@@ -138,7 +139,7 @@ def _proof(proof: Verification) -> Text:
     error, relative = f"largest difference {proof.max_abs_error:.2g}", proof.max_rel_error
     if relative is not None and math.isfinite(relative):  # else the original gives zeros alone on one of the inputs
         error += f", {relative:.2g} of the largest element"
-    return proof_text(proof, f"{error}, {proof.samples} runs")
+    return proof_text(proof, f"{error}, {how_many(proof.samples, 'run')}")
 
 
 def _groups(found: StructuredResult) -> Table:

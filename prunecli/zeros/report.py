@@ -10,7 +10,7 @@ from prunecli.packing.report import packed_json, packed_sections
 from prunecli.quantization.report import quantised_json, quantised_sections
 from prunecli.report.contract import grown, report_json
 from prunecli.report.document import Chart, ChartAxis, Column, Document, Mark, Panel, Section, Series, Table, Text
-from prunecli.report.render_cells import cell_text
+from prunecli.report.render_cells import cell_text, how_many
 from prunecli.report.sections import (
     KEPT,
     MOST,
@@ -134,7 +134,7 @@ def _how(found: MagnitudeResult) -> list[Section]:
     if "samples" not in recipe:
         return []
     chosen = recipe.get("method") or recipe.get("criterion") or recipe.get("scope")
-    said = f"chosen by {chosen} on {recipe['samples']:,} samples of {recipe.get('data')}"
+    said = f"chosen by {chosen} on {how_many(recipe['samples'], 'sample')} of {recipe.get('data')}"
     if recipe.get("allocate"):
         said += f", layers given their share by {recipe['allocate']}"
     if recipe.get("recover", "none") != "none":
