@@ -39,7 +39,7 @@ COO_ENTRY = 8
 BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 """Types of quantised weights that are packed; MatMulNBits keeps several numbers in a UINT8."""
 FEW = "too few zeros to be smaller"
-UNLIKE = "its zeros are stored as several integers, or an integer takes less than a byte"
+UNLIKE = "several of its integers lie in one byte of a type that onnxruntime does not decode into"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Item:
     row: PackRow
     encoded: Encoded | None = None
     digest: str = ""
-    fill: int = 0
+    fill: int | Array = 0
 
     @property
     def is_packed(self) -> bool:
@@ -118,11 +118,16 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
     ]
 
 
-def _fill(source: Quantised) -> int | None:
-    """What all zeros of a quantised weight in whole bytes are stored as; None where they are stored in several ways, or
-    an integer has less than a byte to itself."""
-    alike = source.tensor.dtype in BYTES and (source.zero_point == source.zero_point.flat[0]).all()
-    return int(source.zeros().reshape(-1)[0]) if alike else None
+def _fill(source: Quantised) -> int | Array | None:
+    """What the zeros of a quantised weight in whole bytes are stored as: one integer, or an array that broadcasts to
+    the tensor. None for integers of other types."""
+    if source.tensor.dtype not in BYTES:
+        return None
+    zeros = source.zeros()
+    for axis in range(zeros.ndim if zeros.size else 0):
+        first = zeros.take([0], axis)
+        zeros = first if (zeros == first).all() else zeros
+    return int(zeros.reshape(-1)[0]) if zeros.size == 1 else 0 if not zeros.size else np.ascontiguousarray(zeros)
 
 
 def _taken(model: ir.Model, stored: Sequence[Holder]) -> dict[str, str]:
@@ -139,7 +144,13 @@ def _inlined(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _item(
-    holder: Holder, reason: str, options: PackOptions, inlined: bool, *, fill: int, source: Quantised | None = None
+    holder: Holder,
+    reason: str,
+    options: PackOptions,
+    inlined: bool,
+    *,
+    fill: int | Array,
+    source: Quantised | None = None,
 ) -> Item:
     """`reason`: why it is not even tried, empty if it is; `inlined`: it lies in a function; `fill`: what is stored for
     zero; `source`: of a quantised weight."""
@@ -158,10 +169,11 @@ def _item(
     encoded = None
     packed = nonzero * (tensor.dtype.bitwidth // 8 + COO_ENTRY) if options.coo else size
     if not options.coo:
-        shares = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8 and options.values == "exact" and not inlined
+        small = size <= SHARED_UP_TO * tensor.dtype.bitwidth // 8
+        shares = small and options.values == "exact" and not inlined and isinstance(fill, int)
         encoded = fit(replace(subject, shares=shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
-    digest = _digest(array, tensor.dtype)
+    digest = _digest(array, tensor.dtype, fill)
     unmap(tensor)
     if packed > (1 - options.min_saving) * size:
         return Item(holder, tensor, replace(row, reason=FEW), None, digest=digest, fill=fill)
@@ -170,9 +182,10 @@ def _item(
     return Item(holder, tensor, row, encoded, digest=digest, fill=fill)
 
 
-def _digest(array: Array, dtype: ir.DataType) -> str:
-    """Of the bytes, and of what else streams depend on: equal bytes of another type or shape are stored otherwise."""
-    digest = hashlib.sha256(f"{dtype.name} {array.shape} ".encode())
+def _digest(array: Array, dtype: ir.DataType, fill: int | Array) -> str:
+    """Of the bytes, and of what else streams depend on: equal bytes of another type or shape, or with other zeros, are
+    stored otherwise."""
+    digest = hashlib.sha256(f"{dtype.name} {array.shape} {np.shape(fill)} ".encode() + np.asarray(fill).tobytes())
     digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -275,7 +288,7 @@ def _units(items: Sequence[Item]) -> list[_Unit]:
     alone = [_alone(item) for item in items if not _shares(item)]
 
     def kind(item: Item) -> tuple[str, str, int]:
-        return item.row.dtype, item.row.encoding, item.fill
+        return item.row.dtype, item.row.encoding, int(item.fill)
 
     for _, found in groupby(sorted(shared, key=kind), kind):
         alone += _together(list(found))

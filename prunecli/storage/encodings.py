@@ -129,13 +129,13 @@ class Encoded:
 class EncodedTensor:
     """A tensor as encodings see it. `inlined`: it lies in a function, whose values have no shapes of their own
     once onnxruntime has put the function's nodes in place of its calls. `shares`: it may share a chain with others.
-    `fill`: of integers, what most elements are, in place of zero."""
+    `fill`: of integers, what most elements are, in place of zero; an array broadcasts to them."""
 
     array: Array
     dtype: ir.DataType
     inlined: bool = False
     shares: bool = False
-    fill: int = 0
+    fill: int | Array = 0
 
     @property
     def shape(self) -> Shape:
@@ -152,15 +152,41 @@ class EncodedTensor:
 
 def shifted(subject: EncodedTensor) -> Array:
     """The elements with zeros where they are what most are."""
-    return subject.array ^ subject.array.dtype.type(subject.fill) if subject.fill else subject.array
+    return subject.array ^ np.asarray(subject.fill, subject.array.dtype) if np.any(subject.fill) else subject.array
 
 
-def _with_fill(chain: Op, fill: int) -> Op:
-    made = filled(chain, fill)
-    assert isinstance(made, Op)
-    return made
+def _with_fill(found: Encoded, fill: int | Array, shape: Shape) -> Encoded:
+    """What was found for the tensor with zeros in place of `fill`, for the tensor itself."""
+    chain = filled(found.chain, fill) if isinstance(fill, int) else _over(found.chain, fill, found.encoding, shape)
+    assert isinstance(chain, Op)
+    return replace(found, chain=chain)
 
 
+def _over(node: Node, fill: Array, encoding: str, shape: Shape) -> Node:
+    """The chain that scatters values over a stored array, broadcast to the shape of the tensor, in place of zeros."""
+    places: Callable[[Array], Array] = np.flatnonzero if encoding == "mask" else _entries
+    if isinstance(node, Stream):
+        inner, is_value = node.compute, node.role == "values"
+
+        def compute(array: Array) -> Array:
+            rest = array ^ fill
+            return array.reshape(-1)[places(rest)] if is_value else inner(rest)
+
+        return replace(node, compute=compute)
+    if not isinstance(node, Op):
+        return node
+    if node.type == "ConstantOfShape":
+        stored = Stream("fill", node.attributes[0][1].dtype, fill.shape, lambda array: fill)
+        return reshape(Op("Expand", (stored, Fixed.of(shape, "int64"))), (math.prod(shape),))
+    return replace(node, inputs=tuple(_over(each, fill, encoding, shape) for each in node.inputs))
+
+
+def _entries(array: Array) -> Array:
+    return np.cumsum(_gaps(array), dtype=np.int64)
+
+
+ELEMENTS = ("mask", "gaps")
+"""Encodings of single elements."""
 Encoding = Callable[[EncodedTensor, Rows, int], Encoded | None]
 ENCODINGS: dict[str, Encoding] = {}
 """In order of the work at load: the later, the less."""
@@ -182,9 +208,12 @@ def choose(subject: EncodedTensor, names: tuple[str, ...] | None = None) -> Enco
     size = subject.array.size
     if not 0 < size <= LARGEST or size * max(subject.array.itemsize, POSITION_BYTES) > FOLDED_UP_TO:
         return None
-    if subject.fill:
-        found = choose(replace(subject, array=shifted(subject), fill=0), names)
-        return None if found is None else replace(found, chain=_with_fill(found.chain, subject.fill))
+    if np.any(subject.fill):
+        varied = not isinstance(subject.fill, int)
+        if varied and subject.inlined:
+            return None
+        found = choose(replace(subject, array=shifted(subject), fill=0), ELEMENTS if varied else names)
+        return None if found is None else _with_fill(found, subject.fill, subject.shape)
     rows = Rows(np.ascontiguousarray(subject.array).reshape(-1))
     best: Encoded | None = None
     for name, plan in ENCODINGS.items():

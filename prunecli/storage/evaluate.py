@@ -92,7 +92,8 @@ class ChainEvaluation:
             return self._compress(node)
         if node.op_type == "Split":
             return self._split(node, value)
-        if node.op_type == "Expand":  # to [1], which whoever took the chain for one has made sure of
+        if node.op_type == "Expand" and constant(node.inputs[1]) is None:
+            # to [1], which whoever took the chain for one has made sure of
             return self.of(node.inputs[0])
         return RULES[node.op_type](node, [self.of(i) for i in node.inputs], self.limit)
 
@@ -205,6 +206,13 @@ def _mul(node: ir.Node, inputs: list[Array], limit: int) -> Array:
     if np.broadcast_shapes(*(i.shape for i in inputs)) != inputs[0].shape or inputs[0].dtype != inputs[1].dtype:
         raise Wrong("scales do not fit the values")
     return np.asarray(inputs[0] * inputs[1])
+
+
+@rule("Expand")
+def _expand(node: ir.Node, inputs: list[Array], limit: int) -> Array:
+    shape = [int(d) for d in inputs[1]]
+    _fits(math.prod(shape), limit)
+    return np.broadcast_to(inputs[0], shape)
 
 
 @rule("Reshape")

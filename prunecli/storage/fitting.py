@@ -142,7 +142,10 @@ def fit(subject: EncodedTensor, values: str = "exact") -> Encoded | None:
     found = []
     for number, (start, stop) in enumerate(pairwise(edges)):
         where = (slice(None),) * axis + (slice(start, stop),)
-        part = replace(subject, array=np.ascontiguousarray(subject.array[where]))
+        fill = subject.fill
+        if not isinstance(fill, int) and fill.shape[axis] > 1:
+            fill = fill[where]
+        part = replace(subject, array=np.ascontiguousarray(subject.array[where]), fill=fill)
         found.append((best(part), _plain(part), where, number))
     return _joined([(encoded, _piece(encoded.chain if encoded else plain, where, number))
                     for encoded, plain, where, number in found], axis)  # fmt: skip

@@ -111,7 +111,7 @@ def _trace(graph: ir.Graph, last: ir.Node) -> tuple[_Chain | None, int]:
             return None, len(nodes)
         nodes[node] = None
         inputs = node.inputs
-        if node.op_type == "Expand":
+        if node.op_type == "Expand" and constant(node.inputs[1]) is None:
             turn, inputs = passes.found(node.inputs[1]), node.inputs[:1]
             if turn is None or any(each.graph is not graph for each in turn.nodes if each.op_type != "Shape"):
                 return None, len(nodes)

@@ -15,6 +15,7 @@ import prunecli
 from prunecli.model import find_weights, load, save
 from prunecli.model.constants import holders
 from prunecli.model.floating import floats_of
+from prunecli.model.quantised import packed
 from prunecli.packing.options import PackOptions
 from prunecli.packing.plan import plan, write
 from prunecli.runtime import Session
@@ -102,17 +103,22 @@ def test_inspect_counts_the_numbers_that_integers_stand_for(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("dtype", "zero", "size"),
-    [(np.int8, 0, 64), (np.int8, -7, 64), (np.uint8, 128, 64), (np.uint8, 0, 64), (np.uint8, 255, 1500)],
-)
-def test_sparse_integers_are_packed_and_unpacked_to_the_bit(tmp_path: Path, dtype: type, zero: int, size: int) -> None:
-    """Several small tensors that share a chain, or a large one in pieces."""
+    [(np.int8, 0, 64), (np.int8, -7, 64), (np.uint8, 128, 64), (np.uint8, 0, 64), (np.uint8, 255, 1500),
+     (np.int8, None, 64), (np.uint8, None, 1500)],
+)  # fmt: skip
+def test_sparse_integers_are_packed_and_unpacked_to_the_bit(
+    tmp_path: Path, dtype: type, zero: int | None, size: int
+) -> None:
+    """Several small tensors that share a chain, or a large one in pieces. None: every column has its own zero point."""
     rng, before = np.random.default_rng(0), "x"
     net = Net(13)
     for number in range(3 if size == 64 else 1):
-        array = np.full((size, size), zero, dtype)
+        point = (np.arange(size) % 200).astype(dtype) if zero is None else np.array(zero, dtype)
+        array = np.ascontiguousarray(np.broadcast_to(point, (size, size)))
         gone = rng.random(array.shape) < 0.9
         array[~gone] = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, int((~gone).sum()), dtype, endpoint=True)
-        net.hold(**{f"w{number}": array, f"s{number}": np.float32(0.01), f"z{number}": np.array(zero, dtype)})
+        scale = np.full(point.shape, 0.01, np.float32)
+        net.hold(**{f"w{number}": array, f"s{number}": scale, f"z{number}": point})
         net.add("DequantizeLinear", f"w{number} s{number} z{number}", f"f{number}")
         after = "y" if number == 2 or size > 64 else f"h{number}"
         net.add("MatMul", f"{before} f{number}", after)
@@ -138,11 +144,14 @@ def assert_packed(folder: Path, net: Net, shape: tuple[int, ...], most: float) -
     assert np.array_equal(*runs)
 
 
-def test_packed_bits_of_sparse_blocks(tmp_path: Path) -> None:
-    """MatMulNBits keeps two numbers in a byte: where both are zero the byte is."""
-    net = Net(21).hold(w=np.full((64, 4, 8), 0x88, np.uint8), w_s=np.ones(256, np.float32))
-    net.constants["w"][:, 0, 0] = np.arange(64)  # type: ignore[index]
-    net.add("MatMulNBits", "x w w_s", "y", "com.microsoft", K=64, N=64, bits=4, block_size=16)
+@pytest.mark.parametrize("own", [False, True])
+def test_packed_bits_of_sparse_blocks(tmp_path: Path, own: bool) -> None:
+    """MatMulNBits keeps two numbers in a byte: where both are zero the byte is. `own`: blocks have zero points."""
+    points = np.random.default_rng(0).integers(0, 16, (256, 4)) if own else np.full((256, 4), 8)
+    net = Net(21).hold(w_s=np.ones(1024, np.float32), w_z=packed(points.astype(np.uint8), 4).reshape(-1))
+    net.hold(w=np.repeat((points * 0x11).astype(np.uint8)[:, :, None], 8, axis=2))
+    net.constants["w"][:, 0, 0] = np.arange(256)  # type: ignore[index]
+    net.add("MatMulNBits", "x w w_s w_z", "y", "com.microsoft", K=64, N=256, bits=4, block_size=16)
     assert_packed(tmp_path, net, (2, 64), 0.9)
 
 
