@@ -28,6 +28,7 @@ from prunecli.operators.operator import (
     Sum,
     bias,
     is_vector,
+    like_first,
     name_of,
     register,
     weight,
@@ -272,6 +273,26 @@ register(replace(INTEGER_MATMUL, shapes=_matmul_shapes), "DynamicQuantizeMatMul"
 register(replace(INTEGER_MATMUL, shapes=_matmul_shapes, type_of=2), "MatMulIntegerToFloat", domain=MICROSOFT)
 register(Operator(macs=_nbits_macs, shapes=_nbits_shapes, quantised=True), "MatMulNBits", domain=MICROSOFT)
 register(Operator(quantised=True), "MatMulBnb4 MatMulFpQ4 QMoE", domain=MICROSOFT)
+
+
+# -- MoE: each token through k experts, which are two (gated: three) matrices each ------------
+
+
+def _experts_role(node: ir.Node, index: int, shape: Shape) -> Role | None:
+    """Matrices (experts, rows, cols), and biases (experts, rows)."""
+    if index in (2, 4, 6) and len(shape) == 3:
+        return weight(layout.matrix(shape, 1, 2))
+    return bias(shape) if index in (3, 5, 7) else None
+
+
+def _experts_macs(node: ir.Node, shape: ShapeOf, out: Shape) -> int:
+    """tokens * k * inner * hidden * matrices; both halves of a fused gate count."""
+    _, hidden, inner = shape(4)
+    fused, third = shape(2)[1] // inner, int(name_of(node, 6) is not None)
+    return math.prod(out) // hidden * integer(node, "k", 1) * inner * hidden * (fused + third + 1)
+
+
+register(Operator(role=_experts_role, macs=_experts_macs, shapes=like_first), "MoE", domain=MICROSOFT)
 
 
 # -- Einsum: equal letters are one axis; a letter that is not in the output is summed over ------

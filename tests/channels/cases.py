@@ -191,6 +191,8 @@ LINEAR = {
     "ms.FusedMatMul transposed batch": Case(lambda n: n.out(n.ms("FusedMatMul", n("Reshape", n("MatMul", n.x(2, 4), n.w(4, 8)), n.c([2, 4, 2])), n.w(4, 2, 3), transBatchA=1)), 2),
     "ms.FusedMatMul transposed batch of weights": Case(lambda n: n.out(n.ms("FusedMatMul", n("MatMul", n.x(3, "T", 4), n.w(3, 4, 8)), n.w(8, 3, 2), transBatchB=1)), 8),
     "ms.FusedMatMul attention, batch transposed": Case(_fused_attention, 8 + 2),
+    "ms.MoE": Case(lambda n: _mixture(n, 0, "relu"), 8 + 6),
+    "ms.MoE gated, interleaved": Case(lambda n: _mixture(n, 1, "swiglu"), 8 + 6),
     "Einsum linear": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 2, 3), equation="ntc,chd->nthd"), n.w(2, 3, 5), equation="nthd, hdo -> nto")), 2 + 3),
     "Einsum ellipsis": Case(lambda n: n.out(n("Einsum", n("Einsum", n.x("N", "T", 4), n.w(4, 8), equation="...c,cd->...d"), n.w(8, 2), equation="...d,do->...o")), 8),
     "Einsum implicit": Case(lambda n: n.out(n("Einsum", n("MatMul", n.x("N", 4), n.w(4, 8)), n.w(8, 3), equation="ab,bc")), 8),
@@ -202,6 +204,14 @@ LINEAR = {
 def _shuffle(n: Net, h: str) -> str:
     h = n("Reshape", h, n.c([0, 2, 4, -1, 6]))
     return str(n("Reshape", n("Transpose", h, perm=[0, 2, 1, 3, 4]), n.c([0, 8, -1, 6])))
+
+
+def _mixture(n: Net, fusion: int, activation: str) -> Net:
+    """Four experts of inner width 6 between projections of a hidden size of 8."""
+    rows, h = 6 * (2 if fusion else 1), n("MatMul", n.x("N", 4), n.w(4, 8))
+    inputs = h, n("MatMul", h, n.w(8, 4)), n.w(4, rows, 8), n.w(4, rows), n.w(4, 8, 6), n.w(4, 8)
+    y = n.ms("MoE", *inputs, k=2, activation_type=activation, swiglu_fusion=fusion, normalize_routing_weights=1)
+    return n.out(n("MatMul", y, n.w(8, 3)))
 
 
 def _einsum_attention(n: Net) -> Net:

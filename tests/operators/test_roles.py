@@ -61,6 +61,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], list[tuple[str, tuple[int, ...
     (f"{MS}:FusedMatMul", [F(2, 3, 4), None], {"transBatchA": 1, "transA": 1}, [W(3, 4, 1, 2)]),
     (f"{MS}:TransposeMatMul", [None, F(4, 3)], {"transB": 1}, [W(1, 4, 1, 3)]),
     (f"{MS}:FusedMatMulActivation", [None, F(3, 4)], {}, [W(1, 4, 1, 3)]),
+    (f"{MS}:MoE", [None, None, F(4, 5, 3), F(4, 5), F(4, 3, 5), F(4, 3)], {}, [W(4, 5, 1, 3), B(20), W(4, 3, 1, 5), B(12)]),
     (
         "LSTM",
         [None, F(2, 20, 3), F(2, 20, 5), F(2, 40), "", F(2, 1, 5), F(2, 1, 5, seed=1), F(2, 15)],

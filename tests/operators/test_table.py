@@ -103,6 +103,7 @@ SHAPES: list[tuple[str, Shapes, dict[str, Any], Shapes]] = [
     (f"{MS}:DynamicQuantizeMatMul", [X, (6, 4)], {}, [(2, 7, 4)]),
     (f"{MS}:MatMulIntegerToFloat", [X, (6, 4)], {}, [(2, 7, 4)]),
     (f"{MS}:MatMulNBits", [X, (4, 1, 16)], {"N": 4, "K": 6}, [(2, 7, 4)]),
+    (f"{MS}:MoE", [X, (14, 4), (4, 5, 6), (4, 5), (4, 6, 5)], {"k": 2}, [X]),
     (f"{MS}:QGemm", [(5, 3), (), (), (4, 3)], {"transB": 1}, [(5, 4)]),
     (f"{MS}:DynamicQuantizeLSTM", [(7, 2, 3), (1, 3, 20)], {}, [(7, 1, 2, 5)]),
     (f"{MS}:Attention", [X, (6, 20)], {"num_heads": 2, "qkv_hidden_sizes": [6, 6, 8]}, [(2, 7, 8), (2, 2, 2, 7, 4)]),

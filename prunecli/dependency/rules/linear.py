@@ -126,3 +126,37 @@ def _mark_heads(ctx: RuleContext, labels: list[list[str]], first: dict[str, int]
     for letter in right.intersection(*terms):
         if letter in first:
             ctx.table.mark(first[letter], "head")
+
+
+EXPERTS = "without an expert its tokens go to others, which no masked weights of the original show"
+INTERLEAVED = 1
+"""The `swiglu_fusion` of gates and values in turns; 2: one after the other."""
+
+
+@rule("MoE", domain=MICROSOFT)
+def mixture(ctx: RuleContext) -> None:
+    """X (..., H), router (tokens, E), per expert W1 (E, F I, H), W2 (E, H, I), W3 (E, I, H) and biases -> Y (..., H):
+    W2 f(W1 x), F = 2 where gate and value are fused. What all experts have inside, I, is cut in all of them at once."""
+    x, router, w1, w2, y = ctx.x(), ctx.x(1), ctx.x(2), ctx.x(4), ctx.y
+    b1, b2, w3, b3 = (ctx.input(index) for index in (3, 5, 6, 7))
+    inner = ctx.table.virtual(ctx.shape(w2)[2])
+    pair = ctx.table.virtual(ctx.shape(w1)[1] // ctx.shape(w2)[2])
+    ctx.table.freeze(pair, "gate and value of one inner unit")
+    fused = (inner, pair) if ctx.int("swiglu_fusion") == INTERLEAVED else (pair, inner)
+    for value, axis, factors in (
+        (w1, 1, fused),
+        (b1, 1, fused),
+        (w2, 2, (inner,)),
+        (w3, 1, (inner,)),
+        (b3, 1, (inner,)),
+    ):
+        if value is not None:
+            ctx.table.product(ctx.axis(value, axis), factors)
+    for value, axis in ((w1, 2), (w2, 1), (b2, 1), (w3, 2), (y, -1)):
+        ctx.tie(value, axis, x, -1)
+    for index in range(ctx.rank(x) - 1):
+        ctx.tie(x, index, y, index)
+    ctx.freeze_axes([v for v in (w1, w2, w3, b1, b2, b3) if v is not None], (0,), EXPERTS)
+    ctx.freeze(router, EXPERTS, -1)
+    ctx.freeze(router, "tokens of a mixture of experts", 0)
+    ctx.count_terms((inner, ctx.axis(x, -1)))
