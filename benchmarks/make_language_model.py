@@ -1,10 +1,11 @@
 """Make a large decoder of language with external data, as the exporters for onnxruntime write it: RMS normalisation,
 grouped query attention with rotary positions and past keys and values, gated MLPs. Weights are random.
 
-    python benchmarks/make_language_model.py llm.onnx [--shape 1b|7b-layers|bert-large] [--layers N] [--dtype float16]
+    python benchmarks/make_language_model.py llm.onnx [--shape 1b|7b-layers|moe|bert-large] [--layers N] [--dtype NAME]
 
-`1b` has 1.2 B parameters (24 layers of width 2048); `7b-layers` two layers of the width of a model of 7 B;
-`bert-large` is an encoder of 24 layers of 1024 in float32. One tensor is in memory at a time.
+`1b` has 1.2 B parameters (24 layers of width 2048); `7b-layers` two layers of the width of a model of 7 B; `moe` 8
+layers of 1024 with 8 experts, of which each token goes through two; `bert-large` is an encoder of 24 layers of 1024 in
+float32. One tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LENGTH = 2048
 
 @dataclass(frozen=True)
 class Size:
-    """`groups`: of key and value heads. `gated`: SwiGLU instead of GELU; `causal`: a decoder."""
+    """`groups`: of key and value heads. `causal`: a decoder. `experts`: in place of the gated MLP, so many of them."""
 
     vocabulary: int
     width: int
@@ -34,11 +35,13 @@ class Size:
     groups: int
     inner: int
     causal: bool = True
+    experts: int = 0
 
 
 SIZES = {
     "1b": Size(32000, 2048, 24, 32, 8, 5632),
     "7b-layers": Size(32000, 4096, 2, 32, 8, 11008),
+    "moe": Size(32000, 1024, 8, 16, 4, 2816, experts=8),
     "bert-large": Size(30522, 1024, 24, 16, 16, 4096, causal=False),
 }
 
@@ -119,10 +122,25 @@ def decoder(w: Writer, size: Size) -> str:
         w.nodes[-1].output[1:] = [f"present_key.{k}", f"present_value.{k}"]
         x = w("Add", x, w("MatMul", y, w.weight(f"{k}.o", size.width, size.width)))
         y = rms(w, x, f"{k}.mlp_norm", size.width)
-        gate, up = (w("MatMul", y, w.weight(f"{k}.{name}", size.width, size.inner)) for name in ("gate", "up"))
-        y = w("Mul", w("Mul", gate, w("Sigmoid", gate)), up)
-        x = w("Add", x, w("MatMul", y, w.weight(f"{k}.down", size.inner, size.width)))
+        x = w("Add", x, mixture(w, y, k, size) if size.experts else gated(w, y, k, size))
     return w("MatMul", rms(w, x, "norm", size.width), w.weight("lm_head", size.width, size.vocabulary))
+
+
+def gated(w: Writer, y: str, k: int, size: Size) -> str:
+    """SwiGLU."""
+    gate, up = (w("MatMul", y, w.weight(f"{k}.{name}", size.width, size.inner)) for name in ("gate", "up"))
+    y = w("Mul", w("Mul", gate, w("Sigmoid", gate)), up)
+    return w("MatMul", y, w.weight(f"{k}.down", size.inner, size.width))
+
+
+def mixture(w: Writer, y: str, k: int, size: Size) -> str:
+    """Two experts for each token; gates and values of an expert lie in turns."""
+    scores = w("MatMul", y, w.weight(f"{k}.router", size.width, size.experts))
+    scores = w("Reshape", scores, w.store(f"{k}.rows", np.array([-1, size.experts], np.int64)))
+    first = w.weight(f"{k}.experts.up", size.experts, 2 * size.inner, size.width, scale=size.width**-0.5)
+    second = w.weight(f"{k}.experts.down", size.experts, size.width, size.inner, scale=size.inner**-0.5)
+    return w("MoE", y, scores, first, "", second, domain=MICROSOFT, k=2, activation_type="swiglu", swiglu_fusion=1,
+             activation_alpha=1.0, normalize_routing_weights=1)  # fmt: skip
 
 
 def rms(w: Writer, x: str, label: str, width: int) -> str:

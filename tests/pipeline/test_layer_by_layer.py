@@ -156,6 +156,20 @@ def test_an_error_in_a_late_layer_of_a_large_model_is_caught(
     assert not target.exists()
 
 
+def test_experts_of_a_mixture_are_cut_inside(tmp_path: Path) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "make_language_model.py"))
+    script["make"](
+        tmp_path / "moe.onnx",
+        script["Size"](vocabulary=50, width=64, layers=1, heads=4, groups=2, inner=48, experts=8),
+    )
+    found = prunecli.structured(tmp_path / "moe.onnx", output=tmp_path / "cut.onnx", ratio=0.2, timing=False)
+    assert found.verification.kind == "exact"
+    shapes = {each.name: tuple(each.dims) for each in onnx.load(str(tmp_path / "cut.onnx")).graph.initializer}
+    inner = shapes["0.experts.down"][2]
+    assert 0 < inner < 48 and shapes["0.experts.up"] == (8, 2 * inner, 64) and shapes["0.router"] == (64, 8)
+    assert any("without an expert" in each.reason for each in prunecli.analyse(tmp_path / "moe.onnx").frozen)
+
+
 def test_layers_that_read_the_same_share_its_sums(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grams, "APART", 1)
     target, taken = language.parent / "zeros.onnx", list[tuple[int, ...]]()
