@@ -1,11 +1,17 @@
-"""What every test has: measurements of speed for reports that take no time."""
+"""What every test has: measurements for reports that take no time."""
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from prunecli.evaluation import speed
+from prunecli.packing import proof
+from prunecli.packing.load_cost import LoadCost, measure_load
+from prunecli.runtime import Session
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +19,24 @@ def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run or two, whose figures nobody looks at, and no profile."""
     monkeypatch.setattr(speed, "REPORT_SECONDS", 1e-4)
     monkeypatch.setattr(speed, "SLOW_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def quick_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded once in the process of the test: a new one costs more than most tests."""
+
+    def measured(path: Path, provider: str = "cpu", threads: int = 1) -> LoadCost:
+        start = time.perf_counter()
+        Session.open(path, provider=provider, threads=threads)
+        return LoadCost(time.perf_counter() - start, 0.0, None)
+
+    monkeypatch.setattr(proof, "measure_load", measured)
+
+
+@pytest.fixture
+def fresh_loads(quick_loads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded in a process of their own, as users have it, which also tells the memory."""
+    monkeypatch.setattr(proof, "measure_load", measure_load)
 
 
 # no test asserts on time: the first example of a test may import what the others find loaded

@@ -95,6 +95,7 @@ def test_tampered_files_end_every_command(prune: Prune, path: Path, command: lis
     assert done.err.count("\n") == 2
 
 
+@pytest.mark.usefixtures("fresh_loads")
 def test_pack_with_magnitude(prune: Prune, tmp_path: Path) -> None:
     out = tmp_path / "o.onnx"
     done = prune("magnitude", SAMPLES / "digits-cnn.onnx", "--sparsity", "80%", "--pack", "-o", out, "--format", "json")

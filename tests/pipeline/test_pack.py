@@ -349,6 +349,7 @@ def test_every_command_reads_packed_files(digits: tuple[Path, Path], tmp_path: P
     assert compare(dense, packed).identical
 
 
+@pytest.mark.usefixtures("fresh_loads")
 def test_the_report(digits: tuple[Path, Path], tmp_path: Path) -> None:
     found = pack(digits[0], output=tmp_path / "p.onnx", dry_run=True)
     assert not (tmp_path / "p.onnx").exists()
@@ -368,6 +369,7 @@ def test_the_report(digits: tuple[Path, Path], tmp_path: Path) -> None:
     assert page.startswith(f"## {digits[0]}: what would be packed")
 
 
+@pytest.mark.usefixtures("fresh_loads")
 def test_what_adaptive_packed_is_told(tmp_path: Path) -> None:
     """The report has the sizes and the loading of `--pack`, and does not say that the file kept its size."""
     found = prunecli.adaptive(SAMPLES / "digits-mlp.onnx", output=tmp_path / "small.onnx", pack=True, max_drop=0.3,

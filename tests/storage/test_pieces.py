@@ -206,6 +206,7 @@ def test_what_folds_nowhere_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_loads")
 def test_memory_at_load_is_less_than_twice_that_of_the_dense_file(tmp_path: Path) -> None:
     """Six matrices of 2 M elements; without turns and pieces it takes about four times as much."""
     weights = {f"w{n}": square("50%", n, 1448) for n in range(6)}
