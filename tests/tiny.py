@@ -15,6 +15,13 @@ from prunecli.inputs import InputSpec
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PRUNE_SHARED", ROOT.parent / "shared"))
+MODELS = sorted(SHARED.glob("models/*/*.onnx"))
+_QUICK = 1_200_000
+REAL_MODELS = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stat().st_size > _QUICK else [], id=path.stem)
+    for path in MODELS
+] or [pytest.param(None, marks=pytest.mark.skip("no shared models: set PRUNE_SHARED"))]
+"""Parameters: the real models, of which `make test` runs those up to `_QUICK` bytes and `make test-slow` the others."""
 
 
 def model(body: str, opset: int = 17) -> bytes:

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.model import find_weights, load, save
 from prunecli.verify.outline import outline
-from tests.model.build import MODELS, floats, info, node, proto, save_proto
+from tests.model.build import floats, info, node, proto, save_proto
+from tests.tiny import REAL_MODELS
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -148,7 +149,7 @@ def test_an_old_version_is_raised_to_the_first_with_free_initializers(tmp_path: 
     assert four != five
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", REAL_MODELS)
 def test_loading_and_saving_real_models_leaves_the_outline(path: Path, tmp_path: Path) -> None:
     model = load(path)
     find_weights(model)

@@ -35,8 +35,8 @@ COMMANDS = {
     "structured --finetune-epochs": "structured {model} --ratio .3 -o {out} --data {data} --finetune-epochs 1 --lr 1e-4",
     "finetune": "finetune {model} --data {data} --teacher {model} --epochs 1 --val-split 0 -o {out}",
     "adaptive": "adaptive {model} --data {data} --max-drop 40% --jobs 1 -o {out}",
-    "adaptive --granularity channel": "adaptive {model} --data {data} --max-drop 40% --granularity channel -o {out}",
-    "sensitivity": "sensitivity {model} --data {data}",
+    "adaptive --granularity channel": "adaptive {model} --data {data} --max-drop 40% --granularity channel -j 1 -o {out}",
+    "sensitivity": "sensitivity {model} --data {data} -j 1",
     "evaluate": "evaluate {model} --data {data} --baseline {model} --no-latency",
     "compare": "compare {model} {model}",
     "pack": "pack {model} -o {out}",
@@ -140,7 +140,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "bare name": bare,
 }
 EXPECTED: dict[str, Any] = {}
-ALWAYS = {"cache", "location only"}, {"magnitude", "gradient", "structured"}
+ALWAYS = {"location only"}, {"magnitude", "gradient", "structured"}
 """Layouts that `make test` tries with every command, and commands that it tries on every layout."""
 PAIRS = [
     pytest.param(layout, command, marks=[] if layout in ALWAYS[0] or command in ALWAYS[1] else [pytest.mark.slow])

@@ -14,10 +14,9 @@ from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.runtime import Session
+from tests.tiny import ROOT, SHARED
 
-ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "sample_models" / "digits-cnn.onnx"
-SHARED = ROOT.parent / "shared" / "models" / "arch"
 
 
 def everything(model: ir.Model, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,7 +56,7 @@ def test_values_are_those_of_the_whole_model(limit: int, again: int, monkeypatch
 
 @pytest.mark.parametrize("name", ["hf_bert", "hf_gpt2.dynamo", "hm_lstm", "hm_unet.dynamo", "hf_llama.dynamo"])
 def test_real_graphs(name: str) -> None:
-    path = SHARED / f"{name}.onnx"
+    path = SHARED / "models" / "arch" / f"{name}.onnx"
     if not path.exists():
         pytest.skip("the shared models are not here")
     model, feeds = working_form(load(path).ir), feeds_of(path, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
-
-SHARED = Path(os.environ.get("PRUNE_SHARED", Path(__file__).parents[2].parent / "shared"))
-MODELS = sorted(SHARED.glob("models/*/*.onnx"))
 
 Node = onnx.NodeProto
 node = helper.make_node

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prunecli.model import Provenance, SaveOptions, find_weights, load, save
 from prunecli.model.protos import KEYS
 from prunecli.verify.outline import outline
-from tests.model.build import MODELS, floats, info, linear, loaded, node, proto, save_proto
+from tests.model.build import floats, info, linear, loaded, node, proto, save_proto
+from tests.tiny import REAL_MODELS
 
 
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -341,7 +342,7 @@ def test_provenance_and_history(tmp_path: Path) -> None:
     assert json.loads(history[0]["recipe"]) == {"sparsity": 0.5}
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", REAL_MODELS)
 def test_real_models_survive(path: Path, tmp_path: Path) -> None:
     model = load(path)
     find_weights(model)
@@ -350,12 +351,6 @@ def test_real_models_survive(path: Path, tmp_path: Path) -> None:
     assert canonical(after).SerializeToString(deterministic=True) == canonical(before).SerializeToString(
         deterministic=True
     )
-
-
-if not MODELS:
-
-    def test_real_models_are_absent() -> None:
-        pytest.skip("no shared models: set PRUNE_SHARED")
 
 
 def test_a_saved_file_is_written_as_it_was_loaded_a_second_time(tmp_path: Path) -> None:

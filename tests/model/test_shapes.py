@@ -14,7 +14,8 @@ from prunecli.errors import PruneError
 from prunecli.inputs import random_inputs
 from prunecli.model import Dims, concrete_shapes, load
 from prunecli.model.shapes import input_specs
-from tests.model.build import MODELS, floats, info, loaded, node, proto
+from tests.model.build import floats, info, loaded, node, proto
+from tests.tiny import REAL_MODELS
 
 
 def ints(name: str, *values: int) -> onnx.NodeProto:
@@ -206,7 +207,7 @@ def test_bad_dimensions(given: dict[str, Any], words: str, tmp_path: Path) -> No
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", REAL_MODELS)
 def test_real_models_against_onnxruntime(path: Path, tmp_path: Path) -> None:
     """Every value of the main graph: known, and of the shape that onnxruntime computes."""
     model = load(path)

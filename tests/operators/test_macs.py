@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from prunecli.model import concrete_shapes, count_macs, load
 from prunecli.operators import MICROSOFT as MS
 from prunecli.operators import OPERATORS
-from tests.model.build import MODELS, SHARED, floats, info, loaded, node, proto
+from tests.model.build import floats, info, loaded, node, proto
+from tests.tiny import MODELS, SHARED
 
 # operator, shapes of its inputs (None: absent), attributes, multiply-accumulates
 CASES: list[tuple[str, list[tuple[int, ...] | None], dict[str, Any], int | None]] = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from prunecli.inspection.inspect import inspect
 from prunecli.inspection.options import InspectOptions
 from prunecli.report.document import Level
 from prunecli.report.render import to_terminal
+from tests.tiny import REAL_MODELS, ROOT
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_models"
-SHARED = Path(os.environ.get("PRUNE_SHARED", ROOT.parent / "shared")) / "models"
 
 # model -> parameters, multiply-accumulates for one sample, by arithmetic on the layer sizes
 MLP_MACS = 64 * 256 + 256 * 128 + 128 * 10
@@ -133,11 +131,7 @@ def test_work_is_divided_among_weights_and_counted_without_one(tmp_path: Path) -
     assert found.totals.macs == sum(filter(None, work.values()))
 
 
-MODELS = sorted(SHARED.glob("*/*.onnx")) if SHARED.is_dir() else []
-
-
-@pytest.mark.skipif(not MODELS, reason="the shared models are not here")
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REAL_MODELS)
 def test_real_models(path: Path) -> None:
     found = inspect(path, InspectOptions(nm=(2, 4)))
     assert found.totals.macs

@@ -22,7 +22,8 @@ from prunecli.model import SaveOptions, load, save
 from prunecli.report.document import Level
 from prunecli.report.render import to_terminal
 from prunecli.zeros.magnitude import MagnitudeOptions, magnitude
-from tests.model.build import MODELS, SHARED, floats, node, proto, run, save_proto
+from tests.model.build import floats, node, proto, run, save_proto
+from tests.tiny import MODELS, SHARED
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SAMPLES = Path(__file__).parents[2] / "sample_models"

@@ -64,7 +64,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "oneshot": lambda path, fed, out: oneshot(path, sparsity=0.5, data=fed, output=out),
     "structured": lambda path, fed, out: structured(path, ratio=0.4, output=out),
     "structured with data": lambda path, fed, out: structured(path, ratio=0.4, data=fed, output=out),
-    "adaptive": lambda path, fed, out: adaptive(path, max_drop=0.3, granularity="channel", data=fed, output=out),
+    "adaptive": lambda path, fed, out: adaptive(
+        path, max_drop=0.3, granularity="channel", data=fed, output=out, jobs=1
+    ),
     "finetune": lambda path, fed, out: finetune(
         path, data=fed, teacher=path, epochs=1, keep_start="always", output=out
     ),

@@ -14,12 +14,10 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
-from tests.tiny import few
+from tests.tiny import ROOT, SHARED, few
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_models"
 DIGITS, CALIB, TEST = (SAMPLES / name for name in ("digits-cnn.onnx", "digits-calib.npz", "digits-test.npz"))
-SHARED = ROOT.parent / "shared"
 RNG = np.random.default_rng(0)
 
 

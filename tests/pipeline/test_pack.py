@@ -24,8 +24,9 @@ from prunecli.report.render import to_markdown
 from prunecli.report.render_cells import cell_text
 from prunecli.verify.outline import outline
 from prunecli.zeros.report import HONEST_PACKED
-from tests.model.build import MODELS, floats, info, node, proto, save_proto
+from tests.model.build import floats, info, node, proto, save_proto
 from tests.storage.sparse import matmul, optimised, run, sparse
+from tests.tiny import REAL_MODELS
 
 Array = np.ndarray[Any, Any]
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -436,13 +437,11 @@ def test_too_few_zeros_are_stored_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", MODELS or [None], ids=lambda p: p.stem if p else "none")
+@pytest.mark.parametrize("path", REAL_MODELS)
 @pytest.mark.parametrize(
     "options", [{"sparsity": 0.7}, {"pattern": "2:4"}, {"pattern": "4x1", "sparsity": 0.5}], ids=str
 )
-def test_shared_models(path: Path | None, options: dict[str, Any], tmp_path: Path) -> None:
-    if path is None:
-        pytest.skip("no shared models")
+def test_shared_models(path: Path, options: dict[str, Any], tmp_path: Path) -> None:
     prunecli.magnitude(path, output=tmp_path / "z.onnx", verify=False, **options)
     found = pack(tmp_path / "z.onnx", output=tmp_path / "p.onnx")
     assert found.verification.kind == "exact"

@@ -80,7 +80,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "oneshot": lambda path, **given: oneshot(path, sparsity=0.5, **given),
     "gradient": lambda path, **given: gradient(path, sparsity=0.5, **given),
     "finetune": lambda path, **given: finetune(path, epochs=1, rate=1e-2, val_split=0.0, **given),
-    "adaptive": lambda path, **given: adaptive(path, max_drop=0.2, granularity="channel", **given),
+    "adaptive": lambda path, **given: adaptive(path, max_drop=0.2, granularity="channel", jobs=1, **given),
 }
 
 
