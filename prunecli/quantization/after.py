@@ -12,6 +12,7 @@ from prunecli.evaluation.speed import MeasuredSpeed, int8_alone, measure_speed
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.copies import plain_path
+from prunecli.model.floating import is_quantised
 from prunecli.model.sizes import file_sizes
 from prunecli.options.groups import QuantizedLast
 from prunecli.quantization.options import QuantizeOptions
@@ -30,7 +31,13 @@ Pruned = TypeVar("Pruned")
 def quantized_after(
     model: Path, target: Path, options: QuantizedLast, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, QuantizeResult]:
-    """What `make(place)` wrote, quantised to `target`. `model`: the original."""
+    """What `make(place)` wrote, quantised to `target`. `model`: the original.
+
+    Raises:
+        PruneError: it is quantised already; as `quantize`.
+    """
+    if is_quantised(load(model).ir):
+        raise PruneError(f"{model} is quantised already", "leave out --quantize: what is written stays quantised")
     known = {one.name for one in fields(QuantizeOptions)} & {one.name for one in fields(options)} - OWN
     taken: dict[str, Any] = {name: getattr(options, name) for name in known}
     asked = QuantizeOptions(**taken, output=target, weights=options.quantize or "int8", timing=False)

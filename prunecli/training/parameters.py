@@ -121,7 +121,7 @@ def trainable(model: Model, freeze: Sequence[str] = ()) -> list[Weight]:
             "--include '*' trains it all the same",
         )
     kept = [w for w in kept if not w.holder.overridable]
-    if not kept and is_quantised(model.ir):
+    if all(len(w.shape) < 2 for w in kept) and is_quantised(model.ir):
         raise PruneError("the weights of a quantised model are integers, which gradients do not change",
                          "train the floating-point model and quantise it then")  # fmt: skip
     if not kept:
