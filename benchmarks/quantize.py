@@ -3,7 +3,8 @@
 `onnxruntime` is `quantize_static` with least and largest values, per channel, after its preprocessing (int4: its
 MatMulNBits quantiser); `NNCF` runs with --peer-python. `cut` is half the multiply-accumulates, `blocks` the same by
 whole residual blocks, `zeros` 80 %, `integers` a cut of what `onnxruntime` has made, beside onnxsim's at about the same
-work. Times are of one run on one thread, as parts of that of the float model, measured in turn; `x int8` is how much faster than onnxruntime's integers of the uncut model.
+work. Times are of one run on one thread, as parts of that of the float model, measured in turn; `x int8` is how much
+faster than onnxruntime's integers of the uncut model.
 """
 
 from __future__ import annotations
