@@ -2,16 +2,19 @@
 
     unit    a minimal closed set of atoms (`units.py`): one channel everywhere it appears, one attention head
     group   units of the same structure: they touch the same axes in the same number of positions
-    kind    channel, head, head_dim (the same dimension inside all heads) or width (an axis that a
-            normalisation averages over, such as the hidden size: cutting it is an approximation, unless it has no mean)
+    kind    channel, head, head_dim (the same dimension inside all heads), width (an axis that a normalisation averages
+            over, such as the hidden size: cutting it is an approximation, unless it has no mean), or block (a whole
+            residual block)
 
-Units of different groups never share atoms, except heads and the dimensions inside them.
+Units of different groups never share atoms, except heads and the dimensions inside them. Groups within a block go
+with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,12 +23,14 @@ import onnx_ir as ir
 
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.atoms import Axis, Ints, ranges
+from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without, find_blocks
 from prunecli.dependency.cut import Removed
+from prunecli.dependency.prepare import plan_names
 from prunecli.dependency.units import Family
 from prunecli.errors import PruneError
 
 Kind = Literal["channel", "head", "head_dim", "width", "vocabulary", "block"]
-KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "vocabulary")
+KINDS: tuple[Kind, ...] = ("channel", "head", "head_dim", "width", "vocabulary", "block")
 DEFAULT_KINDS: tuple[Kind, ...] = ("channel", "head")
 
 
@@ -50,6 +55,11 @@ class Group:
     def units(self) -> slice:
         return slice(self.first, self.first + self.count)
 
+    @property
+    def least(self) -> int:
+        """Units that stay in any case: a block may go as a whole."""
+        return 0 if self.kind == "block" else 1
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -64,7 +74,11 @@ class Frozen:
 
 @dataclass
 class Catalogue:
-    """All units that may be cut, in groups. CSR: unit u has the atoms `atoms[start[u]:start[u + 1]]`."""
+    """All units that may be cut, in groups. CSR: unit u has the atoms `atoms[start[u]:start[u + 1]]`.
+
+    `blocks`: residual blocks, which the last groups are. A block is a unit without atoms on an axis of its own, of one
+    position, behind those of the atom table: whatever its branch holds and computes is proportional to that axis, too.
+    """
 
     analysis: Analysis
     groups: list[Group]
@@ -72,6 +86,7 @@ class Catalogue:
     atoms: Ints
     frozen: list[Frozen]
     axis_of_atom: Ints
+    blocks: Sequence[ResidualBlock] = ()
 
     @property
     def count(self) -> int:
@@ -92,16 +107,58 @@ class Catalogue:
     def kept(self, units: np.ndarray) -> Ints:
         """Positions left on every axis (by representative) once the masked units are gone."""
         gone = np.bincount(self.axis_of_atom[self.removed_atoms(units)], minlength=len(self.sizes))
-        return self.sizes - gone
+        left: Ints = self.sizes - gone
+        left[len(left) - len(self.blocks) :] -= self.dropped(units)
+        return left
+
+    def dropped(self, units: np.ndarray) -> np.ndarray:
+        """Mask over blocks."""
+        return np.asarray(units[self.count - len(self.blocks) :], bool)
+
+    @cached_property
+    def dead(self) -> list[Dead]:
+        """By block, what nobody needs any more without it."""
+        return [dead_without([block]) for block in self.blocks]
+
+    @cached_property
+    def within(self) -> np.ndarray:
+        """(blocks, groups): whether a group is the block, or goes with it: all that holds its weights does."""
+        held, first = self.analysis.model.graph.initializers, len(self.groups) - len(self.blocks)
+        out = np.zeros((len(self.blocks), len(self.groups)), bool)
+        for row, own, dead in zip(out, self.blocks, self.dead, strict=True):
+            row[:first] = [all(held[name] in dead.initializers for name, _ in g.weights) for g in self.groups[:first]]
+            row[first:] = [block is own or block.join in dead.nodes for block in self.blocks]
+        return out
+
+    def _inner(self, units: np.ndarray) -> np.ndarray:
+        """Mask over units: those that go with the dropped blocks, these included."""
+        return np.asarray(self.within[self.dropped(units)].any(axis=0)[self.group_of], bool)
+
+    def closed(self, units: np.ndarray) -> np.ndarray:
+        """The mask with all units that go with the dropped blocks."""
+        return np.asarray(units | self._inner(units), bool)
+
+    def outside(self, units: np.ndarray) -> np.ndarray:
+        """The mask without the dropped blocks and all that goes with them."""
+        return np.asarray(units & ~self._inner(units), bool)
+
+    def empties(self, units: np.ndarray) -> bool:
+        """Whether an axis loses all its positions that does not go with a block."""
+        return bool((self.kept(self.outside(units)) < np.minimum(self.sizes, 1)).any())
 
     @cached_property
     def sizes(self) -> Ints:
-        """Positions of every axis of the table, before."""
-        return np.array([axis.size for axis in self.analysis.components.table.axes], np.int64)
+        """Positions of every axis of the table, and of blocks, before."""
+        return np.array([axis.size for axis in self.analysis.components.table.axes] + [1] * len(self.blocks), np.int64)
 
     def removed(self, units: np.ndarray) -> Removed:
-        """What `cut.remove` takes: positions per value and axis, for a mask over units."""
-        return removed_positions(self.analysis, self.removed_atoms(units))
+        """What `cut.remove` takes: positions per value and axis, for a mask over units; of blocks all positions of one
+        axis of what their branches yield."""
+        out = removed_positions(self.analysis, self.removed_atoms(self.outside(units)))
+        for block in itertools.compress(self.blocks, self.dropped(units)):
+            for name, axes in block.positions.items():
+                out.setdefault(name, {}).update(axes)
+        return out
 
 
 def removed_positions(analysis: Analysis, atoms: np.ndarray) -> Removed:
@@ -141,18 +198,16 @@ def axis_of_atoms(analysis: Analysis) -> Ints:
 
 
 def parse_granularity(text: str) -> tuple[Kind, ...]:
-    """`channel,head` or `all`, which categories of inputs are no part of; `block` is another matter (`blocks.py`).
-    Raises PruneError."""
+    """`channel,head`, `channel,head,block` or `all`, which categories of inputs and whole blocks are no part of. Raises
+    PruneError."""
     names = [part.strip() for part in text.split(",") if part.strip()]
-    if "block" in names:
-        raise PruneError("--granularity block stands alone", "drop blocks first, then cut what is left")
     if "all" in names:
-        names += [kind for kind in KINDS if kind != "vocabulary"]
+        names += [kind for kind in KINDS if kind not in ("vocabulary", "block")]
         names.remove("all")
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
         raise PruneError(
-            f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, vocabulary, block or all"
+            f"no granularity {unknown[0] if unknown else text!r}", "use channel, head, block, vocabulary or all"
         )
     return tuple(kind for kind in KINDS if kind in names)
 
@@ -167,7 +222,25 @@ def catalogue(analysis: Analysis, kinds: Collection[Kind] = DEFAULT_KINDS) -> Ca
     Where families overlap (the heads of a layer, the dimensions inside its heads) the heads win if they are
     asked for, else the family with the most units; head_dim is used beside them where it is asked for.
     """
-    return _Builder(analysis).build(tuple(kinds))
+    found = _Builder(analysis).build(tuple(kinds))
+    return _with_blocks(found) if "block" in kinds else found
+
+
+def _with_blocks(found: Catalogue) -> Catalogue:
+    """The residual blocks, too, but for those whose value the user's file does not name (inside local functions):
+    nobody could check what a plan says of them."""
+    model, geometry = found.analysis.model, found.analysis.geometry
+    blocks = [b for b in find_blocks(model, geometry) if plan_names(model, b.positions, geometry)]
+    groups, axes = list(found.groups), len(found.analysis.components.table.axes)
+    for number, block in enumerate(blocks):
+        dead = dead_without([block]).initializers
+        weights = tuple((name, 0) for name, value in model.graph.initializers.items() if value in dead)
+        groups.append(
+            Group(block.name, "block", first=found.count + number, count=1, axes=(axes + number,), per_unit=(1,),
+                  weights=weights)
+        )  # fmt: skip
+    start = np.append(found.start, np.repeat(found.start[-1], len(blocks)))
+    return replace(found, groups=groups, start=start, blocks=blocks)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.atoms import Ints
+from prunecli.dependency.catalogue import Catalogue
 from prunecli.model.sizes import parameters
 
 MACS_PER_ELEMENT = 25
@@ -36,7 +37,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Costs:
-    """Both costs of an analysed model. Axes are representatives of the atom table.
+    """Both costs of an analysed model. Axes are representatives of the atom table, and those of blocks.
 
     `params` counts the elements of every floating-point tensor that is stored, as `model.sizes.totals` does, `macs` the
     same operators as `model.count_macs`, at the dimensions of the analysis' `work`; `written`: the elements that
@@ -63,16 +64,21 @@ class Costs:
         return self.macs.total(fraction) + MACS_PER_ELEMENT * self.written.total(fraction)
 
 
-def costs(analysis: Analysis) -> Costs:
+def costs(units: Catalogue) -> Costs:
     """Prepare the cost functions of a model."""
-    table = analysis.components.table
-    sizes = np.array([axis.size for axis in table.axes], np.int64)
+    analysis, sizes, table = units.analysis, units.sizes, units.analysis.components.table
     rows = [
-        [(work.macs, [table.find(axis) for axis in work.axes]) for work in listed]
+        [(work.macs, [*(table.find(axis) for axis in work.axes), *axes_of_blocks(units, work.node)]) for work in listed]
         for listed in (analysis.work, analysis.written)
     ]
     macs, written = (_terms(own, len(sizes)) for own in rows)
-    return Costs(sizes, _terms(_tensors(analysis), len(sizes)), macs, written)
+    return Costs(sizes, _terms(_tensors(units), len(sizes)), macs, written)
+
+
+def axes_of_blocks(units: Catalogue, part: ir.Node | ir.Value) -> list[int]:
+    """The axes of the residual blocks with which a node or an initializer goes."""
+    first = len(units.sizes) - len(units.blocks)
+    return [first + n for n, dead in enumerate(units.dead) if part in dead.nodes or part in dead.initializers]
 
 
 def axes_of_outputs(analysis: Analysis) -> dict[ir.Node, tuple[int, ...]]:
@@ -86,13 +92,13 @@ def axes_of_outputs(analysis: Analysis) -> dict[ir.Node, tuple[int, ...]]:
     return {node: tuple(shown.get(out, ())) for node, out in first.items() if out is not None}
 
 
-def _tensors(analysis: Analysis) -> list[tuple[int, list[int]]]:
-    table, out = analysis.components.table, list[tuple[int, list[int]]]()
-    axes: dict[str, list[int]] = {}
+def _tensors(units: Catalogue) -> list[tuple[int, list[int]]]:
+    analysis, table = units.analysis, units.analysis.components.table
+    main, out = analysis.model.graph, list[tuple[int, list[int]]]()
+    axes = {name: axes_of_blocks(units, value) for name, value in main.initializers.items()}
     for number, axis in enumerate(table.axes):
         if axis.value is not None and axis.value.const_value is not None:
             axes.setdefault(axis.value.name or "", []).append(table.find(number))
-    main = analysis.model.graph
     out.extend(
         (int(h.tensor.size), axes.get(h.name, []) if h.graph is main else []) for h in parameters(analysis.model)
     )

@@ -118,6 +118,8 @@ def unit_graph(model: str | Path, granularity: str = "channel,head", dims: Dims 
         PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
     """
     kinds, sizes, file = parse_granularity(granularity), dims or Dims(), load(Path(model))
+    if "block" in kinds:
+        raise PruneError("whole blocks are no nodes of the unit graph", "leave block out of the granularity")
     form = floating(prepare(file.ir))
     work, (whole, blocks) = replace(file, ir=form.model), kept_together(form)
     shapes = analysed_shapes(work, sizes, concrete_shapes(work, sizes))

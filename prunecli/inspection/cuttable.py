@@ -54,6 +54,6 @@ def _shares(found: Catalogue) -> dict[str, float | None]:
     """What goes of parameters and work where all units but the first of each group do."""
     gone = np.ones(found.count, bool)
     gone[[group.first for group in found.groups]] = False
-    priced = costs(found.analysis)
+    priced = costs(found)
     whole, left = priced.of(found.sizes), priced.of(found.kept(gone))
     return {name: 1 - left[name] / whole[name] if whole[name] else None for name in whole}

@@ -122,7 +122,7 @@ class UnitSpace:
 
     @cached_property
     def _costs(self) -> Any:
-        return self.costing or costs(self.cuttable.units.analysis)
+        return self.costing or costs(self.cuttable.units)
 
     @cached_property
     def _whole(self) -> Mapping[str, int]:

@@ -1,32 +1,27 @@
-"""`--granularity block`: whole residual blocks as units of a structural cut. Which ones go is decided greedily, by the
-measured change of the outputs, measured anew as blocks go."""
+"""Whole residual blocks as units of a structural cut. With `--granularity block` alone they are chosen greedily, by the
+measured change of the outputs, measured anew as blocks go; beside channels and heads (`choose.py`) by what they add to
+the same damage as those."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.data.columns import is_float
-from prunecli.dependency.analysis import NONE, Whole
-from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without, drop_blocks, find_blocks
-from prunecli.dependency.catalogue import Catalogue, Group
-from prunecli.dependency.cut import Removed
-from prunecli.dependency.prepare import plan_names
+from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without
 from prunecli.errors import PruneError, advice
-from prunecli.model import Dims, count_macs
-from prunecli.model.shape_inference import Facts, Shape
+from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import parameters
 from prunecli.runtime import Session
 from prunecli.structures.choose import OutOfReachError, UnitRecipe
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions
-from prunecli.structures.prunable import Cuttable, node_name, open_cuttable
+from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, Progress, no_progress
 
 Array = np.ndarray[Any, Any]
@@ -34,98 +29,6 @@ SAMPLES = 256
 """Of the data: enough to rank blocks by, and few enough to run once per block and step."""
 RANDOM_BATCHES = 2
 _FOREIGN = ("criterion", "normalize", "scope", "round_to", "target", "steps")
-
-
-class BlockCatalogue(Catalogue):
-    """Blocks in the form of other units: each is a group of its own."""
-
-    def __init__(self, base: Catalogue, blocks: Sequence[ResidualBlock]) -> None:
-        work, empty = base.analysis.model, np.zeros(0, np.int64)
-        groups = [
-            Group(
-                block.name,
-                "block",
-                first=number,
-                count=1,
-                axes=(),
-                per_unit=(),
-                weights=tuple((name, 0) for name in _stored(work, block)),
-            )
-            for number, block in enumerate(blocks)
-        ]
-        start = np.zeros(len(blocks) + 1, np.int64)
-        super().__init__(base.analysis, groups, start, empty, frozen=[], axis_of_atom=base.axis_of_atom)
-        self.blocks = blocks
-
-    def removed(self, units: Array) -> Removed:
-        """All positions of the branches' values."""
-        chosen = [block for block, gone in zip(self.blocks, units, strict=True) if gone]
-        return {name: axes for block in chosen for name, axes in block.positions.items()}
-
-
-def _stored(work: ir.Model, block: ResidualBlock) -> list[str]:
-    """Weights that go with a block alone, in the order of the graph."""
-    dead = dead_without([block]).initializers
-    return [name for name, value in work.graph.initializers.items() if value in dead]
-
-
-@dataclass
-class BlockCuttable(Cuttable):
-    """A model whose units are its residual blocks."""
-
-    @property
-    def blocks(self) -> Sequence[ResidualBlock]:
-        assert isinstance(self.units, BlockCatalogue)
-        return self.units.blocks
-
-    def without(self, units: Array, positions: Removed) -> ir.Model:
-        cut = self.work.clone()
-        places = {node: number for number, node in enumerate(self.work.graph)}
-        nodes = list(cut.graph)
-        chosen = [block for block, gone in zip(self.blocks, units, strict=True) if gone]
-        drop_blocks(cut, [replace(block, join=nodes[places[block.join]]) for block in chosen])
-        return cut
-
-    @cached_property
-    def macs(self) -> dict[ir.Node, int | None]:
-        """Of every node that multiplies."""
-        return count_macs(replace(self.file, ir=self.work), self.counted).nodes
-
-    @cached_property
-    def prices(self) -> list[tuple[int, int]]:
-        dead = [dead_without([block]) for block in self.blocks]
-        return [(one.params, sum(self.macs.get(node) or 0 for node in one.nodes)) for one in dead]
-
-    def members(self) -> list[list[str]]:
-        """Per block: its name, its nodes, and its weights."""
-        dead = [dead_without([block]) for block in self.blocks]
-        return [
-            [block.name, *(node_name(n) for n in one.nodes), *(v.name or "" for v in one.initializers)]
-            for block, one in zip(self.blocks, dead, strict=True)
-        ]
-
-
-def open_blocks(
-    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
-    include: Sequence[str] = (), convolved: Collection[str] | None = (),
-) -> BlockCuttable:  # fmt: skip
-    """Load, prepare and analyse a model, and find its residual blocks.
-
-    Blocks whose value the user's file does not name (those inside local functions) are no units: nobody could
-    check what a plan says of them.
-
-    Raises:
-        PruneError: the file is not a valid model, or has no residual blocks.
-    """
-    base = open_cuttable(path, "channel", dims, inputs, whole=whole, include=include, convolved=convolved)
-    geometry = base.units.analysis.geometry
-    blocks = [b for b in find_blocks(base.work, geometry) if plan_names(base.work, b.positions, geometry)]
-    if not blocks:
-        raise PruneError(
-            f"{path} has no residual blocks (y = x + f(x)) that could be dropped", "cut channels and heads instead"
-        )
-    own = {field.name: getattr(base, field.name) for field in fields(base) if field.init}
-    return BlockCuttable(**{**own, "units": BlockCatalogue(base.units, blocks), "granularity": granularity})
 
 
 def choose_blocks(
@@ -138,10 +41,11 @@ def choose_blocks(
         PruneError: an option that means nothing for blocks, a model that does not run, or a budget out of reach.
     """
     budget = options.budget
-    assert isinstance(subject, BlockCuttable) and budget is not None
+    assert budget is not None
     check_block_options(options)
     damage, notes = block_damage(subject, options)
-    costs = BlockCosts(subject.work, subject.blocks, {"macs": {node: n or 0 for node, n in subject.macs.items()}})
+    macs = {work.node: work.macs for work in subject.units.analysis.work}
+    costs = BlockCosts(subject.work, subject.units.blocks, {"macs": macs})
     target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
     wanted = UnitRecipe(budget.kind, target, max_ratio=options.largest_ratio)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
@@ -162,20 +66,20 @@ def check_block_options(options: CutOptions) -> None:
             )
 
 
-def block_damage(subject: BlockCuttable, options: CutOptions) -> tuple[Damage, list[str]]:
+def block_damage(subject: Cuttable, options: CutOptions) -> tuple[Damage, list[str]]:
     """How blocks are measured, and what is to be said of it."""
     start = options.execution.open
-    session = start(gated(subject.work, subject.blocks, subject.units.analysis.facts))
+    session = start(gated(subject.work, subject.units.blocks, subject.units.analysis.facts))
     if options.source is None:
         seeds = range(options.seed, options.seed + RANDOM_BATCHES)
         plain = start(subject.file.path)
         feeds = [plain.random_inputs(seed=seed, shapes=subject.inputs) for seed in seeds]
         said = "the blocks were measured on random inputs, which tell less than real ones: give --data"
-        return Damage(session, feeds, len(subject.blocks)), [said]
+        return Damage(session, feeds, len(subject.units.blocks)), [said]
     data = subject.samples(options)
     samples = data.shuffled(options.seed).take(SAMPLES) if len(data) > SAMPLES else data
     feeds = [batch.feed for batch in samples.batches(options.batch_size)]
-    return Damage(session, feeds, len(subject.blocks)), [f"the blocks were measured on {len(samples)} samples"]
+    return Damage(session, feeds, len(subject.units.blocks)), [f"the blocks were measured on {len(samples)} samples"]
 
 
 # -- which blocks go --------------------------------------------------------------------------------
@@ -347,33 +251,39 @@ class _Greedy:
 
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Distance = Callable[[Array, Array], float]
 Outputs = Mapping[str, Any]
+Feeds = Sequence[Mapping[str, Any]]
 _GATE = "prunecli.gate."
 _WHERE_SINCE = 9
 _WITH_WHERE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _SUMS_TO_ONE = 1e-3
 
 
-def gated(model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts) -> ir.Model:
-    """The model with one boolean scalar input per block, by which the branch's value is kept or zero."""
+def gated(
+    model: ir.Model, blocks: Sequence[ResidualBlock], facts: Facts, instead: Sequence[Array] | None = None
+) -> ir.Model:
+    """The model with one boolean scalar input per block, by which the branch's value is kept, or something stands
+    `instead` of it: zero by default, and where there is no Where."""
     kinds = [ir.DataType(facts.dtypes[block.value]) for block in blocks]
     names = [block.value.name for block in blocks]
     copy = model.clone()
     made = {out.name: out for node in copy.graph for out in node.outputs}
-    for number, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+    others = [np.zeros(())] * len(blocks) if instead is None else instead
+    for number, (name, kind, other) in enumerate(zip(names, kinds, others, strict=True)):
         gate = ir.Value(name=f"{_GATE}{number}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
         copy.graph.inputs.append(gate)
-        _insert(copy, made[name], gate, kind)
+        _insert(copy, made[name], gate, ir.tensor(np.asarray(other, kind.numpy()), name=f"{gate.name}.other"))
     return copy
 
 
-def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, kind: ir.DataType) -> None:
-    """value -> Where(gate, value, 0); value * gate where Where does not exist or has no kernel."""
-    uses, stem = list(value.uses()), gate.name
+def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, other: ir.TensorProtocol) -> None:
+    """value -> Where(gate, value, other); value * gate where Where does not exist or has no kernel."""
+    uses, stem, kind = list(value.uses()), gate.name, other.dtype
     if kind in _WITH_WHERE and model.opset_imports.get("", 0) >= _WHERE_SINCE:
-        zero = ir.Value(name=f"{stem}.zero", const_value=ir.tensor(np.zeros((), kind.numpy()), name=f"{stem}.zero"))
-        model.graph.register_initializer(zero)
-        steps = [ir.Node("", "Where", [gate, value, zero], num_outputs=1)]
+        constant = ir.Value(name=other.name, const_value=other)
+        model.graph.register_initializer(constant)
+        steps = [ir.Node("", "Where", [gate, value, constant], num_outputs=1)]
     else:
         cast = ir.Node("", "Cast", [gate], [ir.AttrInt64("to", kind)], num_outputs=1)
         steps = [cast, ir.Node("", "Mul", [value, cast.outputs[0]], num_outputs=1)]
@@ -386,8 +296,35 @@ def _insert(model: ir.Model, value: ir.Value, gate: ir.Value, kind: ir.DataType)
         node.replace_input_with(index, steps[-1].outputs[0])
 
 
+def refitted_damage(subject: Cuttable, fit: Feeds, held: Feeds, start: Callable[..., Session]) -> Damage:
+    """What the outputs miss of their spread without blocks, on held samples, as other units are measured
+    (`damage.py`): a dropped branch yields its means, which whatever reads the sum makes up for when it is refitted."""
+    work, blocks, facts = subject.work, subject.units.blocks, subject.units.analysis.facts
+    gates = gated(work, blocks, facts, _means(work, blocks, fit, start))
+    names, made = looked_at(gates.graph.outputs), {v.name: v for node in gates.graph for v in node.outputs}
+    gates.graph.outputs[:] = [made[name] for name in names]
+    return Damage(start(gates), held, len(blocks), relative_error)
+
+
+def _means(
+    model: ir.Model, blocks: Sequence[ResidualBlock], feeds: Feeds, start: Callable[..., Session]
+) -> list[Array]:
+    """Of what every branch yields: the mean of each position of the block's axis, in a shape that broadcasts."""
+    copy = model.clone()
+    made = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs[:] = [made[block.value.name] for block in blocks]
+    session, sums = start(copy), [np.zeros(())] * len(blocks)
+    for feed in feeds:
+        found = session.run(feed)
+        for number, block in enumerate(blocks):
+            value = np.asarray(found[block.value.name or ""], np.float64)
+            others = tuple(axis for axis in range(value.ndim) if axis != block.axis)
+            sums[number] = sums[number] + value.mean(axis=others, keepdims=True) / len(feeds)
+    return sums
+
+
 class Damage:
-    """How far the outputs are from the whole model's without the masked blocks: the mean of `divergence` over
+    """How far the outputs are from the whole model's without the masked blocks: the mean of a `distance` over
     batches and outputs; infinite where they are not finite.
 
     Args:
@@ -397,8 +334,11 @@ class Damage:
         PruneError: the model does not run on them, or yields nothing that can be compared.
     """
 
-    def __init__(self, session: Session, feeds: Sequence[Mapping[str, Any]], count: int) -> None:
+    def __init__(
+        self, session: Session, feeds: Sequence[Mapping[str, Any]], count: int, distance: Distance | None = None
+    ) -> None:
         self._session, self._feeds, self._count = session, feeds, count
+        self._distance = distance or divergence
         self._known: dict[bytes, float] = {}
         nothing = np.zeros(count, bool)
         self._whole = [self._run(feed, nothing) for feed in feeds]
@@ -416,7 +356,7 @@ class Damage:
         total = 0.0
         for feed, whole in zip(self._feeds, self._whole, strict=True):
             got = self._run(feed, removed)
-            total += sum(divergence(whole[name], got[name]) for name in self._names) / len(self._names)
+            total += sum(self._distance(whole[name], got[name]) for name in self._names) / len(self._names)
         return total / len(self._feeds)
 
     def _run(self, feed: Mapping[str, Any], removed: Mask) -> Outputs:

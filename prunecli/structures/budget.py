@@ -177,11 +177,21 @@ NEAR = 0.01
 
 
 @dataclass(frozen=True)
+class BlockPools:
+    """`pools`: those that are blocks, gone at index 1; `within`: (blocks, pools), what goes with each, and so has no
+    damage of its own; `damage`: of a mask over blocks, together."""
+
+    pools: Array
+    within: Array
+    damage: Callable[[Array], float]
+
+
+@dataclass(frozen=True)
 class WidthProblem:
     """Choose an index into the widths of every pool. `damage[p][i]`: without the units that go at width i of pool p,
     never falling; `least`: the index that each pool has reached before. `cost`: what remains of the budgeted amount,
     never rising with any index; `time`: what a run takes, roughly; `target`: of the cost; `slack`: of the
-    damage, is no difference, since it is not known better."""
+    damage, is no difference, since it is not known better; `blocks`: pools that take others with them."""
 
     damage: Sequence[Array]
     least: Array
@@ -189,9 +199,15 @@ class WidthProblem:
     time: Callable[[Array], float]
     target: float
     slack: float
+    blocks: BlockPools | None = None
 
     def total(self, state: Array) -> float:
-        return float(sum(own[index] for own, index in zip(self.damage, state, strict=True)))
+        own = np.array([damage[index] for damage, index in zip(self.damage, state, strict=True)])
+        if self.blocks is None or not (gone := state[self.blocks.pools] > 0).any():
+            return float(sum(own))
+        own[self.blocks.pools] = 0.0
+        own[self.blocks.within[gone].any(axis=0)] = 0.0
+        return float(sum(own)) + self.blocks.damage(gone)
 
     def short(self, state: Array) -> float:
         """By how much more than NEAR the cost is below the target, as a fraction of it."""
@@ -245,6 +261,29 @@ def _moves(problem: WidthProblem, state: Array, pool: int, partners: Sequence[in
             low = int(problem.least[partner]) if fits else int(state[partner]) + 1
             if partner != pool and (found := _fitted(problem, moved, partner, low)) is not None:
                 yield found
+        if problem.blocks is not None and pool in problem.blocks.pools:
+            yield _filled(problem, moved, pool)
+
+
+def _filled(problem: WidthProblem, state: Array, pool: int) -> Array:
+    """The state with other pools than a block, which weighs as much as several, one after the other as far back as the
+    target allows, the most damaged first; or as far on as it needs, the least damaged first."""
+    assert problem.blocks is not None
+    fits = problem.cost(state) <= problem.target
+    harm = [float(own[index]) for own, index in zip(problem.damage, state, strict=True)]
+    for other in sorted(range(len(state)), key=lambda number: -harm[number] if fits else harm[number]):
+        if other == pool or other in problem.blocks.pools:
+            continue
+        moved = state.copy()
+        moved[other] = problem.least[other] if fits else len(problem.damage[other]) - 1
+        if (problem.cost(moved) <= problem.target) == fits:
+            state = moved
+            continue
+        found = _fitted(problem, state, other, int(problem.least[other] if fits else state[other] + 1))
+        state = state if found is None else found
+        if not fits:
+            break
+    return state
 
 
 def _fitted(problem: WidthProblem, state: Array, pool: int, low: int) -> Array | None:

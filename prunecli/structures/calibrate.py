@@ -96,12 +96,13 @@ def _without(array: Array, gone: Mapping[int, Array]) -> Array:
 def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure:
     """On a quarter of the samples, at most MOST_HELD, after fitting on the others; of many groups together on some of
     these, with the fit that follows the cut."""
+    from prunecli.structures.blocks import refitted_damage
     from prunecli.structures.damage import DamageSource, curves
     from prunecli.structures.recovery import calibration, joint_damage
 
     data, _ = calibration(subject.samples(options, progress), options, HELD_SHARE, MOST_HELD)
     fit, judge = data.feeds[: data.fitted], data.feeds[data.fitted :] if data.held else data.feeds
-    groups = subject.units.groups
+    groups = [group for group in subject.units.groups if group.kind != "block"]
     most = [group_limit(group, options.largest_ratio) for group in groups]
     alignment = options.alignment
     widths = [alignment.widths(subject.units, group, limit) for group, limit in zip(groups, most, strict=True)]
@@ -111,7 +112,14 @@ def _damage(subject: Cuttable, options: CutOptions, progress: Progress) -> Measu
     damage = {groups[n].name: curve.scores() for n, curve in zip(usable, found, strict=True)}
     few = fit[: -(-JOINTLY_FITTED // options.batch_size)]
     rough = CalibrationBatches([*few, *judge], len(few), options.execution.open)
-    evidence = Measurements(damage=damage, joint=lambda removed: joint_damage(subject, options, removed, rough))
+    blocks = None
+    if dropped := [group for group in subject.units.groups if group.kind == "block"]:
+        blocks = refitted_damage(subject, fit, judge, data.start)
+        alone = np.eye(len(dropped), dtype=bool)
+        damage |= {group.name: np.array([blocks(mask)]) for group, mask in zip(dropped, alone, strict=True)}
+    evidence = Measurements(
+        damage=damage, joint=lambda removed: joint_damage(subject, options, removed, rough), blocks=blocks
+    )
     return lambda _: evidence
 
 

@@ -11,13 +11,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from prunecli.dependency.catalogue import ALL, Catalogue, Group
-from prunecli.dependency.costs import Costs, costs
+from prunecli.dependency.costs import costs
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
 from prunecli.structures.budget import (
     NEAR,
+    BlockPools,
     Bundles,
     Mask,
     UnitPool,
@@ -43,14 +44,19 @@ UNMEASURED_SLACK = 0.2
 """Of a sum of other scores, which only guess at the damage."""
 DEARER = 1.25
 """Times the sum of scores that faster widths may cost: the speed of a block is worth no more."""
+MENDED = 0.2
+"""Of the damage of dropped blocks by themselves, what is left once everything is refitted, roughly: the joint damage
+then decides whether any go."""
 JOINTLY_DEARER = 1.1
 """Times the joint damage that they may cost, which is measured of the whole cut and so better known than a sum."""
 
 
 class Costing(Protocol):
-    """Amounts as functions of the positions left on each axis; they never grow when more is removed."""
+    """Amounts as functions of the positions left on each axis, which never grow when more is removed; and what a run
+    takes, roughly, in any unit, of the positions that are computed."""
 
     def of(self, kept: Array) -> Mapping[str, int]: ...
+    def time(self, kept: Array) -> float: ...
 
 
 class OutOfReachError(PruneError):
@@ -98,13 +104,15 @@ class Measurements:
     """Measurements for criteria that need them. moments: E[x^2] of the columns' inputs, by weight, one per
     position of the axis that is read. gates: by weight and axis, (samples, positions): sums of weight times gradient
     over all other axes. damage: by group, the measured damage that each unit adds. importance: by group, of
-    each unit in the unit graph. joint: of a mask over all units, the measured damage when they go together."""
+    each unit in the unit graph. joint: of a mask over all units, the measured damage when they go together. blocks: of
+    a mask over the residual blocks, their measured damage without any others."""
 
     moments: Mapping[str, Array] = field(default_factory=dict)
     damage: Mapping[str, Array] = field(default_factory=dict)
     gates: Mapping[tuple[str, int], Array] = field(default_factory=dict)
     importance: Mapping[str, Array] = field(default_factory=dict)
     joint: Callable[[Mask], float] | None = None
+    blocks: Callable[[Mask], float] | None = None
 
 
 Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
@@ -114,7 +122,8 @@ Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
 @dataclass(frozen=True)
 class UnitDecision:
     """`removed`: mask over units. `scores`: normalised, of the intact model. `before`, `after`: params and
-    macs. `step_of`: the step that removed each unit, -1 for those that stay."""
+    macs. `step_of`: the step that removed each unit, -1 for those that stay. `lost`: the sum of the scores of what
+    these steps removed."""
 
     removed: Mask
     scores: Array
@@ -122,11 +131,7 @@ class UnitDecision:
     after: Mapping[str, int]
     step_of: Array
     notes: list[str]
-
-    @property
-    def lost(self) -> float:
-        """The sum of the scores of what these steps removed."""
-        return float(np.clip(self.scores[self.step_of >= 0], 0, _MOST).sum())
+    lost: float
 
 
 WayCut = tuple[Alignment, UnitDecision]
@@ -149,7 +154,7 @@ def decide_units(
     Args:
         allowed: mask over groups; others stay whole.
         evidence: what the criterion needs to have been measured, or what measures it.
-        costing: knows amounts besides `params` and `macs`, which need none.
+        costing: knows amounts besides `params` and `macs`, which need none, or more of the time that a run takes.
         gone: mask over units that were removed before; they count towards the target and stay removed.
     Raises:
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
@@ -195,8 +200,8 @@ def _check(recipe: UnitRecipe, evidence: Measurements | Measure | None) -> None:
 
 
 def group_limit(group: Group, max_ratio: float) -> int:
-    """Most units of a group that may go: never all."""
-    return min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
+    """Most units of a group that may go: never all, but of a block."""
+    return 1 if group.kind == "block" else min(group.count - 1, int(np.floor(max_ratio * group.count + 1e-9)))
 
 
 class _Chooser:
@@ -204,11 +209,11 @@ class _Chooser:
         self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Measurements | Measure,
         costing: Costing | None,
     ) -> None:  # fmt: skip
-        self.catalogue, self.recipe, self.costing = catalogue, recipe, costing
+        self.catalogue, self.recipe = catalogue, recipe
         self.measure = None if isinstance(evidence, Measurements) else evidence
         self.evidence = evidence if isinstance(evidence, Measurements) else None
         self.slices = WeightSlices(catalogue)
-        self.costs: Costing | Costs = costing or costs(catalogue.analysis)
+        self.costs: Costing = costing or costs(catalogue)
         self.scope = "global" if recipe.everywhere else "layer"
         use = np.ones(len(catalogue.groups), bool) if allowed is None else np.asarray(allowed, bool)
         self.groups = [group for group, wanted in zip(catalogue.groups, use, strict=True) if wanted]
@@ -225,15 +230,20 @@ class _Chooser:
 
     def run(self, progress: Progress, gone: Mask | None = None) -> UnitDecision:
         """Decide with the widths asked for. Finer ones take their place where these spoil a network that has few widths
-        to choose from (`_fastest`); looser ones where none of these meet the budget."""
+        to choose from (`_fastest`); looser ones where none of these meet the budget. Where blocks may be dropped, each
+        is decided with all of them left, too."""
         asked = self.recipe.alignment
-        found = self._cuts([asked, *asked.finer()], progress, gone)
+        ways = [asked, *asked.finer()]
+        if self.catalogue.blocks:
+            ways = [replace(way, mended=mended) for mended in (MENDED, None) for way in ways]
+        found = self._cuts(ways, progress, gone)
         for way in asked.looser():
             found = found or self._cuts([way], progress, gone)
         found = found or [(self.alignment, self._decided(progress, gone))]
         (self.alignment, best), why = self._fastest(found, progress)
         self.pools = self._pools(self.alignment)
-        told = self._told_of_widths(asked, why if found[0][0] is asked else "cannot be met")
+        first = replace(found[0][0], mended=asked.mended)
+        told = self._told_of_widths(asked, why if first == asked else "cannot be met")
         return replace(best, notes=[*told, *best.notes, *self._told_of_budget(best)])
 
     def _fastest(self, found: Sequence[WayCut], progress: Progress) -> tuple[WayCut, str]:
@@ -247,7 +257,7 @@ class _Chooser:
         for pair in found:
             different.setdefault(pair[1].removed.tobytes(), pair)
         distinct = list(different.values())
-        joint = None if self.evidence is None or self.costing is not None else self.evidence.joint
+        joint = None if self.evidence is None or self.recipe.budget == "latency" else self.evidence.joint
         if joint is None or len(distinct) == 1:
             bound = DEARER * min(decision.lost for _, decision in distinct)
             chosen = next(pair for pair in distinct if pair[1].lost <= bound)
@@ -277,19 +287,32 @@ class _Chooser:
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
-        return UnitDecision(removed, first, self.before, after, step_of=step_of, notes=[])
+        lost = self._lost(first, step_of >= 0)
+        return UnitDecision(removed, first, self.before, after, step_of=step_of, notes=[], lost=lost)
+
+    def _lost(self, scores: Array, units: Mask) -> float:
+        """The sum of the scores of the units, and of dropped blocks the damage that they do together."""
+        dropped = self.catalogue.dropped(units)
+        alone = self.catalogue.outside(units) if dropped.any() else units
+        lost = float(np.clip(scores[alone], 0, _MOST).sum())
+        return lost + self._block_damage(dropped) if dropped.any() else lost
+
+    def _block_damage(self, dropped: Mask) -> float:
+        """Of the blocks that are dropped together, once the rest is refitted."""
+        assert self.evidence is not None and self.evidence.blocks is not None
+        return self.evidence.blocks(dropped) * (self.alignment.mended or 0.0)
 
     def _told_of_widths(self, asked: Alignment, why: str) -> Iterator[str]:
         """Where something else was taken than what was asked for, and what is too narrow for that.
 
         why: what the budget would do with the widths that were asked for.
         """
-        if self.alignment is not asked:
+        if replace(self.alignment, mended=asked.mended) != asked:
             told = f"--round-to auto: --{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told}"
             yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
-                if group.count <= asked.multiple(group) and len(pool.widths) == 1:
+                if group.kind != "block" and group.count <= asked.multiple(group) and len(pool.widths) == 1:
                     few = f"{group.name} has only {group.count} {group.kind}s and stays whole"
                     yield f"--round-to {asked.block}: {few}"
 
@@ -317,9 +340,12 @@ class _Chooser:
         if self.measure is not None and (self.evidence is None or anew):
             self.evidence = self.measure(gone)
         rows = []
+        if self.catalogue.blocks and (self.evidence is None or self.evidence.blocks is None):
+            raise PruneError("blocks compete with channels and heads by measured damage",
+                             "give --data, and leave --criterion out or say obs")  # fmt: skip
         for number, group in enumerate(self.groups):
             rng = np.random.default_rng([self.recipe.seed, number])
-            parts = [self._part(piece, gone) for piece in self.slices.of(group)]
+            parts = [] if group.kind == "block" else [self._part(piece, gone) for piece in self.slices.of(group)]
             found = self.evidence or Measurements()
             damage, importance = found.damage.get(group.name), found.importance.get(group.name)
             rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng, damage, importance=importance)))
@@ -350,6 +376,8 @@ class _Chooser:
     def _choose(self, scores: Array, removed: Mask, share: float) -> Mask:
         """All units that are gone after this step: those before stay gone, because they score lowest."""
         budget, everywhere = self.recipe.budget, self.scope == "global"
+        scores = scores.copy()
+        scores[len(scores) - len(self.catalogue.blocks) :] *= self.alignment.mended or 0.0
         ranked = scores / self._savings() if budget != "ratio" and everywhere else scores
         ranked, scores = (np.where(removed, -np.inf, np.where(np.isnan(s), np.inf, s)) for s in (ranked, scores))
         bundles = bundle(self.pools, ranked)
@@ -359,7 +387,8 @@ class _Chooser:
         goal = self._goal(bundles, share)
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         found = bundles.mask(by_cost(bundles, order, self.cost, goal, total), total)
-        return self._exchanged(scores, found, removed, goal) if everywhere and self.alignment.block > 1 else found
+        trades = everywhere and (self.alignment.block > 1 or len(self.catalogue.blocks) > 0)
+        return self._exchanged(scores, found, removed, goal) if trades else found
 
     def _exchanged(self, scores: Array, found: Mask, removed: Mask, goal: float) -> Mask:
         """The same after trades between groups, if these end within the goal by the exact cost, too."""
@@ -379,15 +408,32 @@ class _Chooser:
             return float(self.costs.of(lengths.kept(state))[self.recipe.budget])
 
         def time(state: Array) -> float:
-            return (
-                self.costs.time(lengths.kept(state, self.alignment)) if isinstance(self.costs, Costs) else cost(state)
-            )
+            return self.costs.time(lengths.kept(state, self.alignment))
 
-        state = exchange(WidthProblem(damage, reached(removed), cost, time, goal, slack=self._slack), reached(found))
+        problem = WidthProblem(
+            damage, reached(removed), cost, time, goal, slack=self._slack, blocks=self._pools_of_blocks()
+        )
+        state = exchange(problem, reached(found))
         other = np.zeros(self.catalogue.count, bool)
         for order, lost, index in zip(orders, lengths.gone, state, strict=True):
             other[order[: lost[index]]] = True
-        return other if self.cost(other) <= goal else found
+        return self.catalogue.closed(other if self.cost(other) <= goal else found)
+
+    def _pools_of_blocks(self) -> BlockPools | None:
+        """Which pools are blocks, and which ones go with them; None where no block may go."""
+        numbers = {group.name: number for number, group in enumerate(self.catalogue.groups)}
+        mine, first = np.array([numbers[g.name] for g in self.groups]), len(numbers) - len(self.catalogue.blocks)
+        pools = np.flatnonzero(mine >= first)
+        if not len(pools) or self.alignment.mended is None:
+            return None
+        blocks = mine[pools] - first
+
+        def damage(gone: Mask) -> float:
+            dropped = np.zeros(len(self.catalogue.blocks), bool)
+            dropped[blocks[gone]] = True
+            return self._block_damage(dropped)
+
+        return BlockPools(pools, self.catalogue.within[np.ix_(blocks, mine)], damage)
 
     @property
     def _slack(self) -> float:
@@ -402,7 +448,7 @@ class _Chooser:
         if not whole:
             raise PruneError(f"the model has no {self.recipe.budget} at these sizes", "budget something else")
         for group, pool in zip(self.groups, self.pools, strict=True):
-            several = 1 if self.costing is None else max(pool.count - pool.widths[-1], 1)
+            several = max(pool.count - pool.widths[-1], 1) if self.recipe.budget == "latency" else 1
             kept = self.catalogue.sizes.copy()
             kept[list(group.axes)] -= several * np.array(group.per_unit)
             out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole / several
@@ -438,12 +484,11 @@ class _Chooser:
         return float(self.costs.of(self.catalogue.kept(removed))[self.recipe.budget])
 
     def time(self, removed: Mask) -> float:
-        """What a run takes without the masked units, roughly; what remains of the budgeted amount where costs tell no
-        time."""
+        """What a run takes without the masked units, roughly."""
         kept = self.catalogue.kept(removed).astype(float)
-        axes = np.unique([axis for group in self.groups for axis in group.axes])
+        axes = np.unique([axis for group in self.groups if group.kind != "block" for axis in group.axes])
         kept[axes] = self.recipe.alignment.effective(kept[axes])
-        return self.costs.time(kept) if isinstance(self.costs, Costs) else self.cost(removed)
+        return self.costs.time(kept)
 
 
 def _steps(curve: LossCurve, scores: Array) -> Array:
@@ -464,6 +509,7 @@ class _KeptAxes:
     def __init__(self, catalogue: Catalogue, groups: Sequence[Group], pools: Sequence[UnitPool]) -> None:
         self._sizes = catalogue.sizes
         self._axes = np.unique([axis for group in groups for axis in group.axes])
+        self._blocks = len(catalogue.sizes) - len(catalogue.blocks)
         self._per_unit = np.zeros((len(groups), len(self._axes)))
         for row, group in zip(self._per_unit, groups, strict=True):
             np.add.at(row, np.searchsorted(self._axes, group.axes), group.per_unit)
@@ -474,5 +520,7 @@ class _KeptAxes:
         lost = np.array([own[index] for own, index in zip(self.gone, state, strict=True)], float) @ self._per_unit
         left = self._sizes.astype(float)
         lengths = np.maximum(left[self._axes] - lost, 0)
-        left[self._axes] = lengths if as_computed is None else as_computed.effective(lengths)
+        if as_computed is not None:
+            lengths = np.where(self._axes < self._blocks, as_computed.effective(lengths), lengths)
+        left[self._axes] = lengths
         return left

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from prunecli.calibration.samples import stored_moments
 from prunecli.dependency.analysis import NONE, Whole
 from prunecli.dependency.catalogue import ALL
@@ -16,17 +14,18 @@ from prunecli.dependency.costs import costs
 from prunecli.errors import PruneError, advice
 from prunecli.model import load
 from prunecli.model.constants import INTERFACE
+from prunecli.model.floating import is_quantised
 from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.predicted.predict import Curves, Undescribed, group_curves
-from prunecli.structures.blocks import choose_blocks, open_blocks
+from prunecli.structures.blocks import choose_blocks
 from prunecli.structures.budget import Mask
 from prunecli.structures.calibrate import measure, unit_recipe
 from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.structures.decision import Decided, analysed_as, recipe_names, recipe_shapes, recipe_whole
-from prunecli.structures.latency import choose_for_latency
-from prunecli.structures.options import BLOCK, StructuredOptions
+from prunecli.structures.latency import LatencyBench, choose_for_latency, layer_table
+from prunecli.structures.options import CHANNELS, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method
 from prunecli.structures.widths import AUTO
@@ -53,9 +52,10 @@ def decide(
         return _replay(path, target, options.plan, options)
     budget = options.budget
     assert budget is not None
-    start = open_blocks if options.granularity == BLOCK else open_cuttable
-    subject = start(
-        path, options.granularity, options.dims, whole=whole, include=options.include, convolved=options.convolved
+    if options.granularity == AUTO and options.drops_blocks and is_quantised(load(path).ir):
+        options = replace(options, granularity=CHANNELS)  # blocks are measured on the model as it runs
+    subject = open_cuttable(
+        path, options.structures, options.dims, whole=whole, include=options.include, convolved=options.convolved
     )
     if subject.is_quantised:
         _check_quantised(options, budget.kind)
@@ -67,15 +67,17 @@ def decide(
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(subject, left)
-    if budget.kind == "latency" or options.granularity == BLOCK:
+    if budget.kind == "latency" or options.blocks_alone:
         choose = choose_for_latency if budget.kind == "latency" else choose_blocks
         how = _recipe(options, subject)
         return subject, choose(subject, options, allowed, left, recipe=how, progress=progress)
-    stored = costs(subject.units.analysis).of(subject.units.sizes).get(budget.kind, 0)
+    stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
     curves, told = predicted(subject) if options.allocate else ({}, [])
     recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
-    evidence = measure(subject, options, progress)
-    decision = decide_units(subject.units, recipe, allowed, evidence, progress, gone=gone)
+    evidence, table = measure(subject, options, progress), None
+    if options.target == "cpu-int8" and options.round_to == AUTO and not subject.is_quantised:
+        table = layer_table(LatencyBench(subject, options, progress), allowed)
+    decision = decide_units(subject.units, recipe, allowed, evidence, progress, costing=table, gone=gone)
     if not decision.removed.any():
         more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
         raise PruneError("at this budget nothing is removed", more)
@@ -87,7 +89,7 @@ def decide(
 def _check_quantised(options: StructuredOptions, kind: str) -> None:
     """Raise PruneError for what is measured or trained on the model as it runs, of which only the floating-point form
     could be."""
-    asked = {"--latency": kind == "latency", "--granularity block": options.granularity == BLOCK,
+    asked = {"--latency": kind == "latency", "--granularity block": options.drops_blocks,
              "--finetune": options.trains}  # fmt: skip
     for option, is_asked in asked.items():
         if is_asked:
@@ -106,7 +108,7 @@ def predicted(subject: Cuttable) -> tuple[Curves, list[str]]:
 def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
     """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it. On noise that nothing
     was fitted to the weights tell more than the damage does: `l2-in`."""
-    refits = options.granularity != BLOCK and recovery_method(options) in ("lstsq", "auto")
+    refits = not options.blocks_alone and recovery_method(options) in ("lstsq", "auto")
     if options.criterion != "auto" or not refits or options.source is None:
         return options.criterion
     return "l2-in" if options.source.synthetic and not stored_moments(subject.work) else "obs"
@@ -116,10 +118,11 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
     """The choice in full, as provenance and plans record it."""
     budget = options.budget
     assert budget is not None
-    names = ("granularity", "criterion", "normalize", "scope")
+    names = ("criterion", "normalize", "scope")
     unit = "_ms" if budget.kind == "latency" and budget.absolute else ""
     return {
         budget.kind + unit: budget.target,
+        "granularity": options.structures,
         **{name: getattr(options, name) for name in names},
         **({"damping": options.damping} if options.criterion == "pagerank" else {}),
         "max_ratio": options.largest_ratio,
@@ -142,17 +145,15 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     granularity = recipe.get("granularity")
     if not isinstance(granularity, str):
         raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
-    start = open_blocks if granularity == BLOCK else open_cuttable
     shapes = recipe_shapes(recipe, input_specs(file.ir))
     include, convolved = (recipe_names(recipe, key) for key in ("include", "convolved"))
-    subject = start(
+    subject = open_cuttable(
         path, granularity, options.dims, shapes, whole=recipe_whole(recipe), include=include, convolved=convolved
     )
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)
-    emptied = subject.units.kept(removed) < np.minimum(subject.units.sizes, 1)
-    if emptied.any():
+    if subject.units.empties(removed):
         raise PruneError(f"{plan_path} removes a whole axis: nothing would remain", ANEW)
     follows = subject.listed(subject.units.removed(removed))
     check_positions(plan_path, read_positions(plan_path, plan, subject.shapes), follows)

@@ -145,7 +145,7 @@ def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[st
     atoms = units.atoms[units.start[group.first] : units.start[group.units.stop]].reshape(group.count, -1)
     where = units.axis_of_atom[atoms]
     for name, axis in group.weights:
-        if axis in full.get(name, {}):
+        if group.kind != "block" and axis in full.get(name, {}):
             value = subject.work.graph.initializers[name]
             root = solved.table.find(solved.table.axis(value, axis, 0))
             mine = atoms[where == root].reshape(group.count, -1) - solved.offset[root]

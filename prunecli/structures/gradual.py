@@ -25,7 +25,7 @@ from prunecli.model.graphs import refill
 from prunecli.model.saving import SaveOptions, save
 from prunecli.structures.carry_out import StructuredResult, carry_out, decided_and_cut, measured
 from prunecli.structures.decide import decide
-from prunecli.structures.options import BLOCK, StructuredOptions
+from prunecli.structures.options import StructuredOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
@@ -79,14 +79,14 @@ def structured_and_trained(
 def _criterion(options: StructuredOptions) -> str:
     """Where training with labels follows, `auto` is `l2-in`: activations tell what hurts least at once, but what is
     left after a cut by the norm of the weights learns better."""
-    automatic = options.criterion == "auto" and options.granularity != BLOCK and not options.distills
+    automatic = options.criterion == "auto" and not options.drops_blocks and not options.distills
     return TRAINED if automatic else options.criterion
 
 
 def _check(options: StructuredOptions) -> None:
     check_plans(options)
     timed = options.budget is not None and options.budget.kind == "latency"
-    if options.step_count > 1 and (timed or options.granularity == BLOCK):
+    if options.step_count > 1 and (timed or options.drops_blocks):
         what = "--latency" if timed else "--granularity block"
         raise PruneError(f"{what} is decided by measuring in one go, not in --steps with training",
                          "leave --steps out, or use --macs")  # fmt: skip

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.catalogue import Catalogue
-from prunecli.dependency.costs import Costs, axes_of_outputs, costs
+from prunecli.dependency.costs import Costs, axes_of_blocks, axes_of_outputs, costs
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.latency import QUARTILE, Latency, Speedup, TimingOptions, measure, measure_pair
 from prunecli.evaluation.profile import REST, Attribution, key, net_of_timing, profiles
+from prunecli.files import Scratch
 from prunecli.model import concrete_shapes
+from prunecli.model.saving import SaveOptions, save
 from prunecli.model.shape_inference import Shape
-from prunecli.runtime import PreparedRun, Session
+from prunecli.runtime import PreparedRun, Session, quantise
 from prunecli.structures.blocks import (
     BlockCosts,
-    BlockCuttable,
     block_damage,
     check_block_options,
     decide_blocks,
@@ -64,8 +65,8 @@ class LatencyTable:
     _curves: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.base = costs(self.catalogue.analysis)
-        self.axes = _axes_of_layers(self.catalogue.analysis)
+        self.base = costs(self.catalogue)
+        self.axes = _axes_of_layers(self.catalogue)
 
     def learn(self, times: Mapping[str, float], kept: Array) -> None:
         """Add what was measured with `kept` positions left on each axis. A layer without a time of its own there was
@@ -88,13 +89,17 @@ class LatencyTable:
         total = sum(float(np.interp(self.share(name, kept), *curve)) for name, curve in self._curves.items())
         return {**self.base.of(kept), "latency": round(total * NANOSECONDS)}
 
+    def time(self, kept: Array) -> float:
+        """The predicted latency in nanoseconds."""
+        return self.of(kept)["latency"]
 
-def _axes_of_layers(analysis: Analysis) -> dict[str, tuple[int, ...]]:
-    """Contractions: the axes of their work; other operators: those of their first output."""
-    table = analysis.components.table
-    out = {key(node): axes for node, axes in axes_of_outputs(analysis).items()}
-    out.update({key(work.node): tuple(table.find(axis) for axis in work.axes) for work in analysis.work})
-    return out
+
+def _axes_of_layers(units: Catalogue) -> dict[str, tuple[int, ...]]:
+    """Contractions: the axes of their work; other operators: those of their first output; and those of blocks."""
+    table = units.analysis.components.table
+    out = axes_of_outputs(units.analysis)
+    out |= {work.node: tuple(table.find(axis) for axis in work.axes) for work in units.analysis.work}
+    return {key(node): (*axes, *axes_of_blocks(units, node)) for node, axes in out.items()}
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
@@ -111,7 +116,7 @@ def even_cut(catalogue: Catalogue, alignment: Alignment, allowed: Mask, share: f
     """A mask over units that leaves about `share` of every allowed group, in widths that it may keep: which units those
     are does not matter to the clock."""
     removed = np.zeros(catalogue.count, bool)
-    for group in (g for g, wanted in zip(catalogue.groups, allowed, strict=True) if wanted):
+    for group in (g for g, wanted in zip(catalogue.groups, allowed, strict=True) if wanted and g.least):
         widths = alignment.widths(catalogue, group)
         stay = min((width for width in widths if width >= round(share * group.count)), default=group.count)
         removed[group.first + stay : group.units.stop] = True
@@ -167,11 +172,13 @@ class Chooser(Protocol):
 
 @dataclass
 class LatencyBench:
-    """The original and the inputs to time it on; `start` opens sessions as they will run."""
+    """The original and the inputs to time it on; `start` opens sessions as they will run, quantised for `cpu-int8`."""
 
     subject: Cuttable
     options: CutOptions
     progress: Progress
+    folder: Scratch = field(default_factory=Scratch)
+    quantised: int = 0
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -179,11 +186,24 @@ class LatencyBench:
 
     @cached_property
     def original(self) -> Session:
-        return self.start(self.subject.file.path)
+        return self.start(self.runnable(self.subject.file.path))
 
     @cached_property
     def feed(self) -> dict[str, Any]:
-        return self.original.random_inputs(seed=self.options.seed, shapes=self.shapes)
+        return self.options.execution.open(self.subject.file.path).random_inputs(
+            seed=self.options.seed, shapes=self.shapes
+        )
+
+    def runnable(self, model: ir.Model | Path) -> ir.Model | Path:
+        """What the target runs of a model: itself, or as onnxruntime quantises it, on random inputs, since its time
+        does not depend on ranges."""
+        if self.options.target != "cpu-int8" or self.subject.is_quantised:
+            return model
+        place = model if isinstance(model, Path) else self.folder.path / "float.onnx"
+        if isinstance(model, ir.Model):
+            save(replace(self.subject.file, ir=model), place, SaveOptions(force=True))
+        self.quantised += 1
+        return quantise(place, [self.feed], self.folder.path, f"int8.{self.quantised}")
 
     @property
     def start(self) -> Callable[..., Session]:
@@ -195,7 +215,7 @@ class LatencyBench:
 
     def compare(self, model: ir.Model) -> Speedup:
         """The model beside the original, in turns."""
-        cut, whole = self.start(model).prepared(self.feed), self.original.prepared(self.feed)
+        cut, whole = self.start(self.runnable(model)).prepared(self.feed), self.original.prepared(self.feed)
         return measure_pair(cut, whole, self.timing, self.progress).gain
 
     def measure(self, run: PreparedRun) -> Latency:
@@ -224,7 +244,7 @@ class LatencyBench:
 
         The first of them, run without timing its operators, tells what the timing adds to each.
         """
-        models = [self.build(mask) for mask in removed]
+        models = [self.runnable(self.build(mask)) for mask in removed]
         found = profiles(models, self.feed, self.start, self.progress)
         plain = self.measure(self.start(models[0]).prepared(self.feed)).times
         layers = Attribution(self.subject.work.graph)
@@ -282,15 +302,15 @@ class BlockChooser:
     """Residual blocks, by the time of the layers that go with each."""
 
     bench: LatencyBench
-    subject: BlockCuttable
     allowed: Array
 
     def __post_init__(self) -> None:
+        subject = self.bench.subject
         check_block_options(self.bench.options)
-        self.damage, self.notes = block_damage(self.subject, self.bench.options)
-        (times,) = self.bench.layer_times([np.zeros(self.subject.units.count, bool)])
-        work = {node: times.get(key(node), 0.0) for node in self.subject.work.graph}
-        self.costs = BlockCosts(self.subject.work, self.subject.blocks, {"latency": work})
+        self.damage, self.notes = block_damage(subject, self.bench.options)
+        (times,) = self.bench.layer_times([np.zeros(subject.units.count, bool)])
+        work = {node: times.get(key(node), 0.0) for node in subject.work.graph}
+        self.costs = BlockCosts(subject.work, subject.units.blocks, {"latency": work})
 
     def choose(self, aim: float) -> TimedChoice:
         recipe = UnitRecipe("latency", aim, max_ratio=self.bench.options.largest_ratio)
@@ -318,15 +338,16 @@ def choose_for_latency(
     bench = LatencyBench(subject, options, progress)
     target = bench.fraction(budget)
     chooser: Chooser
-    if isinstance(subject, BlockCuttable):
-        chooser, recipe = BlockChooser(bench, subject, allowed), {**recipe, "criterion": "divergence"}
+    if options.blocks_alone:
+        chooser, recipe = BlockChooser(bench, allowed), {**recipe, "criterion": "divergence"}
     else:
         chooser = UnitChooser(bench, allowed)
     tried = search(chooser, bench.build, bench.compare, target)
     best = fastest_enough(tried, target, less(options, subject))
     where = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in bench.shapes.items())
     threads = options.execution.thread_count
-    told = f"measured on {threads} thread{'s' * (threads > 1)} at {where}: {best.gain.words()}"
+    form = "in int8, " if options.target == "cpu-int8" else ""
+    told = f"{form}measured on {threads} thread{'s' * (threads > 1)} at {where}: {best.gain.words()}"
     measured = {
         "target": target,
         "remains": best.share,

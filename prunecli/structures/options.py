@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
@@ -27,7 +27,7 @@ from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.target import KINDS, Budget
 from prunecli.structures.widths import AUTO, Alignment, Target, alignment, read_multiple
 
-BLOCK = "block"
+CHANNELS = "channel,head"
 MAX_RATIO = 0.9
 DAMPING = 0.85
 """Of the unit graph's PageRank (`dependency/unit_graph.py`)."""
@@ -38,6 +38,9 @@ CRITERIA = (
 )
 NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 Amount = Quantity | float | None
+
+if TYPE_CHECKING:
+    from prunecli.dependency.catalogue import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +85,11 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     granularity: Annotated[
         str,
-        Option("which structures may be cut: channel,head; block: whole residual blocks; all: also inside heads and the"
-               " hidden size; vocabulary: categories of one-hot inputs, which nothing else cuts", SELECT,
-               "channel|head|block|all|vocabulary"),
-    ] = "channel,head"  # fmt: skip
+        Option("which structures may be cut: channel,head; block: whole residual blocks, alone or beside others"
+               " (channel,head,block); all: also inside heads and the hidden size; vocabulary: categories of one-hot inputs,"
+               " which nothing else cuts; auto: channel,head, and blocks where --data measure their damage and no other"
+               " option limits the choice", SELECT, "auto|channel|head|block|all|vocabulary"),
+    ] = AUTO  # fmt: skip
     criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
     damping: Annotated[
         float,
@@ -132,7 +136,6 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         return 1
 
     def check(self) -> None:
-        from prunecli.dependency.catalogue import parse_granularity
         from prunecli.structures.choose import check_choices
 
         super().check()
@@ -140,8 +143,40 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         if self.rescale_activations and (self.source is None or self.closed_form in ("none", "fold")):
             raise PruneError("--rescale-activations is a part of recovery on data",
                              "give --data, and no --recover or one that reads it")  # fmt: skip
-        if self.granularity != BLOCK:
-            parse_granularity(self.granularity)
+        if not self.drops_blocks or self.blocks_alone:
+            return
+        if self.budget is not None and self.budget.kind == "ratio":
+            raise PruneError("--ratio counts units, and a block is no unit among channels", "give --macs or --params")
+        if self.scope == "layer":
+            raise PruneError("--scope layer cuts all groups alike, and a block goes or stays", "leave --scope out")
+
+    @cached_property
+    def structures(self) -> str:
+        """The granularity, with what `auto` stands for."""
+        if self.granularity != AUTO:
+            return self.granularity
+        return f"{CHANNELS},block" if self.weighs_blocks else CHANNELS
+
+    @property
+    def weighs_blocks(self) -> bool:
+        """Whether blocks compete with channels where nobody says."""
+        return False
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        from prunecli.dependency.catalogue import parse_granularity
+
+        return parse_granularity(self.structures)
+
+    @property
+    def drops_blocks(self) -> bool:
+        """Whether whole residual blocks may go."""
+        return "block" in self.kinds
+
+    @property
+    def blocks_alone(self) -> bool:
+        """Whether nothing else may."""
+        return self.kinds == ("block",)
 
 
 def _amount(text: str) -> Option:
@@ -179,12 +214,21 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
             raise PruneError("--plan fixes what is removed", "leave out --ratio, --macs, --params and --latency")
         assert self.plan is not None or self.budget is not None
 
+    @property
+    def weighs_blocks(self) -> bool:
+        """Where their damage is measured like that of other units, on data, and nothing else limits the choice."""
+        plain = (self.round_to, self.max_ratio, self.scope, self.allocate) == (AUTO, None, "auto", None)
+        measured = self.source is not None and not self.source.synthetic and self.criterion in ("auto", "obs")
+        refitted = self.closed_form in (None, "auto", "lstsq") and not self.trains
+        amount = self.budget is not None and self.budget.kind in ("macs", "params", "latency")
+        return plain and measured and refitted and amount and not self.include and not self.exclude
+
     def _check_allocation(self) -> None:
         if self.allocate is None:
             return
         if self.plan is not None:
             raise PruneError("--plan fixes what is removed", "leave out --allocate")
-        if self.granularity == BLOCK or self.latency is not None:
+        if self.drops_blocks or self.latency is not None:
             raise PruneError("--allocate spreads --ratio, --macs and --params over groups of channels and heads",
                              "leave --allocate out")  # fmt: skip
         if self.scope == "layer":

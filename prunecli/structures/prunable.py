@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from prunecli.calibration.samples import calibration_samples, cautions
 from prunecli.data import Dataset
 from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes, kept_together
 from prunecli.dependency.analysis import analyse as solve
+from prunecli.dependency.blocks import drop_blocks
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
 from prunecli.dependency.costs import axes_of_outputs, costs
 from prunecli.dependency.cut import Removed, remove
@@ -136,16 +138,29 @@ class Cuttable:
 
     def _needed(self, removed: Removed, named: Removed) -> Removed:
         """`named`: what is removed, in the names of the file."""
-        found = needed(self.file.ir.graph, named)
+        found = {**needed(self.file.ir.graph, named), **self._branches(named)}
         if not self.is_quantised:
             return found
         still = silent(self.work.graph, removed)
         return {name: axes for name, axes in found.items() if name not in still}
 
+    def _branches(self, named: Removed) -> Removed:
+        """What a cut lists of the branches of dropped blocks: these are zero, whatever becomes of their sums."""
+        gone = ((b, named.get(b.value.name or "", {})) for b in self.units.blocks)
+        return {b.value.name or "": axes for b, axes in gone if len(axes.get(b.axis, ())) == b.size}
+
     def without(self, units: Array, positions: Removed) -> ir.Model:
         """A copy of the working form, as the file stores it, without the masked units, whose positions are given."""
-        cut = self.stored.clone()
-        remove(cut, self.form.extended(positions), self.inputs, self.other_inputs)
+        cut, dropped = self.stored.clone(), self.units.dropped(units)
+        if not dropped.any():
+            remove(cut, self.form.extended(positions), self.inputs, self.other_inputs)
+            return cut
+        joins = dict(zip(self.stored.graph, cut.graph, strict=True))
+        rest = self.units.outside(units)
+        if rest.any():
+            remove(cut, self.units.removed(rest), self.inputs, self.other_inputs)
+        blocks = itertools.compress(self.units.blocks, dropped)
+        drop_blocks(cut, [replace(block, join=joins[block.join]) for block in blocks])
         return cut
 
     @cached_property
@@ -172,7 +187,7 @@ class Cuttable:
     @cached_property
     def prices(self) -> list[tuple[int, int]]:
         """(parameters, multiply-accumulates) that the removal of one unit of each group saves by itself."""
-        priced, sizes = costs(self.units.analysis), self.units.sizes
+        priced, sizes = costs(self.units), self.units.sizes
         whole, out = priced.of(sizes), []
         for group in self.units.groups:
             kept = sizes.copy()
@@ -182,19 +197,21 @@ class Cuttable:
         return out
 
     def members(self) -> list[list[str]]:
-        """Per group: the initializers and nodes with a value on any axis that it cuts."""
-        table = self.units.analysis.components.table
+        """Per group: the initializers and nodes with a value on any axis that it cuts, or all of a block."""
+        table, first = self.units.analysis.components.table, len(self.units.groups) - len(self.units.blocks)
         values: dict[int, list[ir.Value]] = {}
         for number, axis in enumerate(table.axes):
             if axis.value is not None:
                 values.setdefault(table.find(number), []).append(axis.value)
         initializers = self.work.graph.initializers
         out = []
-        for group in self.units.groups:
+        for group in self.units.groups[:first]:
             mine = [v for axis in group.axes for v in values.get(axis, ())]
             stored = [v.name or "" for v in mine if v.name in initializers]
             nodes = [n for v in mine for n in (v.producer(), *(use.node for use in v.uses())) if n is not None]
             out.append(list(dict.fromkeys([*stored, *(node_name(n) for n in nodes)])))
+        for block, dead in zip(self.units.blocks, self.units.dead, strict=True):
+            out.append([block.name, *map(node_name, dead.nodes), *(v.name or "" for v in dead.initializers)])
         return out
 
     def is_stored(self, name: str) -> bool:
@@ -311,10 +328,15 @@ def open_cuttable(
         analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)
     analysis.work[:] = _counted(replace(file, ir=work), analysis, counted)
     analysis.written[:] = _written(analysis, counted)
+    units = catalogue(analysis, kinds)
+    if not units.blocks and kinds == ("block",):
+        raise PruneError(
+            f"{path} has no residual blocks (y = x + f(x)) that could be dropped", "cut channels and heads instead"
+        )
     return Cuttable(
         file,
         work,
-        catalogue(analysis, kinds),
+        units,
         shapes,
         granularity,
         counted=counted,

@@ -37,13 +37,15 @@ class Alignment:
     """Positions that stay are multiples of `block`. `below`: whether a layer may keep a half or a quarter of a block:
     never, those that run faster there, or all. `padded`: what the target rounds a width up to; 1 where it is not known,
     and then no cut is preferred for its speed; `partial`: whether a part of a block takes less time than a
-    block. `given`: the block is the user's; nothing else may take its place."""
+    block. `given`: the block is the user's; nothing else may take its place. `mended`: what is
+    left of the damage of dropped residual blocks once the rest is refitted; None: no block may go."""
 
     block: int = 1
     below: Literal["never", "dense", "all"] = "never"
     padded: int = 1
     partial: bool = False
     given: bool = True
+    mended: float | None = 1.0
 
     @property
     def told(self) -> str:
@@ -80,6 +82,8 @@ class Alignment:
 
     def widths(self, catalogue: Catalogue, group: Group, limit: int | None = None) -> tuple[int, ...]:
         """Numbers of units that may stay, from all of them down; at most `limit` (default: all but one) go."""
+        if group.kind == "block":
+            return (1, 0) if self.mended is not None and limit != 0 else (1,)
         step, least = self.multiple(group), group.count - min(group.count - 1, group.count if limit is None else limit)
         found = multiples(group.count, step)
         if self.below == "all" or (self.below == "dense" and step > 1 and gains_below(catalogue, group)):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.busy import chain, load
 from prunecli.evaluation import latency
 from prunecli.evaluation.latency import (
     CROWDED,
@@ -30,7 +28,7 @@ from prunecli.evaluation.latency import (
     measure_pair,
     speedup,
 )
-from prunecli.runtime import PreparedRun, Session
+from prunecli.runtime import PreparedRun
 
 
 def times(scale: float, noise: float, seed: int, count: int = 100) -> np.ndarray:
@@ -338,15 +336,7 @@ def test_the_figures() -> None:
 
 def convolutions(count: int, threads: int) -> PreparedRun:
     """A run of so many equal layers one after the other: its work is exactly proportional to them."""
-    rng = np.random.default_rng(0)
-    weight = numpy_helper.from_array((0.05 * rng.standard_normal((32, 32, 3, 3))).astype(np.float32), "w")
-    names = ["x", *(f"h{k}" for k in range(count))]
-    nodes = [helper.make_node("Conv", [a, "w"], [b], pads=[1] * 4) for a, b in pairwise(names)]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 32, 16, 16]) for name in (names[0], names[-1])]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    session = Session.open(model.SerializeToString(), threads=threads)
-    return session.prepared(session.random_inputs())
+    return chain("Conv", count, 32, threads)
 
 
 def test_one_thread_is_the_calling_thread() -> None:
@@ -358,32 +348,16 @@ def test_one_thread_is_the_calling_thread() -> None:
     assert time.thread_time() - mine > 0.9 * (time.process_time() - whole)
 
 
-def spin(stop: Any, parent: int) -> None:
-    while not stop.is_set() and os.getppid() == parent:
-        np.random.default_rng(0).standard_normal(100_000).sum()
-
-
 @pytest.fixture
-def load() -> Iterator[None]:
+def busy() -> Iterator[None]:
     """Two processes per CPU that compute, as a busy machine has."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    count = 2 * (os.cpu_count() or 1)
-    others = [context.Process(target=spin, args=(stop, os.getpid()), daemon=True) for _ in range(count)]
-    for other in others:
-        other.start()
-    try:
+    with load("cpu", 2 * (os.cpu_count() or 1)):
         yield
-    finally:
-        stop.set()
-        for other in others:
-            other.join(10)
-            other.kill()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("truth", [1.0, 2.0])
-def test_the_interval_covers_the_truth_beside_other_work(truth: float, load: None) -> None:
+def test_the_interval_covers_the_truth_beside_other_work(truth: float, busy: None) -> None:
     """A model and itself, and one of exactly twice its layers: in 19 of 20 runs the truth is inside the interval, and
     it is told nearly always."""
     found = []
@@ -395,7 +369,7 @@ def test_the_interval_covers_the_truth_beside_other_work(truth: float, load: Non
 
 
 @pytest.mark.slow
-def test_nothing_is_told_of_several_threads_beside_other_work(load: None) -> None:
+def test_nothing_is_told_of_several_threads_beside_other_work(busy: None) -> None:
     threads = max(2, os.cpu_count() or 1)
     for _ in range(3):
         found = measure_pair(convolutions(8, threads), convolutions(16, threads), TimingOptions(threads, CPU, pairs=50))

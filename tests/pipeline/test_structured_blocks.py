@@ -1,4 +1,5 @@
-"""`--granularity block` from end to end: chosen, dropped, proved, saved, replayed; and refused where it must be."""
+"""`--granularity block`, alone and beside channels, from end to end: chosen, dropped, proved, saved, replayed; and refused
+where it must be."""
 
 from __future__ import annotations
 
@@ -75,6 +76,26 @@ def test_with_data_no_word_of_random_inputs(tmp_path: Path) -> None:
     assert any("20 samples" in note for note in found.notes) and not any("random" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("granularity, taken", [("channel,head,block", True), ("channel,head", False)])
+def test_blocks_and_channels_share_one_budget(granularity: str, taken: bool, tmp_path: Path) -> None:
+    """The block that changes nothing goes, with the channels inside it; of the others channels do, and all is proved from
+    outside, counted exactly, and replayed."""
+    path, data = net_file(tmp_path, residual), tmp_path / "x.npz"
+    np.savez(data, x0=np.random.default_rng(0).standard_normal((48, 3, 6, 6)).astype(np.float32))
+    asked = {"ratio": None, "macs": 0.5, "data": str(data), "granularity": granularity, "timing": False}
+    found = drop(path, tmp_path, recover="lstsq", **asked)
+    groups = {(group.kind, number): group.after for number, group in enumerate(found.groups)}
+    blocks = [after for (kind, _), after in groups.items() if kind == "block"]
+    assert blocks == ([1, 0, 1] if taken else []) and (min(groups.values()) == 0) is taken
+    assert found.verification.kind == "exact" and found.after.macs is not None and found.before.macs is not None
+    assert 0.45 * found.before.macs < found.after.macs <= 0.5 * found.before.macs
+    bare = drop(path, tmp_path, recover="none", criterion="obs", **asked)
+    assert bare.verification.kind == "exact"
+    assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
+    structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", timing=False)
+    assert onnx.load(tmp_path / "again.onnx").graph == onnx.load(tmp_path / "cut.onnx").graph
+
+
 def test_a_plan_is_replayed(tmp_path: Path) -> None:
     path = net_file(tmp_path, residual)
     drop(path, tmp_path)
@@ -115,7 +136,12 @@ def test_left_out_blocks_stay(tmp_path: Path) -> None:
         (dense, {}, "has no residual blocks"),
         (residual, {"criterion": "l2"}, "--criterion means nothing for blocks"),
         (residual, {"round_to": 8}, "--round-to means nothing for blocks"),
-        (residual, {"granularity": "block,channel"}, "stands alone"),
+        (residual, {"granularity": "block,channel"}, "--ratio counts units"),
+        (
+            residual,
+            {"granularity": "block,channel", "ratio": None, "macs": 0.5},
+            "blocks compete .* by measured damage",
+        ),
         (residual, {"ratio": 0.1}, "no block is dropped"),
         (residual, {"ratio": None, "params": 0.01}, "cannot be reached with blocks"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,15 @@ import pytest
 from onnx import numpy_helper
 
 from prunecli.dependency.analysis import analyse
-from prunecli.dependency.blocks import find_blocks
+from prunecli.dependency.blocks import drop_blocks, find_blocks
+from prunecli.dependency.catalogue import catalogue
+from prunecli.dependency.costs import costs
+from prunecli.dependency.cut import remove
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
 from prunecli.structures.blocks import BlockCosts, Damage, decide_blocks, divergence, gated
+from prunecli.structures.budget import BlockPools, WidthProblem, exchange
 from prunecli.structures.choose import UnitRecipe
 from tests.channels.net import Net
 
@@ -64,40 +70,87 @@ ALL = np.ones(4, bool)
     ],
 )  # fmt: skip
 def test_which_blocks_go(recipe: UnitRecipe, damages: tuple[float, ...], allowed: Any, dropped: list[int]) -> None:
-    costs, _ = _costs(_chain(Net()))
-    found = decide_blocks(costs, _additive(*damages), recipe, allowed)
+    priced, _ = _costs(_chain(Net()))
+    found = decide_blocks(priced, _additive(*damages), recipe, allowed)
     assert np.flatnonzero(found.removed).tolist() == dropped
     assert found.damage == pytest.approx(sum(damages[i] for i in dropped))
     if recipe.budget != "ratio":
-        left = 1 - costs.saved(recipe.budget, found.removed) / costs.whole(recipe.budget)
+        left = 1 - priced.saved(recipe.budget, found.removed) / priced.whole(recipe.budget)
         assert left <= recipe.target
 
 
 def test_damage_is_measured_anew_when_blocks_are_gone() -> None:
     """Block 1 is cheap alone but dear once block 0 is gone."""
-    costs, _ = _costs(_chain(Net()))
+    priced, _ = _costs(_chain(Net()))
 
     def damage(mask: Any) -> float:
         return float(np.array([1, 2, 3, 4]) @ mask + 10 * (mask[0] and mask[1]))
 
-    assert np.flatnonzero(decide_blocks(costs, damage, UnitRecipe("ratio", 0.5), ALL).removed).tolist() == [0, 2]
+    assert np.flatnonzero(decide_blocks(priced, damage, UnitRecipe("ratio", 0.5), ALL).removed).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_amounts_without_blocks_and_channels_are_exact(nested: bool) -> None:
+    """What remains by formula is what the cut model has; channels inside a dropped block count once."""
+    n = _chain(Net(), nested)
+    units = catalogue(analyse(prepare(ir.from_proto(n.model())), n.shapes, n.other), ("channel", "block"))
+    priced, rng = costs(units), np.random.default_rng(0)
+    for _ in range(8):
+        mask = np.zeros(units.count, bool)
+        for group in units.groups:
+            mask[group.units] = rng.random(group.count) < 0.4
+            mask[group.first] &= group.kind == "block"
+        mask = units.closed(mask)
+        cut = ir.from_proto(n.model())
+        cut = prepare(cut)
+        joins = dict(zip(units.analysis.model.graph, cut.graph, strict=True))
+        remove(
+            cut, units.removed(units.outside(mask) & (units.group_of < len(units.groups) - len(units.blocks))), n.shapes
+        )
+        blocks = [block for block, gone in zip(units.blocks, units.dropped(mask), strict=True) if gone]
+        drop_blocks(cut, [replace(block, join=joins[block.join]) for block in blocks])
+        left = sum(value.const_value.size for value in cut.graph.initializers.values())  # type: ignore[union-attr]
+        assert priced.of(units.kept(mask))["params"] == left
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blocks_trade_with_the_channels_of_others(seed: int) -> None:
+    """Against all choices of three blocks with a group of channels in each, which goes for nothing with its block."""
+    rng = np.random.default_rng(seed)
+    steps = [np.append(0.0, np.cumsum(rng.random(4))) for _ in range(3)]
+    alone, work = rng.random(3) * 2, rng.integers(2, 6, 3)
+    within = np.hstack([np.eye(3, dtype=bool), np.eye(3, dtype=bool)])
+    pools = BlockPools(np.arange(3, 6), within, lambda gone: float(alone @ gone))
+
+    def cost(state: Any) -> float:
+        return float((work * (5 - state[:3]) * (1 - state[3:])).sum())
+
+    damage = [*steps, *(np.array([0.0, one]) for one in alone)]
+    whole = WidthProblem(damage, np.zeros(6, int), cost, cost, 0.5 * cost(np.zeros(6, int)), 0.0, pools)
+    start = np.array([4, 4, 4, 0, 0, 0])
+    found = exchange(whole, start)
+    every = (np.array(state) for state in itertools.product(*[range(5)] * 3, *[range(2)] * 3))
+    good = [state for state in every if cost(state) <= whole.target and whole.short(state) == 0]
+    best = min((whole.total(state) for state in good), default=np.inf)
+    assert cost(found) <= whole.target and whole.total(found) <= max(best, whole.total(start)) * 1.5
+    assert whole.total(np.array([3, 1, 0, 1, 0, 0])) == pytest.approx(steps[1][1] + alone[0])
 
 
 def test_blocks_inside_a_dropped_one_go_with_it_and_count() -> None:
-    costs, _ = _costs(_chain(Net(), nested=True))
+    priced, _ = _costs(_chain(Net(), nested=True))
     damage = _additive(5, 5, 5, 5, 0.1)
-    found = decide_blocks(costs, damage, UnitRecipe("ratio", 0.6), np.ones(5, bool))
+    found = decide_blocks(priced, damage, UnitRecipe("ratio", 0.6), np.ones(5, bool))
     assert np.flatnonzero(found.removed).tolist() == [2, 3, 4]
-    few = decide_blocks(costs, damage, UnitRecipe("ratio", 0.4), np.ones(5, bool))
+    few = decide_blocks(priced, damage, UnitRecipe("ratio", 0.4), np.ones(5, bool))
     assert few.removed.sum() == 2 and not few.removed[4]
 
 
 def test_a_budget_out_of_reach_is_refused() -> None:
-    costs, _ = _costs(_chain(Net()))
+    priced, _ = _costs(_chain(Net()))
     with pytest.raises(PruneError, match=r"--params 0\.01 cannot be reached with blocks: 0\.\d+ must remain"):
-        decide_blocks(costs, _additive(1, 1, 1, 1), UnitRecipe("params", 0.01), ALL)
+        decide_blocks(priced, _additive(1, 1, 1, 1), UnitRecipe("params", 0.01), ALL)
     with pytest.raises(PruneError, match="leaves nothing to choose"):
-        decide_blocks(costs, _additive(1, 1, 1, 1), UnitRecipe("params", 1.0), ALL)
+        decide_blocks(priced, _additive(1, 1, 1, 1), UnitRecipe("params", 1.0), ALL)
 
 
 @pytest.mark.parametrize("opset, dtype", [(18, np.float32), (8, np.float32), (18, np.float16)])
@@ -106,8 +159,8 @@ def test_a_closed_gate_is_a_branch_of_zeros(opset: int, dtype: Any) -> None:
     n = Net(opset, dtype=dtype)
     h = n("Relu", n("MatMul", n.x(2, 4), n.w(4, 4)))
     n.out(n("Add", h, n("MatMul", h, n.w(4, 4))))
-    costs, facts = _costs(n)
-    session = Session.open(gated(costs.model, costs.blocks, facts))
+    priced, facts = _costs(n)
+    session = Session.open(gated(priced.model, priced.blocks, facts))
     x = np.random.default_rng(0).standard_normal((2, 4)).astype(dtype)
     whole = Session.open(n.model().SerializeToString()).run({"x0": x})
     stream = np.maximum(x @ _array(n, 0), 0)

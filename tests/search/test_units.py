@@ -75,7 +75,7 @@ def test_budgets_are_hit_from_below_by_the_model_as_cut(budget: Any, target: flo
 
 
 def test_absolute_budgets_mean_the_same() -> None:
-    whole = costs(CUTTABLE.analysis).of(CUTTABLE.sizes)["macs"]
+    whole = costs(CUTTABLE).of(CUTTABLE.sizes)["macs"]
     share = decide_units(CUTTABLE, UnitRecipe("macs", 0.5))
     absolute = decide_units(CUTTABLE, UnitRecipe("macs", 0.5 * whole, absolute=True))
     assert (share.removed == absolute.removed).all()
@@ -129,7 +129,7 @@ def test_steps_add_up_and_never_bring_back() -> None:
     whole = decision.before["macs"]
     assert set(decision.step_of[decision.removed]) == {0, 1, 2} and (decision.step_of[~decision.removed] == -1).all()
     for step in range(3):
-        left = costs(CUTTABLE.analysis).of(CUTTABLE.kept((decision.step_of >= 0) & (decision.step_of <= step)))["macs"]
+        left = costs(CUTTABLE).of(CUTTABLE.kept((decision.step_of >= 0) & (decision.step_of <= step)))["macs"]
         assert 0.95 * 0.4 ** ((step + 1) / 3) <= left / whole <= 0.4 ** ((step + 1) / 3) + 1e-9
 
 
