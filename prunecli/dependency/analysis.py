@@ -62,7 +62,10 @@ GROUPED = "inputs of a quantised weight belong to scales by a table (g_idx)"
 
 def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], int]]:
     """Axes of quantised weights that stay whole, and those whose positions go in blocks, for `analyse`."""
-    packed = dict.fromkeys(((name, 2) for name, one in form.sources.items() if one.bits), BLOCK)
+    bits = [(name, len(one.shape)) for name, one in form.sources.items() if one.bits]
+    packed = dict.fromkeys(
+        ((name, axis) for name, rank in bits for axis in ((2,) if rank == 3 else range(rank))), BLOCK
+    )
     packed |= dict.fromkeys(((name, 1) for name, one in form.sources.items() if one.grouped), GROUPED)
     return packed, {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
 

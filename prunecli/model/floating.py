@@ -24,7 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
-from prunecli.model.quantised import Quantised, Unfolded, nbits, quantised
+from prunecli.model.quantised import Quantised, Unfolded, block_table, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
 from prunecli.operators.operator import input_of
@@ -769,6 +769,19 @@ def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
         flat = r.insert(node, "Slice", [flat, *bounds])
     matrix = r.insert(node, "Transpose", [flat], {"perm": [1, 0]})
     _product_and_bias(r, node, [i[0], matrix], i[5])
+
+
+@restates("GatherBlockQuantized", domain=MICROSOFT)
+def _gather_blocks(r: Restatement, node: ir.Node) -> None:
+    """Rows of a table that is stored in blocks: data, indices, scales, zero points."""
+    i = [input_of(node, index) for index in range(4)]
+    axis, gathered = integer(node, "quantize_axis", 1), integer(node, "gather_axis", 0)
+    source = block_table(i, integer(node, "bits", 4), integer(node, "block_size", 128), axis)
+    if source is None or i[0] is None:
+        raise _UnknownError(f"how {node.op_type} {node.name!r} stores its table is not known")
+    table = r.weight(i[0], source, node)
+    r.become(node, "Gather", [table, i[1]])
+    node.attributes["axis"] = ir.AttrInt64("axis", gathered)
 
 
 @restates("DynamicQuantizeLSTM", domain=MICROSOFT)

@@ -145,7 +145,8 @@ class Quantised:
 
     def _spread(self, parameter: Array) -> Array:
         """A parameter as it broadcasts to the numbers."""
-        return np.repeat(parameter, self.block, axis=self.axis) if self.block else parameter
+        apart = bool(self.block) and parameter.ndim > 0 and parameter.shape[self.axis] > 1
+        return np.repeat(parameter, self.block, axis=self.axis) if apart else parameter
 
     def _grouped(self, values: Array) -> Array:
         """Values as (*shape of the scale, those that share it)."""
@@ -288,6 +289,25 @@ def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised
     if groups.min() < 0 or groups.max() >= blocks:
         return None
     return replace(found, scale=scales[:, groups].reshape(rows, blocks, block), grouped=True)
+
+
+def block_table(inputs: Sequence[ir.Value | None], bits: int, block: int, axis: int) -> Quantised | None:
+    """The table of GatherBlockQuantized: 4-bit types, or bytes of one or two numbers; scales and zero points in blocks
+    along an axis. Without zero points zero is 0, in bytes 2^(bits - 1)."""
+    table, scales, offset = (stored(inputs[index]) for index in (0, 2, 3))
+    if table is None or scales is None or (inputs[3] is not None and offset is None):
+        return None
+    if table.dtype != ir.DataType.UINT8:
+        return quantised(inputs[0], inputs[2], inputs[3], axis=axis, block=block)
+    rank, factors = len(table.shape), np.asarray(scales.numpy())
+    if bits not in (4, 8) or axis % rank != rank - 1:
+        return None
+    points = np.full((1,) * rank, 1 << (bits - 1), np.int32)
+    if offset is not None:
+        points = unpacked(np.asarray(offset.numpy()), bits)[..., : factors.shape[-1]].astype(np.int32)
+    found = Quantised(table, factors, points, scales.dtype, axis=rank - 1, block=block, bits=bits if bits < 8 else 0,
+                      parameters=(inputs[2], inputs[3]))  # fmt: skip
+    return found if found.shape[-1] == factors.shape[-1] * block else None
 
 
 def in_order(order: ir.Value, block: int) -> bool:

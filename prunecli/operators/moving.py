@@ -72,12 +72,22 @@ def _sample_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:2], *shapes[1][1:-1])]
 
 
+def _block_gather_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
+    """Rows of a table; a byte holds 8 / bits numbers, which the scales tell: one for each block."""
+    data, indices, scales = shapes[:3]
+    axis, along = integer(node, "gather_axis", 0), integer(node, "quantize_axis", 1)
+    rows = list(data)
+    whole = scales[along] * integer(node, "block_size", 128)
+    rows[along] = whole if rows[along] * 2 == whole else rows[along]
+    return [(*rows[:axis], *indices, *rows[axis + 1 :])]
+
+
 def _global_pool_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     return [(*shapes[0][:2], *(1,) * (len(shapes[0]) - 2))]
 
 
 register(Operator(role=_table_role), "Gather")
-register(Operator(quantised=True), "GatherBlockQuantized", domain=MICROSOFT)
+register(Operator(shapes=_block_gather_shapes, quantised=True, type_of=2), "GatherBlockQuantized", domain=MICROSOFT)
 register(Operator(demand=_transpose), "Transpose")
 register(Operator(demand=_unsqueeze), "Unsqueeze")
 register(Operator(demand=_pad), "Pad")

@@ -48,8 +48,10 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {t.name: tuple(t.dims) for t in onnx.load(path).graph.initializer}
 
 
-CUT = [case for case in CASES if case[0] not in ("per input channel", "QLinearSoftmax")]
-"""onnxruntime does not run the one where it fuses, and the other runs over all channels."""
+WHOLE = "GatherBlockQuantized, 4 bits"
+CUT = [case for case in CASES if case[0] not in ("per input channel", "QLinearSoftmax") and WHOLE not in case[0]]
+"""onnxruntime does not run the one where it fuses, the other runs over all channels, and rows of bytes of two numbers stay
+whole."""
 
 
 @pytest.mark.parametrize(("name", "made", "shape", "weight"), CUT, ids=[case[0] for case in CUT])

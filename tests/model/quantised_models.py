@@ -161,12 +161,13 @@ def nbits(bits: int = 4, k: int = 32, zero: bool = False, bias: bool = False, or
     return net.add("MatMulNBits", names, "y", MICROSOFT, K=k, N=4, bits=bits, block_size=16)
 
 
-def blocked(axis: int = 0) -> Net:
+def blocked(axis: int = 0, zero: bool = True) -> Net:
     """A weight (8, 6) with a scale per block of neighbours along an axis."""
     shape = (2, 6) if axis == 0 else (8, 2)
     net = Net(21).integers("w", (8, 6)).hold(w_s=Net().rng.uniform(0.01, 0.1, shape).astype(F))
     net.hold(w_z=np.full(shape, 3, np.int8))
-    return _dq(net, "w", "wf", axis=axis, block_size=4 if axis == 0 else 3).add("MatMul", "x wf", "y")
+    size, names = 4 if axis == 0 else 3, "w w_s w_z" if zero else "w w_s"
+    return net.add("DequantizeLinear", names, "wf", axis=axis, block_size=size).add("MatMul", "x wf", "y")
 
 
 def int4() -> Net:
@@ -215,6 +216,15 @@ def transposed_twice(second: bool) -> Net:
         net.add("Transpose", "w", "wu", perm=[1, 0])
     net.add("DequantizeLinear", f"{'wu' if second else 'wt'} o_s o_z", "vf").add("MatMul", "x vf", "b")
     return net.add("Add", "a b", "y")
+
+
+def block_embedding(bits: int, zero: bool = False) -> Net:
+    """Rows of a table (7, 32) in blocks of 16."""
+    net = Net(21).integers("w", (7, 32 * bits // 8), U).hold(w_s=Net().rng.uniform(0.01, 0.1, (7, 2)).astype(F))
+    net.integers("w_z", (7, 2 * bits // 8), U).hold(low=F(0), high=F(6))
+    net.add("Clip", "x low high", "xc").add("Cast", "xc", "i", to=TensorProto.INT64)
+    names = f"w i w_s{' w_z' if zero else ''}"
+    return net.add("GatherBlockQuantized", names, "y", MICROSOFT, bits=bits, block_size=16)
 
 
 def embedding_twice() -> Net:
@@ -312,6 +322,11 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("the same, clipped at both ends", lambda: unfolded(0.004), ROWS, "w"),
     ("the same, clipped to one sign", lambda: unfolded(0.01, 0, U), ROWS, "w"),
     ("a table of rows", embedding, (5, 6), "w"),
+    ("GatherBlockQuantized, bytes", lambda: block_embedding(8), (5, 6), "w"),
+    ("GatherBlockQuantized, zero points", lambda: block_embedding(8, True), (5, 6), "w"),
+    ("GatherBlockQuantized, 4 bits", lambda: block_embedding(4), (5, 6), "w"),
+    ("GatherBlockQuantized, 4 bits, zero points", lambda: block_embedding(4, True), (5, 6), "w"),
+    ("blocks without zero points", lambda: blocked(zero=False), WIDE, "w"),
     ("transposed integers", transposed, ROWS, "w"),
     ("transposed integers, per channel", lambda: transposed(PER_CHANNEL), ROWS, "w"),
     ("one weight by two scales", lambda: two_readers(0.05, 0), ROWS, "w"),
