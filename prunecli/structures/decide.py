@@ -24,7 +24,7 @@ from prunecli.structures.calibrate import measure, unit_recipe
 from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
 from prunecli.structures.decision import Decided, analysed_as, recipe_names, recipe_shapes, recipe_whole
-from prunecli.structures.latency import LatencyBench, choose_for_latency, layer_table
+from prunecli.structures.latency import LatencyBench, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method
@@ -63,6 +63,8 @@ def decide(
         raise PruneError("--rescale-activations is for quantised models, and this one computes in floating point",
                          "leave it out; `prune quantize` takes the result")  # fmt: skip
     options = replace(options, criterion=_criterion(options, subject))
+    if options.allocate == "uniform":
+        options = replace(options, scope="layer")
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     allowed, left = choose_groups(subject, options.include, options.exclude)
     if not allowed.any():
@@ -72,11 +74,10 @@ def decide(
         how = _recipe(options, subject)
         return subject, choose(subject, options, allowed, left, recipe=how, progress=progress)
     stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
-    curves, told = predicted(subject) if options.allocate else ({}, [])
+    curves, told = predicted(subject) if options.allocate == "predicted" else ({}, [])
     recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
-    evidence, table = measure(subject, options, progress), None
-    if options.target == "cpu-int8" and options.round_to == AUTO and not subject.is_quantised:
-        table = layer_table(LatencyBench(subject, options, progress), allowed)
+    evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
+    told += untimed
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, costing=table, gone=gone)
     if not decision.removed.any():
         more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
@@ -84,6 +85,18 @@ def decide(
     return subject, Decided(
         decision.removed, decision.scores, _recipe(options, subject), left, [*told, *decision.notes]
     )
+
+
+def _int8_table(
+    subject: Cuttable, options: StructuredOptions, allowed: Mask, progress: Progress
+) -> tuple[LatencyTable | None, list[str]]:
+    """The times of layers in int8 where that is the target; none, and a note, where they cannot be had."""
+    if options.target != "cpu-int8" or options.round_to != AUTO or subject.is_quantised:
+        return None, []
+    try:
+        return layer_table(LatencyBench(subject, options, progress), allowed), []
+    except PruneError as error:
+        return None, [f"the layers could not be timed in int8, so their work stands for their time: {error.message}"]
 
 
 def _check_quantised(options: StructuredOptions, kind: str) -> None:
@@ -109,6 +122,8 @@ def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
     """Where the layers that are left are fitted anew, `auto` is the criterion that counts on it. On noise that nothing
     was fitted to the weights tell more than the damage does: `l2-in`."""
     refits = not options.blocks_alone and recovery_method(options) in ("lstsq", "auto")
+    if options.allocate == "loss":
+        return "obs"
     if options.criterion != "auto" or not refits or options.source is None:
         return options.criterion
     return "l2-in" if options.source.synthetic and not stored_moments(subject.work) else "obs"

@@ -202,7 +202,7 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     params: Annotated[Amount, _amount("what remains of the parameters: 0.5, 50% or 1.2M")] = None
     latency: Annotated[Amount, _amount("what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms")] = None
     allocate: Annotated[
-        Literal["predicted"] | None,
+        Literal["uniform", "loss", "predicted"] | None,
         Option(ALLOCATE, SELECT),
     ] = None
     plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
@@ -217,7 +217,7 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     @property
     def weighs_blocks(self) -> bool:
         """Where their damage is measured like that of other units, on data, and nothing else limits the choice."""
-        plain = (self.round_to, self.max_ratio, self.scope, self.allocate) == (AUTO, None, "auto", None)
+        plain = (self.round_to, self.max_ratio, self.scope) == (AUTO, None, "auto") and self.allocate in (None, "loss")
         measured = self.source is not None and not self.source.synthetic and self.criterion in ("auto", "obs")
         refitted = self.closed_form in (None, "auto", "lstsq") and not self.trains
         amount = self.budget is not None and self.budget.kind in ("macs", "params", "latency")
@@ -228,11 +228,17 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
             return
         if self.plan is not None:
             raise PruneError("--plan fixes what is removed", "leave out --allocate")
-        if self.drops_blocks or self.latency is not None:
+        if self.allocate == "loss":
+            if self.source is None or self.criterion not in ("auto", "obs") or self.blocks_alone:
+                raise PruneError(
+                    "--allocate loss is by the measured damage of groups", "give --data and --criterion obs"
+                )
+        elif self.drops_blocks or self.latency is not None:
             raise PruneError("--allocate spreads --ratio, --macs and --params over groups of channels and heads",
                              "leave --allocate out")  # fmt: skip
-        if self.scope == "layer":
-            raise PruneError("--scope layer cuts all groups alike", "leave out --scope or --allocate")
+        if self.scope != "auto" and (self.scope == "layer") != (self.allocate == "uniform"):
+            raise PruneError(f"--scope {self.scope} and --allocate {self.allocate} contradict each other",
+                             "leave out --scope or --allocate")  # fmt: skip
 
     @property
     def amounts(self) -> dict[str, Any]:

@@ -120,6 +120,26 @@ def test_structures_by_predicted_damage(tmp_path: Path) -> None:
     assert [g.removed for g in found.groups] != [g.removed for g in plain.groups]
 
 
+@pytest.mark.parametrize(
+    "allocate, same",
+    [
+        ("uniform", {"scope": "layer"}),
+        pytest.param(
+            "loss", {"criterion": "obs", "data": str(CALIB), "limit": 32, "recover": "none"}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_structures_by_an_allocation_that_is_named(allocate: str, same: dict, tmp_path: Path) -> None:
+    """By another name the same cut; without what it needs, or against it, a refusal."""
+    given = {"macs": 0.5, "round_to": 1, "timing": False, "force": True, "output": tmp_path / "cut.onnx"}
+    data = {name: value for name, value in same.items() if name not in ("scope", "criterion")}
+    found, other = (prunecli.structured(CNN, **given, **how) for how in ({"allocate": allocate, **data}, same))
+    assert [g.after for g in found.groups] == [g.after for g in other.groups]
+    assert found.recipe["allocate"] == allocate
+    with pytest.raises(PruneError, match=r"contradict|measured damage"):
+        prunecli.structured(CNN, **given, allocate=allocate, scope="global" if allocate == "uniform" else "layer")
+
+
 def test_what_is_not_known_falls_back_with_a_note(tmp_path: Path) -> None:
     path = transposed(tmp_path)
     with pytest.raises(Undescribed, match="ConvTranspose"):
