@@ -152,14 +152,19 @@ def self_times(model: onnx.ModelProto) -> dict[str, float]:
     return {node.output[0]: sizes[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
 
 
-@pytest.mark.parametrize(("build", "granularity"), [(wide, "channel,head"), (residual, "block")])
+@pytest.mark.parametrize(
+    ("build", "granularity"), [(wide, "channel,head"), (residual, "block"), (residual, "channel,head,block")]
+)
 def test_a_model_is_cut_until_it_is_fast_enough(
     build: Any, granularity: str, clock: Callable[[float], None], tmp_path: Path
 ) -> None:
     clock(0.05)
-    path = net_file(tmp_path, build)
+    path, measured = net_file(tmp_path, build), {}
     plan, cut = tmp_path / "plan.json", tmp_path / "cut.onnx"
-    found = structured(path, latency=0.6, granularity=granularity, output=cut, save_plan=plan)
+    if "," in granularity and build is residual:  # blocks beside channels are measured on data
+        np.savez(tmp_path / "x.npz", x0=np.random.default_rng(0).standard_normal((32, 3, 6, 6)).astype(np.float32))
+        measured = {"data": str(tmp_path / "x.npz"), "recover": "none", "criterion": "obs"}
+    found = structured(path, latency=0.6, granularity=granularity, output=cut, save_plan=plan, **measured)
     assert found.verification.kind == "exact"
     left = work_of(onnx.load(cut)) / work_of(onnx.load(path))
     assert 0.3 < 0.05 + 0.95 * left <= 0.6
@@ -193,12 +198,17 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
         structured(net_file(tmp_path, wide), latency="9ms", output=tmp_path / "other.onnx")
 
 
-def test_the_real_clock_times_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No assertion on how long anything takes, only that the table holds the convolutions and the parts add up."""
+@pytest.mark.parametrize("target", ["cpu", "cpu-int8"])
+def test_the_real_clock_times_every_layer(target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No assertion on how long anything takes, only that the table holds the convolutions and the parts add up; in int8
+    it is the quantised model that runs."""
     monkeypatch.setattr(module, "COMPARE_SECONDS", 0.1)
     monkeypatch.setattr(profile, "PROFILE_SECONDS", 0.1)
     subject = open_cuttable(net_file(tmp_path, wide), "channel,head", Dims())
-    bench = LatencyBench(subject, CutOptions(), no_progress)
+    bench = LatencyBench(subject, CutOptions(target=target), no_progress)
+    run = bench.runnable(subject.file.path)
+    kinds = {node.op_type for node in onnx.load(run).graph.node} if isinstance(run, Path) else set()
+    assert ("QuantizeLinear" in kinds) is (target == "cpu-int8")
     (times,) = bench.layer_times([np.zeros(subject.units.count, bool)])
     convs = [n.outputs[0].name for n in subject.work.graph if n.op_type == "Conv"]
     assert all(times.get(name or "", 0) > 0 for name in convs)
