@@ -124,7 +124,7 @@ class WeightGradients:
         for batch in batches:
             built = self._at(batch.feed)
             shapes = {name: shape for name, (_, shape) in built.graph.loss_inputs.items()}
-            feed = {**_single(batch.feed), **self.values, **self.task.inputs(batch, shapes, rng)}
+            feed = {**single(batch.feed), **self.values, **self.task.inputs(batch, shapes, rng)}
             found = built.session.run(feed, list(built.graph.gradients.values()))
             yield {name: self._checked(name, found[output]) for name, output in built.graph.gradients.items()}
 
@@ -161,7 +161,7 @@ class WeightGradients:
         return differentiate(self.model.ir, wanted, self.task.loss, shapes=shapes, options=DifferentiationOptions(True))
 
 
-def _single(feed: Feed) -> dict[str, Array]:
+def single(feed: Feed) -> dict[str, Array]:
     """Gradient models compute in float32 whatever the model's own precision."""
     floats = {name for name, array in feed.items() if array.dtype.kind == "f" or array.dtype.name == "bfloat16"}
     return {name: array.astype(np.float32) if name in floats else array for name, array in feed.items()}

@@ -41,14 +41,15 @@ adds, and layers of 11,008 inputs have a Gram matrix of half a gigabyte so."""
 @dataclass
 class Equations:
     """Sums over positions, per batch of the weight: `gram` X X^T (batch, K, K), `cross` Y X^T (batch, rows, K), `x` and
-    `y` the sums of X and Y, `squares` of Y^2, all float64 but for matrices that are `LARGE`; `count` of positions."""
+    `y` the sums of X and Y, `squares` of Y^2, all float64 but for matrices that are `LARGE`; `count` of positions,
+    or the sum of their weights."""
 
     gram: Array
     cross: Array
     x: Array
     y: Array
     squares: Array
-    count: int = 0
+    count: float = 0
 
     @classmethod
     def empty(cls, batch: int, rows: int, size: int) -> Equations:
@@ -56,14 +57,18 @@ class Equations:
         gram, cross = np.zeros((batch, size, size), dtype), np.zeros((batch, rows, size), dtype)
         return cls(gram, cross, np.zeros((batch, size)), np.zeros((batch, rows)), np.zeros((batch, rows)))
 
-    def add(self, columns: Array, targets: Array) -> None:
-        """columns (batch, K, R), targets (batch, rows, R), float32."""
-        if columns.shape[0] == 1 and columns.shape[1] >= APART:
+    def add(self, columns: Array, targets: Array, weights: Array | None = None) -> None:
+        """columns (batch, K, R), targets (batch, rows, R), float32; weights (R,) of the positions."""
+        if columns.shape[0] == 1 and columns.shape[1] >= APART and weights is None:
             self.add_inputs(columns)
             self.add_targets(columns, targets)
             return
         batch, size, count = columns.shape
         left = np.concatenate([columns, np.ones((batch, 1, count), np.float32)], axis=1)
+        if weights is not None:
+            root = np.sqrt(weights, dtype=np.float32)
+            left *= root
+            targets = targets * root
         right = np.concatenate([left, targets], axis=1)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs: `check` tells
             found = np.matmul(left, right.swapaxes(1, 2)) if batch > 1 else products(left[0], right[0])[None]
@@ -72,7 +77,7 @@ class Equations:
             self.cross += found[:, :size, size + 1 :].swapaxes(1, 2)
             self.y += found[:, size, size + 1 :]
             self.squares += np.einsum("bij,bij->bi", targets, targets, dtype=np.float64)
-        self.count += count
+        self.count += count if weights is None else float(weights.sum(dtype=np.float64))
 
     def add_inputs(self, columns: Array) -> None:
         """The sums of X alone, of one matrix: those that layers which read the same share."""
@@ -136,14 +141,19 @@ def is_held(number: int, batches: int) -> bool:
 
 @dataclass
 class Folds:
-    """Sums over the samples that are `fitted`, and over those that are `held` out; None where there are too few."""
+    """Sums over the samples that are `fitted`, over those that are `held` out (None where there are too few), and over
+    `spare` ones that may be fitted too where those that are held out say that it helps. `merged`: that was so."""
 
     fitted: Equations
     held: Equations | None
+    spare: Equations | None = None
+    merged: bool = False
 
     @classmethod
-    def empty(cls, batch: int, rows: int, size: int, held: bool) -> Folds:
-        return cls(Equations.empty(batch, rows, size), Equations.empty(batch, rows, size) if held else None)
+    def empty(cls, batch: int, rows: int, size: int, held: bool, spare: bool = False) -> Folds:
+        sides = [Equations.empty(batch, rows, size) if wanted else None for wanted in (True, held, spare)]
+        assert sides[0] is not None
+        return cls(sides[0], sides[1], sides[2])
 
     def side(self, held: bool) -> Equations:
         """Where samples belong."""
@@ -162,10 +172,21 @@ class Folds:
         self.fitted += other.fitted
         if self.held is not None and other.held is not None:
             self.held += other.held
+        if self.spare is not None and other.spare is not None:
+            self.spare += other.spare
         return self
 
+    def with_spare(self) -> Folds | None:
+        """The same with the spare samples among those that are fitted; None without any."""
+        if self.spare is None or not self.spare.count:
+            return None
+        both = Equations.empty(*self.fitted.cross.shape)
+        both += self.fitted
+        both += self.spare
+        return Folds(both, self.held, merged=True)
+
     def whole(self) -> Equations:
-        """All samples, added up in place: none are held out from then on."""
+        """All samples but spare ones, added up in place: none are held out from then on."""
         if self.held is not None:
             self.fitted += self.held
             self.held = None
@@ -182,7 +203,7 @@ class Problem:
     squares: Array
     x: Array
     y: Array
-    count: int
+    count: float
 
     def error(self, weights: Array) -> Array:
         """|W X - Y|^2 / R per row."""
@@ -204,26 +225,32 @@ class Picker:
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng([self.seed, self.size])
 
+    @property
+    def most(self) -> int:
+        """Positions of one batch that are looked at, at most."""
+        return -(-(self.per_unknown * self.size + _AT_LEAST) // max(self.batches, 1))
+
     def pick(self, available: int) -> Iterator[Array]:
         """Positions of one batch in ascending order, in chunks that fit into memory."""
-        most = -(-(self.per_unknown * self.size + _AT_LEAST) // max(self.batches, 1))
-        some = available > most
-        chosen = np.sort(self.rng.choice(available, most, replace=False)) if some else np.arange(available)
+        some = available > self.most
+        chosen = np.sort(self.rng.choice(available, self.most, replace=False)) if some else np.arange(available)
         step = max(1, _CHUNK // (4 * max(self.size, 1)), self.size // 8 if self.size**2 > LARGE else 0)
         for start in range(0, len(chosen), step):
             yield chosen[start : start + step]
 
 
 def collect(
-    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, known: bool = False
+    found: Contraction, picker: Picker, into: Equations, data: Array, wanted: Array, *, known: bool = False,
+    weights: Array | None = None,
 ) -> None:  # fmt: skip
-    """Add one batch: what the layer reads, and what it is to give. `known`: the sums of what it reads are had."""
+    """Add one batch: what the layer reads, and what it is to give. `known`: the sums of what it reads are had;
+    `weights` of all positions."""
     for positions in picker.pick(found.positions(wanted.shape)):
         columns, targets = found.columns(data, wanted.shape, positions), found.targets(wanted, positions)
         if known:
             into.add_targets(columns, targets)
         else:
-            into.add(columns, targets)
+            into.add(columns, targets, None if weights is None else weights[positions])
 
 
 _AXES_AS_INPUT = 18

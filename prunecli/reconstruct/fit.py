@@ -32,7 +32,7 @@ _STEPS = 60
 _TOLERANCE = 1e-5
 
 
-def damping(gram: Array, count: int) -> float:
+def damping(gram: Array, count: float) -> float:
     """What is added to the diagonal of G = X X^T / R, from R = `count` positions: a thousandth of its mean, more where
     the data are few for so many columns, and never nothing."""
     mean = float(np.trace(gram)) / max(len(gram), 1)
@@ -145,7 +145,7 @@ class FitTask:
     x: Array
     y: Array
     variance: Array
-    count: int
+    count: float
     offset: Array
     free: bool
     taps: int
@@ -295,7 +295,7 @@ def scores(evidence: Evidence, tasks: Sequence[FitTask], pattern: Pattern, worke
 RIDGES = (1e-3, 1e-2, 1e-1, 0.4, 1.5, 6.0)
 """Parts of the mean of G's diagonal, of which held-out samples choose one."""
 _SWEPT = 0.1
-_WORTH = 0.99
+WORTH = 0.99
 """Of the error with the next smaller ridge: what gains less is noise."""
 _TRIED = 64
 """Rows of a layer on which ridges are tried, of as many matrices at most."""
@@ -340,7 +340,7 @@ def best_ridge(
             found = fit(METHODS.get("obs"), recover, task, pattern, mask)
             losses += task.loss(found.weights, found.shift), judge.loss(found.weights, found.shift)
         now = RidgeChoice(ridge, float(losses[0]) / power, float(losses[1]) / total)
-        if best is not None and now.held >= _WORTH * best.held:
+        if best is not None and now.held >= WORTH * best.held:
             break
         best = now
     assert best is not None

@@ -24,11 +24,13 @@ from prunecli._version import __version__
 from prunecli.calibration.fitted import FittedLayer, LayerJournal, identity_of
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
+from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
+from prunecli.evaluation.robustness import channel_axis
 from prunecli.files import Scratch
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
@@ -42,6 +44,7 @@ from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.admm import admm
 from prunecli.reconstruct.fit import (
     METHODS,
+    WORTH,
     FitTask,
     Fitted,
     Method,
@@ -55,6 +58,7 @@ from prunecli.reconstruct.fit import (
 )
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session, version
+from prunecli.training.supply import is_image
 from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.verify.prove import RUN_UP_TO
 from prunecli.workers import InProcesses, InThisProcess, OnCluster, Workers
@@ -110,7 +114,8 @@ class Oneshot:
         recipe_json = {"criterion": way.method.name, **names, **allocated, **about(data)}
         return replace(
             done, recipe=recipe_json,
-            notes=[*done.notes, *told, *_notes(layers, self.options.fallback), *cautions(data)], feed=first_feed(data),
+            notes=[*done.notes, *told, *layers.notes, *_notes(layers, self.options.fallback), *cautions(data)],
+            feed=first_feed(data),
         )  # fmt: skip
 
     def refit(self, file: Model, planned: Selection, progress: Progress) -> Selection:
@@ -180,8 +185,12 @@ class Oneshot:
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = [batch.feed for batch in data.batches(_batch_size(data))]
+        spare = mirrored(feeds, SAMPLES - len(data))
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
-        return CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed), data
+        layers = CalibratedLayers.of(file, names, [*feeds, *spare], way, store, fixed=fixed)
+        layers.spare = len(spare)
+        layers.weigh()
+        return layers, data
 
     def _allocation(self, recipe: Recipe) -> str:
         return {"global": "loss", "erk": "erk"}.get(recipe.scope or "", self.options.allocate or "loss")
@@ -270,9 +279,24 @@ class Oneshot:
                 if (vector := done.moved) is not None and layer.offset is not None:
                     moved.append((vectors[layer.offset.name], vector))
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
+        if layers.merged:
+            told.append(f"images turned left to right were fitted on, too, where held-out ones gained by it:"
+                        f" {layers.merged} of {len(details)} layers")  # fmt: skip
         told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
         return Selection(choice, every, {}, told, moved, details=details)
+
+
+def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[dict[str, Array]]:
+    """At most so many samples turned left to right, batch by batch, where all inputs are images."""
+    out: list[dict[str, Array]] = []
+    for feed in feeds:
+        count -= max((len(array) for array in feed.values() if array.ndim), default=1)
+        if count < 0 or not all(is_image(array) for array in feed.values()):
+            break
+        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in feed.items()}
+        out.append({name: np.ascontiguousarray(np.flip(array, axes[name])) for name, array in feed.items()})
+    return out
 
 
 def _batch_size(data: Dataset) -> int:
@@ -370,7 +394,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Part:
-    """Which batches of how many are run: those from `first` on."""
+    """Which batches are run: those from `first` on, of so many `batches` that are not spare."""
 
     first: int
     batches: int
@@ -385,7 +409,9 @@ class CalibratedLayers:
     """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
     `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
-    the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of."""
+    the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of;
+    `importance`: of errors of their outputs; `spare`: how many of the last batches are made of the others, to be fitted
+    on where that helps; `merged`: for how many layers it did."""
 
     file: Model
     original: ir.Model
@@ -399,6 +425,10 @@ class CalibratedLayers:
     quick: bool = False
     part: Part = field(default_factory=lambda: WHOLE)
     inputs: tuple[object, Folds] | None = None
+    importance: Importance | None = None
+    spare: int = 0
+    merged: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -419,23 +449,51 @@ class CalibratedLayers:
         model = working_form(self.file.ir)
         return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], self.fixed)[0]
 
-    def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
-        """The ridge that held-out samples choose, None without any."""
+    def weigh(self) -> None:
+        """Measure how far errors of each layer's output move those of the model. Where that cannot be had, a note says
+        so."""
+        way = self.way
+        try:
+            self.importance = Importance.of(
+                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
+            )
+        except PruneError as error:
+            self.notes.append(f"errors of layers are not weighed by what they do to the outputs: {error.message}")
+
+    def worth(self, layer: LinearLayer) -> Array:
+        """(batch, rows) what an error of each output counts, 1 on average: its importance, or else the size of the gain
+        that follows, of which one that is nearly closed is taken as a hundredth of the largest."""
+        size = None if self.importance is None else self.importance.of_rows(layer)
+        if size is None:
+            gain = np.abs(layer.affine()[0])
+            size = np.maximum(gain, LEAST * gain.max(initial=0.0))
+        return size / size.mean() if size.any() else np.ones_like(size)
+
+    def settled(
+        self, layer: LinearLayer, folds: Folds, recover: Recover, density: float
+    ) -> tuple[Folds, RidgeChoice | None]:
+        """The samples to fit on, with or without spare ones, and the ridge, as held-out samples choose. Without these,
+        spare ones are left out, and there is no ridge."""
         if folds.held is None or not folds.held.count:
-            return None
+            return folds, None
         batch, rows = layer.shape[:2]
         some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
-        fitted, held = (list(self.tasks(layer, side, rows=some)) for side in (folds.fitted, folds.held))
-        return best_ridge(fitted, held, recover, self.way.pattern, density)
+        held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
+        best = best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
+        if (more := folds.with_spare()) is not None:
+            other = best_ridge(list(self.tasks(layer, more.fitted, rows=some)), held, recover, pattern, density)
+            if other.held < WORTH * best.held:
+                return more, other
+        return folds, best
 
     def tasks(
         self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
     ) -> Iterator[FitTask]:
-        """The least-squares problems of a layer, one per matrix, its rows multiplied by what follows: rows compete
-        with each other, and a small one that is made large counts as a large one. `plain` undoes it."""
+        """The least-squares problems of a layer, one per matrix, its rows multiplied by what they are worth, as they
+        compete with each other. `plain` undoes it."""
         sums.check(layer.name)
         free, taps = layer.offset is not None, layer.shape[2]
-        bias, worth = layer.bias()[:, rows], _worth(layer)[:, rows]
+        bias, worth = layer.bias()[:, rows], self.worth(layer)[:, rows]
         for batch, weights in enumerate(layer.matrices()[:, rows].astype(sums.gram.dtype, copy=False)):
             found, offset = sums.problem(batch, free, rows), bias[batch]
             cross, variance = found.cross, found.squares
@@ -451,7 +509,7 @@ class CalibratedLayers:
 
     def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
         """Weights and mask as stored, and the shift of all rows."""
-        worth = _worth(layer)
+        worth = self.worth(layer)
         weights = np.stack([one.weights for one in best]) / worth[..., None]
         drop = np.stack([one.drop for one in best])
         shift = np.stack([one.shift for one in best]) / worth
@@ -461,9 +519,9 @@ class CalibratedLayers:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
-        part = self.part if self.part.batches else Part(0, wanted.batches)
+        part = self.part if self.part.batches else Part(0, wanted.batches - self.spare)
         held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
-        folds = Folds.empty(batch, rows, taps * cols, held=held)
+        folds = Folds.empty(batch, rows, taps * cols, held=held, spare=held and self.spare > 0)
         key = self._shares(layer, given)
         known = key is not None and self.inputs is not None and self.inputs[0] == key
         if known and self.inputs is not None:
@@ -473,12 +531,18 @@ class CalibratedLayers:
             self.reach(use, wanted, given, others)
             picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
             for number in range(wanted.batches):
-                target = wanted.read(use.output, number)
+                target, place = wanted.read(use.output, number), part.first + number
+                if place >= part.batches and (folds.spare is None or use.positions(target.shape) > picker.most):
+                    break  # there are enough without
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
-                into = folds.side(is_held(part.first + number, part.batches))
-                collect(use, picker, into, given.read(use.data, number), target, known=known)
+                spare = folds.spare if place >= part.batches else None
+                into = spare or folds.side(is_held(place, part.batches))
+                weights = None
+                if self.importance is not None:
+                    weights = self.importance.of_positions(use, number, use.positions(target.shape))
+                collect(use, picker, into, given.read(use.data, number), target, known=known, weights=weights)
         if key is not None and not known:
             self.inputs = key, folds.inputs()
         return folds
@@ -490,7 +554,7 @@ class CalibratedLayers:
         read = use.data, "MatMul", cols
         alike = [one for one in self.all if (one.found.data, one.node.op_type, one.shape[3]) == read]
         plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
-        if not plain or cols < APART or len(alike) < 2:
+        if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
             return None
         return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown
 
@@ -573,13 +637,6 @@ def _parts(gone: Sequence[Array], amount: int) -> list[int]:
     return [int(part) for part in np.diff(ends, prepend=0)]
 
 
-def _worth(layer: LinearLayer) -> Array:
-    """(batch, rows) the size of the gain. One that is nearly closed is taken as a thousandth of the largest."""
-    size = np.abs(layer.affine()[0])
-    largest = size.max(initial=0.0)
-    return np.maximum(size, 1e-3 * largest) if largest > 0 else np.ones_like(size)
-
-
 def _plus(target: Array, off: Array, gain: Array) -> Array:
     """target + off / gain, gain per channel: what makes up for `off` after a normalisation. A channel that it all but
     closes makes up for nothing. Shapes that differ (broadcast additions) are left alone."""
@@ -623,12 +680,12 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
     rough = replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY)
     quick = replace(layers, way=rough, quick=True)
     walk = layers.walk(keep=None)
-    probe = Probe.of(walk, looked_at(layers.original.graph.outputs))
+    probe = Probe.of(walk, looked_at(layers.original.graph.outputs), walk.batches - layers.spare)
     found = []
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
         folds = quick.sums(layer, own, own)
-        ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
+        folds, ridge = quick.settled(layer, folds, "bias", levels[len(levels) // 2])
         tasks = list(layers.tasks(layer, folds.fitted, ridge))
         judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held))
         alone: list[float] = []
@@ -659,9 +716,9 @@ class Probe:
     base: list[dict[str, Array]]
 
     @classmethod
-    def of(cls, walk: Walk, names: Sequence[str]) -> Probe:
-        """Of the values that are numbers."""
-        held = [number for number in range(walk.batches) if is_held(number, walk.batches)] or [0]
+    def of(cls, walk: Walk, names: Sequence[str], own: int) -> Probe:
+        """Of the values that are numbers, on some of the first `own` batches."""
+        held = [number for number in range(own) if is_held(number, own)] or [0]
         base, seen = [], 0
         for [found] in walk.ahead(names, batches=held):
             base.append({n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"})
@@ -779,7 +836,8 @@ def _fitted_layer(
 ) -> FittedLayer:
     """One layer fitted to its sums, and kept."""
     amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
-    ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+    folds, ridge = layers.settled(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+    layers.merged += folds.merged
     tasks = list(layers.tasks(layer, folds.whole(), ridge))
     del folds
     best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
@@ -866,6 +924,8 @@ class Shard:
     memory: int
     feeds: Sequence[Mapping[str, Any]]
     part: Part
+    spare: int
+    importance: Importance | None
 
     def open(self) -> _OpenShard:
         """Raises PruneError where the model is not there."""
@@ -879,7 +939,12 @@ class Shard:
             raise PruneError(f"a worker has no such model at {path}", "put it into a folder that all workers have")
         store = Store(self.memory)
         layers = CalibratedLayers.of(floats_of(file), self.names, self.feeds, self.way, store, fixed=self.fixed)
-        layers.part = self.part
+        layers.part, layers.spare = self.part, self.spare
+        if self.importance is not None:
+            layers.importance = self.importance.of_part(
+                layers.original, layers.all, self.feeds, store, start=self.way.start, seed=self.way.seed,
+                first=self.part.first,
+            )  # fmt: skip
         return _OpenShard(layers, home)
 
 
@@ -908,13 +973,14 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
     small = sum(path.stat().st_size for path in paths) <= SENT
     files = {path.name: path.read_bytes() for path in paths} if sent and small else {}
     names = [layer.weight.holder.name for layer in layers.all]
+    known = None if layers.importance is None else replace(layers.importance, store=Store(0))
     edges = [round(number * len(layers.feeds) / count) for number in range(count + 1)]
     name = f"{file.sha256}-{os.getpid()}-{time.time_ns()}"
     return [
         Shard(
             name=f"{name}-{start}", path=file.path.resolve(), sha256=file.sha256, files=files, names=names,
             fixed=layers.fixed, way=way, memory=layers.store.limit, feeds=list(layers.feeds[start:stop]),
-            part=Part(start, len(layers.feeds)),
+            part=Part(start, len(layers.feeds) - layers.spare), spare=layers.spare, importance=known,
         )
         for start, stop in pairwise(edges)
     ]  # fmt: skip

@@ -14,10 +14,13 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
-from tests.tiny import ROOT, SHARED, few
+from prunecli.zeros.oneshot import mirrored
+from tests.tiny import few
 
+ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_models"
 DIGITS, CALIB, TEST = (SAMPLES / name for name in ("digits-cnn.onnx", "digits-calib.npz", "digits-test.npz"))
+SHARED = ROOT.parent / "shared"
 RNG = np.random.default_rng(0)
 
 
@@ -345,6 +348,36 @@ def test_a_layer_of_few_samples_is_judged_on_others(tmp_path: Path) -> None:
     wide = next(row for row in rows.values() if row["weight"] == "b")
     assert wide["held_out_error"] > 2 * wide["reconstruction_error"] and wide["ridge"] > 1e-3
     assert any("too few" in note for note in found.to_json()["notes"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "axis"),
+    [((4, 3, 8, 9), 8, 3), ((4, 8, 9, 3), 8, 2), ((4, 3, 8, 9), 6, 3), ((4, 7), 8, None), ((4, 3, 8, 9), 3, None)],
+)
+def test_images_are_turned_as_far_as_asked(shape: tuple[int, ...], count: int, axis: int | None) -> None:
+    feeds = [{"x": f(*shape)} for _ in range(3)]
+    found = mirrored(feeds, count)
+    assert len(found) == (0 if axis is None else count // 4)
+    for feed, turned in zip(feeds, found, strict=False):
+        assert axis is not None
+        np.testing.assert_array_equal(turned["x"], np.flip(feed["x"], axis))
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_turned_images_are_fitted_on_where_they_help(tmp_path: Path, helps: bool) -> None:
+    """Few images for a wide layer. What is even left and right gains by its own mirror images; where the right half is
+    always empty, they are like nothing that the layer will read."""
+    rng, half = np.random.default_rng(0), np.ones((1, 1, 1, 12), np.float32)
+    half[..., 6:] = helps
+    images = np.repeat(rng.standard_normal((40, 1, 2, 3)), 4, axis=3).astype(np.float32) * half
+    nodes = [
+        helper.make_node("Mul", ["x", "half"], ["m"]),
+        helper.make_node("Flatten", ["m"], ["h"]),
+        helper.make_node("MatMul", ["h", "a"], ["y"]),
+    ]
+    path = made(tmp_path / "m.onnx", nodes, {"a": f(24, 6), "half": half}, ["n", 1, 2, 12])
+    found = prunecli.oneshot(path, data=data(tmp_path / "d.npz", images), sparsity=0.5, output=tmp_path / "o.onnx")
+    assert any("turned left to right" in note for note in found.notes) == helps
 
 
 @pytest.mark.slow

@@ -1,0 +1,175 @@
+"""How far errors at each place of hidden values move a model's outputs: what a fit of few weights should get right.
+
+An error e of a hidden value moves the outputs z by J e. With r of random signs E[(r^T J)^2] = diag(J^T J) (Hutchinson
+1989), so one backward pass per batch tells what each element counts. Of a layer's output that is taken as a factor of
+the channel times a factor of the position, as in K-FAC (Martens and Grosse 2015): least squares weighed so stay one
+problem for all channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
+from prunecli.calibration.gradients import MOST_SHAPES, OutputTask, looked_at, single
+from prunecli.calibration.layers import LinearLayer
+from prunecli.calibration.layerwise import Store
+from prunecli.data import Batch
+from prunecli.data.columns import is_float
+from prunecli.errors import PruneError
+from prunecli.operators import Contraction
+from prunecli.runtime import Session
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Any]
+LARGEST = 1 << 30
+"""Bytes of weights, and of what a batch's run forwards and backwards holds."""
+HELD = 4
+"""Of a layer's output, about as much is held between the two directions: it, what follows it, and their gradients."""
+MOST = 20.0
+"""Times the mean that one position may count."""
+LEAST = 0.01
+"""Of the largest factor of a channel, that the others have at least."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """By value: `channels` (C,), the root of E[g^2] over samples, summed over positions; `means` of what lies in the
+    store by batch: g^2 summed over channels, at each position. `scales` of the outputs."""
+
+    channels: Mapping[str, Array]
+    means: Mapping[str, float]
+    scales: Mapping[str, float]
+    store: Store
+
+    @classmethod
+    def of(
+        cls, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
+        start: Callable[..., Session], seed: int = 0,
+    ) -> Importance:  # fmt: skip
+        """Of the outputs of layers of a model in working form, over all batches.
+
+        Raises:
+            PruneError: an operator on the way to the outputs has no gradient, they depend on none of the layers,
+                batches have too many shapes, or the model is too large.
+        """
+        axes = {use.output: use.channel for layer in layers for use in layer.uses}
+        gradients = _Gradients(model, axes, start)
+        powers: dict[str, Array] = {}
+        sums: dict[str, float] = {}
+        for number, feed in enumerate(feeds):
+            for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
+                powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
+                sums[name] = sums.get(name, 0.0) + float(by_position.mean(dtype=np.float64))
+                store.put((_KEY, name, number), by_position)
+        fine = [name for name, total in powers.items() if np.isfinite(total).all() and total.any()]
+        means, scales = {n: sums[n] / len(feeds) for n in fine}, gradients.task.scales if gradients.task else {}
+        return cls({n: np.sqrt(powers[n]) for n in fine}, means, scales, store)
+
+    def of_part(
+        self, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
+        start: Callable[..., Session], seed: int, first: int,
+    ) -> Importance:  # fmt: skip
+        """The same of the batches from `first` on, which are in another process."""
+        axes = {use.output: use.channel for layer in layers for use in layer.uses}
+        gradients = _Gradients(model, axes, start, OutputTask(self.scales))
+        for number, feed in enumerate(feeds):
+            for name, (_, found) in gradients.of(feed, np.random.default_rng([seed, first + number])).items():
+                store.put((_KEY, name, number), found)
+        return replace(self, store=store)
+
+    def of_rows(self, layer: LinearLayer) -> Array | None:
+        """(batch, rows) what an error of each output of a layer counts; None where it is not known."""
+        found = [self.channels[use.output] for use in layer.uses if use.output in self.channels]
+        shape = layer.shape[:2]
+        if not found or found[0].size not in (shape[1], math.prod(shape)):
+            return None
+        total = np.sqrt(np.sum(np.square(found), axis=0)).reshape(-1, shape[1])
+        return np.broadcast_to(np.maximum(total, LEAST * total.max()), shape)
+
+    def of_positions(self, use: Contraction, number: int, count: int) -> Array | None:
+        """(count,) what an error at each position of a batch counts, 1 on average: half of it for its mere being there,
+        half by how far it moves the outputs. None where it is not known."""
+        if (_KEY, use.output, number) not in self.store or use.output not in self.means:
+            return None
+        found = self.store.get((_KEY, use.output, number)).reshape(-1)
+        return None if found.size != count else 0.5 + 0.5 * np.minimum(found / self.means[use.output], MOST)
+
+
+_KEY = "importance"
+
+
+class _Gradients:
+    """The squares of the gradients by some values, summed over all axes but the channel's, and over that alone."""
+
+    def __init__(
+        self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session], task: OutputTask | None = None
+    ) -> None:
+        self.model, self.axes, self.start = model, axes, start
+        self.ends = looked_at(model.graph.outputs)
+        self.task = task
+        self.built: dict[tuple[Any, ...], tuple[GradientModel, Session]] = {}
+
+    def of(self, feed: Feed, rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
+        shapes = {name: tuple(array.shape) for name, array in feed.items()}
+        key = tuple(sorted(shapes.items()))
+        if key not in self.built:
+            if len(self.built) == MOST_SHAPES:
+                raise PruneError(f"the samples have more than {MOST_SHAPES} different shapes", "use fewer with --limit")
+            self.built[key] = self._build(feed, shapes)
+        graph, session = self.built[key]
+        asked = {name: shape for name, (_, shape) in graph.loss_inputs.items()}
+        assert self.task is not None
+        found = session.run({**single(feed), **self.task.inputs(Batch(dict(feed), 1), asked, rng)})
+        return {
+            name: (found[_by(out, "channel")], found[_by(out, "position")]) for name, out in graph.gradients.items()
+        }
+
+    def _build(self, feed: Feed, shapes: Mapping[str, tuple[int, ...]]) -> tuple[GradientModel, Session]:
+        stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
+        _check_size(stored)
+        found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
+        _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
+        floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
+        self.task = self.task or OutputTask.of(found, floats)
+        how = DifferentiationOptions(weights_as_inputs=False)
+        graph = differentiate(self.model, list(self.axes), self.task.loss, shapes=shapes, options=how)
+        if not graph.gradients:
+            raise PruneError("the outputs depend on none of the layers", "check the model")
+        _sum_squares(graph, self.axes)
+        return graph, self.start(graph.model, mode="training")
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise PruneError(f"gradients take more than {size / 1e9:.1f} GB", "use another method, or fewer samples")
+
+
+def _by(name: str, what: str) -> str:
+    return f"{name}.by_{what}"
+
+
+def _sum_squares(graph: GradientModel, axes: Mapping[str, int]) -> None:
+    """Give out the sums of squares in place of the gradients."""
+    nodes, outputs = graph.model.graph, {value.name: value for value in graph.model.graph.outputs}
+    nodes.outputs.clear()
+    for name, out in graph.gradients.items():
+        value = outputs[out]
+        assert value.shape is not None
+        channel = axes[name] % len(value.shape)
+        others = [axis for axis in range(len(value.shape)) if axis != channel]
+        for what, over, keep in (("channel", others, 0), ("position", [channel], 1)):
+            stored = ir.tensor(np.array(over, np.int64), name=f"{_by(out, what)}.axes")
+            constant = ir.Value(name=stored.name, const_value=stored, shape=ir.Shape([len(over)]))
+            nodes.register_initializer(constant)
+            node = ir.node("ReduceSumSquare", [value, constant], {"keepdims": keep, "noop_with_empty_axes": 1})
+            node.outputs[0].name = _by(out, what)
+            node.outputs[0].type = value.type
+            nodes.append(node)
+            nodes.outputs.append(node.outputs[0])
