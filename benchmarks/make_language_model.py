@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
+INLINE = 1024
+"""Bytes from which on a tensor lies in the data file, as exporters have it."""
 LENGTH = 2048
 """Positions that the rotary tables hold."""
 
@@ -71,6 +73,9 @@ class Writer:
         return self.store(label, (1 + 0.1 * self.rng.standard_normal(size)).astype(self.dtype))
 
     def store(self, label: str, values: np.ndarray[Any, Any]) -> str:
+        if values.nbytes < INLINE:
+            self.stored.append(numpy_helper.from_array(values, label))
+            return label
         tensor = TensorProto(name=label, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", self.data.tell()), ("length", values.nbytes)):

@@ -679,7 +679,13 @@ def _translated(what: str, hint: str) -> Iterator[None]:
     except PruneError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise PruneError(f"{what}: {_cause(error)}", hint) from error
+        cause = _cause(error)
+        short = isinstance(error, MemoryError) or any(text in cause for text in _NO_MEMORY)
+        raise PruneError(f"{what}: {'out of memory' if short else cause}", _MEMORY_HINT if short else hint) from error
+
+
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation")
+_MEMORY_HINT = "close other programs, or use smaller inputs or a smaller --batch-size"
 
 
 def _cause(error: Exception) -> str:

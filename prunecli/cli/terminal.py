@@ -3,6 +3,7 @@ streams."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -82,13 +83,20 @@ def explain(error: Exception, command: str) -> tuple[str, str, int]:
         message = error.format_message().strip().rstrip(".")
         own_hint = cause.hint if isinstance(cause, PruneError) else ""
         return message[:1].lower() + message[1:], own_hint or f"see `{command} --help`", 2
-    if isinstance(error, MemoryError):
+    if _is_short_of_memory(error):
         return "out of memory", "close other programs, or use a smaller --batch-size", 2
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
     what = f"internal: {type(error).__name__}: {error}"
     return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Whether there was no room for an array, a mapped file or a thread."""
+    mapping = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    return isinstance(error, MemoryError) or mapping or thread
 
 
 @contextmanager

@@ -65,6 +65,8 @@ RAISED = [
     (GateFailed("gate failed: accuracy 0.5 < 0.9", "x"), 1, "error: gate failed: accuracy 0.5 < 0.9", "x"),
     (ValueError("what?"), 2, "error: internal: ValueError: what?", "PRUNE_DEBUG=1"),
     (MemoryError(), 2, "error: out of memory", "--batch-size"),
+    (OSError(12, "Cannot allocate memory"), 2, "error: out of memory", "--batch-size"),
+    (RuntimeError("can't start new thread"), 2, "error: out of memory", "--batch-size"),
     (OSError(28, "No space left on device", "m.onnx"), 2, "error: No space left on device: m.onnx", "space"),
 ]
 
