@@ -250,10 +250,21 @@ class _Sides:
             self.effective = not all(one.agrees for one in found)
         return self.effective
 
+    def _is_cut(self, piece: ModelPiece) -> bool:
+        """Whether anything is removed of what a piece stores, takes or computes."""
+        graph = piece.parts[0].graph
+        names = {each.name for each in (*graph.initializer, *graph.input)} | {
+            n for node in graph.node for n in node.output
+        }
+        gone = {name for name, axes in self.forced.positions.items() if any(map(len, axes.values()))}
+        return not names.isdisjoint(gone | self.forced.merged.keys())
+
     def _look_inside(self, agreed: Agreement) -> None:
         """Of a quantised model only where the outputs do not tell: computed one by one, its inner values are sums in
         floating point, which in another order may round to the next step."""
         hopeless = all(one.hopeless for one in agreed.differences)
+        if not hopeless and self.piece is not None and not self._is_cut(self.piece):
+            return  # whatever is wrong in it, the values at its ends have told
         if self.forced.zeros and not hopeless and self._has_effect(agreed):
             return
         first = self.inner.first_difference(agreed.feed)

@@ -236,7 +236,7 @@ def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Bound
     boundaries: list[Boundary] = [()]
     weights, alive = _own_weights(original), list(_alive(original))
     seen, best, number = set[str](), -1, 0
-    while number < len(weights) - 1:
+    while number < len(weights):
         size = sum(original.bytes_of[name] for name in seen | weights[number])
         if size > PIECE and best >= 0:
             boundaries.append(tuple(alive[best]))
@@ -244,7 +244,7 @@ def divide(original: Outlined, other: Outlined, types: ValueTypes) -> list[Bound
             continue
         seen |= weights[number]
         fewer = best < 0 or 2 * size < PIECE or len(alive[number]) <= len(alive[best])
-        if fewer and _serves(alive[number], original, other, types):
+        if fewer and number < len(weights) - 1 and _serves(alive[number], original, other, types):
             best = number
         number += 1
     return [*boundaries, tuple(original.outputs)]
