@@ -299,18 +299,24 @@ class StoredPacked(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedLast(Options):
+class Tested(Options):
+    """Labelled data that nothing is fitted to."""
+
+    test: Annotated[
+        Any,
+        Option("labelled data on which the float model and what quantising makes of it are measured, read as --data is",
+               DATA, "D"),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLast(Tested):
     """Integers in place of floats, of what was pruned."""
 
     quantize: Annotated[
         Literal["int8", "uint8"] | None,
         Option("then weights and activations become integers, as with `prune quantize`: fitted on --data, zeros stay",
                OUTPUT),
-    ] = None  # fmt: skip
-    test: Annotated[
-        Any,
-        Option("with --quantize: labelled data on which the float, the pruned, the quantised model and both are measured",
-               DATA, "D"),
     ] = None  # fmt: skip
 
     def check(self) -> None:

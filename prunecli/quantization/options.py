@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from prunecli.errors import PruneError
-from prunecli.options.declare import DATA, Option, Options
-from prunecli.options.groups import Batched, CalibrationSamples, Chosen, Reporting, Saving, Seeded, Sized, Timing
+from prunecli.options.declare import Option, Options
+from prunecli.options.groups import (
+    Batched,
+    CalibrationSamples,
+    Chosen,
+    Reporting,
+    Saving,
+    Seeded,
+    Sized,
+    Tested,
+    Timing,
+)
 from prunecli.quantity import parse_fraction
 from prunecli.types import Json
 
@@ -39,7 +49,9 @@ class Quantizing(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(Quantizing, Chosen, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing):
+class QuantizeOptions(
+    Quantizing, Chosen, Tested, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing
+):
     """Store weights and activations as small integers, fitted on a few hundred unlabelled samples.
 
     onnxruntime's own tool builds the graph. Its weights are then fitted layer by layer to what the float model computes:
@@ -49,10 +61,6 @@ class QuantizeOptions(Quantizing, Chosen, CalibrationSamples, Batched, Seeded, S
     from --data are used.
     """
 
-    test: Annotated[
-        Any,
-        Option("labelled data on which the float and the quantised model are measured, read as --data is", DATA, "D"),
-    ] = None
     format: Annotated[
         tuple[Literal["qdq", "dynamic", "nbits", "table", "json", "markdown"], ...],
         Option("qdq: QuantizeLinear and DequantizeLinear around operators, the default; dynamic: activations are measured"
