@@ -22,6 +22,7 @@ from prunecli.data.columns import is_float
 from prunecli.data.options import DataOptions
 from prunecli.data.synthetic import Feed, as_dataset, check_size, rows_and_runs, synthetic_feed
 from prunecli.errors import PruneError
+from prunecli.evaluation.robustness import channel_axis, is_image
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import behind
 from prunecli.model.shapes import input_specs
@@ -270,3 +271,15 @@ def about(data: Dataset) -> Json:
 def cautions(data: Dataset) -> list[str]:
     """What readers of the report have to know of how the data came about."""
     return list(data.notes)
+
+
+def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[dict[str, Array]]:
+    """At most so many samples turned left to right, batch by batch, where all inputs are images."""
+    out: list[dict[str, Array]] = []
+    for feed in feeds:
+        count -= max((len(array) for array in feed.values() if array.ndim), default=1)
+        if count < 0 or not all(is_image(array) for array in feed.values()):
+            break
+        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in feed.items()}
+        out.append({name: np.ascontiguousarray(np.flip(array, axes[name])) for name, array in feed.items()})
+    return out

@@ -125,6 +125,11 @@ def channel_axis(shape: Sequence[int | str | None]) -> int | None:
     return next((axis for axis in (1, 3) if shape[axis] in (1, 3, 4)), None)
 
 
+def is_image(value: Array) -> bool:
+    """Whether an input is like images: floating-point, with four axes."""
+    return value.ndim == 4 and np.issubdtype(value.dtype, np.floating)
+
+
 def spreads(data: Dataset, batch_size: int) -> dict[str, InputSpread]:
     """Statistics of every floating-point input with a feature axis, over the first samples."""
     batches = list(data.take(STATISTICS_SAMPLES).batches(batch_size))

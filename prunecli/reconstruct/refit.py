@@ -27,7 +27,7 @@ from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.reconstruct.fit import with_diagonal
+from prunecli.reconstruct.fit import WORTH, with_diagonal
 from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
@@ -152,11 +152,13 @@ _TINY = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class CalibrationBatches:
-    """Batches of feeds: the first `fitted` of them are for fitting, the others judge."""
+    """Batches of feeds: the first `fitted` of them are for fitting, the others judge. `spare`: batches to be fitted on,
+    too, where those that judge say that it helps."""
 
     feeds: Sequence[Mapping[str, Array]]
     fitted: int
     start: Opener = Session.open
+    spare: Sequence[Mapping[str, Array]] = ()
 
     @property
     def held(self) -> bool:
@@ -166,7 +168,7 @@ class CalibrationBatches:
 @dataclass(frozen=True)
 class LayerFit:
     """What was done to one layer. Errors: squared differences from its aim over the spread of the aim, on held-out data
-    if there are any."""
+    if there are any. `mirrored`: mirror images of the samples were fitted on, too."""
 
     name: str
     weight: str
@@ -174,6 +176,7 @@ class LayerFit:
     ridge: float | None
     error_before: float
     error_after: float
+    mirrored: bool = False
 
 
 @dataclass
@@ -206,7 +209,7 @@ def refit(
     layers, left = refittable(cut)
     before = {layer.output: layer for layer in refittable(original)[0]}
     with Store() as store, journal or LayerJournal(None, "") as kept:
-        walks = [Walk(model, data.feeds, store, data.start, keep=()) for model in (original, cut)]
+        walks = [Walk(model, [*data.feeds, *data.spare], store, data.start, keep=()) for model in (original, cut)]
         pair = _Pair(walks[0], walks[1], removed, data)
         for layer in progress(layers, "refitting", len(layers)):
             if layer.output in before:
@@ -296,7 +299,7 @@ def _visit(
             return journal.put(layer.name, {})
         if layer.shape[2] * layer.shape[3] > WIDEST:
             return journal.put(layer.name, {"left": f"it has more than {WIDEST} inputs"})
-        fitted, held = _equations(layer, pair)
+        fitted, held, spare = _equations(layer, pair)
     except _UnlikeError:
         return journal.put(layer.name, {"left": "its values do not correspond to the original's one by one"})
     finally:
@@ -304,34 +307,43 @@ def _visit(
     if not all(np.isfinite(part).all() for part in (fitted.gram, fitted.cross, fitted.squares)):
         return journal.put(layer.name, {"left": "what it reads or should yield is not finite"})
     present = Fit("none", layer.matrices(), layer.constant())
-    fit, after, error = choose(method, fitted, held, present, layer.offset is not None)
+    free = layer.offset is not None
+    fit, after, error = choose(method, fitted, held, present, free)
+    mirrored = False
+    if spare.count:
+        spare += fitted
+        other, less, _ = choose(method, spare, held, present, free)
+        mirrored = less < WORTH * after
+        fit, after = (other, less) if mirrored else (fit, after)
     judge = fitted if held is None else held
     spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
     scale = max(spread, _TINY)
     name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
-    done = LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors)
+    done = LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors, mirrored=mirrored)
     changed = [] if fit.method == "none" else [layer.cast(fit.weights), fit.constant]
     return journal.put(layer.name, asdict(done), changed)
 
 
-def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None]:
-    """Sums over the fitting data, and over the held-out data if there are any."""
+def _equations(layer: LinearLayer, pair: _Pair) -> tuple[Equations, Equations | None, Equations]:
+    """Sums over the fitting data, over the held-out data if there are any, and over spare data where others are few."""
     batch, rows, taps, cols = layer.shape
     scale, shift = layer.affine()
     scale = np.where(np.abs(scale) > 1e-6 * np.abs(scale).max(initial=_TINY), scale, 1.0)
-    count = len(pair.data.feeds)
-    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(2)]
-    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (pair.data.fitted, count - pair.data.fitted)]
-    for number in range(count):
+    fitted, count, spare = pair.data.fitted, len(pair.data.feeds), len(pair.data.spare)
+    sides = [Equations.empty(batch, rows, taps * cols) for _ in range(3)]
+    pickers = [Picker(max(n, 1), taps * cols, POSITIONS) for n in (fitted, count - fitted, fitted)]
+    for number in range(count + spare):
         aim = pair.kept(layer.target, number).astype(np.float32)
         if layer.carried is not None:
             aim = aim - pair.cut.read(layer.carried, number)
-        side, data = int(number >= pair.data.fitted), pair.cut.read(layer.found.data, number)
+        side, data = (number >= fitted) + (number >= count), pair.cut.read(layer.found.data, number)
+        if side == 2 and layer.found.positions(aim.shape) > pickers[2].most:
+            break  # there are enough without
         for places in pickers[side].pick(layer.found.positions(aim.shape)):
             with np.errstate(invalid="ignore"):  # infinite aims are found in the sums
                 wanted = (layer.found.targets(aim, places) - shift[:, :, None]) / scale[:, :, None]
             sides[side].add(layer.found.columns(data, aim.shape, places), wanted.astype(np.float32))
-    return sides[0], sides[1] if pair.data.held else None
+    return sides[0], sides[1] if pair.data.held else None, sides[2]
 
 
 def output_error(original: ir.Model, others: Sequence[ir.Model], data: CalibrationBatches) -> list[float]:

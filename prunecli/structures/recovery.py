@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli._version import __version__
 from prunecli.calibration.fitted import LayerJournal, identity_of
+from prunecli.calibration.samples import mirrored
 from prunecli.data import Dataset
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
@@ -30,6 +31,8 @@ HELD = 8
 """One sample in so many judges and is not fitted on; with fewer samples than this, all fit and judge."""
 MOST = 1024
 """Samples that recovery looks at; more do not change a layer's fit."""
+ENOUGH = 512
+"""Images that are fewer are joined by their mirror images in layers where held-out ones gain by it."""
 TOP = 24
 FOLD = "fold"
 """The recovery that needs no data."""
@@ -86,6 +89,8 @@ def recover(
         return cut, None
     samples = subject.samples(options, progress)
     data, held = calibration(samples, options)
+    if data.held:
+        data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
     form = floating(cut.clone())
     with _journal(subject, removed, options, data, method) as journal:
         done = refit(subject.work, form.model, removed, data, method, journal=journal, progress=progress)

@@ -24,6 +24,7 @@ from prunecli.calibration.objective import (
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
+from prunecli.evaluation.robustness import is_image
 from prunecli.model import Model, load
 from prunecli.model.constants import Holder, holders
 from prunecli.options.training import BATCH, FEW, SMALL_BATCH, FinetuneOptions
@@ -32,7 +33,7 @@ from prunecli.training.blocks import block_ends
 from prunecli.training.exchange import MovingMasks, movable
 from prunecli.training.hyperparameters import Hyperparameters, settle, tuned
 from prunecli.training.parameters import Parameters, put, trainable
-from prunecli.training.supply import Supply, check_trainable, is_image, size_of_run
+from prunecli.training.supply import Supply, check_trainable, size_of_run
 from prunecli.training.trainer import Score, Stepper, Steppers, Trainer
 from prunecli.types import Progress, no_progress
 

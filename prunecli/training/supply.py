@@ -11,7 +11,7 @@ import numpy as np
 from prunecli.calibration.objective import Objective
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.robustness import channel_axis
+from prunecli.evaluation.robustness import channel_axis, is_image
 from prunecli.model import Model
 from prunecli.registry import into
 from prunecli.training.hyperparameters import Hyperparameters
@@ -141,11 +141,6 @@ def cutout(images: Array, rng: np.random.Generator) -> Array:
         np.abs(np.arange(width)[None, None, :] - columns[:, None, None]) <= side // 2
     )
     return np.where(inside[:, None], np.zeros((), images.dtype), images)
-
-
-def is_image(value: Array) -> bool:
-    """Whether an input is like images: floating-point, with four axes."""
-    return value.ndim == 4 and np.issubdtype(value.dtype, np.floating)
 
 
 def apply_augments(feed: dict[str, Array], names: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:

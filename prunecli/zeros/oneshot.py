@@ -27,10 +27,9 @@ from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equation
 from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
-from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
+from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed, mirrored
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.robustness import channel_axis
 from prunecli.files import Scratch
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
@@ -58,7 +57,6 @@ from prunecli.reconstruct.fit import (
 )
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session, version
-from prunecli.training.supply import is_image
 from prunecli.types import Json, Progress, Skipped, no_progress
 from prunecli.verify.prove import RUN_UP_TO
 from prunecli.workers import InProcesses, InThisProcess, OnCluster, Workers
@@ -285,18 +283,6 @@ class Oneshot:
         told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
         return Selection(choice, every, {}, told, moved, details=details)
-
-
-def mirrored(feeds: Sequence[Mapping[str, Array]], count: int) -> list[dict[str, Array]]:
-    """At most so many samples turned left to right, batch by batch, where all inputs are images."""
-    out: list[dict[str, Array]] = []
-    for feed in feeds:
-        count -= max((len(array) for array in feed.values() if array.ndim), default=1)
-        if count < 0 or not all(is_image(array) for array in feed.values()):
-            break
-        axes = {name: 3 if channel_axis(array.shape) in (None, 1) else 2 for name, array in feed.items()}
-        out.append({name: np.ascontiguousarray(np.flip(array, axes[name])) for name, array in feed.items()})
-    return out
 
 
 def _batch_size(data: Dataset) -> int:

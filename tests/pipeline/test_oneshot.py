@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
+from prunecli.calibration.samples import mirrored
 from prunecli.errors import PruneError
 from prunecli.runtime import Session
-from prunecli.zeros.oneshot import mirrored
 from tests.tiny import few
 
 ROOT = Path(__file__).parents[2]
