@@ -386,12 +386,19 @@ class _Chooser:
             return bundles.mask(by_ratio(self.pools, bundles, self.recipe.target * share, everywhere), total)
         goal = self._goal(bundles, share)
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
+        blocks = self._pools_of_blocks()
         found = bundles.mask(by_cost(bundles, order, self.cost, goal, total), total)
-        trades = everywhere and (self.alignment.block > 1 or len(self.catalogue.blocks) > 0)
-        return self._exchanged(scores, found, removed, goal) if trades else found
+        if not everywhere or (self.alignment.block == 1 and blocks is None):
+            return found
+        starts = [found]
+        if blocks is not None:  # a block weighs much: from either end of the trade
+            rest = order[~np.isin(bundles.pool[order], blocks.pools)]
+            other = bundles.mask(by_cost(bundles, rest, self.cost, goal, total), total)
+            starts += [other] * (self.cost(other) <= goal)
+        return self._exchanged(scores, starts, removed, goal)
 
-    def _exchanged(self, scores: Array, found: Mask, removed: Mask, goal: float) -> Mask:
-        """The same after trades between groups, if these end within the goal by the exact cost, too."""
+    def _exchanged(self, scores: Array, starts: Sequence[Mask], removed: Mask, goal: float) -> Mask:
+        """The best that trades between groups make of choices within the goal, if it is so by the exact cost, too."""
         lengths = _KeptAxes(self.catalogue, self.groups, self.pools)
         orders = [pool.order(scores) for pool in self.pools]
         damage = [
@@ -413,7 +420,9 @@ class _Chooser:
         problem = WidthProblem(
             damage, reached(removed), cost, time, goal, slack=self._slack, blocks=self._pools_of_blocks()
         )
-        state = exchange(problem, reached(found))
+        ends = [exchange(problem, reached(start)) for start in starts]
+        best = min(range(len(ends)), key=lambda n: (problem.short(ends[n]), problem.total(ends[n])))
+        state, found = ends[best], starts[best]
         other = np.zeros(self.catalogue.count, bool)
         for order, lost, index in zip(orders, lengths.gone, state, strict=True):
             other[order[: lost[index]]] = True
