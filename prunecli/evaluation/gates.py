@@ -106,22 +106,35 @@ SIZE_UNITS: Mapping[str, Kind] = {
     "params": "count", "nonzero": "count", "macs": "count", "file_bytes": "bytes", "gzip_bytes": "bytes",
     "latency.median": "ms", "latency.p10": "ms", "latency.p90": "ms",
 }  # fmt: skip
-"""Units of figures that have one; all others are plain numbers, or fractions that may be written in percent."""
+"""Units of figures that have one; all others are plain numbers (`IN_THEIR_UNITS`), or fractions that may be written in
+percent."""
+IN_THEIR_UNITS = frozenset({"mae", "rmse", "log_loss", "perplexity", "psnr", "snr_db", "max_abs"})
+"""Figures in units of the labels or outputs, in nats or dB. 5 % of one reads as a share of the baseline's, and would be
+taken as 0.05 of the unit."""
+
+
+def _unit(name: str) -> Kind:
+    """The unit of a figure, or of a change of it; "plain": none, and no percent either."""
+    plain = name.removeprefix("baseline.")
+    known = not IN_THEIR_UNITS.isdisjoint((plain.split(".")[0], plain.split(".")[-1]))
+    return "plain" if known else SIZE_UNITS.get(plain, "percent")
 
 
 def _check_unit(gate: Gate, limit: Quantity) -> None:
     """Refuse a limit in a unit that its figure does not have, such as 50 % of bytes."""
-    unit = SIZE_UNITS.get(gate.name.removeprefix("baseline."), "percent")
+    unit = _unit(gate.name)
     taken = {"plain", unit} | ({"count"} if unit == "bytes" else set())
     if limit.kind in taken:
         return
     relative = "latency.speedup" if unit == "ms" else f"{gate.name.removeprefix('baseline.')}.ratio"
-    hint = (f"of the baseline's: {relative}" if limit.kind == "percent"
-            else f"write a number{'' if unit == 'percent' else f', as {_EXAMPLES[unit]}'}")  # fmt: skip
+    hint = (f"of the baseline's: {relative}" if limit.kind == "percent" and unit != "plain"
+            else f"write a number{_EXAMPLES.get(unit, '')}")  # fmt: skip
     raise PruneError(f"--fail-if {gate.expr!r}: {gate.name} is no figure in {_UNIT_WORDS[limit.kind]}", hint)
 
 
-_EXAMPLES: Mapping[Kind, str] = {"count": "120M", "bytes": "2MB", "ms": "3.5ms"}
+_EXAMPLES: Mapping[Kind, str] = {
+    "count": ", as 120M", "bytes": ", as 2MB", "ms": ", as 3.5ms", "plain": " in the figure's own unit",
+}  # fmt: skip
 _UNIT_WORDS: Mapping[Kind, str] = {"percent": "percent", "count": "thousands", "bytes": "bytes", "ms": "milliseconds"}
 
 

@@ -160,6 +160,11 @@ UNITS = {
     "accuracy<95ms": "write a number",
     "log_loss>2k": "write a number",
     "macs.ratio>2MB": "write a number",
+    "mae.rise>5%": "own unit",
+    "baseline.rmse>5%": "own unit",
+    "snr_db<20%": "own unit",
+    "max_abs>1%": "own unit",
+    "log_loss>2ms": "own unit",
 }
 
 
@@ -171,7 +176,17 @@ def test_a_limit_in_another_unit_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["file_bytes>2MB", "gzip_bytes>2M", "macs>1.5G", "latency.p10>3.5ms", "macs.ratio>50%"]
+    "text",
+    [
+        "file_bytes>2MB",
+        "gzip_bytes>2M",
+        "macs>1.5G",
+        "latency.p10>3.5ms",
+        "macs.ratio>50%",
+        "r2.drop>1%",
+        "mae.rise>5",
+        "max_rel>1%",
+    ],
 )
 def test_a_limit_in_the_unit_of_its_figure_is_taken(text: str) -> None:
     assert parse_gate(text, known({})).limit
