@@ -277,7 +277,7 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
     """
     import prunecli
     from prunecli.cli.output import draws, emit
-    from prunecli.cli.terminal import progress_for
+    from prunecli.cli.terminal import loading, progress_for
 
     if name == "run":
         from prunecli.cli.recipes.run import run_recipe
@@ -287,7 +287,8 @@ def carry_out(name: str, ctx: typer.Context, arguments: list[Any], options: Any)
     progress = progress_for(not options.progress)
     if hasattr(options, "spreads"):
         object.__setattr__(options, "spreads", draws(options.report))
-    result = getattr(prunecli, name)(*arguments, options=options, progress=progress)
+    with loading(progress, arguments) as shown:
+        result = getattr(prunecli, name)(*arguments, options=options, progress=shown)
     emit(result, getattr(options, "shown", None) or options.format, options.report, getattr(options, "seed", None))
     raise_if_failed = getattr(result, "raise_if_failed", None)
     if raise_if_failed is not None:

@@ -7,18 +7,20 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from threading import Lock, Timer
 from time import monotonic
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 from prunecli.report.document import Level
-from prunecli.report.render_cells import one_line
+from prunecli.report.render_cells import cell_text, one_line
 from prunecli.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -153,6 +155,57 @@ def progress_for(disabled: bool = False) -> Progress:
     return no_progress if disabled or terminal.quiet or not sys.stderr.isatty() else _bar
 
 
+class _Loading:
+    """A line that says which file is read, from DELAY on until the first bar. A thread of its own starts it, since
+    parsing and opening a model are single calls."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._label = "loading " + ", ".join(f"{path.name} ({cell_text(_size(path), 'bytes')})" for path in paths)
+        self._lock, self._line, self._over = Lock(), cast("Bar | None", None), False
+        self._timer = Timer(DELAY, self._begin)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._line = _start(self._label, None, counted=False)
+
+    def stop(self) -> None:
+        """Remove the line, or never show it."""
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._line is not None:
+                self._line.stop()
+                self._line = None
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, and of the data beside it where it is named after it as exporters do."""
+    beside = (path, *(path.with_name(f"{path.name}{end}") for end in (".data", "_data")))
+    return sum(each.stat().st_size for each in beside if each.is_file())
+
+
+@contextmanager
+def loading(progress: Progress, paths: Sequence[Path]) -> Iterator[Progress]:
+    """Give a progress function in place of `progress` that says which files are loaded until it is first called."""
+    there = [path for path in paths if path.is_file()]
+    if progress is no_progress or not there:
+        yield progress
+        return
+    line = _Loading(there)
+
+    def first(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        line.stop()
+        return progress(items, label, total)
+
+    try:
+        yield first
+    finally:
+        line.stop()
+
+
 def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Pass items through and show a bar once they take longer than DELAY."""
     start, done = monotonic(), 0
@@ -171,7 +224,8 @@ def _bar(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T
             bar.stop()
 
 
-def _start(label: str, total: int | None) -> Bar:
+def _start(label: str, total: int | None, counted: bool = True) -> Bar:
+    """`counted`: whether the number of items that are done is shown."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -184,7 +238,8 @@ def _start(label: str, total: int | None) -> Bar:
     )
 
     known: list[ProgressColumn] = [MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True)]
-    unknown: list[ProgressColumn] = [TextColumn("{task.completed} done in"), TimeElapsedColumn()]
+    done: list[ProgressColumn] = [TextColumn("{task.completed} done in")] if counted else []
+    unknown = [*done, TimeElapsedColumn()]
     columns = (TextColumn("{task.description}"), BarColumn(), *(unknown if total is None else known))
     console = Console(stderr=True, no_color=not terminal.use_color(sys.stderr))
     bar = Progress(*columns, console=console, transient=True)

@@ -14,7 +14,7 @@ from prunecli.evaluation.fidelity import MEASURES, Fidelity, FidelityCollector
 from prunecli.evaluation.gates import GateResult, check_gates, parse_gate, raise_if_failed
 from prunecli.evaluation.options import CompareOptions
 from prunecli.evaluation.passes import BASELINE, MODEL, Runner, open_models
-from prunecli.evaluation.report import fidelity_table, gate_sections, number
+from prunecli.evaluation.report import fidelity_table, gate_sections, number, title_of
 from prunecli.report.contract import envelope
 from prunecli.report.document import Document, Level, Section
 from prunecli.report.result import Reported
@@ -57,7 +57,7 @@ class Comparison(Reported):
         return self.fidelity.alike and all(values["max_abs"] == 0 for values in self.fidelity.outputs.values())
 
     def to_document(self) -> Document:
-        worst = [f"{name.replace('_', ' ')} {number(value)}" for name, value in self.fidelity.worst().items() if value]
+        worst = [f"{title_of(name)} {number(value)}" for name, value in self.fidelity.worst().items() if value]
         said = "Every value is equal." if self.identical else f"The outputs differ: at worst {', '.join(worst)}."
         sections: list[Section] = [headline(said, "good" if self.identical else "plain"), *gate_sections(self.gates)]
         sections += [fidelity_table(self.fidelity, Level.NORMAL), *warnings(self.notes)]

@@ -81,7 +81,7 @@ def evaluate(
         fidelity=done.fidelity,
         speedup=gain,
         slower_because=because,
-        significance=_significance(done),
+        differences=_differences(done, progress),
         stress=stress,
         train_samples=train_samples,
         notes=_notes(bench, done),
@@ -176,10 +176,13 @@ def _scored(role: str, bench: OpenedModels, data: Dataset, options: EvaluateOpti
     )
 
 
-def _significance(done: EvaluationPass) -> Significance | None:
-    if MODEL not in done.predictions or BASELINE not in done.predictions:
-        return None
-    return compare_predictions(done.predictions[MODEL], done.predictions[BASELINE])
+def _differences(done: EvaluationPass, progress: Progress) -> dict[str, Significance]:
+    """Whether the model and the baseline differ by more than chance, by what the test is on."""
+    found = done.differences(progress)
+    if MODEL in done.predictions and BASELINE in done.predictions:
+        model, baseline = done.predictions[MODEL], done.predictions[BASELINE]
+        found["mae" if model.reading.regression else "accuracy"] = compare_predictions(model, baseline)
+    return found
 
 
 def _notes(bench: OpenedModels, done: EvaluationPass) -> list[str]:

@@ -13,6 +13,7 @@ from prunecli.evaluation.latency import Latency, Speedup
 from prunecli.evaluation.quality import METRICS, Average, Merit, Significance
 from prunecli.evaluation.reading import Predictions
 from prunecli.evaluation.robustness import CORRUPTIONS, Stress
+from prunecli.evaluation.sample_metrics import SampleMetric
 from prunecli.report.result import Reported
 from prunecli.types import FileRef, Json, Totals
 
@@ -34,7 +35,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation(Reported):
-    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one."""
+    """Everything `evaluate` measured; `models` starts with the model, then the baseline if there is one. `differences`:
+    whether the two differ by more than chance, in each metric of samples, and in the accuracy or mean absolute error of
+    the predictions."""
 
     models: Sequence[Scored]
     source: str
@@ -44,7 +47,7 @@ class Evaluation(Reported):
     fidelity: Fidelity | None = None
     speedup: Speedup | None = None
     slower_because: str = ""
-    significance: Significance | None = None
+    differences: Mapping[str, Significance] = field(default_factory=dict)
     stress: Stress | None = None
     train_samples: int = 0
     notes: Sequence[str] = ()
@@ -61,6 +64,21 @@ class Evaluation(Reported):
     @property
     def baseline(self) -> Scored | None:
         return self.models[1] if len(self.models) > 1 else None
+
+    @property
+    def significance(self) -> Significance | None:
+        """That of the first metric which was asked for if it has one, else of the predictions."""
+        first = self.differences.get(next(iter(self.asked), ""))
+        return first or next((each for name, each in self.differences.items() if name in METRICS), None)
+
+    @property
+    def untested(self) -> list[str]:
+        """Metrics of samples whose difference was not tested though there is one."""
+        if self.baseline is None:
+            return []
+        return [name for name, merit in self.asked.items()
+                if isinstance(merit, SampleMetric) and name not in self.differences
+                and all(math.isfinite(scored.metrics[name]) for scored in self.models)]  # fmt: skip
 
     @property
     def merits(self) -> Mapping[str, Merit]:

@@ -355,7 +355,7 @@ def speedup(model: Latency, baseline: Latency) -> Speedup:
     wider = _placement(ratios, model.openings) * (1 + model.crowd)
     found = Speedup(middle, min(float(low), middle) / wider, max(float(high), middle) * wider, model.short)
     if model.clock == "wall" and model.crowd > CROWDED:
-        return replace(found, reason=f"other processes took {model.crowd:.0%} of the CPU time")
+        return replace(found, reason=f"other processes took {100 * model.crowd:.0f} % of the CPU time")
     return replace(found, reason=found.undecided(1.0))
 
 

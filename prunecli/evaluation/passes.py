@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from prunecli.data import Batch, Dataset, random_data
 from prunecli.data.columns import cast
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
-from prunecli.evaluation.quality import Average, Merit, compute_metrics
+from prunecli.evaluation.quality import Average, Merit, Significance, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
-from prunecli.evaluation.sample_metrics import Entry, LabelFacts, MetricCollector, SampleMetric
+from prunecli.evaluation.sample_metrics import BLOCKS, Entry, LabelFacts, MetricCollector, SampleMetric
 from prunecli.inputs import InputSpec, resolve_shapes
 from prunecli.model import Dims, Model, load
 from prunecli.model.shapes import with_demands
@@ -180,6 +181,8 @@ def _join(a: InputSpec, b: InputSpec) -> InputSpec:
 
 
 MODEL, BASELINE = "model", "baseline"
+LONGEST = 60.0
+"""Seconds that may be spent on whether the difference in one metric is more than chance."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class EvaluationPass:
     samples: int
     asked: Asked = field(default_factory=Asked)
     entries: Mapping[str, Mapping[str, Sequence[Entry]]] = field(default_factory=dict)
+    labels: Array | None = None
 
     def metrics(self, role: str, average: Average) -> dict[str, float]:
         """The figures of a model: those that were asked for, in that order, or all."""
@@ -224,6 +228,21 @@ class EvaluationPass:
                 f"--metric {missing[0]} has no meaning for this model and data", f"it has {', '.join(read)}"
             )
         return {name: own[name] if name in own else read[name] for name in self.asked.metrics}
+
+    def differences(self, progress: Progress) -> dict[str, Significance]:
+        """Of each metric of samples, whether the model's and the baseline's differ by more than chance. A metric whose
+        figure takes so long that its blocks would take over `LONGEST` is left out."""
+        if BASELINE not in self.entries:
+            return {}
+        found = {}
+        for name, judge in self.asked.of_samples.items():
+            start = time.perf_counter()
+            each = isinstance(judge.figure(self.entries[MODEL][name]), np.ndarray)
+            if not each and 2 * BLOCKS * (time.perf_counter() - start) > LONGEST:
+                continue
+            model, base = (judge.parts(self.entries[role][name], self.labels, progress) for role in (MODEL, BASELINE))
+            found[name] = judge.compare(model, base)
+        return {name: each for name, each in found.items() if each is not None}
 
     @property
     def reading(self) -> Reading | None:
@@ -265,7 +284,8 @@ def run_pass(
         _add_fidelity(fidelity, batch, outputs)
     name = BASELINE if BASELINE in runners else "the recorded outputs"
     entries = {role: keeper.found for role, keeper in kept.items()}
-    return EvaluationPass(_results(collectors), fidelity.result(name, data.source), len(data), asked, entries)
+    told = fidelity.result(name, data.source)
+    return EvaluationPass(_results(collectors), told, len(data), asked, entries=entries, labels=data.labels)
 
 
 def _results(collectors: Mapping[str, Collector]) -> dict[str, Predictions]:

@@ -216,12 +216,16 @@ LEVEL = 0.05
 @dataclass(frozen=True)
 class Significance:
     """`p`: probability of a difference at least this large between equally good models. `difference`: model
-    minus baseline in goodness per sample (accuracy, or minus the absolute error). `detail`: the counts."""
+    minus baseline in goodness per sample (accuracy, minus the absolute error, or `metric` where more of it is better,
+    else minus it). `interval`: that holds the true difference in 95 of 100 cases, None where the test has none.
+    `detail`: the counts."""
 
     test: str
     p: float
     difference: float
     detail: str
+    metric: str = ""
+    interval: tuple[float, float] | None = None
 
     @property
     def beyond_chance(self) -> bool:
@@ -230,11 +234,24 @@ class Significance:
     def words(self) -> str:
         """One sentence."""
         if self.difference == 0 and self.p == 1:
-            return f"no difference in quality ({self.detail})"
+            return f"no difference in {self.metric or 'quality'} ({self.detail})"
         verdict = "beyond chance" if self.beyond_chance else "within chance"
         kind = "worse" if self.difference < 0 else "better"
-        size = f"the model is {kind} than the baseline" if self.beyond_chance else "the difference is"
-        return f"{size} {verdict} ({self.test}, p {format_p(self.p)}; {self.detail})"
+        what = f" in {self.metric}" if self.metric else ""
+        size = f"the model is {kind} than the baseline{what}" if self.beyond_chance else f"the difference{what} is"
+        return f"{size} {verdict} ({self.test}, p {format_p(self.p)}{self._range}; {self.detail})"
+
+    @property
+    def _range(self) -> str:
+        """How much better or worse the model is, as `words` say it."""
+        if not self.metric or self.interval is None:
+            return ""
+        low, high = self.interval
+        if high < 0:
+            return f"; worse by {-high:.2g} to {-low:.2g}, 95 % interval"
+        if low > 0:
+            return f"; better by {low:.2g} to {high:.2g}, 95 % interval"
+        return f"; from {-low:.2g} worse to {high:.2g} better, 95 % interval"
 
     def to_json(self) -> Json:
         return {
@@ -243,6 +260,7 @@ class Significance:
             "difference": self.difference,
             "beyond_chance": self.beyond_chance,
             "detail": self.detail,
+            "interval": None if self.interval is None else list(self.interval),
         }
 
 
@@ -270,13 +288,14 @@ def mcnemar(model: Array, baseline: Array) -> Significance:
     won = int((model & ~baseline).sum())
     total = lost + won
     p = min(1.0, 2 * float(bdtr(min(lost, won), total, 0.5))) if total else 1.0
-    detail = f"{lost} samples lost, {won} won of {len(model):,}"
+    detail = f"{lost} sample{'s' * (lost != 1)} lost, {won} won of {len(model):,}"
     return Significance("McNemar's exact test", p, (won - lost) / max(len(model), 1), detail)
 
 
 def paired_t(model: Array, baseline: Array) -> Significance:
-    """The paired t test on goodness per sample: t = mean(d) / (std(d) / sqrt(n)), two-sided, df = n - 1."""
-    from scipy.special import stdtr
+    """The paired t test on goodness per sample: t = mean(d) / (std(d) / sqrt(n)), two-sided, df = n - 1; the interval
+    is mean(d) +- t(0.975) std(d) / sqrt(n)."""
+    from scipy.special import stdtr, stdtrit
 
     difference = model - baseline
     count, mean = len(difference), float(difference.mean())
@@ -287,4 +306,8 @@ def paired_t(model: Array, baseline: Array) -> Significance:
         p = 1.0 if mean == 0 or count < 2 else 0.0
     else:
         p = 2 * float(stdtr(count - 1, -abs(mean) / (spread / math.sqrt(count))))
-    return Significance("paired t test", p, mean, f"{count:,} samples")
+    known = math.isfinite(mean) and count > 1
+    wide = float(stdtrit(count - 1, 1 - LEVEL / 2)) * spread / math.sqrt(count) if known else math.nan
+    return Significance(
+        "paired t test", p, mean, f"{count:,} samples", interval=(mean - wide, mean + wide) if known else None
+    )

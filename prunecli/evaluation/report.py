@@ -51,7 +51,8 @@ SIZE_TITLES = {
 
 
 def to_json(found: Evaluation) -> Json:
-    """The contract's keys for `prune evaluate`, and `data`, `significance`, `overfitting`, `robustness`."""
+    """The contract's keys for `prune evaluate`, and `data`, `significance`, `differences`, `overfitting`,
+    `robustness`."""
     return {
         **envelope("evaluate", found.seconds),
         "model": asdict(found.model.ref),
@@ -61,6 +62,7 @@ def to_json(found: Evaluation) -> Json:
         "delta": delta(found),
         "fidelity": fidelity_json(found.fidelity),
         "significance": found.significance.to_json() if found.significance else None,
+        "differences": {name: each.to_json() for name, each in found.differences.items()},
         "overfitting": _overfitting_json(found),
         "robustness": found.stress.to_json() if found.stress else None,
         "gates": [gate.to_json() for gate in found.gates],
@@ -130,7 +132,7 @@ UNSEEN = ("nonzero",)
 def _headline(found: Evaluation) -> Text:
     """Quality, or what stands for it without labels, and speed."""
     figures = list(found.model.metrics.items())[:1] or [(k, v) for k, v in _fidelity(found) if v is not None][:1]
-    parts = [f"{name.replace('_', ' ')} {number(value)}" for name, value in figures]
+    parts = [f"{title_of(name)} {number(value)}" for name, value in figures]
     if found.baseline is not None and figures and figures[0][0] in found.baseline.metrics:
         parts = [f"{part}, baseline {number(found.baseline.metrics[figures[0][0]])}" for part in parts]
     if found.speedup is not None:
@@ -138,6 +140,11 @@ def _headline(found: Evaluation) -> Text:
     elif found.model.latency is not None:
         parts.append(f"{cell_text(found.model.latency.median, 'ms')} a run")
     return headline("; ".join(parts) or f"{found.model.totals.params:,} parameters")
+
+
+def title_of(figure: str) -> str:
+    """Return a figure's name as people read it."""
+    return {"snr_db": "SNR in dB"}.get(figure, figure.replace("_", " "))
 
 
 def _fidelity(found: Evaluation) -> list[tuple[str, float | None]]:
@@ -149,7 +156,7 @@ def _overview(found: Evaluation) -> Table:
     rows, other = _quality_rows(found)[: len(found.asked) or SHOWN], "baseline" if found.baseline else "original"
     close = [(key, value) for key, value in _fidelity(found) if key in CLOSE and value is not None]
     empty: list[Cell] = [] if found.baseline is None else [None, None]
-    rows += [[f"{key.replace('_', ' ')} with the {other}", number(value), *empty]
+    rows += [[f"{title_of(key)} with the {other}", number(value), *empty]
              for key, value in (close[:1] if rows else close)]  # fmt: skip
     rows += [row for row in _size_rows(found) if row[0] not in UNSEEN]
     notes = [
@@ -161,9 +168,13 @@ def _overview(found: Evaluation) -> Table:
 
 def _verdicts(found: Evaluation) -> Iterator[Section]:
     """Whether the differences in quality and speed are beyond chance."""
-    if found.significance is not None:
-        worse = found.significance.beyond_chance and found.significance.difference < 0
-        yield Text(_sentence(found.significance.words()), "warning" if worse else "plain")
+    for each in found.differences.values():
+        worse = each.beyond_chance and each.difference < 0
+        yield Text(_sentence(each.words()), "warning" if worse else "plain")
+    if found.untested:
+        names = " and ".join(found.untested)
+        yield Text(f"Whether the difference in {names} is beyond chance is open: there are too few samples, or too many"
+                   " to tell within a minute (--limit).")  # fmt: skip
     timed = [s for s in found.models if s.latency is not None]
     measured = found.speedup is None or not found.speedup.reason
     if measured and any(s.latency.disturbed for s in timed if s.latency is not None):
@@ -403,7 +414,7 @@ def fidelity_table(found: Fidelity, level: Level = Level.DETAIL) -> Table:
     rows: list[list[Cell]] = [
         [name, *(number(values.get(key)) for key in MEASURES)] for name, values in found.outputs.items()
     ]
-    columns = [Column("output", "name"), *(Column(key.replace("_", " "), "number") for key in MEASURES)]
+    columns = [Column("output", "name"), *(Column(title_of(key), "number") for key in MEASURES)]
     note = f"against {found.reference}, {how_many(found.samples, 'sample')} of {found.inputs}"
     return Table("Fidelity", columns, rows, note, level=level)
 

@@ -12,7 +12,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar
@@ -24,8 +24,9 @@ from prunecli.data.columns import memory_budget
 from prunecli.data.user_code import UserFunction, names_function
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.evaluation.fidelity import MEASURES
-from prunecli.evaluation.quality import METRICS, Merit
+from prunecli.evaluation.quality import METRICS, Merit, Significance, paired_t
 from prunecli.evaluation.reading import float_outputs
+from prunecli.types import Progress, no_progress
 
 Array = np.ndarray[Any, Any]
 Entry = Any
@@ -99,16 +100,40 @@ class SampleMetric(Merit, ABC):
     def value(self, entries: Sequence[Entry]) -> float:
         return float(np.mean(self.figure(entries)))
 
-    def parts(self, entries: Sequence[Entry]) -> dict[str, Array]:
+    def parts(
+        self, entries: Sequence[Entry], labels: Array | None, progress: Progress = no_progress
+    ) -> dict[str, Array]:
         """Return what the figure and its noise follow from: "each", one number per sample; or "parts", the figure of
-        all samples, then without each of at most `BLOCKS` blocks of them, and "samples", how many there are."""
+        all samples, then without each of at most `BLOCKS` blocks of them, and "samples", how many there are. Samples
+        that only together make a figure, as their `labels` say, are in one block."""
         whole = self.figure(entries)
         if isinstance(whole, np.ndarray):
             return {"each": whole.astype(np.float64)}
-        owner = np.random.default_rng(0).permutation(len(entries)) % min(BLOCKS, len(entries))
-        kept = [[e for e, mine in zip(entries, owner, strict=True) if mine != block] for block in np.unique(owner)]
-        parts = np.array([whole, *(self.value(some) if some else math.nan for some in kept)])
-        return {"parts": parts, "samples": np.array(len(entries))}
+        groups = None if labels is None else self.groups(labels)
+        rank = np.arange(len(entries)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+        count = int(rank.max()) + 1
+        owner = (np.random.default_rng(0).permutation(count) % min(BLOCKS, count))[rank]
+        without = []
+        for block in progress(np.unique(owner), f"{self.name} without parts of the samples"):
+            some = [each for each, mine in zip(entries, owner, strict=True) if mine != block]
+            without.append(self.value(some) if some else math.nan)
+        return {"parts": np.array([whole, *without]), "samples": np.array(len(entries))}
+
+    def compare(self, model: Mapping[str, Array], baseline: Mapping[str, Array]) -> Significance | None:
+        """The paired t test on the `parts` of two models on the same samples; None where the figures are not finite. Of
+        a metric that is no mean over samples it is on the jackknife's pseudo-values, b f - (b - 1) f_i with f of all
+        samples and f_i without block i of b (Tukey, 1958), and the interval is about the difference itself."""
+        if "each" in model:
+            found = paired_t(self.sign * model["each"], self.sign * baseline["each"])
+            return replace(found, metric=self.name) if found.interval else None
+        whole, *without = self.sign * (model["parts"] - baseline["parts"])
+        if not np.isfinite([whole, *without]).all() or len(without) < 2:
+            return None
+        blocks = len(without)
+        pseudo = blocks * whole - (blocks - 1) * np.array(without)
+        found = paired_t(pseudo + (whole - pseudo.mean()), np.zeros(blocks))
+        detail = f"{int(model['samples']):,} samples in {blocks} blocks"
+        return replace(found, test="paired t test of the jackknife", metric=self.name, detail=detail)
 
 
 Entries = Callable[[SampleBatch], Sequence[Entry]]

@@ -205,12 +205,17 @@ def _inputs(specs: list[InputSpec], dims: Dims, size: int) -> dict[str, Shape]:
 
 
 def _assumed(specs: list[InputSpec], dims: Dims, inputs: dict[str, Shape]) -> tuple[str, ...]:
-    return tuple(
-        f"{spec.shape[axis] or f'axis {axis}'} of {spec.name} = {inputs[spec.name][axis]}"
-        for spec in specs
-        for axis in range(len(spec.shape))
-        if _is_open(spec, axis, dims)
-    )
+    """Return a text per size. A name that several inputs have at one size is told once, without them."""
+    of: dict[tuple[str, int], list[str]] = {}
+    for spec in specs:
+        for axis, name in enumerate(spec.shape):
+            if _is_open(spec, axis, dims):
+                of.setdefault((str(name or f"axis {axis}"), inputs[spec.name][axis]), []).append(spec.name)
+    found: list[str] = []
+    for (name, size), owners in of.items():
+        shared = len(set(owners)) > 1 and not name.startswith("axis ")
+        found += [f"{name} = {size}"] if shared else [f"{name} of {owner} = {size}" for owner in owners]
+    return tuple(found)
 
 
 def _refuse_unknown(dims: Dims, specs: list[InputSpec]) -> None:

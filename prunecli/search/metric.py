@@ -103,9 +103,11 @@ class TrialMetric:
         """Of batches with a trial's outputs and the original's on them."""
         if self.judge is not None:
             collector = MetricCollector({self.name: self.judge}, self.output, self.known)
+            labels = []
             for batch, out, _ in pairs:
                 collector.add(batch, _trimmed(batch, out))
-            return self.judge.parts(collector.found[self.name])
+                labels += [] if batch.labels is None else [batch.labels]
+            return self.judge.parts(collector.found[self.name], np.concatenate(labels) if labels else None)
         if self.reading is None:
             mixture = self.mixtures.get(self.output)
             rows = [agreement(self.name, batch.trim(name, ref[name]), batch.trim(name, out[name]), mixture)

@@ -19,7 +19,7 @@ from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
 from prunecli.search.pruner import Layer, Proxy, rank_correlation, sample_of
-from prunecli.search.setup import TrialSetup, open_model, set_up
+from prunecli.search.setup import TrialSetup, groups_of, open_model, set_up
 from prunecli.search.strategy import MOST_PREDICTED, curve_trials, levels_of
 from prunecli.search.trials import Outcome, TrialGroup, TrialSamples
 from prunecli.types import FileRef, Progress, Skipped, no_progress
@@ -115,7 +115,7 @@ def sensitivity(
     check_target(file, None, False, options)
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
-        data = data.shuffled(options.seed).take(SAMPLES)
+        data, _ = data.split(SAMPLES / len(data), options.seed, groups_of(data, options))
     setup = set_up(file, data, TrialSamples.of(data, session, options, heads_of(file.ir.graph)), options, progress)
     with closing(setup.runner):
         proxy, told = _proxy(setup, options, progress)

@@ -144,14 +144,14 @@ def split(options: AdaptiveOptions, session: Session) -> tuple[Dataset, Dataset]
         if held.has_labels != data.has_labels:
             raise PruneError("--data and --confirm-data must both have labels, or neither", "give labels for both")
         return data, held
-    confirming, choosing = data.split(options.confirm_split, options.seed, _groups(data, options))
+    confirming, choosing = data.split(options.confirm_split, options.seed, groups_of(data, options))
     if not len(confirming) or not len(choosing):
         raise PruneError(f"{data.source} cannot be split: its samples have too many shapes", "give --confirm-data")
     return choosing, confirming
 
 
-def _groups(data: Dataset, options: AdaptiveOptions) -> Array | None:
-    """Numbers of the samples that the metric judges together, as of pairs; None where it judges each."""
+def groups_of(data: Dataset, options: TrialOptions) -> Array | None:
+    """Return numbers of the samples that the metric judges together, as of pairs; None where it judges each."""
     if options.metric is None or options.metric in MEASURES or data.labels is None:
         return None
     (metric,) = find_metrics([options.metric]).values()

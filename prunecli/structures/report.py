@@ -108,7 +108,7 @@ def to_document(found: StructuredResult) -> Document:
     recovered = recovery_sections(found.recovery)
     sections: list[Section] = [_headline(found)]
     sections += [size_table(found.before, found.after, speed_rows(found.speed)), *speed_sections(found.speed)]
-    sections += [_proof(found.verification), *recovered[:1]]
+    sections += [_proof(found.verification), *(recovered[:1] or _without_data(found))]
     sections += warnings([*grown(found.before, found.after), *found.notes])
     sections += training_sections(found.training)
     sections += quantised_sections(found.quantised)
@@ -121,6 +121,18 @@ def to_document(found: StructuredResult) -> Document:
 def _headline(found: StructuredResult) -> Text:
     verb = "would be removed" if found.dry_run else "removed"
     return headline(f"{removed_of(found.before, found.after)} {verb}", "good")
+
+
+def _without_data(found: StructuredResult) -> list[Section]:
+    """What data would have added, where there are none and nothing was trained."""
+    if "data" in found.recipe or found.training is not None:
+        return []
+    return [
+        Text(
+            "chosen without data, and nothing was fitted: a few hundred unlabelled samples (--data) keep the outputs"
+            " much closer"
+        )
+    ]
 
 
 def _charts(found: StructuredResult) -> list[Section]:
@@ -137,7 +149,7 @@ def _proof(proof: Verification) -> Text:
     if proof.kind == "none":
         return proof_text(proof)
     error, relative = f"largest difference {proof.max_abs_error:.2g}", proof.max_rel_error
-    if relative is not None and math.isfinite(relative):  # else the original gives zeros alone on one of the inputs
+    if relative and math.isfinite(relative):  # else the original gives zeros alone on one of the inputs
         error += f", {relative:.2g} of the largest element"
     return proof_text(proof, f"{error}, {how_many(proof.samples, 'run')}")
 

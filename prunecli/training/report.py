@@ -84,8 +84,9 @@ def to_document(found: FinetuneResult) -> Document:
     ]
     columns = (Column("epoch"), *_epoch_columns(found), Column("samples/s", "number", 1), Column(""))
     sections: list[Section] = [_gain(found)]
-    zeros = found.after.params - found.after.nonzero
-    sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; every pruned weight stayed zero."))
+    if zeros := found.after.params - found.after.nonzero:
+        kept = "every pruned weight stayed zero"
+        sections.append(Text(f"{zeros:,} of {found.after.params:,} parameters are zero; {kept}."))
     sections += [Text(_note(found)), *warnings(grown(found.before, found.after))]
     sections.append(Table("Training", columns, rows))
     sections += training_charts([found.epochs], found.score_name, [found.score_before])

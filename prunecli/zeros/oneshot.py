@@ -29,7 +29,7 @@ from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed, mirrored
 from prunecli.data import Dataset
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, some
 from prunecli.files import Scratch
 from prunecli.masks.allocations import ALLOCATIONS, LayerSize, LossCurve
 from prunecli.masks.decide import Decision, Masked, Recipe, decide
@@ -355,7 +355,7 @@ def _notes(layers: CalibratedLayers, fallback: bool) -> list[str]:
             f"{len(layers.left)} weights that cannot be fitted stay as they are; --fallback zeroes them by magnitude"
         ]
     return [f"{len(layers.left)} weights without evidence were zeroed by magnitude (--fallback): "
-            + ", ".join(skip.name for skip in layers.left[:5])]  # fmt: skip
+            + some([skip.name for skip in layers.left], 5)]  # fmt: skip
 
 
 # -- the layers and their data -----------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,37 @@ def test_bar_draws_only_what_takes_long(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("measuring" in captured.err) is drawn
+
+
+# delay, file there, what is drawn: before the first bar, and with it
+LOADED = [(-1.0, True, True), (1e9, True, False), (-1.0, False, False)]
+
+
+@pytest.mark.parametrize(("delay", "there", "drawn"), LOADED)
+def test_a_file_that_takes_long_to_load_is_named(
+    delay: float, there: bool, drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "m.onnx"
+    if there:
+        path.write_bytes(b"x" * 3000)
+        (tmp_path / "m.onnx.data").write_bytes(b"x" * 2_000_000)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "DELAY", max(delay, 0.0))
+    with progress.loading(progress.progress_for(), [path]) as shown:
+        time.sleep(0.2)
+        before = capsys.readouterr().err
+        assert list(shown(range(3), "measuring")) == [0, 1, 2]
+        time.sleep(0.2)
+        assert "loading" not in capsys.readouterr().err.split("measuring")[-1]
+    assert ("loading m.onnx (2.00 MB)" in " ".join(before.split())) is drawn
+    assert "done in" not in before
+
+
+def test_nothing_is_named_where_there_are_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with progress.loading(no_progress, [tmp_path / "m.onnx"]) as shown:
+        assert shown is no_progress
 
 
 def test_bar_stops_when_the_loop_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ CNN, TRAIN, TEST = (SAMPLES / name for name in ("digits-cnn.onnx", "digits-train
 CUT = ["structured", CNN, "--ratio", "0.5", "--max-ratio", "0.6"]
 Fake = Callable[[Speedup], list[TimingOptions]]
 TWICE = Speedup(2.0, 1.9, 2.1)
-BUSY = "other processes took 70% of the CPU time"
+BUSY = "other processes took 70 % of the CPU time"
 
 
 @pytest.fixture

@@ -138,8 +138,8 @@ MEASURABLE: list[tuple[float, float, Clock, float, str]] = [
     (0.01, 2.0, "wall", CROWDED / 2, ""),
     (0.8, 1.05, "cpu", 0.0, "more than the difference"),
     (0.8, 5.0, "cpu", 0.0, ""),
-    (0.01, 2.0, "wall", 0.5, "other processes took 50% of the CPU time"),
-    (0.01, 9.0, "wall", CROWDED + 0.01, "other processes took 11% of the CPU time"),
+    (0.01, 2.0, "wall", 0.5, "other processes took 50 % of the CPU time"),
+    (0.01, 9.0, "wall", CROWDED + 0.01, "other processes took 11 % of the CPU time"),
 ]
 
 

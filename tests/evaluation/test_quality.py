@@ -215,6 +215,8 @@ def test_the_one_figure() -> None:
 class Picked:
     """A model of one score: a column of its input."""
 
+    heads: frozenset[str] = frozenset()
+
     def __init__(self, column: int) -> None:
         self.column = column
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from prunecli.evaluation import detection
 from prunecli.evaluation.sample_metrics import (
     LabelFacts,
     MetricCollector,
+    SampleBatch,
     SampleMetric,
     UserMetric,
     find_metrics,
@@ -40,7 +41,7 @@ def value(name: str, output: Any, labels: Array | None, feed: dict[str, Array] |
         inputs = {n: v[part] for n, v in (feed or {}).items()}
         own = None if labels is None else labels[part]
         collector.add(Batch(inputs, len(range(count)[part]), own), {n: v[part] for n, v in outputs.items()})
-    parts = judge.parts(collector.found["m"])
+    parts = judge.parts(collector.found["m"], labels)
     found = judge.value(collector.found["m"])
     assert math.isnan(found) or found == pytest.approx(parts["each"].mean() if "each" in parts else parts["parts"][0])
     return found
@@ -150,6 +151,61 @@ VALUES = [
 @pytest.mark.parametrize(("name", "output", "labels", "feed", "wanted"), VALUES)
 def test_values(name: str, output: Array, labels: Array | None, feed: dict[str, Array], wanted: float) -> None:
     assert value(name, output, labels, feed) == pytest.approx(wanted, rel=1e-5, nan_ok=True)
+
+
+def parts_of(name: str, vectors: Array, labels: Array) -> dict[str, Array]:
+    (judge,) = find_metrics([name]).values()
+    assert isinstance(judge, SampleMetric)
+    output = vectors.reshape(labels.shape) if labels.size == vectors.size else vectors
+    return judge.parts(judge.entries(SampleBatch({"y": output}, "y", labels, {}, count=len(labels))), labels)
+
+
+NEAR = np.random.default_rng(1).normal(size=(600, 8))
+NOISE = np.random.default_rng(2).normal(size=(600, 8))
+LIKE = np.stack([np.tile(np.arange(300), 2),  # the two of a pair lie far apart
+                 np.tile((NEAR[:300] * NEAR[300:]).sum(1) / np.linalg.norm(NEAR[:300], axis=1)
+                         / np.linalg.norm(NEAR[300:], axis=1), 2)], 1)  # fmt: skip
+# metric, labels, noise of the baseline's outputs and of the model's, verdict, what the sentence has
+COMPARED = [
+    ("spearman", LIKE, 0, 0, None, "no difference in spearman (600 samples in 40 blocks)"),
+    ("spearman", LIKE, 0, 1, -1, "worse than the baseline in spearman"),
+    ("spearman", LIKE, 1, 0, 1, "better by"),
+    ("spearman", LIKE, 1, -1, None, "worse to"),
+    ("recall_at_1", np.arange(600) // 6 % 4, 1, -1, None, "the difference in recall_at_1 is within chance"),
+    ("psnr", NEAR[..., None], 0.1, 0.3, -1, "worse by 9.5 to 9.5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "labels", "base", "model", "verdict", "said"), COMPARED)
+def test_differences(name: str, labels: Array, base: float, model: float, verdict: int | None, said: str) -> None:
+    (judge,) = find_metrics([name]).values()
+    assert isinstance(judge, SampleMetric)
+    new, old = (parts_of(name, NEAR + size * NOISE, labels) for size in (model, base))
+    found = judge.compare(new, old)
+    assert found is not None and found.interval is not None and said in found.words()
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert found.beyond_chance == (verdict is not None) and verdict in (None, np.sign(found.difference))
+    assert found.beyond_chance == (found.interval[0] > 0 or found.interval[1] < 0)
+
+
+def test_a_figure_that_is_no_number_has_no_difference() -> None:
+    (judge,) = find_metrics(["spearman"]).values()
+    assert isinstance(judge, SampleMetric)
+    assert judge.compare(parts_of("spearman", 0 * NEAR, LIKE), parts_of("spearman", NEAR, LIKE)) is None
+
+
+def test_blocks_of_pairs_hold_both() -> None:
+    """300 pairs in 40 blocks: without one of them 292 or 293 are whole."""
+    whole: list[int] = []
+
+    def counted(entries: list[tuple[Array, float, float]]) -> float:
+        seen = [number for _, number, _ in entries]
+        whole.append(sum(seen.count(number) == 2 for number in set(seen)))
+        return 1.0
+
+    (judge,) = find_metrics(["spearman"]).values()
+    replace(judge, summarise=counted).parts(list(zip(NEAR, *LIKE.T, strict=True)), LIKE)  # type: ignore[call-arg, attr-defined]
+    assert len(whole) == 41 and whole[0] == 300 and set(whole[1:]) == {292, 293}
 
 
 def test_ssim_is_lower_with_noise() -> None:

@@ -18,7 +18,7 @@ def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int) -> None:
     expected = stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0
     assert found.p == pytest.approx(expected, rel=1e-9)  # two ways to the same sum of binomial terms
     assert found.difference == pytest.approx((won - lost) / len(model))
-    assert found.detail == f"{lost} samples lost, {won} won of {len(model):,}"
+    assert found.detail == f"{lost} sample{'' if lost == 1 else 's'} lost, {won} won of {len(model):,}"
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.5])

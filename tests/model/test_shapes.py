@@ -146,10 +146,9 @@ def test_open_dimensions_are_assumed_and_stated(tmp_path: Path) -> None:
     shapes = dims_of({"x": ("batch", 3, "h", None), "t": ("batch", "length")}, tmp_path)
     assert shapes.inputs == {"x": (1, 3, 64, 64), "t": (1, 16)}
     assert shapes.assumed == (
-        "batch of x = 1",
+        "batch = 1",  # of both
         "h of x = 64",
         "axis 3 of x = 64",
-        "batch of t = 1",
         "length of t = 16",
     )
 

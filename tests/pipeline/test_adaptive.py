@@ -29,7 +29,7 @@ from prunecli.search.adaptive_report import path_chart, to_document
 from prunecli.search.pruner import Layer
 from prunecli.search.runner import InProcess
 from prunecli.search.sensitivity import Point, SensitivityRow, sensitivity
-from prunecli.search.trials import Outcome, TrialGroup, Workspace
+from prunecli.search.trials import Outcome, TrialGroup, TrialSamples, Workspace
 from tests.tiny import ROOT, few
 
 SAMPLES = ROOT / "sample_models"
@@ -355,6 +355,29 @@ def test_sensitivity_of_groups(tmp_path: Path) -> None:
     done = sensitivity(CNN, data=TEST, granularity="channel,head", jobs=1, levels=[0.25, 0.5])
     assert {row.layer.kind for row in done.rows} == {"channel"} and done.criterion == "activation"
     assert all(row.points[0].damage <= row.points[-1].damage * 1.5 for row in done.rows)
+
+
+@pytest.mark.parametrize("labels", ["pairs", "none"])
+def test_samples_are_drawn_with_what_they_are_judged_by(
+    labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 samples 20 are drawn: of pairs, ten whole ones."""
+    monkeypatch.setattr("prunecli.search.sensitivity.SAMPLES", 20)
+    with np.load(TEST) as given:
+        arrays = {name: given[name][:60] for name in given.files}
+    arrays["labels"] = np.stack([np.tile(np.arange(30), 2), np.linspace(0, 1, 60)], 1)
+    if labels == "none":
+        del arrays["labels"]
+    np.savez(tmp_path / "d.npz", **arrays)
+    drawn: list[Any] = []
+    of = TrialSamples.of
+    monkeypatch.setattr(TrialSamples, "of", lambda data, *given: (drawn.append(data), of(data, *given))[1])
+    metric = "spearman" if labels == "pairs" else None
+    sensitivity(MLP, data=tmp_path / "d.npz", metric=metric, levels=[0.5], jobs=1, include=["fc1*"])
+    (data,) = drawn
+    assert len(data) == 20
+    if labels == "pairs":
+        assert np.unique(data.labels[:, 0], return_counts=True)[1].tolist() == [2] * 10
 
 
 @pytest.mark.parametrize("granularity", few(["element", "channel,head"], [1]))

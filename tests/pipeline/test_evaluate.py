@@ -20,7 +20,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.evaluate import EvaluateOptions, evaluate
 from prunecli.evaluation.figures import Evaluation, figures, known, needs
-from prunecli.report.document import Level
+from prunecli.report.document import Level, Text
 from prunecli.report.render import to_terminal
 from prunecli.types import Json
 
@@ -173,6 +173,37 @@ def test_a_regression_difference_is_a_paired_t_test(tmp_path: Path) -> None:
     # float32 outputs of other batch sizes differ in the last bits
     assert found.significance.p == pytest.approx(ttest_rel(*errors).pvalue, rel=1e-3)
     assert found.significance.difference == pytest.approx((errors[1] - errors[0]).mean(), rel=1e-4)
+
+
+# what the function returns, seconds allowed, whether there is a difference to tell
+OWN = [("labels == predictions.argmax(1)", 60.0, True), ("float((labels == predictions.argmax(1)).mean())", 60.0, True),
+       ("float((labels == predictions.argmax(1)).mean())", -1.0, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("returned", "allowed", "told"), OWN)
+def test_a_difference_in_a_metric_of_samples(
+    returned: str, allowed: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As scipy has it where the function gives a number per sample; by blocks of samples nearly so."""
+    (tmp_path / "mine.py").write_text(f"def mine(predictions, labels):\n    return {returned}\n")
+    monkeypatch.setattr("prunecli.evaluation.passes.LONGEST", allowed)
+    found = measured("digits-mlp", "digits-test.npz", "digits-cnn", metric=(f"{tmp_path / 'mine.py'}:mine",))
+    truth, *scores = (
+        answers("digits-mlp", "digits-test.npz")[0],
+        *(answers(name, "digits-test.npz")[1] for name in ("digits-mlp", "digits-cnn")),
+    )
+    text = "".join(part.body for part in found.to_document().sections if isinstance(part, Text))
+    assert ("within a minute" in text) is (not told)
+    if not told:
+        assert found.differences == {} and found.significance is None
+        return
+    wanted = ttest_rel(*((s.argmax(axis=1) == truth).astype(float) for s in scores))
+    low, high = wanted.confidence_interval()
+    json_ = as_json(found)
+    assert json_["significance"] == json_["differences"]["mine"]
+    assert json_["significance"]["interval"] == pytest.approx([low, high], abs=0.002)
+    assert json_["significance"]["difference"] == pytest.approx(-json_["delta"]["mine"]["drop"], abs=1e-12)
+    assert "in mine beyond chance" in text or "difference in mine is within chance" in text
 
 
 def test_the_train_test_gap() -> None:
