@@ -106,7 +106,7 @@ COMMANDS = {
     ),
     "evaluate": Entry(
         "quality, size and latency, alone or against the original", "evaluation:EvaluateOptions",
-        "baseline data labels label-column fail-if per-class robustness latency-batch threads limit format report",
+        "baseline data labels label-column metric fail-if per-class robustness threads limit format report",
         ("prune evaluate pruned.onnx --baseline model.onnx --data test.npz",
          "prune evaluate pruned.onnx --baseline model.onnx --data test.npz --fail-if 'accuracy.drop>1%'"),
     ),
