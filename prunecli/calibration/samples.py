@@ -1,8 +1,8 @@
 """The samples that a criterion or a fit is measured on: the user's own, or inputs made without data.
 
-Made inputs are noise, drawn towards the statistics that a model's normalisations have kept. BatchNormalization stores
-the mean and variance of what it read in training. Gradient descent on the inputs finds some under which it reads the
-same (DeepInversion, Yin et al. 2020; ZeroQ, Cai et al. 2020).
+Made inputs are pictures of nothing, or noise, drawn towards the statistics that a model's normalisations have kept.
+BatchNormalization stores the mean and variance of what it read in training. Gradient descent on the inputs finds some
+under which it reads the same (DeepInversion, Yin et al. 2020; ZeroQ, Cai et al. 2020).
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def synthetic_data(
     before, after = (float(np.sqrt(np.mean([one[place] for one in done]))) for place in (1, 2))
     note = (
         f"inputs were fitted to the statistics of {descent.layers} BatchNormalizations: means and deviations are off by"
-        f" {after:.2f} stored deviations, those of the noise they started from by {before:.2f}"
+        f" {after:.2f} stored deviations, those of what they started from by {before:.2f}"
     )
     return as_dataset(specs, [one[0] for one in done], by_sample, [WARNING, note])
 
@@ -211,17 +211,17 @@ def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: 
     work = working_form(file.ir)
     layers = stored_moments(work)
     if not layers:
-        return "the model has no BatchNormalization (or it is folded), so its inputs are smoothed noise"
+        return "the model has no BatchNormalization (or it is folded), so its inputs follow no statistics of data"
     if rows < FEWEST:
-        return f"runs of fewer than {FEWEST} samples do not match statistics of BatchNormalization: inputs are noise"
+        return f"runs of fewer than {FEWEST} samples do not match statistics of BatchNormalization: inputs follow none"
     shapes = {name: tuple(array.shape) for name, array in feed.items()}
     try:
         graph = differentiate(work, names, MomentLoss(layers), shapes=shapes, options=DifferentiationOptions(False))
     except PruneError as error:
-        return f"inputs are smoothed noise, not fitted to the statistics of BatchNormalization: {error.message}"
+        return f"inputs were not fitted to the statistics of BatchNormalization: {error.message}"
     moved = [name for name in names if name in graph.gradients]
     if not moved:
-        return "no BatchNormalization depends on an input that can be fitted: inputs are smoothed noise"
+        return "no BatchNormalization depends on an input that can be fitted: they follow no statistics"
     session = Session.open(graph.model, threads=threads, mode="training")
     tries = [_Descent(graph, session, moved, len(layers), scale=scale, offset=offset) for scale, offset in RANGES]
     return min(tries, key=lambda one: one.loss(one.start(feed)))
@@ -239,18 +239,20 @@ def calibration_samples(
     dims: Dims,
     execution: Execution,
     progress: Progress,
+    steps: int = STEPS,
 ) -> Dataset:
     """`samples` samples, drawn at random where there are more; all of them if the user gave a limit.
 
     Args:
         file: the model, whose `ir` may be a working form of what is at its path.
+        steps: see `synthetic_data`.
     Raises:
         PruneError: as `DataOptions.open` and `synthetic_data`; labels of synthetic data.
     """
     if wanted.synthetic:
         wanted.check_synthetic(True)
         shapes, count = concrete_shapes(file, dims).inputs, wanted.limit or samples
-        return synthetic_data(file, shapes, count, seed=seed, execution=execution, progress=progress)
+        return synthetic_data(file, shapes, count, seed=seed, execution=execution, progress=progress, steps=steps)
     data = wanted.open(input_specs(file.ir))
     if wanted.limit is None and len(data) > samples:
         data = data.shuffled(seed).take(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,11 @@ Feed = dict[str, Array]
 _IMAGE_RANKS = (4, 5)
 _COLOURS = (1, 3, 4)
 _BYTE_MIDDLE, _BYTE_SPREAD = 115.0, 60.0
+_TINT = 0.1
+"""Of the variance of a colour: what its channels do not share."""
+_FEWEST_LEAVES, _MOST_LEAVES, _PLACES = 4, 50, 20
+"""Of a picture; one more at most for so many places."""
+_SMALL = 64
 
 
 def image_like(spec: InputSpec, shape: Sequence[int]) -> bool:
@@ -30,7 +36,7 @@ def image_like(spec: InputSpec, shape: Sequence[int]) -> bool:
 def synthetic_feed(
     specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int, limits: Mapping[str, int]
 ) -> Feed:
-    """One run's inputs: `image_noise` for what is like an image, `random_inputs` for everything else.
+    """One run's inputs: `dead_leaves` for what is like an image, `random_inputs` for everything else.
 
     Raises:
         PruneError: as `random_inputs`; no samples.
@@ -41,19 +47,21 @@ def synthetic_feed(
         if 0 in shape:
             raise PruneError(f"the input {spec.describe()} holds no values", "give its size with --input-shape")
         if image_like(spec, shape):
-            values = image_noise(shape, np.random.default_rng([seed, zlib.crc32(spec.name.encode()), 1]))
+            values = dead_leaves(shape, np.random.default_rng([seed, zlib.crc32(spec.name.encode()), 1]))
             if spec.dtype == "uint8":
                 values = np.clip(np.rint(values * _BYTE_SPREAD + _BYTE_MIDDLE), 0, 255)
             feed[spec.name] = values.astype(numpy_dtype(spec.dtype))
     return feed
 
 
-def image_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
-    """Noise with the spectrum of photographs, float32, of about mean 0 and variance 1 over all samples.
+def dead_leaves(shape: Sequence[int], rng: np.random.Generator) -> Array:
+    """Pictures of nothing, float32, of about mean 0 and variance 1 over all samples: dead leaves.
 
-    The amplitude at spatial frequency f is f^-a: a = 1 is that of natural images (Field 1987), each sample draws its
-    own a from [0.5, 1.8], a contrast from [0.4, 1.4] and a brightness. Channels share a part of their noise, as
-    colours do.
+    Ellipses and boxes of random places, sizes, colours and shades cover each other (Lee, Mumford and Huang 2001), so
+    that there are edges, corners and plain areas of all sizes as in photographs; each shows a part of one texture,
+    noise with the spectrum f^-a of photographs (Field 1987). What networks compute of such pictures is nearer to what
+    they compute of photographs than with noise alone (Baradad et al. 2021; `docs/benchmarks.md`). Colours are mostly
+    grey, as they are in photographs, and samples differ in brightness and contrast.
 
     Args:
         shape: (N, C, *space), or (N, *space, C) where only the last axis can be colours.
@@ -62,15 +70,52 @@ def image_noise(shape: Sequence[int], rng: np.random.Generator) -> Array:
     n, channels = shape[0], shape[-1] if last else shape[1]
     space = tuple(shape[1:-1] if last else shape[2:])
     out = np.empty((n, channels, *space), np.float32)
-    radius = _frequencies(space)
     for sample in out:
-        falloff = radius ** -rng.uniform(0.5, 1.8)
-        falloff.flat[0] = 0.0
-        common, own = _filtered(rng, 1, space, falloff), _filtered(rng, channels, space, falloff)
-        share = rng.uniform(0.4, 1.0)
-        contrast, brightness = rng.uniform(0.4, 1.4), rng.normal(0.0, 0.4, (channels, *[1] * len(space)))
-        sample[:] = contrast * (np.sqrt(share) * common + np.sqrt(1 - share) * own) + brightness
+        sample[:] = _leaves(rng, channels, space)
     return np.moveaxis(out, 1, -1) if last else out
+
+
+def _leaves(rng: np.random.Generator, channels: int, space: tuple[int, ...]) -> Array:
+    """One picture (C, *space): computed at twice the size where that is small, so that edges are smooth."""
+    finer = 2 if max(space) <= _SMALL else 1
+    sides = np.array(space) * finer
+
+    def colour(spread: float) -> Array:
+        grey, own = rng.normal(), rng.normal(size=channels)
+        return np.asarray(spread * (np.sqrt(1 - _TINT) * grey + np.sqrt(_TINT) * own), np.float32)
+
+    ground, contrast = colour(0.6), rng.uniform(0.3, 1.2)
+    falloff = _frequencies(sides.tolist()) ** -rng.uniform(0.5, 1.8)
+    falloff.flat[0] = 0.0
+    common, own = (_filtered(rng, count, tuple(sides.tolist()), falloff) for count in (1, channels))
+    texture = (contrast * (np.sqrt(1 - _TINT) * common + np.sqrt(_TINT) * own)).astype(np.float32)
+    picture = ground.reshape(-1, *[1] * len(space)) + 0.5 * texture
+    for _ in range(
+        int(rng.integers(_FEWEST_LEAVES, _FEWEST_LEAVES + 1 + min(_MOST_LEAVES, math.prod(space) // _PLACES)))
+    ):
+        window, inside, shade = _leaf(rng, sides, finer)
+        paint = (ground + colour(contrast))[:, None] + shade + rng.uniform(0, 1) * texture[window][:, inside]
+        picture[window][:, inside] = paint
+    cells = [part for side in space for part in (side, finer)]
+    return np.asarray(picture.reshape(channels, *cells).mean(axis=tuple(range(2, 2 * len(space) + 2, 2))))
+
+
+def _leaf(rng: np.random.Generator, sides: Array, finer: int) -> tuple[tuple[slice, ...], Array, Array]:
+    """An ellipse or a box: the window of (C, *space) that holds it, its mask there, and how much brighter than its
+    middle it is at each of its places."""
+    radius = max(float(sides.max()) / 2 / (1 + rng.pareto(1.5)) * rng.uniform(0.3, 1), 0.75 * finer)
+    middle, axes = rng.uniform(-0.1, 1.1, len(sides)) * sides, rng.uniform(0.35, 1, len(sides))
+    axes[0] = 1.0
+    reach = radius * np.sqrt(len(sides))
+    low, high = (np.clip(np.floor(middle + sign * reach), 0, sides).astype(int) for sign in (-1, 1))
+    places = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"))
+    turn, _ = np.linalg.qr(rng.normal(size=(len(sides), len(sides))))
+    offset = (places - middle.reshape(-1, *[1] * len(sides))) / radius
+    turned = np.tensordot(turn, offset, 1) / axes.reshape(-1, *[1] * len(sides))
+    inside = (turned**2).sum(axis=0) < 1 if rng.random() < 0.5 else np.abs(turned).max(axis=0) < 0.9
+    slope = rng.normal(0, 0.3, len(sides))
+    shade = np.tensordot(slope, offset[:, inside], 1).astype(np.float32)
+    return (slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True))), inside, shade
 
 
 def _frequencies(space: Sequence[int]) -> Array:

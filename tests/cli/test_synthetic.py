@@ -13,7 +13,7 @@ CNN, MLP, CALIB = (SAMPLES / name for name in ("digits-cnn.onnx", "digits-mlp.on
 
 MADE = [
     # command, model, what the report says of the inputs
-    ("oneshot", MLP, "smoothed noise"),
+    ("oneshot", MLP, "follow no statistics"),
     ("gradient", CNN, "fitted to the statistics of 6 BatchNormalizations"),
 ]
 
