@@ -21,12 +21,14 @@ KEYS = (("node", "name", "string"), ("node", "kind", "string"), ("node", "layer"
 
 @dataclass(frozen=True)
 class LayerNode:
-    """One group of units, or another node: how many units, and their importance added up."""
+    """One group of units, or another node: how many units, and their importance added up; `each`: of every unit, or
+    of the node, falling."""
 
     name: str
     kind: str
     units: int
     importance: float
+    each: list[float]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class GraphView:
         sums = np.bincount(label, rank, minlength=len(groups) + len(graph.names))
         nodes = [(g.name, str(g.kind), g.count) for g in groups]
         nodes += [(name, kind, 0) for name, kind in zip(graph.names, graph.kinds, strict=True)]
-        layers = [LayerNode(*node, float(total)) for node, total in zip(nodes, sums, strict=True)]
+        each = [sorted(rank[label == place].tolist(), reverse=True) for place in range(len(nodes))]
+        layers = [LayerNode(*node, float(own), mine) for node, own, mine in zip(nodes, sums, each, strict=True)]
         energy = graph.edges.power(2).tocoo()
         between = coo_array((energy.data, (label[energy.row], label[energy.col])), shape=(len(layers), len(layers)))
         between = between.tocsr().tocoo()

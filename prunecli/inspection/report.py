@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ def to_json(found: Inspection) -> Json:
         extra["nm"] = f"{found.nm[0]}:{found.nm[1]}"
     if found.graph:
         extra["graph"] = asdict(found.graph)
+        for layer in extra["graph"]["layers"]:
+            del layer["each"]  # the file has them
     if found.distribution:
         extra["distribution"] = _distribution_json(found.distribution)
     layers = [_row(found, layer) for layer in found.layers]
@@ -148,22 +151,62 @@ def graph_sections(graph: GraphView) -> list[Section]:
     rows = [(layer.name, layer.kind, layer.units or None, layer.importance) for layer in graph.layers]
     note = "importance: PageRank of its units, from the outputs backwards through what each reads, added up"
     table = Table(f"Unit graph: {said}", columns, rows, note, top=TOP, level=Level.NORMAL)
-    worth = [layer.importance for layer in graph.layers]
-    points = Series("layer", list(range(len(worth))), worth, "points", labels=[layer.name for layer in graph.layers])
-    panel = Panel([*_links(graph, worth), points])
-    chart = Chart("Unit graph", [panel], ChartAxis("layer, in the order of the network"), ChartAxis("importance"),
-                  "Lines lead from a layer to what reads it, by the share of what is read.")  # fmt: skip
-    return [table, chart]
+    return [table, _drawn(graph)]
 
 
-def _links(graph: GraphView, worth: list[float]) -> Iterator[Series]:
-    bounds = (("a tenth or less", 0.0, 0.1), ("up to half", 0.1, 0.5), ("half or more", 0.5, 2.0))
-    for name, low, high in bounds:
-        links = [(a, b) for a, b, share in graph.links if low <= share < high and a != b]
-        x = [float(place) for a, b in links for place in (a, b, b)]
-        y = [value for a, b in links for value in (worth[a], worth[b], None)]
-        if links:
-            yield Series(name, x, y, "path")
+QUARTERS = ("the least important quarter of the units", "the second", "the third", "the most important")
+LINKS = (("hands on little importance", 0.0, 0.1, 0.6), ("some", 0.1, 0.5, 1.6), ("much", 0.5, 2.0, 4.0))
+"""Links by the importance that they hand on to what is read, as shares of the most; and how wide they are drawn."""
+SHOWN = 64
+"""Units of a layer that are drawn; of wider layers evenly spaced ones."""
+
+
+def _drawn(graph: GraphView) -> Chart:
+    """Layers as columns of units, the most important on top, larger and in another colour by quarters of importance."""
+    order = {"input": 0, "fixed": 0, "output": 2}
+    ranked = sorted(range(len(graph.layers)), key=lambda k: (order.get(graph.layers[k].kind, 1), k))
+    shown = [each if len(each) <= SHOWN else [each[k * len(each) // SHOWN] for k in range(SHOWN)]
+             for each in (graph.layers[k].each for k in ranked)]  # fmt: skip
+    every = sorted(value for layer in graph.layers if layer.units for value in layer.each)
+    bounds = [every[len(every) * k // 4] for k in (1, 2, 3)] if every else []
+    points: list[list[tuple[float, float, str]]] = [[] for _ in QUARTERS]
+    for x, (k, each) in enumerate(zip(ranked, shown, strict=True)):
+        for y, value in enumerate(each):
+            told = f"{graph.layers[k].name}, importance {value:.3g}"
+            points[bisect_right(bounds, value)].append((x, (len(each) - 1) / 2 - y, told))
+    place = {k: x for x, k in enumerate(ranked)}
+    series = list(_links(graph, place, depth=max(map(len, shown), default=1) / 2 + 1))
+    for size, (name, some_points) in enumerate(zip(QUARTERS, points, strict=True)):
+        if some_points:
+            x, y, labels = zip(*some_points, strict=True)
+            series.append(Series(name, x, y, "points", labels=labels, width=3.0 + 1.5 * size))
+    axes = ChartAxis("layer: inputs, then in the order of the network"), ChartAxis("units, the most important on top")
+    note = "Lines lead from a layer to what reads it; their width is the importance that they hand on."
+    return Chart("Unit graph", [Panel(series)], *axes, note)
+
+
+def _links(graph: GraphView, place: Mapping[int, int], depth: float) -> Iterator[Series]:
+    """Straight between neighbours, else in an arc below the columns, which reach down to `depth`."""
+    handed = [(a, b, share * graph.layers[b].importance) for a, b, share in graph.links if a != b]
+    most = max((value for *_, value in handed), default=0.0) or 1.0
+    for name, low, high, width in LINKS:
+        x: list[float] = []
+        y: list[float | None] = []
+        for a, b, value in handed:
+            if low <= value / most < high:
+                apart = abs(place[b] - place[a]) - 1
+                for step in range(ARC + 1):
+                    t = step / ARC
+                    x.append(place[a] + t * (place[b] - place[a]))
+                    y.append(-4 * t * (1 - t) * depth * (1 + apart / len(place)) if apart else 0.0)
+                x.append(x[-1])
+                y.append(None)
+        if x:
+            yield Series(name, x, y, "path", width=width)
+
+
+ARC = 16
+"""Straight parts of an arc."""
 
 
 def _summary(found: Inspection) -> Table:

@@ -124,6 +124,7 @@ class Series:
             (a path), or a histogram.
         low, high: an interval around each y: a band around lines, whiskers at points. Empty: none.
         labels: a name for each point, shown where the reader points at it. Empty: none.
+        width: of lines, which then have no markers, or of points; 0: the usual one.
 
     Raises:
         ValueError: lengths that do not agree.
@@ -136,6 +137,7 @@ class Series:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     labels: Sequence[str] = ()
+    width: float = 0.0
 
     def __post_init__(self) -> None:
         count = len(self.y) + (self.draw == "histogram")

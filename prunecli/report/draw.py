@@ -149,16 +149,18 @@ def _draw_series(axes: Axes, series: Series, number: int) -> None:
         y,
         label=name,
         color=tint,
-        linewidth=1.6,
+        linewidth=series.width or 1.6,
         linestyle="none" if points else _DASHES[number // len(SERIES) % len(_DASHES)],
         drawstyle="steps-post" if series.draw == "steps" else "default",
         marker="o" if _marked(series) else "none",
-        markersize=5 if points else 3.5,
+        markersize=(series.width or 5) if points else 3.5,
     )
 
 
 def _marked(series: Series) -> bool:
-    return series.draw in ("points", "path") or len(series.y) <= _MARKERS
+    if series.draw == "points":
+        return True
+    return not series.width and (series.draw == "path" or len(series.y) <= _MARKERS)
 
 
 def _collect_tips(axes: Axes, chart: Chart, panel: Panel, number: int, tips: Tips) -> None:

@@ -13,6 +13,8 @@ import pytest
 import prunecli
 from prunecli.dependency.unit_graph import UnitGraph, graph_of, unit_graph
 from prunecli.errors import PruneError
+from prunecli.inspection.report import graph_sections
+from prunecli.report.document import Chart
 from tests.model.build import floats, node, proto, save_proto
 
 Array = np.ndarray[Any, Any]
@@ -125,3 +127,19 @@ def test_files_hold_the_graph(tmp_path: Path) -> None:
     )
     with pytest.raises(PruneError, match="format"):
         prunecli.inspect(model, graph=tmp_path / "g.png")
+
+
+def test_the_drawing_has_every_unit_and_link(tmp_path: Path) -> None:
+    """x, three units and y as columns; the unit that nothing reads is the lowest of its column."""
+    found = prunecli.inspect(chain(tmp_path), graph=tmp_path / "g.json")
+    assert found.graph is not None
+    (chart,) = (s for s in graph_sections(found.graph) if isinstance(s, Chart))
+    series = {s.name: s for s in chart.panels[0].series}
+    points = [s for s in series.values() if s.draw == "points"]
+    assert sorted(zip((x for s in points for x in s.x), (y for s in points for y in s.y), strict=True)) == [
+        (0, 0.0), (1, -1.0), (1, 0.0), (1, 1.0), (2, 0.0),
+    ]  # fmt: skip
+    least = next(s for s in points if (1, -1.0) in list(zip(s.x, s.y, strict=True)))
+    assert least.labels[list(least.y).index(-1.0)] == "w1, importance 0" and least.width == min(s.width for s in points)
+    ends = {x for s in series.values() if s.draw == "path" for x, y in zip(s.x, s.y, strict=True) if y is not None}
+    assert min(ends) == 0 and max(ends) == 2 and 1 in ends
