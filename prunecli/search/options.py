@@ -96,6 +96,10 @@ class TrialOptions(
         return Asked(output_name=self.output_name)
 
     @property
+    def needs_data(self) -> bool:
+        return True
+
+    @property
     def tried(self) -> DataOptions:
         """The data that trials are judged on."""
         found = self.source
@@ -106,7 +110,7 @@ class TrialOptions(
         from prunecli.runtime import check_parallel
 
         super().check()
-        if self.data is None:
+        if self.data is None and self.needs_data:
             raise PruneError("trials are judged on data", "give --data")
         if "block" in self.granularity.split(","):
             raise PruneError("blocks are chosen by `prune structured --granularity block`, not by trials",
@@ -145,9 +149,13 @@ class SensitivityOptions(TrialOptions):
     ] = False
     predicted: Annotated[
         bool,
-        Option("predict by a graph neural network from the file; its rank correlation with a few measurements is told",
-               SELECT),
+        Option("predict by a graph neural network from the file, without data; with --data its rank correlation with a few"
+               " measurements is told", SELECT),
     ] = False  # fmt: skip
+
+    @property
+    def needs_data(self) -> bool:
+        return not self.predicted
 
     def check(self) -> None:
         super().check()

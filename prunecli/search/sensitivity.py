@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import heads_of
+from prunecli.masks.allocations import LossCurve
+from prunecli.model import load
 from prunecli.model.saving import check_target
 from prunecli.options.sizes import at_data
 from prunecli.predicted.features import Undescribed
@@ -19,10 +22,11 @@ from prunecli.report.result import Reported
 from prunecli.search.metric import SURE
 from prunecli.search.options import SensitivityOptions
 from prunecli.search.pruner import Layer, Proxy, rank_correlation, sample_of
-from prunecli.search.setup import TrialSetup, groups_of, open_model, set_up
+from prunecli.search.setup import TrialSetup, groups_of, open_model, open_pruner, set_up
 from prunecli.search.strategy import MOST_PREDICTED, curve_trials, levels_of
 from prunecli.search.trials import Outcome, TrialGroup, TrialSamples
 from prunecli.types import FileRef, Progress, Skipped, no_progress
+from prunecli.zeros.select import check_numbers
 
 SAMPLES = 512
 """Drawn where there are more and no limit was set."""
@@ -77,21 +81,22 @@ class Ranking:
 
 @dataclass(frozen=True)
 class SensitivityResult(Reported):
-    """`rows`: the most sensitive first. `baseline`: the metric of the original."""
+    """`rows`: the most sensitive first. `baseline`: the metric of the original; without data nothing is judged, and
+    `metric` and what belongs to it are None."""
 
     reporter = "sensitivity_report"
 
     model: FileRef
     granularity: str
     criterion: str
-    metric: str
-    change: str
-    output: str
-    baseline: float
-    samples: int
-    source: str
     rows: Sequence[SensitivityRow]
     skipped: Sequence[Skipped]
+    metric: str | None = None
+    change: str | None = None
+    output: str | None = None
+    baseline: float | None = None
+    samples: int = 0
+    source: str | None = None
     ranking: Ranking | None = None
     proxy: Literal["gradients", "predicted"] | None = None
     measured: int = 0
@@ -111,7 +116,12 @@ def sensitivity(
     """
     start, options = time.perf_counter(), SensitivityOptions.of(options, **changes)
     options = at_data(Path(model), options)
-    file, session = open_model(Path(model), options)
+    found = _from_the_file if options.source is None else _on_data
+    return replace(found(Path(model), options, progress), seconds=time.perf_counter() - start)
+
+
+def _on_data(model: Path, options: SensitivityOptions, progress: Progress) -> SensitivityResult:
+    file, session = open_model(model, options)
     check_target(file, None, False, options)
     data = options.tried.open(session.inputs, session.outputs)
     if options.tried.limit is None and len(data) > SAMPLES:
@@ -124,11 +134,35 @@ def sensitivity(
     return SensitivityResult(
         model=file.ref, granularity=options.granularity, criterion=setup.pruner.criterion, metric=metric.name,
         change=metric.change, output=metric.output, baseline=metric.baseline, samples=len(data), source=data.source,
-        rows=sorted(rows, key=lambda row: (-row.mean_damage, row.layer.name)), skipped=setup.pruner.skipped,
-        ranking=ranking, measured=runner.measured, reused=runner.reused,
-        proxy=None if ranking is None else "predicted" if options.predicted else "gradients",
-        notes=[*file.notes, *setup.pruner.notes, *told], seconds=time.perf_counter() - start,
+        rows=_ranked(rows), skipped=setup.pruner.skipped, ranking=ranking, measured=runner.measured,
+        reused=runner.reused, proxy=None if ranking is None else "predicted" if options.predicted else "gradients",
+        notes=[*file.notes, *setup.pruner.notes, *told],
     )  # fmt: skip
+
+
+def _from_the_file(model: Path, options: SensitivityOptions, progress: Progress) -> SensitivityResult:
+    """Predicted without data, and so not checked."""
+    file = load(model)
+    check_numbers(file)
+    check_target(file, None, False, options)
+    pruner = open_pruner(model, options, None, progress)
+    try:
+        proxy = _read_off(pruner.predicted())
+    except Undescribed as reason:
+        raise PruneError(f"the damage cannot be predicted: {reason}", "give --data to measure it") from reason
+    rows = [_predicted(layer, levels, proxy) for layer in pruner.layers if (levels := levels_of(layer, options.levels))]
+    return SensitivityResult(
+        model=file.ref, granularity=options.granularity, criterion=pruner.criterion, rows=_ranked(rows),
+        skipped=pruner.skipped, proxy="predicted", notes=[*file.notes, *pruner.notes],
+    )  # fmt: skip
+
+
+def _ranked(rows: Sequence[SensitivityRow]) -> list[SensitivityRow]:
+    return sorted(rows, key=lambda row: (-row.mean_damage, row.layer.name))
+
+
+def _read_off(curves: Mapping[str, LossCurve]) -> Proxy:
+    return lambda layer, fraction: float(curves[layer].at(np.array([1 - min(fraction, MOST_PREDICTED)]))[0])
 
 
 def _proxy(setup: TrialSetup, options: SensitivityOptions, progress: Progress) -> tuple[Proxy | None, list[str]]:
@@ -138,10 +172,9 @@ def _proxy(setup: TrialSetup, options: SensitivityOptions, progress: Progress) -
     if not options.predicted:
         return None, []
     try:
-        curves = setup.pruner.predicted()
+        return _read_off(setup.pruner.predicted()), []
     except Undescribed as reason:
         return None, [f"measured, not predicted: {reason}"]
-    return lambda layer, fraction: float(curves[layer].at(np.array([1 - min(fraction, MOST_PREDICTED)]))[0]), []
 
 
 def _by_trials(setup: TrialSetup, options: SensitivityOptions) -> tuple[list[SensitivityRow], Ranking | None]:

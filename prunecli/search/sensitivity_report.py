@@ -38,10 +38,24 @@ def to_json(found: SensitivityResult) -> Json:
         "model": asdict(found.model),
         "granularity": found.granularity,
         "criterion": found.criterion,
-        "metric": {"name": found.metric, "output": found.output, "baseline": found.baseline, "change": found.change},
+        "metric": None
+        if found.metric is None
+        else {
+            "name": found.metric,
+            "output": found.output,
+            "baseline": found.baseline,
+            "change": found.change,
+        },
         "samples": found.samples,
         "data": found.source,
-        "proxy": None if found.ranking is None else {**asdict(found.ranking), "by": found.proxy},
+        "proxy": None
+        if found.proxy is None
+        else {
+            "correlation": None,
+            "checked": 0,
+            **(asdict(found.ranking) if found.ranking else {}),
+            "by": found.proxy,
+        },
         "jobs": {"measured": found.measured, "reused": found.reused},
         "layers": [_row(row) for row in found.rows],
         "skipped": [asdict(item) for item in found.skipped],
@@ -60,7 +74,7 @@ def _row(row: SensitivityRow) -> Json:
 
 def to_document(found: SensitivityResult) -> Document:
     sections: list[Section] = [*_answer(found), _table(found), Text(_what(found)), sensitivity_chart(found)]
-    if found.ranking is not None:
+    if found.proxy is not None:
         sections.append(_proxy(found))
     sections += [Text(note, "warning") for note in found.notes]
     if found.reused:
@@ -72,8 +86,10 @@ def to_document(found: SensitivityResult) -> Document:
 
 def _what(found: SensitivityResult) -> str:
     things = "weight" if found.granularity == "element" else "group of coupled units"
-    how = f"by --criterion {found.criterion}, on {how_many(found.samples, 'sample')} of {found.source}"
-    if found.ranking is not None:
+    how = f"by --criterion {found.criterion}"
+    if found.source is not None:
+        how += f", on {how_many(found.samples, 'sample')} of {found.source}"
+    if found.proxy is not None:
         means = "from gradients, in no unit" if found.proxy == "gradients" else "from the file by a neural network"
         return f"Each {things} cut alone, {how}: damage as predicted {means}."
     return (
@@ -108,13 +124,17 @@ def _table(found: SensitivityResult) -> Table:
     ]
     columns.append(Column("mean damage", "number"))
     rows = [[row.layer.name, row.layer.params, *_cells(row, levels), number(row.mean_damage)] for row in found.rows]
-    title = "Predicted damage" if found.ranking else f"{found.metric.replace('_', ' ')}: {found.change}"
+    title = "Predicted damage" if found.proxy else f"{_metric(found)}: {found.change}"
     return Table(f"{title}, by the fraction removed", columns, rows, _note(found), top=TOP, level=Level.NORMAL)
 
 
 def _cells(row: SensitivityRow, levels: list[float]) -> list[Cell]:
     known = {round(p.fraction, 4): p.damage if p.drop is None else p.drop for p in row.points}
     return [number(known[level]) if level in known else None for level in levels]
+
+
+def _metric(found: SensitivityResult) -> str:
+    return (found.metric or "").replace("_", " ")
 
 
 def _note(found: SensitivityResult) -> str:
@@ -126,12 +146,14 @@ def _note(found: SensitivityResult) -> str:
 
 def _proxy(found: SensitivityResult) -> Text:
     ranking = found.ranking
-    assert ranking is not None
-    good = ranking.correlation >= 0.8
+    if ranking is None:
+        return Text("Nothing was measured: with --data a few of these settings are, beside the prediction.",
+                    "warning")  # fmt: skip
+    good, option = ranking.correlation >= 0.8, "fast" if found.proxy == "gradients" else "predicted"
     said = f"{ranking.correlation:.2f}" if ranking.correlation == ranking.correlation else "not defined"
     return Text(
         f"The prediction's rank correlation with the damage measured on {ranking.checked} of these settings is {said}"
-        f" (1 is the same order){'' if good else '; run without --fast for the truth'}.",
+        f" (1 is the same order){'' if good else f'; run without --{option} for the truth'}.",
         "good" if good else "warning",
     )
 
@@ -140,10 +162,10 @@ def sensitivity_chart(found: SensitivityResult) -> Chart:
     """Small multiples, the most sensitive layer first, all on the same axes: the loss, or what is predicted, by the
     fraction removed."""
     panels = [Panel([_curve(row)], row.layer.name) for row in found.rows]
-    if found.ranking is not None:
+    if found.proxy is not None:
         y = ChartAxis("predicted damage")
         return Chart("Predicted damage by layer", panels, ChartAxis("removed", "percent"), y)
-    y = ChartAxis(f"{found.metric.replace('_', ' ')} {found.change}")
+    y = ChartAxis(f"{_metric(found)} {found.change}")
     note = "bands: one standard error to both sides"
     return Chart("Loss by layer", panels, ChartAxis("removed", "percent"), y, note)
 

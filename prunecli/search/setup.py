@@ -100,8 +100,9 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     )
 
 
-def open_pruner(path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> Pruner:
-    """The pruner of the granularity; what its criterion and the goal need is measured on `samples`.
+def open_pruner(path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> Pruner:
+    """The pruner of the granularity; what its criterion and the goal need is measured on `samples`; without them
+    it scores by the weights alone.
 
     Raises:
         PruneError: an unknown name, or nothing can be pruned.

@@ -159,7 +159,7 @@ class StructurePruner(UnitSpace):
     goals = ("macs", "params", "file_bytes", "latency")
     notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> None:
+    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> None:
         self.options, self.samples = options, samples
         cuttable, allowed, self.left = following(partial(_opened, path, options))
         scores = self._scores(cuttable, options.criterion, progress, allowed)
@@ -200,7 +200,7 @@ class StructurePruner(UnitSpace):
 
     @property
     def criterion(self) -> str:
-        return resolve_criterion(self.options.criterion or "auto", True)
+        return resolve_criterion(self.options.criterion or "auto", self.samples is not None)
 
     @property
     def skipped(self) -> list[Skipped]:

@@ -147,7 +147,7 @@ class ZeroPruner(WeightSpace):
 
     goals = ("params", "file_bytes", "macs")
 
-    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions, progress: Progress) -> None:
+    def __init__(self, path: Path, options: TrialOptions, samples: DataOptions | None, progress: Progress) -> None:
         form = parse_pattern(options.pattern)
         if isinstance(form, Windows):
             raise PruneError(f"the pattern {form.text} fixes how many weights go", "use `prune magnitude --pattern`")
@@ -161,13 +161,16 @@ class ZeroPruner(WeightSpace):
         super().__init__(load(path), WeightRanking(work, self.criterion, form.text, options.seed, evidence))
 
     def _ranked(self, progress: Progress) -> tuple[str, dict[str, Array], tuple[str, ...]]:
-        """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told."""
+        """The criterion and its evidence. `auto` is smoothed where the model has gradients, else l1, which is told; and
+        l1 without data."""
         o = self.options
         automatic = o.criterion in (None, AUTO)
-        criterion = "smoothed" if automatic else str(o.criterion)
+        criterion = str(o.criterion) if not automatic else "l1" if self.samples is None else "smoothed"
         wanted = of_elements(criterion).evidence
         if wanted is None:
             return criterion, {}, ()
+        if self.samples is None:
+            raise PruneError(f"--criterion {criterion} needs data", "give --data, or leave --criterion out")
         if not wanted.differentiates:
             how = o.part(Fitting, data=self.samples, threads=1)
             found, left = measured_scores(

@@ -187,6 +187,32 @@ def test_sensitivity_is_predicted_and_checked() -> None:
     assert found.measured == found.ranking.checked
 
 
+@pytest.mark.parametrize("granularity", ["element", "channel,head"])
+def test_sensitivity_is_predicted_without_data(tmp_path: Path, granularity: str) -> None:
+    found = prunecli.sensitivity(CNN, predicted=True, granularity=granularity, levels=(0.5, 0.75))
+    kept = open_cuttable(CNN, "channel,head", Dims())
+    curves = (
+        weight_curves(load(CNN))
+        if granularity == "element"
+        else group_curves(replace(kept.file, ir=kept.work), kept.units)
+    )
+    assert (
+        found.metric is None
+        and found.ranking is None
+        and found.samples == 0
+        and {row.layer.name for row in found.rows} == set(curves)
+    )
+    for row in found.rows:
+        assert [p.damage for p in row.points] == [
+            curves[row.layer.name].at(np.array([1 - p.fraction]))[0] for p in row.points
+        ]
+    assert found.to_json()["proxy"] == {"correlation": None, "checked": 0, "by": "predicted"}
+    with pytest.raises(PruneError, match="ConvTranspose"):
+        prunecli.sensitivity(transposed(tmp_path), predicted=True)
+    with pytest.raises(PruneError, match="fisher needs data"):
+        prunecli.sensitivity(CNN, predicted=True, criterion="fisher")
+
+
 def test_the_search_needs_fewer_trials(tmp_path: Path) -> None:
     data = ROOT / "sample_models" / "digits-test.npz"
     how = {"data": data, "max_drop": 0.05, "jobs": 1, "dry_run": True, "criterion": "l1", "rounds": 1}
