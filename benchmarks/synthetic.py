@@ -1,7 +1,11 @@
-"""What calibration without data costs: accuracy after `prune oneshot` on real, on synthetic and on random inputs.
+"""What calibration without data costs: accuracy on the test data.
 
-All three have the same number of samples, seed and method, and the accuracy is of the test data. "random" is white
-noise of mean 0 and variance 1, what there would be without any care for the inputs.
+    python benchmarks/synthetic.py [--models ...] [--amounts ...] [--kinds ...]    `prune oneshot`
+    python benchmarks/synthetic.py structured [--models ...] [--limit N]           `prune structured --macs 0.5`
+
+Of zeros, inputs are real, synthetic or random: the same number of samples, seed and method; "random" is white noise of
+mean 0 and variance 1, what there would be without any care for the inputs. Of structures, there are none, in the ways
+of WAYS.
 """
 
 from __future__ import annotations
@@ -9,11 +13,12 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import SHARED, parser, show
 
-from prunecli import oneshot
+from prunecli import oneshot, structured
 from prunecli.data.options import DataOptions
 from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.options import EvaluateOptions
@@ -24,13 +29,23 @@ CIFAR = (DATA / "cifar10-train.npz", DATA / "cifar10-test.npz")
 CASES = {
     "resnet20-cifar10-bn": CIFAR,
     "resnet20-cifar10": CIFAR,
+    "resnet56-cifar10": CIFAR,
     "ch_ppocr_mobile_v2.0_cls_infer": (DATA / "ocr-cls-calib.npz", DATA / "ocr-cls-test.npz"),
 }
 KINDS = ("real", "synthetic", "random")
+WAYS: dict[str, dict[str, Any]] = {
+    "--recover none": {"recover": "none"},
+    "--recover none --round-to 1": {"recover": "none", "round_to": 1},
+    "--recover fold": {"recover": "fold"},
+    "--recover fold --round-to 1": {"recover": "fold", "round_to": 1},
+    "nothing": {},
+    "--round-to 1": {"round_to": 1},
+    "--data synthetic": {"data": "synthetic"},
+}
 
 
-def accuracy(path: Path, test: Path) -> float:
-    found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test)), latency=False))
+def accuracy(path: Path, test: Path, limit: int | None = None) -> float:
+    found = evaluate(path, options=EvaluateOptions(data=DataOptions(str(test), limit=limit), latency=False))
     return float(found.to_json()["models"][0]["metrics"]["accuracy"])
 
 
@@ -44,13 +59,34 @@ def random_file(model: Path, like: Path, samples: int, folder: Path) -> Path:
     return folder / "random.npz"
 
 
+def halves(models: list[str], limit: int | None) -> None:
+    """Half of the multiply-accumulates without data."""
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in models:
+            for way, options in WAYS.items():
+                start, out = time.process_time(), Path(folder) / "out.onnx"
+                structured(
+                    MODELS / f"{name}.onnx", macs=0.5, output=out, force=True, timing=False, threads=1, **options
+                )
+                spent = time.process_time() - start
+                rows.append([name, way, accuracy(out, CASES[name][1], limit), spent])
+                print(rows[-1], flush=True)
+    show("Half of the multiply-accumulates without data", ("model", "options", "accuracy", "CPU s"), rows)
+
+
 def main() -> None:
-    made = parser(__doc__ or "")
+    made = parser((__doc__ or "").splitlines()[0])
+    made.add_argument("what", nargs="?", choices=("oneshot", "structured"), default="oneshot")
+    made.add_argument("--limit", type=int, help="test samples, of structures")
     made.add_argument("--models", nargs="+", default=list(CASES))
     made.add_argument("--amounts", nargs="+", type=float, default=[0.5, 0.7, 0.8])
     made.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     made.add_argument("--samples", type=int, default=256)
     args = made.parse_args()
+    if args.what == "structured":
+        halves(args.models, args.limit)
+        return
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"

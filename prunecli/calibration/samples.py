@@ -239,20 +239,18 @@ def calibration_samples(
     dims: Dims,
     execution: Execution,
     progress: Progress,
-    steps: int = STEPS,
 ) -> Dataset:
     """`samples` samples, drawn at random where there are more; all of them if the user gave a limit.
 
     Args:
         file: the model, whose `ir` may be a working form of what is at its path.
-        steps: see `synthetic_data`.
     Raises:
         PruneError: as `DataOptions.open` and `synthetic_data`; labels of synthetic data.
     """
     if wanted.synthetic:
         wanted.check_synthetic(True)
         shapes, count = concrete_shapes(file, dims).inputs, wanted.limit or samples
-        return synthetic_data(file, shapes, count, seed=seed, execution=execution, progress=progress, steps=steps)
+        return synthetic_data(file, shapes, count, seed=seed, execution=execution, progress=progress)
     data = wanted.open(input_specs(file.ir))
     if wanted.limit is None and len(data) > samples:
         data = data.shuffled(seed).take(samples)

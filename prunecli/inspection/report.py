@@ -178,8 +178,8 @@ def _drawn(graph: GraphView) -> Chart:
     series = list(_links(graph, place, depth=max(map(len, shown), default=1) / 2 + 1))
     for size, (name, some_points) in enumerate(zip(QUARTERS, points, strict=True)):
         if some_points:
-            x, y, labels = zip(*some_points, strict=True)
-            series.append(Series(name, x, y, "points", labels=labels, width=3.0 + 1.5 * size))
+            across, up, labels = zip(*some_points, strict=True)
+            series.append(Series(name, across, up, "points", labels=labels, width=3.0 + 1.5 * size))
     axes = ChartAxis("layer: inputs, then in the order of the network"), ChartAxis("units, the most important on top")
     note = "Lines lead from a layer to what reads it; their width is the importance that they hand on."
     return Chart("Unit graph", [Panel(series)], *axes, note)

@@ -106,18 +106,19 @@ def measured(cut: Path, original: Path, options: TargetOptions, progress: Progre
 
 
 def _recovered(inspector: CutInspector, cut: ir.Model, positions: Removed) -> tuple[ir.Model, Recovery | None]:
-    """The cut model after recovery. The cut is proved first: what is refitted equals the original no longer."""
-    from prunecli.structures.recovery import recover, recovery_method
+    """The cut model after recovery. The cut is proved by itself: what is refitted equals the original no longer."""
+    from prunecli.structures.recovery import recover
 
     subject, options = inspector.subject, inspector.options
-    if recovery_method(options) == "none":
+    fitted, recovery = recover(subject, cut, positions, options, inspector.progress)
+    if recovery is None:
         return cut, None
     with Scratch() as folder:
         save(replace(subject.file, ir=cut), folder / "cut.onnx", SaveOptions(options.external_data), inspector)
     proof = inspector.verification
     if proof.kind != "none":
         inspector.verification = replace(proof, detail=f"{proof.detail} (the cut before it was refitted)")
-    return recover(subject, cut, positions, options, inspector.progress)
+    return fitted, recovery
 
 
 def _result(

@@ -105,9 +105,10 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
     )
     recover: Annotated[
         Literal["none", "fold", "bias", "bn", "lstsq", "distill", "auto"] | None,
-        Option("fit what is left to what the original computes, without training or labels: fold (without data, readers of what went read the unit most like it), bias (means), bn (means and"
-               f" variances), lstsq (least squares), auto; distill: auto, then {DISTILLED}; default auto with --data, else"
-               " none", "Recovery"),
+        Option("fit what is left to what the original computes, without training or labels: fold (without data, readers of what"
+               " went read the unit most like it), bias (means), bn (means and variances), lstsq (least squares), auto;"
+               f" distill: auto, then {DISTILLED}; default auto with --data, else fold, and on made pictures auto where the"
+               " model takes pictures", "Recovery"),
     ] = None  # fmt: skip
     rescale_activations: Annotated[
         bool,
@@ -122,7 +123,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     @property
     def closed_form(self) -> str | None:
-        """What is fitted before any training; None: `auto` with data."""
+        """What is fitted before any training; None: `auto` with data, `fold` without."""
         return "auto" if self.recover == DISTILL else self.recover
 
     @property
@@ -239,6 +240,12 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
         if self.scope != "auto" and (self.scope == "layer") != (self.allocate == "uniform"):
             raise PruneError(f"--scope {self.scope} and --allocate {self.allocate} contradict each other",
                              "leave out --scope or --allocate")  # fmt: skip
+
+    @property
+    def closed_form(self) -> str | None:
+        """Training without data to calibrate on makes up for the cut by itself."""
+        found = super().closed_form
+        return "none" if found is None and self.source is None and self.trains else found
 
     @property
     def amounts(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.calibration.samples import calibration_samples, cautions
+from prunecli.calibration.samples import calibration_samples, cautions, synthetic_data
 from prunecli.data import Dataset
 from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes, kept_together
 from prunecli.dependency.analysis import analyse as solve
@@ -45,6 +45,8 @@ from prunecli.zeros.select import check_numbers
 Array = np.ndarray[Any, Any]
 MADE = 256
 """Inputs that are made where there are no data."""
+UNASKED, FEWEST_UNASKED, STEPS_UNASKED = 1 << 24, 16, 8
+"""Numbers in all of them where nobody asked for any (of 3 x 224 x 224 each 111), and steps of their descent."""
 
 
 @dataclass
@@ -103,6 +105,21 @@ class Cuttable:
                 self.file, source, MADE, seed=options.seed, dims=options.dims, execution=options.execution,
                 progress=progress,
             )  # fmt: skip
+        return self.made
+
+    def pictures(self, options: CutOptions, progress: Progress = no_progress) -> Dataset:
+        """Synthetic inputs where no data were given: fewer of large ones, and fitted for a shorter time.
+
+        Raises:
+            PruneError: they cannot be made for the model.
+        """
+        shapes = concrete_shapes(self.file, options.dims).inputs
+        size = sum(math.prod(shape[1:]) for shape in shapes.values())
+        count = int(np.clip(UNASKED // max(size, 1), FEWEST_UNASKED, MADE))
+        self.made = synthetic_data(
+            self.file, shapes, count, seed=options.seed, execution=options.execution, progress=progress,
+            steps=STEPS_UNASKED,
+        )  # fmt: skip
         return self.made
 
     @property

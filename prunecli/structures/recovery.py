@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from prunecli._version import __version__
 from prunecli.calibration.fitted import LayerJournal, identity_of
 from prunecli.calibration.samples import mirrored
 from prunecli.data import Dataset
+from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
 from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
+from prunecli.model.shapes import input_specs
 from prunecli.quantization.ranges import observe
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, LayerFit, output_error, refit
 from prunecli.report.document import Column, Section, Table, Text
@@ -41,10 +44,10 @@ FOLD = "fold"
 @dataclass(frozen=True)
 class Recovery:
     """What recovery did. Errors: of the outputs (what a final Softmax reads) on the samples that judge, sum of squared
-    differences from the original over the spread. `method` is `none` where recovery was undone because it did not
-    lower the error, `fold` needs no samples: its errors are shares of the variance of the layers' outputs, by moments
-    that are carried through the model; `tried`: layers that a form was looked for, `left`: those that could not be
-    measured; `rescaled`: activations of a quantised model have new scales."""
+    differences from the original over the spread. `asked`: `fold` of the default without data. `method` is `none` where
+    recovery was undone because it did not lower the error; `fold` without samples has for errors shares of the variance
+    of the layers' outputs, by moments that are carried through the model. `tried`: layers that a form was looked for,
+    `left`: those that could not be measured; `rescaled`: activations of a quantised model have new scales."""
 
     asked: str
     method: str
@@ -59,14 +62,14 @@ class Recovery:
 
 
 def recovery_method(options: CutOptions) -> str:
-    """What `--recover` stands for: `auto` with data, unless named.
+    """What `--recover` stands for: unless named, `auto` with data and `fold` without.
 
     Raises:
         PruneError: an unknown method, or one that needs data without any.
     """
     asked = options.closed_form
     if asked is None:
-        return "auto" if options.source is not None else "none"
+        return "auto" if options.source is not None else FOLD
     if asked not in (*METHODS, FOLD):
         raise PruneError(f"--recover {asked!r} is unknown", f"choose from {', '.join((*METHODS, FOLD))}")
     if asked not in ("none", FOLD) and options.source is None:
@@ -77,35 +80,92 @@ def recovery_method(options: CutOptions) -> str:
 def recover(
     subject: Cuttable, cut: ir.Model, removed: Removed, options: CutOptions, progress: Progress
 ) -> tuple[ir.Model, Recovery | None]:
-    """The cut model refitted, and what was done; both as they were with `none`.
+    """The cut model refitted, and what was done; both as they were with `none`, or where nothing can be folded.
+
+    Without data, what was folded is refitted on made pictures where the model takes pictures.
 
     Raises:
         PruneError: the data cannot be read, or a piece of the model does not run.
     """
     method = recovery_method(options)
-    if method == FOLD:
-        return _folded(subject, cut.clone(), removed)
-    if method == "none" or options.source is None:
+    if method == "none":
         return cut, None
-    samples = subject.samples(options, progress)
-    data, held = calibration(samples, options)
-    if data.held:
-        data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
-    form = floating(cut.clone())
-    with _journal(subject, removed, options, data, method) as journal:
-        done = refit(subject.work, form.model, removed, data, method, journal=journal, progress=progress)
-    fitted = [requantised(form, cut)] if subject.is_quantised else [form.model]
-    if options.rescale_activations:
-        fitted.append(requantised(form, cut, _activations(form.model, data)))
-    before, *errors = output_error(subject.stored, [cut, *fitted], data)
-    after = min(errors)
-    better, rescaled = after < before, after < errors[0]
-    found = Recovery(
-        method, method if better else "none", samples=min(len(samples), MOST), held=held, error_before=before,
-        error_after=after if better else before, layers=done.layers if better else [], left=done.left,
-        tried=len(done.layers), rescaled=better and rescaled,
-    )  # fmt: skip
-    return (fitted[errors.index(after)] if better else cut), found
+    job = _Job(subject, cut, removed, options, progress)
+    if method != FOLD:
+        return job.refitted(subject.samples(options, progress), method)
+    layers = fold(subject.work, job.form.model, removed)
+    folded = job.stored()
+    if options.closed_form is None and takes_pictures(subject):
+        try:
+            pictures = subject.pictures(options, progress)
+            return job.refitted(pictures, FOLD, folded, layers)
+        except PruneError as error:  # such as an operator that onnxruntime does not have: the cut stands without it
+            subject.heard = (f"not refitted on made pictures: {error.message}",)
+    return (folded, _told_of_fold(layers)) if layers else (cut, None)
+
+
+@dataclass
+class _Job:
+    subject: Cuttable
+    cut: ir.Model
+    removed: Removed
+    options: CutOptions
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.form = floating(self.cut.clone())
+
+    def stored(self) -> ir.Model:
+        """A copy of the form as it is now, as the file stores it."""
+        return requantised(self.form, self.cut) if self.subject.is_quantised else self.form.model.clone()
+
+    def refitted(
+        self, samples: Dataset, method: str, folded: ir.Model | None = None, layers: Sequence[LayerFit] = ()
+    ) -> tuple[ir.Model, Recovery]:
+        """The form refitted, or folded, or the cut as it is: what errs least, of equal ones the first of the cut, the
+        folded and the refitted.
+
+        Args:
+            folded: what the form is at first; `layers`, what was done to it.
+        """
+        data, held = calibration(samples, self.options)
+        if data.held:
+            data = replace(data, spare=mirrored(data.feeds[: data.fitted], ENOUGH - len(samples)))
+        form = "auto" if method == FOLD else method
+        tries = [_Try("none", self.cut)]
+        if folded is not None and layers:
+            tries.append(_Try(FOLD, folded, layers))
+        with _journal(self.subject, self.removed, self.options, data, form) as journal:
+            done = refit(
+                self.subject.work, self.form.model, self.removed, data, form, journal=journal, progress=self.progress
+            )
+        tries.append(_Try(form, self.stored(), done.layers))
+        if self.options.rescale_activations:
+            rescaled = requantised(self.form, self.cut, _activations(self.form.model, data))
+            tries.append(_Try(form, rescaled, done.layers, rescaled=True))
+        errors = output_error(self.subject.stored, [one.model for one in tries], data)
+        best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
+        return tries[best].model, Recovery(
+            method, tries[best].method, samples=min(len(samples), MOST), held=held, error_before=errors[0],
+            error_after=errors[best], layers=list(tries[best].layers), left=done.left, tried=len(done.layers),
+            rescaled=tries[best].rescaled,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A model that may be the result, and what was done to it."""
+
+    method: str
+    model: ir.Model
+    layers: Sequence[LayerFit] = ()
+    rescaled: bool = False
+
+
+def takes_pictures(subject: Cuttable) -> bool:
+    """Whether all that the model reads is like an image."""
+    specs = input_specs(subject.file.ir)
+    return bool(specs) and all(image_like(spec, subject.counted.inputs.get(spec.name, ())) for spec in specs)
 
 
 def _activations(model: ir.Model, data: CalibrationBatches) -> dict[str, Array]:
@@ -140,11 +200,9 @@ def joint_damage(subject: Cuttable, options: CutOptions, units: Array, data: Cal
     return output_error(subject.work, [form.model], data)[0]
 
 
-def _folded(subject: Cuttable, cut: ir.Model, removed: Removed) -> tuple[ir.Model, Recovery]:
-    layers = fold(subject.work, cut, removed)
-    before = float(np.mean([fit.error_before for fit in layers] or [0.0]))
-    after = float(np.mean([fit.error_after for fit in layers] or [0.0]))
-    return cut, Recovery(
+def _told_of_fold(layers: list[LayerFit]) -> Recovery:
+    before, after = (float(np.mean([getattr(fit, name) for fit in layers])) for name in ("error_before", "error_after"))
+    return Recovery(
         FOLD, FOLD, samples=0, held=0, error_before=before, error_after=after, layers=layers, tried=len(layers)
     )
 
@@ -180,19 +238,27 @@ def recovery_sections(found: Recovery | None) -> list[Section]:
     judged = held if found.held else f"the {found.samples} samples it was fitted on"
     if found.method == "none":
         return [Text(f"not recovered: {_why(found, judged)}", "warning"), *_left(found)]
-    text = (
-        f"folded without data into the units that say most nearly the same: {len(found.layers)} layers miss"
-        f" {found.error_after:.3g} of the variance of their outputs, {found.error_before:.3g} before, as moments"
-        " carried through the model have it"
-        if found.method == FOLD
-        else f"recovered without training ({found.method}, {found.samples} unlabelled samples): the outputs differ by"
-        f" {found.error_after:.3g} of their spread, {found.error_before:.3g} before (squared, on {judged})"
-        f"{'; activations have new scales' if found.rescaled else ''}"
-    )
     rows = [(fit.weight, fit.method, fit.ridge, fit.error_before, fit.error_after) for fit in found.layers]
     columns = (Column("weight", "name"), Column("fit"), Column("ridge", "number", drop=1),
                Column("error before", "number"), Column("after", "number"))  # fmt: skip
-    return [Text(text, "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
+    return [Text(_gained(found, judged), "good"), Table("Refitted layers", columns, rows, top=TOP), *_left(found)]
+
+
+def _gained(found: Recovery, judged: str) -> str:
+    """What recovery made better."""
+    if not found.samples:
+        return (
+            f"folded without data into the units that say most nearly the same: {len(found.layers)} layers miss"
+            f" {found.error_after:.3g} of the variance of their outputs, {found.error_before:.3g} before, as moments"
+            " carried through the model have it"
+        )
+    how = f"without training ({found.method}, {found.samples} unlabelled samples)"
+    if found.asked == FOLD:
+        refitted = "" if found.method == FOLD else f", then refitted on {found.samples} made pictures"
+        how = f"without data (folded into the units that say most nearly the same{refitted})"
+    gain = f"the outputs differ by {found.error_after:.3g} of their spread, {found.error_before:.3g} before"
+    scales = "; activations have new scales" if found.rescaled else ""
+    return f"recovered {how}: {gain} (squared, on {judged}){scales}"
 
 
 def _why(found: Recovery, judged: str) -> str:

@@ -50,7 +50,10 @@ def shared_models() -> list[Any]:
 
 
 def cut(path: Path, folder: Path, **changes: Any) -> StructuredResult:
-    return structured(path, output=folder / "cut.onnx", save_plan=folder / "plan.json", **{"ratio": 0.5, **changes})
+    """The cut alone, unless there are data to recover with."""
+    recover = {} if "data" in changes else {"recover": "none"}
+    asked = {"ratio": 0.5, **recover, **changes}
+    return structured(path, output=folder / "cut.onnx", save_plan=folder / "plan.json", **asked)
 
 
 def tiny(tmp_path: Path, build: Callable[[Net], Any] = cuts.conv_net) -> Path:
@@ -204,7 +207,7 @@ def test_external_data_is_cut_and_replayed(tmp_path: Path) -> None:
     assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
     (tmp_path / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(PruneError, match="another model"):
-        structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+        structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", recover="none")
 
 
 # -- plans ------------------------------------------------------------------------------------------
@@ -214,7 +217,9 @@ def test_external_data_is_cut_and_replayed(tmp_path: Path) -> None:
 def test_a_plan_gives_the_same_file_again(tmp_path: Path, build: Any) -> None:
     path = tiny(tmp_path, build)
     first = cut(path, tmp_path, granularity="all")
-    again = structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", save_plan=tmp_path / "2.json")
+    again = structured(
+        path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", save_plan=tmp_path / "2.json", recover="none"
+    )
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
     assert (tmp_path / "2.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
     assert again.output is not None
@@ -239,7 +244,7 @@ def test_what_cannot_follow_stays_whole_and_the_rest_is_cut(tmp_path: Path) -> N
     assert stuck.keys() == {("w0", 1), ("w1", 0), ("w6", 0)}
     assert all("of which one is cut and another is dynamic" in reason for reason in stuck.values())
     assert compare(path, tmp_path / "plan.json", tmp_path / "cut.onnx") < TOLERANCE
-    structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+    structured(path, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", recover="none")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
 
 
@@ -288,7 +293,7 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     cut(tiny(tmp_path), tmp_path)
     other = net_file(tmp_path, cuts.conv_net, opset=18, seed=1)
     with pytest.raises(PruneError, match="another model"):
-        structured(other, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx")
+        structured(other, plan=tmp_path / "plan.json", output=tmp_path / "again.onnx", recover="none")
 
 
 # -- what is left alone -----------------------------------------------------------------------------
@@ -418,9 +423,9 @@ def test_dynamic_dimensions_are_proved_at_several_sizes(tmp_path: Path) -> None:
 
 def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path: Path) -> None:
     path = tiny(tmp_path)
-    dry = structured(path, ratio=0.5, dry_run=True)
+    dry = structured(path, ratio=0.5, dry_run=True, recover="none")
     assert {p.name for p in tmp_path.iterdir()} == {path.name}
-    real = structured(path, ratio=0.5)
+    real = structured(path, ratio=0.5, recover="none")
     assert real.output is not None
     assert Path(real.output.path) == path.with_name("conv_net.pruned.onnx")
     assert dry.output is None

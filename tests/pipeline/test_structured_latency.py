@@ -163,8 +163,10 @@ def test_a_model_is_cut_until_it_is_fast_enough(
     plan, cut = tmp_path / "plan.json", tmp_path / "cut.onnx"
     if "," in granularity and build is residual:  # blocks beside channels are measured on data
         np.savez(tmp_path / "x.npz", x0=np.random.default_rng(0).standard_normal((32, 3, 6, 6)).astype(np.float32))
-        measured = {"data": str(tmp_path / "x.npz"), "recover": "none", "criterion": "obs"}
-    found = structured(path, latency=0.6, granularity=granularity, output=cut, save_plan=plan, **measured)
+        measured = {"data": str(tmp_path / "x.npz"), "criterion": "obs"}
+    found = structured(
+        path, latency=0.6, granularity=granularity, output=cut, save_plan=plan, recover="none", **measured
+    )
     assert found.verification.kind == "exact"
     left = work_of(onnx.load(cut)) / work_of(onnx.load(path))
     assert 0.3 < 0.05 + 0.95 * left <= 0.6
@@ -191,7 +193,7 @@ def test_a_time_in_milliseconds_is_a_fraction_of_the_measured_one(
     clock(0.05)
     taken = Latency(np.full(9, 8.0), TimingOptions(1, "CPUExecutionProvider"))
     monkeypatch.setattr(module, "measure", lambda runs, *_, **__: dict.fromkeys(runs, taken))
-    found = structured(net_file(tmp_path, wide), latency="4ms", output=tmp_path / "cut.onnx")
+    found = structured(net_file(tmp_path, wide), latency="4ms", recover="none", output=tmp_path / "cut.onnx")
     assert found.latency is not None and found.latency["target"] == 0.5
     assert found.recipe["latency_ms"] == 4
     with pytest.raises(PruneError, match="takes 8 ms already"):

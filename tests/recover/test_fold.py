@@ -73,11 +73,33 @@ def test_equal_units_fold_into_one(name: str, tmp_path: Path) -> None:
     assert not np.allclose(results["none"], wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
 
 
-def test_it_is_the_same_every_time(tmp_path: Path) -> None:
-    asked = {"ratio": 0.5, "round_to": 1, "recover": "fold", "timing": False}
+@pytest.mark.parametrize("name", NETS)
+def test_without_data_it_is_the_default(name: str, tmp_path: Path) -> None:
+    """Equal units fold exactly; made pictures, where a model takes them, neither add to that nor take from it."""
+    model = NETS[name](tmp_path)
+    found = prunecli.structured(model, ratio=0.25, round_to=1, output=tmp_path / "o.onnx", timing=False)
+    assert found.recovery is not None and found.recovery.asked == "fold" and found.recovery.method != "none"
+    assert bool(found.recovery.samples) == any("synthetic" in note for note in found.notes) == (name != "scaled")
+    wanted = outputs(model)
+    assert np.allclose(outputs(tmp_path / "o.onnx"), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("recover", ["fold", None])
+def test_it_is_the_same_every_time(tmp_path: Path, recover: str | None) -> None:
+    asked = {"ratio": 0.5, "round_to": 1, "recover": recover, "timing": False}
     for name in "ab":
-        prunecli.structured(dense(tmp_path), **asked, output=tmp_path / f"{name}.onnx")
+        prunecli.structured(convolutional(tmp_path, True), **asked, output=tmp_path / f"{name}.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_nothing_to_fold_is_not_told(tmp_path: Path) -> None:
+    """Of what a table holds nothing is known, so nothing is made up; behind a Softmax nothing is known either."""
+    nodes = [node("Softmax", ["x"], ["s"]), node("Gemm", ["s", "w"], ["h"]), node("Relu", ["h"], ["r"]),
+             node("Mul", ["r", "h"], ["m"]), node("Gemm", ["m", "v"], ["y"])]  # fmt: skip
+    weights = {"w": floats(6, 4, seed=1), "v": floats(4, 3, seed=2)}
+    model = save_proto(proto(nodes, {"x": (2, 6)}, weights=weights), tmp_path)
+    found = prunecli.structured(model, ratio=0.25, round_to=1, output=tmp_path / "o.onnx", timing=False)
+    assert found.recovery is None and found.verification.kind == "exact"
 
 
 FUNCTIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "square": np.square}
