@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSortPass
 
 from prunecli.dependency.edit import Removed, replace_node
 from prunecli.dependency.registry import UNNAMED
@@ -30,7 +30,7 @@ from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.inputs import resolve_shapes
 from prunecli.model.constant_values import computed
 from prunecli.model.floating import touches_integers
-from prunecli.model.graphs import add_constant, free_name, taken_names
+from prunecli.model.graphs import add_constant, free_name, inline_functions, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.model.shapes import input_specs
 
@@ -47,9 +47,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     work = model.clone()
     names = frozenset(v.name for v in _values(work.graph) if v.name)
-    for function in work.functions.values():  # onnxruntime runs a body at the opset of the model, whatever its own
-        function.opset_imports.update((k, v) for k, v in work.opset_imports.items() if k in function.opset_imports)
-    InlinePass()(work)
+    inline_functions(work)
     TopologicalSortPass()(work)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     work.ir_version = max(work.ir_version or 4, 4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 Array = np.ndarray[Any, Any]
 
@@ -128,3 +129,10 @@ def refill(value: ir.Value, array: Array) -> None:
     assert value.const_value is not None
     value.const_value = ir.Tensor(np.asarray(array, order="C"), dtype=value.const_value.dtype, name=value.name)
     value.shape = ir.Shape(array.shape)
+
+
+def inline_functions(model: ir.Model) -> None:
+    """Put the bodies of local functions in the place of their calls. Which names values get follows from the model."""
+    for function in model.functions.values():  # onnxruntime runs a body at the opset of the model, whatever its own
+        function.opset_imports.update((k, v) for k, v in model.opset_imports.items() if k in function.opset_imports)
+    InlinePass()(model)

@@ -32,14 +32,19 @@ def may_have_noise(source: bytes | Path) -> bool:
 def fix_noise(proto: onnx.ModelProto) -> bool:
     """Replace operators of random numbers by numbers that follow from the position and the name of the value alone, or
     from the seed where a node has one, of the same distribution and shape, in place, in bodies of If and Loop too.
-    Functions of the model that hold some take the place of their calls first. Return whether there were any."""
+    Where functions of the model hold some, functions take the place of their calls first, with the names that they have
+    in a cut model, so that it sees the same noise. Return whether there were any."""
     opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < LEAST_OPSET:
         return False
     if any(_kinds(function.node) for function in proto.functions):
-        from onnx.inliner import inline_local_functions
+        import onnx_ir as ir
 
-        proto.CopyFrom(inline_local_functions(proto))
+        from prunecli.model.graphs import inline_functions
+
+        work = ir.from_proto(proto)
+        inline_functions(work)
+        proto.CopyFrom(ir.to_proto(work))
     return _fix(proto.graph, opset)
 
 

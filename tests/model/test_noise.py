@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from prunecli.dependency.prepare import prepare
 from prunecli.model.noise import fix_noise, may_have_noise, noise_notes
 from prunecli.runtime import Session
 from tests.tiny import model, write
@@ -68,6 +70,19 @@ def test_noise_in_a_function_of_the_model_is_fixed_too() -> None:
     assert all((session.run(feed)[name] == found[name]).all() for name in "yz") and found["y"].std() > 0.5
     assert abs(np.corrcoef(found["y"].reshape(-1), found["z"].reshape(-1))[0, 1]) < 0.1
     assert noise_notes(onnx.load_from_string(content))
+
+
+def test_noise_in_a_function_stays_when_the_function_is_inlined_in_a_cut_model() -> None:
+    content = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[N, 50] x) => (float[N, 50] y, float[N, 50] z) { q = own.noisy (x)  y = own.noisy (q)  z = Neg (q) }
+        <domain: "own", opset_import: ["": 17]>
+        noisy (a) => (c) { b = RandomNormalLike (a)  c = Add (a, b) }"""
+    )
+    cut = ir.to_proto(prepare(ir.from_proto(content)))
+    feed = {"x": np.zeros(SIZE, np.float32)}
+    found, left = (Session.open(each.SerializeToString()).run(feed) for each in (content, cut))
+    assert not cut.functions and all((found[name] == left[name]).all() for name in "yz")
 
 
 def test_two_values_have_different_noise_and_a_prefix_keeps_its_own() -> None:
