@@ -117,7 +117,7 @@ def test_where_nothing_is_fast_enough_a_gate_fails(shares: tuple[float, ...], me
 
 def test_nothing_is_promised_where_the_machine_is_too_busy() -> None:
     busy = Speedup(9.6, 9.0, 10.0, "other processes took 70 % of the CPU time")
-    with pytest.raises(GateFailed, match="not measurable now: other processes took 70%"):
+    with pytest.raises(GateFailed, match="not measurable now: other processes took 70 %"):
         search(Ideal(), lambda mask: mask.tobytes(), lambda _: busy, 0.5)
 
 
