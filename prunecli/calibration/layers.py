@@ -68,11 +68,11 @@ class LinearLayer:
         """(batch, rows, taps, cols)."""
         return self.weight.layout.canonical_shape
 
-    def matrices(self, array: Array | None = None) -> Array:
-        """The weight, or an array of its shape, as (batch, rows, K), float64."""
+    def matrices(self, array: Array | None = None, dtype: Any = np.float64) -> Array:
+        """The weight, or an array of its shape, as (batch, rows, K)."""
         batch, rows, taps, cols = self.shape
         given = self.weight.array() if array is None else array
-        return self.weight.layout.canonical(np.asarray(given, np.float64)).reshape(batch, rows, taps * cols)
+        return self.weight.layout.canonical(np.asarray(given, dtype)).reshape(batch, rows, taps * cols)
 
     def stored(self, matrices: Array) -> Array:
         """The inverse, of any dtype."""

@@ -383,29 +383,30 @@ def fit(
         ]
         return Fitted(*(np.concatenate([getattr(one, name) for one in each]) for name in ("weights", "drop", "shift")))
     with suited(task.weights.shape[1]):
-        gram = task.damped
-        target = task.target if recover == "lstsq" else task.weights @ gram
+        # the damped matrix is made when it is needed: of wide layers it takes half a gigabyte
+        target = task.target if recover == "lstsq" else task.weights @ task.damped
         if isinstance(chosen, Quota):
             best = task.optimum().weights if recover == "lstsq" else task.weights
-            weights, drop = sparsegpt(best, gram, task.columns(pattern), chosen, task.gone)
+            weights, drop = sparsegpt(best, task.damped, task.columns(pattern), chosen, task.gone)
             drop = drop | task.gone
             update = affordable(~drop, DIRECT if refine else QUICK)
         else:
             weights, drop = task.weights, chosen | task.gone
             update = method.updates or recover == "lstsq"
         if update:
-            weights = masked_least_squares(gram, target, ~drop, weights, workers)
+            weights = masked_least_squares(task.damped, target, ~drop, weights, workers)
         return _finished(task, recover, np.where(drop, 0.0, weights), drop)
 
 
-AT_ONCE = 1 << 26
+AT_ONCE = 1 << 24
+"""Weights; but no fewer rows than there are inputs, whose factor is made for each part."""
 
 
 def _row_parts(task: FitTask, pattern: Pattern) -> list[Array]:
     """Rows that are fitted together: whole units, of about as many weights in each part."""
     rows, size = task.weights.shape
     height = task.columns(pattern).rows or rows
-    count = min(-(-rows * size // AT_ONCE), max(rows // height, 1))
+    count = min(-(-rows * size // AT_ONCE), max(rows // max(height, size), 1))
     edges = [round(k * rows / count / height) * height for k in range(count)]
     return [np.arange(*pair) for pair in pairwise([*edges, rows])]
 

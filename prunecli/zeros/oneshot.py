@@ -480,7 +480,7 @@ class CalibratedLayers:
         sums.check(layer.name)
         free, taps = layer.offset is not None, layer.shape[2]
         bias, worth = layer.bias()[:, rows], self.worth(layer)[:, rows]
-        for batch, weights in enumerate(layer.matrices()[:, rows].astype(sums.gram.dtype, copy=False)):
+        for batch, weights in enumerate(layer.matrices(dtype=sums.gram.dtype)[:, rows]):
             found, offset = sums.problem(batch, free, rows), bias[batch]
             cross, variance = found.cross, found.squares
             if not free:  # what is added stays: the product alone is to be fitted
@@ -496,7 +496,8 @@ class CalibratedLayers:
     def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
         """Weights and mask as stored, and the shift of all rows."""
         worth = self.worth(layer)
-        weights = np.stack([one.weights for one in best]) / worth[..., None]
+        weights = np.stack([one.weights for one in best])
+        weights /= worth[..., None].astype(weights.dtype)
         drop = np.stack([one.drop for one in best])
         shift = np.stack([one.shift for one in best]) / worth
         return layer.stored(weights), layer.stored(drop), shift.reshape(-1)

@@ -18,7 +18,9 @@ from onnx import helper, numpy_helper
 import prunecli
 from prunecli.calibration import fitted, grams, importance, layerwise
 from prunecli.errors import PruneError
+from prunecli.masks.patterns import parse_pattern
 from prunecli.reconstruct import fit
+from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.structures import cut_proof
 from prunecli.verify import pieces
@@ -227,7 +229,6 @@ SMALL: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("stretches of a model", lambda patch: patch.setattr(layerwise, "PART", 1)),
     ("sums in float32", lambda patch: patch.setattr(grams, "LARGE", 1)),
     ("sums of inputs apart", lambda patch: (patch.setattr(grams, "APART", 1), patch.setattr(module, "APART", 1))),
-    ("rows apart", lambda patch: patch.setattr(fit, "AT_ONCE", WIDTH * WIDTH // 2)),
     ("files for activations", lambda patch: patch.setattr(layerwise, "AGAIN", 0)),
 ]
 
@@ -240,6 +241,27 @@ def test_little_at_a_time_is_as_good(
     wanted = differs_by(model, pruned(model, "a.onnx"))
     change(monkeypatch)
     assert 0 < differs_by(model, pruned(model, "b.onnx", **memory)) < 1.05 * wanted
+
+
+@pytest.mark.parametrize("chosen", ["how many", "which"])
+def test_rows_of_a_tall_matrix_are_fitted_apart(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    weights, x = rng.normal(size=(48, 12)), rng.normal(size=(12, 12)) @ rng.normal(size=(12, 400))
+    gram = x @ x.T / 400
+    task = fit.FitTask(
+        weights=weights, gram=gram, cross=weights @ gram, x=np.zeros(12), y=np.zeros(48), count=400,
+        variance=np.einsum("ij,ij->i", weights @ gram, weights), offset=np.zeros(48), free=False, taps=1,
+    )  # fmt: skip
+    goes = Quota(288) if chosen == "how many" else rng.random((48, 12)) < 0.5
+    results = []
+    for most in (1 << 24, 48 * 12 // 3):
+        monkeypatch.setattr(fit, "AT_ONCE", most)
+        results.append(fit.fit(fit.METHODS.get("sparsegpt"), "lstsq", task, parse_pattern("element"), goes))
+    whole, apart = results
+    assert whole.drop.sum() == pytest.approx(apart.drop.sum(), abs=3)
+    assert task.error(apart.weights, apart.shift) < 1.15 * task.error(whole.weights, whole.shift)
+    if chosen == "which":
+        np.testing.assert_allclose(apart.weights, whole.weights, rtol=1e-6, atol=1e-9)
 
 
 def test_models_too_large_to_be_measured_lose_the_same_everywhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
