@@ -122,6 +122,39 @@ class Timing(Running):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resumed(Options):
+    """What a run that was cut short continues from."""
+
+    state: Annotated[
+        Path | None, Option("keep what is done in PATH; a later run with the same PATH continues", RUN, "PATH")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed(Options):
+    """Where work that falls into parts is done."""
+
+    jobs: Annotated[
+        int | None,
+        Option("processes that run trials, or parts of the samples; default for trials one per core, or as --threads says,"
+               " else one", RUN, "N", short="j", least=1),
+    ] = None  # fmt: skip
+    backend: Annotated[
+        Literal["local", "dask"],
+        Option("where trials, or parts of the samples, run; dask: on the cluster at --address", RUN),
+    ] = "local"
+    address: Annotated[str | None, Option("the scheduler of a Dask cluster", RUN, "tcp://HOST:PORT")] = None
+
+    def check(self) -> None:
+        from prunecli.runtime import check_parallel
+
+        super().check()
+        check_parallel("--jobs", self.jobs)
+        if (self.backend == "dask") != (self.address is not None):
+            raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seeded(Options):
     """Random choices."""
 

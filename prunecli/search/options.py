@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from prunecli.errors import PruneError
 from prunecli.evaluation.options import METRIC, METRIC_HELP
 from prunecli.masks.criteria import element_names, of_structures
-from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option
+from prunecli.options.declare import DATA, OUTPUT, SELECT, Option
 from prunecli.options.groups import (
     Batched,
     Chosen,
+    Distributed,
     OutputNamed,
     Reporting,
+    Resumed,
     Running,
     Samples,
     Saving,
@@ -40,7 +42,19 @@ GOAL = "Goal"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions(
-    OutputNamed, Chosen, OtherKinds, Patterned, Widths, Samples, Batched, Seeded, Reporting, Sized, Running
+    OutputNamed,
+    Chosen,
+    OtherKinds,
+    Patterned,
+    Widths,
+    Samples,
+    Batched,
+    Seeded,
+    Reporting,
+    Sized,
+    Running,
+    Distributed,
+    Resumed,
 ):
     """What is tried, how it is judged, and where trials run."""
 
@@ -59,17 +73,6 @@ class TrialOptions(
         Option(METRIC_HELP, DATA, METRIC),
     ] = None
     probes: Annotated[int, Option("samples on which the damage by each layer is measured", DATA, "N", least=1)] = 256
-    jobs: Annotated[
-        int | None,
-        Option("processes that run trials; default one per core, or as --threads says", RUN, "N", short="j", least=1),
-    ] = None
-    backend: Annotated[Literal["local", "dask"], Option("where trials run; dask: on the cluster at --address", RUN)] = (
-        "local"
-    )
-    address: Annotated[str | None, Option("the scheduler of a Dask cluster", RUN, "tcp://HOST:PORT")] = None
-    state: Annotated[
-        Path | None, Option("keep what was measured in PATH; a later run with the same PATH continues", RUN, "PATH")
-    ] = None
 
     @property
     def elements(self) -> bool:
@@ -107,7 +110,6 @@ class TrialOptions(
         return found
 
     def check(self) -> None:
-        from prunecli.runtime import check_parallel
 
         super().check()
         if self.data is None and self.needs_data:
@@ -119,9 +121,6 @@ class TrialOptions(
             raise PruneError("--round-to, --target and --max-ratio are of structures", "add --granularity channel,head")
         if not self.elements and (self.pattern != "element" or self.also):
             raise PruneError("--pattern and --also are of single weights", "leave out --granularity")
-        check_parallel("--jobs", self.jobs)
-        if (self.backend == "dask") != (self.address is not None):
-            raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
 
 
 def _levels(text: str) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
-from prunecli.options.declare import OUTPUT, RUN, SELECT, Option, Options
+from prunecli.options.declare import OUTPUT, SELECT, Option, Options
 from prunecli.options.groups import (
     ALLOCATE,
     Batched,
@@ -17,6 +17,7 @@ from prunecli.options.groups import (
     Chosen,
     QuantizedLast,
     Reporting,
+    Resumed,
     Saving,
     Seeded,
     Sized,
@@ -80,7 +81,7 @@ class Widths(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing):
+class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Reporting, Sized, Timing, Resumed):
     """What a structural cut and its recovery need to know, besides how much is cut."""
 
     granularity: Annotated[
@@ -116,10 +117,6 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
                " error of the outputs", "Recovery"),
     ] = False  # fmt: skip
     save_plan: Annotated[Path | None, Option("keep the exact decision in PATH (JSON)", OUTPUT, "PATH")] = None
-    state: Annotated[
-        Path | None,
-        Option("keep every layer that --recover fits in PATH; a later run with the same PATH continues", RUN, "PATH"),
-    ] = None
 
     @property
     def closed_form(self) -> str | None:

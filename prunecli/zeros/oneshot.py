@@ -249,7 +249,8 @@ class Oneshot:
             if o.backend == "dask":
                 workers = OnCluster(str(o.address))
             else:
-                workers = InProcesses(min(o.jobs, count)) if o.jobs > 1 else InThisProcess()
+                jobs = min(o.jobs or 1, count)
+                workers = InProcesses(jobs) if jobs > 1 else InThisProcess()
             shards = shards_of(layers, count, o, sent=o.backend == "dask")
             found = ShardedWalks(shards, workers)
         try:

@@ -13,9 +13,11 @@ from prunecli.options.groups import (
     ALLOCATE,
     CalibrationSamples,
     Chosen,
+    Distributed,
     OutputNamed,
     QuantizedLast,
     Reporting,
+    Resumed,
     Running,
     Saving,
     Seeded,
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from prunecli.masks.decide import Recipe
 
 MEMORY = 512 << 20
-SHARDS = 4
 """Bytes of activations that `prune oneshot` holds in memory."""
+SHARDS = 4
+"""Parts of the samples on a cluster, unless another number is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +230,7 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
+class OneshotOptions(Fitting, Distributed, Resumed, QuantizedLast, ZeroingOptions):
     """Zero weights and fit the others on a few hundred unlabelled samples. No labels, no training.
 
     Layer by layer: what goes is chosen by its effect on the layer's output, and what stays makes up for it, on what
@@ -243,27 +246,16 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
         Literal["layer", "row", "global", "erk"] | None,
         Option("who competes inside a layer; global and erk mean --allocate loss and erk", SELECT),
     ] = None
-    state: Annotated[
-        Path | None,
-        Option("keep every layer in PATH as it is done; a later run with the same PATH continues", RUN, "PATH"),
-    ] = None
     shards: Annotated[
         int | None,
         Option("parts of the samples that are run apart and added up, each on one thread; default one for each of --jobs,"
                " four with --backend dask; the result depends on their number, not on where they run", RUN, "N", least=1),
     ] = None  # fmt: skip
-    jobs: Annotated[
-        int, Option("processes that run parts of the samples, and hold a part of the model each", RUN, "N", short="j", least=1)
-    ] = 1  # fmt: skip
-    backend: Annotated[
-        Literal["local", "dask"], Option("where the parts run; dask: on the cluster at --address", RUN)
-    ] = "local"
-    address: Annotated[str | None, Option("the scheduler of a Dask cluster", RUN, "tcp://HOST:PORT")] = None
 
     @property
     def shard_count(self) -> int:
         """Parts of the samples."""
-        return self.shards or (SHARDS if self.backend == "dask" else self.jobs)
+        return self.shards or (SHARDS if self.backend == "dask" else self.jobs or 1)
 
     def check(self) -> None:
         super().check()
@@ -272,11 +264,6 @@ class OneshotOptions(Fitting, QuantizedLast, ZeroingOptions):
         if self.steps is not None and not self.trains:
             raise PruneError("--steps is of training between cuts",
                              "add --finetune-epochs or --recover distill, or leave --steps out")  # fmt: skip
-        from prunecli.runtime import check_parallel
-
-        check_parallel("--jobs", self.jobs)
-        if (self.backend == "dask") != (self.address is not None):
-            raise PruneError("--backend dask and --address go together", "--backend dask --address tcp://HOST:8786")
         if self.state is not None and self.step_count > 1:
             raise PruneError("--state is of one fit, and --steps prunes several times", "leave one of them out")
         if self.data is None:
