@@ -30,6 +30,10 @@ Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Any]
 LARGEST = 1 << 30
 """Bytes of weights, and of what a batch's run forwards and backwards holds."""
+ORTHOGONAL = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+FEW_OUTPUTS = 16
+"""Outputs of a sample up to which four directions are taken, whose signs are orthogonal: what one of them tells of two
+outputs is a matter of chance, what four tell of four is exact."""
 HELD = 4
 """Of a layer's output, about as much is held between the two directions: it, what follows it, and their gradients."""
 MOST = 20.0
@@ -40,21 +44,22 @@ LEAST = 0.01
 
 @dataclass(frozen=True)
 class Importance:
-    """By value: `channels` (C,), the root of E[g^2] over samples, summed over positions; `means` of what lies in the
-    store by batch: g^2 summed over channels, at each position. `scales` of the outputs."""
+    """By value: `channels` (C,), the root of E[g^2] over samples, summed over positions. In the store, by batch: g^2
+    summed over channels, at each position, over its mean in the sample: of samples of which little is certain gradients
+    are far larger, and these alone would be fitted."""
 
     channels: Mapping[str, Array]
-    means: Mapping[str, float]
-    scales: Mapping[str, float]
     store: Store
 
     @classmethod
     def of(
         cls, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
-        start: Callable[..., Session], seed: int = 0,
+        start: Callable[..., Session], seed: int = 0, spare: int = 0,
     ) -> Importance:  # fmt: skip
         """Of the outputs of layers of a model in working form, over all batches.
 
+        Args:
+            spare: so many of the last batches say nothing of the others.
         Raises:
             PruneError: an operator on the way to the outputs has no gradient, they depend on none of the layers,
                 batches have too many shapes, or the model is too large.
@@ -62,15 +67,13 @@ class Importance:
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
         gradients = _Gradients(model, axes, start)
         powers: dict[str, Array] = {}
-        sums: dict[str, float] = {}
         for number, feed in enumerate(feeds):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
-                powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
-                sums[name] = sums.get(name, 0.0) + float(by_position.mean(dtype=np.float64))
-                store.put((_KEY, name, number), by_position)
+                store.put((_KEY, name, number), _in_sample(by_position))
+                if number < len(feeds) - spare:
+                    powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
         fine = [name for name, total in powers.items() if np.isfinite(total).all() and total.any()]
-        means, scales = {n: sums[n] / len(feeds) for n in fine}, gradients.task.scales if gradients.task else {}
-        return cls({n: np.sqrt(powers[n]) for n in fine}, means, scales, store)
+        return cls({name: np.sqrt(powers[name]) for name in fine}, store)
 
     def of_part(
         self, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
@@ -78,10 +81,10 @@ class Importance:
     ) -> Importance:  # fmt: skip
         """The same of the batches from `first` on, which are in another process."""
         axes = {use.output: use.channel for layer in layers for use in layer.uses}
-        gradients = _Gradients(model, axes, start, OutputTask(self.scales))
+        gradients = _Gradients(model, axes, start)
         for number, feed in enumerate(feeds):
             for name, (_, found) in gradients.of(feed, np.random.default_rng([seed, first + number])).items():
-                store.put((_KEY, name, number), found)
+                store.put((_KEY, name, number), _in_sample(found))
         return replace(self, store=store)
 
     def of_rows(self, layer: LinearLayer) -> Array | None:
@@ -94,26 +97,30 @@ class Importance:
         return np.broadcast_to(np.maximum(total, LEAST * total.max()), shape)
 
     def of_positions(self, use: Contraction, number: int, count: int) -> Array | None:
-        """(count,) what an error at each position of a batch counts, 1 on average: half of it for its mere being there,
-        half by how far it moves the outputs. None where it is not known."""
-        if (_KEY, use.output, number) not in self.store or use.output not in self.means:
+        """(count,) what an error at each position of a batch counts, 1 on average of a sample: half of it for its mere
+        being there, half by how far it moves the outputs. None where it is not known."""
+        if (_KEY, use.output, number) not in self.store or use.output not in self.channels:
             return None
         found = self.store.get((_KEY, use.output, number)).reshape(-1)
-        return None if found.size != count else 0.5 + 0.5 * np.minimum(found / self.means[use.output], MOST)
+        return None if found.size != count else 0.5 + 0.5 * np.minimum(found, MOST)
 
 
 _KEY = "importance"
 
 
+def _in_sample(powers: Array) -> Array:
+    """Each over its mean in the sample; samples lie along the first axis."""
+    mean = powers.mean(axis=tuple(range(1, powers.ndim)), keepdims=True)
+    return np.asarray(np.divide(powers, mean, out=np.ones_like(powers), where=mean > 0))
+
+
 class _Gradients:
     """The squares of the gradients by some values, summed over all axes but the channel's, and over that alone."""
 
-    def __init__(
-        self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session], task: OutputTask | None = None
-    ) -> None:
+    def __init__(self, model: ir.Model, axes: Mapping[str, int], start: Callable[..., Session]) -> None:
         self.model, self.axes, self.start = model, axes, start
         self.ends = looked_at(model.graph.outputs)
-        self.task = task
+        self.task: OutputTask | None = None
         self.built: dict[tuple[Any, ...], tuple[GradientModel, Session]] = {}
 
     def of(self, feed: Feed, rng: np.random.Generator) -> dict[str, tuple[Array, Array]]:
@@ -126,10 +133,11 @@ class _Gradients:
         graph, session = self.built[key]
         asked = {name: shape for name, (_, shape) in graph.loss_inputs.items()}
         assert self.task is not None
-        found = session.run({**single(feed), **self.task.inputs(Batch(dict(feed), 1), asked, rng)})
-        return {
-            name: (found[_by(out, "channel")], found[_by(out, "position")]) for name, out in graph.gradients.items()
-        }
+        drawn = self.task.inputs(Batch(dict(feed), 1), asked, rng)
+        few = all(math.prod(shape[1:]) <= FEW_OUTPUTS for shape in asked.values())
+        runs = [session.run({**single(feed), **_turned(drawn, signs)}) for signs in (ORTHOGONAL if few else [(1,)])]
+        names = {name: (_by(out, "channel"), _by(out, "position")) for name, out in graph.gradients.items()}
+        return {name: (_mean(runs, channel), _mean(runs, place)) for name, (channel, place) in names.items()}
 
     def _build(self, feed: Feed, shapes: Mapping[str, tuple[int, ...]]) -> tuple[GradientModel, Session]:
         stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
@@ -144,6 +152,19 @@ class _Gradients:
             raise PruneError("the outputs depend on none of the layers", "check the model")
         _sum_squares(graph, self.axes)
         return graph, self.start(graph.model, mode="training")
+
+
+def _turned(directions: Mapping[str, Array], signs: Sequence[int]) -> dict[str, Array]:
+    """Directions with the signs, again and again, on the elements of each sample."""
+    out = {}
+    for name, array in directions.items():
+        repeated = np.resize(np.array(signs, array.dtype), math.prod(array.shape[1:]))
+        out[name] = array * repeated.reshape(1, *array.shape[1:]) if array.ndim else array
+    return out
+
+
+def _mean(runs: Sequence[Mapping[str, Array]], name: str) -> Array:
+    return np.asarray(sum(run[name] for run in runs) / len(runs), np.float32)
 
 
 def _check_size(size: int) -> None:

@@ -27,7 +27,7 @@ from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.calibration.layerwise import Opener, Store, Walk
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.reconstruct.fit import WORTH, with_diagonal
+from prunecli.reconstruct.fit import SPARE_WORTH, with_diagonal
 from prunecli.registry import into
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped, no_progress
@@ -313,7 +313,7 @@ def _visit(
     if spare.count:
         spare += fitted
         other, less, _ = choose(method, spare, held, present, free)
-        mirrored = less < WORTH * after
+        mirrored = less < SPARE_WORTH * after
         fit, after = (other, less) if mirrored else (fit, after)
     judge = fitted if held is None else held
     spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))

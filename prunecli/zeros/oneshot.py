@@ -43,7 +43,7 @@ from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.admm import admm
 from prunecli.reconstruct.fit import (
     METHODS,
-    WORTH,
+    SPARE_WORTH,
     FitTask,
     Fitted,
     Method,
@@ -442,7 +442,7 @@ class CalibratedLayers:
         way = self.way
         try:
             self.importance = Importance.of(
-                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
+                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed, spare=self.spare
             )
         except PruneError as error:
             self.notes.append(f"errors of layers are not weighed by what they do to the outputs: {error.message}")
@@ -469,7 +469,7 @@ class CalibratedLayers:
         best = best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
         if (more := folds.with_spare()) is not None:
             other = best_ridge(list(self.tasks(layer, more.fitted, rows=some)), held, recover, pattern, density)
-            if other.held < WORTH * best.held:
+            if other.held < SPARE_WORTH * best.held:
                 return more, other
         return folds, best
 

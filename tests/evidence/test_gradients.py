@@ -31,11 +31,13 @@ BIAS = RNG.normal(size=4).astype(np.float32)
 X = np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32)
 
 
-def saved(folder: Path, nodes: list[onnx.NodeProto], out: str, weights: Mapping[str, Any]) -> Model:
+def saved(
+    folder: Path, nodes: list[onnx.NodeProto], out: str, weights: Mapping[str, Any], shape: tuple[Any, ...] = ("N", 5)
+) -> Model:
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )

@@ -43,13 +43,29 @@ def test_errors_count_by_the_square_of_the_gradient(tmp_path: Path) -> None:
     power = np.square((hidden > 0) * V[:, 0] / first)
     rows = np.sqrt(power.sum(0))
     np.testing.assert_allclose(found.of_rows(layers["w"]), np.maximum(rows, 0.01 * rows.max())[None], rtol=1e-4)
-    use = layers["w"].uses[0]
-    share = power.sum(1) / np.mean([power[:24].sum(1).mean(), power[24:].sum(1).mean()])
-    for number, part in enumerate((share[:24], share[24:])):
-        np.testing.assert_allclose(found.of_positions(use, number, len(part)), 0.5 + 0.5 * part, rtol=1e-4)
-    last = layers["v"].uses[0]
+    last = layers["v"].uses[0]  # of one position in each sample
     np.testing.assert_allclose(found.of_positions(last, 0, 24), np.ones(24), rtol=1e-5)
     assert found.of_positions(last, 0, 7) is None and found.of_positions(last, 9, 24) is None
+
+
+def test_positions_of_a_sample_count_by_their_gradients(tmp_path: Path) -> None:
+    """z = sum over 3 x 2 positions of p relu(h), p what a position counts: g^2 = p^2 v^2 where h > 0."""
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(4, 5, 3, 2)).astype(np.float32), W.T.reshape(4, 5, 1, 1).copy()
+    place = rng.normal(size=(1, 1, 3, 2)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Mul", ["r", "p"], ["m"]), helper.make_node("Flatten", ["m"], ["f"]),
+        helper.make_node("ReduceSum", ["f", "one"], ["z"]),
+    ]  # fmt: skip
+    model = saved(tmp_path, nodes, "z", {"w": kernel, "p": place, "one": np.array([1])}, ("N", 5, 3, 2))
+    work = working_form(model.ir)
+    layers, _ = layers_of(work, find_weights(type(model)(work, model.path, "")).prunable)
+    found = Importance.of(work, layers, [{"x": images}], Store(), start=Session.open)
+    hidden = np.einsum("oi,nihw->nohw", W.T, images)
+    power = (np.square((hidden > 0) * place)).sum(1).reshape(4, 6)
+    wanted = 0.5 + 0.5 * power / power.mean(1, keepdims=True)
+    np.testing.assert_allclose(found.of_positions(layers[0].uses[0], 0, 24), wanted.reshape(-1), rtol=1e-4)
 
 
 def test_what_has_too_many_shapes_is_refused(tmp_path: Path) -> None:
