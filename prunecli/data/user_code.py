@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -51,6 +52,8 @@ class UserFunction:
             function = getattr(module, self.name, None)
         if not callable(function):
             raise PruneError(f"{place} has no function {self.name}", hint)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise PruneError(f"{self.text} is async", "write a plain function: nothing here awaits it")
         return function  # type: ignore[no-any-return]
 
     @contextlib.contextmanager

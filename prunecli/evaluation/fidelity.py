@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
-from prunecli.operators import operator_of
+from prunecli.operators import Role, operator_of, role_of
 
 Array = np.ndarray[Any, Any]
 
@@ -82,6 +82,9 @@ SCORES = ("logit", "prob", "softmax")
 LEAST_POSITIONS, MOST_ELEMENTS, APART, BOX = 8, 4096, 8.0, 4
 COMMON = 0.5
 """The mean of logits varies less than this times what the mean of independent elements would."""
+TOGETHER, FEW = 2.0, 64
+"""Of an output in the form of a classifier's with fewer than `FEW` elements, the mean that varies more than `TOGETHER`
+times that speaks against logits: few classes, little trained, have by chance something in common."""
 TINY = float(np.finfo(np.float64).tiny)
 _MOVING = frozenset({
     "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "QuantizeLinear", "ReduceMean", "Reshape",
@@ -89,21 +92,28 @@ _MOVING = frozenset({
 })  # fmt: skip
 
 
-def heads_of(graph: ir.Graph) -> frozenset[str]:
-    """Names of the outputs that end in a product with weights, with or without a bias, behind what moves, averages or
-    rounds its result: the form of logits, which values that were normalised or squashed last do not have."""
-    return frozenset(value.name for value in graph.outputs if value.name and _is_product(value))
+def heads_of(graph: ir.Graph) -> dict[str, bool]:
+    """Outputs that end in a product with weights behind what moves, averages or rounds its result, by name, and whether
+    it has a bias: the form of logits, which values that were normalised or squashed last do not have."""
+    return {value.name: biased for value in graph.outputs if value.name and (biased := _bias(value)) is not None}
 
 
-def _is_product(value: ir.Value | None) -> bool:
+def _bias(value: ir.Value | None) -> bool | None:
+    """Whether the product that a value ends in has a bias; None where it ends in no product."""
     node = value.producer() if value is not None else None
     if node is None:
-        return False
+        return None
     if node.op_type in _MOVING:
-        return _is_product(node.inputs[0])
+        return _bias(node.inputs[0])
     if node.op_type == "Add":
-        return sum(_is_product(each) for each in node.inputs) == 1
-    return operator_of(node).contraction is not None
+        return True if sum(_bias(each) is not None for each in node.inputs) == 1 else None
+    return None if operator_of(node).contraction is None else any(_is_bias(node, i) for i in range(len(node.inputs)))
+
+
+def _is_bias(node: ir.Node, index: int) -> bool:
+    tensor = ir.convenience.get_const_tensor(value) if (value := node.inputs[index]) is not None else None
+    role = None if tensor is None else role_of(node, index, tuple(tensor.shape.numpy()))
+    return isinstance(role, Role) and role.kind == "bias"
 
 
 def class_axis(output: Array) -> int:
@@ -136,16 +146,23 @@ class LogitMoments:
     """Tells logits from other products by what their classes have in common over the positions. Softmax does not see
     what is added to all classes, so the gradients of cross-entropy by the logits of a sample sum to 0, and the rows of
     the last layer grow apart while their sum stays. Of C elements of variance v, the variance of their mean is then
-    less than v / C, which it is of independent elements; of coordinates, which move together, it is more."""
+    less than v / C, which it is of independent elements; of coordinates, which move together, it is more.
 
+    An output (samples, elements) of a product with a bias, as nearly every classifier has one, is taken for logits
+    until the values speak against it: with few positions they say nothing, with few elements only that they move
+    together. `biased`: of `heads_of`."""
+
+    biased: bool = False
     count: int = 0
     start: Array | None = None
     sums: Any = 0.0
     squares: Any = 0.0
+    vectors: bool = True
 
     def add(self, output: Array) -> None:
         """One batch of the output."""
         axis = class_axis(output)
+        self.vectors &= output.ndim == 2
         values = np.moveaxis(output, axis, -1).reshape(-1, output.shape[axis])
         values = np.column_stack([values, values.mean(axis=1)])
         self.start = values.mean(axis=0) if self.start is None else self.start
@@ -155,10 +172,12 @@ class LogitMoments:
 
     @property
     def of_logits(self) -> bool:
+        formed = self.biased and self.vectors
         if self.count < LEAST_POSITIONS:
-            return False
+            return formed
         *each, mean = self.squares / self.count - np.square(self.sums / self.count)
-        return bool(mean < COMMON * np.mean(each) / len(each))
+        most = TOGETHER if formed and len(each) < FEW else COMMON
+        return bool(mean < most * np.mean(each) / len(each))
 
 
 @dataclass(frozen=True)
@@ -244,10 +263,11 @@ def _cuts(spread: Array, plain: Array, start: int = 0) -> list[int]:
 @dataclass
 class FidelitySums:
     """The sums over all batches that the measures of one output, `name`, are computed from. What kind of output it is
-    follows from the first batch; of a mixture, `parts` are the sums of each part."""
+    follows from the first batch; of a mixture, `parts` are the sums of each part. `biased`: of `heads_of`, None of
+    an output that ends in no product."""
 
     name: str = ""
-    product: bool = False
+    biased: bool | None = None
     scores: bool | None = None
     moments: LogitMoments | None = None
     known: bool = False
@@ -272,7 +292,7 @@ class FidelitySums:
         if not self.known and reference.size:
             self.known, self.mixture = True, mixture_of(reference)
             self.scores = are_scores(self.name, reference) if self.scores is None else self.scores
-            self.moments = LogitMoments() if self.scores is None and self.product else None
+            self.moments = None if self.scores is not None or self.biased is None else LogitMoments(self.biased)
             cuts = self.mixture.cuts if self.mixture else None
             self.parts = [] if cuts is None else [FidelitySums(scores=False) for _ in range(len(cuts) + 1)]
         if self.mixture is not None:
@@ -351,10 +371,11 @@ class FidelitySums:
 @dataclass(frozen=True)
 class Fidelity:
     """Measures per output, in the order of the reference's outputs. `main` is the output that the short names
-    (`cosine`, `snr_db`, ...) speak of. `reference`: what the outputs were compared with."""
+    (`cosine`, `snr_db`, ...) speak of; None: of the worst of each measure, since the outputs may be of one decision, as
+    boxes and their scores are. `reference`: what the outputs were compared with."""
 
     outputs: Mapping[str, Mapping[str, float | None]]
-    main: str
+    main: str | None
     samples: int
     reference: str
     inputs: str = ""
@@ -363,7 +384,17 @@ class Fidelity:
     """Whether every output that is not of numbers is the same in both."""
 
     def short(self) -> dict[str, float | None]:
-        return dict(self.outputs[self.main])
+        return self.worst() if self.main is None else dict(self.outputs[self.main])
+
+    @property
+    def output(self) -> str:
+        """The main output; where there is none, the one whose SNR is the worst."""
+
+        def ratio(name: str) -> float:
+            found = self.outputs[name].get("snr_db")
+            return math.inf if found is None else -math.inf if math.isnan(found) else found
+
+        return self.main or min(self.outputs, key=ratio)
 
     def worst(self) -> dict[str, float | None]:
         """Each measure at its worst over the outputs; NaN is the worst of all."""
@@ -384,7 +415,7 @@ class FidelityCollector:
     outputs whose labels say so, whether they are scores of classes."""
 
     main: str | None = None
-    heads: frozenset[str] = frozenset()
+    heads: Mapping[str, bool] = field(default_factory=dict)
     scores: dict[str, bool] = field(default_factory=dict)
     _sums: dict[str, FidelitySums] = field(default_factory=dict)
     _skipped: dict[str, str] = field(default_factory=dict)
@@ -411,7 +442,7 @@ class FidelityCollector:
                 )
             with np.errstate(all="ignore"):
                 if name not in self._sums:
-                    self._sums[name] = FidelitySums(name, name in self.heads, self.scores.get(name))
+                    self._sums[name] = FidelitySums(name, self.heads.get(name), self.scores.get(name))
                 self._sums[name].add(a.astype(np.float64), b.astype(np.float64))
 
     def _compare_other(self, name: str, a: Any, b: Any) -> None:
@@ -429,7 +460,7 @@ class FidelityCollector:
         if not self._sums:
             return None
         outputs = {name: sums.values() for name, sums in self._sums.items()}
-        main = self.main if self.main in outputs else next(iter(outputs))
+        main = self.main if self.main in outputs else None
         notes = [*self._skipped.values(), *filter(None, (sums.note() for sums in self._sums.values()))]
         return Fidelity(outputs, main, self._samples, reference, inputs=inputs, skipped=notes, alike=self._alike)
 

@@ -98,7 +98,7 @@ class Runner:
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()
-    heads: frozenset[str] = frozenset()
+    heads: Mapping[str, bool] = field(default_factory=dict)
 
     def feed(self, feed: dict[str, Array]) -> dict[str, Array]:
         """The feed under this session's names and in its element types."""

@@ -392,6 +392,8 @@ def changed(new: float, old: float | None) -> Cell:
     """new - old with its sign."""
     if old is None:
         return None
+    if not math.isfinite(new - old):
+        return None
     return f"{new - old:+.4f}" if abs(new - old) >= 5e-5 or new == old else f"{new - old:+.1e}"
 
 
@@ -401,7 +403,7 @@ def fidelity_json(found: Fidelity | None) -> Json | None:
         return None
     return {
         **found.short(),
-        "output": found.main,
+        "output": found.output,
         "reference": found.reference,
         "samples": found.samples,
         "inputs": found.inputs,

@@ -52,7 +52,7 @@ class Judge:
     feeds: Sequence[Feed]
     start: Opener
     wanted: list[dict[str, Any]] = field(default_factory=list)
-    heads: frozenset[str] = frozenset()
+    heads: Mapping[str, bool] = field(default_factory=dict)
 
     def __call__(self, name: str, graph: IntegerGraph) -> Candidate:
         """Raises PruneError: onnxruntime does not run it."""

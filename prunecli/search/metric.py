@@ -163,7 +163,7 @@ class TrialMetric:
 
 def choose_metric(
     wanted: str | None, asked: Asked, labels: Array | None, batches: Sequence[Batch], reference: Sequence[Outputs],
-    classes: Classes | None = None, heads: frozenset[str] = frozenset(),
+    classes: Classes | None = None, heads: Mapping[str, bool] | None = None,
 ) -> TrialMetric:  # fmt: skip
     """The metric for a metric of `prune evaluate`; None: accuracy or r2 with labels, else top-1 agreement where
     outputs are class scores, else cosine. `labels`: all that there are, also of samples that are not in `batches`: what
@@ -190,8 +190,8 @@ def choose_metric(
         output = asked.output_name or floats[0]
         _check_output(output, floats)
         scores = are_scores(output, first[output])
-        if scores is None and output in heads:
-            moments = LogitMoments()
+        if scores is None and output in (heads or {}):
+            moments = LogitMoments((heads or {})[output])
             for batch, outputs in zip(batches, reference, strict=True):
                 moments.add(batch.trim(output, outputs[output]).astype(np.float64))
             scores = moments.of_logits

@@ -27,7 +27,7 @@ from prunecli.options.groups import (
     Timing,
 )
 from prunecli.options.training import DISTILLED, Retraining
-from prunecli.quantity import parse_fraction, parse_quantity
+from prunecli.quantity import Quantity, parse_fraction, parse_quantity
 from prunecli.structures.options import Widths
 from prunecli.structures.widths import AUTO
 from prunecli.zeros.options import OtherKinds, Patterned
@@ -164,11 +164,11 @@ class SensitivityOptions(TrialOptions):
             raise PruneError("--levels are fractions above 0, up to 1", "write --levels 0.5,0.9")
 
 
-def _drop(text: str) -> float:
+def _drop(text: str) -> Quantity:
     found = parse_quantity(text)
     if found.kind not in ("plain", "percent"):
         raise PruneError(f"{text!r} is no amount of a metric", "write it as 0.01 or 1%")
-    return found.value
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
     """
 
     max_drop: Annotated[
-        float | None,
+        Quantity | float | None,
         Option(
             "what may be lost of --metric on data that the search does not see, as 1% or 0.01", GOAL, "D", read=_drop
         ),
@@ -230,9 +230,14 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
         return "auto" if self.recover == "distill" else self.recover
 
     @property
-    def limit_of_drop(self) -> float:
+    def allowed(self) -> Quantity:
+        """What may be lost, as it was written."""
         assert self.max_drop is not None
-        return self.max_drop
+        return self.max_drop if isinstance(self.max_drop, Quantity) else Quantity(self.max_drop)
+
+    @property
+    def limit_of_drop(self) -> float:
+        return self.allowed.value
 
     @property
     def confirming(self) -> DataOptions | None:
@@ -243,8 +248,8 @@ class AdaptiveOptions(TrialOptions, Retraining, PrunedFile, StoredPacked, Timing
         super().check()
         if self.max_drop is None:
             raise PruneError("what may be lost is not given", "give --max-drop 1%")
-        if not 0 < self.max_drop < math.inf:
-            raise PruneError(f"--max-drop {self.max_drop:g} allows nothing", "write for example --max-drop 1%")
+        if not 0 < self.limit_of_drop < math.inf:
+            raise PruneError(f"--max-drop {self.limit_of_drop:g} allows nothing", "write for example --max-drop 1%")
         if self.minimize == "latency" and self.elements:
             raise PruneError("zeros do not make onnxruntime faster, so there is no latency to minimise",
                              "add --granularity channel,head")  # fmt: skip

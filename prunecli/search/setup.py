@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prunecli.data.dataset import shared
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import MEASURES, are_boxes, is_single
+from prunecli.evaluation.gates import IN_THEIR_UNITS
 from prunecli.evaluation.sample_metrics import SampleMetric, find_metrics
 from prunecli.inputs import InputSpec
 from prunecli.model import Model, load
@@ -180,7 +181,7 @@ def check_apart(tune: Dataset, held: Dataset, session: Session, options: Adaptiv
 
 
 def both_parts(
-    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions, heads: frozenset[str]
+    tune: Dataset, held: Dataset, session: Session, options: AdaptiveOptions, heads: Mapping[str, bool]
 ) -> tuple[TrialSamples, TrialSamples]:
     """Both parts, read alike.
 
@@ -195,19 +196,25 @@ def both_parts(
     same = options if labels is not None else replace(options, metric=first.metric.name)
     second = TrialSamples.of(held, session, same, heads, labels)
     for samples in (first, second):
-        _check_promise(samples, options.limit_of_drop)
+        _check_promise(samples, options.allowed)
     return first, second
 
 
-def _check_promise(samples: TrialSamples, max_drop: float) -> None:
-    """Raises PruneError where a model that knows nothing would keep it."""
+def _check_promise(samples: TrialSamples, allowed: Quantity) -> None:
+    """Raises PruneError where a model that knows nothing would keep it, or its amount is in percent of nothing."""
+    max_drop = allowed.value
     metric, output = samples.metric, samples.reference[0][samples.metric.output]
     single = metric.name == "cosine" and is_single(output)
     if single or (metric.name in MEASURES and are_boxes(output)):
         what = "one number per sample, whose cosine is only its sign" if single else "boxes, which always agree so far"
         raise PruneError(f"the output {metric.output} is {what}", "give labels: the original's own outputs will do")
+    if allowed.kind == "percent" and metric.name in IN_THEIR_UNITS:
+        raise PruneError(
+            f"--max-drop {100 * max_drop:g}%: {metric.name} is no figure in percent",
+            f"write a number in its own unit; the original's {metric.name} is {metric.baseline:.4g}",
+        )
     if metric.from_zero and max_drop >= metric.baseline:
         raise PruneError(
             f"any model keeps --max-drop {max_drop:g}: the original's {metric.name} is {metric.baseline:.4g}",
-            did_you_mean_percent(Quantity(max_drop), "allow less, and check the labels"),
+            did_you_mean_percent(allowed, "allow less, and check the labels"),
         )

@@ -65,7 +65,7 @@ class TrialSamples:
 
     @classmethod
     def of(
-        cls, data: Dataset, session: Session, options: TrialOptions, heads: frozenset[str],
+        cls, data: Dataset, session: Session, options: TrialOptions, heads: Mapping[str, bool],
         labels: Array | None = None,
     ) -> TrialSamples:  # fmt: skip
         """`labels`: all that there are, if `data` is a part; `heads`: of the graph; see `choose_metric`."""

@@ -276,6 +276,8 @@ LOADERS = {
     "does not compile": ("def f(:\n", "raised SyntaxError"),
     "no such function": ("def g():\n    pass\n", "has no function f"),
     "not a function": ("f = 3\n", "has no function f"),
+    "a coroutine": ("async def f():\n    return {}\n", "f is async"),
+    "an asynchronous generator": ("async def f():\n    yield {}\n", "f is async"),
     "yields nothing": ("def f():\n    yield from ()\n", "yields no samples"),
     "returns None": ("def f():\n    pass\n", "returned NoneType"),
     "yields arrays": ("def f():\n    yield [[1, 2, 3]]\n", "yielded list"),

@@ -33,9 +33,9 @@ FORMULAS: dict[str, Callable[[], float]] = {
 
 
 def measured(
-    reference: Any, other: Any, batch: int = 7, name: str = "y", product: bool = True
+    reference: Any, other: Any, batch: int = 7, name: str = "y", biased: bool | None = False
 ) -> dict[str, float | None]:
-    collector = FidelityCollector(heads=frozenset([name]) if product else frozenset())
+    collector = FidelityCollector(heads={} if biased is None else {name: biased})
     for start in range(0, max(len(reference), 1), batch):
         part = slice(start, start + batch)
         collector.add({name: reference[part]}, {name: other[part]}, len(reference[part]))
@@ -98,30 +98,37 @@ def softmax(scores: Any) -> Any:
 
 
 LANDMARKS = np.array([0.3, 0.7, 0.5, 0.4, 0.6, 0.9]) + 0.05 * RNG.standard_normal((40, 1)) + 0.01 * A64
-KINDS: dict[str, tuple[str, Any, bool, bool]] = {
-    "logits by their values": ("191", A64, True, True),
-    "logits with a common level": ("191", A64 + 7, True, True),
-    "two classes": ("191", np.stack([A64[:, 0], 0.1 - 0.8 * A64[:, 0]], axis=1), True, True),
-    "maps of logits": ("out", A64.reshape(2, 20, 6).transpose(0, 2, 1).reshape(2, 6, 4, 5), True, True),
-    "tokens": ("out", A64.reshape(4, 10, 6), True, True),
-    "logits by their name": ("head_logits", LANDMARKS, False, True),
-    "probabilities": ("y", softmax(A64), False, True),
-    "logarithms of probabilities": ("y", np.log(softmax(A64)), False, True),
-    "landmarks": ("y", LANDMARKS, True, False),
-    "numbers of no relation": ("y", RNG.standard_normal((40, 6)), True, False),
-    "normalised features": ("y", A64, False, False),
-    "scores each between 0 and 1": ("y", 1 / (1 + np.exp(-A64)), False, False),
-    "boxes of one spread": ("y", RNG.uniform(0, 1, (4, 10, 6)), True, False),
-    "a name of something else": ("box_logits", A64, True, False),
+WIDE = RNG.standard_normal((40, 64))
+KINDS: dict[str, tuple[str, Any, bool | None, bool]] = {
+    "logits by their values": ("191", A64, False, True),
+    "logits with a common level": ("191", A64 + 7, False, True),
+    "two classes": ("191", np.stack([A64[:, 0], 0.1 - 0.8 * A64[:, 0]], axis=1), False, True),
+    "maps of logits": ("out", A64.reshape(2, 20, 6).transpose(0, 2, 1).reshape(2, 6, 4, 5), False, True),
+    "tokens": ("out", A64.reshape(4, 10, 6), False, True),
+    "logits by their name": ("head_logits", LANDMARKS, None, True),
+    "probabilities": ("y", softmax(A64), None, True),
+    "logarithms of probabilities": ("y", np.log(softmax(A64)), None, True),
+    "landmarks": ("y", LANDMARKS, False, False),
+    "numbers of no relation": ("y", RNG.standard_normal((40, 6)), False, False),
+    "normalised features": ("y", A64, None, False),
+    "scores each between 0 and 1": ("y", 1 / (1 + np.exp(-A64)), None, False),
+    "boxes of one spread": ("y", RNG.uniform(0, 1, (4, 10, 6)), False, False),
+    "a classifier, of few samples": ("191", A64[:4] + 3, True, True),
+    "a classifier without training": ("191", WIDE[:, :6], True, True),
+    "landmarks of a product with a bias": ("y", LANDMARKS, True, False),
+    "an embedding of a product with a bias": ("y", WIDE, True, False),
+    "tokens of a product with a bias": ("y", WIDE.reshape(4, 10, 64), True, False),
+    "a name of something else": ("box_logits", A64, False, False),
 }  # fmt: skip
-"""Name, values, whether the output ends in a product, and whether it is scores of classes."""
+"""Name, values, whether the output ends in a product with a bias (None: in no product), and whether it is scores of
+classes."""
 
 
 @pytest.mark.parametrize("batch", [1, 40])
 @pytest.mark.parametrize("kind", KINDS)
 def test_agreement_is_of_scores_of_classes(kind: str, batch: int) -> None:
-    name, values, product, scores = KINDS[kind]
-    assert (measured(values, values, batch, name, product)["top1_agreement"] is not None) == scores
+    name, values, biased, scores = KINDS[kind]
+    assert (measured(values, values, batch, name, biased)["top1_agreement"] is not None) == scores
 
 
 def test_labels_say_what_an_output_is() -> None:
@@ -162,8 +169,11 @@ def test_the_worst_output_speaks() -> None:
     collector.add({"a": A, "b": A}, {"a": A, "b": B}, 40)
     result = collector.result("x")
     assert result is not None
-    assert result.short() == result.outputs["a"]
-    assert result.worst() == result.outputs["b"]
+    assert result.short() == result.worst() == result.outputs["b"] and result.output == "b"
+    chosen = FidelityCollector("a")
+    chosen.add({"a": A, "b": A}, {"a": A, "b": B}, 40)
+    asked = chosen.result("x")
+    assert asked is not None and asked.short() == asked.outputs["a"] and asked.output == "a"
     broken = FidelityCollector()
     broken.add({"a": A, "b": A}, {"a": A * np.nan, "b": B}, 40)
     worst = broken.result("x")

@@ -21,6 +21,7 @@ from prunecli.evaluation.evaluate import evaluate
 from prunecli.evaluation.latency import Latency, Speedup, TimedPair, TimingOptions
 from prunecli.evaluation.options import EvaluateOptions
 from prunecli.masks.criteria import element_names
+from prunecli.quantity import Quantity
 from prunecli.report.document import Document, Text
 from prunecli.report.render_html import to_html
 from prunecli.runtime import Session
@@ -308,6 +309,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"granularity": "channel", "pattern": "4x1"}, "of single weights"), ({"criterion": "fun"}, "fun"),
     ({"metric": "snr_db"}, "no mean"), ({"confirm_split": 1.0}, "between 0 and 1"), ({"backend": "dask"}, "--address"),
     ({"max_drop": 1.0}, "any model keeps"), ({"model": SAMPLES / "diabetes-mlp.onnx", "data": "DIABETES"}, "its sign"),
+    ({"metric": "log_loss", "max_drop": Quantity(0.05, "percent")}, "5%: log_loss is no figure in percent"),
     ({"include": ["nothing"]}, "matches nothing"), ({"recover": "all"}, "is unknown"),
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ def pieces(values: Array) -> list[dict[str, Array]]:
 
 
 def judged(metric: str | None, labels: Array | None, base: Array, trial: Array) -> tuple[TrialMetric, dict[str, Array]]:
-    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base), heads=frozenset("y"))
+    found = choose_metric(metric, Asked(), labels, batches(labels), pieces(base), heads={"y": False})
     return found, found.records(zip(batches(labels), pieces(trial), pieces(base), strict=True))
 
 
