@@ -32,8 +32,8 @@ LARGEST = 1 << 30
 """Bytes of weights, and of what a batch's run forwards and backwards holds."""
 ORTHOGONAL = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 FEW_OUTPUTS = 16
-"""Outputs of a sample up to which four directions are taken, whose signs are orthogonal: what one of them tells of two
-outputs is a matter of chance, what four tell of four is exact."""
+"""Outputs of a sample, at most, of which the four directions, whose signs are orthogonal, tell enough: of 1,000 what so
+few tell is a matter of chance, and did harm."""
 HELD = 4
 """Of a layer's output, about as much is held between the two directions: it, what follows it, and their gradients."""
 MOST = 20.0
@@ -134,8 +134,7 @@ class _Gradients:
         asked = {name: shape for name, (_, shape) in graph.loss_inputs.items()}
         assert self.task is not None
         drawn = self.task.inputs(Batch(dict(feed), 1), asked, rng)
-        few = all(math.prod(shape[1:]) <= FEW_OUTPUTS for shape in asked.values())
-        runs = [session.run({**single(feed), **_turned(drawn, signs)}) for signs in (ORTHOGONAL if few else [(1,)])]
+        runs = [session.run({**single(feed), **_turned(drawn, signs)}) for signs in ORTHOGONAL]
         names = {name: (_by(out, "channel"), _by(out, "position")) for name, out in graph.gradients.items()}
         return {name: (_mean(runs, channel), _mean(runs, place)) for name, (channel, place) in names.items()}
 
@@ -145,6 +144,8 @@ class _Gradients:
         found = self.start(self.model, outputs=[*self.ends, *self.axes]).run(feed, [*self.ends, *self.axes])
         _check_size(stored + HELD * sum(found[name].nbytes for name in self.axes))
         floats = [name for name in self.ends if is_float(np.asarray(found[name]).dtype)]
+        if any(math.prod(np.shape(found[name])[1:]) > FEW_OUTPUTS for name in floats):
+            raise PruneError(f"a sample has more than {FEW_OUTPUTS} outputs", "no option changes that")
         self.task = self.task or OutputTask.of(found, floats)
         how = DifferentiationOptions(weights_as_inputs=False)
         graph = differentiate(self.model, list(self.axes), self.task.loss, shapes=shapes, options=how)
