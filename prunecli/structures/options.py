@@ -240,9 +240,9 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
 
     @property
     def closed_form(self) -> str | None:
-        """Training without data to calibrate on makes up for the cut by itself."""
-        found = super().closed_form
-        return "none" if found is None and self.source is None and self.trains else found
+        """Without data: training makes up for the cut by itself, and a plan is of a cut that anyone can check by zeros."""
+        found, plain = super().closed_form, self.trains or self.save_plan is not None or self.plan is not None
+        return "none" if found is None and self.source is None and plain else found
 
     @property
     def amounts(self) -> dict[str, Any]:

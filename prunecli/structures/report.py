@@ -127,12 +127,12 @@ def _without_data(found: StructuredResult) -> list[Section]:
     """What data would have added, where there are none and nothing was trained."""
     if "data" in found.recipe or found.training is not None:
         return []
-    return [
-        Text(
-            "chosen without data, and nothing was fitted: a few hundred unlabelled samples (--data) keep the outputs"
-            " much closer"
-        )
-    ]
+    fitted = "" if found.recovery is not None else ", and nothing was fitted"
+    more = ""
+    if found.recovery is None and found.plan is not None:
+        more = "; a plan is of the cut alone, which zeros in the original check (--recover fold makes up for a part)"
+    data = "a few hundred unlabelled samples (--data) keep the outputs much closer"
+    return [Text(f"chosen without data{fitted}: {data}{more}")]
 
 
 def _charts(found: StructuredResult) -> list[Section]:

