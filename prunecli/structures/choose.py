@@ -476,9 +476,9 @@ class _Chooser:
             raise PruneError(f"the model has only {whole:,} {kind}", "ask for fewer")
         least = self.cost(bundles.mask(np.arange(len(bundles)), total))
         if least > wanted:
-            asked = f"{wanted:,.0f}" if self.recipe.absolute else f"{wanted / whole:.3g}"
             raise OutOfReachError(
-                f"--{kind} {asked} cannot be reached: {least / whole:.3g} ({least:,.0f}) must remain",
+                f"--{kind} {wanted / whole:.3g} ({wanted:,.0f}) cannot be reached:"
+                f" {least / whole:.3g} ({least:,.0f}) must remain",
                 advice(
                     ("raise --max-ratio", self.recipe.max_ratio < 1),
                     ("leave fewer layers out", len(self.groups) < len(self.catalogue.groups)),
