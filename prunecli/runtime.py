@@ -392,6 +392,7 @@ class QuantisedGraph:
         ends = {name: tuple(np.array(end, np.float32) for end in pair) for name, pair in self.ranges.items()}
         ranges = TensorsData(tool.CalibrationMethod.MinMax, ends)
         model = load_model_with_shape_infer(prepared)
+        _flatten_biases(model.graph)
         found = _quantizer_of(_read_elsewhere(model))(
             model, per_channel=True, reduce_range=False,
             weight_qType=_tool_type(self.weights), activation_qType=_tool_type(self.activations), tensors_range=ranges,
@@ -462,6 +463,17 @@ def _read_elsewhere(model: onnx.ModelProto) -> set[str]:
 
     inner = (node for graph in graphs(model) if graph is not model.graph for node in graph.node)
     return {value.name for value in model.graph.output} | {name for node in inner for name in node.input}
+
+
+def _flatten_biases(graph: onnx.GraphProto) -> None:
+    """Give biases (1, N) of Gemm, as scikit-learn has them, the equal shape (N,): the tool takes no other."""
+    readers: dict[str, set[tuple[str, int]]] = {}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            readers.setdefault(name, set()).add((node.op_type, index))
+    for tensor in graph.initializer:
+        if readers.get(tensor.name) == {("Gemm", 2)} and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
 
 
 def _tool_type(name: str) -> Any:

@@ -192,6 +192,9 @@ def _notes(bench: OpenedModels, done: EvaluationPass) -> list[str]:
             notes.append(f"{predictions.invalid:,} predictions of the {role} are not finite; they count as wrong")
     if done.fidelity is not None:
         notes += done.fidelity.skipped
+    if done.reading is not None and done.reading.names and done.labels is not None and done.labels.dtype.kind == "U":
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(done.reading.names[:12]))
+        notes.append(f"labels are text, and are taken for the model's classes in their order: {listed}")
     if done.reading is not None and done.reading.several:
         notes.append(
             "several labels per sample: each is one prediction; precision, recall and F1 are averaged over them"

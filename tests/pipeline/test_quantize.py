@@ -298,8 +298,13 @@ ENDS = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul",
 GIVEN = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v")],
          {"w": f(16, 8), "v": f(8, 8)}, ["N", 16])  # fmt: skip
 STORED = ([op("MatMul", "x", "w"), op("Identity", "w", out="h")], {"w": f(16, 8)}, ["N", 16])
+ROW = (
+    [op("MatMul", "x", "w", out="h"), op("Add", "h", "c")],
+    {"w": f(16, 8), "c": f(1, 8)}, ["N", 16],
+)  # fmt: skip
 OUTPUTS = [
     # the model, its outputs beside y
+    ("a bias that is a row", ROW, []),
     ("a Relu at the end", ENDS, []),
     ("what a Relu reads is given, too", GIVEN, ["h"]),
     ("a weight is given", STORED, ["h"]),
