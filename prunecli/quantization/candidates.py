@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
+import prunecli.model.lossless as preserve
 from prunecli.calibration.gradients import mean_error
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
@@ -56,7 +57,9 @@ class Judge:
 
     def __call__(self, name: str, graph: IntegerGraph) -> Candidate:
         """Raises PruneError: onnxruntime does not run it."""
-        return Candidate(name, graph, *self.measured(ir.to_proto(graph.model)))
+        proto = ir.to_proto(graph.model)
+        preserve.attach(proto, graph.model)
+        return Candidate(name, graph, *self.measured(proto))
 
     def measured(self, model: onnx.ModelProto | Path) -> tuple[float, Fidelity | None]:
         session, collector = self.start(model), FidelityCollector(heads=self.heads)
@@ -130,7 +133,11 @@ class GraphBuilder:
             return weights_alone(self.model.ir, self.weights, exclude)
         weights = "int4" if self.form == "nbits" else self.weights
         asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
-        graph = IntegerGraph.of(ir.from_proto(asked.of(self.prepared)), self.form)
+        proto = asked.of(self.prepared)
+        lost = preserve.detach(proto)
+        made = ir.from_proto(proto)
+        preserve.pin(made, lost)
+        graph = IntegerGraph.of(made, self.form)
         if open_ends:
             open_outputs(graph.model, self.model.ir)
         return graph

@@ -359,3 +359,11 @@ def test_what_does_not_fit_is_refused(model: str, data: str | None, options: dic
 def test_two_models_that_do_not_match() -> None:
     with pytest.raises(PruneError, match="different inputs"):
         measured("digits-mlp", "digits-test.npz", "cancer-mlp")
+
+
+def test_labels_that_are_text_say_what_they_are_taken_for(tmp_path: Path) -> None:
+    with np.load(SAMPLES / "cancer-test.npz") as data:
+        words = np.array(["benign", "malignant"])[data["labels"]]
+        np.savez(tmp_path / "d.npz", features=data["features"], labels=words)
+    found = evaluate(SAMPLES / "cancer-mlp.onnx", None, EvaluateOptions(data=tmp_path / "d.npz", latency=False))
+    assert any(note.endswith("in their order: 0 benign, 1 malignant") for note in found.notes)

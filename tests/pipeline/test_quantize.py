@@ -336,3 +336,19 @@ def test_data_beside_the_model_and_what_is_quantised_already(tmp_path: Path) -> 
     with pytest.raises(PruneError, match="integers, which gradients do not change") as caught:
         prunecli.finetune(tmp_path / "q.onnx", data=TEST, output=str(tmp_path / "r.onnx"))
     assert "quantise it then" in caught.value.hint
+
+
+def test_a_map_of_probabilities_is_kept(tmp_path: Path) -> None:
+    nodes = [op("MatMul", "x", "w", out="h"), op("Add", "h", "c", out="s"), op("Softmax", "s")]
+    path = made(tmp_path / "m.onnx", nodes, {"w": f(16, 8), "c": f(1, 8)}, ["N", 16])
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    model.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["p"], "zip", domain="ai.onnx.ml", classlabels_int64s=range(8))
+    )
+    kind = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    model.graph.output.append(helper.make_value_info("p", helper.make_sequence_type_proto(kind)))
+    onnx.save(model, path)
+    np.savez(tmp_path / "d.npz", x=f(64, 16))
+    prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), timing=False)
+    assert onnx.load(tmp_path / "q.onnx").graph.output[1].type == model.graph.output[1].type
