@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import Message
 
 from campaigns.driver import Campaign, Ran, command
-from tests.channels.tables import ALL
+from tests.dependency.tables import ALL
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 1 << 16, 1 << 31, -(1 << 31), 1 << 40, (1 << 63) - 1, -(1 << 63))
 FLOATS = (0.0, -1.0, 1e-30, 3e38, float("inf"), float("nan"))

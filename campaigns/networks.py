@@ -1,5 +1,5 @@
 """Random cuts of small networks in several spellings, checked by a program that knows nothing of this one: the plan's
-positions forced to zero in the original give the outputs of the cut (tests/apply/outside.py)."""
+positions forced to zero in the original give the outputs of the cut (tests/structures/outside.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from random import Random
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, NotImplemented
 
 from campaigns.driver import Campaign, command
-from tests.apply.outside import TOLERANCE, compare
-from tests.channels.tables import ALL
+from tests.dependency.tables import ALL
+from tests.structures.outside import TOLERANCE, compare
 
 REFUSED = ("nothing can be cut", "nothing is removed", "is missed", "cannot be reached", "the original itself")
 UNCHECKED = (RuntimeError, Fail, NotImplemented)
@@ -19,7 +19,7 @@ CRITERIA = ("l1", "l2", "random", "auto")
 
 
 def case(seed: int, number: int, folder: Path) -> str:
-    """A network of the tables of `tests/channels` with weights of this seed; a random share, budget and criterion."""
+    """A network of the tables of `tests/dependency` with weights of this seed; a random share, budget and criterion."""
     chance, names = Random(f"{seed} {number}"), list(ALL)
     name = names[(seed * 7919 + number) % len(names)]
     options = ALL[name].options

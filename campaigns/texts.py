@@ -21,8 +21,8 @@ from campaigns.driver import Campaign, command
 from campaigns.models import in_bytes
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
-from tests.channels.cases import rows
-from tests.channels.net import Net
+from tests.dependency.cases import rows
+from tests.dependency.net import Net
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.5, 1e308, float("nan"), 1 << 70, "", "x", "é\0", "9" * 5000, [], {}, [[[]]], {"0": []},

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.channels.cases import image, rows
-from tests.channels.net import Net
 from tests.cli.conftest import Prune
+from tests.dependency.cases import image, rows
+from tests.dependency.net import Net
 
 
 def _two_convolutions(n: Net) -> Net:

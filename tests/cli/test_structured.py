@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.apply import cuts
-from tests.apply.cuts import net_file
 from tests.cli.conftest import Prune
+from tests.structures import cuts
+from tests.structures.cuts import net_file
 
 KEYS = {
     "schema", "command", "version", "seconds", "model", "output", "before", "after", "sparsity", "layers", "skipped",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.channels.net import Net
+from tests.dependency.net import Net
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 Array = np.ndarray

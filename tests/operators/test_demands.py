@@ -14,7 +14,7 @@ from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load
 from prunecli.model.shapes import demands, require_ranks
 from prunecli.operators import NO_DEMAND, Demand
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.model.build import floats, info, loaded, node, proto, save_proto
 
 WHOLE: dict[str, tuple[Callable[[Net, str], Any], tuple[int | None, ...]]] = {

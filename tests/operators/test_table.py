@@ -1,7 +1,7 @@
 """The table of operators: what each asks of its inputs, the shapes of its outputs, and the facts by name.
 
 Roles, multiply-accumulates, contractions and sums have tables of cases of their own in this folder and in
-tests/evidence/test_moments.py; every table fails for an entry without a case.
+tests/calibration/test_moments.py; every table fails for an entry without a case.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from prunecli.search.structure_pruner import UnitRanking
 from prunecli.search.suffix import beyond, border, prefix, shared
 from prunecli.search.trials import _Parts
 from prunecli.structures.prunable import open_cuttable
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.tiny import ROOT, model
 
 SAMPLE = ROOT / "sample_models" / "digits-cnn.onnx"

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 import prunecli
 from prunecli.runtime import Session
 from prunecli.shrinking.result import ShrinkResult
-from tests.channels.net import Net
+from tests.dependency.net import Net
 
 Build = Callable[[Net], Net]
 

@@ -11,7 +11,7 @@ import pytest
 import prunecli
 from prunecli.cli.app import run
 from prunecli.model import load
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.shrinking.nets import largest_difference, rows, saved
 from tests.shrinking.test_units import dead, mlp
 from tests.tiny import ROOT

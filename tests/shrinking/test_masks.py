@@ -13,10 +13,10 @@ import prunecli
 from prunecli.model import find_weights, load
 from prunecli.model.saving import SaveOptions, save
 from prunecli.report.render import to_markdown
-from tests.apply.cuts import conv_net, dense, group_norm, grouped
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.shrinking.nets import largest_difference, saved
 from tests.shrinking.test_units import attention, depthwise, joined, recurrent, residual
+from tests.structures.cuts import conv_net, dense, group_norm, grouped
 from tests.tiny import ROOT, SHARED
 
 NETS = {

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from prunecli.errors import PruneError
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.shrinking.nets import Build, array, largest_difference, put, rows, saved, shrunk
 
 

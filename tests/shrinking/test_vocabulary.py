@@ -15,7 +15,7 @@ from onnx import helper
 
 from prunecli.errors import PruneError
 from prunecli.shrinking.tokenizer import TokenizerFile
-from tests.channels.net import Net
+from tests.dependency.net import Net
 from tests.shrinking.nets import run, saved, shrunk
 
 TEXT = (
