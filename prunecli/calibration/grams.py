@@ -141,19 +141,14 @@ def is_held(number: int, batches: int) -> bool:
 
 @dataclass
 class Folds:
-    """Sums over the samples that are `fitted`, over those that are `held` out (None where there are too few), and over
-    `spare` ones that may be fitted too where those that are held out say that it helps. `merged`: that was so."""
+    """Sums over the samples that are `fitted`, over those that are `held` out (None where there are too few)."""
 
     fitted: Equations
     held: Equations | None
-    spare: Equations | None = None
-    merged: bool = False
 
     @classmethod
-    def empty(cls, batch: int, rows: int, size: int, held: bool, spare: bool = False) -> Folds:
-        sides = [Equations.empty(batch, rows, size) if wanted else None for wanted in (True, held, spare)]
-        assert sides[0] is not None
-        return cls(sides[0], sides[1], sides[2])
+    def empty(cls, batch: int, rows: int, size: int, held: bool) -> Folds:
+        return cls(Equations.empty(batch, rows, size), Equations.empty(batch, rows, size) if held else None)
 
     def side(self, held: bool) -> Equations:
         """Where samples belong."""
@@ -172,21 +167,10 @@ class Folds:
         self.fitted += other.fitted
         if self.held is not None and other.held is not None:
             self.held += other.held
-        if self.spare is not None and other.spare is not None:
-            self.spare += other.spare
         return self
 
-    def with_spare(self) -> Folds | None:
-        """The same with the spare samples among those that are fitted; None without any."""
-        if self.spare is None or not self.spare.count:
-            return None
-        both = Equations.empty(*self.fitted.cross.shape)
-        both += self.fitted
-        both += self.spare
-        return Folds(both, self.held, merged=True)
-
     def whole(self) -> Equations:
-        """All samples but spare ones, added up in place: none are held out from then on."""
+        """All samples, added up in place: none are held out from then on."""
         if self.held is not None:
             self.fitted += self.held
             self.held = None

@@ -54,12 +54,10 @@ class Importance:
     @classmethod
     def of(
         cls, model: ir.Model, layers: Sequence[LinearLayer], feeds: Sequence[Feed], store: Store, *,
-        start: Callable[..., Session], seed: int = 0, spare: int = 0,
+        start: Callable[..., Session], seed: int = 0,
     ) -> Importance:  # fmt: skip
         """Of the outputs of layers of a model in working form, over all batches.
 
-        Args:
-            spare: so many of the last batches say nothing of the others.
         Raises:
             PruneError: an operator on the way to the outputs has no gradient, they depend on none of the layers,
                 batches have too many shapes, or the model is too large.
@@ -70,8 +68,7 @@ class Importance:
         for number, feed in enumerate(feeds):
             for name, (by_channel, by_position) in gradients.of(feed, np.random.default_rng([seed, number])).items():
                 store.put((_KEY, name, number), _in_sample(by_position))
-                if number < len(feeds) - spare:
-                    powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
+                powers[name] = powers.get(name, 0.0) + by_channel.astype(np.float64)
         fine = [name for name, total in powers.items() if np.isfinite(total).all() and total.any()]
         return cls({name: np.sqrt(powers[name]) for name in fine}, store)
 

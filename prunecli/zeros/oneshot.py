@@ -27,7 +27,7 @@ from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equation
 from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
-from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed, mirrored
+from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.files import Scratch
@@ -43,7 +43,6 @@ from prunecli.predicted.predict import Undescribed, weight_curves
 from prunecli.reconstruct.admm import admm
 from prunecli.reconstruct.fit import (
     METHODS,
-    SPARE_WORTH,
     FitTask,
     Fitted,
     Method,
@@ -183,10 +182,8 @@ class Oneshot:
         )
         names = [w.holder.name for w in chosen if w.holder.graph is file.ir.graph]
         feeds = [batch.feed for batch in data.batches(_batch_size(data))]
-        spare = mirrored(feeds, SAMPLES - len(data))
         fixed = frozenset(w.holder.name for w in find_weights(file).others if matches(w, o.exclude))
-        layers = CalibratedLayers.of(file, names, [*feeds, *spare], way, store, fixed=fixed)
-        layers.spare = len(spare)
+        layers = CalibratedLayers.of(file, names, feeds, way, store, fixed=fixed)
         layers.weigh()
         return layers, data
 
@@ -278,9 +275,6 @@ class Oneshot:
                 if (vector := done.moved) is not None and layer.offset is not None:
                     moved.append((vectors[layer.offset.name], vector))
         told = [f"{len(moved)} biases or means of normalisations were refitted with the weights"] if moved else []
-        if layers.merged:
-            told.append(f"images turned left to right were fitted on, too, where held-out ones gained by it:"
-                        f" {layers.merged} of {len(details)} layers")  # fmt: skip
         told += _too_few(details)
         every = [decisions[w.name] if w.name in decisions else by_value(w) for w in choice.chosen]
         return Selection(choice, every, {}, told, moved, details=details)
@@ -381,7 +375,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Part:
-    """Which batches are run: those from `first` on, of so many `batches` that are not spare."""
+    """Which batches are run: those from `first` on, of so many `batches`."""
 
     first: int
     batches: int
@@ -397,8 +391,7 @@ class CalibratedLayers:
     the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
     `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
     the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of;
-    `importance`: of errors of their outputs; `spare`: how many of the last batches are made of the others, to be fitted
-    on where that helps; `merged`: for how many layers it did."""
+    `importance`: of errors of their outputs."""
 
     file: Model
     original: ir.Model
@@ -413,8 +406,6 @@ class CalibratedLayers:
     part: Part = field(default_factory=lambda: WHOLE)
     inputs: tuple[object, Folds] | None = None
     importance: Importance | None = None
-    spare: int = 0
-    merged: int = 0
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -442,7 +433,7 @@ class CalibratedLayers:
         way = self.way
         try:
             self.importance = Importance.of(
-                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed, spare=self.spare
+                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
             )
         except PruneError as error:
             self.notes.append(f"errors of layers are not weighed by what they do to the outputs: {error.message}")
@@ -456,22 +447,14 @@ class CalibratedLayers:
             size = np.maximum(gain, LEAST * gain.max(initial=0.0))
         return size / size.mean() if size.any() else np.ones_like(size)
 
-    def settled(
-        self, layer: LinearLayer, folds: Folds, recover: Recover, density: float
-    ) -> tuple[Folds, RidgeChoice | None]:
-        """The samples to fit on, with or without spare ones, and the ridge, as held-out samples choose. Without these,
-        spare ones are left out, and there is no ridge."""
+    def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
+        """The ridge that held-out samples choose; None without any."""
         if folds.held is None or not folds.held.count:
-            return folds, None
+            return None
         batch, rows = layer.shape[:2]
         some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
         held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
-        best = best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
-        if (more := folds.with_spare()) is not None:
-            other = best_ridge(list(self.tasks(layer, more.fitted, rows=some)), held, recover, pattern, density)
-            if other.held < SPARE_WORTH * best.held:
-                return more, other
-        return folds, best
+        return best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
 
     def tasks(
         self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
@@ -507,9 +490,9 @@ class CalibratedLayers:
         """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
         output is added to, whose own error it makes up for."""
         batch, rows, taps, cols = layer.shape
-        part = self.part if self.part.batches else Part(0, wanted.batches - self.spare)
+        part = self.part if self.part.batches else Part(0, wanted.batches)
         held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
-        folds = Folds.empty(batch, rows, taps * cols, held=held, spare=held and self.spare > 0)
+        folds = Folds.empty(batch, rows, taps * cols, held=held)
         key = self._shares(layer, given)
         known = key is not None and self.inputs is not None and self.inputs[0] == key
         if known and self.inputs is not None:
@@ -520,13 +503,10 @@ class CalibratedLayers:
             picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
             for number in range(wanted.batches):
                 target, place = wanted.read(use.output, number), part.first + number
-                if place >= part.batches and (folds.spare is None or use.positions(target.shape) > picker.most):
-                    break  # there are enough without
                 if others is not None:
                     off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
                     target = _plus(target, off, layer.affine()[0].reshape(-1))
-                spare = folds.spare if place >= part.batches else None
-                into = spare or folds.side(is_held(place, part.batches))
+                into = folds.side(is_held(place, part.batches))
                 weights = None
                 if self.importance is not None:
                     weights = self.importance.of_positions(use, number, use.positions(target.shape))
@@ -668,12 +648,12 @@ def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list
     rough = replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY)
     quick = replace(layers, way=rough, quick=True)
     walk = layers.walk(keep=None)
-    probe = Probe.of(walk, looked_at(layers.original.graph.outputs), walk.batches - layers.spare)
+    probe = Probe.of(walk, looked_at(layers.original.graph.outputs), walk.batches)
     found = []
     for layer in progress(layers.all, "measuring layers", len(layers.all)):
         own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
         folds = quick.sums(layer, own, own)
-        folds, ridge = quick.settled(layer, folds, "bias", levels[len(levels) // 2])
+        ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
         tasks = list(layers.tasks(layer, folds.fitted, ridge))
         judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held))
         alone: list[float] = []
@@ -824,8 +804,7 @@ def _fitted_layer(
 ) -> FittedLayer:
     """One layer fitted to its sums, and kept."""
     amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
-    folds, ridge = layers.settled(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
-    layers.merged += folds.merged
+    ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
     tasks = list(layers.tasks(layer, folds.whole(), ridge))
     del folds
     best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
@@ -912,7 +891,6 @@ class Shard:
     memory: int
     feeds: Sequence[Mapping[str, Any]]
     part: Part
-    spare: int
     importance: Importance | None
 
     def open(self) -> _OpenShard:
@@ -927,7 +905,7 @@ class Shard:
             raise PruneError(f"a worker has no such model at {path}", "put it into a folder that all workers have")
         store = Store(self.memory)
         layers = CalibratedLayers.of(floats_of(file), self.names, self.feeds, self.way, store, fixed=self.fixed)
-        layers.part, layers.spare = self.part, self.spare
+        layers.part = self.part
         if self.importance is not None:
             layers.importance = self.importance.of_part(
                 layers.original, layers.all, self.feeds, store, start=self.way.start, seed=self.way.seed,
@@ -968,7 +946,7 @@ def shards_of(layers: CalibratedLayers, count: int, options: OneshotOptions, *, 
         Shard(
             name=f"{name}-{start}", path=file.path.resolve(), sha256=file.sha256, files=files, names=names,
             fixed=layers.fixed, way=way, memory=layers.store.limit, feeds=list(layers.feeds[start:stop]),
-            part=Part(start, len(layers.feeds) - layers.spare), spare=layers.spare, importance=known,
+            part=Part(start, len(layers.feeds)), importance=known,
         )
         for start, stop in pairwise(edges)
     ]  # fmt: skip

@@ -363,23 +363,6 @@ def test_images_are_turned_as_far_as_asked(shape: tuple[int, ...], count: int, a
         np.testing.assert_array_equal(turned["x"], np.flip(feed["x"], axis))
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_turned_images_are_fitted_on_where_they_help(tmp_path: Path, helps: bool) -> None:
-    """Few images for a wide layer. What is even left and right gains by its own mirror images; where the right half is
-    always empty, they are like nothing that the layer will read."""
-    rng, half = np.random.default_rng(0), np.ones((1, 1, 1, 12), np.float32)
-    half[..., 6:] = helps
-    images = np.repeat(rng.standard_normal((40, 1, 2, 3)), 4, axis=3).astype(np.float32) * half
-    nodes = [
-        helper.make_node("Mul", ["x", "half"], ["m"]),
-        helper.make_node("Flatten", ["m"], ["h"]),
-        helper.make_node("MatMul", ["h", "a"], ["y"]),
-    ]
-    path = made(tmp_path / "m.onnx", nodes, {"a": f(24, 6), "half": half}, ["n", 1, 2, 12])
-    found = prunecli.oneshot(path, data=data(tmp_path / "d.npz", images), sparsity=0.5, output=tmp_path / "o.onnx")
-    assert any("turned left to right" in note for note in found.notes) == helps
-
-
 @pytest.mark.slow
 def test_little_memory_gives_the_same(tmp_path: Path) -> None:
     outs = [tmp_path / "a.onnx", tmp_path / "b.onnx"]

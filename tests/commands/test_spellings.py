@@ -82,7 +82,7 @@ def cut(path: Path, spelling: str) -> Any:
 def pruned(path: Path, spelling: str) -> Any:
     given = DataOptions(str(data(path / "data.npz")))
     out = path / f"{spelling}.cut.onnx"
-    return oneshot(cnn(path / f"{spelling}.onnx", spelling), sparsity=0.6, data=given, output=out)
+    return oneshot(cnn(path / f"{spelling}.onnx", spelling), sparsity=0.65, data=given, output=out)
 
 
 @pytest.mark.parametrize("spelling", SPELLED)
