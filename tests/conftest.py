@@ -1,4 +1,4 @@
-"""What every test has: measurements for reports that take no time."""
+"""What every test has: measurements for reports that take no time, and few made inputs where nobody asked for any."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prunecli.evaluation import speed
 from prunecli.packing import proof
 from prunecli.packing.load_cost import LoadCost, measure_load
 from prunecli.runtime import Session
+from prunecli.structures import prunable
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,13 @@ def quick_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         return LoadCost(time.perf_counter() - start, 0.0, None)
 
     monkeypatch.setattr(proof, "measure_load", measured)
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut without data is refitted on the fewest pictures there are, barely fitted to the model."""
+    monkeypatch.setattr(prunable, "UNASKED", 0)
+    monkeypatch.setattr(prunable, "STEPS_UNASKED", 1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
 from prunecli.reconstruct.refit import METHODS
+from prunecli.report.render import to_markdown
 from prunecli.runtime import Session
 from prunecli.structures.carry_out import StructuredResult
 from prunecli.structures.structured import structured
@@ -106,6 +107,19 @@ def test_a_plan_replays_with_recovery(tmp_path: Path) -> None:
         first.recovery is not None and again.recovery is not None
         and again.recovery.error_after == pytest.approx(first.recovery.error_after)
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "left_alone"), [({}, False), ({"save_plan": "p"}, True), ({"plan": "p"}, True)])
+def test_without_data_a_plan_is_of_the_cut_alone(more: dict[str, str], left_alone: bool, tmp_path: Path) -> None:
+    """As anyone can check it, by zeros in the original; without a plan the cut is folded and refitted."""
+    amount = {} if "plan" in more else {"ratio": 0.3}
+    if "plan" in more:
+        structured(MODEL, ratio=0.3, save_plan=tmp_path / "p", dry_run=True)
+    paths = {key: tmp_path / name for key, name in more.items()}
+    found = structured(MODEL, output=tmp_path / "o.onnx", **amount, **paths)
+    assert (found.recovery is None) == left_alone
+    told = to_markdown(found.to_document())
+    assert ("which zeros in the original check" in told) == ("save_plan" in more)
 
 
 def test_one_sample(tmp_path: Path) -> None:
