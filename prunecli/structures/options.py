@@ -86,11 +86,11 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     granularity: Annotated[
         str,
-        Option("which structures may be cut: channel,head; block: whole residual blocks, alone or beside others"
+        Option("which structures may be cut: channel,head (default); block: whole residual blocks, alone or beside others"
                " (channel,head,block); all: also inside heads and the hidden size; vocabulary: categories of one-hot inputs,"
                " which nothing else cuts; auto: channel,head, and blocks where --data measure their damage and no other"
                " option limits the choice", SELECT, "auto|channel|head|block|all|vocabulary"),
-    ] = AUTO  # fmt: skip
+    ] = CHANNELS  # fmt: skip
     criterion: Annotated[str, Option(f"the score of a unit: {CRITERIA}", SELECT, "NAME")] = "auto"
     damping: Annotated[
         float,
@@ -157,7 +157,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
 
     @property
     def weighs_blocks(self) -> bool:
-        """Whether blocks compete with channels where nobody says."""
+        """Whether blocks compete with channels where `auto` decides."""
         return False
 
     @property
