@@ -140,7 +140,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "bare name": bare,
 }
 EXPECTED: dict[str, Any] = {}
-ALWAYS = {"location only"}, {"magnitude", "gradient", "structured"}
+ALWAYS = {"location only"}, {"magnitude"}
 """Layouts that `make test` tries with every command, and commands that it tries on every layout."""
 PAIRS = [
     pytest.param(layout, command, marks=[] if layout in ALWAYS[0] or command in ALWAYS[1] else [pytest.mark.slow])

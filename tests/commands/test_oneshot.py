@@ -82,9 +82,7 @@ RECIPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "recipe", few(RECIPES, (0, 1, 2, 5, 8, 12, 13, 16)), ids=lambda r: "-".join(map(str, r.values()))
-)
+@pytest.mark.parametrize("recipe", few(RECIPES, (0, 1, 8, 12)), ids=lambda r: "-".join(map(str, r.values())))
 def test_recipes(tmp_path: Path, recipe: dict[str, Any]) -> None:
     """What is asked for is zero, to the weight (of blocks: to the block), and the rest is proved."""
     out = tmp_path / "out.onnx"
