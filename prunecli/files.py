@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
 
 from prunecli.errors import PruneError
 
@@ -279,6 +280,29 @@ def _lock(path: Path, wait: bool) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def lock_state(file: BinaryIO, path: Path) -> None:
+    """Hold the lock of an open state file against other runs, where the system has locks.
+
+    Raises:
+        PruneError: another run is writing it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PruneError(f"the state file {path} is in use by another run", "wait for it, or name another") from error
+
+
+def state_entry(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line of a state file; empty where the line holds none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ is, its arrays and their CRC-32) and the bytes of the arrays.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import zlib
@@ -20,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.files import Scratch, appeared
+from prunecli.files import Scratch, appeared, lock_state, state_entry
 from prunecli.masks.decide import Decision, Masked
 from prunecli.model import Model
 from prunecli.model.constants import Holder
@@ -136,7 +135,7 @@ class LayerJournal:
         self._file: BinaryIO | None = None
         try:
             self._file = self._path.open("a+b")
-            _lock(self._file, self._path)
+            lock_state(self._file, self._path)
             self._begin(identity)
             if path is not None:
                 appeared.append(path)
@@ -211,7 +210,7 @@ class LayerJournal:
             self._file.write(json.dumps({"schema": SCHEMA, "identity": identity}).encode() + b"\n")
             self._file.flush()
             return
-        found = _parsed(head)
+        found = state_entry(head)
         if found.get("schema") != SCHEMA:
             raise PruneError(f"{self._path} is not a state file of fitted layers", ANEW)
         if found.get("identity") != identity:
@@ -228,7 +227,7 @@ class LayerJournal:
             line = self._file.readline(LONGEST)
             if not line.endswith(b"\n"):
                 break
-            entry, start = _parsed(line), place + len(line)
+            entry, start = state_entry(line), place + len(line)
             try:
                 arrays = self._arrays(entry["arrays"], start)
                 size = sum(array.nbytes for array in arrays)
@@ -260,26 +259,6 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
             return
         yield part
         size -= len(part)
-
-
-def _parsed(line: bytes) -> Json:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Refuse a file that another run is writing, where the system can tell."""
-    with contextlib.suppress(ImportError):  # not on Windows
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            problem = f"the state file {path} is in use by another run"
-            raise PruneError(problem, "wait for it, or name another") from error
 
 
 def identity_of(file: Model, feeds: Iterable[Mapping[str, Any]], *decisive: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from prunecli.errors import PruneError
-from prunecli.files import appeared
+from prunecli.files import appeared, lock_state, state_entry
 from prunecli.search.options import TrialOptions
 from prunecli.search.pruner import Allocation
 from prunecli.search.trials import Outcome, TrialGroup, Workspace, forget, run_group
@@ -81,7 +81,7 @@ class Journal:
             raise PruneError(f"the state file {path} is not a regular file", "name a writable file")
         try:
             self._file = path.open("ab")
-            _lock(self._file, path)
+            lock_state(self._file, path)
             if self._file.tell():
                 self._read(path, identity)
             else:
@@ -133,7 +133,7 @@ class Journal:
         if path.stat().st_size > MOST_BYTES:
             raise PruneError(f"{path} is too large for a state file", ANEW)
         lines = path.read_bytes().split(b"\n")
-        head = _parsed(lines[0])
+        head = state_entry(lines[0])
         if head.get("schema") != SCHEMA:
             raise PruneError(f"{path} is not a state file of this program", ANEW)
         if head.get("identity") != identity:
@@ -141,33 +141,13 @@ class Journal:
         whole = lines[:-1]  # what follows the last line end was cut off
         for line in whole[1:]:
             try:
-                entry = _parsed(line)
+                entry = state_entry(line)
                 self._found[str(entry["job"])] = [_from_json(o) for o in entry["outcomes"]]
             except (KeyError, TypeError, ValueError) as error:
                 raise PruneError(f"{path} is damaged", ANEW) from error
         self.earlier = frozenset(self._found)
         if lines[-1] and self._file is not None:
             self._file.truncate(self._file.tell() - len(lines[-1]))
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Refuse a file that another run is writing, where the system can tell."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise PruneError(f"the state file {path} is in use by another run", "wait for it, or name another") from error
-
-
-def _parsed(line: bytes) -> Json:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _to_json(outcome: Outcome) -> Json:
