@@ -62,12 +62,18 @@ GROUPED = "inputs of a quantised weight belong to scales by a table (g_idx)"
 
 def kept_together(form: FloatingForm) -> tuple[Whole, Mapping[tuple[str, int], int]]:
     """Axes of quantised weights that stay whole, and those whose positions go in blocks, for `analyse`."""
-    bits = [(name, len(one.shape)) for name, one in form.sources.items() if one.bits]
-    packed = dict.fromkeys(
-        ((name, axis) for name, rank in bits for axis in ((2,) if rank == 3 else range(rank))), BLOCK
-    )
-    packed |= dict.fromkeys(((name, 1) for name, one in form.sources.items() if one.grouped), GROUPED)
-    return packed, {(name, one.axis): one.block for name, one in form.sources.items() if one.block}
+    whole, blocks = dict[tuple[str, int], str](), dict[tuple[str, int], int]()
+    for name, one in form.sources.items():
+        if one.bits and not one.width:
+            rank = len(one.shape)
+            whole |= dict.fromkeys(((name, axis) for axis in ((2,) if rank == 3 else range(rank))), BLOCK)
+        if one.grouped:
+            whole[name, 1] = GROUPED
+        elif one.block and one.shape[one.axis] % one.block:
+            whole[name, one.axis] = BLOCK
+        elif one.block:
+            blocks[name, one.axis] = one.block
+    return whole, blocks
 
 
 def analyse(

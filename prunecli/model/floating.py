@@ -306,7 +306,7 @@ class Restatement:
             _UnknownError: how it is stored is not known.
         """
         if source is None:
-            raise _UnknownError(f"the scale of {value.name!r} is computed")
+            raise _UnknownError(f"the scale of {value.name!r} is computed, or does not fit it")
         present = stored(value)
         for parameter in source.parameters:
             self.follow(parameter, value, source)
@@ -752,22 +752,25 @@ def _product_and_bias(r: Restatement, node: ir.Node, factors: Sequence[Value], a
         r.become(node, "Add", [r.insert(node, "MatMul", factors), added])
 
 
+def _integers(value: Value) -> ir.TensorProtocol | None:
+    """What a weight is stored as, also where another operator has read it."""
+    held = stored(value)
+    return None if held is None else as_stored(held)
+
+
 @restates("MatMulNBits", domain=MICROSOFT)
 def _matmul_nbits(r: Restatement, node: ir.Node) -> None:
     """A (.., K) times the transposed (N, K), stored as (N, blocks, block)."""
     i = [input_of(node, index) for index in range(6)]
     width, rows = integer(node, "K", 0), integer(node, "N", 0)
-    source = nbits(i, integer(node, "bits", 4), integer(node, "block_size", 0)) if i[1] else None
+    source = nbits(_integers(i[1]), i, integer(node, "bits", 4), integer(node, "block_size", 0), width)
     if source is None or i[1] is None:
         how = " by groups of its inputs (g_idx)" if i[4] is not None else ""
         raise _UnknownError(f"how {node.op_type} {node.name!r} stores its weight{how} is not known")
     weight = r.weight(i[1], source, node)
-    blocks, block = source.shape[1:]
-    flat = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, blocks * block], np.int64))])
-    if blocks * block != width:
-        bounds = [r.constant(np.array([n], np.int64)) for n in (0, width, 1)]
-        flat = r.insert(node, "Slice", [flat, *bounds])
-    matrix = r.insert(node, "Transpose", [flat], {"perm": [1, 0]})
+    if not source.width:
+        weight = r.insert(node, "Reshape", [weight, r.constant(np.array([rows, width], np.int64))])
+    matrix = r.insert(node, "Transpose", [weight], {"perm": [1, 0]})
     _product_and_bias(r, node, [i[0], matrix], i[5])
 
 
@@ -776,7 +779,7 @@ def _gather_blocks(r: Restatement, node: ir.Node) -> None:
     """Rows of a table that is stored in blocks: data, indices, scales, zero points."""
     i = [input_of(node, index) for index in range(4)]
     axis, gathered = integer(node, "quantize_axis", 1), integer(node, "gather_axis", 0)
-    source = block_table(i, integer(node, "bits", 4), integer(node, "block_size", 128), axis)
+    source = block_table(_integers(i[0]), i, integer(node, "bits", 4), integer(node, "block_size", 128), axis)
     if source is None or i[0] is None:
         raise _UnknownError(f"how {node.op_type} {node.name!r} stores its table is not known")
     table = r.weight(i[0], source, node)

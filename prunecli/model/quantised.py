@@ -57,6 +57,7 @@ class Quantised:
         parameters: the values that hold scale and zero point, where each is stored.
         product: the scale is the product of two others (of a bias: of the data's and the weight's).
         grouped: inputs belong to scales by a table of their own, not by where they are stored.
+        width: numbers of a row, of rows that are stored as blocks of bytes of which the last is not full; 0: all are.
     """
 
     tensor: ir.TensorProtocol
@@ -69,12 +70,15 @@ class Quantised:
     parameters: tuple[ir.Value | None, ir.Value | None] = (None, None)
     product: tuple[ir.Value, ...] = ()
     grouped: bool = False
+    width: int = 0
 
     @property
     def shape(self) -> Shape:
         """Of the numbers; where integers are packed the last axis is longer than the stored one."""
-        *lead, last = (int(d) for d in self.tensor.shape.numpy())
-        return (*lead, last * 8 // self.bits if self.bits else last) if self.tensor.shape else ()
+        sizes = tuple(int(d) for d in self.tensor.shape.numpy())
+        if self.width:
+            return (sizes[0], self.width)
+        return (*sizes[:-1], sizes[-1] * 8 // self.bits) if self.bits else sizes
 
     @property
     def grid(self) -> Grid:
@@ -85,6 +89,8 @@ class Quantised:
         array = np.asarray(self.tensor.numpy())
         if self.bits:
             array = unpacked(array, self.bits)
+        if self.width:
+            array = array.reshape(len(array), -1)[:, : self.width]
         return array.astype(np.int32 if self.grid.whole else np.float64)
 
     def array(self) -> Array:
@@ -145,17 +151,28 @@ class Quantised:
 
     def _spread(self, parameter: Array) -> Array:
         """A parameter as it broadcasts to the numbers."""
-        apart = bool(self.block) and parameter.ndim > 0 and parameter.shape[self.axis] > 1
-        return np.repeat(parameter, self.block, axis=self.axis) if apart else parameter
+        if not self.block or parameter.ndim == 0 or parameter.shape[self.axis] == 1:
+            return parameter
+        spread = np.repeat(parameter, self.block, axis=self.axis)
+        return spread.take(range(self.shape[self.axis]), self.axis)  # the last block may not be full
 
     def _grouped(self, values: Array) -> Array:
         """Values as (*shape of the scale, those that share it)."""
         slots = (*(1,) * (values.ndim - self.scale.ndim), *self.scale.shape)
+        if self.block:
+            room = [0] * values.ndim
+            room[self.axis] = slots[self.axis] * self.block - values.shape[self.axis]
+            values = np.pad(values, [(0, missing) for missing in room])
         split = [n for size, count in zip(values.shape, slots, strict=True) for n in (count, size // max(count, 1))]
         apart = values.reshape(split).transpose(*range(0, len(split), 2), *range(1, len(split), 2))
         return apart.reshape(*self.scale.shape, -1)
 
     def _stored(self, integers: Array) -> Array:
+        if self.width:
+            whole = unpacked(np.asarray(self.tensor.numpy()), self.bits)
+            flat = whole.reshape(len(whole), -1)
+            flat[:, : self.width] = integers
+            integers = whole
         if self.bits:
             return packed(integers.astype(np.uint8), self.bits)
         return np.ascontiguousarray(integers.astype(self.tensor.dtype.numpy()))
@@ -233,7 +250,7 @@ def quantised(
     points = np.zeros((), np.int32) if offset is None else _numbers(offset)
     if block:
         place = axis % len(shape)
-        if shape[place] % block or scales.shape[place] != shape[place] // block:
+        if scales.shape[place] != -(-shape[place] // block):
             return None
         return Quantised(tensor, scales, points, factor.dtype, axis=place, block=block, parameters=(scale, zero_point))
     along = [_along(one, shape, axis) for one in (scales, points)]
@@ -259,27 +276,36 @@ def _along(parameter: Array, shape: Shape, axis: int) -> Array | None:
     return parameter.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
 
 
-def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised | None:
+def nbits(
+    tensor: ir.TensorProtocol | None, inputs: Sequence[ir.Value | None], bits: int, block: int, width: int
+) -> Quantised | None:
     """The weight of MatMulNBits: (N, blocks, block) packed in bytes, scales (N * blocks), zero points likewise, packed
     along the blocks of a row, or 2^(bits - 1). An input k may have the scale of block g_idx[k] in place of its own: in
-    4 bits without zero points, which is where onnxruntime computes that."""
-    value, scale, zero_point, order = [*inputs[1:5], None, None, None][:4]
-    tensor, factor, offset = stored(value), stored(scale), stored(zero_point)
+    4 bits without zero points, which is where onnxruntime computes that.
+
+    Args:
+        width: K. Where it does not fill the last block the weight is (N, K): what is stored behind is no number of it.
+    """
+    scale, zero_point, order = [*inputs[2:5], None, None][:3]
+    factor, offset = stored(scale), stored(zero_point)
     if tensor is None or factor is None or (zero_point is not None and offset is None) or bits not in (2, 4, 8):
         return None
-    rows, blocks, width = (int(d) for d in tensor.shape.numpy())
-    if width * 8 != bits * block or factor.size != rows * blocks:
+    rows, blocks, each = (int(d) for d in tensor.shape.numpy())
+    if each * 8 != bits * block or factor.size != rows * blocks or blocks != -(-width // block):
         return None
-    points = np.full((1, 1, 1), 1 << (bits - 1), np.int32)
+    partial = blocks * block != width
+    points = np.full((1, 1) if partial else (1, 1, 1), 1 << (bits - 1), np.int32)
     if offset is not None:
         array = np.asarray(offset.numpy())
         if offset.dtype == ir.DataType.UINT8:
             array = unpacked(array.reshape(rows, -1), bits)[:, :blocks]
         if not (array == np.rint(array)).all():  # no integer stands for zero
             return None
-        points = array.reshape(rows, blocks, 1).astype(np.int32)
-    scales = np.asarray(factor.numpy()).reshape(rows, blocks, 1)
+        points = array.reshape(rows, blocks, *points.shape[2:]).astype(np.int32)
+    scales = np.asarray(factor.numpy()).reshape(rows, blocks, *points.shape[2:])
     found = Quantised(tensor, scales, points, factor.dtype, bits=bits, parameters=(scale, zero_point))
+    if partial:
+        found = replace(found, axis=1, block=block, width=width)
     if order is None or in_order(order, block):
         return found
     table = stored(order)
@@ -288,13 +314,17 @@ def nbits(inputs: Sequence[ir.Value | None], bits: int, block: int) -> Quantised
     groups = np.pad(np.asarray(table.numpy()).reshape(-1), (0, blocks * block - table.size))
     if groups.min() < 0 or groups.max() >= blocks:
         return None
-    return replace(found, scale=scales[:, groups].reshape(rows, blocks, block), grouped=True)
+    own = scales.reshape(rows, blocks)[:, groups]
+    own = own[:, :width] if partial else own.reshape(rows, blocks, block)
+    return replace(found, scale=own, block=0, grouped=True)
 
 
-def block_table(inputs: Sequence[ir.Value | None], bits: int, block: int, axis: int) -> Quantised | None:
+def block_table(
+    table: ir.TensorProtocol | None, inputs: Sequence[ir.Value | None], bits: int, block: int, axis: int
+) -> Quantised | None:
     """The table of GatherBlockQuantized: 4-bit types, or bytes of one or two numbers; scales and zero points in blocks
     along an axis. Without zero points zero is 0, in bytes 2^(bits - 1)."""
-    table, scales, offset = (stored(inputs[index]) for index in (0, 2, 3))
+    scales, offset = stored(inputs[2]), stored(inputs[3])
     if table is None or scales is None or (inputs[3] is not None and offset is None):
         return None
     if table.dtype != ir.DataType.UINT8:

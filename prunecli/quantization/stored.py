@@ -56,9 +56,10 @@ class StoredWeight:
     def floats(self) -> Array:
         """The float32 tensor that is meant, as the operator that reads it computes it."""
         if self.size:
-            found = nbits([None, self.integers, self.scale, self.zero], 4, content(self.integers).shape[2] * 2)
+            inputs = [None, self.integers, self.scale, self.zero]
+            found = nbits(self.integers.const_value, inputs, 4, content(self.integers).shape[2] * 2, self.size)
             assert found is not None
-            return np.ascontiguousarray(found.array().reshape(found.shape[0], -1)[:, : self.size].T)
+            return np.ascontiguousarray(found.array().reshape(found.shape[0], -1).T)
         found = quantised(self.integers, self.scale, self.zero, axis=self.axis or 0)
         assert found is not None
         return found.array()

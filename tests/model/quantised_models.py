@@ -170,6 +170,29 @@ def blocked(axis: int = 0, zero: bool = True) -> Net:
     return net.add("DequantizeLinear", names, "wf", axis=axis, block_size=size).add("MatMul", "x wf", "y")
 
 
+def blocked_in_part() -> Net:
+    """A weight (8, 6) in blocks of 3 inputs: the last has two."""
+    net = Net(21).integers("w", (8, 6)).hold(w_s=Net().rng.uniform(0.01, 0.1, (3, 6)).astype(F))
+    net.hold(w_z=np.full((3, 6), -5, np.int8))
+    return net.add("DequantizeLinear", "w w_s w_z", "wf", axis=0, block_size=3).add("MatMul", "x wf", "y")
+
+
+def nbits_twice() -> Net:
+    """Two operators read one packed weight."""
+    net = nbits(8, 40, zero=True)
+    net.nodes[-1].output[0] = net.nodes[-1].name = "p"
+    net.add("Relu", "x", "r").add("MatMulNBits", "r w w_s w_z", "q", MICROSOFT, K=40, N=4, bits=8, block_size=16)
+    return net.add("Add", "p q", "y")
+
+
+def scaled() -> Net:
+    """What a layer gives times a number that is stored as an integer, too."""
+    net = matmul_integer()
+    net.nodes[-1].output[0] = net.nodes[-1].name = "p"
+    net.hold(k=np.int8(50), k_s=F(0.02), k_z=np.int8(0))
+    return net.add("DequantizeLinear", "k k_s k_z", "kf").add("Mul", "p kf", "y")
+
+
 def int4() -> Net:
     array = Net().rng.integers(-8, 8, (6, 4), endpoint=False)
     net = Net(21).hold(w=helper.make_tensor("w", TensorProto.INT4, (6, 4), array.reshape(-1)))
@@ -312,10 +335,14 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("MatMulNBits, zero points", lambda: nbits(zero=True), (3, 32), "w"),
     ("MatMulNBits, an odd number of blocks", lambda: nbits(k=48, zero=True, bias=True), (3, 48), "w"),
     ("MatMulNBits, the last block not full", lambda: nbits(k=40), (3, 40), "w"),
+    ("MatMulNBits, 8 bits, the last block not full", lambda: nbits(8, k=40, zero=True), (3, 40), "w"),
+    ("MatMulNBits, one weight read twice", nbits_twice, (3, 40), "w"),
     ("MatMulNBits, inputs by groups", lambda: nbits(order=np.arange(32) * 7 % 32 // 16), (3, 32), "w"),
     ("MatMulNBits, groups in order", lambda: nbits(order=np.arange(32) // 16), (3, 32), "w"),
     ("blocks along the inputs", blocked, WIDE, "w"),
     ("blocks along the outputs", lambda: blocked(1), WIDE, "w"),
+    ("blocks along the inputs, the last not full", blocked_in_part, WIDE, "w"),
+    ("a number beside the weight", scaled, ROWS, "w"),
     ("int4", int4, ROWS, "w"),
     ("floating point, quantised while it runs", unfolded, ROWS, "w"),
     ("the same, per channel, clipped at both ends", lambda: unfolded(PER_CHANNEL / 4, [0] * 4, axis=1), ROWS, "w"),

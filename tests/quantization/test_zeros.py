@@ -15,13 +15,13 @@ import prunecli
 from prunecli.model import find_weights, load, save
 from prunecli.model.constants import holders
 from prunecli.model.floating import floats_of
-from prunecli.model.quantised import packed
+from prunecli.model.quantised import packed, unpacked
 from prunecli.packing.options import PackOptions
 from prunecli.packing.plan import plan, write
 from prunecli.runtime import Session
 from prunecli.search.zero_pruner import WeightRanking, WeightSpace
 from prunecli.types import no_progress
-from tests.model.quantised_models import CASES, IMAGE, Net, qdq
+from tests.model.quantised_models import CASES, IMAGE, Net, nbits, qdq
 
 PRUNABLE = [case for case in CASES if case[3] and not case[0].startswith(("bias", "per input"))]
 """onnxruntime itself does not run scales per input channel where it fuses."""
@@ -99,6 +99,19 @@ def test_inspect_counts_the_numbers_that_integers_stand_for(tmp_path: Path) -> N
     assert found.totals.params == 108 + 8
     assert found.totals.macs == 2 * 36 * (108 + 8)
     assert found.skipped == []
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_fills_the_last_block_up_is_no_weight(tmp_path: Path, bits: int) -> None:
+    """40 inputs in blocks of 16: 8 numbers of each row are read by nothing, whatever they are."""
+    path = written(tmp_path, lambda: nbits(bits, 40, zero=True), (3, 40))
+    found = prunecli.magnitude(path, sparsity=0.5, output=tmp_path / "z.onnx")
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "z.onnx").graph.initializer}
+    points = unpacked(stored["w_z"].reshape(4, -1), bits)[:, :3, None]
+    steps = (unpacked(stored["w"], bits).astype(int) - points).reshape(4, -1)[:, :40]
+    (row,) = (row for row in found.layers if row.weight == "w")
+    assert (row.params, row.nonzero) == (160, np.count_nonzero(steps))
+    assert 70 <= row.nonzero <= 80
 
 
 @pytest.mark.parametrize(
