@@ -319,7 +319,7 @@ def prepare_to_quantise(model: Path, folder: Path, name: str = "model") -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     out = folder / f"{name}.prepared.onnx"
-    with _quantiser(f"onnxruntime cannot prepare {model}"):
+    with _quantiser("onnxruntime cannot prepare the model for quantisation"):
         quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
         proto = onnx.load(str(out))
         taken = {node.name for node in proto.graph.node}
@@ -336,7 +336,8 @@ _FUSED = re.compile(r"^(?:Conv\w+?Fusion_(?:W|BN_B|B|Add_B|Mul_B)_)+")
 
 
 def _name_as_before(model: onnx.ModelProto) -> None:
-    """Give weights that were fused with what follows the names of those they were made of."""
+    """Give weights that were fused with what follows the names of those they were made of, but not their shapes: a bias
+    that was added as (1, channels, 1, 1) is part of the convolution as (channels)."""
     from prunecli.model.protos import nodes
 
     taken = {tensor.name for tensor in model.graph.initializer}
@@ -351,6 +352,10 @@ def _name_as_before(model: onnx.ModelProto) -> None:
     for node in nodes(model) if new else ():
         for place, name in enumerate(node.input):
             node.input[place] = new.get(name, name)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    described = [value for value in model.graph.value_info if value.name not in stored]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(described)
 
 
 @dataclass(frozen=True)
@@ -379,7 +384,7 @@ class QuantisedGraph:
             PruneError: the tool refuses the model.
         """
         make = {"qdq": self._static, "dynamic": self._dynamic, "nbits": self._blocks}[self.form]
-        with _quantiser(f"onnxruntime cannot quantise {prepared.name}"):
+        with _quantiser("onnxruntime cannot quantise the model"):
             found: onnx.ModelProto = make(prepared)
             return found
 

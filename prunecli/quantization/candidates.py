@@ -90,8 +90,8 @@ class Judge:
     def told(self, error: float) -> str:
         """An error in words."""
         if self.counts:
-            return f"{error:.2%} of the outputs, which are no floating-point numbers, are other than the float model's"
-        return f"the outputs differ from the float model's by {error:.2g} of their variance"
+            return f"{error:.2%} of the outputs, which are no floating-point numbers, are other than before"
+        return f"the outputs differ from those in floating point by {error:.2g} of their variance"
 
     @classmethod
     def of(cls, path: Path, feeds: Sequence[Feed], start: Opener) -> Judge:

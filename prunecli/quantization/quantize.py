@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,7 +23,6 @@ from prunecli.model.copies import plain_path
 from prunecli.model.floating import is_quantised
 from prunecli.model.graphs import all_graphs
 from prunecli.model.saving import Provenance, SaveOptions, check_target, save
-from prunecli.model.sizes import file_sizes
 from prunecli.options.sizes import at_data
 from prunecli.quantization.candidates import TOOL, Candidate, GraphBuilder, Judge, made_small
 from prunecli.quantization.fitting import FITTED, NEAREST, QuantisedLayer, fit_graph, round_graph
@@ -227,7 +227,7 @@ def _saved(
     for key, value in file.ir.metadata_props.items():
         best.graph.model.metadata_props.setdefault(key, value)
     recipe: Json = {**options.quantization_json(), **about(work.data), "chosen": best.name}
-    inspector = QuantisedInspector(work, best, decided, before)
+    inspector = QuantisedInspector(work, best, decided)
     saving = SaveOptions(options.external_data, options.force, Provenance("quantize", recipe))
     with written_to(target, options.dry_run) as place:
         saved = save(replace(file, ir=best.graph.model), place, saving, inspector)
@@ -256,17 +256,15 @@ class QuantisedInspector:
     work: Quantisation
     best: Candidate
     decided: Mapping[str, Array]
-    before: Totals
     verification: Verification = UNVERIFIED
     after: Totals | None = None
 
     def __call__(self, staged: Path) -> None:
         form = self.work.options.form
-        zeros = sum(int(array.size - np.count_nonzero(array)) for array in self.decided.values())
         if self.work.options.verify:
             self.verification = check_stored(staged, self.decided, form, self.work.judge, self.work.batches.held)
-        nonzero = min(self.before.nonzero, self.before.params - zeros)
-        self.after = replace(self.before, nonzero=nonzero, **file_sizes(load(staged)))
+        file = load(staged)
+        self.after = totals(file, concrete_shapes(file, self.work.options.dims))
 
 
 def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> list[str]:
@@ -275,6 +273,7 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
         notes.append(
             "what onnxruntime's own tool makes was nearest to the float model on held-out samples, and is written"
         )
+    notes += _float_weights(work, best)
     if not work.batches.held:
         notes.append(
             f"of fewer than {FEWEST} samples all fit and judge: more would tell what the rounding really costs"
@@ -289,6 +288,21 @@ def _notes(work: Quantisation, best: Candidate, speed: MeasuredSpeed | None) -> 
     if gain is not None and not gain.reason and gain.high < 1.05:
         notes.append(_slow(work))
     return notes
+
+
+def _float_weights(work: Quantisation, best: Candidate) -> list[str]:
+    """How much of the weights is no integers, and which operators read it."""
+    found = find_weights(work.builder.model)
+    weights = [*found.prunable, *(weight for weight in found.others if weight.kind == "embedding")]
+    left = [weight for weight in weights if weight.name not in best.graph.weights]
+    share = sum(weight.size for weight in left) / max(sum(weight.size for weight in weights), 1)
+    if not left:
+        return []
+    ops = Counter(weight.op for weight in left)
+    readers = some([f"{count} of {op}" for op, count in ops.most_common()])
+    other = "" if work.options.form == "qdq" or "Conv" not in ops else (
+        f"; --format {work.options.form} is of products of matrices, --format qdq of convolutions, too")  # fmt: skip
+    return [f"{100 * share:.1f} % of the weights stay in floating point ({readers}){other}"]
 
 
 def _slow(work: Quantisation) -> str:

@@ -77,7 +77,7 @@ def quantised_sections(found: QuantizeResult | None) -> list[Section]:
     """What a command with `--quantize` tells of it."""
     if found is None:
         return []
-    sections: list[Section] = [_errors(found), *speed_sections(found.speed, "float model")]
+    sections: list[Section] = [_errors(found, "those of the pruned model"), *speed_sections(found.speed, "float model")]
     if found.stages:
         sections.append(_stages(found))
     return sections
@@ -86,10 +86,13 @@ def quantised_sections(found: QuantizeResult | None) -> list[Section]:
 def _stages(found: QuantizeResult) -> Table:
     """Float, pruned, quantised and both, side by side."""
     shown = [name for name in SHOWN if any(name in one.metrics for one in found.stages.values())]
+    timed = [one.speed.pair for one in found.stages.values() if one.speed is not None and one.speed.pair is not None]
+    whole = (cell_text(timed[-1].baseline.median, "ms"), "") if timed else ("", "")
     rows = [
-        (TITLES[name], one.file_bytes, *(one.metrics.get(metric) for metric in shown), *_speed_cells(one.speed))
+        (TITLES[name], one.file_bytes, *(one.metrics.get(metric) for metric in shown),
+         *(whole if name == "float" else _speed_cells(one.speed)))
         for name, one in found.stages.items()
-    ]
+    ]  # fmt: skip
     metrics = [Column(metric, "number") for metric in shown]
     columns = (Column("model"), Column("file", "bytes"), *metrics, Column("time"), Column("times as fast"))
     return Table("Side by side", columns, rows, level=Level.NORMAL)
@@ -146,15 +149,15 @@ def _sizes(found: QuantizeResult) -> Table:
     return size_table(found.before, found.after, speed_rows(found.speed), ("float", "quantised"), top=rows)
 
 
-def _errors(found: QuantizeResult) -> Table:
-    """What each candidate costs, and which one was written."""
+def _errors(found: QuantizeResult, floats: str = "those") -> Table:
+    """What each candidate costs, and which one was written. `floats`: the outputs that it is compared with."""
     rows = [
         (TITLES.get(name, name), error, "written" if name == found.chosen else "")
         for name, error in found.errors.items()
     ]
     note = (
-        "error: mean squared difference of the outputs from the float model's over their variance, on held-out samples;"
-        " where none is in floating point, the share of elements that differ"
+        f"error: mean squared difference of the outputs from {floats} in floating point over their variance, on"
+        " held-out samples; where none is in floating point, the share of elements that differ"
     )
     return Table("Rounding", (Column("weights"), Column("error", "number"), Column("")), rows, note, level=Level.NORMAL)
 

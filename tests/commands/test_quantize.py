@@ -52,8 +52,13 @@ DEAD = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul",
 NAMED = ([op("MatMul", "x", "w_quantized", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "w")],
          {"w_quantized": f(40, 32), "w": f(32, 6)}, ["N", 40])  # fmt: skip
 BIAS = ([op("Conv", "x", "w", "b")], {"w": 1e-9 * f(3, 4, 1, 1), "b": 1e3 * f(3)}, ["N", 4, 6, 6])
+ADDED = ([op("Conv", "x", "w", out="h"), op("Reshape", "b", "to", out="r"), op("Add", "h", "r", out="a"),
+          op("Mul", "a", "s", out="m"), op("Conv", "m", "v")],
+         {"w": f(6, 4, 1, 1), "b": f(6), "to": np.array([1, -1, 1, 1]), "s": f(), "v": f(3, 6, 1, 1)},
+         ["N", 4, 6, 6])  # fmt: skip
 CASES = [
     # model, options, weights that are stored as integers
+    ("a bias added, and a factor", ADDED, {}, 2),
     ("grouped", CONV, {}, 2),
     ("grouped", CONV, {"weights": "uint8"}, 2),
     ("grouped", CONV, {"activations": "int8"}, 2),
@@ -94,6 +99,7 @@ def test_the_file_computes_nearly_what_the_float_model_does(
     found = prunecli.quantize(path, data=str(tmp_path / "d.npz"), output=str(out), threads=1, timing=False, **changes)
     wanted, got = (Session.open(p).run({"x": x})["y"] for p in (path, out))  # other inputs may leave the ranges seen
     four = "block" in str(changes)
+    assert (read := prunecli.inspect(out).totals).params == found.after.params and read.nonzero == found.after.nonzero
     assert np.square(got - wanted).mean() < (0.02 if four else 2e-3) * wanted.var()
     assert found.errors[found.chosen] == min(found.errors.values())
     integers = [t for t in stored(out).values() if t.data_type in INTEGER and len(t.dims) > 1 and "zero" not in t.name]
@@ -107,11 +113,13 @@ LABELS = [op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul"
 
 
 def test_labels_alone_are_judged_by_those_that_change(tmp_path: Path) -> None:
-    path = made(tmp_path / "m.onnx", LABELS, {"w": f(40, 32), "v": 1e-2 * f(32, 6)}, ["N", 40])
+    rng = np.random.default_rng(3)
+    x, w, v = (rng.standard_normal(shape, np.float32) for shape in ((400, 40), (40, 32), (32, 6)))
+    path = made(tmp_path / "m.onnx", LABELS, {"w": w, "v": 1e-2 * v}, ["N", 40])
     model = onnx.load(path)
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     onnx.save(model, path)
-    np.savez(tmp_path / "d.npz", x=f(400, 40))
+    np.savez(tmp_path / "d.npz", x=x)
     found = prunecli.quantize(
         path, data=str(tmp_path / "d.npz"), output=str(tmp_path / "q.onnx"), threads=1, timing=False
     )
@@ -187,6 +195,28 @@ REFUSED = [
     ({"data": CALIB, "exclude": ("*",)}, "leave nothing", "inspect"),
     ({"data": CALIB, "test": CALIB}, "has no labels", "labelled"),
 ]  # fmt: skip
+
+
+MIXED = ([op("Conv", "x", "w", out="h"), op("Flatten", "h", out="r"), op("MatMul", "r", "v")],
+         {"w": f(6, 4, 1, 1), "v": f(24, 6)}, ["N", 4, 2, 2])  # fmt: skip
+FLOAT = [
+    # what is said of the weights that stay floating-point numbers
+    (
+        MIXED,
+        {"format": ("dynamic",)},
+        "14.3 % of the weights stay in floating point (1 of Conv); --format dynamic is of",
+    ),
+    (MIXED, {"exclude": ("v",)}, "85.7 % of the weights stay in floating point (1 of MatMul)"),
+    (MIXED, {}, ""),
+]
+
+
+@pytest.mark.parametrize(("net", "changes", "note"), FLOAT)
+def test_how_much_stays_in_floating_point_is_told(net: Any, changes: dict[str, Any], note: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=f(32, *net[2][1:]))
+    path, data = made(tmp_path / "m.onnx", *net), str(tmp_path / "d.npz")
+    found = prunecli.quantize(path, data=data, output=str(tmp_path / "q.onnx"), timing=False, **changes)
+    assert [each[: len(note)] for each in found.notes if "stay in floating point" in each] == [note] * bool(note)
 
 
 @pytest.mark.parametrize(("changes", "message", "hint"), REFUSED)
