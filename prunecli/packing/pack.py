@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, some
 from prunecli.evaluation.fidelity import Fidelity
 from prunecli.files import written_to
 from prunecli.model import Model, concrete_shapes, load, totals
@@ -117,9 +118,13 @@ def _planned(
 
 
 def _hint(items: Sequence[Item]) -> str:
-    told = [f"{item.row.name}: {item.row.reason}" for item in items if item.row.reason not in ("small", FEW)]
-    if told:
-        return told[0] + (f" (and {len(told) - 1} more)" if len(told) > 1 else "")
+    """Why the part of the model that takes most bytes does not get smaller."""
+    weigh = Counter[str]()
+    for item in items:
+        weigh[item.row.reason] += item.row.dense_bytes
+    reason = next((each for each, _ in weigh.most_common() if each != "small"), FEW)
+    if reason != FEW:
+        return f"{some([item.row.name for item in items if item.row.reason == reason], 1)}: {reason}"
     zeros = sum(item.row.size - item.row.nonzero for item in items)
     size = sum(item.row.size for item in items) or 1
     return f"{zeros / size:.1%} of its weights are zero; `prune magnitude` makes zeros, --min-saving lowers the bar"

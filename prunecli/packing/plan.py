@@ -40,6 +40,7 @@ BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 """Types of quantised weights that are packed; MatMulNBits keeps several numbers in a UINT8."""
 FEW = "too few zeros to be smaller"
 UNLIKE = "several of its integers lie in one byte of a type that onnxruntime does not decode into"
+BIAS = "a bias as integers, of which none are left out"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def plan(model: Model, options: PackOptions, dense: Mapping[str, str], progress:
     sources = {name: one for name, one in every.items() if one.tensor.dtype not in FLOATS}
     integers = {name: fill for name, one in sources.items() if (fill := _fill(one)) is not None}
     stored = [h for h in holders(model.ir) if h.tensor.dtype in FLOATS or h.name in sources]
-    reasons = dict.fromkeys(sources.keys() - integers.keys(), UNLIKE) | _taken(model.ir, stored) | dict(dense)
+    unlike = {name: BIAS if sources[name].tensor.dtype == ir.DataType.INT32 else UNLIKE
+              for name in sources.keys() - integers.keys()}  # fmt: skip
+    reasons = unlike | _taken(model.ir, stored) | dict(dense)
     return [
         _item(
             holder,
@@ -193,10 +196,10 @@ def _digest(array: Array, dtype: ir.DataType, fill: int | Array) -> str:
 def _refusal(holder: Holder, dense: Mapping[str, str], options: PackOptions, model: Model) -> str:
     """Why a tensor is not even tried; empty if it is."""
     name, size = holder.name, holder.tensor.nbytes
-    if name in dense:
-        return dense[name]
     if size < LEAST:
         return "small"
+    if name in dense:
+        return dense[name]
     if holder.overridable:
         return "also a graph input: a caller may feed other values"
     if holder.value.is_graph_output():

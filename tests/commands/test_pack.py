@@ -25,6 +25,7 @@ from prunecli.report.render_cells import cell_text
 from prunecli.verify.outline import outline
 from prunecli.zeros.report import HONEST_PACKED
 from tests.model.build import floats, info, node, proto, save_proto
+from tests.model.quantised_models import Net
 from tests.storage.sparse import matmul, optimised, run, sparse
 from tests.tiny import REAL_MODELS
 
@@ -250,6 +251,18 @@ def test_what_must_stay_dense(
     with pytest.raises(NothingSmaller) as caught:
         pack(save_proto(made, tmp_path), output=tmp_path / "q.onnx")
     assert reason in caught.value.hint
+
+
+def test_the_reason_of_what_takes_most_bytes_is_the_hint(tmp_path: Path) -> None:
+    """Not that of the bias, of which no zeros are left out whatever they are."""
+    net = Net().integers("w", (600, 600)).integers("b", (600,), np.int32)
+    net.hold(x_s=np.float32(1), w_s=np.float32(1), y_s=np.float32(1), z=np.int8(0))
+    net.add("QuantizeLinear", "x x_s z", "q")
+    net.add("QGemm", "q x_s z w w_s z b y_s z", "g", "com.microsoft").add("DequantizeLinear", "g y_s z", "y")
+    onnx.save(net.model((2, 600)), tmp_path / "m.onnx")
+    with pytest.raises(NothingSmaller) as caught:
+        pack(tmp_path / "m.onnx", output=tmp_path / "q.onnx")
+    assert caught.value.hint.startswith("0.4% of its weights are zero")
 
 
 def test_negative_zeros_are_kept_unless_asked(tmp_path: Path) -> None:
