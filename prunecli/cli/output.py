@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -137,7 +138,7 @@ def cpu_name() -> str:
 def _print_table(document: Document) -> None:
     from prunecli.report.render import to_terminal
 
-    width = max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if sys.stdout.isatty() else None
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
     text = to_terminal(document, width=width, color=terminal.use_color(sys.stdout), level=terminal.level)
     _print(text)
 

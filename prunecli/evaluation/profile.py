@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,16 @@ class Attribution:
 def key(node: ir.Node) -> str:
     """A name that a node has in every copy of the graph: that of its first named output."""
     return next((out.name for out in node.outputs if out.name), node.name or "")
+
+
+def readers(value: ir.Value, steps: int = _WALK) -> Iterator[ir.Node]:
+    """Nodes that multiply by a stored tensor: as it is, or as so many nodes, such as DequantizeLinear, make it."""
+    for node in {use.node: None for use in value.uses()}:
+        if _multiplies(node.op_type):
+            yield node
+        elif steps:
+            for output in node.outputs:
+                yield from readers(output, steps - 1)
 
 
 def _multiplies(op: str) -> bool:

@@ -16,9 +16,11 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.latency import QUARTILE, Speedup, TimedPair, TimingOptions, measure_pair
 from prunecli.evaluation.passes import BASELINE, MODEL, OpenedModels, open_models
-from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles
+from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles, readers
 from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights
+from prunecli.model.constants import holders
+from prunecli.model.floating import floats_of
 from prunecli.runtime import Execution, PreparedRun, channel_block, quantise
 from prunecli.types import Json, Progress, no_progress
 
@@ -175,9 +177,10 @@ class _TimeByNode:
     @classmethod
     def of(cls, file: Model, kernels: Sequence[Kernel]) -> _TimeByNode:
         shapes: dict[str, list[tuple[int, ...]]] = {}
-        for weight in find_weights(file).prunable:
-            for use in weight.uses:
-                shapes.setdefault(key(use.node), []).append(weight.shape)
+        stored = {holder.name: holder.value for holder in holders(file.ir)}
+        for weight in find_weights(floats_of(file)).prunable:
+            for reader in readers(stored[weight.name]):
+                shapes.setdefault(key(reader), []).append(weight.shape)
         layers = Attribution(file.ir.graph)
         nodes = [(node, kernel) for kernel in kernels if (node := layers.node(kernel)) is not None]
         ops = {key(node): kernel.op for node, kernel in nodes}
@@ -198,6 +201,8 @@ def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execu
     found = profiles(paths, feed, execution.open, seconds=PROFILE_SECONDS)
     plain = net_of_timing(found, float(np.quantile(pair.baseline.times, QUARTILE)))
     before, after = (_TimeByNode.of(bench.files[role], own) for role, own in zip((BASELINE, MODEL), plain, strict=True))
+    if work[0] >= work[1]:
+        return f"The work is the same; most of the time is that of {_most(plain[1])}."
     cause = _cause(before, after, work[1] / work[0])
     return f"That is less than the work saved, {work[1] / work[0]:.2f} times: {cause}." if cause else ""
 
@@ -224,6 +229,15 @@ def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
     for name in names:
         ops[after.ops.get(name, "reordering")] += round(1e6 * after.times.get(name, 0.0))
     return f"operators without weights take {takes} ({some([op for op, _ in ops.most_common()], NAMED)})"
+
+
+def _most(kernels: Sequence[Kernel]) -> str:
+    """The operators that take most of a run, and their parts of it."""
+    ops = Counter[str]()
+    for kernel in kernels:
+        ops[kernel.op] += round(1e6 * kernel.ms)
+    whole = ops.total() or 1
+    return some([f"{op} ({100 * time / whole:.0f} %)" for op, time in ops.most_common(NAMED)], NAMED)
 
 
 def _sum(found: _TimeByNode, names: Sequence[str]) -> float:

@@ -17,7 +17,8 @@ from prunecli.inspection.distribution import Distribution, PatternFit, distribut
 from prunecli.inspection.graph import GraphView, write_graph
 from prunecli.inspection.options import InspectOptions
 from prunecli.model import Macs, Model, Shapes, Weight, Weights, concrete_shapes, count_macs, find_weights, load, totals
-from prunecli.model.floating import as_stored, floats_of
+from prunecli.model.floating import as_stored, floats_of, stored_as
+from prunecli.model.graphs import all_graphs
 from prunecli.model.shape_inference import UNKNOWN_INPUT
 from prunecli.model.shapes import input_specs, output_specs
 from prunecli.model.sizes import count_nonzero, is_finite, macs_by_weight
@@ -34,8 +35,8 @@ PROBLEMS = 5
 class InspectedLayer:
     """One weight, or one operator that multiplies without a prunable one (`weight` is "").
 
-    `kind`: weight, bias, norm or embedding; "none" without a weight. `macs`: of all operators that read the
-    weight, None where a shape is unknown.
+    `kind`: weight, bias, norm or embedding; "none" without a weight. `stored`: its type, and the scales of
+    integers. `macs`: of all operators that read the weight, None where a shape is unknown.
     """
 
     name: str
@@ -45,6 +46,7 @@ class InspectedLayer:
     kind: str = "none"
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    stored: str = ""
     params: int = 0
     nonzero: int = 0
     bytes: int = 0
@@ -147,7 +149,9 @@ def _unfit(shapes: Shapes) -> list[str]:
 
 def _about(model: Model) -> dict[str, str]:
     producer = f"{model.ir.producer_name or 'unknown'} {model.ir.producer_version or ''}".strip()
-    opsets = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.ir.opset_imports.items())
+    used = {node.domain for graph in all_graphs(model.ir) for node in graph}
+    imports = [(domain, number) for domain, number in model.ir.opset_imports.items() if domain in used]
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {number}" for domain, number in imports)
     return {"producer": producer, "opsets": opsets}
 
 
@@ -179,7 +183,7 @@ def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> l
 
 
 def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
-    stored = as_stored(weight.tensor)
+    stored, source = as_stored(weight.tensor), stored_as(weight.tensor)
     return InspectedLayer(
         name=_name(weight.node),
         op=weight.op,
@@ -187,6 +191,7 @@ def _layer(weight: Weight, macs: int | None) -> InspectedLayer:
         kind=weight.kind,
         shape=weight.shape,
         dtype=stored.dtype.name.lower(),
+        stored=stored.dtype.numpy().name if source is None else source.words,
         params=weight.size,
         nonzero=count_nonzero(weight.tensor),
         macs=macs if weight.kind == "weight" else 0,

@@ -29,7 +29,7 @@ from prunecli.report.document import (
     Table,
     Text,
 )
-from prunecli.report.render_cells import cell_text
+from prunecli.report.render_cells import cell_text, how_many
 from prunecli.report.sections import headline, shape_text, warnings
 from prunecli.types import Json, LayerRow
 
@@ -72,6 +72,7 @@ def _row(found: Inspection, layer: InspectedLayer) -> LayerRow:
     extra: Json = {
         "kind": layer.kind,
         "dtype": layer.dtype,
+        "stored": layer.stored,
         "macs": layer.macs,
         "bytes": layer.bytes,
         "share": _share(layer.params, found.totals.params),
@@ -217,6 +218,7 @@ def _summary(found: Inspection) -> Table:
     rows: list[tuple[str, str]] = [
         ("made by", f"{found.about['producer']}; {found.about['opsets']}"),
         *((side, some([_spec_text(spec) for spec in specs], LISTED)) for side, specs in found.interface.items()),
+        *zip(("weights", "", "", ""), _stored(found), strict=False),
         ("zeros", f"{cell_text(found.sparsity, 'percent')} of the prunable weights"),
         ("MACs", f"{cell_text(sizes.macs, 'count')} at {inputs}{assumed}"),
         (
@@ -226,6 +228,16 @@ def _summary(found: Inspection) -> Table:
         *_structured(found.cuttable),
     ]
     return Table("", (Column(""), Column("")), rows, level=Level.NORMAL)
+
+
+def _stored(found: Inspection) -> list[str]:
+    """How the prunable weights and embeddings are stored, what most are first."""
+    kinds: dict[str, list[int]] = {}
+    for layer in found.layers:
+        if layer.kind in ("weight", "embedding"):
+            kinds.setdefault(layer.stored, []).append(layer.params)
+    ordered = sorted(kinds.items(), key=lambda kind: -sum(kind[1]))
+    return [f"{sum(sizes):,} in {how_many(len(sizes), 'tensor')}: {kind}" for kind, sizes in ordered]
 
 
 def _spec_text(spec: InputSpec) -> str:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from prunecli.evaluation.profile import readers
 from prunecli.model import find_weights, load, save
 from prunecli.model.constants import holders
 from prunecli.model.floating import RESTATED, floating, floats_of, requantise, stored_as
@@ -89,6 +90,32 @@ def test_zeros_are_exact(tmp_path: Path, name: str, made: Made, shape: tuple[int
     assert np.array_equal(after.integers()[~gone], before.integers()[~gone])
     assert not before.array_of(before.zeros()).any()
     assert not after.array_of(after.write(np.zeros(after.shape))).any()
+
+
+WORDS = [
+    # how a weight is stored, as `inspect` says it
+    ("int8", "int8, one scale"),
+    ("per channel", "int8, scales per channel"),
+    ("MatMulNBits, 4 bits", "4-bit integers, a scale per 16"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), WORDS)
+def test_how_a_weight_is_stored_is_said(name: str, words: str, tmp_path: Path) -> None:
+    made, shape, weight = next(case[1:] for case in CASES if case[0] == name)
+    assert stored(floating(opened(tmp_path, made(), shape).ir).model, weight).words == words
+
+
+MULTIPLIED = [case for case in WEIGHTS if case[0] != "a table of rows" and not case[0].startswith("Gather")]
+
+
+@pytest.mark.parametrize(("name", "made", "shape", "weight"), MULTIPLIED, ids=[case[0] for case in MULTIPLIED])
+def test_the_operator_that_multiplies_by_a_weight_is_found(
+    tmp_path: Path, name: str, made: Made, shape: tuple[int, ...], weight: str
+) -> None:
+    file = opened(tmp_path, made(), shape)
+    found = {each.name: list(readers(each.value)) for each in holders(file.ir)}
+    assert found[weight]
 
 
 def test_a_number_beyond_the_range_is_stored_as_the_last_there_is(tmp_path: Path) -> None:
