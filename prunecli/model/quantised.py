@@ -84,6 +84,15 @@ class Quantised:
     def grid(self) -> Grid:
         return Grid.of(self.tensor.dtype, self.bits)
 
+    @property
+    def words(self) -> str:
+        """How the numbers are stored."""
+        kind = f"{self.bits}-bit integers" if self.bits else self.tensor.dtype.numpy().name
+        packed_block = int(self.tensor.shape.numpy()[-1]) * 8 // self.bits if self.bits else 0
+        shared = self.block or packed_block
+        scales = "one scale" if self.scale.size == 1 else f"a scale per {shared}" if shared else "scales per channel"
+        return f"{kind}, {scales}"
+
     def integers(self) -> Array:
         """q, of `shape`, as float64 or int32."""
         array = np.asarray(self.tensor.numpy())
@@ -188,6 +197,10 @@ class Unfolded(Quantised):
     stands for those, rounded and as far as integers reach."""
 
     kind: ir.DataType = ir.DataType.INT8
+
+    @property
+    def words(self) -> str:
+        return f"{self.tensor.dtype.numpy().name}, rounded to {self.kind.numpy().name} at every run"
 
     @classmethod
     def of(cls, integers: Quantised, kind: ir.DataType) -> Unfolded:
