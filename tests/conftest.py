@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # before anything asks for the cores: threads of several processes that wait for each other in loops take
+    # five times as long as one thread each
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 from prunecli.evaluation import speed
 from prunecli.packing import proof
