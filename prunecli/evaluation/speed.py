@@ -110,7 +110,7 @@ def measure_speed(
     that cannot be run say why in `reason`."""
     try:
         bench = open_models({MODEL: model, BASELINE: baseline}, options.timed_execution)
-        data = None if options.source is None else options.source.open(bench.specs, bench.first.outputs)
+        data = _given(bench, options)
         batch = first_batch(bench, data, options.stated_dims, options.seed)
         runs = prepare_runs(bench, batch)
     except PruneError as error:
@@ -124,6 +124,13 @@ def measure_speed(
     slow = sum(run.seconds for run in runs.values()) > SLOW_SECONDS
     why = "" if slow else explain(bench, batch.feed, pair, options.timed_execution)
     return MeasuredSpeed(pair, shapes, why=why)
+
+
+def _given(bench: OpenedModels, options: TimedOptions) -> Dataset | None:
+    """The data of the options; None where it is made up, which random inputs do as well for times."""
+    if options.source is None or options.source.synthetic:
+        return None
+    return options.source.open(bench.specs, bench.first.outputs)
 
 
 CALIBRATED = 64
@@ -156,10 +163,8 @@ def int8_alone(model: Path, options: TimedOptions, folder: Path) -> Path:
 
 def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str, Any]]:
     """Inputs of some runs: samples of the data, or random."""
-    if options.source is None:
-        data = bench.random_data(CALIBRATED, options.seed, options.stated_dims)
-    else:
-        data = options.source.open(bench.specs, bench.first.outputs).take(CALIBRATED)
+    given = _given(bench, options)
+    data = bench.random_data(CALIBRATED, options.seed, options.stated_dims) if given is None else given.take(CALIBRATED)
     return [batch.feed for batch in data.batches(data.fixed_batch or 1)]
 
 

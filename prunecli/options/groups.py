@@ -302,8 +302,8 @@ class Written(Options):
 
     output: Annotated[
         Path | None,
-        Option("where to write; default STEM.pruned.onnx beside the model (shrink: .shrunk, pack: .packed, unpack: .dense)", OUTPUT,
-               "PATH", short="o"),
+        Option("where to write; default STEM.pruned.onnx beside the model (quantize: .quantized, shrink: .shrunk, pack:"
+               " .packed, unpack: .dense)", OUTPUT, "PATH", short="o"),
     ] = None  # fmt: skip
     force: Annotated[bool, Option("replace an existing output", OUTPUT)] = False
     external_data: Annotated[
@@ -348,7 +348,7 @@ class QuantizedLast(Tested):
 
     quantize: Annotated[
         Literal["int8", "uint8"] | None,
-        Option("then weights and activations become integers, as with `prune quantize`: fitted on --data, zeros stay",
+        Option("after pruning, weights and activations become integers, as with `prune quantize`: fitted on --data, zeros stay",
                OUTPUT),
     ] = None  # fmt: skip
 

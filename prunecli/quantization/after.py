@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from prunecli.errors import PruneError
-from prunecli.evaluation.speed import MeasuredSpeed, int8_alone, measure_speed
+from prunecli.evaluation.latency import Speedup
+from prunecli.evaluation.speed import int8_alone, measure_speed
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.copies import plain_path
@@ -49,12 +50,14 @@ def quantized_after(
             return made, found
         original = plain_path(load(model))
         timing = replace(asked, timing=bool(getattr(options, "timing", False)))
-        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress)
+        kept = getattr(options, "target", None) == "cpu-int8"
+        widths = "" if kept else ", which --target cpu-int8 keeps"
+        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress, widths)
         return made, replace(found, stages=stages, notes=[*found.notes, *notes])
 
 
 def _stages(
-    original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress
+    original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress, widths: str
 ) -> tuple[dict[str, StageFigures], list[str]]:
     """The original, what was made of it, and the original in integers of onnxruntime's tool; notes on what of it is
     missing or no faster."""
@@ -73,18 +76,20 @@ def _stages(
             speed = measure_speed(path, original, options, progress) if options.timing and other else None
             quality = None if test is None else measured_quality(original, path, test, options).after
             found[name] = StageFigures(file_sizes(load(path))["file_bytes"], quality or {}, speed)
-        return found, [*notes, *_slow(found["pruned"].speed, found["both"].speed)]
+        gains = {name: one.speed.pair.gain for name, one in found.items() if one.speed is not None and one.speed.pair}
+        return found, [*notes, *slow(gains, widths)]
 
 
-def _slow(pruned: MeasuredSpeed | None, both: MeasuredSpeed | None) -> list[str]:
-    gains = [None if speed is None or speed.pair is None else speed.pair.gain for speed in (pruned, both)]
-    before, after = gains
-    if before is None or after is None or before.reason or after.reason or after.low > before.high:
+def slow(gains: Mapping[str, Speedup], widths: str) -> list[str]:
+    """What both together are no faster than, beyond noise, and why. `widths`: what keeps those that kernels want."""
+    if "both" not in gains or gains["both"].reason:
         return []
-    return [
-        "as integers the pruned model is not faster on this machine than in floating point, only smaller: kernels of"
-        " integers want widths in multiples of 16, which --target cpu-int8 keeps"
-    ]
+    others = {"pruned": "in floating point", "quantised": "in integers without pruning"}
+    equal = [told for name, told in others.items() if name in gains and gains["both"].low <= gains[name].high]
+    if not equal:
+        return []
+    return [f"pruned and in integers the model is not faster on this machine than {' or '.join(equal)}, only smaller:"
+            f" kernels of integers want widths in multiples of 16{widths}"]  # fmt: skip
 
 
 def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:

@@ -15,6 +15,7 @@ from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.quantization.candidates import Judge
 from prunecli.quantization.stored import Form, IntegerGraph, content
+from prunecli.report.render_cells import how_many
 from prunecli.types import Verification
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +39,6 @@ def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: 
     worst = fidelity.worst() if fidelity is not None else {}
     count = 0 if fidelity is None else fidelity.samples
     samples = "samples that nothing was fitted to" if held else "the samples that were fitted to"
-    detail = (
-        f"{len(decided)} stored tensors give back the decided values, bit for bit; on {samples} {judge.told(error)}"
-    )
+    tensors = how_many(len(decided), "stored tensor")
+    detail = f"of {tensors} the decided values are read back, bit for bit; on {samples} {judge.told(error)}"
     return Verification("approximate", worst.get("max_abs"), worst.get("max_rel"), count, detail)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunecli.evaluation.report import fidelity_json, fidelity_table, speed_delta, speed_ms, speed_rows, speed_sections
@@ -145,7 +146,7 @@ def _sizes(found: QuantizeResult) -> Table:
         for name in SHOWN:
             if name in found.quality.before:
                 before, after = found.quality.before[name], found.quality.after.get(name)
-                rows.append((f"{name} on {found.quality.source}", f"{before:.4f}", f"{after:.4f}", None))
+                rows.append((f"{name} on {Path(found.quality.source).name}", f"{before:.4f}", f"{after:.4f}", None))
     return size_table(found.before, found.after, speed_rows(found.speed), ("float", "quantised"), top=rows)
 
 

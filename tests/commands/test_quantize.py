@@ -112,6 +112,12 @@ LABELS = [op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul"
           op("ArgMax", "l", axis=1, keepdims=0)]  # fmt: skip
 
 
+@pytest.mark.slow
+def test_with_made_up_data_speed_is_measured_on_random_inputs(tmp_path: Path) -> None:
+    found = prunecli.quantize(MLP, data="synthetic", limit=16, output=str(tmp_path / "q.onnx"), threads=1)
+    assert found.speed is not None and found.speed.pair is not None
+
+
 def test_labels_alone_are_judged_by_those_that_change(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     x, w, v = (rng.standard_normal(shape, np.float32) for shape in ((400, 40), (40, 32), (32, 6)))
