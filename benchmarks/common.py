@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from prunecli.model import Dims, concrete_shapes, count_macs, load
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("PRUNE_SHARED", HERE.parents[1] / "shared"))
@@ -33,6 +35,37 @@ def peer(python: str | None, script: str, *args: object, timeout: float = 900) -
     if done.returncode or not lines:
         return "failed: " + (done.stderr.strip().splitlines() or ["no output"])[-1][:80]
     return dict(json.loads(lines[-1]))
+
+
+def macs(path: Path, dims: Dims) -> float:
+    """Multiply-accumulates of a run."""
+    model = load(path)
+    return float(count_macs(model, concrete_shapes(model, dims)).total or 0)
+
+
+STEP, STEPS = 0.05, 18
+
+
+def onnxsim_cut(
+    python: str | None, model: Path, target: float, out: Path, dims: Dims | None = None, wanda: Path | None = None
+) -> float | str:
+    """Let onnxsim cut `model` to `target` of its MACs, at the sparsity (of steps of 0.05) that comes closest. What
+    remains, or why nothing was made."""
+    dims = dims or Dims(sizes={"batch": 1})
+    whole, shares = macs(model, dims), dict[int, float]()
+    low, high = 0, STEPS  # 0 removes nothing; the last one is not tried
+    more = ["--wanda", wanda] if wanda else []
+    files: Mapping[int, Path] = {step: out.with_suffix(f".{step}.onnx") for step in range(1, STEPS)}
+    while high - low > 1:
+        step = (low + high) // 2
+        done = peer(python, "onnxsim_prune.py", model, round(step * STEP, 2), files[step], *more)
+        if isinstance(done, str):
+            return done
+        shares[step] = macs(files[step], dims) / whole
+        low, high = (step, high) if shares[step] > target else (low, step)
+    best = min(shares, key=lambda step: abs(shares[step] - target))
+    files[best].replace(out)
+    return shares[best]
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

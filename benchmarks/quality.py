@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from common import SHARED, parser, peer, show
+from common import SHARED, onnxsim_cut, parser, peer, show
 
 from prunecli import structured
 from prunecli.data.options import DataOptions
-from prunecli.model import Dims, concrete_shapes, count_macs, load
 from prunecli.structures.normalisers import NORMALISERS
 
 TRAIN, TEST = SHARED / "data" / "cifar10-train.npz", SHARED / "data" / "cifar10-test.npz"
@@ -33,11 +32,6 @@ def accuracy(path: Path) -> float:
     return float((np.concatenate(found) == labels).mean())
 
 
-def macs(path: Path) -> float:
-    model = load(path)
-    return float(count_macs(model, concrete_shapes(model, Dims(sizes={"batch": 1}))).total or 0)
-
-
 def ours(model: str, target: float, folder: Path, **chosen: str) -> float:
     data = DataOptions(str(TRAIN), limit=512) if chosen.get("criterion") in ("activation", None) else None
     out = folder / "ours.onnx"
@@ -45,19 +39,10 @@ def ours(model: str, target: float, folder: Path, **chosen: str) -> float:
     return accuracy(out)
 
 
-def onnxsim(python: str | None, model: str, target: float, folder: Path, wanda: bool) -> object:
-    path, out = MODELS / f"{model}.onnx", folder / "peer.onnx"
-    whole, best = macs(path), (9.0, "failed", 0.0)
-    for sparsity in np.arange(0.1, 0.75, 0.05):
-        done = peer(
-            python, "onnxsim_prune.py", path, round(float(sparsity), 2), out, *(["--wanda", TRAIN] if wanda else [])
-        )
-        if isinstance(done, str):
-            return done
-        share = macs(out) / whole
-        if abs(share - target) < best[0]:
-            best = (abs(share - target), f"{accuracy(out):.3f} at {share:.2f}", share)
-    return best[1]
+def onnxsim(python: str | None, model: str, target: float, folder: Path, wanda: bool) -> str:
+    out = folder / "peer.onnx"
+    share = onnxsim_cut(python, MODELS / f"{model}.onnx", target, out, wanda=TRAIN if wanda else None)
+    return share if isinstance(share, str) else f"{accuracy(out):.3f} at {share:.2f}"
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """How much faster a cut is, in float32 and after static quantisation to int8, and what it costs.
 
-    python benchmarks/speed.py [--models NAME ...] [--ways WAY ...] [--record docs/benchmarks.md]
+    python benchmarks/speed.py [--models NAME ...] [--ways WAY ...] [--record docs/benchmarks.md] [--peer-python PYTHON]
 
-Each row is one command, at its defaults but for one thread. Speeds: original and cut in turn, medians of the ratios of
-pairs of the CPU time of the calling thread, so a busy machine adds nothing. int8: both quantised by onnxruntime on
-64 samples. Quality: accuracy on test data, else the mean cosine of the outputs with the original's.
+Each row is one command, at its defaults but for one thread, or a peer at the same MACs: onnxsim's structured pruning,
+and Torch-Pruning of the same ResNets with their BatchNormalizations re-estimated. Speeds: original and cut in turn,
+medians of the ratios of pairs of the CPU time of the calling thread, so a busy machine adds nothing. int8: both
+quantised by onnxruntime on 64 samples. Quality: accuracy on test data, else the mean cosine of the outputs with the
+original's.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SHARED, parser, record, show
+from common import SHARED, macs, onnxsim_cut, parser, peer, record, show
 from generate import bert_base, resnet50
 
 from prunecli import evaluate, structured
 from prunecli.errors import PruneError
 from prunecli.evaluation.latency import TimingOptions, measure_pair
 from prunecli.evaluation.speed import CALIBRATED
-from prunecli.model import concrete_shapes, load
+from prunecli.model import Dims, concrete_shapes, load
 from prunecli.runtime import Session, quantise
 from prunecli.structures.options import StructuredOptions
 
@@ -31,11 +33,14 @@ DATA, REAL = SHARED / "data", SHARED / "models" / "real"
 WAYS: dict[str, dict[str, Any]] = {
     "--macs 0.5": {"macs": 0.5},
     "--macs 0.5 --target cpu-int8": {"macs": 0.5, "target": "cpu-int8"},
+    "--macs 0.5 --granularity auto": {"macs": 0.5, "granularity": "auto"},
+    "--macs 0.5 --granularity auto --target cpu-int8": {"macs": 0.5, "granularity": "auto", "target": "cpu-int8"},
     "--macs 0.5 --round-to 1": {"macs": 0.5, "round_to": 1},
     "--latency 0.5": {"latency": 0.5},
 }
 
 
+HALF = 0.5
 PAIRS, RANDOM = 40, 4
 
 
@@ -75,22 +80,46 @@ CASES = {
 }
 
 
-def row(case: Case, model: Path, way: str, folder: Path) -> Iterator[object]:
+def row(case: Case, model: Path, way: str, folder: Path, python: str | None) -> Iterator[object]:
     """What the command leaves, its speeds, and the quality before and after."""
     fed = {name: str(value) if isinstance(value, Path) else value for name, value in case.fed.items()}
     out = folder / "cut.onnx"
-    options = StructuredOptions(**fed, **WAYS[way], threads=1, output=out, force=True, timing=False)
-    try:
-        found = structured(model, options)
-    except PruneError as error:
-        yield from (f"refused: {error.message}", "", "", "", "")
+    options = StructuredOptions(**fed, **WAYS.get(way, {"macs": HALF}), threads=1, output=out, force=True, timing=False)
+    share = PEERS[way](case, model, out, python) if way in PEERS else ours(model, options)
+    if isinstance(share, str):
+        yield from (share, "", "", "", "")
         return
-    assert found.after.macs is not None and found.before.macs is not None
-    yield found.after.macs / found.before.macs
+    yield share
     feeds = samples(model, options)
     yield speed(out, model, feeds[0])
     yield speed(*(quantise(path, feeds, folder, name) for name, path in (("q", out), ("whole", model))), feeds[0])
     yield from quality(case, model, out, fed)
+
+
+def ours(model: Path, options: StructuredOptions) -> float | str:
+    """The share of the MACs that the command leaves, or why it leaves none."""
+    try:
+        found = structured(model, options)
+    except PruneError as error:
+        return f"refused: {error.message}"
+    assert found.after.macs is not None and found.before.macs is not None
+    return found.after.macs / found.before.macs
+
+
+def by_onnxsim(case: Case, model: Path, out: Path, python: str | None) -> float | str:
+    stated = StructuredOptions(macs=HALF, **{k: v for k, v in case.fed.items() if k in ("dim", "input_shape")})
+    return onnxsim_cut(python, model, HALF, out, stated.stated_dims)
+
+
+def by_torch_pruning(case: Case, model: Path, out: Path, python: str | None) -> float | str:
+    normalised = model.with_name(f"{model.stem}-bn.onnx")
+    if not normalised.exists():
+        return "not run: the peer needs the network in PyTorch"
+    calibrated = ["--calib", case.fed["data"], "--recalibrate"]
+    done = peer(python, "torch_pruning_resnet.py", normalised, HALF, "l2", out, *calibrated)
+    return (
+        done if isinstance(done, str) else macs(out, Dims(sizes={"batch": 1})) / macs(model, Dims(sizes={"batch": 1}))
+    )
 
 
 def samples(model: Path, options: StructuredOptions) -> list[Mapping[str, Any]]:
@@ -122,13 +151,23 @@ def quality(case: Case, model: Path, cut: Path, fed: Mapping[str, Any]) -> Itera
         yield from ("", f"cosine {np.float64(told['fidelity']['cosine']):.4f}")
 
 
-HEAD = ("model", "`prune structured`", "MACs remain", "fp32 faster", "int8 faster", "quality before", "after")
+PEERS = {"onnxsim 0.8.1": by_onnxsim, "Torch-Pruning 1.6.1, l2": by_torch_pruning}
+HEAD = (
+    "model",
+    "`prune structured`, or a peer",
+    "MACs remain",
+    "fp32 faster",
+    "int8 faster",
+    "quality before",
+    "after",
+)
 
 
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
-    options.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    every = [*WAYS, *PEERS]
+    options.add_argument("--ways", nargs="+", default=every, choices=every)
     options.add_argument("--record", type=Path, help="a page whose table gets each row as soon as it is measured")
     args = options.parse_args()
     rows = []
@@ -136,8 +175,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             model = CASES[name].path(Path(place))
             for way in args.ways:
-                command = " ".join(filter(None, (way, CASES[name].told)))
-                rows.append([name, f"`{command}`", *row(CASES[name], model, way, Path(place))])
+                command = way if way in PEERS else f"`{' '.join(filter(None, (way, CASES[name].told)))}`"
+                rows.append([name, command, *row(CASES[name], model, way, Path(place), args.peer_python)])
                 print(rows[-1], flush=True)
                 if args.record is not None:
                     record(args.record, HEAD, rows[-1], keys=2)
