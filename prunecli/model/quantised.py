@@ -135,8 +135,9 @@ class Quantised:
         nearest = np.clip(np.rint(scaled) if grid.whole else scaled, grid.low, grid.high)
         return self._stored(np.where(same, before, nearest))
 
-    def rescaled(self, values: Array) -> Quantised:
+    def rescaled(self, values: Array, smallest: Array | None = None) -> Quantised:
         """The same with scales for `values`: of a few ranges, in each slice or block the one that errs least.
+        `smallest`: which scales there may be, one number or one for each.
 
         Zero points stay where they are, so that zeros do. What is zero altogether keeps its scale.
         """
@@ -151,6 +152,8 @@ class Quantised:
         for part in SHRINK if grid.whole else (1.0,):
             scale = np.where(widest > 0, widest * part, self.scale).astype(self.scale.dtype).astype(np.float64)
             scale = np.where(scale > 0, scale, self.scale)
+            if smallest is not None:
+                scale = np.maximum(scale, np.reshape(smallest, self.scale.shape if np.size(smallest) > 1 else ()))
             steps = np.clip(
                 np.rint(groups / np.where(scale == 0, 1, scale)[..., None]) + zero[..., None], grid.low, grid.high
             )

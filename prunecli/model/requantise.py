@@ -13,6 +13,7 @@ import onnx_ir as ir
 from prunecli.model.floating import FloatingForm, RealTensor
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.model.quantised import Quantised
+from prunecli.operators.attributes import number
 from prunecli.storage.stored import stored
 
 Array = np.ndarray[Any, Any]
@@ -43,6 +44,7 @@ class _Writer:
         theirs, ours = self.form.model.graph.initializers, self.model.graph.initializers
         owners = Counter(_name(one.parameters[0]) for one in self.form.sources.values())
         fresh = self._activations(owners.keys())
+        least = self._least(fresh)
         for name, source in self.form.sources.items():
             value = theirs.get(name)
             tensor = value.const_value if value is not None else None
@@ -50,7 +52,7 @@ class _Writer:
                 continue
             scale = _name(source.parameters[0])
             if scale in ours and owners[scale] == 1 and not source.grouped:
-                source = source.rescaled(tensor.numpy())
+                source = source.rescaled(tensor.numpy(), least.get(scale))
                 fresh[scale] = self._put(scale, source.scale)
             refill(ours[name], source.write(tensor.numpy()))
         self._biases(fresh)
@@ -81,6 +83,28 @@ class _Writer:
                 fresh |= {name: self._put(name, new) for name in names}
         return fresh
 
+    def _least(self, fresh: Mapping[str, Array]) -> dict[str, Array]:
+        """By the name of a weight's scale, the least by which the bias of its layer is an int32."""
+        theirs, ours, out = self.form.model.graph.initializers, self.model.graph.initializers, dict[str, Array]()
+        held = [
+            (theirs[name], one.product) for name, one in self.form.sources.items() if one.product and name in theirs
+        ]
+        for name, value in theirs.items():
+            layers = [self._layer(node) for node, index in value.uses() if index == 2] if name not in ours else []
+            held += [(value, _bias_scales(made)) for made in layers if made is not None and not _is_float(made)]
+        for value, scales in held:
+            if len(scales) != 2 or value.const_value is None:
+                continue
+            data, weight = (fresh.get(_name(one), _held(one)) for one in scales)
+            need = np.abs(value.const_value.numpy()).reshape(-1) / (np.where(data > 0, data, np.inf) * LARGEST)
+            need = need if weight.size > 1 else need.max(initial=0)
+            out[_name(scales[1])] = np.maximum(out.get(_name(scales[1]), 0), need)
+        return out
+
+    def _layer(self, node: ir.Node) -> ir.Node | None:
+        """The one of the quantised model that a layer of the form stands for."""
+        return next((one for one in self.model.graph if one.outputs[0].name == node.outputs[0].name), None)
+
     def _put(self, scale: str, array: Array) -> Array:
         value = self.model.graph.initializers[scale]
         assert value.const_value is not None
@@ -95,12 +119,17 @@ class _Writer:
             value = theirs.get(name)
             if not source.product or value is None or value.const_value is None or name not in ours:
                 continue
-            factors = [fresh.get(_name(one), _held(one)) for one in source.product]
             moved = any(_name(one) in fresh for one in source.product)
             if not moved and isinstance(value.const_value, RealTensor):
                 continue
             if moved:
-                source = self._rescaled(source, np.prod(np.broadcast_arrays(*factors), axis=0))
+                ways = (
+                    [_held(one) for one in source.product],
+                    [fresh.get(_name(one), _held(one)) for one in source.product],
+                )
+                before, after = (np.prod(np.broadcast_arrays(*factors), axis=0) for factors in ways)
+                alpha = np.divide(source.scale.reshape(-1), before, where=before != 0, out=np.ones_like(before))
+                source = self._rescaled(source, after * alpha)
             refill(ours[name], source.write(value.const_value.numpy()))
 
     def _rescaled(self, source: Quantised, scale: Array) -> Quantised:
@@ -120,23 +149,24 @@ class _Writer:
             made, layer = makers.get(name), makers.get(self.form.results.get(name, name))
             if layer is None or made is None or index != 2:
                 continue
-            scales = _scales(made)
-            if scales is not None:
-                self._integer_bias(made, array, scales)
+            if _is_float(made):
+                made.resize_inputs(3)
+                made.replace_input_with(2, add_constant(self.model.graph, f"{made.outputs[0].name}.bias", array))
+            elif (scale := _bias_scale(made)) is not None:
+                self._integer_bias(made, array, scale)
             else:
                 rank = 1 if node.op_type == "Gemm" else len(_of(self.form.model, node.inputs[1]).shape) - 1
                 _add_behind(self.model.graph, layer.outputs[0], array.reshape(-1, *(1,) * (rank - 1)))
 
-    def _integer_bias(self, node: ir.Node, array: Array, scales: tuple[Array, Array]) -> None:
+    def _integer_bias(self, node: ir.Node, array: Array, scale: Array) -> None:
         """As int32 by the product of the scales, which integer kernels take for granted."""
         graph, name = self.model.graph, f"{node.outputs[0].name}.bias"
-        product = np.prod(np.broadcast_arrays(*scales), axis=0)
-        integers = add_constant(graph, name, np.rint(array / product).clip(-(2**31), 2**31 - 1).astype(np.int32))
-        if node.op_type == "QLinearConv":
-            node.resize_inputs(9)
-            node.replace_input_with(8, integers)
+        integers = add_constant(graph, name, np.rint(array / scale).clip(-(2**31), 2**31 - 1).astype(np.int32))
+        if node.op_type in BIAS:
+            node.resize_inputs(max(len(node.inputs), BIAS[node.op_type] + 1))
+            node.replace_input_with(BIAS[node.op_type], integers)
             return
-        scale = product.astype(np.float32) if product.size > 1 else product.astype(np.float32).reshape(())
+        scale = scale.astype(np.float32) if scale.size > 1 else scale.astype(np.float32).reshape(())
         read = ir.node("DequantizeLinear", [integers, add_constant(graph, f"{name}_scale", scale)], {"axis": 0})
         if not scale.ndim:
             del read.attributes["axis"]
@@ -147,18 +177,35 @@ class _Writer:
         node.replace_input_with(2, read.outputs[0])
 
 
-def _scales(node: ir.Node) -> tuple[Array, Array] | None:
-    """Of the data and the weight of a layer that takes an int32 bias; None for others."""
-    if node.op_type == "QLinearConv":
+LARGEST = 2.0**30
+"""Of an int32 bias: half of what there is, so that a sum of products has room beside it."""
+BIAS = {"QLinearConv": 8, "QGemm": 6}
+"""Which input the bias of an integer operator is."""
+
+
+def _is_float(node: ir.Node) -> bool:
+    """Whether a layer reads its weight in floating point, as it is stored."""
+    return node.op_type in ("Conv", "ConvTranspose", "Gemm") and stored(node.inputs[1]) is not None
+
+
+def _bias_scales(node: ir.Node) -> tuple[ir.Value, ...]:
+    """The scales of the data and the weight of a layer that takes an int32 bias by their product; none of others."""
+    if node.op_type in BIAS:
         found = [node.inputs[1], node.inputs[4]]
     else:
         makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
         known = [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
         found = [maker.inputs[1] for maker in known] if node.op_type == "Conv" else []
-    held = [stored(value) for value in found]
-    if len(held) != 2 or held[0] is None or held[1] is None:
+    return tuple(value for value in found if value is not None and stored(value) is not None)
+
+
+def _bias_scale(node: ir.Node) -> Array | None:
+    """Of the int32 bias of a layer: the product of both scales, and QGemm's alpha; None for layers that take none."""
+    scales = _bias_scales(node)
+    if len(scales) != 2:
         return None
-    return np.asarray(held[0].numpy()).reshape(-1), np.asarray(held[1].numpy()).reshape(-1)
+    alpha = number(node, "alpha", 1.0) if node.op_type == "QGemm" else 1.0
+    return np.asarray(_held(scales[0]) * _held(scales[1]) * np.float32(alpha))
 
 
 def _of(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol:
@@ -168,18 +215,24 @@ def _of(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol:
 
 
 def _add_behind(graph: ir.Graph, value: ir.Value, array: Array) -> None:
-    """Let whoever reads a value read it with something added."""
+    """Let whoever reads a value, an output of the model included, get it with something added."""
     uses, name = list(value.uses()), value.name or ""
     taken = taken_names(graph)
     node = ir.node(
         "Add", [value, add_constant(graph, f"{name}.bias", array, taken)], name=free_name(f"{name}.add", taken)
     )
-    node.outputs[0].name = free_name(f"{name}.biased", taken)
+    made = node.outputs[0]
+    made.name = free_name(f"{name}.biased", taken)
     producer = value.producer()
     assert producer is not None
     graph.insert_after(producer, node)
     for user, index in uses:
-        user.replace_input_with(index, node.outputs[0])
+        user.replace_input_with(index, made)
+    for position, output in enumerate(list(graph.outputs)):
+        if output is value:
+            graph.outputs[position] = made
+            made.type, made.shape = value.type, value.shape
+            value.name, made.name = made.name, name
 
 
 def _name(value: ir.Value | None) -> str:

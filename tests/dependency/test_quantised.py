@@ -15,11 +15,11 @@ import prunecli
 from prunecli.dependency.registry import REWRITES
 from prunecli.errors import PruneError
 from prunecli.model.floating import RESTATED, FloatingForm, RealTensor, floating
-from prunecli.model.graphs import refill
+from prunecli.model.graphs import add_constant, refill
 from prunecli.model.requantise import requantised
 from prunecli.quantization.ranges import observe
 from prunecli.runtime import Session
-from tests.model.quantised_models import CASES, IMAGE, Net, blocked, nbits
+from tests.model.quantised_models import CASES, IMAGE, Net, blocked, conv_integer, nbits, qgemm
 
 Made = Callable[[], Net]
 
@@ -172,6 +172,80 @@ def test_layers_without_a_bias_get_one_in_integers(tmp_path: Path) -> None:
     after = onnx.load(tmp_path / "cut.onnx")
     biases = [t for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT32]
     assert len(biases) == sum(len(node.input) == 3 for node in after.graph.node if node.op_type == "Conv") == 2
+
+
+def unbiased(made: Made, keep: int) -> Net:
+    """The net without the bias of its last integer operator, and without its last nodes after `keep` of them."""
+    net = made()
+    del net.nodes[keep:]
+    net.nodes[-1].output[0] = "y"
+    if net.nodes[-1].op_type == "QGemm":
+        del net.nodes[-1].input[6:]
+        net.nodes[-1].attribute[-1].f = 0.5
+    return net
+
+
+def floats_last() -> Net:
+    net = conv_integer()
+    net.nodes[-1].output[0] = net.nodes[-1].name = "c"
+    return net.hold(w2=np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1)).add("Conv", "c w2", "y")
+
+
+def rounded_qgemm() -> Net:
+    net = qgemm(True)
+    del net.nodes[1].input[6]
+    net.nodes[1].input.insert(6, "")
+    return net
+
+
+@pytest.mark.parametrize(
+    ("made", "shape", "place"),
+    [
+        (lambda: unbiased(lambda: qgemm(False), 2), (5, 6), 0),
+        (rounded_qgemm, (5, 6), 0),
+        (lambda: unbiased(conv_integer, 5), IMAGE, 0),
+        (floats_last, IMAGE, 1),
+    ],
+    ids=["QGemm", "QGemm, rounded", "ConvInteger", "floating point"],
+)
+def test_a_new_bias_reaches_the_output(made: Made, shape: tuple[int, ...], place: int) -> None:
+    model = ir.from_proto(made().model(shape))
+    form = floating(model.clone())
+    layer = [node for node in form.model.graph if node.op_type in ("Conv", "Gemm")][place]
+    bias = np.array([1.5, -2, 0.5, 3], np.float32)
+    layer.resize_inputs(3)
+    layer.replace_input_with(2, add_constant(form.model.graph, "fresh", bias))
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32) * 0.5
+    runs = [
+        Session.open(ir.to_proto(one).SerializeToString()).run({"x": x})["y"]
+        for one in (model, requantised(form, model))
+    ]
+    moved = np.moveaxis(runs[1] - runs[0], 1, -1).reshape(-1, 4)
+    assert np.median(moved, axis=0) == pytest.approx(bias, abs=0.11)
+
+
+def wide_bias(alpha: float = 1.0) -> Net:
+    """Of 16 bits: its weights are so small that with scales for them alone the bias would be no int32."""
+    net = qgemm(False)
+    net.nodes[-1].attribute[-1].f = alpha
+    return net.hold(
+        w_s=np.array([0.01, 0.02, 0.03, 0.02], np.float32) * 1e-4, c=np.array([2**29, -(2**28), 2**29, 7], np.int32)
+    )
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_biases_stay_what_they_are_when_their_weights_get_new_scales(alpha: float) -> None:
+    """Weights of a hundredth would get scales by which the bias is more than an int32; it holds QGemm's alpha, too."""
+    model = ir.from_proto(wide_bias(alpha).model((5, 6)))
+    form = floating(model.clone())
+    weight, bias = (form.model.graph.initializers[name] for name in ("w", "c"))
+    assert weight.const_value is not None
+    assert bias.const_value is not None
+    wanted = bias.const_value.numpy()
+    refill(weight, weight.const_value.numpy() * np.float32(0.01))
+    after = floating(requantised(form, model)).model.graph.initializers["c"].const_value
+    assert after is not None
+    assert after.numpy() == pytest.approx(wanted, rel=1e-5, abs=1e-8)
 
 
 def test_integers_whose_meaning_is_not_known_are_left_and_named(tmp_path: Path) -> None:
