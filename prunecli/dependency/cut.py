@@ -252,10 +252,13 @@ def _less(cut: NodeCut, value: ir.Value, content: Array) -> Array:
 
 def _restate_shapes(cut: NodeCut) -> None:
     """Value infos: static sizes that were cut are restated, dynamic dimensions keep their names unless cut. One of
-    another rank was wrong before and goes."""
+    another rank was wrong before and goes, as does one of a value of which no shape was inferred."""
     for node in cut.model.graph:
         for out in node.outputs:
-            if out.shape is None or out.name not in cut.removed or out not in cut.views[0].before.shapes:
+            if out.shape is None or out.name not in cut.removed:
+                continue
+            if out not in cut.views[0].before.shapes:
+                out.shape = None
                 continue
             new, before = cut.shape(out), cut.before(out)
             if len(out.shape) != len(new):

@@ -56,7 +56,9 @@ def _demand(asked: DemandReading) -> Demand:
 
 def _quantised_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
     (steps, batch, _), (directions, _, gates) = shapes[0], shapes[1]
-    return [(steps, directions, batch, gates // GATES["LSTM"])]
+    hidden = gates // GATES["LSTM"]
+    found: list[Shape | None] = [(steps, directions, batch, hidden), *[(directions, batch, hidden)] * 2]
+    return found[: len(node.outputs)]
 
 
 register(Operator(role=_role, macs=_macs, sums=_sums, demand=_demand, bias=3), " ".join(GATES))

@@ -19,7 +19,7 @@ from prunecli.model.graphs import add_constant, refill
 from prunecli.model.requantise import requantised
 from prunecli.quantization.ranges import observe
 from prunecli.runtime import Session
-from tests.model.quantised_models import CASES, IMAGE, Net, blocked, conv_integer, nbits, qgemm
+from tests.model.quantised_models import CASES, IMAGE, Net, blocked, conv_integer, lstm, nbits, qgemm
 
 Made = Callable[[], Net]
 
@@ -172,6 +172,20 @@ def test_layers_without_a_bias_get_one_in_integers(tmp_path: Path) -> None:
     after = onnx.load(tmp_path / "cut.onnx")
     biases = [t for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT32]
     assert len(biases) == sum(len(node.input) == 3 for node in after.graph.node if node.op_type == "Conv") == 2
+
+
+def test_stated_shapes_of_what_is_cut_are_stated_anew(tmp_path: Path) -> None:
+    """Of the last state of an LSTM, of which ONNX infers no shape."""
+    net = lstm()
+    net.nodes[0].output[:], net.nodes[0].name = ["all", "h", "c"], "lstm"
+    net.hold(axis=np.array([0])).add("Squeeze", "h axis", "y")
+    model = between(net, (5, 2, 3))
+    model.graph.value_info.append(helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1, 2, 4]))
+    model.graph.value_info.append(helper.make_tensor_value_info("outer", onnx.TensorProto.FLOAT, [2, 4]))
+    onnx.save(model, tmp_path / "m.onnx")
+    found = prunecli.structured(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "cut.onnx")
+    assert found.verification.kind == "exact"
+    assert shapes(tmp_path / "cut.onnx")["second"] == (2, 3)
 
 
 def unbiased(made: Made, keep: int) -> Net:
