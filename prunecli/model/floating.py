@@ -24,7 +24,7 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
-from prunecli.model.quantised import Quantised, Unfolded, block_table, nbits, quantised
+from prunecli.model.quantised import UNREAD, Quantised, Unfolded, block_table, nbits, quantised
 from prunecli.operators import MICROSOFT
 from prunecli.operators.attributes import integer, number
 from prunecli.operators.operator import input_of
@@ -145,8 +145,9 @@ def floating(model: ir.Model) -> FloatingForm:
             read = {value for value in _values(graph) if value.uses()}
             for node in list(graph):
                 editor.visit(node)
-            _drop_unread(graph, read | editor.made)
+            _drop_unread(graph, (read | editor.made) - editor.unread)
     except _UnknownError as reason:
+        model.meta[UNREAD] = str(reason)
         return FloatingForm(model, problem=str(reason))
     return form
 
@@ -231,15 +232,22 @@ MOVING = (
 
 @dataclass
 class Restatement:
-    """The restatement of one graph, in place. `real`: values that integer operators may read as numbers; `reads`: where
-    nodes (and which input of theirs) read as integers what are numbers now; `made`: new constants;
-    `products`: of the DequantizeLinear of a layer's bias, the scales of its data and its weight."""
+    """The restatement of one graph, in place.
+
+    Attributes:
+        real: values that integer operators may read as numbers.
+        reads: where nodes (and which input of theirs) read as integers what are numbers now.
+        made: new constants.
+        unread: values whose numbers nothing reads in the file either.
+        products: of the DequantizeLinear of a layer's bias, the scales of its data and its weight.
+    """
 
     form: FloatingForm
     graph: ir.Graph
     real: set[ir.Value] = field(default_factory=set)
     reads: set[tuple[ir.Node, int]] = field(default_factory=set)
     made: set[ir.Value] = field(default_factory=set)
+    unread: set[ir.Value] = field(default_factory=set)
     products: dict[ir.Node, tuple[ir.Value, ...]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
@@ -296,6 +304,8 @@ class Restatement:
             return value
         if stored(value) is not None:
             return self.weight(value, quantised(value, scale, zero_point, axis=axis), before)
+        if self.looked_up(value, scale, zero_point, before):
+            return value
         inputs = [value, scale, *([zero_point] if zero_point is not None else [])]
         return self.insert(before, "DequantizeLinear", inputs)
 
@@ -320,6 +330,19 @@ class Restatement:
         self.real.add(value)
         self.reads.update((use.node, use.idx) for use in value.uses())
         return value
+
+    def looked_up(self, rows: ir.Value, scale: Value, zero_point: Value, before: ir.Node) -> bool:
+        """Whether a value is rows of a stored table of integers, as of an embedding, that become numbers by one scale.
+        If so, the table holds numbers from now on."""
+        lookup = rows.producer()
+        table = lookup.inputs[0] if lookup is not None and lookup.op_type == "Gather" and not lookup.domain else None
+        single = all(held is None or held.size == 1 for held in map(stored, (scale, zero_point)))
+        found = quantised(table, scale, zero_point) if single else None
+        if table is None or found is None or isinstance(stored(table), RealTensor):
+            return False
+        self.weight(table, found, before)
+        self.make_real(rows)
+        return True
 
     def follow(self, parameter: Value, owner: ir.Value, source: Quantised) -> None:
         """A scale or zero point is cut with the axes of the weight that it has numbers for."""
@@ -394,6 +417,8 @@ class Restatement:
         if out.is_graph_output():
             self.become(node, "Identity", [source])
             return
+        if not out.uses():
+            self.unread.add(source)
         for user, index in list(out.uses()):
             user.replace_input_with(index, source)
         self.form.aliases[out.name or ""] = source.name or ""
@@ -527,8 +552,8 @@ def _dequantize(r: Restatement, node: ir.Node) -> None:
         r.skip(node, r.weight(source, found, node))
     elif (moved := behind(source)) is not None and len(moved.types) == 1 and not integer(node, "block_size", 0):
         _moved_weight(r, node, moved)
-    else:
-        _looked_up(r, node, source)
+    elif r.looked_up(source, node.inputs[1], input_of(node, 2), node):
+        r.skip(node, source)
 
 
 def _read_again(r: Restatement, node: ir.Node, source: ir.Value) -> ir.Value:
@@ -567,19 +592,6 @@ def _moved_weight(r: Restatement, node: ir.Node, moved: Constant) -> None:
     r.skip(node, moved.way[-1])
 
 
-def _looked_up(r: Restatement, node: ir.Node, rows: ir.Value) -> None:
-    """Rows of a stored table of integers, as of an embedding, that become numbers by one scale."""
-    lookup = rows.producer()
-    table = lookup.inputs[0] if lookup is not None and lookup.op_type == "Gather" and not lookup.domain else None
-    single = all(held is None or held.size == 1 for held in map(stored, node.inputs[1:3]))
-    found = quantised(table, node.inputs[1], input_of(node, 2)) if single else None
-    if table is None or found is None or isinstance(stored(table), RealTensor):
-        return
-    r.weight(table, found, node)
-    r.make_real(rows)
-    r.skip(node, rows)
-
-
 @restates("DynamicQuantizeLinear")
 def _dynamic(r: Restatement, node: ir.Node) -> None:
     """y, scale, zero point: the number itself, 1 and 0."""
@@ -613,17 +625,21 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
     x, w = node.inputs[:2]
     if x is None or w is None:
         raise _UnknownError(f"{node.op_type} {node.name!r} lacks an input")
-    if x not in r.real and stored(x) is None:
-        raise _UnknownError(f"{node.op_type} {node.name!r} reads integers of an unknown scale")
     tail = _Tail.of(r, node)
+    scales = tail.stored if tail is not None else ()
+    if x not in r.real:
+        scale = scales[0] if len(scales) == 2 else None
+        known = scale is not None and stored(x) is None and r.looked_up(x, scale, input_of(node, 2), node)
+        if scale is None or (stored(x) is None and not known):
+            raise _UnknownError(f"{node.op_type} {node.name!r} reads integers of an unknown scale")
+        x = r.numbers(x, scale, input_of(node, 2), axis=-2 if op == "MatMul" else 1, before=node)
     if w not in r.real:
-        source = quantised(w, tail.weight_scale, input_of(node, 3), axis=axis) if tail is not None else None
+        source = quantised(w, scales[-1], input_of(node, 3), axis=axis) if scales else None
         if source is None:
             raise _UnknownError(f"the scale of {w.name!r} is not found behind {node.op_type}")
         w = r.weight(w, source, node)
         assert tail is not None
-        scale = tail.weight_scale.name if tail.weight_scale is not None else None
-        mine = [one for one in r.form.companions if (one.name, one.owner) == (scale, w.name)]
+        mine = [one for one in r.form.companions if (one.name, one.owner) == (scales[-1].name, w.name)]
         r.form.companions.extend(replace(one, name=product.name or "") for product in tail.products for one in mine)
     if tail is None:
         raise _UnknownError(f"the scales behind {node.op_type} {node.name!r} are not found")
@@ -635,10 +651,10 @@ def _unscaled(r: Restatement, node: ir.Node, op: str, axis: int, keep: Sequence[
 @dataclass(frozen=True)
 class _Tail:
     """What follows an integer operator: Cast to floating point, and a product with both scales (or one after the
-    other). `weight_scale`: of a stored weight; `products`: of both scales."""
+    other). `stored`: the stored ones of the scales, the data's before the weight's; `products`: of both scales."""
 
     nodes: tuple[ir.Node, ...]
-    weight_scale: Value
+    stored: tuple[ir.Value, ...]
     products: tuple[ir.Value, ...] = ()
 
     @classmethod
@@ -657,8 +673,8 @@ class _Tail:
             products += [other] if len(factors) == 2 and other is not None else []
         if len(scales) != 2:
             return None
-        weights = [scale for scale in scales if stored(scale) is not None and scale not in r.made]
-        return cls(tuple(found), weights[-1] if weights else None, tuple(products))
+        held = [scale for scale in scales if stored(scale) is not None and scale not in r.made]
+        return cls(tuple(found), tuple(held), tuple(products))
 
     def leave_out(self, r: Restatement, source: ir.Value) -> None:
         """The numbers are real already."""

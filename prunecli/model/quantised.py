@@ -20,6 +20,8 @@ from prunecli.operators.layout import Shape
 from prunecli.storage.stored import stored
 
 Array = np.ndarray[Any, Any]
+UNREAD = "prunecli.unread"
+"""Key in the `meta` of a quantised model: why its integers are left as they are."""
 SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.84, 0.8, 0.75, 0.7)
 """Parts of the range that new scales are tried for: a few clipped numbers may cost less than coarse steps for all."""
 

@@ -14,6 +14,7 @@ from prunecli.errors import PruneError
 from prunecli.model.constants import Holder, Reader, holders, is_constant, readers
 from prunecli.model.graphs import all_nodes
 from prunecli.model.loading import Model
+from prunecli.model.quantised import UNREAD
 from prunecli.model.tensors import FLOATS, QUANTISED
 from prunecli.operators import Contraction, Refused, Role, contraction, named, role_of
 from prunecli.operators.layout import Layout, Shape
@@ -177,7 +178,7 @@ def find_weights(model: Model) -> Weights:
             continue
         if weight is not None and all(_is_parameter(use) for use in weight.uses):
             found.single.append(weight)
-        if reason := _reason(tensor, reads, counted):
+        if reason := _reason(tensor, reads, counted, model.ir.meta.get(UNREAD, "")):
             found.skipped.append(Skipped(_unique(holder, names), reason))
     found.skipped += _counted(counted) + _in_attributes(model.ir)
     return found
@@ -240,8 +241,9 @@ def _notes(holder: Holder, uses: tuple[Use, ...], reads: list[Reader]) -> tuple[
     return tuple(notes)
 
 
-def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str]) -> str | None:
-    """Why `tensor` is left alone; None if it is no parameter (an index, a shape) or is only counted."""
+def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str], unread: str) -> str | None:
+    """Why `tensor` is left alone; None if it is no parameter (an index, a shape) or is only counted. `unread`: why
+    integers are not read as numbers."""
     if tensor.dtype in FLOATS:
         if tensor.size == 1:
             counted[SCALARS] += 1
@@ -249,7 +251,8 @@ def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str
         return _float_reason(tensor, reads)
     quantising = sorted({read.op for read in reads} & {*named(lambda operator: operator.quantised)})
     if tensor.dtype in QUANTISED and len(tensor.shape) >= 2 and quantising:
-        return f"quantised to {tensor.dtype.name.lower()} ({', '.join(quantising)}): not prunable yet"
+        why = unread or "not prunable yet"
+        return f"quantised to {tensor.dtype.name.lower()} ({', '.join(quantising)}): {why}"
     if tensor.dtype.is_floating_point():
         return f"stored as {tensor.dtype.name.lower()}: not prunable yet"
     return None

@@ -198,7 +198,7 @@ def _nothing(
         ways = advice(("widen --include", bool(include)), ("exclude less", bool(exclude)))
         return PruneError(f"{' and '.join(named)} leave{'s' if len(named) == 1 else ''} no weight to prune", ways)
     if weights.skipped:
-        first = weights.skipped[0]
+        first = next((one for one in weights.skipped if one.reason.startswith("quantised to")), weights.skipped[0])
         return PruneError(
             f"the model has no prunable weights: {first.name}: {first.reason}",
             "`prune inspect` lists what is in it",

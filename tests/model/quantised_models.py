@@ -222,6 +222,36 @@ def embedding() -> Net:
     return net.add("DequantizeLinear", "r w_s w_z", "y")
 
 
+def rows_of_integers(op: str) -> Net:
+    """Rows of a table of integers that an operator reads as integers."""
+    net = embedding().integers("v", (4, 3)).hold(v_s=F(0.03), v_z=np.int8(0))
+    del net.nodes[-1]
+    if op == "MatMulInteger":
+        net.add(op, "r v w_z v_z", "j").add("Cast", "j", "f", to=TensorProto.FLOAT).add("Mul", "w_s v_s", "t")
+        return net.add("Mul", "f t", "y")
+    net.hold(y_s=F(0.5), y_z=U(128)).add(op, "r w_s w_z v v_s v_z y_s y_z", "yq")
+    return net.add("DequantizeLinear", "yq y_s y_z", "y")
+
+
+def stored_data() -> Net:
+    """MatMulInteger of two stored matrices beside one of data."""
+    net = matmul_integer().integers("k", (1, 3), U).hold(k_s=F(0.05), k_z=U(99)).integers("u", (3, 4))
+    net.nodes[-1].output[0] = net.nodes[-1].name = "p"
+    net.hold(u_s=F(0.01), u_z=np.int8(0)).add("MatMulInteger", "k u k_z u_z", "j")
+    net.add("Cast", "j", "g", to=TensorProto.FLOAT).add("Mul", "k_s u_s", "r").add("Mul", "g r", "q")
+    return net.add("Add", "p q", "y")
+
+
+def unread_layer() -> Net:
+    """A layer of which nothing reads what it gives."""
+    net = qdq()
+    net.integers("u", (3, 4, 1, 1)).hold(u_s=F(0.02), u_z=np.int8(0), e_s=F(0.1), e_z=U(9))
+    net.add("DequantizeLinear", "u u_s u_z", "uf").add("Conv", "cf uf", "e").add("QuantizeLinear", "e e_s e_z", "eq")
+    net.add("DequantizeLinear", "eq e_s e_z", "ef")
+    net.nodes[:] = [*net.nodes[:-6], *net.nodes[-4:], *net.nodes[-6:-4]]
+    return net
+
+
 def two_readers(scale: Any, zero: int, own: Any = 0.02) -> Net:
     """One stored weight behind two DequantizeLinear."""
     net = Net(13).integers("w", (6, 4)).hold(w_s=np.asarray(own, F), w_z=np.zeros(np.shape(own), np.int8))
@@ -358,6 +388,10 @@ CASES: list[tuple[str, Callable[[], Net], tuple[int, ...], str]] = [
     ("one weight by two scales per channel", lambda: two_readers(2 * PER_CHANNEL, 0, PER_CHANNEL), ROWS, "w"),
     ("transposed integers by two scales", lambda: transposed_twice(False), ROWS, "w"),
     ("integers transposed twice by two scales", lambda: transposed_twice(True), ROWS, "w"),
+    ("rows that QLinearMatMul reads", lambda: rows_of_integers("QLinearMatMul"), (5, 6), "w"),
+    ("rows that MatMulInteger reads", lambda: rows_of_integers("MatMulInteger"), (5, 6), "w"),
+    ("MatMulInteger of two stored matrices", stored_data, ROWS, "w"),
+    ("a layer that nothing reads", unread_layer, IMAGE, "w"),
     ("a table of rows by two scales", embedding_twice, (5, 6), ""),
     ("int8 without zero point", signed_without_zero_point, ROWS, "w"),
     ("DynamicQuantizeLSTM", lstm, (5, 2, 3), "w"),

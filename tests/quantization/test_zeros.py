@@ -101,6 +101,16 @@ def test_inspect_counts_the_numbers_that_integers_stand_for(tmp_path: Path) -> N
     assert found.skipped == []
 
 
+def test_why_integers_are_left_as_they_are_is_said(tmp_path: Path) -> None:
+    net = Net(13).add("DynamicQuantizeLinear", "x", "xq s z").integers("w", (6, 4)).hold(w_z=np.int8(0))
+    net.add("MatMulInteger", "xq w z w_z", "i").add("Cast", "i", "y", to=onnx.TensorProto.FLOAT)
+    path = written(tmp_path, lambda: net, (5, 6))
+    (skipped,) = (one for one in prunecli.inspect(path).skipped if one.name == "w")
+    assert "scale of 'w' is not found behind MatMulInteger" in skipped.reason
+    with pytest.raises(prunecli.PruneError, match="is not found behind MatMulInteger"):
+        prunecli.magnitude(path, sparsity=0.5)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_what_fills_the_last_block_up_is_no_weight(tmp_path: Path, bits: int) -> None:
     """40 inputs in blocks of 16: 8 numbers of each row are read by nothing, whatever they are."""
