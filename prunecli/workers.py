@@ -26,6 +26,11 @@ POLL = 2
 class Workers(Protocol):
     """Runs calls at once and waits for all of them."""
 
+    @property
+    def places(self) -> int:
+        """Calls that run at once, at most."""
+        ...
+
     def run(self, calls: Mapping[int, Call]) -> dict[int, Any]:
         """What each call gives, by its number; LOST where the worker died."""
         ...
@@ -38,6 +43,8 @@ class Workers(Protocol):
 class InThisProcess:
     """One call after another, here."""
 
+    places = 1
+
     def run(self, calls: Mapping[int, Call]) -> dict[int, Any]:
         return {number: call() for number, call in calls.items()}
 
@@ -49,6 +56,7 @@ class InProcesses:
     """Processes of this machine, of one call at a time each."""
 
     def __init__(self, count: int) -> None:
+        self.places = count
         self._pools: list[Any] = [None] * count
 
     def run(self, calls: Mapping[int, Call]) -> dict[int, Any]:
@@ -95,6 +103,10 @@ class OnCluster:
     def __init__(self, address: str) -> None:
         self._client = dask_client(address)
         self._home: dict[int, str] = {}
+
+    @property
+    def places(self) -> int:
+        return len(self._client.nthreads())
 
     def run(self, calls: Mapping[int, Call]) -> dict[int, Any]:
         from distributed import wait

@@ -249,7 +249,7 @@ class Oneshot:
                 jobs = min(o.jobs or 1, count)
                 workers = InProcesses(jobs) if jobs > 1 else InThisProcess()
             shards = shards_of(layers, count, o, sent=o.backend == "dask")
-            found = ShardedWalks(shards, workers)
+            found = ShardedWalks(layers, shards, workers)
         try:
             yield found
         finally:
@@ -720,10 +720,50 @@ def _scaled(
     return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
 
 
+Solved = tuple[Masked, Array | None, dict[str, float]]
+"""A weight as it will be saved, the vector beside it if that moves, and what is reported."""
+
+
+@dataclass
+class Solve:
+    """A layer's equations, and which or how many of its weights go. `scores`: of its weights, where they were measured
+    before."""
+
+    folds: Folds | None
+    goes: int | Array
+    scores: Array | None
+
+    def take(self) -> Folds:
+        """The sums, which nobody holds then: they are as large as the layer."""
+        found, self.folds = self.folds, None
+        assert found is not None
+        return found
+
+    def run(self, layers: CalibratedLayers, layer: LinearLayer) -> Solved:
+        """Fit the layer."""
+        if self.scores is not None:
+            layers.scores[layer.name] = self.scores
+        amount = self.goes if isinstance(self.goes, int) else int(np.count_nonzero(self.goes))
+        folds = self.take()
+        ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
+        tasks = list(layers.tasks(layer, folds.whole(), ridge))
+        del folds
+        best = layers.fitted(tasks, _picked(layers, layer, tasks, self.goes), layers.way.recover)
+        return *_contents(layers, layer, best), _report(tasks, best, ridge)
+
+
 class LayerSums(Protocol):
     """Gives the sums of layer after layer, each with the layers before it as they were put."""
 
+    def at_once(self, layers: Sequence[LinearLayer]) -> list[range]:
+        """Runs of layers, all in order, of which those of one run are fitted before any of them is put."""
+        ...
+
     def sums(self, number: int) -> Folds: ...
+
+    def solved(self, given: dict[int, Solve]) -> dict[int, Solved]:
+        """Layers fitted to their sums, by number. `given` is used up."""
+        ...
 
     def put(self, number: int, done: FittedLayer) -> None:
         """Let what follows see a layer as it was fitted."""
@@ -745,6 +785,12 @@ class LayerWalks:
         self._shared: dict[str, Folds] | None = None
         self.reached = self.placed = 0
 
+    def at_once(self, layers: Sequence[LinearLayer]) -> list[range]:
+        return [range(number, number + 1) for number in range(len(layers))]
+
+    def solved(self, given: dict[int, Solve]) -> dict[int, Solved]:
+        return {number: given.pop(number).run(self._layers, self._mine[number]) for number in list(given)}
+
     def sums(self, number: int) -> Folds:
         layer = self._mine[number]
         self.reached = number + 1
@@ -754,20 +800,15 @@ class LayerWalks:
                 self._shared = _shared(self._layers, self._mine, done)
             self._layers.release(layer, self._wanted, self._given)
             return self._shared.pop(layer.name)
-        found = self._layers.sums(layer, self._wanted, self._given, self._others(layer))
+        found = self._layers.sums(layer, self._wanted, self._given, _others(layer))
         self._layers.release(layer, self._wanted, self._given)
         return found
-
-    @staticmethod
-    def _others(layer: LinearLayer) -> str | None:
-        # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
-        return layer.carried if layer.is_summed_plainly else None
 
     def put(self, number: int, done: FittedLayer) -> None:
         layer = self._mine[number]
         if number >= self.reached:
             for use in layer.uses if len(layer.uses) == 1 else ():
-                self._layers.reach(use, self._wanted, self._given, self._others(layer))
+                self._layers.reach(use, self._wanted, self._given, _others(layer))
             self._layers.release(layer, self._wanted, self._given)
             self.reached = number + 1
         _put(layer, done)
@@ -788,28 +829,30 @@ def pruned(
         chosen: by the name of the stored tensor, how many weights go, or which (a mask of the stored shape).
     """
     _, mine = layers.student()
-    for number, layer in progress(list(enumerate(mine)), "pruning layers", len(mine)):
-        known = journal.layers.get(layer.name)
-        if known is not None:
-            done = FittedLayer.of(known)
-        else:
-            done = _fitted_layer(layers, layer, walks.sums(number), chosen[layer.weight.holder.name], journal)
-        _put(layer, done)
-        walks.put(number, done)
-        yield layer, done
+    shown = iter(progress(mine, "pruning layers", len(mine)))
+    for run in walks.at_once(mine):
+        given: dict[int, Solve] = {}
+        for number in run:
+            layer = mine[number]
+            if layer.name not in journal.layers:
+                goes = chosen[layer.weight.holder.name]
+                given[number] = Solve(walks.sums(number), goes, layers.scores.get(layer.name))
+        found = walks.solved(given)
+        for number in run:
+            layer = next(shown)
+            if number in found:
+                done = FittedLayer.kept(journal, layer.name, *found.pop(number))
+            else:
+                done = FittedLayer.of(journal.layers[layer.name])
+            _put(layer, done)
+            walks.put(number, done)
+            yield layer, done
 
 
-def _fitted_layer(
-    layers: CalibratedLayers, layer: LinearLayer, folds: Folds, goes: int | Array, journal: LayerJournal
-) -> FittedLayer:
-    """One layer fitted to its sums, and kept."""
-    amount = goes if isinstance(goes, int) else int(np.count_nonzero(goes))
-    ridge = layers.ridge(layer, folds, layers.way.recover, 1 - amount / max(layer.weight.size, 1))
-    tasks = list(layers.tasks(layer, folds.whole(), ridge))
-    del folds
-    best = layers.fitted(tasks, _picked(layers, layer, tasks, goes), layers.way.recover)
-    new, vector = _contents(layers, layer, best)
-    return FittedLayer.kept(journal, layer.name, new, vector, details=_report(tasks, best, ridge))
+def _others(layer: LinearLayer) -> str | None:
+    """What the output of a layer is added to, whose errors it makes up for."""
+    # in a transformer, whose sums follow an added bias, their errors drown the small outputs of the branches
+    return layer.carried if layer.is_summed_plainly else None
 
 
 def _picked(
@@ -921,6 +964,10 @@ class _OpenShard(LayerWalks):
         super().__init__(layers)
         self._home, self._kept, self._store = home, LayerJournal(None, ""), layers.store
 
+    def solve(self, number: int, given: Solve) -> Solved:
+        """A layer fitted here, to sums over all shards."""
+        return given.run(self._layers, self._mine[number])
+
     def put_arrays(self, values: Array, vector: Array | None) -> None:
         """As `put`, of what was sent."""
         empty = Masked(np.empty(0, np.uint8), values)
@@ -970,6 +1017,12 @@ def _shard_sums(name: str, number: int, since: int, done: Sequence[Sent], shard:
     return run.sums(number)
 
 
+def _solved(name: str, number: int, given: Solve) -> Solved | str:
+    """A layer fitted where a shard is open."""
+    run = _OPEN.get(name)
+    return UNKNOWN if run is None else run.solve(number, given)
+
+
 def _close_shard(name: str) -> None:
     if (run := _OPEN.pop(name, None)) is not None:
         run.close()
@@ -983,13 +1036,39 @@ Sent = tuple[Array, Array | None]
 
 
 class ShardedWalks:
-    """Sums over shards, wherever they run, added up in the shards' order. A shard whose worker died is begun anew, with
-    the layers as they were put."""
+    """Sums over shards, wherever they run, added up in the shards' order; layers that do not depend on each other are
+    fitted at once, one for each shard. A shard whose worker died is begun anew, with the layers as they were put."""
 
-    def __init__(self, shards: Sequence[Shard], workers: Workers) -> None:
-        self._shards, self._workers = shards, workers
+    def __init__(self, layers: CalibratedLayers, shards: Sequence[Shard], workers: Workers) -> None:
+        self._layers, self._shards, self._workers = layers, shards, workers
+        self._mine = layers.student()[1]
         self._done: list[FittedLayer] = []
         self._since: dict[int, int] = {}  # layers that a shard has; not in it: it is not open
+
+    def at_once(self, layers: Sequence[LinearLayer]) -> list[range]:
+        """Layers that follow each other and read the same value, such as queries, keys and values."""
+        most = min(self._workers.places, len(self._shards))
+        starts = [0]
+        for number, (before, layer) in enumerate(pairwise(layers), 1):
+            plain = len(before.uses) == len(layer.uses) == 1 and _others(layer) is None
+            if not plain or layer.found.data != before.found.data or number - starts[-1] >= most:
+                starts.append(number)
+        return [range(*ends) for ends in pairwise([*starts, len(layers)]) if ends[0] < ends[1]]
+
+    def solved(self, given: dict[int, Solve]) -> dict[int, Solved]:
+        if len(given) < 2:
+            return {number: given.pop(number).run(self._layers, self._mine[number]) for number in list(given)}
+        places = dict(enumerate(given))  # shard -> layer
+        calls = {shard: partial(_solved, self._shards[shard].name, n, given[n]) for shard, n in places.items()}
+        results = self._workers.run(calls)
+        found: dict[int, Solved] = {}
+        for shard, number in places.items():
+            result, here = results[shard], given.pop(number)
+            if not isinstance(result, tuple):  # its worker died
+                self._since.pop(shard, None)
+                result = here.run(self._layers, self._mine[number])
+            found[number] = result
+        return found
 
     def sums(self, number: int) -> Folds:
         found: dict[int, Folds] = {}
@@ -997,7 +1076,7 @@ class ShardedWalks:
             asked = [shard for shard in range(len(self._shards)) if shard not in found]
             for shard, result in self._workers.run({shard: self._call(shard, number) for shard in asked}).items():
                 if isinstance(result, Folds):
-                    found[shard], self._since[shard] = result, number
+                    found[shard], self._since[shard] = result, len(self._done)
                 else:
                     self._since.pop(shard, None)
             if len(found) == len(self._shards):

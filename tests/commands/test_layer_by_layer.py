@@ -31,9 +31,19 @@ from tests.tiny import few
 WIDTH, LAYERS, SAMPLES = 24, 4, 40
 
 
+def gate(read: str) -> list[onnx.NodeProto]:
+    """Of what the second block gives, by what it reads."""
+    return [
+        helper.make_node("MatMul", [read, "gate"], ["open"]),
+        helper.make_node("Sigmoid", ["open"], ["opened"]),
+        helper.make_node("Mul", ["t1", "opened"], ["gated"]),
+    ]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Residual blocks with a bias that moves, the last of which shares its matrix with the first."""
+    """Residual blocks with a bias that moves, the second with a gate, the last of which shares its matrix with the
+    first."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("model") / "m.onnx"
     stored, nodes, last = [], [], "x"
     for k in range(LAYERS):
@@ -45,9 +55,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             helper.make_node("MatMul", [last, name], [f"m{k}"]),
             helper.make_node("Add", [f"m{k}", f"b{k}"], [f"a{k}"]),
             helper.make_node("Tanh", [f"a{k}"], [f"t{k}"]),
-            helper.make_node("Add", [last, f"t{k}"], [f"s{k}"]),
+            *(gate(last) if k == 1 else []),
+            helper.make_node("Add", [last, "gated" if k == 1 else f"t{k}"], [f"s{k}"]),
         ]
         last = f"s{k}"
+    stored.append(numpy_helper.from_array(rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 5, "gate"))
     x = helper.make_tensor_value_info("x", 1, ["n", 6, WIDTH])
     y = helper.make_tensor_value_info(last, 1, ["n", 6, WIDTH])
     graph = helper.make_graph(nodes, "g", [x], [y], stored)
@@ -85,7 +97,7 @@ class Stops:
         monkeypatch.setattr(fitted.LayerJournal, "put", counted)
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_a_run_that_was_cut_short_continues(model: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     state = model.parent / f"state{after}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -94,7 +106,7 @@ def test_a_run_that_was_cut_short_continues(model: Path, after: int, monkeypatch
     assert not (model.parent / "stopped.onnx").exists()
     with state.open("ab") as file:
         file.write(b'{"layer": "w')  # as a kill leaves it
-    Stops(monkeypatch, LAYERS - 1 - after)  # no more than these are fitted
+    Stops(monkeypatch, LAYERS - after)  # no more than these are fitted
     assert pruned(model, "b.onnx", state=state) == pruned(model, "a.onnx", state=state)
     monkeypatch.undo()
     assert (model.parent / "b.onnx").read_bytes() == pruned(model, "c.onnx")
@@ -281,13 +293,16 @@ def test_parts_of_the_samples_add_up(model: Path) -> None:
 
 
 class Dying(InProcesses):
-    """Whose first process is killed before its third call."""
+    """Whose first process is killed before it adds up its third layer, and before it fits one of two at once."""
 
     runs = 0
+    fits = 0
 
     def run(self, calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
         self.runs += 1
-        if self.runs == 3:
+        fits = any(getattr(call, "func", None) is module._solved for call in calls.values())
+        Dying.fits += fits
+        if self.runs == 3 or fits:
             os.kill(super().run({0: os.getpid})[0], signal.SIGKILL)
         return super().run(calls)
 
@@ -298,6 +313,7 @@ def test_processes_give_the_same_though_one_is_killed(model: Path, monkeypatch: 
     assert pruned(model, "b.onnx", shards=3, jobs=2) == wanted
     monkeypatch.setattr(module, "InProcesses", Dying)
     assert pruned(model, "b.onnx", shards=3, jobs=2) == wanted
+    assert Dying.fits == 1  # the second block and its gate
 
 
 @pytest.mark.slow
