@@ -135,6 +135,8 @@ class GraphBuilder:
         asked = QuantisedGraph(self.form, weights, self.activations, ranges, exclude)
         proto = asked.of(self.prepared)
         lost = preserve.detach(proto)
+        for kept in lost.bodies:
+            kept.infos.clear()  # of values that the tool has left out, whose names are given anew
         made = ir.from_proto(proto)
         preserve.pin(made, lost)
         graph = IntegerGraph.of(made, self.form)

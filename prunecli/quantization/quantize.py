@@ -18,7 +18,7 @@ from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.speed import MeasuredSpeed, measure_speed
 from prunecli.files import Scratch, written_to
-from prunecli.model import Model, Weight, concrete_shapes, find_weights, load, totals
+from prunecli.model import Model, Use, Weight, concrete_shapes, find_weights, load, totals
 from prunecli.model.copies import plain_path
 from prunecli.model.floating import is_quantised
 from prunecli.model.graphs import all_graphs
@@ -32,7 +32,7 @@ from prunecli.quantization.proof import check_stored
 from prunecli.quantization.quality import labelled_samples, measured_quality
 from prunecli.quantization.ranges import RUNS, Range, fitted_ranges, observe
 from prunecli.quantization.result import QuantizeResult
-from prunecli.quantization.stored import IntegerGraph
+from prunecli.quantization.stored import Form, IntegerGraph
 from prunecli.reconstruct.refit import CalibrationBatches
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
@@ -42,6 +42,7 @@ HELD = 4
 """One sample in so many judges, and is fitted to by nothing."""
 FEWEST = 16
 """Samples below which all of them fit and judge."""
+UNFIT = "onnxruntime has no kernel of integers that reads it there"
 RUINED = 0.1
 """Error beyond which a result is warned of."""
 ACTIVATIONS = {"uint8": (0, 255), "int8": (-128, 127)}
@@ -80,8 +81,9 @@ def _told(layers: Sequence[QuantisedLayer], best: Candidate) -> list[QuantisedLa
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What is settled before a graph is built. `exclude`: nodes that stay float. `feeds`: calibration samples, RUNS at
-    a time, for the ranges. `test`: labelled samples, if any. `notes` on preparing."""
+    """What is settled before a graph is built. `exclude`: nodes that stay float; `unfit`: weights of those, which no
+    kernel of integers takes. `feeds`: calibration samples, RUNS at a time, for the ranges. `test`: labelled samples, if
+    any. `notes` on preparing."""
 
     file: Model
     options: QuantizeOptions
@@ -94,6 +96,7 @@ class Quantisation:
     feeds: Sequence[Mapping[str, Array]]
     test: Dataset | None
     notes: Sequence[str]
+    unfit: Sequence[Skipped] = ()
 
     @classmethod
     def of(cls, file: Model, options: QuantizeOptions, folder: Path, progress: Progress) -> Quantisation:
@@ -114,16 +117,20 @@ class Quantisation:
         place, notes = prepared(file, options.form, folder)
         builder = GraphBuilder.of(place, options.form, options.weights, options.activation_type)
         judge = Judge.of(plain_path(file), held, start)
-        exclude = _excluded(builder.model, options)
+        unfit = [] if builder.weights_alone else _unfit(builder.model, options.form)
+        nodes = [use.node.name or "" for weight in unfit for use in weight.uses]
+        exclude = list(dict.fromkeys([*_excluded(builder.model, options), *nodes]))
+        left = [Skipped(weight.name, UNFIT) for weight in unfit]
         return cls(file=file, options=options, folder=folder, builder=builder, batches=batches, data=data, judge=judge,
-                   exclude=exclude, feeds=feeds, test=test, notes=notes)  # fmt: skip
+                   exclude=exclude, feeds=feeds, test=test, notes=notes, unfit=left)  # fmt: skip
 
     def candidates(self, progress: Progress) -> tuple[list[Candidate], list[QuantisedLayer], list[Skipped]]:
         """onnxruntime's own graph, the same with weights rounded to the nearest on better grids, and the fitted one."""
         ranges = self._ranges(progress)
         tool = self.builder.built(ranges[0], self.exclude, open_ends=False)
         if not is_quantised(tool.model):
-            raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}",
+            why = "".join(f": {one.name}: {one.reason}" for one in self.unfit[:1])
+            raise PruneError(f"nothing in {self.file.path} can be quantised as {self.options.form}{why}",
                              "`prune inspect` lists its weights; --format chooses another form")  # fmt: skip
         found = [] if self.builder.weights_alone else [self.judge(TOOL, tool)]
         rounded = [self.judge(NEAREST, self._rounded(one, self.exclude)) for one in ranges]
@@ -134,7 +141,7 @@ class Quantisation:
             best = self.judge(NEAREST, self._rounded(chosen, exclude))
         graph = self.builder.built(chosen, exclude)
         layers, left = fit_graph(self.builder.model.ir, graph, self.batches, progress)
-        return [*found, best, self.judge(FITTED, graph)], layers, left
+        return [*found, best, self.judge(FITTED, graph)], layers, [*self.unfit, *left]
 
     def _rounded(self, ranges: Mapping[str, Range], exclude: Sequence[str]) -> IntegerGraph:
         graph = self.builder.built(ranges, exclude)
@@ -210,6 +217,18 @@ def _excluded(model: Model, options: QuantizeOptions) -> list[str]:
     if weights and len(left) == len(weights):
         raise PruneError("--include and --exclude leave nothing to quantise", "`prune inspect` lists the names")
     return list(dict.fromkeys(use.node.name or "" for weight in left for use in weight.uses))
+
+
+def _unfit(model: Model, form: Form) -> list[Weight]:
+    """Weights that onnxruntime's kernels of integers do not take: what is multiplied from the left, stacks of matrices,
+    and, quantised dynamically, vectors."""
+
+    def fits(use: Use) -> bool:
+        if use.op not in ("MatMul", "Gemm") or form == "nbits":
+            return True
+        return use.index == 1 and (len(use.shape) == 2 or (len(use.shape) == 1 and form == "qdq"))
+
+    return [weight for weight in find_weights(model).prunable if not all(map(fits, weight.uses))]
 
 
 def _saved(

@@ -23,6 +23,11 @@ def f(*shape: int) -> np.ndarray:
     return np.asarray(RNG.standard_normal(shape), np.float32)
 
 
+def own(*shape: int) -> np.ndarray:
+    """By no order of the models."""
+    return np.asarray(np.random.default_rng(shape).standard_normal(shape), np.float32)
+
+
 def made(path: Path, nodes: list[Any], constants: dict[str, np.ndarray], shape: list[Any], opset: int = 17) -> Path:
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     x, y = helper.make_tensor_value_info("x", 1, shape), helper.make_tensor_value_info("y", 1, None)
@@ -56,6 +61,12 @@ ADDED = ([op("Conv", "x", "w", out="h"), op("Reshape", "b", "to", out="r"), op("
           op("Mul", "a", "s", out="m"), op("Conv", "m", "v")],
          {"w": f(6, 4, 1, 1), "b": f(6), "to": np.array([1, -1, 1, 1]), "s": f(), "v": f(3, 6, 1, 1)},
          ["N", 4, 6, 6])  # fmt: skip
+LEFT = ([op("MatMul", "w", "x", out="v1"), op("Relu", "v1", out="v2"), op("MatMul", "u", "v2", out="v3"),
+         op("MatMul", "v3", "v")],
+        {"w": own(8, 6), "u": own(4, 8), "v": own(5, 7)}, ["N", 6, 5])  # fmt: skip
+STACKED = ([op("MatMul", "x", "w", out="h"), op("Relu", "h", out="r"), op("MatMul", "r", "v", out="g"),
+            op("MatMul", "g", "u")],
+           {"w": own(3, 6, 8), "v": own(8, 5), "u": own(5)}, ["N", 3, 4, 6])  # fmt: skip
 CASES = [
     # model, options, weights that are stored as integers
     ("a bias added, and a factor", ADDED, {}, 2),
@@ -78,6 +89,10 @@ CASES = [
     ("named as the tool names", NAMED, {}, 2),
     ("named as the tool names", NAMED, {"activations": "none"}, 2),
     ("named as the tool names", NAMED, {"format": ("dynamic",)}, 2),
+    ("from the left", LEFT, {}, 1),
+    ("from the left", LEFT, {"activations": "none"}, 3),
+    ("stacked, and a vector", STACKED, {}, 1),
+    ("stacked, and a vector", STACKED, {"format": ("dynamic",)}, 1),
     ("one left float", PLAIN, {"exclude": ("v",)}, 1),
     ("one chosen", PLAIN, {"include": ("v",)}, 1),
 ]  # fmt: skip
@@ -104,6 +119,8 @@ def test_the_file_computes_nearly_what_the_float_model_does(
     assert found.errors[found.chosen] == min(found.errors.values())
     integers = [t for t in stored(out).values() if t.data_type in INTEGER and len(t.dims) > 1 and "zero" not in t.name]
     assert len(integers) == count
+    if label in ("from the left", "stacked, and a vector") and "activations" not in changes:
+        assert any("no kernel of integers" in one.reason for one in found.left)
     if label in ("grouped", "normalised"):
         assert {t.name for t in integers} <= set(constants)
 
