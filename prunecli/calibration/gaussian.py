@@ -4,9 +4,9 @@ The channels of a value are described by one mean and covariance, the same at al
 and the correlation ALIKE. A layer maps moments linearly; what the taps of a kernel read correlates by `rho`. Where a
 BatchNormalization has stored moments, means and variances are these, and `rho` is the one that fits them best. An
 element-wise function f maps a Gaussian by its Hermite coefficients c_n = E[f(m + s z) He_n(z)] / sqrt(n!):
-E[f] = c_0, Cov[f_i, f_j] = sum over n >= 1 of c_n(i) c_n(j) r_ij^n, r the correlations. Summands count as independent.
-Nothing is known behind other operators (products, attention, ...) up to the next BatchNormalization, whose layer is
-then taken to read independent channels.
+E[f] = c_0, Cov[f_i, f_j] = sum over n >= 1 of c_n(i) c_n(j) r_ij^n, r the correlations. Summands count as independent,
+and so do the parts of a concatenation. Nothing is known behind other operators (products, attention, ...) up to the
+next BatchNormalization, whose layer is then taken to read independent channels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def channel_moments(work: ir.Model) -> dict[str, ChannelMoments]:
     Args:
         work: in working form.
     """
-    layers = {layer.node: layer for layer in refittable(work)[0] if layer.shape[0] == 1}
+    layers = {layer.node: layer for layer in refittable(work)[0] if layer.shape[0] == 1 or layer.node.op_type == "Conv"}
     found: dict[str, ChannelMoments] = {}
     for value in work.graph.inputs:
         if value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[1], int):
@@ -68,41 +68,48 @@ def channel_moments(work: ir.Model) -> dict[str, ChannelMoments]:
 
 
 def read_moments(layer: LinearLayer, found: dict[str, ChannelMoments]) -> ChannelMoments | None:
-    """Of what a layer reads, one per column; None where they are not known."""
+    """Of what a layer reads, one per column, group after group; None where they are not known."""
     moments = found.get(layer.found.data)
-    return None if moments is None or len(moments.mean) != layer.shape[3] else moments
+    return None if moments is None or len(moments.mean) != layer.shape[0] * layer.shape[3] else moments
 
 
 def _through_layer(layer: LinearLayer, found: dict[str, ChannelMoments]) -> ChannelMoments | None:
     moments = read_moments(layer, found)
     if moments is None and layer.norm is None:
         return None
-    moments = moments or ChannelMoments.independent(layer.shape[3])
+    groups, _, _, cols = layer.shape
+    moments = moments or ChannelMoments.independent(groups * cols)
     kernel = taps_of(layer)
     apart, together = (_covariance(kernel, moments, one) for one in (0.0, 1.0))
     rho = _fitting(layer, np.diag(apart), np.diag(together))
-    mean = kernel.sum(axis=1) @ moments.mean + layer.bias()[0]
-    return ChannelMoments(mean, (1 - rho) * apart + rho * together)
+    mean = (kernel.sum(axis=2) @ moments.mean.reshape(groups, cols, 1))[:, :, 0] + layer.bias()
+    return ChannelMoments(mean.reshape(-1), (1 - rho) * apart + rho * together)
 
 
 def taps_of(layer: LinearLayer) -> Array:
-    """The weight as (rows, taps, cols), float64."""
-    _, rows, taps, cols = layer.shape
-    return layer.matrices().reshape(rows, taps, cols)
+    """The weight as (groups, rows, taps, cols), float64."""
+    return layer.matrices().reshape(layer.shape)
 
 
 def variance_of(kernel: Array, moments: ChannelMoments) -> Array:
     """The variance of every output of a kernel (rows, taps, cols)."""
-    return np.asarray(np.diag(_covariance(kernel, moments, RHO)))
+    return np.asarray(np.diag(_covariance(kernel[None], moments, RHO)))
 
 
 def _covariance(kernel: Array, moments: ChannelMoments, rho: float) -> Array:
-    total = kernel.sum(axis=1)
-    out = rho * (total @ moments.covariance @ total.T)
+    """Of the outputs of a kernel (groups, rows, taps, cols), all groups after each other."""
+    out = rho * _both_sides(kernel.sum(axis=2), moments.covariance)
     if rho < 1:
-        for tap in range(kernel.shape[1]):
-            out = out + (1 - rho) * (kernel[:, tap] @ moments.covariance @ kernel[:, tap].T)
+        for tap in range(kernel.shape[2]):
+            out = out + (1 - rho) * _both_sides(kernel[:, :, tap], moments.covariance)
     return np.asarray(out)
+
+
+def _both_sides(blocks: Array, inner: Array) -> Array:
+    """K M K^T, K the block-diagonal matrix of blocks (groups, rows, cols), M symmetric."""
+    groups, rows, cols = blocks.shape
+    left = (blocks @ inner.reshape(groups, cols, -1)).reshape(groups * rows, -1)
+    return np.asarray((blocks @ left.T.reshape(groups, cols, -1)).reshape(groups * rows, -1))
 
 
 def _fitting(layer: LinearLayer, apart: Array, together: Array) -> float:
@@ -128,6 +135,8 @@ def _through(node: ir.Node, found: dict[str, ChannelMoments]) -> ChannelMoments 
         if second is None or len(second.mean) != len(first.mean):
             return None
         return ChannelMoments(first.mean + second.mean, first.covariance + second.covariance)
+    if node.op_type == "Concat":
+        return _joined(node, given)
     if node.op_type in _SAME:
         return first
     if node.op_type == "Pad":
@@ -147,6 +156,17 @@ def _normalised(node: ir.Node, moments: ChannelMoments) -> ChannelMoments | None
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     grown = factor * np.sqrt(np.maximum(variance, 0) / np.maximum(moments.variance, _TINY))
     return ChannelMoments(shift, moments.covariance * grown[:, None] * grown[None, :])
+
+
+def _joined(node: ir.Node, parts: list[ChannelMoments | None]) -> ChannelMoments | None:
+    """Channels of several values after each other."""
+    from scipy.linalg import block_diag
+
+    known = [part for part in parts if part is not None]
+    if node.attributes.get_int("axis", 0) != 1 or len(known) < len(parts):
+        return None
+    mean = np.concatenate([part.mean for part in known])
+    return ChannelMoments(mean, block_diag(*(part.covariance for part in known)))
 
 
 def _padded(node: ir.Node, moments: ChannelMoments) -> ChannelMoments | None:

@@ -116,6 +116,12 @@ class Equations:
         if not (np.isfinite(self.gram).all() and np.isfinite(self.cross).all()):
             raise PruneError(f"what {name} reads is not finite", "look for NaN or huge values in the data")
 
+    @property
+    def spread(self) -> float:
+        """The variances of Y, summed."""
+        n = max(self.count, 1)
+        return float(np.maximum(self.squares / n - np.square(self.y / n), 0.0).sum())
+
     def problem(self, batch: int, intercept: bool, rows: Array | slice = slice(None)) -> Problem:
         """The least-squares problem of one matrix of the weight, or of some rows of it; with an intercept, after taking
         it out."""

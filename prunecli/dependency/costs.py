@@ -50,7 +50,15 @@ class Costs:
     written: Terms
 
     def fraction(self, kept: Ints) -> np.ndarray:
-        return np.append(kept / np.maximum(self.sizes, 1), 1.0)
+        """Of each axis what is kept; 1 of the pseudo axis."""
+        out = np.ones(len(self.sizes) + 1)
+        np.divide(kept, np.maximum(self.sizes, 1), out=out[:-1])
+        return out
+
+    def amount(self, kind: str, kept: Ints) -> int:
+        """One of the costs, with `kept` positions left on each axis."""
+        found: int = getattr(self, kind).total(self.fraction(kept))
+        return found
 
     def of(self, kept: Ints) -> dict[str, int]:
         """`{"params": ..., "macs": ...}` with `kept` positions left on each axis."""

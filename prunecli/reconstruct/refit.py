@@ -49,13 +49,11 @@ class Fit:
 
     def error(self, sums: Equations) -> float:
         """Mean over positions of the summed |W x + b - y|^2."""
-        n, total = max(sums.count, 1), 0.0
-        for one, (weights, constant) in enumerate(zip(self.weights, self.constant, strict=True)):
-            x, y = sums.x[one] / n, sums.y[one] / n
-            plain = sums.problem(one, intercept=False)
-            both = np.einsum("ij,ij->", weights @ plain.gram - 2 * plain.cross, weights) + plain.squares.sum()
-            total += float(both + (constant * (2 * (weights @ x - y) + constant)).sum())
-        return max(total, 0.0)
+        mixed = self.weights @ sums.gram - 2 * sums.cross
+        both = np.einsum("bij,bij->", mixed, self.weights) + sums.squares.sum()
+        off = 2 * (np.einsum("bij,bj->bi", self.weights, sums.x) - sums.y)
+        total = (both + (self.constant * off).sum()) / max(sums.count, 1) + np.square(self.constant).sum()
+        return max(float(total), 0.0)
 
 
 Former = Callable[[Equations, Fit, bool], Iterator[Fit]]
@@ -93,10 +91,10 @@ def bn(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
 @former("lstsq")
 def lstsq(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
     """Least squares at each of RIDGES."""
+    problems = [sums.problem(one, intercept=free) for one in range(len(present.weights))]
     for ridge in RIDGES:
         weights, constant = present.weights.copy(), present.constant.copy()
-        for one in range(len(weights)):
-            problem = sums.problem(one, intercept=free)
+        for one, problem in enumerate(problems):
             wanted = problem.cross - weights[one] @ problem.gram
             weights[one] += _solved(problem.gram, wanted, ridge)
             if free:
@@ -107,17 +105,15 @@ def lstsq(sums: Equations, present: Fit, free: bool) -> Iterator[Fit]:
 
 def _solved(gram: Array, wanted: Array, ridge: float) -> Array:
     """wanted (G + ridge d I)^-1; nothing where all inputs are dead."""
-    from scipy import linalg
+    from scipy.linalg import get_lapack_funcs
 
     mean = float(np.trace(gram)) / max(len(gram), 1)
     if mean <= _SMALLEST:
         return np.zeros_like(wanted)
-    try:
-        damped = with_diagonal(gram, ridge * mean)
-        factor = linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-    except linalg.LinAlgError:
-        return np.full_like(wanted, np.nan)
-    return np.asarray(linalg.cho_solve(factor, wanted.T, check_finite=False)).T
+    damped = with_diagonal(gram, ridge * mean)
+    (solve,) = get_lapack_funcs(("posv",), (damped, wanted))  # depthwise kernels are thousands of small problems
+    _, found, info = solve(damped, wanted.T, lower=True, overwrite_a=True)
+    return np.full_like(wanted, np.nan) if info else np.asarray(found).T
 
 
 def choose(
@@ -316,8 +312,7 @@ def _visit(
         mirrored = less < SPARE_WORTH * after
         fit, after = (other, less) if mirrored else (fit, after)
     judge = fitted if held is None else held
-    spread = sum(float(judge.problem(one, intercept=True).squares.sum()) for one in range(len(judge.gram)))
-    scale = max(spread, _TINY)
+    scale = max(judge.spread, _TINY)
     name, errors = layer.node.name or layer.output, {"error_before": error / scale, "error_after": after / scale}
     done = LayerFit(name, layer.weight.name, fit.method, fit.ridge, **errors, mirrored=mirrored)
     changed = [] if fit.method == "none" else [layer.cast(fit.weights), fit.constant]

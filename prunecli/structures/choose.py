@@ -56,6 +56,7 @@ class Costing(Protocol):
     takes, roughly, in any unit, of the positions that are computed."""
 
     def of(self, kept: Array) -> Mapping[str, int]: ...
+    def amount(self, kind: str, kept: Array) -> int: ...
     def time(self, kept: Array) -> float: ...
 
 
@@ -411,8 +412,13 @@ class _Chooser:
             lost = [int(mask[pool.units].sum()) for pool in self.pools]
             return np.array([np.searchsorted(own, n) for own, n in zip(lengths.gone, lost, strict=True)])
 
+        known: dict[bytes, float] = {}  # trades come by the same states again and again
+
         def cost(state: Array) -> float:
-            return float(self.costs.of(lengths.kept(state))[self.recipe.budget])
+            key = state.tobytes()
+            if key not in known:
+                known[key] = float(self.costs.amount(self.recipe.budget, lengths.kept(state)))
+            return known[key]
 
         def time(state: Array) -> float:
             return self.costs.time(lengths.kept(state, self.alignment))
@@ -460,7 +466,7 @@ class _Chooser:
             several = max(pool.count - pool.widths[-1], 1) if self.recipe.budget == "latency" else 1
             kept = self.catalogue.sizes.copy()
             kept[list(group.axes)] -= several * np.array(group.per_unit)
-            out[group.units] = max(whole - self.costs.of(kept)[self.recipe.budget], 1) / whole / several
+            out[group.units] = max(whole - self.costs.amount(self.recipe.budget, kept), 1) / whole / several
         return out
 
     def _goal(self, bundles: Bundles, share: float) -> float:
@@ -491,7 +497,7 @@ class _Chooser:
 
     def cost(self, removed: Mask) -> float:
         """What remains of the budgeted amount without the masked units."""
-        return float(self.costs.of(self.catalogue.kept(removed))[self.recipe.budget])
+        return float(self.costs.amount(self.recipe.budget, self.catalogue.kept(removed)))
 
     def time(self, removed: Mask) -> float:
         """What a run takes without the masked units, roughly."""

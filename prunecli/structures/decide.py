@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from prunecli.calibration.samples import stored_moments
 from prunecli.dependency.analysis import NONE, Whole
@@ -27,7 +28,7 @@ from prunecli.structures.decision import Decided, analysed_as, recipe_names, rec
 from prunecli.structures.latency import LatencyBench, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
-from prunecli.structures.recovery import recovery_method
+from prunecli.structures.recovery import recovery_method, refits_on_pictures
 from prunecli.structures.widths import AUTO
 from prunecli.types import Json, Progress
 
@@ -62,7 +63,8 @@ def decide(
     elif options.rescale_activations:
         raise PruneError("--rescale-activations is for quantised models, and this one computes in floating point",
                          "leave it out; `prune quantize` takes the result")  # fmt: skip
-    options = replace(options, criterion=_criterion(options, subject))
+    curves, told = _predicted(subject, options)
+    options = replace(options, criterion=_criterion(options, subject), allocate=_allocation(options, curves))
     if options.allocate == "uniform":
         options = replace(options, scope="layer")
     check_target(subject.file, None if options.dry_run else target, options.force, options)
@@ -74,7 +76,6 @@ def decide(
         how = _recipe(options, subject)
         return subject, choose(subject, options, allowed, left, recipe=how, progress=progress)
     stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
-    curves, told = predicted(subject) if options.allocate == "predicted" else ({}, [])
     recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
     evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
     told += untimed
@@ -110,12 +111,26 @@ def _check_quantised(options: StructuredOptions, kind: str) -> None:
                              "cut the floating-point model and quantise it, or give --macs or --params")  # fmt: skip
 
 
-def predicted(subject: Cuttable) -> tuple[Curves, list[str]]:
-    """By group, the predicted damage; none, and a note, where the network that predicts it does not know a layer."""
+def _predicted(subject: Cuttable, options: StructuredOptions) -> tuple[Curves, list[str]]:
+    """By group, the predicted damage, where that is to spread the cut; none, and a note, where the network does not
+    know a layer.
+
+    Where nothing is said it does so for cuts whose layers are refitted on made pictures: what a group can lose then
+    counts for more than what its units lose as they are cut.
+    """
+    unsaid = options.leaves_allocation and refits_on_pictures(subject, options)
+    if options.allocate != "predicted" and not unsaid:
+        return {}, []
     try:
         return group_curves(replace(subject.file, ir=subject.work), subject.units), []
     except Undescribed as reason:
         return {}, [f"the cut is spread by the scores, --allocate predicted is not possible: {reason}"]
+
+
+def _allocation(options: StructuredOptions, curves: Curves) -> Literal["uniform", "loss", "predicted"] | None:
+    """What spreads the cut; None: the scores."""
+    named = None if options.allocate == "predicted" else options.allocate
+    return "predicted" if curves else named
 
 
 def _criterion(options: StructuredOptions, subject: Cuttable) -> str:

@@ -39,7 +39,7 @@ def fold(original: ir.Model, cut: ir.Model, removed: Mapping[str, Mapping[int, A
             continue
         rows, cols = (_kept(old, layer, removed, axis) for axis in (1, 3))
         if (read := read_moments(old, moments)) is not None:
-            done.append(_fold_layer(layer, cut.graph, taps_of(old)[rows], cols, read))
+            done.append(_fold_layer(layer, cut.graph, taps_of(old)[0, rows], cols, read))
     return done
 
 

@@ -89,6 +89,10 @@ class LatencyTable:
         total = sum(float(np.interp(self.share(name, kept), *curve)) for name, curve in self._curves.items())
         return {**self.base.of(kept), "latency": round(total * NANOSECONDS)}
 
+    def amount(self, kind: str, kept: Array) -> int:
+        """One of these."""
+        return self.of(kept)[kind] if kind == "latency" else self.base.amount(kind, kept)
+
     def time(self, kept: Array) -> float:
         """The predicted latency in nanoseconds."""
         return self.of(kept)["latency"]

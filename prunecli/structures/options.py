@@ -201,7 +201,11 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     latency: Annotated[Amount, _amount("what remains of the time of a run, as measured here: 0.5, 50% or 3.5ms")] = None
     allocate: Annotated[
         Literal["uniform", "loss", "predicted"] | None,
-        Option(ALLOCATE, SELECT),
+        Option(
+            f"{ALLOCATE}. Default: predicted for --macs and --params of models that take pictures, where nothing is said of"
+            " data, scores and recovery; else by the scores",
+            SELECT,
+        ),
     ] = None
     plan: Annotated[Path | None, Option("replay the decision kept in PATH", OUTPUT, "PATH")] = None
 
@@ -220,6 +224,13 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
         refitted = self.closed_form in (None, "auto", "lstsq") and not self.trains
         amount = self.budget is not None and self.budget.kind in ("macs", "params", "latency")
         return plain and measured and refitted and amount and not self.include and not self.exclude
+
+    @property
+    def leaves_allocation(self) -> bool:
+        """Whether nothing is said of how the cut spreads, nor of scores that would do so."""
+        scored = (self.criterion, self.normalize, self.scope) == ("auto", "auto", "auto")
+        amount = self.budget is not None and self.budget.kind in ("macs", "params")
+        return self.allocate is None and scored and amount and not self.drops_blocks
 
     def _check_allocation(self) -> None:
         if self.allocate is None:

@@ -95,7 +95,7 @@ def recover(
         return job.refitted(subject.samples(options, progress), method)
     layers = fold(subject.work, job.form.model, removed)
     folded = job.stored()
-    if options.closed_form is None and takes_pictures(subject):
+    if refits_on_pictures(subject, options):
         try:
             pictures = subject.pictures(options, progress)
             return job.refitted(pictures, FOLD, folded, layers)
@@ -162,8 +162,11 @@ class _Try:
     rescaled: bool = False
 
 
-def takes_pictures(subject: Cuttable) -> bool:
-    """Whether all that the model reads is like an image."""
+def refits_on_pictures(subject: Cuttable, options: CutOptions) -> bool:
+    """Whether pictures are made for the refit: nothing is said of data and recovery, and all that the model reads is
+    like an image."""
+    if options.source is not None or options.closed_form is not None:
+        return False
     specs = input_specs(subject.file.ir)
     return bool(specs) and all(image_like(spec, subject.counted.inputs.get(spec.name, ())) for spec in specs)
 

@@ -168,7 +168,8 @@ def _groups(found: StructuredResult) -> Table:
         Column("lowest score", "number", drop=5), Column("highest score", "number", drop=5),
         Column("touches", drop=7), Column("note", drop=6),
     )  # fmt: skip
-    note = "Positions that must go together are one unit; a unit's cost is what its removal alone saves."
+    spread = f" Spread by --allocate {found.recipe['allocate']}." if "allocate" in found.recipe else ""
+    note = f"Positions that must go together are one unit; a unit's cost is what its removal alone saves.{spread}"
     return Table("Units", columns, rows, note=note, top=TOP)
 
 

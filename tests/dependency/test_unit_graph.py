@@ -8,7 +8,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import prunecli
 from prunecli.dependency.unit_graph import UnitGraph, graph_of, unit_graph
@@ -89,6 +91,14 @@ def test_pagerank_solves_its_equation(tmp_path: Path, damping: float) -> None:
 def test_a_damping_outside_is_refused(tmp_path: Path, damping: float) -> None:
     with pytest.raises(PruneError, match="damping"):
         unit_graph(chain(tmp_path)).importance(damping)
+
+
+def test_by_paths_the_weight_of_a_unit_that_nothing_reads_is_worth_nothing(tmp_path: Path) -> None:
+    """synflow: the flow of ones through w1[:, 2] ends there."""
+    out = tmp_path / "o.onnx"
+    prunecli.gradient(chain(tmp_path), criterion="synflow", threshold=1e-9, output=out)
+    left = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer}
+    assert np.array_equal(left["w1"], W1 * [1, 1, 0]) and np.array_equal(left["w2"], W2)
 
 
 def test_the_unit_that_nothing_reads_goes_first(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from prunecli.model import Dims, find_weights, load
 from prunecli.predicted.features import ELEMENT_LEVELS, PLAIN, WIDTH, Undescribed, describe_weights
 from prunecli.predicted.flow import flow_of
 from prunecli.predicted.predict import NETWORK, group_curves, weight_curves
+from prunecli.structures.decide import decide
+from prunecli.structures.decision import Decided
+from prunecli.structures.options import StructuredOptions
 from prunecli.structures.prunable import open_cuttable
+from prunecli.types import no_progress
 from tests.tiny import ROOT, write
 
 CNN, CALIB = ROOT / "sample_models" / "digits-cnn.onnx", ROOT / "sample_models" / "digits-calib.npz"
@@ -111,13 +115,31 @@ def test_zeros_by_predicted_damage(tmp_path: Path, command: str) -> None:
     assert found.recipe["allocate"] == "predicted"
 
 
-def test_structures_by_predicted_damage(tmp_path: Path) -> None:
-    plain, found = (
-        prunecli.structured(CNN, macs=0.5, round_to=1, output=tmp_path / f"{name}.onnx", **how)
-        for name, how in (("plain", {}), ("predicted", {"allocate": "predicted"}))
-    )
-    assert found.after.macs <= 0.5 * found.before.macs
-    assert [g.removed for g in found.groups] != [g.removed for g in plain.groups]
+@pytest.mark.parametrize(
+    "options, allocation",
+    [
+        ({}, "predicted"),
+        ({"macs": None, "params": 0.5}, "predicted"),
+        ({"criterion": "l2-in"}, None),
+        ({"scope": "global"}, None),
+        ({"recover": "none"}, None),
+        ({"recover": "none", "allocate": "predicted"}, "predicted"),
+        ({"macs": None, "ratio": 0.5}, None),
+        ({"data": str(CALIB), "limit": 32, "criterion": "l2-in", "recover": "none"}, None),
+    ],
+)
+def test_structures_by_predicted_damage(options: dict, allocation: str | None, tmp_path: Path) -> None:
+    """By default where layers are refitted on made pictures; whoever says how units compete, or fits nothing, has the
+    scores. The recipe says which."""
+
+    def decided(options: dict) -> Decided:
+        asked = StructuredOptions(**{"macs": 0.5, "round_to": 1, "dry_run": True, **options})
+        return decide(CNN, tmp_path / "out.onnx", asked, no_progress)[1]
+
+    found = decided(options)
+    by_scores = decided({**options, "allocate": None, "recover": "none"})
+    assert found.recipe.get("allocate") == allocation
+    assert np.array_equal(found.removed, by_scores.removed) == (allocation is None)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +170,9 @@ def test_what_is_not_known_falls_back_with_a_note(tmp_path: Path) -> None:
     other = prunecli.magnitude(path, sparsity=0.5, scope="erk", output=tmp_path / "b.onnx")
     assert [one.nonzero for one in found.layers] == [one.nonzero for one in other.layers]
     assert found.recipe["allocate"] == "erk" and any("ConvTranspose" in note for note in found.notes)
-    cut = prunecli.structured(path, ratio=0.5, allocate="predicted", output=tmp_path / "c.onnx")
-    assert any("ConvTranspose" in note for note in cut.notes)
+    for options in ({"ratio": 0.5, "allocate": "predicted"}, {"params": 0.6}):
+        cut = prunecli.structured(path, **options, output=tmp_path / "c.onnx", force=True)
+        assert any("ConvTranspose" in note for note in cut.notes) and "allocate" not in cut.recipe
     data = tmp_path / "x.npz"
     np.savez(data, x=np.random.default_rng(0).standard_normal((32, 4, 5, 5)).astype(np.float32))
     measured = prunecli.sensitivity(path, data=data, levels=(0.5,), predicted=True, jobs=1)
