@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "--recover fold --round-to 1": {"recover": "fold", "round_to": 1},
     "nothing": {},
     "--round-to 1": {"round_to": 1},
+    "--criterion l2-in": {"criterion": "l2-in"},
     "--data synthetic": {"data": "synthetic"},
 }
 

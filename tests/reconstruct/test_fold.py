@@ -139,11 +139,13 @@ def test_without_data_it_is_the_default(name: str, tmp_path: Path) -> None:
     assert np.allclose(outputs(tmp_path / "o.onnx"), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("recover", ["fold", None])
-def test_it_is_the_same_every_time(tmp_path: Path, recover: str | None) -> None:
-    asked = {"ratio": 0.5, "round_to": 1, "recover": recover, "timing": False}
+@pytest.mark.parametrize("options", [{"ratio": 0.5, "recover": "fold"}, {"macs": 0.6}])
+def test_it_is_the_same_every_time(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Folded, and as it is by default: spread as predicted, and refitted on made pictures."""
     for name in "ab":
-        prunecli.structured(convolutional(tmp_path, True), **asked, output=tmp_path / f"{name}.onnx")
+        out = tmp_path / f"{name}.onnx"
+        found = prunecli.structured(convolutional(tmp_path, True), **options, round_to=1, timing=False, output=out)
+        assert ("allocate" in found.recipe) == ("macs" in options)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
