@@ -25,6 +25,7 @@ from prunecli.types import Progress
 OWN = {"format", "report", "include", "exclude", "output", "timing", "weights", "activations", "keep_float"}
 """Options that mean something else to the command before."""
 STAGES = ("float", "pruned", "quantised", "both")
+ADVICE = "--granularity auto --target cpu-int8 chooses widths, and whole blocks that go, by times of quantised layers"
 Made = TypeVar("Made")
 Pruned = TypeVar("Pruned")
 
@@ -50,14 +51,14 @@ def quantized_after(
             return made, found
         original = plain_path(load(model))
         timing = replace(asked, timing=bool(getattr(options, "timing", False)))
-        kept = getattr(options, "target", None) == "cpu-int8"
-        widths = "" if kept else ", which --target cpu-int8 keeps"
-        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress, widths)
+        timed = (getattr(options, "target", None), getattr(options, "granularity", None)) == ("cpu-int8", "auto")
+        advice = "" if timed else f"; {ADVICE}"
+        stages, notes = _stages(original, {"pruned": place, "both": target}, timing, progress, advice)
         return made, replace(found, stages=stages, notes=[*found.notes, *notes])
 
 
 def _stages(
-    original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress, widths: str
+    original: Path, made: Mapping[str, Path], options: QuantizeOptions, progress: Progress, advice: str
 ) -> tuple[dict[str, StageFigures], list[str]]:
     """The original, what was made of it, and the original in integers of onnxruntime's tool; notes on what of it is
     missing or no faster."""
@@ -77,11 +78,11 @@ def _stages(
             quality = None if test is None else measured_quality(original, path, test, options).after
             found[name] = StageFigures(file_sizes(load(path))["file_bytes"], quality or {}, speed)
         gains = {name: one.speed.pair.gain for name, one in found.items() if one.speed is not None and one.speed.pair}
-        return found, [*notes, *slow(gains, widths)]
+        return found, [*notes, *slow(gains, advice)]
 
 
-def slow(gains: Mapping[str, Speedup], widths: str) -> list[str]:
-    """What both together are no faster than, beyond noise, and why. `widths`: what keeps those that kernels want."""
+def slow(gains: Mapping[str, Speedup], advice: str) -> list[str]:
+    """What both together are no faster than, beyond noise, and why. `advice`: what else to try."""
     if "both" not in gains or gains["both"].reason:
         return []
     others = {"pruned": "in floating point", "quantised": "in integers without pruning"}
@@ -89,7 +90,7 @@ def slow(gains: Mapping[str, Speedup], widths: str) -> list[str]:
     if not equal:
         return []
     return [f"pruned and in integers the model is not faster on this machine than {' or '.join(equal)}, only smaller:"
-            f" kernels of integers want widths in multiples of 16{widths}"]  # fmt: skip
+            f" narrow layers save no time in integers{advice}"]  # fmt: skip
 
 
 def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
