@@ -62,8 +62,7 @@ class Costs:
 
     def of(self, kept: Ints) -> dict[str, int]:
         """`{"params": ..., "macs": ...}` with `kept` positions left on each axis."""
-        fraction = self.fraction(kept)
-        return {"params": self.params.total(fraction), "macs": self.macs.total(fraction)}
+        return {kind: self.amount(kind, kept) for kind in ("params", "macs")}
 
     def time(self, kept: Ints) -> float:
         """What a run takes, roughly, in multiply-accumulates: those, and for every element that is written as many as
