@@ -103,3 +103,10 @@ def told_quantized(done: Pruned, found: QuantizeResult) -> Pruned:
     told = {"output": found.output, "after": found.after, "verification": proof, "quantised": found,
             "dry_run": found.dry_run, "notes": [*made.notes, *found.notes]}  # fmt: skip
     return cast("Pruned", replace(made, **told))
+
+
+def told_packed(found: QuantizeResult | None, size: int) -> QuantizeResult | None:
+    """The same, of a file that was packed then and takes `size` bytes."""
+    if found is None or "both" not in found.stages:
+        return found
+    return replace(found, stages={**found.stages, "both": replace(found.stages["both"], file_bytes=size)})

@@ -24,7 +24,7 @@ from prunecli.model.sizes import file_sizes, macs_by_weight
 from prunecli.options.groups import QuantizedLast
 from prunecli.options.sizes import at_data
 from prunecli.packing.after import pack_options, packed_after, told
-from prunecli.quantization.after import quantized_after, told_quantized
+from prunecli.quantization.after import quantized_after, told_packed, told_quantized
 from prunecli.shrinking.after import shrunk_after, told_shrunk
 from prunecli.training.gradual import (
     at_share,
@@ -107,7 +107,8 @@ def _finished(
     if last == "quantize":
         assert isinstance(options, QuantizedLast)
         return told_quantized(*quantized_after(path, target, options, make, progress))
-    return told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
+    done = told(*packed_after(target, pack_options(options), make, progress), options.dry_run)
+    return replace(done, quantised=told_packed(done.quantised, done.after.file_bytes))
 
 
 def _pruned(
