@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from prunecli.reconstruct.obs import suited
-from prunecli.reconstruct.sparsegpt import BLOCK, factor, sweep
+from prunecli.reconstruct.sparsegpt import factor, sweep
 
 Array = np.ndarray[Any, Any]
 SHRINKS = np.linspace(1.0, 0.4, 31)
@@ -144,14 +144,13 @@ def rounded(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Arra
     size = weights.shape[1]
     with suited(size):
         order = np.argsort(-gram.diagonal(), kind="stable")
-        work, gone = weights[:, order].astype(np.float64), zero[:, order]
+        work, gone = weights[:, order].astype(np.float64, order="F"), zero[:, order]
         work[gone] = 0.0
 
         def settle(j: int, column: Array) -> Array:
             return np.where(gone[:, j], 0.0, grid.nearest(int(order[j]), column))
 
-        starts = range(0, size, BLOCK)
-        sweep(work, factor(gram[np.ix_(order, order)]), [(at, min(at + BLOCK, size)) for at in starts], settle)
+        sweep(work, factor(gram[np.ix_(order, order)]), np.arange(1, size + 1), settle)
         out = np.empty_like(work)
         out[:, order] = work
         return descended(out, weights, gram, grid, zero)

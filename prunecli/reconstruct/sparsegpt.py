@@ -7,7 +7,7 @@ make up for how far it moved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from prunecli.reconstruct.obs import Columns
 Array = np.ndarray[Any, Any]
 BLOCK = 128
 """Columns within which the weights that go are chosen together, and after which the rest is brought up to date."""
+FEW = 16
+"""Columns after which the rest of the block is: as products of matrices, changes of many columns cost far less."""
+WIDE = 512
+"""Columns of the rest that are brought up to date at once."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def sparsegpt(weights: Array, gram: Array, columns: Columns, quota: Quota, gone:
     """
     order = columns.order
     sorted_ = gram if np.array_equal(order, np.arange(len(order))) else gram[np.ix_(order, order)]
-    work = _Sweep(weights[:, order].astype(gram.dtype), factor(sorted_), columns, gone[:, order])
+    sorted_weights = weights[:, order].astype(gram.dtype, order="F")  # columns lie in one piece
+    work = _Sweep(sorted_weights, factor(sorted_), columns, gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop
@@ -68,26 +73,44 @@ def factor(gram: Array) -> Array:
 
 
 def sweep(
-    weights: Array, upper: Array, blocks: Iterable[tuple[int, int]], settle: Callable[[int, Array], Array],
+    weights: Array, upper: Array, ends: Array, settle: Callable[[int, Array], Array],
     enter: Callable[[int, int], object] = lambda start, stop: None,
 ) -> None:  # fmt: skip
     """Settle one column after another, in place. If column j of a row moves by d, the later columns of the row change
     by d / U_jj times row j of U, which is what keeps the error w^T G w of the row least.
 
     Args:
-        weights: (rows, K) float64. upper: U of `factor`. blocks: stretches of columns that cover K in order.
-        settle: (j, column as the sweep has it) -> the column as it stays.
+        weights: (rows, K). upper: U of `factor`. ends: where blocks may end, ascending, K the last.
+        settle: (j, column as the sweep has it) -> the column as it stays. All columns up to the next of `ends` are as
+            the sweep has them, too.
         enter: is called at the start of each block with its bounds.
     """
-    for start, stop in blocks:
+    for start, stop in stretches(ends, 0, weights.shape[1], BLOCK):
         enter(start, stop)
-        moved = np.zeros((len(weights), stop - start))
-        for j in range(start, stop):
-            settled = settle(j, weights[:, j])
-            moved[:, j - start] = (weights[:, j] - settled) / upper[j, j]
-            weights[:, j:stop] -= moved[:, j - start, None] * upper[j, j:stop]
-            weights[:, j] = settled
-        weights[:, stop:] -= moved @ upper[start:stop, stop:]
+        moved = np.empty((len(weights), stop - start), weights.dtype, order="F")
+        for first, last in stretches(ends, start, stop, FEW):
+            for j in range(first, last):
+                column = weights[:, j]
+                settled = settle(j, column)
+                move = moved[:, j - start] = (column - settled) / upper[j, j]
+                column[:] = settled
+                for later in range(j + 1, last):
+                    weights[:, later] -= move * upper[j, later]
+            weights[:, last:stop] -= moved[:, first - start : last - start] @ upper[first:last, last:stop]
+        for first in range(stop, weights.shape[1], WIDE):
+            last = first + WIDE
+            weights[:, first:last] -= moved @ upper[start:stop, first:last]
+
+
+def stretches(ends: Array, start: int, stop: int, most: int) -> list[tuple[int, int]]:
+    """From `start` to `stop` in steps of about `most`, each to one of `ends`."""
+    found = []
+    while start < stop:
+        fit = ends[(ends > start) & (ends <= min(start + most, stop))]
+        end = int(fit[-1]) if fit.size else int(ends[ends > start][0])
+        found.append((start, end))
+        start = end
+    return found
 
 
 @dataclass
@@ -98,7 +121,7 @@ class _Sweep:
     gone: Array
 
     def __post_init__(self) -> None:
-        self.drop = np.zeros(self.weights.shape, np.bool_)
+        self.drop = np.zeros(self.weights.shape, np.bool_, order="F")
 
     def run(self, quota: Quota) -> None:
         windows = self.columns.windows
@@ -113,21 +136,14 @@ class _Sweep:
                 self._choose_window(j)
             return np.where(self.drop[:, j], 0.0, column)
 
-        sweep(self.weights, self.upper, self._blocks(), settle, enter)
+        sweep(self.weights, self.upper, self._ends(), settle, enter)
         self.weights[self.drop] = 0
 
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Stretches of whole units, of about BLOCK columns; all windows are whole, too."""
-        ends = self.columns.starts[1:]
-        if self.columns.windows is not None:
-            ends = np.append(np.flatnonzero(np.diff(self.columns.windows)) + 1, len(self.columns.windows))
-        blocks, start = [], 0
-        while start < ends[-1]:
-            fit = ends[(ends > start) & (ends <= start + BLOCK)]
-            stop = int(fit[-1]) if fit.size else int(ends[ends > start][0])
-            blocks.append((start, stop))
-            start = stop
-        return blocks
+    def _ends(self) -> Array:
+        """Of units, and of windows, where there are any: each is in one block."""
+        if self.columns.windows is None:
+            return np.asarray(self.columns.starts[1:])
+        return np.append(np.flatnonzero(np.diff(self.columns.windows)) + 1, len(self.columns.windows))
 
     def _scores(self, start: int, stop: int) -> Array:
         """(rows, stop - start): the loss of each weight; of what is zero already, less than any."""

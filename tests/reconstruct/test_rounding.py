@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunecli.reconstruct import sparsegpt
 from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, descended, fitted_grid, rounded
-from prunecli.reconstruct.sparsegpt import factor, sweep
 
 Array = np.ndarray[Any, Any]
 KINDS = [("int8", 0), ("uint8", 0), ("int4", 0), ("uint4", 8), ("uint4", 5)]
@@ -78,11 +78,18 @@ def greedy(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Array
 
 
 @pytest.mark.parametrize(("kind", "block"), KINDS)
-def test_the_sweep_solves_least_squares_after_each_column(kind: str, block: int) -> None:
+def test_the_sweep_solves_least_squares_after_each_column(
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparsegpt, "BLOCK", 7)
+    monkeypatch.setattr(sparsegpt, "FEW", 3)
+    monkeypatch.setattr(sparsegpt, "WIDE", 4)
     weights, gram = problem(2)
     zero = np.random.default_rng(0).random(weights.shape) < 0.3
     grid, work = grid_of(weights, gram, kind, block), weights.copy()
-    sweep(work, factor(gram), [(0, 7), (7, 16)], lambda j, w: np.where(zero[:, j], 0, grid.nearest(j, w)))
+    sparsegpt.sweep(
+        work, sparsegpt.factor(gram), np.arange(1, 17), lambda j, w: np.where(zero[:, j], 0, grid.nearest(j, w))
+    )
     np.testing.assert_allclose(work, greedy(weights, gram, grid, zero), atol=1e-9)
 
 
