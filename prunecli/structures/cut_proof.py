@@ -82,7 +82,7 @@ class CutProof:
                 return self._in_pieces(staged, folder)
         both = _Sides(self.path, staged, self.forced, self.open)
         found = both.prove(list(self.cases(both.original)), self.progress)
-        return _verdict(found, both.effects)
+        return _verdict(found, both.effects, as_written=both.as_written)
 
     def _in_pieces(self, staged: Path, folder: Path) -> Verification:
         """All cases together; where the original runs on none of them, others in turn."""
@@ -103,22 +103,29 @@ class CutProof:
     def _through(self, pieces: ModelPieces, cases: Sequence[Case], folder: Path) -> Verification:
         """Every piece on what the reference yields for each case; those on which the original fails are left out."""
         runs = [Handed(case.feed(), case.label, case.required) for case in cases]
-        found, effects = list[Difference](), list[Difference]()
+        found, effects, as_written = list[Difference](), list[Difference](), False
         for piece in self.progress(list(pieces), "proving"):
             both = _Sides(*piece.write(folder), self.forced, self.open, piece)
             found += both.prove([run.case(piece) for run in runs], no_progress).differences
             effects += both.effects or []
+            as_written |= both.as_written
             runs = [
                 run.after(piece, *both.results[run.label], self.forced.less)
                 for run in runs
                 if run.label in both.results
             ]
-        return _verdict(Proof(len(runs), found), effects if self.forced.restricts else None, len(pieces))
+        effects_told = effects if self.forced.restricts else None
+        return _verdict(Proof(len(runs), found), effects_told, len(pieces), as_written)
 
 
-def _verdict(found: Proof, effects: Sequence[Difference] | None, pieces: int = 1) -> Verification:
-    """`effects`: how far plain zeros would be off, where the reference normalises over what is kept."""
+def _verdict(
+    found: Proof, effects: Sequence[Difference] | None, pieces: int = 1, as_written: bool = False
+) -> Verification:
+    """`effects`: how far plain zeros would be off, where the reference normalises over what is kept. `as_written`: both
+    were run without kernels of integers."""
     how = f"; proved in {pieces} pieces, each on what the reference yields before it" if pieces > 1 else ""
+    if as_written:
+        how += "; both run as they are written, without kernels of integers, which zeros in between keep it from using"
     if effects is None:
         return found.verification(f"equals, to rounding, the original with the removed positions forced to zero{how}")
     effect = max((one.relative for one in effects), default=0.0)
@@ -173,6 +180,7 @@ class _Sides:
     effects: list[Difference] | None = None
     effective: bool = False
     inside: bool = False
+    as_written: bool = False
 
     @cached_property
     def original(self) -> Session:
@@ -204,6 +212,18 @@ class _Sides:
         return self._side(_constant(self.open(self.masked, mode="plain")))
 
     @cached_property
+    def fused_original(self) -> _Reference:
+        return self._side(lambda: self.original)
+
+    @cached_property
+    def plain_original(self) -> _Reference:
+        return self._side(_constant(self.open(self.path, mode="plain")))
+
+    @cached_property
+    def plain_cut(self) -> _Result:
+        return _Result(self.open(self.staged, mode="plain"))
+
+    @cached_property
     def zeroed(self) -> _Reference:
         return self._side(_constant(self.open(masked_original(read_whole(self.path), self.forced))))
 
@@ -217,7 +237,9 @@ class _Sides:
 
     @property
     def tolerance(self) -> Tolerance:
-        found = Rounding(self.relative, lambda: self.plain_reference, lambda: self.nudged)
+        found: Tolerance = Rounding(self.relative, lambda: self.plain_reference, lambda: self.nudged)
+        if self.forced.zeros or self.forced.zero_points:
+            found = _AsWritten(found, self)
         return found if self.piece is None else _WhereAlike(found, self.piece.outputs)
 
     @property
@@ -276,13 +298,48 @@ class _Sides:
         self.inside = first is not None
 
 
+STEPS = 1 / 16
+"""Of an output's largest element, what a few roundings to another step of 8 bits amount to."""
+
+
+@dataclass(frozen=True)
+class _AsWritten:
+    """A tolerance for quantised models. Masks between operators keep onnxruntime from fusing these into kernels of
+    integers, which may compute something else (a softmax, by a table). So where outputs differ both sides are run as
+    they are written, without such kernels; these may change the cut model little, or at most twice as much as the
+    original."""
+
+    inner: Tolerance
+    sides: _Sides
+
+    @property
+    def reason(self) -> str:
+        return self.inner.reason
+
+    def differences(self, got: Outputs, wanted: Outputs, reference: Runs, feed: Feed) -> list[Difference]:
+        found = self.inner.differences(got, wanted, reference, feed)
+        if all(one.agrees for one in found) or any(one.mismatch for one in found):
+            return found
+        sides = self.sides
+        written, plain = sides.plain_cut.run(feed), sides.plain_reference
+        again = self.inner.differences(written, plain.run(feed), plain, feed)
+        own = differences(got, written)
+        kernels = differences(sides.fused_original.run(feed), sides.plain_original.run(feed))
+        pairs = zip(own, kernels, strict=True)
+        usual = all(one.error <= max(2 * other.error, STEPS * one.scale) for one, other in pairs)
+        if not usual or not all(one.agrees for one in again):
+            return found
+        sides.as_written = True
+        return again
+
+
 @dataclass(frozen=True)
 class _WhereAlike:
     """A tolerance for values between pieces. Those of another shape than planned had an axis cut that a plan cannot
     list, since its length depends on dynamic dimensions: what reads them tells. `outputs` of the model are all
     compared."""
 
-    inner: Rounding
+    inner: Tolerance
     outputs: Collection[str]
 
     @property

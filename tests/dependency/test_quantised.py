@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -260,6 +261,51 @@ def test_biases_stay_what_they_are_when_their_weights_get_new_scales(alpha: floa
     after = floating(requantised(form, model)).model.graph.initializers["c"].const_value
     assert after is not None
     assert after.numpy() == pytest.approx(wanted, rel=1e-5, abs=1e-8)
+
+
+def attending() -> onnx.ModelProto:
+    """x (N, 6, 16): attention of four heads, written out, in floating point."""
+    rng, nodes = np.random.default_rng(0), list[onnx.NodeProto]()
+    held = {"heads": np.array([0, 0, 4, 4]), "flat": np.array([0, 0, 16]), "half": np.float32(0.5)}
+
+    def op(kind: str, inputs: str, out: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(kind, inputs.split(), [out], out, **attributes))
+
+    for name in "qkvo":
+        held[f"w{name}"] = rng.normal(size=(16, 16)).astype(np.float32) / 4
+    for name in "qkv":
+        op("MatMul", f"x w{name}", f"{name}m")
+        op("Reshape", f"{name}m heads", f"{name}r")
+        op("Transpose", f"{name}r", f"{name}t", perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3])
+    op("MatMul", "qt kt", "s")
+    op("Mul", "s half", "d")
+    op("Softmax", "d", "p", axis=-1)
+    op("MatMul", "p vt", "a")
+    op("Transpose", "a", "b", perm=[0, 2, 1, 3])
+    op("Reshape", "b flat", "c")
+    op("MatMul", "c wo", "e")
+    op("Add", "e x", "y")
+    ends = [helper.make_tensor_value_info(name, 1, ["N", 6, 16]) for name in "xy"]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.slow
+def test_kernels_that_masks_keep_the_original_from_do_not_refuse_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime has a kernel for a softmax in integers, which is not used where a mask stands before it."""
+    onnx.save(attending(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(32, 6, 16)).astype(np.float32))
+    path = tmp_path / "q.onnx"
+    prunecli.quantize(tmp_path / "m.onnx", data=str(tmp_path / "x.npz"), output=path, timing=False)
+    found = prunecli.structured(path, ratio=0.5, granularity="head", output=tmp_path / "cut.onnx")
+    assert found.verification.kind == "exact"
+    assert "as they are written" in found.verification.detail
+    monkeypatch.setattr(FloatingForm, "extended", lambda self, removed: removed)  # planted: scales stay as long
+    with pytest.raises(PruneError):
+        prunecli.structured(path, ratio=0.5, granularity="head", output=tmp_path / "wrong.onnx")
 
 
 def test_integers_whose_meaning_is_not_known_are_left_and_named(tmp_path: Path) -> None:
