@@ -57,7 +57,7 @@ class CutInspector:
             PruneError: it is invalid, or misses the budget.
         """
         strict_check(plain_path(self.subject.file), staged)
-        saved = load(staged)
+        saved, unfitted = load(staged), self.after
         self.after = totals(saved, concrete_shapes(saved, Dims(shapes=self.subject.counted.inputs)))
         self.layers = layer_rows(self.subject, self.forced.positions, saved)
         missed = (
@@ -65,7 +65,9 @@ class CutInspector:
             if self.options.budget is None
             else self.options.budget.missed(self.subject.before, self.after, less(self.options, self.subject))
         )
-        self.warnings = [*([missed] if missed else []), *larger(self.subject.before, self.after)]
+        self.warnings = [
+            *([missed] if missed else []), *larger(self.subject.before, self.after), *filled(unfitted, self.after)
+        ]  # fmt: skip
 
     def cases(self, original: TakesInputs) -> Iterator[Case]:
         """Real samples first, then random inputs at each choice of the dynamic dimensions."""
@@ -81,6 +83,18 @@ class CutInspector:
         for number, shapes in enumerate(wanted, seed):
             yield random_case(original, shapes, number)
         yield from spare_cases(original, sizes_to_try(subject.file, subject.inputs, self.options.dims), seed)
+
+
+FILLED = 0.05
+"""Of the parameters, from which on it is said that a refit filled zeros."""
+
+
+def filled(unfitted: Totals | None, fitted: Totals) -> Iterator[str]:
+    """A note where the refit, which moves every weight, filled many zeros of the cut."""
+    count = 0 if unfitted is None else fitted.nonzero - unfitted.nonzero
+    if count > FILLED * fitted.params:
+        yield (f"the refit filled {count:,} weights that were zero: zero weights after the cut (`prune oneshot` of the "
+               "result), or keep them with --recover none")  # fmt: skip
 
 
 def larger(before: Totals, after: Totals) -> Iterator[str]:

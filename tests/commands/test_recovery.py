@@ -17,6 +17,7 @@ from prunecli.report.render import to_markdown
 from prunecli.runtime import Session
 from prunecli.structures.carry_out import StructuredResult
 from prunecli.structures.structured import structured
+from prunecli.zeros.magnitude import magnitude
 from tests.tiny import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -120,6 +121,14 @@ def test_without_data_a_plan_is_of_the_cut_alone(more: dict[str, str], left_alon
     assert (found.recovery is None) == left_alone
     told = to_markdown(found.to_document())
     assert ("which zeros in the original check" in told) == ("save_plan" in more)
+
+
+@pytest.mark.parametrize(("recover", "told"), [("auto", True), ("none", False)])
+def test_zeros_that_a_refit_fills_are_told(recover: str, told: bool, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse.onnx"
+    magnitude(MODEL, sparsity=0.8, output=sparse, verify=False)
+    found = structured(sparse, ratio=0.3, data=DATA, recover=recover, output=tmp_path / "o.onnx")
+    assert told == any("filled" in note for note in found.notes)
 
 
 def test_one_sample(tmp_path: Path) -> None:
