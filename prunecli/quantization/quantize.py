@@ -321,7 +321,8 @@ def _float_weights(work: Quantisation, best: Candidate) -> list[str]:
     readers = some([f"{count} of {op}" for op, count in ops.most_common()])
     other = "" if work.options.form == "qdq" or "Conv" not in ops else (
         f"; --format {work.options.form} is of products of matrices, --format qdq of convolutions, too")  # fmt: skip
-    return [f"{100 * share:.1f} % of the weights stay in floating point ({readers}){other}"]
+    names = some([weight.name for weight in left])
+    return [f"{100 * share:.1f} % of the weights stay in floating point ({readers}: {names}){other}"]
 
 
 def _slow(work: Quantisation) -> str:

@@ -227,9 +227,9 @@ FLOAT = [
     (
         MIXED,
         {"format": ("dynamic",)},
-        "14.3 % of the weights stay in floating point (1 of Conv); --format dynamic is of",
+        "14.3 % of the weights stay in floating point (1 of Conv: w); --format dynamic is of",
     ),
-    (MIXED, {"exclude": ("v",)}, "85.7 % of the weights stay in floating point (1 of MatMul)"),
+    (MIXED, {"exclude": ("v",)}, "85.7 % of the weights stay in floating point (1 of MatMul: v)"),
     (MIXED, {}, ""),
 ]
 
