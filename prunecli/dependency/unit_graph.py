@@ -4,17 +4,20 @@ Nodes are the units of a catalogue and, for every other axis of a weight, one no
 an `input` or `output` of the model, or `fixed`. An edge i -> j says that j reads i; its weight is the norm of what lies
 between them, sqrt(sum w^2 m_i), m_i the second moment of what i carries (1 where it is not known). A convolution counts
 as it is after the BatchNormalization behind it is folded in. Residual sums, splits and concatenations need no edges:
-what they join is one unit. A depthwise kernel lies inside its unit.
+what they join is one unit. A depthwise kernel lies inside its unit. What ends in an operator without weights (a sum
+over channels, a product of two computed values, a Reshape that mixes axes) is read, with weight 1, by the nodes that
+the data reach next, or by the output that they reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from prunecli.dependency.analysis import analyse, analysed_shapes, kept_together
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
@@ -23,6 +26,7 @@ from prunecli.dependency.slices import WeightSlices
 from prunecli.errors import PruneError, keywords
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights, load
 from prunecli.model.floating import floating
+from prunecli.model.graphs import reads
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -32,6 +36,8 @@ NodeKind = Literal["input", "output", "fixed"]
 Edges = tuple[Array, Array, Array]
 DAMPING = 0.85
 STEPS = 20_000
+_CONTENTLESS = ("Shape", "Size")
+"""Operators that read no numbers."""
 EXACT = 1e-10
 """The iteration ends when the ranks change by less than this share of their sum."""
 
@@ -63,8 +69,8 @@ class UnitGraph:
 
         A[i, j] is the share of i in all that j reads, by the weights of the edges, so a node hands its rank on to what
         it is computed from. o is what outputs are worth: 1 in all. s is `preference` (without it the same for all),
-        scaled to a sum of 1 and 0 for units that nothing reads. With g = 1 this is the propagated importance
-        of Yu et al. 2018 (NISP), each reader's weights scaled to a sum of 1.
+        scaled to a sum of 1 and 0 for units from which no path leads to an output. With g = 1 this is the propagated
+        importance of Yu et al. 2018 (NISP), each reader's weights scaled to a sum of 1.
 
         Args:
             damping: g, in (0, 1].
@@ -96,8 +102,17 @@ class UnitGraph:
     def _preferred(self, given: Array | None) -> Array:
         out = np.zeros(self.count)
         out[: self.units] = 1.0 if given is None else given
-        out[np.diff(self.edges.indptr) == 0] = 0
+        out[~self._heard()] = 0
         return out / max(float(out.sum()), np.finfo(float).tiny)
+
+    def _heard(self) -> Array:
+        """Whether a path leads from a node to an output."""
+        from scipy.sparse.csgraph import breadth_first_order
+
+        reversed_, found = self.edges.T.tocsr(), np.zeros(self.count, bool)
+        for node in self.of_kind("output"):
+            found[breadth_first_order(reversed_, node, return_predecessors=False)] = True
+        return found
 
 
 def graph_of(found: Catalogue, moments: Mapping[str, Array] | None = None) -> UnitGraph:
@@ -153,7 +168,14 @@ class _GraphBuilder:
 
         model = Model(self.analysis.model, Path(), "")
         weights = [w for w in find_weights(model).all() if w.kind in ("weight", "embedding")]
-        found = [part for weight in weights for part in self._edges(weight)]
+        read_by = {weight.name: list(self._edges(weight)) for weight in weights}
+        found = [part for parts in read_by.values() for part in parts]
+        makers: dict[ir.Node, set[int]] = {}
+        for weight in weights:
+            own = {int(node) for part in read_by[weight.name] for node in np.unique(part[1])}
+            for use in weight.uses:
+                makers.setdefault(use.node, set()).update(own)
+        found += self._ends(makers, found)
         none = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
         read, reader, energy = (np.concatenate(parts) for parts in zip(none, *found, strict=True))
         size = self.catalogue.count + len(self.names)
@@ -180,6 +202,57 @@ class _GraphBuilder:
             read, reader = np.broadcast_arrays(sides[1][:, None, :], sides[0][:, :, None])
             real = (read != reader) & (read >= 0) & (reader >= 0)
             yield read[real].astype(np.int32), reader[real].astype(np.int32), energy[real]
+
+    def _ends(self, makers: Mapping[ir.Node, set[int]], found: Sequence[Edges]) -> Iterator[Edges]:
+        """What layers make and operators without weights end.
+
+        Args:
+            makers: of layers, the nodes that they make.
+            found: the edges of all layers.
+        """
+        made = set().union(*makers.values())
+        linked = made.union(*(np.unique(part[0]).tolist() for part in found))
+        for node in self.analysis.model.graph:
+            if node.op_type in _CONTENTLESS:
+                continue
+            kept = set().union(*(ids for value in node.outputs for ids in self._axes_of(value)))
+            axes = [ids & made for value in reads(node) for ids in self._axes_of(value)]
+            lost = set().union(*(ids for ids in ([makers[node]] if node in makers else axes) if not ids & kept))
+            read = np.array(sorted(lost), np.int32)
+            reader = np.array(sorted(self._next(node, linked)) if lost else [], np.int32)
+            pairs = np.repeat(read, len(reader)), np.tile(reader, len(read))
+            yield *pairs, np.where(pairs[0] == pairs[1], 0.0, 1.0)
+
+    def _axes_of(self, value: ir.Value) -> list[set[int]]:
+        """The nodes along each axis of a value."""
+        roots = (self.table.root(value, index) for index in range(len(self.analysis.facts.shapes.get(value, ()))))
+        nodes = [self.node[self.components.atoms(root)] for root in roots if root is not None and root < self.known]
+        return [set(ids[ids >= 0].tolist()) for ids in nodes]
+
+    def _next(self, node: ir.Node, linked: set[int]) -> set[int]:
+        """The first linked nodes that data which leave an operator meet, and outputs of the model without such."""
+        waiting, seen, found = list(node.outputs), set[ir.Value](), set[int]()
+        while waiting:
+            value = waiting.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            here = set().union(*self._axes_of(value)) & linked
+            if not here and value.is_graph_output():
+                here = {self._output(value)}
+            found |= here
+            if not here:
+                waiting += [out for use in value.uses() for out in use.node.outputs]
+        return found
+
+    def _output(self, value: ir.Value) -> int:
+        """The node of an output of the model along which no layer lies."""
+        for place, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)):
+            if (name, kind) == (value.name, "output"):
+                return self.catalogue.count + place
+        self.names.append(value.name or "")
+        self.kinds.append("output")
+        return self.catalogue.count + len(self.names) - 1
 
     def _scaled(self, weight: Weight) -> Array:
         """The canonical weight, times the norms of what its columns read."""

@@ -87,6 +87,51 @@ def test_pagerank_solves_its_equation(tmp_path: Path, damping: float) -> None:
     assert np.array_equal(graph.importance(damping), unit_graph(residual(tmp_path)).importance(damping))
 
 
+def test_a_unit_from_which_no_path_leads_to_an_output_is_worth_nothing(tmp_path: Path) -> None:
+    """Unit 2 of the first layer is read by unit 0 of the second alone, which nothing reads."""
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "b"], ["s"]),
+        node("Relu", ["s"], ["t"]), node("MatMul", ["t", "c"], ["y"]),
+    ]  # fmt: skip
+    weights = {"a": floats(2, 3), "b": np.array([[0, 1, 1], [0, 0, 2], [3, 0, 0]], np.float32)}
+    weights["c"] = np.array([[0, 0], [1, 2], [3, 4]], np.float32)
+    rank = unit_graph(save_proto(proto(nodes, {"x": (1, 2)}, weights=weights), tmp_path)).importance()
+    assert [number for number in range(6) if rank[number] == 0] == [2, 3]
+
+
+CONV = [node("Conv", ["x", "a"], ["h"]), node("Relu", ["h"], ["r"]), node("Conv", ["r", "b"], ["s"])]
+DOT = [
+    node("MatMul", ["x", "q"], ["Q"]), node("MatMul", ["x", "k"], ["K"]), node("Transpose", ["K"], ["T"], perm=[0, 2, 1]),
+    node("MatMul", ["Q", "T"], ["S"]), node("Softmax", ["S"], ["P"]), node("MatMul", ["x", "v"], ["V"]),
+    node("MatMul", ["P", "V"], ["O"]), node("MatMul", ["O", "o"], ["y"]),
+]  # fmt: skip
+WITHOUT_WEIGHTS = {
+    "a sum over channels": [*CONV[:2], node("ReduceSum", ["r", "axes"], ["y"])],
+    "a sum over channels, then a layer": [*CONV[:2], node("ReduceSum", ["r", "axes"], ["e"]), node("Conv", ["e", "c"], ["y"])],
+    "a product of computed values": DOT,
+    "channels to places": [*CONV, node("DepthToSpace", ["s"], ["y"], blocksize=2)],
+    "axes that a Reshape mixes": [*CONV, node("Reshape", ["s", "to"], ["y"])],
+    "one channel": [*CONV[:2], node("Conv", ["r", "d"], ["e"]), node("Add", ["e", "one"], ["y"])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_operators_without_weights_hand_importance_on(name: str, tmp_path: Path) -> None:
+    """With no damping all that the output is worth arrives at the input."""
+    weights = {
+        "a": floats(4, 2, 3, 3), "b": floats(4, 4, 1, 1, seed=1), "c": floats(2, 1, 1, 1), "d": floats(1, 4, 1, 1, seed=2),
+        "q": floats(6, 4, seed=1), "k": floats(6, 4, seed=2), "v": floats(6, 3, seed=3), "o": floats(3, 6, seed=4),
+        "axes": np.array([1]), "to": np.array([1, 2, 2, -1]), "one": np.float32(1),
+    }  # fmt: skip
+    nodes = WITHOUT_WEIGHTS[name]
+    used = {key: np.asarray(array) for key, array in weights.items() if any(key in each.input for each in nodes)}
+    given = (1, 5, 6) if nodes is DOT else (1, 2, 6, 6)
+    graph = unit_graph(save_proto(proto(nodes, {"x": given}, weights=used), tmp_path))
+    rank = graph.importance(1)
+    assert (graph.importance()[: graph.units] > 0).all() and (rank[: graph.units] > 0).all()
+    assert rank[graph.of_kind("input")].sum() == pytest.approx(1) == rank[graph.of_kind("output")].sum()
+
+
 @pytest.mark.parametrize("damping", [0.0, -1.0, 1.5])
 def test_a_damping_outside_is_refused(tmp_path: Path, damping: float) -> None:
     with pytest.raises(PruneError, match="damping"):
