@@ -10,7 +10,7 @@ Losses with `masked` take NaN in their targets for "not counted": the mean is ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ class LossScope:
     forward: Forward
     extra_inputs: dict[str, tuple[str, Shape]]
     notes: list[str]
+    targets: dict[str, Value] = field(default_factory=dict)
 
     @property
     def ops(self) -> Ops:
@@ -70,7 +71,11 @@ class LossScope:
         return self.ops.input(name, int(dtype), shape)
 
     def target(self, name: str, like: Value) -> Value:
-        return self.input(name, ir.DataType.FLOAT, self.ops.shape(like))
+        """An input of a value's shape, which several losses may read."""
+        known = self.targets.get(name)
+        if known is None or self.ops.shape(known) != self.ops.shape(like):
+            known = self.targets[name] = self.input(name, ir.DataType.FLOAT, self.ops.shape(like))
+        return known
 
 
 def _see_through(ops: Ops, value: Value, ends: Sequence[str]) -> tuple[Value, str] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import LogitMoments, are_scores
 from prunecli.evaluation.reading import IGNORED, Reading, UnansweredLabelsError, choose_reading, float_outputs
 
 Array = np.ndarray[Any, Any]
@@ -91,11 +92,13 @@ def choose_objective(
     outputs: Mapping[str, Array],
     teacher: Mapping[str, Array] | None,
     options: ObjectiveOptions,
+    heads: Mapping[str, bool] | None = None,
 ) -> Objective:
     """The objective for labelled data, a teacher, or both.
 
     Args:
-        outputs: of the model for a first batch. teacher: the teacher's for the same batch, by the same names.
+        outputs: of the model for a first batch. teacher: the teacher's for the same batch, by the same names. heads: of
+            `heads_of`, by which logits are told.
     Raises:
         PruneError: neither labels nor teacher; labels that fit no output; an output without a gradient.
     """
@@ -104,7 +107,7 @@ def choose_objective(
         raise PruneError(f"{data.source} has no labels", "give labels, or --teacher ORIGINAL.onnx to learn from")
     if labels is None:
         names = _imitated(outputs, options.output_name)
-        return Objective(_alone(names, teacher or {}, options), names[0], None, False, names)
+        return Objective(_alone(names, teacher or {}, options, heads or {}), names[0], None, False, names)
     reading = _reading(data, labels, outputs, options.output_name)
     ignoring = reading.kind in ("scores", "binary") and labels.dtype.kind != "U" and bool((labels == IGNORED).any())
     if ignoring and (labels == IGNORED).all():
@@ -151,15 +154,30 @@ def _imitated(outputs: Mapping[str, Array], name: str | None) -> tuple[str, ...]
     return tuple(floats) if name is None else (name,)
 
 
-def _alone(names: Sequence[str], teacher: Mapping[str, Array], options: ObjectiveOptions) -> Loss:
+def _alone(
+    names: Sequence[str], teacher: Mapping[str, Array], options: ObjectiveOptions, heads: Mapping[str, bool]
+) -> Loss:
     """What is learned from a teacher alone: of probabilities the divergence, whose gradient does not vanish where the
-    teacher is sure, of other outputs the squared difference."""
+    teacher is sure, of other outputs the squared difference, and of logits both: squares alone shrink the few that are
+    large, which decide."""
     sure = [name for name in names if _is_classes(teacher[name])]
+    logits = [name for name in names if name not in sure and _are_logits(name, teacher[name], heads)]
     terms: list[tuple[float, Loss]] = [
-        (1.0, Distillation(name, TEACHER + name, options.temperature, probabilities=True)) for name in sure
+        (1.0, Distillation(name, TEACHER + name, options.temperature, probabilities=name in sure))
+        for name in (*sure, *logits)
     ]
     others = [name for name in names if name not in sure]
     return Weighted((*terms, *([(1.0, _squares(others, teacher))] if others else [])))
+
+
+def _are_logits(name: str, output: Array, heads: Mapping[str, bool]) -> bool:
+    """Whether an output is scores of classes that no Softmax follows."""
+    found = are_scores(name, output)
+    if found is None and name in heads:
+        moments = LogitMoments(heads[name])
+        moments.add(output.astype(np.float64))
+        found = moments.of_logits
+    return bool(found)
 
 
 def _is_classes(output: Array) -> bool:

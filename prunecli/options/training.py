@@ -35,9 +35,9 @@ DISTILLED = (
 )
 NONE = "none"
 """As `teacher`: labels alone."""
-BATCH, SMALL_BATCH, FEW = 64, 32, 2048
-BATCHES = f"default {BATCH}, of fewer than {FEW} {SMALL_BATCH}"
-AUGMENTS = ("flip", "shift", "cutout")
+BATCH, SMALL_BATCH, TAUGHT_BATCH, FEW = 64, 32, 16, 2048
+BATCHES = f"default {BATCH}, of fewer than {FEW} {SMALL_BATCH}, with a teacher alone {TAUGHT_BATCH}"
+AUGMENTS = ("flip", "shift", "crop", "cutout")
 
 
 def parse_augments(text: str) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class Learning(Options):
     ] = "auto"
     augment: Annotated[
         tuple[str, ...] | None,
-        Option("flip, shift, cutout of image-like input, or none; default with a teacher alone what helps on held-out"
+        Option("flip, shift, crop, cutout of image-like input, or none; default with a teacher alone what helps on held-out"
                " samples, else none", TRAIN, "LIST", read=parse_augments),
     ] = None  # fmt: skip
     mixup: Annotated[

@@ -11,16 +11,21 @@ from prunecli.training.optimizers import OPTIMIZERS
 
 EPOCHS, LONGEST = 5, 100
 """Passes over the data by default: at least, and at most where samples are few."""
-STEPS = 1000
-"""Steps of a run by default, where LONGEST allows."""
+STEPS, TAUGHT_STEPS = 1000, 2000
+"""Steps of a run by default, where LONGEST allows: with labels, and with a teacher alone, whose batches are smaller."""
+WORK = 1.5e12
+"""Multiply-accumulates of the forward runs of a run with a teacher alone, by default at most: some minutes."""
 BLOCKS = 0.25
 """Of the run, by default, in which each block learns alone."""
 PATIENT = 0.5
 """Of the run, by default, before epochs without a better score count: as long as the rate is high, few are better."""
 TRIAL = 0.08
 """Length of a short run, of the whole."""
-IMAGES, MIXUP = ("flip", "shift"), 1.0
-"""How images are changed where that helps; the teacher answers for what they have become."""
+CHANGES = ((("flip", "shift"), 1.0), (("flip", "crop"), 0.0))
+"""How images are changed and mixed where that helps: small ones, and those to be enlarged. The teacher answers for
+what they have become."""
+TAUGHT = 0.3
+"""Of the optimizer's learning rate, what the first short run of a teacher alone has."""
 RATE, MOST = 3.0, 6
 """Learning rates are tried in steps of this factor, up and down from the best so far, in so many short runs at most."""
 CHANGED, STEEP = 0.25, 0.1
@@ -48,21 +53,23 @@ class Hyperparameters:
         return replace(self, epochs=max(1, round(TRIAL * self.epochs)), blocks=0.0, patience=0)
 
 
-def settle(options: FinetuneOptions, steps: int, alone: bool) -> Hyperparameters:
+def settle(options: FinetuneOptions, steps: int, alone: bool, work: int = 0) -> Hyperparameters:
     """Decide what the options leave open.
 
     Args:
         steps: of an epoch.
         alone: whether a teacher is all there is to learn from.
+        work: multiply-accumulates of the model in an epoch.
     """
     o = options
-    epochs = o.epochs or max(EPOCHS, min(LONGEST, math.ceil(STEPS / max(steps, 1))))
+    longest = min(LONGEST, int(WORK // max(work, 1))) if alone else LONGEST
+    epochs = o.epochs or max(EPOCHS, min(longest, math.ceil((TAUGHT_STEPS if alone else STEPS) / max(steps, 1))))
     return Hyperparameters(
         epochs=epochs,
         blocks=(float(alone) * BLOCKS) if o.blocks is None else o.blocks,
         patience=max(2, math.ceil(epochs / 3)) if o.patience is None else o.patience,
         patient=PATIENT if o.patience is None else 0.0,
-        rate=OPTIMIZERS[o.optimizer].rate if o.rate is None else o.rate,
+        rate=OPTIMIZERS[o.optimizer].rate * (TAUGHT if alone else 1.0) if o.rate is None else o.rate,
         features=float(alone) if o.features is None else o.features,
         augment=o.augment or (),
         mixup=o.mixup or 0.0,
@@ -72,7 +79,7 @@ def settle(options: FinetuneOptions, steps: int, alone: bool) -> Hyperparameters
 def tuned(
     first: Hyperparameters, options: FinetuneOptions, images: bool, score: Callable[[Hyperparameters], float]
 ) -> Hyperparameters:
-    """Return the best by `score`, higher is better, of the first and of one change after the other.
+    """Return the best by `score`, higher is better, of the first and of one change after the other: rates, then images.
 
     Args:
         images: whether the model reads some, which can be changed.
@@ -91,9 +98,10 @@ def tuned(
     if not free and options.rate is not None:
         return first
     consider(first)
-    if free:
-        consider(replace(first, augment=IMAGES, mixup=MIXUP))
     for factor in (RATE, 1 / RATE) if options.rate is None else ():
         while (one := replace(best(), rate=best().rate * factor)) not in found and len(found) < MOST:
             consider(one)
+    settled = best()
+    for augment, mixup in CHANGES if free else ():
+        consider(replace(settled, augment=augment, mixup=mixup))
     return best()

@@ -32,10 +32,12 @@ class Optimizer:
     """Updates weights in place by the `direction` that it makes of their gradients.
 
     `state` is all it remembers, for checkpoints. The decay is added to the gradient, or to the direction (`decoupled`).
+    `relative`: a direction does not follow the size of the gradient, so that steps should follow that of the weights.
     """
 
     names: tuple[str, ...] = ()
     decoupled = False
+    relative = False
 
     def __init__(self, size: int, knobs: Knobs) -> None:
         self.knobs = knobs
@@ -45,7 +47,7 @@ class Optimizer:
         """What a step of rate 1 takes from the elements `part` of the weights."""
         raise NotImplementedError
 
-    def update(self, weights: Flat, gradients: Flat, decays: Flat, rate: float, step: int) -> None:
+    def update(self, weights: Flat, gradients: Flat, decays: Flat, rates: Flat, step: int) -> None:
         decay = self.knobs.weight_decay
         for part in chunks(len(weights)):
             w, g = weights[part], gradients[part]
@@ -54,7 +56,7 @@ class Optimizer:
             move = self.direction(g, part, step)
             if decay and self.decoupled:
                 move = move + decay * decays[part] * w
-            w -= rate * move
+            w -= rates[part] * move
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Momentum(Optimizer):
 class Adam(Optimizer):
     """w -= eta m / (sqrt(v) + epsilon), the decay added to the gradient (Kingma and Ba 2015)."""
 
-    names = ("first", "second")
+    names, relative = ("first", "second"), True
 
     def direction(self, g: Flat, part: slice, step: int) -> Flat:
         """m / (sqrt(v) + epsilon), both moments corrected for their start at zero."""

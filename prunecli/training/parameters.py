@@ -18,6 +18,8 @@ from prunecli.model.floating import is_quantised
 from prunecli.training.optimizers import Flat
 
 Array = np.ndarray[Any, Any]
+SMALLEST = 0.1
+"""Of the mean size of weights, what a size counts as at least."""
 ALIGN = 16  # elements: onnxruntime's kernels like 64-byte boundaries
 
 
@@ -47,6 +49,9 @@ class Parameters:
 
     A zero that is stored in a matrix, a kernel or an embedding was pruned and stays zero. So do the zeros of a
     bias or normalisation parameter that is not zero throughout (which is how training usually starts them).
+
+    `sizes`: of each element, the root mean square of the weights of its row at first, over the mean of all. Where
+    BatchNormalization is folded, those of one layer are a hundred times those of another.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
@@ -59,8 +64,11 @@ class Parameters:
         self.gradients: Flat = np.zeros(end, np.float32)
         self.decays: Flat = np.zeros(end, np.float32)
         self.keep: Flat = np.ones(end, np.float32)
+        self.sizes: Flat = np.ones(end, np.float32)
         for item in self.items:
             self._read(item)
+        mean = float(np.average(self.sizes, weights=self.keep)) if self.keep.any() else 1.0
+        self.sizes = np.maximum(self.sizes / mean, SMALLEST)
 
     def _read(self, item: Parameter) -> None:
         array = item.weight.array().astype(np.float32)
@@ -71,6 +79,7 @@ class Parameters:
         self.decays[item.start : item.stop] = float(matrix)
         if matrix or array.any():
             self.keep[item.start : item.stop] = (array != 0).reshape(-1)
+        self.sizes[item.start : item.stop] = _sizes(item, array).reshape(-1)
 
     @property
     def count(self) -> int:
@@ -91,6 +100,19 @@ class Parameters:
         """Put the values into the model, in the tensors' own types."""
         for item in self.items:
             put(item.weight.holder, self.value(item))
+
+
+def _sizes(item: Parameter, array: Array) -> Array:
+    """The root mean square of what is not zero: of each row of a matrix, SMALLEST of the whole's at least; of the whole
+    of other tensors."""
+    whole = float(np.sqrt(np.square(array).sum() / max(np.count_nonzero(array), 1)))
+    if item.kind != "weight" or whole == 0:
+        return np.full(array.shape, whole)
+    layout = item.weight.layout
+    rows = layout.canonical(array)
+    count = np.maximum((rows != 0).sum(axis=(2, 3), keepdims=True), 1)
+    each = np.sqrt(np.square(rows).sum(axis=(2, 3), keepdims=True) / count)
+    return np.asarray(layout.restore(np.broadcast_to(np.maximum(each, SMALLEST * whole), rows.shape).copy()))
 
 
 def put(holder: Holder, array: Array) -> None:

@@ -23,11 +23,13 @@ from prunecli.calibration.objective import (
 )
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
-from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, run_pass
+from prunecli.evaluation.fidelity import heads_of
+from prunecli.evaluation.passes import BASELINE, MODEL, Asked, Runner, data_dims, run_pass
 from prunecli.evaluation.robustness import is_image
-from prunecli.model import Model, load
+from prunecli.model import Model, concrete_shapes, count_macs, load
 from prunecli.model.constants import Holder, holders
-from prunecli.options.training import BATCH, FEW, SMALL_BATCH, FinetuneOptions
+from prunecli.model.shapes import input_specs
+from prunecli.options.training import BATCH, FEW, SMALL_BATCH, TAUGHT_BATCH, FinetuneOptions
 from prunecli.runtime import Session
 from prunecli.training.blocks import block_ends
 from prunecli.training.exchange import MovingMasks, movable
@@ -100,7 +102,8 @@ def prepare_training(
     Raises:
         PruneError: nothing to train, data or labels that do not fit, an operator without a gradient.
     """
-    asked = options.batch_size or (SMALL_BATCH if len(data) < FEW else BATCH)
+    few = SMALL_BATCH if teacher is None or data.labels is not None else TAUGHT_BATCH
+    asked = options.batch_size or (few if len(data) < FEW else BATCH)
     batch_size = check_trainable(data, asked)
     run_size, threads = size_of_run(batch_size, data.fixed_batch, model), options.execution.thread_count
     first = next(data.take(run_size).batches(run_size))
@@ -108,10 +111,12 @@ def prepare_training(
     unread = teacher is not None and data.labels is not None and not answers(data, outputs, options.output_name)
     if unread:
         data, validation = data.without_labels(), None if validation is None else validation.without_labels()
-    hyper = settle(options, len(data) // batch_size, alone=teacher is not None and data.labels is None)
+    alone, work = teacher is not None and data.labels is None, _work(model, data)
+    hyper = settle(options, len(data) // batch_size, alone, work)
     imitation = _Imitation.of(model, teacher, hyper, options, first.feed)
     told = imitation.answer(first.feed, list(imitation.runner.outputs)) if imitation else None
-    objective = choose_objective(data, outputs, told, objective_options(options))
+    heads = heads_of(model.ir.graph)
+    objective = choose_objective(data, outputs, told, objective_options(options), heads)
     shapes = {name: tuple(a.shape) for name, a in first.feed.items()}
     build = _LossGradients(model, shapes, options, batch_size, run_size)
     left: dict[str, str] = {}
@@ -122,7 +127,7 @@ def prepare_training(
         if len(left) in (0, len(objective.imitated)):
             raise
         kept = {name: value for name, value in outputs.items() if name not in left}
-        objective = choose_objective(data, kept, told, objective_options(options))
+        objective = choose_objective(data, kept, told, objective_options(options), heads)
         graph, parameters = build.first(objective)
     _check_logits(objective, outputs[objective.output], graph)
     hidden = imitation.answer(first.feed, imitation.hidden) if imitation else {}
@@ -140,6 +145,12 @@ def prepare_training(
     notes = [f"the output {name} is not imitated: {reason}" for name, reason in left.items()]
     notes += ["the labels fit no output and are not read: the teacher alone is learned from"] if unread else []
     return Training(model, trainer, graph, shapes, [*_notes(graph, batch_size, asked), *notes])
+
+
+def _work(model: Model, data: Dataset) -> int:
+    """Multiply-accumulates of one pass over the data; 0 where they are not known."""
+    one = concrete_shapes(model, data_dims(data, {}, input_specs(model.ir)))
+    return len(data) * (count_macs(model, one).total or 0)
 
 
 @dataclass(frozen=True)

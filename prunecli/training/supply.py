@@ -21,6 +21,8 @@ Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 LEAST_RUN, LEAST_NORMALISED = 4, 16
 """Samples of a run below which a batch is not halved: of images, which have many positions, and of what is normalised
 by the samples alone."""
+LEAST_SIDE = 0.5
+"""Of an image's height and width, in the smallest crop."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,20 @@ def shift(images: Array, rng: np.random.Generator) -> Array:
     left = rng.integers(0, 2 * reach[1] + 1, n)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
     return np.ascontiguousarray(windows[np.arange(n), :, top, left])
+
+
+@augment("crop")
+def crop(images: Array, rng: np.random.Generator) -> Array:
+    """Enlarge a random window of each image, of LEAST_SIDE to all of a side, to the whole (Szegedy et al. 2015)."""
+    windows = [[_window(size, rng).astype(images.dtype) for size in images.shape[2:]] for _ in images]
+    return np.stack([rows @ image @ columns.T for image, (rows, columns) in zip(images, windows, strict=True)])
+
+
+def _window(size: int, rng: np.random.Generator) -> Array:
+    """The weights, (size, size), of bilinear interpolation at `size` places spread over a random part of an axis."""
+    share = rng.uniform(LEAST_SIDE, 1.0)
+    places = rng.uniform(0.0, (1.0 - share) * (size - 1)) + share * np.arange(size)
+    return np.asarray(np.maximum(1.0 - np.abs(places[:, None] - np.arange(size)), 0.0))
 
 
 @augment("cutout")

@@ -275,7 +275,7 @@ class Trainer:
         if o.clip:
             clip_norm(p.gradients, o.clip)
         with np.errstate(over="ignore", invalid="ignore"):  # the loss of the next step, or the score, tells
-            self.optimizer.update(p.values, p.gradients, p.decays, self.rate, self.total_steps + 1 - self.at.since)
+            self.optimizer.update(p.values, p.gradients, p.decays, self._rates(), self.total_steps + 1 - self.at.since)
         p.values *= p.keep
         self._update_statistics(stepper)
         self._move_masks()
@@ -310,6 +310,11 @@ class Trainer:
     def rate(self) -> float:
         """The learning rate of the next step."""
         return self._rate_at(self.done)
+
+    def _rates(self) -> Array:
+        """The learning rate of each weight."""
+        sizes = self.parameters.sizes
+        return np.float32(self.rate) * (sizes if self.optimizer.relative else np.ones_like(sizes))
 
     def _along(self, done: float) -> float:
         """How much of its part is over, once `done` of the run is: where masks move, of the part before or after."""

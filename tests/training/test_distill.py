@@ -24,7 +24,7 @@ from prunecli.training.blocks import block_ends
 from prunecli.training.checkpoint import Keeper
 from prunecli.training.exchange import moved
 from prunecli.training.finetune import finetune
-from prunecli.training.hyperparameters import IMAGES, MIXUP, settle, tuned
+from prunecli.training.hyperparameters import settle, tuned
 from prunecli.training.session import _Judge
 from tests import tiny
 
@@ -260,15 +260,25 @@ def test_moving_masks_resume_to_the_same_result(tmp_path: Path, monkeypatch: pyt
 # -- what is chosen -----------------------------------------------------------------------------------
 
 BASE = settle(FinetuneOptions(data="x.npz"), 7, True)
+SMALL, LARGE = (("flip", "shift"), 1.0), (("flip", "crop"), 0.0)
 CHOICES = [
-    ("images that a long run needs", {}, True, lambda h: -0.2 * bool(h.augment) - abs(np.log(h.rate / 1e-3)),
-     (IMAGES, MIXUP, 1e-3)),
-    ("images that help", {}, True, lambda h: bool(h.augment) - abs(np.log(h.rate / 1e-3)), (IMAGES, MIXUP, 1e-3)),
-    ("images that harm", {}, True, lambda h: -bool(h.augment) - abs(np.log(h.rate / 1e-3)), ((), 0.0, 1e-3)),
-    ("a high rate", {}, False, lambda h: 1e3 * h.rate, ((), 0.0, 1e-3 * 3**5)),
-    ("a low rate", {}, False, lambda h: -1e6 * h.rate, ((), 0.0, 1e-3 / 3**4)),
+    ("images that a long run needs", {}, True, lambda h: -0.2 * bool(h.augment) - abs(np.log(h.rate / 3e-4)),
+     (*SMALL, 3e-4)),
+    ("images that help", {}, True, lambda h: bool(h.mixup) - abs(np.log(h.rate / 3e-5)), (*SMALL, 3e-4 / 9)),
+    ("large images", {}, True, lambda h: ("crop" in h.augment) - abs(np.log(h.rate / 3e-4)), (*LARGE, 3e-4)),
+    ("images that harm", {}, True, lambda h: -bool(h.augment) - abs(np.log(h.rate / 3e-4)), ((), 0.0, 3e-4)),
+    ("a high rate", {}, False, lambda h: 1e3 * h.rate, ((), 0.0, 3e-4 * 3**5)),
+    ("a low rate", {}, False, lambda h: -1e6 * h.rate, ((), 0.0, 3e-4 / 3**4)),
     ("all is given", {"rate": 0.1, "augment": ()}, True, None, ((), 0.0, 0.1)),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "alone", "work", "epochs"), [
+    ({}, True, 0, 100), ({}, True, 5 * 10**10, 30), ({}, True, 10**13, 5), ({}, False, 10**13, 100),
+    ({"epochs": 50}, True, 10**13, 50),
+])  # fmt: skip
+def test_runs_are_as_long_as_work_allows(asked: dict[str, Any], alone: bool, work: int, epochs: int) -> None:
+    assert settle(FinetuneOptions(data="x.npz", **asked), 7, alone, work).epochs == epochs
 
 
 @pytest.mark.parametrize(("asked", "images", "score", "wanted"), [case[1:] for case in CHOICES],

@@ -13,7 +13,13 @@ from onnx import numpy_helper
 from scipy.special import expit
 
 from prunecli import finetune
+from prunecli.autodiff import differentiate
+from prunecli.calibration.objective import ObjectiveOptions, choose_objective
+from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
+from prunecli.evaluation.fidelity import heads_of
+from prunecli.model import load
+from prunecli.runtime import Session
 from prunecli.training.session import mean_ratio
 from tests.model.build import floats, node, proto, save_proto
 
@@ -206,3 +212,31 @@ def test_data_that_makes_the_first_loss_not_a_number_is_said(tmp_path: Path) -> 
     with pytest.raises(PruneError, match="before anything was trained") as refused:
         finetune(path, data=data(tmp_path, X @ W), output=tmp_path / "o.onnx", **QUICK)
     assert "data" in refused.value.hint and not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("bias", "classes", "last", "both"),
+    [(True, 40, (), True), (False, 40, (), False), (True, 40, ("Relu",), False), (True, 1, (), False)],
+)
+def test_logits_are_learned_as_scores_and_as_numbers(
+    bias: bool, classes: int, last: tuple[str, ...], both: bool, tmp_path: Path
+) -> None:
+    """A shift of all logits and one of a few count; of other vectors the squared difference alone."""
+    together = 0 if bias else 3 * floats(6, 1, seed=5)  # logits do not move together
+    weights = {"w": floats(6, classes, seed=3) + together} | ({"b": floats(classes, seed=4)} if bias else {})
+    ends = [node(end, ["z"], ["y"]) for end in last]
+    path = model(tmp_path, node("Gemm", ["x", *weights], ["z" if last else "y"], "fc"), *ends, **weights)
+    teacher = Session.open(path).run({"x": X[:8]})
+    samples = DataOptions(str(data(tmp_path))).open(Session.open(path).inputs)
+    loss = choose_objective(samples, teacher, teacher, ObjectiveOptions(), heads_of(load(path).ir.graph)).loss
+    built = differentiate(load(path).ir, ["w"], loss, shapes={"x": (8, 6)})
+    session, target = Session.open(built.model), "prune/teacher/y"
+    feed = {"x": X[:8], "w": weights["w"], target: teacher["y"]}
+    feed = {spec.name: feed[spec.name] for spec in session.inputs}
+    few = teacher["y"].copy()
+    few[:, 0] += 9.0
+    losses = [float(session.run(feed | {target: told})[built.loss]) for told in (teacher["y"], teacher["y"] + 1, few)]
+    square = [float(np.square(told - teacher["y"]).mean() / np.square(teacher["y"]).mean())
+              for told in (teacher["y"] + 1, few)]  # fmt: skip
+    assert losses[0] == pytest.approx(0, abs=1e-5) and losses[1] == pytest.approx(square[0], rel=1e-3)
+    assert (losses[2] > 1.05 * square[1]) == both

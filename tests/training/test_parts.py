@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from prunecli.errors import PruneError
+from prunecli.model import load
 from prunecli.options.training import AUGMENTS as NAMES
 from prunecli.options.training import parse_augments
 from prunecli.training.optimizers import OPTIMIZERS, SCHEDULES, Knobs, clip_norm, warmed
-from prunecli.training.supply import AUGMENTS, apply_augments, mixup
+from prunecli.training.parameters import Parameters, trainable
+from prunecli.training.supply import AUGMENTS, apply_augments, crop, mixup
+from tests import tiny
 
 Array = np.ndarray[Any, Any]
 STEPS, RATE = 4, 0.1
@@ -52,7 +56,7 @@ def test_optimizers_follow_their_formula(name: str, decay: float) -> None:
     weights = start.astype(np.float32)
     optimizer = OPTIMIZERS[name].make(size, knobs)
     for step, g in enumerate(grads, 1):
-        optimizer.update(weights, g.astype(np.float32), np.ones(size, np.float32), RATE, step)
+        optimizer.update(weights, g.astype(np.float32), np.ones(size, np.float32), np.full(size, RATE), step)
     # float32 keeps some 1e-7 of each of four steps' terms, of size up to about 5
     assert np.abs(weights - FORMULAS[name](start, grads, knobs)).max() < 1e-5
 
@@ -61,7 +65,7 @@ def test_optimizers_follow_their_formula(name: str, decay: float) -> None:
 def test_decay_acts_only_where_it_is_wanted(name: str) -> None:
     weights, still = np.ones(4, np.float32), np.zeros(4, np.float32)
     decays = np.array([1, 0, 1, 0], np.float32)
-    OPTIMIZERS[name].make(4, Knobs(weight_decay=0.5)).update(weights, still, decays, RATE, 1)
+    OPTIMIZERS[name].make(4, Knobs(weight_decay=0.5)).update(weights, still, decays, np.full(4, RATE), 1)
     assert (weights[decays == 0] == 1).all() and (weights[decays == 1] < 1).all()
 
 
@@ -108,6 +112,8 @@ def _rows_kept(name: str, out: Array) -> None:
         assert (inside.sum(axis=(1, 2, 3)) >= 2 * 14 * 21).all()  # at most an eighth of each side is lost
         assert len({tuple(np.argwhere(i[0])[0]) for i in inside}) > 5
         assert (out[5][inside[5]].sum() <= IMAGES[5].sum()) and np.isin(out[inside], IMAGES).all()
+    elif name == "crop":
+        assert out.min() >= IMAGES.min() and out.max() <= IMAGES.max() and (out != IMAGES).any(axis=(1, 2, 3)).all()
     else:
         gone = out == 0
         assert (gone.sum(axis=(1, 2, 3)) <= 2 * 5 * 5).all() and gone.any(axis=(1, 2, 3)).all()
@@ -115,11 +121,21 @@ def _rows_kept(name: str, out: Array) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_augmentations_only_move_or_hide(name: str) -> None:
+def test_augmentations_only_move_enlarge_or_hide(name: str) -> None:
     before = IMAGES.copy()
     out = AUGMENTS[name](IMAGES, np.random.default_rng(1))
     assert out.shape == IMAGES.shape and out.dtype == IMAGES.dtype and (before == IMAGES).all()
     _rows_kept(name, out)
+
+
+def test_a_crop_is_a_window_enlarged() -> None:
+    """Of an image that rises evenly along both sides: every crop does, from no less than half to all of the way."""
+    ramp = np.add.outer(np.arange(20.0), 100 * np.arange(30.0)).astype(np.float32)
+    for found in crop(np.broadcast_to(ramp, (50, 1, 20, 30)), np.random.default_rng(0))[:, 0]:
+        for axis, unit in ((0, 1.0), (1, 100.0)):
+            steps = np.diff(found, axis=axis) / unit
+            assert np.allclose(steps, steps.flat[0], atol=1e-3) and 0.5 <= steps.flat[0] <= 1.0001
+        assert found.min() >= -1e-2 and found.max() <= ramp.max() + 1e-2
 
 
 def test_the_options_name_what_there_is() -> None:
@@ -149,3 +165,15 @@ def test_mixup_mixes_labels_as_it_mixes_samples() -> None:
     mixed = mixup({"x": labels * 3, "labels": labels}, 1.0, np.random.default_rng(0))
     assert mixed["x"] == pytest.approx(mixed["labels"] * 3) and mixed["labels"].sum(axis=1) == pytest.approx(np.ones(8))
     assert ((mixed["labels"] > 0) & (mixed["labels"] < 1)).any()
+
+
+def test_steps_follow_the_size_of_the_weights(tmp_path: Path) -> None:
+    """Rows of a matrix each by their own, what is pruned not counted; other tensors as a whole; nothing below a tenth."""
+    text = """g (float[N,3] x) => (float[N,4] y) <float[3,4] w = {1,2,3,0.01,-1,0,3,0,1,2,0,0}, float[4] b = {3,-3,3,3}> {
+        a = MatMul(x, w) y = Add(a, b) }"""
+    found = Parameters(trainable(load(tiny.write(tmp_path / "m.onnx", text))))
+    sizes = {item.name: found.sizes[item.start : item.stop].reshape(item.weight.shape) for item in found.items}
+    rows = sizes["w"][0] / sizes["w"][0, 0]
+    assert rows[:3] == pytest.approx([1, 2, 3]) and 0.1 < rows[3] < 1 and (sizes["w"] == sizes["w"][0]).all()
+    assert sizes["b"] / sizes["w"][0, 0] == pytest.approx(np.full(4, 3.0))
+    assert np.average(found.sizes, weights=found.keep) == pytest.approx(1, abs=0.05)

@@ -451,7 +451,7 @@ def test_a_broken_gradient_does_not_learn(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("asked", "steps", "alone", "wanted"), [
     ({}, 1000, False, {"rate": 1e-3, "epochs": 5, "patience": 2, "features": 0.0, "blocks": 0.0, "augment": ()}),
-    ({"optimizer": "sgd"}, 1000, True, {"rate": 0.05, "epochs": 5, "features": 1.0}),
+    ({"optimizer": "sgd"}, 1000, True, {"rate": 0.015, "epochs": 5, "features": 1.0}),
     ({}, 7, True, {"epochs": 100, "patience": 34, "mixup": 0.0}),
     ({"rate": 0.2, "epochs": 2, "patience": 0, "features": 0, "blocks": 0}, 7, True,
      {"rate": 0.2, "epochs": 2, "patience": 0, "features": 0.0, "blocks": 0.0}),
