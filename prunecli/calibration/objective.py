@@ -159,14 +159,16 @@ def _alone(
 ) -> Loss:
     """What is learned from a teacher alone: of probabilities the divergence, whose gradient does not vanish where the
     teacher is sure, of other outputs the squared difference, and of logits both: squares alone shrink the few that are
-    large, which decide."""
+    large, which decide. T^2 KL tends to half the mean square of the centred difference for a large T, and is scaled as
+    squares are."""
     sure = [name for name in names if _is_classes(teacher[name])]
-    logits = [name for name in names if name not in sure and _are_logits(name, teacher[name], heads)]
-    terms: list[tuple[float, Loss]] = [
-        (1.0, Distillation(name, TEACHER + name, options.temperature, probabilities=name in sure))
-        for name in (*sure, *logits)
-    ]
     others = [name for name in names if name not in sure]
+    logits = [name for name in others if _are_logits(name, teacher[name], heads)]
+    weights = dict.fromkeys(sure, 1.0) | {name: _over_power(teacher[name]) for name in logits}
+    terms: list[tuple[float, Loss]] = [
+        (weight, Distillation(name, TEACHER + name, options.temperature, probabilities=name in sure))
+        for name, weight in weights.items()
+    ]
     return Weighted((*terms, *([(1.0, _squares(others, teacher))] if others else [])))
 
 
@@ -188,9 +190,13 @@ def _is_classes(output: Array) -> bool:
 
 def _squares(names: Sequence[str], teacher: Mapping[str, Array]) -> Loss:
     """The sum of the mean squared differences, each over the teacher's mean square, so that all outputs count alike."""
-    losses = [MeanSquaredError(name, TEACHER + name) for name in names]
-    sizes = [float(np.square(teacher[name], dtype=np.float64).mean()) for name in names]
-    return Weighted(tuple((1 / s if 1e-20 < s < 1e20 else 1.0, loss) for s, loss in zip(sizes, losses, strict=True)))
+    return Weighted(tuple((_over_power(teacher[name]), MeanSquaredError(name, TEACHER + name)) for name in names))
+
+
+def _over_power(values: Array) -> float:
+    """1 over the mean square; 1 where that is next to nothing."""
+    size = float(np.square(values, dtype=np.float64).mean())
+    return 1 / size if 1e-20 < size < 1e20 else 1.0
 
 
 def _reading(data: Dataset, labels: Array, outputs: Mapping[str, Array], output_name: str | None) -> Reading:
