@@ -65,8 +65,8 @@ class Learning(Options):
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option("sgd has Nesterov momentum", TRAIN)] = "adamw"
     rate: Annotated[
         float | None,
-        Option("learning rate; default 0.05 for sgd, 0.001 for adam and adamw, lowered where it harms on held-out samples",
-               TRAIN, "RATE", name="lr", least=0),
+        Option("learning rate; default 0.05 for sgd, 0.001 for adam and adamw, lowered where it harms on held-out samples;"
+               " with a teacher alone what short runs find", TRAIN, "RATE", name="lr", least=0),
     ] = None  # fmt: skip
     weight_decay: Annotated[float, Option("of matrices and kernels", TRAIN, "F", least=0)] = 5e-4
     schedule: Annotated[

@@ -28,7 +28,7 @@ TAUGHT = 0.3
 """Of the optimizer's learning rate, what the first short run of a teacher alone has."""
 RATE, MOST = 3.0, 6
 """Learning rates are tried in steps of this factor, up and down from the best so far, in so many short runs at most."""
-CHANGED, STEEP = 0.25, 0.1
+CHANGED, STEEP = 0.5, 0.1
 """What a short run does not show, in dB: of changed images, which are learned by heart less, and of three times the
 rate, which gets further in a long one (docs/benchmarks.md)."""
 
