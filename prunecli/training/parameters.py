@@ -50,8 +50,8 @@ class Parameters:
     A zero that is stored in a matrix, a kernel or an embedding was pruned and stays zero. So do the zeros of a
     bias or normalisation parameter that is not zero throughout (which is how training usually starts them).
 
-    `sizes`: of each element, the root mean square of the weights of its row at first, over the mean of all. Where
-    BatchNormalization is folded, those of one layer are a hundred times those of another.
+    `sizes`: of each element, the root mean square of the weights of its row at first, over the mean of all; 1 of a
+    tensor of zeros. Where BatchNormalization is folded, those of one layer are a hundred times those of another.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
@@ -64,11 +64,12 @@ class Parameters:
         self.gradients: Flat = np.zeros(end, np.float32)
         self.decays: Flat = np.zeros(end, np.float32)
         self.keep: Flat = np.ones(end, np.float32)
-        self.sizes: Flat = np.ones(end, np.float32)
+        self.sizes: Flat = np.zeros(end, np.float32)
         for item in self.items:
             self._read(item)
-        mean = float(np.average(self.sizes, weights=self.keep)) if self.keep.any() else 1.0
-        self.sizes = np.maximum(self.sizes / mean, SMALLEST)
+        counted = (self.keep > 0) & (self.sizes > 0)
+        mean = float(self.sizes[counted].mean()) if counted.any() else 1.0
+        self.sizes = np.where(self.sizes == 0, np.float32(1.0), np.maximum(self.sizes / mean, SMALLEST))
 
     def _read(self, item: Parameter) -> None:
         array = item.weight.array().astype(np.float32)

@@ -312,9 +312,9 @@ class Trainer:
         return self._rate_at(self.done)
 
     def _rates(self) -> Array:
-        """The learning rate of each weight."""
-        sizes = self.parameters.sizes
-        return np.float32(self.rate) * (sizes if self.optimizer.relative else np.ones_like(sizes))
+        """The learning rate of each weight: with a teacher alone, whose weights are near, in proportion to its size."""
+        sizes, taught = self.parameters.sizes, self.supply.objective.reading is None
+        return np.float32(self.rate) * (sizes if self.optimizer.relative and taught else np.ones_like(sizes))
 
     def _along(self, done: float) -> float:
         """How much of its part is over, once `done` of the run is: where masks move, of the part before or after."""
