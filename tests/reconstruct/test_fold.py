@@ -128,6 +128,67 @@ def test_equal_units_fold_into_one(name: str, tmp_path: Path) -> None:
     assert not np.allclose(results["none"], wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
 
 
+def between(*nodes: Any, out: str = "r", channels_last: bool = True, **weights: Array) -> Any:
+    """(nodes, weights) of a network whose unit 2 is unit 0: a layer that makes h, `nodes`, a layer that reads `out`."""
+    w1, w2, b1 = floats(6, 4, seed=1), floats(4, 5, seed=2), floats(4, seed=3)
+    w1[:, 2], b1[2] = w1[:, 0], b1[0]
+    w2[2] *= 0.1
+    if channels_last:
+        ends = node("MatMul", ["x", "w1"], ["m"]), node("Add", ["m", "b1"], ["h"]), node("MatMul", [out, "w2"], ["y"])
+        return [*ends[:2], *nodes, ends[2]], {"w1": w1, "b1": b1, "w2": w2, **weights}
+    if "flat" in weights:
+        w2 = (weights.pop("flat") * w2[:, None]).reshape(-1, 5)
+    first = node("Conv", ["x", "w1", "b1"], ["h"])
+    return [first, *nodes, node("Gemm", [out, "w2"], ["y"])], {
+        "w1": w1.T[:, :, None, None],
+        "b1": b1,
+        "w2": w2,
+        **weights,
+    }
+
+
+def _one(number: float) -> Array:
+    return np.asarray(number, np.float32)
+
+
+RELU, POOL = node("Relu", ["h"], ["c"]), node("GlobalAveragePool", ["c"], ["p"])
+BETWEEN = {
+    "a bias that is added": between(node("Relu", ["h"], ["r"])),
+    "gelu": between(node("Gelu", ["h"], ["r"])),
+    "gelu in parts": between(
+        node("Div", ["h", "s"], ["d"]), node("Erf", ["d"], ["e"]), node("Add", ["e", "o"], ["f"]),
+        node("Mul", ["h", "f"], ["g"]), node("Mul", ["g", "u"], ["r"]), s=_one(2**0.5), o=_one(1), u=_one(0.5),
+    ),
+    "silu": between(node("Sigmoid", ["h"], ["s"]), node("Mul", ["h", "s"], ["r"])),
+    "slopes": between(node("PRelu", ["h", "s"], ["r"]), s=np.array([0.1, 0.2, 0.1, 0.3], np.float32)),
+    "factors": between(node("Mul", ["h", "s"], ["f"]), node("Relu", ["f"], ["r"]), s=np.array([1, 2, 2, 1], np.float32)),
+    "pool and flatten": between(RELU, POOL, node("Flatten", ["p"], ["r"]), channels_last=False),
+    "pool and reshape": between(
+        RELU, POOL, node("Reshape", ["p", "to"], ["r"]), channels_last=False, to=np.array([0, -1])
+    ),
+    "pool and squeeze": between(
+        RELU, POOL, node("Squeeze", ["p", "to"], ["r"]), channels_last=False, to=np.array([2, 3])
+    ),
+    "channels and places": between(RELU, node("Flatten", ["c"], ["r"]), channels_last=False, flat=floats(4, 9, 1, seed=9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("batch", [2, "n"])
+def test_equal_units_fold_whatever_lies_between(name: str, batch: int | str, tmp_path: Path) -> None:
+    nodes, weights = BETWEEN[name]
+    shape = (batch, 5, 6) if nodes[0].op_type == "MatMul" else (batch, 6, 3, 3)
+    model = save_proto(proto(nodes, {"x": shape}, weights=weights, opset=20), tmp_path)
+    out = tmp_path / "o.onnx"
+    prunecli.structured(model, ratio=0.25, round_to=1, recover="fold", output=out, timing=False)
+    feed = {"x": floats(2, *shape[1:], seed=7)}
+    found, wanted = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for path in (out, model)
+    )
+    assert np.allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_without_data_it_is_the_default(name: str, tmp_path: Path) -> None:
     """Equal units fold exactly; made pictures, where a model takes them, neither add to that nor take from it."""
