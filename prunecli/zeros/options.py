@@ -35,6 +35,10 @@ MEMORY = 512 << 20
 """Bytes of activations that `prune oneshot` holds in memory."""
 SHARDS = 4
 """Parts of the samples on a cluster, unless another number is asked for."""
+Scoped = Literal["layer", "row", "global", "lamp", "erk"]
+"""The scopes of `masks/scopes.py`, written out because `--help` does without numpy."""
+Unmeasured = Literal["uniform", "erk", "predicted"]
+"""The allocations of `masks/allocations.py` that measure no losses, written out likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,7 @@ class Allocated(ZeroingOptions):
     """How sparsity spreads over the layers, where nothing is measured for it, and what makes up for it."""
 
     allocate: Annotated[
-        Literal["uniform", "erk", "predicted"] | None,
+        Unmeasured | None,
         Option(ALLOCATE, SELECT),
     ] = None
     recover: Annotated[Literal["none", "distill"], Option(DISTILLED, "Recovery")] = "none"
@@ -123,7 +127,7 @@ class MagnitudeOptions(OtherKinds, Allocated):
 
     threshold: Annotated[float | None, Option("zero every weight with |w| < T", SELECT, "T")] = None
     scope: Annotated[
-        Literal["layer", "row", "global", "lamp", "erk"] | None,
+        Scoped | None,
         Option("who competes with whom; default layer", SELECT),
     ] = None
     criterion: Annotated[
@@ -154,7 +158,7 @@ class GradientOptions(OutputNamed, OtherKinds, Allocated, CalibrationSamples):
         Option("zero every weight whose score is below T; reports list quantiles of the scores", SELECT, "T"),
     ] = None
     scope: Annotated[
-        Literal["layer", "row", "global", "lamp", "erk"] | None,
+        Scoped | None,
         Option("who competes with whom; default global", SELECT),
     ] = None
     criterion: Annotated[
@@ -202,7 +206,7 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
                " sparsegpt: one sweep; wanda: |w| times its input's norm", SELECT),
     ] = "auto"  # fmt: skip
     allocate: Annotated[
-        Literal["uniform", "erk", "loss", "predicted"] | None,
+        Literal[Unmeasured, "loss"] | None,
         Option(ALLOCATE, SELECT),
     ] = None
     recover: Annotated[

@@ -37,6 +37,38 @@ def test_totals(mode: str, sparsity: float) -> None:
         assert sum(drops) == round(sparsity * sum(SIZES))
 
 
+def least_loss(first: LayerSize, second: LayerSize, drop: int) -> int:
+    """What goes from the first of two layers where the sum of the losses is least, of all ways to divide `drop`."""
+    ways = np.arange(max(0, drop - second.weights + 25), min(drop, first.weights - 100) + 1)
+    assert first.losses is not None and second.losses is not None
+    total = first.losses.at(1 - ways / first.weights) + second.losses.at(1 - (drop - ways) / second.weights)
+    return int(ways[np.argmin(total)])
+
+
+# allocation -> of two layers and a number of weights to drop, how many go from the first
+RULES = {
+    "uniform": lambda first, second, drop: drop * first.weights / (first.weights + second.weights),
+    # densities 200 / 10000 and 125 / 2500 times e: 200 e and 125 e weights are kept
+    "erk": lambda first, second, drop: first.weights - (first.weights + second.weights - drop) * 200 / 325,
+    "loss": least_loss,
+    "predicted": least_loss,
+}
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+@pytest.mark.parametrize("name", [entry.name for entry in ALLOCATIONS])
+def test_every_rule_divides_as_it_says(name: str, sparsity: float) -> None:
+    """Losses are interpolated on a grid of about a percent of a layer."""
+    first, second = (
+        LayerSize(shape, math.prod(shape), LossCurve(DENSITIES, [scale * (1 / d - 1) ** 2 for d in DENSITIES]))
+        for shape, scale in (((100, 100), 1.0), ((100, 25), 10.0))
+    )
+    drop = round(sparsity * (first.weights + second.weights))
+    found = ALLOCATIONS.get(name).amounts([first, second], sparsity)
+    assert sum(found) == drop
+    assert found[0] == pytest.approx(RULES[name](first, second, drop), abs=100 if RULES[name] is least_loss else 1)
+
+
 def test_what_there_is_can_be_chosen() -> None:
     """The choices are written out, so that the help needs no numpy; they must not lag behind the registries."""
     known = {(options, one.field): set(one.choices) for options in (MagnitudeOptions, GradientOptions, OneshotOptions)

@@ -14,6 +14,8 @@ import pytest
 from prunecli.errors import PruneError
 from prunecli.model import Model, load
 from prunecli.model.plan_file import identity
+from prunecli.options.declare import SELECT, declared_of
+from prunecli.structures import decide
 from prunecli.structures.cut_plan import (
     check_positions,
     chosen_units,
@@ -22,6 +24,7 @@ from prunecli.structures.cut_plan import (
     read_positions,
     save_cut_plan,
 )
+from prunecli.structures.options import StructuredOptions
 from tests.structures import cuts
 from tests.structures.cuts import net_file
 
@@ -170,3 +173,11 @@ def test_external_data_is_part_of_the_identity(tmp_path: Path, model: Model) -> 
     before = identity(model)
     data.write_bytes(b"1235")
     assert identity(model) != before
+
+
+def test_the_record_has_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides which units go is in the recipe that reports and plans keep; of the budgets the one that was given."""
+    monkeypatch.setattr(decide, "analysed_as", lambda subject: {})
+    options = StructuredOptions(macs=0.5, allocate="uniform", criterion="pagerank")
+    choices = {one.field for one in declared_of(StructuredOptions) if one.option.section == SELECT}
+    assert choices - set(decide._recipe(options, None)) == {"ratio", "params", "latency"}
