@@ -101,7 +101,7 @@ def _cells(weight: Weight) -> Array:
 
 
 def _edges(cells: Array) -> Array:
-    """The largest value that each cell may hold."""
+    """Return the upper edge of each cell of the histogram: the largest value in it."""
     values = (cells.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32)
     return np.minimum(values, np.finfo(np.float32).max).astype(np.float64)
 

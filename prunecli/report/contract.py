@@ -20,7 +20,7 @@ def envelope(command: str, seconds: float) -> Json:
 
 
 def grown(before: Totals, after: Totals) -> list[str]:
-    """That a result is larger than its input, by more than the record of how it was made."""
+    """Return a note if the result is larger than its input by more than the record of how it was made, else nothing."""
     old, new = before.file_bytes, after.file_bytes
     if new <= old + max(RECORD[0], RECORD[1] * old):
         return []

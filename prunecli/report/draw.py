@@ -37,7 +37,7 @@ _VALUE = 0.9  # inches for the value at a bar's end
 
 
 def draw_bars(bars: Bars) -> tuple[Figure, Tips]:
-    """The figure, and what each bar says when pointed at."""
+    """Return the figure and the tooltip of each bar."""
     labels = in_about([one_line(label) for label in bars.labels], _LABEL)
     thick = 1 if bars.stacked else max(len(bars.series), 1)
     left = 0.25 + LETTER * max(map(len, labels), default=0)
@@ -94,7 +94,7 @@ _DASHES = ("-", "--", ":")
 
 
 def draw_chart(chart: Chart) -> tuple[Figure, Tips]:
-    """The figure, and what each point says when pointed at."""
+    """Return the figure and the tooltip of each point."""
     columns = min(max(len(chart.panels), 1), _COLUMNS)
     rows = math.ceil(len(chart.panels) / columns)
     wide, high = WIDTH / columns, _HEIGHTS[columns]
@@ -175,7 +175,7 @@ def _collect_tips(axes: Axes, chart: Chart, panel: Panel, number: int, tips: Tip
 
 
 def _tip(series: Series, i: int, across: ChartAxis, up: ChartAxis) -> str:
-    """What a point says; empty if it is not drawn."""
+    """Return the tooltip of a point; empty if it is not drawn."""
     x, y = series.x[i], series.y[i]
     if y is None or not (_drawn(x, across) and _drawn(y, up)):
         return ""

@@ -66,7 +66,7 @@ def to_terminal(
 
 
 def _titles(document: Document) -> list[str]:
-    """Of what only --verbose shows."""
+    """Return the titles of the tables that only --verbose shows."""
     hidden = [section for section in document.sections if section.level > Level.NORMAL]
     return [
         one_line(section.title) for section in hidden if isinstance(section, Table) and section.rows and section.title

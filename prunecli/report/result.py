@@ -1,4 +1,4 @@
-"""What every command returns, as far as reports go."""
+"""The base classes of results: what reports may ask of any of them."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def size_table(
 
 
 def at_sizes(found: Totals) -> str:
-    """At which sizes of dynamic dimensions the work was counted, where nobody stated them and they are not 1."""
+    """Return a phrase that names the assumed sizes of dynamic dimensions, other than 1, that work was counted at."""
     sizes = [size for size in found.assumed if not size.endswith(" = 1")]
     return f"multiply-accumulates at {some(sizes, ASSUMED)}: sizes assumed" if sizes else ""
 
@@ -74,7 +74,7 @@ def size_bars(before: Totals, after: Totals) -> Section:
 
 
 def headline(text: str, tone: Tone = "plain") -> Text:
-    """The result in a line: all that --quiet prints."""
+    """Return the line that states the result, which is all that --quiet prints."""
     return Text(text, tone, Level.HEADLINE)
 
 
@@ -100,7 +100,7 @@ def removed_of(before: Totals, after: Totals) -> str:
 
 
 def warnings(notes: Iterable[str]) -> list[Section]:
-    """A line for each of them."""
+    """Return a paragraph in the tone of a warning for each note."""
     return [Text(note, "warning") for note in notes]
 
 
@@ -128,5 +128,5 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def share(part: int | None, whole: int | None) -> float | None:
-    """What remains of a whole; None where one is unknown."""
+    """Return part / whole; None where one is unknown or the whole is 0."""
     return part / whole if part is not None and whole else None

@@ -18,7 +18,7 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def as_table(section: Table | Bars | Chart) -> Table:
-    """What a section says, as a table; tables are as they are."""
+    """Return a section as a table; a table is returned unchanged."""
     if isinstance(section, Bars):
         return bars_table(section)
     return chart_table(section) if isinstance(section, Chart) else section

@@ -37,24 +37,29 @@ SURE = 2.0
 
 @dataclass(frozen=True)
 class Drop:
-    """How much worse a model is than the original, positive is worse. `variance`: of one sample's difference, so that
-    the variance of the drop on n samples is variance / n."""
+    """How much worse a model is than the original; positive is worse. `variance`: of the difference on one sample,
+    so the variance of the drop on n samples is variance / n."""
 
     value: float
     variance: float
     samples: int
 
     def error(self, *others: int) -> float:
-        """Standard error of the drop; with the sizes of other sets, of its difference from the drop on those."""
+        """Return the standard error of the drop; given sizes of other sets, that of its difference from their drops."""
         return math.sqrt(self.variance * sum(1 / n for n in (self.samples, *others)))
 
 
 @dataclass(frozen=True)
 class TrialMetric:
-    """`reading` and `judge` None: fidelity of `output` to the original. `scales`: mean square of each output that is no
-    class score, over the data. `reference`: the original's predictions, of labelled data. `judge`: what judges
-    samples in place of a reading, `own`: its records of the original, `known`: of all labels.
-    `mixtures`: outputs whose elements differ in kind."""
+    """The metric that trials are compared by, with what it needs of the original.
+
+    Attributes:
+        reading: how `output` answers the labels. Without it and `judge` the metric is fidelity to the original.
+        scales: by output, its mean square over the data, by which its squared error is divided.
+        reference: the original's predictions, where the data has labels.
+        judge: a metric that scores samples itself; `own`: its records of the original; `known`: facts of all labels.
+        mixtures: outputs whose elements differ in kind.
+    """
 
     name: str
     output: str
@@ -68,7 +73,7 @@ class TrialMetric:
 
     @property
     def identity(self) -> str:
-        """What tells it from other metrics, the content of a function's file included."""
+        """A text that differs between metrics; it covers the content of a user function's file."""
         return self.name if self.judge is None else self.judge.identity
 
     @property
@@ -88,7 +93,7 @@ class TrialMetric:
 
     @property
     def from_zero(self) -> bool:
-        """Whether nothing is worse than 0."""
+        """Whether 0 is the worst value."""
         return self.name in FIDELITY or self.merit.fraction
 
     def wanted(self, outputs: Outputs) -> Outputs:
@@ -100,7 +105,7 @@ class TrialMetric:
         return "drop" if self.higher else "rise"
 
     def records(self, pairs: Iterable[tuple[Batch, Outputs, Outputs]]) -> Records:
-        """Of batches with a trial's outputs and the original's on them."""
+        """Return the records of (batch, outputs of the trial, outputs of the original)."""
         if self.judge is not None:
             collector = MetricCollector({self.name: self.judge}, self.output, self.known)
             labels = []
@@ -118,14 +123,14 @@ class TrialMetric:
         return {name: value for name, value in kept.items() if value is not None}
 
     def of(self, records: Records) -> Predictions:
-        """The predictions that records stand for."""
+        """Return the predictions that the records were made of."""
         assert self.reference is not None
         invalid = 0 if records["predicted"].dtype.kind != "f" else int((~np.isfinite(records["predicted"])).sum())
         return replace(self.reference, predicted=records["predicted"], in_top=records.get("in_top"),
                        log_prob=records.get("log_prob"), invalid=invalid)  # fmt: skip
 
     def value(self, records: Records) -> float:
-        """The metric."""
+        """Return the metric of a model from its records."""
         if self.judge is not None:
             return float(records["each"].mean() if "each" in records else records["parts"][0])
         if self.reading is None:
@@ -140,7 +145,7 @@ class TrialMetric:
         return 1.0 if self.reference is None else _metric(self.name, self.reference)
 
     def drop(self, records: Records) -> Drop:
-        """Against the original on the same samples, infinite where the metric is not a number."""
+        """Return the drop against the original on the same samples; infinite where the metric is not a number."""
         if self.judge is not None:
             return _judged_drop(self.judge, self.own, records)
         if self.reading is None:
@@ -212,10 +217,10 @@ def _trimmed(batch: Batch, outputs: Outputs) -> dict[str, Any]:
 
 
 def _with_own(found: TrialMetric, own: Iterable[tuple[Batch, Outputs, Outputs]]) -> TrialMetric:
-    """With the records of the original.
+    """Return the metric with the records of the original.
 
     Raises:
-        PruneError: its figure is not a number.
+        PruneError: the metric of the original is not a number.
     """
     found = replace(found, own=found.records(own))
     if not math.isfinite(found.baseline):
@@ -224,8 +229,8 @@ def _with_own(found: TrialMetric, own: Iterable[tuple[Batch, Outputs, Outputs]])
 
 
 def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Sequence[Outputs]) -> Sequence[str]:
-    """Outputs of one row per sample: of others, such as boxes that were found, the size may follow the weights. All,
-    if there is none."""
+    """Return the outputs with one row per sample, or all if none has. Sizes of others (detected boxes) may change
+    with the weights."""
 
     def has_rows(batch: Batch, name: str, output: Array) -> bool:
         axis = batch.axes.get(name, 0)
@@ -236,7 +241,7 @@ def _per_sample(names: Sequence[str], batches: Sequence[Batch], reference: Seque
 
 
 def _check_numbers(found: TrialMetric, batches: Sequence[Batch], reference: Sequence[Outputs]) -> None:
-    """The original must agree with itself."""
+    """Raise PruneError where the original does not agree with itself: an output is not a number."""
     own = found.records(zip(batches, reference, reference, strict=True))["fidelity"]
     if (own < 1).any():
         raise PruneError(f"the output {found.output} of the original is not a number on {int((own < 1).sum()):,} of"
@@ -264,7 +269,7 @@ def _check_metric(name: str, base: Predictions) -> None:
 
 
 def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Predictions:
-    """Predictions of batches with their outputs as the session gave them."""
+    """Return the predictions for (batch, outputs as the session returned them)."""
     collector = Collector(reading)
     for batch, outputs in pairs:
         if batch.labels is None:
@@ -274,7 +279,7 @@ def predictions(reading: Reading, pairs: Iterable[tuple[Batch, Outputs]]) -> Pre
 
 
 def agreement(metric: str, reference: Array, other: Array, mixture: Mixture | None = None) -> Array:
-    """Per sample, the fidelity measure of that name; of a mixture the cosine of the worse part."""
+    """Return the fidelity measure of each sample; for a mixture, the smallest cosine over its parts."""
     a, b = reference.astype(np.float64), other.astype(np.float64)
     with np.errstate(all="ignore"):
         if metric == "cosine" and mixture is not None:
@@ -297,7 +302,7 @@ def _metric(name: str, found: Predictions) -> float:
 
 
 def _each(name: str, p: Predictions) -> Array:
-    """Per prediction, of which the metric is the mean."""
+    """Return the term of each prediction; the metric is their mean."""
     if name == "accuracy":
         return np.asarray(p.truth == p.predicted, np.float64)
     if name == "top5":
@@ -310,7 +315,8 @@ def _each(name: str, p: Predictions) -> Array:
 
 
 def _mean_drop(each: Array, counted: bool) -> Drop:
-    """Where samples are counted, with one more that changed than was seen: none seen does not mean none possible."""
+    """Return the mean as a drop. If `counted`, the variance assumes one more changed sample than was seen: that none
+    changed here does not mean that none can."""
     count = len(each)
     if not np.isfinite(each).all():
         return Drop(math.inf, math.inf, count)
@@ -319,7 +325,7 @@ def _mean_drop(each: Array, counted: bool) -> Drop:
 
 
 def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool) -> Drop:
-    """A drop that is no mean: its variance from what it is without each of some blocks of samples."""
+    """Return the drop of a metric that is no mean; its variance is the jackknife's over blocks of samples."""
     whole, count = figure(trial, base), base.samples
     blocks = min(BLOCKS, count)
     owner = np.random.default_rng(0).permutation(count) % blocks
@@ -329,8 +335,8 @@ def _jackknife(figure: Any, trial: Predictions, base: Predictions, counted: bool
 
 
 def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
-    """The drop of a metric of samples, of the records of the original and of a trial. A function whose numbers are all
-    within 0 and 1 may count samples, so that none that changed does not mean that none can."""
+    """Return the drop from the records of the original and of a trial. A function whose numbers are all in [0, 1] may
+    count samples, so it is treated as `counted` (see `_mean_drop`)."""
     if "each" in own and "each" in records:
         steps = judge.fraction or bool(np.isin(own["each"], (0, 1)).all())
         return _mean_drop(judge.sign * (own["each"] - records["each"]), steps)
@@ -340,7 +346,7 @@ def _judged_drop(judge: SampleMetric, own: Records, records: Records) -> Drop:
 
 
 def _from_blocks(whole: float, without: Sequence[float], count: int, counted: bool) -> Drop:
-    """A drop by what it is of all samples, and without each of some blocks of them."""
+    """Return the jackknife drop: `whole` on all samples, `without` on all but one block each."""
     if not math.isfinite(whole):
         return Drop(math.inf, math.inf, count)
     blocks = len(without)
@@ -358,7 +364,7 @@ def _some(p: Predictions, keep: Array) -> Predictions:
 
 
 def _scale(values: Sequence[Array]) -> float:
-    """Mean square of an output, where it is finite."""
+    """Return the mean square of the finite elements of an output, at least TINY."""
     total = sum(float(np.square(v[np.isfinite(v)], dtype=np.float64).sum()) for v in values)
     return max(total / max(sum(v.size for v in values), 1), TINY)
 

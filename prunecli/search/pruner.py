@@ -35,9 +35,9 @@ LeCun et al. 1990), g the gradient of the outputs in random directions."""
 
 @dataclass(frozen=True)
 class Layer:
-    """Something that can be cut by a fraction of its own: the elements of a weight, or a group of coupled units.
+    """What an allocation gives a fraction to: the elements of a weight, or a group of coupled units.
 
-    count: units in it. params, macs: in the weights that it touches. limit: the largest fraction. touches: weights.
+    count: its units. params, macs: sums over the weights in `touches`. limit: the largest fraction that may go.
     widths: numbers of units that may stay, from all of them down; empty: any.
     """
 
@@ -51,12 +51,12 @@ class Layer:
     widths: tuple[int, ...] = ()
 
     def gone(self, fraction: float) -> int:
-        """Whole units that go."""
+        """Return how many whole units go at this fraction."""
         most = min(round(fraction * self.count), int(self.limit * self.count + 1e-9))
         return self.count - min(width for width in self.widths if width >= self.count - most) if self.widths else most
 
     def snapped(self, fraction: float) -> float:
-        """The fraction that whole units make."""
+        """Return the fraction rounded to whole units."""
         return self.gone(fraction) / max(self.count, 1)
 
 
@@ -67,25 +67,25 @@ class Space(Protocol):
     def layers(self) -> Sequence[Layer]: ...
 
     def build(self, allocation: Allocation) -> onnx.ModelProto:
-        """The pruned model, complete, with the inputs and outputs of the original."""
+        """Return the pruned model, complete, with the inputs and outputs of the original."""
         ...
 
     def cost(self, allocation: Allocation) -> Mapping[str, float]:
-        """What remains, exact to a unit: `params`, and by the kind of pruner `macs`, `file_bytes`."""
+        """Return what remains, exact to a unit: `params`, and what the pruner knows of its `goals`."""
         ...
 
     def by_threshold(self, share: float) -> Allocation:
-        """The allocation that one threshold on all scores makes, such that `share` of all units go."""
+        """Return the allocation of one threshold on all scores, at which `share` of all units go."""
         ...
 
     def thresholds(self, allocation: Allocation) -> Mapping[str, float]:
-        """By layer, the largest score that goes."""
+        """Return, by layer, the largest score among the units that go."""
         ...
 
 
 class Pruner(Space, Protocol):
-    """A space that saves what it builds. `at`: opens it from a file; can be pickled and sent to another machine.
-    `identity`: of all that decides what an allocation means. `goals`: what can be minimised, the default first."""
+    """A space that can save what it builds. `at`: opens the space from a file; it can be pickled for another machine.
+    `identity`: digest of all that decides what an allocation means. `goals`: what can be minimised, default first."""
 
     @property
     def at(self) -> Callable[[Path], Space]: ...
@@ -101,7 +101,7 @@ class Pruner(Space, Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     def proxy(self, progress: Progress) -> Proxy:
-        """Damage predicted from gradients.
+        """Return a function that predicts damage from gradients.
 
         Raises:
             PruneError: an operator has no gradient.
@@ -109,10 +109,10 @@ class Pruner(Space, Protocol):
         ...
 
     def predicted(self) -> Mapping[str, LossCurve]:
-        """By layer, the damage that a graph neural network predicts from the file.
+        """Return, by layer, the damage that a graph neural network predicts from the file.
 
         Raises:
-            Undescribed: the model has what it was not trained on.
+            Undescribed: the model has operators that the network was not trained on.
         """
         ...
 
@@ -123,23 +123,23 @@ class Pruner(Space, Protocol):
     def cut_further(
         self, trained: Path, gone: Allocation, allocation: Allocation, saving: PrunedFile, progress: Progress
     ) -> Result:
-        """As `save`, of what training made of a cut by the gentler allocation `gone`, which stays gone."""
+        """Prune `trained`, a model that was cut by the gentler allocation `gone` and then trained; else as `save`."""
         ...
 
 
 def normal(allocation: Allocation) -> dict[str, float]:
-    """Rounded, sorted, without what stays whole: equal allocations are equal."""
+    """Return the allocation rounded, sorted and without zeros, so that equal allocations compare equal."""
     rounded = {name: round(float(value), DIGITS) for name, value in sorted(allocation.items())}
     return {name: value for name, value in rounded.items() if value > 0}
 
 
 def snapped(layers: Sequence[Layer], allocation: Allocation) -> dict[str, float]:
-    """The allocation as whole units make it, normal: what it really does."""
+    """Return the allocation rounded to whole units, in normal form."""
     return normal({layer.name: layer.snapped(allocation[layer.name]) for layer in layers if layer.name in allocation})
 
 
 def digest(*parts: object) -> str:
-    """A name for what JSON can write."""
+    """Return 32 hexadecimal digits of the SHA-256 of the parts as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -156,7 +156,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def sample_of(items: Sequence[T], count: int, seed: int) -> list[T]:
-    """Some of them, drawn at random, in their order."""
+    """Return at most `count` of the items, drawn at random, in their order."""
     if len(items) <= count:
         return list(items)
     chosen = np.random.default_rng(seed).choice(len(items), count, replace=False)

@@ -35,7 +35,7 @@ class TrialRunner:
     reused: int = 0
 
     def measure(self, groups: Sequence[TrialGroup], label: str = "measuring") -> list[list[Outcome]]:
-        """The outcomes of every group, in order. Each result is in the journal before the next is waited for."""
+        """Return the outcomes of every group, in order. Each is written to the journal before the next is awaited."""
         found = {n: known for n, group in enumerate(groups) if (known := self.journal.get(group)) is not None}
         missing = [n for n in range(len(groups)) if n not in found]
         self.reused += sum(groups[n].key in self.journal.earlier for n in found)
@@ -50,13 +50,13 @@ class TrialRunner:
             yield from self.pool.run(self.workspace, groups)
 
     def try_all(self, allocations: Sequence[Allocation], label: str = "trying") -> list[Outcome]:
-        """Each allocation by itself, on all samples."""
+        """Return the outcome of each allocation, measured by itself on all samples."""
         return [
             outcomes[0] for outcomes in self.measure([TrialGroup.of(allocation) for allocation in allocations], label)
         ]
 
     def close(self) -> None:
-        """Let go of the pool and of the journal's file."""
+        """Close the pool and the journal's file."""
         self.pool.close()
         self.journal.close()
 
@@ -68,7 +68,7 @@ MOST_BYTES = 1 << 28
 
 
 class Journal:
-    """Outcomes by the key of their group. Without a path they are only held in memory."""
+    """Outcomes by the key of their group, kept in a file; without a path in memory only."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
         self._file: BinaryIO | None = None
@@ -97,7 +97,7 @@ class Journal:
         return len(self._found)
 
     def get(self, group: TrialGroup) -> list[Outcome] | None:
-        """Raises PruneError if what is kept is not of such a group."""
+        """Return the outcomes of a group, None if unknown. Raise PruneError if those in the file do not fit it."""
         found = self._found.get(group.key)
         missing = not group.probe and any(outcome.records is None for outcome in found or ())
         if found is not None and (len(found) != len(group.allocations) or missing):
@@ -105,7 +105,7 @@ class Journal:
         return found
 
     def close(self) -> None:
-        """Let others use the file."""
+        """Close the file and release its lock."""
         if self._file is not None:
             self._file.close()
 

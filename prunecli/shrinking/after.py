@@ -26,7 +26,7 @@ Pruned = TypeVar("Pruned")
 def shrunk_after(
     target: Path, options: Written, make: Callable[[Path], Made], progress: Progress
 ) -> tuple[Made, ShrinkResult, FileRef | None]:
-    """What `make(place)` wrote, shrunk to `target`; as it is where nothing can go."""
+    """Shrink the file that `make(place)` writes to `target`; move it there as it is where nothing can go."""
     own = {one.name for one in fields(options)}
     taken = {name: getattr(options, name) for name in TAKEN if name in own}
     with Scratch() as folder:

@@ -102,14 +102,14 @@ class SliceNumbering:
         return of_content(self.groups, value.name or "", array, axis, eps_of(array)) if array.size else None
 
     def tells(self, value: ir.Value | None, axis: int) -> bool:
-        """Whether anything is known of the slices of a value."""
+        """Return whether a slice along the axis is known to be constant or a multiple of another."""
         if value is None or value not in self.facts.shapes:
             return False
         stored = value.const_value is not None and self.facts.shapes[value][axis] > 1
         return self.of(value, axis).tells if stored else (value, axis) in self._telling
 
     def uniform(self, value: ir.Value) -> float | None:
-        """The number that all elements of a value are, if they are."""
+        """Return the number that all elements of a value equal, None if they differ or are unknown."""
         shape = self.facts.shapes.get(value)
         if shape is None or (not shape and value.const_value is None):
             return None
@@ -171,7 +171,7 @@ class SliceNumbering:
 
 
 def eps_of(array: Array) -> float:
-    """The distance from 1 to the next number of the array's type."""
+    """Return the distance from 1 to the next larger number of the array's type."""
     if array.dtype.kind == "f":
         return float(np.finfo(array.dtype).eps)
     return 2.0**-7 if array.dtype.name == "bfloat16" else 2.0**-2

@@ -113,7 +113,7 @@ def _check_kind(file: Model, options: ShrinkOptions) -> None:
 
 
 def _worked(original: Model, options: ShrinkOptions, data: Dataset | None, progress: Progress) -> _Work:
-    """Everything that can go, gone."""
+    """Remove everything that can go, and return the changed model with what went."""
     file = replace(original, ir=original.ir.clone())
     interface = [keep_outputs(file.ir, options.kept_outputs) if options.kept_outputs else None]
     last = last_token(file, options.dims) if options.last_token else None
@@ -163,7 +163,7 @@ def _units(
 
 
 def _recipe(options: ShrinkOptions) -> Json:
-    """What was asked for, as provenance records it."""
+    """Return what was asked for, as it is recorded in the saved model."""
     asked: Json = {
         "outputs": list(options.kept_outputs),
         "dead_inputs": options.dead_inputs,

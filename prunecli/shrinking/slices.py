@@ -29,7 +29,7 @@ BITS = 20
 
 @dataclass(frozen=True)
 class Slices:
-    """Of each position of an axis: its group and its factor."""
+    """The group and the factor of each position of an axis."""
 
     group: Ints
     factor: Floats
@@ -49,20 +49,20 @@ class Slices:
 
     @property
     def tells(self) -> bool:
-        """Whether anything is known: a slice is constant, or two are multiples of each other."""
+        """Return whether a slice is constant, or two are multiples of each other."""
         return bool(self.constant.any()) or len(np.unique(self.group)) < len(self.group)
 
     def where(self, mask: NDArray[np.bool_], other: Slices) -> Slices:
-        """The other's slices where the mask says so."""
+        """Return these slices, with those of `other` where the mask is set."""
         return Slices(np.where(mask, other.group, self.group), np.where(mask, other.factor, self.factor))
 
     def take(self, positions: Ints) -> Slices:
-        """Those of some positions."""
+        """Return the slices of these positions."""
         return Slices(self.group[positions], self.factor[positions])
 
 
 def constants(values: Any) -> Slices:
-    """Slices that are constant."""
+    """Return slices that equal these constants."""
     factor = np.asarray(values, np.float64)
     return Slices(np.zeros(len(factor), np.int64), factor)
 
@@ -75,7 +75,7 @@ class Groups:
         self._next = CONSTANT + 1
 
     def fresh(self, count: int) -> Ints:
-        """Numbers that nothing else has."""
+        """Return group numbers that are in use nowhere else."""
         first, self._next = self._next, self._next + count
         return np.arange(first, first + count)
 

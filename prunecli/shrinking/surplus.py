@@ -81,7 +81,7 @@ class Surplus:
 
 
 class Finder:
-    """Looks for the surplus of one analysed model."""
+    """Finds the units of an analysed model that can go without changing its outputs."""
 
     def __init__(self, catalogue: Catalogue, numbering: SliceNumbering) -> None:
         self.units, self.numbering = catalogue, numbering
@@ -165,7 +165,7 @@ class Finder:
                 return removed
 
     def _needed(self, end: End, gone: Array) -> Array | None:
-        """Mask over the positions of an end that go and are needed."""
+        """Return a mask over the positions of an end that go although a kept result needs them; None without atoms."""
         atoms = self.atoms(end.value, end.axis)
         if atoms is None:
             return None
@@ -195,7 +195,7 @@ class Finder:
         return hit
 
     def _emptied(self, removed: Array) -> list[int]:
-        """One unit for each axis of which nothing would be left."""
+        """Return one unit to keep for each axis that would otherwise be empty."""
         kept = self.units.kept(removed)
         empty = set(np.flatnonzero((kept <= 0) & (self.units.sizes > 0)).tolist())
         stays: list[int] = []
