@@ -116,6 +116,21 @@ class Catalogue:
         return np.asarray(units[self.count - len(self.blocks) :], bool)
 
     @cached_property
+    def computed(self) -> frozenset[int]:
+        """Axes (by representative) of what operators with stored weights read and write, so what a target computes."""
+        table = self.analysis.components.table
+        stored = {value: uses for value in self.analysis.model.graph.initializers.values() if (uses := value.uses())}
+        values = {
+            value
+            for weight, uses in stored.items()
+            if _rank(weight) > 1
+            for use in uses
+            for value in (*use.node.inputs, *use.node.outputs)
+            if value is not None and value.const_value is None
+        }
+        return frozenset(table.find(number) for (value, _), number in table.numbers.items() if value in values)
+
+    @cached_property
     def dead(self) -> list[Dead]:
         """By block, what nobody needs any more without it."""
         return [dead_without([block]) for block in self.blocks]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,8 @@ PARTNERS = 16
 """Pools that a step of another one is traded with, at most."""
 REACH = 2
 """Steps that a pool is moved by at once."""
+FEW_CHOICES = 2048
+"""So many are all looked at where trades end too far from the target: networks of a few narrow layers have no more."""
 NEAR = 0.01
 """A cost this near to the target, from below, meets it."""
 
@@ -218,13 +221,14 @@ Key = Callable[[Array], tuple[float, ...]]
 
 
 def exchange(problem: WidthProblem, start: Array) -> Array:
-    """A choice that meets the target as nearly and damages as little as trading steps between pairs of pools gets it,
-    and is then the fastest whose damage does not differ by more than the slack.
+    """A choice that meets the target as nearly and damages as little as trading steps between pairs of pools gets it
+    (of few choices: as any), and is then the fastest whose damage does not differ by more than the slack.
 
     Args:
         start: a choice within the target.
     """
     nearest = _trade(problem, start, lambda state: (problem.short(state), problem.total(state)))
+    nearest = _nearest_of_all(problem, nearest) if problem.short(nearest) else nearest
     short, most = problem.short(nearest), problem.total(nearest) * (1 + problem.slack)
 
     def faster(state: Array) -> tuple[float, ...]:
@@ -232,6 +236,22 @@ def exchange(problem: WidthProblem, start: Array) -> Array:
         return (0.0 if allowed else 1.0, problem.time(state), problem.total(state))
 
     return _trade(problem, nearest, faster)
+
+
+def _nearest_of_all(problem: WidthProblem, found: Array) -> Array:
+    """The choice that meets the target most nearly, and of such the one that damages least, where there are few choices
+    for all pools but the one of most widths, of which the cost then tells the index; else what was found."""
+    indices = [range(int(low), len(own)) for low, own in zip(problem.least, problem.damage, strict=True)]
+    last = max(range(len(indices)), key=lambda pool: len(indices[pool]))
+    if prod(len(own) for pool, own in enumerate(indices) if pool != last) > FEW_CHOICES:
+        return found
+    states = []
+    for each in product(*(own if pool != last else [-1] for pool, own in enumerate(indices))):
+        state = _fitted(problem, np.array(each), last, indices[last].start)
+        states += [] if state is None else [state]
+    short = [problem.short(state) for state in states]
+    best = min(short)
+    return min((state for state, own in zip(states, short, strict=True) if own == best), key=problem.total)
 
 
 def _trade(problem: WidthProblem, state: Array, key: Key) -> Array:

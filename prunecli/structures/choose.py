@@ -313,12 +313,16 @@ class _Chooser:
             yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
-                if group.kind != "block" and group.count <= asked.multiple(group) and len(pool.widths) == 1:
-                    few = f"{group.name} has only {group.count} {group.kind}s and stays whole"
-                    yield f"--round-to {asked.block}: {few}"
+                if (
+                    group.kind != "block"
+                    and group.count <= asked.multiple(self.catalogue, group)
+                    and len(pool.widths) == 1
+                ):
+                    told = f"{group.name} has only {group.count} {group.kind}s and stays whole"
+                    yield f"--round-to {asked.block}: {told}"
 
     def _told_of_budget(self, found: UnitDecision) -> Iterator[str]:
-        """How far below the target a cut in steps ends, where that is more than NEAR."""
+        """How far below the target the cut ends, where that is more than NEAR."""
         kind, target = self.recipe.budget, self.recipe.target
         if kind == "ratio":
             whole = sum(pool.count for pool in self.pools)
@@ -328,8 +332,10 @@ class _Chooser:
             asked = target / self.before[kind] if self.recipe.absolute else target
             reached, what = found.after[kind] / self.before[kind], "remains"
             missed = reached < (1 - NEAR) * asked
-        if missed and self.alignment.block > 1:
-            yield f"--{kind} {asked:.4g}: {reached:.4g} {what}, the nearest below with widths in {self.alignment.told}"
+        if missed:
+            alike = " when all layers are cut alike" * (self.scope == "layer" and kind != "ratio")
+            told = f"--{kind} {asked:.4g}: {reached:.4g} {what}, the nearest below{alike}"
+            yield f"{told} with widths in {self.alignment.told}" if self.alignment.block > 1 else told
 
     # -- scores -----------------------------------------------------------------------------------
 
@@ -389,7 +395,8 @@ class _Chooser:
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         blocks = self._pools_of_blocks()
         found = bundles.mask(by_cost(bundles, order, self.cost, goal, total), total)
-        if not everywhere or (self.alignment.block == 1 and blocks is None):
+        met = self.alignment.block == 1 and blocks is None and self.cost(found) >= (1 - NEAR) * goal
+        if met or not everywhere:
             return found
         starts = [found]
         if blocks is not None:  # a block weighs much: from either end of the trade
@@ -486,6 +493,7 @@ class _Chooser:
                 f"--{kind} {wanted / whole:.3g} ({wanted:,.0f}) cannot be reached:"
                 f" {least / whole:.3g} ({least:,.0f}) must remain",
                 advice(
+                    ("lower --round-to", self.alignment.given and self.alignment.block > 1),
                     ("raise --max-ratio", self.recipe.max_ratio < 1),
                     ("leave fewer layers out", len(self.groups) < len(self.catalogue.groups)),
                     ("use --granularity all", any(ALL in axis.reason for axis in self.catalogue.frozen)),

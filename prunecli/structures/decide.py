@@ -81,7 +81,10 @@ def decide(
     told += untimed
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, costing=table, gone=gone)
     if not decision.removed.any():
-        more = advice(("ask for more", True), ("raise --max-ratio", options.largest_ratio < 1))
+        given = options.alignment.given and options.alignment.block > 1
+        more = advice(
+            ("ask for more", True), ("lower --round-to", given), ("raise --max-ratio", options.largest_ratio < 1)
+        )
         raise PruneError("at this budget nothing is removed", more)
     return subject, Decided(
         decision.removed, decision.scores, _recipe(options, subject), left, [*told, *decision.notes]

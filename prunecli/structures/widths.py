@@ -76,15 +76,22 @@ class Alignment:
         """Multiples of another block, too."""
         return replace(self, block=lcm(self.block, block))
 
-    def multiple(self, group: Group) -> int:
-        """Units go in such numbers that a multiple of this stays."""
-        return self.block // gcd(self.block, max(group.per_unit)) if group.kind in ("channel", "width") else 1
+    def multiple(self, catalogue: Catalogue, group: Group) -> int:
+        """Units go in such numbers that a multiple of this stays: on every axis that is computed on a multiple of the
+        block. A unit may have several positions on one: those of a flattened picture, or one in every group."""
+        if group.kind not in ("channel", "width"):
+            return 1
+        positions = [n for axis, n in zip(group.axes, group.per_unit, strict=True) if axis in catalogue.computed]
+        return self.block // gcd(self.block, *(positions or [max(group.per_unit)]))
 
     def widths(self, catalogue: Catalogue, group: Group, limit: int | None = None) -> tuple[int, ...]:
         """Numbers of units that may stay, from all of them down; at most `limit` (default: all but one) go."""
         if group.kind == "block":
             return (1, 0) if self.mended is not None and limit != 0 else (1,)
-        step, least = self.multiple(group), group.count - min(group.count - 1, group.count if limit is None else limit)
+        step, least = (
+            self.multiple(catalogue, group),
+            group.count - min(group.count - 1, group.count if limit is None else limit),
+        )
         found = multiples(group.count, step)
         if self.below == "all" or (self.below == "dense" and step > 1 and gains_below(catalogue, group)):
             least_part = max(step * self.padded // (self.block * QUARTER), 1)

@@ -3,6 +3,7 @@ steps between groups: within the budget, never worse than before, and no better 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_trades_end_within_the_budget_and_are_never_worse(sizes: list[int], seed
         assert problem.total(found) <= problem.total(start) * (1 + SLACK)
     assert (found >= problem.least).all() and all(i < len(d) for i, d in zip(found, problem.damage, strict=True))
     assert (exchange(problem, start) == found).all()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(2, 6), min_size=1, max_size=4), st.integers(0, 999), st.floats(0.2, 0.95))
+def test_of_few_choices_none_is_nearer(sizes: list[int], seed: int, share: float) -> None:
+    problem = problem_of(sizes, seed, share)
+    if (start := greedy(problem)) is None:
+        return
+    states = [np.array(each) for each in product(*(range(n) for n in sizes))]
+    nearest = min(problem.short(state) for state in states if problem.cost(state) <= problem.target)
+    assert problem.short(exchange(problem, start)) == nearest
 
 
 @settings(max_examples=60)
