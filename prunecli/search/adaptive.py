@@ -50,7 +50,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class LayerThreshold:
-    """What became of a layer. `threshold`: the largest score that went."""
+    """The fraction that went from a layer, and the largest score among what went (`threshold`)."""
 
     layer: Layer
     fraction: float
@@ -89,7 +89,7 @@ class AdaptiveResult(Reported):
 
     @property
     def output(self) -> FileRef | None:
-        """The file that was written, None without one."""
+        """The file that was written; None if the goal was not reached."""
         return self.result.output if self.result is not None else None
 
     @property
@@ -172,7 +172,7 @@ def _minimised(pruner: Pruner, wanted: str | None) -> str:
 
 
 def _interruptible(work: Callable[[], object]) -> bool:
-    """Do it; whether it was cut short by Ctrl-C."""
+    """Run the work; return whether Ctrl-C ended it."""
     try:
         work()
     except KeyboardInterrupt:
@@ -185,8 +185,8 @@ def _notes(options: AdaptiveOptions) -> list[str]:
 
 
 def _confirm(run: Search, held: TrialSamples, models: StepModels) -> Iterator[Confirmation]:
-    """Settings on the held-out samples, the smallest allowed first; each that fails makes the next one stricter by
-    what it was over, and what was looked at several times is told with a wider interval (Bonferroni)."""
+    """Judge steps on the held-out samples, the smallest allowed model first, until one holds. One that fails tightens
+    the limit of the next by its excess. Intervals of later attempts are wider (Bonferroni: level 1 - 0.05 / attempt)."""
     limit, tried = run.goal.max_drop, set[int]()
     for attempt in range(1, ATTEMPTS + 1):
         left = [step for step in run.candidates(limit) if step.number not in tried]
@@ -216,13 +216,13 @@ def _confirmed(step: SearchStep, held: TrialSamples, models: StepModels, goal: G
 
 
 def _said(setup: TrialSetup, options: AdaptiveOptions, goal: Goal) -> Json:
-    """What the saved model records of how it was chosen."""
+    """Return what the saved model records of how it was chosen."""
     return {"strategy": options.strategy, "max_drop": goal.max_drop, "metric": setup.samples.metric.name,
             "minimize": goal.minimize, "data": options.tried.text, "seed": options.seed}  # fmt: skip
 
 
 def _layers(setup: TrialSetup, confirmations: Sequence[Confirmation]) -> list[LayerThreshold]:
-    """The final thresholds, in the model's order."""
+    """Return the thresholds of the confirmed step, in the model's order; none if no step was confirmed."""
     if not confirmations or not confirmations[-1].holds:
         return []
     allocation: Allocation = confirmations[-1].step.allocation

@@ -54,8 +54,8 @@ class Trained:
 
 @dataclass
 class StepModels:
-    """Files that are made on the way lie in `folder`. `trained`: by the number of the step; `recovered`: by allocation,
-    each made once; `as_saved`: numbers of steps that were judged as they are saved."""
+    """The models of steps; those made on the way are files in `folder`. `trained`: by the step's number; `recovered`:
+    by allocation, each made once; `as_saved`: numbers of the steps whose file to be saved was judged."""
 
     setup: TrialSetup
     options: AdaptiveOptions
@@ -68,7 +68,7 @@ class StepModels:
     # -- further than the search went ----------------------------------------------------------------
 
     def recover_further(self, run: Search) -> None:
-        """Go on from the best so far, each step refitted, and judged on the samples of the search."""
+        """Cut further from the best step so far; each step is refitted, and judged on the samples of the search."""
 
         def attempt(allocation: dict[str, float], number: int) -> SearchStep:
             outcome = self.setup.outcome(self._recovered(allocation))
@@ -79,7 +79,7 @@ class StepModels:
         run.follow(attempt, PACE, LEAST_PACE)
 
     def train_further(self, run: Search) -> None:
-        """Go on from the best so far, each step trained."""
+        """Cut further from the best step so far; each step is trained before it is judged."""
         last: Trained | None = None
 
         def attempt(allocation: dict[str, float], number: int) -> SearchStep:
@@ -114,7 +114,8 @@ class StepModels:
         return Trained(folder / "trained.onnx", allocation, (*rounds, Round(1.0, cut, done)))
 
     def _training(self, cut: Result, output: Path) -> FinetuneOptions:
-        """As asked. Distillation on the samples of the search is judged on those that neither search nor confirm."""
+        """Return the options of the training. Distillation on the samples of the search is validated on samples that
+        neither search nor confirm."""
         o = self.options
         training = training_of(o, self.setup.file.path, output, cut, keep_start=True)
         if not o.distills or o.train_data is not None:
@@ -129,7 +130,7 @@ class StepModels:
     # -- opened and written --------------------------------------------------------------------------
 
     def open(self, step: SearchStep) -> Session:
-        """The model of a step, as it will be written."""
+        """Open the model of a step as it will be written: trained, recovered or as it is cut."""
         if step.number in self.trained:
             return self.setup.open(self.trained[step.number].path)
         if self.options.recovers:
@@ -154,7 +155,7 @@ class StepModels:
         return self.setup.pruner.save(step.allocation, saving, said, self.progress)
 
     def _write_trained(self, made: Trained, target: Path) -> Result:
-        """Put the trained file in its place, complete, and say what led to it."""
+        """Copy the trained file to its place; return the result, with the rounds that led to it."""
         file, rounds = self.setup.file, list(made.rounds)
         copy(made.path, target, self.options.force)
         training = retrained(file.path, self.options, rounds)
@@ -172,7 +173,7 @@ class StepModels:
         return replace(last, layers=[replace(r, nonzero=late.get(r.weight, r.nonzero)) for r in last.layers], **same)
 
     def _timed(self, done: Result, place: Path) -> Result:
-        """With the speed of the file beside the original, where it is a cut."""
+        """Return the result with the speed of the file beside the original, if structures were cut."""
         if isinstance(done, MagnitudeResult) or not self.options.timing:
             return done
         return replace(done, speed=measured(place, self.setup.file.path, self.options, self.progress))
@@ -203,7 +204,7 @@ class StepModels:
 
 
 def pareto(steps: Sequence[SearchStep]) -> list[SearchStep]:
-    """Of finite drop, the smallest model first."""
+    """Return the steps that no other beats in both size and drop, the smallest first; infinite drops are left out."""
     kept: list[SearchStep] = []
     for step in sorted(steps, key=lambda s: (s.remains, s.drop.value)):
         if math.isfinite(step.drop.value) and (not kept or step.drop.value < kept[-1].drop.value):

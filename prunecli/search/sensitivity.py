@@ -55,7 +55,7 @@ class SensitivityRow:
 
     @property
     def mean_damage(self) -> float:
-        """Rows are ranked by it."""
+        """The mean damage over the points, by which rows are ranked."""
         return sum(p.damage for p in self.points) / max(len(self.points), 1)
 
     @property

@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class SampleSubset(DataOptions):
-    """Some samples of the user's data, for what reads data itself."""
+    """Some samples of the user's data, in the form that commands take data in."""
 
     dataset: Dataset | None = None
 
@@ -63,7 +63,7 @@ class TrialSetup:
 
     @property
     def samples(self) -> TrialSamples:
-        """Those to choose by."""
+        """The samples to choose by."""
         return self.runner.workspace.samples
 
     def open(self, model: Path | onnx.ModelProto) -> Session:
@@ -71,7 +71,7 @@ class TrialSetup:
         return Session.open(model, provider=self.runner.workspace.provider, threads=1)
 
     def outcome(self, model: Path) -> Outcome:
-        """Of a file, on all samples to choose by."""
+        """Return the outcome of a model file on all samples to choose by."""
         return outcome_on(self.open(model), self.samples)
 
 

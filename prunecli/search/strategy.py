@@ -62,8 +62,8 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Goal:
-    """`max_drop`: of the metric, on data that nothing was chosen by. `minimize`: a key of the space's costs.
-    `held_out`: samples of those data. `sureness`: standard errors kept as a margin. 1.645 would make 19 of 20 promises
+    """What a search must reach. `max_drop`: the largest drop of the metric on held-out data. `minimize`: a key of the
+    space's costs. `held_out`: how many samples only confirm. `sureness`: standard errors kept as a margin. 1.645 would make 19 of 20 promises
     hold for an allocation named beforehand; the best of many tried is luckier than it will be again (benchmarks.md)."""
 
     max_drop: float
@@ -72,8 +72,8 @@ class Goal:
     sureness: float = 2.0
 
     def bound(self, drop: Drop) -> float:
-        """What the drop on the held-out data will not exceed: its prediction, and a margin for the noise of both. A
-        gain that the noise explains is taken as none: among many allocations the lucky ones would be chosen."""
+        """Return the bound of the drop on the held-out data: its prediction plus `sureness` standard errors of the
+        difference. A gain within noise counts as none, since otherwise lucky allocations would be chosen."""
         expected = drop.value if drop.value > 0 else min(drop.value + self.sureness * drop.error(), 0.0)
         return expected + self.sureness * drop.error(self.held_out)
 
@@ -152,7 +152,7 @@ class Search:
         return found
 
     def add(self, allocation: dict[str, float], outcome: Outcome, stage: str) -> SearchStep:
-        """Keep an allocation that was measured elsewhere."""
+        """Record an allocation that was measured elsewhere as a step."""
         step = self._step(allocation, outcome, stage, True)
         self.steps.append(step)
         if step.allowed and (self.best is None or step.remains < self.best.remains):
@@ -179,7 +179,7 @@ class Search:
     # -- along a path --------------------------------------------------------------------------------
 
     def at_remains(self, wanted: float) -> dict[str, float]:
-        """The gentlest allocation on the path of which no more than that remains."""
+        """Return the gentlest allocation on the path that leaves at most the fraction `remains`."""
         low, high = 0.0, self.path.most
         for _ in range(60):
             middle = (low + high) / 2
@@ -187,7 +187,7 @@ class Search:
         return snapped(self.space.layers, self.path.at(high))
 
     def follow(self, attempt: Callable[[dict[str, float], int], SearchStep], pace: float, least_pace: float) -> None:
-        """Go on along the path from the best so far; `attempt` makes each step from an allocation and a number.
+        """Continue along the path from the best step; `attempt` makes a step from an allocation and a number.
         `pace`: the fraction of what remains that a step removes, halved after one that is not allowed, until it is
         below `least_pace`."""
         remains, least = 1.0 if self.best is None else self.best.remains, self.remains(self.path.at(self.path.most))
@@ -201,7 +201,7 @@ class Search:
                 pace /= 2
 
     def locate(self, at: Callable[[float], Allocation], low: float, high: float, stage: str) -> None:
-        """Try allocations along a line, ever closer to the last allowed one; `best` is it, if it is smaller."""
+        """Narrow the interval from an allowed position to one that is not, and keep the smallest allowed step as `best`."""
         for _ in range(NARROWINGS):
             positions, before = spread(low, high, POINTS), len(self.steps)
             steps = self.try_all([at(p) for p in positions], stage)
@@ -214,14 +214,14 @@ class Search:
 
 
 def search(run: Search) -> None:
-    """The default strategy."""
+    """Search by measured curves of damage, the default strategy."""
     run.curves = list(measured_curves(run.runner, run.space, run.goal.minimize))
     feedback(run)
     _along(run)
 
 
 def predicted(run: Search) -> None:
-    """As `search`, from predicted curves."""
+    """Search as `search` does, but by predicted curves."""
     assert run.predict is not None
     try:
         found = run.predict()
@@ -297,7 +297,7 @@ def curve_trials(layers: Iterable[Layer], levels: Sequence[float] | None = None)
 
 
 def measured_curves(runner: TrialRunner, space: Space, goal: str) -> Iterator[DamageCurve]:
-    """The damage of each layer cut alone."""
+    """Return the curve of damage of each layer cut alone."""
     layers = [layer for layer in space.layers if levels_of(layer)]
     found = runner.measure(curve_trials(layers), "measuring each layer alone")
     for layer, outcomes in zip(layers, found, strict=True):

@@ -88,7 +88,7 @@ class Path:
 
     @property
     def least(self) -> float:
-        """The damage of the first segment that does any."""
+        """Return the damage of the first segment that exceeds TINY, else TINY."""
         return next((s.damage for s in self.segments if s.damage > TINY), TINY)
 
     @property
@@ -121,7 +121,7 @@ def best_path(curves: Sequence[DamageCurve]) -> Path:
 
 
 def _hull(curve: DamageCurve) -> list[Segment]:
-    """The lower convex hull of damage over what is saved."""
+    """Return the segments of the lower convex hull of damage over what is saved."""
     fractions, damages = curve.fine()
     saved = curve.cost(float(fractions[0])) - np.array([curve.cost(float(f)) for f in fractions])
     rising = [0]
@@ -137,7 +137,7 @@ def _hull(curve: DamageCurve) -> list[Segment]:
 
 
 def spread(low: float, high: float, count: int) -> list[float]:
-    """Positions between two, evenly spaced in the logarithm of damage, ends left out."""
+    """Return positions between two, evenly spaced in the logarithm of damage, without the ends."""
     start, stop = np.log(max(low, TINY)), np.log(max(high, TINY))
     return [float(np.exp(start + (stop - start) * i / (count + 1))) for i in range(1, count + 1)]
 
@@ -145,5 +145,5 @@ def spread(low: float, high: float, count: int) -> list[float]:
 def costs_of(
     space_cost: Callable[[Allocation], Mapping[str, float]], base: Allocation, layer: str, goal: str
 ) -> Callable[[float], float]:
-    """What remains of the goal as a function of one layer, the others as in `base`."""
+    """Return what remains of the goal's amount as a function of one layer's fraction, the others as in `base`."""
     return lambda fraction: float(space_cost({**base, layer: fraction})[goal])

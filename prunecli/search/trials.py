@@ -48,7 +48,8 @@ class TrialGroup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of an allocation. `damage`: mean per sample; `error`: its standard error; `records`: None of a probe."""
+    """What was measured of an allocation. `damage`: mean over samples; `error`: its standard error; `records`: what the
+    metric is computed from, None for a probe."""
 
     damage: float
     error: float
@@ -78,7 +79,7 @@ class TrialSamples:
         return cls(batches, reference, metric)
 
     def probes(self, samples: int) -> int:
-        """Batches that hold so many samples."""
+        """Return how many batches hold this many samples."""
         held = np.cumsum([batch.count for batch in self.batches])
         return min(int(np.searchsorted(held, samples)) + 1, len(self.batches))
 
@@ -186,7 +187,7 @@ def _element_type(dtype: str) -> int | None:
 
 
 def outcome_on(session: Session, samples: TrialSamples) -> Outcome:
-    """A model's outcome on any samples."""
+    """Run a model on the samples and return its outcome."""
     run = _ModelRun(False, samples.metric)
     for batch, wanted in zip(samples.batches, samples.reference, strict=True):
         run.add(batch, session.run(batch.feed), wanted)
@@ -199,7 +200,7 @@ _OPENING = Lock()
 
 
 def forget() -> None:
-    """Close what this process has open."""
+    """Close the workspace that this process has open."""
     _OPEN.clear()
 
 

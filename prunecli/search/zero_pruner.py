@@ -61,7 +61,7 @@ class WeightRanking:
         return Recipe(self.pattern, scope, self.criterion, sparsity, seed=self.seed)
 
     def decisions(self, targets: Mapping[str, Target], allocation: Allocation) -> dict[str, Decision]:
-        """What becomes of each weight that is cut."""
+        """Return a decision for each weight that is cut."""
         return {
             name: decide([targets[name]], self.recipe("layer", min(share, 1.0)))[0]
             for name, share in allocation.items()
@@ -69,7 +69,7 @@ class WeightRanking:
         }
 
     def scores(self, target: Target, array: Array) -> Array:
-        """The score of the unit that each element belongs to."""
+        """Return, for each element, the score of the unit that it belongs to."""
         form = parse_pattern(self.pattern)
         assert isinstance(form, Tiles)
         units = Units(form, of_elements(self.criterion), self.seed)

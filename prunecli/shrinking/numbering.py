@@ -82,7 +82,7 @@ class SliceNumbering:
         return len(self.facts.shapes[value])
 
     def of(self, value: ir.Value, axis: int) -> Slices:
-        """The slices of a value; those of constants are read off their content."""
+        """Return the slices of a value along an axis; those of a constant are read off its content."""
         key = (value, axis)
         if key not in self._known:
             self._known[key] = self._content(value, axis) or self._unknown(value, axis)
@@ -127,7 +127,7 @@ class SliceNumbering:
         return None
 
     def across(self, value: ir.Value, out: ir.Value, axis: int) -> Slices:
-        """Slices of an operand along an axis of what it broadcasts to."""
+        """Return the slices of an operand along an axis of the result that it broadcasts to."""
         size, own = self.facts.shapes[out][axis], axis - self.rank(out) + self.rank(value)
         if own >= 0 and self.facts.shapes[value][own] == size:
             return self.of(value, own)
@@ -135,11 +135,11 @@ class SliceNumbering:
         return self.alone(value, size) if number is None else constants(np.full(size, number))
 
     def alone(self, value: ir.Value, size: int) -> Slices:
-        """Of an operand that is the same at each position."""
+        """Return equal slices, one per position, for an operand that is the same at each position."""
         return Slices(np.repeat(self.groups.number(("whole", value.name), np.zeros(1)), size), np.ones(size))
 
     def along(self, node: ir.Node, out: ir.Value) -> Iterator[int]:
-        """Axes of a result along which something is known of an operand."""
+        """Yield the axes of a result along which the slices of some operand are known."""
         for axis, size in enumerate(self.facts.shapes[out]):
             owns = [(v, axis - self.rank(out) + self.rank(v)) for v in node.inputs if v is not None and self.is_data(v)]
             if size > 1 and any(own >= 0 and self.tells(v, own) for v, own in owns):
@@ -153,14 +153,14 @@ class SliceNumbering:
     # -- statements -------------------------------------------------------------------------------
 
     def say(self, value: ir.Value, axis: int, slices: Slices) -> None:
-        """State the slices of a result."""
+        """Record the slices of a result along an axis, unless a factor is not finite."""
         if value.name and np.isfinite(slices.factor).all():
             self._known[value, axis] = slices
             if slices.tells:
                 self._telling.add((value, axis))
 
     def _measure(self, node: ir.Node) -> None:
-        """What was measured on data holds from here on."""
+        """Record what was measured on data for the node's results, so that later nodes build on it."""
         for out in node.outputs:
             for axis in range(self.rank(out)) if out in self.facts.shapes else ():
                 if (out.name or "", axis) in self._measured:
@@ -211,7 +211,7 @@ def evaluate(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Fl
 
 
 def function(numbering: SliceNumbering, node: ir.Node, operands: Mapping[int, Slices]) -> Slices:
-    """Slices of any function of each position: of constants a constant, of equal operands equal results."""
+    """Return the slices of a function of each position: constants give a constant, equal operands equal results."""
     others = tuple(v.name for i, v in enumerate(node.inputs) if v is not None and i not in operands)
     columns = [column for slices in operands.values() for column in (slices.group, slices.factor)]
     group = numbering.groups.number((operation(node), others), *columns)
@@ -229,14 +229,14 @@ def linear(numbering: SliceNumbering, key: Hashable, slices: Slices, level: bool
 
 
 def homogeneous(numbering: SliceNumbering, key: Hashable, slices: Slices, *columns: Array) -> Slices:
-    """Slices of f where f(k x) = k f(x) for positive k: constants are told by the caller."""
+    """Return the slices of f, where f(k x) = k f(x) for positive k. The caller states those of constants."""
     sign = np.sign(slices.factor)
     group = numbering.groups.number(key, slices.group, sign, *columns)
     return Slices(np.where(slices.zero, CONSTANT, group), np.abs(slices.factor))
 
 
 def shifted(numbering: SliceNumbering, slices: Slices, by: Floats) -> Slices:
-    """Slices plus a constant for each position."""
+    """Return the slices with a constant added to each position."""
     ratio = by / np.where(slices.factor == 0, 1.0, slices.factor)
     group = numbering.groups.number("shifted", slices.group, rounded(ratio))
     moved = Slices(np.where(by == 0, slices.group, group), slices.factor)
@@ -244,7 +244,7 @@ def shifted(numbering: SliceNumbering, slices: Slices, by: Floats) -> Slices:
 
 
 def times(numbering: SliceNumbering, key: Hashable, a: Slices, b: Slices) -> Slices:
-    """Slices of what is linear in either operand."""
+    """Return the slices of a result that is linear in either operand."""
     group = numbering.groups.number(key, a.group, b.group)
     group = np.where(b.constant, a.group, np.where(a.constant, b.group, group))
     return Slices(np.where(a.zero | b.zero, CONSTANT, group), a.factor * b.factor)
@@ -298,7 +298,8 @@ def _add(numbering: SliceNumbering, node: ir.Node, operands: Sequence[Slices]) -
 
 
 def _sum(numbering: SliceNumbering, a: Slices, b: Slices) -> Slices:
-    """A constant shifts the other operand; a sum of two others is told by their ratio."""
+    """Return the slices of a + b: a constant shifts the other operand; other sums are equal up to a factor if their
+    groups and the ratio of the factors are equal."""
     ratio = b.factor / np.where(a.factor == 0, 1.0, a.factor)
     total = Slices(numbering.groups.number("sum", a.group, b.group, rounded(ratio)), a.factor)
     for one, other in ((a, b), (b, a)):

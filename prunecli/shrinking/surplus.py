@@ -89,7 +89,7 @@ class Finder:
         self.ends = [end for node in reversed(list(numbering.graph)) for end in self._ends(node)]
 
     def find(self, allowed: Array) -> Surplus:
-        """The surplus among the allowed units."""
+        """Return the surplus among the allowed units."""
         allowed = allowed & np.array([g.approximation == "" for g in self.units.groups], bool)[self.units.group_of]
         last: list[int] = []
         while True:
@@ -209,7 +209,7 @@ class Finder:
     # -- what is there twice ----------------------------------------------------------------------
 
     def _equal(self, allowed: Array, removed: Array) -> list[Merge]:
-        """Units that are multiples of another one wherever they are read."""
+        """Return the units that are multiples of an earlier unit wherever they are read, each with that unit."""
         out: list[Merge] = []
         gone = self.units.removed_atoms(removed)
         for group in self.units.groups:
@@ -281,7 +281,7 @@ def _channelwise(one: WeightedSum) -> bool:
 
 
 def may_merge(one: WeightedSum) -> bool:
-    """Whether columns of the weight can be added up: nothing else reads it, and all rows have all columns."""
+    """Return whether columns of the weight may be added up: nothing else reads it, and each row has all columns."""
     return one.weight.is_own and not (one.grouped and one.groups > 1)
 
 
