@@ -186,7 +186,7 @@ def _notes(options: AdaptiveOptions) -> list[str]:
 
 def _confirm(run: Search, held: TrialSamples, models: StepModels) -> Iterator[Confirmation]:
     """Judge steps on the held-out samples, the smallest allowed model first, until one holds. One that fails tightens
-    the limit of the next by its excess. Intervals of later attempts are wider (Bonferroni: level 1 - 0.05 / attempt)."""
+    the limit of the next by its excess. Later intervals are wider (Bonferroni: level 1 - 0.05 / attempt)."""
     limit, tried = run.goal.max_drop, set[int]()
     for attempt in range(1, ATTEMPTS + 1):
         left = [step for step in run.candidates(limit) if step.number not in tried]

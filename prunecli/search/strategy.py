@@ -63,8 +63,9 @@ STAGES = {
 @dataclass(frozen=True)
 class Goal:
     """What a search must reach. `max_drop`: the largest drop of the metric on held-out data. `minimize`: a key of the
-    space's costs. `held_out`: how many samples only confirm. `sureness`: standard errors kept as a margin. 1.645 would make 19 of 20 promises
-    hold for an allocation named beforehand; the best of many tried is luckier than it will be again (benchmarks.md)."""
+    space's costs. `held_out`: how many samples only confirm. `sureness`: standard errors kept as a margin. 1.645
+    would make 19 of 20 promises hold for an allocation named beforehand; the best of many tried is luckier than it
+    will be again (benchmarks.md)."""
 
     max_drop: float
     minimize: str
@@ -201,7 +202,7 @@ class Search:
                 pace /= 2
 
     def locate(self, at: Callable[[float], Allocation], low: float, high: float, stage: str) -> None:
-        """Narrow the interval from an allowed position to one that is not, and keep the smallest allowed step as `best`."""
+        """Narrow the interval between an allowed position and one that is not; `best` is the smallest allowed step."""
         for _ in range(NARROWINGS):
             positions, before = spread(low, high, POINTS), len(self.steps)
             steps = self.try_all([at(p) for p in positions], stage)
