@@ -179,6 +179,9 @@ class _GraphBuilder:
         none = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
         read, reader, energy = (np.concatenate(parts) for parts in zip(none, *found, strict=True))
         size = self.catalogue.count + len(self.names)
+        if not np.isfinite(energy).all():
+            raise PruneError("a weight holds NaN or infinite values: its edges have no strength",
+                             "repair the model or export it again")  # fmt: skip
         edges = csr_array(coo_array((energy, (read, reader)), shape=(size, size)))
         edges.data = np.sqrt(edges.data)
         edges.eliminate_zeros()

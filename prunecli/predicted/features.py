@@ -53,7 +53,7 @@ def describe_weights(model: Model, only: Sequence[str] | None = None) -> Describ
     """One node per matrix or kernel; `only`: names of those that may be cut, the others are nodes all the same.
 
     Raises:
-        Undescribed: a weight is of another operator, or lies in a body or a function.
+        Undescribed: a weight is of another operator, or is used in a body or a function.
     """
     weights, flow = _walked(model, only)
     table = _Table(model, weights, flow)
@@ -65,14 +65,19 @@ def describe_weights(model: Model, only: Sequence[str] | None = None) -> Describ
 def _walked(model: Model, only: Sequence[str] | None) -> tuple[list[Weight], Flow]:
     weights = [w for w in find_weights(model).prunable if w.size > 1]
     for weight in weights:
-        where = weight.holder.graph is model.ir.graph
-        if (only is None or weight.name in only) and (not where or weight.op not in KNOWN):
-            what = f"{weight.op}" if where else "a weight inside a body or a function"
+        is_plain = _lies_in(weight, model)
+        if (only is None or weight.name in only) and (not is_plain or weight.op not in KNOWN):
+            what = f"{weight.op}" if is_plain else "a weight that is used inside a body or a function"
             raise Undescribed(f"{weight.name}: the damage network knows {', '.join(KNOWN)}, not {what}")
-    weights = [w for w in weights if w.holder.graph is model.ir.graph and w.op in KNOWN]
+    weights = [w for w in weights if _lies_in(w, model) and w.op in KNOWN]
     if not weights:
         raise Undescribed("there is no layer to describe")
     return weights, flow_of(model.ir.graph, weights)
+
+
+def _lies_in(weight: Weight, model: Model) -> bool:
+    """Whether a weight is stored and used in the graph itself."""
+    return all(graph is model.ir.graph for graph in (weight.holder.graph, *(use.node.graph for use in weight.uses)))
 
 
 def _reads(weights: Sequence[Weight], flow: Flow) -> Array:
@@ -193,8 +198,10 @@ def describe_groups(model: Model, catalogue: Catalogue) -> DescribedGraph:
     """One node per group of coupled units of a catalogue; `model`: its working form.
 
     Raises:
-        Undescribed: as `describe_weights`.
+        Undescribed: as `describe_weights`, or there are no groups.
     """
+    if not catalogue.groups:
+        raise Undescribed("there are no units to describe")
     weights, flow = _walked(model, None)
     table, numbers = _Table(model, weights, flow), {w.name: k for k, w in enumerate(weights)}
     slices = WeightSlices(catalogue)

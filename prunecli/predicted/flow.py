@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunecli.model.constants import behind
+from prunecli.model.graphs import captured
 from prunecli.model.weights import Weight
 
 NORMALISATIONS = {
@@ -84,8 +85,8 @@ def _know(flow: Flow, value: ir.Value, power: float, sources: frozenset[int], be
 
 
 def _computed(flow: Flow, node: ir.Node) -> list[ir.Value]:
-    """Inputs that are computed from the graph's inputs."""
-    return [value for value in node.inputs if value is not None and value in flow.power]
+    """What it reads, bodies included, that is computed from the graph's inputs."""
+    return [value for value in (*node.inputs, *dict.fromkeys(captured(node))) if value in flow.power]
 
 
 def _forward(flow: Flow, node: ir.Node, layers: Sequence[int], weights: Sequence[Weight]) -> None:

@@ -132,6 +132,11 @@ def test_operators_without_weights_hand_importance_on(name: str, tmp_path: Path)
     assert rank[graph.of_kind("input")].sum() == pytest.approx(1) == rank[graph.of_kind("output")].sum()
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="NaN or infinite"):
+        unit_graph(chain(tmp_path, w1=W1 * np.float32(np.nan)))
+
+
 @pytest.mark.parametrize("damping", [0.0, -1.0, 1.5])
 def test_a_damping_outside_is_refused(tmp_path: Path, damping: float) -> None:
     with pytest.raises(PruneError, match="damping"):

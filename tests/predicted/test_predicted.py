@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 import prunecli
@@ -177,6 +178,45 @@ def test_what_is_not_known_falls_back_with_a_note(tmp_path: Path) -> None:
     np.savez(data, x=np.random.default_rng(0).standard_normal((32, 4, 5, 5)).astype(np.float32))
     measured = prunecli.sensitivity(path, data=data, levels=(0.5,), predicted=True, jobs=1)
     assert measured.ranking is None and any("ConvTranspose" in note for note in measured.notes)
+
+
+def test_a_model_without_units_has_nothing_to_cut(tmp_path: Path) -> None:
+    """Predicted or not: the network is not asked of no groups."""
+    model = write(
+        tmp_path / "m.onnx", "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 3, 2, 4}> { y = MatMul(x, w) }"
+    )
+    with pytest.raises(PruneError, match="nothing can be cut"):
+        prunecli.structured(model, params=0.5, allocate="predicted", output=tmp_path / "o.onnx")
+
+
+USED_IN = {
+    "a function": ("w", """g (float[N,4] x) => (float[N,4] y) <float[4,4] w = {NUMBERS}, float[4,4] v = {NUMBERS}> {
+  a = my.layer(x, w)
+  y = MatMul(a, v)
+}
+<domain: "my", opset_import: ["" : 17]> layer (X, W) => (Y) {
+  m = MatMul(X, W)
+  Y = Relu(m)
+}"""),
+    "a body": ("v", """g (float[N,4] x, bool c) => (float[N,4] y) <float[4,4] w = {NUMBERS}, float[4,4] v = {NUMBERS}> {
+  a = MatMul(x, w)
+  y = If(c) <then_branch = t () => (float[N,4] p) { p = MatMul(a, v) }, else_branch = e () => (float[N,4] q) { q = Neg(a) }>
+}"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USED_IN)
+def test_what_is_used_inside_is_not_known_and_what_it_reads_reaches_the_output(name: str, tmp_path: Path) -> None:
+    inner, body = USED_IN[name]
+    text = body.replace("NUMBERS", NUMBERS)
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "my" : 1]> {text}')
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    file = load(tmp_path / "m.onnx")
+    with pytest.raises(Undescribed, match=f"{inner}: .* used inside a body or a function"):
+        weight_curves(file)
+    (outer,) = {"w", "v"} - {inner}
+    (curve,) = weight_curves(file, [outer]).values()
+    assert max(curve.losses) > 1e-3
 
 
 def test_weights_that_are_zero_or_no_numbers(tmp_path: Path) -> None:
