@@ -130,10 +130,17 @@ class Equations:
         squares = self.squares[batch, rows] / n
         x, y = self.x[batch] / n, self.y[batch, rows] / n
         if intercept:
-            gram -= np.outer(x, x)
-            cross -= np.outer(y, x)
+            _subtract_product(gram, x, x)
+            _subtract_product(cross, y, x)
             squares -= y * y
         return Problem(gram, cross, np.maximum(squares, 0.0), x, y, count=n)
+
+
+def _subtract_product(array: Array, left: Array, right: Array) -> None:
+    """array -= left right^T, some rows at a time: the whole product would be as large as the largest array there is."""
+    step = max(1, _CHUNK // (8 * max(right.size, 1)))
+    for start in range(0, len(array), step):
+        array[start : start + step] -= np.outer(left[start : start + step], right)
 
 
 HELD = 4

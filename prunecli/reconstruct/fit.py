@@ -178,7 +178,8 @@ class FitTask:
     def optimum(self) -> FitTask:
         """The same with the weights that, without more zeros, come nearest to the wanted output."""
         with suited(len(self.gram)):
-            solved = linalg.solve(self.damped, self.target.T, assume_a="pos", overwrite_a=True, check_finite=False).T
+            lower = linalg.cho_factor(self.damped.T, lower=True, overwrite_a=True, check_finite=False)
+            solved = linalg.cho_solve(lower, self.target.T, overwrite_b=True, check_finite=False).T
         return replace(self, weights=np.where(self.gone, 0.0, solved))
 
     @property
@@ -389,7 +390,7 @@ def fit(
         target = task.target if recover == "lstsq" else task.weights @ task.damped
         if isinstance(chosen, Quota):
             best = task.optimum().weights if recover == "lstsq" else task.weights
-            weights, drop = sparsegpt(best, task.damped, task.columns(pattern), chosen, task.gone)
+            weights, drop = sparsegpt(best, task.gram, task.columns(pattern), chosen, task.gone, added=task.damping)
             drop = drop | task.gone
             update = affordable(~drop, DIRECT if refine else QUICK)
         else:

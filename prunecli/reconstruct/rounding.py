@@ -150,7 +150,7 @@ def rounded(weights: Array, gram: Array, grid: IntegerGrid, zero: Array) -> Arra
         def settle(j: int, column: Array) -> Array:
             return np.where(gone[:, j], 0.0, grid.nearest(int(order[j]), column))
 
-        sweep(work, factor(gram[np.ix_(order, order)]), np.arange(1, size + 1), settle)
+        sweep(work, factor(gram, order), np.arange(1, size + 1), settle)
         out = np.empty_like(work)
         out[:, order] = work
         return descended(out, weights, gram, grid, zero)

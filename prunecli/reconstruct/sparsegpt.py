@@ -35,41 +35,61 @@ class Quota:
     by_row: bool = False
 
 
-def sparsegpt(weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array) -> tuple[Array, Array]:
+def sparsegpt(
+    weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array, *, added: float = 0.0
+) -> tuple[Array, Array]:
     """Zero weights and change those that follow, so that the layer's output stays as near as it can.
 
     Weight w_j of a row costs w_j^2 / U_jj^2, U the upper Cholesky factor of G^-1; its removal changes the later
     weights of the row by -w_j / U_jj times row j of U.
 
     Args:
-        weights: (rows, K), the optimum without zeros. gram: (K, K), positive definite. gone: (rows, K), True where a
-            weight is zero already: those go first and stay zero.
+        weights: (rows, K), the optimum without zeros. gram: (K, K), with `added` on its diagonal G, positive definite.
+            gone: (rows, K), True where a weight is zero already: those go first and stay zero.
 
     Returns:
         The new weights, of the Gram matrix's type, and where they are zero. As many are zero as the quota says, short
         of it by less than a unit.
     """
     order = columns.order
-    sorted_ = gram if np.array_equal(order, np.arange(len(order))) else gram[np.ix_(order, order)]
     sorted_weights = weights[:, order].astype(gram.dtype, order="F")  # columns lie in one piece
-    work = _Sweep(sorted_weights, factor(sorted_), columns, gone[:, order])
+    work = _Sweep(sorted_weights, factor(gram, order, added), columns, gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop
     return out, drop
 
 
-def factor(gram: Array) -> Array:
-    """U, upper, with U^T U = gram^-1: the inverse of the upper R with R R^T = gram, which is a Cholesky factor read
-    from the other end."""
-    lower = linalg.cholesky(gram[::-1, ::-1], lower=True, check_finite=False)
-    upper: Array = lower[::-1, ::-1].copy(order="F")
-    del lower
-    invert = linalg.get_lapack_funcs("trtri", (upper,))
-    upper, info = invert(upper, lower=0, overwrite_c=1)
+def factor(gram: Array, order: Array, added: float = 0.0) -> Array:
+    """U, upper, with U^T U = G^-1, where G is `gram` in this order with `added` on its diagonal: the inverse of the
+    upper R with R R^T = G, a Cholesky factor read from the other end. One matrix is made, and all is done in it.
+
+    Raises:
+        LinAlgError: G is not positive definite.
+    """
+    back = order[::-1]
+    found: Array = gram[np.ix_(back, back)].T  # it is symmetric, and LAPACK wants columns in one piece
+    np.einsum("ii->i", found)[:] += added
+    found = linalg.cholesky(found, lower=True, overwrite_a=True, check_finite=False)
+    _read_backwards(found.T.reshape(-1))
+    invert = linalg.get_lapack_funcs("trtri", (found,))
+    found, info = invert(found, lower=0, overwrite_c=1)
     if info:
         raise linalg.LinAlgError("a zero on the diagonal of a Cholesky factor")
-    return upper
+    return found
+
+
+def _read_backwards(numbers: Array) -> None:
+    """The last number first, in place."""
+    for start in range(0, len(numbers) // 2, _TURNED):
+        stop = min(start + _TURNED, len(numbers) // 2)
+        last = slice(len(numbers) - stop, len(numbers) - start)
+        kept = numbers[start:stop].copy()
+        numbers[start:stop] = numbers[last][::-1]
+        numbers[last] = kept[::-1]
+
+
+_TURNED = 1 << 20
 
 
 def sweep(

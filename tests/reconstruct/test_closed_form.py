@@ -209,8 +209,12 @@ def test_sparsegpt_keeps_its_quota(text: str, by_row: bool) -> None:
 
 def test_factor() -> None:
     _, gram = problem(5)
-    upper = factor(gram)
-    np.testing.assert_allclose(upper.T @ upper, np.linalg.inv(gram), rtol=1e-8, atol=1e-8)
+    order = np.random.default_rng(0).permutation(len(gram))
+    before = gram.copy()
+    upper = factor(gram, order, 0.5)
+    wanted = np.linalg.inv(gram[np.ix_(order, order)] + 0.5 * np.eye(len(gram)))
+    np.testing.assert_allclose(upper.T @ upper, wanted, rtol=1e-8, atol=1e-8)
+    np.testing.assert_array_equal(gram, before)
     assert (np.tril(upper, -1) == 0).all()
 
 

@@ -88,7 +88,10 @@ def test_the_sweep_solves_least_squares_after_each_column(
     zero = np.random.default_rng(0).random(weights.shape) < 0.3
     grid, work = grid_of(weights, gram, kind, block), weights.copy()
     sparsegpt.sweep(
-        work, sparsegpt.factor(gram), np.arange(1, 17), lambda j, w: np.where(zero[:, j], 0, grid.nearest(j, w))
+        work,
+        sparsegpt.factor(gram, np.arange(16)),
+        np.arange(1, 17),
+        lambda j, w: np.where(zero[:, j], 0, grid.nearest(j, w)),
     )
     np.testing.assert_allclose(work, greedy(weights, gram, grid, zero), atol=1e-9)
 
