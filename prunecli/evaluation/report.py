@@ -456,7 +456,7 @@ def speed_rows(found: MeasuredSpeed | None) -> list[tuple[Cell, ...]]:
     pair, gain = found.pair, found.pair.gain
     title = f"latency{' of int8' * found.int8}{', CPU time' * (pair.model.clock == 'cpu')}"
     times = [cell_text(each.median, "ms") for each in (pair.baseline, pair.model)]
-    return [(title, *times, None if gain.within_noise else pair.model.median / pair.baseline.median)]
+    return [(title, *times, None if gain.within_noise else 1 / gain.speedup)]
 
 
 def speed_sections(found: MeasuredSpeed | None, other: str = "original") -> list[Section]:
