@@ -369,9 +369,11 @@ class Shrinking(Options):
     ] = False
 
 
+ERK = "erk: by shapes, small layers keep more"
+LOSS = "loss: by the damage that is measured"
 ALLOCATE = (
-    "how the cut spreads over the layers; loss, the default of oneshot: where it is measured to hurt least; predicted: where"
-    " a graph neural network says so from the file"
+    "how the cut spreads over the layers; predicted: more where a graph neural network says, from the file alone, that it"
+    " hurts less"
 )
 
 

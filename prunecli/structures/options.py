@@ -12,6 +12,7 @@ from prunecli.masks.criteria import of_structures
 from prunecli.options.declare import OUTPUT, SELECT, Option, Options
 from prunecli.options.groups import (
     ALLOCATE,
+    LOSS,
     Batched,
     CalibrationSamples,
     Chosen,
@@ -202,8 +203,8 @@ class StructuredOptions(Stepwise, QuantizedLast, CutOptions):
     allocate: Annotated[
         Literal["uniform", "loss", "predicted"] | None,
         Option(
-            f"{ALLOCATE}. Default: predicted for --macs and --params of models that take pictures, where nothing is said of"
-            " data, scores and recovery; else by the scores",
+            f"{ALLOCATE}; {LOSS}. Default: predicted for --macs and --params of models that take pictures, where nothing is"
+            " said of data, scores and recovery; else by the scores",
             SELECT,
         ),
     ] = None

@@ -11,6 +11,8 @@ from prunecli.masks.criteria import element_names
 from prunecli.options.declare import DATA, OUTPUT, RUN, SELECT, Option, Options
 from prunecli.options.groups import (
     ALLOCATE,
+    ERK,
+    LOSS,
     CalibrationSamples,
     Chosen,
     Distributed,
@@ -104,7 +106,7 @@ class Allocated(ZeroingOptions):
 
     allocate: Annotated[
         Unmeasured | None,
-        Option(ALLOCATE, SELECT),
+        Option(f"{ALLOCATE}; {ERK}", SELECT),
     ] = None
     recover: Annotated[Literal["none", "distill"], Option(DISTILLED, "Recovery")] = "none"
 
@@ -207,7 +209,7 @@ class Fitting(Chosen, CalibrationSamples, Seeded, Running, Sized):
     ] = "auto"  # fmt: skip
     allocate: Annotated[
         Literal[Unmeasured, "loss"] | None,
-        Option(ALLOCATE, SELECT),
+        Option(f"{ALLOCATE}; {ERK}; {LOSS}, the default", SELECT),
     ] = None
     recover: Annotated[
         Literal["auto", "none", "bias", "bn", "lstsq", "distill"],
