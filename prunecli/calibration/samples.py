@@ -211,7 +211,7 @@ def _descent(file: Model, names: Sequence[str], feed: Feed, rows: int, threads: 
     work = working_form(file.ir)
     layers = stored_moments(work)
     if not layers:
-        return "the model has no BatchNormalization (or it is folded), so its inputs follow no statistics of data"
+        return "the model has no BatchNormalization (or it is folded), so the made inputs follow no statistics of data"
     if rows < FEWEST:
         return f"runs of fewer than {FEWEST} samples do not match statistics of BatchNormalization: inputs follow none"
     shapes = {name: tuple(array.shape) for name, array in feed.items()}

@@ -68,7 +68,7 @@ def _walked(model: Model, only: Sequence[str] | None) -> tuple[list[Weight], Flo
         is_plain = _lies_in(weight, model)
         if (only is None or weight.name in only) and (not is_plain or weight.op not in KNOWN):
             what = f"{weight.op}" if is_plain else "a weight that is used inside a body or a function"
-            raise Undescribed(f"{weight.name}: the damage network knows {', '.join(KNOWN)}, not {what}")
+            raise Undescribed(f"{weight.name}: the network that predicts damage knows {', '.join(KNOWN)}, not {what}")
     weights = [w for w in weights if _lies_in(w, model) and w.op in KNOWN]
     if not weights:
         raise Undescribed("there is no layer to describe")

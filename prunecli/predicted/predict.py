@@ -40,7 +40,7 @@ def weight_curves(model: Model, only: Sequence[str] | None = None) -> Curves:
     graph = describe_weights(model, only)
     missing = sorted(set(only or ()) - set(graph.names))
     if missing:
-        raise Undescribed(f"{missing[0]}: the damage network knows matrices and kernels alone")
+        raise Undescribed(f"{missing[0]}: the network that predicts damage knows matrices and kernels alone")
     return _curves(graph, ELEMENT_LEVELS)
 
 

@@ -309,7 +309,7 @@ class _Chooser:
         why: what the budget would do with the widths that were asked for.
         """
         if replace(self.alignment, mended=asked.mended) != asked:
-            told = f"--round-to auto: --{self.recipe.budget} {self.recipe.target:g} {why} with {asked.told}"
+            told = f"--round-to auto: {self._named(self.recipe.target)} {why} with {asked.told}"
             yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
@@ -334,8 +334,14 @@ class _Chooser:
             missed = reached < (1 - NEAR) * asked
         if missed:
             alike = " when all layers are cut alike" * (self.scope == "layer" and kind != "ratio")
-            told = f"--{kind} {asked:.4g}: {reached:.4g} {what}, the nearest below{alike}"
+            told = f"{self._named(asked)}: {reached:.4g} {what}, the nearest below{alike}"
             yield f"{told} with widths in {self.alignment.told}" if self.alignment.block > 1 else told
+
+    def _named(self, target: float) -> str:
+        """The budget in words. Of a time it is what the search aims at now, which is not what the user asked for."""
+        if self.recipe.budget == "latency":
+            return f"{target:.4g} of the layers' times (what --latency aims at)"
+        return f"--{self.recipe.budget} {target:.4g}"
 
     # -- scores -----------------------------------------------------------------------------------
 

@@ -125,7 +125,9 @@ def _predicted(subject: Cuttable, options: StructuredOptions) -> tuple[Curves, l
     if options.allocate != "predicted" and not unsaid:
         return {}, []
     try:
-        return group_curves(replace(subject.file, ir=subject.work), subject.units), []
+        found = group_curves(replace(subject.file, ir=subject.work), subject.units)
+        said = "the cut is spread over the layers as the damage is predicted from the file (--allocate predicted)"
+        return found, [said] if unsaid else []
     except Undescribed as reason:
         return {}, [f"the cut is spread by the scores, --allocate predicted is not possible: {reason}"]
 

@@ -140,6 +140,9 @@ def test_structures_by_predicted_damage(options: dict, allocation: str | None, t
     found = decided(options)
     by_scores = decided({**options, "allocate": None, "recover": "none"})
     assert found.recipe.get("allocate") == allocation
+    assert any("as the damage is predicted" in note for note in found.notes) == (
+        allocation is not None and "allocate" not in options
+    )
     assert np.array_equal(found.removed, by_scores.removed) == (allocation is None)
 
 
