@@ -33,6 +33,8 @@ REST = ""
 _SUFFIX = "_kernel_time"
 _BLOCKED = "_nchwc"
 _FUSED = "fused "
+_IN_FLOAT32 = "InsertedPrecisionFreeCast_"
+"""Of values that are computed in float32 where the model says float16."""
 _WALK = 8
 
 
@@ -128,21 +130,21 @@ class Attribution:
     """Finds the node of the original graph that a kernel computes.
 
     Optimised nodes are named after the node they come from, or after the value they yield (with a suffix for the
-    blocked layout). A contraction that has swallowed what follows it yields the last value: its own node is found
-    by walking back.
+    blocked layout), nodes without a name after their operator and their number. A contraction that has swallowed what
+    follows it yields the last value: its own node is found by walking back.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._named: dict[str, ir.Node] = {}
+        self._named: dict[str, ir.Node] = {f"{node.op_type}_{number}": node for number, node in enumerate(graph)}
         for node in graph:
             self._named.update({out.name: node for out in node.outputs if out.name})
         self._named.update({node.name: node for node in graph if node.name})
 
     def node(self, kernel: Kernel) -> ir.Node | None:
         """None for what onnxruntime put in."""
-        name = kernel.name.removeprefix(_FUSED).removesuffix(_BLOCKED)
+        name = kernel.name.removeprefix(_FUSED).removeprefix(_IN_FLOAT32).removesuffix(_BLOCKED)
         node = self._named.get(kernel.name) or self._named.get(name) or self._by_beginning(name, kernel.op)
-        return _back(node, kernel.op) if node is not None and _multiplies(kernel.op) else node
+        return _back(node, kernel.op) if node is not None and multiplies(kernel.op) else node
 
     def _by_beginning(self, name: str, op: str) -> ir.Node | None:
         """Fusions append words of their own, after / or _."""
@@ -171,14 +173,14 @@ def key(node: ir.Node) -> str:
 def readers(value: ir.Value, steps: int = _WALK) -> Iterator[ir.Node]:
     """Nodes that multiply by a stored tensor: as it is, or as so many nodes, such as DequantizeLinear, make it."""
     for node in {use.node: None for use in value.uses()}:
-        if _multiplies(node.op_type):
+        if multiplies(node.op_type):
             yield node
         elif steps:
             for output in node.outputs:
                 yield from readers(output, steps - 1)
 
 
-def _multiplies(op: str) -> bool:
+def multiplies(op: str) -> bool:
     """Whether an operator of that type, whatever its domain, has multiply-accumulates."""
     return op in named(lambda operator: operator.macs)
 

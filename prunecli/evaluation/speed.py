@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError, some
 from prunecli.evaluation.latency import QUARTILE, Speedup, TimedPair, TimingOptions, measure_pair
 from prunecli.evaluation.passes import BASELINE, MODEL, OpenedModels, open_models
-from prunecli.evaluation.profile import Attribution, Kernel, key, net_of_timing, profiles, readers
+from prunecli.evaluation.profile import REST, Attribution, Kernel, key, multiplies, net_of_timing, profiles, readers
 from prunecli.files import Scratch
 from prunecli.model import Dims, Model, concrete_shapes, count_macs, find_weights
 from prunecli.model.constants import holders
@@ -33,6 +33,8 @@ SLOW_SECONDS = 0.5
 NEAR = 0.95
 """Of the work that was saved: a speed-up that reaches so much of it needs no reason."""
 NAMED = 3
+UNTOLD = 0.1
+"""Of the time, in products that no node is known of: more, and nothing is said of where the time goes."""
 
 
 class TimedOptions(Protocol):
@@ -173,11 +175,19 @@ def _calibration(bench: OpenedModels, options: TimedOptions) -> list[Mapping[str
 
 @dataclass(frozen=True)
 class _TimeByNode:
-    """Milliseconds of a run by node, its operators, and the shapes of the weights of each node."""
+    """Milliseconds of a run by node, its operators, and the shapes of the weights of each node. `unplaced`: of what
+    belongs to no node, by operator."""
 
     times: Mapping[str, float]
     ops: Mapping[str, str]
     shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    unplaced: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> float:
+        """The share of the time of products whose node is not known, since it has no name: they may have weights."""
+        mine = sum(ms for op, ms in self.unplaced.items() if multiplies(op.removeprefix("Fused")))
+        return mine / (sum(self.times.values()) or 1.0)
 
     @classmethod
     def of(cls, file: Model, kernels: Sequence[Kernel]) -> _TimeByNode:
@@ -187,9 +197,13 @@ class _TimeByNode:
             for reader in readers(stored[weight.name]):
                 shapes.setdefault(key(reader), []).append(weight.shape)
         layers = Attribution(file.ir.graph)
-        nodes = [(node, kernel) for kernel in kernels if (node := layers.node(kernel)) is not None]
-        ops = {key(node): kernel.op for node, kernel in nodes}
-        return cls(layers.times(kernels), ops, {name: tuple(sorted(each)) for name, each in shapes.items()})
+        placed = [(layers.node(kernel), kernel) for kernel in kernels]
+        ops = {key(node): kernel.op for node, kernel in placed if node is not None}
+        unplaced: dict[str, float] = defaultdict(float)
+        for node, kernel in placed:
+            if node is None:
+                unplaced["reordering" if kernel.op.startswith("Reorder") else kernel.op] += kernel.ms
+        return cls(layers.times(kernels), ops, {name: tuple(sorted(each)) for name, each in shapes.items()}, unplaced)
 
 
 def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execution: Execution) -> str:
@@ -214,7 +228,9 @@ def explain(bench: OpenedModels, feed: Mapping[str, Any], pair: TimedPair, execu
 
 def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
     """What holds most of the time that should have gone with the work: operators without weights, layers that were not
-    cut, or those that were."""
+    cut, or those that were. Empty where that cannot be told."""
+    if max(before.lost, after.lost) > UNTOLD:
+        return ""
     parts: dict[str, list[str]] = {"without": [], "whole": [], "cut": []}
     for name in dict.fromkeys([*before.times, *after.times]):
         own = after.shapes.get(name)
@@ -232,7 +248,8 @@ def _cause(before: _TimeByNode, after: _TimeByNode, saved: float) -> str:
         return _cut_cause(_narrowed(before, after, names), takes)
     ops = Counter[str]()
     for name in names:
-        ops[after.ops.get(name, "reordering")] += round(1e6 * after.times.get(name, 0.0))
+        mine = after.unplaced if name == REST else {after.ops.get(name, ""): after.times.get(name, 0.0)}
+        ops.update({op: round(1e6 * ms) for op, ms in mine.items() if op})
     return f"operators without weights take {takes} ({some([op for op, _ in ops.most_common()], NAMED)})"
 
 

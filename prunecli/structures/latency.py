@@ -214,8 +214,13 @@ class LatencyBench:
         return self.options.execution.open
 
     def build(self, removed: Array) -> ir.Model:
-        """The model without the units."""
-        return self.subject.without(removed, self.subject.units.removed(removed))
+        """The model without the units. Every node has a name, since numbers are others than in the original."""
+        model = self.subject.without(removed, self.subject.units.removed(removed))
+        taken = {node.name for node in model.graph}
+        for node in model.graph:
+            if not node.name and key(node) not in taken:
+                node.name = key(node)
+        return model
 
     def compare(self, model: ir.Model) -> Speedup:
         """The model beside the original, in turns."""

@@ -170,6 +170,10 @@ def test_fused_kernels_are_told_by_the_contraction_that_began_them(
         (Kernel("ReorderOutput_token_3", "ReorderOutput", 1), None),
         (Kernel("c_reorder", "ReorderInput", 1), None),
         (Kernel("unheard", "Add", 1), None),
+        (Kernel("InsertedPrecisionFreeCast_r_nchwc", "Conv", 1), "c"),  # float16 computed in float32
+        (Kernel("InsertedPrecisionFreeCast_x0", "Cast", 1), None),
+        (Kernel("Relu_1", "Relu", 1), "r"),  # a node without a name
+        (Kernel("Relu_7", "Relu", 1), None),
     ],
 )
 def test_names_of_kernels(kernel: Kernel, node: str | None) -> None:
