@@ -25,6 +25,7 @@ from prunecli.runtime import Session
 from prunecli.structures import cut_proof
 from prunecli.verify import pieces
 from prunecli.workers import InProcesses, OnCluster
+from prunecli.zeros import calibrated, shards
 from prunecli.zeros import oneshot as module
 from tests.tiny import few
 
@@ -193,7 +194,7 @@ def test_layers_that_read_the_same_share_its_sums(language: Path, monkeypatch: p
     results = []
     for apart in (1 << 20, 1):  # nothing is shared, and whatever can be
         taken.clear()
-        monkeypatch.setattr(module, "APART", apart)
+        monkeypatch.setattr(calibrated, "APART", apart)
         prunecli.oneshot(language, data=str(language.parent / "tokens.npy"), sparsity=0.5, method="sparsegpt",
                          allocate="uniform", output=target, force=True)  # fmt: skip
         results.append((target.read_bytes(), sum(a == b == 64 for a, b in taken)))
@@ -240,7 +241,7 @@ def test_a_disk_that_is_full_is_told() -> None:
 SMALL: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("stretches of a model", lambda patch: patch.setattr(layerwise, "PART", 1)),
     ("sums in float32", lambda patch: patch.setattr(grams, "LARGE", 1)),
-    ("sums of inputs apart", lambda patch: (patch.setattr(grams, "APART", 1), patch.setattr(module, "APART", 1))),
+    ("sums of inputs apart", lambda patch: (patch.setattr(grams, "APART", 1), patch.setattr(calibrated, "APART", 1))),
     ("files for activations", lambda patch: patch.setattr(layerwise, "AGAIN", 0)),
 ]
 
@@ -300,7 +301,7 @@ class Dying(InProcesses):
 
     def run(self, calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
         self.runs += 1
-        fits = any(getattr(call, "func", None) is module._solved for call in calls.values())
+        fits = any(getattr(call, "func", None) is shards._solved for call in calls.values())
         Dying.fits += fits
         if self.runs == 3 or fits:
             os.kill(super().run({0: os.getpid})[0], signal.SIGKILL)

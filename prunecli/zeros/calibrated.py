@@ -1,0 +1,407 @@
+"""Layers of a model that can be fitted, with what they read and should give on the samples: their equations, which of
+their weights go for how much loss, and what the outputs lose when one layer alone is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunecli.calibration.gradients import looked_at, relative_error
+from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
+from prunecli.calibration.importance import LEAST, Importance
+from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
+from prunecli.calibration.layerwise import Store, Walk, working_form
+from prunecli.errors import PruneError
+from prunecli.masks.allocations import LossCurve
+from prunecli.masks.decide import Recipe, decide
+from prunecli.masks.patterns import Pattern, Windows
+from prunecli.model import Model, find_weights
+from prunecli.operators import Contraction
+from prunecli.reconstruct.admm import admm
+from prunecli.reconstruct.fit import (
+    FitTask,
+    Fitted,
+    Method,
+    Recover,
+    RidgeChoice,
+    best_ridge,
+    fit,
+    scores,
+    spread,
+    tried_rows,
+)
+from prunecli.reconstruct.sparsegpt import Quota
+from prunecli.runtime import Session
+from prunecli.types import Progress, Skipped
+from prunecli.zeros.zero import target_of
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to prune: method, pattern, recovery, whether the weights of a row compete among themselves.
+
+    start: opens a session. per_unknown: positions per unknown of a layer's equations.
+    """
+
+    method: Method
+    pattern: Pattern
+    recover: Recover
+    by_row: bool
+    workers: int
+    seed: int
+    start: Callable[..., Session]
+    per_unknown: int = PER_UNKNOWN
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which batches are run: those from `first` on, of so many `batches`."""
+
+    first: int
+    batches: int
+
+
+WHOLE = Part(0, 0)
+"""All there are."""
+
+
+@dataclass
+class CalibratedLayers:
+    """The layers of a model that can be fitted, in the order in which it runs, and what they read and should give on
+    the samples. `left`: what cannot be fitted; `fixed`: vectors that stay as they are; `original`: its working form;
+    `scores`: what the method's criterion asks for, once it was measured; `quick`: estimates do; `part`: of
+    the batches, where others are run elsewhere; `inputs`: sums of what the last layer read, and what they are of;
+    `importance`: of errors of their outputs."""
+
+    file: Model
+    original: ir.Model
+    feeds: Sequence[Mapping[str, Any]]
+    way: Way
+    store: Store
+    all: list[LinearLayer]
+    left: list[Skipped]
+    fixed: frozenset[str]
+    scores: dict[str, Array] = field(default_factory=dict)
+    quick: bool = False
+    part: Part = field(default_factory=lambda: WHOLE)
+    inputs: tuple[object, Folds] | None = None
+    importance: Importance | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, file: Model, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], way: Way, store: Store, *,
+        fixed: frozenset[str],
+    ) -> CalibratedLayers:  # fmt: skip
+        """Of the stored tensors `names` of the main graph."""
+        original = working_form(file.ir)
+        layers, left = fittable(file, original, names, fixed)
+        return cls(file=file, original=original, feeds=feeds, way=way, store=store, all=layers, left=left, fixed=fixed)
+
+    def walk(self, model: ir.Model | None = None, keep: Iterable[str] | None = ()) -> Walk:
+        """A run of the original, or of another model, from its start. `keep`: see `Walk`."""
+        return Walk(model or self.original, self.feeds, self.store, self.way.start, keep)
+
+    def student(self) -> tuple[ir.Model, list[LinearLayer]]:
+        """A copy to be pruned, and its layers."""
+        model = working_form(self.file.ir)
+        return model, fittable(self.file, model, [layer.weight.holder.name for layer in self.all], self.fixed)[0]
+
+    def weigh(self) -> None:
+        """Measure how far errors of each layer's output move those of the model. Where that cannot be had, a note says
+        so."""
+        way = self.way
+        try:
+            self.importance = Importance.of(
+                self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
+            )
+        except PruneError as error:
+            self.notes.append(f"errors of layers are not weighed by what they do to the outputs: {error.message}")
+
+    def worth(self, layer: LinearLayer) -> Array:
+        """(batch, rows) what an error of each output counts, 1 on average: its importance, or else the size of the gain
+        that follows, of which one that is nearly closed is taken as a hundredth of the largest."""
+        size = None if self.importance is None else self.importance.of_rows(layer)
+        if size is None:
+            gain = np.abs(layer.affine()[0])
+            size = np.maximum(gain, LEAST * gain.max(initial=0.0))
+        return size / size.mean() if size.any() else np.ones_like(size)
+
+    def ridge(self, layer: LinearLayer, folds: Folds, recover: Recover, density: float) -> RidgeChoice | None:
+        """The ridge that held-out samples choose; None without any."""
+        if folds.held is None or not folds.held.count:
+            return None
+        batch, rows = layer.shape[:2]
+        some = spread(rows, tried_rows(batch, (rows, folds.held.gram.shape[1]), density))
+        held, pattern = list(self.tasks(layer, folds.held, rows=some)), self.way.pattern
+        return best_ridge(list(self.tasks(layer, folds.fitted, rows=some)), held, recover, pattern, density)
+
+    def tasks(
+        self, layer: LinearLayer, sums: Equations, ridge: RidgeChoice | None = None, rows: Array | slice = slice(None)
+    ) -> Iterator[FitTask]:
+        """The least-squares problems of a layer, one per matrix, its rows multiplied by what they are worth, as they
+        compete with each other. `plain` undoes it."""
+        sums.check(layer.name)
+        free, taps = layer.offset is not None, layer.shape[2]
+        bias, worth = layer.bias()[:, rows], self.worth(layer)[:, rows]
+        for batch, weights in enumerate(layer.matrices(dtype=sums.gram.dtype)[:, rows]):
+            found, offset = sums.problem(batch, free, rows), bias[batch]
+            cross, variance = found.cross, found.squares
+            if not free:  # what is added stays: the product alone is to be fitted
+                cross -= np.outer(offset, found.x)
+                variance = variance - 2 * offset * found.y + offset**2
+            g, column = worth[batch], worth[batch][:, None].astype(weights.dtype)
+            yield FitTask(
+                weights=weights * column, gram=found.gram, cross=cross * column, x=found.x, y=found.y * g,
+                variance=variance * g**2, count=found.count, offset=offset * g, free=free, taps=taps,
+                ridge=None if ridge is None else ridge.ridge,
+            )  # fmt: skip
+
+    def plain(self, layer: LinearLayer, best: Sequence[Fitted]) -> tuple[Array, Array, Array]:
+        """Weights and mask as stored, and the shift of all rows."""
+        worth = self.worth(layer)
+        weights = np.stack([one.weights for one in best])
+        weights /= worth[..., None].astype(weights.dtype)
+        drop = np.stack([one.drop for one in best])
+        shift = np.stack([one.shift for one in best]) / worth
+        return layer.stored(weights), layer.stored(drop), shift.reshape(-1)
+
+    def sums(self, layer: LinearLayer, wanted: Walk, given: Walk, others: str | None = None) -> Folds:
+        """Over all uses: what the layer reads in `given`, and what it is to give, by `wanted`. `others`: what the
+        output is added to, whose own error it makes up for."""
+        batch, rows, taps, cols = layer.shape
+        part = self.part if self.part.batches else Part(0, wanted.batches)
+        held = part.batches >= HELD and (taps * cols) ** 2 <= LARGE  # trying ridges on wider ones takes long
+        folds = Folds.empty(batch, rows, taps * cols, held=held)
+        key = self._shares(layer, given)
+        known = key is not None and self.inputs is not None and self.inputs[0] == key
+        if known and self.inputs is not None:
+            folds = folds.with_inputs_of(self.inputs[1])
+        self.inputs = self.inputs if known else None
+        for use in layer.uses:
+            self.reach(use, wanted, given, others)
+            picker = Picker(part.batches, taps * cols, self.way.per_unknown, self.way.seed + part.first)
+            for number in range(wanted.batches):
+                target, place = wanted.read(use.output, number), part.first + number
+                if others is not None:
+                    off = np.subtract(wanted.read(others, number), given.read(others, number), dtype=np.float32)
+                    target = _plus(target, off, layer.affine()[0].reshape(-1))
+                into = folds.side(is_held(place, part.batches))
+                weights = None
+                if self.importance is not None:
+                    weights = self.importance.of_positions(use, number, use.positions(target.shape))
+                collect(use, picker, into, given.read(use.data, number), target, known=known, weights=weights)
+        if key is not None and not known:
+            self.inputs = key, folds.inputs()
+        return folds
+
+    def _shares(self, layer: LinearLayer, given: Walk) -> tuple[object, ...] | None:
+        """What names the sums of a layer's inputs, where another layer has the same: queries, keys and values, or both
+        branches of a gated product."""
+        use, (matrices, rows, taps, cols) = layer.found, layer.shape
+        read = use.data, "MatMul", cols
+        alike = [one for one in self.all if (one.found.data, one.node.op_type, one.shape[3]) == read]
+        plain = layer.node.op_type == "MatMul" and len(layer.uses) == matrices == taps == 1
+        if not plain or cols < APART or len(alike) < 2 or self.importance is not None:  # each weighs positions anew
+            return None
+        return id(given), use.data, use.channel, cols, max(cols, rows) * cols > LARGE, self.way.per_unknown
+
+    def reach(self, use: Contraction, wanted: Walk, given: Walk, others: str | None) -> None:
+        """Let the walks come to where a layer is read."""
+        extra = [] if others is None else [others]
+        assert use.output is not None
+        given.reach([use.data, *extra])
+        wanted.reach([use.data, use.output, *extra])
+
+    def contents(self, layer: LinearLayer, best: Sequence[Fitted]) -> dict[str, Array]:
+        """What the weight, and the vector beside it, would hold, by their names."""
+        values, _, shift = self.plain(layer, best)
+        made = {layer.weight.holder.name: values.astype(layer.weight.dtype.numpy())}
+        if layer.offset is not None and layer.offset.source is not None:
+            made[layer.offset.name] = layer.offset.content(layer.offset.read(shift.size) + shift)
+        return made
+
+    def release(self, layer: LinearLayer, *walks: Walk) -> None:
+        """Let the walks go of what `sums` asked for."""
+        for walk in walks:
+            for use in layer.uses:
+                walk.release(use.data)
+                walk.release(use.output or "")
+
+    def choose(self, layer: LinearLayer, tasks: Sequence[FitTask], amount: int) -> list[Array | Quota]:
+        """Which weights go when `amount` of them do: per matrix a mask, or a number where the method chooses itself."""
+        method, pattern = self.way.method, self.way.pattern
+        several = self.quick and len(tasks) > 1 and pattern.text != "row"
+        if method.criterion is None and not several:
+            return [Quota(part, self.way.by_row) for part in _parts([task.gone for task in tasks], amount)]
+        if method.is_iterated(pattern, layer.shape) or several:
+            weights, grams = np.stack([task.weights for task in tasks]), np.stack([task.damped for task in tasks])
+            return list(admm(weights, grams, lambda each: self.lowest(layer, each.reshape(layer.shape), amount)))
+        if layer.name not in self.scores:
+            each = scores(method.evidence, tasks, pattern, self.way.workers)
+            scale = max(1.0, float(each.max(initial=0)) / float(np.finfo(np.float32).max))  # only their order counts
+            self.scores[layer.name] = (each.reshape(layer.shape) / scale).astype(np.float32)
+        return list(self.lowest(layer, self.scores[layer.name], amount))
+
+    def lowest(self, layer: LinearLayer, scores: Array, amount: int) -> Array:
+        """(matrices, rows, K): the `amount` weights of the least scores, which have the layer's shape, as the pattern
+        allows."""
+        method, pattern = self.way.method, self.way.pattern
+        sparsity = None if isinstance(pattern, Windows) else amount / layer.weight.size
+        scope = None if isinstance(pattern, Windows) else "row" if self.way.by_row else "layer"
+        recipe = Recipe(pattern.text, scope, method.criterion or "obs", sparsity)
+        array = layer.weight.array()
+        drop = decide([target_of(layer.weight, layer.stored(scores))], recipe)[0].drop(array)
+        return layer.matrices(drop.astype(np.float32)) > 0
+
+    def fitted(self, tasks: Sequence[FitTask], chosen: Sequence[Array | Quota], recover: Recover) -> list[Fitted]:
+        way = self.way
+        pairs = zip(tasks, chosen, strict=True)
+        return [
+            fit(way.method, recover, task, way.pattern, one, workers=way.workers, refine=not self.quick)
+            for task, one in pairs
+        ]
+
+
+def fittable(
+    file: Model, work: ir.Model, names: Sequence[str], fixed: frozenset[str]
+) -> tuple[list[LinearLayer], list[Skipped]]:
+    """Of the stored tensors `names` of the main graph; of vectors, those that the file stores and that are not `fixed`
+    may move."""
+    found = find_weights(replace(file, ir=work))
+    held = {w.holder.name: w for w in found.prunable if w.holder.graph is work.graph}
+    layers, left = layers_of(work, [held[name] for name in names if name in held])
+    vectors = {w.holder.name for w in found.others} - fixed
+    left += [Skipped(name, HIDDEN) for name in names if name not in held]
+    return [layer.moving_only(vectors) for layer in layers], left
+
+
+def _parts(gone: Sequence[Array], amount: int) -> list[int]:
+    """How many weights of each matrix go: what is zero already, and of the rest the same share of each."""
+    zeros, sizes = np.array([one.sum() for one in gone]), np.array([one.size for one in gone])
+    ever, live = int(zeros.sum()), sizes - zeros
+    rest = live * (amount - ever) / max(int(live.sum()), 1) if amount > ever else zeros * (amount / max(ever, 1) - 1)
+    ends = np.rint(np.cumsum(zeros + rest)).astype(int)
+    return [int(part) for part in np.diff(ends, prepend=0)]
+
+
+def _plus(target: Array, off: Array, gain: Array) -> Array:
+    """target + off / gain, gain per channel: what makes up for `off` after a normalisation. A channel that it all but
+    closes makes up for nothing. Shapes that differ (broadcast additions) are left alone."""
+    if off.shape != target.shape:
+        return target
+    axis = 1 if target.ndim > 2 else target.ndim - 1
+    if target.shape[axis] != gain.size:
+        return target if not (gain == 1).all() else target + off
+    open_ = np.abs(gain) > 1e-2 * np.abs(gain).max()
+    inverse = np.where(open_, 1 / np.where(open_, gain, 1), 0).astype(np.float32)
+    shape = [1] * target.ndim
+    shape[axis] = gain.size
+    return np.asarray(target + off * inverse.reshape(shape), np.float32)
+
+
+LEVELS = (2.5, 1.4, 0.6, 0.3)
+"""Densities at which a layer's loss is taken, in parts of the density that is asked for."""
+ROUGHLY = 30
+"""Positions per unknown for those losses, which need not be as exact as the fit."""
+PROBED_SAMPLES = 64
+"""At most, on which it is measured how much reaches the outputs."""
+PROBED = (1, 2)
+"""Of those, at which it is measured how much reaches the outputs."""
+
+
+def scored(layers: CalibratedLayers, progress: Progress) -> Iterator[tuple[LinearLayer, Array]]:
+    """What the method's criterion needs of each weight, layer by layer, as the original model runs."""
+    walk, way = layers.walk(), layers.way
+    for layer in progress(layers.all, "measuring layers", len(layers.all)):
+        tasks = list(layers.tasks(layer, layers.sums(layer, walk, walk).whole()))
+        layers.release(layer, walk)
+        yield layer, layer.stored(scores(way.method.evidence, tasks, way.pattern, way.workers))
+    walk.close()
+
+
+def losses(layers: CalibratedLayers, density: float, progress: Progress) -> list[LossCurve]:
+    """What the outputs lose when one layer alone is pruned, for each layer, on samples that it was not fitted on."""
+    levels = sorted({min(max(density * part, 0.005), 0.97) for part in LEVELS}, reverse=True)
+    with_probe = [levels[min(place, len(levels) - 1)] for place in PROBED]
+    way = layers.way
+    rough = replace(way, method=way.method.stand_in(way.pattern), per_unknown=ROUGHLY)
+    quick = replace(layers, way=rough, quick=True)
+    walk = layers.walk(keep=None)
+    probe = Probe.of(walk, looked_at(layers.original.graph.outputs), walk.batches)
+    found = []
+    for layer in progress(layers.all, "measuring layers", len(layers.all)):
+        own = walk if len(layer.uses) == 1 else layers.walk()  # what lies between its uses is still to come
+        folds = quick.sums(layer, own, own)
+        ridge = quick.ridge(layer, folds, "bias", levels[len(levels) // 2])
+        tasks = list(layers.tasks(layer, folds.fitted, ridge))
+        judges = tasks if ridge is None or folds.held is None else list(layers.tasks(layer, folds.held))
+        alone: list[float] = []
+        variants: list[dict[str, Array]] = []
+        for level in levels:
+            amount = round((1 - level) * layer.weight.size)
+            best = quick.fitted(tasks, quick.choose(layer, tasks, amount), "bias")
+            alone.append(sum(judge.loss(one.weights, one.shift) for judge, one in zip(judges, best, strict=True)))
+            if level in with_probe:
+                variants.append(layers.contents(layer, best))
+        far = probe.reaching(layer, walk, variants)
+        layers.release(layer, own)
+        if own is not walk:
+            own.close()
+        if not far:  # of no output is it known how it moves: as if all of the relative error came through
+            total = sum(float(task.variance.sum()) for task in judges)
+            far = [alone[levels.index(level)] / total if total > 0 else 0.0 for level in with_probe]
+        found.append(LossCurve(levels, _scaled(levels, alone, with_probe, far)))
+    walk.close()
+    return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the original's outputs are on some batches that judge, by name, batch by batch."""
+
+    batches: list[int]
+    base: list[dict[str, Array]]
+
+    @classmethod
+    def of(cls, walk: Walk, names: Sequence[str], own: int) -> Probe:
+        """Of the values that are numbers, on some of the first `own` batches."""
+        held = [number for number in range(own) if is_held(number, own)] or [0]
+        base, seen = [], 0
+        for [found] in walk.ahead(names, batches=held):
+            base.append({n: v for n, v in found.items() if isinstance(v, np.ndarray) and v.dtype.kind not in "OUS"})
+            seen += max((len(v) for v in base[-1].values() if v.ndim), default=1)
+            if seen >= PROBED_SAMPLES:
+                break
+        return cls(held[: len(base)], base)
+
+    def reaching(self, layer: LinearLayer, walk: Walk, variants: Sequence[Mapping[str, Array]]) -> list[float]:
+        """How much of each variant's change reaches the outputs; empty if it reaches none that is looked at."""
+        moved = walk.moved(layer.weight.holder.name, list(self.base[0]))
+        if not moved:
+            return []
+        far = np.zeros(len(variants))
+        for base, runs in zip(self.base, walk.ahead(moved, variants, self.batches), strict=True):
+            far += [sum(relative_error(base[output], one[output]) for output in moved) for one in runs]
+        return [float(value) for value in far / len(self.base)]
+
+
+def _scaled(
+    levels: Sequence[float], own: Sequence[float], probed: Sequence[float], far: Sequence[float]
+) -> list[float]:
+    """Losses of the layer's own output, times how much of them was seen to reach the outputs; between the probes the
+    factor follows a straight line in the logarithms, outside it stays."""
+    places = [list(levels).index(level) for level in probed]
+    ratios = [far[i] / own[place] if own[place] > 0 and far[i] > 0 else 0.0 for i, place in enumerate(places)]
+    if not all(ratios):
+        return [max(value, 0.0) * max(ratios) for value in own]
+    order = np.argsort(probed)
+    factor = np.interp(np.log(levels), np.log(probed)[order], np.log(ratios)[order])
+    return [float(value * np.exp(f)) for value, f in zip(own, factor, strict=True)]
