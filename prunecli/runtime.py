@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Feed = Mapping[str, Any]
-Mode = Literal["fast", "plain", "low memory", "training"]
+Mode = Literal["fast", "float weights", "plain", "low memory", "training"]
 """How a session is opened; see `Session.open`."""
 
 _FATAL_ONLY = 4
@@ -106,9 +106,10 @@ class Session:
         Args:
             provider: an execution provider, in full or short ("cpu", "cuda").
             threads: intra-operator threads; 0 lets onnxruntime choose.
-            mode: "fast" runs onnxruntime's graph optimisations, "plain" does not. "low memory": plain, without weight
-                pre-packing and memory arena, for models of gigabytes. "training": fast, without memory pattern: the
-                many values that a backward pass keeps alive take half the space.
+            mode: "fast" runs onnxruntime's graph optimisations, "plain" does not. "float weights": fast, but weights in
+                floating point between quantised activations are not rounded, as onnxruntime otherwise does. "low
+                memory": plain, without weight pre-packing and memory arena, for models of gigabytes. "training":
+                fast, without memory pattern: the many values that a backward pass keeps alive take half the space.
             outputs: values to return besides the model's own outputs; "all" means every node's outputs.
             profile: time every operator; the file that `end_profile` writes starts with this.
             optimised: a file that receives the graph as onnxruntime will run it.
@@ -127,8 +128,9 @@ class Session:
             options.optimized_model_filepath = str(optimised)
         with _translated(f"onnxruntime cannot open {label}", _OPEN_HINT):
             start = functools.partial(
-                ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider)
-            )
+                ort.InferenceSession, sess_options=options, providers=_provider_list(ort, provider),
+                disabled_optimizers=["WeightBiasQuantization"] if mode == "float weights" else None,
+            )  # fmt: skip
             return cls(source, label, start)
 
     @property

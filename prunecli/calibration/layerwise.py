@@ -344,7 +344,7 @@ class Walk:
             unmap(tensor)
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return _Piece(self, read, list(outputs), self._open(self._as_model(graph)))
+        return _Piece(self, read, list(outputs), self._open(self._as_model(graph), mode="float weights"))
 
     def _as_model(self, graph: onnx.GraphProto) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
