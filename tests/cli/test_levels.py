@@ -18,7 +18,7 @@ COMMANDS = [
     (("inspect", CNN), PLAIN, 1, "Layers"),
     (("magnitude", CNN, "--sparsity", "0.5", "--dry-run"), PLAIN, 1, "Layers"),
     (("oneshot", MLP, *DATA, "--sparsity", "0.5", "--dry-run"), PLAIN, 1, "output error"),
-    (("structured", CNN, "--macs", "0.5", "--dry-run"), PLAIN, 1, "Units"),
+    (("structured", CNN, "--macs", "0.5", "--dry-run"), PLAIN + 1, 1, "Units"),
     (("evaluate", CNN, *DATA, "--no-latency"), PLAIN, 1, "Quality"),
     (("evaluate", MLP, "--baseline", MLP, *DATA, "--no-latency", "--fail-if", "accuracy<0.1"), PLAIN + 6, 2, "Fidelity"),
     (("compare", MLP, MLP), PLAIN, 1, None),
