@@ -24,6 +24,7 @@ import numpy as np
 from common import HERE, SHARED, show
 
 import prunecli.autodiff.rules  # noqa: F401  (the memory of imports is not the memory of a step)
+from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, differentiate
 from prunecli.autodiff.losses import CrossEntropy, OutputProduct
 from prunecli.errors import PruneError
@@ -34,7 +35,6 @@ from prunecli.training.supply import size_of_run
 from prunecli.training.trainer import Stepper
 
 sys.path.insert(0, str(HERE / "peers"))
-Array = np.ndarray[Any, Any]
 SIZES = {"det": (1, 3, 320, 320), "rec": (1, 3, 48, 320), "cls": (1, 3, 48, 192)}
 
 

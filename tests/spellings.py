@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from prunecli.arrays import Array
+
 N = helper.make_node
-Array = np.ndarray
 
 
 def _plain(name: str, array: Array) -> tuple[dict[str, Array], list[onnx.NodeProto]]:

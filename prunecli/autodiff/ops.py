@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
-from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
+from prunecli.model.shape_inference import Facts, Shape, know_constant, visit
 from prunecli.operators import MICROSOFT
 
 NCHWC = "com.microsoft.nchwc"

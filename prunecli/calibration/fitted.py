@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.files import Scratch, appeared, lock_state, state_entry
 from prunecli.masks.decide import Decision, Masked
@@ -27,7 +28,6 @@ from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.storage.stored import unmap
 from prunecli.types import Json
 
-Array = np.ndarray[Any, Any]
 SCHEMA = "prunecli-layers/1"
 LONGEST = 1 << 24
 """Bytes of a line of JSON."""

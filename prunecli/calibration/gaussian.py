@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.model.constants import behind
 
-Array = np.ndarray[Any, Any]
 Function = Callable[..., Array]
 ALIKE = 0.8
 """The correlation of the channels of an input, about that of colours."""

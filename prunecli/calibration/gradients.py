@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, GradientModel, Loss, differentiate
 from prunecli.autodiff.losses import Projection, Weighted
 from prunecli.calibration.layerwise import Walk
@@ -31,7 +32,6 @@ from prunecli.model.lossless import is_tensor
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 Gradients = dict[str, Array]

@@ -19,13 +19,13 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from prunecli.arrays import Array
 from prunecli.calibration.layerwise import PART, Store, Walk
 from prunecli.errors import PruneError
 from prunecli.model.constants import behind, is_constant
 from prunecli.operators import Contraction, operator_of
 from prunecli.runtime import Session, products
 
-Array = np.ndarray[Any, Any]
 PER_UNKNOWN = 100
 """Positions per row of X that are looked at: more do not change the solution by more than about a percent of its
 error (K / R), and an image has far more."""

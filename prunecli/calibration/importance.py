@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.calibration.gradients import MOST_SHAPES, OutputTask, looked_at, single
 from prunecli.calibration.layers import LinearLayer
@@ -26,7 +27,6 @@ from prunecli.errors import PruneError
 from prunecli.operators import Contraction
 from prunecli.runtime import Session
 
-Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Any]
 LARGEST = 1 << 30
 """Bytes of weights, and of what a batch's run forwards and backwards holds."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import INTERFACE, Constant, behind, is_constant
 from prunecli.model.graphs import add_constant, reads, refill
@@ -26,7 +27,6 @@ from prunecli.operators import Contraction
 from prunecli.operators.operator import input_of
 from prunecli.types import Skipped
 
-Array = np.ndarray[Any, Any]
 HIDDEN = "what it reads cannot be measured: it lies in a sub-graph or a function"
 
 

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model.constants import TRANSPARENT
@@ -27,7 +28,6 @@ from prunecli.model.graphs import reads
 from prunecli.runtime import Session
 from prunecli.storage.stored import unmap
 
-Array = np.ndarray[Any, Any]
 Opener = Callable[..., Session]
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.autodiff.losses import BinaryCrossEntropy, CrossEntropy, Distillation, Loss, MeanSquaredError, Weighted
 from prunecli.data import Dataset
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import LogitMoments, are_scores
 from prunecli.evaluation.reading import IGNORED, Reading, UnansweredLabelsError, choose_reading, float_outputs
 
-Array = np.ndarray[Any, Any]
 LABELS, TEACHER = "prune/labels", "prune/teacher/"
 
 

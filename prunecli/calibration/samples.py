@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions, GradientModel, differentiate
 from prunecli.autodiff.losses import LossScope
 from prunecli.calibration.layerwise import working_form
@@ -29,7 +30,6 @@ from prunecli.model.shapes import input_specs
 from prunecli.runtime import Execution, Session
 from prunecli.types import Json, Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 BATCH = 64
 STEPS = 40
 FEWEST = 8

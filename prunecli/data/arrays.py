@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Dataset, build, match, split_labels
@@ -20,8 +21,6 @@ from prunecli.data.language import tokens_of, windows
 from prunecli.data.options import DataOptions, has_suffix, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
-
-Array = np.ndarray[Any, Any]
 
 MAP_ABOVE = 64 << 20
 _CHUNK = 1 << 22

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec, numpy_dtype
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass

@@ -7,17 +7,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import Axes, samples_first
 from prunecli.data.columns import InputColumn, cast, check_dtype, check_sample_shape, fits
 from prunecli.data.language import made_beside, tokens_of
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
-Array = np.ndarray[Any, Any]
 SPLITTABLE = 20
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.arrays import read_labels
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
@@ -28,7 +29,6 @@ from prunecli.inputs import InputSpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Array = np.ndarray[Any, Any]
 
 MAX_PIXELS = 1 << 27
 """134 megapixels, more than any camera of today in one shot; decoded, at most half a gigabyte."""

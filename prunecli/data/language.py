@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from prunecli.arrays import Array
 from prunecli.data.columns import InputColumn
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 
-Array = np.ndarray[Any, Any]
 WINDOW = 512
 """Tokens of a sample, where the model does not say."""
 NOT_COUNTED = -100

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, memory_budget
 from prunecli.data.dataset import Chunk, Dataset, build, match
@@ -16,8 +17,6 @@ from prunecli.data.options import DataOptions, source
 from prunecli.data.user_code import UserFunction, names_function
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
-
-Array = np.ndarray[Any, Any]
 
 
 def _is_loader(asked: DataOptions) -> bool:

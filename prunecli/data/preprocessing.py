@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
 from prunecli.types import Json
-
-Array = np.ndarray[Any, Any]
 
 T = TypeVar("T")
 Layout = Literal["nchw", "nhwc", "chw", "hwc", "nhw"]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import batch_axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Chunk, Dataset
 from prunecli.errors import PruneError
 from prunecli.inputs import DEFAULT_BATCH, SYNTHETIC, InputSpec, numpy_dtype, random_inputs
 
-Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 _IMAGE_RANKS = (4, 5)
 _COLOURS = (1, 3, 4)

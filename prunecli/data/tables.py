@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, check_budget
 from prunecli.data.dataset import Dataset, build
 from prunecli.data.options import DataOptions, has_suffix, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
-
-Array = np.ndarray[Any, Any]
 
 _DELIMITERS = ",;\t|"
 _BLOCK = 4096

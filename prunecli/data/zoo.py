@@ -7,18 +7,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.axes import Axes
 from prunecli.data.columns import InputColumn, cast, check_dtype, fits
 from prunecli.data.dataset import Chunk, Dataset
 from prunecli.data.options import DataOptions, source
 from prunecli.errors import PruneError
 from prunecli.inputs import InputSpec
-
-Array = np.ndarray[Any, Any]
 
 _MAX_BYTES = 1 << 31
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.edit import HINT, View
 from prunecli.dependency.edit import NodeCut as NodeCut
@@ -19,7 +20,7 @@ from prunecli.dependency.registry import REWRITES, is_named, is_shape_computatio
 from prunecli.dependency.views import same_content, shape_derived, view_geometry
 from prunecli.errors import PruneError
 from prunecli.model.graphs import captured, reads
-from prunecli.model.shape_inference import Array, Facts, Shape, know_constant
+from prunecli.model.shape_inference import Facts, Shape, know_constant
 from prunecli.model.tensors import in_memory
 from prunecli.model.weights import pending
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.atoms import Ints
 from prunecli.dependency.views import is_fixed, name_of, open_shape, same_content
 from prunecli.errors import PruneError
 from prunecli.model.graphs import add_constant, free_name, taken_names
-from prunecli.model.shape_inference import Array, Facts, Shape, know_constant, visit
+from prunecli.model.shape_inference import Facts, Shape, know_constant, visit
 
 HINT = "exclude the layers around it with --exclude"
 Removed = dict[str, dict[int, Ints]]  # value name -> axis -> removed positions of the original tensor

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.atoms import AtomTable, Ints
 from prunecli.dependency.views import Geometry
-from prunecli.model.shape_inference import Array, Facts, Shape
+from prunecli.model.shape_inference import Facts, Shape
 from prunecli.operators import amend, macs_of
 from prunecli.operators.operator import ShapeRule
 from prunecli.registry import into_operators

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.model import Model, find_weights
 from prunecli.model.constants import behind
-from prunecli.model.shape_inference import Array
 from prunecli.model.weights import Weight
 from prunecli.operators import operator_of
 from prunecli.operators.layout import Layout

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import analyse, analysed_shapes, kept_together
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
@@ -31,7 +32,6 @@ from prunecli.model.graphs import reads
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-Array = np.ndarray[Any, Any]
 NodeKind = Literal["input", "output", "fixed"]
 Edges = tuple[Array, Array, Array]
 DAMPING = 0.85

@@ -9,7 +9,8 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.model.shape_inference import Array, Facts, Shape, gather_facts
+from prunecli.arrays import Array
+from prunecli.model.shape_inference import Facts, Shape, gather_facts
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.evaluation.sample_metrics import Entry, SampleBatch, sample_metric
 
-Array = np.ndarray[Any, Any]
 LEAST_SCORE, OVERLAP, MOST = 0.001, 0.65, 100
 """Detections that count at all; the overlap above which the weaker one of a class goes; the most of an image."""
 _LAYOUTS = (

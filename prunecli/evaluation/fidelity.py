@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.operators import Role, operator_of, role_of
-
-Array = np.ndarray[Any, Any]
 
 BOXES = 8
 """Rows of four numbers that must all look like boxes to be taken for such: scores of four classes may, by chance."""

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.runtime import PreparedRun
 from prunecli.types import Json, Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Clock = Literal["cpu", "wall"]
 
 WARM_UP, WARM_UP_SECONDS = 5, 0.5

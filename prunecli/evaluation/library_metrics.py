@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
 from prunecli.evaluation.reading import IGNORED
 from prunecli.evaluation.sample_metrics import Entry, SampleBatch, sample_metric
 
-Array = np.ndarray[Any, Any]
 VOID = 255
 """A class of maps that says "do not count", as PASCAL VOC and Cityscapes use it, where the model has no such class."""
 MOST_DB = 100.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data import Batch, Dataset, random_data
 from prunecli.data.columns import cast
 from prunecli.errors import PruneError
@@ -22,8 +23,6 @@ from prunecli.model import Dims, Model, load
 from prunecli.model.shapes import with_demands
 from prunecli.runtime import Execution, Session
 from prunecli.types import Progress, no_progress
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

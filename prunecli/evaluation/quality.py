@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.evaluation.reading import Predictions, Reading
 from prunecli.types import Json
-
-Array = np.ndarray[Any, Any]
 
 Average = Literal["weighted", "macro", "micro"]
 Compute = Callable[[Predictions, Average], float | None]

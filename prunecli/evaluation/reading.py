@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data import Classes
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError, advice
 
-Array = np.ndarray[Any, Any]
 Task = Literal["auto", "classification", "regression"]
 Kind = Literal["scores", "classes", "binary", "numbers"]
 Scale = Literal["", "probabilities", "logits"]

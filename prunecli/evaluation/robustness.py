@@ -10,10 +10,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data import Batch, Dataset
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
@@ -24,7 +25,6 @@ from prunecli.evaluation.reading import Reading
 from prunecli.inputs import InputSpec
 from prunecli.types import Json, Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Kind = Literal["image", "table"]
 
 STATISTICS_SAMPLES = 512

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data import Batch
 from prunecli.data.columns import memory_budget
 from prunecli.data.user_code import UserFunction, names_function
@@ -28,7 +29,6 @@ from prunecli.evaluation.quality import METRICS, Merit, Significance, paired_t
 from prunecli.evaluation.reading import float_outputs
 from prunecli.types import Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Entry = Any
 """What a metric keeps of one sample: numbers, arrays, or tuples and dictionaries of them."""
 Figure = float | Array

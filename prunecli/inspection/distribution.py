@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.inspection.tensorrt import doubts
 from prunecli.model import Weight
 from prunecli.types import Progress, no_progress
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 FRACTIONS = (0.5, 0.7, 0.9)
 PICTURE_BINS = 24

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.registry import Registry
 
-Array = np.ndarray[Any, Any]
 DENSEST, SPAREST = 1.0, 0.01
 _GRID = 200
 _MOST = 700.0

@@ -29,7 +29,7 @@ from prunecli.registry import Registry
 if TYPE_CHECKING:
     import numpy as np
 
-    Array = np.ndarray[Any, Any]
+    from prunecli.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from prunecli.arrays import Array
 
 CHUNK_BYTES = 1 << 19
 """Work is done in pieces of this size, which stay in a core's own cache between the steps."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from prunecli.arrays import Array, Mask
 from prunecli.errors import PruneError
-from prunecli.masks.keys import Array, magnitude_keys
+from prunecli.masks.keys import magnitude_keys
 from prunecli.registry import Registry
 
 
@@ -116,9 +116,6 @@ def row() -> Pattern:
 @pattern_form("column", "all weights of one input")
 def column() -> Pattern:
     return Tiles("column", lambda shape: (1, max(1, shape[1]), max(1, shape[2]), 1), rows_compete=False)
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 def keep_top(scores: Array, quota: int) -> Mask:

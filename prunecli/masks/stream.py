@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array, Mask
 from prunecli.errors import PruneError
 from prunecli.masks.keys import (
     CHUNK_BYTES,
-    Array,
     KeyFormat,
     common_format,
     key_chunks,
@@ -33,7 +33,6 @@ from prunecli.masks.keys import (
     widen,
     words,
 )
-from prunecli.masks.patterns import Mask
 from prunecli.types import Progress, no_progress
 
 SAMPLE = 1 << 16  # keys sampled of one array

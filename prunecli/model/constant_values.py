@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.operators.attributes import axes_of
-from prunecli.operators.operator import Array
 
 MAX_KNOWN = 1 << 20
 """Elements: integer tables (token ids, index maps) stay known, activations never qualify."""

@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.model.constant_values import fold
 from prunecli.model.graphs import all_graphs
 from prunecli.operators import Refused, Role, role_of
@@ -104,7 +104,6 @@ def _holds_tensor(node: ir.Node) -> bool:
     return any(name in node.attributes and not node.attributes[name].is_ref() for name in ("value", *FLOAT_ATTRIBUTES))
 
 
-Array = np.ndarray[Any, Any]
 MAX_DEPTH = 64
 
 

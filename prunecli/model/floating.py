@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
@@ -31,7 +32,6 @@ from prunecli.operators.operator import input_of
 from prunecli.registry import into_operators
 from prunecli.storage.stored import stored, unmap
 
-Array = np.ndarray[Any, Any]
 Value = ir.Value | None
 Positions = dict[str, dict[int, Array]]
 

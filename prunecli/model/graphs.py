@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-Array = np.ndarray[Any, Any]
+from prunecli.arrays import Array
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:

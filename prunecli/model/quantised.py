@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.operators.layout import Shape
 from prunecli.storage.stored import stored
 
-Array = np.ndarray[Any, Any]
 UNREAD = "prunecli.unread"
 """Key in the `meta` of a quantised model: why its integers are left as they are."""
 SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.84, 0.8, 0.75, 0.7)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.model.floating import FloatingForm, RealTensor
 from prunecli.model.graphs import add_constant, free_name, refill, taken_names
 from prunecli.model.quantised import Quantised
 from prunecli.operators.attributes import number
 from prunecli.storage.stored import stored
-
-Array = np.ndarray[Any, Any]
 
 
 def requantised(form: FloatingForm, model: ir.Model, seen: Mapping[str, Array] | None = None) -> ir.Model:

@@ -17,11 +17,11 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from prunecli.arrays import Array
 from prunecli.model.constant_values import FOLDS, MAX_KNOWN, fold
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Shape
-from prunecli.operators.operator import Array
 from prunecli.registry import into
 from prunecli.storage.stored import constant_tensor
 

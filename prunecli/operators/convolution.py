@@ -9,12 +9,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 import prunecli.operators.layout as layout
+from prunecli.arrays import Array
 from prunecli.operators.attributes import integer, integers, text
 from prunecli.operators.layout import Layout, Shape
 from prunecli.operators.operator import (
@@ -39,7 +39,6 @@ from prunecli.operators.operator import (
     weight,
 )
 
-Array = np.ndarray[Any, Any]
 Arrangement = Callable[[Shape, int], Layout]
 
 

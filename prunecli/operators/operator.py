@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 import prunecli.operators.layout as layout
+from prunecli.arrays import Array
 from prunecli.operators.attributes import UnreadableAttributeError
 from prunecli.operators.layout import Layout, Shape
 
-Array = np.ndarray[Any, Any]
 MICROSOFT = "com.microsoft"
 LEARNING = "ai.onnx.ml"
 Key = tuple[str, str]

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 import prunecli.operators.layout as layout
+from prunecli.arrays import Array
 from prunecli.operators.attributes import integer, number, text
 from prunecli.operators.layout import Shape
 from prunecli.operators.operator import (
     MICROSOFT,
     NO_DEMAND,
-    Array,
     Contraction,
     Demand,
     DemandReading,

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.model import Model
 from prunecli.model.constants import Holder, holders
 from prunecli.model.floating import floating
@@ -31,7 +31,6 @@ from prunecli.storage.stored import unmap
 from prunecli.storage.writing import HELD, MARK, ChainSource, Names, ranges
 from prunecli.types import Progress, Skipped
 
-Array = np.ndarray[Any, Any]
 LEAST = 1024
 """Bytes below which a tensor is not looked at: a chain takes more than half of that."""
 COO_ENTRY = 8

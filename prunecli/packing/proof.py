@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.files import Scratch
@@ -38,7 +39,6 @@ from prunecli.verify.tolerance import OfLargest, RandomOutputsError, SameBits
 REPORT = "nothing was written; please report this"
 SEEDS = 4
 LOSSY = OfLargest(math.inf, "whatever values rounded on purpose cause: --max-error judges it", least=1.0)
-Array = np.ndarray[Any, Any]
 
 
 class NotFolded(Exception):  # noqa: N818 - caught by `pack`, which leaves these tensors dense

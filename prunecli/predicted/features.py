@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.slices import WeightSlices
 from prunecli.model import Model, Weight, concrete_shapes, count_macs, find_weights
 from prunecli.model.sizes import macs_by_weight
 from prunecli.predicted.flow import LEAST, Flow, flow_of
 
-Array = np.ndarray[Any, Any]
 ELEMENT_LEVELS = (0.3, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)
 UNIT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
 """Fractions removed at which damage is predicted: of the elements of a weight, of the units of a group."""

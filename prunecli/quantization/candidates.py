@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
 
 import prunecli.model.lossless as preserve
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import mean_error
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
@@ -24,7 +25,6 @@ from prunecli.quantization.ranges import Range
 from prunecli.quantization.stored import Form, IntegerGraph, StoredWeight, weights_alone
 from prunecli.runtime import QuantisedGraph, Session
 
-Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Opener = Callable[..., Session]
 TOOL = "onnxruntime"

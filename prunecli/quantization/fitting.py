@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.grams import Equations, Picker, collect
 from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
@@ -31,7 +31,6 @@ from prunecli.reconstruct.refit import CalibrationBatches, Fit
 from prunecli.reconstruct.rounding import IntegerGrid, fitted_grid, rounded
 from prunecli.types import Progress, Skipped, no_progress
 
-Array = np.ndarray[Any, Any]
 NEAREST, COMPENSATED, FITTED = "nearest", "compensated", "fitted"
 WIDEST = 8192
 """Inputs of one output; beyond that a Gram matrix would take more than half a gigabyte."""

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.quantization.candidates import Judge
 from prunecli.quantization.stored import Form, IntegerGraph, content
 from prunecli.report.render_cells import how_many
 from prunecli.types import Verification
-
-Array = np.ndarray[Any, Any]
 
 
 def check_stored(staged: Path, decided: Mapping[str, Array], form: Form, judge: Judge, held: bool) -> Verification:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.samples import about, calibration_samples, cautions
 from prunecli.data import Dataset
 from prunecli.errors import PruneError, some
@@ -36,7 +37,6 @@ from prunecli.quantization.stored import Form, IntegerGraph
 from prunecli.reconstruct.refit import CalibrationBatches
 from prunecli.types import UNVERIFIED, Json, Progress, Skipped, Totals, Verification, no_progress
 
-Array = np.ndarray[Any, Any]
 SAMPLES = 512
 HELD = 4
 """One sample in so many judges, and is fitted to by nothing."""

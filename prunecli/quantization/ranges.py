@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.runtime import Session
 from prunecli.types import Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Range = tuple[float, float]
 SAMPLED = 60_000
 """Values of each activation by which ranges are judged."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
+from prunecli.arrays import Array
 from prunecli.calibration.layers import LinearLayer, layers_of
 from prunecli.calibration.layerwise import working_form
 from prunecli.model import Model, find_weights
@@ -26,7 +27,6 @@ from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.quantised import nbits, packed, quantised
 from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, IntegerType
 
-Array = np.ndarray[Any, Any]
 Form = Literal["qdq", "dynamic", "nbits"]
 BIAS = float(2**30)
 """Largest integer of a bias: half of what int32 holds, so that a sum of products has room beside it."""

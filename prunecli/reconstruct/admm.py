@@ -10,11 +10,11 @@ the result errs as little as exact Optimal Brain Surgeon's, in a tenth of the ti
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from prunecli.arrays import Array
+
 FIRST, GROWTH = 0.1, 1.1
 """rho at first, in parts of A's diagonal, and its growth at each step."""
 _STEPS, _FEWEST = 40, 6

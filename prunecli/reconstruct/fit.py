@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import linalg
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import Evidence, of_elements
 from prunecli.masks.patterns import Pattern, parse_pattern
@@ -22,7 +23,6 @@ from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, remov
 from prunecli.reconstruct.sparsegpt import Quota, sparsegpt
 from prunecli.registry import Registry
 
-Array = np.ndarray[Any, Any]
 DIRECT = 2e11
 """Multiplications up to which every row is solved by Cholesky; beyond, all rows at once by conjugate gradients."""
 QUICK = 1e9

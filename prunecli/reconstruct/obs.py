@@ -16,14 +16,13 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from prunecli.arrays import Array
 from prunecli.masks.patterns import Pattern, Windows
 
-Array = np.ndarray[Any, Any]
 _BLOCK = 32  # removals between two updates of the inverses
 _ROUNDING = 8.0  # times the precision, of a column's first pivot: below that the pivot is rounding, and may be negative
 

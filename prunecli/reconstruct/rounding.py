@@ -11,14 +11,13 @@ SparseGPT prunes with. Then each column is rounded anew given all others, which 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.reconstruct.obs import suited
 from prunecli.reconstruct.sparsegpt import factor, sweep
 
-Array = np.ndarray[Any, Any]
 SHRINKS = np.linspace(1.0, 0.4, 31)
 """Parts of the range from the least to the largest weight that are tried."""
 DESCENTS = 2

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from prunecli.arrays import Array
 from prunecli.masks.patterns import drop_within, keep_top
 from prunecli.reconstruct.obs import Columns
 
-Array = np.ndarray[Any, Any]
 BLOCK = 128
 """Columns within which the weights that go are chosen together, and after which the rest is brought up to date."""
 FEW = 16

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.data import Batch, Classes
 from prunecli.data.columns import is_float
 from prunecli.errors import PruneError
@@ -23,7 +24,6 @@ from prunecli.evaluation.reading import Collector, Predictions, Reading, choose_
 from prunecli.evaluation.sample_metrics import BLOCKS, LabelFacts, MetricCollector, SampleMetric, find_metrics
 from prunecli.structures.blocks import log_scores
 
-Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]
 Records = dict[str, Array]
 """Per sample or prediction, what the metric is computed from."""

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from prunecli._version import __version__
+from prunecli.arrays import Array
 from prunecli.data import Batch, Dataset
 from prunecli.data.dataset import shared
 from prunecli.data.options import DataOptions
@@ -32,8 +33,6 @@ from prunecli.search.trials import Outcome, TrialSamples, Workspace, outcome_on
 from prunecli.search.zero_pruner import ZeroPruner
 from prunecli.types import Progress
 from prunecli.zeros.select import check_numbers
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

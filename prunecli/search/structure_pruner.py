@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.data.options import DataOptions
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Group
@@ -40,8 +41,6 @@ from prunecli.structures.latency import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
 from prunecli.types import Json, Progress, Skipped
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

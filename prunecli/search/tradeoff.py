@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.masks.allocations import lower_hull
 from prunecli.search.pruner import Allocation
 
-Array = np.ndarray[Any, Any]
 FINE = 8
 """Points between two measured ones at which a curve is read."""
 POWER = 2.0

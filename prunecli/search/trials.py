@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import onnx
 
+from prunecli.arrays import Array
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
 from prunecli.files import Scratch
@@ -21,7 +21,6 @@ from prunecli.search.options import TrialOptions
 from prunecli.search.pruner import Allocation, Space, digest, normal
 from prunecli.search.suffix import beyond, border, prefix, shared, suffix
 
-Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 OUTPUT_LIMIT = 1 << 30
 """Bytes of the original's outputs that are held."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import GradientSamples, open_source
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
@@ -35,7 +35,6 @@ from prunecli.zeros.result import MagnitudeResult
 from prunecli.zeros.select import Selection, Selector, WeightChoice, choose
 from prunecli.zeros.zero import target_of
 
-Array = np.ndarray[Any, Any]
 AUTO = "auto"
 
 

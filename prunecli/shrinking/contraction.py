@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.registry import is_named
 from prunecli.model.constants import Constant, behind, is_constant
 from prunecli.model.shape_inference import Facts
@@ -18,7 +19,6 @@ from prunecli.operators.layout import Layout
 from prunecli.operators.operator import Role, operator_of, role_of
 from prunecli.operators.product import matrix_axes
 from prunecli.operators.recurrent import GATES
-from prunecli.shrinking.slices import Array
 
 KEPT_UP_TO = 1 << 26
 """Elements of a weight of which it is remembered which are zero."""

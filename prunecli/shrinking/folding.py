@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.views import single_views
 from prunecli.model.constant_values import fold as fold_node
 from prunecli.model.constants import is_constant
@@ -18,7 +19,7 @@ from prunecli.operators.attributes import number as number_of
 from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.contraction import WeightedSum, fixed
 from prunecli.shrinking.numbering import SliceNumbering
-from prunecli.shrinking.slices import Array, Floats
+from prunecli.shrinking.slices import Floats
 from prunecli.shrinking.surplus import Finder, Surplus
 
 JOINING = ("Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")

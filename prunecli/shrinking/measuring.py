@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.data import Dataset
 from prunecli.model import Model
 from prunecli.shrinking.numbering import Measured
 from prunecli.shrinking.options import ShrinkOptions
-from prunecli.shrinking.slices import Array
 from prunecli.shrinking.surplus import Finder
 from prunecli.types import Progress, no_progress
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.atoms import AtomTable, LengthError
 from prunecli.dependency.registry import RULES as TIES
@@ -26,18 +27,7 @@ from prunecli.operators.attributes import number as number_of
 from prunecli.operators.recurrent import GATES
 from prunecli.registry import into_operators
 from prunecli.shrinking.contraction import RECURRENT, WeightedSum, contractions, fixed
-from prunecli.shrinking.slices import (
-    CONSTANT,
-    Array,
-    Floats,
-    Groups,
-    Ints,
-    Slices,
-    constants,
-    multiples,
-    of_content,
-    rounded,
-)
+from prunecli.shrinking.slices import CONSTANT, Floats, Groups, Ints, Slices, constants, multiples, of_content, rounded
 
 Rule = Callable[["SliceNumbering", ir.Node], None]
 RULES: dict[tuple[str, str], Rule] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import Analysis, analyse, analysed_shapes
 from prunecli.dependency.catalogue import KINDS, Catalogue, catalogue
 from prunecli.dependency.cut import UnfollowedError, remove
@@ -16,7 +17,6 @@ from prunecli.errors import PruneError
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.shrinking.folding import Branch, drop_unused, fold, fold_branches, join_constants
 from prunecli.shrinking.numbering import Measured, SliceNumbering
-from prunecli.shrinking.slices import Array
 from prunecli.shrinking.surplus import Finder, Surplus
 from prunecli.types import Progress
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.arrays import Array
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Array = np.ndarray[Any, Any]
 CONSTANT = 0
 CHUNK = 1 << 22
 """Elements of a matrix that are looked at together."""

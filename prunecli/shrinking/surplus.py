@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
@@ -23,7 +24,7 @@ from prunecli.operators.product import matrix_axes
 from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.contraction import RECURRENT, WeightedSum, fixed
 from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
-from prunecli.shrinking.slices import Array, Ints
+from prunecli.shrinking.slices import Ints
 
 BY_POSITION = frozenset(
     (

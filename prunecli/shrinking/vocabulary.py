@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import Analysis, analyse, analysed_shapes
 from prunecli.dependency.catalogue import axis_of_atoms, catalogue, removed_positions
 from prunecli.dependency.cut import remove
@@ -24,7 +25,7 @@ from prunecli.shrinking.contraction import fixed
 from prunecli.shrinking.interface import InterfaceChange
 from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.options import ShrinkOptions
-from prunecli.shrinking.slices import Array, Ints
+from prunecli.shrinking.slices import Ints
 from prunecli.shrinking.surplus import Finder
 from prunecli.shrinking.tokenizer import TokenizerFile, read_json
 from prunecli.verify.tolerance import Feed, Outputs

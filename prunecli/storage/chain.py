@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-Array = np.ndarray[Any, Any]
+from prunecli.arrays import Array
+
 Shape = tuple[int, ...]
 
 

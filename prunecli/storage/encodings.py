@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.storage.chain import Fixed, Node, Op, Shape, Stream, cast, filled, reshape, streams, zeros
 
-Array = np.ndarray[Any, Any]
 PIECE = 1 << 22
 """Elements looked at together."""
 LARGEST_GAP = 255

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.registry import into
 from prunecli.storage.fitting import TOGETHER
@@ -21,7 +21,6 @@ from prunecli.storage.stored import constant, unmap
 
 MOST_BYTES = 64
 """Of all that is made on the way, per element of the result; chains of float64 need about 40."""
-Array = np.ndarray[Any, Any]
 Rule = Callable[[ir.Node, list[Array], int], Array]
 RULES: dict[str, Rule] = {}
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

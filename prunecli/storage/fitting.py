@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.storage.chain import Node, Op, Shape, Stream, after, cast, with_streams
 from prunecli.storage.encodings import FOLDED_UP_TO, OVERHEAD, Encoded, EncodedTensor, choose
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.storage.chain import ChainPass, Filler, Fixed, Node, Op, Stream, streams
 from prunecli.storage.encodings import numbers
 from prunecli.storage.passes import Passes
 from prunecli.storage.stored import constant, unmap
 
-Array = np.ndarray[Any, Any]
 MARK = "prunecli.pack/"
 """The last node of the chain of an initializer is named by this and the tensor's name."""
 HELD = "prunecli.constant/"

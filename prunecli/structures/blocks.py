@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array, Mask
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.data.columns import is_float
 from prunecli.dependency.blocks import Dead, ResidualBlock, dead_without
@@ -24,7 +25,6 @@ from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 SAMPLES = 256
 """Of the data: enough to rank blocks by, and few enough to run once per block and step."""
 RANDOM_BATCHES = 2
@@ -250,7 +250,6 @@ class _Greedy:
                 self.order.remove(number)
 
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Distance = Callable[[Array, Array], float]
 Outputs = Mapping[str, Any]
 Feeds = Sequence[Mapping[str, Any]]

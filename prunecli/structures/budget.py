@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import prod
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+from prunecli.arrays import Array, Mask
+
 Cost = Callable[[Mask], float]
 """What remains when the masked units are gone; never larger for more units."""
 

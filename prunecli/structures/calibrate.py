@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import Batches, GradientSamples, gates, open_gradients
 from prunecli.calibration.grams import second_moments
 from prunecli.dependency.slices import WeightSlices
@@ -21,8 +21,6 @@ from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.structures.target import Kind
 from prunecli.types import Progress
-
-Array = np.ndarray[Any, Any]
 
 
 def measure(subject: Cuttable, options: CutOptions, progress: Progress) -> Measure | None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from prunecli.arrays import Array, Mask
 from prunecli.dependency.catalogue import ALL, Catalogue, Group
 from prunecli.dependency.costs import costs
 from prunecli.dependency.slices import Slice, WeightSlices
@@ -20,7 +21,6 @@ from prunecli.structures.budget import (
     NEAR,
     BlockPools,
     Bundles,
-    Mask,
     UnitPool,
     WidthProblem,
     bundle,
@@ -34,7 +34,6 @@ from prunecli.structures.normalisers import NORMALISERS
 from prunecli.structures.widths import Alignment
 from prunecli.types import Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 BudgetKind = Literal["ratio", "macs", "params", "latency"]
 
 

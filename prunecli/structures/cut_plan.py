@@ -20,11 +20,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.edit import Removed
 from prunecli.errors import PruneError
 from prunecli.files import written
@@ -32,7 +32,6 @@ from prunecli.model import Model
 from prunecli.model.plan_file import SCHEMA, read_plan
 from prunecli.types import Json
 
-Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
 MAX_BYTES = 1 << 30
 ANEW = "make the plan anew with --save-plan"

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from prunecli.arrays import Array
 from prunecli.model.protos import graphs
 from prunecli.model.tensors import FLOATS
 from prunecli.verify.outline import drop_unnamed, free_initializers
 from prunecli.verify.pieces import value_bytes
 
-Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
 """Value name -> axis -> positions, in the names of the user's file."""
 NORMS = (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, mean_error, outputs_ahead
 from prunecli.calibration.grams import Equations, Picker
 from prunecli.calibration.layers import LinearLayer, refittable
@@ -26,7 +27,6 @@ from prunecli.runtime import Session
 from prunecli.structures.elimination import Elimination, UnitCurve, UnitReader, eliminate
 from prunecli.types import Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 Feeds = Sequence[Mapping[str, Array]]
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Of a group's units: where the damage is measured, besides the most that may go. In between it follows the error of

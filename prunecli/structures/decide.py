@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from prunecli.arrays import Mask
 from prunecli.calibration.samples import stored_moments
 from prunecli.dependency.analysis import NONE, Whole
 from prunecli.dependency.catalogue import ALL
@@ -20,7 +21,6 @@ from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.predicted.predict import Curves, Undescribed, group_curves
 from prunecli.structures.blocks import choose_blocks
-from prunecli.structures.budget import Mask
 from prunecli.structures.calibrate import measure, unit_recipe
 from prunecli.structures.choose import decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Group
 from prunecli.dependency.cut import Removed
 from prunecli.errors import PruneError
@@ -23,7 +23,6 @@ from prunecli.structures.cut_reference import Forced
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, LayerRow
 
-Array = np.ndarray[Any, Any]
 MAX_ELEMENTS = 1 << 28
 """Of one input; the same as random inputs may have."""
 

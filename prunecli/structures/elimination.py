@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.masks.allocations import lower_hull
 from prunecli.reconstruct.obs import Surgeon
-
-Array = np.ndarray[Any, Any]
-
 
 RIDGE = 1e-4
 """Where no data choose one."""

@@ -9,16 +9,15 @@ scaled up, by MOST at most. Layers that read something of unknown moments stay a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.gaussian import ChannelMoments, channel_moments, read_moments, taps_of, variance_of
 from prunecli.calibration.layers import LinearLayer, refittable
 from prunecli.reconstruct.refit import LayerFit
 
-Array = np.ndarray[Any, Any]
 MOST = 1.5
 _TINY = 1e-20
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.cut import following
 from prunecli.errors import PruneError
@@ -30,7 +30,6 @@ from prunecli.structures.prunable import Cuttable
 from prunecli.training.gradual import check_plans, left_out, proof_of, prune_and_train, retrained
 from prunecli.types import Progress
 
-Array = np.ndarray[Any, Any]
 TRAINED = "l2-in"
 """The criterion where training follows and none is named, as measured (docs/benchmarks.md)."""
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array, Mask
 from prunecli.dependency.catalogue import Catalogue
 from prunecli.dependency.costs import Costs, axes_of_blocks, axes_of_outputs, costs
 from prunecli.errors import GateFailed, PruneError
@@ -43,8 +44,6 @@ from prunecli.structures.target import Budget
 from prunecli.structures.widths import Alignment, cpu_block
 from prunecli.types import Json, Progress
 
-Array = np.ndarray[Any, Any]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Fractions of every group that are measured."""
 NANOSECONDS = 1e6

@@ -5,14 +5,13 @@ different groups can compete.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
 from prunecli.registry import into
 
-Array = np.ndarray[Any, Any]
 Rows = Sequence[Array]
 Normaliser = Callable[[Catalogue, Sequence[Group], Sequence[Rows]], list[Array]]
 NORMALISERS: dict[str, Normaliser] = {}

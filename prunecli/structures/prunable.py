@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.samples import calibration_samples, cautions, synthetic_data
 from prunecli.data import Dataset
 from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes, kept_together
@@ -42,7 +42,6 @@ from prunecli.structures.target import Budget
 from prunecli.types import Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
 
-Array = np.ndarray[Any, Any]
 MADE = 256
 """Inputs that are made where there are no data."""
 UNASKED, FEWEST_UNASKED, STEPS_UNASKED = 1 << 24, 16, 8

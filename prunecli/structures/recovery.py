@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from prunecli._version import __version__
+from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
 from prunecli.calibration.samples import mirrored
 from prunecli.data import Dataset
@@ -29,7 +29,6 @@ from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
 from prunecli.types import Json, Progress, Skipped
 
-Array = np.ndarray[Any, Any]
 HELD = 8
 """One sample in so many judges and is not fitted on; with fewer samples than this, all fit and judge."""
 MOST = 1024

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.costs import MACS_PER_ELEMENT
 from prunecli.dependency.edit import replace_node
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
@@ -30,7 +30,6 @@ from prunecli.model.graphs import add_constant, taken_names
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.operators import operator_of
 
-Array = np.ndarray[Any, Any]
 RANK, BATCH, CHANNELS, SPATIAL = 4, 0, 1, (2, 3)
 WALK = 6
 """Nodes before the shortcut among which a convolution is looked for."""

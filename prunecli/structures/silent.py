@@ -7,15 +7,13 @@ of a quantised model a proof masks what is stored, and computed values only wher
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.model.constants import behind
 from prunecli.operators import operator_of
 
-Array = np.ndarray[Any, Any]
 Positions = Mapping[str, Mapping[int, Array]]
 KEEPING = frozenset({
     "Abs", "AveragePool", "Cast", "Concat", "Elu", "Erf", "Flatten", "Gelu", "GlobalAveragePool", "GlobalMaxPool",

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 from prunecli.training.trainer import Epoch, Progressed, Trainer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from prunecli.options.training import FinetuneOptions
 
 
-Array = np.ndarray[Any, Any]
 NAME = "checkpoint.npz"
 _HEAD, _DIGEST = "state", "digest"
 

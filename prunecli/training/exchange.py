@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.masks.patterns import Tiles, Tiling, Windows, parse_pattern
 from prunecli.training.parameters import Parameter, Parameters
 
-Array = np.ndarray[Any, Any]
 UNTIL = 0.75
 """Of the steps: what comes back later has no time to learn."""
 TIMES = 20

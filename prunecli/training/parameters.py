@@ -6,18 +6,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model import Model, Weight, find_weights
 from prunecli.model.constants import Holder, behind
 from prunecli.model.floating import is_quantised
 from prunecli.training.optimizers import Flat
 
-Array = np.ndarray[Any, Any]
 SMALLEST = 0.1
 """Of the mean size of weights, what a size counts as at least."""
 ALIGN = 16  # elements: onnxruntime's kernels like 64-byte boundaries

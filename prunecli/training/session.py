@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.autodiff import DifferentiationOptions as GradientOptions
 from prunecli.autodiff import GradientModel, differentiate
 from prunecli.autodiff.losses import MeanSquaredError
@@ -39,7 +39,6 @@ from prunecli.training.supply import Supply, check_trainable, size_of_run
 from prunecli.training.trainer import Score, Stepper, Steppers, Trainer
 from prunecli.types import Progress, no_progress
 
-Array = np.ndarray[Any, Any]
 SMALLEST_STATISTICS = 8  # samples in a batch below which its statistics are too noisy to normalise by
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.calibration.objective import Objective
 from prunecli.data import Batch, Dataset
 from prunecli.errors import PruneError
@@ -16,7 +16,6 @@ from prunecli.model import Model
 from prunecli.registry import into
 from prunecli.training.hyperparameters import Hyperparameters
 
-Array = np.ndarray[Any, Any]
 Teacher = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 LEAST_RUN, LEAST_NORMALISED = 4, 16
 """Samples of a run below which a batch is not halved: of images, which have many positions, and of what is normalised

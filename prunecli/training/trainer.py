@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.autodiff import GradientModel
 from prunecli.errors import PruneError, advice
 from prunecli.options.training import FinetuneOptions
@@ -24,7 +24,6 @@ from prunecli.training.parameters import Parameter, Parameters
 from prunecli.training.supply import Supply
 from prunecli.types import Json
 
-Array = np.ndarray[Any, Any]
 RUNNING = 0.9  # share of the old BatchNormalization statistics at each step, the ONNX operator's default momentum
 _SETTLED = 20  # steps of an epoch before a rising loss counts as divergence
 _DIVERGED = 10.0  # times the loss it started from

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.masks.keys import CHUNK_BYTES
 from prunecli.model.constants import Holder, holders
 from prunecli.model.graphs import all_graphs
 from prunecli.storage.stored import unmap
 from prunecli.types import Progress
-
-Array = np.ndarray[Any, Any]
 
 Place = tuple[int, str]
 """The number of a graph, and the name of a tensor in it."""

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError, UnprovedError
 from prunecli.model.protos import graphs
 from prunecli.verify.compare import same_outputs
 
-Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Any]
 Outputs = Mapping[str, Any]
 RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import looked_at, relative_error
 from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equations, Folds, Picker, collect, is_held
 from prunecli.calibration.importance import LEAST, Importance
@@ -39,8 +40,6 @@ from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.runtime import Session
 from prunecli.types import Progress, Skipped
 from prunecli.zeros.zero import target_of
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.calibration.gradients import GradientSamples, GradientSource, open_source
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_elements
@@ -28,7 +29,6 @@ from prunecli.zeros.result import MagnitudeResult
 from prunecli.zeros.select import Selection, Selector, WeightChoice, allocated
 from prunecli.zeros.zero import target_of
 
-Array = np.ndarray[Any, Any]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Shares of a weight's units whose highest score is reported, so that a threshold can be chosen."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.calibration.fitted import FittedLayer, LayerJournal
 from prunecli.calibration.grams import Folds
 from prunecli.calibration.layers import LinearLayer
@@ -22,8 +23,6 @@ from prunecli.reconstruct.fit import (
 from prunecli.reconstruct.sparsegpt import Quota
 from prunecli.types import Progress
 from prunecli.zeros.calibrated import CalibratedLayers
-
-Array = np.ndarray[Any, Any]
 
 Solved = tuple[Masked, Array | None, dict[str, float]]
 """A weight as it will be saved, the vector beside it if that moves, and what is reported."""

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 
 from prunecli._version import __version__
+from prunecli.arrays import Array
 from prunecli.calibration.fitted import LayerJournal, identity_of
 from prunecli.calibration.layerwise import Store
 from prunecli.calibration.samples import about, calibration_samples, cautions, first_feed
@@ -46,7 +47,6 @@ from prunecli.zeros.select import FALLBACK, Selection, Selector, WeightChoice, c
 from prunecli.zeros.shards import ShardedWalks, shards_of
 from prunecli.zeros.zero import target_of
 
-Array = np.ndarray[Any, Any]
 LAYERWISE = "uniform"
 """The allocation of models that are too large to be run once more for each layer."""
 SAMPLES = 512

@@ -27,8 +27,6 @@ from prunecli.model.plan_file import SCHEMA, identity, read_plan
 from prunecli.types import Json, Progress, no_progress
 from prunecli.zeros.zero import Zeroed
 
-Array = np.ndarray[Any, Any]
-
 
 def save_plan(
     path: Path,

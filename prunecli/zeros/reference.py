@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model.external_data import read_whole
 from prunecli.model.protos import graphs, nodes
 from prunecli.zeros.zero import Zeroed
-
-Array = np.ndarray[Any, Any]
 
 
 class TensorSlot(NamedTuple):

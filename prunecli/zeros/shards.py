@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.calibration.fitted import FittedLayer, LayerJournal
 from prunecli.calibration.grams import Folds
 from prunecli.calibration.importance import Importance
@@ -27,8 +28,6 @@ from prunecli.workers import Workers
 from prunecli.zeros.calibrated import CalibratedLayers, Part, Way
 from prunecli.zeros.layer_by_layer import LayerWalks, Solve, Solved, others_of
 from prunecli.zeros.options import OneshotOptions
-
-Array = np.ndarray[Any, Any]
 
 SENT = 1 << 30
 """Bytes of a model up to which it is sent to workers that do not have it."""

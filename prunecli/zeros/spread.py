@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from prunecli.arrays import Array
 from prunecli.types import Progress
 from prunecli.zeros.zero import Zeroed
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _SHIFT = 22  # a cell of float32 bit patterns: half an octave, edges at 2^k and 1.5 * 2^k
 _CELLS = 1 << (31 - _SHIFT)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.masks.decide import ByBits, Decision, Target
 from prunecli.masks.keys import count_nonzero
 from prunecli.model import Weight
 from prunecli.model.floating import as_stored, stored_as
 from prunecli.storage.stored import unmap
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass

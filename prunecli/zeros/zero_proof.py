@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.masks.keys import words
 from prunecli.model import Model, load
@@ -32,8 +32,6 @@ from prunecli.verify.prove import RUN_UP_TO, Claim, Proof, open_result, prove
 from prunecli.verify.tolerance import Feed, RandomOutputsError, SameBits
 from prunecli.zeros.reference import masked_reference
 from prunecli.zeros.zero import Zeroed
-
-Array = np.ndarray[Any, Any]
 
 _STORED = "every stored tensor equals the original, {how} by numpy, and the graph is the same"
 _RAN = "onnxruntime's outputs on random inputs equal, bit for bit, those of the original with {how} weights"

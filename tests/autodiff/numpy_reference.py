@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from prunecli.arrays import Array
+
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 

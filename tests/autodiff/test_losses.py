@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from onnx import helper
 from scipy.special import expit, log_softmax, softmax
 
+from prunecli.arrays import Array
 from prunecli.autodiff import Loss, differentiate
 from prunecli.autodiff.losses import (
     BinaryCrossEntropy,
@@ -21,7 +21,6 @@ from prunecli.autodiff.losses import (
 )
 from tests.autodiff.checker import OutputProduct, compare_directions, models, run_gradients
 
-Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 NAN, IGNORED = np.nan, -100
 Z = RNG.standard_normal((4, 3))

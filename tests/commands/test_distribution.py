@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.inspection.distribution import FRACTIONS, PICTURE_BINS, distribution, pattern_fit
 from prunecli.inspection.options import parse_nm
 from prunecli.model import find_weights, load
 
-Array = np.ndarray[Any, Any]
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 
 

@@ -14,6 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import prunecli
+from prunecli.arrays import Array
 from prunecli.errors import GateFailed, PruneError
 from prunecli.evaluation.compare import CompareOptions, compare
 from prunecli.inspection.inspect import inspect
@@ -29,7 +30,6 @@ from tests.model.quantised_models import Net
 from tests.storage.sparse import matmul, optimised, run, sparse
 from tests.tiny import REAL_MODELS
 
-Array = np.ndarray[Any, Any]
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 BIG = (64, 64)
 DECODING = {"ScatterElements", "ScatterND", "Compress", "CumSum", "Range", "ConstantOfShape"}

@@ -11,14 +11,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from prunecli.arrays import Array
 from prunecli.model import find_weights, load
 from prunecli.packing.pack import pack, unpack
 from prunecli.packing.proof import _ends_chain
 from prunecli.storage.fitting import PIECE
 from tests.model.build import info, node, save_proto
 from tests.storage.sparse import optimised, run, sparse
-
-Array = np.ndarray[Any, Any]
 
 
 def products(weights: dict[str, Array]) -> onnx.ModelProto:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,13 +12,13 @@ import pytest
 from onnx import numpy_helper
 
 import prunecli
+from prunecli.arrays import Array
 from prunecli.dependency.unit_graph import UnitGraph, graph_of, unit_graph
 from prunecli.errors import PruneError
 from prunecli.inspection.report import graph_sections
 from prunecli.report.document import Chart
 from tests.model.build import floats, node, proto, save_proto
 
-Array = np.ndarray[Any, Any]
 W1 = np.array([[3, 0, 1], [4, 1, 0]], np.float32)  # 2 inputs, 3 units
 W2 = np.array([[1, 3], [3, 1], [0, 0]], np.float32)  # 3 units, 2 outputs; nothing reads the last unit
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from prunecli.arrays import Array
 from tests.dependency.net import Net
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-Array = np.ndarray
 WORDS = 40
 """Tokens of the text models' vocabulary."""
 

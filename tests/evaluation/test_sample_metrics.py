@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.data import Batch
 from prunecli.errors import PruneError
 from prunecli.evaluation import detection
@@ -24,7 +25,6 @@ from prunecli.evaluation.sample_metrics import (
     registered,
 )
 
-Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Array = np.ndarray[Any, Any]
+from prunecli.arrays import Array
+
 MICROSOFT = "com.microsoft"
 
 

@@ -16,7 +16,6 @@ from prunecli.model.noise import fix_noise, may_have_noise, noise_notes
 from prunecli.runtime import Session
 from tests.tiny import model, write
 
-Array = np.ndarray[Any, Any]
 SIZE = (64, 50)
 
 # body of a graph with the input x (N, 50) -> least, most, mean, deviation (of 3,200 numbers), type

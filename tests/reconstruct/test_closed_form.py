@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunecli.reconstruct.fit as fitting
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.masks.patterns import parse_pattern
 from prunecli.reconstruct import obs
@@ -29,8 +30,6 @@ from prunecli.reconstruct.fit import (
 )
 from prunecli.reconstruct.obs import Surgeon, columns_of, removal_losses
 from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
-
-Array = np.ndarray[Any, Any]
 
 
 def problem(seed: int, rows: int = 6, size: int = 24, samples: int = 200) -> tuple[Array, Array]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.calibration.grams import Equations
 from prunecli.reconstruct.refit import FORMERS, Fit, choose
 
-Array = np.ndarray[Any, Any]
 INPUTS, OUTPUTS, ROWS = 5, 3, 400
 
 

@@ -10,12 +10,11 @@ import onnxruntime
 import pytest
 
 import prunecli
+from prunecli.arrays import Array
 from prunecli.calibration.gaussian import ChannelMoments, channel_moments, mapped
 from prunecli.calibration.layerwise import working_form
 from prunecli.model import load
 from tests.model.build import floats, node, proto, save_proto
-
-Array = np.ndarray[Any, Any]
 
 
 def dense(folder: Path) -> Path:

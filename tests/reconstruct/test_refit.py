@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +18,6 @@ from prunecli.reconstruct.refit import METHODS, CalibrationBatches, Refit, outpu
 from prunecli.structures.prunable import Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
-Array = np.ndarray[Any, Any]
 KERNEL = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.reconstruct import sparsegpt
 from prunecli.reconstruct.rounding import INTEGERS, IntegerGrid, descended, fitted_grid, rounded
 
-Array = np.ndarray[Any, Any]
 KINDS = [("int8", 0), ("uint8", 0), ("int4", 0), ("uint4", 8), ("uint4", 5)]
 
 

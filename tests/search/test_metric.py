@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.data import Batch, Classes
 from prunecli.errors import PruneError
 from prunecli.evaluation.fidelity import FidelitySums
@@ -15,7 +16,6 @@ from prunecli.evaluation.passes import Asked
 from prunecli.evaluation.quality import METRICS, compute_metrics
 from prunecli.search.metric import FIDELITY, TrialMetric, agreement, choose_metric
 
-Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(400, 7)).astype(np.float32)
 NOISY = (LOGITS + RNG.normal(scale=0.7, size=LOGITS.shape)).astype(np.float32)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from prunecli.arrays import Array
 from prunecli.model import load
 from prunecli.model.constants import holders
 from prunecli.packing import plan as pack_write
@@ -27,7 +28,7 @@ from prunecli.storage import fit, fitting
 from prunecli.storage.chain import Op, streams
 from prunecli.storage.encodings import EncodedTensor
 from tests.model.build import refused, save_proto
-from tests.storage.sparse import Array, optimised, run, sparse
+from tests.storage.sparse import optimised, run, sparse
 
 SIZE = 96
 

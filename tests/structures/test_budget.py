@@ -4,12 +4,12 @@ steps between groups: within the budget, never worse than before, and no better 
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunecli.arrays import Array
 from prunecli.structures.budget import (
     NEAR,
     UnitPool,
@@ -22,7 +22,6 @@ from prunecli.structures.budget import (
 )
 from prunecli.structures.widths import multiples
 
-Array = np.ndarray[Any, Any]
 SLACK = 0.05
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=6)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunecli.arrays import Array
 from prunecli.structures.elimination import RIDGE, UnitReader, convex, eliminate
 
-Array = np.ndarray[Any, Any]
 UNITS, PER_UNIT = 6, 2
 
 

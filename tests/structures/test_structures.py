@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
 
-Array = np.ndarray[Any, Any]
 UNITS = 5
 DAMAGE = np.linspace(1.0, 2.0, UNITS)
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.dependency.analysis import analyse
 from prunecli.dependency.catalogue import KINDS, Catalogue, catalogue
 from prunecli.dependency.costs import costs
@@ -22,8 +23,6 @@ from prunecli.structures.choose import Measurements, UnitRecipe, decide_units
 from prunecli.structures.normalisers import NORMALISERS
 from prunecli.structures.widths import Alignment
 from tests.dependency.net import Net
-
-Array = np.ndarray[Any, Any]
 
 
 def residual_net(n: Net) -> Net:

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from scipy.special import expit
 
 from prunecli import finetune
+from prunecli.arrays import Array
 from prunecli.autodiff import differentiate
 from prunecli.calibration.objective import ObjectiveOptions, choose_objective
 from prunecli.data.options import DataOptions
@@ -23,7 +24,6 @@ from prunecli.runtime import Session
 from prunecli.training.session import mean_ratio
 from tests.model.build import floats, node, proto, save_proto
 
-Array = np.ndarray[Any, Any]
 X = np.random.default_rng(0).normal(size=(512, 6)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
 QUICK: dict[str, Any] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from prunecli.arrays import Array
 from prunecli.errors import PruneError
 from prunecli.model import load
 from prunecli.options.training import AUGMENTS as NAMES
@@ -18,7 +18,6 @@ from prunecli.training.parameters import Parameters, trainable
 from prunecli.training.supply import AUGMENTS, apply_augments, crop, mixup
 from tests import tiny
 
-Array = np.ndarray[Any, Any]
 STEPS, RATE = 4, 0.1
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.autodiff.ops import Ops
 from prunecli.autodiff.registry import GradientContext, Gradients, rule
-from prunecli.model.shape_inference import Array, Shape
+from prunecli.model.shape_inference import Shape
 
 Value = ir.Value
 

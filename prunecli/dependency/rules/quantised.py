@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import rewrite
 from prunecli.dependency.rules.attention import attention_sizes
 from prunecli.model.quantised import in_order, packed, unpacked
-from prunecli.model.shape_inference import Array
 from prunecli.operators import MICROSOFT
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from prunecli.arrays import Array
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
-from prunecli.model.shape_inference import Array, Facts
+from prunecli.model.shape_inference import Facts
 from prunecli.operators.attributes import axes_of
 
 ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
