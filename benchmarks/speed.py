@@ -1,16 +1,19 @@
 """How much faster a cut is, in float32 and after static quantisation to int8, and what it costs.
 
     python benchmarks/speed.py [--models NAME ...] [--ways WAY ...] [--record docs/benchmarks.md] [--peer-python PYTHON]
+                               [--cuts FOLDER]
 
 Each row is one command, at its defaults but for one thread, or a peer at the same MACs: onnxsim's structured pruning,
 and Torch-Pruning of the same ResNets with their BatchNormalizations re-estimated. Speeds: original and cut in turn,
 medians of the ratios of pairs of the CPU time of the calling thread, so a busy machine adds nothing. int8: both
 quantised by onnxruntime on 64 samples. Quality: accuracy on test data, else the mean cosine of the outputs with the
-original's.
+original's. With `--cuts` the cut models are kept in a folder, and those that are there are measured again, not made
+again: cuts take hours, and speeds want a quiet machine.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +28,7 @@ from prunecli import evaluate, structured
 from prunecli.errors import PruneError
 from prunecli.evaluation.latency import TimingOptions, measure_pair
 from prunecli.evaluation.speed import CALIBRATED
-from prunecli.model import Dims, concrete_shapes, load
+from prunecli.model import concrete_shapes, load
 from prunecli.runtime import Session, quantise
 from prunecli.structures.options import StructuredOptions
 
@@ -80,46 +83,48 @@ CASES = {
 }
 
 
-def row(case: Case, model: Path, way: str, folder: Path, python: str | None) -> Iterator[object]:
-    """What the command leaves, its speeds, and the quality before and after."""
+def row(case: Case, model: Path, way: str, out: Path, folder: Path, python: str | None) -> Iterator[object]:
+    """What the command leaves, its speeds, and the quality before and after.
+
+    out: the cut; it is made where it is missing.
+    """
     fed = {name: str(value) if isinstance(value, Path) else value for name, value in case.fed.items()}
-    out = folder / "cut.onnx"
-    options = StructuredOptions(**fed, **WAYS.get(way, {"macs": HALF}), threads=1, output=out, force=True, timing=False)
-    share = PEERS[way](case, model, out, python) if way in PEERS else ours(model, options)
-    if isinstance(share, str):
-        yield from (share, "", "", "", "")
-        return
-    yield share
+    options = StructuredOptions(**fed, **WAYS.get(way, {"macs": HALF}), threads=1, output=out, timing=False)
+    if not out.exists():
+        refused = PEERS[way](case, model, out, python) if way in PEERS else ours(model, options)
+        if refused is not None:
+            yield from (refused, "", "", "", "")
+            return
+    dims = options.stated_dims
+    yield macs(out, dims) / macs(model, dims)
     feeds = samples(model, options)
     yield speed(out, model, feeds[0])
     yield speed(*(quantise(path, feeds, folder, name) for name, path in (("q", out), ("whole", model))), feeds[0])
     yield from quality(case, model, out, fed)
 
 
-def ours(model: Path, options: StructuredOptions) -> float | str:
-    """The share of the MACs that the command leaves, or why it leaves none."""
+def ours(model: Path, options: StructuredOptions) -> str | None:
+    """Make the cut; or why there is none."""
     try:
-        found = structured(model, options)
+        structured(model, options)
     except PruneError as error:
         return f"refused: {error.message}"
-    assert found.after.macs is not None and found.before.macs is not None
-    return found.after.macs / found.before.macs
+    return None
 
 
-def by_onnxsim(case: Case, model: Path, out: Path, python: str | None) -> float | str:
+def by_onnxsim(case: Case, model: Path, out: Path, python: str | None) -> str | None:
     stated = StructuredOptions(macs=HALF, **{k: v for k, v in case.fed.items() if k in ("dim", "input_shape")})
-    return onnxsim_cut(python, model, HALF, out, stated.stated_dims)
+    done = onnxsim_cut(python, model, HALF, out, stated.stated_dims)
+    return done if isinstance(done, str) else None
 
 
-def by_torch_pruning(case: Case, model: Path, out: Path, python: str | None) -> float | str:
+def by_torch_pruning(case: Case, model: Path, out: Path, python: str | None) -> str | None:
     normalised = model.with_name(f"{model.stem}-bn.onnx")
     if not normalised.exists():
         return "not run: the peer needs the network in PyTorch"
     calibrated = ["--calib", case.fed["data"], "--recalibrate"]
     done = peer(python, "torch_pruning_resnet.py", normalised, HALF, "l2", out, *calibrated)
-    return (
-        done if isinstance(done, str) else macs(out, Dims(sizes={"batch": 1})) / macs(model, Dims(sizes={"batch": 1}))
-    )
+    return done if isinstance(done, str) else None
 
 
 def samples(model: Path, options: StructuredOptions) -> list[Mapping[str, Any]]:
@@ -169,14 +174,18 @@ def main() -> None:
     every = [*WAYS, *PEERS]
     options.add_argument("--ways", nargs="+", default=every, choices=every)
     options.add_argument("--record", type=Path, help="a page whose table gets each row as soon as it is measured")
+    options.add_argument("--cuts", type=Path, help="a folder that keeps the cut models")
     args = options.parse_args()
     rows = []
     for name in args.models:
         with tempfile.TemporaryDirectory() as place:
             model = CASES[name].path(Path(place))
+            cuts = args.cuts or Path(place)
+            cuts.mkdir(parents=True, exist_ok=True)
             for way in args.ways:
+                out = cuts / f"{re.sub('[^a-z0-9.]+', '-', f'{name} {way}'.lower())}.onnx"
                 command = way if way in PEERS else f"`{' '.join(filter(None, (way, CASES[name].told)))}`"
-                rows.append([name, command, *row(CASES[name], model, way, Path(place), args.peer_python)])
+                rows.append([name, command, *row(CASES[name], model, way, out, Path(place), args.peer_python)])
                 print(rows[-1], flush=True)
                 if args.record is not None:
                     record(args.record, HEAD, rows[-1], keys=2)

@@ -30,6 +30,8 @@ DEVICE_BLOCKS = {"tensorrt": 16, "qnn": 32, "npu": 16}
 Learning Performance), Hexagon tensors are padded to 32 channels (Qualcomm AI Engine Direct), most NPUs to 16."""
 QUARTER = 4
 """A layer keeps a quarter of a block at least."""
+LEAST = 4
+"""The finest multiples that take the place of blocks: onnxruntime reads channels of its blocked layout four at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Alignment:
     def finer(self) -> Iterator[Alignment]:
         """Smaller multiples, the coarser first: a half and a quarter of a block. They are worth less, in int8 little,
         and take the place of blocks where these spoil the network."""
-        if not self.given:
-            for part in (2, QUARTER):
+        for part in (2, QUARTER):
+            if not self.given and self.block >= part * LEAST:
                 yield replace(self, block=self.block // part)
 
     def looser(self) -> Iterator[Alignment]:

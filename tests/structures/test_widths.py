@@ -23,6 +23,12 @@ CPU = Alignment(16, "dense", 16, True, given=False)
 INT8 = Alignment(16, "never", 16, given=False)
 
 
+@pytest.mark.parametrize(("block", "finer"), [(16, [8, 4]), (8, [4]), (32, [16, 8]), (4, [])])
+def test_finer_multiples_are_halves_and_quarters_that_onnxruntime_reads_at_once(block: int, finer: list[int]) -> None:
+    assert [way.block for way in Alignment(block, "dense", block, True, given=False).finer()] == finer
+    assert not list(Alignment(block).finer()), "the user's number stands"
+
+
 def catalogue_of(n: Net) -> Catalogue:
     work = prepare(ir.from_proto(n.model()))
     return catalogue(analyse(work, n.shapes, n.other), parse_granularity("channel,head"))
