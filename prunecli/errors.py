@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from functools import wraps
@@ -41,6 +42,45 @@ class UnprovedError(PruneError):
         super().__init__(
             f"nothing is proved, since {reason}", f"{hint}{'; ' if hint else ''}--no-verify writes without proof"
         )
+
+
+class OutOfMemoryError(PruneError):
+    """There was no room for an array, a mapped file or a thread. Whoever takes a PruneError for a fault of the model,
+    or goes on without what it asked for, lets this one pass."""
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__(f"{what}{': ' if what else ''}out of memory", memory_hint())
+
+
+def memory_hint() -> str:
+    """What to do about too little memory."""
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
+    except ImportError:  # a platform without limits for processes
+        return MEMORY_HINT
+    limit = getrlimit(RLIMIT_AS)[0]
+    if limit == RLIM_INFINITY:
+        return MEMORY_HINT
+    return f"a process may have {limit / 2**30:.1f} GiB of addresses here, mapped files included: raise ulimit -v"
+
+
+MEMORY_HINT = "close other programs, or use smaller inputs or a smaller --batch-size"
+_NO_MEMORY = (
+    "bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory", "Arena alloc failed",
+    "can't start new thread", "pthread_create failed",
+)  # fmt: skip
+"""What C++, onnxruntime, protobuf and threads say."""
+
+
+def short_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was made of, says that there was no room for an array, a mapped file or a
+    thread."""
+    while error is not None:
+        mapping = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if mapping or isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def advice(*offers: tuple[str, bool]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError, short_of_memory
 from prunecli.inputs import InputSpec, index_limits, random_inputs
 
 if TYPE_CHECKING:
@@ -240,8 +240,8 @@ def _started(source: str | bytes, start: Callable[[str | bytes], Any]) -> Any:
     """onnxruntime's session."""
     try:
         return start(source)
-    except Exception:  # it refuses links to data of attributes and of inner graphs, though not of others
-        if isinstance(source, bytes) or (whole := _in_memory(source)) is None:
+    except Exception as error:  # it refuses links to data of attributes and of inner graphs, though not of others
+        if short_of_memory(error) or isinstance(source, bytes) or (whole := _in_memory(source)) is None:
             raise
         return start(whole)
 
@@ -664,16 +664,19 @@ def _whole(model: onnx.ModelProto | ir.Model, outputs: Sequence[str] | Literal["
     import onnx_ir as ir
 
     from prunecli.model.external_data import external, pull_in
+    from prunecli.model.protos import serialised
 
     try:
         proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
         for tensor in external(proto):
             pull_in(tensor)
         _add_outputs(proto, outputs)
-        return bytes(proto.SerializeToString())
+        return serialised(proto)
     except PruneError:
         raise
     except Exception as error:  # onnx-ir and protobuf raise their own kinds
+        if short_of_memory(error):
+            raise OutOfMemoryError("the model does not fit into one piece") from error
         raise PruneError(f"the model does not fit into one piece: {_cause(error)}", _LARGE_HINT) from error
 
 
@@ -698,13 +701,9 @@ def _translated(what: str, hint: str) -> Iterator[None]:
     except PruneError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        cause = _cause(error)
-        short = isinstance(error, MemoryError) or any(text in cause for text in _NO_MEMORY)
-        raise PruneError(f"{what}: {'out of memory' if short else cause}", _MEMORY_HINT if short else hint) from error
-
-
-_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation")
-_MEMORY_HINT = "close other programs, or use smaller inputs or a smaller --batch-size"
+        if short_of_memory(error):
+            raise OutOfMemoryError(what) from error
+        raise PruneError(f"{what}: {_cause(error)}", hint) from error
 
 
 def _cause(error: Exception) -> str:

@@ -25,6 +25,7 @@ from prunecli.errors import PruneError
 from prunecli.files import Scratch
 from prunecli.model.constants import TRANSPARENT
 from prunecli.model.graphs import reads
+from prunecli.model.protos import check_room
 from prunecli.runtime import Session
 from prunecli.storage.stored import unmap
 
@@ -325,7 +326,8 @@ class Walk:
         """These nodes as a model of their own, in a session. Initializers in `contents` hold something else, those in
         `free` become inputs, and so does what is held and not hidden."""
         read = list(dict.fromkeys(n for node in nodes for n in self._reads[node] if n in self._known - hidden))
-        initializers, graph = self._model.graph.initializers, onnx.GraphProto(name="piece")
+        initializers, model = self._model.graph.initializers, self._empty()
+        graph = model.graph
         graph.node.extend(self._proto(node) for node in nodes)
         for name in dict.fromkeys(n for node in nodes for n in _reads(node)):  # as they are now
             if name not in initializers or name in read:
@@ -339,15 +341,15 @@ class Walk:
                 graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy().astype(object), name))
                 continue
             array = (contents or {}).get(name)
-            held = ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name)
-            graph.initializer.append(ir.to_proto(held))
+            _store(graph, ir.Tensor(tensor.numpy() if array is None else array, dtype=tensor.dtype, name=name))
             unmap(tensor)
         graph.input.extend(self._typed(name) for name in read)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return _Piece(self, read, list(outputs), self._open(self._as_model(graph), mode="float weights"))
+        return _Piece(self, read, list(outputs), self._open(model, mode="float weights"))
 
-    def _as_model(self, graph: onnx.GraphProto) -> onnx.ModelProto:
-        model = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
+    def _empty(self) -> onnx.ModelProto:
+        model = onnx.ModelProto(ir_version=self._model.ir_version)
+        model.graph.name = "piece"
         for domain, version in self._model.opset_imports.items():
             model.opset_import.append(onnx.helper.make_opsetid(domain, version))
         return model
@@ -379,6 +381,14 @@ class _Piece:
     def run(self, batch: int, given: Mapping[str, Array] | None = None) -> dict[str, Any]:
         feed = {name: np.asarray(self.walk.read(name, batch)) for name in self.reads}
         return self.session.run({**feed, **(given or {})}, self.makes)
+
+
+def _store(graph: onnx.GraphProto, tensor: ir.TensorProtocol) -> None:
+    """Add an initializer, with no more copies of its bytes than protobuf needs."""
+    content = tensor.tobytes()
+    check_room(len(content))
+    dims = tensor.shape.numpy()
+    graph.initializer.add(name=tensor.name, data_type=tensor.dtype.value, dims=dims, raw_data=content)
 
 
 def _reads(node: ir.Node) -> list[str]:

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from prunecli._version import __version__
 from prunecli.cli.commands import COMMANDS, entry_of, function_of
 from prunecli.cli.terminal import ColorMode, explain, interrupted, say, terminal, uninterrupted
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.files import appeared
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class Command(TyperCommand):
         for path in filter(None, models):
             try:
                 Session.open(path, mode="plain")
+            except OutOfMemoryError:
+                return None
             except PruneError as error:
                 return PruneError(f"the model is damaged: {error.message}", "export or download it again")
         return None

@@ -3,7 +3,6 @@ streams."""
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from threading import Lock, Timer
 from time import monotonic
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-from prunecli.errors import PruneError
+from prunecli.errors import PruneError, memory_hint, short_of_memory
 from prunecli.files import appeared
 from prunecli.report.document import Level
 from prunecli.report.render_cells import cell_text, one_line
@@ -85,20 +84,13 @@ def explain(error: Exception, command: str) -> tuple[str, str, int]:
         message = error.format_message().strip().rstrip(".")
         own_hint = cause.hint if isinstance(cause, PruneError) else ""
         return message[:1].lower() + message[1:], own_hint or f"see `{command} --help`", 2
-    if _is_short_of_memory(error):
-        return "out of memory", "close other programs, or use a smaller --batch-size", 2
+    if short_of_memory(error):
+        return "out of memory", memory_hint(), 2
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}", "check the path, its permissions and the free space", 2
     what = f"internal: {type(error).__name__}: {error}"
     return what, "please report it, with the traceback that PRUNE_DEBUG=1 shows", 2
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    """Whether there was no room for an array, a mapped file or a thread."""
-    mapping = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
-    return isinstance(error, MemoryError) or mapping or thread
 
 
 @contextmanager

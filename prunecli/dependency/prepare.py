@@ -27,6 +27,7 @@ from prunecli.dependency.edit import Removed, replace_node
 from prunecli.dependency.registry import UNNAMED
 from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
+from prunecli.errors import short_of_memory
 from prunecli.inputs import resolve_shapes
 from prunecli.model.constant_values import computed
 from prunecli.model.floating import touches_integers
@@ -328,7 +329,9 @@ def _fold(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> None:
     feed = {v.name or "": tensor.numpy() for v, tensor in sources.items()}
     try:
         array = computed(cone, feed, value.name or "", model)
-    except Exception:  # the evaluator raises many kinds; each means that the expression stays
+    except Exception as error:  # the evaluator raises many kinds; each means that the expression stays
+        if short_of_memory(error):
+            raise
         return
     smaller = array.nbytes <= sum(tensor.nbytes for tensor in sources.values() if _can_be_cut(tensor))
     if not smaller or not np.issubdtype(array.dtype, np.floating):

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError, short_of_memory
 from prunecli.files import Scratch
 from prunecli.model.external_data import read_whole
 from prunecli.model.loading import Model, load
@@ -58,6 +58,8 @@ def raised(model: Model, needed: int, why: str) -> Model:
             onnx.save(onnx.version_converter.convert_version(proto, needed), str(place), format="protobuf")
             converted = load(place)
         except Exception as error:  # the converter raises whatever its C++ parts throw
+            if short_of_memory(error):
+                raise OutOfMemoryError(f"{what}, and ONNX cannot convert it") from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise PruneError(f"{what}, and ONNX cannot convert it: {reason}", "export it with a newer opset") from error
     note = f"the opset was raised from {present} to {needed}: {why} needs it"

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from prunecli.errors import PruneError
-from prunecli.model.protos import drop_repeated, tensors
+from prunecli.model.protos import check_room, drop_repeated, tensors
 from prunecli.model.tensors import byte_count
 
 ALLOW_HINT = "save the model again with its data in its own folder: a model must not make others read any file"
@@ -144,7 +144,9 @@ def pull_in(tensor: onnx.TensorProto) -> None:
     place, offset, length = located(tensor)
     with Path(place).open("rb") as file:
         file.seek(offset)
-        tensor.raw_data = file.read(length)
+        content = file.read(length)
+    check_room(length)
+    tensor.raw_data = content
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
 

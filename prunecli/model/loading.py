@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 import prunecli.model.graphs as graphs
 import prunecli.model.lossless as preserve
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError, short_of_memory
 from prunecli.model.external_data import DataFolder
 from prunecli.model.noise import noise_notes
 from prunecli.model.protos import drop_repeated, normalise
@@ -116,6 +116,8 @@ def load(path: str | Path, allow_outside_data: bool = False) -> Model:
     except PruneError:
         raise
     except Exception as error:  # libraries raise anything on nonsense; the file is not trusted to make sense
+        if short_of_memory(error):
+            raise OutOfMemoryError(f"{path} cannot be read") from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise PruneError(f"{path}: the model makes no sense: {reason}", DAMAGED) from error
     return Model(model, path, sha256, tuple(folder.sizes), notes, packed=tuple(packed), sparse=sparse)
@@ -199,6 +201,8 @@ def read_file(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise PruneError(f"{path} does not exist", "check the path") from error
     except (OSError, ValueError) as error:
+        if short_of_memory(error):
+            raise OutOfMemoryError(f"{path} cannot be read") from error
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise PruneError(f"{path} cannot be read: {reason}", "check the path and its permissions") from error
 
@@ -222,6 +226,8 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
+        if short_of_memory(error):
+            raise OutOfMemoryError(f"{path} cannot be read") from error
         raise PruneError(f"{path} is not a complete ONNX model", _hint(path, data)) from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise PruneError(f"{path} is not an ONNX model", _hint(path, data))

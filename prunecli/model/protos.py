@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import EncodeError, Message
 
 Body = onnx.GraphProto | onnx.FunctionProto
 VALUES = {
@@ -27,6 +27,30 @@ KEYS = {
 """Repeated fields that are maps, and the field of an entry that is its key."""
 OPTIONAL = ("configuration", "device_configurations")
 """Repeated fields of which an empty entry says nothing."""
+
+
+def check_room(size: int) -> None:
+    """Ask for so many bytes, and give them back untouched: protobuf ends the program where it gets none.
+
+    Raises:
+        MemoryError: there are not so many.
+    """
+    bytearray(size)
+
+
+def serialised(message: Message) -> bytes:
+    """The bytes of a message.
+
+    Raises:
+        MemoryError: there is no room for them.
+        EncodeError: it is larger than 2 GiB.
+    """
+    try:
+        return bytes(message.SerializeToString())
+    except EncodeError as error:  # which says no more than that
+        if message.ByteSize() >= 1 << 31:
+            raise
+        raise MemoryError from error
 
 
 def normalise(message: Message) -> None:

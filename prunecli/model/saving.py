@@ -17,7 +17,7 @@ import onnx_ir as ir
 import prunecli.model.lossless as preserve
 import prunecli.model.writing as writing
 from prunecli._version import __version__
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError, short_of_memory
 from prunecli.files import Scratch, Staging, check_paths, data_name, staging, sync
 from prunecli.model.constants import Holder, holders
 from prunecli.model.external_data import pull_in, read_proto, refer
@@ -198,6 +198,8 @@ def _serialise(model: Model) -> onnx.ModelProto:
     try:
         return ir.to_proto(model.ir)
     except Exception as error:  # onnx-ir wraps whatever it meets, level by level
+        if short_of_memory(error):
+            raise OutOfMemoryError(f"{model.path} cannot be written again") from error
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -277,6 +279,8 @@ def objection(path: Path, strict: bool = False) -> str | None:
         try:
             onnx.checker.check_model(str(folder / "model.onnx"), full_check=strict)
         except Exception as error:  # the checker raises several unrelated types
+            if short_of_memory(error):
+                raise OutOfMemoryError(f"{path} cannot be checked") from error
             lines = str(error).strip().splitlines()
             return lines[0][:300] if lines else type(error).__name__
     return None
@@ -287,6 +291,8 @@ def _disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if short_of_memory(error):
+            raise OutOfMemoryError(f"cannot write {target}") from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space or save elsewhere" if full else "check the folder and its permissions"
         raise PruneError(f"cannot write {target}: {error.strerror or error}", hint) from error

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from prunecli.arrays import Array
+from prunecli.errors import short_of_memory
 from prunecli.model.constant_values import FOLDS, MAX_KNOWN, fold
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
@@ -129,6 +130,8 @@ def _infer(node: ir.Node, facts: Facts, model: ir.Model) -> bool:
         else:
             _infer_by_schema(node, facts, model)
     except Exception as error:  # shape inference raises many kinds; each means "unknown here"
+        if short_of_memory(error):
+            raise
         facts.problems[node] = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         return False
     return True

@@ -8,6 +8,7 @@ the distance to the original as it was is told as the cost of the approximation.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from prunecli.errors import PruneError, UnprovedError
+from prunecli.errors import OutOfMemoryError, PruneError, UnprovedError
 from prunecli.files import Scratch
 from prunecli.model import load
 from prunecli.model.external_data import read_whole
@@ -60,8 +61,9 @@ HINT = "nothing was written; leave the layer out with --exclude, and please repo
 class CutProof:
     """What to prove about a staged file: that it is the original at `path` less what `forced` lists.
 
-    `cases` makes the inputs, given a session of the original, or its description. A model of more than RUN_UP_TO bytes
-    is proved in pieces, one at a time in memory: each runs on what the reference yields before it.
+    `cases` makes the inputs, given a session of the original, or its description. A model of more than RUN_UP_TO bytes,
+    or one for which there is too little memory, is proved in pieces, one at a time in memory: each runs on what the
+    reference yields before it.
     """
 
     path: Path
@@ -75,11 +77,16 @@ class CutProof:
 
         Raises:
             UnprovedError: the original cannot be run, or not beside its reference.
+            OutOfMemoryError: there is no room for a piece.
             PruneError: naming the first tensor that differs.
         """
-        if stored_bytes(self.path) > RUN_UP_TO:
-            with Scratch() as folder:
-                return self._in_pieces(staged, folder)
+        if stored_bytes(self.path) <= RUN_UP_TO:
+            with suppress(MemoryError, OutOfMemoryError):
+                return self._whole(staged)
+        with Scratch() as folder:
+            return self._in_pieces(staged, folder)
+
+    def _whole(self, staged: Path) -> Verification:
         both = _Sides(self.path, staged, self.forced, self.open)
         found = both.prove(list(self.cases(both.original)), self.progress)
         return _verdict(found, both.effects, as_written=both.as_written)

@@ -16,7 +16,7 @@ from prunecli.calibration.samples import mirrored
 from prunecli.data import Dataset
 from prunecli.data.synthetic import image_like
 from prunecli.dependency.cut import Removed
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.model.floating import floating
 from prunecli.model.requantise import requantised
 from prunecli.model.shapes import input_specs
@@ -98,6 +98,8 @@ def recover(
         try:
             pictures = subject.pictures(options, progress)
             return job.refitted(pictures, FOLD, folded, layers)
+        except OutOfMemoryError:
+            raise
         except PruneError as error:  # such as an operator that onnxruntime does not have: the cut stands without it
             subject.heard = (f"not refitted on made pictures: {error.message}",)
     return (folded, _told_of_fold(layers)) if layers else (cut, None)

@@ -19,6 +19,7 @@ from onnx import helper
 
 from prunecli.errors import UnprovedError
 from prunecli.model.external_data import external, pull_in, read_proto
+from prunecli.model.protos import serialised
 from prunecli.model.tensors import FLOATS
 from prunecli.verify.inputs import Case
 from prunecli.verify.outline import drop_unnamed, free_initializers, of_shapes, reads
@@ -174,7 +175,7 @@ class ModelPiece:
             whole.CopyFrom(part)
             for tensor in external(whole):
                 pull_in(tensor)
-            onnx.save(whole, str(place))
+            place.write_bytes(serialised(whole))
         return places
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from prunecli.errors import PruneError, UnprovedError
+from prunecli.errors import OutOfMemoryError, PruneError, UnprovedError
 from prunecli.runtime import TimedOutError
 from prunecli.types import Progress, Verification, no_progress
 from prunecli.verify.inputs import Case
@@ -126,6 +126,8 @@ def _compared(claim: Claim, case: Case) -> Sequence[Difference]:
         raise NoNumbersError
     try:
         got = claim.result.run(feed)
+    except OutOfMemoryError:
+        raise
     except PruneError as error:
         raise PruneError(
             f"the original runs on {case.label}, the {claim.names[0]} does not: {error.message}", claim.hint
@@ -142,7 +144,7 @@ def _run_reference(claim: Claim, feed: Feed) -> Outputs:
     """The reference's outputs; where it fails, the original must fail, too."""
     try:
         return claim.reference.run(feed)
-    except TimedOutError:
+    except (OutOfMemoryError, TimedOutError):
         raise
     except PruneError as error:
         try:
@@ -174,6 +176,8 @@ def open_original(start: Callable[[], T]) -> T:
     """
     try:
         return start()
+    except OutOfMemoryError:
+        raise
     except PruneError as error:
         raise UnprovedError(f"the original itself cannot be opened: {error.message}") from error
 
@@ -187,6 +191,8 @@ def open_result(start: Callable[[], T], original: Callable[[], object], name: st
     """
     try:
         return start()
+    except OutOfMemoryError:
+        raise
     except PruneError as error:
         open_original(original)
         raise PruneError(f"onnxruntime opens the original, not the {name}: {error.message}", hint) from error

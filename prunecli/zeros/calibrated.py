@@ -17,7 +17,7 @@ from prunecli.calibration.grams import APART, HELD, LARGE, PER_UNKNOWN, Equation
 from prunecli.calibration.importance import LEAST, Importance
 from prunecli.calibration.layers import HIDDEN, LinearLayer, layers_of
 from prunecli.calibration.layerwise import Store, Walk, working_form
-from prunecli.errors import PruneError
+from prunecli.errors import OutOfMemoryError, PruneError
 from prunecli.masks.allocations import LossCurve
 from prunecli.masks.decide import Recipe, decide
 from prunecli.masks.patterns import Pattern, Windows
@@ -121,6 +121,8 @@ class CalibratedLayers:
             self.importance = Importance.of(
                 self.original, self.all, self.feeds, self.store, start=way.start, seed=way.seed
             )
+        except OutOfMemoryError:
+            raise
         except PruneError as error:
             self.notes.append(f"errors of layers are not weighed by what they do to the outputs: {error.message}")
 
