@@ -28,7 +28,7 @@ from prunecli import evaluate, structured
 from prunecli.errors import PruneError
 from prunecli.evaluation.latency import TimingOptions, measure_pair
 from prunecli.evaluation.speed import CALIBRATED
-from prunecli.model import concrete_shapes, load
+from prunecli.model import Dims, concrete_shapes, load
 from prunecli.runtime import Session, quantise
 from prunecli.structures.options import StructuredOptions
 
@@ -90,14 +90,14 @@ def row(case: Case, model: Path, way: str, out: Path, folder: Path, python: str 
     """
     fed = {name: str(value) if isinstance(value, Path) else value for name, value in case.fed.items()}
     options = StructuredOptions(**fed, **WAYS.get(way, {"macs": HALF}), threads=1, output=out, timing=False)
+    feeds = samples(model, options)
+    dims = Dims(shapes={name: np.shape(array) for name, array in feeds[0].items()})
     if not out.exists():
-        refused = PEERS[way](case, model, out, python) if way in PEERS else ours(model, options)
+        refused = PEERS[way](Peer(case, model, out, dims, python)) if way in PEERS else ours(model, options)
         if refused is not None:
             yield from (refused, "", "", "", "")
             return
-    dims = options.stated_dims
     yield macs(out, dims) / macs(model, dims)
-    feeds = samples(model, options)
     yield speed(out, model, feeds[0])
     yield speed(*(quantise(path, feeds, folder, name) for name, path in (("q", out), ("whole", model))), feeds[0])
     yield from quality(case, model, out, fed)
@@ -112,18 +112,28 @@ def ours(model: Path, options: StructuredOptions) -> str | None:
     return None
 
 
-def by_onnxsim(case: Case, model: Path, out: Path, python: str | None) -> str | None:
-    stated = StructuredOptions(macs=HALF, **{k: v for k, v in case.fed.items() if k in ("dim", "input_shape")})
-    done = onnxsim_cut(python, model, HALF, out, stated.stated_dims)
+@dataclass(frozen=True)
+class Peer:
+    """What another tool is to cut, at which sizes of the inputs, and the Python that has it."""
+
+    case: Case
+    model: Path
+    out: Path
+    dims: Dims
+    python: str | None
+
+
+def by_onnxsim(asked: Peer) -> str | None:
+    done = onnxsim_cut(asked.python, asked.model, HALF, asked.out, asked.dims)
     return done if isinstance(done, str) else None
 
 
-def by_torch_pruning(case: Case, model: Path, out: Path, python: str | None) -> str | None:
-    normalised = model.with_name(f"{model.stem}-bn.onnx")
+def by_torch_pruning(asked: Peer) -> str | None:
+    normalised = asked.model.with_name(f"{asked.model.stem}-bn.onnx")
     if not normalised.exists():
         return "not run: the peer needs the network in PyTorch"
-    calibrated = ["--calib", case.fed["data"], "--recalibrate"]
-    done = peer(python, "torch_pruning_resnet.py", normalised, HALF, "l2", out, *calibrated)
+    calibrated = ["--calib", asked.case.fed["data"], "--recalibrate"]
+    done = peer(asked.python, "torch_pruning_resnet.py", normalised, HALF, "l2", asked.out, *calibrated)
     return done if isinstance(done, str) else None
 
 
