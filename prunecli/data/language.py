@@ -19,8 +19,10 @@ WINDOW = 512
 NOT_COUNTED = -100
 """The label of a place that metrics leave out."""
 
+MASK = "attention_mask"
+
 _SAME_SHAPE: Mapping[str, tuple[Callable[[int, int], Array], str]] = {
-    "attention_mask": (lambda rows, length: np.ones((rows, length), np.int64), "ones: no token is padding"),
+    MASK: (lambda rows, length: np.ones((rows, length), np.int64), "ones: no token is padding"),
     "position_ids": (lambda rows, length: np.tile(np.arange(length), (rows, 1)), "0, 1, 2, ... in every sample"),
     "token_type_ids": (lambda rows, length: np.zeros((rows, length), np.int64), "zeros: one segment"),
 }
@@ -30,7 +32,7 @@ _SAME_SHAPE: Mapping[str, tuple[Callable[[int, int], Array], str]] = {
 def tokens_of(specs: Sequence[InputSpec]) -> InputSpec | None:
     """The input of a language model that takes its tokens: integers (samples, tokens), beside which all other inputs
     can be made."""
-    plain = [s for s in specs if not (s.name in _SAME_SHAPE or _is_past(s))]
+    plain = [s for s in specs if not (s.name in _SAME_SHAPE or is_past(s))]
     one = plain[0] if len(plain) == 1 else None
     return one if one is not None and one.dtype in ("int64", "int32") and len(one.shape) == 2 else None
 
@@ -47,7 +49,7 @@ def made_beside(specs: Sequence[InputSpec], found: Mapping[str, InputColumn]) ->
         if other.name in _SAME_SHAPE and len(other.shape) == 2:
             make, what = _SAME_SHAPE[other.name]
             columns[other.name] = _column(other.name, make(rows, length), f"{other.name} was made: {what}")
-        elif _is_past(other):
+        elif is_past(other):
             shape = [0 if _counts_past(dim) else dim for dim in other.shape[1:]]
             if all(isinstance(size, int) for size in shape):
                 empty = np.zeros((rows, *map(int, shape)), np.float32)  # type: ignore[arg-type]
@@ -119,7 +121,7 @@ def _column(name: str, array: Array, made: str) -> InputColumn:
     return InputColumn(name, array.shape, array.dtype, lambda: array, made=made)
 
 
-def _is_past(spec: InputSpec) -> bool:
+def is_past(spec: InputSpec) -> bool:
     """Keys or values of what came before, of any length."""
     return spec.name.startswith("past") and len(spec.shape) > 2 and any(map(_counts_past, spec.shape[1:]))
 

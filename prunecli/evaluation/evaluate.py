@@ -53,7 +53,7 @@ def evaluate(
     start, options = time.perf_counter(), EvaluateOptions.of(options, **changes)
     gates = [parse_gate(text, known(options.asked.metrics)) for text in options.gates]
     paths = {MODEL: Path(model)} | ({} if options.baseline is None else {BASELINE: options.baseline})
-    bench = open_models(paths, options.execution)
+    bench = open_models(paths, options.execution).in_parts(options.chunk)
     if options.source is not None:
         data = options.source.open(bench.specs, bench.first.outputs)
     else:

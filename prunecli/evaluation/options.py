@@ -73,6 +73,11 @@ class EvaluateOptions(OutputNamed, Samples, Batched, Seeded, Gated, Reporting, S
         Option("tokens between the beginnings of such samples: a sliding window, in which every token is counted once, after"
                " as many others as fit; default: samples do not overlap", DATA, "N", least=1),
     ] = None  # fmt: skip
+    chunk: Annotated[
+        int | None,
+        Option("tokens that are run at once, each such part of a sample after the keys and values of those before it, as a"
+               " model that writes runs; default: the whole sample", DATA, "N", least=1),
+    ] = None  # fmt: skip
     robustness: Annotated[bool, Option("quality under noise, outliers, blur, contrast", QUALITY)] = False
     latency: Annotated[bool, Option("do not measure time", QUALITY, name="no-latency", off=True)] = True
     latency_runs: Annotated[

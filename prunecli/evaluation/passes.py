@@ -14,6 +14,7 @@ from prunecli.arrays import Array
 from prunecli.data import Batch, Dataset, random_data
 from prunecli.data.columns import cast
 from prunecli.errors import PruneError
+from prunecli.evaluation.cache import KeyValueCache
 from prunecli.evaluation.fidelity import Fidelity, FidelityCollector, heads_of
 from prunecli.evaluation.quality import Average, Merit, Significance, compute_metrics
 from prunecli.evaluation.reading import Collector, Predictions, Reading, Task, choose_reading
@@ -37,6 +38,17 @@ class OpenedModels:
     @property
     def first(self) -> Session:
         return next(iter(self.runners.values())).session
+
+    def in_parts(self, length: int | None) -> OpenedModels:
+        """The same, each run on so many tokens at a time; None: on whole samples.
+
+        Raises:
+            PruneError: a model has no cache of keys and values.
+        """
+        if length is None:
+            return self
+        caches = {role: KeyValueCache.of(each.session, length) for role, each in self.runners.items()}
+        return replace(self, runners={role: replace(each, cache=caches[role]) for role, each in self.runners.items()})
 
     def random_data(self, count: int, seed: int, dims: Dims, batch: int = 1) -> Dataset:
         """Seeded random runs that all models take."""
@@ -91,13 +103,14 @@ def data_dims(data: Dataset, names: Mapping[str, str], inputs: Sequence[InputSpe
 @dataclass(frozen=True)
 class Runner:
     """A session that answers in another model's names: `inputs` and `outputs` map those names to its own. `heads`: of
-    `heads_of` its graph, where that was read."""
+    `heads_of` its graph, where that was read. `cache`: runs samples in parts."""
 
     session: Session
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()
     heads: Mapping[str, bool] = field(default_factory=dict)
+    cache: KeyValueCache | None = None
 
     def feed(self, feed: dict[str, Array]) -> dict[str, Array]:
         """The feed under this session's names and in its element types."""
@@ -107,7 +120,8 @@ class Runner:
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """All outputs with one row per real sample, under the common names."""
-        raw = self.session.run(self.feed(batch.feed))
+        feed = self.feed(batch.feed)
+        raw = self.session.run(feed) if self.cache is None else self.cache.run(self.session, feed)
         names = self.outputs or {name: name for name in raw}
         values = {common: raw[own] for common, own in names.items()}
         return {n: batch.trim(n, v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
