@@ -20,7 +20,7 @@ from prunecli.errors import PruneError
 from prunecli.masks.criteria import Evidence, of_elements
 from prunecli.masks.patterns import Pattern, parse_pattern
 from prunecli.reconstruct.obs import Columns, columns_of, one_blas_thread, removal_losses, suited
-from prunecli.reconstruct.sparsegpt import Quota, sparsegpt
+from prunecli.reconstruct.sparsegpt import Quota, factor, sparsegpt
 from prunecli.registry import Registry
 
 DIRECT = 2e11
@@ -137,6 +137,7 @@ class FitTask:
             intercept may change; x, y: those means; variance: (rows,) of Y; count: of positions.
         offset: (rows,) what is added to the output; free: whether that may change.
         ridge: added to the diagonal of the Gram matrix, in parts of its mean; None: see `damping`.
+        upper: the factor that `sparsegpt` needs, where it is to be made once for several fits (`factored`).
     """
 
     weights: Array
@@ -150,6 +151,12 @@ class FitTask:
     free: bool
     taps: int
     ridge: float | None = None
+    upper: Array | None = None
+
+    def factored(self, pattern: Pattern) -> FitTask:
+        """The same with the factor that `sparsegpt` needs for a pattern."""
+        with suited(len(self.gram)):
+            return replace(self, upper=factor(self.gram, self.columns(pattern).order, self.damping))
 
     @cached_property
     def damping(self) -> float:
@@ -379,6 +386,7 @@ def fit(
     """
     parts = _row_parts(task, pattern)
     if len(parts) > 1:
+        task = task.factored(pattern) if isinstance(chosen, Quota) and task.upper is None else task
         shares = [_share(chosen, part, len(task.weights)) for part in parts]
         each = [
             fit(method, recover, task.rows(part), pattern, share, workers=workers, refine=refine)
@@ -386,17 +394,18 @@ def fit(
         ]
         return Fitted(*(np.concatenate([getattr(one, name) for one in each]) for name in ("weights", "drop", "shift")))
     with suited(task.weights.shape[1]):
-        # the damped matrix is made when it is needed: of wide layers it takes half a gigabyte
-        target = task.target if recover == "lstsq" else task.weights @ task.damped
         if isinstance(chosen, Quota):
             best = task.optimum().weights if recover == "lstsq" else task.weights
-            weights, drop = sparsegpt(best, task.gram, task.columns(pattern), chosen, task.gone, added=task.damping)
+            added = task.damping if task.upper is None else 0.0
+            weights, drop = sparsegpt(best, task.gram, task.columns(pattern), chosen, task.gone, added=added,
+                                      upper=task.upper)  # fmt: skip
             drop = drop | task.gone
             update = affordable(~drop, DIRECT if refine else QUICK)
         else:
             weights, drop = task.weights, chosen | task.gone
             update = method.updates or recover == "lstsq"
         if update:
+            target = task.target if recover == "lstsq" else task.weights @ task.damped
             weights = masked_least_squares(task.damped, target, ~drop, weights, workers)
         return _finished(task, recover, np.where(drop, 0.0, weights), drop)
 

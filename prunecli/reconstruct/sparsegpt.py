@@ -36,8 +36,9 @@ class Quota:
 
 
 def sparsegpt(
-    weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array, *, added: float = 0.0
-) -> tuple[Array, Array]:
+    weights: Array, gram: Array, columns: Columns, quota: Quota, gone: Array, *, added: float = 0.0,
+    upper: Array | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Zero weights and change those that follow, so that the layer's output stays as near as it can.
 
     Weight w_j of a row costs w_j^2 / U_jj^2, U the upper Cholesky factor of G^-1; its removal changes the later
@@ -45,7 +46,8 @@ def sparsegpt(
 
     Args:
         weights: (rows, K), the optimum without zeros. gram: (K, K), with `added` on its diagonal G, positive definite.
-            gone: (rows, K), True where a weight is zero already: those go first and stay zero.
+            gone: (rows, K), True where a weight is zero already: those go first and stay zero. upper: what `factor`
+            makes of G in the order of the columns, where it is known.
 
     Returns:
         The new weights, of the Gram matrix's type, and where they are zero. As many are zero as the quota says, short
@@ -53,7 +55,8 @@ def sparsegpt(
     """
     order = columns.order
     sorted_weights = weights[:, order].astype(gram.dtype, order="F")  # columns lie in one piece
-    work = _Sweep(sorted_weights, factor(gram, order, added), columns, gone[:, order])
+    upper = factor(gram, order, added) if upper is None else upper
+    work = _Sweep(sorted_weights, upper, columns, gone[:, order])
     work.run(quota)
     out, drop = np.empty_like(work.weights), np.empty(work.drop.shape, np.bool_)
     out[:, order], drop[:, order] = work.weights, work.drop

@@ -286,6 +286,38 @@ def test_models_too_large_to_be_measured_lose_the_same_everywhere(model: Path, m
     assert asked.recipe["allocate"] == "loss"
 
 
+def test_some_rows_stand_for_all_of_a_large_layer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves, measured = [], module.losses
+
+    def told(*args: Any) -> Any:
+        curves.append(measured(*args))
+        return curves[-1]
+
+    monkeypatch.setattr(module, "losses", told)
+    pruned(model, "a.onnx", allocate="loss")
+    monkeypatch.setattr(calibrated, "LEAST_ROWS", 16)
+    monkeypatch.setattr(calibrated, "ESTIMATED", 0)
+    pruned(model, "b.onnx", allocate="loss")
+    whole, some = (np.array([curve.losses for curve in each]) for each in curves)
+    # the mean of two thirds of 24 rows, whose losses differ by about half: off by 0.5 (1/16 - 1/24)^(1/2) = 7 %; at the
+    # first level a dozen weights go, whose sum of squares is another one in other rows
+    np.testing.assert_allclose(some[:, 1:], whole[:, 1:], rtol=0.3)
+    assert (some != whole).all()
+
+
+def test_a_factor_that_is_shared_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    data, weights = rng.normal(size=(12, 200)), rng.normal(size=(8, 12))
+    gram = data @ data.T / 200
+    task = fit.FitTask(weights=weights, gram=gram, cross=weights @ gram, x=np.zeros(12), y=np.zeros(8),
+                       variance=np.ones(8), count=200.0, offset=np.zeros(8), free=False, taps=1)  # fmt: skip
+    pattern, method = parse_pattern("element"), fit.METHODS.get("sparsegpt")
+    for total in (20, 60):
+        one = fit.fit(method, "none", task, pattern, Quota(total))
+        same = fit.fit(method, "none", task.factored(pattern), pattern, Quota(total))
+        assert (one.weights == same.weights).all() and (one.drop == same.drop).all()
+
+
 def test_parts_of_the_samples_add_up(model: Path) -> None:
     whole, parts = (differs_by(model, pruned(model, "a.onnx", shards=count)) for count in (1, 3))
     assert parts == pytest.approx(whole, rel=0.02)
