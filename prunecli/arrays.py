@@ -1,10 +1,25 @@
-"""Types of arrays, whatever their shape."""
+"""Types of arrays, whatever their shape, and the digest of their content."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def content_digest(arrays: Mapping[str, Any], head: str = "") -> str:
+    """SHA-256, in hexadecimal, of `head` and of every array: its name, type, shape and content."""
+    found = hashlib.sha256(head.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"\n{name} {array.dtype.str} {np.shape(arrays[name])}\n".encode())
+        if array.dtype.hasobject:
+            found.update(repr(array.tolist()).encode())
+        else:
+            found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

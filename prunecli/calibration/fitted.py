@@ -18,12 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.errors import PruneError
 from prunecli.files import Scratch, appeared, lock_state, state_entry
 from prunecli.masks.decide import Decision, Masked
 from prunecli.model import Model
 from prunecli.model.constants import Holder
+from prunecli.model.loading import file_sha256
 from prunecli.model.tensors import CHUNK, MappedTensor
 from prunecli.storage.stored import unmap
 from prunecli.types import Json
@@ -263,14 +264,6 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 def identity_of(file: Model, feeds: Iterable[Mapping[str, Any]], *decisive: object) -> str:
     """A name for a model's content, its data, and what else decides the result, which is told by its text."""
-    found = hashlib.sha256(repr((file.sha256, decisive)).encode())
-    for path in file.data_files:
-        with path.open("rb") as data:
-            found.update(hashlib.file_digest(data, "sha256").digest())
-    for feed in feeds:
-        for name in sorted(feed):
-            array = np.asarray(feed[name])
-            found.update(f"{name} {array.dtype} {array.shape}".encode())
-            plain = array.dtype != object and array.dtype.kind not in "US"
-            found.update(array.tobytes() if plain else repr(array.tolist()).encode())
-    return found.hexdigest()[:32]
+    stored = [file_sha256(path) for path in file.data_files]
+    parts = (file.sha256, stored, [content_digest(feed) for feed in feeds], decisive)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.data.axes import Axes, samples_first
 from prunecli.data.columns import InputColumn, cast, check_dtype, check_sample_shape, fits
 from prunecli.data.language import made_beside, tokens_of
@@ -402,19 +401,16 @@ def shared(one: Dataset, other: Dataset) -> int:
     return sum(digest in known for digest in _digests(one))
 
 
-def _digests(data: Dataset) -> Iterator[bytes]:
+def _digests(data: Dataset) -> Iterator[str]:
     for batch in data.batches():
         for row in range(batch.count):
             yield _digest(batch, row)
 
 
-def _digest(batch: Batch, row: int) -> bytes:
-    found, rows = hashlib.sha256(), batch.count + batch.padded
-    for name, array in sorted(batch.feed.items()):
+def _digest(batch: Batch, row: int) -> str:
+    own, rows = {}, batch.count + batch.padded
+    for name, array in batch.feed.items():
         axis = batch.axes.get(name, 0)
         counts = not batch.unbatched and array.ndim > axis and array.shape[axis] == rows
-        own = np.take(array, row, axis) if counts else array
-        plain = np.asarray(own).dtype.kind in "biuf"
-        found.update(f"{name} {np.shape(own)}".encode())
-        found.update(np.ascontiguousarray(own).tobytes() if plain else repr(own).encode())
-    return found.digest()
+        own[name] = np.take(array, row, axis) if counts else array
+    return content_digest(own)

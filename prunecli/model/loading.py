@@ -21,7 +21,7 @@ from prunecli.model.external_data import DataFolder
 from prunecli.model.noise import noise_notes
 from prunecli.model.protos import drop_repeated, normalise
 from prunecli.model.sparse import densify, note
-from prunecli.model.tensors import CHUNK, MappedTensor, in_memory
+from prunecli.model.tensors import MappedTensor, in_memory
 from prunecli.model.validate import DAMAGED, check_graph, check_tensors
 from prunecli.storage import PackedTensor, resolve
 from prunecli.types import FileRef
@@ -236,8 +236,5 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from itertools import groupby
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.model import Model
 from prunecli.model.constants import Holder, holders
 from prunecli.model.floating import floating
@@ -175,21 +174,14 @@ def _item(
         shares = small and options.values == "exact" and not inlined and isinstance(fill, int)
         encoded = fit(replace(subject, shares=shares), options.values)
         packed = encoded.nbytes if encoded is not None else size
-    digest = _digest(array, tensor.dtype, fill)
+    # of what streams depend on: equal bytes of another type or shape, or with other zeros, are stored otherwise
+    digest = content_digest({"array": array, "fill": np.asarray(fill)}, tensor.dtype.name)
     unmap(tensor)
     if packed > (1 - options.min_saving) * size:
         return Item(holder, tensor, replace(row, reason=FEW), None, digest=digest, fill=fill)
     kind, detail = ("coo", "") if encoded is None else (encoded.encoding, encoded.detail)
     row = replace(row, packed_bytes=packed, encoding=kind, detail=detail)
     return Item(holder, tensor, row, encoded, digest=digest, fill=fill)
-
-
-def _digest(array: Array, dtype: ir.DataType, fill: int | Array) -> str:
-    """Of the bytes, and of what else streams depend on: equal bytes of another type or shape, or with other zeros, are
-    stored otherwise."""
-    digest = hashlib.sha256(f"{dtype.name} {array.shape} {np.shape(fill)} ".encode() + np.asarray(fill).tobytes())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _refusal(holder: Holder, dense: Mapping[str, str], options: PackOptions, model: Model) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 
 from prunecli._version import __version__
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.data import Batch, Dataset
 from prunecli.data.dataset import shared
 from prunecli.data.options import DataOptions
@@ -91,7 +90,7 @@ def set_up(file: Model, data: Dataset, samples: TrialSamples, options: TrialOpti
     pruner = open_pruner(file.path, options, given, progress)
     files, metric, provider = _files(file), samples.metric, options.execution.provider
     identity = digest(
-        [hashlib.sha256(content).hexdigest() for content in files.values()], pruner.identity, _content(samples.batches),
+        content_digest(files), pruner.identity, _content(samples.batches),
         [metric.identity, metric.output, options.probes, provider], [__version__, version()],
     )  # fmt: skip
     workspace = Workspace(identity, files, pruner.at, samples, samples.probes(options.probes), provider=provider)
@@ -122,16 +121,10 @@ def _files(file: Model) -> dict[str, Any]:
     return {name: np.frombuffer(content, np.uint8) for name, content in found.items()}
 
 
-def _content(batches: Sequence[Batch]) -> str:
-    found = hashlib.sha256()
-    for batch in batches:
-        for name, array in sorted(batch.feed.items()):
-            found.update(f"{name} {array.dtype} {array.shape}".encode())
-            found.update(
-                np.ascontiguousarray(array).tobytes() if array.dtype.kind not in "OU" else repr(array).encode()
-            )
-        found.update(b"" if batch.labels is None else repr(batch.labels.tolist()).encode())
-    return found.hexdigest()
+def _content(batches: Sequence[Batch]) -> list[str]:
+    """Digests of the inputs and labels of each batch."""
+    labels = [{} if batch.labels is None else {"labels": batch.labels} for batch in batches]
+    return [content_digest(arrays) for arrays in (*(batch.feed for batch in batches), *labels)]
 
 
 # -- the two parts of adaptive pruning: to choose by, and to confirm --------------------------------

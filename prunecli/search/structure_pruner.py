@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.data.options import DataOptions
 from prunecli.dependency.analysis import Whole
 from prunecli.dependency.catalogue import Group
@@ -193,7 +192,7 @@ class StructurePruner(UnitSpace):
     @property
     def identity(self) -> str:
         ranking = self.ranking
-        scores = hashlib.sha256(np.nan_to_num(ranking.scores, nan=-1.0).tobytes()).hexdigest()
+        scores = content_digest({"scores": np.nan_to_num(ranking.scores, nan=-1.0)})
         shapes = {name: list(shape) for name, shape in ranking.shapes.items()}
         return digest(ranking.granularity, shapes, scores, ranking.max_ratio, dict(ranking.widths))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.calibration.gradients import GradientSamples, open_source
 from prunecli.data.options import DataOptions
 from prunecli.errors import PruneError
@@ -205,8 +204,7 @@ class ZeroPruner(WeightSpace):
     @property
     def identity(self) -> str:
         ranking = self.ranking
-        made = [(name, hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest())
-                for name, a in sorted(ranking.evidence.items())]  # fmt: skip
+        made = content_digest(ranking.evidence)
         return digest("element", list(ranking.weights), self.criterion, ranking.pattern, ranking.seed, made)
 
     def proxy(self, progress: Progress) -> Proxy:

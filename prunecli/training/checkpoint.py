@@ -4,7 +4,6 @@ continues to the same result."""
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import time
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunecli.arrays import Array
+from prunecli.arrays import Array, content_digest
 from prunecli.errors import PruneError
 from prunecli.files import appeared
 from prunecli.training.trainer import Epoch, Progressed, Trainer
@@ -49,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            own = {_HEAD: np.array(head), _DIGEST: np.array(_digest(head, checkpoint.arrays))}
+            own = {_HEAD: np.array(head), _DIGEST: np.array(content_digest(checkpoint.arrays, head))}
             np.savez(file, allow_pickle=False, **own, **checkpoint.arrays)
             file.flush()
             os.fsync(file.fileno())
@@ -60,16 +59,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             f"cannot write the checkpoint {path}: {error.strerror}", "choose another --checkpoint"
         ) from error
     return path
-
-
-def _digest(head: str, arrays: Mapping[str, Array]) -> str:
-    """SHA-256 of the state and of every array: its name, type, shape and content."""
-    found = hashlib.sha256(head.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def load_checkpoint(folder: Path, fingerprint: Json, like: Mapping[str, Array]) -> Checkpoint:
@@ -86,7 +75,7 @@ def load_checkpoint(folder: Path, fingerprint: Json, like: Mapping[str, Array]) 
         with np.load(path, allow_pickle=False) as file:
             head = str(file[_HEAD])
             arrays = {name: file[name] for name in file.files if name not in (_HEAD, _DIGEST)}
-            if str(file[_DIGEST]) != _digest(head, arrays):
+            if str(file[_DIGEST]) != content_digest(arrays, head):
                 raise ValueError("the content is not what was saved")
         state, found = (dict(json.loads(head)[part]) for part in ("state", "fingerprint"))
     except FileNotFoundError as error:
