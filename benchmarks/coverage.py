@@ -23,7 +23,7 @@ from prunecli.dependency.catalogue import DEFAULT_KINDS, catalogue
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.model import Dims, concrete_shapes, load
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 
 
 def floats(path: Path) -> int:
@@ -42,7 +42,8 @@ def ours(path: Path, folder: Path) -> list[object]:
     except PruneError as error:
         return [f"refused: {error.message[:50]}", "", "", best, time.perf_counter() - start]
     seconds = time.perf_counter() - start
-    cut = {name for group in open_cuttable(path, "channel,head", Dims()).units.groups for name, _ in group.weights}
+    units = open_cuttable(path, AnalysedAs("channel,head"), Dims()).units
+    cut = {name for group in units.groups for name, _ in group.weights}
     rows = [row for row in found.layers if row.weight in cut and len(row.shape_before) > 1]
     left = sum(row.params_after for row in rows) / max(sum(row.params_before for row in rows), 1)
     error = found.verification.max_rel_error

@@ -38,7 +38,7 @@ from prunecli.search.options import SensitivityOptions
 from prunecli.search.pruner import rank_correlation
 from prunecli.search.setup import open_pruner
 from prunecli.search.strategy import Search
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.types import no_progress
 
 MODELS, DATA = SHARED / "models" / "real", SHARED / "data"
@@ -107,7 +107,7 @@ def measure(case: Case, granularity: str, kept: Path | None) -> dict[str, np.nda
 def predictions(path: Path, granularity: str) -> tuple[DescribedGraph, dict[str, LossCurve]]:
     if granularity == "element":
         return describe_weights(load(path)), weight_curves(load(path))
-    found = open_cuttable(path, granularity, Dims())
+    found = open_cuttable(path, AnalysedAs(granularity), Dims())
     work = replace(found.file, ir=found.work)
     return describe_groups(work, found.units), group_curves(work, found.units)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from prunecli.masks.allocations import LossCurve
 from prunecli.model import Dims
 from prunecli.model.floating import as_stored
 from prunecli.model.saving import SaveOptions, save
-from prunecli.model.shape_inference import Shape
 from prunecli.predicted.predict import group_curves
 from prunecli.search.options import PrunedFile, TrialOptions
 from prunecli.search.pruner import Allocation, Layer, Proxy, digest, normal
@@ -33,38 +32,29 @@ from prunecli.structures.calibrate import measure
 from prunecli.structures.carry_out import StructuredResult, carry_out
 from prunecli.structures.choose import Costing, UnitRecipe, decide_units, group_limit, resolve_criterion
 from prunecli.structures.decide import nothing_to_cut
-from prunecli.structures.decision import Decided, analysed_as
+from prunecli.structures.decision import Decided
 from prunecli.structures.gradual import expand
 from prunecli.structures.latency import LatencyBench as Timing
 from prunecli.structures.latency import layer_table, timed_widths
 from prunecli.structures.options import CutOptions
-from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
+from prunecli.structures.target import Budget
+from prunecli.structures.widths import Alignment
 from prunecli.types import Json, Progress, Skipped
 
 
 @dataclass(frozen=True)
 class UnitRanking:
-    """A model's groups of units and the score of every unit, NaN in groups that stay whole. `shapes`: the input shapes
-    that it is analysed at. `max_ratio`: the largest fraction of a group; `widths`: by group, numbers of units that may
-    stay. `whole`, `convolved`: see `Cuttable`."""
+    """A model's groups of units and the score of every unit, NaN in groups that stay whole. `how`: what the model is
+    analysed as. `most`: by group, the largest number of units that may go; `widths`: numbers of units that may stay."""
 
-    granularity: str
-    shapes: Mapping[str, Shape]
+    how: AnalysedAs
     scores: Array
-    max_ratio: float = 0.9
-    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    whole: Whole = field(default_factory=dict)
-    include: tuple[str, ...] = ()
-    convolved: tuple[str, ...] = ()
-
-    def opened(self, path: Path, dims: Dims) -> Cuttable:
-        """A model with the same values, analysed in the same way."""
-        return open_cuttable(
-            path, self.granularity, dims, self.shapes, whole=self.whole, include=self.include, convolved=self.convolved
-        )
+    most: Mapping[str, int]
+    widths: Mapping[str, tuple[int, ...]]
 
     def at(self, path: Path) -> UnitSpace:
-        return UnitSpace(self.opened(path, Dims()), self)
+        return UnitSpace(open_cuttable(path, self.how, Dims()), self)
 
 
 class UnitSpace:
@@ -93,8 +83,7 @@ class UnitSpace:
             group.name, group.kind, group.count,
             params=params * group.count, macs=macs * group.count,
             touches=tuple(f"{name}[{axis}]" for name, axis in group.weights),
-            limit=group_limit(group, self.ranking.max_ratio) / group.count,
-            widths=self.ranking.widths.get(group.name, ()),
+            limit=self.ranking.most[group.name] / group.count, widths=self.ranking.widths[group.name],
         )  # fmt: skip
 
     def mask(self, allocation: Allocation) -> Array:
@@ -165,13 +154,10 @@ class StructurePruner(UnitSpace):
         self.timing = Timing(cuttable, self._cut_options(options.criterion), progress) if latency else None
         table = None if self.timing is None else layer_table(self.timing, allowed)
         alignment = options.alignment if table is None else timed_widths(options)
-        ranking = UnitRanking(
-            options.granularity, dict(cuttable.inputs), scores,
-            max_ratio=options.largest_ratio,
-            widths={g.name: alignment.widths(cuttable.units, g) for g in cuttable.units.groups},
-            whole=cuttable.whole, include=cuttable.include, convolved=cuttable.convolved,
-        )  # fmt: skip
-        super().__init__(cuttable, ranking, table)
+        groups = cuttable.units.groups
+        most = {group.name: group_limit(group, options.largest_ratio) for group in groups}
+        widths = {group.name: alignment.widths(cuttable.units, group) for group in groups}
+        super().__init__(cuttable, UnitRanking(cuttable.how, scores, most, widths), table)
 
     def _cut_options(self, criterion: str | None, **changes: Any) -> CutOptions:
         o = self.options
@@ -182,7 +168,7 @@ class StructurePruner(UnitSpace):
         self, cuttable: Cuttable, criterion: str | None, progress: Progress, allowed: Array | None = None
     ) -> Array:
         asked = self._cut_options(criterion, threads=1)
-        how = UnitRecipe("ratio", 0.5, criterion=asked.criterion, seed=self.options.seed)
+        how = UnitRecipe(Budget("ratio", 0.5), replace(asked, max_ratio=None), widths=Alignment())
         return decide_units(cuttable.units, how, allowed, measure(cuttable, asked, progress), progress).scores
 
     @property
@@ -193,8 +179,7 @@ class StructurePruner(UnitSpace):
     def identity(self) -> str:
         ranking = self.ranking
         scores = content_digest({"scores": np.nan_to_num(ranking.scores, nan=-1.0)})
-        shapes = {name: list(shape) for name, shape in ranking.shapes.items()}
-        return digest(ranking.granularity, shapes, scores, ranking.max_ratio, dict(ranking.widths))
+        return digest(ranking.how.granularity, ranking.how.to_json(), scores, dict(ranking.most), dict(ranking.widths))
 
     @property
     def criterion(self) -> str:
@@ -224,7 +209,7 @@ class StructurePruner(UnitSpace):
         assert saving.output is not None
         work, place = expand(self.cuttable, self.mask(gone), trained), saving.output.with_name("expanded.onnx")
         save(replace(self.cuttable.file, ir=work), place, SaveOptions(force=True))
-        return self._save(self.ranking.opened(place, self.options.dims), allocation, saving, {}, progress)
+        return self._save(open_cuttable(place, self.ranking.how, self.options.dims), allocation, saving, {}, progress)
 
     def _save(
         self, cuttable: Cuttable, allocation: Allocation, saving: PrunedFile, said: Json, progress: Progress
@@ -235,7 +220,7 @@ class StructurePruner(UnitSpace):
         timed = {"timing": saving.timed, "timed_threads": o.execution.thread_count}
         wanted = self._cut_options(o.criterion, threads=1, recover=o.recovery, **kept, **timed)
         how = {"granularity": o.granularity, "criterion": self.criterion, "ratios": normal(allocation),
-               "include": list(o.include), "exclude": list(o.exclude), **analysed_as(cuttable)}  # fmt: skip
+               "include": list(o.include), "exclude": list(o.exclude), **cuttable.how.to_json()}  # fmt: skip
         decided = Decided(self.mask(allocation), self.ranking.scores, {**how, **said}, self.left)
         found = carry_out(cuttable, decided, saving.output, wanted, progress=progress, start=start)
         return found if self.timing is None else replace(found, latency=_remaining(found.speed))
@@ -253,9 +238,8 @@ def _remaining(speed: MeasuredSpeed | None) -> Json | None:
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
     """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
     trial that cannot follow would end the search."""
-    cuttable = open_cuttable(
-        path, options.granularity, options.dims, whole=whole, include=options.include, convolved=options.convolved
-    )
+    how = AnalysedAs(options.granularity, whole=whole, include=options.include, convolved=options.convolved)
+    cuttable = open_cuttable(path, how, options.dims)
     allowed, left = choose_groups(cuttable, options.include, options.exclude)
     if not allowed.any():
         raise nothing_to_cut(cuttable, left)

@@ -23,6 +23,7 @@ from prunecli.structures.choose import OutOfReachError, UnitRecipe
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions
 from prunecli.structures.prunable import Cuttable
+from prunecli.structures.target import Budget
 from prunecli.types import Json, Progress, no_progress
 
 SAMPLES = 256
@@ -47,7 +48,7 @@ def choose_blocks(
     macs = {work.node: work.macs for work in subject.units.analysis.work}
     costs = BlockCosts(subject.work, subject.units.blocks, {"macs": macs})
     target = subject.fraction(budget, 0 if budget.kind == "ratio" else costs.whole(budget.kind))
-    wanted = UnitRecipe(budget.kind, target, max_ratio=options.largest_ratio)
+    wanted = UnitRecipe(Budget(budget.kind, target), options)
     found = decide_blocks(costs, damage, wanted, allowed, progress)
     if not found.removed.any():
         raise PruneError("at this budget no block is dropped",
@@ -141,7 +142,7 @@ class BlockDecision:
 def decide_blocks(
     costs: BlockCosts, damage: Measure, recipe: UnitRecipe, allowed: Mask, progress: Progress = no_progress
 ) -> BlockDecision:
-    """Choose blocks to drop: of the recipe its budget, target and `max_ratio`, the largest fraction of the blocks.
+    """Choose blocks to drop: of the recipe its budget and the largest fraction of the blocks.
 
     With `ratio` the least damaging goes next; with a budget that which does least damage per amount saved, and what
     the budget turns out not to need comes back, the most damaging first.
@@ -152,10 +153,9 @@ def decide_blocks(
     Raises:
         PruneError: the target is no fraction, or cannot be reached (with the closest that can).
     """
-    if not 0 < recipe.target < 1 or not 0 < recipe.max_ratio <= 1:
-        raise PruneError(
-            f"a {recipe.budget} of {recipe.target:g} leaves nothing to choose", "give a fraction in (0, 1)"
-        )
+    budget = recipe.budget
+    if not 0 < budget.target < 1 or not 0 < recipe.options.largest_ratio <= 1:
+        raise PruneError(f"a {budget.kind} of {budget.target:g} leaves nothing to choose", "give a fraction in (0, 1)")
     search = _Greedy(costs, damage, recipe, allowed)
     search.measure_alone(progress)
     for _ in progress(search.steps(), "choosing blocks", search.limit):
@@ -167,17 +167,19 @@ def decide_blocks(
 
 class _Greedy:
     def __init__(self, costs: BlockCosts, damage: Measure, recipe: UnitRecipe, allowed: Mask) -> None:
-        self.costs, self.damage, self.recipe, self.allowed = costs, damage, recipe, allowed
+        self.costs, self.damage, self.allowed = costs, damage, allowed
+        self.budget, self.most = recipe.budget, recipe.options.largest_ratio
         count = len(costs.blocks)
         self.mask = np.zeros(count, bool)
         self.alone = np.full(count, np.nan)
         self.latest = np.full(count, np.inf)
         self.order: list[int] = []
         self.now = 0.0
-        self.limit = int(np.floor(recipe.max_ratio * count + 1e-9))
-        self.whole = float(count) if recipe.budget == "ratio" else costs.whole(recipe.budget)
-        share = recipe.target if recipe.budget == "ratio" else 1 - recipe.target
-        self.wanted = float(np.floor(share * count + 0.5)) if recipe.budget == "ratio" else share * self.whole
+        self.limit = int(np.floor(self.most * count + 1e-9))
+        kind, target = self.budget.kind, self.budget.target
+        self.whole = float(count) if kind == "ratio" else costs.whole(kind)
+        share = target if kind == "ratio" else 1 - target
+        self.wanted = float(np.floor(share * count + 0.5)) if kind == "ratio" else share * self.whole
 
     def measure_alone(self, progress: Progress) -> None:
         places = np.flatnonzero(self.allowed)
@@ -198,7 +200,7 @@ class _Greedy:
             yield chosen
 
     def enough(self, removed: Mask) -> bool:
-        return self.costs.saved(self.recipe.budget, removed) >= self.wanted - 1e-9 * self.whole
+        return self.costs.saved(self.budget.kind, removed) >= self.wanted - 1e-9 * self.whole
 
     def _next(self) -> int | None:
         """The best of the few that looked best before, measured with what is gone already."""
@@ -212,13 +214,13 @@ class _Greedy:
     def _fits(self, number: int) -> bool:
         """Whether the limit and, for a number of blocks, the target leave room for it and those inside it."""
         count = self.costs.saved("ratio", self._with(number))
-        return count <= (min(self.limit, self.wanted) if self.recipe.budget == "ratio" else self.limit)
+        return count <= (min(self.limit, self.wanted) if self.budget.kind == "ratio" else self.limit)
 
     def _price(self, number: int) -> float:
         """Damage added per amount saved."""
         added = self.latest[number] - self.now if np.isfinite(self.latest[number]) else np.inf
-        more = self.costs.saved(self.recipe.budget, self._with(number))
-        saved = max(more - self.costs.saved(self.recipe.budget, self.mask), 1e-12 * self.whole) / self.whole
+        more = self.costs.saved(self.budget.kind, self._with(number))
+        saved = max(more - self.costs.saved(self.budget.kind, self.mask), 1e-12 * self.whole) / self.whole
         return float(added if added <= 0 else added / saved)
 
     def _with(self, number: int) -> Mask:
@@ -227,13 +229,13 @@ class _Greedy:
         return out
 
     def _refuse(self) -> None:
-        if self.recipe.budget == "ratio":
+        if self.budget.kind == "ratio":
             return
-        left = 1 - self.costs.saved(self.recipe.budget, self.mask) / max(self.whole, 1e-12)
+        left = 1 - self.costs.saved(self.budget.kind, self.mask) / max(self.whole, 1e-12)
         raise OutOfReachError(
-            f"--{self.recipe.budget} {self.recipe.target:.3g} cannot be reached with blocks: {left:.3g} must remain",
+            f"--{self.budget.kind} {self.budget.target:.3g} cannot be reached with blocks: {left:.3g} must remain",
             advice(
-                ("raise --max-ratio", self.recipe.max_ratio < 1),
+                ("raise --max-ratio", self.most < 1),
                 ("leave fewer blocks out", not self.allowed.all()),
                 ("cut channels as well", True),
             ),
@@ -242,7 +244,7 @@ class _Greedy:
 
     def give_back(self) -> None:
         """Return what an amount does not need, the latest first."""
-        for number in [] if self.recipe.budget == "ratio" else self.order[-2::-1]:
+        for number in [] if self.budget.kind == "ratio" else self.order[-2::-1]:
             fewer = self.mask.copy()
             fewer[number] = False
             if self.enough(fewer):

@@ -1,4 +1,4 @@
-"""What choosing units needs: the recipe, and what the criterion must have been told of the data."""
+"""What the criterion must have measured on the data before units are chosen."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from prunecli.calibration.gradients import Batches, GradientSamples, gates, open
 from prunecli.calibration.grams import second_moments
 from prunecli.dependency.slices import WeightSlices
 from prunecli.dependency.unit_graph import graph_of
-from prunecli.masks.allocations import LossCurve
 from prunecli.masks.criteria import of_structures
 from prunecli.model import find_weights
 from prunecli.reconstruct.refit import CalibrationBatches
-from prunecli.structures.choose import Measure, Measurements, UnitRecipe, group_limit, resolve_criterion
+from prunecli.structures.choose import Measure, Measurements, group_limit, resolve_criterion
 from prunecli.structures.options import CutOptions
 from prunecli.structures.prunable import Cuttable
-from prunecli.structures.target import Kind
 from prunecli.types import Progress
 
 
@@ -134,14 +132,3 @@ _MEASURES: dict[str, Callable[[Cuttable, CutOptions, Progress], Measure]] = {
     "damage": _damage,
     "importance": _importance,
 }
-
-
-def unit_recipe(
-    options: CutOptions, kind: Kind, target: float, curves: Mapping[str, LossCurve] | None = None
-) -> UnitRecipe:
-    """The options with a target that is a fraction. `curves`: by group, predicted damage."""
-    return UnitRecipe(
-        budget=kind, target=target, absolute=False, criterion=options.criterion, scope=options.scope,
-        normalize=options.normalize, max_ratio=options.largest_ratio, alignment=options.alignment,
-        steps=options.step_count, seed=options.seed, curves=curves or {},
-    )  # fmt: skip

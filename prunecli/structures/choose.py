@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from prunecli.dependency.costs import costs
 from prunecli.dependency.slices import Slice, WeightSlices
 from prunecli.errors import PruneError, advice
 from prunecli.masks.allocations import LossCurve
-from prunecli.masks.criteria import UnitGroup, WeightPart, of_structures
+from prunecli.masks.criteria import Structures, UnitGroup, WeightPart, of_structures
 from prunecli.structures.budget import (
     NEAR,
     BlockPools,
@@ -31,11 +31,10 @@ from prunecli.structures.budget import (
 )
 from prunecli.structures.elimination import UnitCurve
 from prunecli.structures.normalisers import NORMALISERS
+from prunecli.structures.options import CutOptions
+from prunecli.structures.target import Budget
 from prunecli.structures.widths import Alignment
 from prunecli.types import Progress, no_progress
-
-BudgetKind = Literal["ratio", "macs", "params", "latency"]
-
 
 SLACK = 0.01
 """Of the damage to the outputs, measured on a few dozen samples, that is no difference."""
@@ -71,32 +70,32 @@ class OutOfReachError(PruneError):
 class UnitRecipe:
     """How units are chosen.
 
-    criterion: `auto` is `activation` where its evidence was measured, else `l2-in`. normalize: `auto` is what suits it.
-    scope: `layer` cuts all groups alike; `global` ranks all units by score, with `macs` and `params` by score per
-    amount saved (the greedy solution of the knapsack); `auto` is layer with `ratio`, else global.
-    target: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
-    or an absolute count if `absolute`. max_ratio: largest fraction of a group that may go. alignment: which widths
-    groups may keep; looser ones take its place where it cannot meet the budget. steps: how often scores are taken anew
-    on what is left. curves: by group, the damage of a fraction of it; scores then say which units of a group go first,
-    and each counts by what it adds to that.
+    budget: with `ratio` the fraction of units removed, with `macs`, `params` and `latency` the fraction that remains,
+    or an absolute count if `absolute`.
+    options: scores and limits. `criterion`: `auto` is `activation` where its evidence was measured, else `l2-in`.
+    `normalize`: `auto` is what suits it. `scope`: `layer` cuts all groups alike; `global` ranks all units by score,
+    with `macs` and `params` by score per amount saved (the greedy solution of the knapsack); `auto` is layer with
+    `ratio`, else global.
+    curves: by group, the damage of a fraction of it; scores then say which units of a group go first, and each counts
+    by what it adds to that.
+    widths: those that groups may keep, in place of those of the options. Looser ones take their place where they cannot
+    meet the budget.
     """
 
-    budget: BudgetKind
-    target: float
-    absolute: bool = False
-    criterion: str = "auto"
-    normalize: str = "auto"
-    scope: Literal["auto", "layer", "global"] = "auto"
-    max_ratio: float = 0.9
-    alignment: Alignment = field(default_factory=Alignment)
-    steps: int = 1
-    seed: int = 0
+    budget: Budget
+    options: CutOptions
     curves: Mapping[str, LossCurve] = field(default_factory=dict)
+    widths: Alignment | None = None
+
+    @property
+    def alignment(self) -> Alignment:
+        return self.options.alignment if self.widths is None else self.widths
 
     @property
     def everywhere(self) -> bool:
         """Whether all groups compete."""
-        return self.scope == "global" or (self.scope == "auto" and (bool(self.curves) or self.budget != "ratio"))
+        scope = self.options.scope
+        return scope == "global" or (scope == "auto" and (bool(self.curves) or self.budget.kind != "ratio"))
 
 
 @dataclass(frozen=True)
@@ -160,12 +159,10 @@ def decide_units(
         PruneError: an unknown name, missing evidence, a target that is no fraction or cannot be reached (with the
             closest that can).
     """
-    check_choices(recipe.criterion, recipe.normalize, recipe.scope)
-    recipe = replace(recipe, criterion=resolve_criterion(recipe.criterion, evidence is not None))
-    if recipe.normalize == "auto":
-        recipe = replace(recipe, normalize=of_structures()[recipe.criterion].normalize)
-    _check(recipe, evidence)
-    return _Chooser(catalogue, recipe, allowed, evidence or Measurements(), costing).run(progress, gone)
+    criterion = of_structures()[resolve_criterion(recipe.options.criterion, evidence is not None)]
+    _check(recipe, criterion, evidence)
+    chooser = _Chooser(catalogue, recipe, allowed, evidence or Measurements(), costing=costing, criterion=criterion)
+    return chooser.run(progress, gone)
 
 
 def resolve_criterion(name: str, data: bool) -> str:
@@ -173,30 +170,14 @@ def resolve_criterion(name: str, data: bool) -> str:
     return name if name != "auto" else "activation" if data else "l2-in"
 
 
-def check_choices(criterion: str, normalize: str, scope: str) -> None:
-    """Refuse names that nothing has; needs no model.
-
-    Raises:
-        PruneError: naming the option.
-    """
-    for value, known, option in (
-        (criterion, ("auto", *of_structures()), "--criterion"),
-        (normalize, ("auto", *NORMALISERS), "--normalize"),
-        (scope, ("auto", "layer", "global"), "--scope"),
-    ):
-        if value not in known:
-            raise PruneError(f"{option} {value!r} is unknown for structures", f"choose from {', '.join(known)}")
-
-
-def _check(recipe: UnitRecipe, evidence: Measurements | Measure | None) -> None:
-    if of_structures()[recipe.criterion].evidence and evidence is None:
-        raise PruneError(f"--criterion {recipe.criterion} needs data", "give --data")
-    if not 0 < recipe.max_ratio <= 1 or recipe.alignment.block < 1 or recipe.steps < 1:
+def _check(recipe: UnitRecipe, criterion: Structures, evidence: Measurements | Measure | None) -> None:
+    budget, options = recipe.budget, recipe.options
+    if criterion.evidence and evidence is None:
+        raise PruneError(f"--criterion {options.criterion} needs data", "give --data")
+    if not 0 < options.largest_ratio <= 1:
         raise PruneError("--max-ratio is in (0, 1], --round-to and --steps are at least 1", "correct the option")
-    if not recipe.absolute and not 0 < recipe.target < 1:
-        raise PruneError(
-            f"a {recipe.budget} of {recipe.target:g} leaves nothing to choose", "give a fraction in (0, 1)"
-        )
+    if not budget.absolute and not 0 < budget.target < 1:
+        raise PruneError(f"a {budget.kind} of {budget.target:g} leaves nothing to choose", "give a fraction in (0, 1)")
 
 
 def group_limit(group: Group, max_ratio: float) -> int:
@@ -207,9 +188,10 @@ def group_limit(group: Group, max_ratio: float) -> int:
 class _Chooser:
     def __init__(
         self, catalogue: Catalogue, recipe: UnitRecipe, allowed: Array | None, evidence: Measurements | Measure,
-        costing: Costing | None,
+        costing: Costing | None, criterion: Structures,
     ) -> None:  # fmt: skip
-        self.catalogue, self.recipe = catalogue, recipe
+        self.catalogue, self.recipe, self.criterion = catalogue, recipe, criterion
+        self.budget, self.options = recipe.budget, recipe.options
         self.measure = None if isinstance(evidence, Measurements) else evidence
         self.evidence = evidence if isinstance(evidence, Measurements) else None
         self.slices = WeightSlices(catalogue)
@@ -222,7 +204,7 @@ class _Chooser:
         self.before = self.costs.of(catalogue.sizes)
 
     def _pools(self, alignment: Alignment) -> list[UnitPool]:
-        limits = [group_limit(group, self.recipe.max_ratio) for group in self.groups]
+        limits = [group_limit(group, self.options.largest_ratio) for group in self.groups]
         return [
             UnitPool(group.first, alignment.widths(self.catalogue, group, limit))
             for group, limit in zip(self.groups, limits, strict=True)
@@ -257,7 +239,7 @@ class _Chooser:
         for pair in found:
             different.setdefault(pair[1].removed.tobytes(), pair)
         distinct = list(different.values())
-        joint = None if self.evidence is None or self.recipe.budget == "latency" else self.evidence.joint
+        joint = None if self.evidence is None or self.budget.kind == "latency" else self.evidence.joint
         if joint is None or len(distinct) == 1:
             bound = DEARER * min(decision.lost for _, decision in distinct)
             chosen = next(pair for pair in distinct if pair[1].lost <= bound)
@@ -281,9 +263,9 @@ class _Chooser:
         total = self.catalogue.count
         removed, step_of = np.zeros(total, bool) if gone is None else gone.copy(), np.full(total, -1, np.int64)
         self.first = first = self.scores(removed) if self.first is None else self.first
-        for step in progress(range(self.recipe.steps), "choosing units", self.recipe.steps):
+        for step in progress(range(self.options.step_count), "choosing units", self.options.step_count):
             scores = self.scores(removed) if step else first
-            chosen = self._choose(scores, removed, (step + 1) / self.recipe.steps)
+            chosen = self._choose(scores, removed, (step + 1) / self.options.step_count)
             step_of[chosen & ~removed] = step
             removed |= chosen
         after = self.costs.of(self.catalogue.kept(removed))
@@ -308,7 +290,7 @@ class _Chooser:
         why: what the budget would do with the widths that were asked for.
         """
         if replace(self.alignment, mended=asked.mended) != asked:
-            told = f"--round-to auto: {self._named(self.recipe.target)} {why} with {asked.told}"
+            told = f"--round-to auto: {self._named(self.budget.target)} {why} with {asked.told}"
             yield f"{told}; widths are {self.alignment.told}"
         if asked.given and asked.block > 1:
             for group, pool in zip(self.groups, self.pools, strict=True):
@@ -322,13 +304,13 @@ class _Chooser:
 
     def _told_of_budget(self, found: UnitDecision) -> Iterator[str]:
         """How far below the target the cut ends, where that is more than NEAR."""
-        kind, target = self.recipe.budget, self.recipe.target
+        kind, target = self.budget.kind, self.budget.target
         if kind == "ratio":
             whole = sum(pool.count for pool in self.pools)
             asked, reached, what = target, found.removed.sum() / whole, "of the units go"
             missed = reached < (1 - NEAR) * target - 0.5 * len(self.pools) / whole
         else:
-            asked = target / self.before[kind] if self.recipe.absolute else target
+            asked = target / self.before[kind] if self.budget.absolute else target
             reached, what = found.after[kind] / self.before[kind], "remains"
             missed = reached < (1 - NEAR) * asked
         if missed:
@@ -338,17 +320,17 @@ class _Chooser:
 
     def _named(self, target: float) -> str:
         """The budget in words. Of a time it is what the search aims at now, which is not what the user asked for."""
-        if self.recipe.budget == "latency":
+        if self.budget.kind == "latency":
             return f"{target:.4g} of the layers' times (what --latency aims at)"
-        return f"--{self.recipe.budget} {target:.4g}"
+        return f"--{self.budget.kind} {target:.4g}"
 
     # -- scores -----------------------------------------------------------------------------------
 
     def scores(self, removed: Mask) -> Array:
         """The normalised score of every unit of the groups in question, on what is left; NaN elsewhere."""
         gone = self.catalogue.removed(removed) if removed.any() else {}
-        criterion = of_structures()[self.recipe.criterion]
-        anew = criterion.evidence is not None and criterion.evidence.anew
+        measured = self.criterion.evidence
+        anew = measured is not None and measured.anew
         if self.measure is not None and (self.evidence is None or anew):
             self.evidence = self.measure(gone)
         rows = []
@@ -356,15 +338,18 @@ class _Chooser:
             raise PruneError("blocks compete with channels and heads by measured damage",
                              "give --data, and leave --criterion out or say obs")  # fmt: skip
         for number, group in enumerate(self.groups):
-            rng = np.random.default_rng([self.recipe.seed, number])
+            rng = np.random.default_rng([self.options.seed, number])
             parts = [] if group.kind == "block" else [self._part(piece, gone) for piece in self.slices.of(group)]
             found = self.evidence or Measurements()
             damage, importance = found.damage.get(group.name), found.importance.get(group.name)
-            rows.append(criterion.score(UnitGroup(group.name, group.count, parts, rng, damage, importance=importance)))
+            units = UnitGroup(group.name, group.count, parts, rng, damage, importance=importance)
+            rows.append(self.criterion.score(units))
             if any(np.isnan(row).any() for row in rows[-1]):
                 raise PruneError(f"a weight of {group.name} holds NaN", "`prune inspect` lists the weights")
         out = np.full(self.catalogue.count, np.nan)
-        normalised = NORMALISERS[self.recipe.normalize](self.catalogue, self.groups, rows)
+        named = self.options.normalize
+        normalise = NORMALISERS[self.criterion.normalize if named == "auto" else named]
+        normalised = normalise(self.catalogue, self.groups, rows)
         for group, score in zip(self.groups, normalised, strict=True):
             curve = self.recipe.curves.get(group.name)
             out[group.units] = score if curve is None else _steps(curve, score)
@@ -387,15 +372,15 @@ class _Chooser:
 
     def _choose(self, scores: Array, removed: Mask, share: float) -> Mask:
         """All units that are gone after this step: those before stay gone, because they score lowest."""
-        budget, everywhere = self.recipe.budget, self.scope == "global"
+        kind, everywhere = self.budget.kind, self.scope == "global"
         scores = scores.copy()
         scores[len(scores) - len(self.catalogue.blocks) :] *= self.alignment.mended or 0.0
-        ranked = scores / self._savings() if budget != "ratio" and everywhere else scores
+        ranked = scores / self._savings() if kind != "ratio" and everywhere else scores
         ranked, scores = (np.where(removed, -np.inf, np.where(np.isnan(s), np.inf, s)) for s in (ranked, scores))
         bundles = bundle(self.pools, ranked)
         total = self.catalogue.count
-        if budget == "ratio":
-            return bundles.mask(by_ratio(self.pools, bundles, self.recipe.target * share, everywhere), total)
+        if kind == "ratio":
+            return bundles.mask(by_ratio(self.pools, bundles, self.budget.target * share, everywhere), total)
         goal = self._goal(bundles, share)
         order = np.argsort(bundles.score, kind="stable") if everywhere else interleaved(self.pools, bundles)
         blocks = self._pools_of_blocks()
@@ -429,7 +414,7 @@ class _Chooser:
         def cost(state: Array) -> float:
             key = state.tobytes()
             if key not in known:
-                known[key] = float(self.costs.amount(self.recipe.budget, lengths.kept(state)))
+                known[key] = float(self.costs.amount(self.budget.kind, lengths.kept(state)))
             return known[key]
 
         def time(state: Array) -> float:
@@ -464,21 +449,21 @@ class _Chooser:
 
     @property
     def _slack(self) -> float:
-        measured = of_structures()[self.recipe.criterion].evidence
+        measured = self.criterion.evidence
         return SLACK if measured is not None and measured.name == "damage" else UNMEASURED_SLACK
 
     def _savings(self) -> Array:
         """Per unit, what the removal of that unit alone saves of the budgeted amount, as a fraction of it all; of
         amounts that fall in steps, its part of what all removable units of its group save."""
         out = np.ones(self.catalogue.count)
-        whole = self.before[self.recipe.budget]
+        whole = self.before[self.budget.kind]
         if not whole:
-            raise PruneError(f"the model has no {self.recipe.budget} at these sizes", "budget something else")
+            raise PruneError(f"the model has no {self.budget.kind} at these sizes", "budget something else")
         for group, pool in zip(self.groups, self.pools, strict=True):
-            several = max(pool.count - pool.widths[-1], 1) if self.recipe.budget == "latency" else 1
+            several = max(pool.count - pool.widths[-1], 1) if self.budget.kind == "latency" else 1
             kept = self.catalogue.sizes.copy()
             kept[list(group.axes)] -= several * np.array(group.per_unit)
-            out[group.units] = max(whole - self.costs.amount(self.recipe.budget, kept), 1) / whole / several
+            out[group.units] = max(whole - self.costs.amount(self.budget.kind, kept), 1) / whole / several
         return out
 
     def _goal(self, bundles: Bundles, share: float) -> float:
@@ -487,9 +472,9 @@ class _Chooser:
         Raises:
             PruneError: the whole is no more than that, or no choice of bundles leaves as little (OutOfReachError).
         """
-        kind, total = self.recipe.budget, self.catalogue.count
+        kind, total = self.budget.kind, self.catalogue.count
         whole = self.before[kind]
-        wanted = self.recipe.target if self.recipe.absolute else self.recipe.target * whole
+        wanted = self.budget.target if self.budget.absolute else self.budget.target * whole
         if wanted >= whole:
             raise PruneError(f"the model has only {whole:,} {kind}", "ask for fewer")
         least = self.cost(bundles.mask(np.arange(len(bundles)), total))
@@ -499,7 +484,7 @@ class _Chooser:
                 f" {least / whole:.3g} ({least:,.0f}) must remain",
                 advice(
                     ("lower --round-to", self.alignment.given and self.alignment.block > 1),
-                    ("raise --max-ratio", self.recipe.max_ratio < 1),
+                    ("raise --max-ratio", self.options.largest_ratio < 1),
                     ("leave fewer layers out", len(self.groups) < len(self.catalogue.groups)),
                     ("use --granularity all", any(ALL in axis.reason for axis in self.catalogue.frozen)),
                     ("ask for less", True),
@@ -510,7 +495,7 @@ class _Chooser:
 
     def cost(self, removed: Mask) -> float:
         """What remains of the budgeted amount without the masked units."""
-        return float(self.costs.amount(self.recipe.budget, self.catalogue.kept(removed)))
+        return float(self.costs.amount(self.budget.kind, self.catalogue.kept(removed)))
 
     def time(self, removed: Mask) -> float:
         """What a run takes without the masked units, roughly."""

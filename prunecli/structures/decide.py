@@ -21,14 +21,15 @@ from prunecli.model.saving import check_target
 from prunecli.model.shapes import input_specs
 from prunecli.predicted.predict import Curves, Undescribed, group_curves
 from prunecli.structures.blocks import choose_blocks
-from prunecli.structures.calibrate import measure, unit_recipe
-from prunecli.structures.choose import decide_units
+from prunecli.structures.calibrate import measure
+from prunecli.structures.choose import UnitRecipe, decide_units
 from prunecli.structures.cut_plan import ANEW, check_positions, chosen_units, load_cut_plan, read_positions
-from prunecli.structures.decision import Decided, analysed_as, recipe_names, recipe_shapes, recipe_whole
+from prunecli.structures.decision import Decided, read_analysed_as
 from prunecli.structures.latency import LatencyBench, LatencyTable, choose_for_latency, layer_table
 from prunecli.structures.options import CHANNELS, StructuredOptions
-from prunecli.structures.prunable import Cuttable, choose_groups, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, choose_groups, open_cuttable
 from prunecli.structures.recovery import recovery_method, refits_on_pictures
+from prunecli.structures.target import Budget
 from prunecli.structures.widths import AUTO
 from prunecli.types import Json, Progress
 
@@ -55,9 +56,8 @@ def decide(
     assert budget is not None
     if options.granularity == AUTO and options.drops_blocks and is_quantised(load(path).ir):
         options = replace(options, granularity=CHANNELS)  # blocks are measured on the model as it runs
-    subject = open_cuttable(
-        path, options.structures, options.dims, whole=whole, include=options.include, convolved=options.convolved
-    )
+    how = AnalysedAs(options.structures, whole=whole, include=options.include, convolved=options.convolved)
+    subject = open_cuttable(path, how, options.dims)
     if subject.is_quantised:
         _check_quantised(options, budget.kind)
     elif options.rescale_activations:
@@ -73,10 +73,10 @@ def decide(
         raise nothing_to_cut(subject, left)
     if budget.kind == "latency" or options.blocks_alone:
         choose = choose_for_latency if budget.kind == "latency" else choose_blocks
-        how = _recipe(options, subject)
-        return subject, choose(subject, options, allowed, left, recipe=how, progress=progress)
+        asked = _recipe(options, subject.how)
+        return subject, choose(subject, options, allowed, left, recipe=asked, progress=progress)
     stored = costs(subject.units).of(subject.units.sizes).get(budget.kind, 0)
-    recipe = unit_recipe(options, budget.kind, subject.fraction(budget, stored), curves)
+    recipe = UnitRecipe(Budget(budget.kind, subject.fraction(budget, stored)), options, curves)
     evidence, (table, untimed) = measure(subject, options, progress), _int8_table(subject, options, allowed, progress)
     told += untimed
     decision = decide_units(subject.units, recipe, allowed, evidence, progress, costing=table, gone=gone)
@@ -87,7 +87,7 @@ def decide(
         )
         raise PruneError("at this budget nothing is removed", more)
     return subject, Decided(
-        decision.removed, decision.scores, _recipe(options, subject), left, [*told, *decision.notes]
+        decision.removed, decision.scores, _recipe(options, subject.how), left, [*told, *decision.notes]
     )
 
 
@@ -149,7 +149,7 @@ def _criterion(options: StructuredOptions, subject: Cuttable) -> str:
     return "l2-in" if options.source.synthetic and not stored_moments(subject.work) else "obs"
 
 
-def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
+def _recipe(options: StructuredOptions, how: AnalysedAs) -> Json:
     """The choice in full, as provenance and plans record it."""
     budget = options.budget
     assert budget is not None
@@ -169,7 +169,7 @@ def _recipe(options: StructuredOptions, subject: Cuttable) -> Json:
         "exclude": list(options.exclude),
         **({"allocate": options.allocate} if options.allocate else {}),
         **({"data": options.source.text} if options.source else {}),
-        **analysed_as(subject),
+        **how.to_json(),
     }
 
 
@@ -177,14 +177,7 @@ def _replay(path: Path, target: Path, plan_path: Path, options: StructuredOption
     file = load(path)
     plan = load_cut_plan(plan_path, file)
     recipe = plan["recipe"]
-    granularity = recipe.get("granularity")
-    if not isinstance(granularity, str):
-        raise PruneError(f"{plan_path}: the recipe has no granularity", ANEW)
-    shapes = recipe_shapes(recipe, input_specs(file.ir))
-    include, convolved = (recipe_names(recipe, key) for key in ("include", "convolved"))
-    subject = open_cuttable(
-        path, granularity, options.dims, shapes, whole=recipe_whole(recipe), include=include, convolved=convolved
-    )
+    subject = open_cuttable(path, read_analysed_as(plan_path, recipe, input_specs(file.ir)), options.dims)
     check_target(subject.file, None if options.dry_run else target, options.force, options)
     groups = [subject.units.groups[g].name for g in subject.units.group_of]
     removed, scores = chosen_units(plan_path, plan, groups)

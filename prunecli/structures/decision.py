@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from prunecli.model.shape_inference import Shape
 from prunecli.model.sizes import row_of
 from prunecli.structures.cut_plan import ANEW, positions_json
 from prunecli.structures.cut_reference import Forced
-from prunecli.structures.prunable import Cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable
 from prunecli.types import Json, LayerRow
 
 MAX_ELEMENTS = 1 << 28
@@ -151,21 +152,26 @@ def _slices(subject: Cuttable, group: Group, full: Removed) -> Iterator[tuple[st
             yield name, axis, np.sort(mine, axis=1).tolist()
 
 
-def analysed_as(subject: Cuttable) -> Json:
-    """What a recipe says so that a replay finds the same units; `recipe_shapes` and others read it."""
-    whole = [[name, axis, why] for (name, axis), why in subject.whole.items()]
-    inputs = {name: list(shape) for name, shape in subject.inputs.items()}
-    convolved = {"convolved": list(subject.convolved)} if subject.convolved else {}
-    return {"inputs": inputs, **({"whole": whole} if whole else {}), **convolved}
+def read_analysed_as(path: Path, recipe: Json, specs: Sequence[InputSpec]) -> AnalysedAs:
+    """How the model of a plan was analysed (`AnalysedAs.to_json`), for a model with these inputs.
+
+    Raises:
+        PruneError: a part of it is missing or malformed, or the model has other inputs.
+    """
+    granularity = recipe.get("granularity")
+    if not isinstance(granularity, str):
+        raise PruneError(f"{path}: the recipe has no granularity", ANEW)
+    shapes, whole = _shapes(recipe, specs), _whole(recipe)
+    return AnalysedAs(granularity, shapes, whole, _names(recipe, "include"), _names(recipe, "convolved"))
 
 
-def recipe_names(recipe: Json, key: str) -> list[str]:
+def _names(recipe: Json, key: str) -> tuple[str, ...]:
     """A list of names in a plan's recipe; empty where there is none."""
     given = recipe.get(key)
-    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
+    return tuple(name for name in given if isinstance(name, str)) if isinstance(given, list) else ()
 
 
-def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
+def _shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
     """The input shapes a plan was made at, for a model with these inputs.
 
     Raises:
@@ -187,7 +193,7 @@ def recipe_shapes(recipe: Json, specs: Sequence[InputSpec]) -> dict[str, Shape]:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def recipe_whole(recipe: Json) -> dict[tuple[str, int], str]:
+def _whole(recipe: Json) -> dict[tuple[str, int], str]:
     """The axes that stayed whole because they could not follow a cut, and why.
 
     Raises:

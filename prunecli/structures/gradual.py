@@ -109,7 +109,7 @@ class _Cutter:
         options = replace(_at_share(self.options, share, self.path), output=place)
 
         def attempt(whole: Whole) -> StructuredResult:
-            known = {} if self.subject is None else self.subject.whole
+            known = {} if self.subject is None else self.subject.how.whole
             subject, decided = decide(base, place, options, self.progress, gone=self.removed, whole={**known, **whole})
             if self.subject is not None:
                 _same(self.subject, subject)

@@ -35,7 +35,6 @@ from prunecli.structures.blocks import (
     decide_blocks,
 )
 from prunecli.structures.calibrate import measure as measure_evidence
-from prunecli.structures.calibrate import unit_recipe
 from prunecli.structures.choose import OutOfReachError, UnitRecipe, decide_units
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import CutOptions, StructuredOptions, Widths
@@ -287,7 +286,8 @@ class UnitChooser:
         self.table = layer_table(self.bench, self.allowed)
 
     def choose(self, aim: float) -> TimedChoice:
-        recipe = replace(unit_recipe(self.bench.options, "latency", aim), alignment=timed_widths(self.bench.options))
+        options = self.bench.options
+        recipe = UnitRecipe(Budget("latency", aim), options, widths=timed_widths(options))
         units = self.bench.subject.units
         found = decide_units(units, recipe, self.allowed, self.evidence, self.bench.progress, costing=self.table)
         return TimedChoice(found.removed, found.scores, self._predict(found.removed), found.notes)
@@ -321,7 +321,7 @@ class BlockChooser:
         self.costs = BlockCosts(subject.work, subject.units.blocks, {"latency": work})
 
     def choose(self, aim: float) -> TimedChoice:
-        recipe = UnitRecipe("latency", aim, max_ratio=self.bench.options.largest_ratio)
+        recipe = UnitRecipe(Budget("latency", aim), self.bench.options)
         found = decide_blocks(self.costs, self.damage, recipe, self.allowed, self.bench.progress)
         left = 1 - self.costs.saved("latency", found.removed) / self.costs.whole("latency")
         said = f"without the dropped blocks the outputs diverge by {found.damage:.3g} in all"

@@ -38,7 +38,7 @@ CRITERIA = (
     f" activation), {', '.join(name for name, found in of_structures().items() if not (found.evidence and found.evidence.on_data))},"
     f" and on --data: {', '.join(name for name, found in of_structures().items() if found.evidence and found.evidence.on_data)}"
 )
-NORMALISERS = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
+_NORMALIZE = "auto (default: what suits the criterion), none, share, mean, max, isomorphic"
 Amount = Quantity | float | None
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
     ] = DAMPING  # fmt: skip
     normalize: Annotated[
         str,
-        Option(f"how layers' scores compare: {NORMALISERS}", SELECT, "NAME"),
+        Option(f"how layers' scores compare: {_NORMALIZE}", SELECT, "NAME"),
     ] = "auto"  # fmt: skip
     scope: Annotated[Literal["auto", "layer", "global"], Option("who competes with whom; default global", SELECT)] = (
         "auto"
@@ -135,10 +135,16 @@ class CutOptions(Chosen, Widths, CalibrationSamples, Batched, Seeded, Saving, Re
         return 1
 
     def check(self) -> None:
-        from prunecli.structures.choose import check_choices
+        from prunecli.structures.normalisers import NORMALISERS
 
         super().check()
-        check_choices(self.criterion, self.normalize, self.scope)
+        for option, given, known in (
+            ("--criterion", self.criterion, of_structures()),
+            ("--normalize", self.normalize, NORMALISERS),
+        ):
+            if given not in ("auto", *known):
+                raise PruneError(f"{option} {given!r} is unknown for structures",
+                                 f"choose from {', '.join(('auto', *known))}")  # fmt: skip
         if self.rescale_activations and (self.source is None or self.closed_form in ("none", "fold")):
             raise PruneError("--rescale-activations is a part of recovery on data",
                              "give --data, and no --recover or one that reads it")  # fmt: skip

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.calibration.samples import calibration_samples, cautions, synthetic_data
 from prunecli.data import Dataset
-from prunecli.dependency.analysis import NONE, Analysis, Whole, analysed_shapes, kept_together
+from prunecli.dependency.analysis import Analysis, Whole, analysed_shapes, kept_together
 from prunecli.dependency.analysis import analyse as solve
 from prunecli.dependency.blocks import drop_blocks
 from prunecli.dependency.catalogue import ALL, Catalogue, catalogue, parse_granularity, split_of
@@ -39,7 +39,7 @@ from prunecli.structures.options import CutOptions
 from prunecli.structures.shortcuts import replace_shortcuts
 from prunecli.structures.silent import silent
 from prunecli.structures.target import Budget
-from prunecli.types import Progress, Totals, no_progress
+from prunecli.types import Json, Progress, Totals, no_progress
 from prunecli.zeros.select import check_numbers
 
 MADE = 256
@@ -48,27 +48,50 @@ UNASKED, FEWEST_UNASKED, STEPS_UNASKED = 1 << 24, 16, 8
 """Numbers in all of them where nobody asked for any (of 3 x 224 x 224 each 111), and steps of their descent."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class AnalysedAs:
+    """How a model is analysed: all that finds the same units again, in a plan or in a worker.
+
+    inputs: exact shapes to analyse at; none: chosen by the dimensions. whole: axes that stay whole, and why. include:
+    patterns; initializers that are graph inputs too are cut only if one matches their name. convolved: results of
+    shortcuts that an equal operator computes from now on (`replace_shortcuts`); None: where that is faster.
+    """
+
+    granularity: str
+    inputs: Mapping[str, Shape] = field(default_factory=dict)
+    whole: Whole = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    convolved: tuple[str, ...] | None = ()
+
+    def to_json(self) -> Json:
+        """What a recipe says of it besides `granularity` and `include`; `read_analysed_as` reads it."""
+        whole = [[name, axis, why] for (name, axis), why in self.whole.items()]
+        inputs = {name: list(shape) for name, shape in self.inputs.items()}
+        convolved = {"convolved": list(self.convolved)} if self.convolved else {}
+        return {"inputs": inputs, **({"whole": whole} if whole else {}), **convolved}
+
+
+@dataclass(kw_only=True)
 class Cuttable:
-    """`file` as given; `work`, its working form in floating point; `inputs`, the analysed shapes; `counted`, the shapes
-    of `work` at the sizes that work is reported at; `whole`, axes that could not follow a cut; `made`, synthetic
-    inputs; `heard`, how other samples came about; `convolved`, shortcuts that became an operator of the same result, by
-    what they yield. `stored`: the working form as the file stores it, quantised perhaps (never changed: copies are
-    cut); `form`: how `work` came of it."""
+    """`file` as given; `work`, its working form in floating point; `how`: what it was analysed as, with the shapes and
+    the shortcuts that were chosen; `counted`, the shapes of `work` at the sizes that work is reported at; `made`,
+    synthetic inputs; `heard`, how other samples came about. `stored`: the working form as the file stores it, quantised
+    perhaps (never changed: copies are cut); `form`: how `work` came of it."""
 
     file: Model
     work: ir.Model
     units: Catalogue
-    inputs: dict[str, Shape]
-    granularity: str
+    how: AnalysedAs
     counted: Shapes
-    whole: Whole = field(default_factory=dict)
-    include: tuple[str, ...] = ()
+    stored: ir.Model
+    form: FloatingForm
     made: Dataset | None = None
     heard: tuple[str, ...] = ()
-    convolved: tuple[str, ...] = ()
-    stored: ir.Model = field(kw_only=True)
-    form: FloatingForm = field(kw_only=True)
+
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        """The analysed shapes."""
+        return self.how.inputs
 
     @property
     def told(self) -> list[str]:
@@ -78,8 +101,8 @@ class Cuttable:
         return [
             *([f"its integers stay as they are, and what they compute: {why}"] if why else []),
             *told,
-            *([f"{some(self.convolved)}: computed by an equal convolution or pooling, which is faster"]
-              if self.convolved else []),
+            *([f"{some(self.how.convolved)}: computed by an equal convolution or pooling, which is faster"]
+              if self.how.convolved else []),
         ]  # fmt: skip
 
     @property
@@ -307,38 +330,31 @@ def _names(node: ir.Node) -> set[str]:
     return {v.name or "" for v in (*node.inputs, *node.outputs) if v is not None}
 
 
-def open_cuttable(
-    path: Path, granularity: str, dims: Dims, inputs: Mapping[str, Shape] | None = None, whole: Whole = NONE,
-    include: Sequence[str] = (), convolved: Collection[str] | None = (),
-) -> Cuttable:  # fmt: skip
+def open_cuttable(path: Path, how: AnalysedAs, dims: Dims) -> Cuttable:
     """Load, prepare and analyse a model.
 
     Args:
         dims: sizes of dynamic dimensions at which work is counted.
-        inputs: exact input shapes to analyse at (a plan's); chosen by `dims` where not given.
-        whole: axes that stay whole, and why.
-        include: patterns; initializers that are graph inputs too are cut only if one matches their name.
-        convolved: results of shortcuts that an equal operator computes from now on (`replace_shortcuts`); None: where
-            that is faster.
     Raises:
         PruneError: the file is not a valid model, or an option names what it does not have.
     """
-    kinds = parse_granularity(granularity)
+    kinds = parse_granularity(how.granularity)
     file = load(path)
     check_numbers(floats_of(file))
-    name_inputs(file.ir, include)
+    name_inputs(file.ir, how.include)
     stored = prepare(file.ir)
     form = floating(stored)
     work = form.model
-    if not inputs:
+    if not how.inputs:
         require_ranks(file, dims)
     counted = concrete_shapes(replace(file, ir=work), dims)
-    shapes = dict(inputs) if inputs else analysed_shapes(replace(file, ir=work), dims, counted)
+    shapes = dict(how.inputs) if how.inputs else analysed_shapes(replace(file, ir=work), dims, counted)
+    convolved: Collection[str] | None = how.convolved
     if form.model is stored and (convolved is None or convolved):
         convolved = replace_shortcuts(work, shapes, convolved)
         counted = concrete_shapes(replace(file, ir=work), dims) if convolved else counted
     packed, together = kept_together(form)
-    held = {**packed, **whole}
+    held = {**packed, **how.whole}
     analysis = solve(work, shapes, whole=held, blocks=together)
     if "width" in kinds and (unlisted := _unlisted(file.ir.graph, analysis)):
         analysis = solve(work, shapes, whole={**unlisted, **held}, blocks=together)
@@ -349,19 +365,8 @@ def open_cuttable(
         raise PruneError(
             f"{path} has no residual blocks (y = x + f(x)) that could be dropped", "cut channels and heads instead"
         )
-    return Cuttable(
-        file,
-        work,
-        units,
-        shapes,
-        granularity,
-        counted=counted,
-        whole=whole,
-        include=tuple(include),
-        convolved=tuple(convolved or ()),
-        stored=stored,
-        form=form,
-    )
+    how = replace(how, inputs=shapes, convolved=tuple(convolved or ()))
+    return Cuttable(file=file, work=work, units=units, how=how, counted=counted, stored=stored, form=form)
 
 
 def less(options: CutOptions, subject: Cuttable) -> str:
@@ -403,7 +408,7 @@ def analyse(model: str | Path, granularity: str = "channel,head", dims: Dims | N
     Raises:
         PruneError: the file is not a valid model, the granularity is unknown, or `dims` name what is not there.
     """
-    return open_cuttable(Path(model), granularity, dims or Dims()).units
+    return open_cuttable(Path(model), AnalysedAs(granularity), dims or Dims()).units
 
 
 def choose_groups(found: Cuttable, include: Sequence[str], exclude: Sequence[str]) -> tuple[Array, dict[str, str]]:

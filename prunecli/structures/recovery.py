@@ -188,7 +188,7 @@ def _journal(
     gone = {
         name: {axis: gone.tolist() for axis, gone in sorted(axes.items())} for name, axes in sorted(removed.items())
     }
-    decisive = (gone, method, data.fitted, subject.convolved, options.execution, __version__, version())
+    decisive = (gone, method, data.fitted, subject.how.convolved, options.execution, __version__, version())
     return LayerJournal(options.state, identity_of(subject.file, data.feeds, *decisive))
 
 

@@ -120,18 +120,17 @@ def test_help_lists_what_there_is_and_what_is_default() -> None:
     """The help is written out, so that it needs no numpy; it must not lag behind the registries."""
 
     from prunecli.masks.criteria import of_structures
+    from prunecli.options.declare import declared_of
     from prunecli.structures import normalisers as normalise
-    from prunecli.structures.choose import UnitRecipe
-    from prunecli.structures.options import CRITERIA, NORMALISERS
+    from prunecli.structures.options import MAX_RATIO, CutOptions
 
-    for text, names, default in (
-        (CRITERIA, of_structures(), UnitRecipe.criterion),
-        (NORMALISERS, normalise.NORMALISERS, UnitRecipe.normalize),
-    ):
+    options = {one.field: one for one in declared_of(CutOptions)}
+    for field, names in (("criterion", of_structures()), ("normalize", normalise.NORMALISERS)):
+        text = options[field].option.help
         for name in names:
             assert name in text
-        assert f"{default} (default" in text
-    assert (UnitRecipe.scope, UnitRecipe.max_ratio, UnitRecipe.steps) == ("auto", 0.9, 1)
+        assert f"{options[field].default} (default" in text
+    assert f"default {MAX_RATIO:g}" in options["max_ratio"].option.help
 
 
 def test_help_is_complete(prune: Prune) -> None:

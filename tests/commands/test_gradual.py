@@ -19,7 +19,7 @@ from prunecli.errors import GateFailed, PruneError
 from prunecli.masks.decide import Recipe
 from prunecli.model import Dims, load
 from prunecli.structures.gradual import expand, scattered
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.training import gradual
 from prunecli.training.gradual import at_share, raise_if_all_harmful, share_after
 from prunecli.training.trainer import DivergedError
@@ -208,14 +208,15 @@ def test_what_was_cut_is_a_subset_of_what_is_cut_next(tmp_path: Path, monkeypatc
 
 
 def test_units_that_are_gone_count_and_stay_gone() -> None:
-    from prunecli.structures.choose import UnitRecipe, decide_units
+    from prunecli.structures.choose import decide_units
+    from tests.structures.recipes import unit_recipe
 
-    units = open_cuttable(CNN, "channel,head", Dims()).units
-    scores = decide_units(units, UnitRecipe("ratio", 0.25)).scores
+    units = open_cuttable(CNN, AnalysedAs("channel,head"), Dims()).units
+    scores = decide_units(units, unit_recipe("ratio", 0.25)).scores
     gone = np.zeros(units.count, bool)
     for group in units.groups:  # the best of each, which no choice would take
         gone[group.first + int(scores[group.units].argmax())] = True
-    removed = decide_units(units, UnitRecipe("ratio", 0.25), gone=gone).removed
+    removed = decide_units(units, unit_recipe("ratio", 0.25), gone=gone).removed
     assert removed[gone].all() and removed.sum() == units.count // 4
 
 
@@ -226,7 +227,7 @@ def test_an_expanded_model_computes_what_the_cut_one_does(tmp_path: Path) -> Non
     from prunecli.model.saving import SaveOptions, save
     from prunecli.runtime import Session
 
-    subject = open_cuttable(CNN, "channel,head", Dims())
+    subject = open_cuttable(CNN, AnalysedAs("channel,head"), Dims())
     removed = np.zeros(subject.units.count, bool)
     for group in subject.units.groups:
         removed[group.first : group.first + group.count // 2] = True

@@ -23,7 +23,7 @@ from prunecli.structures import latency as module
 from prunecli.structures.choose import OutOfReachError
 from prunecli.structures.latency import ROUNDS, LatencyBench, Measured, TimedChoice, fastest_enough, search
 from prunecli.structures.options import CutOptions
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.structures.structured import structured
 from prunecli.types import no_progress
 from tests.dependency.net import Net
@@ -206,7 +206,7 @@ def test_the_real_clock_times_every_layer(target: Any, tmp_path: Path, monkeypat
     it is the quantised model that runs."""
     monkeypatch.setattr(module, "COMPARE_SECONDS", 0.1)
     monkeypatch.setattr(profile, "PROFILE_SECONDS", 0.1)
-    subject = open_cuttable(net_file(tmp_path, wide), "channel,head", Dims())
+    subject = open_cuttable(net_file(tmp_path, wide), AnalysedAs("channel,head"), Dims())
     bench = LatencyBench(subject, CutOptions(target=target), no_progress)
     run = bench.runnable(subject.file.path)
     kinds = {node.op_type for node in onnx.load(run).graph.node} if isinstance(run, Path) else set()

@@ -19,7 +19,7 @@ from prunecli.predicted.predict import NETWORK, group_curves, weight_curves
 from prunecli.structures.decide import decide
 from prunecli.structures.decision import Decided
 from prunecli.structures.options import StructuredOptions
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.types import no_progress
 from tests.tiny import ROOT, write
 
@@ -91,7 +91,7 @@ def test_the_order_of_nodes_and_tensors_does_not_matter(tmp_path: Path, body: st
 
 
 def test_curves_rise_and_are_the_same_again() -> None:
-    found = open_cuttable(CNN, "channel,head", Dims())
+    found = open_cuttable(CNN, AnalysedAs("channel,head"), Dims())
     several = [weight_curves(load(CNN)), group_curves(replace(found.file, ir=found.work), found.units)]
     again = [weight_curves(load(CNN)), group_curves(replace(found.file, ir=found.work), found.units)]
     assert several == again
@@ -256,7 +256,7 @@ def test_sensitivity_is_predicted_and_checked() -> None:
 @pytest.mark.parametrize("granularity", ["element", "channel,head"])
 def test_sensitivity_is_predicted_without_data(tmp_path: Path, granularity: str) -> None:
     found = prunecli.sensitivity(CNN, predicted=True, granularity=granularity, levels=(0.5, 0.75))
-    kept = open_cuttable(CNN, "channel,head", Dims())
+    kept = open_cuttable(CNN, AnalysedAs("channel,head"), Dims())
     curves = (
         weight_curves(load(CNN))
         if granularity == "element"

@@ -15,7 +15,7 @@ from prunecli.calibration.layers import refittable
 from prunecli.model import Dims
 from prunecli.reconstruct import refit as module
 from prunecli.reconstruct.refit import METHODS, CalibrationBatches, Refit, output_error, refit
-from prunecli.structures.prunable import Cuttable, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from tests.model.build import floats, node, proto, save_proto
 
 KERNEL = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
@@ -103,7 +103,7 @@ class Case:
     def __init__(
         self, folder: Path, build: Callable[[], onnx.ModelProto], channels: list[int], count: int = 64
     ) -> None:
-        self.subject: Cuttable = open_cuttable(save_proto(build(), folder), "channel,head", Dims())
+        self.subject: Cuttable = open_cuttable(save_proto(build(), folder), AnalysedAs("channel,head"), Dims())
         group = next(g for g in self.subject.units.groups if ("w1", 0) in g.weights or ("w1", 1) in g.weights)
         mask = np.zeros(self.subject.units.count, bool)
         mask[group.first + np.array(channels)] = True

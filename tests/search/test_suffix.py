@@ -14,7 +14,7 @@ from prunecli.runtime import Session
 from prunecli.search.structure_pruner import UnitRanking
 from prunecli.search.suffix import beyond, border, prefix, shared
 from prunecli.search.trials import _Parts
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from tests.dependency.net import Net
 from tests.tiny import ROOT, model
 
@@ -115,9 +115,12 @@ def test_models_that_were_cut_differently_share_no_inserted_value(kind: str, tmp
     net, path = Net(17), tmp_path / "m.onnx"
     NETS[kind](net)
     onnx.save(net.model(), path)
-    subject = open_cuttable(path, "channel", Dims())
+    subject = open_cuttable(path, AnalysedAs("channel"), Dims())
     scores = np.random.default_rng(0).random(subject.units.count)
-    space = UnitRanking("channel", subject.inputs, scores).at(path)
+    groups = subject.units.groups
+    space = UnitRanking(subject.how, scores, {g.name: g.count - 1 for g in groups}, {g.name: () for g in groups}).at(
+        path
+    )
     assert len(space.layers) >= 2
     split = [check_parts([space.build({layer.name: r}) for r in (0.0, 0.3, 0.6)]) for layer in space.layers]
     assert any(split)

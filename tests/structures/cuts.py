@@ -15,7 +15,7 @@ from prunecli.dependency.cut import remove
 from prunecli.model import Dims, save
 from prunecli.runtime import Session
 from prunecli.structures.cut_proof import CutProof
-from prunecli.structures.prunable import Cuttable, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from prunecli.types import Verification
 from prunecli.verify.inputs import Case, random_case
 from tests.dependency.net import Net
@@ -174,7 +174,7 @@ class Carried:
 
 def carry_out(path: Path, granularity: str = "channel,head", spoil: Spoil | None = None, every: int = 2) -> Carried:
     """Remove every second unit (the first of each group stays), spoil the result, and write it."""
-    subject = open_cuttable(path, granularity, Dims())
+    subject = open_cuttable(path, AnalysedAs(granularity), Dims())
     removed = np.zeros(subject.units.count, bool)
     for group in subject.units.groups:
         removed[group.first + 1 : group.units.stop : every] = True

@@ -23,6 +23,7 @@ from prunecli.structures.blocks import BlockCosts, Damage, decide_blocks, diverg
 from prunecli.structures.budget import BlockPools, WidthProblem, exchange
 from prunecli.structures.choose import UnitRecipe
 from tests.dependency.net import Net
+from tests.structures.recipes import unit_recipe
 
 INNER = (4, 8, 16, 32)
 
@@ -56,17 +57,17 @@ ALL = np.ones(4, bool)
 @pytest.mark.parametrize(
     "recipe, damages, allowed, dropped",
     [
-        (UnitRecipe("ratio", 0.5), (4, 1, 3, 2), ALL, [1, 3]),
-        (UnitRecipe("ratio", 0.25), (4, 1, 3, 2), ALL, [1]),
-        (UnitRecipe("ratio", 0.9, max_ratio=0.5), (4, 1, 3, 2), ALL, [1, 3]),
-        (UnitRecipe("ratio", 0.5), (4, 1, 3, 2), ~np.eye(4, dtype=bool)[1], [2, 3]),
+        (unit_recipe("ratio", 0.5), (4, 1, 3, 2), ALL, [1, 3]),
+        (unit_recipe("ratio", 0.25), (4, 1, 3, 2), ALL, [1]),
+        (unit_recipe("ratio", 0.9, max_ratio=0.5), (4, 1, 3, 2), ALL, [1, 3]),
+        (unit_recipe("ratio", 0.5), (4, 1, 3, 2), ~np.eye(4, dtype=bool)[1], [2, 3]),
         # per amount saved 32 is the cheapest: it alone is enough, and what is not needed stays
-        (UnitRecipe("params", 0.6), (1, 1, 1, 1), ALL, [3]),
-        (UnitRecipe("macs", 0.6), (1, 1, 1, 1), ALL, [3]),
-        (UnitRecipe("params", 0.75), (1, 1, 1, 1), ~np.eye(4, dtype=bool)[3], [2]),
+        (unit_recipe("params", 0.6), (1, 1, 1, 1), ALL, [3]),
+        (unit_recipe("macs", 0.6), (1, 1, 1, 1), ALL, [3]),
+        (unit_recipe("params", 0.75), (1, 1, 1, 1), ~np.eye(4, dtype=bool)[3], [2]),
         # the smallest goes first at such prices, and comes back once the largest is gone
-        (UnitRecipe("params", 0.5), (0.001, 1, 1.5, 2), ALL, [0, 3]),
-        (UnitRecipe("params", 0.55), (0.001, 1, 1.5, 2), ALL, [3]),
+        (unit_recipe("params", 0.5), (0.001, 1, 1.5, 2), ALL, [0, 3]),
+        (unit_recipe("params", 0.55), (0.001, 1, 1.5, 2), ALL, [3]),
     ],
 )  # fmt: skip
 def test_which_blocks_go(recipe: UnitRecipe, damages: tuple[float, ...], allowed: Any, dropped: list[int]) -> None:
@@ -74,9 +75,9 @@ def test_which_blocks_go(recipe: UnitRecipe, damages: tuple[float, ...], allowed
     found = decide_blocks(priced, _additive(*damages), recipe, allowed)
     assert np.flatnonzero(found.removed).tolist() == dropped
     assert found.damage == pytest.approx(sum(damages[i] for i in dropped))
-    if recipe.budget != "ratio":
-        left = 1 - priced.saved(recipe.budget, found.removed) / priced.whole(recipe.budget)
-        assert left <= recipe.target
+    if recipe.budget.kind != "ratio":
+        left = 1 - priced.saved(recipe.budget.kind, found.removed) / priced.whole(recipe.budget.kind)
+        assert left <= recipe.budget.target
 
 
 def test_damage_is_measured_anew_when_blocks_are_gone() -> None:
@@ -86,7 +87,7 @@ def test_damage_is_measured_anew_when_blocks_are_gone() -> None:
     def damage(mask: Any) -> float:
         return float(np.array([1, 2, 3, 4]) @ mask + 10 * (mask[0] and mask[1]))
 
-    assert np.flatnonzero(decide_blocks(priced, damage, UnitRecipe("ratio", 0.5), ALL).removed).tolist() == [0, 2]
+    assert np.flatnonzero(decide_blocks(priced, damage, unit_recipe("ratio", 0.5), ALL).removed).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -139,18 +140,18 @@ def test_blocks_trade_with_the_channels_of_others(seed: int) -> None:
 def test_blocks_inside_a_dropped_one_go_with_it_and_count() -> None:
     priced, _ = _costs(_chain(Net(), nested=True))
     damage = _additive(5, 5, 5, 5, 0.1)
-    found = decide_blocks(priced, damage, UnitRecipe("ratio", 0.6), np.ones(5, bool))
+    found = decide_blocks(priced, damage, unit_recipe("ratio", 0.6), np.ones(5, bool))
     assert np.flatnonzero(found.removed).tolist() == [2, 3, 4]
-    few = decide_blocks(priced, damage, UnitRecipe("ratio", 0.4), np.ones(5, bool))
+    few = decide_blocks(priced, damage, unit_recipe("ratio", 0.4), np.ones(5, bool))
     assert few.removed.sum() == 2 and not few.removed[4]
 
 
 def test_a_budget_out_of_reach_is_refused() -> None:
     priced, _ = _costs(_chain(Net()))
     with pytest.raises(PruneError, match=r"--params 0\.01 cannot be reached with blocks: 0\.\d+ must remain"):
-        decide_blocks(priced, _additive(1, 1, 1, 1), UnitRecipe("params", 0.01), ALL)
+        decide_blocks(priced, _additive(1, 1, 1, 1), unit_recipe("params", 0.01), ALL)
     with pytest.raises(PruneError, match="leaves nothing to choose"):
-        decide_blocks(priced, _additive(1, 1, 1, 1), UnitRecipe("params", 1.0), ALL)
+        decide_blocks(priced, _additive(1, 1, 1, 1), unit_recipe("params", 1.0), ALL)
 
 
 @pytest.mark.parametrize("opset, dtype", [(18, np.float32), (8, np.float32), (18, np.float16)])

@@ -25,6 +25,7 @@ from prunecli.structures.cut_plan import (
     save_cut_plan,
 )
 from prunecli.structures.options import StructuredOptions
+from prunecli.structures.prunable import AnalysedAs
 from tests.structures import cuts
 from tests.structures.cuts import net_file
 
@@ -175,9 +176,8 @@ def test_external_data_is_part_of_the_identity(tmp_path: Path, model: Model) -> 
     assert identity(model) != before
 
 
-def test_the_record_has_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_has_every_choice() -> None:
     """What decides which units go is in the recipe that reports and plans keep; of the budgets the one that was given."""
-    monkeypatch.setattr(decide, "analysed_as", lambda subject: {})
     options = StructuredOptions(macs=0.5, allocate="uniform", criterion="pagerank")
     choices = {one.field for one in declared_of(StructuredOptions) if one.option.section == SELECT}
-    assert choices - set(decide._recipe(options, None)) == {"ratio", "params", "latency"}
+    assert choices - set(decide._recipe(options, AnalysedAs("channel"))) == {"ratio", "params", "latency"}

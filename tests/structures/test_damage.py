@@ -12,7 +12,7 @@ from prunecli.structures.calibrate import measure
 from prunecli.structures.choose import Measurements
 from prunecli.structures.damage import DamageSource, UnitCurve, curves
 from prunecli.structures.options import StructuredOptions
-from prunecli.structures.prunable import Cuttable, open_cuttable
+from prunecli.structures.prunable import AnalysedAs, Cuttable, open_cuttable
 from prunecli.types import no_progress
 from tests.model.build import floats, node, proto, save_proto
 
@@ -84,7 +84,7 @@ def twins(folder: Path) -> tuple[Cuttable, Measurements]:
     both = {f"{side}{name[1]}": array for name, array in weights.items() for side in "uv"}
     path = save_proto(proto(nodes, {"x": ("n", 4)}, weights=both), folder)
     np.savez(folder / "data.npz", x=floats(128, 4, seed=5))
-    subject = open_cuttable(path, "channel,head", Dims())
+    subject = open_cuttable(path, AnalysedAs("channel,head"), Dims())
     options = StructuredOptions(macs=0.5, data=str(folder / "data.npz"), criterion="obs")
     find = measure(subject, options, no_progress)
     assert find is not None

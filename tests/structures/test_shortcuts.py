@@ -14,7 +14,7 @@ import pytest
 from prunecli import structured
 from prunecli.dependency.prepare import prepare
 from prunecli.model import Dims
-from prunecli.structures.prunable import open_cuttable
+from prunecli.structures.prunable import AnalysedAs, open_cuttable
 from prunecli.structures.shortcuts import replace_shortcuts
 from tests.dependency.net import Net
 from tests.dependency.proving import random_feeds, run
@@ -89,7 +89,7 @@ def test_channels_on_both_sides_go_independently(tmp_path: Path) -> None:
     """The proof, a check from outside and a replay hold; any width means that nothing is exchanged."""
     path, place, plan = tmp_path / "m.onnx", tmp_path / "cut.onnx", tmp_path / "plan.json"
     onnx.save(net(option_a, WIDE).model(), path)
-    coupled, free = (open_cuttable(path, "channel", Dims(), convolved=how).units for how in ((), None))
+    coupled, free = (open_cuttable(path, AnalysedAs("channel", convolved=how), Dims()).units for how in ((), None))
     assert max(map(len, (g.axes for g in coupled.groups))) > max(map(len, (g.axes for g in free.groups)))
     found = structured(path, ratio=0.5, round_to=1, output=place, timing=False)
     assert "convolved" not in found.recipe

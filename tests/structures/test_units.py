@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
 from prunecli.model.shape_inference import gather_facts
-from prunecli.structures.choose import Measurements, UnitRecipe, decide_units
+from prunecli.structures.choose import Measurements, decide_units
 from prunecli.structures.normalisers import NORMALISERS
 from prunecli.structures.widths import Alignment
 from tests.dependency.net import Net
+from tests.structures.recipes import unit_recipe
 
 
 def residual_net(n: Net) -> Net:
@@ -67,7 +67,7 @@ def recount(cat: Catalogue, removed: Array) -> dict[str, int]:
 @pytest.mark.parametrize("target", RATIOS)
 @pytest.mark.parametrize("budget", ["macs", "params"])
 def test_budgets_are_hit_from_below_by_the_model_as_cut(budget: Any, target: float, scope: Any) -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe(budget, target, scope=scope))
+    decision = decide_units(CUTTABLE, unit_recipe(budget, target, scope=scope))
     whole, left = recount(CUTTABLE, np.zeros(CUTTABLE.count, bool)), recount(CUTTABLE, decision.removed)
     assert decision.before == whole and decision.after == left
     assert 0.98 * target <= left[budget] / whole[budget] <= target  # one unit of this small net is up to 2 %
@@ -75,20 +75,20 @@ def test_budgets_are_hit_from_below_by_the_model_as_cut(budget: Any, target: flo
 
 def test_absolute_budgets_mean_the_same() -> None:
     whole = costs(CUTTABLE).of(CUTTABLE.sizes)["macs"]
-    share = decide_units(CUTTABLE, UnitRecipe("macs", 0.5))
-    absolute = decide_units(CUTTABLE, UnitRecipe("macs", 0.5 * whole, absolute=True))
+    share = decide_units(CUTTABLE, unit_recipe("macs", 0.5))
+    absolute = decide_units(CUTTABLE, unit_recipe("macs", 0.5 * whole))
     assert (share.removed == absolute.removed).all()
 
 
 @pytest.mark.parametrize("target", RATIOS)
 def test_ratio_takes_its_share_of_every_group(target: float) -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("ratio", target))
+    decision = decide_units(CUTTABLE, unit_recipe("ratio", target))
     for group in CUTTABLE.groups:
         assert decision.removed[group.units].sum() == np.floor(target * group.count + 0.5)
 
 
 def test_ratio_over_all_units_together() -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("ratio", 0.5, scope="global"))
+    decision = decide_units(CUTTABLE, unit_recipe("ratio", 0.5, scope="global"))
     assert decision.removed.sum() == np.floor(0.5 * CUTTABLE.count + 0.5)
     assert len({round(float(decision.removed[g.units].mean()), 3) for g in CUTTABLE.groups}) > 1
 
@@ -96,7 +96,7 @@ def test_ratio_over_all_units_together() -> None:
 @pytest.mark.parametrize("normalize", NORMALISERS)
 @pytest.mark.parametrize("criterion", [n for n, c in of_structures().items() if c.evidence is None and n != "bn-scale"])
 def test_in_every_group_the_lowest_scores_go(criterion: str, normalize: str) -> None:
-    recipe = UnitRecipe("macs", 0.5, criterion=criterion, normalize=normalize)
+    recipe = unit_recipe("macs", 0.5, criterion=criterion, normalize=normalize)
     decision = decide_units(CUTTABLE, recipe)
     for group in CUTTABLE.groups:
         scores, gone = decision.scores[group.units], decision.removed[group.units]
@@ -106,25 +106,25 @@ def test_in_every_group_the_lowest_scores_go(criterion: str, normalize: str) -> 
 
 @pytest.mark.parametrize("round_to", [2, 8])
 def test_kept_counts_are_rounded(round_to: int) -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("macs", 0.5, alignment=Alignment(round_to)))
+    decision = decide_units(CUTTABLE, unit_recipe("macs", 0.5, widths=Alignment(round_to)))
     kept = [int((~decision.removed[g.units]).sum()) for g in CUTTABLE.groups]
     assert all(k % round_to == 0 for k in kept) and decision.removed.any()
 
 
 def test_no_group_loses_more_than_allowed() -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("macs", 0.7, max_ratio=0.25))
+    decision = decide_units(CUTTABLE, unit_recipe("macs", 0.7, max_ratio=0.25))
     assert all(decision.removed[g.units].mean() <= 0.25 for g in CUTTABLE.groups)
 
 
 def test_groups_that_are_not_allowed_stay_whole() -> None:
     allowed = np.arange(len(CUTTABLE.groups)) % 2 == 0
-    decision = decide_units(CUTTABLE, UnitRecipe("ratio", 0.5), allowed)
+    decision = decide_units(CUTTABLE, unit_recipe("ratio", 0.5), allowed)
     cut = [bool(decision.removed[g.units].any()) for g in CUTTABLE.groups]
     assert cut == allowed.tolist()
 
 
 def test_steps_add_up_and_never_bring_back() -> None:
-    decision = decide_units(CUTTABLE, UnitRecipe("macs", 0.4, steps=3))
+    decision = decide_units(CUTTABLE, unit_recipe("macs", 0.4, steps=3))
     whole = decision.before["macs"]
     assert set(decision.step_of[decision.removed]) == {0, 1, 2} and (decision.step_of[~decision.removed] == -1).all()
     for step in range(3):
@@ -142,8 +142,8 @@ def test_later_steps_score_what_is_left() -> None:
     h = net("Relu", net("MatMul", x, net.c(first)))
     h = net("Relu", net("MatMul", h, net.c(second)))
     cat = found(net.out(net("MatMul", h, net.c(third))))
-    recipe = UnitRecipe("ratio", 0.5, criterion="l2-in", normalize="none", scope="global", steps=2)
-    once, twice = (decide_units(cat, replace(recipe, steps=n)) for n in (1, 2))
+    how = {"criterion": "l2-in", "normalize": "none", "scope": "global"}
+    once, twice = (decide_units(cat, unit_recipe("ratio", 0.5, steps=n, **how)) for n in (1, 2))
     weakest = cat.groups[1].first
     assert twice.step_of[weakest] == 0
     assert once.removed.sum() == twice.removed.sum()
@@ -158,7 +158,7 @@ def test_activation_decides_by_what_flows() -> None:
         value = CUTTABLE.analysis.model.graph.initializers[name].const_value
         if len(value.shape) > 1 and axis == (0 if len(value.shape) == 2 else 1):
             moments[name] = np.linspace(1e-6, 1, int(value.shape[axis])) ** 4
-    recipe = UnitRecipe("ratio", 0.5, criterion="activation")
+    recipe = unit_recipe("ratio", 0.5, criterion="activation")
     decision = decide_units(CUTTABLE, recipe, None, Measurements(moments=moments))
     for group in CUTTABLE.groups:
         gone = np.flatnonzero(decision.removed[group.units])
@@ -176,36 +176,36 @@ def test_evidence_that_changes_is_measured_anew_on_what_is_left() -> None:
         rng = np.random.default_rng(0)
         return Measurements(gates={(n, a): rng.normal(size=(3, int(values[n].shape[a]))) for n, a in touched})
 
-    decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="fisher", steps=3), None, measure)
+    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="fisher", steps=3), None, measure)
     assert len(seen) == 3 and seen[0] == 0 and seen == sorted(set(seen))
     seen.clear()
-    decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="activation", steps=3), None, measure)
+    decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="activation", steps=3), None, measure)
     assert len(seen) == 1
 
 
 def test_auto_means_activation_with_evidence_and_weights_without() -> None:
-    plain = decide_units(CUTTABLE, UnitRecipe("macs", 0.5))
-    assert (plain.removed == decide_units(CUTTABLE, UnitRecipe("macs", 0.5, criterion="l2-in")).removed).all()
+    plain = decide_units(CUTTABLE, unit_recipe("macs", 0.5))
+    assert (plain.removed == decide_units(CUTTABLE, unit_recipe("macs", 0.5, criterion="l2-in")).removed).all()
 
 
-REFUSED = {
-    "unknown criterion": (UnitRecipe("macs", 0.5, criterion="l7"), "--criterion 'l7' is unknown"),
-    "unknown normalisation": (UnitRecipe("macs", 0.5, normalize="x"), "--normalize 'x' is unknown"),
-    "no data": (UnitRecipe("macs", 0.5, criterion="activation"), "needs data"),
-    "everything": (UnitRecipe("macs", 0.0), "leaves nothing to choose"),
-    "nothing": (UnitRecipe("ratio", 1.0), "leaves nothing to choose"),
-    "steps": (UnitRecipe("macs", 0.5, steps=0), "at least 1"),
-    "unreachable": (UnitRecipe("macs", 0.01), "cannot be reached"),
-    "more than there is": (UnitRecipe("macs", 1e12, absolute=True), "has only"),
-    "no norms": (UnitRecipe("macs", 0.5, criterion="bn-scale"), "have no BatchNormalization"),
+REFUSED: dict[str, tuple[Any, float, dict[str, Any], str]] = {
+    "unknown criterion": ("macs", 0.5, {"criterion": "l7"}, "--criterion 'l7' is unknown"),
+    "unknown normalisation": ("macs", 0.5, {"normalize": "x"}, "--normalize 'x' is unknown"),
+    "no data": ("macs", 0.5, {"criterion": "activation"}, "needs data"),
+    "everything": ("macs", 0.0, {}, "leaves nothing to choose"),
+    "nothing": ("ratio", 1.0, {}, "leaves nothing to choose"),
+    "a limit of nothing": ("macs", 0.5, {"max_ratio": 0.0}, "--max-ratio is in"),
+    "unreachable": ("macs", 0.01, {}, "cannot be reached"),
+    "more than there is": ("macs", 1e12, {}, "has only"),
+    "no norms": ("macs", 0.5, {"criterion": "bn-scale"}, "have no BatchNormalization"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused(case: str) -> None:
-    recipe, message = REFUSED[case]
+    kind, target, options, message = REFUSED[case]
     with pytest.raises(PruneError, match=message):
-        decide_units(CUTTABLE, recipe)
+        decide_units(CUTTABLE, unit_recipe(kind, target, **options))
 
 
 def test_nan_weights_are_named() -> None:
@@ -213,4 +213,4 @@ def test_nan_weights_are_named() -> None:
     array = np.full((40, 24, 3, 3), np.nan, np.float32)
     net.initializers[6].CopyFrom(__import__("onnx").numpy_helper.from_array(array, net.initializers[6].name))
     with pytest.raises(PruneError, match="holds NaN"):
-        decide_units(found(net), UnitRecipe("ratio", 0.5))
+        decide_units(found(net), unit_recipe("ratio", 0.5))

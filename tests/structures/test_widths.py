@@ -14,10 +14,11 @@ from prunecli.dependency.analysis import analyse
 from prunecli.dependency.catalogue import Catalogue, catalogue, parse_granularity
 from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
-from prunecli.structures.choose import DEARER, Measurements, UnitRecipe, decide_units
+from prunecli.structures.choose import DEARER, Measurements, decide_units
 from prunecli.structures.options import StructuredOptions
 from prunecli.structures.widths import Alignment, cpu_block, multiples, read_multiple
 from tests.dependency.net import Net
+from tests.structures.recipes import unit_recipe
 
 CPU = Alignment(16, "dense", 16, True, given=False)
 INT8 = Alignment(16, "never", 16, given=False)
@@ -128,7 +129,7 @@ NARROW = chain((8, 3), (12, 1), (8, 1), (4, 1))
 def test_a_narrow_network_is_not_refused(alignment: Alignment, recipe: tuple[str, float]) -> None:
     """Less than a block everywhere: narrower widths are taken, and said."""
     kind, target = recipe
-    found = decide_units(NARROW, UnitRecipe(kind, target, alignment=alignment))  # type: ignore[arg-type]
+    found = decide_units(NARROW, unit_recipe(kind, target, widths=alignment))  # type: ignore[arg-type]
     assert found.removed.any()
     left = found.after[kind] / found.before[kind] if kind != "ratio" else 1 - found.removed.mean()
     assert left <= target + (0.5 if kind == "ratio" else 0)
@@ -137,7 +138,7 @@ def test_a_narrow_network_is_not_refused(alignment: Alignment, recipe: tuple[str
 
 def test_a_number_is_never_loosened() -> None:
     with pytest.raises(PruneError, match="cannot be reached") as error:
-        decide_units(NARROW, UnitRecipe("macs", 0.5, alignment=Alignment(16)))
+        decide_units(NARROW, unit_recipe("macs", 0.5, widths=Alignment(16)))
     assert "lower --round-to" in error.value.hint
 
 
@@ -146,7 +147,7 @@ WIDE = chain((64, 3), (96, 3), (48, 1), (64, 3), (8, 3))
 
 @pytest.mark.parametrize("target", np.linspace(0.15, 0.95, 9).tolist())
 def test_a_budget_is_met_or_how_far_below_it_is_said(target: float) -> None:
-    found = decide_units(WIDE, UnitRecipe("macs", target, alignment=CPU))
+    found = decide_units(WIDE, unit_recipe("macs", target, widths=CPU))
     reached = found.after["macs"] / found.before["macs"]
     assert reached <= target
     assert reached >= 0.99 * target or any(f"{reached:.4g} remains, the nearest below" in note for note in found.notes)
@@ -163,7 +164,7 @@ def test_plain_widths_meet_a_budget_as_nearly_as_any_or_say_so(scope: str) -> No
     """8 to 40 channels have few widths: what ranks by score overshoots."""
     units = chain((9, 3), (8, 3), (7, 3))
     for target in (0.2, 0.35, 0.5, 0.65):
-        found = decide_units(units, UnitRecipe("macs", target, scope=scope))  # type: ignore[arg-type]
+        found = decide_units(units, unit_recipe("macs", target, scope=scope))  # type: ignore[arg-type]
         left = found.after["macs"] / found.before["macs"]
         told = any("the nearest below" in note and ("alike" in note) == (scope == "layer") for note in found.notes)
         assert left <= target and (left >= 0.99 * target or told)
@@ -183,7 +184,7 @@ def test_speed_costs_no_more_than_its_worth(powers: list[float], target: float) 
     }
 
     def lost(alignment: Alignment) -> float:
-        recipe = UnitRecipe("macs", target, criterion="obs", alignment=alignment)
+        recipe = unit_recipe("macs", target, criterion="obs", widths=alignment)
         return decide_units(FEW, recipe, evidence=Measurements(damage=measured)).lost
 
     assert lost(CPU) <= DEARER * min(lost(replace(way, given=True)) for way in CPU.finer()) * (1 + 1e-9)
@@ -193,7 +194,7 @@ def test_a_dear_block_is_halved_and_that_is_said() -> None:
     """Of the last two layers little may go: in steps of 16, half the work costs most of one; in steps of 8 it does not."""
     dear = {group.name: np.linspace(0, 1, group.count) ** 8 for group in FEW.groups}
     found = decide_units(
-        FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=Measurements(damage=dear)
+        FEW, unit_recipe("macs", 0.62, criterion="obs", widths=CPU), evidence=Measurements(damage=dear)
     )
     assert any("would cost more than 1.25 times the score with multiples of 16" in note for note in found.notes)
 
@@ -219,7 +220,7 @@ def test_the_damage_of_all_together_decides(power: int, joint: dict[int, float],
         return max(n for n in (16, 8, 4) if not any(width % n for width in cut))
 
     evidence = Measurements(damage=sums, joint=(lambda removed: joint[multiple_of(removed)]) if joint else None)
-    found = decide_units(FEW, UnitRecipe("macs", 0.62, criterion="obs", alignment=CPU), evidence=evidence)
+    found = decide_units(FEW, unit_recipe("macs", 0.62, criterion="obs", widths=CPU), evidence=evidence)
     assert multiple_of(found.removed) == multiple
     assert [note.partition("with multiples")[0].strip() for note in found.notes if "round-to" in note] == (
         [f"--round-to auto: --macs 0.62 {why}"] if why else []
@@ -227,7 +228,7 @@ def test_the_damage_of_all_together_decides(power: int, joint: dict[int, float],
 
 
 def test_more_is_cut_for_a_smaller_budget() -> None:
-    whole = [decide_units(WIDE, UnitRecipe("macs", t, alignment=CPU)).after["macs"] for t in (0.8, 0.6, 0.4, 0.2)]
+    whole = [decide_units(WIDE, unit_recipe("macs", t, widths=CPU)).after["macs"] for t in (0.8, 0.6, 0.4, 0.2)]
     assert whole == sorted(whole, reverse=True)
 
 
