@@ -20,9 +20,9 @@ from prunecli.autodiff.forward import Forward
 from prunecli.autodiff.ops import Ops
 from prunecli.errors import PruneError
 from prunecli.model.shape_inference import Shape
+from prunecli.operators import operator_of
 
 Value = ir.Value
-_PASSING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
 
 
 class Loss(Protocol):
@@ -89,7 +89,7 @@ def _see_through(ops: Ops, value: Value, ends: Sequence[str]) -> tuple[Value, st
         return source, node.op_type
     if node.op_type == "Concat" and "Softmax" in ends and (two := _two_classes(ops, node)):
         return two, "Sigmoid"
-    if node.op_type not in _PASSING:
+    if operator_of(node).moves != "axes" and node.op_type not in ("Cast", "Identity"):
         return None
     found = _see_through(ops, source, ends)
     if found is None or node.op_type == "Identity":

@@ -269,8 +269,6 @@ def _named_by_typer() -> Iterator[None]:
         raise typer.BadParameter(error.message) from error
 
 
-GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
-"""Options about the terminal and about this command line, which no file can set."""
 Shape = Literal["flag", "one", "many"]
 Role = Literal["model", "data", "path", "code", "other"]
 _ROLES: dict[str, Role] = {

@@ -20,6 +20,7 @@ from prunecli.model.floating import FloatingForm
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts, Shape
 from prunecli.model.shapes import Shapes, input_specs
+from prunecli.operators import operator_of
 
 
 @dataclass
@@ -139,7 +140,7 @@ def _apply_rule(ctx: RuleContext) -> None:
             ctx.freeze(value, f"used inside the body of {node.op_type}")
         return
     if node.outputs and all(is_shape_computation(v, ctx.facts) for v in node.outputs if v.name):
-        for read in node.inputs if node.op_type not in ("Shape", "Size") else ():
+        for read in node.inputs if not operator_of(node).of_shape else ():
             ctx.freeze(read, f"{node.op_type} computes shapes or indices from it")
         return
     problem = _obstacle(ctx)

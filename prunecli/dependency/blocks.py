@@ -21,7 +21,7 @@ from prunecli.dependency.views import Geometry
 from prunecli.model.graphs import subgraphs
 from prunecli.model.shape_inference import Facts
 from prunecli.model.sizes import counts
-from prunecli.operators import MICROSOFT
+from prunecli.operators import MICROSOFT, operator_of
 
 _PASS = ("Identity", "Dropout", "Cast")
 _SKIP_NORMS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
@@ -152,7 +152,7 @@ def _weighted(dead: Dead) -> bool:
 def _reads(dead: Dead, x: ir.Value) -> bool:
     """Whether the branch is computed from the stream: some node of it takes x (or a copy of x) as data."""
     source = _origin(x)
-    used = (v for n in dead.nodes if n.op_type not in ("Shape", "Size") for v in n.inputs if v is not None)
+    used = (v for n in dead.nodes if not operator_of(n).of_shape for v in n.inputs if v is not None)
     return any(_origin(v) is source for v in used)
 
 

@@ -23,6 +23,7 @@ from prunecli.model.graphs import captured, reads
 from prunecli.model.shape_inference import Facts, Shape, know_constant
 from prunecli.model.tensors import in_memory
 from prunecli.model.weights import pending
+from prunecli.operators import operator_of
 
 Result = TypeVar("Result")
 LAZY = 1 << 20
@@ -126,7 +127,7 @@ def _lengths_of(cut: NodeCut, value: ir.Value) -> list[tuple[str, int]]:
             if source is None or source in seen:
                 continue
             seen.add(source)
-            if node is not None and node.op_type in ("Shape", "Size"):
+            if node is not None and operator_of(node).of_shape:
                 found += _cut_axes(cut, source)
             elif _changed(cut, source):
                 queue.append(source)

@@ -25,7 +25,6 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSo
 
 from prunecli.dependency.edit import Removed, replace_node
 from prunecli.dependency.registry import UNNAMED
-from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.views import Geometry, shape_derived, view_geometry
 from prunecli.errors import short_of_memory
 from prunecli.inputs import resolve_shapes
@@ -34,6 +33,7 @@ from prunecli.model.floating import touches_integers
 from prunecli.model.graphs import add_constant, free_name, inline_functions, taken_names
 from prunecli.model.shape_inference import Facts
 from prunecli.model.shapes import input_specs
+from prunecli.operators import operator_of
 
 COPY_LIMIT = 1 << 16  # elements of a vector worth copying
 _ORIGINAL = "prunecli.copy of"  # key in a copy's `meta`
@@ -265,14 +265,7 @@ def _vector(graph: ir.Graph, name: str, entries: Sequence[int]) -> ir.Value:
     return add_constant(graph, name, np.array(entries, np.int64))
 
 
-FOLLOWED = frozenset(
-    (
-        *UNARY, *BROADCASTING, "Cast", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten",
-        "Gather", "Identity", "Pad", "Range", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split",
-        "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    )
-)  # fmt: skip
-"""Operators whose rules follow a cut of a constant: they mix no positions."""
+FOLLOWED = ("Constant", "ConstantOfShape", "Range", "Trilu")
 EVALUATED = frozenset(
     (
         "BatchNormalization", "Einsum", "Gemm", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
@@ -301,7 +294,10 @@ def fold_computed_weights(model: ir.Model) -> None:
 
 
 def _foldable(node: ir.Node) -> bool:
-    return node.domain == "" and (node.op_type in FOLLOWED or node.op_type in EVALUATED)
+    """Its rule follows a cut of a constant, because it mixes no positions, or it can be evaluated."""
+    known = operator_of(node)
+    followed = known.elementwise or known.moves or known.of_shape or node.op_type in FOLLOWED
+    return node.domain == "" and (bool(followed) or node.op_type in EVALUATED)
 
 
 def _stored(value: ir.Value) -> ir.TensorProtocol | None:

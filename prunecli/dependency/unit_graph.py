@@ -28,6 +28,7 @@ from prunecli.errors import PruneError, keywords
 from prunecli.model import Dims, Model, Weight, concrete_shapes, find_weights, load
 from prunecli.model.floating import floating
 from prunecli.model.graphs import reads
+from prunecli.operators import operator_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -36,8 +37,6 @@ NodeKind = Literal["input", "output", "fixed"]
 Edges = tuple[Array, Array, Array]
 DAMPING = 0.85
 STEPS = 20_000
-_CONTENTLESS = ("Shape", "Size")
-"""Operators that read no numbers."""
 EXACT = 1e-10
 """The iteration ends when the ranks change by less than this share of their sum."""
 
@@ -216,7 +215,7 @@ class _GraphBuilder:
         made = set().union(*makers.values())
         linked = made.union(*(np.unique(part[0]).tolist() for part in found))
         for node in self.analysis.model.graph:
-            if node.op_type in _CONTENTLESS:
+            if operator_of(node).of_shape:
                 continue
             kept = set().union(*(ids for value in node.outputs for ids in self._axes_of(value)))
             axes = [ids & made for value in reads(node) for ids in self._axes_of(value)]

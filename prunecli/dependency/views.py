@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.model.shape_inference import Facts, Shape, gather_facts
+from prunecli.operators import operator_of
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,6 @@ def shape_derived(model: ir.Model, facts: Facts) -> set[ir.Value]:
     """Values whose known content was computed from the shape of some tensor (the head size, a fill as long as X)."""
     out: set[ir.Value] = set()
     for node in model.graph:
-        if node.op_type in ("Shape", "Size") or any(v in out for v in node.inputs if v is not None):
+        if operator_of(node).of_shape or any(v in out for v in node.inputs if v is not None):
             out.update(v for v in node.outputs if v in facts.values)
     return out

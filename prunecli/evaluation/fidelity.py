@@ -85,9 +85,8 @@ TOGETHER, FEW = 2.0, 64
 """Of an output in the form of a classifier's with fewer than `FEW` elements, the mean that varies more than `TOGETHER`
 times that speaks against logits: few classes, little trained, have by chance something in common."""
 TINY = float(np.finfo(np.float64).tiny)
-_MOVING = frozenset({
-    "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "QuantizeLinear", "ReduceMean", "Reshape",
-    "Resize", "Squeeze", "Transpose", "Unsqueeze", "Upsample",
+_SMOOTHING = frozenset({
+    "Cast", "DequantizeLinear", "GlobalAveragePool", "Identity", "QuantizeLinear", "ReduceMean", "Resize", "Upsample",
 })  # fmt: skip
 
 
@@ -102,7 +101,7 @@ def _bias(value: ir.Value | None) -> bool | None:
     node = value.producer() if value is not None else None
     if node is None:
         return None
-    if node.op_type in _MOVING:
+    if operator_of(node).moves == "axes" or node.op_type in _SMOOTHING:
         return _bias(node.inputs[0])
     if node.op_type == "Add":
         return True if sum(_bias(each) is not None for each in node.inputs) == 1 else None

@@ -1,4 +1,4 @@
-"""What `prune structured` could cut from a model, and what it leaves alone and why."""
+"""Count what `prune structured` could cut from a model, and say why it leaves the rest alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from prunecli.model.shapes import require_ranks
 
 @dataclass(frozen=True)
 class CuttableUnits:
-    """`units`: how many, by kind (channel, head). `params`, `macs`: the fraction that goes where one unit of each group
-    stays, None where there is nothing to count. `frozen`: reasons, with the number of weights' axes that stay for each,
-    the most frequent first. `problem`: why nothing is known."""
+    """What can be cut.
+
+    units: the number of units by kind (channel, head). groups: the number of groups. params, macs: the fraction that is
+    saved if one unit of each group stays; None if the model has none. frozen: each reason for which axes of weights
+    stay, with their number, the most frequent first. problem: why the model could not be analysed, else empty.
+    """
 
     units: Mapping[str, int] = field(default_factory=dict)
     groups: int = 0
@@ -51,7 +54,8 @@ def cuttable_units(file: Model, dims: Dims) -> CuttableUnits:
 
 
 def _shares(found: Catalogue) -> dict[str, float | None]:
-    """What goes of parameters and work where all units but the first of each group do."""
+    """Return the fractions of the parameters and of the work that are saved if only the first unit of each group
+    stays."""
     gone = np.ones(found.count, bool)
     gone[[group.first for group in found.groups]] = False
     priced = costs(found)

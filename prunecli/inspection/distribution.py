@@ -1,4 +1,4 @@
-"""The distribution of |w|, streamed weight by weight, and whether weights already follow an N:M pattern."""
+"""Measure the distribution of |w|, weight by weight, and check whether weights follow an N:M pattern."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ _CELLS = (0x7F800000 >> _SHIFT) + 1
 
 @dataclass(frozen=True)
 class WeightSpread:
-    """|w| of one weight, to 0.2 %: its largest value, the value below which each fraction of FRACTIONS lies,
-    and the counts in PICTURE_BINS equal steps from 0 to `largest`."""
+    """The distribution of |w| of one weight, exact to 0.2 %.
+
+    largest: the largest value. quantiles: for each of FRACTIONS, the value below which that fraction lies. picture:
+    counts in PICTURE_BINS equal bins from 0 to `largest`.
+    """
 
     largest: float
     quantiles: tuple[float, ...]
@@ -35,7 +38,8 @@ class WeightSpread:
 
 @dataclass(frozen=True)
 class Threshold:
-    """After `prune magnitude --threshold value`, exactly `below` of the model's prunable weights are zero."""
+    """A value for `prune magnitude --threshold`. `below`: the number of prunable weights that are zero afterwards;
+    `sparsity`: their fraction; `wanted`: the fraction for which the value was chosen."""
 
     value: float
     below: int
@@ -45,8 +49,8 @@ class Threshold:
 
 @dataclass
 class Distribution:
-    """|w| over all prunable weights. `spreads` by weight name; `hints` reach FRACTIONS; `steps` are the bins
-    of a picture (threshold = upper edge)."""
+    """The distribution of |w| over all prunable weights. `spreads`: by weight; `hints`: the thresholds that reach
+    FRACTIONS; `steps`: the upper edges of the bins of a histogram, as thresholds."""
 
     spreads: dict[str, WeightSpread] = field(default_factory=dict)
     hints: list[Threshold] = field(default_factory=list)
@@ -54,7 +58,7 @@ class Distribution:
 
 
 def distribution(weights: Sequence[Weight], progress: Progress = no_progress) -> Distribution:
-    """Two passes over the weights: a fine histogram to find thresholds, then exact counts below them.
+    """Measure the distribution in two passes: a fine histogram finds thresholds, then weights below each are counted.
 
     Raises:
         PruneError: a weight holds NaN or infinity.
@@ -105,7 +109,7 @@ def _edges(cells: Array) -> Array:
 
 
 def _quantiles(cells: Array, fractions: Sequence[float]) -> tuple[float, ...]:
-    """The smallest cell edge up to which at least each fraction of the values lies."""
+    """Return, for each fraction, the smallest edge of a cell below which at least that fraction of the values lies."""
     cumulative = np.cumsum(cells)
     wanted = np.ceil(np.asarray(fractions) * cumulative[-1])
     return tuple(float(v) for v in _edges(np.searchsorted(cumulative, wanted)))
@@ -121,7 +125,7 @@ def _spread(cells: Array) -> WeightSpread:
 
 
 def _above(value: float) -> float:
-    """The next number of four significant digits above `value`, the one the user will type; 0 for 0."""
+    """Return the next larger number of four significant digits, for the user to type; 0 for 0."""
     if value == 0:
         return 0.0
     step = 10.0 ** (np.floor(np.log10(value)) - 3)
@@ -129,7 +133,8 @@ def _above(value: float) -> float:
 
 
 def _nice_steps(usual: float, largest: float) -> list[float]:
-    """Up to STEPS edges of 1, 2 or 5 times a power of ten that cover 99 % of the weights, then the top."""
+    """Return up to STEPS equally spaced edges that cover `usual`, then the largest value; the spacing is 1, 2 or 5
+    times a power of ten."""
     raw = usual / STEPS
     if raw <= 0:
         return []
@@ -150,9 +155,11 @@ def _below(weights: Sequence[Weight], thresholds: Sequence[float], progress: Pro
 
 @dataclass(frozen=True)
 class PatternFit:
-    """Whether a weight follows N:M along its reduction axis. `windows` is the fraction of windows that do;
-    None, with the reason in `detail`, where the axis does not divide by M. `doubts`: of a weight that follows 2:4, why
-    TensorRT would not use it."""
+    """Whether a weight follows an N:M pattern along its reduction axis.
+
+    windows: the fraction of windows that follow it; None if the axis does not divide by M, with the reason in `detail`.
+    doubts: reasons for which TensorRT would not use the 2:4 pattern of the weight.
+    """
 
     satisfied: bool
     windows: float | None

@@ -1,4 +1,4 @@
-"""The unit graph as a file: GraphML or JSON by the name's suffix."""
+"""Write the unit graph to a file, as GraphML or JSON by the suffix, and summarise it for reports."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ KEYS = (("node", "name", "string"), ("node", "kind", "string"), ("node", "layer"
 
 @dataclass(frozen=True)
 class LayerNode:
-    """One group of units, or another node: how many units, and their importance added up; `each`: of every unit, or
-    of the node, falling."""
+    """One group of units, or one other node. `units`: their number; `importance`: its sum over them; `each`: the
+    importance of each, the largest first."""
 
     name: str
     kind: str
@@ -33,8 +33,8 @@ class LayerNode:
 
 @dataclass(frozen=True)
 class GraphView:
-    """What reports show: the layers in the order of the network, and the links between them, (read, reader, share of
-    all that the reader reads)."""
+    """The unit graph by layers, for reports. `layers`: in the order of the network; `links`: (layer that is read, layer
+    that reads, share of all that this one reads)."""
 
     path: str
     units: int
@@ -105,7 +105,7 @@ def _nodes(graph: UnitGraph) -> Iterator[Json]:
 
 
 def _edges(graph: UnitGraph) -> Iterator[tuple[int, int, float]]:
-    """Row by row, so that no second copy of all edges is held."""
+    """Yield (read, reader, weight) row by row, so that no second copy of all edges is held."""
     edges = graph.edges
     for node in range(graph.count):
         part = slice(int(edges.indptr[node]), int(edges.indptr[node + 1]))

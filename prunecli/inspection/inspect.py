@@ -26,17 +26,17 @@ from prunecli.report.result import ModelResult
 from prunecli.types import Progress, Skipped, Totals, Verification, no_progress
 
 CLASH = "ShapeInferenceError"
-"""What a problem of shapes names where they contradict each other."""
+"""The name of the error in messages of onnx about shapes that contradict each other."""
 PROBLEMS = 5
-"""How many operators without a shape are listed."""
+"""The number of operators without a shape that are listed."""
 
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """One weight, or one operator that multiplies without a prunable one (`weight` is "").
+    """One weight, or one operator that multiplies but has no prunable weight (`weight` is then "").
 
-    `kind`: weight, bias, norm or embedding; "none" without a weight. `stored`: its type, and the scales of
-    integers. `macs`: of all operators that read the weight, None where a shape is unknown.
+    kind: weight, bias, norm or embedding; "none" without a weight. stored: the element type of the weight, and how its
+    integers are scaled. macs: the work of all operators that read the weight; None if a shape is unknown.
     """
 
     name: str
@@ -60,7 +60,7 @@ class InspectedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(ModelResult):
-    """What `inspect` found; `patterns` by weight name; `interface`: inputs and outputs as the file states them."""
+    """The result of `inspect`. `patterns`: by weight; `interface`: inputs and outputs as the file states them."""
 
     about: Mapping[str, str]
     inputs: Mapping[str, tuple[int, ...]]
@@ -139,7 +139,7 @@ def inspect(
 
 
 def _unfit(shapes: Shapes) -> list[str]:
-    """A warning where the model contradicts the sizes that were assumed."""
+    """Return a warning if the model contradicts the sizes that were assumed."""
     clash = next((f"{n.op_type} '{_name(n)}': {why}" for n, why in shapes.facts.problems.items() if CLASH in why), "")
     if not clash or not shapes.assumed:
         return []
@@ -156,8 +156,8 @@ def _about(model: Model) -> dict[str, str]:
 
 
 def _problems(shapes: Shapes) -> list[str]:
-    """List the first operators without a shape, in the order of the graph; those that follow from them are only
-    counted."""
+    """Return messages about operators without a shape: the first in the order of the graph are named, those whose
+    inputs have none are counted."""
     all_of_them = shapes.facts.problems
     listed = [
         f"no shape after {n.op_type} '{_name(n)}': {why}" for n, why in all_of_them.items() if why != UNKNOWN_INPUT
@@ -167,7 +167,8 @@ def _problems(shapes: Shapes) -> list[str]:
 
 
 def _layers(model: Model, weights: Weights, macs: Macs, progress: Progress) -> list[InspectedLayer]:
-    """Weights in the order of the operators that read them, then the operators that multiply without one."""
+    """Return a row for each weight, in the order of the operators that read them, then for each operator that
+    multiplies without one."""
     everything = weights.all()
     work = macs_by_weight(weights.prunable, macs)
     measured = progress(everything, "counting zeros", len(everything))

@@ -1,4 +1,4 @@
-"""How an inspection reads: as the contract's JSON, and as tables."""
+"""Turn an inspection into the contract's JSON, and into a document."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 TOP = 24
 LISTED = 3
-"""Inputs, outputs, assumed sizes and reasons that are named."""
+"""The number of inputs, outputs, assumed sizes and reasons that are named."""
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 28
 
 
 def to_json(found: Inspection) -> Json:
-    """The contract's keys (before = after: nothing changes) with `totals`, `inputs` and what was asked."""
+    """Return the keys of the contract (before = after: nothing changes), `totals`, `inputs`, and what was asked for."""
     extra: Json = {
         "totals": {**totals_json(found.totals), "sparsity": found.sparsity},
         "about": dict(found.about),
@@ -121,7 +121,7 @@ def _distribution_json(found: Distribution) -> Json:
 
 
 def to_document(found: Inspection) -> Document:
-    """What people read: a summary, what was asked for, the layers, what cannot be pruned."""
+    """Return the document: a summary, the layers, what was asked for, and what cannot be pruned."""
     sections: list[Section] = [_headline(found), _summary(found), *warnings(found.notes)]
     sections += [_layer_table(found), *share_bars(found)]
     sections += [_others(found)] if any(layer.kind not in ("weight", "none") for layer in found.layers) else []
@@ -141,7 +141,7 @@ def _headline(found: Inspection) -> Text:
 
 
 def graph_sections(graph: GraphView) -> list[Section]:
-    """The unit graph by layers: what each is worth, and what reads what, the strongest links apart."""
+    """Return a table of the importance of each layer, a table of the strongest links, and a drawing of the graph."""
     said = f"{graph.units:,} units, {graph.edges:,} edges: {graph.path}"
     columns = (
         Column("layer", "name"),
@@ -157,13 +157,15 @@ def graph_sections(graph: GraphView) -> list[Section]:
 
 QUARTERS = ("the least important quarter of the units", "the second", "the third", "the most important")
 LINKS = (("hands on little importance", 0.0, 0.1, 0.6), ("some", 0.1, 0.5, 1.6), ("much", 0.5, 2.0, 4.0))
-"""Links by the importance that they hand on to what is read, as shares of the most; and how wide they are drawn."""
+"""Classes of links: name, lower and upper bound, and width of the line. The bounds are of the importance that a link
+hands on to the layer that is read, as a share of the largest."""
 SHOWN = 64
-"""Units of a layer that are drawn; of wider layers evenly spaced ones."""
+"""The number of units of a layer that are drawn at most; of a wider layer, evenly spaced ones are."""
 
 
 def _drawn(graph: GraphView) -> Chart:
-    """Layers as columns of units, the most important on top, larger and in another colour by quarters of importance."""
+    """Draw each layer as a column of units, the most important on top. Size and colour show the quartile of a unit's
+    importance."""
     order = {"input": 0, "fixed": 0, "output": 2}
     ranked = sorted(range(len(graph.layers)), key=lambda k: (order.get(graph.layers[k].kind, 1), k))
     shown = [each if len(each) <= SHOWN else [each[k * len(each) // SHOWN] for k in range(SHOWN)]
@@ -187,7 +189,8 @@ def _drawn(graph: GraphView) -> Chart:
 
 
 def _links(graph: GraphView, place: Mapping[int, int], depth: float) -> Iterator[Series]:
-    """Straight between neighbours, else in an arc below the columns, which reach down to `depth`."""
+    """Yield the links as lines: straight between neighbouring columns, else as an arc below the columns, which end at
+    `depth`."""
     handed = [(a, b, share * graph.layers[b].importance) for a, b, share in graph.links if a != b]
     most = max((value for *_, value in handed), default=0.0) or 1.0
     for name, low, high, width in LINKS:
@@ -207,7 +210,7 @@ def _links(graph: GraphView, place: Mapping[int, int], depth: float) -> Iterator
 
 
 ARC = 16
-"""Straight parts of an arc."""
+"""The number of straight parts of an arc."""
 
 
 def _summary(found: Inspection) -> Table:
@@ -231,7 +234,7 @@ def _summary(found: Inspection) -> Table:
 
 
 def _stored(found: Inspection) -> list[str]:
-    """How the prunable weights and embeddings are stored, what most are first."""
+    """Say how prunable weights and embeddings are stored, the most frequent way first."""
     kinds: dict[str, list[int]] = {}
     for layer in found.layers:
         if layer.kind in ("weight", "embedding"):
@@ -247,7 +250,7 @@ def _spec_text(spec: InputSpec) -> str:
 
 
 def _structured(found: CuttableUnits) -> list[tuple[str, str]]:
-    """What `prune structured` could cut, how much that is, and what stays."""
+    """Return rows that say what `prune structured` could cut, how much that is, and what stays."""
     if found.problem:
         return [("structured", f"not analysed: {found.problem}")]
     units = " and ".join(f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in found.units.items())
@@ -339,7 +342,7 @@ def _spread_table(found: Inspection, measured: Distribution) -> Table:
 
 
 def sparkline(counts: tuple[int, ...]) -> str:
-    """One character per count, scaled to the largest; a count above zero is never blank."""
+    """Return a bar of one character per count, scaled to the largest count. A count above zero is never blank."""
     largest = max(counts, default=0) or 1
     return "".join(_BLOCKS[-(-8 * count // largest)] for count in counts)
 
@@ -387,7 +390,7 @@ MOST = 30
 
 
 def share_bars(found: Inspection) -> Iterator[Section]:
-    """Each layer's part of all parameters and of all work."""
+    """Yield bars of each layer's share of all parameters and of all work."""
     layers = [layer for layer in found.layers if layer.kind in ("weight", "none")]
     totals = found.totals
     if layers:
@@ -399,7 +402,7 @@ def share_bars(found: Inspection) -> Iterator[Section]:
 
 
 def distribution_charts(found: Inspection, measured: Distribution) -> Iterator[Section]:
-    """Zeros over thresholds, and |w| of the largest weights."""
+    """Yield a chart of the fraction of zeros by threshold, and one of |w| of the largest weights."""
     steps = [step for step in measured.steps if step.value > 0]
     if steps:
         curve = Series("", [0.0, *(s.value for s in steps)], [0.0, *(s.sparsity for s in steps)])

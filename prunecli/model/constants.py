@@ -21,7 +21,7 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.model.constant_values import fold
 from prunecli.model.graphs import all_graphs
-from prunecli.operators import Refused, Role, role_of
+from prunecli.operators import Refused, Role, operator_of, role_of
 from prunecli.operators.attributes import UnreadableAttributeError, integer, integers
 from prunecli.operators.layout import Reshape, Shape, Step, Transpose
 from prunecli.registry import into
@@ -158,7 +158,7 @@ def _readers(trail: _Trail, value: ir.Value, shape: Shape, steps: tuple[Step, ..
     trail.passed.add((value, steps))
     for node, index in value.uses():
         function = trail.model.functions.get(node.op_identifier())
-        if node.op_type in ("Shape", "Size") and node.domain == "":
+        if operator_of(node).of_shape:
             continue
         if function is not None and depth < MAX_DEPTH and index < len(function.inputs):
             yield from _readers(trail, function.inputs[index], shape, steps, depth + 1)

@@ -26,7 +26,7 @@ from prunecli.model.constants import Constant, Holder, behind, holders
 from prunecli.model.graphs import add_constant, all_graphs, free_name, taken_names
 from prunecli.model.loading import Model
 from prunecli.model.quantised import UNREAD, Quantised, Unfolded, block_table, nbits, quantised
-from prunecli.operators import MICROSOFT
+from prunecli.operators import MICROSOFT, operator_of
 from prunecli.operators.attributes import integer, number
 from prunecli.operators.operator import input_of
 from prunecli.registry import into_operators
@@ -222,12 +222,9 @@ restates = into_operators(RESTATED)
 """Register how operators that read or make integers are said in floating point."""
 
 
-MOVING = (
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min",
-    "Pad", "Relu", "Reshape", "Resize", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze", "Where",
-)  # fmt: skip
-"""Operators that do to integers what they do to the numbers these stand for, and give the type that they read."""
+FOLLOWING = ("GatherElements", "Identity", "Max", "MaxPool", "Min", "Relu", "Resize", "Where")
+"""Operators, besides those that move elements or read shapes, that do to integers what they do to the numbers these
+stand for, and give the type that they read."""
 
 
 @dataclass
@@ -275,11 +272,12 @@ class Restatement:
             if ir.DataType(integer(node, "to", 0)).is_floating_point():
                 return
             raise _UnknownError(f"{node.op_type} {node.name!r} makes other integers of quantised ones")
-        if node.domain or node.op_type not in MOVING:
+        known = operator_of(node)
+        if node.domain or not (known.moves or known.of_shape or node.op_type in FOLLOWING):
             raise _UnknownError(f"{node.op_type} {node.name!r} reads quantised integers")
         if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
             node.resize_inputs(2)
-        if node.op_type not in ("Shape", "Size"):
+        if not known.of_shape:
             self.make_real(*node.outputs)
 
     # -- values -----------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _build(
     normalise(proto)
     folder = check_tensors(proto, path, allow_outside_data)
     sparse = densify(proto, path)
-    notes = [*([note(sparse)] if sparse else []), *noise_notes(proto), *_tidy(proto, path)]
+    notes = [*([note(sparse)] if sparse else []), *noise_notes(proto), *_tidy(proto)]
     check_graph(proto, path)
     lost = preserve.detach(proto)
     model = ir.from_proto(proto)
@@ -138,7 +138,7 @@ def _build(
     return model, folder, sparse, [*notes, *_sort(model, path)]
 
 
-def _tidy(proto: onnx.ModelProto, path: Path) -> list[str]:
+def _tidy(proto: onnx.ModelProto) -> list[str]:
     """What onnxruntime lets pass and onnx-ir does not."""
     notes = []
     if proto.training_info:

@@ -248,7 +248,7 @@ def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str
         if tensor.size == 1:
             counted[SCALARS] += 1
             return None
-        return _float_reason(tensor, reads)
+        return _float_reason(reads)
     quantising = sorted({read.op for read in reads} & {*named(lambda operator: operator.quantised)})
     if tensor.dtype in QUANTISED and len(tensor.shape) >= 2 and quantising:
         why = unread or "not prunable yet"
@@ -258,7 +258,7 @@ def _reason(tensor: ir.TensorProtocol, reads: list[Reader], counted: Counter[str
     return None
 
 
-def _float_reason(tensor: ir.TensorProtocol, reads: list[Reader]) -> str:
+def _float_reason(reads: list[Reader]) -> str:
     for read in reads:
         if isinstance(read.answer, Refused):
             return read.answer.reason

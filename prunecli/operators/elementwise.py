@@ -18,6 +18,7 @@ from prunecli.operators.operator import (
     DemandReading,
     Operator,
     Role,
+    amend,
     at,
     bias,
     is_vector,
@@ -84,6 +85,26 @@ register(
     domain=MICROSOFT,
 )
 register(LIKE_FIRST, "RotaryEmbedding", domain=MICROSOFT)
+
+amend(
+    """
+    Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Elu Erf Exp Floor
+    Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+    Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+    """,
+    elementwise="first",
+)
+amend("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT, elementwise="first")
+amend(
+    """
+    Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod
+    Mul Or PRelu Pow Sub Sum SwiGLU Where Xor
+    """,
+    elementwise="all",
+)
+amend("Clip Elu Erf Gelu HardSwish LeakyRelu Mish PRelu Relu Selu Softplus Swish Tanh", activation="rectifier")
+amend("BiasGelu FastGelu Gelu", MICROSOFT, activation="rectifier")
+amend("HardSigmoid Sigmoid Softmax", activation="gate")
 
 register(Operator(demand=same_size, quantised=True), "DequantizeLinear")
 register(Operator(shapes=like_first, type_of=1, quantised=True), "DequantizeLinear", domain=MICROSOFT)

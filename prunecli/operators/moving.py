@@ -1,4 +1,4 @@
-"""Operators that move elements, look them up, or take them from windows."""
+"""Operators that move elements, look them up, take them from windows, or read shapes alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prunecli.operators.operator import (
     DemandReading,
     Operator,
     Role,
+    amend,
     embedding,
     register,
 )
@@ -93,5 +94,8 @@ register(Operator(demand=_unsqueeze), "Unsqueeze")
 register(Operator(demand=_pad), "Pad")
 register(Operator(demand=_resize), "Resize Upsample")
 register(Operator(demand=_pool), "AveragePool GlobalAveragePool GlobalMaxPool LpPool MaxPool")
+amend("Flatten Reshape Squeeze Transpose Unsqueeze", moves="axes")
+amend("Concat DepthToSpace Expand Gather Pad Slice SpaceToDepth Split Tile", moves="elements")
+amend("Shape Size", of_shape=True)
 register(Operator(shapes=_sample_shapes), "GridSample", domain=MICROSOFT)
 register(Operator(shapes=_global_pool_shapes), "QLinearGlobalAveragePool", domain=MICROSOFT)

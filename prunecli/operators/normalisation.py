@@ -59,23 +59,24 @@ def _embed_shapes(node: ir.Node, shapes: list[Any]) -> list[Shape | None]:
 
 
 SCALE, SCALE_SHIFT = at(norm=(1,)), at(norm=(1, 2))
-PER_CHANNEL = Operator(role=SCALE_SHIFT, demand=_channel_demand)
-LAYER = Operator(role=SCALE_SHIFT, demand=_last_demand(1))
-SIMPLIFIED = replace(LAYER, role=SCALE, shapes=_statistics)
+PER_CHANNEL = Operator(role=SCALE_SHIFT, demand=_channel_demand, scaled_by=(1, 2))
+LAYER = Operator(role=SCALE_SHIFT, demand=_last_demand(1), scaled_by=(1, 2))
+RMS = replace(LAYER, role=SCALE, scaled_by=(1,))
+SIMPLIFIED = replace(RMS, shapes=_statistics)
 SKIP = Operator(demand=_last_demand(2), shapes=_skip_shapes)
 
 register(replace(PER_CHANNEL, role=at(norm=(1, 2, 3, 4))), "BatchNormalization")
 register(PER_CHANNEL, "InstanceNormalization")
-register(Operator(role=SCALE_SHIFT, demand=same_size, shapes=like_first), "GroupNormalization")
+register(Operator(role=SCALE_SHIFT, demand=same_size, shapes=like_first, scaled_by=(1, 2)), "GroupNormalization")
 register(LAYER, "LayerNormalization")
-register(replace(LAYER, role=SCALE), "RMSNormalization")
+register(RMS, "RMSNormalization")
 register(SIMPLIFIED, "SimplifiedLayerNormalization")  # onnxruntime registers it under both domains
 register(SIMPLIFIED, "SimplifiedLayerNormalization", domain=MICROSOFT)
 register(replace(LAYER, shapes=_statistics), "LayerNormalization", domain=MICROSOFT)
-register(replace(SKIP, role=at(norm=(2, 3, 4))), "SkipLayerNormalization", domain=MICROSOFT)
-register(replace(SKIP, role=at(norm=(2, 3))), "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-register(Operator(role=SCALE_SHIFT, shapes=like_first, on_cpu=False), "GroupNorm", domain=MICROSOFT)
-register(Operator(role=SCALE_SHIFT, on_cpu=False), "SkipGroupNorm", domain=MICROSOFT)
+register(replace(SKIP, role=at(norm=(2, 3, 4)), scaled_by=(2, 3)), "SkipLayerNormalization", domain=MICROSOFT)
+register(replace(SKIP, role=at(norm=(2, 3)), scaled_by=(2,)), "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+register(Operator(role=SCALE_SHIFT, shapes=like_first, scaled_by=(1, 2), on_cpu=False), "GroupNorm", domain=MICROSOFT)
+register(Operator(role=SCALE_SHIFT, scaled_by=(1, 2), on_cpu=False), "SkipGroupNorm", domain=MICROSOFT)
 register(Operator(demand=same_size, shapes=like_first), "MeanVarianceNormalization")
 register(
     Operator(role=at(embedding=(2, 3, 4), norm=(5, 6)), shapes=_embed_shapes, type_of=2),

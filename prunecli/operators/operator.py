@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import onnx_ir as ir
 
@@ -149,6 +149,13 @@ class Operator:
         standard: the standard operator by which ONNX infers its shape.
         type_of: the input that has the element type of the output; None: the output is float32.
         bias: the input that is added to every row of its weights.
+        elementwise: each position of the output is computed from the same position of the `first` input (to which a
+            bias along the last axis may be added), or of `all` inputs, which broadcast.
+        moves: the output is the first input with other `axes` (a shape, an order), or has `elements` of the inputs
+            elsewhere, with fills between them perhaps.
+        of_shape: it reads the shape of its input, not the numbers.
+        activation: a `rectifier` passes about half of the power of what comes in; a `gate` gives numbers from 0 to 1.
+        scaled_by: the inputs that scale and shift what it has normalised.
         kernel: `sliding` over the data in steps of `strides`, or `transposed`: over the output.
         blocked: onnxruntime has an operator of that name for images in blocks of channels.
         quantised: its integer inputs of rank 2 or more are quantised weights.
@@ -165,6 +172,11 @@ class Operator:
     standard: Standard | None = None
     type_of: int | None = 0
     bias: int | None = None
+    elementwise: Literal["first", "all"] | None = None
+    moves: Literal["axes", "elements"] | None = None
+    of_shape: bool = False
+    activation: Literal["rectifier", "gate"] | None = None
+    scaled_by: tuple[int, ...] = ()
     kernel: Literal["sliding", "transposed"] | None = None
     blocked: bool = False
     quantised: bool = False
@@ -187,12 +199,22 @@ def register(operator: Operator, ops: str, domain: str = "") -> None:
         OPERATORS[domain, op] = operator
 
 
-def amend(op: str, domain: str, **facts: Any) -> None:
-    """Say more of one operator; what was said of these facts before is replaced."""
-    OPERATORS[domain, op] = replace(OPERATORS.get((domain, op), UNKNOWN), **facts)
+def amend(ops: str, domain: str = "", **facts: Any) -> None:
+    """Say more of operators, whose types are separated by spaces; what was said of these facts before is replaced."""
+    for op in ops.split():
+        OPERATORS[domain, op] = replace(OPERATORS.get((domain, op), UNKNOWN), **facts)
 
 
-def operator_of(node: ir.Node) -> Operator:
+class TypedNode(Protocol):
+    """A node, as onnx_ir or onnx has it."""
+
+    @property
+    def domain(self) -> str: ...
+    @property
+    def op_type(self) -> str: ...
+
+
+def operator_of(node: TypedNode) -> Operator:
     """What is known of a node's operator; `UNKNOWN` where it is not in the table."""
     return OPERATORS.get((node.domain, node.op_type), UNKNOWN)
 

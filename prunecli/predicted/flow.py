@@ -24,16 +24,8 @@ import onnx_ir as ir
 from prunecli.model.constants import behind
 from prunecli.model.graphs import captured
 from prunecli.model.weights import Weight
+from prunecli.operators import operator_of
 
-NORMALISATIONS = {
-    "BatchNormalization": (1, 2), "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2),
-    "GroupNormalization": (1, 2), "SkipLayerNormalization": (2, 3), "SimplifiedLayerNormalization": (1, 2),
-    "RMSNormalization": (1, 2),
-}  # fmt: skip
-"""Operators whose output has the power of their scale and offset, and the inputs that these are."""
-HALVING = {"Relu", "LeakyRelu", "PRelu", "Clip", "HardSwish", "Gelu", "FastGelu", "BiasGelu", "Elu", "Selu", "Swish",
-           "Mish", "Softplus", "Erf", "Tanh"}  # fmt: skip
-GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 GATE = 0.25
 """Power of a number between 0 and 1."""
 SUMS = {"Add", "Sum", "Sub"}
@@ -109,19 +101,18 @@ def _alone(value: ir.Value) -> bool:
 
 
 def _power(flow: Flow, node: ir.Node, given: Sequence[ir.Value], weights: Sequence[Weight]) -> float:
-    op, powers = node.op_type, [flow.power[v] for v in given]
+    op, known, powers = node.op_type, operator_of(node), [flow.power[v] for v in given]
     if weights:
         return powers[0] * max(_gain(weight) for weight in weights) + _constants(flow, node, skip=weights)
-    if op in NORMALISATIONS:
-        places = NORMALISATIONS[op]
-        return sum(_square(node.inputs[i]) for i in places if i < len(node.inputs)) or 1.0
+    if known.scaled_by:  # the power of the scale and the offset
+        return sum(_square(node.inputs[i]) for i in known.scaled_by if i < len(node.inputs)) or 1.0
     if op in SUMS:
         return sum(powers) + _constants(flow, node)
     if op in ("Mul", "Div"):
         return float(np.prod(powers)) if op == "Mul" and len(given) > 1 else powers[0] * _factor(flow, node)
-    if op in GATES:
+    if known.activation == "gate":
         return GATE
-    if op in HALVING:
+    if known.activation == "rectifier":
         return powers[0] / 2
     if op == "MatMul":
         return float(np.prod(powers))
@@ -164,7 +155,7 @@ def _backward(flow: Flow, node: ir.Node, is_layer: bool) -> None:
     given = _computed(flow, node)
     reach = sum(flow.reach.get(v, 0.0) for v in node.outputs)
     after = max((flow.after.get(v, 0) for v in node.outputs), default=0) + is_layer
-    several = node.op_type in SUMS and len(given) > 1
+    several, is_gate = node.op_type in SUMS and len(given) > 1, operator_of(node).activation == "gate"
     sums = max((flow.sums.get(v, 0) for v in node.outputs), default=0) + several
     total = sum(flow.power[v] for v in given)
     for value in given:
@@ -173,9 +164,9 @@ def _backward(flow: Flow, node: ir.Node, is_layer: bool) -> None:
             share = flow.power[value] / total
         elif len(given) > 1:
             share = 1 / len(given)
-        elif node.op_type in GATES:
+        elif is_gate:
             share = GATE
-        gated = node.op_type in GATES or (not is_layer and any(flow.gated.get(v, False) for v in node.outputs))
+        gated = is_gate or (not is_layer and any(flow.gated.get(v, False) for v in node.outputs))
         flow.gated[value] = flow.gated.get(value, False) or gated
         flow.reach[value] = flow.reach.get(value, 0.0) + reach * share
         flow.after[value] = max(flow.after.get(value, 0), after)

@@ -1,4 +1,5 @@
-"""Bars and charts drawn by matplotlib, which is imported where a page is written, as SVG."""
+"""Draw bars and charts as SVG, by matplotlib. Only a module that writes a page imports this one: matplotlib is slow to
+load."""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ def _drawn(value: float, axis: ChartAxis) -> bool:
 
 
 def _name_mark(axes: Axes, mark: Mark, line: int) -> None:
-    """The mark's name beside its line, on the side with more room; of several marks each on a line of its own."""
+    """Write the name of a mark beside its line, on the side with more room; `line` numbers the marks, so that names do
+    not overlap."""
     text, along_x = one_line(mark.name), mark.axis == "x"
     transform = axes.get_xaxis_transform() if along_x else axes.get_yaxis_transform()
     place = transform.transform((mark.at, 1) if along_x else (1, mark.at))
@@ -209,7 +211,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def draw(section: Bars | Chart) -> str:
-    """An <svg> element in the page's colours, light and dark; points and bars tell their values when pointed at."""
+    """Return an <svg> element in the light and dark colours of the page, with a tooltip for each point and bar."""
     with drawing():
         figure, tips = draw_bars(section) if isinstance(section, Bars) else draw_chart(section)
         return to_svg(figure, one_line(section.title), tips)

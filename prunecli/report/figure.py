@@ -1,4 +1,4 @@
-"""What all drawings share: colours, figures measured in inches, number axes, legends, and the SVG of a page."""
+"""Shared parts of drawings: colours, figures in inches, axes of numbers, legends, and the SVG of a page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ _FONT = re.compile(r"font-family: [^;]*;?")
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib with our settings alone, whatever a matplotlibrc on this machine says, and without its chatter."""
+    """Use matplotlib with the settings of this module alone, whatever a matplotlibrc says, and without its log
+    messages."""
     import matplotlib as mpl
 
     logger = logging.getLogger("matplotlib")
@@ -53,12 +54,12 @@ def drawing() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, label: str, tips: Mapping[str, Sequence[str]]) -> str:
-    """The text of an <svg> element.
+    """Return the text of an <svg> element.
 
     Args:
         figure: its artists use the colours of this module.
         label: what a screen reader says.
-        tips: by the gid of an artist, the text of each of its marks, shown where the reader points at it.
+        tips: by the gid of an artist, the tooltip of each of its marks.
     """
     file = io.StringIO()
     unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -90,7 +91,7 @@ def _local(name: str) -> str:
 
 
 def _tell(group: Element, texts: Sequence[str]) -> None:
-    """Give each mark of a group its title: the markers of a series, or else the one shape."""
+    """Give each mark of a group its title: each marker of a series, or the one shape of the group."""
     marks = list(_marks(group))
     if len(marks) != len(texts):
         raise AssertionError(f"{len(marks)} marks for {len(texts)} texts")
@@ -116,7 +117,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float, **shared: Any) -> Axes:
-    """A coordinate system at a place given in inches; `sharex`, `sharey`: with the range of another."""
+    """Add axes to a figure, their place in inches. `sharex`, `sharey`: other axes that have the same range."""
     across, up = figure.get_size_inches()
     box = (left / across, bottom / up, width / across, height / up)
     axes: Axes = figure.add_axes(box, **shared)
@@ -128,7 +129,7 @@ def color(number: int) -> str:
 
 
 def label_axis(axis: Axis, text: ChartAxis) -> None:
-    """Ticks written by the form, whole numbers where it counts things, and the title."""
+    """Write the ticks of an axis in its form, with whole numbers only if it counts things, and its title."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     formatter = FuncFormatter(lambda value, _: tick_text(value, text.form))
@@ -146,7 +147,7 @@ def label_axis(axis: Axis, text: ChartAxis) -> None:
 
 
 def tick_texts(values: Sequence[float], form: NumberForm) -> list[str]:
-    """The ticks of an axis, different values in different words: with as many digits as that takes."""
+    """Return the texts of ticks, with as many digits as it takes to tell all values apart."""
     for digits in range(4, 17):
         texts = [tick_text(value, form, digits) for value in values]
         if len(set(texts)) == len(set(values)):
@@ -155,7 +156,7 @@ def tick_texts(values: Sequence[float], form: NumberForm) -> list[str]:
 
 
 def tick_text(value: float, form: NumberForm, digits: int = 4) -> str:
-    """Short: 20 % and 0.5, not 20.0 % and 0.5000."""
+    """Return the text of a tick without trailing zeros: 20 % and 0.5, not 20.0 % and 0.5000."""
     if form == "percent":
         return f"{100 * value:.{digits}g} %"
     if form == "ms":
@@ -166,7 +167,7 @@ def tick_text(value: float, form: NumberForm, digits: int = 4) -> str:
 
 
 def style(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
-    """Thin lines in the page's colours, and a grid."""
+    """Give axes thin lines in the colours of the page, and a grid."""
     axes.grid(axis=grid, color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", color=LINE, labelcolor=FOREGROUND, labelsize=9.5, length=3)
@@ -176,7 +177,7 @@ def style(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
 
 
 def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """One legend above everything, in the order of first appearance; none where there is one name or none."""
+    """Add one legend above all axes, names in the order of first appearance; no legend if there are fewer than two."""
     found: dict[str, Any] = {}
     for axes in all_axes:
         handles, names = axes.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""How one value is written, the same in every format."""
+"""Write values as text, the same in every format."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def cell_text(value: Cell, form: str) -> str:
 
 
 def how_many(count: int, what: str) -> str:
-    """`1 sample`, `2,000 samples`."""
+    """Return a number with its noun: `1 sample`, `2,000 samples`."""
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def table_texts(table: Table) -> list[list[str]]:
-    """All cells of a table, written."""
+    """Return the texts of all cells of a table."""
     forms = [column.form for column in table.columns]
     return [[cell_text(value, form) for value, form in zip(row, forms, strict=True)] for row in table.rows]
 
 
 def filled(table: Table) -> Table:
-    """The table without columns that have nothing to say in any row; the first one stays."""
+    """Return the table without columns that are empty in every row; the first one stays."""
     empty = [place > 0 and all(row[place] in (None, "") for row in table.rows) for place in range(len(table.columns))]
     if not table.rows or not any(empty):
         return table
@@ -48,7 +48,7 @@ def is_number(form: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text with control characters made visible: a name in a model file may hold anything."""
+    """Return the text with control characters made visible: names in model files may hold any."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -61,7 +61,7 @@ def _bytes(value: float) -> str:
 
 
 def _scaled(value: float, base: float, units: tuple[str, ...]) -> str:
-    """Three significant digits and a unit; 999,999 becomes 1.00 M, never 1000 K."""
+    """Return three significant digits and a unit; 999,999 becomes 1.00 M, not 1000 K."""
     power = 0
     while power + 1 < len(units) and abs(value) >= base * (1 - 0.0005):
         value, power = value / base, power + 1
@@ -70,7 +70,7 @@ def _scaled(value: float, base: float, units: tuple[str, ...]) -> str:
 
 
 def _percent(value: float) -> str:
-    """One decimal; a second one rather than show 0.0 or 100.0 for what is neither."""
+    """Return a percentage with one decimal; with two if one would show 0.0 or 100.0 for what is neither."""
     percent = 100 * value
     if percent != 0 and abs(percent) < 0.005:
         return "<0.01 %" if percent > 0 else ">-0.01 %"

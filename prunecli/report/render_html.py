@@ -1,5 +1,5 @@
-"""Document -> one self-contained HTML page, light and dark, charts drawn as SVG, without scripts; all links
-stay within it."""
+"""Turn a document into one HTML page, light and dark, with charts as SVG. It has no scripts and no links to other
+files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def to_html(document: Document) -> str:
-    """All rows and full names, every text escaped; the page loads nothing from anywhere."""
+    """Return the page, with all rows and full names. Every text is escaped."""
     sections = document.by_importance()
     places = [place for place, section in enumerate(sections) if not isinstance(section, Text) and section.title]
     links = "\n".join(f'<a href="#s{place}">{escape(_title(sections[place]))}</a>' for place in places)
@@ -60,7 +60,7 @@ def to_html(document: Document) -> str:
 
 
 def escape(text: str) -> str:
-    """The text on one line, with no character that HTML would interpret."""
+    """Return the text on one line, with all characters escaped that HTML would interpret."""
     return html_escape(one_line(text), quote=True)
 
 
@@ -77,7 +77,7 @@ def _section(section: Section, place: int) -> str:
 
 
 def _body(section: Table | Bars | Chart) -> str:
-    """A table; a drawing with its table folded below."""
+    """Return a table as HTML; of bars and charts, the drawing with its table folded below."""
     table = f'<div class="scroll"><table>\n{_table(filled(as_table(section)))}\n</table></div>'
     if isinstance(section, Table):
         return table
@@ -89,7 +89,7 @@ def _body(section: Table | Bars | Chart) -> str:
 
 
 _SHORT = 16
-"""Letters of the longest cell of columns that are not broken into lines."""
+"""Columns whose longest cell has at most that many letters are not broken into lines."""
 
 
 def _table(table: Table) -> str:
@@ -103,7 +103,7 @@ def _table(table: Table) -> str:
 
 
 def _kind(column: Column, texts: Sequence[str]) -> str:
-    """The class of a column's cells."""
+    """Return the CSS class of the cells of a column."""
     if is_number(column.form):
         return "n"
     return "short" if max(map(len, [column.title, *texts])) <= _SHORT else column.form
@@ -115,5 +115,5 @@ def _row(kinds: list[str], texts: list[str]) -> str:
 
 
 def _breakable(text: str, kind: str) -> str:
-    """Names may go on in the next line behind a dot, slash or underscore, before they are broken anywhere."""
+    """Return the text as HTML; a name may be broken into lines after a dot, slash or underscore."""
     return re.sub(r"(?<=\w)([._/]+)(?=[^\W\d])", r"\1<wbr>", escape(text)) if kind in ("name", "text") else escape(text)

@@ -1,4 +1,4 @@
-"""Charts as tables, for renderers that write text only: bars of block characters, lines as sparklines."""
+"""Turn charts into tables for renderers of text: bars become block characters, lines become sparklines."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def as_table(section: Table | Bars | Chart) -> Table:
 
 
 def bars_table(bars: Bars) -> Table:
-    """One row per label: the values, then what they look like."""
+    """Return one row per label: the values, then a bar for each."""
     stacked = bars.stacked and len(bars.series) > 1
     columns, rows = _stacked(bars) if stacked else _side_by_side(bars)
     return Table(bars.title, columns, rows, bars.note)
 
 
 def chart_table(chart: Chart) -> Table:
-    """One row per series and mark: where it starts and ends, its extremes, and a sparkline."""
+    """Return one row per series and mark: where it starts and ends, its extremes, and a sparkline."""
     titled = any(panel.title for panel in chart.panels)
     rows = [[[panel.title, *row] if titled else row for row in _panel(chart, panel)] for panel in chart.panels]
     titles = ("first", "last", "least", "most")
@@ -47,7 +47,7 @@ def chart_table(chart: Chart) -> Table:
 
 
 def bar(length: float) -> str:
-    """A bar of eighths of a character; anything above zero is at least visible."""
+    """Return a bar in eighths of a character; a length above zero gives at least one eighth."""
     eighths = max(round(length * 8), 1 if length > 0 else 0)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
@@ -79,7 +79,7 @@ def _stacked(bars: Bars) -> tuple[list[Column], list[list[Cell]]]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Numbers -> 0..1 between the least and the largest of them."""
+    """Maps numbers linearly (or by their logarithm) to 0..1 between the least and the largest."""
 
     low: float
     high: float
@@ -116,12 +116,12 @@ def _panel(chart: Chart, panel: Panel) -> Iterator[list[Cell]]:
 
 
 def _seen(chart: Chart, panel: Panel, axis: Literal["x", "y"]) -> list[Series]:
-    """What decides on a panel's range."""
+    """Return the series whose values decide the range of a panel's axis."""
     return [s for p in (chart.panels if chart.shares(axis) else [panel]) for s in p.series]
 
 
 def _own(value: float | None, column: ChartAxis, axis: ChartAxis) -> Cell:
-    """A value of an axis of another form than the column's, written."""
+    """Return a value as the cell of a column: as text if its axis is written in another form than the column."""
     return value if value is None or axis.form == column.form else cell_text(value, axis.form)
 
 
@@ -130,9 +130,9 @@ def _span(x: Sequence[float], form: NumberForm) -> str:
 
 
 def sparkline(series: Series, across: _Scale, up: _Scale) -> str:
-    """WIDTH columns over the range of x, each as high as the mean of the values in it.
+    """Return WIDTH characters over the range of x, each as high as the mean of the values in its part of the range.
 
-    Where nothing is, a line is interpolated, a step goes on, and points leave a dot.
+    In a part without values a line is interpolated, a step keeps its height, and points leave a dot.
     """
     columns: list[list[float]] = [[] for _ in range(WIDTH)]
     for left, right, y in _extents(series):
@@ -148,7 +148,7 @@ def sparkline(series: Series, across: _Scale, up: _Scale) -> str:
 
 
 def _extents(series: Series) -> Iterator[tuple[float, float, float | None]]:
-    """(left, right, y): a bin of a histogram, or a point."""
+    """Yield (left, right, y) of each bin of a histogram, or of each point."""
     ends = series.x[1:] if series.draw == "histogram" else series.x
     yield from zip(series.x, ends, series.y, strict=False)
 

@@ -1,4 +1,4 @@
-"""Cut structures: one layer per group of coupled units; saved as `prune structured` would save it."""
+"""The pruner of structures: each group of coupled units is a layer. It saves models as `prune structured` does."""
 
 from __future__ import annotations
 
@@ -45,8 +45,11 @@ from prunecli.types import Json, Progress, Skipped
 
 @dataclass(frozen=True)
 class UnitRanking:
-    """A model's groups of units and the score of every unit, NaN in groups that stay whole. `how`: what the model is
-    analysed as. `most`: by group, the largest number of units that may go; `widths`: numbers of units that may stay."""
+    """The scores of a model's units, by which they are removed.
+
+    how: what the model is analysed as. scores: one per unit, NaN in groups that stay whole. most: by group, the largest
+    number of units that may go. widths: by group, the numbers of units that may stay.
+    """
 
     how: AnalysedAs
     scores: Array
@@ -58,9 +61,9 @@ class UnitRanking:
 
 
 class UnitSpace:
-    """Every built model is really cut: what is measured is what will be saved.
+    """The models that can be cut from one. Each is built by a real cut, so what is measured is what will be saved.
 
-    costing: knows `latency` besides parameters and work; only where costs are asked for.
+    costing: counts `latency` besides parameters and work; needed only for `cost`.
     """
 
     def __init__(self, cuttable: Cuttable, ranking: UnitRanking, costing: Costing | None = None) -> None:
@@ -87,7 +90,8 @@ class UnitSpace:
         )  # fmt: skip
 
     def mask(self, allocation: Allocation) -> Array:
-        """Units that go: of each group the lowest scores, of equal ones the later."""
+        """Return a mask over the units that an allocation removes: the lowest scores of each group, of equal ones the
+        later."""
         out = np.zeros(self.cuttable.units.count, bool)
         for name, share in allocation.items():
             group = self.groups[name]
@@ -121,7 +125,7 @@ class UnitSpace:
 
     @cached_property
     def _width(self) -> float:
-        """Bytes of a parameter, as it is stored."""
+        """Mean bytes of a floating-point parameter as it is stored."""
         held = [v.const_value for v in self.cuttable.work.graph.initializers.values() if v.const_value is not None]
         floats = [t for t in held if t.dtype.is_floating_point()]
         return sum(as_stored(t).nbytes for t in floats) / max(sum(t.size for t in floats), 1)
@@ -140,8 +144,8 @@ class UnitSpace:
 
 
 class StructurePruner(UnitSpace):
-    """A space of structures that saves what it builds. `left`: groups that --include and --exclude leave alone, and
-    why; `timing`: where latency is the goal."""
+    """The pruner of structures. `left`: by group that --include and --exclude leave alone, the reason; `timing`:
+    measures latency, if that is the goal."""
 
     goals = ("macs", "params", "file_bytes", "latency")
     notes: tuple[str, ...] = ()
@@ -227,7 +231,7 @@ class StructurePruner(UnitSpace):
 
 
 def _remaining(speed: MeasuredSpeed | None) -> Json | None:
-    """What is left of the time, where that is the goal."""
+    """Return the fraction of the time that remains, as JSON; None if it was not measured."""
     if speed is None or speed.pair is None:
         return None
     gain = speed.pair.gain
@@ -236,8 +240,10 @@ def _remaining(speed: MeasuredSpeed | None) -> Json | None:
 
 
 def _opened(path: Path, options: TrialOptions, whole: Whole) -> tuple[Cuttable, Array, dict[str, str]]:
-    """The model, its groups that may be cut, and why the others may not. Each is cut alone, then all are together: a
-    trial that cannot follow would end the search."""
+    """Analyse the model; return it, a mask over the groups that may be cut, and the reasons of the others.
+
+    Each group is cut once alone, then all are cut together, so that no trial meets an axis that cannot follow.
+    """
     how = AnalysedAs(options.granularity, whole=whole, include=options.include, convolved=options.convolved)
     cuttable = open_cuttable(path, how, options.dims)
     allowed, left = choose_groups(cuttable, options.include, options.exclude)

@@ -205,7 +205,7 @@ class ZeroPruner(WeightSpace):
     def identity(self) -> str:
         ranking = self.ranking
         made = content_digest(ranking.evidence)
-        return digest("element", list(ranking.weights), self.criterion, ranking.pattern, ranking.seed, made)
+        return digest("element", [self.criterion, ranking.pattern, ranking.seed], list(ranking.weights), made)
 
     def proxy(self, progress: Progress) -> Proxy:
         found = self._gradients(SQUARED, progress)

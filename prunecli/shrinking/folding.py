@@ -1,5 +1,5 @@
-"""Changes of weights that leave what a model computes as it is: constants go into biases, multiples into other weights,
-and constant branches into constants."""
+"""Prepare a model for the removal of surplus units without changing what it computes: constant units are added to
+biases, units that are multiples of another are added to its weights, and constant branches become constants."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ COMBINING = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "PRelu")
 
 @dataclass(frozen=True)
 class Moved:
-    """What went into another weight: how many constants into biases, how many columns onto others."""
+    """How many constant positions were added to biases, and how many columns to other columns."""
 
     constants: int = 0
     columns: int = 0
 
 
 def fold(finder: Finder, surplus: Surplus) -> Moved:
-    """Put constants and multiples that the surplus has where they are read into biases and other columns.
+    """Add what the surplus units contribute to their readers to biases and other columns, in place.
 
-    The columns that they had are zero then, so that nothing reads the surplus any more.
+    Of a constant c read by column w, w c goes into the bias. Of x_p = k x_q, k w_p is added to w_q. The columns of the
+    surplus are then set to zero, so that nothing depends on it.
     """
     gone = finder.units.removed_atoms(surplus.removed)
     constants = columns = 0
@@ -63,7 +64,8 @@ def fold(finder: Finder, surplus: Surplus) -> Moved:
 
 
 def _partners(finder: Finder, surplus: Surplus) -> Callable[[ir.Value, int], Iterator[tuple[int, int]]]:
-    """(value, axis) -> pairs of positions of merged units and of those that they add to."""
+    """Return a function from (value, axis) to pairs of positions: of a merged unit, and of the unit that it is added
+    to."""
     by_group: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for one in surplus.merges:
         by_group[int(finder.units.group_of[one.unit])].append((one.unit, one.into))
@@ -81,8 +83,8 @@ def _partners(finder: Finder, surplus: Surplus) -> Callable[[ir.Value, int], Ite
 
 
 def _constant_part(one: WeightedSum, matrix: Array, values: Floats) -> Floats:
-    """What constants at the positions add to each row: (rows of all groups in turn), or (groups, rows) of a recurrent
-    operator's directions."""
+    """Return what the constants `values`, one per position, add to each row: of shape (rows,) with the groups one after
+    another, or (directions, rows) of a recurrent operator."""
     if one.grouped:
         parts = values.reshape(one.groups, 1, 1, -1)
         return np.asarray((matrix * parts).sum((2, 3)).reshape(-1), np.float64)
@@ -90,7 +92,7 @@ def _constant_part(one: WeightedSum, matrix: Array, values: Floats) -> Floats:
 
 
 def _clear(one: WeightedSum, matrix: Array, positions: Sequence[int]) -> None:
-    """Store the weight with zeros at these positions."""
+    """Set these positions of a weight to zero, and store it."""
     if one.grouped:
         flat = matrix.swapaxes(2, 3).swapaxes(1, 2).copy()  # (groups, positions, rows, taps)
         shape = flat.shape
@@ -103,7 +105,7 @@ def _clear(one: WeightedSum, matrix: Array, positions: Sequence[int]) -> None:
 
 
 def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
-    """Add constants to the rows of a result."""
+    """Add constants to the rows of a contraction's result, in its bias or behind it."""
     node, graph = one.node, numbering.graph
     if node.op_type in GATES:
         _add_to(numbering, node, 3, np.concatenate([rows, np.zeros_like(rows)], axis=1))
@@ -117,7 +119,7 @@ def add(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
 
 
 def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) -> None:
-    """Add to a stored input of a node, which gets one of its own."""
+    """Add to the stored input `index` of a node. If other nodes read it, or it is missing, the node gets a new one."""
     value = node.inputs[index] if index < len(node.inputs) else None
     found = fixed(value)
     weight = fixed(node.inputs[1]) or fixed(node.inputs[0])
@@ -132,7 +134,7 @@ def _add_to(numbering: SliceNumbering, node: ir.Node, index: int, rows: Floats) 
 
 
 def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> None:
-    """Add to the result of a node that has no bias: in the sum behind it, or in one that is put there."""
+    """Add to the result of a node without a bias: to the constant of an Add that follows it, or by a new Add."""
     out, graph = one.out, numbering.graph
     assert one.out_axis is not None
     rank, kind = numbering.rank(out), one.weight.dtype.numpy()
@@ -165,7 +167,8 @@ def _add_behind(numbering: SliceNumbering, one: WeightedSum, rows: Floats) -> No
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of which nothing is computed any more: `node` reads a constant in its place, or nothing."""
+    """A constant branch that is no longer computed: `node` reads a constant in place of `value`, or went with it if it
+    is zero."""
 
     node: str
     value: str
@@ -173,7 +176,7 @@ class Branch:
 
 
 def fold_branches(numbering: SliceNumbering) -> list[Branch]:
-    """Put constants in the place of values that are always the same; zeros that are added go."""
+    """Replace operands that are always the same by constants, in place; if they add zeros, remove the node."""
     found = []
     for node in list(numbering.graph):
         if node.op_type not in COMBINING or node.domain != "" or len(node.inputs) != 2:
@@ -192,7 +195,7 @@ def fold_branches(numbering: SliceNumbering) -> list[Branch]:
 
 
 def _alike(numbering: SliceNumbering, other: ir.Value, out: ir.Value) -> bool:
-    """Whether an operand has the shape of the result, at all sizes: also where one of two dimensions is 1."""
+    """Whether an operand has the shape of the result at all sizes of dynamic dimensions, 1 among them."""
     analysis = numbering.analysis
     geometry = analysis.geometry
     views = [geometry.facts, *([geometry.other] if geometry.other is not None else [])]
@@ -202,7 +205,7 @@ def _alike(numbering: SliceNumbering, other: ir.Value, out: ir.Value) -> bool:
 
 
 def _level(numbering: SliceNumbering, value: ir.Value) -> Array | None:
-    """A small tensor that a value always equals, broadcast; None where it is not constant."""
+    """Return a tensor, of one axis longer than 1, that a value always equals when broadcast; None if there is none."""
     if not numbering.is_data(value):
         return None
     for axis in range(numbering.rank(value)):
@@ -215,6 +218,7 @@ def _level(numbering: SliceNumbering, value: ir.Value) -> Array | None:
 
 
 def _replace(numbering: SliceNumbering, node: ir.Node, index: int, numbers: Array) -> None:
+    """Let a node read `numbers` at an input; a node that adds zeros is removed."""
     graph, out, other = numbering.graph, node.outputs[0], node.inputs[1 - index]
     assert other is not None
     adds = node.op_type in ("Add", "Sum") or (node.op_type == "Sub" and index == 1)
@@ -237,7 +241,8 @@ def _replace(numbering: SliceNumbering, node: ir.Node, index: int, numbers: Arra
 
 
 def join_constants(model: ir.Model) -> None:
-    """Store the weights of recurrent operators in one piece, in place: exporters put directions and gates together."""
+    """Store each weight of a recurrent operator as one tensor, in place: exporters compute it from parts by direction
+    and gate."""
     joined = False
     for node in model.graph:
         for index in range(1, 4) if node.op_type in GATES else ():
@@ -250,7 +255,7 @@ def join_constants(model: ir.Model) -> None:
 
 
 def _content(value: ir.Value) -> Array | None:
-    """What a value holds that is put together from stored tensors; None where it is computed otherwise."""
+    """Return the content of a value that is joined, cut or reshaped from stored tensors; None for any other value."""
     if value.const_value is not None:
         return None if value.is_graph_input() else value.const_value.numpy()
     node = value.producer()
@@ -263,7 +268,7 @@ def _content(value: ir.Value) -> Array | None:
 
 
 def drop_unused(graph: ir.Graph) -> list[ir.Node]:
-    """Remove nodes and initializers of the main graph that reach no output; returns the nodes."""
+    """Remove nodes and initializers of the main graph from which no output is computed; return the nodes."""
     gone = []
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs):

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from prunecli.dependency.rules.elementwise import UNARY
 from prunecli.errors import PruneError, did_you_mean
 from prunecli.model import Dims, Model, concrete_shapes
 from prunecli.model.constants import is_constant
 from prunecli.model.graphs import add_constant, free_name, taken_names
 from prunecli.model.shape_inference import Facts
+from prunecli.operators import operator_of
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.folding import drop_unused
 from prunecli.verify.tolerance import Feed, Outputs
 
 END = np.iinfo(np.int64).max
-BY_TOKEN = (*(op for op in UNARY if op != "Trilu"), "Dropout", "Gelu", "FastGelu", "BiasGelu", "QuickGelu")
 NORMALISING = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
@@ -156,7 +155,7 @@ def _by_token(node: ir.Node, facts: Facts) -> ir.Value | None:
     if shape is None or len(shape) != 3 or facts.shapes.get(node.outputs[0], ())[:2] != shape[:2]:
         return None
     others = [facts.shapes.get(v, ()) for v in node.inputs if v is not None and v is not data[0]]
-    if node.op_type in BY_TOKEN:
+    if operator_of(node).elementwise == "first" or node.op_type == "Dropout":
         return data[0]
     if node.op_type in ("Add", "Sub", "Mul", "Div") and all(len(s) < 2 or s[-2] == 1 for s in others):
         return data[0]

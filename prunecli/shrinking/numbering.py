@@ -18,7 +18,6 @@ from prunecli.dependency.analysis import Analysis
 from prunecli.dependency.atoms import AtomTable, LengthError
 from prunecli.dependency.registry import RULES as TIES
 from prunecli.dependency.registry import RuleContext
-from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.shaping import pad_amounts
 from prunecli.model.constant_values import computed
 from prunecli.operators import MICROSOFT, named, operator_of
@@ -36,10 +35,6 @@ LARGEST = 1 << 26
 HOMOGENEOUS = ("Abs", "Dropout", "Identity", "LeakyRelu", "Relu")
 """f(k x) = k f(x) for positive k."""
 ZERO_STAYS = ("FastGelu", "Gelu", "QuickGelu")
-REARRANGING = (
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split",
-    "Squeeze", "Tile", "Transpose", "Unsqueeze",
-)  # fmt: skip
 Measured = Mapping[tuple[str, int], tuple[Ints, Floats]]
 """(value, axis) -> positions whose slices are constant on some data, and the constants."""
 
@@ -243,13 +238,13 @@ def times(numbering: SliceNumbering, key: Hashable, a: Slices, b: Slices) -> Sli
 # -- operators that compute each position from the same position of their inputs -----------------------
 
 
-@rule(*UNARY, "Dropout")
+@rule(*named(lambda operator: operator.elementwise == "first", ""), "Dropout")
 @rule("Gelu", "FastGelu", "QuickGelu", domain=MICROSOFT)
 def unary(numbering: SliceNumbering, node: ir.Node) -> None:
     """y = f(x); of functions that keep positive factors y is a multiple where x is."""
     out, x, rest = node.outputs[0], node.inputs[0], node.inputs[1:]
     stored = all(v is None or (v.const_value is not None and v.const_value.size == 1) for v in rest)
-    if x is None or not stored or node.op_type == "Trilu" or not numbering.is_data(out) or not numbering.is_data(x):
+    if x is None or not stored or not numbering.is_data(out) or not numbering.is_data(x):
         return
     for axis in numbering.along(node, out):
         slices = numbering.of(x, axis)
@@ -265,7 +260,7 @@ def unary(numbering: SliceNumbering, node: ir.Node) -> None:
         numbering.say(out, axis, made)
 
 
-@rule(*BROADCASTING)
+@rule(*named(lambda operator: operator.elementwise == "all", ""))
 def broadcasting(numbering: SliceNumbering, node: ir.Node) -> None:
     """Sums, products, and other functions of operands that broadcast."""
     out = node.outputs[0]
@@ -570,7 +565,7 @@ def ties(numbering: SliceNumbering, node: ir.Node) -> AtomTable:
     return table
 
 
-@rule(*REARRANGING)
+@rule(*named(lambda operator: operator.moves, ""))
 def rearranging(numbering: SliceNumbering, node: ir.Node) -> None:
     """Slices move as the coupling rule says that positions do."""
     table = ties(numbering, node)

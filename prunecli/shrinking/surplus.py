@@ -16,26 +16,19 @@ import onnx_ir as ir
 
 from prunecli.arrays import Array
 from prunecli.dependency.catalogue import Catalogue, Group
-from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.reductions import reduced_axes
 from prunecli.operators import operator_of
 from prunecli.operators.attributes import number as number_of
 from prunecli.operators.product import matrix_axes
 from prunecli.operators.recurrent import GATES
 from prunecli.shrinking.contraction import RECURRENT, WeightedSum, fixed
-from prunecli.shrinking.numbering import REARRANGING, SliceNumbering
+from prunecli.shrinking.numbering import SliceNumbering
 from prunecli.shrinking.slices import Ints
 
-BY_POSITION = frozenset(
-    (
-        *UNARY, *BROADCASTING, *REARRANGING, "AveragePool", "BatchNormalization", "BiasGelu", "ConstantOfShape",
-        "Dropout", "FastGelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax",
-        "InstanceNormalization", "LayerNormalization", "LogSoftmax", "LpPool", "MaxPool", "MeanVarianceNormalization",
-        "QuickGelu", "RMSNormalization", "Resize", "Shape", "SimplifiedLayerNormalization", "Size",
-        "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Upsample",
-    )
+BY_POSITION = (
+    "AveragePool", "ConstantOfShape", "Dropout", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Hardmax",
+    "LogSoftmax", "LpPool", "MaxPool", "MeanVarianceNormalization", "Resize", "Softmax", "Trilu", "Upsample",
 )  # fmt: skip
-"""Operators that treat the positions of every axis that the coupling rules let go by themselves."""
 BY_HEAD = frozenset(("Attention", "GroupQueryAttention", "MultiHeadAttention"))
 """Operators that treat heads by themselves, not the positions inside them."""
 
@@ -123,7 +116,7 @@ class Finder:
             yield End(node, one.data, one.axis, excused, one)
         if found and not _computed_weights(node, found):
             return
-        if not found and node.op_type in BY_POSITION:
+        if not found and _is_by_position(node):
             return
         for value, axis in self._meeting(node):
             yield End(node, value, axis, self._absent(node, value, axis), heads=node.op_type in BY_HEAD)
@@ -212,11 +205,10 @@ class Finder:
     def _equal(self, allowed: Array, removed: Array) -> list[Merge]:
         """Return the units that are multiples of an earlier unit wherever they are read, each with that unit."""
         out: list[Merge] = []
-        gone = self.units.removed_atoms(removed)
         for group in self.units.groups:
             if group.count < 2 or not (allowed & ~removed)[group.units].any():
                 continue
-            columns = self._signature(group, gone)
+            columns = self._signature(group)
             if columns is None:
                 continue
             leaders: dict[bytes, int] = {}
@@ -229,7 +221,7 @@ class Finder:
                     out.append(Merge(unit, leader))
         return out
 
-    def _signature(self, group: Group, gone: Array) -> Array | None:
+    def _signature(self, group: Group) -> Array | None:
         """(units, numbers): units with equal rows are multiples of each other at each end; None where some end does not
         allow it."""
         columns: list[Array] = []
@@ -259,6 +251,12 @@ class Finder:
         atoms = self.units.atoms[low:high]
         mine = atoms[self.units.axis_of_atom[atoms] == root] - int(self.solved.offset[root])
         return np.sort(mine.reshape(group.count, -1), axis=1)
+
+
+def _is_by_position(node: ir.Node) -> bool:
+    """Whether a node treats the positions of every axis that the coupling rules let go by themselves."""
+    known = operator_of(node)
+    return bool(known.elementwise or known.moves or known.of_shape or known.scaled_by) or node.op_type in BY_POSITION
 
 
 def _second(node: ir.Node) -> ir.Value | None:

@@ -1,4 +1,4 @@
-"""A tokenizer.json with fewer tokens, which splits what it can still say as before.
+"""Reduce a tokenizer.json to fewer tokens.
 
 The format of the `tokenizers` library: WordPiece, WordLevel, BPE and Unigram models. A reduced tokenizer splits a text
 whose tokens are all kept into the same tokens: the longest match of WordPiece is still the longest, the merges of BPE
@@ -20,7 +20,7 @@ from prunecli.types import Json
 
 KINDS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 LARGEST = 1 << 28
-"""Bytes of a tokenizer file."""
+"""Bytes that a tokenizer file may have."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ class TokenizerFile:
 
     @property
     def added(self) -> Sequence[Json]:
-        """Special and other tokens beside the vocabulary."""
+        """Tokens that the file adds to the vocabulary, as special ones."""
         return self.content.get("added_tokens") or []
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Every token's id."""
+        """Map every token to its id."""
         vocabulary = self.model["vocab"]
         listed = {entry[0]: number for number, entry in enumerate(vocabulary)} if self.kind == "Unigram" else vocabulary
         return {**listed, **{str(token["content"]): token["id"] for token in self.added}}
 
     @property
     def unknown(self) -> int | None:
-        """The id of the unknown token; None where every text has tokens."""
+        """The id of the unknown token; None if the tokenizer needs none."""
         if self.kind == "Unigram":
             return self.model.get("unk_id")
         token = self.model.get("unk_token")
@@ -77,7 +77,8 @@ class TokenizerFile:
     # -- what has to stay -------------------------------------------------------------------------
 
     def needed(self, wanted: Iterable[int]) -> list[int]:
-        """The wanted ids and those without which they, or any text, cannot be had, ascending."""
+        """Return the wanted ids, ascending, with all that the tokenizer needs besides: special tokens, the unknown
+        token, single bytes, and the parts that are merged into a kept token."""
         kept = set(wanted)
         kept |= {int(token["id"]) for token in self.added} | set(self._mentioned(self.content.get("post_processor")))
         if self.unknown is not None:
@@ -85,11 +86,11 @@ class TokenizerFile:
         if self.kind == "BPE":
             kept = self._with_merges(kept | set(self._bytes()))
         elif self.kind == "Unigram":
-            kept |= self._least(kept) | set(self._bytes())
+            kept |= self._least() | set(self._bytes())
         return sorted(kept)
 
     def _bytes(self) -> Iterator[int]:
-        """Tokens of single bytes or characters that a text falls back to."""
+        """Yield the tokens of single bytes or characters, into which any text can be split."""
         fallback = self.model.get("byte_fallback")
         level = "ByteLevel" in json.dumps([self.content.get("pre_tokenizer"), self.content.get("decoder")])
         for token, number in self.model["vocab"].items() if self.kind == "BPE" else self.ids.items():
@@ -98,7 +99,7 @@ class TokenizerFile:
                 yield number
 
     def _with_merges(self, kept: set[int]) -> set[int]:
-        """With the parts of every kept token, and theirs."""
+        """Return the kept ids with the parts that are merged into them, the parts of these, and so on."""
         ids, made = self.ids, dict[int, list[int]]()
         for left, right in self.merges:
             whole = ids.get(left + right)
@@ -114,17 +115,17 @@ class TokenizerFile:
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
-        """Pairs that BPE joins, in order; the file has them as lists or as texts with a space between."""
+        """The pairs that BPE merges, in order. The file has each as a list, or as a text with a space between."""
         pairs = [entry.split(" ") if isinstance(entry, str) else entry for entry in self.model.get("merges", ())]
         return [(pair[0], pair[1]) for pair in pairs]
 
-    def _least(self, kept: set[int]) -> set[int]:
-        """The token of the lowest score: unknown characters are scored below it."""
+    def _least(self) -> set[int]:
+        """Return the token of the lowest score: Unigram scores unknown characters relative to it."""
         scores = [entry[1] for entry in self.model["vocab"]]
         return {min(range(len(scores)), key=scores.__getitem__)} if scores else set()
 
     def _mentioned(self, part: Any) -> Iterator[int]:
-        """Ids that a post-processor adds."""
+        """Yield the ids that a post-processor adds to a text."""
         for pair in _pairs(part):
             yield int(pair[1])
         for entry in _templates(part):
@@ -133,7 +134,7 @@ class TokenizerFile:
     # -- the smaller file -------------------------------------------------------------------------
 
     def reduced(self, kept: Sequence[int]) -> Json:
-        """The tokenizer with these tokens only, numbered in their order."""
+        """Return the content of the file with these tokens only, numbered in their order."""
         new = {old: number for number, old in enumerate(kept)}
         content = copy.deepcopy(self.content)
         model = content["model"]
@@ -159,16 +160,17 @@ class TokenizerFile:
         return content
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """The ids of each line, special tokens included.
+        """Return the ids of each line, special tokens included.
 
         Raises:
-            PruneError: the library `tokenizers` is not there, or does not read the file.
+            PruneError: the library `tokenizers` is missing, or does not read the file.
         """
         return encoded(json.dumps(self.content), lines, self.path)
 
 
 def encoded(content: str, lines: Sequence[str], path: Path) -> list[list[int]]:
-    """The ids of each line by a tokenizer.json, neither cut off nor padded."""
+    """Return the ids of each line, neither truncated nor padded. `content`: of a tokenizer.json; `path`: of the
+    file."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -187,7 +189,7 @@ def encoded(content: str, lines: Sequence[str], path: Path) -> list[list[int]]:
 
 
 def _pairs(part: Any) -> Iterator[list[Any]]:
-    """`["[SEP]", 102]` of BertProcessing and RobertaProcessing."""
+    """Yield the entries `["[SEP]", 102]` of BertProcessing and RobertaProcessing."""
     if isinstance(part, dict):
         for key in ("sep", "cls"):
             if isinstance(part.get(key), list) and len(part[key]) == 2:
@@ -197,7 +199,7 @@ def _pairs(part: Any) -> Iterator[list[Any]]:
 
 
 def _templates(part: Any) -> Iterator[Json]:
-    """`{"id": "[SEP]", "ids": [102]}` of TemplateProcessing."""
+    """Yield the entries `{"id": "[SEP]", "ids": [102]}` of TemplateProcessing."""
     if isinstance(part, dict):
         if part.get("type") == "TemplateProcessing":
             yield from (part.get("special_tokens") or {}).values()
@@ -206,10 +208,10 @@ def _templates(part: Any) -> Iterator[Json]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file. `what`: its name in messages.
 
     Raises:
-        PruneError: it cannot be read.
+        PruneError: the file is too large, cannot be read, or is no JSON.
     """
     try:
         if path.stat().st_size > LARGEST:

@@ -1,4 +1,4 @@
-"""Fewer tokens: rows of the embedding, and what belongs to them in the head, for the tokens that a task uses."""
+"""Cut the vocabulary of a model: only the tokens that a task uses keep their rows of the embedding and of the head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunecli.errors import PruneError, advice, did_you_mean, some
 from prunecli.model import Model, concrete_shapes
 from prunecli.model.constants import Constant
 from prunecli.model.graphs import add_constant, free_name, taken_names
-from prunecli.operators import MICROSOFT
+from prunecli.operators import MICROSOFT, operator_of
 from prunecli.operators.attributes import integer
 from prunecli.shrinking.contraction import fixed
 from prunecli.shrinking.interface import InterfaceChange
@@ -31,16 +31,17 @@ from prunecli.shrinking.tokenizer import TokenizerFile, read_json
 from prunecli.verify.tolerance import Feed, Outputs
 
 LOOKUPS = {("", "Gather"): (0, 1), (MICROSOFT, "EmbedLayerNormalization"): (2, 0)}
-"""Operators that look rows up: which input is the table, and which the ids."""
+"""Operators that look up rows of a table: the inputs that are the table and the ids."""
 LOOKED_UP = "looked up by computed indices"
-SAME_IDS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""The reason for which the coupling rules freeze a table whose rows are looked up."""
 LARGEST = 1 << 31
-"""Bytes of a file of tokens."""
+"""Bytes that a file of tokens may have."""
 
 
 @dataclass(frozen=True)
 class TokenList:
-    """Tokens that a user wants to keep. `what`: how the file was read; `texts`: the lines of a corpus."""
+    """The ids of the tokens that a user wants to keep. `what`: how the file was read, in words; `texts`: its lines, if
+    it is a text."""
 
     ids: Sequence[int]
     what: str
@@ -49,7 +50,7 @@ class TokenList:
 
 @dataclass(frozen=True)
 class Lookup:
-    """`node` looks rows of a stored table up by token ids."""
+    """A node that looks up rows of a stored table by the token ids at its input `index`."""
 
     node: ir.Node
     table: Constant
@@ -62,9 +63,13 @@ class Lookup:
 
 @dataclass(frozen=True)
 class VocabularyCut:
-    """What became of the vocabulary. `kept`: the old ids, in the order of the new ones; `outputs`: the axis of those
-    with a place for each token; `unknown`: the old id that ids which went become, where the graph does it; `tensors`:
-    bytes before and after of each stored tensor that was cut; `any_ids`: ids that went are as the unknown one."""
+    """The model with fewer tokens, and what was done.
+
+    before: number of tokens. kept: the old id of each new one. input: the graph input that takes the ids. in_graph: the
+    model still takes old ids and maps them itself; `unknown` is the old id that it takes in place of a removed one.
+    outputs: by output with a score for each token, the axis of the tokens. tensors: bytes before and after of each
+    stored tensor that was cut. any_ids: the model treats removed ids as the unknown token.
+    """
 
     model: ir.Model
     before: int
@@ -80,17 +85,17 @@ class VocabularyCut:
     any_ids: bool = False
 
     def random(self, feed: Feed, rng: np.random.Generator) -> Feed:
-        """The feed with ids of the kept tokens only, or of any where the graph takes them."""
+        """Return the feed with random ids of the kept tokens, or of all tokens if the model takes any."""
         ids = np.arange(self.before) if self.any_ids else np.asarray(self.kept)
         old = np.asarray(feed[self.input])
         return {**feed, self.input: rng.choice(ids, old.shape).astype(old.dtype)}
 
 
 def read_tokens(path: Path, tokenizer: TokenizerFile | None, token_input: str | None) -> TokenList:
-    """The tokens of a file: ids, tokens, or a text.
+    """Read a file that holds ids, tokens, or a text to split into tokens.
 
     Raises:
-        PruneError: it cannot be read, or is none of these.
+        PruneError: the file cannot be read, or holds none of these.
     """
     if path.suffix.lower() in (".npy", ".npz"):
         return TokenList(_stored_ids(path, token_input), "ids of an array")
@@ -144,10 +149,10 @@ def _stored_ids(path: Path, token_input: str | None) -> list[int]:
 
 
 def cut_vocabulary(file: Model, options: ShrinkOptions) -> VocabularyCut | None:
-    """Cut the vocabulary of a model; None where every token stays.
+    """Cut the vocabulary of a model; None if every token stays.
 
     Raises:
-        PruneError: it has no vocabulary, several, or one whose ids would become ambiguous.
+        PruneError: the model has no vocabulary or several, or something besides the lookups depends on the ids.
     """
     assert options.vocabulary is not None
     tokenizer = None if options.tokenizer is None else TokenizerFile.read(options.tokenizer)
@@ -201,10 +206,10 @@ class _Wanted:
 def _lookups(
     model: ir.Model, ids: Sequence[int], tokenizer: TokenizerFile | None, wanted: str | None
 ) -> tuple[str, list[Lookup]]:
-    """The input of token ids, and the tables that it looks up.
+    """Find the input that takes token ids, and the nodes that look them up.
 
     Raises:
-        PruneError: there is none, or several could be meant.
+        PruneError: no input or several inputs could take them.
     """
     known = [value.name or "" for value in model.graph.inputs]
     if wanted is not None and wanted not in known:
@@ -239,13 +244,18 @@ def _lookups(
 
 
 def _source(value: ir.Value | None) -> ir.Value | None:
-    """The graph input that a value has the ids of."""
+    """Return the graph input whose ids a value holds, reshaped or cast at most; None if there is none."""
     while value is not None and not value.is_graph_input():
         node = value.producer()
-        if node is None or node.op_type not in SAME_IDS or node.domain != "":
+        if node is None or not _keeps_ids(node):
             return None
         value = node.inputs[0]
     return value
+
+
+def _keeps_ids(node: ir.Node) -> bool:
+    """Whether a node only casts, reorders or reshapes its first input."""
+    return operator_of(node).moves == "axes" or (node.op_type in ("Cast", "Identity") and node.domain == "")
 
 
 def _unknown(tokenizer: TokenizerFile | None, options: ShrinkOptions, rows: int) -> int | None:
@@ -260,7 +270,7 @@ def _unknown(tokenizer: TokenizerFile | None, options: ShrinkOptions, rows: int)
 
 
 def _other_reader(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> ir.Node | None:
-    """A node, other than the lookups, to which new ids would mean something else than the old ones."""
+    """Return a node besides the lookups whose result depends on the ids themselves; None if there is none."""
     queue = [value for value in model.graph.inputs if value.name == name]
     places = {(one.node, one.index) for one in lookups}
     while queue:
@@ -268,15 +278,15 @@ def _other_reader(model: ir.Model, name: str, lookups: Sequence[Lookup]) -> ir.N
         if value.is_graph_output() and (producer := value.producer()) is not None:
             return producer
         for node, index in value.uses():
-            if node.op_type in SAME_IDS and index == 0:
+            if _keeps_ids(node) and index == 0:
                 queue += node.outputs
-            elif (node, index) not in places and node.op_type not in ("Shape", "Size"):
+            elif (node, index) not in places and not operator_of(node).of_shape:
                 return node
     return None
 
 
 def _chosen(analysis: Analysis, rows: int) -> ir.Node | None:
-    """A node that gives the places of the largest of as many numbers as there are tokens."""
+    """Return a node that chooses among as many numbers as there are tokens (ArgMax, TopK): it gives ids."""
     for node in analysis.model.graph:
         data = node.inputs[0] if node.op_type in ("ArgMax", "ArgMin", "TopK") and node.domain == "" else None
         shape = analysis.facts.shapes.get(data, ()) if data is not None else ()
@@ -334,10 +344,10 @@ def _cut(file: Model, options: ShrinkOptions, wanted: _Wanted) -> VocabularyCut:
 
 
 def _coupled(analysis: Analysis, wanted: _Wanted, gone: Ints) -> tuple[Array, list[str]]:
-    """Mask over the atoms that go with rows of the tables: those of a head, too. And the outputs along which they lie.
+    """Return a mask over the atoms that are coupled with the removed rows, and the outputs that have such an axis.
 
     Raises:
-        PruneError: they meet at an operator that would compute something else without them.
+        PruneError: an operator would compute something else without them.
     """
     solved, rows = analysis.components, wanted.lookups[0].rows
     numbers = solved.table.numbers
@@ -359,6 +369,7 @@ def _axes(analysis: Analysis, value: ir.Value) -> range:
 
 
 def _check_meeting(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
+    """Raise PruneError if something freezes the atoms, or a node sums over the tokens."""
     solved = analysis.components
     allowed = {one.node for one in wanted.lookups}
     for freeze in solved.table.freezes:
@@ -374,7 +385,8 @@ def _check_meeting(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
 
 
 def _check_lookups(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
-    """Raise PruneError where ids that are not the input's are looked up in what is cut: nothing renumbers those."""
+    """Raise PruneError if a node looks up other ids than the input's in a table that is cut: nothing renumbers
+    those."""
     solved, allowed = analysis.components, {one.node for one in wanted.lookups}
     for freeze in solved.table.freezes:
         value = solved.table.axes[freeze.axis].value
@@ -391,19 +403,19 @@ def _check_lookups(analysis: Analysis, atoms: Array, wanted: _Wanted) -> None:
 
 
 def _harmless(reason: str) -> bool:
-    """Whether an axis stays whole only because its length can be seen from outside, or its rows are looked up."""
+    """Whether an axis was frozen only because it is an axis of an output, or because its rows are looked up."""
     return reason in ("graph output", LOOKED_UP)
 
 
 def _place(analysis: Analysis, out: ir.Value, atoms: Array) -> int:
-    """The axis of an output along which tokens lie."""
+    """Return the axis of an output that has one position per token."""
     solved = analysis.components
     numbers = solved.table.numbers
     return next(a for a in _axes(analysis, out) if (out, a) in numbers and atoms[solved.atoms(numbers[out, a])].any())
 
 
 def _remap(model: ir.Model, wanted: _Wanted, rows: int) -> None:
-    """Look new ids up by the old ones, before the tables are."""
+    """Insert a table from old ids to new ones before each lookup, in place."""
     assert wanted.unknown is not None
     new = np.full(rows, wanted.kept.index(wanted.unknown), np.int64)
     new[np.asarray(wanted.kept)] = np.arange(len(wanted.kept))
@@ -421,6 +433,7 @@ def _remap(model: ir.Model, wanted: _Wanted, rows: int) -> None:
 
 
 def _looked_up(model: ir.Model, before: ir.Node, table: ir.Value, ids: ir.Value) -> ir.Value:
+    """Insert a Gather of the ids from the table before a node; return its result."""
     name = free_name(f"{ids.name}.kept", taken_names(model.graph))
     step = ir.Node("", "Gather", [table, ids], [ir.AttrInt64("axis", 0)], num_outputs=1, name=name)
     step.outputs[0].name, step.outputs[0].shape = name, ids.shape
@@ -430,6 +443,7 @@ def _looked_up(model: ir.Model, before: ir.Node, table: ir.Value, ids: ir.Value)
 
 
 def _change(wanted: _Wanted, rows: int, in_graph: bool, axes: Mapping[str, int]) -> InterfaceChange:
+    """Say how inputs and outputs of the cut model follow from those of the original."""
     kept, name, unknown = np.asarray(wanted.kept), wanted.input, wanted.unknown or 0
     new = np.full(rows, -1)
     new[kept] = np.arange(len(kept))
@@ -449,7 +463,7 @@ def _change(wanted: _Wanted, rows: int, in_graph: bool, axes: Mapping[str, int])
 
 
 def special_tokens(found: VocabularyCut) -> dict[str, Any]:
-    """Special tokens and their new ids, for whoever keeps ids elsewhere."""
+    """Return the new ids of the special tokens, for programs that store ids elsewhere."""
     if found.tokenizer is None:
         return {}
     new = {old: number for number, old in enumerate(found.kept)}

@@ -121,14 +121,12 @@ Measure = Callable[[Mapping[str, Mapping[int, Array]]], Measurements]
 @dataclass(frozen=True)
 class UnitDecision:
     """`removed`: mask over units. `scores`: normalised, of the intact model. `before`, `after`: params and
-    macs. `step_of`: the step that removed each unit, -1 for those that stay. `lost`: the sum of the scores of what
-    these steps removed."""
+    macs. `lost`: the sum of the scores of what was removed now."""
 
     removed: Mask
     scores: Array
     before: Mapping[str, int]
     after: Mapping[str, int]
-    step_of: Array
     notes: list[str]
     lost: float
 
@@ -260,17 +258,15 @@ class _Chooser:
         return [(way, decision) for way, decision in found if decision.removed.any()]
 
     def _decided(self, progress: Progress, gone: Mask | None) -> UnitDecision:
-        total = self.catalogue.count
-        removed, step_of = np.zeros(total, bool) if gone is None else gone.copy(), np.full(total, -1, np.int64)
+        given = np.zeros(self.catalogue.count, bool) if gone is None else gone
+        removed = given.copy()
         self.first = first = self.scores(removed) if self.first is None else self.first
         for step in progress(range(self.options.step_count), "choosing units", self.options.step_count):
             scores = self.scores(removed) if step else first
-            chosen = self._choose(scores, removed, (step + 1) / self.options.step_count)
-            step_of[chosen & ~removed] = step
-            removed |= chosen
+            removed |= self._choose(scores, removed, (step + 1) / self.options.step_count)
         after = self.costs.of(self.catalogue.kept(removed))
-        lost = self._lost(first, step_of >= 0)
-        return UnitDecision(removed, first, self.before, after, step_of=step_of, notes=[], lost=lost)
+        lost = self._lost(first, removed & ~given)
+        return UnitDecision(removed, first, self.before, after, notes=[], lost=lost)
 
     def _lost(self, scores: Array, units: Mask) -> float:
         """The sum of the scores of the units, and of dropped blocks the damage that they do together."""

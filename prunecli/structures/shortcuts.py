@@ -22,7 +22,6 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.dependency.costs import MACS_PER_ELEMENT
 from prunecli.dependency.edit import replace_node
-from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.dependency.rules.indexing import slice_parts
 from prunecli.dependency.rules.shaping import pad_amounts
 from prunecli.dependency.views import Geometry, view_geometry
@@ -34,7 +33,6 @@ RANK, BATCH, CHANNELS, SPATIAL = 4, 0, 1, (2, 3)
 WALK = 6
 """Nodes before the shortcut among which a convolution is looked for."""
 ZERO = -1
-ELEMENTWISE = frozenset((*UNARY, *BROADCASTING, "BatchNormalization"))
 
 
 @dataclass(frozen=True)
@@ -200,8 +198,12 @@ def _is_convolved(value: ir.Value) -> bool:
         if any(operator_of(node).blocked for node in nodes):
             return True
         seen.update(nodes)
-        near = [each for node in nodes if node.op_type in ELEMENTWISE for each in node.inputs if each is not None]
+        near = [each for node in nodes if _keeps_blocks(node) for each in node.inputs if each is not None]
     return False
+
+
+def _keeps_blocks(node: ir.Node) -> bool:
+    return operator_of(node).elementwise is not None or node.op_type == "BatchNormalization"
 
 
 def _producers(node: ir.Node) -> list[ir.Node]:

@@ -215,7 +215,7 @@ class Oneshot:
         return {w.holder.name: n for w, n in zip(weights, rule.amounts(sizes, sparsity), strict=True)}
 
     @contextmanager
-    def _walks(self, layers: CalibratedLayers, journal: LayerJournal) -> Iterator[LayerSums]:
+    def _walks(self, layers: CalibratedLayers) -> Iterator[LayerSums]:
         """What adds up the sums of each layer, in one part or several."""
         o = self.options
         count = min(o.shard_count, len(layers.feeds)) if isinstance(o, OneshotOptions) else 1
@@ -249,7 +249,7 @@ class Oneshot:
         decisions: dict[str, Decision] = {}
         moved: list[tuple[Weight, Decision]] = []
         details: dict[str, Json] = {}
-        with self._walks(layers, journal) as walks:
+        with self._walks(layers) as walks:
             for layer, done in pruned(layers, walks, chosen, journal=journal, progress=progress):
                 name = by_name[layer.weight.holder.name]
                 decisions[name], details[name] = done.weight, dict(done.details)

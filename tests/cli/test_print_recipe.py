@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from prunecli.cli.app import COMMANDS, command_named
-from prunecli.cli.commands import GLOBAL, schema_of
+from prunecli.cli.commands import schema_of
 from prunecli.cli.recipes.plan import plan
 from prunecli.cli.recipes.read import read_recipe
 from prunecli.cli.settings import Defaults
 from prunecli.cli.terminal import terminal
 from tests.cli.conftest import SAMPLES, Prune
+
+GLOBAL = {"help", "version", "quiet", "verbose", "color", "isolated", "print_recipe"}
+"""Options about the terminal and about this command line, which no file can set."""
 
 STEPS = sorted(set(COMMANDS) - {"run"})
 TRIED = ["2", "0.5", "50%", "1e-3", "1", "0", "2:4", "flip,shift"]

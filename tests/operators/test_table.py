@@ -157,6 +157,26 @@ NOT_ON_CPU = {
     for op in ("BiasAdd", "BiasSplitGelu", "GroupNorm", "NhwcConv", "NhwcFusedConv", "PackedAttention",
                "PackedMultiHeadAttention", "SkipGroupNorm")
 }  # fmt: skip
+FIRST = {
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike", "Ceil",
+    "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
+    "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    *(f"{MS}:{op}" for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")),
+}  # fmt: skip
+ALL = {
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "SwiGLU", "Where",
+    "Xor",
+}  # fmt: skip
+RECTIFIERS = {
+    "Clip", "Elu", "Erf", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Softplus", "Swish",
+    "Tanh", f"{MS}:BiasGelu", f"{MS}:FastGelu", f"{MS}:Gelu",
+}  # fmt: skip
+SCALED_AND_SHIFTED = {
+    "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", f"{MS}:GroupNorm",
+    f"{MS}:LayerNormalization", f"{MS}:SkipGroupNorm",
+}  # fmt: skip
 # a field, its value, and the operators that have it
 FACTS: list[tuple[str, Any, set[str]]] = [
     ("quantised", True, QUANTISED),
@@ -166,6 +186,17 @@ FACTS: list[tuple[str, Any, set[str]]] = [
     ("bias", 2, {"Conv", f"{MS}:FusedConv", "ConvTranspose", "Gemm"}),
     ("bias", 3, {"LSTM", "GRU", "RNN"}),
     ("blocked", True, {"Conv"}),
+    ("elementwise", "first", FIRST),
+    ("elementwise", "all", ALL),
+    ("moves", "axes", {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}),
+    ("moves", "elements", {"Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile"}),
+    ("of_shape", True, {"Shape", "Size"}),
+    ("activation", "rectifier", RECTIFIERS),
+    ("activation", "gate", {"HardSigmoid", "Sigmoid", "Softmax"}),
+    ("scaled_by", (1,), {"RMSNormalization", "SimplifiedLayerNormalization", f"{MS}:SimplifiedLayerNormalization"}),
+    ("scaled_by", (1, 2), SCALED_AND_SHIFTED),
+    ("scaled_by", (2,), {f"{MS}:SkipSimplifiedLayerNormalization"}),
+    ("scaled_by", (2, 3), {f"{MS}:SkipLayerNormalization"}),
     ("type_of", 1, {f"{MS}:DequantizeLinear"}),
     ("type_of", 2, {f"{MS}:{op}" for op in ("EmbedLayerNormalization", "GatherBlockQuantized", "MatMulIntegerToFloat",
                                             "QAttention", "QuantizeLinear")}),

@@ -18,6 +18,7 @@ from prunecli.dependency.prepare import prepare
 from prunecli.errors import PruneError
 from prunecli.masks.criteria import of_structures
 from prunecli.model.shape_inference import gather_facts
+from prunecli.structures import choose
 from prunecli.structures.choose import Measurements, decide_units
 from prunecli.structures.normalisers import NORMALISERS
 from prunecli.structures.widths import Alignment
@@ -123,13 +124,16 @@ def test_groups_that_are_not_allowed_stay_whole() -> None:
     assert cut == allowed.tolist()
 
 
-def test_steps_add_up_and_never_bring_back() -> None:
+def test_steps_add_up_and_never_bring_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone before each of three steps, and after the last."""
+    seen: list[Array] = []
+    scored = choose._Chooser.scores
+    monkeypatch.setattr(choose._Chooser, "scores", lambda self, gone: seen.append(gone.copy()) or scored(self, gone))
     decision = decide_units(CUTTABLE, unit_recipe("macs", 0.4, steps=3))
-    whole = decision.before["macs"]
-    assert set(decision.step_of[decision.removed]) == {0, 1, 2} and (decision.step_of[~decision.removed] == -1).all()
-    for step in range(3):
-        left = costs(CUTTABLE).of(CUTTABLE.kept((decision.step_of >= 0) & (decision.step_of <= step)))["macs"]
-        assert 0.95 * 0.4 ** ((step + 1) / 3) <= left / whole <= 0.4 ** ((step + 1) / 3) + 1e-9
+    for step, removed in enumerate([*seen, decision.removed]):
+        left = costs(CUTTABLE).of(CUTTABLE.kept(removed))["macs"] / decision.before["macs"]
+        assert 0.95 * 0.4 ** (step / 3) <= left <= 0.4 ** (step / 3) + 1e-9
+        assert not step or (seen[step - 1] <= removed).all()
 
 
 def test_later_steps_score_what_is_left() -> None:
@@ -145,7 +149,7 @@ def test_later_steps_score_what_is_left() -> None:
     how = {"criterion": "l2-in", "normalize": "none", "scope": "global"}
     once, twice = (decide_units(cat, unit_recipe("ratio", 0.5, steps=n, **how)) for n in (1, 2))
     weakest = cat.groups[1].first
-    assert twice.step_of[weakest] == 0
+    assert twice.removed[weakest]
     assert once.removed.sum() == twice.removed.sum()
     mine = cat.groups[0].units
     assert once.scores[mine][0] == once.scores[mine].max() and not once.removed[mine][0]

@@ -5,23 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from prunecli.dependency.registry import RuleContext, rule
-from prunecli.operators import MICROSOFT
-
-UNARY = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "CastLike",
-    "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "IsInf",
-    "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
-    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
-)  # fmt: skip
-BROADCASTING = (
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "SwiGLU", "Where",
-    "Xor",
-)  # fmt: skip
+from prunecli.operators import MICROSOFT, named
 
 
-@rule(*UNARY)
+@rule(*named(lambda operator: operator.elementwise == "first", ""), "Trilu")
 @rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain=MICROSOFT)
 def unary(ctx: RuleContext) -> None:
     """Only the first input (and FastGelu's and BiasGelu's bias) is data; limits and seeds are scalars."""
@@ -44,7 +31,7 @@ def dropout(ctx: RuleContext) -> None:
             ctx.elementwise(ctx.inputs[0], out)
 
 
-@rule(*BROADCASTING)
+@rule(*named(lambda operator: operator.elementwise == "all", ""))
 def broadcasting(ctx: RuleContext) -> None:
     """numpy's broadcasting: axes are aligned from the right. What is compared with each of many whole numbers becomes
     one-hot: these are categories."""

@@ -11,14 +11,13 @@ import onnx_ir as ir
 from prunecli.arrays import Array
 from prunecli.dependency.edit import NodeCut
 from prunecli.dependency.registry import RuleContext, rewrite, rule
-from prunecli.dependency.rules.elementwise import BROADCASTING, UNARY
 from prunecli.model.shape_inference import Facts
+from prunecli.operators import operator_of
 from prunecli.operators.attributes import axes_of
 
 ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
 """A zero adds nothing to these sums: removal is exact."""
 ORDERED = ("ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
-PASSED = {*BROADCASTING, *UNARY, "Unsqueeze", "Reshape", "Expand"}
 
 
 @rule(*ADDITIVE, *ORDERED, "ReduceMean", "ArgMax", "ArgMin")
@@ -93,7 +92,7 @@ def _readers(node: ir.Node, facts: Facts, size: int) -> Iterator[ir.Value]:
     queue, seen = [node.outputs[0]], set[ir.Value]()
     while queue:
         for use in queue.pop().uses():
-            if use.node.op_type not in PASSED:
+            if not operator_of(use.node).elementwise and use.node.op_type not in ("Expand", "Reshape", "Unsqueeze"):
                 continue
             for out in use.node.outputs:
                 if out not in seen:

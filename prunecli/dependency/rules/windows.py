@@ -11,7 +11,8 @@ from prunecli.dependency.rules.linear import grouped
 from prunecli.operators import MICROSOFT
 
 
-@rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+@rule("AveragePool", "LpPool", "MaxPool")
+@rule("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool")
 def pool(ctx: RuleContext) -> None:
     """(N, C, spatial...) -> (N, C, smaller...)."""
     x = ctx.x()
