@@ -100,9 +100,13 @@ def channel_moments(work: ir.Model) -> dict[str, ChannelMoments]:
     return {name: one.moments for name, one in found.items() if one.function is None or name in read}
 
 
-def read_moments(layer: LinearLayer, found: Mapping[str, ChannelMoments]) -> ChannelMoments | None:
-    """Of what a layer reads, one per column, group after group; None where they are not known."""
-    moments, count = found.get(layer.found.data), layer.shape[0] * layer.shape[3]
+def read_moments(layer: LinearLayer, moments: ChannelMoments | None) -> ChannelMoments | None:
+    """Return the moments of each column that a layer reads, group after group; None if they are not known.
+
+    Args:
+        moments: of its data, None if they are not known.
+    """
+    count = layer.shape[0] * layer.shape[3]
     if moments is None or moments.axis != layer.found.channel:
         return None
     places, rest = divmod(count, len(moments.mean))
@@ -116,7 +120,7 @@ def read_moments(layer: LinearLayer, found: Mapping[str, ChannelMoments]) -> Cha
 
 def _through_layer(layer: LinearLayer, found: _Values) -> _Carried | None:
     given = found.get(layer.found.data)
-    moments = None if given is None else read_moments(layer, {layer.found.data: given.moments})
+    moments = read_moments(layer, None if given is None else given.moments)
     if moments is None and layer.norm is None:
         return None
     groups, _, _, cols = layer.shape

@@ -37,7 +37,7 @@ def fold(original: ir.Model, cut: ir.Model, removed: Mapping[str, Mapping[int, A
         if old is None or old.shape[0] != 1 or layer.shape[0] != 1 or old.shape[3] == layer.shape[3]:
             continue
         rows, cols = (_kept(old, layer, removed, axis) for axis in (1, 3))
-        if (read := read_moments(old, moments)) is not None:
+        if (read := read_moments(old, moments.get(old.found.data))) is not None:
             done.append(_fold_layer(layer, cut.graph, taps_of(old)[0, rows], cols, read))
     return done
 
